@@ -1,0 +1,1 @@
+"""Tensors in, tensors out: dynamics, observing, networks, methods and losses, batched over leading axes."""

@@ -1,0 +1,234 @@
+"""3D-Var: a static background error covariance, climatological or trained from the scheme's own errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..observing import ErrorCovariance
+from ..random import Purpose
+from .base import Method, Record, State, register_method, run
+
+_CLIMATE_STATES = 4096
+_TUNE_TRAJECTORIES = 16
+_SCALES = tuple(2.0 ** (-k / 2) for k in range(21))  # 1 down to about 0.001
+_TRAINING_ROUNDS = 4
+
+
+@register_method("3d-var")
+class ThreeDVar(Method):
+    """3D-Var with linear H: x_a = x_f + s B H^T (s H B H^T + R)^{-1} (y - H x_f).
+
+    The first analysis of a record starts from the climate, its mean and its whole covariance.
+
+    Parameters
+    ----------
+    background : {"climatology", "trained"} or array of shape (N, N)
+        B: the covariance of the dynamics' climatology; the covariance of the scheme's own forecast errors on
+        the leading part of the record, iterated, which needs the truth; or given.
+    scale : float or "tune"
+        The factor s. "tune" takes the scale with the smallest mean square innovation on the leading part of
+        the record. No truth is needed: E|y - H x_f|^2 is the forecast error's plus tr R.
+
+    Raises
+    ------
+    ValueError
+        For another name or a scale that is not positive.
+
+    References
+    ----------
+    Lorenc (1986), doi:10.1002/qj.49711247414.
+    """
+
+    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+
+    def __init__(self, background: Any = "climatology", scale: float | str = "tune") -> None:
+        if isinstance(background, str) and background not in ("climatology", "trained"):
+            raise ValueError(
+                f"background={background!r}: expected 'climatology', 'trained' or a matrix of shape (N, N)"
+            )
+        if scale != "tune" and not (isinstance(scale, (int, float)) and scale > 0):
+            raise ValueError(f"scale={scale!r}: expected 'tune' or a positive number")
+        self.background, self.scale = background, scale
+        self._static: _Static | None = None
+        self._curve: Tensor | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters, as asked for."""
+        given = self.background if isinstance(self.background, str) else torch.as_tensor(self.background).tolist()
+        return {"background": given, "scale": self.scale}
+
+    def prepare(self, record: Record) -> Method:
+        """Build B, and tune its scale on the record given."""
+        leading = replace(
+            record,
+            observation=record.observation[:_TUNE_TRAJECTORIES],
+            truth=None if record.truth is None else record.truth[:_TUNE_TRAJECTORIES],
+            trajectory=record.trajectory[:_TUNE_TRAJECTORIES],
+        )
+        like = record.observation
+        mean, climate = climate_moments(record.dynamics, record.seed, like)
+        b, sites = climate, like.shape[-1]
+        if not isinstance(self.background, str):
+            b = torch.as_tensor(self.background).to(like)
+            if b.shape != (sites, sites):
+                raise ValueError(f"background has shape {tuple(b.shape)}: expected ({sites}, {sites})")
+        static = _Static(mean, climate, b, like.new_ones(()))
+        if self.background == "trained":
+            static = _train(leading, static)
+        curve = None
+        if isinstance(self.scale, str):
+            static, curve = _tune(leading, static)
+        else:
+            static = replace(static, scale=like.new_tensor(self.scale))
+        return self._with(static, curve)
+
+    def _with(self, static: _Static, curve: Tensor | None = None) -> ThreeDVar:
+        ready = ThreeDVar(self.background, self.scale)
+        ready._static, ready._curve = static, curve
+        return ready
+
+    @property
+    def static(self) -> _Static:
+        """Moments that `prepare` made."""
+        if self._static is None:
+            raise RuntimeError("3D-Var is not prepared: call prepare(record) first")
+        return self._static
+
+    def tuned(self) -> dict[str, tuple[tuple[str, ...], Any]]:
+        """The scale and B in use and, where the scale was tuned, the innovation curve that chose it."""
+        chosen: dict[str, tuple[tuple[str, ...], Any]] = {
+            "background_scale": ((), self.static.scale.cpu().numpy()),
+            "background_covariance": (("state", "state_dual"), self.static.b.cpu().numpy()),
+        }
+        if self._curve is not None:
+            chosen["candidate_scale"] = (("candidate",), torch.tensor(_SCALES).to(self._curve).cpu().numpy())
+            chosen["innovation_rms"] = (("candidate",), self._curve.cpu().numpy())
+        return chosen
+
+    def tuned_shapes(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Names, dims and shapes of `tuned`; -1 stands for the number of sites."""
+        shapes: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
+            "background_scale": ((), ()),
+            "background_covariance": (("state", "state_dual"), (-1, -1)),
+        }
+        if isinstance(self.scale, str):
+            shapes["candidate_scale"] = shapes["innovation_rms"] = (("candidate",), (len(_SCALES),))
+        return shapes
+
+    def start(self, record: Record) -> State:
+        """Begin at the climatological mean."""
+        x = self.static.mean.expand(record.observation[:, 0].shape)
+        return {"x": x, "forecast_spread": torch.zeros_like(x), "spread": torch.zeros_like(x)}
+
+    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Take the climate's whole covariance for the error of its mean."""
+        static = self.static
+        whole = replace(static, b=static.climate, scale=torch.ones_like(static.scale))
+        return self._with(whole).analyse(state, observation, observed, error)
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """One analysis, the gain solved for once where every site is observed."""
+        static = self.static
+        gain, forecast_variance, variance = static.gain(observed, error)
+        innovation = torch.where(observed, observation - state["x"], torch.zeros_like(observation))
+        return {
+            **state,
+            "x": state["x"] + (gain @ innovation[..., None])[..., 0],
+            "forecast_spread": forecast_variance.sqrt().expand(innovation.shape),
+            "spread": variance.sqrt().expand(innovation.shape),
+        }
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Spreads that B and the gain stand for."""
+        return {name: state[name] for name in self.outputs}
+
+
+@dataclass(frozen=True)
+class _Static:
+    """The moments of a static scheme.
+
+    `mean` (N,) and `climate` (N, N) are the climatology's, `b` (N, N) the background's, `scale` () or (B,) its factor.
+    """
+
+    mean: Tensor
+    climate: Tensor
+    b: Tensor
+    scale: Tensor
+    _cache: dict[ErrorCovariance, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+
+    def gain(self, observed: Tensor, error: ErrorCovariance) -> tuple[Tensor, Tensor, Tensor]:
+        """Gain, forecast variance and analysis variance; shapes (..., N, N), (..., N), (..., N)."""
+        everywhere = bool(observed.all())
+        if everywhere and error in self._cache:
+            return self._cache[error]
+        if everywhere and self.scale.ndim == 0:
+            observed = observed[:1]
+        p = self.scale[..., None, None] * self.b
+        rows = torch.where(observed[..., :, None], p, torch.zeros_like(p))  # H P
+        both = torch.where(observed[..., None, :], rows, torch.zeros_like(p))  # H P H^T
+        # Rows of sites that are not observed are those of the identity, so they solve to zero.
+        gain = torch.linalg.solve(both + error.masked(observed), rows).mT
+        forecast = p.diagonal(dim1=-2, dim2=-1)
+        analysis = forecast - (gain * rows.mT).sum(-1)
+        answer = gain, forecast, analysis.clamp_min(0.0)
+        if everywhere:
+            self._cache[error] = answer
+        return answer
+
+
+def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (N,) and covariance (N, N) of the dynamics' climatology."""
+    labels = torch.arange(_CLIMATE_STATES)
+    x = dynamics.climatology(labels, seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
+    return x.mean(0), torch.cov(x.T)
+
+
+def _burn_in(record: Record) -> int:
+    """Leading cycles that a tuning run leaves out."""
+    return min(50, record.observation.shape[1] // 3)
+
+
+def _tune(record: Record, static: _Static) -> tuple[_Static, Tensor]:
+    """Choose the scale by the mean square innovation; every candidate is a copy of the trajectories."""
+    copies, lanes = len(_SCALES), len(record.observation)
+    scale = torch.tensor(_SCALES).to(static.b)
+    method = ThreeDVar()._with(replace(static, scale=scale.repeat_interleave(lanes)))
+    many = replace(record, observation=record.observation.repeat(copies, 1, 1), truth=None)
+    outputs, _ = run(method, many)
+    innovation = (many.observation - outputs["forecast"])[:, _burn_in(record) :].reshape(copies, -1)
+    curve = innovation.square().nanmean(1).sqrt()
+    if not bool(torch.isfinite(curve).any()):
+        raise ValueError(
+            "the leading part of the record holds no observations to tune scale= on; give it as a number"
+        )
+    best = int(torch.nan_to_num(curve, nan=torch.inf).argmin())
+    return replace(static, scale=_vertex(scale, curve, best)), curve
+
+
+def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
+    """Minimum of the parabola through the best candidate and its neighbours, in log scale."""
+    if not 0 < best < len(scale) - 1:
+        return scale[best]
+    left, middle, right = curve[best - 1 : best + 2]
+    bend = left - 2 * middle + right
+    shift = torch.where(bend > 0, 0.5 * (left - right) / bend, torch.zeros_like(bend)).clamp(-0.5, 0.5)
+    return scale[best] * (scale[best + 1] / scale[best]) ** shift
+
+
+def _train(record: Record, static: _Static) -> _Static:
+    """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
+    if record.truth is None:
+        raise ValueError(
+            "background='trained' needs the truth, which the record lacks; use background='climatology'"
+        )
+    for _ in range(_TRAINING_ROUNDS):
+        tuned, _ = _tune(record, static)
+        outputs, _ = run(ThreeDVar()._with(tuned), record)
+        errors = (outputs["forecast"] - record.truth)[:, _burn_in(record) :].flatten(0, 1)
+        static = replace(static, b=torch.cov(errors[torch.isfinite(errors).all(1)].T))
+    return static

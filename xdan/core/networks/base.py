@@ -1,0 +1,97 @@
+"""What an analysis network is, and the registry that opens one by name."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class AnalysisNetwork(nn.Module, ABC):
+    """The increment a_theta of Eq. 2 or 22, with the normalisation it was trained with.
+
+    Attributes
+    ----------
+    name : str
+        The name it is registered under.
+    memory : int
+        Latent channels per site that are carried from cycle to cycle.
+    state_mean, state_std : Tensor, shape ()
+        Climatological moments of a site of the state, in its units.
+    error_std : Tensor, shape ()
+        Typical observation error; the unit of increments, and its inverse that of projected innovations.
+    """
+
+    name: ClassVar[str]
+    memory: int = 0
+    state_mean: Tensor
+    state_std: Tensor
+    error_std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("state_mean", torch.zeros(()))
+        self.register_buffer("state_std", torch.ones(()))
+        self.register_buffer("error_std", torch.ones(()))
+
+    @abstractmethod
+    def parameters_json(self) -> dict[str, Any]:
+        """Plain JSON values from which `type(self)(**parameters)` makes the same architecture."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Analysis from forecast and projected innovation.
+
+        Parameters
+        ----------
+        x, zeta : Tensor, shape (B, N)
+            Forecast and projected innovation.
+        memory : Tensor, shape (B, n, N), optional
+            Latent channels of the last cycle.
+
+        Returns
+        -------
+        analysis : Tensor, shape (B, N)
+        memory : Tensor, shape (B, n, N), or None for a network without
+        """
+
+    @torch.no_grad()
+    def normalise(self, mean: float, std: float, error_std: float) -> None:
+        """Set the normalisation."""
+        self.state_mean.fill_(mean)
+        self.state_std.fill_(std)
+        self.error_std.fill_(error_std)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Parameters that an optimiser for matrices may treat as such."""
+        return []
+
+
+_NETWORKS: dict[str, type[AnalysisNetwork]] = {}
+
+
+def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
+    """Register a network class under its `name`."""
+    _NETWORKS[cls.name] = cls
+    return cls
+
+
+def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
+    """Make a registered network, its weights at their random start.
+
+    Raises
+    ------
+    ValueError
+        If the name is not registered or a parameter is unknown; nothing is imported.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"network {name!r} is unknown; known are {sorted(_NETWORKS)}")
+    cls = _NETWORKS[name]
+    accepted = set(inspect.signature(cls).parameters)
+    if unknown := set(parameters) - accepted:
+        raise ValueError(f"network {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
+    return cls(**parameters)

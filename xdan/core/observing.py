@@ -1,0 +1,267 @@
+"""Which sites are observed, how large the errors are, and the projected innovation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .random import Purpose, normal, uniform
+
+
+@dataclass(frozen=True)
+class Sites:
+    """An observing network that reads off some of the state's sites.
+
+    Made by `Sites.all`, `Sites.every` or `Sites.random`.
+
+    Parameters
+    ----------
+    kind : {"all", "every", "random"}
+        The rule.
+    step, offset : int
+        Of "every": sites offset, offset + step, ...
+    low, high : int
+        Of "random": how many sites, drawn evenly from low to high, ends included, at every time.
+    """
+
+    kind: str
+    step: int = 1
+    offset: int = 0
+    low: int = 0
+    high: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("all", "every", "random"):
+            raise ValueError(f"observing network {self.kind!r} is unknown; known are 'all', 'every', 'random'")
+        if self.step < 1 or not 0 <= self.offset < self.step:
+            raise ValueError(
+                f"step={self.step}, offset={self.offset}: expected step >= 1 and 0 <= offset < step"
+            )
+        if self.kind == "random" and not 0 <= self.low <= self.high:
+            raise ValueError(f"low={self.low}, high={self.high}: expected 0 <= low <= high")
+
+    @classmethod
+    def all(cls) -> Sites:
+        """Every site."""
+        return cls("all")
+
+    @classmethod
+    def every(cls, step: int, offset: int = 0) -> Sites:
+        """Every `step`-th site of the flattened state, from `offset` on."""
+        return cls("every", step=step, offset=offset)
+
+    @classmethod
+    def random(cls, low: int, high: int | None = None) -> Sites:
+        """Distinct random sites, redrawn at every time; their number drawn from low to high, ends included."""
+        return cls("random", low=low, high=low if high is None else high)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON description."""
+        keys: dict[str, Sequence[str]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
+        return {"name": "sites", "parameters": {key: getattr(self, key) for key in ("kind", *keys[self.kind])}}
+
+    @classmethod
+    def from_json(cls, description: Mapping[str, Any]) -> Sites:
+        """The observing network that a store names.
+
+        Raises
+        ------
+        ValueError
+            If the name is not known.
+        """
+        if description.get("name") != "sites":
+            raise ValueError(f"observing network {description.get('name')!r} is unknown; known is 'sites'")
+        return cls(**description["parameters"])
+
+    def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
+        """Which sites are observed.
+
+        Parameters
+        ----------
+        sites : int
+            Number of sites of the flattened state.
+        trajectory, time : Tensor of int64, shape (R,) and (K,)
+            Labels that key the random draws.
+
+        Returns
+        -------
+        Tensor of bool, shape (R, K, sites)
+
+        Raises
+        ------
+        ValueError
+            If there are fewer sites than the rule wants.
+        """
+        shape = (len(trajectory), len(time), sites)
+        if self.kind == "all":
+            return torch.ones(shape, dtype=torch.bool, device=trajectory.device)
+        if self.kind == "every":
+            if self.step > sites:
+                raise ValueError(f"every {self.step}-th of {sites} sites: expected step <= {sites}")
+            index = torch.arange(sites, device=trajectory.device)
+            return (index % self.step == self.offset).expand(shape)
+        if self.high > sites:
+            raise ValueError(f"random sites, up to {self.high} of {sites}: expected high <= {sites}")
+        u = uniform(seed, Purpose.OBSERVED_SITES, trajectory, time, sites + 1)
+        count = self.low + (u[..., -1:] * (self.high - self.low + 1)).floor()
+        rank = u[..., :-1].argsort(-1).argsort(-1)
+        return rank < count
+
+
+class ErrorCovariance:
+    """Gaussian observation errors: R diagonal, or full.
+
+    Sites that are not observed are handled by a mask: their rows and columns of R drop out.
+
+    Parameters
+    ----------
+    std : Tensor, shape () or state shape, or broadcastable to the observations
+        Standard deviations of independent errors. Exclusive with `covariance`.
+    covariance : Tensor, shape (N, N)
+        Full R over the flattened state's sites.
+
+    Raises
+    ------
+    ValueError
+        If a standard deviation is not positive and finite, or R is not square, symmetric and positive definite.
+    """
+
+    def __init__(self, std: Tensor | None = None, covariance: Tensor | None = None) -> None:
+        if (std is None) == (covariance is None):
+            raise ValueError("expected exactly one of std= and covariance=")
+        self.std, self.covariance = std, covariance
+        self._factor: Tensor | None = None
+        if std is not None and not bool(((std > 0) & torch.isfinite(std)).all()):
+            bad = std[~((std > 0) & torch.isfinite(std))].flatten()[0]
+            raise ValueError(f"observation error standard deviation {bad:g}: expected positive finite values")
+        if covariance is not None:
+            if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
+                raise ValueError(f"R has shape {tuple(covariance.shape)}: expected a square matrix")
+            if not torch.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8):
+                raise ValueError("R is not symmetric; expected a covariance matrix")
+            factor, info = torch.linalg.cholesky_ex(covariance)
+            if int(info) or not bool(torch.isfinite(factor).all()):
+                raise ValueError("R is not positive definite; expected a covariance matrix of full rank")
+            self._factor = factor
+
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> ErrorCovariance:
+        """The same R in another dtype or on another device."""
+        moved = object.__new__(ErrorCovariance)
+        for key, value in vars(self).items():
+            setattr(moved, key, None if value is None else value.to(dtype=dtype, device=device))
+        return moved
+
+    def color(self, noise: Tensor) -> Tensor:
+        """Turn standard normal noise of shape (..., N) into errors with covariance R."""
+        if self.std is not None:
+            return noise * self.std
+        assert self._factor is not None
+        return noise @ self._factor.T
+
+    def variance(self) -> Tensor:
+        """Diagonal of R, broadcastable to the observations."""
+        if self.std is not None:
+            return self.std**2
+        assert self.covariance is not None
+        return self.covariance.diagonal()
+
+    def masked(self, observed: Tensor) -> Tensor:
+        """R of the observed sites, unit diagonal elsewhere, shape (..., N, N)."""
+        pair = observed[..., :, None] & observed[..., None, :]
+        if self.covariance is not None:
+            full = self.covariance
+        else:
+            assert self.std is not None
+            full = torch.diag_embed((self.std**2).expand(observed.shape))
+        eye = torch.eye(observed.shape[-1], dtype=full.dtype, device=full.device)
+        return torch.where(pair, full, eye)
+
+    def whiten(self, v: Tensor, observed: Tensor) -> Tensor:
+        """R^{-1/2} H v, with zeros where nothing is observed.
+
+        Parameters
+        ----------
+        v : Tensor, shape (B, N) or (B, M, N)
+            States or anomalies.
+        observed : Tensor of bool, shape (B, N)
+
+        Returns
+        -------
+        Tensor, shape of `v`
+            H is the selection of the observed sites; R^{-1/2} is the inverse Cholesky factor.
+        """
+        rows = observed if v.ndim == observed.ndim else observed[:, None]
+        selected = torch.where(rows, v, torch.zeros((), dtype=v.dtype, device=v.device))
+        if self.std is not None:
+            return selected / self.std
+        factor = self._masked_factor(observed)
+        columns = selected[..., None] if v.ndim == observed.ndim else selected.mT
+        white = torch.linalg.solve_triangular(factor, columns, upper=False)
+        return white[..., 0] if v.ndim == observed.ndim else white.mT
+
+    def project(self, innovation: Tensor, observed: Tensor) -> Tensor:
+        """Projected innovation zeta = H^T R^{-1} (y - H x_f) of Eq. 2, zero at sites that are not observed.
+
+        Parameters
+        ----------
+        innovation : Tensor, shape (B, N)
+            y - x_f; read at observed sites only.
+        observed : Tensor of bool, shape (B, N)
+
+        Returns
+        -------
+        Tensor, shape (B, N)
+        """
+        if self.std is not None:
+            zero = torch.zeros((), dtype=innovation.dtype, device=innovation.device)
+            return torch.where(observed, innovation, zero) / self.std**2
+        white = self.whiten(innovation, observed)
+        factor = self._masked_factor(observed)
+        return torch.linalg.solve_triangular(factor.mT, white[..., None], upper=True)[..., 0]
+
+    def _masked_factor(self, observed: Tensor) -> Tensor:
+        """Lower Cholesky factor of `masked`, shape (..., N, N)."""
+        assert self._factor is not None
+        if bool(observed.all()):
+            return self._factor
+        return torch.linalg.cholesky(self.masked(observed))
+
+
+def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
+    """Values with zeros for NaN, and the mask of what is observed; both of the observation's shape."""
+    observed = ~torch.isnan(observation)
+    return torch.nan_to_num(observation, nan=0.0), observed
+
+
+def observe(
+    truth: Tensor,
+    sites: Sites,
+    error: ErrorCovariance,
+    trajectory: Tensor,
+    time: Tensor,
+    seed: int,
+) -> Tensor:
+    """Observations y = H x + noise of Eq. 1b, NaN where nothing is observed.
+
+    Parameters
+    ----------
+    truth : Tensor, shape (R, K, N)
+        Flattened states.
+    trajectory, time : Tensor of int64, shape (R,) and (K,)
+        Labels that key the noise and the sites.
+
+    Returns
+    -------
+    Tensor, shape (R, K, N)
+    """
+    size = truth.shape[-1]
+    noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
+    observation = truth + error.color(noise.to(truth))
+    if sites.kind == "all":
+        return observation
+    mask = sites.mask(size, trajectory, time, seed)
+    return torch.where(mask, observation, torch.full((), torch.nan, dtype=truth.dtype, device=truth.device))
