@@ -1,0 +1,78 @@
+"""xdan: data assimilation networks on labelled arrays.
+
+A network is trained through the assimilation cycles of a model to correct a single forecast, run beside tuned
+classical methods, and scored like them. `import xdan` registers the `.dan` accessor and stays light: torch, dask and
+hvplot are imported where they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import accessor as _accessor
+
+if TYPE_CHECKING:
+    from .baselines import baseline as baseline
+    from .core.dynamics import CustomDynamics as CustomDynamics
+    from .core.dynamics import Dynamics as Dynamics
+    from .core.dynamics import Lorenz96 as Lorenz96
+    from .core.dynamics import register_dynamics as register_dynamics
+    from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
+    from .core.methods import Method as Method
+    from .core.methods import ThreeDVar as ThreeDVar
+    from .core.networks import ResidualCNN as ResidualCNN
+    from .core.observing import Sites as Sites
+    from .cycling import cycle as cycle
+    from .fitting import train as train
+    from .network import Network as Network
+    from .network import open_network as open_network
+    from .plotting import hovmoller as hovmoller
+    from .plotting import rmse_in_time as rmse_in_time
+    from .plotting import save_page as save_page
+    from .plotting import training_history as training_history
+    from .schema import XdanWarning as XdanWarning
+    from .scoring import rank_histogram as rank_histogram
+    from .scoring import score as score
+    from .twins import twin as twin
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CustomDynamics": "core.dynamics",
+    "Dynamics": "core.dynamics",
+    "FiniteSizeEnKF": "core.methods",
+    "Lorenz96": "core.dynamics",
+    "Method": "core.methods",
+    "Network": "network",
+    "ResidualCNN": "core.networks",
+    "Sites": "core.observing",
+    "ThreeDVar": "core.methods",
+    "XdanWarning": "schema",
+    "baseline": "baselines",
+    "cycle": "cycling",
+    "hovmoller": "plotting",
+    "open_network": "network",
+    "rank_histogram": "scoring",
+    "register_dynamics": "core.dynamics",
+    "rmse_in_time": "plotting",
+    "save_page": "plotting",
+    "score": "scoring",
+    "train": "fitting",
+    "training_history": "plotting",
+    "twin": "twins",
+}
+
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'xdan' has no attribute {name!r}; it has {__all__}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

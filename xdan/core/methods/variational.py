@@ -14,8 +14,8 @@ from ..random import Purpose
 from .base import Method, Record, State, register_method, run
 
 _CLIMATE_STATES = 4096
-_TUNE_TRAJECTORIES = 16
-_SCALES = tuple(2.0 ** (-k / 2) for k in range(21))  # 1 down to about 0.001
+_TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 250
+_SCALES = tuple(2.0 ** (k / 2) for k in range(4, -21, -1))  # 4 down to about 0.001
 _TRAINING_ROUNDS = 4
 
 
@@ -64,12 +64,6 @@ class ThreeDVar(Method):
 
     def prepare(self, record: Record) -> Method:
         """Build B, and tune its scale on the record given."""
-        leading = replace(
-            record,
-            observation=record.observation[:_TUNE_TRAJECTORIES],
-            truth=None if record.truth is None else record.truth[:_TUNE_TRAJECTORIES],
-            trajectory=record.trajectory[:_TUNE_TRAJECTORIES],
-        )
         like = record.observation
         mean, climate = climate_moments(record.dynamics, record.seed, like)
         b, sites = climate, like.shape[-1]
@@ -79,10 +73,10 @@ class ThreeDVar(Method):
                 raise ValueError(f"background has shape {tuple(b.shape)}: expected ({sites}, {sites})")
         static = _Static(mean, climate, b, like.new_ones(()))
         if self.background == "trained":
-            static = _train(leading, static)
+            static = _train(record, static)
         curve = None
         if isinstance(self.scale, str):
-            static, curve = _tune(leading, static)
+            static, curve = _tune(record, static)
         else:
             static = replace(static, scale=like.new_tensor(self.scale))
         return self._with(static, curve)
@@ -195,10 +189,17 @@ def _burn_in(record: Record) -> int:
 
 def _tune(record: Record, static: _Static) -> tuple[_Static, Tensor]:
     """Choose the scale by the mean square innovation; every candidate is a copy of the trajectories."""
+    record = replace(
+        record,
+        observation=record.observation[:_TUNE_TRAJECTORIES, :_TUNE_CYCLES],
+        steps=record.steps[:_TUNE_CYCLES],
+        trajectory=record.trajectory[:_TUNE_TRAJECTORIES],
+        truth=None,
+    )
     copies, lanes = len(_SCALES), len(record.observation)
     scale = torch.tensor(_SCALES).to(static.b)
     method = ThreeDVar()._with(replace(static, scale=scale.repeat_interleave(lanes)))
-    many = replace(record, observation=record.observation.repeat(copies, 1, 1), truth=None)
+    many = replace(record, observation=record.observation.repeat(copies, 1, 1))
     outputs, _ = run(method, many)
     innovation = (many.observation - outputs["forecast"])[:, _burn_in(record) :].reshape(copies, -1)
     curve = innovation.square().nanmean(1).sqrt()

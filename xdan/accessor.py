@@ -1,0 +1,61 @@
+"""The `.dan` accessor: every method forwards to the function it names."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+if TYPE_CHECKING:
+    from .core.methods import Method
+    from .network import Network
+
+
+@xr.register_dataset_accessor("dan")
+class DanAccessor:
+    """Data assimilation on a Dataset of observations and, for twins, their truth."""
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def train(self, *args: Any, **kwargs: Any) -> Network:
+        """Train a network on this record: `xdan.train`."""
+        from .fitting import train
+
+        return train(self._ds, *args, **kwargs)
+
+    def cycle(self, method: Network | Method, **kwargs: Any) -> xr.Dataset:
+        """Run a method over this record: `xdan.cycle`."""
+        from .cycling import cycle
+
+        return cycle(self._ds, method, **kwargs)
+
+    def baseline(self, name: str, **kwargs: Any) -> xr.Dataset:
+        """Tune and run a classical method over this record: `xdan.baseline`."""
+        from .baselines import baseline
+
+        return baseline(self._ds, name, **kwargs)
+
+    def score(self, run: xr.Dataset, **kwargs: Any) -> xr.Dataset:
+        """Score a run on this record: `xdan.score`."""
+        from .scoring import score
+
+        return score(self._ds, run, **kwargs)
+
+    def rank_histogram(self, run: xr.Dataset, **kwargs: Any) -> xr.DataArray:
+        """Rank the truth among a run's members: `xdan.rank_histogram`."""
+        from .scoring import rank_histogram
+
+        return rank_histogram(self._ds, run, **kwargs)
+
+    def hovmoller(self, run: xr.Dataset, **kwargs: Any) -> Any:
+        """Draw truth, analysis and error in space and time: `xdan.hovmoller`."""
+        from .plotting import hovmoller
+
+        return hovmoller(self._ds, run, **kwargs)
+
+    def rmse_in_time(self, runs: dict[str, xr.Dataset], **kwargs: Any) -> Any:
+        """Draw the RMSE of several runs in time: `xdan.rmse_in_time`."""
+        from .plotting import rmse_in_time
+
+        return rmse_in_time(self._ds, runs, **kwargs)

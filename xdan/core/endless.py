@@ -1,0 +1,80 @@
+"""An endless twin experiment, generated as it is asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .dynamics import Dynamics
+from .methods.base import advance
+from .objectives import Window
+from .observing import ErrorCovariance, Sites, observe
+
+
+class EndlessTwin:
+    """Truth and observations that never end nor repeat.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    sites : Sites
+    error : ErrorCovariance
+    steps : int
+        Model steps in an interval.
+    trajectories, batch : int
+        How many trajectories go on side by side, and how many a window holds; they take turns.
+    cycles : int
+        Cycles of a window.
+    seed : int
+    like : Tensor
+        Dtype and device.
+    first : int
+        Label of the first trajectory.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        sites: Sites,
+        error: ErrorCovariance,
+        *,
+        steps: int,
+        trajectories: int,
+        batch: int,
+        cycles: int,
+        seed: int,
+        like: Tensor,
+        first: int = 0,
+    ) -> None:
+        self.dynamics, self.sites, self.error = dynamics, sites, error
+        self.steps, self.batch, self.cycles, self.seed = steps, batch, cycles, seed
+        self.groups = max(1, trajectories // batch)
+        self.trajectory = torch.arange(first, first + self.groups * batch)
+        self.truth = dynamics.climatology(self.trajectory, seed, like=like).flatten(1)
+
+    def window(self, index: int) -> Window:
+        """Give the next cycles of the group whose turn it is."""
+        turn, group = divmod(index, self.groups)
+        rows = slice(group * self.batch, (group + 1) * self.batch)
+        truth, states = self.truth[rows].clone(), []  # a view would change under the window
+        with torch.no_grad():
+            for _ in range(self.cycles):
+                states.append(truth)
+                truth = advance(self.dynamics, truth, self.steps)
+            self.truth[rows] = truth
+            record = torch.stack(states, 1)
+            time = torch.arange(turn * self.cycles, (turn + 1) * self.cycles)
+            trajectory = self.trajectory[rows]
+            device = record.device
+            observation = observe(
+                record, self.sites, self.error, trajectory.to(device), time.to(device), self.seed
+            )
+        return Window(record, observation, (self.steps,) * self.cycles, group, fresh=turn == 0)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Truth to carry on from."""
+        return {"truth": self.truth}
+
+    def restore(self, arrays: dict[str, Tensor]) -> None:
+        """Carry on from a stored truth."""
+        self.truth = arrays["truth"].clone()

@@ -1,0 +1,247 @@
+"""Truncated backpropagation through the cycles: one step of training, and all that a resumed run needs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .dynamics import Dynamics
+from .methods import DataAssimilationNetwork, Record, State, run
+from .networks import AnalysisNetwork
+from .objectives import OBJECTIVES, Window, through_the_cycles
+from .observing import ErrorCovariance
+
+_PATIENCE = 50  # steps in a row without a finite gradient before training gives up
+
+
+class Source(Protocol):
+    """Where windows come from; window(index) is a function of the index and of what `arrays` holds."""
+
+    def window(self, index: int) -> Window:
+        """Give the index-th window; asked for in order."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What to store to carry on."""
+
+    def restore(self, arrays: dict[str, Tensor]) -> None:
+        """Carry on from stored arrays."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimise.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Of Muon on the hidden convolutions.
+    adam_learning_rate : float
+        Of Adam on everything else.
+    objective : str
+        A key of `OBJECTIVES`.
+    clip : float
+        A gradient is shortened to this many times the running mean of its norm.
+    workers : int
+        Threads that share a batch; part of what makes a run reproducible.
+    """
+
+    learning_rate: float = 0.02
+    adam_learning_rate: float = 2e-3
+    objective: str = "rmse"
+    clip: float = 3.0
+    workers: int = 1
+
+
+@dataclass
+class StepReport:
+    """What one step saw: mean loss, root mean square analysis error, gradient norm, restarted trajectories."""
+
+    loss: float
+    rmse: float
+    gradient_norm: float
+    restarts: int
+
+
+class Trainer:
+    """Optimises a network window by window.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+        Changed in place.
+    dynamics : Dynamics
+    error : ErrorCovariance
+    settings : Settings
+
+    References
+    ----------
+    Loss and truncation: Eq. 4 and Sect. 2.2.1. Muon: Jordan et al. (2024), as in `torch.optim.Muon`.
+    """
+
+    def __init__(
+        self, network: AnalysisNetwork, dynamics: Dynamics, error: ErrorCovariance, settings: Settings
+    ) -> None:
+        self.network, self.dynamics, self.error, self.settings = network, dynamics, error, settings
+        self.method = DataAssimilationNetwork(network)
+        self.parameters = list(network.parameters())
+        hidden = network.hidden_matrices()
+        chosen = {id(p) for p in hidden}
+        rest = [p for p in self.parameters if id(p) not in chosen]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(rest, lr=settings.adam_learning_rate, betas=(0.9, 0.99))
+        ]
+        if hidden:
+            muon = torch.optim.Muon(hidden, lr=settings.learning_rate, weight_decay=0.0, momentum=0.95)
+            self.optimisers.append(muon)
+        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
+        self.states: dict[int, State] = {}
+        self.step_count = 0
+        self.norm_mean = math.nan
+        self.fruitless = 0
+        self.best_score = math.inf
+        self.best = {name: value.clone() for name, value in network.state_dict().items()}
+        self._pool = ThreadPoolExecutor(settings.workers, initializer=torch.set_num_threads, initargs=(1,))
+
+    def step(self, window: Window, rate: float) -> StepReport:
+        """Take one gradient step on a window, the learning rates multiplied by `rate`.
+
+        Raises
+        ------
+        RuntimeError
+            When no gradient was finite for many steps in a row.
+        """
+        self.network.train()
+        state = None if window.fresh else self.states.get(window.group)
+        pieces = self._share(window, state)
+        gradients = [torch.stack(parts).sum(0) for parts in zip(*(piece[2] for piece in pieces), strict=True)]
+        end = {name: torch.cat([piece[3][name] for piece in pieces]) for name in pieces[0][3]}
+        square = torch.cat([piece[1] for piece in pieces])
+        lost = ~(end["alive"] & (square[:, -1] < self.network.state_std**2))
+        end["alive"] = ~lost
+        self.states[window.group] = end
+        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+        self.step_count += 1
+        if math.isfinite(norm):
+            self.fruitless = 0
+            self._apply(gradients, norm, rate)
+        else:
+            self.fruitless += 1
+            if self.fruitless >= _PATIENCE:
+                raise RuntimeError(
+                    f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: every batch holds a "
+                    "diverging trajectory. Try a lower learning_rate=, a shorter window= or a smaller interval"
+                )
+        kept = square[~lost]
+        rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
+        return StepReport(sum(float(piece[0]) for piece in pieces), rmse, norm, int(lost.sum()))
+
+    def _share(self, window: Window, state: State | None) -> list[tuple[Tensor, Tensor, list[Tensor], State]]:
+        """Loss, squared errors, gradients and end state of each worker's part of the batch."""
+        batch, workers = len(window.truth), min(self.settings.workers, len(window.truth))
+        edges = [round(batch * w / workers) for w in range(workers + 1)]
+        slices = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+
+        def work(rows: slice) -> tuple[Tensor, Tensor, list[Tensor], State]:
+            part = window.rows(rows)
+            begin = None if state is None else {name: value[rows] for name, value in state.items()}
+            with torch.enable_grad():
+                analysis, end = through_the_cycles(self.method, self.dynamics, self.error, part, begin)
+                # The first analysis of a record is not the network's.
+                first = 1 if begin is None and len(window.steps) > 1 else 0
+                objective = OBJECTIVES[self.settings.objective]
+                loss = objective(analysis[:, first:], part.truth[:, first:]).mean(1).sum() / batch
+                gradients = torch.autograd.grad(loss, self.parameters)
+            square = (analysis.detach() - part.truth).square().mean(-1)
+            return loss.detach(), square, list(gradients), end
+
+        if workers == 1:
+            return [work(slices[0])]
+        return list(self._pool.map(work, slices))
+
+    def _apply(self, gradients: list[Tensor], norm: float, rate: float) -> None:
+        clip = self.settings.clip
+        mean = norm if math.isnan(self.norm_mean) else self.norm_mean
+        self.norm_mean = 0.97 * mean + 0.03 * min(norm, clip * mean)
+        shorten = min(1.0, clip * self.norm_mean / norm) if norm > 0 else 1.0
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient.mul_(shorten)
+        for optimiser, base in zip(self.optimisers, self.rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = base * rate
+            optimiser.step()
+
+    def validate(self, record: Record, burn_in: int) -> float:
+        """Mean analysis RMSE of the network as it is; keeps its weights when it is the best so far."""
+        self.network.eval()
+        with torch.no_grad():
+            outputs, _ = run(self.method, record)
+        assert record.truth is not None
+        square = (outputs["analysis"] - record.truth)[:, burn_in:].square().mean(-1)
+        score = float(square.sqrt().mean())
+        score = score if math.isfinite(score) else math.inf
+        if score < self.best_score:
+            self.best_score = score
+            self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+        return score
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as named tensors."""
+        found = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        found |= {f"best/{name}": value for name, value in self.best.items()}
+        for number, optimiser in enumerate(self.optimisers):
+            for index, slots in optimiser.state_dict()["state"].items():
+                found |= {
+                    f"optimiser/{number}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()
+                }
+        for group, state in self.states.items():
+            found |= {f"state/{group}/{name}": value for name, value in state.items()}
+        return found
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of what a resumed run needs, as JSON values."""
+        return {
+            "step_count": self.step_count,
+            "norm_mean": None if math.isnan(self.norm_mean) else self.norm_mean,
+            "fruitless": self.fruitless,
+            "best_score": None if math.isinf(self.best_score) else self.best_score,
+        }
+
+    def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        """Carry on from `arrays` and `scalars` of a run with the same settings."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: v for name, v in arrays.items() if name.startswith(prefix)}
+
+        self.network.load_state_dict(under("network/"))
+        self.best = under("best/")
+        for number, optimiser in enumerate(self.optimisers):
+            slots: dict[int, dict[str, Tensor]] = {}
+            for name, value in under(f"optimiser/{number}/").items():
+                index, key = name.split("/")
+                slots.setdefault(int(index), {})[key] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+        self.states = {}
+        for name, value in under("state/").items():
+            group, key = name.split("/")
+            self.states.setdefault(int(group), {})[key] = value
+        self.step_count, self.fruitless = scalars["step_count"], scalars["fruitless"]
+        self.norm_mean = math.nan if scalars["norm_mean"] is None else scalars["norm_mean"]
+        self.best_score = math.inf if scalars["best_score"] is None else scalars["best_score"]
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.shutdown()
+
+
+Schedule = Callable[[float], float]
+
+
+def linear_decay(progress: float) -> float:
+    """Learning rate factor: a short rise, then straight down to zero at the end."""
+    return min(1.0, progress / 0.01 + 0.01) * max(0.0, 1.0 - progress)

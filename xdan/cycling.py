@@ -1,0 +1,329 @@
+"""Cycling: forecasts and analyses of any method over a record, lazily or streamed into a store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
+from .core.dynamics import Dynamics, dynamics_to_json
+from .core.methods import EnsembleMethod, Method
+from .network import Network
+from .schema import (
+    DUAL,
+    MEMBER,
+    MEMBER_ATTRIBUTES,
+    TIME,
+    TRAJECTORY,
+    Experiment,
+    Frame,
+    attributes,
+    read,
+)
+from .store import StoreLike, Stream, digest
+
+_LEADING_TRAJECTORIES, _LEADING_CYCLES = 64, 400  # what a method is prepared, and tuned, on
+_LONG_NAMES = {
+    "forecast": "forecast, best estimate before the observations of its time",
+    "analysis": "analysis, best estimate after the observations of its time",
+    "forecast_spread": "standard deviation of the forecast",
+    "spread": "standard deviation of the analysis",
+    "inflation": "inflation of the analysis anomalies",
+    "diverged": "the trajectory has diverged at or before this time",
+    "forecast_members": "forecast members",
+    "members": "analysis members",
+    "background_scale": "factor of the background error covariance",
+    "background_covariance": "background error covariance before scaling",
+    "candidate_scale": "scales that were tried",
+    "innovation_rms": "root mean square innovation with each candidate scale",
+}
+_IN_STATE_UNITS = ("forecast", "analysis", "forecast_spread", "spread", "forecast_members", "members", "innovation_rms")
+
+
+def cycle(
+    ds: xr.Dataset,
+    method: Network | Method,
+    *,
+    dynamics: Dynamics | None = None,
+    truth: str | None = None,
+    observation: str | None = None,
+    observation_error: Any = None,
+    members: bool = False,
+    seed: int = 0,
+    store: StoreLike | None = None,
+    mode: str = "w-",
+    device: str = "auto",
+    progress: bool = True,
+) -> xr.Dataset:
+    """Run a method over a record: forecast, analysis, forecast, ...
+
+    The first analysis starts from the dynamics' climatology. Intervals are read from `time` and need not be even; the
+    truth is not needed. The result does not depend on chunks, scheduler or number of workers.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A twin or a record: observations (trajectory, time, *state), NaN where nothing is observed. `trajectory` may
+        be missing. Chunked input gives lazy output.
+    method : Network or Method
+    dynamics : Dynamics, optional
+        Where the attributes name none that is registered.
+    truth, observation : str, optional
+        Names of the variables, where roles do not tell.
+    observation_error : str, float or array, optional
+        A variable's name, standard deviations, or R.
+    members : bool
+        Keep the members of an ensemble method.
+    seed : int
+        Keys the draws of ensembles.
+    store : path or Zarr store, optional
+        Stream into this store block by block and return it opened. A killed run is resumed by the same call.
+    mode : {"w-", "w"}
+        "w" overwrites an existing store.
+    device : str
+        "auto" takes the GPU where there is one.
+    progress : bool
+        Show a progress bar when streaming.
+
+    Returns
+    -------
+    xarray.Dataset
+        `forecast` and `analysis` (trajectory, time, *state); `diverged` (trajectory, time), from which cycle on a
+        trajectory is lost and its output NaN; spreads and diagnostics of the method.
+
+    Raises
+    ------
+    ValueError
+        For records that lack something, sizes that do not fit, or observations that are all NaN.
+    FileExistsError
+        If the store exists and is no unfinished run of the same call.
+
+    References
+    ----------
+    Bocquet et al., Eq. 2 and 3.
+    """
+    experiment = read(
+        ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error
+    )
+    frame, device = experiment.frame, pick_device(device)
+    if isinstance(method, Network):
+        method.check(experiment)
+    lazy = experiment.observation.chunks is not None
+    if store is not None or not lazy:
+        check_observed(experiment.observation)
+    observations = experiment.observation.chunk().data
+    truths = None if experiment.truth is None else experiment.truth.chunk().data
+    plan = Plan.from_chunks(*observations.chunks[:2])
+    leading = (slice(0, _LEADING_TRAJECTORIES), slice(0, _LEADING_CYCLES))
+    prepared = dask.delayed(_prepare, pure=False)(
+        method, frame, observations[leading], None if truths is None else truths[leading], seed, device
+    )
+    prototype = _at_work(method, frame, device)
+    shapes = _shapes(prototype, experiment, members)
+    tuned = _tuned_shapes(prototype, frame)
+    arguments = (frame, prepared, seed, members, device)
+    label = partial(_label, method=method, prototype=prototype, experiment=experiment, seed=seed)
+    if store is None:
+        outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
+        arrays = scan(_cycle_block, plan, [observations], outputs, *arguments)
+        chosen = dask.delayed(_chosen)(prepared)
+        scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
+        result = label(_named(shapes, arrays) | _named(tuned, scalars))
+        result = result.isel({TRAJECTORY: 0}, drop=True) if experiment.bare else result
+        return result if lazy else result.compute()
+    identity = digest(
+        [prototype.name, prototype.parameters(), dynamics_to_json(frame.dynamics), seed, members],
+        method.digest if isinstance(method, Network) else "",
+        frame.steps,
+        frame.trajectory,
+        [list(plan.trajectory), list(plan.time), str(frame.dtype)],
+    )
+    blank = {
+        name: da.zeros(shape, dtype=dtype, chunks=(*observations.chunks[:2], *shape[2:]))
+        for name, (_, shape, dtype) in shapes.items()
+    }
+    unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
+    stream = Stream(store, label(_named(shapes, blank) | _named(tuned, unset)), plan, identity, mode)
+    _stream(stream, observations, prepared, arguments, progress)
+    return xr.open_zarr(store)
+
+
+def _stream(stream: Stream, observations: da.Array, prepared: Any, arguments: tuple[Any, ...], progress: bool) -> None:
+    """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
+    frame, _, seed, members, device = arguments
+    rows, columns = stream.plan.shape
+    done = [stream.done(i) for i in range(rows)]
+    (ready,) = dask.persist(prepared)
+    task = dask.delayed(_stream_block, pure=False)
+    carries: dict[int, Any] = {i: stream.carry(i) for i in range(rows) if done[i] < columns}
+    with tqdm(total=rows * columns, initial=sum(done), disable=not progress, unit="block") as bar:
+        while active := [i for i in carries if done[i] < columns]:
+            # One time block of every trajectory block at a time: memory holds no more, and the bar moves.
+            tasks = [
+                task(
+                    stream,
+                    (i, done[i]),
+                    carries[i],
+                    observations[stream.plan.rows(i), stream.plan.columns(done[i])],
+                    frame,
+                    ready,
+                    seed,
+                    members,
+                    device,
+                )
+                for i in active
+            ]
+            for i, carry in zip(active, dask.compute(*tasks), strict=True):
+                carries[i] = carry
+                done[i] += 1
+                bar.update()
+    stream.write_scalars(dask.compute(dask.delayed(_chosen)(ready))[0])
+    stream.finish()
+
+
+def _stream_block(
+    stream: Stream,
+    place: tuple[int, int],
+    carry: Carry | None,
+    block: Array,
+    frame: Frame,
+    method: Method | Network,
+    seed: int,
+    members: bool,
+    device: str,
+) -> Carry:
+    rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
+    outputs, after = _cycle_block(carry, rows, columns, [block], frame, method, seed, members, device)
+    stream.write(*place, outputs, after)
+    return after
+
+
+def _cycle_block(
+    carry: Carry | None,
+    rows: slice,
+    columns: slice,
+    arrays: Sequence[Any],
+    frame: Frame,
+    method: Method | Network,
+    *rest: Any,
+) -> tuple[dict[str, Array], Carry]:
+    return cycle_block(carry, rows, columns, arrays, frame, _at_work(method, frame, rest[-1]), *rest)
+
+
+def _at_work(method: Method | Network, frame: Frame, device: str) -> Method:
+    """Turn a network, a handle until here, into the method that it is."""
+    if not isinstance(method, Network):
+        return method
+    return method.method(torch.float64 if frame.dtype == np.float64 else torch.float32, device)
+
+
+def _prepare(
+    method: Method | Network, frame: Frame, observation: Array, truth: Array | None, seed: int, device: str
+) -> Method | Network:
+    """Prepare a method on the leading part of a record."""
+    if isinstance(method, Network):
+        return method
+    in_block()
+    whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
+    record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
+    with torch.no_grad():
+        return method.prepare(record)
+
+
+def _chosen(method: Method | Network) -> dict[str, Array]:
+    """What `prepare` chose, as arrays."""
+    if isinstance(method, Network):
+        return {}
+    return {name: np.asarray(value) for name, (_, value) in method.tuned().items()}
+
+
+def check_observed(observation: xr.DataArray) -> None:
+    """Refuse a record without a single observation.
+
+    Raises
+    ------
+    ValueError
+        If every observation is NaN.
+    """
+    if not bool(observation.notnull().any()):
+        raise ValueError(
+            f"every value of {observation.name!r} is NaN, which means that nothing is observed; "
+            "was the store cut short, or does observation= name the wrong variable?"
+        )
+
+
+Shapes = dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]]
+
+
+def _shapes(method: Method, experiment: Experiment, members: bool) -> Shapes:
+    """Dims, shape and dtype of every variable along trajectory and time."""
+    if members and not method.ensemble:
+        raise ValueError(f"members=True: the method {method.name!r} carries a single state, not an ensemble")
+    frame = experiment.frame
+    lead, state = experiment.observation.shape[:2], frame.dynamics.shape
+    sites = ((TRAJECTORY, TIME, *frame.dynamics.dims), (*lead, *state), frame.dtype)
+    cycles = ((TRAJECTORY, TIME), lead, frame.dtype)
+    shapes: Shapes = {"forecast": sites, "analysis": sites}
+    shapes |= {name: sites if kind == "site" else cycles for name, kind in method.outputs.items()}
+    if isinstance(method, EnsembleMethod) and members:
+        dims, shape = (TRAJECTORY, TIME, MEMBER, *frame.dynamics.dims), (*lead, method.members, *state)
+        shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, frame.dtype))
+    shapes["diverged"] = ((TRAJECTORY, TIME), lead, np.dtype(bool))
+    return shapes
+
+
+def _tuned_shapes(method: Method, frame: Frame) -> Shapes:
+    """Dims, shape and dtype of what `prepare` chooses."""
+    sites = int(np.prod(frame.dynamics.shape))
+    alone = frame.dynamics.dims if len(frame.dynamics.dims) == 1 else ("state",)
+    names = {"state": alone[0], "state_dual": alone[0] + DUAL}
+    return {
+        name: (
+            tuple(names.get(dim, dim) for dim in dims),
+            tuple(sites if size == -1 else size for size in shape),
+            frame.dtype,
+        )
+        for name, (dims, shape) in method.tuned_shapes().items()
+    }
+
+
+def _named(shapes: Shapes, arrays: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    return {name: (dims, arrays[name]) for name, (dims, _, _) in shapes.items()}
+
+
+def _label(
+    variables: Mapping[str, tuple[tuple[str, ...], Any]],
+    *,
+    method: Method | Network,
+    prototype: Method,
+    experiment: Experiment,
+    seed: int,
+) -> xr.Dataset:
+    """Attach coordinates and attributes."""
+    frame = experiment.frame
+    units = {name: frame.dynamics.units for name in _IN_STATE_UNITS}
+    labelled = {
+        name: (dims, data, {"long_name": _LONG_NAMES.get(name, name), "units": units.get(name, "1")})
+        for name, (dims, data) in variables.items()
+    }
+    coordinates = {
+        name: coordinate
+        for name, coordinate in experiment.observation.coords.items()
+        if set(coordinate.dims) <= {TRAJECTORY, TIME, *frame.dynamics.dims}
+    }
+    result = xr.Dataset(labelled, coordinates)
+    if MEMBER in result.dims:
+        result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
+    more: dict[str, Any] = {"title": f"cycled with {prototype.name}", "seed": seed, "method": prototype.name}
+    more["method_parameters"] = prototype.parameters()
+    if isinstance(method, Network):
+        more["network_digest"] = method.digest
+    return result.assign_attrs(attributes(frame.dynamics, **more))

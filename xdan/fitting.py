@@ -1,0 +1,490 @@
+"""Training: fit a network to a Dataset, or to an endless twin."""
+
+from __future__ import annotations
+
+import math
+import time as clock
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from .blocks import RecordWindows, array_to_tensor, make_record, pick_device, read_lanes, tensor_to_array
+from .core.dynamics import Dynamics, dynamics_to_json
+from .core.endless import EndlessTwin
+from .core.methods import Record
+from .core.networks import AnalysisNetwork, ResidualCNN
+from .core.objectives import OBJECTIVES
+from .core.observing import ErrorCovariance, Sites
+from .core.random import Purpose, uniform
+from .core.training import Settings, Source, Trainer, linear_decay
+from .cycling import check_observed
+from .network import Network
+from .schema import TIME, TRAJECTORY, Experiment, check_follows, error_from, read
+from .store import Checkpoint, StoreLike, unflatten_names
+
+_VALIDATION_LANES, _VALIDATION_CYCLES, _BURN_IN = 64, 250, 50
+_DEFAULT_STEPS = 6000
+_ENDLESS_VALIDATION = 1_000_000_000  # labels of validation trajectories, far from those trained on
+
+
+def train(
+    source: xr.Dataset | Dynamics,
+    network: str | AnalysisNetwork | Network = "residual-cnn",
+    *,
+    memory: int | None = None,
+    objective: str = "rmse",
+    window: int = 12,
+    batch: int = 24,
+    steps: int | None = None,
+    minutes: float | None = None,
+    learning_rate: float = 0.02,
+    adam_learning_rate: float = 5e-3,
+    clip: float = 3.0,
+    validation: float = 0.1,
+    validate_every: int = 250,
+    seed: int = 0,
+    device: str = "auto",
+    workers: int | None = None,
+    checkpoint: StoreLike | None = None,
+    progress: bool = True,
+    dynamics: Dynamics | None = None,
+    truth: str | None = None,
+    observation: str | None = None,
+    observation_error: Any = None,
+    interval: float = 0.05,
+    observe: Sites | None = None,
+    error_std: float = 1.0,
+    trajectories: int | None = None,
+) -> Network:
+    """Train a data assimilation network through the cycles.
+
+    Parameters
+    ----------
+    source : xarray.Dataset or Dynamics
+        A twin or a record with truth, of any size: a few blocks are in memory at a time. Or a dynamics, for an
+        endless twin generated while training (`interval`, `observe`, `error_std`, `trajectories` describe it).
+    network : str, AnalysisNetwork or Network
+        A registered name; an architecture such as `xdan.ResidualCNN(filters=40)`; or a trained network to carry on
+        from (it is not changed).
+    memory : int, optional
+        Latent channels per site carried from cycle to cycle, where `network` is a name; 0 is the paper's network.
+    objective : {"rmse", "mse"}
+        "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does.
+    window : int
+        N_iter, cycles that the gradient goes back through.
+    batch : int
+        S_b, trajectories in a step.
+    steps, minutes : optional
+        When to stop; the learning rate falls linearly to zero until then. With `steps` a run is reproducible; with
+        `minutes` it depends on the machine's speed. 6000 steps by default.
+    learning_rate, adam_learning_rate : float
+        Of Muon on the hidden convolutions, and of Adam on the rest.
+    clip : float
+        Gradients are shortened to this many times the running mean of their norm.
+    validation : float
+        Share of the trajectories kept for validation; the network with the best RMSE on them is returned.
+    validate_every : int
+        Steps between validations.
+    seed : int
+        Of the initial weights, of the order of the trajectories and of an endless twin.
+    device : str
+        "auto" takes the GPU where there is one.
+    workers : int, optional
+        Threads that share a batch on the CPU; all cores by default. Part of what makes a run reproducible.
+    checkpoint : path or Zarr store, optional
+        Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
+    progress : bool
+        Show a progress bar with validation RMSE and time left.
+    dynamics, truth, observation, observation_error
+        As for `cycle`.
+    interval, observe, error_std, trajectories
+        Of an endless twin; `trajectories` is N_r, by default four batches.
+
+    Returns
+    -------
+    Network
+        With `history`: loss, RMSE, validation RMSE, learning rate, restarted trajectories and seconds along `step`.
+
+    Raises
+    ------
+    ValueError
+        For data or settings that cannot be trained on, before training starts.
+    RuntimeError
+        If training diverges for good.
+
+    References
+    ----------
+    Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
+    if steps is not None and minutes is not None:
+        raise ValueError("expected steps= or minutes=, not both")
+    for label, value in {"window": window, "batch": batch, "validate_every": validate_every}.items():
+        if value < 1:
+            raise ValueError(f"{label}={value}: expected at least 1")
+    for label, number in {"steps": steps, "minutes": minutes, "learning_rate": learning_rate}.items():
+        if number is not None and not number > 0:
+            raise ValueError(f"{label}={number}: expected a positive number")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation={validation}: expected a share between 0 and 1")
+    if workers is None:
+        workers = torch.get_num_threads()
+    device = pick_device(device)
+    settings = Settings(
+        learning_rate=learning_rate,
+        adam_learning_rate=adam_learning_rate,
+        objective=objective,
+        clip=clip,
+        workers=workers if device == "cpu" else 1,
+    )
+    sizes = {"window": window, "batch": batch, "seed": seed}
+    if isinstance(source, Dynamics):
+        data = _from_dynamics(
+            source,
+            interval=interval,
+            observe=Sites.all() if observe is None else observe,
+            error_std=error_std,
+            trajectories=4 * batch if trajectories is None else trajectories,
+            device=device,
+            **sizes,
+        )
+    elif isinstance(source, xr.Dataset):
+        experiment = read(
+            source,
+            dynamics=dynamics,
+            truth=truth,
+            observation=observation,
+            observation_error=observation_error,
+            needs_truth=f"the supervised objective {objective!r}",
+        )
+        data = _from_record(experiment, validation=validation, device=device, **sizes)
+    else:
+        raise TypeError(f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics")
+    module = _architecture(network, memory, seed, data).to(device)
+    limit = steps if steps is not None or minutes is not None else _DEFAULT_STEPS
+    about = {
+        **sizes,
+        **asdict(settings),
+        "steps": limit,
+        "minutes": minutes,
+        "validate_every": validate_every,
+        "device": device,
+        "data": data.about,
+        "architecture": {"name": module.name, **module.parameters_json()},
+    }
+    trainer = Trainer(module, data.dynamics, data.error, settings)
+    try:
+        loop = _Loop(trainer, data, limit, minutes, validate_every, checkpoint, about)
+        seconds = loop.run(progress)
+    finally:
+        trainer.close()
+        if isinstance(data.windows, RecordWindows):
+            data.windows.close()
+    module.load_state_dict(trainer.best)
+    training = {**about, "validation_rmse": trainer.best_score, "seconds": round(seconds, 1), "torch": torch.__version__}
+    return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a loop trains and validates on."""
+
+    dynamics: Dynamics
+    error: ErrorCovariance
+    windows: Source
+    validation: Record
+    moments: tuple[float, float]
+    about: Mapping[str, Any]
+
+
+def _from_dynamics(
+    dynamics: Dynamics,
+    *,
+    interval: float,
+    observe: Sites,
+    error_std: float,
+    trajectories: int,
+    window: int,
+    batch: int,
+    seed: int,
+    device: str,
+) -> _Data:
+    """Endless twin to train on, and a short one apart to validate on."""
+    like = torch.zeros((), device=device)
+    model_steps = dynamics.steps_in(interval)
+    size = math.prod(dynamics.shape)
+    error = error_from(torch.as_tensor(error_std, dtype=torch.float64), size, dynamics.shape)
+    windows = EndlessTwin(
+        dynamics,
+        observe,
+        error.to(like.dtype, device),
+        steps=model_steps,
+        trajectories=max(trajectories, batch),
+        batch=batch,
+        cycles=window,
+        seed=seed,
+        like=like,
+    )
+    held = EndlessTwin(
+        dynamics,
+        observe,
+        error.to(like.dtype, device),
+        steps=model_steps,
+        trajectories=_VALIDATION_LANES,
+        batch=_VALIDATION_LANES,
+        cycles=_VALIDATION_CYCLES,
+        seed=seed,
+        like=like,
+        first=_ENDLESS_VALIDATION,
+    )
+    part = held.window(0)
+    record = Record(
+        dynamics,
+        held.error,
+        part.observation,
+        [0, *part.steps[1:]],
+        held.trajectory,
+        seed,
+        part.truth,
+    )
+    about = {
+        "endless": dynamics_to_json(dynamics),
+        "interval": interval,
+        "observing": observe.to_json(),
+        "error_std": np.asarray(error_std).tolist(),
+        "trajectories": trajectories,
+    }
+    moments = (float(part.truth.mean()), float(part.truth.std()))
+    return _Data(dynamics, held.error, windows, record, moments, about)
+
+
+def _from_record(
+    experiment: Experiment, *, validation: float, window: int, batch: int, seed: int, device: str
+) -> _Data:
+    """Lanes of a record to train on, and others to validate on."""
+    assert experiment.truth is not None
+    frame = experiment.frame
+    check_follows(experiment)
+    _check_finite(experiment.truth)
+    check_observed(experiment.observation)
+    lanes, length = _lanes(experiment, window, batch, validation)
+    held_count = max(1, round(validation * len(lanes)))
+    # The last lanes are held back: in the store they are blocks of their own.
+    kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
+    held = held[:: max(1, len(held) // _VALIDATION_LANES)][:_VALIDATION_LANES]
+    stop = min(length, _VALIDATION_CYCLES)
+    truth = read_lanes(experiment.truth, held, 0, stop)
+    start = held[0][1]
+    record = make_record(
+        frame,
+        read_lanes(experiment.observation, held, 0, stop),
+        rows=slice(0, len(held)),
+        columns=slice(start, start + stop),
+        seed=seed,
+        truth=truth,
+        device=device,
+    )
+    windows = RecordWindows(
+        experiment, kept, length, batch=min(batch, len(kept)), cycles=window, seed=seed, device=device
+    )
+    moments = (float(truth.mean(dtype=np.float64)), float(truth.std(dtype=np.float64)))
+    about = {
+        "dynamics": dynamics_to_json(frame.dynamics),
+        "sizes": {str(dim): size for dim, size in experiment.observation.sizes.items()},
+        "training_lanes": len(kept),
+        "validation_lanes": len(held),
+    }
+    return _Data(frame.dynamics, record.error, windows, record, moments, about)
+
+
+def _check_finite(truth: xr.DataArray) -> None:
+    bad = ~np.isfinite(truth)
+    count = int(bad.sum())
+    if count:
+        where = {dim: int(bad.any([d for d in truth.dims if d != dim]).argmax()) for dim in (TRAJECTORY, TIME)}
+        raise ValueError(
+            f"truth {truth.name!r} holds {count} values that are not finite, the first at indices {where}; was the "
+            "store cut short? Training needs a whole truth: cut the record, or leave those trajectories out"
+        )
+
+
+def _lanes(
+    experiment: Experiment, window: int, batch: int, validation: float
+) -> tuple[list[tuple[int, int]], int]:
+    """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few."""
+    count, cycles = experiment.observation.shape[:2]
+    steps = experiment.frame.steps
+    wanted = math.ceil((batch + 1) / (1 - validation))
+    pieces = 1
+    if count < wanted and len(np.unique(steps[1:])) <= 1:
+        pieces = max(1, min(math.ceil(wanted / count), cycles // (8 * window)))
+    length = cycles // pieces
+    if length < 2 * window or count * pieces < 2:
+        raise ValueError(
+            f"the record has {count} trajectories of {cycles} cycles: too little for windows of {window} cycles. "
+            f"Expected at least 2 trajectories of {2 * window} cycles, or one of {32 * window}; or a shorter window="
+        )
+    return [(row, piece * length) for piece in range(pieces) for row in range(count)], length
+
+
+def _architecture(
+    network: str | AnalysisNetwork | Network, memory: int | None, seed: int, data: _Data
+) -> AnalysisNetwork:
+    """Module to train: normalised to the data, its first weights drawn from the seed; or a trained one, thawed."""
+    if memory is not None and not isinstance(network, str):
+        raise ValueError("memory= goes with a network given by name; set it in the architecture instead")
+    if len(data.dynamics.dims) != 1:
+        raise ValueError(
+            f"the state has dims {data.dynamics.dims}: the residual CNN works on a ring, one state dim"
+        )
+    if isinstance(network, Network):
+        if network.state_dims != data.dynamics.dims:
+            raise ValueError(f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}")
+        return network.module()
+    if isinstance(network, str):
+        if network != ResidualCNN.name:
+            raise ValueError(f"network {network!r} is unknown; known is {ResidualCNN.name!r}")
+        network = ResidualCNN(memory=memory or 0)
+    # A fresh module, so that the caller's is not changed and weights follow from the seed.
+    with torch.random.fork_rng(devices=[]):
+        draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
+        torch.manual_seed(int(draw * 2**31))
+        module = type(network)(**network.parameters_json())
+    error_std = math.sqrt(float(data.error.variance().mean()))
+    module.normalise(*data.moments, error_std)
+    return module
+
+
+class _Loop:
+    """Steps, validations and checkpoints until the budget is spent."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: _Data,
+        steps: int | None,
+        minutes: float | None,
+        validate_every: int,
+        checkpoint: StoreLike | None,
+        about: Mapping[str, Any],
+    ) -> None:
+        self.trainer, self.data = trainer, data
+        self.steps, self.minutes, self.validate_every = steps, minutes, validate_every
+        self.rows: list[_Row] = []
+        self._since: list[tuple[float, float, int]] = []
+        self.elapsed_before = 0.0
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, about)
+        found = None if self.checkpoint is None else self.checkpoint.load()
+        if found is not None:
+            self._restore(*found)
+
+    def run(self, progress: bool) -> float:
+        """Train; returns the seconds it took, those before a resumption included."""
+        begin = saved = clock.perf_counter()
+        total = self.steps if self.steps is not None else 1000
+        form = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
+        with tqdm(total=total, disable=not progress, bar_format=form, desc="training") as bar:
+            while True:
+                now = clock.perf_counter()
+                elapsed = self.elapsed_before + now - begin
+                done = self._progress(elapsed)
+                bar.n = min(total, int(done * total))
+                if done >= 1.0:
+                    break
+                if self.checkpoint is not None and now - saved > 30.0:
+                    self._save(elapsed)
+                    saved = clock.perf_counter()
+                report = self.trainer.step(self.data.windows.window(self.trainer.step_count), linear_decay(done))
+                self._since.append((report.loss, report.rmse, report.restarts))
+                if self.trainer.step_count % self.validate_every == 0:
+                    self._validate(elapsed, linear_decay(done))
+                    bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
+                bar.update(0)
+            if not self.rows or self.rows[-1].step != self.trainer.step_count:
+                self._validate(elapsed, 0.0)
+            bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
+        if self.checkpoint is not None:
+            self._save(elapsed)
+        return elapsed
+
+    def _progress(self, elapsed: float) -> float:
+        if self.steps is not None:
+            return self.trainer.step_count / self.steps
+        assert self.minutes is not None
+        return elapsed / (60.0 * self.minutes)
+
+    def _validate(self, elapsed: float, rate: float) -> None:
+        cycles = self.data.validation.observation.shape[1]
+        score = self.trainer.validate(self.data.validation, min(_BURN_IN, cycles // 3))
+        since = np.array(self._since) if self._since else np.full((1, 3), np.nan)
+        finite = since[np.isfinite(since[:, :2]).all(1)]
+        loss, rmse = finite[:, :2].mean(0) if len(finite) else (np.nan, np.nan)
+        row = _Row(self.trainer.step_count, float(loss), float(rmse), score, rate, int(np.nansum(since[:, 2])), elapsed)
+        self.rows.append(row)
+        self._since = []
+
+    def history(self) -> xr.Dataset:
+        """What was seen, along `step`."""
+        columns = {field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)}
+        step = columns.pop("step")
+        return xr.Dataset(
+            {name: ("step", values, _HISTORY[name]) for name, values in columns.items()},
+            {"step": ("step", step, {"long_name": "gradient steps", "units": "1"})},
+            {"title": "training history"},
+        )
+
+    def _save(self, elapsed: float) -> None:
+        assert self.checkpoint is not None
+        arrays = {f"trainer/{name}": value for name, value in self.trainer.arrays().items()}
+        arrays |= {f"source/{name}": value for name, value in self.data.windows.arrays().items()}
+        scalars = {
+            "trainer": self.trainer.scalars(),
+            "rows": [list(asdict(row).values()) for row in self.rows],
+            "since": self._since,
+            "elapsed": elapsed,
+        }
+        self.checkpoint.save({name: tensor_to_array(value) for name, value in arrays.items()}, scalars)
+
+    def _restore(self, arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+        device = str(next(self.trainer.network.parameters()).device)
+        named = {
+            name: array_to_tensor(value, device=device)
+            for name, value in unflatten_names(arrays, scalars["_names"]).items()
+        }
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
+
+        self.trainer.restore(under("trainer/"), scalars["trainer"])
+        self.data.windows.restore(under("source/"))
+        self.rows = [_Row(*row) for row in scalars["rows"]]
+        self._since = [tuple(entry) for entry in scalars["since"]]
+        self.elapsed_before = float(scalars["elapsed"])
+
+
+@dataclass(frozen=True)
+class _Row:
+    step: int
+    loss: float
+    rmse: float
+    validation_rmse: float
+    rate: float
+    restarts: int
+    seconds: float
+
+
+_HISTORY = {
+    "loss": {"long_name": "mean training loss since the last entry", "units": "1"},
+    "rmse": {"long_name": "training analysis RMSE since the last entry, lost trajectories left out", "units": "1"},
+    "validation_rmse": {"long_name": "validation analysis RMSE", "units": "1"},
+    "rate": {"long_name": "learning rate, relative", "units": "1"},
+    "restarts": {"long_name": "trajectories lost and restarted since the last entry", "units": "1"},
+    "seconds": {"long_name": "time spent training", "units": "s"},
+}
+

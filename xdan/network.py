@@ -1,0 +1,177 @@
+"""A trained network: weights as named arrays, how it was made, and how its training went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from .blocks import Array, tensor_to_array
+from .core.methods import DataAssimilationNetwork
+from .core.networks import AnalysisNetwork, network_by_name
+from .schema import Experiment
+from .store import StoreLike, check_writable, digest, read_arrays, write_arrays
+
+_FORMAT = 1
+
+
+class Network:
+    """A data assimilation network, frozen.
+
+    Made by `train` and `open_network`. Its weights do not change: training it further gives another one. In dask
+    graphs it travels as these few arrays, and becomes a torch module once in every process.
+
+    Attributes
+    ----------
+    description : dict
+        JSON: the registered name, its parameters, the state's dims, and how it was trained.
+    arrays : dict of numpy.ndarray
+        Weights and normalisation, read-only.
+    history : xarray.Dataset or None
+        Training and validation along `step`.
+    """
+
+    def __init__(
+        self, description: Mapping[str, Any], arrays: Mapping[str, Array], history: xr.Dataset | None = None
+    ) -> None:
+        self.description = dict(description)
+        self.arrays = {name: np.array(value) for name, value in arrays.items()}
+        for value in self.arrays.values():
+            value.setflags(write=False)
+        self.history = history
+        self.digest = digest(
+            {key: self.description[key] for key in ("name", "parameters")},
+            *(self.arrays[name] for name in sorted(self.arrays)),
+        )
+
+    @classmethod
+    def from_module(
+        cls,
+        module: AnalysisNetwork,
+        dims: tuple[str, ...],
+        training: Mapping[str, Any],
+        history: xr.Dataset | None = None,
+    ) -> Network:
+        """Freeze a copy of a torch module."""
+        description = {
+            "format": _FORMAT,
+            "name": module.name,
+            "parameters": module.parameters_json(),
+            "state_dims": list(dims),
+            "training": dict(training),
+        }
+        return cls(description, {n: tensor_to_array(v) for n, v in module.state_dict().items()}, history)
+
+    @property
+    def memory(self) -> int:
+        """Latent channels per site."""
+        return int(self.description["parameters"].get("memory", 0))
+
+    @property
+    def state_dims(self) -> tuple[str, ...]:
+        """Dims of the states that the network was trained on."""
+        return tuple(self.description["state_dims"])
+
+    def module(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> AnalysisNetwork:
+        """Return a torch module with these weights, a new one at every call, in evaluation mode."""
+        module = network_by_name(self.description["name"], self.description["parameters"])
+        weights = {name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()}
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"the arrays do not fit the network {self.description['name']!r}: {error}") from None
+        return module.to(device=device, dtype=dtype).eval()
+
+    def method(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DataAssimilationNetwork:
+        """Return the method to cycle with; one torch module for each process."""
+        return _method(self, dtype, device)
+
+    def check(self, experiment: Experiment) -> None:
+        """Refuse records that the network cannot work on.
+
+        Raises
+        ------
+        ValueError
+            If the state's dims are not those it was trained on.
+        """
+        if experiment.frame.dynamics.dims != self.state_dims:
+            raise ValueError(
+                f"the network works on states with dims {self.state_dims}, the record's state has "
+                f"{experiment.frame.dynamics.dims}: rename the record's dims, or train a network on this record"
+            )
+
+    def to_zarr(self, store: StoreLike, mode: str = "w-") -> None:
+        """Save as a Zarr group: named arrays, a JSON description, the history as a group of its own.
+
+        Parameters
+        ----------
+        store : path or Zarr store
+        mode : {"w-", "w"}
+            "w" overwrites.
+
+        Raises
+        ------
+        FileExistsError
+            If the store exists and mode is not "w".
+        """
+        check_writable(store, mode)
+        write_arrays(store, "", self.arrays, self.description)
+        if self.history is not None:
+            self.history.to_zarr(store, group="history", mode="w", zarr_format=3, consolidated=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Network) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __dask_tokenize__(self) -> tuple[str, str]:
+        return ("xdan.Network", self.digest)
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.description["parameters"].items())
+        score = self.description.get("training", {}).get("validation_rmse")
+        shown = "" if score is None else f", validation RMSE {score:.3f}"
+        weights = sum(value.size for value in self.arrays.values())
+        return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{shown}>"
+
+
+@lru_cache(maxsize=8)
+def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilationNetwork:
+    return DataAssimilationNetwork(network.module(dtype, device))
+
+
+def open_network(store: StoreLike) -> Network:
+    """Open a network that `Network.to_zarr` saved; nothing is unpickled, imported or executed.
+
+    Parameters
+    ----------
+    store : path or Zarr store
+
+    Returns
+    -------
+    Network
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such store.
+    ValueError
+        If it is not a network, its name is not registered, or it was cut short.
+    """
+    arrays, description = read_arrays(store, "")
+    if "parameters" not in description or "name" not in description:
+        raise ValueError(f"{store} holds no network; found a description with {sorted(description)}")
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{store} has network format {description.get('format')}, this xdan reads {_FORMAT}")
+    try:
+        history = xr.open_zarr(store, group="history", consolidated=False).load()
+    except (FileNotFoundError, KeyError):
+        history = None
+    network = Network(description, arrays, history)
+    network.module()  # shapes are checked now, not in the middle of a long run
+    return network

@@ -1,0 +1,254 @@
+"""Zarr stores: templates filled region by region, resumed runs, and groups of named arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.errors import GroupNotFoundError
+
+from .blocks import Array, Carry, Plan
+
+StoreLike = Any
+"""A path, URL or Zarr store."""
+
+_RESUME = "xdan_resume"
+STATUS = "xdan_status"
+
+
+def exists(store: StoreLike) -> bool:
+    """Whether anything is stored there."""
+    if isinstance(store, (str, Path)) and "://" not in str(store):
+        path = Path(store)
+        return path.exists() and (not path.is_dir() or any(path.iterdir()))
+    try:
+        zarr.open_group(store, mode="r")
+    except (FileNotFoundError, GroupNotFoundError):
+        return False
+    return True
+
+
+def check_writable(store: StoreLike, mode: str) -> None:
+    """Refuse to overwrite.
+
+    Raises
+    ------
+    ValueError
+        For an unknown mode.
+    FileExistsError
+        If something is there and mode is not "w".
+    """
+    if mode not in ("w", "w-"):
+        raise ValueError(f"mode={mode!r}: expected 'w-' (new store) or 'w' (overwrite)")
+    if mode == "w-" and exists(store):
+        raise FileExistsError(f"{store} exists; pass mode='w' to overwrite it, or another path")
+
+
+def digest(*values: Any) -> str:
+    """Hash JSON values and arrays."""
+    h = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray):
+            h.update(f"{value.dtype.str}{value.shape}".encode())
+            h.update(np.ascontiguousarray(value).tobytes())
+        else:
+            h.update(json.dumps(value, sort_keys=True).encode())
+    return h.hexdigest()
+
+
+class Stream:
+    """A store that is filled block by block and that a killed run takes up again.
+
+    The template is written first, then whole regions; what is done, and the state to carry on with, lie in a group
+    apart that is removed at the end, so that an unbroken run and a resumed one leave the same store.
+
+    Parameters
+    ----------
+    store : path or Zarr store
+    template : xarray.Dataset
+        Dask arrays stand for what is to come; the rest is written at once.
+    plan : Plan
+        Regions, the template's chunks.
+    identity : str
+        Of the run; another run's store is refused.
+    mode : {"w-", "w"}
+
+    Raises
+    ------
+    FileExistsError
+        If the store holds anything but an unfinished run of the same identity, unless mode is "w".
+    """
+
+    def __init__(self, store: StoreLike, template: xr.Dataset, plan: Plan, identity: str, mode: str) -> None:
+        self.store, self.plan = store, plan
+        found = self._identity() if exists(store) else None
+        if found != identity or mode == "w":
+            if found is not None and mode != "w":
+                raise FileExistsError(
+                    f"{store} holds an unfinished run of another method, record or setting; pass mode='w' to "
+                    "overwrite it, or another path"
+                )
+            check_writable(store, mode)
+            marked = template.assign_attrs({STATUS: "unfinished"})
+            marked.to_zarr(store, mode="w", compute=False, consolidated=False, zarr_format=3)
+            resume = zarr.open_group(store, mode="r+").create_group(_RESUME)
+            resume.create_array("done", shape=(plan.shape[0],), chunks=(1,), dtype="int64", fill_value=0)
+            resume.attrs["identity"] = identity
+
+    def _identity(self) -> str | None:
+        try:
+            return str(zarr.open_group(self.store, path=_RESUME, mode="r").attrs["identity"])
+        except (FileNotFoundError, GroupNotFoundError, KeyError):
+            return None
+
+    def done(self, i: int) -> int:
+        """Blocks of the i-th row of the plan that are written."""
+        array = zarr.open_group(self.store, path=_RESUME, mode="r")["done"]
+        return int(np.asarray(array[i]))  # type: ignore[index, call-overload]
+
+    def carry(self, i: int) -> Carry | None:
+        """State to carry on with after `done` blocks."""
+        t = self.done(i)
+        return read_arrays(self.store, f"{_RESUME}/carry/{i}/{t}")[0] if t else None
+
+    def write(self, i: int, t: int, outputs: Mapping[str, Array], carry: Carry) -> None:
+        """Write a block and then, only then, mark it as done."""
+        group = zarr.open_group(self.store, mode="r+")
+        region = (self.plan.rows(i), self.plan.columns(t))
+        for name, value in outputs.items():
+            group[name][region] = value  # type: ignore[index]
+        write_arrays(self.store, f"{_RESUME}/carry/{i}/{t + 1}", carry, {})
+        group[f"{_RESUME}/done"][i] = t + 1  # type: ignore[index]
+        old = f"{_RESUME}/carry/{i}/{t}"
+        if t and old in group:
+            del group[old]
+
+    def write_scalars(self, values: Mapping[str, Array]) -> None:
+        """Write what does not depend on trajectory and time."""
+        group = zarr.open_group(self.store, mode="r+")
+        for name, value in values.items():
+            group[name][...] = value  # type: ignore[index]
+
+    def finish(self) -> None:
+        """Remove the traces of the run and seal the store."""
+        if isinstance(self.store, (str, Path)) and Path(self.store).is_dir():
+            for leftover in Path(self.store).rglob("*.partial"):
+                leftover.unlink()
+        group = zarr.open_group(self.store, mode="r+")
+        del group[_RESUME]
+        attributes = dict(group.attrs)
+        attributes.pop(STATUS, None)
+        group.attrs.put(attributes)
+        zarr.consolidate_metadata(self.store)
+
+
+def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
+    """Write named arrays, one chunk each, and a JSON description as one group, replacing what is there."""
+    group = zarr.open_group(store, path=path, mode="w", zarr_format=3)
+    for name, value in arrays.items():
+        value = np.asarray(value, order="C")
+        array = group.create_array(
+            name, shape=value.shape, chunks=tuple(max(1, n) for n in value.shape), dtype=value.dtype
+        )
+        if value.size:
+            array[...] = value
+    group.attrs.update(
+        {"description": json.dumps(description), "arrays": sorted(arrays), "digest": _digest(arrays, description)}
+    )
+
+
+def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read what `write_arrays` wrote; nothing is unpickled, imported or executed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such group.
+    ValueError
+        If it is not of that kind, or was cut short or changed.
+    """
+    try:
+        group = zarr.open_group(store, path=path, mode="r")
+    except (FileNotFoundError, GroupNotFoundError):
+        raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
+    names, text = group.attrs.get("arrays"), group.attrs.get("description")
+    if not isinstance(names, list) or not isinstance(text, str):
+        raise ValueError(f"{store} ({path or 'root'}) is not a group of arrays that xdan wrote, or was cut short")
+    missing = [name for name in names if str(name) not in group]
+    if missing:
+        raise ValueError(f"{store} ({path or 'root'}) was cut short: arrays {missing} are missing")
+    arrays = {str(name): np.asarray(group[str(name)][...]) for name in names}  # type: ignore[index]
+    description = json.loads(text)
+    if _digest(arrays, description) != group.attrs.get("digest"):
+        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: its digest does not match")
+    return arrays, description
+
+
+def _digest(arrays: Mapping[str, Array], description: Mapping[str, Any]) -> str:
+    return digest(dict(description), *(part for name in sorted(arrays) for part in (name, arrays[name])))
+
+
+class Checkpoint:
+    """Two slots in a store, written in turn; the pointer moves once a slot is whole.
+
+    Parameters
+    ----------
+    store : path or Zarr store
+    identity : dict
+        JSON description of the run; a checkpoint of another run is refused.
+    """
+
+    def __init__(self, store: StoreLike, identity: Mapping[str, Any]) -> None:
+        self.store, self.identity = store, dict(identity)
+        self._slot = 0
+
+    def load(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """Arrays and scalars of the last save, or None where there is none.
+
+        Raises
+        ------
+        ValueError
+            If the store holds another run's checkpoint.
+        FileExistsError
+            If it holds something else.
+        """
+        if not exists(self.store):
+            return None
+        try:
+            attributes = dict(zarr.open_group(self.store, mode="r").attrs)
+        except (FileNotFoundError, GroupNotFoundError):
+            attributes = {}
+        if "xdan_checkpoint" not in attributes:
+            raise FileExistsError(f"{self.store} exists and is no checkpoint; choose another path for checkpoint=")
+        found = json.loads(str(attributes["xdan_checkpoint"]))
+        if differs := sorted(k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k)):
+            shown = ", ".join(f"{k}: {found.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
+            raise ValueError(
+                f"checkpoint {self.store} is of another run ({shown}); use the same settings, or another path"
+            )
+        if "latest" not in attributes:
+            return None
+        self._slot = int(str(attributes["latest"]))
+        return read_arrays(self.store, f"slot{self._slot}")
+
+    def save(self, arrays: Mapping[str, Array], scalars: Mapping[str, Any]) -> None:
+        """Write the other slot, then point to it."""
+        root = zarr.open_group(self.store, mode="a", zarr_format=3)
+        if "xdan_checkpoint" not in root.attrs:
+            root.attrs["xdan_checkpoint"] = json.dumps(self.identity)
+        slot = 1 - self._slot
+        flat = {name.replace("/", "."): value for name, value in arrays.items()}
+        write_arrays(self.store, f"slot{slot}", flat, {**scalars, "_names": sorted(arrays)})
+        root.attrs["latest"] = slot
+        self._slot = slot
+
+
+def unflatten_names(arrays: Mapping[str, Array], names: list[str]) -> dict[str, Array]:
+    """Undo the flattening of `Checkpoint.save`."""
+    return {name: arrays[name.replace("/", ".")] for name in names}
