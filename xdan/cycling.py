@@ -45,7 +45,15 @@ _LONG_NAMES = {
     "candidate_scale": "scales that were tried",
     "innovation_rms": "root mean square innovation with each candidate scale",
 }
-_IN_STATE_UNITS = ("forecast", "analysis", "forecast_spread", "spread", "forecast_members", "members", "innovation_rms")
+_IN_STATE_UNITS = (
+    "forecast",
+    "analysis",
+    "forecast_spread",
+    "spread",
+    "forecast_members",
+    "members",
+    "innovation_rms",
+)
 
 
 def cycle(
@@ -153,10 +161,12 @@ def cycle(
     unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
     stream = Stream(store, label(_named(shapes, blank) | _named(tuned, unset)), plan, identity, mode)
     _stream(stream, observations, prepared, arguments, progress)
-    return xr.open_zarr(store)
+    return xr.open_zarr(store, consolidated=False)
 
 
-def _stream(stream: Stream, observations: da.Array, prepared: Any, arguments: tuple[Any, ...], progress: bool) -> None:
+def _stream(
+    stream: Stream, observations: da.Array, prepared: Any, arguments: tuple[Any, ...], progress: bool
+) -> None:
     """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
     frame, _, seed, members, device = arguments
     rows, columns = stream.plan.shape
@@ -309,7 +319,7 @@ def _label(
 ) -> xr.Dataset:
     """Attach coordinates and attributes."""
     frame = experiment.frame
-    units = {name: frame.dynamics.units for name in _IN_STATE_UNITS}
+    units = dict.fromkeys(_IN_STATE_UNITS, frame.dynamics.units)
     labelled = {
         name: (dims, data, {"long_name": _LONG_NAMES.get(name, name), "units": units.get(name, "1")})
         for name, (dims, data) in variables.items()

@@ -51,7 +51,7 @@ def train(
     device: str = "auto",
     workers: int | None = None,
     checkpoint: StoreLike | None = None,
-    progress: bool = True,
+    progress: bool | Mapping[str, Any] = True,
     dynamics: Dynamics | None = None,
     truth: str | None = None,
     observation: str | None = None,
@@ -98,8 +98,8 @@ def train(
         Threads that share a batch on the CPU; all cores by default. Part of what makes a run reproducible.
     checkpoint : path or Zarr store, optional
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
-    progress : bool
-        Show a progress bar with validation RMSE and time left.
+    progress : bool or mapping
+        Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
     dynamics, truth, observation, observation_error
         As for `cycle`.
     interval, observe, error_std, trajectories
@@ -165,7 +165,9 @@ def train(
         )
         data = _from_record(experiment, validation=validation, device=device, **sizes)
     else:
-        raise TypeError(f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics")
+        raise TypeError(
+            f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics"
+        )
     module = _architecture(network, memory, seed, data).to(device)
     limit = steps if steps is not None or minutes is not None else _DEFAULT_STEPS
     about = {
@@ -187,7 +189,12 @@ def train(
         if isinstance(data.windows, RecordWindows):
             data.windows.close()
     module.load_state_dict(trainer.best)
-    training = {**about, "validation_rmse": trainer.best_score, "seconds": round(seconds, 1), "torch": torch.__version__}
+    training = {
+        **about,
+        "validation_rmse": trainer.best_score,
+        "seconds": round(seconds, 1),
+        "torch": torch.__version__,
+    }
     return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
 
 
@@ -307,7 +314,9 @@ def _check_finite(truth: xr.DataArray) -> None:
     bad = ~np.isfinite(truth)
     count = int(bad.sum())
     if count:
-        where = {dim: int(bad.any([d for d in truth.dims if d != dim]).argmax()) for dim in (TRAJECTORY, TIME)}
+        where = {
+            dim: int(bad.any([d for d in truth.dims if d != dim]).argmax()) for dim in (TRAJECTORY, TIME)
+        }
         raise ValueError(
             f"truth {truth.name!r} holds {count} values that are not finite, the first at indices {where}; was the "
             "store cut short? Training needs a whole truth: cut the record, or leave those trajectories out"
@@ -345,7 +354,9 @@ def _architecture(
         )
     if isinstance(network, Network):
         if network.state_dims != data.dynamics.dims:
-            raise ValueError(f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}")
+            raise ValueError(
+                f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}"
+            )
         return network.module()
     if isinstance(network, str):
         if network != ResidualCNN.name:
@@ -353,7 +364,9 @@ def _architecture(
         network = ResidualCNN(memory=memory or 0)
     # A fresh module, so that the caller's is not changed and weights follow from the seed.
     with torch.random.fork_rng(devices=[]):
-        draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
+        draw = uniform(
+            seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1
+        )
         torch.manual_seed(int(draw * 2**31))
         module = type(network)(**network.parameters_json())
     error_std = math.sqrt(float(data.error.variance().mean()))
@@ -384,12 +397,17 @@ class _Loop:
         if found is not None:
             self._restore(*found)
 
-    def run(self, progress: bool) -> float:
+    def run(self, progress: bool | Mapping[str, Any]) -> float:
         """Train; returns the seconds it took, those before a resumption included."""
         begin = saved = clock.perf_counter()
         total = self.steps if self.steps is not None else 1000
         form = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
-        with tqdm(total=total, disable=not progress, bar_format=form, desc="training") as bar:
+        asked = {
+            "desc": "training",
+            "mininterval": 1.0,
+            **(progress if isinstance(progress, Mapping) else {}),
+        }
+        with tqdm(total=total, disable=progress is False, bar_format=form, **asked) as bar:
             while True:
                 now = clock.perf_counter()
                 elapsed = self.elapsed_before + now - begin
@@ -400,7 +418,9 @@ class _Loop:
                 if self.checkpoint is not None and now - saved > 30.0:
                     self._save(elapsed)
                     saved = clock.perf_counter()
-                report = self.trainer.step(self.data.windows.window(self.trainer.step_count), linear_decay(done))
+                report = self.trainer.step(
+                    self.data.windows.window(self.trainer.step_count), linear_decay(done)
+                )
                 self._since.append((report.loss, report.rmse, report.restarts))
                 if self.trainer.step_count % self.validate_every == 0:
                     self._validate(elapsed, linear_decay(done))
@@ -425,13 +445,23 @@ class _Loop:
         since = np.array(self._since) if self._since else np.full((1, 3), np.nan)
         finite = since[np.isfinite(since[:, :2]).all(1)]
         loss, rmse = finite[:, :2].mean(0) if len(finite) else (np.nan, np.nan)
-        row = _Row(self.trainer.step_count, float(loss), float(rmse), score, rate, int(np.nansum(since[:, 2])), elapsed)
+        row = _Row(
+            self.trainer.step_count,
+            float(loss),
+            float(rmse),
+            score,
+            rate,
+            int(np.nansum(since[:, 2])),
+            elapsed,
+        )
         self.rows.append(row)
         self._since = []
 
     def history(self) -> xr.Dataset:
         """What was seen, along `step`."""
-        columns = {field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)}
+        columns = {
+            field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)
+        }
         step = columns.pop("step")
         return xr.Dataset(
             {name: ("step", values, _HISTORY[name]) for name, values in columns.items()},
@@ -481,10 +511,12 @@ class _Row:
 
 _HISTORY = {
     "loss": {"long_name": "mean training loss since the last entry", "units": "1"},
-    "rmse": {"long_name": "training analysis RMSE since the last entry, lost trajectories left out", "units": "1"},
+    "rmse": {
+        "long_name": "training analysis RMSE since the last entry, lost trajectories left out",
+        "units": "1",
+    },
     "validation_rmse": {"long_name": "validation analysis RMSE", "units": "1"},
     "rate": {"long_name": "learning rate, relative", "units": "1"},
     "restarts": {"long_name": "trajectories lost and restarted since the last entry", "units": "1"},
     "seconds": {"long_name": "time spent training", "units": "s"},
 }
-

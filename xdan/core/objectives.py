@@ -58,42 +58,46 @@ def through_the_cycles(
     error: ErrorCovariance,
     window: Window,
     state: State | None,
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, Tensor, State]:
     """Analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
+
+    A trajectory whose analysis is as wrong as a random state of the climate is lost: it starts anew from the
+    observations of that time, and no gradient passes from there to what comes after.
 
     Parameters
     ----------
     method : DataAssimilationNetwork
+    dynamics : Dynamics
+    error : ErrorCovariance
     window : Window
     state : dict of Tensor, or None where the trajectories start
-        Analysis that the previous window left, detached; `alive` marks the trajectories to carry on, the others
-        start anew.
+        Analysis that the previous window left.
 
     Returns
     -------
     analysis : Tensor, shape (B, T, N)
+    lost : Tensor of bool, shape (B, T)
     state : dict of Tensor
-        Detached analysis state at the window's end, `alive` where it is finite.
+        Analysis state at the window's end, detached.
     """
-    alive = None if state is None else state["alive"]
-    carried = None if state is None else {name: value for name, value in state.items() if name != "alive"}
-    analyses = []
+    analyses, losses = [], []
+    limit = method.network.state_std**2
     for k, steps in enumerate(window.steps):
         observation, observed = split_observation(window.observation[:, k])
-        if k == 0 and (alive is None or not bool(alive.all())):
-            begun = method.first(method.start_like(observation), observation, observed, error)
-        if k == 0 and carried is None:
-            carried = begun
+        if state is None:
+            state = method.first(method.start_like(observation), observation, observed, error)
+            lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
         else:
-            assert carried is not None
-            carried = method.analyse(method.forecast(carried, dynamics, steps), observation, observed, error)
-            if k == 0 and alive is not None and not bool(alive.all()):
-                carried = {
-                    name: torch.where(alive.reshape(-1, *(1 for _ in value.shape[1:])), value, begun[name])
-                    for name, value in carried.items()
-                }
-        analyses.append(carried["x"])
-    assert carried is not None
-    end = {name: value.detach() for name, value in carried.items()}
-    end["alive"] = torch.isfinite(end["x"]).all(1)
-    return torch.stack(analyses, 1), end
+            state = method.analyse(method.forecast(state, dynamics, steps), observation, observed, error)
+            lost = ~((state["x"].detach() - window.truth[:, k]).square().mean(1) < limit)
+        analyses.append(state["x"])
+        losses.append(lost)
+        if bool(lost.any()):
+            anew = method.first(method.start_like(observation), observation, observed, error)
+            state = {
+                name: torch.where(lost.reshape(-1, *(1 for _ in value.shape[1:])), anew[name], value)
+                for name, value in state.items()
+            }
+    assert state is not None
+    end = {name: value.detach() for name, value in state.items()}
+    return torch.stack(analyses, 1), torch.stack(losses, 1), end

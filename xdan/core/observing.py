@@ -36,7 +36,9 @@ class Sites:
 
     def __post_init__(self) -> None:
         if self.kind not in ("all", "every", "random"):
-            raise ValueError(f"observing network {self.kind!r} is unknown; known are 'all', 'every', 'random'")
+            raise ValueError(
+                f"observing network {self.kind!r} is unknown; known are 'all', 'every', 'random'"
+            )
         if self.step < 1 or not 0 <= self.offset < self.step:
             raise ValueError(
                 f"step={self.step}, offset={self.offset}: expected step >= 1 and 0 <= offset < step"
@@ -62,7 +64,10 @@ class Sites:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON description."""
         keys: dict[str, Sequence[str]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
-        return {"name": "sites", "parameters": {key: getattr(self, key) for key in ("kind", *keys[self.kind])}}
+        return {
+            "name": "sites",
+            "parameters": {key: getattr(self, key) for key in ("kind", *keys[self.kind])},
+        }
 
     @classmethod
     def from_json(cls, description: Mapping[str, Any]) -> Sites:

@@ -121,9 +121,7 @@ class Trainer:
         pieces = self._share(window, state)
         gradients = [torch.stack(parts).sum(0) for parts in zip(*(piece[2] for piece in pieces), strict=True)]
         end = {name: torch.cat([piece[3][name] for piece in pieces]) for name in pieces[0][3]}
-        square = torch.cat([piece[1] for piece in pieces])
-        lost = ~(end["alive"] & (square[:, -1] < self.network.state_std**2))
-        end["alive"] = ~lost
+        square, lost = (torch.cat([piece[part] for piece in pieces]) for part in (1, 4))
         self.states[window.group] = end
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
         self.step_count += 1
@@ -141,24 +139,26 @@ class Trainer:
         rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
         return StepReport(sum(float(piece[0]) for piece in pieces), rmse, norm, int(lost.sum()))
 
-    def _share(self, window: Window, state: State | None) -> list[tuple[Tensor, Tensor, list[Tensor], State]]:
-        """Loss, squared errors, gradients and end state of each worker's part of the batch."""
+    def _share(
+        self, window: Window, state: State | None
+    ) -> list[tuple[Tensor, Tensor, list[Tensor], State, Tensor]]:
+        """Loss, squared errors, gradients, end state and losses of each worker's part of the batch."""
         batch, workers = len(window.truth), min(self.settings.workers, len(window.truth))
         edges = [round(batch * w / workers) for w in range(workers + 1)]
         slices = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
-        def work(rows: slice) -> tuple[Tensor, Tensor, list[Tensor], State]:
+        def work(rows: slice) -> tuple[Tensor, Tensor, list[Tensor], State, Tensor]:
             part = window.rows(rows)
             begin = None if state is None else {name: value[rows] for name, value in state.items()}
             with torch.enable_grad():
-                analysis, end = through_the_cycles(self.method, self.dynamics, self.error, part, begin)
+                analysis, lost, end = through_the_cycles(self.method, self.dynamics, self.error, part, begin)
                 # The first analysis of a record is not the network's.
                 first = 1 if begin is None and len(window.steps) > 1 else 0
                 objective = OBJECTIVES[self.settings.objective]
                 loss = objective(analysis[:, first:], part.truth[:, first:]).mean(1).sum() / batch
                 gradients = torch.autograd.grad(loss, self.parameters)
             square = (analysis.detach() - part.truth).square().mean(-1)
-            return loss.detach(), square, list(gradients), end
+            return loss.detach(), square, list(gradients), end, lost
 
         if workers == 1:
             return [work(slices[0])]
@@ -196,9 +196,7 @@ class Trainer:
         found |= {f"best/{name}": value for name, value in self.best.items()}
         for number, optimiser in enumerate(self.optimisers):
             for index, slots in optimiser.state_dict()["state"].items():
-                found |= {
-                    f"optimiser/{number}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()
-                }
+                found |= {f"optimiser/{number}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
         for group, state in self.states.items():
             found |= {f"state/{group}/{name}": value for name, value in state.items()}
         return found

@@ -48,7 +48,9 @@ class Lorenz96(Dynamics):
         if sites < 4:
             raise ValueError(f"sites={sites}: Lorenz-96 couples four neighbours, so expected at least 4")
         if not 0.0 < timestep <= 0.05:
-            raise ValueError(f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate")
+            raise ValueError(
+                f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate"
+            )
         self.sites, self.forcing, self.timestep = sites, float(forcing), float(timestep)
         axis = {"axis": "X", "long_name": "site on the ring", "units": "1"}
         self.coordinates = {"x": Coordinate(tuple(range(sites)), axis)}

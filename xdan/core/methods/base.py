@@ -188,7 +188,8 @@ def _bury(state: State) -> State:
     if bool(alive.all()):
         return state
     kept = {
-        name: torch.where(_rows(alive, value), value, torch.zeros_like(value)) for name, value in state.items()
+        name: torch.where(_rows(alive, value), value, torch.zeros_like(value))
+        for name, value in state.items()
     }
     return {**kept, "alive": alive}
 

@@ -59,7 +59,9 @@ class ThreeDVar(Method):
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters, as asked for."""
-        given = self.background if isinstance(self.background, str) else torch.as_tensor(self.background).tolist()
+        given = (
+            self.background if isinstance(self.background, str) else torch.as_tensor(self.background).tolist()
+        )
         return {"background": given, "scale": self.scale}
 
     def prepare(self, record: Record) -> Method:
@@ -153,7 +155,9 @@ class _Static:
     climate: Tensor
     b: Tensor
     scale: Tensor
-    _cache: dict[ErrorCovariance, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[ErrorCovariance, tuple[Tensor, Tensor, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def gain(self, observed: Tensor, error: ErrorCovariance) -> tuple[Tensor, Tensor, Tensor]:
         """Gain, forecast variance and analysis variance; shapes (..., N, N), (..., N), (..., N)."""

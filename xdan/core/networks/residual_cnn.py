@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import AnalysisNetwork, register_network
-from .fused import ResidualTrunk
+from .fused import ResidualTrunk, Trunk
 
 
 @register_network
@@ -32,7 +32,7 @@ class ResidualCNN(AnalysisNetwork):
     memory : int
         Latent channels per site, 0 for none.
     activation : {"gated", "silu"}
-        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the SiLU of the other.
+        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
 
     Raises
     ------
@@ -77,6 +77,7 @@ class ResidualCNN(AnalysisNetwork):
             self.weights.append(nn.Parameter(std * torch.randn(outside, kernel * inside)))
             self.biases.append(nn.Parameter(torch.zeros(outside)))
         self.relative_alpha = nn.Parameter(torch.tensor(0.4))
+        self._trunk: Trunk | None = None
 
     @property
     def alpha(self) -> Tensor:
@@ -118,8 +119,11 @@ class ResidualCNN(AnalysisNetwork):
         """a_theta on features (2 + memory, N, B), shape (1 + 2 memory, N, B)."""
         gated = self.activation == "gated"
         if self.training:
-            alternating = [t for pair in zip(self.weights, self.biases, strict=True) for t in pair]
-            answer: Tensor = ResidualTrunk.apply(features, self.kernel, self.sub_blocks, gated, *alternating)
+            weights, biases = list(self.weights), list(self.biases)
+            if self._trunk is None or not self._trunk.fits(weights):
+                self._trunk = Trunk(weights, biases, self.kernel, self.sub_blocks, gated)
+            alternating = [t for pair in zip(weights, biases, strict=True) for t in pair]
+            answer: Tensor = ResidualTrunk.apply(features, self._trunk, *alternating)
             return answer
         layers = list(zip(self.weights, self.biases, strict=True))
         h = circular_convolution(features, *layers[0], self.kernel)
@@ -128,7 +132,7 @@ class ResidualCNN(AnalysisNetwork):
             z = circular_convolution(u, weight, bias, self.kernel)
             if gated:
                 linear, gate = z.chunk(2)
-                u = linear * nn.functional.silu(gate)
+                u = linear * gate.tanh()
             else:
                 u = nn.functional.silu(z)
             if index % self.sub_blocks == self.sub_blocks - 1:

@@ -1,0 +1,146 @@
+"""Lorenz-96 from end to end: a twin in Zarr, two networks trained on it, tuned baselines, one table and one page.
+
+    python examples/quickstart.py [--minutes 4] [--out quickstart]
+
+The network of the papers and one with memory are trained side by side, for the same time and on half of the cores
+each. Then both, 3D-Var and two EnKF-N assimilate a test record that none has seen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+import xdan
+
+BURN_IN = 200  # cycles that an ensemble needs to forget its climatological start
+NETWORKS = {"network": 0, "network with memory": 12}
+
+
+def train_one(record: str, out: str, name: str, memory: int, minutes: float, seed: int, place: int) -> float:
+    """Train one network in a process of its own, on its share of the cores."""
+    import torch
+
+    threads = max(1, (os.cpu_count() or 1) // len(NETWORKS))
+    torch.set_num_threads(threads)
+    net = xr.open_zarr(record).dan.train(
+        memory=memory,
+        minutes=minutes,
+        seed=seed,
+        workers=threads,
+        progress={"desc": f"{name:<20}", "position": place},
+    )
+    net.to_zarr(out, mode="w")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
+    parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for stores and page")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    begin = time.perf_counter()
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+
+    def done(what: str) -> None:
+        print(f"[{time.perf_counter() - begin:6.1f} s] {what}", flush=True)
+
+    # 1. Truth and observations, every site observed with unit error, in chunked Zarr stores.
+    model = xdan.Lorenz96(sites=40, forcing=8.0)
+    trajectories = 2048 if options.minutes > 10 else 1024
+    for name, count, cycles, seed in (
+        ("train", trajectories, 1000, options.seed),
+        ("test", 32, BURN_IN + 400, options.seed + 1),
+    ):
+        twin = xdan.twin(model, interval=0.05, cycles=cycles, trajectories=count, error_std=1.0, seed=seed)
+        twin.to_zarr(out / f"{name}.zarr", mode="w", consolidated=False)
+    test = xr.open_zarr(out / "test.zarr", consolidated=False)
+    done(
+        f"twins of {trajectories} x 1000 and 32 x {BURN_IN + 400} states in {out}/train.zarr and {out}/test.zarr"
+    )
+
+    # 2. Two networks, side by side.
+    stores = {name: str(out / f"{name.replace(' ', '-')}.zarr") for name in NETWORKS}
+    with ProcessPoolExecutor(len(NETWORKS), mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [
+            pool.submit(
+                train_one,
+                str(out / "train.zarr"),
+                stores[name],
+                name,
+                memory,
+                options.minutes,
+                options.seed,
+                place,
+            )
+            for place, (name, memory) in enumerate(NETWORKS.items())
+        ]
+        memory_used = [job.result() for job in jobs]
+    nets = {name: xdan.open_network(store) for name, store in stores.items()}
+    done(f"two networks trained, {options.minutes:g} minutes each")
+
+    # 3. Every method cycles the test record, streamed into a store of its own.
+    runs = {}
+    for name, method, settings in (
+        ("3D-Var", "3d-var", {}),
+        ("EnKF-N, 20 members", "enkf-n", {"members": 20}),
+        ("EnKF-N, 40 members", "enkf-n", {"members": 40}),
+    ):
+        store = out / f"{method}{settings.get('members', '')}.zarr"
+        runs[name] = test.dan.baseline(method, **settings, store=store, mode="w", progress=False)
+    for name, net in nets.items():
+        store = out / f"run-{name.replace(' ', '-')}.zarr"
+        runs[name] = test.dan.cycle(net, store=store, mode="w", progress=False)
+    done("test record cycled by five methods")
+
+    # 4. Scores after burn-in.
+    scores = {name: test.dan.score(run, burn_in=BURN_IN).compute() for name, run in runs.items()}
+    columns = [
+        "rmse",
+        "rmse_standard_error",
+        "forecast_rmse",
+        "spread",
+        "crps",
+        "innovation_variance",
+        "diverged",
+    ]
+    table = pd.DataFrame({name: {c: float(s[c]) for c in columns if c in s} for name, s in scores.items()}).T
+    table = table.reindex(columns=columns)
+    cycles = next(iter(scores.values())).attrs["cycles"]
+    text = table.to_string(float_format=lambda v: f"{v:.4f}", na_rep="-")
+    heading = f"analysis scores over {cycles} cycles (32 trajectories, {BURN_IN} cycles of burn-in left out)"
+    print(f"\n{heading}\n{text}\n")
+    (out / "table.txt").write_text(f"{heading}\n{text}\n")
+
+    # 5. One page.
+    best = "network with memory"
+    xdan.save_page(
+        out / "quickstart.html",
+        {
+            f"A single forecast corrected by the {best}": test.dan.hovmoller(runs[best], title=best),
+            "All methods, from the start": test.dan.rmse_in_time(runs, cycles=slice(0, 400), log=True),
+            "Training": xdan.training_history({name: net.history for name, net in nets.items()}),
+        },
+        title="xdan quickstart",
+        notes=f"Lorenz-96, 40 sites, {heading}.\n\n```\n{text}\n```",
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    done(
+        f"page in {out}/quickstart.html; peak memory {peak:.1f} GiB, of the trainings {max(memory_used):.1f} GiB each"
+    )
+
+
+if __name__ == "__main__":
+    main()

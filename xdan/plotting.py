@@ -1,0 +1,205 @@
+"""Pictures of labelled results, with hvplot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .schema import TIME, TRAJECTORY, read
+
+_WIDTH, _HEIGHT = 760, 260
+# Okabe and Ito's colours, told apart with every kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def hovmoller(
+    ds: xr.Dataset,
+    run: xr.Dataset,
+    *,
+    trajectory: int = 0,
+    cycles: slice | None = None,
+    title: str = "",
+    **roles: Any,
+) -> Any:
+    """Truth, analysis and error of one trajectory in space and time.
+
+    Parameters
+    ----------
+    ds, run : xarray.Dataset
+        Twin, and a run on it.
+    trajectory : int
+        Position along `trajectory`.
+    cycles : slice, optional
+        Positions along `time`; the last 200 by default.
+    title : str
+        Of the method.
+    **roles
+        `dynamics`, `truth`, `observation`, `observation_error` as for `cycle`.
+
+    Returns
+    -------
+    holoviews.Layout
+        Three panels that share their axes; truth and analysis share one colour scale.
+
+    Raises
+    ------
+    ValueError
+        If there is no truth, or the state has more than one dim.
+    """
+    import hvplot.xarray  # noqa: F401
+
+    experiment = read(ds, **roles, needs_truth="a picture of the error")
+    assert experiment.truth is not None
+    dims, units = experiment.frame.dynamics.dims, experiment.frame.dynamics.units
+    if len(dims) != 1:
+        raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one")
+    cut = {TIME: cycles if cycles is not None else slice(-200, None)}
+    x = experiment.truth.isel({TRAJECTORY: trajectory}, drop=True).isel(cut)
+    analysis = run["analysis"]
+    if TRAJECTORY in analysis.dims:
+        analysis = analysis.isel({TRAJECTORY: trajectory}, drop=True)
+    x, analysis = x.load(), analysis.isel(cut).load().assign_coords(x.coords)
+    bound = float(np.abs(x).max())
+    error = analysis - x
+    reach = float(np.abs(error).quantile(0.995)) or 1.0
+    suffix = "" if units == "1" else f" ({units})"
+    panels = []
+    for label, field, limit in (("truth", x, bound), ("analysis", analysis, bound), ("error", error, reach)):
+        heading = f"{label}{' of ' + title if title and label != 'truth' else ''}"
+        panel = field.rename(label + suffix).hvplot.quadmesh(
+            x=TIME,
+            y=dims[0],
+            cmap="RdBu_r",
+            clim=(-limit, limit),
+            title=heading,
+            xlabel="model time",
+            ylabel="site",
+            width=_WIDTH,
+            height=_HEIGHT,
+            rasterize=False,
+        )
+        panels.append(panel)
+    return (panels[0] + panels[1] + panels[2]).cols(1)
+
+
+def rmse_in_time(
+    ds: xr.Dataset,
+    runs: Mapping[str, xr.Dataset],
+    *,
+    cycles: slice | None = None,
+    log: bool = False,
+    **roles: Any,
+) -> Any:
+    """Analysis RMSE of several runs in time, mean over the trajectories.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Twin.
+    runs : mapping
+        Name to run.
+    cycles : slice, optional
+        Positions along `time`.
+    log : bool
+        Logarithmic RMSE.
+    **roles
+        `dynamics`, `truth`, `observation`, `observation_error` as for `cycle`.
+
+    Returns
+    -------
+    holoviews.Overlay
+    """
+    import holoviews as hv
+    import hvplot.xarray  # noqa: F401
+
+    from .scoring import score
+
+    curves = []
+    for (name, run), colour in zip(runs.items(), _cycle_colours(len(runs)), strict=True):
+        curve = score(ds, run, dim=TRAJECTORY, **roles)["rmse"].isel({TIME: cycles or slice(None)})
+        curves.append(
+            curve.hvplot.line(
+                x=TIME,
+                label=name,
+                color=colour,
+                logy=log,
+                xlabel="model time",
+                ylabel="analysis RMSE",
+                title="analysis RMSE, mean over trajectories",
+                width=_WIDTH,
+                height=_HEIGHT + 60,
+            )
+        )
+    return hv.Overlay(curves).opts(legend_position="right")
+
+
+def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
+    """Validation and training RMSE against training time.
+
+    Parameters
+    ----------
+    histories : Dataset or mapping of name to Dataset
+        `Network.history` of one or several networks.
+
+    Returns
+    -------
+    holoviews.Overlay
+    """
+    import holoviews as hv
+    import hvplot.xarray  # noqa: F401
+
+    named = {"network": histories} if isinstance(histories, xr.Dataset) else histories
+    curves = []
+    for (name, history), colour in zip(named.items(), _cycle_colours(len(named)), strict=True):
+        against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(
+            step="minutes"
+        )
+        for variable, label, dash in (
+            ("validation_rmse", "validation", "solid"),
+            ("rmse", "training", "dotted"),
+        ):
+            curves.append(
+                against[variable].hvplot.line(
+                    x="minutes",
+                    label=f"{name}, {label}",
+                    color=colour,
+                    line_dash=dash,
+                    logy=True,
+                    xlabel="training time (minutes)",
+                    ylabel="analysis RMSE",
+                    title="training",
+                    width=_WIDTH,
+                    height=_HEIGHT + 60,
+                )
+            )
+    return hv.Overlay(curves).opts(legend_position="right")
+
+
+def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan", notes: str = "") -> None:
+    """Save figures as one HTML page that needs no network.
+
+    Parameters
+    ----------
+    path : path
+    sections : mapping
+        Heading to figure, top to bottom.
+    title : str
+    notes : str
+        Markdown, shown first.
+    """
+    import panel as pn
+    from bokeh.resources import INLINE
+
+    column = pn.Column(pn.pane.Markdown(f"# {title}\n\n{notes}", width=_WIDTH + 300))
+    for heading, figure in sections.items():
+        column.append(pn.pane.Markdown(f"## {heading}"))
+        column.append(pn.pane.HoloViews(figure, linked_axes=False))
+    column.save(str(path), title=title, resources=INLINE)
+
+
+def _cycle_colours(count: int) -> list[str]:
+    return [_COLOURS[k % len(_COLOURS)] for k in range(count)]
