@@ -43,9 +43,7 @@ def train_one(record: str, out: str, name: str, memory: int, minutes: float, see
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
     parser.add_argument("--out", type=Path, default=Path("quickstart"), help="folder for stores and page")
     parser.add_argument("--seed", type=int, default=0)
@@ -67,9 +65,7 @@ def main() -> None:
         twin = xdan.twin(model, interval=0.05, cycles=cycles, trajectories=count, error_std=1.0, seed=seed)
         twin.to_zarr(out / f"{name}.zarr", mode="w", consolidated=False)
     test = xr.open_zarr(out / "test.zarr", consolidated=False)
-    done(
-        f"twins of {trajectories} x 1000 and 32 x {BURN_IN + 400} states in {out}/train.zarr and {out}/test.zarr"
-    )
+    done(f"twins of {trajectories} x 1000 and 32 x {BURN_IN + 400} states in {out}/train.zarr and {out}/test.zarr")
 
     # 2. Two networks, side by side.
     stores = {name: str(out / f"{name.replace(' ', '-')}.zarr") for name in NETWORKS}
@@ -137,9 +133,7 @@ def main() -> None:
         notes=f"Lorenz-96, 40 sites, {heading}.\n\n```\n{text}\n```",
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    done(
-        f"page in {out}/quickstart.html; peak memory {peak:.1f} GiB, of the trainings {max(memory_used):.1f} GiB each"
-    )
+    done(f"page in {out}/quickstart.html; peak memory {peak:.1f} GiB, of the trainings {max(memory_used):.1f} GiB each")
 
 
 if __name__ == "__main__":

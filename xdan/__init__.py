@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import accessor as _accessor
+from . import accessor as _accessor  # noqa: F401 - registers .dan
 
 if TYPE_CHECKING:
     from .baselines import baseline as baseline

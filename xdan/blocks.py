@@ -124,8 +124,7 @@ def scan(
         for name in outputs:
             pieces[name].append(row[name])
     return {
-        name: da.concatenate([da.concatenate(row, axis=1) for row in rows], axis=0)
-        for name, rows in pieces.items()
+        name: da.concatenate([da.concatenate(row, axis=1) for row in rows], axis=0) for name, rows in pieces.items()
     }
 
 
@@ -135,8 +134,7 @@ def _cut(array: da.Array, plan: Plan) -> list[list[Delayed]]:
     whole = array.rechunk((*sizes, *(-1 for _ in array.shape[2:])))
     delayed = whole.to_delayed()
     return [
-        [delayed[(i, t, *(0 for _ in array.shape[2:]))] for t in range(plan.shape[1])]
-        for i in range(plan.shape[0])
+        [delayed[(i, t, *(0 for _ in array.shape[2:]))] for t in range(plan.shape[1])] for i in range(plan.shape[0])
     ]
 
 
@@ -178,11 +176,7 @@ def cycle_block(
     """Cycle a prepared method over one block."""
     in_block()
     record = make_record(frame, arrays[0], rows=rows, columns=columns, seed=seed, device=device)
-    state = (
-        None
-        if carry is None
-        else {name: array_to_tensor(value, device=device) for name, value in carry.items()}
-    )
+    state = None if carry is None else {name: array_to_tensor(value, device=device) for name, value in carry.items()}
     with torch.no_grad():
         outputs, state = run(method, record, state, members)
     shape = frame.dynamics.shape

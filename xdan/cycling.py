@@ -118,9 +118,7 @@ def cycle(
     ----------
     Bocquet et al., Eq. 2 and 3.
     """
-    experiment = read(
-        ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error
-    )
+    experiment = read(ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error)
     frame, device = experiment.frame, pick_device(device)
     if isinstance(method, Network):
         method.check(experiment)
@@ -161,12 +159,11 @@ def cycle(
     unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
     stream = Stream(store, label(_named(shapes, blank) | _named(tuned, unset)), plan, identity, mode)
     _stream(stream, observations, prepared, arguments, progress)
-    return xr.open_zarr(store, consolidated=False)
+    opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
+    return opened
 
 
-def _stream(
-    stream: Stream, observations: da.Array, prepared: Any, arguments: tuple[Any, ...], progress: bool
-) -> None:
+def _stream(stream: Stream, observations: da.Array, prepared: Any, arguments: tuple[Any, ...], progress: bool) -> None:
     """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
     frame, _, seed, members, device = arguments
     rows, columns = stream.plan.shape

@@ -165,9 +165,7 @@ def train(
         )
         data = _from_record(experiment, validation=validation, device=device, **sizes)
     else:
-        raise TypeError(
-            f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics"
-        )
+        raise TypeError(f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics")
     module = _architecture(network, memory, seed, data).to(device)
     limit = steps if steps is not None or minutes is not None else _DEFAULT_STEPS
     about = {
@@ -311,11 +309,11 @@ def _from_record(
 
 
 def _check_finite(truth: xr.DataArray) -> None:
-    bad = ~np.isfinite(truth)
+    bad: xr.DataArray = ~xr.apply_ufunc(np.isfinite, truth, dask="allowed")
     count = int(bad.sum())
     if count:
         where = {
-            dim: int(bad.any([d for d in truth.dims if d != dim]).argmax()) for dim in (TRAJECTORY, TIME)
+            dim: int(np.asarray(bad.any([d for d in bad.dims if d != dim])).argmax()) for dim in (TRAJECTORY, TIME)
         }
         raise ValueError(
             f"truth {truth.name!r} holds {count} values that are not finite, the first at indices {where}; was the "
@@ -323,9 +321,7 @@ def _check_finite(truth: xr.DataArray) -> None:
         )
 
 
-def _lanes(
-    experiment: Experiment, window: int, batch: int, validation: float
-) -> tuple[list[tuple[int, int]], int]:
+def _lanes(experiment: Experiment, window: int, batch: int, validation: float) -> tuple[list[tuple[int, int]], int]:
     """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few."""
     count, cycles = experiment.observation.shape[:2]
     steps = experiment.frame.steps
@@ -349,14 +345,10 @@ def _architecture(
     if memory is not None and not isinstance(network, str):
         raise ValueError("memory= goes with a network given by name; set it in the architecture instead")
     if len(data.dynamics.dims) != 1:
-        raise ValueError(
-            f"the state has dims {data.dynamics.dims}: the residual CNN works on a ring, one state dim"
-        )
+        raise ValueError(f"the state has dims {data.dynamics.dims}: the residual CNN works on a ring, one state dim")
     if isinstance(network, Network):
         if network.state_dims != data.dynamics.dims:
-            raise ValueError(
-                f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}"
-            )
+            raise ValueError(f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}")
         return network.module()
     if isinstance(network, str):
         if network != ResidualCNN.name:
@@ -364,9 +356,7 @@ def _architecture(
         network = ResidualCNN(memory=memory or 0)
     # A fresh module, so that the caller's is not changed and weights follow from the seed.
     with torch.random.fork_rng(devices=[]):
-        draw = uniform(
-            seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1
-        )
+        draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
         torch.manual_seed(int(draw * 2**31))
         module = type(network)(**network.parameters_json())
     error_std = math.sqrt(float(data.error.variance().mean()))
@@ -418,9 +408,7 @@ class _Loop:
                 if self.checkpoint is not None and now - saved > 30.0:
                     self._save(elapsed)
                     saved = clock.perf_counter()
-                report = self.trainer.step(
-                    self.data.windows.window(self.trainer.step_count), linear_decay(done)
-                )
+                report = self.trainer.step(self.data.windows.window(self.trainer.step_count), linear_decay(done))
                 self._since.append((report.loss, report.rmse, report.restarts))
                 if self.trainer.step_count % self.validate_every == 0:
                     self._validate(elapsed, linear_decay(done))
@@ -459,9 +447,7 @@ class _Loop:
 
     def history(self) -> xr.Dataset:
         """What was seen, along `step`."""
-        columns = {
-            field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)
-        }
+        columns = {field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)}
         step = columns.pop("step")
         return xr.Dataset(
             {name: ("step", values, _HISTORY[name]) for name, values in columns.items()},

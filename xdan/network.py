@@ -83,9 +83,7 @@ class Network:
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(
-                f"the arrays do not fit the network {self.description['name']!r}: {error}"
-            ) from None
+            raise ValueError(f"the arrays do not fit the network {self.description['name']!r}: {error}") from None
         return module.to(device=device, dtype=dtype).eval()
 
     def method(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DataAssimilationNetwork:

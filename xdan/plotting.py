@@ -65,7 +65,7 @@ def hovmoller(
     x, analysis = x.load(), analysis.isel(cut).load().assign_coords(x.coords)
     bound = float(np.abs(x).max())
     error = analysis - x
-    reach = float(np.abs(error).quantile(0.995)) or 1.0
+    reach = float(np.quantile(np.abs(error), 0.995)) or 1.0
     suffix = "" if units == "1" else f" ({units})"
     panels = []
     for label, field, limit in (("truth", x, bound), ("analysis", analysis, bound), ("error", error, reach)):
@@ -155,9 +155,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     named = {"network": histories} if isinstance(histories, xr.Dataset) else histories
     curves = []
     for (name, history), colour in zip(named.items(), _cycle_colours(len(named)), strict=True):
-        against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(
-            step="minutes"
-        )
+        against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(step="minutes")
         for variable, label, dash in (
             ("validation_rmse", "validation", "solid"),
             ("rmse", "training", "dotted"),

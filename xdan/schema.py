@@ -85,9 +85,7 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
     """
     if name is not None:
         if name not in ds.variables:
-            raise ValueError(
-                f"no variable {name!r} for {role}=; the Dataset holds {sorted(map(str, ds.data_vars))}"
-            )
+            raise ValueError(f"no variable {name!r} for {role}=; the Dataset holds {sorted(map(str, ds.data_vars))}")
         return ds[name]
     with cf_xarray.set_options(custom_criteria=_CRITERIA):
         try:
@@ -120,15 +118,11 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
             )
         return dynamics
     if "dynamics" not in ds.attrs:
-        raise ValueError(
-            "the Dataset's attributes name no dynamics; pass dynamics=, for example xdan.Lorenz96()"
-        )
+        raise ValueError("the Dataset's attributes name no dynamics; pass dynamics=, for example xdan.Lorenz96()")
     try:
         description = json.loads(ds.attrs["dynamics"])
     except (TypeError, ValueError):
-        raise ValueError(
-            f"the attribute dynamics={ds.attrs['dynamics']!r} is not JSON; pass dynamics="
-        ) from None
+        raise ValueError(f"the attribute dynamics={ds.attrs['dynamics']!r} is not JSON; pass dynamics=") from None
     return dynamics_from_json(description)
 
 
@@ -181,9 +175,7 @@ def read(
     if x is not None:
         x, _ = _arrange(x, model)
         if x.sizes != y.sizes:
-            raise ValueError(
-                f"truth has sizes {dict(x.sizes)}, observation {dict(y.sizes)}: expected the same"
-            )
+            raise ValueError(f"truth has sizes {dict(x.sizes)}, observation {dict(y.sizes)}: expected the same")
     frame = Frame(
         dynamics=model,
         error=read_error(ds, model, observation_error),
@@ -213,9 +205,7 @@ def _arrange(variable: xr.DataArray, model: Dynamics) -> tuple[xr.DataArray, boo
         )
     extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *model.dims)]
     if extra:
-        raise ValueError(
-            f"{variable.name!r} has dims {extra} beyond (trajectory, time, {', '.join(model.dims)})"
-        )
+        raise ValueError(f"{variable.name!r} has dims {extra} beyond (trajectory, time, {', '.join(model.dims)})")
     sizes = {dim: variable.sizes[dim] for dim in model.dims}
     if tuple(sizes.values()) != model.shape:
         expected = dict(zip(model.dims, model.shape, strict=True))
@@ -319,14 +309,14 @@ def check_follows(experiment: Experiment) -> None:
     if not np.isfinite(pair).all():
         return
     with torch.no_grad():
-        next_state = experiment.frame.dynamics.advance(
-            torch.from_numpy(pair[:1]), int(experiment.frame.steps[1])
-        )[0].numpy()
+        next_state = experiment.frame.dynamics.advance(torch.from_numpy(pair[:1]), int(experiment.frame.steps[1]))[
+            0
+        ].numpy()
     error, size = np.sqrt(np.mean((next_state - pair[1]) ** 2)), np.sqrt(np.mean((pair[1] - pair[0]) ** 2))
     if error > 1e-2 * size:
         warnings.warn(
-            f"the truth does not follow {experiment.frame.dynamics!r}: over one interval it is off by {error:.3g} where "
-            f"it moves by {size:.3g}. Check dynamics= and the time units; go on if the model is meant to be wrong",
+            f"the truth does not follow {experiment.frame.dynamics!r}: over one interval it is off by {error:.3g} "
+            f"where it moves by {size:.3g}. Check dynamics= and the time units; go on if the model is wrong on purpose",
             XdanWarning,
             stacklevel=3,
         )
@@ -341,10 +331,7 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
     """Attributes that make a store self-describing; values that are not plain are written as JSON."""
     from . import __version__
 
-    plain = {
-        key: value if isinstance(value, (str, int, float)) else json.dumps(value)
-        for key, value in more.items()
-    }
+    plain = {key: value if isinstance(value, (str, int, float)) else json.dumps(value) for key, value in more.items()}
     return {
         "Conventions": CONVENTIONS,
         "source": f"xdan {__version__}",

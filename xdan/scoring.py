@@ -13,9 +13,7 @@ from .core.dynamics import Dynamics
 from .schema import MEMBER, TIME, TRAJECTORY, Experiment, read
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
-_SPREAD = (
-    "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
-)
+_SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
 
 
 def score(
@@ -66,7 +64,7 @@ def score(
     """
     experiment, run = _match(ds, run, burn_in, dynamics, truth, observation, observation_error)
     dims = _dims(dim)
-    state = list(experiment.frame.dynamics.dims)
+    state: list[Hashable] = list(experiment.frame.dynamics.dims)
     units = experiment.frame.dynamics.units
     square = units if units == "1" else f"({units})2"
     scores: dict[str, xr.DataArray] = {}
@@ -77,7 +75,7 @@ def score(
 
     x = experiment.truth
     if x is not None:
-        by_time = xs.rmse(x, run["analysis"], dim=state)
+        by_time: xr.DataArray = xs.rmse(x, run["analysis"], dim=state)
         add("rmse", by_time.mean(dims), f"analysis RMSE: {_RMSE}")
         if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
             by_run = by_time.mean([d for d in dims if d != TRAJECTORY])
@@ -87,8 +85,8 @@ def score(
         add("crps", _crps(x, run, state).mean(dims), "continuous ranked probability score of the analysis")
     for name in ("forecast_spread", "spread"):
         if name in run:
-            value = np.sqrt((run[name] ** 2).mean(state)).mean(dims)
-            add(name, value, f"{run[name].attrs.get('long_name', name)}: {_SPREAD}")
+            deviation: xr.DataArray = (run[name] ** 2).mean(state) ** 0.5
+            add(name, deviation.mean(dims), f"{run[name].attrs.get('long_name', name)}: {_SPREAD}")
     y, everything = experiment.observation, [*dims, *state]
     observed = y.notnull()
     innovation, residual = y - run["forecast"], y - run["analysis"]
@@ -165,9 +163,7 @@ def rank_histogram(
     if experiment.truth is None:
         raise ValueError("a rank histogram needs the truth, which the record lacks")
     state = list(experiment.frame.dynamics.dims)
-    counts: xr.DataArray = xs.rank_histogram(
-        experiment.truth, run[of], dim=[*_dims(dim), *state], member_dim=MEMBER
-    )
+    counts: xr.DataArray = xs.rank_histogram(experiment.truth, run[of], dim=[*_dims(dim), *state], member_dim=MEMBER)
     counts.attrs = {"long_name": f"rank of the truth among {of.replace('_', ' ')}", "units": "1"}
     return counts
 
@@ -194,9 +190,7 @@ def _match(
     observation_error: Any,
 ) -> tuple[Experiment, xr.Dataset]:
     """Record and run on the same labels, burn-in left out."""
-    experiment = read(
-        ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error
-    )
+    experiment = read(ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error)
     if run.attrs.get("xdan_status") == "unfinished":
         raise ValueError("the run's store is unfinished; run the same cycle(..., store=) again to resume it")
     if missing := [name for name in ("forecast", "analysis") if name not in run]:
@@ -216,17 +210,14 @@ def _match(
     later = {TIME: slice(burn_in, None)}
     x = experiment.truth
     # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
-    own = {
-        name: experiment.observation[name].isel({name: later.get(name, slice(None))})
-        for name in (TRAJECTORY, TIME)
-    }
+    own = {name: experiment.observation[name].isel({name: later.get(name, slice(None))}) for name in (TRAJECTORY, TIME)}
     run = run.isel(later).assign_coords(own)
     observation_later = experiment.observation.isel(later)
     truth_later = None if x is None else x.isel(later)
     return Experiment(experiment.frame, observation_later, truth_later, experiment.bare), run
 
 
-def _crps(x: xr.DataArray, run: xr.Dataset, state: list[str]) -> xr.DataArray:
+def _crps(x: xr.DataArray, run: xr.Dataset, state: list[Hashable]) -> xr.DataArray:
     # Only dims in one chunk go to xskillscore; the others are averaged after.
     if "members" in run:
         answer = xs.crps_ensemble(x, run["members"], member_dim=MEMBER, dim=state)

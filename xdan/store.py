@@ -110,7 +110,7 @@ class Stream:
     def done(self, i: int) -> int:
         """Blocks of the i-th row of the plan that are written."""
         array = zarr.open_group(self.store, path=_RESUME, mode="r")["done"]
-        return int(np.asarray(array[i]))  # type: ignore[index, call-overload]
+        return int(np.asarray(array[i]))  # type: ignore[index]
 
     def carry(self, i: int) -> Carry | None:
         """State to carry on with after `done` blocks."""
@@ -147,9 +147,7 @@ class Stream:
         group.attrs.put(attributes)
 
 
-def write_arrays(
-    store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]
-) -> None:
+def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
     """Write named arrays, one chunk each, and a JSON description as one group, replacing what is there."""
     group = zarr.open_group(store, path=path, mode="w", zarr_format=3)
     for name, value in arrays.items():
@@ -184,9 +182,7 @@ def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str
         raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
     names, text = group.attrs.get("arrays"), group.attrs.get("description")
     if not isinstance(names, list) or not isinstance(text, str):
-        raise ValueError(
-            f"{store} ({path or 'root'}) is not a group of arrays that xdan wrote, or was cut short"
-        )
+        raise ValueError(f"{store} ({path or 'root'}) is not a group of arrays that xdan wrote, or was cut short")
     missing = [name for name in names if str(name) not in group]
     if missing:
         raise ValueError(f"{store} ({path or 'root'}) was cut short: arrays {missing} are missing")
@@ -232,9 +228,7 @@ class Checkpoint:
         except (FileNotFoundError, GroupNotFoundError):
             attributes = {}
         if "xdan_checkpoint" not in attributes:
-            raise FileExistsError(
-                f"{self.store} exists and is no checkpoint; choose another path for checkpoint="
-            )
+            raise FileExistsError(f"{self.store} exists and is no checkpoint; choose another path for checkpoint=")
         found = json.loads(str(attributes["xdan_checkpoint"]))
         if differs := sorted(k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k)):
             shown = ", ".join(f"{k}: {found.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)

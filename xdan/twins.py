@@ -96,15 +96,11 @@ def twin(
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype={dtype!r}: expected 'float32' or 'float64'")
     size = int(np.prod(dynamics.shape))
-    values = torch.as_tensor(
-        np.array(error_std if error_covariance is None else error_covariance, dtype=np.float64)
-    )
+    values = torch.as_tensor(np.array(error_std if error_covariance is None else error_covariance, dtype=np.float64))
     if error_covariance is not None and values.ndim == 2:
         values = values.reshape(*dynamics.shape, *dynamics.shape) if values.shape == (size, size) else values
     error = error_from(values, size, dynamics.shape)
-    sites.mask(
-        size, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), seed
-    )  # checks the sizes
+    sites.mask(size, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), seed)  # checks the sizes
 
     sizes = {TRAJECTORY: min(trajectories, 64), TIME: min(cycles, 250), **(chunks or {})}
     plan = Plan.from_chunks(_even(trajectories, sizes[TRAJECTORY]), _even(cycles, sizes[TIME]))
@@ -167,8 +163,7 @@ def _label(
     units = {"units": dynamics.units}
     names = {"truth": "true state", "observation": "observation, NaN where nothing is observed"}
     variables: dict[str, Any] = {
-        name: (dims, array, {"long_name": names[name], "xdan_role": name, **units})
-        for name, array in arrays.items()
+        name: (dims, array, {"long_name": names[name], "xdan_role": name, **units}) for name, array in arrays.items()
     }
     if error.ndim <= len(dynamics.dims):
         label = {"long_name": "standard deviation of the observation error", "xdan_role": "observation_error"}

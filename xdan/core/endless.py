@@ -66,9 +66,7 @@ class EndlessTwin:
             time = torch.arange(turn * self.cycles, (turn + 1) * self.cycles)
             trajectory = self.trajectory[rows]
             device = record.device
-            observation = observe(
-                record, self.sites, self.error, trajectory.to(device), time.to(device), self.seed
-            )
+            observation = observe(record, self.sites, self.error, trajectory.to(device), time.to(device), self.seed)
         return Window(record, observation, (self.steps,) * self.cycles, group, fresh=turn == 0)
 
     def arrays(self) -> dict[str, Tensor]:

@@ -36,13 +36,9 @@ class Sites:
 
     def __post_init__(self) -> None:
         if self.kind not in ("all", "every", "random"):
-            raise ValueError(
-                f"observing network {self.kind!r} is unknown; known are 'all', 'every', 'random'"
-            )
+            raise ValueError(f"observing network {self.kind!r} is unknown; known are 'all', 'every', 'random'")
         if self.step < 1 or not 0 <= self.offset < self.step:
-            raise ValueError(
-                f"step={self.step}, offset={self.offset}: expected step >= 1 and 0 <= offset < step"
-            )
+            raise ValueError(f"step={self.step}, offset={self.offset}: expected step >= 1 and 0 <= offset < step")
         if self.kind == "random" and not 0 <= self.low <= self.high:
             raise ValueError(f"low={self.low}, high={self.high}: expected 0 <= low <= high")
 
@@ -205,7 +201,7 @@ class ErrorCovariance:
             return selected / self.std
         factor = self._masked_factor(observed)
         columns = selected[..., None] if v.ndim == observed.ndim else selected.mT
-        white = torch.linalg.solve_triangular(factor, columns, upper=False)
+        white: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
         return white[..., 0] if v.ndim == observed.ndim else white.mT
 
     def project(self, innovation: Tensor, observed: Tensor) -> Tensor:
@@ -226,14 +222,16 @@ class ErrorCovariance:
             return torch.where(observed, innovation, zero) / self.std**2
         white = self.whiten(innovation, observed)
         factor = self._masked_factor(observed)
-        return torch.linalg.solve_triangular(factor.mT, white[..., None], upper=True)[..., 0]
+        zeta: Tensor = torch.linalg.solve_triangular(factor.mT, white[..., None], upper=True)
+        return zeta[..., 0]
 
     def _masked_factor(self, observed: Tensor) -> Tensor:
         """Lower Cholesky factor of `masked`, shape (..., N, N)."""
         assert self._factor is not None
         if bool(observed.all()):
             return self._factor
-        return torch.linalg.cholesky(self.masked(observed))
+        factor: Tensor = torch.linalg.cholesky(self.masked(observed))
+        return factor
 
 
 def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,9 +61,7 @@ def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:
     return torch.stack([c0, c1, c2, c3])
 
 
-def uniform(
-    seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size: int, stream: int = 0
-) -> Tensor:
+def uniform(seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size: int, stream: int = 0) -> Tensor:
     """Uniform numbers in (0, 1), one row for every trajectory and time.
 
     Parameters
@@ -105,9 +103,7 @@ def uniform(
     return number.movedim(0, -1).reshape(len(trajectory), len(time), 4 * words)[..., :size]
 
 
-def normal(
-    seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size: int, stream: int = 0
-) -> Tensor:
+def normal(seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size: int, stream: int = 0) -> Tensor:
     """Standard normal numbers by the Box-Muller transform; arguments and shape as for `uniform`."""
     even = size + size % 2
     u = uniform(seed, purpose, trajectory, time, even, stream)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,8 @@ class Settings:
         Of Muon on the hidden convolutions.
     adam_learning_rate : float
         Of Adam on everything else.
+    weight_decay : float
+        Of Muon, whose steps do not shrink with the weights' growth.
     objective : str
         A key of `OBJECTIVES`.
     clip : float
@@ -52,7 +55,8 @@ class Settings:
     """
 
     learning_rate: float = 0.02
-    adam_learning_rate: float = 2e-3
+    adam_learning_rate: float = 5e-3
+    weight_decay: float = 0.0
     objective: str = "rmse"
     clip: float = 3.0
     workers: int = 1
@@ -66,6 +70,17 @@ class StepReport:
     rmse: float
     gradient_norm: float
     restarts: int
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One worker's share of a step: loss and gradients, squared errors and losses (B, T), state to carry on."""
+
+    loss: Tensor
+    square: Tensor
+    gradients: list[Tensor]
+    end: State
+    lost: Tensor
 
 
 class Trainer:
@@ -97,7 +112,9 @@ class Trainer:
             torch.optim.Adam(rest, lr=settings.adam_learning_rate, betas=(0.9, 0.99))
         ]
         if hidden:
-            muon = torch.optim.Muon(hidden, lr=settings.learning_rate, weight_decay=0.0, momentum=0.95)
+            muon = torch.optim.Muon(
+                hidden, lr=settings.learning_rate, weight_decay=settings.weight_decay, momentum=0.95
+            )
             self.optimisers.append(muon)
         self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
         self.states: dict[int, State] = {}
@@ -119,10 +136,10 @@ class Trainer:
         self.network.train()
         state = None if window.fresh else self.states.get(window.group)
         pieces = self._share(window, state)
-        gradients = [torch.stack(parts).sum(0) for parts in zip(*(piece[2] for piece in pieces), strict=True)]
-        end = {name: torch.cat([piece[3][name] for piece in pieces]) for name in pieces[0][3]}
-        square, lost = (torch.cat([piece[part] for piece in pieces]) for part in (1, 4))
-        self.states[window.group] = end
+        gradients = [torch.stack(parts).sum(0) for parts in zip(*(piece.gradients for piece in pieces), strict=True)]
+        self.states[window.group] = {name: torch.cat([piece.end[name] for piece in pieces]) for name in pieces[0].end}
+        square = torch.cat([piece.square for piece in pieces])
+        lost = torch.cat([piece.lost for piece in pieces])
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
         self.step_count += 1
         if math.isfinite(norm):
@@ -137,17 +154,15 @@ class Trainer:
                 )
         kept = square[~lost]
         rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
-        return StepReport(sum(float(piece[0]) for piece in pieces), rmse, norm, int(lost.sum()))
+        return StepReport(sum(float(piece.loss) for piece in pieces), rmse, norm, int(lost.sum()))
 
-    def _share(
-        self, window: Window, state: State | None
-    ) -> list[tuple[Tensor, Tensor, list[Tensor], State, Tensor]]:
-        """Loss, squared errors, gradients, end state and losses of each worker's part of the batch."""
+    def _share(self, window: Window, state: State | None) -> list[_Piece]:
+        """Each worker's part of the batch."""
         batch, workers = len(window.truth), min(self.settings.workers, len(window.truth))
         edges = [round(batch * w / workers) for w in range(workers + 1)]
-        slices = [slice(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        slices = [slice(a, b) for a, b in pairwise(edges)]
 
-        def work(rows: slice) -> tuple[Tensor, Tensor, list[Tensor], State, Tensor]:
+        def work(rows: slice) -> _Piece:
             part = window.rows(rows)
             begin = None if state is None else {name: value[rows] for name, value in state.items()}
             with torch.enable_grad():
@@ -158,7 +173,7 @@ class Trainer:
                 loss = objective(analysis[:, first:], part.truth[:, first:]).mean(1).sum() / batch
                 gradients = torch.autograd.grad(loss, self.parameters)
             square = (analysis.detach() - part.truth).square().mean(-1)
-            return loss.detach(), square, list(gradients), end, lost
+            return _Piece(loss.detach(), square, list(gradients), end, lost)
 
         if workers == 1:
             return [work(slices[0])]

@@ -21,7 +21,7 @@ Tendency = Callable[[Tensor], Tensor]
 class Coordinate:
     """Values and CF attributes of one dim of the state."""
 
-    values: tuple[float, ...] | tuple[str, ...]
+    values: tuple[float | str, ...]
     attributes: dict[str, str] = field(default_factory=dict)
 
 
@@ -136,7 +136,7 @@ class Dynamics(ABC):
         return state.reshape(len(keys), members, *self.shape)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.parameters() == other.parameters()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.parameters() == other.parameters()
 
     def __hash__(self) -> int:
         return hash((type(self), repr(self.parameters())))
@@ -201,8 +201,7 @@ class CustomDynamics(Dynamics):
             raise ValueError(f"timestep={timestep}: expected a positive number")
         self._tendency, self._step, self._rest = tendency, step, rest
         self.coordinates = {
-            dim: Coordinate(tuple(range(value)) if isinstance(value, int) else tuple(value))
-            for dim, value in state.items()
+            dim: Coordinate(tuple(range(value) if isinstance(value, int) else value)) for dim, value in state.items()
         }
         self.dims = tuple(state)
         self.timestep, self.spin_up_time, self.units = timestep, spin_up_time, units

@@ -48,9 +48,7 @@ class Lorenz96(Dynamics):
         if sites < 4:
             raise ValueError(f"sites={sites}: Lorenz-96 couples four neighbours, so expected at least 4")
         if not 0.0 < timestep <= 0.05:
-            raise ValueError(
-                f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate"
-            )
+            raise ValueError(f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate")
         self.sites, self.forcing, self.timestep = sites, float(forcing), float(timestep)
         axis = {"axis": "X", "long_name": "site on the ring", "units": "1"}
         self.coordinates = {"x": Coordinate(tuple(range(sites)), axis)}
@@ -83,7 +81,7 @@ class Lorenz96(Dynamics):
         if torch.is_grad_enabled() and x.requires_grad:
             columns = x.reshape(-1, self.sites).T
             for _ in range(steps):
-                columns = _Step.apply(columns, self.forcing, self.timestep)
+                columns = _Step.apply(columns, self.forcing, self.timestep)  # type: ignore[no-untyped-call]
             return columns.T.reshape(x.shape)
         flat = x.detach().reshape(-1, self.sites)
         parts = [self._advance_columns(part.T, steps).T for part in flat.split(_COLUMNS)]
@@ -131,8 +129,8 @@ class _Step(torch.autograd.Function):
         return torch.add(x, k2.add_(k3).mul_(2).add_(k1).add_(k4), alpha=h / 6)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
         """Run the four stages backwards."""
         h, saved = ctx.h, ctx.saved_tensors
         a4 = _tendency_adjoint(g * (h / 6), *saved[6:8])

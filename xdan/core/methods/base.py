@@ -187,10 +187,7 @@ def _bury(state: State) -> State:
     alive = state["alive"] & (x.abs() <= LOST).flatten(1).all(1)
     if bool(alive.all()):
         return state
-    kept = {
-        name: torch.where(_rows(alive, value), value, torch.zeros_like(value))
-        for name, value in state.items()
-    }
+    kept = {name: torch.where(_rows(alive, value), value, torch.zeros_like(value)) for name, value in state.items()}
     return {**kept, "alive": alive}
 
 

@@ -41,9 +41,7 @@ class DataAssimilationNetwork(Method):
         """Forecast state for observations of shape (B, N)."""
         state = {"x": self.network.state_mean.to(observation).expand(observation.shape)}
         if self.network.memory:
-            state["memory"] = observation.new_zeros(
-                len(observation), self.network.memory, observation.shape[1]
-            )
+            state["memory"] = observation.new_zeros(len(observation), self.network.memory, observation.shape[1])
         return state
 
     def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:

@@ -59,9 +59,7 @@ class ThreeDVar(Method):
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters, as asked for."""
-        given = (
-            self.background if isinstance(self.background, str) else torch.as_tensor(self.background).tolist()
-        )
+        given = self.background if isinstance(self.background, str) else torch.as_tensor(self.background).tolist()
         return {"background": given, "scale": self.scale}
 
     def prepare(self, record: Record) -> Method:
@@ -155,9 +153,7 @@ class _Static:
     climate: Tensor
     b: Tensor
     scale: Tensor
-    _cache: dict[ErrorCovariance, tuple[Tensor, Tensor, Tensor]] = field(
-        default_factory=dict, init=False, repr=False
-    )
+    _cache: dict[ErrorCovariance, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
     def gain(self, observed: Tensor, error: ErrorCovariance) -> tuple[Tensor, Tensor, Tensor]:
         """Gain, forecast variance and analysis variance; shapes (..., N, N), (..., N), (..., N)."""
@@ -208,9 +204,7 @@ def _tune(record: Record, static: _Static) -> tuple[_Static, Tensor]:
     innovation = (many.observation - outputs["forecast"])[:, _burn_in(record) :].reshape(copies, -1)
     curve = innovation.square().nanmean(1).sqrt()
     if not bool(torch.isfinite(curve).any()):
-        raise ValueError(
-            "the leading part of the record holds no observations to tune scale= on; give it as a number"
-        )
+        raise ValueError("the leading part of the record holds no observations to tune scale= on; give it as a number")
     best = int(torch.nan_to_num(curve, nan=torch.inf).argmin())
     return replace(static, scale=_vertex(scale, curve, best)), curve
 
@@ -228,9 +222,7 @@ def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
 def _train(record: Record, static: _Static) -> _Static:
     """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
     if record.truth is None:
-        raise ValueError(
-            "background='trained' needs the truth, which the record lacks; use background='climatology'"
-        )
+        raise ValueError("background='trained' needs the truth, which the record lacks; use background='climatology'")
     for _ in range(_TRAINING_ROUNDS):
         tuned, _ = _tune(record, static)
         outputs, _ = run(ThreeDVar()._with(tuned), record)

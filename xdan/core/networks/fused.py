@@ -45,9 +45,7 @@ class Ring:
         self.columns = whole.as_strided((kernel, channels, n * batch), strides)
         self.taps = self.columns.unbind(0)
         self.flat = self.taps[r]
-        self._ghosts = (
-            [] if r == 0 else [(whole[:, :r], whole[:, n : n + r]), (whole[:, n + r :], whole[:, r : 2 * r])]
-        )
+        self._ghosts = [] if r == 0 else [(whole[:, :r], whole[:, n : n + r]), (whole[:, n + r :], whole[:, r : 2 * r])]
 
     def close(self) -> Ring:
         """Fill the ghosts from the sites."""
@@ -212,8 +210,8 @@ class ResidualTrunk(torch.autograd.Function):
         return answer
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the features and of every weight and bias."""
         if ctx.kept is None:
             raise RuntimeError("the network was differentiated a second time; put it in eval() mode for that")

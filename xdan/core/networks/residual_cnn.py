@@ -103,10 +103,7 @@ class ResidualCNN(AnalysisNetwork):
         if self.memory and memory is None:
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
         scaled = torch.stack([(x - self.state_mean) / self.state_std, zeta * self.error_std])
-        if memory is None:
-            features = scaled.mT
-        else:
-            features = torch.cat([scaled.mT, memory.permute(1, 2, 0)])
+        features = scaled.mT if memory is None else torch.cat([scaled.mT, memory.permute(1, 2, 0)])
         out = self.trunk(features.contiguous())
         increment = torch.addcmul(out[0], self.relative_alpha, features[1]).T
         analysis = torch.addcmul(x, self.error_std, increment)
@@ -123,7 +120,7 @@ class ResidualCNN(AnalysisNetwork):
             if self._trunk is None or not self._trunk.fits(weights):
                 self._trunk = Trunk(weights, biases, self.kernel, self.sub_blocks, gated)
             alternating = [t for pair in zip(weights, biases, strict=True) for t in pair]
-            answer: Tensor = ResidualTrunk.apply(features, self._trunk, *alternating)
+            answer: Tensor = ResidualTrunk.apply(features, self._trunk, *alternating)  # type: ignore[no-untyped-call]
             return answer
         layers = list(zip(self.weights, self.biases, strict=True))
         h = circular_convolution(features, *layers[0], self.kernel)
@@ -146,4 +143,4 @@ def circular_convolution(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -
     Plain operations only, so that every torch.func transform applies.
     """
     columns = torch.cat([x.roll(kernel // 2 - k, 1) for k in range(kernel)])
-    return (weight @ columns.flatten(1) + bias[:, None]).unflatten(1, x.shape[1:])
+    return (weight @ columns.flatten(1) + bias[:, None]).reshape(-1, *x.shape[1:])
