@@ -12,6 +12,7 @@ import argparse
 import multiprocessing
 import os
 import resource
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -22,23 +23,34 @@ import xarray as xr
 import xdan
 
 BURN_IN = 200  # cycles that an ensemble needs to forget its climatological start
-NETWORKS = {"network": 0, "network with memory": 12}
+# With memory the past comes through the latent channels, and a narrower kernel does.
+NETWORKS = {
+    "network": {"filters": 24, "blocks": 6, "kernel": 5},
+    "network with memory": {"filters": 24, "blocks": 6, "kernel": 3, "memory": 8},
+}
 
 
-def train_one(record: str, out: str, name: str, memory: int, minutes: float, seed: int, place: int) -> float:
+def slug(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def train_one(out: Path, name: str, minutes: float, seed: int, place: int) -> float:
     """Train one network in a process of its own, on its share of the cores."""
     import torch
 
     threads = max(1, (os.cpu_count() or 1) // len(NETWORKS))
     torch.set_num_threads(threads)
-    net = xr.open_zarr(record).dan.train(
-        memory=memory,
+    checkpoint = out / f"{slug(name)}-checkpoint.zarr"
+    net = xr.open_zarr(out / "train.zarr", consolidated=False).dan.train(
+        xdan.ResidualCNN(**NETWORKS[name]),
         minutes=minutes,
         seed=seed,
         workers=threads,
+        checkpoint=checkpoint,
         progress={"desc": f"{name:<20}", "position": place},
     )
-    net.to_zarr(out, mode="w")
+    net.to_zarr(out / f"{slug(name)}.zarr", mode="w")
+    shutil.rmtree(checkpoint)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -60,15 +72,14 @@ def main() -> None:
     trajectories = 2048 if options.minutes > 10 else 1024
     for name, count, cycles, seed in (
         ("train", trajectories, 1000, options.seed),
-        ("test", 32, BURN_IN + 400, options.seed + 1),
+        ("test", 64, BURN_IN + 400, options.seed + 1),
     ):
         twin = xdan.twin(model, interval=0.05, cycles=cycles, trajectories=count, error_std=1.0, seed=seed)
         twin.to_zarr(out / f"{name}.zarr", mode="w", consolidated=False)
     test = xr.open_zarr(out / "test.zarr", consolidated=False)
-    done(f"twins of {trajectories} x 1000 and 32 x {BURN_IN + 400} states in {out}/train.zarr and {out}/test.zarr")
+    done(f"twins of {trajectories} x 1000 and 64 x {BURN_IN + 400} states in {out}/train.zarr and {out}/test.zarr")
 
     # 2. Two networks, side by side.
-    stores = {name: str(out / f"{name.replace(' ', '-')}.zarr") for name in NETWORKS}
     with ProcessPoolExecutor(len(NETWORKS), mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [
             pool.submit(
@@ -84,7 +95,7 @@ def main() -> None:
             for place, (name, memory) in enumerate(NETWORKS.items())
         ]
         memory_used = [job.result() for job in jobs]
-    nets = {name: xdan.open_network(store) for name, store in stores.items()}
+    nets = {name: xdan.open_network(out / f"{slug(name)}.zarr") for name in NETWORKS}
     done(f"two networks trained, {options.minutes:g} minutes each")
 
     # 3. Every method cycles the test record, streamed into a store of its own.
@@ -97,7 +108,7 @@ def main() -> None:
         store = out / f"{method}{settings.get('members', '')}.zarr"
         runs[name] = test.dan.baseline(method, **settings, store=store, mode="w", progress=False)
     for name, net in nets.items():
-        store = out / f"run-{name.replace(' ', '-')}.zarr"
+        store = out / f"run-{slug(name)}.zarr"
         runs[name] = test.dan.cycle(net, store=store, mode="w", progress=False)
     done("test record cycled by five methods")
 
@@ -116,7 +127,7 @@ def main() -> None:
     table = table.reindex(columns=columns)
     cycles = next(iter(scores.values())).attrs["cycles"]
     text = table.to_string(float_format=lambda v: f"{v:.4f}", na_rep="-")
-    heading = f"analysis scores over {cycles} cycles (32 trajectories, {BURN_IN} cycles of burn-in left out)"
+    heading = f"analysis scores over {cycles} cycles (64 trajectories, {BURN_IN} cycles of burn-in left out)"
     print(f"\n{heading}\n{text}\n")
     (out / "table.txt").write_text(f"{heading}\n{text}\n")
 

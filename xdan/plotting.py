@@ -70,17 +70,21 @@ def hovmoller(
     panels = []
     for label, field, limit in (("truth", x, bound), ("analysis", analysis, bound), ("error", error, reach)):
         heading = f"{label}{' of ' + title if title and label != 'truth' else ''}"
-        panel = field.rename(label + suffix).hvplot.quadmesh(
-            x=TIME,
-            y=dims[0],
-            cmap="RdBu_r",
-            clim=(-limit, limit),
-            title=heading,
-            xlabel="model time",
-            ylabel="site",
-            width=_WIDTH,
-            height=_HEIGHT,
-            rasterize=False,
+        panel = (
+            field.drop_attrs()
+            .rename(label + suffix)
+            .hvplot.quadmesh(
+                x=TIME,
+                y=dims[0],
+                cmap="RdBu_r",
+                clim=(-limit, limit),
+                title=heading,
+                xlabel="model time",
+                ylabel="site",
+                width=_WIDTH,
+                height=_HEIGHT,
+                rasterize=False,
+            )
         )
         panels.append(panel)
     return (panels[0] + panels[1] + panels[2]).cols(1)

@@ -54,8 +54,8 @@ class Settings:
         Threads that share a batch; part of what makes a run reproducible.
     """
 
-    learning_rate: float = 0.02
-    adam_learning_rate: float = 5e-3
+    learning_rate: float = 0.01
+    adam_learning_rate: float = 2e-3
     weight_decay: float = 0.0
     objective: str = "rmse"
     clip: float = 3.0

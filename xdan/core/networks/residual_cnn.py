@@ -49,7 +49,7 @@ class ResidualCNN(AnalysisNetwork):
     def __init__(
         self,
         filters: int = 24,
-        blocks: int = 4,
+        blocks: int = 6,
         sub_blocks: int = 1,
         kernel: int = 5,
         memory: int = 0,
