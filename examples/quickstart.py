@@ -82,17 +82,8 @@ def main() -> None:
     # 2. Two networks, side by side.
     with ProcessPoolExecutor(len(NETWORKS), mp_context=multiprocessing.get_context("spawn")) as pool:
         jobs = [
-            pool.submit(
-                train_one,
-                str(out / "train.zarr"),
-                stores[name],
-                name,
-                memory,
-                options.minutes,
-                options.seed,
-                place,
-            )
-            for place, (name, memory) in enumerate(NETWORKS.items())
+            pool.submit(train_one, out, name, options.minutes, options.seed, place)
+            for place, name in enumerate(NETWORKS)
         ]
         memory_used = [job.result() for job in jobs]
     nets = {name: xdan.open_network(out / f"{slug(name)}.zarr") for name in NETWORKS}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .dynamics import Dynamics
 from .methods import DataAssimilationNetwork, State
@@ -52,12 +55,35 @@ def root_squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared_error, "rmse": root_squared_error}
 
 
+class CappedGradient(torch.autograd.Function):
+    """Identity whose gradient is shortened, row by row, to a norm; what is not finite becomes zero.
+
+    A trajectory on the verge of divergence has a gradient that grows without bound from cycle to cycle, and would
+    drown those of all others in the batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cap: float) -> Tensor:
+        """Pass x on."""
+        ctx.cap = cap
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Shorten the rows."""
+        rows = gradient.nan_to_num(0.0, 0.0, 0.0)
+        norm = rows.flatten(1).norm(dim=1).clamp_min(1e-30)
+        return rows * (ctx.cap / norm).clamp_max(1.0).reshape(-1, *(1 for _ in rows.shape[1:])), None
+
+
 def through_the_cycles(
     method: DataAssimilationNetwork,
     dynamics: Dynamics,
     error: ErrorCovariance,
     window: Window,
     state: State | None,
+    cap: float = math.inf,
 ) -> tuple[Tensor, Tensor, State]:
     """Analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
 
@@ -72,6 +98,8 @@ def through_the_cycles(
     window : Window
     state : dict of Tensor, or None where the trajectories start
         Analysis that the previous window left.
+    cap : float
+        Bound on the norm of the gradient that a trajectory passes back from one cycle to the cycle before.
 
     Returns
     -------
@@ -88,6 +116,8 @@ def through_the_cycles(
             state = method.first(method.start_like(observation), observation, observed, error)
             lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
         else:
+            if math.isfinite(cap) and k > 0:
+                state = {name: CappedGradient.apply(v, cap) for name, v in state.items()}  # type: ignore[no-untyped-call]
             state = method.analyse(method.forecast(state, dynamics, steps), observation, observed, error)
             lost = ~((state["x"].detach() - window.truth[:, k]).square().mean(1) < limit)
         analyses.append(state["x"])

@@ -18,6 +18,7 @@ from .networks import AnalysisNetwork
 from .objectives import OBJECTIVES, Window, through_the_cycles
 from .observing import ErrorCovariance
 
+_CAP = 30.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
 _PATIENCE = 50  # steps in a row without a finite gradient before training gives up
 
 
@@ -162,11 +163,14 @@ class Trainer:
         edges = [round(batch * w / workers) for w in range(workers + 1)]
         slices = [slice(a, b) for a, b in pairwise(edges)]
 
+        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
+        cap = _CAP / (batch * len(window.steps) * math.sqrt(window.truth.shape[-1]))
+
         def work(rows: slice) -> _Piece:
             part = window.rows(rows)
             begin = None if state is None else {name: value[rows] for name, value in state.items()}
             with torch.enable_grad():
-                analysis, lost, end = through_the_cycles(self.method, self.dynamics, self.error, part, begin)
+                analysis, lost, end = through_the_cycles(self.method, self.dynamics, self.error, part, begin, cap)
                 # The first analysis of a record is not the network's.
                 first = 1 if begin is None and len(window.steps) > 1 else 0
                 objective = OBJECTIVES[self.settings.objective]

@@ -1,0 +1,258 @@
+"""Dynamics: the written formula, its symmetries, the order of the integrator, and every route of `advance`."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from xdan.core.dynamics import (
+    CustomDynamics,
+    Dynamics,
+    Lorenz96,
+    dynamics_from_json,
+    dynamics_to_json,
+    register_dynamics,
+    runge_kutta_4,
+)
+from xdan.core.random import Purpose
+
+DOUBLE = torch.zeros((), dtype=torch.float64)
+
+
+def states(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2.3 + 3.6 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def decay(timestep: float = 0.1, rate: float = 1.0, **options) -> CustomDynamics:
+    return CustomDynamics(lambda x: -rate * x, state={"x": 3}, timestep=timestep, **options)
+
+
+def written_tendency(x: list[float], forcing: float) -> list[float]:
+    n = len(x)
+    return [(x[(i + 1) % n] - x[i - 2]) * x[i - 1] - x[i] + forcing for i in range(n)]
+
+
+@pytest.mark.parametrize("sites", [4, 5, 11, 40])
+def test_lorenz96_tendency_is_the_written_formula(sites):
+    x = states(sites)
+    expected = torch.tensor(written_tendency(x.tolist(), 7.5), dtype=torch.float64)
+    torch.testing.assert_close(Lorenz96(sites, 7.5).tendency(x), expected, rtol=1e-14, atol=1e-13)
+
+
+def test_lorenz96_has_a_direction():
+    # A model with all rolls flipped would be the mirror image: its tendency of x is the one here of x read backwards.
+    dynamics, x = Lorenz96(11), states(11)
+    assert (dynamics.tendency(x.flip(-1)).flip(-1) - dynamics.tendency(x)).abs().max() > 1.0
+
+
+@settings(max_examples=20, deadline=None)
+@given(sites=st.integers(4, 13), turn=st.integers(-20, 20), seed=st.integers(0, 1000))
+def test_lorenz96_turns_with_the_ring(sites, turn, seed):
+    dynamics, x = Lorenz96(sites), states(2, sites, seed=seed)
+    torch.testing.assert_close(
+        dynamics.advance(x.roll(turn, -1), 3), dynamics.advance(x, 3).roll(turn, -1), rtol=1e-13, atol=1e-12
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(sites=st.integers(4, 20), seed=st.integers(0, 1000), forcing=st.floats(-10, 10))
+def test_lorenz96_advection_conserves_energy(sites, seed, forcing):
+    x = states(sites, seed=seed)
+    advection = Lorenz96(sites, forcing).tendency(x) + x - forcing
+    assert abs(float(x @ advection)) < 1e-12 * float(x.norm() * advection.norm())
+
+
+def test_runge_kutta_4_of_a_linear_decay_is_its_taylor_polynomial():
+    x, h = states(3), 0.3
+    polynomial = 1 - h + h**2 / 2 - h**3 / 6 + h**4 / 24
+    torch.testing.assert_close(runge_kutta_4(lambda x: -x, x, h), polynomial * x, rtol=1e-14, atol=0)
+
+
+def test_custom_decay_is_of_fourth_order():
+    x, exact = states(3), states(3) * math.exp(-2.0)
+    errors = [(decay(h, 2.0).advance(x, round(1 / h)) - exact).norm() for h in (0.1, 0.05, 0.025)]
+    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert orders == pytest.approx([4, 4], abs=0.15)
+
+
+def test_lorenz96_is_of_fourth_order():
+    x = states(12)
+    exact = Lorenz96(12, timestep=0.2 / 512).advance(x, 512)
+    errors = [(Lorenz96(12, timestep=0.2 / n).advance(x, n) - exact).norm() for n in (16, 32, 64)]
+    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert orders == pytest.approx([4, 4], abs=0.15)
+
+
+def stepped(dynamics: Dynamics, x: torch.Tensor, steps: int) -> torch.Tensor:
+    for _ in range(steps):
+        x = dynamics.step(x)
+    return x
+
+
+@pytest.mark.parametrize("sites", [4, 9])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (1030,)])
+def test_advance_without_a_gradient_is_repeated_steps(sites, shape):
+    dynamics, x = Lorenz96(sites, 6.0, 0.03), states(*shape, sites)
+    torch.testing.assert_close(dynamics.advance(x, 4), stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_advance_with_a_gradient_is_repeated_steps(shape):
+    dynamics, x, weight = Lorenz96(5, 6.0, 0.03), states(*shape, 5).requires_grad_(), states(*shape, 5, seed=1)
+    answers = [dynamics.advance(x, 4), stepped(dynamics, x, 4)]
+    torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad((answer * weight).sum(), x)[0] for answer in answers]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_advance_under_jvp_is_repeated_steps():
+    dynamics, x, direction = Lorenz96(5), states(2, 5), states(2, 5, seed=1)
+    value, tangent = torch.func.jvp(lambda x: dynamics.advance(x, 4), (x,), (direction,))
+    torch.testing.assert_close(value, stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
+    h = 1e-5
+    quotient = (dynamics.advance(x + h * direction, 4) - dynamics.advance(x - h * direction, 4)) / (2 * h)
+    torch.testing.assert_close(tangent, quotient, rtol=1e-7, atol=1e-7)
+
+
+def test_advance_under_vmap_is_repeated_steps():
+    dynamics, x = Lorenz96(5), states(3, 5)
+    torch.testing.assert_close(
+        torch.func.vmap(lambda x: dynamics.advance(x, 4))(x), stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_gradient_of_advance_is_the_finite_difference(steps):
+    dynamics = Lorenz96(5)
+    x = states(2, 5).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: dynamics.advance(x, steps), x, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("dynamics", [Lorenz96(5), decay()])
+def test_no_steps_change_nothing(dynamics):
+    x = states(2, *dynamics.shape)
+    assert torch.equal(dynamics.advance(x, 0), x)
+
+
+def test_advance_leaves_its_argument_alone():
+    x = states(2, 5)
+    Lorenz96(5).advance(x, 2)
+    assert torch.equal(x, states(2, 5))
+
+
+def test_lorenz96_climatology_has_the_known_moments():
+    x = Lorenz96().climatology(range(400), seed=0, like=DOUBLE)
+    assert x.mean() == pytest.approx(2.34, abs=0.05)
+    assert x.std() == pytest.approx(3.64, abs=0.05)
+
+
+@settings(max_examples=10, deadline=None)
+@given(labels=st.lists(st.integers(0, 36), min_size=1, max_size=20))
+def test_climatology_is_keyed_by_label(labels):
+    # Chaos would grow the smallest rounding difference to the size of the attractor.
+    dynamics = Lorenz96(5)
+    assert torch.equal(dynamics.climatology(labels, 1), dynamics.climatology(range(37), 1)[labels])
+
+
+def test_climatology_differs_between_labels_members_seeds_and_purposes():
+    dynamics = Lorenz96(5)
+    draws = [
+        dynamics.climatology([0, 1], seed, members=3, purpose=purpose, like=DOUBLE).flatten(0, 1)
+        for seed in (0, 1)
+        for purpose in (Purpose.INITIAL_STATE, Purpose.ENSEMBLE)
+    ]
+    x = torch.cat(draws)
+    assert torch.pdist(x).min() > 0.1
+
+
+def test_members_of_a_climatology_do_not_depend_on_their_number():
+    dynamics = Lorenz96(5)
+    assert torch.equal(dynamics.climatology([4, 2], 0, members=2), dynamics.climatology([4, 2], 0, members=5)[:, :2])
+
+
+@pytest.mark.parametrize(("interval", "steps"), [(0.05, 1), (0.15, 3), (0.7, 14), (20.0, 400)])
+def test_steps_in_counts_steps(interval, steps):
+    assert Lorenz96().steps_in(interval) == steps
+
+
+@pytest.mark.parametrize("interval", [0.0, -0.05, 0.01, 0.07, 0.0501, math.nan])
+def test_steps_in_refuses_what_is_no_positive_multiple(interval):
+    with pytest.raises(ValueError):  # noqa: PT011
+        Lorenz96().steps_in(interval)
+
+
+def test_lorenz96_survives_the_round_trip_through_json():
+    dynamics = Lorenz96(7, forcing=6, timestep=0.025)
+    opened = dynamics_from_json(dynamics_to_json(dynamics))
+    assert opened == dynamics
+    assert opened != Lorenz96(7, forcing=6)
+    x = states(7)
+    assert torch.equal(opened.step(x), dynamics.step(x))
+
+
+def test_a_registered_dynamics_opens_by_its_name():
+    class Halving(Lorenz96):
+        name = "test-core-halving"
+
+        def step(self, x):
+            return x / 2
+
+    register_dynamics(Halving)
+    opened = dynamics_from_json({"name": "test-core-halving", "parameters": {"sites": 6}})
+    assert type(opened) is Halving
+    assert opened.shape == (6,)
+
+
+def test_an_unknown_dynamics_is_refused():
+    with pytest.raises(ValueError, match=r"'os.system' is not registered.*lorenz96.*dynamics="):
+        dynamics_from_json({"name": "os.system", "parameters": {}})
+
+
+def test_an_unknown_parameter_of_a_dynamics_is_refused():
+    with pytest.raises(ValueError, match=r"no parameters \['sights'\].*'sites'"):
+        dynamics_from_json({"name": "lorenz96", "parameters": {"sights": 40}})
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [({"sites": 3}, "sites=3"), ({"timestep": 0.0}, "timestep=0.0"), ({"timestep": 0.06}, "timestep=0.06")],
+)
+def test_lorenz96_refuses_parameters_out_of_range(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        Lorenz96(**parameters)
+
+
+def test_custom_dynamics_takes_a_step():
+    dynamics = CustomDynamics(step=lambda x: 2 * x + 1, state={"x": 3}, timestep=1.0)
+    assert torch.equal(dynamics.advance(torch.zeros(2, 3), 3), torch.full((2, 3), 7.0))
+
+
+def test_custom_dynamics_starts_from_rest_and_spins_up():
+    dynamics = decay(0.5, spin_up_time=1.0, rest=lambda noise: 3 + 0 * noise)
+    once = 1 - 0.5 + 0.5**2 / 2 - 0.5**3 / 6 + 0.5**4 / 24
+    start = dynamics.climatology([0, 1], 0, like=DOUBLE)
+    torch.testing.assert_close(start, torch.full((2, 1, 3), 3 * once**2, dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+def test_custom_dynamics_names_its_dims():
+    dynamics = CustomDynamics(lambda x: -x, state={"lat": [-30.0, 30.0], "lon": 4}, timestep=0.1, spin_up_time=0.0)
+    assert (dynamics.dims, dynamics.shape) == (("lat", "lon"), (2, 4))
+    assert dynamics.coordinates["lat"].values == (-30.0, 30.0)
+    assert dynamics.climatology([0, 1, 2], 0, members=5).shape == (3, 5, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({}, "exactly one"),
+        ({"tendency": torch.neg, "step": torch.neg}, "exactly one"),
+        ({"step": torch.neg, "state": {}}, "no dims"),
+        ({"step": torch.neg, "timestep": 0.0}, "timestep=0.0"),
+    ],
+)
+def test_custom_dynamics_refuses_what_makes_no_model(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        CustomDynamics(**{"state": {"x": 3}, "timestep": 0.1, **parameters})
