@@ -23,7 +23,7 @@ DOUBLE = torch.zeros((), dtype=torch.float64)
 
 def states(*shape: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return 2.3 + 3.6 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return 2.3 + 3.6 * torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def decay(timestep: float = 0.1, rate: float = 1.0, **options) -> CustomDynamics:
@@ -178,9 +178,9 @@ def test_steps_in_counts_steps(interval, steps):
     assert Lorenz96().steps_in(interval) == steps
 
 
-@pytest.mark.parametrize("interval", [0.0, -0.05, 0.01, 0.07, 0.0501, math.nan])
+@pytest.mark.parametrize("interval", [0.0, -0.05, 0.01, 0.07, 0.0501])
 def test_steps_in_refuses_what_is_no_positive_multiple(interval):
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError, match=r"not a positive multiple of the lorenz96 time step 0\.05"):
         Lorenz96().steps_in(interval)
 
 
