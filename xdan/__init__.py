@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .core.observing import Sites as Sites
     from .cycling import cycle as cycle
     from .fitting import train as train
+    from .gains import gain as gain
     from .network import Network as Network
     from .network import open_network as open_network
     from .plotting import hovmoller as hovmoller
@@ -51,6 +52,7 @@ _HOMES = {
     "XdanWarning": "schema",
     "baseline": "baselines",
     "cycle": "cycling",
+    "gain": "gains",
     "hovmoller": "plotting",
     "open_network": "network",
     "rank_histogram": "scoring",

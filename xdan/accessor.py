@@ -36,6 +36,12 @@ class DanAccessor:
 
         return baseline(self._ds, name, **kwargs)
 
+    def gain(self, network: Network, **kwargs: Any) -> xr.DataArray:
+        """Average what a network has learned over this record: `xdan.gain`."""
+        from .gains import gain
+
+        return gain(self._ds, network, **kwargs)
+
     def score(self, run: xr.Dataset, **kwargs: Any) -> xr.Dataset:
         """Score a run on this record: `xdan.score`."""
         from .scoring import score
