@@ -75,7 +75,7 @@ def test_gain_is_lazy_and_the_same_for_any_chunks():
     np.testing.assert_allclose(cut.values, whole.values, rtol=0, atol=1e-12)
     states = torch.from_numpy(ds.truth.values).flatten(0, 1)
     expected = symmetry_average(net, states, 3, list(range(7)))
-    np.testing.assert_allclose(whole.values, expected.numpy(), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(whole.values, expected.detach().numpy(), rtol=0, atol=1e-12)
 
 
 def test_gain_refuses_what_it_cannot_do():

@@ -80,6 +80,8 @@ class Network:
         """Return a torch module with these weights, a new one at every call, in evaluation mode."""
         module = network_by_name(self.description["name"], self.description["parameters"])
         weights = {name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()}
+        if any(value.dtype == torch.float64 for value in weights.values()):
+            module.double()  # loading would round them
         try:
             module.load_state_dict(weights)
         except RuntimeError as error:

@@ -1,11 +1,13 @@
-"""Dynamics: the written formula, its symmetries, the order of the integrator, and every route of `advance`."""
+"""Dynamics: the written formula, its symmetries, the integrator's order, every route of `advance`."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from xdan.core.dynamics import (
     CustomDynamics,
@@ -39,11 +41,11 @@ def written_tendency(x: list[float], forcing: float) -> list[float]:
 def test_lorenz96_tendency_is_the_written_formula(sites):
     x = states(sites)
     expected = torch.tensor(written_tendency(x.tolist(), 7.5), dtype=torch.float64)
-    torch.testing.assert_close(Lorenz96(sites, 7.5).tendency(x), expected, rtol=1e-14, atol=1e-13)
+    assert_close(Lorenz96(sites, 7.5).tendency(x), expected, rtol=1e-14, atol=1e-13)
 
 
 def test_lorenz96_has_a_direction():
-    # A model with all rolls flipped would be the mirror image: its tendency of x is the one here of x read backwards.
+    # With every roll flipped a model is the mirror image: its tendency is that of x read backwards.
     dynamics, x = Lorenz96(11), states(11)
     assert (dynamics.tendency(x.flip(-1)).flip(-1) - dynamics.tendency(x)).abs().max() > 1.0
 
@@ -52,9 +54,7 @@ def test_lorenz96_has_a_direction():
 @given(sites=st.integers(4, 13), turn=st.integers(-20, 20), seed=st.integers(0, 1000))
 def test_lorenz96_turns_with_the_ring(sites, turn, seed):
     dynamics, x = Lorenz96(sites), states(2, sites, seed=seed)
-    torch.testing.assert_close(
-        dynamics.advance(x.roll(turn, -1), 3), dynamics.advance(x, 3).roll(turn, -1), rtol=1e-13, atol=1e-12
-    )
+    assert_close(dynamics.advance(x.roll(turn, -1), 3), dynamics.advance(x, 3).roll(turn, -1), rtol=1e-13, atol=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -68,13 +68,13 @@ def test_lorenz96_advection_conserves_energy(sites, seed, forcing):
 def test_runge_kutta_4_of_a_linear_decay_is_its_taylor_polynomial():
     x, h = states(3), 0.3
     polynomial = 1 - h + h**2 / 2 - h**3 / 6 + h**4 / 24
-    torch.testing.assert_close(runge_kutta_4(lambda x: -x, x, h), polynomial * x, rtol=1e-14, atol=0)
+    assert_close(runge_kutta_4(lambda x: -x, x, h), polynomial * x, rtol=1e-14, atol=0)
 
 
 def test_custom_decay_is_of_fourth_order():
     x, exact = states(3), states(3) * math.exp(-2.0)
     errors = [(decay(h, 2.0).advance(x, round(1 / h)) - exact).norm() for h in (0.1, 0.05, 0.025)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert orders == pytest.approx([4, 4], abs=0.15)
 
 
@@ -82,7 +82,7 @@ def test_lorenz96_is_of_fourth_order():
     x = states(12)
     exact = Lorenz96(12, timestep=0.2 / 512).advance(x, 512)
     errors = [(Lorenz96(12, timestep=0.2 / n).advance(x, n) - exact).norm() for n in (16, 32, 64)]
-    orders = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
     assert orders == pytest.approx([4, 4], abs=0.15)
 
 
@@ -96,32 +96,34 @@ def stepped(dynamics: Dynamics, x: torch.Tensor, steps: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (1030,)])
 def test_advance_without_a_gradient_is_repeated_steps(sites, shape):
     dynamics, x = Lorenz96(sites, 6.0, 0.03), states(*shape, sites)
-    torch.testing.assert_close(dynamics.advance(x, 4), stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
+    assert_close(dynamics.advance(x, 4), stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 def test_advance_with_a_gradient_is_repeated_steps(shape):
-    dynamics, x, weight = Lorenz96(5, 6.0, 0.03), states(*shape, 5).requires_grad_(), states(*shape, 5, seed=1)
+    dynamics, x, weight = (
+        Lorenz96(5, 6.0, 0.03),
+        states(*shape, 5).requires_grad_(),
+        states(*shape, 5, seed=1),
+    )
     answers = [dynamics.advance(x, 4), stepped(dynamics, x, 4)]
-    torch.testing.assert_close(*answers, rtol=1e-12, atol=1e-12)
+    assert_close(*answers, rtol=1e-12, atol=1e-12)
     gradients = [torch.autograd.grad((answer * weight).sum(), x)[0] for answer in answers]
-    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+    assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_advance_under_jvp_is_repeated_steps():
     dynamics, x, direction = Lorenz96(5), states(2, 5), states(2, 5, seed=1)
     value, tangent = torch.func.jvp(lambda x: dynamics.advance(x, 4), (x,), (direction,))
-    torch.testing.assert_close(value, stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
+    assert_close(value, stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
     h = 1e-5
     quotient = (dynamics.advance(x + h * direction, 4) - dynamics.advance(x - h * direction, 4)) / (2 * h)
-    torch.testing.assert_close(tangent, quotient, rtol=1e-7, atol=1e-7)
+    assert_close(tangent, quotient, rtol=1e-7, atol=1e-7)
 
 
 def test_advance_under_vmap_is_repeated_steps():
     dynamics, x = Lorenz96(5), states(3, 5)
-    torch.testing.assert_close(
-        torch.func.vmap(lambda x: dynamics.advance(x, 4))(x), stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12
-    )
+    assert_close(torch.func.vmap(lambda x: dynamics.advance(x, 4))(x), stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -170,7 +172,8 @@ def test_climatology_differs_between_labels_members_seeds_and_purposes():
 
 def test_members_of_a_climatology_do_not_depend_on_their_number():
     dynamics = Lorenz96(5)
-    assert torch.equal(dynamics.climatology([4, 2], 0, members=2), dynamics.climatology([4, 2], 0, members=5)[:, :2])
+    two, five = (dynamics.climatology([4, 2], 0, members=members) for members in (2, 5))
+    assert torch.equal(two, five[:, :2])
 
 
 @pytest.mark.parametrize(("interval", "steps"), [(0.05, 1), (0.15, 3), (0.7, 14), (20.0, 400)])
@@ -234,11 +237,12 @@ def test_custom_dynamics_starts_from_rest_and_spins_up():
     dynamics = decay(0.5, spin_up_time=1.0, rest=lambda noise: 3 + 0 * noise)
     once = 1 - 0.5 + 0.5**2 / 2 - 0.5**3 / 6 + 0.5**4 / 24
     start = dynamics.climatology([0, 1], 0, like=DOUBLE)
-    torch.testing.assert_close(start, torch.full((2, 1, 3), 3 * once**2, dtype=torch.float64), rtol=1e-14, atol=0)
+    assert_close(start, torch.full((2, 1, 3), 3 * once**2, dtype=torch.float64), rtol=1e-14, atol=0)
 
 
 def test_custom_dynamics_names_its_dims():
-    dynamics = CustomDynamics(lambda x: -x, state={"lat": [-30.0, 30.0], "lon": 4}, timestep=0.1, spin_up_time=0.0)
+    state = {"lat": [-30.0, 30.0], "lon": 4}
+    dynamics = CustomDynamics(lambda x: -x, state=state, timestep=0.1, spin_up_time=0.0)
     assert (dynamics.dims, dynamics.shape) == (("lat", "lon"), (2, 4))
     assert dynamics.coordinates["lat"].values == (-30.0, 30.0)
     assert dynamics.climatology([0, 1, 2], 0, members=5).shape == (3, 5, 2, 4)

@@ -1,9 +1,10 @@
-"""The residual CNN: its formula, its symmetry and reach, and the written-out gradient against the plain one."""
+"""The residual CNN: its formula, symmetry and reach, and the written-out gradient against the plain one."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from xdan.core.networks import ResidualCNN, network_by_name
 from xdan.core.networks.residual_cnn import circular_convolution
@@ -58,7 +59,7 @@ def value_and_gradients(net: ResidualCNN, tensors: list[torch.Tensor], cycles: i
 
 def assert_same(actual: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     for one, other in zip(actual, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
+        assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("kernel", [1, 3, 5])
@@ -67,11 +68,11 @@ def test_circular_convolution_is_the_written_sum(kernel):
     expected = torch.empty(4, 6, 3, dtype=torch.float64)
     for o in range(4):
         for n in range(6):
-            terms = [
-                weight[o, k * 2 + c] * x[c, (n + k - kernel // 2) % 6] for k in range(kernel) for c in range(2)
-            ]
-            expected[o, n] = bias[o] + sum(terms)
-    torch.testing.assert_close(circular_convolution(x, weight, bias, kernel), expected, rtol=1e-13, atol=1e-13)
+            expected[o, n] = bias[o]
+            for k in range(kernel):
+                for c in range(2):
+                    expected[o, n] += weight[o, k * 2 + c] * x[c, (n + k - kernel // 2) % 6]
+    assert_close(circular_convolution(x, weight, bias, kernel), expected, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("activation", ["gated", "silu"])
@@ -87,7 +88,7 @@ def test_one_site_network_is_the_written_formula(activation):
         z = w[1][0, 0] * h + b[1]
         branch = z / (1 + torch.exp(-z))
     expected = x + net.alpha * zeta + 0.7 * (w[2][0, 0] * (h + branch) + b[2])
-    torch.testing.assert_close(net(x, zeta)[0], expected, rtol=1e-12, atol=1e-12)
+    assert_close(net(x, zeta)[0], expected, rtol=1e-12, atol=1e-12)
 
 
 def test_new_memory_lies_between_the_old_and_the_candidate():
@@ -98,7 +99,7 @@ def test_new_memory_lies_between_the_old_and_the_candidate():
         net.biases[-1].copy_(torch.tensor([0.0, 0.25, -0.75]))
     gate, candidate = torch.tensor([0.25, -0.75], dtype=torch.float64)
     expected = (1 - gate.sigmoid()) * memory + gate.sigmoid() * candidate.tanh()
-    torch.testing.assert_close(net(x, zeta, memory)[1], expected, rtol=1e-13, atol=1e-13)
+    assert_close(net(x, zeta, memory)[1], expected, rtol=1e-13, atol=1e-13)
 
 
 def test_no_memory_given_is_empty_memory():
@@ -126,7 +127,7 @@ def test_training_path_keeps_every_cycle_until_its_gradient(memory, sub_blocks):
 
 def test_training_path_takes_gradients_in_any_order_and_shape():
     net = network()
-    many = [inputs(net, batch, sites, seed) for batch, sites, seed in ((3, 7, 0), (2, 7, 5), (3, 7, 9), (3, 8, 3))]
+    many = [inputs(net, *shape, seed) for seed, shape in enumerate(((3, 7), (2, 7), (3, 7), (3, 8)))]
     expected = [value_and_gradients(net.eval(), tensors) for tensors in many]
     net.train()
     values = [cycled(net, tensors, 1) for tensors in many]
@@ -173,7 +174,7 @@ def test_jacobian_in_eval_mode_is_the_finite_difference(memory):
     h = 1e-5 * torch.eye(7, dtype=torch.float64)
     rest = [t.expand(7, *t.shape[1:]) for t in tensors]
     up, down = (net(rest[0], rest[1] + shift, *rest[2:])[0] for shift in (h, -h))
-    torch.testing.assert_close(jacobian, ((up - down) / 2e-5).T.detach(), rtol=1e-8, atol=1e-8)
+    assert_close(jacobian, ((up - down) / 2e-5).T.detach(), rtol=1e-8, atol=1e-8)
 
 
 def test_second_derivatives_in_eval_mode_are_symmetric_and_not_zero():
@@ -182,7 +183,7 @@ def test_second_derivatives_in_eval_mode_are_symmetric_and_not_zero():
     output = lambda x, zeta: net(x, zeta)[0].sum()  # noqa: E731
     mixed = torch.func.jacfwd(torch.func.jacrev(output, 1), 0)(x, zeta)[0, :, 0]
     swapped = torch.func.jacfwd(torch.func.jacrev(output, 0), 1)(x, zeta)[0, :, 0]
-    torch.testing.assert_close(mixed, swapped.T, rtol=1e-11, atol=1e-12)
+    assert_close(mixed, swapped.T, rtol=1e-11, atol=1e-12)
     assert mixed.abs().max() > 1e-3
 
 
@@ -194,7 +195,7 @@ def test_network_turns_with_the_ring(training, turn, sites, memory, seed):
     tensors = inputs(net, sites=sites, seed=seed)
     after, before = net(*(t.roll(turn, -1) for t in tensors)), net(*tensors)
     for one, other in zip(after[: 1 + bool(memory)], before, strict=False):
-        torch.testing.assert_close(one, other.roll(turn, -1), rtol=1e-10, atol=1e-10)
+        assert_close(one, other.roll(turn, -1), rtol=1e-10, atol=1e-10)
 
 
 def test_network_is_not_its_own_mirror_image():
@@ -222,14 +223,14 @@ def test_the_number_of_sites_does_not_matter():
         other[..., :20] = one
     inner = slice(net.reach, 20 - net.reach)
     for one, other in zip(net(*small), net(*large), strict=True):
-        torch.testing.assert_close(one[..., inner], other[..., inner], rtol=1e-12, atol=1e-12)
+        assert_close(one[..., inner], other[..., inner], rtol=1e-12, atol=1e-12)
 
 
 def test_trajectories_do_not_mix():
     net = network(memory=1).eval()
     tensors = inputs(net)
     for one, other in zip(net(*(t[1:2] for t in tensors)), net(*tensors), strict=True):
-        torch.testing.assert_close(one, other[1:2], rtol=1e-12, atol=1e-12)
+        assert_close(one, other[1:2], rtol=1e-12, atol=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -254,10 +255,10 @@ def test_a_silent_trunk_leaves_alpha_zeta():
         net.relative_alpha.fill_(0.25)
     x, zeta = inputs(net)
     assert net.alpha.item() == pytest.approx(0.25 * net.error_std.item() ** 2, rel=1e-14)
-    torch.testing.assert_close(net(x, zeta)[0], x + net.alpha * zeta, rtol=1e-14, atol=1e-14)
+    assert_close(net(x, zeta)[0], x + net.alpha * zeta, rtol=1e-14, atol=1e-14)
 
 
-@pytest.mark.parametrize("parameters", [{}, {"memory": 2, "activation": "silu", "sub_blocks": 2, "kernel": 5}])
+@pytest.mark.parametrize("parameters", [{}, {"memory": 2, "activation": "silu", "sub_blocks": 2}])
 def test_a_saved_state_and_the_parameters_determine_the_outputs(parameters):
     net = network(1, **parameters).eval()
     opened = network_by_name(net.name, net.parameters_json()).double().eval()

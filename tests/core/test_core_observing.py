@@ -6,12 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.testing import assert_close
 
 from xdan.core.observing import ErrorCovariance, Sites, observe, split_observation
 
 SITES = 6
 MASKS = st.lists(st.booleans(), min_size=SITES, max_size=SITES)
 SEEDS = st.integers(0, 10_000)
+POSITIONS = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 KINDS = ["scalar", "per-site", "full"]
 
 
@@ -53,7 +55,7 @@ def test_projected_innovation_is_the_matrix_product(kind, masks, seed):
     for row, v in zip(observed, innovation, strict=True):
         h = selection(row)
         expected.append(h.T @ torch.linalg.inv(h @ r @ h.T) @ (h @ v))
-    torch.testing.assert_close(error.project(innovation, observed), torch.stack(expected), rtol=1e-9, atol=1e-11)
+    assert_close(error.project(innovation, observed), torch.stack(expected), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,10 +64,13 @@ def test_projected_innovation_is_the_matrix_product(kind, masks, seed):
 def test_projection_is_whitening_and_its_adjoint(kind, masks, seed):
     error, _ = error_and_matrix(kind, seed)
     observed = torch.tensor(masks)
-    x, y = normals(len(masks), SITES, seed=seed + 1), normals(len(masks), SITES, seed=seed + 2).requires_grad_()
+    x, y = (
+        normals(len(masks), SITES, seed=seed + 1),
+        normals(len(masks), SITES, seed=seed + 2).requires_grad_(),
+    )
     white, vector = error.whiten(y, observed), error.whiten(x, observed)
     (adjoint,) = torch.autograd.grad(white, y, vector)
-    torch.testing.assert_close(adjoint, error.project(x, observed), rtol=1e-9, atol=1e-11)
+    assert_close(adjoint, error.project(x, observed), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,8 +82,9 @@ def test_selecting_sites_and_putting_back_are_adjoint(kind, mask, seed):
     observed = torch.tensor(mask)
     h = selection(observed)
     x, y = normals(SITES, seed=seed + 1), normals(len(h), seed=seed + 2)
-    back = error.project((h.T @ y)[None], observed[None])[0]
-    assert float((h @ x) @ torch.linalg.solve(h @ r @ h.T, y)) == pytest.approx(float(x @ back), rel=1e-9, abs=1e-11)
+    there = (h @ x) @ torch.linalg.solve(h @ r @ h.T, y)
+    back = x @ error.project((h.T @ y)[None], observed[None])[0]
+    assert_close(there, back, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -86,7 +92,7 @@ def test_whitened_errors_have_unit_covariance(kind):
     error, r = error_and_matrix(kind)
     observed = torch.tensor([[True, False, True, True, False, True]])
     w = error.whiten(torch.eye(SITES, dtype=torch.float64)[None], observed)[0].mT
-    torch.testing.assert_close(w @ r @ w.T, torch.diag(observed[0].double()), rtol=1e-12, atol=1e-12)
+    assert_close(w @ r @ w.T, torch.diag(observed[0].double()), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -95,7 +101,7 @@ def test_members_are_whitened_one_by_one(kind):
     observed = torch.tensor([[True, False, True, True, False, True], [False, True, True, False, True, True]])
     v = normals(2, 3, SITES)
     alone = torch.stack([error.whiten(v[:, m], observed) for m in range(3)], 1)
-    torch.testing.assert_close(error.whiten(v, observed), alone, rtol=1e-13, atol=1e-13)
+    assert_close(error.whiten(v, observed), alone, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,15 +118,15 @@ def test_r_of_the_observed_sites_and_its_diagonal(kind):
     error, r = error_and_matrix(kind)
     observed = torch.tensor([True, False, True, True, False, True])
     h, rest = selection(observed), selection(~observed)
-    torch.testing.assert_close(error.masked(observed[None])[0], h.T @ h @ r @ h.T @ h + rest.T @ rest)
-    torch.testing.assert_close(error.variance().expand(SITES), r.diagonal())
+    assert_close(error.masked(observed[None])[0], h.T @ h @ r @ h.T @ h + rest.T @ rest)
+    assert_close(error.variance().expand(SITES), r.diagonal())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_coloured_noise_has_covariance_r(kind):
     error, r = error_and_matrix(kind)
     columns = error.color(torch.eye(SITES, dtype=torch.float64))
-    torch.testing.assert_close(columns.T @ columns, r, rtol=1e-12, atol=1e-12)
+    assert_close(columns.T @ columns, r, rtol=1e-12, atol=1e-12)
 
 
 def test_an_error_covariance_moves_to_another_dtype():
@@ -131,7 +137,7 @@ def test_an_error_covariance_moves_to_another_dtype():
         ones = torch.ones(1, SITES)
         assert moved.project(ones, observed).dtype == torch.float32
         expected = torch.linalg.solve(r, ones[0].double())
-        torch.testing.assert_close(moved.project(ones, observed)[0].double(), expected, rtol=1e-3, atol=1e-4)
+        assert_close(moved.project(ones, observed)[0].double(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
@@ -212,13 +218,14 @@ def test_random_sites_are_redrawn_for_every_time_and_trajectory():
 
 
 @settings(max_examples=15, deadline=None)
-@given(rows=st.lists(st.integers(0, 4), min_size=1, max_size=5), columns=st.lists(st.integers(0, 4), min_size=1))
+@given(rows=POSITIONS, columns=POSITIONS)
 def test_random_sites_and_errors_are_keyed_by_label(rows, columns):
     sites, (error, _) = Sites.random(1, SITES), error_and_matrix("per-site")
     truth = normals(5, 5, SITES)
     whole = observe(truth, sites, error, 7 + labels(5), 9 + labels(5), 3)
-    some = observe(truth[rows][:, columns], sites, error, 7 + torch.tensor(rows), 9 + torch.tensor(columns), 3)
-    torch.testing.assert_close(some, whole[rows][:, columns], rtol=0, atol=0, equal_nan=True)
+    trajectory, time = 7 + torch.tensor(rows), 9 + torch.tensor(columns)
+    some = observe(truth[rows][:, columns], sites, error, trajectory, time, 3)
+    assert_close(some, whole[rows][:, columns], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.every(2, 1), Sites.random(0, SITES)])
@@ -248,9 +255,8 @@ def test_observation_errors_have_zero_mean_and_covariance_r(kind):
 def test_observation_errors_do_not_know_which_sites_are_observed():
     error, _ = error_and_matrix("full")
     truth = normals(5, 4, SITES)
-    every, some = (
-        observe(truth, sites, error, labels(5), labels(4), 0) for sites in (Sites.all(), Sites.random(2, 4))
-    )
+    every = observe(truth, Sites.all(), error, labels(5), labels(4), 0)
+    some = observe(truth, Sites.random(2, 4), error, labels(5), labels(4), 0)
     seen = ~some.isnan()
     assert torch.equal(some[seen], every[seen])
 

@@ -15,8 +15,16 @@ LABELS = st.lists(LABEL, min_size=1, max_size=6, unique=True)
 
 # Random123, examples/kat_vectors: counter, key and result of philox4x32 with 10 rounds.
 PUBLISHED = {
-    "zeros": ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    "ones": ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    "zeros": (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    "ones": (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
     "pi": ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 }
 
@@ -71,7 +79,8 @@ def test_numbers_of_a_large_request_are_those_of_small_ones():
 
 def test_no_two_labels_share_a_number():
     labels = itertools.product((0, 1, 2), Purpose, (0, 1, 7))
-    draws = [uniform(seed, purpose, torch.arange(3), torch.arange(3), 6, stream) for seed, purpose, stream in labels]
+    three = torch.arange(3)
+    draws = [uniform(seed, purpose, three, three, 6, stream) for seed, purpose, stream in labels]
     numbers = torch.stack(draws).flatten()
     assert len(numbers.unique()) == len(numbers)
 
