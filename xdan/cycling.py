@@ -28,7 +28,7 @@ from .schema import (
     attributes,
     read,
 )
-from .store import StoreLike, Stream, digest
+from .store import StoreLike, Stream, check_whole, digest
 
 _LEADING_TRAJECTORIES, _LEADING_CYCLES = 64, 400  # what a method is prepared, and tuned, on
 _LONG_NAMES = {
@@ -119,6 +119,7 @@ def cycle(
     Bocquet et al., Eq. 2 and 3.
     """
     experiment = read(ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error)
+    check_whole(ds, experiment.truth)
     frame, device = experiment.frame, pick_device(device)
     if isinstance(method, Network):
         method.check(experiment)

@@ -25,7 +25,7 @@ from .core.training import Settings, Source, Trainer, linear_decay
 from .cycling import check_observed
 from .network import Network
 from .schema import TIME, TRAJECTORY, Experiment, check_follows, error_from, read
-from .store import Checkpoint, StoreLike, unflatten_names
+from .store import Checkpoint, StoreLike, check_whole, unflatten_names
 
 _VALIDATION_LANES, _VALIDATION_CYCLES, _BURN_IN = 64, 250, 50
 _DEFAULT_STEPS = 6000
@@ -163,6 +163,7 @@ def train(
             observation_error=observation_error,
             needs_truth=f"the supervised objective {objective!r}",
         )
+        check_whole(source, experiment.truth)
         data = _from_record(experiment, validation=validation, device=device, **sizes)
     else:
         raise TypeError(f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics")

@@ -50,6 +50,30 @@ def check_writable(store: StoreLike, mode: str) -> None:
         raise FileExistsError(f"{store} exists; pass mode='w' to overwrite it, or another path")
 
 
+def check_whole(ds: xr.Dataset, variable: xr.DataArray | None) -> None:
+    """Refuse a variable whose local Zarr array lacks chunks: they would read as NaN.
+
+    Meant for a variable that is never all NaN, such as the truth; chunks of nothing but NaN may lawfully be absent.
+
+    Raises
+    ------
+    ValueError
+        If chunks are missing.
+    """
+    source = ds.encoding.get("source")
+    if variable is None or not isinstance(source, str) or "://" in source or not Path(source).is_dir():
+        return
+    try:
+        array = zarr.open_array(source, path=str(variable.name), mode="r")
+    except (FileNotFoundError, KeyError, zarr.errors.ContainsGroupError):
+        return
+    if sorted(array.shape) == sorted(variable.shape) and array.nchunks_initialized < array.nchunks:
+        raise ValueError(
+            f"{source} was cut short: {variable.name!r} has {array.nchunks_initialized} of {array.nchunks} chunks. "
+            "Write it again, or select the part that is whole"
+        )
+
+
 def digest(*values: Any) -> str:
     """Hash JSON values and arrays."""
     h = hashlib.sha256()
