@@ -45,8 +45,6 @@ class Settings:
         Of Muon on the hidden convolutions.
     adam_learning_rate : float
         Of Adam on everything else.
-    weight_decay : float
-        Of Muon, whose steps do not shrink with the weights' growth.
     objective : str
         A key of `OBJECTIVES`.
     clip : float
@@ -57,7 +55,6 @@ class Settings:
 
     learning_rate: float = 0.01
     adam_learning_rate: float = 2e-3
-    weight_decay: float = 0.0
     objective: str = "rmse"
     clip: float = 3.0
     workers: int = 1

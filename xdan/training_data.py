@@ -1,0 +1,166 @@
+"""What training sees: windows to train on and a record apart to validate on, from a Dataset or an endless twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from .blocks import RecordWindows, make_record, read_lanes
+from .core.dynamics import Dynamics, dynamics_to_json
+from .core.endless import EndlessTwin
+from .core.methods import Record
+from .core.observing import ErrorCovariance, Sites
+from .core.training import Source
+from .cycling import check_observed
+from .schema import TIME, TRAJECTORY, Experiment, check_follows, error_from
+
+_VALIDATION_LANES, _VALIDATION_CYCLES = 64, 250
+_ENDLESS_VALIDATION = 1_000_000_000  # labels of validation trajectories, far from those trained on
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a loop trains and validates on."""
+
+    dynamics: Dynamics
+    error: ErrorCovariance
+    windows: Source
+    validation: Record
+    moments: tuple[float, float]
+    about: Mapping[str, Any]
+
+
+def data_from_dynamics(
+    dynamics: Dynamics,
+    *,
+    interval: float,
+    observe: Sites,
+    error_std: float,
+    trajectories: int,
+    window: int,
+    batch: int,
+    seed: int,
+    device: str,
+) -> TrainingData:
+    """Endless twin to train on, and a short one apart to validate on."""
+    like = torch.zeros((), device=device)
+    model_steps = dynamics.steps_in(interval)
+    size = math.prod(dynamics.shape)
+    error = error_from(torch.as_tensor(error_std, dtype=torch.float64), size, dynamics.shape)
+    windows = EndlessTwin(
+        dynamics,
+        observe,
+        error.to(like.dtype, device),
+        steps=model_steps,
+        trajectories=max(trajectories, batch),
+        batch=batch,
+        cycles=window,
+        seed=seed,
+        like=like,
+    )
+    held = EndlessTwin(
+        dynamics,
+        observe,
+        error.to(like.dtype, device),
+        steps=model_steps,
+        trajectories=_VALIDATION_LANES,
+        batch=_VALIDATION_LANES,
+        cycles=_VALIDATION_CYCLES,
+        seed=seed,
+        like=like,
+        first=_ENDLESS_VALIDATION,
+    )
+    part = held.window(0)
+    record = Record(
+        dynamics,
+        held.error,
+        part.observation,
+        [0, *part.steps[1:]],
+        held.trajectory,
+        seed,
+        part.truth,
+    )
+    about = {
+        "endless": dynamics_to_json(dynamics),
+        "interval": interval,
+        "observing": observe.to_json(),
+        "error_std": np.asarray(error_std).tolist(),
+        "trajectories": trajectories,
+    }
+    moments = (float(part.truth.mean()), float(part.truth.std()))
+    return TrainingData(dynamics, held.error, windows, record, moments, about)
+
+
+def data_from_record(
+    experiment: Experiment, *, validation: float, window: int, batch: int, seed: int, device: str
+) -> TrainingData:
+    """Lanes of a record to train on, and others to validate on."""
+    assert experiment.truth is not None
+    frame = experiment.frame
+    check_follows(experiment)
+    _check_finite(experiment.truth)
+    check_observed(experiment.observation)
+    lanes, length = _lanes(experiment, window, batch, validation)
+    held_count = max(1, round(validation * len(lanes)))
+    # The last lanes are held back: in the store they are blocks of their own.
+    kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
+    held = held[:: max(1, len(held) // _VALIDATION_LANES)][:_VALIDATION_LANES]
+    stop = min(length, _VALIDATION_CYCLES)
+    truth = read_lanes(experiment.truth, held, 0, stop)
+    start = held[0][1]
+    record = make_record(
+        frame,
+        read_lanes(experiment.observation, held, 0, stop),
+        rows=slice(0, len(held)),
+        columns=slice(start, start + stop),
+        seed=seed,
+        truth=truth,
+        device=device,
+    )
+    windows = RecordWindows(
+        experiment, kept, length, batch=min(batch, len(kept)), cycles=window, seed=seed, device=device
+    )
+    moments = (float(truth.mean(dtype=np.float64)), float(truth.std(dtype=np.float64)))
+    about = {
+        "dynamics": dynamics_to_json(frame.dynamics),
+        "sizes": {str(dim): size for dim, size in experiment.observation.sizes.items()},
+        "training_lanes": len(kept),
+        "validation_lanes": len(held),
+    }
+    return TrainingData(frame.dynamics, record.error, windows, record, moments, about)
+
+
+def _check_finite(truth: xr.DataArray) -> None:
+    bad: xr.DataArray = ~xr.apply_ufunc(np.isfinite, truth, dask="allowed")
+    count = int(bad.sum())
+    if count:
+        where = {
+            dim: int(np.asarray(bad.any([d for d in bad.dims if d != dim])).argmax()) for dim in (TRAJECTORY, TIME)
+        }
+        raise ValueError(
+            f"truth {truth.name!r} holds {count} values that are not finite, the first at indices {where}; was the "
+            "store cut short? Training needs a whole truth: cut the record, or leave those trajectories out"
+        )
+
+
+def _lanes(experiment: Experiment, window: int, batch: int, validation: float) -> tuple[list[tuple[int, int]], int]:
+    """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few."""
+    count, cycles = experiment.observation.shape[:2]
+    steps = experiment.frame.steps
+    wanted = math.ceil((batch + 1) / (1 - validation))
+    pieces = 1
+    if count < wanted and len(np.unique(steps[1:])) <= 1:
+        pieces = max(1, min(math.ceil(wanted / count), cycles // (8 * window)))
+    length = cycles // pieces
+    if length < 2 * window or count * pieces < 2:
+        raise ValueError(
+            f"the record has {count} trajectories of {cycles} cycles: too little for windows of {window} cycles. "
+            f"Expected at least 2 trajectories of {2 * window} cycles, or one of {32 * window}; or a shorter window="
+        )
+    return [(row, piece * length) for piece in range(pieces) for row in range(count)], length
