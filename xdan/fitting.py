@@ -41,7 +41,7 @@ def train(
     minutes: float | None = None,
     learning_rate: float = 0.01,
     adam_learning_rate: float = 2e-3,
-    clip: float = 3.0,
+    clip: float = 2.0,
     validation: float = 0.1,
     validate_every: int = 250,
     seed: int = 0,
@@ -82,7 +82,7 @@ def train(
     learning_rate, adam_learning_rate : float
         Of Muon on the hidden convolutions, and of Adam on the rest.
     clip : float
-        Gradients are shortened to this many times the running mean of their norm.
+        Gradients are shortened to this many times the running median of their norm.
     validation : float
         Share of the trajectories kept for validation; the network with the best RMSE on them is returned.
     validate_every : int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from .networks import AnalysisNetwork
 from .objectives import OBJECTIVES, Window, through_the_cycles
 from .observing import ErrorCovariance
 
-_CAP = 30.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
+_CAP = 4.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
+_NORMS = 101  # gradient norms that the median is taken over
 _PATIENCE = 50  # steps in a row without a finite gradient before training gives up
 
 
@@ -48,7 +50,7 @@ class Settings:
     objective : str
         A key of `OBJECTIVES`.
     clip : float
-        A gradient is shortened to this many times the running mean of its norm.
+        A gradient is shortened to this many times the running median of its norm.
     workers : int
         Threads that share a batch; part of what makes a run reproducible.
     """
@@ -56,7 +58,7 @@ class Settings:
     learning_rate: float = 0.01
     adam_learning_rate: float = 2e-3
     objective: str = "rmse"
-    clip: float = 3.0
+    clip: float = 2.0
     workers: int = 1
 
 
@@ -110,14 +112,12 @@ class Trainer:
             torch.optim.Adam(rest, lr=settings.adam_learning_rate, betas=(0.9, 0.99))
         ]
         if hidden:
-            muon = torch.optim.Muon(
-                hidden, lr=settings.learning_rate, weight_decay=settings.weight_decay, momentum=0.95
-            )
+            muon = torch.optim.Muon(hidden, lr=settings.learning_rate, weight_decay=0.0, momentum=0.95)
             self.optimisers.append(muon)
         self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
         self.states: dict[int, State] = {}
         self.step_count = 0
-        self.norm_mean = math.nan
+        self.norms: list[float] = []
         self.fruitless = 0
         self.best_score = math.inf
         self.best = {name: value.clone() for name, value in network.state_dict().items()}
@@ -181,10 +181,9 @@ class Trainer:
         return list(self._pool.map(work, slices))
 
     def _apply(self, gradients: list[Tensor], norm: float, rate: float) -> None:
-        clip = self.settings.clip
-        mean = norm if math.isnan(self.norm_mean) else self.norm_mean
-        self.norm_mean = 0.97 * mean + 0.03 * min(norm, clip * mean)
-        shorten = min(1.0, clip * self.norm_mean / norm) if norm > 0 else 1.0
+        self.norms = [*self.norms[1 - _NORMS :], norm]
+        typical = statistics.median(self.norms)
+        shorten = min(1.0, self.settings.clip * typical / norm) if norm > 0 else 1.0
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.mul_(shorten)
         for optimiser, base in zip(self.optimisers, self.rates, strict=True):
@@ -221,7 +220,7 @@ class Trainer:
         """The rest of what a resumed run needs, as JSON values."""
         return {
             "step_count": self.step_count,
-            "norm_mean": None if math.isnan(self.norm_mean) else self.norm_mean,
+            "norms": self.norms,
             "fruitless": self.fruitless,
             "best_score": None if math.isinf(self.best_score) else self.best_score,
         }
@@ -245,7 +244,7 @@ class Trainer:
             group, key = name.split("/")
             self.states.setdefault(int(group), {})[key] = value
         self.step_count, self.fruitless = scalars["step_count"], scalars["fruitless"]
-        self.norm_mean = math.nan if scalars["norm_mean"] is None else scalars["norm_mean"]
+        self.norms = list(scalars["norms"])
         self.best_score = math.inf if scalars["best_score"] is None else scalars["best_score"]
 
     def close(self) -> None:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from .base import AnalysisNetwork, register_network
 from .fused import ResidualTrunk, Trunk
 
+_FAR = 5.0  # deviations at which an input saturates
+_WIDEST = 2.0  # climatological deviations at which an increment saturates
+
 
 @register_network
 class ResidualCNN(AnalysisNetwork):
@@ -102,10 +105,13 @@ class ResidualCNN(AnalysisNetwork):
         """Analysis and new memory; shapes as in the base class."""
         if self.memory and memory is None:
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
-        scaled = torch.stack([(x - self.state_mean) / self.state_std, zeta * self.error_std])
+        innovation = zeta * self.error_std
+        scaled = torch.stack([soften((x - self.state_mean) / self.state_std), soften(innovation)])
         features = scaled.mT if memory is None else torch.cat([scaled.mT, memory.permute(1, 2, 0)])
         out = self.trunk(features.contiguous())
-        increment = torch.addcmul(out[0], self.relative_alpha, features[1]).T
+        # No increment is larger than the climate is wide: a network that is wrong stays bounded, and can recover.
+        widest = _WIDEST * self.state_std / self.error_std
+        increment = widest * (out[0] / widest).tanh().T + self.relative_alpha * innovation
         analysis = torch.addcmul(x, self.error_std, increment)
         if memory is None:
             return analysis, None
@@ -135,6 +141,11 @@ class ResidualCNN(AnalysisNetwork):
             if index % self.sub_blocks == self.sub_blocks - 1:
                 h = u = h + u
         return circular_convolution(h, *layers[-1], self.kernel)
+
+
+def soften(x: Tensor) -> Tensor:
+    """Identity to third order, bounded by a few deviations: far inputs do not leave the range that was trained on."""
+    return _FAR * (x / _FAR).tanh()
 
 
 def circular_convolution(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
