@@ -81,13 +81,17 @@ def test_one_site_network_is_the_written_formula(activation):
     net = network(filters=1, blocks=1, kernel=1, activation=activation).eval()
     w, b = [p.detach() for p in net.weights], [p.detach() for p in net.biases]
     x, zeta = inputs(net)
-    h = w[0][0, 0] * (x - 2.3) / 3.6 + w[0][0, 1] * 0.7 * zeta + b[0]
+    state, innovation = 5 * torch.tanh((x - 2.3) / 3.6 / 5), 5 * torch.tanh(0.7 * zeta / 5)
+    h = w[0][0, 0] * state + w[0][0, 1] * innovation + b[0]
     if activation == "gated":
         branch = (w[1][0, 0] * h + b[1][0]) * torch.tanh(w[1][1, 0] * h + b[1][1])
     else:
         z = w[1][0, 0] * h + b[1]
         branch = z / (1 + torch.exp(-z))
-    expected = x + net.alpha * zeta + 0.7 * (w[2][0, 0] * (h + branch) + b[2])
+    # The increment saturates at two climatological deviations.
+    widest = 2 * 3.6 / 0.7
+    increment = widest * torch.tanh((w[2][0, 0] * (h + branch) + b[2]) / widest)
+    expected = x + net.alpha * zeta + 0.7 * increment
     assert_close(net(x, zeta)[0], expected, rtol=1e-12, atol=1e-12)
 
 
@@ -233,18 +237,26 @@ def test_trajectories_do_not_mix():
         assert_close(one, other[1:2], rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=20, deadline=None)
-@given(mean=st.floats(-5, 5), std=st.floats(0.1, 9), error_std=st.floats(0.1, 9))
-def test_normalisation_is_a_change_of_units(mean, std, error_std):
-    # In units of std and error_std: a(mean + std x, zeta / error_std) = error_std a(x, zeta).
+@pytest.mark.parametrize(("mean", "unit"), [(2.3, 3.6), (-280.0, 0.01)])
+def test_normalisation_is_a_change_of_units(mean, unit):
+    # In another unit and from another origin: a(mean + unit x, zeta / unit) = mean + unit a(x, zeta).
     net = network(memory=1).eval()
     x, zeta, memory = normals(2, 7), normals(2, 7, seed=1), normals(2, 1, 7, seed=2)
-    net.normalise(0.0, 1.0, 1.0)
+    net.normalise(0.0, 1.3, 0.7)
     plain, carried = net(x, zeta, memory)
-    net.normalise(mean, std, error_std)
-    scaled, carried_too = net(mean + std * x, zeta / error_std, memory)
-    expected = mean + std * x + error_std * (plain - x)
-    assert_same([scaled, carried_too], [expected, carried])
+    net.normalise(mean, 1.3 * unit, 0.7 * unit)
+    scaled, carried_too = net(mean + unit * x, zeta / unit, memory)
+    assert_close(scaled, mean + unit * plain, rtol=1e-11, atol=1e-11)
+    assert_close(carried_too, carried, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+def test_far_inputs_move_the_analysis_by_a_bounded_amount(memory):
+    net = network(memory=memory).eval()
+    x, zeta, *rest = inputs(net)
+    for far in (1e2, 1e5):
+        moved = net(far * x, far * zeta, *rest)[0] - far * x - net.alpha * far * zeta
+        assert moved.abs().max() <= 2 * net.state_std * (1 + 1e-12)
 
 
 def test_a_silent_trunk_leaves_alpha_zeta():

@@ -102,7 +102,7 @@ def test_normal_numbers_are_normal():
 
 
 def test_moments_of_normal_numbers():
-    z = normal(3, Purpose.NETWORK, torch.arange(100), torch.arange(40), 50).flatten()
+    z = normal(3, Purpose.NETWORK, torch.arange(100), torch.arange(100), 100).flatten()
     root = len(z) ** 0.5
     # Standard deviations of the sample moments: 1, sqrt(2), sqrt(15) and sqrt(96) over the root.
     assert abs(z.mean()) < 4 / root
