@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import cf_xarray
@@ -329,12 +330,10 @@ def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, st
 
 def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
     """Attributes that make a store self-describing; values that are not plain are written as JSON."""
-    from . import __version__
-
     plain = {key: value if isinstance(value, (str, int, float)) else json.dumps(value) for key, value in more.items()}
     return {
         "Conventions": CONVENTIONS,
-        "source": f"xdan {__version__}",
+        "source": f"xdan {version('xdan')}",
         "dynamics": json.dumps(dynamics_to_json(model)),
         **plain,
     }

@@ -320,7 +320,7 @@ def test_first_analysis_of_3d_var_starts_from_the_climate():
         rest=lambda noise: mean + noise @ mixing.T,
     )
     record = Record(climate, error, record.observation, record.steps, record.trajectory, 1)
-    outputs, _ = run(ThreeDVar(scale=0.1).prepare(record), record)
+    outputs, _ = run(ThreeDVar(background=IDENTITY, scale=0.1).prepare(record), record)
     sample = climate.climatology(range(4096), 1, purpose=6, like=DOUBLE)[:, 0]
     moments = sample.mean(0), torch.cov(sample.T)
     assert_close(outputs["forecast"][0, 0], moments[0], rtol=1e-12, atol=1e-12)
@@ -532,6 +532,17 @@ def test_a_diverging_trajectory_is_flagged_and_harms_no_other(name, sites):
             assert value[1, 5:].isnan().all()
             assert value[1, :5].isfinite().all()
             assert torch.equal(value[rest], reference[key][rest])
+
+
+def test_a_lost_trajectory_stays_lost_when_another_is_lost():
+    error, _ = error_and_matrix("scalar")
+    calm = record_of(explosive(), error, 8, lanes=3)
+    wild = calm.observation.clone()
+    wild[1, 2] += 5000.0
+    wild[2, 4] += 5000.0
+    record = Record(calm.dynamics, error, wild, calm.steps, calm.trajectory, 1)
+    outputs, _ = run(ThreeDVar(scale=0.1).prepare(calm), record)
+    assert outputs["diverged"].sum(1).tolist() == [0, 5, 3]
 
 
 def test_a_lost_trajectory_stays_lost_in_the_next_block():

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from xdan.core.dynamics import Lorenz96
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
-from xdan.core.objectives import OBJECTIVES, Window, through_the_cycles
+from xdan.core.objectives import OBJECTIVES, CappedGradient, Window, through_the_cycles
 from xdan.core.observing import ErrorCovariance, Sites, observe
 
 DYNAMICS = Lorenz96(5)
@@ -179,6 +179,46 @@ def test_no_gradient_passes_a_restart():
         for gradient in gradients:
             assert gradient[[0, 2]].flatten(1).any(1).all()
             assert bool(gradient[1].any()) is (cycle < 2)
+
+
+def test_capped_gradient_shortens_long_rows_and_nothing_else():
+    x = normals(4, 3, 2).requires_grad_()
+    gradient = normals(4, 3, 2, seed=1)
+    gradient[0] *= 100
+    gradient[1] *= 0.01
+    gradient[2, 0, 0] = torch.nan
+    gradient[3] = torch.inf
+    y = CappedGradient.apply(x, 0.5)
+    assert torch.equal(y, x)
+    (capped,) = torch.autograd.grad(y, x, gradient)
+    assert_close(capped[0], 0.5 * gradient[0] / gradient[0].norm(), rtol=1e-13, atol=0)
+    assert torch.equal(capped[1], gradient[1])
+    finite = gradient[2].nan_to_num(0.0)
+    assert_close(capped[2], finite * min(1.0, 0.5 / float(finite.norm())), rtol=1e-13, atol=0)
+    assert not capped[3].any()
+
+
+def gradients_with(cap: float) -> list[torch.Tensor]:
+    dan, w = method(2), window()
+    analysis, _, _ = through_the_cycles(dan, DYNAMICS, ERROR, w, carried_state(w, 2), cap)
+    return list(torch.autograd.grad(OBJECTIVES["rmse"](analysis, w.truth).mean(), list(dan.network.parameters())))
+
+
+def test_a_cap_that_is_not_reached_changes_nothing():
+    for gradient, other in zip(gradients_with(1e6), gradients_with(float("inf")), strict=True):
+        assert_close(gradient, other, rtol=1e-12, atol=1e-13)
+
+
+def test_a_vanishing_cap_leaves_every_cycle_by_itself():
+    dan, w = method(2), window()
+    state, single = carried_state(w, 2), []
+    for k in range(3):
+        part = Window(w.truth[:, k : k + 1], w.observation[:, k : k + 1], w.steps[k : k + 1])
+        analysis, _, state = through_the_cycles(dan, DYNAMICS, ERROR, part, state)
+        single.append(OBJECTIVES["rmse"](analysis, part.truth).mean() / 3)
+    expected = torch.autograd.grad(sum(single), list(dan.network.parameters()))
+    for gradient, other in zip(gradients_with(1e-25), expected, strict=True):
+        assert_close(gradient, other, rtol=1e-10, atol=1e-12)
 
 
 def test_the_state_that_is_carried_has_no_gradient():
