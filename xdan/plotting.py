@@ -11,7 +11,7 @@ import xarray as xr
 
 from .schema import TIME, TRAJECTORY, read
 
-_WIDTH, _HEIGHT = 760, 260
+_WIDTH, _HEIGHT, _LEGEND = 760, 260, 210
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -134,7 +134,7 @@ def rmse_in_time(
                 xlabel="model time",
                 ylabel="analysis RMSE",
                 title="analysis RMSE, mean over trajectories",
-                width=_WIDTH,
+                width=_WIDTH + _LEGEND,
                 height=_HEIGHT + 60,
             )
         )
@@ -174,7 +174,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
                     xlabel="training time (minutes)",
                     ylabel="analysis RMSE",
                     title="training",
-                    width=_WIDTH,
+                    width=_WIDTH + _LEGEND,
                     height=_HEIGHT + 60,
                 )
             )
