@@ -76,17 +76,19 @@ def score(
     x = experiment.truth
     if x is not None:
         by_time: xr.DataArray = xs.rmse(x, run["analysis"], dim=state)
-        add("rmse", by_time.mean(dims), f"analysis RMSE: {_RMSE}")
+        add("rmse", by_time.mean(dims, skipna=False), f"analysis RMSE: {_RMSE}")
         if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
-            by_run = by_time.mean([d for d in dims if d != TRAJECTORY])
-            error = by_run.std(TRAJECTORY, ddof=1) / np.sqrt(by_run.sizes[TRAJECTORY])
+            by_run = by_time.mean([d for d in dims if d != TRAJECTORY], skipna=False)
+            error = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
             add("rmse_standard_error", error, "standard error of the mean over trajectories")
-        add("forecast_rmse", xs.rmse(x, run["forecast"], dim=state).mean(dims), f"forecast RMSE: {_RMSE}")
-        add("crps", _crps(x, run, state).mean(dims), "continuous ranked probability score of the analysis")
+        add("forecast_rmse", xs.rmse(x, run["forecast"], dim=state).mean(dims, skipna=False), f"forecast RMSE: {_RMSE}")
+        add(
+            "crps", _crps(x, run, state).mean(dims, skipna=False), "continuous ranked probability score of the analysis"
+        )
     for name in ("forecast_spread", "spread"):
         if name in run:
-            deviation: xr.DataArray = (run[name] ** 2).mean(state) ** 0.5
-            add(name, deviation.mean(dims), f"{run[name].attrs.get('long_name', name)}: {_SPREAD}")
+            deviation: xr.DataArray = (run[name] ** 2).mean(state, skipna=False) ** 0.5
+            add(name, deviation.mean(dims, skipna=False), f"{run[name].attrs.get('long_name', name)}: {_SPREAD}")
     y, everything = experiment.observation, [*dims, *state]
     observed = y.notnull()
     innovation, residual = y - run["forecast"], y - run["analysis"]
