@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import EnsembleMethod, Method
+from .core.random import check_seed
 from .network import Network
 from .schema import (
     DUAL,
@@ -120,6 +121,7 @@ def cycle(
     """
     experiment = read(ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error)
     check_whole(ds, experiment.truth)
+    check_seed(seed)
     frame, device = experiment.frame, pick_device(device)
     if isinstance(method, Network):
         method.check(experiment)

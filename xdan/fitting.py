@@ -18,7 +18,7 @@ from .core.dynamics import Dynamics
 from .core.networks import AnalysisNetwork, ResidualCNN
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
-from .core.random import Purpose, uniform
+from .core.random import Purpose, check_seed, uniform
 from .core.training import Settings, Trainer, linear_decay
 from .network import Network
 from .schema import read
@@ -58,7 +58,7 @@ def train(
     error_std: float = 1.0,
     trajectories: int | None = None,
 ) -> Network:
-    """Train a data assimilation network through the cycles.
+    """Train a data assimilation network through the cycles, in single precision.
 
     Parameters
     ----------
@@ -141,6 +141,7 @@ def train(
         workers=workers if device == "cpu" else 1,
     )
     sizes = {"window": window, "batch": batch, "seed": seed}
+    check_seed(seed)
     if isinstance(source, Dynamics):
         data = data_from_dynamics(
             source,

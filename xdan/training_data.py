@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,8 @@ def data_from_record(
 ) -> TrainingData:
     """Lanes of a record to train on, and others to validate on."""
     assert experiment.truth is not None
-    frame = experiment.frame
+    frame = replace(experiment.frame, dtype=np.dtype(np.float32))
+    experiment = replace(experiment, frame=frame)
     check_follows(experiment)
     _check_finite(experiment.truth)
     check_observed(experiment.observation)

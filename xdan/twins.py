@@ -14,6 +14,7 @@ from .blocks import Array, Carry, Plan, array_to_tensor, in_block, scan, tensor_
 from .core.dynamics import Dynamics
 from .core.methods.base import advance
 from .core.observing import ErrorCovariance, Sites, observe
+from .core.random import check_seed
 from .schema import (
     DUAL,
     TIME,
@@ -88,6 +89,7 @@ def twin(
     sites = Sites.all() if observe is None else observe
     if cycles < 1 or trajectories < 1:
         raise ValueError(f"cycles={cycles}, trajectories={trajectories}: expected at least 1 of each")
+    check_seed(seed)
     intervals = np.asarray(interval, dtype=np.float64)
     if intervals.ndim and intervals.shape != (cycles - 1,):
         raise ValueError(f"{intervals.size} intervals for {cycles} cycles: expected {cycles - 1}")

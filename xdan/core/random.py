@@ -25,6 +25,18 @@ class Purpose(IntEnum):
     CLIMATOLOGY = 6
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that is not a 32-bit word.
+
+    Raises
+    ------
+    ValueError
+        If it is not an integer from 0 to 2**32 - 1.
+    """
+    if not isinstance(seed, int) or not 0 <= seed <= _WORD:
+        raise ValueError(f"seed={seed}: expected an integer from 0 to 2**32 - 1")
+
+
 def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:
     """Philox4x32 counter-based generator.
 
@@ -86,8 +98,7 @@ def uniform(seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size:
     ValueError
         If the seed does not fit 32 bits.
     """
-    if not 0 <= seed <= _WORD:
-        raise ValueError(f"seed={seed}: expected an integer from 0 to 2**32 - 1")
+    check_seed(seed)
     words = -(-size // 4)
     trajectory, time = trajectory.to(torch.int64), time.to(torch.int64)
     index = torch.arange(words, dtype=torch.int64, device=trajectory.device)
