@@ -16,7 +16,7 @@ def replaced(ds, name, position, value):
 RECORDS = {
     "no observation": (
         lambda ds: ds.drop_vars("observation"),
-        "expected a variable 'observation', found .*observation=",
+        "a variable 'observation', found .*observation=",
     ),
     "no error": (lambda ds: ds.drop_vars("observation_error"), "no observation error: .* pass observation_error="),
     "no dynamics": (lambda ds: ds.assign_attrs({"dynamics": ""}), "is not JSON; pass dynamics="),
@@ -65,7 +65,7 @@ def test_no_dynamics_attribute(twin, net):
     del bare.attrs["dynamics"]
     with pytest.raises(ValueError, match=r"name no dynamics; pass dynamics=, for example xdan.Lorenz96\(\)"):
         xdan.cycle(bare, net)
-    with pytest.raises(TypeError, match="wrap a torch function as xdan.CustomDynamics"):
+    with pytest.raises(TypeError, match=r"wrap a torch function as xdan\.CustomDynamics"):
         xdan.cycle(bare, net, dynamics=lambda x: x)
 
 

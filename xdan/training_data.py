@@ -102,10 +102,10 @@ def data_from_record(
 ) -> TrainingData:
     """Lanes of a record to train on, and others to validate on."""
     assert experiment.truth is not None
-    frame = replace(experiment.frame, dtype=np.dtype(np.float32))
+    frame, whole_truth = replace(experiment.frame, dtype=np.dtype(np.float32)), experiment.truth
     experiment = replace(experiment, frame=frame)
     check_follows(experiment)
-    _check_finite(experiment.truth)
+    _check_finite(whole_truth)
     check_observed(experiment.observation)
     lanes, length = _lanes(experiment, window, batch, validation)
     held_count = max(1, round(validation * len(lanes)))
@@ -113,7 +113,7 @@ def data_from_record(
     kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
     held = held[:: max(1, len(held) // _VALIDATION_LANES)][:_VALIDATION_LANES]
     stop = min(length, _VALIDATION_CYCLES)
-    truth = read_lanes(experiment.truth, held, 0, stop)
+    truth = read_lanes(whole_truth, held, 0, stop)
     start = held[0][1]
     record = make_record(
         frame,

@@ -201,7 +201,8 @@ def test_capped_gradient_shortens_long_rows_and_nothing_else():
 def gradients_with(cap: float) -> list[torch.Tensor]:
     dan, w = method(2), window()
     analysis, _, _ = through_the_cycles(dan, DYNAMICS, ERROR, w, carried_state(w, 2), cap)
-    return list(torch.autograd.grad(OBJECTIVES["rmse"](analysis, w.truth).mean(), list(dan.network.parameters())))
+    loss = OBJECTIVES["rmse"](analysis, w.truth).mean()
+    return list(torch.autograd.grad(loss, list(dan.network.parameters())))
 
 
 def test_a_cap_that_is_not_reached_changes_nothing():

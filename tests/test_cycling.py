@@ -1,0 +1,313 @@
+"""Cycling: against the equations, and the same for every chunking, scheduler, store and naming."""
+
+from functools import cache
+
+import dask
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import xdan
+from xdan.core.observing import Sites
+
+CLOSE = {"rtol": 0, "atol": 1e-10}  # float64, 24 cycles of a chaotic model
+
+
+def cuts(total):
+    """Chunk sizes that add up to a total."""
+    edges = st.sets(st.integers(1, total - 1)).map(lambda inner: [0, *sorted(inner), total])
+    return edges.map(lambda e: tuple(np.diff(e).tolist()))
+
+
+def assert_close(a, b):
+    """Equal but for rounding; labels and attributes alike."""
+    assert a.attrs == b.attrs
+    assert set(a.variables) == set(b.variables)
+    for name in a.variables:
+        assert a[name].dims == b[name].dims
+        assert a[name].attrs == b[name].attrs
+        np.testing.assert_allclose(a[name].values, b[name].values, **CLOSE, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def gappy(model):
+    """Sites that come and go, intervals of one to four steps."""
+    intervals = np.resize([0.05, 0.1, 0.2, 0.05], 23)
+    return xdan.twin(
+        model, cycles=24, trajectories=4, seed=2, observe=Sites.random(2, 7), interval=intervals, dtype="float64"
+    ).compute(scheduler="synchronous")
+
+
+def by_hand(ds, net, model, error_variance=1.0):
+    """Eq. 2, 3 and 22 with as little of xdan as can be."""
+    module = net.module(torch.float64)
+    y = torch.from_numpy(ds.observation.values)
+    steps = np.rint(np.diff(ds.time.values) / model.timestep).astype(int)
+    climate = module.state_std**2
+    x, memory, forecasts, analyses = module.state_mean.expand(y[:, 0].shape), None, [], []
+    with torch.no_grad():
+        for k in range(y.shape[1]):
+            if k:
+                for _ in range(steps[k - 1]):
+                    x = model.step(x)
+            forecasts.append(x)
+            innovation = torch.nan_to_num(y[:, k] - x, nan=0.0)
+            if k:
+                x, memory = module(x, innovation / error_variance, memory)
+            else:
+                x = x + climate / (climate + error_variance) * innovation
+            analyses.append(x)
+    return torch.stack(forecasts, 1).numpy(), torch.stack(analyses, 1).numpy()
+
+
+@pytest.mark.parametrize("std", [1.0, 0.7])
+def test_network_cycles_by_the_equations(gappy, net, model, std):
+    found = xdan.cycle(gappy, net, observation_error=std)
+    forecast, analysis = by_hand(gappy, net, model, std**2)
+    np.testing.assert_allclose(found.forecast, forecast, **CLOSE)
+    np.testing.assert_allclose(found.analysis, analysis, **CLOSE)
+    assert not found.diverged.any()
+
+
+def test_memory_matters(twin, net, run):
+    """Otherwise no test of chunks would show that it is carried."""
+    half = xdan.cycle(twin.isel(time=slice(12, None)), net)
+    assert not np.allclose(half.analysis[:, 1:], run.analysis[:, 13:])
+    forgetful = {**net.arrays, "weights.0": net.arrays["weights.0"].copy()}
+    forgetful["weights.0"].reshape(4, 3, 4)[:, :, 2:] = 0  # the columns that read the memory
+    other = xdan.cycle(twin, xdan.Network(net.description, forgetful))
+    assert not np.allclose(other.analysis, run.analysis)
+
+
+METHODS = {
+    "dan": lambda net: net,
+    "enkf-n": lambda net: xdan.FiniteSizeEnKF(members=5),
+    "3d-var": lambda net: xdan.ThreeDVar(),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(gappy, net):
+    """Result without chunks, computed once for every method."""
+    return cache(lambda name: xdan.cycle(gappy, METHODS[name](net), members=name == "enkf-n"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_any_chunks(name, data, gappy, net, whole):
+    rows, columns = data.draw(cuts(4)), data.draw(cuts(24))
+    chunked = gappy.chunk(trajectory=rows, time=columns, x=data.draw(st.sampled_from([3, 8])))
+    lazy = xdan.cycle(chunked, METHODS[name](net), members=name == "enkf-n")
+    assert lazy.analysis.chunks == (rows, columns, (8,))
+    assert_close(lazy.compute(), whole(name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_threads(name, gappy, net, whole):
+    lazy = xdan.cycle(gappy.chunk(trajectory=1, time=7), METHODS[name](net), members=name == "enkf-n")
+    with dask.config.set(scheduler="threads", num_workers=4):
+        assert_close(lazy.compute(), whole(name))
+
+
+@pytest.mark.slow
+def test_processes(gappy, net, whole, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    chunked = gappy.chunk(trajectory=2, time=7)
+    with (
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.Client(cluster),
+        dask.config.set(scheduler=None),
+    ):
+        for name, method in METHODS.items():
+            lazy = xdan.cycle(chunked, method(net), members=name == "enkf-n")
+            assert_close(lazy.compute(), whole(name))
+        stored = xdan.cycle(chunked, net, store=tmp_path / "run.zarr", progress=False)
+        assert_close(stored.compute(), whole("dan"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("chunks", [{}, {"trajectory": 3, "time": 7}, {"time": 24}])
+def test_store_is_the_result(name, chunks, gappy, net, whole, tmp_path):
+    stored = xdan.cycle(
+        gappy.chunk(chunks) if chunks else gappy,
+        METHODS[name](net),
+        members=name == "enkf-n",
+        store=tmp_path / "run.zarr",
+        progress=False,
+    )
+    assert stored.analysis.chunks is not None
+    assert_close(stored.compute(), whole(name))
+    assert_close(xr.open_zarr(tmp_path / "run.zarr", consolidated=False).compute(), whole(name))
+
+
+def test_store_from_a_store(twin, net, run, tmp_path):
+    twin.chunk(time=10, trajectory=2).to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    opened = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
+    stored = xdan.cycle(opened, net, store=tmp_path / "run.zarr", progress=False)
+    assert_close(stored.compute(), run)
+
+
+def test_existing_store(twin, net, run, tmp_path):
+    settings = {"store": tmp_path / "run.zarr", "progress": False}
+    xdan.cycle(twin, net, **settings)
+    with pytest.raises(FileExistsError, match="exists; pass mode='w' to overwrite it, or another path"):
+        xdan.cycle(twin, net, **settings)
+    again = xdan.baseline(twin, "enkf-n", members=3, mode="w", **settings)
+    xr.testing.assert_identical(again.compute(), xdan.baseline(twin, "enkf-n", members=3))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_read_until_it_is_wanted(name, twin, net, untouchable, computed):
+    chunked = untouchable(twin, "truth", "observation")
+    lazy = xdan.cycle(chunked, METHODS[name](net), members=name == "enkf-n")
+    assert computed.calls == 0
+    assert all(lazy[v].chunks is not None or not lazy[v].ndim for v in lazy.data_vars)
+    with pytest.raises(AssertionError, match="data was read"):
+        lazy.analysis.compute()
+    assert computed.calls == 1
+
+
+def test_a_part_asks_for_no_more_than_its_past(gappy, net, whole):
+    seen = []
+
+    def note(block, block_info=None):
+        if block_info:
+            seen.append(tuple(block_info[0]["chunk-location"][:2]))
+        return block
+
+    chunked = gappy.chunk(trajectory=2, time=6)
+    noted = chunked.assign(observation=chunked.observation.copy(data=chunked.observation.data.map_blocks(note)))
+    part = xdan.cycle(noted, net).analysis.isel(trajectory=3, time=8).compute()
+    np.testing.assert_allclose(part, whole("dan").analysis[3, 8], **CLOSE)
+    # The leading blocks prepare methods that want it; the rest is trajectory block 1 up to time block 1.
+    assert {place for place in seen if place[0] == 1} <= {(1, t) for t in range(4)}
+    assert (1, 1) in seen
+
+
+def test_subset_of_trajectories_is_the_subset(twin, net, run):
+    part = xdan.cycle(twin.isel(trajectory=[3, 1]), net)
+    np.testing.assert_allclose(part.analysis, run.analysis[[3, 1]], **CLOSE)
+    members = xdan.baseline(twin.isel(trajectory=[3, 1]), "enkf-n", members=4)
+    everything = xdan.baseline(twin, "enkf-n", members=4)
+    np.testing.assert_allclose(members.analysis, everything.analysis[[3, 1]], **CLOSE)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_without_trajectories(twin, net, run, chunked):
+    bare = twin.isel(trajectory=2, drop=True)
+    found = xdan.cycle(bare.chunk(time=5) if chunked else bare, net)
+    assert found.analysis.dims == ("time", "x")
+    assert "trajectory" not in found.variables
+    assert (found.analysis.chunks is not None) == chunked
+    np.testing.assert_allclose(found.analysis, run.analysis[2], **CLOSE)
+
+
+def test_truth_is_not_needed(twin, net, run):
+    for method in ("enkf-n", "3d-var"):
+        xr.testing.assert_identical(xdan.baseline(twin.drop_vars("truth"), method), xdan.baseline(twin, method))
+    xr.testing.assert_identical(xdan.cycle(twin.drop_vars("truth"), net), run)
+
+
+def test_names_of_the_users_own(twin, net, run):
+    named = twin.rename(truth="nature", observation="sondes", observation_error="sigma")
+    bare = named.drop_attrs(deep=True)
+    xr.testing.assert_identical(xdan.cycle(named, net), run)
+    roles = {"truth": "nature", "observation": "sondes", "observation_error": "sigma"}
+    found = xdan.cycle(bare, net, dynamics=xdan.Lorenz96(sites=8), **roles)
+    for name in run.data_vars:
+        np.testing.assert_array_equal(found[name], run[name])
+
+
+def test_any_order_of_dims_and_any_byte_order(twin, net, run):
+    changed = twin.transpose("x", "time", "trajectory")
+    changed["observation"] = changed.observation.astype(">f8")
+    changed["truth"] = changed.truth.isel(x=slice(None, None, -1)).isel(x=slice(None, None, -1))
+    assert_close(xdan.cycle(changed, net), run)
+    changed.observation.values.setflags(write=False)
+    assert_close(xdan.cycle(changed.chunk(trajectory=1), net).compute(), run)
+
+
+def test_single_precision_stays_so(single, net, run):
+    found = xdan.cycle(single, net)
+    assert found.analysis.dtype == np.float32
+    np.testing.assert_allclose(found.analysis, run.analysis, rtol=0, atol=1e-3)
+
+
+def test_nothing_observed_is_a_free_forecast(twin, net, model):
+    """Only the first time is observed: zeta is zero after it, and for 3D-Var the analysis is the forecast."""
+    blind = twin.assign(observation=twin.observation.where(twin.time < 0.01))
+    found = xdan.cycle(blind, xdan.ThreeDVar(scale=0.1))
+    np.testing.assert_array_equal(found.forecast[:, 1:], found.analysis[:, 1:])
+    start = torch.from_numpy(found.analysis.values[:, 0])
+    np.testing.assert_allclose(model.advance(start, 5), found.analysis[:, 5], **CLOSE)
+    forecast, analysis = by_hand(blind, net, model)
+    np.testing.assert_allclose(xdan.cycle(blind, net).analysis, analysis, **CLOSE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_lost_trajectory_is_reported_and_alone(name, twin, net):
+    wild = twin.copy(deep=True)
+    wild.observation[1, 10] = 1e12
+    method = METHODS[name](net) if name != "3d-var" else xdan.ThreeDVar(scale=0.02)
+    whole, found = (xdan.cycle(ds, method) for ds in (twin, wild))
+    lost = xr.zeros_like(found.diverged)
+    lost[1, 10:] = True
+    np.testing.assert_array_equal(found.diverged, lost)
+    assert found.analysis[1, 10:].isnull().all()
+    assert found.forecast[1, 11:].isnull().all()
+    others = dict(trajectory=[0, 2, 3])
+    for variable in ("forecast", "analysis"):
+        np.testing.assert_allclose(found[variable].isel(others), whole[variable].isel(others), **CLOSE)
+        np.testing.assert_allclose(found[variable][1, :10], whole[variable][1, :10], **CLOSE)
+    parts = xdan.cycle(wild.chunk(time=4, trajectory=2), method).compute()
+    assert_close(parts, found)
+
+
+def test_members(ensemble, twin):
+    assert ensemble.members.dims == ("trajectory", "time", "member", "x")
+    assert ensemble.member.attrs["standard_name"] == "realization"
+    for members, mean, spread in (
+        ("members", "analysis", "spread"),
+        ("forecast_members", "forecast", "forecast_spread"),
+    ):
+        np.testing.assert_allclose(ensemble[members].mean("member"), ensemble[mean], **CLOSE)
+        np.testing.assert_allclose(ensemble[members].std("member", ddof=1), ensemble[spread], **CLOSE)
+    xr.testing.assert_identical(ensemble.drop_dims("member"), xdan.baseline(twin, "enkf-n", members=5))
+
+
+def test_labels(run, twin, net):
+    assert set(run.data_vars) == {"forecast", "analysis", "diverged"}
+    assert run.analysis.dims == ("trajectory", "time", "x")
+    for name in ("trajectory", "time", "x"):
+        xr.testing.assert_identical(run[name], twin[name])
+    assert run.attrs["method"] == "dan"
+    assert run.attrs["network_digest"] == net.digest
+    assert run.attrs["dynamics"] == twin.attrs["dynamics"]
+    assert all({"long_name", "units"} <= set(run[v].attrs) for v in run.data_vars)
+
+
+def test_seed_is_of_the_ensemble(twin):
+    first, same, other = (xdan.baseline(twin, "enkf-n", members=4, seed=seed) for seed in (1, 1, 2))
+    xr.testing.assert_identical(first, same)
+    assert not np.isclose(first.forecast[:, 0], other.forecast[:, 0]).any()
+
+
+def test_training_further_does_not_change_what_was_built(twin, single, net, run, quick):
+    lazy = xdan.cycle(twin.chunk(time=6), net)
+    digest = net.digest
+    further = xdan.train(single, net, **quick)
+    assert further != net
+    assert net.digest == digest
+    assert_close(lazy.compute(), run)
+    assert not np.allclose(xdan.cycle(twin, further).analysis, run.analysis)
+
+
+def test_input_is_not_changed(twin, net):
+    before = twin.copy(deep=True)
+    xdan.cycle(twin, net)
+    xdan.baseline(twin, "3d-var")
+    xr.testing.assert_identical(twin, before)

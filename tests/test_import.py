@@ -1,0 +1,103 @@
+"""What `import xdan` loads, and which module may import which."""
+
+import ast
+import json
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import xdan
+
+ROOT = Path(xdan.__file__).parent
+MODULES = {
+    ".".join(("xdan", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
+
+
+def in_new_process(code):
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(answer.stdout)
+
+
+def test_import_is_light():
+    loaded = in_new_process("import json, sys, xdan; print(json.dumps(sorted(sys.modules)))")
+    heavy = {"torch", "dask.distributed", "distributed", "hvplot", "panel", "holoviews", "bokeh", "scipy", "zarr"}
+    assert heavy.isdisjoint(loaded)
+    assert "xdan.accessor" in loaded
+
+
+def test_accessor_is_registered_by_the_import():
+    code = "import json, xdan, xarray as xr; print(json.dumps(hasattr(xr.Dataset(), 'dan')))"
+    assert in_new_process(code) is True
+
+
+@pytest.mark.parametrize("name", xdan.__all__)
+def test_public_name_resolves(name):
+    value = getattr(xdan, name)
+    assert name in dir(xdan)
+    assert name == "__version__" or value.__name__ == name
+    assert name == "__version__" or value.__doc__
+
+
+def test_unknown_name_says_which_are_known():
+    with pytest.raises(AttributeError, match=r"module 'xdan' has no attribute 'kalman'; it has .*'baseline'"):
+        _ = xdan.kalman
+
+
+def type_checking(node):
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
+def nodes(tree):
+    """All nodes of a module but those that only a type checker sees."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        waiting += [child for child in ast.iter_child_nodes(node) if not type_checking(child)]
+
+
+def imported(module):
+    """Full names that a module imports anywhere in it, functions included."""
+    path = MODULES[module]
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    for node in nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{start}.{alias.name}"
+                yield inner if inner in MODULES else start
+
+
+@pytest.fixture(scope="module")
+def graph():
+    found = {module: {name for name in imported(module) if name in MODULES} - {module} for module in MODULES}
+    assert "xdan.cycling" in found["xdan.baselines"]  # the walk does find imports
+    assert "xdan.fitting" in found["xdan.accessor"]
+    return found
+
+
+def test_no_import_cycle(graph):
+    """Imports inside functions count: they only hide a cycle."""
+    # The package's own module is left out as a target: it holds the version, and loads the rest by name.
+    TopologicalSorter({module: found - {"xdan"} for module, found in graph.items()}).prepare()
+
+
+def test_below_the_wall_no_labels():
+    below = {module for module in MODULES if module.startswith("xdan.core")}
+    outside = {(module, name) for module in below for name in imported(module) if not name.startswith("xdan.core")}
+    assert not {(module, name) for module, name in outside if name.startswith("xdan")}
+    labelled = ("xarray", "dask", "zarr", "cf_xarray", "xskillscore")
+    assert not {(module, name) for module, name in outside if name.split(".")[0] in labelled}
+
+
+def test_only_blocks_and_verbs_cross_the_wall(graph):
+    """The accessor and the top only forward."""
+    assert not {name for name in graph["xdan.accessor"] if name.startswith("xdan.core")}

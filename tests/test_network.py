@@ -1,0 +1,178 @@
+"""A network on disk and off it: the same bits, no pickle, and no store that was cut short or changed."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import zarr
+
+import xdan
+from xdan.network import Network
+from xdan.store import write_arrays
+
+
+@pytest.fixture
+def store(net, tmp_path):
+    net.to_zarr(tmp_path / "net.zarr")
+    return tmp_path / "net.zarr"
+
+
+def test_same_bits_after_a_store(net, store, twin, run):
+    opened = xdan.open_network(store)
+    assert opened == net
+    assert opened.digest == net.digest
+    assert opened.description == net.description
+    assert opened.arrays.keys() == net.arrays.keys()
+    for name, value in net.arrays.items():
+        assert opened.arrays[name].dtype == value.dtype
+        assert opened.arrays[name].tobytes() == value.tobytes()
+    xr.testing.assert_identical(opened.history, net.history)
+    xr.testing.assert_identical(xdan.cycle(twin, opened), run)
+
+
+def test_a_store_holds_plain_numbers(store):
+    """Anything else would have to be unpickled or imported."""
+    metadata = [json.loads(path.read_text()) for path in store.rglob("zarr.json")]
+    arrays = [found for found in metadata if found["node_type"] == "array"]
+    assert len(arrays) > 5
+    assert {found["data_type"] for found in arrays} <= {"float32", "float64", "int64"}
+    assert {codec["name"] for found in arrays for codec in found["codecs"]} <= {"bytes", "zstd"}
+
+
+def test_no_history_is_no_obstacle(architecture, tmp_path):
+    Network.from_module(architecture, ("x",), {}).to_zarr(tmp_path / "net.zarr")
+    assert xdan.open_network(tmp_path / "net.zarr").history is None
+
+
+def array_folders(store):
+    return [path.parent for path in store.glob("*/zarr.json") if path.parent.name != "history"]
+
+
+def test_missing_array_is_refused(store):
+    for number, folder in enumerate(array_folders(store)):
+        copy = store.parent / f"copy{number}.zarr"
+        shutil.copytree(store, copy)
+        shutil.rmtree(copy / folder.name)
+        with pytest.raises(ValueError, match=f"cut short: arrays .*{folder.name}.* missing"):
+            xdan.open_network(copy)
+
+
+def test_missing_chunk_is_refused(store):
+    for number, folder in enumerate(array_folders(store)):
+        copy = store.parent / f"copy{number}.zarr"
+        shutil.copytree(store, copy)
+        value = zarr.open_array(copy / folder.name)
+        shutil.rmtree(copy / folder.name / "c", ignore_errors=True)
+        (copy / folder.name / "c").unlink(missing_ok=True)
+        if np.any(value[...] != xdan.open_network(store).arrays[folder.name]):
+            with pytest.raises(ValueError, match="cut short or changed"):
+                xdan.open_network(copy)
+
+
+def test_changed_value_is_refused(store):
+    array = zarr.open_group(store, mode="r+")["weights.1"]
+    array[0, 0] = np.nextafter(array[0, 0], np.float32(np.inf))
+    with pytest.raises(ValueError, match="cut short or changed: its digest does not match"):
+        xdan.open_network(store)
+
+
+def test_no_store_and_another_store(tmp_path, twin):
+    with pytest.raises(FileNotFoundError, match="no Zarr group"):
+        xdan.open_network(tmp_path / "nothing.zarr")
+    twin.to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    with pytest.raises(ValueError, match="not a group of arrays that xdan wrote"):
+        xdan.open_network(tmp_path / "twin.zarr")
+    write_arrays(tmp_path / "other.zarr", "", {}, {"steps": 1})
+    with pytest.raises(ValueError, match=r"holds no network; found a description with \['steps'\]"):
+        xdan.open_network(tmp_path / "other.zarr")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "os.system"}, r"network 'os.system' is unknown; known are \[.*'residual-cnn'"),
+        ({"parameters": {"layers": 3}}, r"has no parameters \['layers'\]; it takes \[.*'filters'"),
+        ({"parameters": {"filters": 5}}, "the arrays do not fit the network 'residual-cnn'"),
+        ({"format": 99}, "has network format 99, this xdan reads 1"),
+    ],
+    ids=["name", "unknown parameter", "other sizes", "format"],
+)
+def test_description_that_does_not_fit(net, tmp_path, change, message):
+    write_arrays(tmp_path / "net.zarr", "", net.arrays, {**net.description, **change})
+    with pytest.raises(ValueError, match=message):
+        xdan.open_network(tmp_path / "net.zarr")
+
+
+def test_existing_store_is_kept(net, store, single, quick):
+    files = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    other = xdan.train(single, **quick, seed=5, memory=1)
+    with pytest.raises(FileExistsError, match="exists; pass mode='w' to overwrite it, or another path"):
+        other.to_zarr(store)
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == files
+    other.to_zarr(store, mode="w")
+    assert xdan.open_network(store) == other
+
+
+def test_other_dims_are_refused(net):
+    circle = xdan.CustomDynamics(lambda x: -x, state={"lon": 8}, timestep=0.05)
+    ds = xdan.twin(circle, cycles=3)
+    with pytest.raises(ValueError, match=r"dims \('x',\), the record's state has \('lon',\): rename the record's dims"):
+        xdan.cycle(ds, net, dynamics=circle)
+
+
+def test_any_number_of_sites(net):
+    ds = xdan.twin(xdan.Lorenz96(sites=13), cycles=12, seed=4)
+    assert np.isfinite(xdan.cycle(ds, net).compute().analysis).all()
+
+
+def test_a_network_cannot_be_changed(net):
+    digest = net.digest
+    with pytest.raises(ValueError, match="read-only"):
+        net.arrays["weights.0"][:] = 0
+    with torch.no_grad():
+        for parameter in net.module().parameters():
+            parameter.zero_()
+    np.testing.assert_array_equal(net.module().weights[0].detach(), net.arrays["weights.0"])
+    assert Network(net.description, net.arrays).digest == digest
+
+
+def test_the_callers_module_is_copied():
+    module = xdan.ResidualCNN(filters=2, blocks=1)
+    net = Network.from_module(module, ("x",), {})
+    before = {name: value.copy() for name, value in net.arrays.items()}
+    with torch.no_grad():
+        module.weights[0].add_(1)
+    np.testing.assert_array_equal(net.arrays["weights.0"], before["weights.0"])
+
+
+def test_digest_is_of_what_computes(net):
+    """Two networks are the same where they compute the same, however they were trained."""
+    told = {**net.description, "training": {}}
+    assert Network(told, net.arrays) == net
+    moved = {**net.arrays, "weights.0": net.arrays["weights.0"] + np.float32(1e-6)}
+    assert Network(net.description, moved) != net
+    turned = {**net.description, "parameters": {**net.description["parameters"], "activation": "silu"}}
+    assert Network(turned, net.arrays) != net
+    assert hash(net) == hash(Network(told, net.arrays))
+
+
+def test_travels_between_processes(net):
+    again = pickle.loads(pickle.dumps(net))
+    assert again == net
+    assert again.description == net.description
+
+
+def test_modules_keep_double_precision_where_asked(net, twin, run):
+    assert run.analysis.dtype == np.float64
+    module = net.module(torch.float64)
+    assert {p.dtype for p in module.parameters()} == {torch.float64}
+    assert not module.training
+
+
+def test_repr(net):
+    assert repr(net).startswith("<xdan.Network residual-cnn(filters=4, blocks=1, ")
+    assert f"{sum(v.size for v in net.arrays.values())} weights, validation RMSE 0." in repr(net)

@@ -1,0 +1,219 @@
+"""Stores: groups of arrays, checkpoints in two slots, and streams that are filled region by region."""
+
+import json
+import shutil
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from xdan.blocks import Plan
+from xdan.store import Checkpoint, Stream, check_writable, digest, exists, read_arrays, unflatten_names, write_arrays
+
+ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(7, dtype="i8"), "c.d": np.array([True, False])}
+
+
+def files(path):
+    return {str(p.relative_to(path)): p.read_bytes() for p in Path(path).rglob("*") if p.is_file()}
+
+
+@given(
+    hnp.arrays(
+        st.sampled_from([np.dtype(t) for t in ("f4", "f8", "i8", "i4", "u1", "?")]),
+        hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
+    ),
+    st.dictionaries(st.text(max_size=4), st.integers() | st.floats() | st.none() | st.text(max_size=4), max_size=3),
+)
+def test_arrays_come_back_bit_for_bit(array, description):
+    store = zarr.storage.MemoryStore()
+    write_arrays(store, "group", {"value": array}, description)
+    found, told = read_arrays(store, "group")
+    assert found["value"].dtype == array.dtype
+    assert found["value"].shape == array.shape
+    assert found["value"].tobytes() == array.tobytes()
+    assert repr(told) == repr(description)
+
+
+def test_writing_again_leaves_nothing_behind(tmp_path):
+    write_arrays(tmp_path / "s", "", ARRAYS, {})
+    write_arrays(tmp_path / "s", "", {"z": np.zeros(2)}, {"k": 1})
+    write_arrays(tmp_path / "t", "", {"z": np.zeros(2)}, {"k": 1})
+    assert files(tmp_path / "s") == files(tmp_path / "t")
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_missing_array_is_refused(tmp_path, name):
+    write_arrays(tmp_path / "s", "", ARRAYS, {})
+    shutil.rmtree(tmp_path / "s" / name)
+    with pytest.raises(ValueError, match=rf"cut short: arrays \['{name}'\] are missing"):
+        read_arrays(tmp_path / "s", "")
+
+
+def test_missing_chunk_is_refused(tmp_path):
+    """Zarr itself would read it as zeros."""
+    write_arrays(tmp_path / "s", "", ARRAYS, {})
+    shutil.rmtree(tmp_path / "s" / "a" / "c")
+    with pytest.raises(ValueError, match="cut short or changed: its digest does not match"):
+        read_arrays(tmp_path / "s", "")
+
+
+def test_changed_value_is_refused(tmp_path):
+    write_arrays(tmp_path / "s", "", ARRAYS, {})
+    zarr.open_group(tmp_path / "s", mode="r+")["a"][0, 0] = 1e-300
+    with pytest.raises(ValueError, match="digest does not match"):
+        read_arrays(tmp_path / "s", "")
+
+
+def test_changed_description_is_refused(tmp_path):
+    write_arrays(tmp_path / "s", "", ARRAYS, {"name": "good"})
+    zarr.open_group(tmp_path / "s", mode="r+").attrs["description"] = json.dumps({"name": "bad"})
+    with pytest.raises(ValueError, match="digest does not match"):
+        read_arrays(tmp_path / "s", "")
+
+
+def test_another_kind_of_group_is_refused(tmp_path, twin):
+    twin.to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    with pytest.raises(ValueError, match="not a group of arrays that xdan wrote, or was cut short"):
+        read_arrays(tmp_path / "twin.zarr", "")
+    with pytest.raises(FileNotFoundError, match="no Zarr group"):
+        read_arrays(tmp_path / "nothing.zarr", "")
+
+
+def test_digest_sees_values_dtypes_shapes_and_order():
+    a = np.arange(4.0)
+    kinds = [(a,), (a.astype("f4"),), (a.reshape(2, 2),), (a, 1), (1, a), (a + 1e-15,), ({"k": 1},), ({"k": 2},)]
+    assert len({digest(*values) for values in kinds}) == len(kinds)
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest(a[::-1][::-1]) == digest(a)
+
+
+def test_exists(tmp_path):
+    assert not exists(tmp_path / "s.zarr")
+    assert not exists(str(tmp_path))  # an empty folder is nothing
+    assert not exists(zarr.storage.MemoryStore())
+    write_arrays(tmp_path / "s.zarr", "", ARRAYS, {})
+    assert exists(tmp_path / "s.zarr")
+    memory = zarr.storage.MemoryStore()
+    write_arrays(memory, "", ARRAYS, {})
+    assert exists(memory)
+    with pytest.raises(FileExistsError, match="exists; pass mode='w' to overwrite it, or another path"):
+        check_writable(tmp_path / "s.zarr", "w-")
+    with pytest.raises(ValueError, match="mode='a': expected 'w-'"):
+        check_writable(tmp_path / "t.zarr", "a")
+
+
+def test_checkpoint_gives_the_last_save(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c.zarr", {"steps": 3})
+    assert checkpoint.load() is None
+    for count in range(4):
+        checkpoint.save({"net/w": np.full(3, count)}, {"count": count})
+        arrays, scalars = Checkpoint(tmp_path / "c.zarr", {"steps": 3}).load()
+        assert scalars["count"] == count
+        np.testing.assert_array_equal(unflatten_names(arrays, scalars["_names"])["net/w"], count)
+
+
+@pytest.mark.parametrize("saves", [2, 3])
+def test_checkpoint_half_written_gives_the_one_before(tmp_path, saves, monkeypatch):
+    checkpoint = Checkpoint(tmp_path / "c.zarr", {})
+    for count in range(saves):
+        checkpoint.save({"w": np.full(3, count)}, {"count": count})
+    monkeypatch.setattr("xdan.store._digest", lambda *args: 1 / 0)  # killed after the arrays, before their digest
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.save({"w": np.full(3, 99)}, {"count": 99})
+    monkeypatch.undo()
+    arrays, scalars = Checkpoint(tmp_path / "c.zarr", {}).load()
+    assert scalars["count"] == saves - 1
+    np.testing.assert_array_equal(arrays["w"], saves - 1)
+
+
+def test_checkpoint_of_another_run_says_what_differs(tmp_path):
+    Checkpoint(tmp_path / "c.zarr", {"steps": 3, "seed": 0}).save({}, {})
+    with pytest.raises(ValueError, match=r"of another run \(steps: 3 there, 4 now\); use the same settings"):
+        Checkpoint(tmp_path / "c.zarr", {"steps": 4, "seed": 0}).load()
+
+
+def test_checkpoint_leaves_other_stores_alone(tmp_path, twin):
+    twin.to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    before = files(tmp_path / "twin.zarr")
+    with pytest.raises(FileExistsError, match="is no checkpoint; choose another path for checkpoint="):
+        Checkpoint(tmp_path / "twin.zarr", {}).load()
+    assert files(tmp_path / "twin.zarr") == before
+
+
+PLAN = Plan.from_chunks((2, 1), (2, 2))
+
+
+def template():
+    return xr.Dataset(
+        {"value": (("trajectory", "time"), da.zeros((3, 4), chunks=(2, 2))), "chosen": ((), da.zeros(()))},
+        {"time": np.arange(4.0)},
+        {"title": "stream"},
+    )
+
+
+def write(stream, i, t):
+    rows, columns = stream.plan.rows(i), stream.plan.columns(t)
+    value = (10.0 * np.arange(3)[:, None] + np.arange(4))[rows, columns]
+    stream.write(i, t, {"value": value}, {"x": value[:, -1]})
+
+
+def test_stream_in_any_order_is_one_store(tmp_path):
+    for name, order in {"s": [(0, 0), (0, 1), (1, 0), (1, 1)], "t": [(1, 0), (0, 0), (1, 1), (0, 1)]}.items():
+        stream = Stream(tmp_path / name, template(), PLAN, "me", "w-")
+        for i, t in order:
+            write(stream, i, t)
+        stream.write_scalars({"chosen": np.array(0.5)})
+        stream.finish()
+    assert files(tmp_path / "s") == files(tmp_path / "t")
+    found = xr.open_zarr(tmp_path / "s", consolidated=False)
+    np.testing.assert_array_equal(found.value, 10.0 * np.arange(3)[:, None] + np.arange(4))
+    assert float(found.chosen) == 0.5
+    assert found.attrs == {"title": "stream"}
+    assert set(zarr.open_group(tmp_path / "s").keys()) == {"value", "chosen", "time"}
+
+
+def test_stream_is_taken_up_where_it_was_left(tmp_path):
+    first = Stream(tmp_path / "s", template(), PLAN, "me", "w-")
+    assert [first.done(i) for i in range(2)] == [0, 0]
+    assert first.carry(0) is None
+    write(first, 0, 0)
+    write(first, 1, 0)
+    write(first, 1, 1)
+    again = Stream(tmp_path / "s", template(), PLAN, "me", "w-")
+    assert [again.done(i) for i in range(2)] == [1, 2]
+    np.testing.assert_array_equal(again.carry(0)["x"], [1, 11])
+    np.testing.assert_array_equal(again.carry(1)["x"], [23])
+    assert xr.open_zarr(tmp_path / "s", consolidated=False).attrs["xdan_status"] == "unfinished"
+
+
+def test_stream_of_another_run_is_refused(tmp_path):
+    Stream(tmp_path / "s", template(), PLAN, "me", "w-")
+    before = files(tmp_path / "s")
+    with pytest.raises(FileExistsError, match="unfinished run of another method, record or setting; pass mode='w'"):
+        Stream(tmp_path / "s", template(), PLAN, "you", "w-")
+    assert files(tmp_path / "s") == before
+    assert Stream(tmp_path / "s", template(), PLAN, "you", "w").done(0) == 0
+
+
+def test_stream_does_not_touch_a_finished_store(tmp_path):
+    stream = Stream(tmp_path / "s", template(), PLAN, "me", "w-")
+    stream.finish()
+    before = files(tmp_path / "s")
+    with pytest.raises(FileExistsError, match="exists; pass mode='w'"):
+        Stream(tmp_path / "s", template(), PLAN, "me", "w-")
+    assert files(tmp_path / "s") == before
+
+
+def test_stream_in_memory():
+    store = zarr.storage.MemoryStore()
+    stream = Stream(store, template(), PLAN, "me", "w-")
+    for i, t in [(0, 0), (0, 1), (1, 0), (1, 1)]:
+        write(stream, i, t)
+    stream.finish()
+    assert float(xr.open_zarr(store, consolidated=False).value.sum()) == 138.0
