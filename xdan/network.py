@@ -144,7 +144,7 @@ class Network:
 
 @lru_cache(maxsize=8)
 def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilationNetwork:
-    return DataAssimilationNetwork(network.module(dtype, device))
+    return DataAssimilationNetwork(network.module(dtype, device).requires_grad_(False))
 
 
 def open_network(store: StoreLike) -> Network:
