@@ -52,7 +52,7 @@ def test_tuning_takes_the_bottom_of_its_curve(model):
     ds = xdan.twin(model, cycles=200, trajectories=4, seed=5, dtype="float64").compute()
     tuned = xdan.baseline(ds, "3d-var")
     np.testing.assert_allclose(tuned.candidate_scale, _SCALES, rtol=1e-6)
-    best = int(tuned.innovation_rms.argmin())
+    best = int(np.argmin(tuned.innovation_rms.values))
     assert 0 < best < len(_SCALES) - 1
     step = _SCALES[0] / _SCALES[1]
     assert _SCALES[best] / step <= float(tuned.background_scale) <= _SCALES[best] * step

@@ -244,7 +244,7 @@ def test_nothing_observed_is_a_free_forecast(twin, net, model):
     np.testing.assert_array_equal(found.forecast[:, 1:], found.analysis[:, 1:])
     start = torch.from_numpy(found.analysis.values[:, 0])
     np.testing.assert_allclose(model.advance(start, 5), found.analysis[:, 5], **CLOSE)
-    forecast, analysis = by_hand(blind, net, model)
+    _forecast, analysis = by_hand(blind, net, model)
     np.testing.assert_allclose(xdan.cycle(blind, net).analysis, analysis, **CLOSE)
 
 
@@ -259,7 +259,7 @@ def test_lost_trajectory_is_reported_and_alone(name, twin, net):
     np.testing.assert_array_equal(found.diverged, lost)
     assert found.analysis[1, 10:].isnull().all()
     assert found.forecast[1, 11:].isnull().all()
-    others = dict(trajectory=[0, 2, 3])
+    others = {"trajectory": [0, 2, 3]}
     for variable in ("forecast", "analysis"):
         np.testing.assert_allclose(found[variable].isel(others), whole[variable].isel(others), **CLOSE)
         np.testing.assert_allclose(found[variable][1, :10], whole[variable][1, :10], **CLOSE)

@@ -1,171 +1,287 @@
+"""Training: what is held back, what is kept, and what the weights may depend on."""
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 
 import xdan
-from xdan.blocks import RecordWindows
-from xdan.schema import read
-from xdan.training_data import data_from_record
+from xdan.core.observing import Sites
+from xdan.core.training import Trainer
 
 
-def weights(net):
-    return np.concatenate([net.arrays[name].ravel() for name in sorted(net.arrays)])
+@pytest.fixture(scope="module")
+def wide(model):
+    """Ten trajectories of 24 cycles, float32."""
+    return xdan.twin(model, cycles=24, trajectories=10, seed=3).compute(scheduler="synchronous")
 
 
-def windows(ds, lanes, length, **settings):
-    experiment = read(ds)
-    return RecordWindows(experiment, lanes, length, **{"batch": 2, "cycles": 4, "seed": 0, "device": "cpu", **settings})
+@pytest.fixture
+def windows(monkeypatch):
+    """Truths of the windows that a training steps on."""
+    seen, step = [], Trainer.step
+
+    def note(self, window, rate):
+        seen.append(window.truth.numpy().copy())
+        return step(self, window, rate)
+
+    monkeypatch.setattr(Trainer, "step", note)
+    return seen
 
 
-def test_a_seed_gives_a_network_and_another_seed_another(single, architecture, quick):
-    first, again = (xdan.train(single, architecture, **quick, seed=5) for _ in range(2))
-    np.testing.assert_array_equal(weights(first), weights(again))
-    assert first == again
-    assert first != xdan.train(single, architecture, **quick, seed=6)
+def same(a, b):
+    """Bitwise the same weights."""
+    return all(a.arrays[name].tobytes() == b.arrays[name].tobytes() for name in {*a.arrays, *b.arrays})
 
 
-def test_a_record_on_disk_trains_as_in_memory(single, architecture, quick, tmp_path):
-    single.chunk(trajectory=3, time=7).to_zarr(tmp_path / "twin.zarr", consolidated=False)
-    with xr.open_zarr(tmp_path / "twin.zarr", consolidated=False) as ds:
-        assert xdan.train(ds, architecture, **quick) == xdan.train(single, architecture, **quick)
+def told(net):
+    return net.description["training"]["data"]
 
 
-def test_double_precision_records_train_in_single(twin, single, architecture, quick):
-    assert xdan.train(twin, architecture, **quick).arrays["weights.0"].dtype == np.float32
+def test_validation_share_is_held_back(wide, architecture, quick, windows):
+    net = xdan.train(wide, architecture, **{**quick, "steps": 40}, validation=0.2)
+    assert (told(net)["training_lanes"], told(net)["validation_lanes"]) == (8, 2)
+    found = set()
+    for truth in windows:
+        for row in truth:
+            equal = (wide.truth.values[:, :, None] == row[0]).all((2, 3)).nonzero()
+            found |= {(int(r), int(k)) for r, k in zip(*equal, strict=True)}
+    assert {r for r, _ in found} == set(range(8))
+    assert {k for _, k in found} == {0, 4, 8, 12, 16, 20}
 
 
-def test_history_says_what_was_seen(single, architecture, quick):
-    net = xdan.train(single, architecture, **{**quick, "steps": 12})
+def test_best_network_is_the_one_returned(wide, architecture, quick):
+    """Its score is the least of the history, and what cycling it over the held back trajectories gives."""
+    net = xdan.train(wide, architecture, **{**quick, "steps": 40}, validation=0.2, learning_rate=0.5)
+    scores = net.history.validation_rmse
+    assert np.argmin(scores.values) != scores.size - 1, "otherwise nothing is tested"
+    best = net.description["training"]["validation_rmse"]
+    assert best == float(scores.min())
+    held = wide.isel(trajectory=slice(8, None))
+    analysis = xdan.cycle(held, net).analysis
+    square = ((analysis - held.truth).isel(time=slice(24 // 3, None)) ** 2).mean("x")
+    np.testing.assert_allclose(np.sqrt(square).mean(), best, rtol=1e-5)
+
+
+def test_history(net):
     history = net.history
-    assert history.step.values.tolist() == [4, 8, 12]
-    for name in ("loss", "rmse", "validation_rmse", "rate", "restarts", "seconds"):
-        assert history[name].dims == ("step",)
-        assert {"long_name", "units"} <= set(history[name].attrs)
-    assert (np.diff(history.seconds) > 0).all()
-    assert (np.diff(history.rate) < 0).all()
+    assert set(history) == {"loss", "rmse", "validation_rmse", "rate", "restarts", "seconds"}
+    assert all(history[name].dims == ("step",) for name in history)
+    assert all({"long_name", "units"} <= set(history[name].attrs) for name in history.variables)
+    assert history.step.values.tolist() == [4, 8, 12, 16, 20, 24, 28, 30]
+    assert (history.seconds.diff("step") >= 0).all()
+    assert (history.rate.diff("step") < 0).all()
+    assert np.isfinite(history.to_array()).all()
 
 
-def test_the_best_network_is_returned(single, architecture, quick):
-    # A rate that destroys the network later leaves the early one as the best.
-    net = xdan.train(single, architecture, **{**quick, "steps": 16, "validate_every": 1}, learning_rate=5.0)
-    history = net.history.validation_rmse
-    assert net.description["training"]["validation_rmse"] == float(history.min())
-    data = data_from_record(read(single), validation=0.1, window=4, batch=2, seed=0, device="cpu")
-    from xdan.core.methods import run
+def test_history_means_are_of_the_steps_since_the_last(single, architecture, quick, monkeypatch):
+    losses, step = [], Trainer.step
 
-    outputs, _ = run(net.method(), data.validation)
-    cycles = data.validation.observation.shape[1]
-    square = (outputs["analysis"] - data.validation.truth)[:, min(50, cycles // 3) :].square().mean(-1)
-    assert float(square.sqrt().mean()) == pytest.approx(float(history.min()), rel=1e-5)
+    def note(self, window, rate):
+        report = step(self, window, rate)
+        losses.append(report.loss)
+        return report
 
-
-def test_validation_trajectories_are_not_trained_on(model):
-    ds = xdan.twin(model, cycles=16, trajectories=20, seed=2).compute(scheduler="synchronous")
-    data = data_from_record(read(ds), validation=0.1, window=4, batch=4, seed=0, device="cpu")
-    trained = {lane for batch in data.windows.batches for lane in batch}
-    assert trained <= {(row, 0) for row in range(18)}
-    np.testing.assert_array_equal(data.validation.truth.numpy(), ds.truth.values[18:].astype(np.float32))
-    data.windows.close()
+    monkeypatch.setattr(Trainer, "step", note)
+    history = xdan.train(single, architecture, **{**quick, "steps": 6}).history
+    np.testing.assert_allclose(history.loss, [np.mean(losses[:4]), np.mean(losses[4:])])
 
 
-def test_a_single_long_trajectory_is_cut_into_segments(model, architecture, quick):
-    ds = xdan.twin(model, cycles=400, seed=2).compute(scheduler="synchronous").isel(trajectory=0, drop=True)
-    data = data_from_record(read(ds), validation=0.1, window=4, batch=6, seed=0, device="cpu")
-    starts = sorted(start for batch in data.windows.batches for _, start in batch)
-    assert len(starts) >= 6
-    assert set(np.diff(starts)) == {data.windows.length}
-    held = data.validation.truth.shape[0] * data.windows.length
-    assert max(starts) + data.windows.length <= 400 - held
-    data.windows.close()
-    assert np.isfinite(xdan.train(ds, architecture, **{**quick, "batch": 6}).history.rmse).all()
+def test_seed_decides(single, architecture, quick):
+    first, again, other = (xdan.train(single, architecture, **quick, seed=seed) for seed in (7, 7, 8))
+    assert same(first, again)
+    xr.testing.assert_identical(first.history.drop_vars("seconds"), again.history.drop_vars("seconds"))
+    assert not same(first, other)
 
 
-def test_windows_follow_one_another_and_cover_the_lanes(single):
-    source = windows(single, [(0, 0), (1, 0), (2, 0), (3, 0)], 24)
-    seen, last = {}, {}
-    for index in range(24):
-        window = source.window(index)
-        key = window.truth[:, 0].numpy().tobytes()
-        place = next(
-            (batch, k)
-            for batch in range(2)
-            for k in range(0, 24, 4)
-            if single.truth.values[2 * batch : 2 * batch + 2, k].tobytes() == key
-        )
-        batch, k = place
-        rows, times = slice(2 * batch, 2 * batch + 2), slice(k, k + 4)
-        np.testing.assert_array_equal(window.truth, single.truth.values[rows, times])
-        np.testing.assert_array_equal(window.observation, single.observation.values[rows, times])
-        if not window.fresh:
-            assert last[window.group] == (batch, k - 4)
-        last[window.group] = place
-        seen[place] = seen.get(place, 0) + 1
-    source.close()
-    # Two epochs, staggered: every window of every lane comes up, none far more often than another.
-    assert len(seen) == 12
-    assert max(seen.values()) - min(seen.values()) <= 1
+def test_global_random_state_is_neither_used_nor_moved(single, architecture, quick, net):
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    found = xdan.train(single, architecture, **{**quick, "steps": 30})
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(found, net)
 
 
-def test_few_blocks_are_in_memory(model):
-    ds = xdan.twin(model, cycles=64, trajectories=24, chunks={"trajectory": 4, "time": 8})
-    source = windows(ds, [(row, 0) for row in range(24)], 64, batch=4)
-    for index in range(60):
-        source.window(index)
-        assert len(source._loaded) <= 2 * source.groups
-    source.close()
+@pytest.mark.parametrize("chunks", [{"trajectory": 1, "time": 24}, {"trajectory": 2, "time": 7}])
+def test_disk_and_memory_give_the_same_weights(single, architecture, quick, net, tmp_path, chunks):
+    single.chunk(chunks).to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    opened = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
+    settings = {**quick, "steps": 30}
+    assert same(xdan.train(opened, architecture, **settings), net)
+    assert same(xdan.train(single.chunk(chunks), architecture, **settings), net)
 
 
-def test_carrying_on_leaves_the_first_network_as_it_is(single, net, quick):
-    before = weights(net)
+def test_names_and_order_of_dims_do_not_matter(single, architecture, quick, net):
+    renamed = single.transpose("x", "time", "trajectory").rename(truth="nature", observation="sondes")
+    settings = {**quick, "steps": 30}
+    assert same(xdan.train(renamed, architecture, **settings), net)
+    bare = renamed.drop_attrs(deep=True)
+    roles = {"truth": "nature", "observation": "sondes", "dynamics": xdan.Lorenz96(sites=8)}
+    assert same(xdan.train(bare, architecture, **settings, **roles), net)
+
+
+def test_one_long_trajectory_is_cut_in_segments(model, architecture, quick, windows):
+    long = xdan.twin(model, cycles=400, trajectories=1, seed=2).compute()
+    net = xdan.train(long, architecture, **{**quick, "steps": 100}, validation=0.25)
+    # A batch of two and a quarter held back want four lanes, of 100 cycles.
+    assert (told(net)["training_lanes"], told(net)["validation_lanes"]) == (3, 1)
+    truth = long.truth.values[0]
+    starts = {int((truth == row[0]).all(1).nonzero()[0][0]) for window in windows for row in window}
+    assert max(starts) < 300, "the last segment is for validation"
+    assert {start // 100 for start in starts} == {0, 1, 2} - ({2} if 200 not in starts else set())
+
+
+def test_without_trajectories(model, architecture, quick):
+    long = xdan.twin(model, cycles=200, seed=2).compute()
+    settings = {**quick, "steps": 6}
+    bare = xdan.train(long.isel(trajectory=0, drop=True), architecture, **settings)
+    assert same(bare, xdan.train(long, architecture, **settings))
+
+
+def test_uneven_intervals(model, architecture, quick):
+    ds = xdan.twin(model, cycles=24, trajectories=4, interval=np.resize([0.05, 0.15], 23)).compute()
+    net = xdan.train(ds, architecture, **quick)
+    assert np.isfinite(net.history.rmse).all()
+
+
+def test_gaps(model, architecture, quick):
+    ds = xdan.twin(model, cycles=24, trajectories=4, observe=Sites.random(1, 6)).compute()
+    net = xdan.train(ds, architecture, **quick)
+    assert np.isfinite(net.history.rmse).all()
+
+
+def test_carries_on_from_a_network_without_changing_it(single, net, quick):
+    before = {name: value.copy() for name, value in net.arrays.items()}
     further = xdan.train(single, net, **quick)
-    np.testing.assert_array_equal(weights(net), before)
-    assert further != net
-    assert further.description["parameters"] == net.description["parameters"]
+    for name, value in before.items():
+        np.testing.assert_array_equal(net.arrays[name], value)
+    assert not same(further, net)
+    # One step with a vanishing rate shows where it began.
+    began = xdan.train(single, net, **{**quick, "steps": 1}, learning_rate=1e-12, adam_learning_rate=1e-12)
+    for name, value in before.items():
+        np.testing.assert_allclose(began.arrays[name], value, rtol=1e-5, atol=1e-7)
 
 
-def test_the_callers_architecture_is_not_trained(single, architecture, quick):
-    before = [p.detach().clone() for p in architecture.parameters()]
+def test_architecture_is_not_changed(single, architecture, quick):
+    before = {name: value.clone() for name, value in architecture.state_dict().items()}
     xdan.train(single, architecture, **quick)
-    assert all(torch.equal(p, q) for p, q in zip(architecture.parameters(), before, strict=True))
+    for name, value in architecture.state_dict().items():
+        assert torch.equal(value, before[name])
 
 
-def test_memory_by_name(single, quick):
-    assert xdan.train(single, memory=3, **{**quick, "steps": 1}).memory == 3
-    assert xdan.train(single, **{**quick, "steps": 1}).memory == 0
+def test_by_name(single, quick):
+    settings = {**quick, "steps": 1}
+    net = xdan.train(single, "residual-cnn", memory=3, **settings)
+    assert net.memory == 3
+    assert xdan.train(single, **settings).memory == 0
+    assert net.state_dims == ("x",)
 
 
-def test_normalisation_is_that_of_the_record(single, architecture, quick):
-    net = xdan.train(single.assign(observation_error=0.5), architecture, **{**quick, "steps": 1})
-    held = single.truth[-1:]
-    assert float(net.arrays["state_mean"]) == pytest.approx(float(held.mean()), rel=1e-5)
-    assert float(net.arrays["state_std"]) == pytest.approx(float(held.std()), rel=1e-5)
-    assert float(net.arrays["error_std"]) == pytest.approx(0.5)
+def test_objectives(single, architecture, quick, net):
+    settings = {**quick, "steps": 30}
+    square, root = (xdan.train(single, architecture, objective=kind, **settings) for kind in ("mse", "rmse"))
+    assert same(root, net)
+    assert not same(square, root)
 
 
-@pytest.mark.parametrize("objective", ["mse", "rmse"])
-def test_an_endless_twin_teaches(model, architecture, objective):
-    net = xdan.train(
-        model, architecture, objective=objective, steps=60, window=4, batch=8, validate_every=20, workers=2,
-        progress=False,
-    )  # fmt: skip
-    scores = net.history.validation_rmse.values
-    # Trusting the observations alone gives 1.
-    assert scores[-1] < scores[0] < 1.0
+def test_normalised_to_the_data(single, architecture, quick):
+    scaled = xdan.train(single, architecture, **quick, observation_error=0.5)
+    assert float(scaled.arrays["error_std"]) == 0.5
+    held = single.truth[-1].values.astype(float)
+    np.testing.assert_allclose(scaled.arrays["state_mean"], held.mean(), rtol=1e-5)
+    np.testing.assert_allclose(scaled.arrays["state_std"], held.std(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("observe", [xdan.Sites.every(2), xdan.Sites.random(3, 8)])
-def test_an_endless_twin_of_other_networks(model, architecture, quick, observe):
-    net = xdan.train(model, architecture, observe=observe, error_std=0.5, interval=0.1, **quick)
-    assert np.isfinite(net.history.loss).all()
-    assert net.description["training"]["data"]["interval"] == 0.1
+def test_endless_twin(model, architecture, quick, windows):
+    settings = {**quick, "steps": 10, "trajectories": 4, "interval": 0.1}
+    first = xdan.train(model, architecture, **settings)
+    seen = [window.copy() for window in windows]
+    assert same(first, xdan.train(model, architecture, **settings))
+    assert not same(first, xdan.train(model, architecture, **settings, seed=1))
+    # Two groups of two take turns and go on where they were; a cycle is two model steps.
+    for before, after in zip(seen, seen[2:], strict=False):
+        last = torch.from_numpy(before[:, -1])
+        np.testing.assert_allclose(model.advance(last, 2), after[:, 0], rtol=0, atol=1e-4)
+    states = np.concatenate([window.reshape(-1, 8) for window in seen])
+    assert len(np.unique(states, axis=0)) == len(states)
 
 
-def test_minutes_end_a_training(model, architecture):
-    net = xdan.train(model, architecture, minutes=0.02, window=4, batch=2, validate_every=50, progress=False)
-    assert 1.0 < net.description["training"]["seconds"] < 10.0
+def test_endless_twin_as_observed(model, architecture, quick, monkeypatch):
+    counts, step = [], Trainer.step
+
+    def note(self, window, rate):
+        counts.extend(window.observation.isfinite().sum(-1).flatten().tolist())
+        return step(self, window, rate)
+
+    monkeypatch.setattr(Trainer, "step", note)
+    net = xdan.train(model, architecture, **{**quick, "steps": 6}, observe=Sites.random(3, 5), error_std=0.5)
+    assert set(counts) == {3, 4, 5}
+    assert float(net.arrays["error_std"]) == 0.5
 
 
-def test_one_worker_or_two_give_the_same_network_to_rounding(single, architecture, quick):
-    one, two = (xdan.train(single, architecture, **{**quick, "workers": w}) for w in (1, 2))
-    np.testing.assert_allclose(weights(one), weights(two), rtol=1e-3, atol=1e-4)
+def test_truth_of_another_model_warns(single, architecture, quick):
+    other = xdan.Lorenz96(sites=8, forcing=12.0)
+    with pytest.warns(xdan.XdanWarning, match=r"does not follow Lorenz96\(sites=8, forcing=12.0"):
+        xdan.train(single, architecture, **{**quick, "steps": 1}, dynamics=other)
+
+
+def test_workers_share_a_batch(single, architecture, quick, net):
+    """Sums in another order: close, not the same bits, and reproducible."""
+    settings = {**quick, "steps": 4, "workers": 2}
+    two, again = (xdan.train(single, architecture, **settings) for _ in range(2))
+    assert same(two, again)
+    one = xdan.train(single, architecture, **{**settings, "workers": 1})
+    for name, value in one.arrays.items():
+        np.testing.assert_allclose(two.arrays[name], value, rtol=0, atol=1e-3)
+
+
+def test_how_it_was_made_is_written_down(net, model):
+    training = net.description["training"]
+    assert (training["steps"], training["window"], training["batch"], training["seed"]) == (30, 4, 2, 0)
+    assert training["data"]["dynamics"]["parameters"] == model.parameters()
+    assert training["torch"] == torch.__version__
+
+
+def test_minutes(single, architecture, quick):
+    settings = {key: value for key, value in quick.items() if key != "steps"}
+    net = xdan.train(single, architecture, **settings, minutes=0.005)
+    assert net.description["training"]["steps"] is None
+    assert net.history.step[-1] > 1
+
+
+def test_finished_checkpoint_gives_the_same_network(single, architecture, quick, tmp_path):
+    settings = {**quick, "checkpoint": tmp_path / "checkpoint.zarr"}
+    first = xdan.train(single, architecture, **settings)
+    again = xdan.train(single, architecture, **settings)
+    assert same(first, again)
+    assert same(first, xdan.train(single, architecture, **quick))
+    xr.testing.assert_identical(first.history, again.history)
+
+
+def test_checkpoint_of_other_settings(single, architecture, quick, tmp_path):
+    settings = {**quick, "checkpoint": tmp_path / "checkpoint.zarr"}
+    xdan.train(single, architecture, **settings)
+    with pytest.raises(
+        ValueError, match=r"of another run \(steps: 8 there, 9 now\); use the same settings, or another"
+    ):
+        xdan.train(single, architecture, **{**settings, "steps": 9})
+    with pytest.raises(ValueError, match=r"of another run \(learning_rate: .* there, 0.5 now\)"):
+        xdan.train(single, architecture, **settings, learning_rate=0.5)
+
+
+def test_threads_end_with_the_training(single, architecture, quick):
+    import threading
+
+    before = set(threading.enumerate())
+    xdan.train(single.chunk(time=5), architecture, **{**quick, "workers": 2})
+    assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("ThreadPoolExecutor")]
+
+
+def test_a_store_cut_short_is_refused(single, architecture, quick, tmp_path):
+    single.chunk(time=6, trajectory=2).to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    opened = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
+    (tmp_path / "twin.zarr" / "truth" / "c" / "1" / "2" / "0").unlink()
+    assert zarr.open_array(tmp_path / "twin.zarr" / "truth").nchunks_initialized == 7
+    with pytest.raises(ValueError, match="cut short: 'truth' has 7 of 8 chunks"):
+        xdan.train(opened, architecture, **quick)

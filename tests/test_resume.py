@@ -129,7 +129,7 @@ def tasks(kind):
         xdan.fitting.clock = clock
         source = model if kind == "endless" else ds
         net = xdan.train(source, architecture, checkpoint=folder / "checkpoint.zarr", **settings)
-        net.to_zarr(folder / "net.zarr")
+        net.to_zarr(folder / "net.zarr", mode="w")
 
     def left(folder):
         net = xdan.open_network(folder / "net.zarr")

@@ -61,7 +61,7 @@ def test_time_by_axis(twin):
     named = twin.rename(time="cycle")
     np.testing.assert_array_equal(schema.read(named).frame.steps, schema.read(twin).frame.steps)
     named.cycle.attrs.clear()
-    with pytest.raises(ValueError, match="none is time: expected 'time', or a dim whose .*axis='T'"):
+    with pytest.raises(ValueError, match=r"none is time: expected 'time', or a dim whose .*axis='T'"):
         schema.read(named)
 
 
