@@ -129,7 +129,7 @@ def test_one_long_trajectory_is_cut_in_segments(model, architecture, quick, wind
     truth = long.truth.values[0]
     starts = {int((truth == row[0]).all(1).nonzero()[0][0]) for window in windows for row in window}
     assert max(starts) < 300, "the last segment is for validation"
-    assert {start // 100 for start in starts} == {0, 1, 2} - ({2} if 200 not in starts else set())
+    assert {0, 100} < starts
 
 
 def test_without_trajectories(model, architecture, quick):

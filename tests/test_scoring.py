@@ -1,179 +1,292 @@
+"""Scores against their definitions, and against the statistics of a filter that is known to be consistent."""
+
+import math
+
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import norm
+from scipy import stats
 
 import xdan
 
-
-def made_run(twin, rng, error=0.3, spread=None):
-    """A run whose forecast and analysis errors are known."""
-    shape = twin.truth.shape
-    forecast = twin.truth + error * rng.standard_normal(shape)
-    analysis = twin.truth + 0.5 * error * rng.standard_normal(shape)
-    run = xr.Dataset({"forecast": forecast, "analysis": analysis})
-    if spread is not None:
-        run["forecast_spread"], run["spread"] = xr.full_like(forecast, spread), xr.full_like(forecast, spread / 2)
-    return run
+DIMS = ("trajectory", "time", "x")
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(0)
+def statistics(ds, run, error_variance=1.0):
+    """All scores by NumPy."""
+    truth, y = ds.truth.values, ds.observation.values
+    xf, xa = run.forecast.values, run.analysis.values
+    seen = np.isfinite(y)
+    innovation, residual = (y - xf)[seen], (y - xa)[seen]
+    found = {
+        "rmse": np.sqrt(((xa - truth) ** 2).mean(2)).mean(),
+        "forecast_rmse": np.sqrt(((xf - truth) ** 2).mean(2)).mean(),
+        "innovation_mean": innovation.mean(),
+        "innovation_variance": innovation.var(),
+        "residual_mean": residual.mean(),
+        "residual_variance": residual.var(),
+        "error_variance": error_variance,
+        "error_variance_diagnosed": (innovation * residual).mean(),
+        "diverged": 0,
+    }
+    if "spread" in run:
+        found |= {name: np.sqrt((run[name].values ** 2).mean(2)).mean() for name in ("spread", "forecast_spread")}
+        found["innovation_variance_expected"] = (run.forecast_spread.values**2 + error_variance)[seen].mean()
+    return found
 
 
 @pytest.fixture(scope="module")
-def long(model):
-    return xdan.twin(model, cycles=400, trajectories=6, seed=3, dtype="float64").compute(scheduler="synchronous")
+def sparse(twin):
+    """Some observations fewer at every time."""
+    rng = np.random.default_rng(0)
+    return twin.assign(observation=twin.observation.where(rng.random(twin.observation.shape) < 0.6))
 
 
-def test_rmse_takes_the_root_over_the_state_first(twin, rng):
-    run = made_run(twin, rng)
-    found = xdan.score(twin, run, burn_in=4)
-    by_time = np.sqrt(((run.analysis - twin.truth).values[:, 4:] ** 2).mean(-1))
-    assert float(found.rmse) == pytest.approx(by_time.mean(), rel=1e-12)
-    by_run = by_time.mean(1)
-    assert float(found.rmse_standard_error) == pytest.approx(by_run.std(ddof=1) / np.sqrt(len(by_run)), rel=1e-12)
-    assert found.attrs["burn_in"] == 4
-    assert found.attrs["cycles"] == 4 * 20
+def test_by_definition(sparse, ensemble, run):
+    for one in (ensemble.drop_dims("member"), run):
+        found = xdan.score(sparse, one)
+        for name, value in statistics(sparse, one).items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("dim", ["time", "trajectory", ("trajectory", "time")])
-def test_dims_that_are_averaged_are_gone_and_the_others_stay(twin, rng, dim):
-    run = made_run(twin, rng, spread=0.2)
-    found = xdan.score(twin, run, dim=dim)
-    left = {"trajectory", "time"} - ({dim} if isinstance(dim, str) else set(dim))
-    assert set(found.rmse.dims) == left
-    assert set(found.innovation_variance.dims) == left
-    assert set(found.crps.dims) == left
+def test_root_before_the_mean(twin, run):
+    """The convention: root over the state at each time, mean after; the other order gives another number."""
+    error = (run.analysis - twin.truth).values
+    found = float(xdan.score(twin, run).rmse)
+    assert found == pytest.approx(np.sqrt((error**2).mean(2)).mean(), rel=1e-12)
+    assert found < np.sqrt((error**2).mean()) - 1e-3
+    assert "root of the mean over the state's variables at each time, then mean" in xdan.score(twin, run).rmse_convention
 
 
-def test_crps_of_a_gaussian_is_its_closed_form(twin, rng):
-    run = made_run(twin, rng, spread=0.4)
-    z = (twin.truth - run.analysis) / 0.2
-    closed = 0.2 * (z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / np.sqrt(np.pi))
-    assert float(xdan.score(twin, run).crps) == pytest.approx(float(closed.mean()), rel=1e-10)
-
-
-def test_crps_of_a_single_state_is_its_absolute_error(twin, rng):
-    run = made_run(twin, rng)
-    expected = float(np.abs(run.analysis - twin.truth).mean())
-    assert float(xdan.score(twin, run).crps) == pytest.approx(expected, rel=1e-12)
-
-
-def test_crps_of_members_is_that_of_their_distribution(twin, ensemble):
-    x, members = twin.truth.values, np.moveaxis(ensemble.members.values, 2, -1)
-    first = np.abs(members - x[..., None]).mean(-1)
-    second = np.abs(members[..., :, None] - members[..., None, :]).mean((-1, -2)) / 2
-    assert float(xdan.score(twin, ensemble).crps) == pytest.approx((first - second).mean(), rel=1e-10)
-
-
-def test_innovations_of_a_consistent_run_have_the_expected_variance(long, rng):
-    # Forecast error and observation error are independent, so their variances add.
-    run = made_run(long, rng, error=0.7, spread=0.7)
-    found = xdan.score(long, run)
-    assert float(found.innovation_variance_expected) == pytest.approx(1.49, rel=1e-12)
-    count = long.truth.size
-    assert float(found.innovation_variance) == pytest.approx(1.49, abs=5 * 1.49 * np.sqrt(2 / count))
-    assert float(found.innovation_mean) == pytest.approx(0, abs=5 * np.sqrt(1.49 / count))
-    assert float(found.residual_variance) == pytest.approx(1 + 0.35**2, abs=5 * 1.2 * np.sqrt(2 / count))
-
-
-def test_diagnosed_error_is_the_one_in_use_for_a_kalman_update(long, rng):
-    # x_a = x_f + K (y - x_f) with the optimal scalar gain: E[(y - x_a)(y - x_f)] = R.
-    p = 0.6**2
-    forecast = long.truth + 0.6 * rng.standard_normal(long.truth.shape)
-    run = xr.Dataset({"forecast": forecast, "analysis": forecast + p / (p + 1) * (long.observation - forecast)})
-    found = xdan.score(long, run)
-    assert float(found.error_variance) == 1
-    assert float(found.error_variance_diagnosed) == pytest.approx(1, abs=0.05)
-
-
-def test_scores_without_truth(twin, rng):
-    run = made_run(twin, rng)
-    found = xdan.score(twin.drop_vars("truth"), run)
-    assert "rmse" not in found
-    assert float(found.innovation_variance) == float(xdan.score(twin, run).innovation_variance)
-
-
-def test_unobserved_sites_drop_out_of_innovations_only(twin, rng):
-    run = made_run(twin, rng)
-    gaps = twin.assign(observation=twin.observation.where(twin.x % 2 == 0))
-    found, whole = xdan.score(gaps, run), xdan.score(twin, run)
-    assert float(found.rmse) == float(whole.rmse)
-    half = (twin.observation - run.forecast).sel(x=slice(0, None, 2))
-    assert float(found.innovation_mean) == pytest.approx(float(half.mean()), abs=1e-12)
-
-
-def test_a_lost_trajectory_is_counted_and_not_averaged(twin, rng):
-    run = made_run(twin, rng)
-    lost = run.where(~((run.trajectory == 2) & (run.time > 0.5)))
-    found = xdan.score(twin, lost)
-    assert int(found.diverged) == 1
-    assert np.isnan(found.rmse)
-    assert np.isnan(found.innovation_variance)
-    by_run = xdan.score(twin, lost, dim="time")
-    assert by_run.diverged.values.tolist() == [False, False, True, False]
-    assert np.isfinite(by_run.rmse.values).tolist() == [True, True, False, True]
-
-
-def test_chunks_change_no_score(twin, ensemble):
-    cut = xdan.score(twin.chunk(trajectory=3, time=5), ensemble.chunk(trajectory=2, time=7), burn_in=3)
-    xr.testing.assert_allclose(cut.compute(), xdan.score(twin, ensemble, burn_in=3), rtol=1e-12)
-
-
-def test_rank_histogram_is_flat_for_exchangeable_members(model):
-    rng = np.random.default_rng(1)
-    ds = xdan.twin(model, cycles=300, trajectories=4, dtype="float64").compute(scheduler="synchronous")
-    centre = rng.standard_normal(ds.truth.shape)
-    ds["truth"] = ds.truth.copy(data=centre + rng.standard_normal(ds.truth.shape))
-    members = centre[:, :, None] + rng.standard_normal((4, 300, 4, 8))
-    run = xr.Dataset(
-        {
-            "forecast": ds.truth,
-            "analysis": ds.truth,
-            "members": (("trajectory", "time", "member", "x"), members),
-        },
-        ds.coords,
-    )
-    counts = xdan.rank_histogram(ds, run, burn_in=100)
-    assert int(counts.sum()) == 4 * 200 * 8
-    expected = 4 * 200 * 8 / 5
-    assert (abs(counts - expected) < 5 * np.sqrt(expected)).all()
-    skewed = run.assign(members=run.members + 1.0)
-    assert int(xdan.rank_histogram(ds, skewed, burn_in=100)[0]) > 2 * expected
-
-
-def test_units_follow_the_score(model):
-    kelvin = xdan.CustomDynamics(
-        model.tendency, state={"x": 8}, timestep=0.05, units="K", rest=model.rest, spin_up_time=1.0
-    )
-    ds = xdan.twin(kelvin, cycles=4, trajectories=2).compute(scheduler="synchronous")
-    run = xdan.baseline(ds, "enkf-n", members=4, dynamics=kelvin)
-    found = xdan.score(ds, run, dynamics=kelvin)
-    assert found.rmse.attrs["units"] == "K"
-    assert found.innovation_variance.attrs["units"] == "(K)2"
-    assert found.diverged.attrs["units"] == "1"
+def test_standard_error(twin, run):
+    by_run = np.sqrt(((run.analysis - twin.truth).values ** 2).mean(2)).mean(1)
+    found = xdan.score(twin, run)
+    np.testing.assert_allclose(found.rmse_standard_error, by_run.std(ddof=1) / 2, rtol=1e-12)
+    assert "rmse_standard_error" not in xdan.score(twin, run, dim="time")
 
 
 @pytest.mark.parametrize(
-    ("change", "arguments", "message"),
+    ("dim", "kept"),
     [
-        (lambda run: run.isel(time=slice(0, 5)), {}, "differ in time: 5 labels there, 24 here"),
-        (lambda run: run.assign_coords(trajectory=run.trajectory + 1), {}, "differ in trajectory"),
-        (lambda run: run, {"burn_in": 24}, "burn_in=24: expected 0 to 23"),
-        (lambda run: run.drop_vars("analysis"), {}, r"lacks \['analysis'\]"),
-        (lambda run: run, {"dim": "x"}, r"dim=\['x'\]: expected some of"),
-        (lambda run: run.assign_attrs(xdan_status="unfinished"), {}, "unfinished"),
+        ("time", ("trajectory",)),
+        ("trajectory", ("time",)),
+        (["time", "trajectory"], ()),
+        ((), ("trajectory", "time")),
     ],
 )
-def test_what_does_not_fit_is_refused(twin, run, change, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        xdan.score(twin, change(run), **arguments)
+def test_dims_averaged(sparse, ensemble, dim, kept):
+    found = xdan.score(sparse, ensemble, dim=dim)
+    assert all(set(found[name].dims) == set(kept) for name in found if name != "diverged")
+    one = {"trajectory": 2, "time": 5}
+    for name, value in found.items():
+        if name == "rmse_standard_error":
+            continue
+        # The score of that trajectory or time alone.
+        alone = {d: [one[d]] for d in kept}
+        expected = xdan.score(sparse.isel(alone), ensemble.isel(alone))[name]
+        here = value.isel({d: one[d] for d in kept if d in value.dims})
+        np.testing.assert_allclose(here, expected, rtol=1e-12, atol=1e-12, err_msg=name)
 
 
-def test_rank_histogram_needs_members_and_truth(twin, run, ensemble):
-    with pytest.raises(ValueError, match="keep_members=True"):
-        xdan.rank_histogram(twin, run)
-    with pytest.raises(ValueError, match="needs the truth"):
+@pytest.mark.parametrize("burn_in", [0, 1, 10, 23])
+def test_burn_in_leaves_out_exactly_that_many(sparse, ensemble, burn_in):
+    later = {"time": slice(burn_in, None)}
+    found = xdan.score(sparse, ensemble, burn_in=burn_in)
+    expected = xdan.score(sparse.isel(later), ensemble.isel(later))
+    xr.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert found.attrs["burn_in"] == burn_in
+    assert found.attrs["cycles"] == 4 * (24 - burn_in)
+
+
+def gaussian_crps(error, spread):
+    z = error / spread
+    return spread * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / math.sqrt(math.pi))
+
+
+def test_crps_of_a_single_state_is_its_absolute_error(twin, run):
+    np.testing.assert_allclose(xdan.score(twin, run).crps, abs(run.analysis - twin.truth).mean(), rtol=1e-12)
+
+
+def test_crps_of_a_spread_is_the_gaussians(twin, ensemble):
+    only_spread = ensemble.drop_dims("member")
+    expected = gaussian_crps((twin.truth - ensemble.analysis).values, ensemble.spread.values).mean()
+    np.testing.assert_allclose(xdan.score(twin, only_spread).crps, expected, rtol=1e-9)
+
+
+def test_crps_of_members(twin, ensemble):
+    members, truth = np.moveaxis(ensemble.members.values, 2, 0), twin.truth.values
+    pairs = abs(members[:, None] - members[None]).mean((0, 1))
+    expected = (abs(members - truth).mean(0) - pairs / 2).mean()
+    np.testing.assert_allclose(xdan.score(twin, ensemble).crps, expected, rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def consistent():
+    """Forecast errors and observation errors of known variances, and the Kalman gain between: 10 x 2000 x 5."""
+    rng = np.random.default_rng(1)
+    shape = (10, 2000, 5)
+    p = np.linspace(0.5, 3, 5)
+    truth = rng.normal(scale=3, size=shape)
+    forecast = truth + rng.normal(size=shape) * np.sqrt(p)
+    y = truth + rng.normal(size=shape) * 0.8
+    gain = p / (p + 0.64)
+    spread = np.broadcast_to(np.sqrt(p), shape)
+    time = 0.05 * np.arange(2000)
+    coordinates = {"trajectory": np.arange(10), "time": time, "x": np.arange(5)}
+    model = xdan.Lorenz96(sites=5)
+    ds = xr.Dataset({"truth": (DIMS, truth), "observation": (DIMS, y), "observation_error": 0.8}, coordinates)
+    ds = ds.assign_attrs(xdan.twin(model, cycles=1).attrs)
+    run = xr.Dataset(
+        {
+            "forecast": (DIMS, forecast),
+            "analysis": (DIMS, forecast + gain * (y - forecast)),
+            "forecast_spread": (DIMS, spread),
+            "spread": (DIMS, spread * np.sqrt(1 - gain)),
+        },
+        coordinates,
+    )
+    return ds, run, p
+
+
+def test_statistics_of_a_consistent_filter(consistent):
+    """Innovation variance P + R, residual variance R (P + R)^-1 R, diagnosed error R; each within 5 standard errors."""
+    ds, run, p = consistent
+    found, r, count = xdan.score(ds, run), 0.64, 20_000
+    sampling = np.sqrt(2 / count / 5)
+    total = p + r
+    assert float(found.innovation_variance_expected) == pytest.approx(total.mean(), rel=1e-12)
+    assert float(found.innovation_variance) == pytest.approx(total.mean(), rel=5 * sampling * 1.2)
+    assert float(found.residual_variance) == pytest.approx((r**2 / total).mean(), rel=5 * sampling * 1.2)
+    assert float(found.error_variance_diagnosed) == pytest.approx(r, rel=5 * sampling)
+    assert float(found.error_variance) == pytest.approx(r, rel=1e-12)
+    assert abs(float(found.innovation_mean)) < 5 * np.sqrt(total.mean() / count / 5)
+    assert abs(float(found.residual_mean)) < 5 * np.sqrt((r**2 / total).mean() / count / 5)
+    expected = np.sqrt((p * r / total).mean())
+    assert float(found.spread) == pytest.approx(expected, rel=1e-12)
+    assert float(np.sqrt((run.analysis - ds.truth) ** 2).mean()) < float(found.rmse) * 1.2
+    assert float(found.rmse) == pytest.approx(expected, rel=0.1)
+
+
+def test_overconfident_filter_shows(consistent):
+    ds, run, _ = consistent
+    found = xdan.score(ds, run.assign(forecast_spread=0.5 * run.forecast_spread))
+    assert float(found.innovation_variance) > 1.3 * float(found.innovation_variance_expected)
+
+
+def test_rank_histogram_counts_every_truth(twin, ensemble):
+    for of in ("members", "forecast_members"):
+        found = xdan.rank_histogram(twin, ensemble, of=of)
+        below = (ensemble[of] < twin.truth).sum("member").values
+        np.testing.assert_array_equal(found, np.bincount(below.ravel(), minlength=6))
+        assert found["rank"].values.tolist() == [1, 2, 3, 4, 5, 6]
+        assert int(found.sum()) == 4 * 24 * 8
+
+
+def test_rank_histogram_dims_and_burn_in(twin, ensemble):
+    by_run = xdan.rank_histogram(twin, ensemble, dim="time", burn_in=4)
+    assert set(by_run.dims) == {"trajectory", "rank"}
+    assert (by_run.sum("rank") == 20 * 8).all()
+    np.testing.assert_array_equal(by_run.sum("trajectory"), xdan.rank_histogram(twin, ensemble, burn_in=4))
+
+
+def test_rank_histogram_is_flat_for_exchangeable_members(consistent):
+    ds, run, _ = consistent
+    rng = np.random.default_rng(2)
+    centre = rng.normal(size=(10, 2000, 1, 5))
+    draws = centre + rng.normal(size=(10, 2000, 8, 5))  # the first is the truth
+    ds = ds.assign(truth=(DIMS, draws[:, :, 0]))
+    run = run.assign(members=(("trajectory", "time", "member", "x"), draws[:, :, 1:]))
+    counts = xdan.rank_histogram(ds, run).values
+    assert stats.chisquare(counts).pvalue > 1e-3
+    narrow = run.assign(members=run.members * 0.5)
+    assert stats.chisquare(xdan.rank_histogram(ds, narrow)).pvalue < 1e-6
+
+
+def test_lost_trajectory_is_counted_and_not_averaged_over(twin, net):
+    wild = twin.copy(deep=True)
+    wild.observation[1, 10] = 1e12
+    found = xdan.score(wild, xdan.cycle(wild, net), dim="time")
+    assert found.diverged.values.tolist() == [False, True, False, False]
+    assert found.rmse.isnull().values.tolist() == [False, True, False, False]
+    whole = xdan.score(wild, xdan.cycle(wild, net))
+    assert int(whole.diverged) == 1
+    for name in ("rmse", "rmse_standard_error", "forecast_rmse", "crps", "innovation_variance", "residual_mean"):
+        assert np.isnan(whole[name]), name
+
+
+def test_chunks_do_not_matter_and_nothing_is_computed(sparse, ensemble, computed):
+    chunks = {"trajectory": 2, "time": 7}
+    lazy = xdan.score(sparse.chunk(chunks), ensemble.chunk(chunks), burn_in=3)
+    assert computed.calls == 0
+    assert all(lazy[name].chunks is not None for name in lazy)
+    xr.testing.assert_allclose(lazy.compute(), xdan.score(sparse, ensemble, burn_in=3), rtol=1e-12)
+
+
+def test_reading_is_left_to_the_end(twin, ensemble, untouchable, computed):
+    ds = untouchable(twin, "truth", "observation")
+    run = untouchable(ensemble, "forecast", "analysis", "spread", "forecast_spread")
+    xdan.score(ds, run, burn_in=2)
+    xdan.rank_histogram(ds, run)
+    assert computed.calls == 0
+
+
+def test_record_in_chunks_along_the_state(sparse, ensemble):
+    found = xdan.score(sparse.chunk(x=3), ensemble)
+    xr.testing.assert_allclose(found.compute(), xdan.score(sparse, ensemble), rtol=1e-12)
+
+
+def test_without_a_truth(twin, ensemble):
+    found = xdan.score(twin.drop_vars("truth"), ensemble)
+    whole = xdan.score(twin, ensemble)
+    assert set(whole) - set(found) == {"rmse", "rmse_standard_error", "forecast_rmse", "crps"}
+    xr.testing.assert_identical(found, whole[list(found)])
+    with pytest.raises(ValueError, match="a rank histogram needs the truth, which the record lacks"):
         xdan.rank_histogram(twin.drop_vars("truth"), ensemble)
+
+
+def test_without_trajectories(twin, ensemble):
+    one = {"trajectory": 1}
+    found = xdan.score(twin.isel(one, drop=True), ensemble.isel(one, drop=True))
+    expected = xdan.score(twin.isel(trajectory=[1]), ensemble.isel(trajectory=[1]))
+    xr.testing.assert_allclose(found, expected)
+
+
+def test_names_of_the_users_own(twin, run):
+    named = twin.rename(truth="nature", observation="sondes").drop_attrs(deep=True)
+    found = xdan.score(named, run, truth="nature", observation="sondes", dynamics=xdan.Lorenz96(sites=8))
+    xr.testing.assert_identical(found, xdan.score(twin, run))
+
+
+def test_a_run_of_the_users_own(twin):
+    """Any forecast and analysis will do: here the observations themselves, whose errors are the twin's."""
+    own = xr.Dataset({"forecast": twin.observation, "analysis": twin.observation})
+    found = xdan.score(twin, own)
+    error = (twin.observation - twin.truth).values
+    np.testing.assert_allclose(found.rmse, np.sqrt((error**2).mean(2)).mean(), rtol=1e-12)
+    assert float(found.innovation_variance) == float(found.residual_variance) == 0
+    assert int(found.diverged) == 0
+
+
+@pytest.mark.parametrize("name", ["time", "trajectory"])
+def test_another_records_run_is_refused(twin, run, name):
+    shifted = run.assign_coords({name: run[name] + 1})
+    with pytest.raises(ValueError, match=f"run and record differ in {name}: .* Score a run against the record"):
+        xdan.score(twin, shifted)
+    shorter = run.isel({name: slice(3)})
+    with pytest.raises(ValueError, match=f"run and record differ in {name}: 3 labels there"):
+        xdan.score(twin, shorter)
+
+
+def test_another_state_is_refused(twin, run):
+    with pytest.raises(ValueError, match="'x'"):
+        xdan.score(twin, run.assign_coords(x=run.x + 1))
+
+
+def test_units(twin, ensemble):
+    metres = xdan.CustomDynamics(lambda x: -x, state={"x": 8}, timestep=0.05, units="m")
+    found = xdan.score(twin, ensemble, dynamics=metres)
+    squares = {name for name in found if "variance" in name}
+    assert {found[name].attrs["units"] for name in squares} == {"(m)2"}
+    assert found.diverged.attrs["units"] == "1"
+    assert {found[name].attrs["units"] for name in set(found) - squares - {"diverged"}} == {"m"}
+    assert all(found[name].attrs["long_name"] for name in found)

@@ -88,30 +88,47 @@ class Lorenz96(Dynamics):
         return torch.cat(parts).reshape(x.shape)
 
     def _advance_columns(self, x: Tensor, steps: int) -> Tensor:
-        """RK4 on states as columns, shape (sites, B): rolls are row offsets into a padded buffer."""
-        n, h = self.sites, self.timestep
-        # Rows: two ghosts, the sites, one ghost.
-        state = x.new_empty(n + 3, x.shape[1])
-        stage = torch.empty_like(state)
-        total, k, difference = (x.new_empty(n, x.shape[1]) for _ in range(3))
-        state[2:-1] = x
+        """RK4 on states as columns, shape (B columns of N rows), the rolls as offsets into padded buffers.
 
-        def tendency(padded: Tensor) -> Tensor:
-            padded[:2] = padded[n : n + 2]
-            padded[n + 2] = padded[2]
-            torch.sub(padded[3:], padded[:n], out=difference)
-            torch.sub(self.forcing, padded[2:-1], out=k)
-            return k.addcmul_(difference, padded[1 : n + 1])
-
+        With the stages X2 = x + h/2 k1, X3 = x + h/2 k2, X4 = x + h k3 and k4 the tendency at X4, the new state is
+        (X2 + 2 X3 + X4 - x) / 3 + h/6 k4: no k is formed, and a stage is x + c F - c X + c (advection of X).
+        """
+        n, h, forcing = self.sites, self.timestep, self.forcing
+        rows = [_Padded(x, n) for _ in range(4)]
+        state, second, third, fourth = (row.sites for row in rows)
+        difference, known, partial = (x.new_empty(n, x.shape[1]) for _ in range(3))
+        state.copy_(x)
         for _ in range(steps):
-            tendency(state)
-            torch.add(state[2:-1], k, alpha=h / 6, out=total)
-            for weight, offset in ((h / 3, h / 2), (h / 3, h / 2), (h / 6, h)):
-                torch.add(state[2:-1], k, alpha=offset, out=stage[2:-1])
-                tendency(stage)
-                total.add_(k, alpha=weight)
-            state[2:-1] = total
-        return state[2:-1]
+            for stage, (c, row) in enumerate(zip((h / 2, h / 2, h), rows[:3], strict=True)):
+                if stage != 1:  # the second stage has the first one's c
+                    torch.add(state, c * forcing, out=known)
+                row.close()
+                torch.sub(row.ahead, row.two_behind, out=difference)
+                torch.add(known, row.sites, alpha=-c, out=partial)
+                torch.addcmul(partial, difference, row.behind, value=c, out=rows[stage + 1].sites)
+            row = rows[3].close()
+            torch.sub(row.ahead, row.two_behind, out=difference)
+            torch.sub(second, state, out=partial)
+            partial.add_(third, alpha=2).add_(fourth, alpha=1 - h / 2).mul_(1 / 3).add_(h / 6 * forcing)
+            torch.addcmul(partial, difference, row.behind, value=h / 6, out=state)
+        return state
+
+
+class _Padded:
+    """States as columns with two ghost rows before the first site and one after the last; neighbours as views."""
+
+    __slots__ = ("_ghosts", "ahead", "behind", "sites", "two_behind")
+
+    def __init__(self, like: Tensor, n: int) -> None:
+        whole = like.new_empty(n + 3, like.shape[1])
+        self.sites, self.ahead, self.behind, self.two_behind = whole[2:-1], whole[3:], whole[1 : n + 1], whole[:n]
+        self._ghosts = [(whole[:2], whole[n : n + 2]), (whole[n + 2], whole[2])]
+
+    def close(self) -> _Padded:
+        """Fill the ghosts."""
+        for ghost, site in self._ghosts:
+            ghost.copy_(site)
+        return self
 
 
 class _Step(torch.autograd.Function):
