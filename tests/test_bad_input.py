@@ -1,216 +1,452 @@
-"""What bad input gets: found, expected, remedy; before any work, and nothing is written."""
+"""What a user can get wrong: the error says what was found and how to mend it, and nothing is written."""
 
+from types import SimpleNamespace
+
+import dask.array as da
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import xdan
+from xdan.core.observing import Sites
+from xdan.store import Stream
 
 
-def replaced(ds, name, position, value):
-    values = ds[name].values.copy()
-    values[position] = value
-    return ds.assign({name: ds[name].copy(data=values)})
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, twin, net):
+    """A finished run, one that was cut short, a network, and a file that is no store."""
+    path = tmp_path_factory.mktemp("stores")
+    net.to_zarr(path / "net.zarr")
+    xdan.cycle(twin, net, store=path / "run.zarr", progress=False)
+
+    def killed(self):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stream, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            xdan.cycle(twin, net, store=path / "unfinished.zarr", progress=False)
+    (path / "file").write_text("no store")
+    return path
 
 
-RECORDS = {
+@pytest.fixture(scope="module")
+def a(twin, single, net, run, ensemble, model, architecture, folder):
+    """Everything that a call may need, all of it in order."""
+    quick = {"window": 4, "batch": 2, "steps": 2, "workers": 1, "progress": False}
+    return SimpleNamespace(**locals())
+
+
+def contents(path):
+    return {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def circle(**changes):
+    return xdan.CustomDynamics(lambda x: -x, **{"state": {"lon": 8}, "timestep": 0.05, **changes})
+
+
+def train(a, ds=None, architecture=None, **changes):
+    return xdan.train(a.single if ds is None else ds, architecture or a.architecture, **{**a.quick, **changes})
+
+
+def cycle(a, ds, **changes):
+    """Where it may be, into a store: then nothing may be left of it."""
+    return xdan.cycle(ds, a.net, **{"store": a.folder / "new.zarr", "progress": False, **changes})
+
+
+def everywhere_nan(ds):
+    return ds.assign(observation=ds.observation.where(False))
+
+
+def one_nan(a, row, k):
+    truth = a.single.truth.copy(deep=True)
+    truth[row, k, 3] = np.nan
+    return a.single.assign(truth=truth)
+
+
+BAD_RECORDS = {
     "no observation": (
-        lambda ds: ds.drop_vars("observation"),
-        "a variable 'observation', found .*observation=",
+        lambda a: cycle(a, a.twin.drop_vars("observation")),
+        r"expected a variable 'observation', found \['observation_error', 'truth'\]; name it with observation=",
     ),
-    "no error": (lambda ds: ds.drop_vars("observation_error"), "no observation error: .* pass observation_error="),
-    "no dynamics": (lambda ds: ds.assign_attrs({"dynamics": ""}), "is not JSON; pass dynamics="),
-    "unknown dynamics": (
-        lambda ds: ds.assign_attrs(dynamics='{"name": "os.system", "parameters": {}}'),
-        "'os.system' is not registered; known are .*'lorenz96'.* Pass dynamics=",
+    "observation= is not there": (
+        lambda a: cycle(a, a.twin, observation="sondes"),
+        r"no variable 'sondes' for observation=; the Dataset holds \['observation', 'observation_error', 'truth'\]",
     ),
-    "no state dim": (lambda ds: ds.rename(x="site"), r"without \['x'\]: expected the dynamics' state dims"),
-    "no time": (lambda ds: ds.rename(time="step").drop_vars("step"), "none is time: expected 'time'"),
-    "wrong size": (lambda ds: ds.isel(x=slice(0, 5)), "state sizes {'x': 5}, the dynamics .* expects {'x': 8}"),
-    "all NaN": (lambda ds: ds.assign(observation=ds.observation * np.nan), "every value of 'observation' is NaN"),
-    "negative error": (lambda ds: ds.assign(observation_error=-1.0), "standard deviation -1: expected positive"),
-    "zero error": (lambda ds: ds.assign(observation_error=0.0), "standard deviation 0: expected positive"),
-    "error size": (
-        lambda ds: ds.assign(observation_error=("z", np.ones(5))),
-        r"observation error has shape \(5,\): expected \(\) or \(8,\)",
+    "truth= is not there": (lambda a: train(a, truth="nature"), r"no variable 'nature' for truth=; the Dataset holds"),
+    "no truth to train on": (
+        lambda a: train(a, a.single.drop_vars("truth")),
+        r"supervised objective 'rmse' needs the truth: .* found \['observation', 'observation_error'\]; .* truth=",
     ),
-    "error in time": (
-        lambda ds: ds.assign(observation_error=("time", np.ones(24))),
-        r"varies along \['time'\]: expected dims",
+    "no error": (
+        lambda a: cycle(a, a.twin.drop_vars("observation_error")),
+        r"no observation error: expected .* or pass observation_error=",
     ),
-    "interval": (lambda ds: ds.assign_coords(time=0.07 * np.arange(24)), "interval of 0.07 is not a positive multiple"),
-    "time order": (lambda ds: ds.isel(time=slice(None, None, -1)), "time does not increase at index 1"),
-    "dates": (
-        lambda ds: ds.assign_coords(time=np.datetime64("2000-01-01", "ns") + np.arange(24)),
-        "expected numbers in model time units. Convert",
+    "no time": (lambda a: cycle(a, a.twin.rename(time="n").drop_vars("n")), r"none is time: expected 'time', or a dim"),
+    "no times": (lambda a: cycle(a, a.twin.drop_vars("time")), r"'time' has no coordinate: expected analysis times"),
+    "no state dim": (
+        lambda a: cycle(a, a.twin.rename(x="site")),
+        r"dims \('trajectory', 'time', 'site'\), without \['x'\]: .* rename the record's dims",
     ),
-    "labels": (lambda ds: ds.assign_coords(trajectory=list("abcd")), "expected integers"),
-    "unfinished": (lambda ds: ds.assign_attrs(xdan_status="unfinished"), "Run the same call again"),
+    "a dim too many": (lambda a: cycle(a, a.twin.expand_dims(level=2)), r"has dims \['level'\] beyond \(trajectory,"),
+    "other number of sites": (
+        lambda a: cycle(a, a.twin.isel(x=slice(7))),
+        r"state sizes \{'x': 7\}, the dynamics Lorenz96\(sites=8.* expects \{'x': 8\}; pass the dynamics=",
+    ),
+    "truth of other sizes": (
+        lambda a: cycle(a, a.twin.assign(truth=a.twin.truth[0].drop_vars("trajectory"))),
+        r"truth has sizes .*'trajectory': 1.*, observation .*'trajectory': 4.*: expected the same",
+    ),
+    "datetimes": (
+        lambda a: cycle(a, a.twin.assign_coords(time=np.arange(24).astype("datetime64[h]").astype("datetime64[ns]"))),
+        r"time is of datetime64.*expected numbers in model time units. Convert, for example",
+    ),
+    "time runs backwards": (
+        lambda a: cycle(a, a.twin.isel(time=slice(None, None, -1))),
+        r"time does not increase at index 1: ",
+    ),
+    "time stands still": (
+        lambda a: cycle(a, a.twin.assign_coords(time=np.zeros(24))),
+        r"time does not increase at index 1: 0.0 then 0.0",
+    ),
+    "interval no multiple of the step": (
+        lambda a: cycle(a, a.twin.assign_coords(time=0.07 * np.arange(24))),
+        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; choose the interval or ",
+    ),
+    "labels that are no integers": (
+        lambda a: cycle(a, a.twin.assign_coords(trajectory=list("abcd"))),
+        r"trajectory labels are of .*: expected integers",
+    ),
+    "nothing observed": (
+        lambda a: cycle(a, everywhere_nan(a.twin)),
+        r"every value of 'observation' is NaN, .* cut short, or does observation= name the wrong variable",
+    ),
+    "nothing observed, in chunks": (
+        lambda a: cycle(a, everywhere_nan(a.twin).chunk(time=5)),
+        r"every value of 'observation' is NaN",
+    ),
+    "nothing observed to train on": (lambda a: train(a, everywhere_nan(a.single)), r"every value of 'observation' is"),
+    "truth not finite": (
+        lambda a: train(a, one_nan(a, 2, 7)),
+        r"holds 1 values that are not finite, .*'trajectory': 2, 'time': 7.* cut the record, or leave those",
+    ),
+    "unfinished store": (
+        lambda a: cycle(a, xr.open_zarr(a.folder / "unfinished.zarr", consolidated=False)),
+        r"the store is unfinished: .* Run the same call again to resume it",
+    ),
+    "unfinished run": (
+        lambda a: xdan.score(a.twin, xr.open_zarr(a.folder / "unfinished.zarr", consolidated=False)),
+        r"the run's store is unfinished; run the same cycle\(..., store=\) again to resume it",
+    ),
+}
+
+BAD_DYNAMICS = {
+    "none": (lambda a: cycle(a, a.twin.drop_attrs(deep=False)), r"name no dynamics; pass dynamics=, for example"),
+    "not JSON": (
+        lambda a: cycle(a, a.twin.assign_attrs(dynamics="L96")),
+        r"'L96' is not JSON; pass dynamics=",
+    ),
+    "unknown name": (
+        lambda a: cycle(a, a.twin.assign_attrs(dynamics='{"name": "qg"}')),
+        r"dynamics 'qg' is not registered; known are \[.*'lorenz96'.*\]. Pass dynamics=",
+    ),
+    "unknown parameter": (
+        lambda a: cycle(a, a.twin.assign_attrs(dynamics='{"name": "lorenz96", "parameters": {"c": 1}}')),
+        r"'lorenz96' has no parameters \['c'\]; it takes \['forcing', 'sites', 'timestep'\].* pass dynamics=",
+    ),
+    "the user's own, opened again": (
+        lambda a: cycle(a, xdan.twin(circle(), cycles=3)),
+        r"dynamics 'custom' is not registered; .* Pass dynamics= with the model that made the record",
+    ),
+    "too few sites": (lambda a: xdan.Lorenz96(sites=3), r"sites=3: .* expected at least 4"),
+    "step too long": (lambda a: xdan.Lorenz96(timestep=0.1), r"timestep=0.1: expected a step in \(0, 0.05\]"),
+    "two ways to step": (lambda a: circle(step=lambda x: x), r"expected exactly one of tendency= and step="),
+    "no state": (lambda a: circle(state={}), r"names no dims; expected for example state=\{'x': 40\}"),
+    "step not positive": (lambda a: circle(timestep=0.0), r"timestep=0.0: expected a positive number"),
+}
+
+BAD_ERRORS = {
+    "negative": (lambda a: cycle(a, a.twin, observation_error=-1.0), r"deviation -1: expected positive finite values"),
+    "zero": (
+        lambda a: cycle(a, a.twin, observation_error=np.zeros(8)),
+        r"deviation 0: expected positive finite",
+    ),
+    "NaN": (lambda a: cycle(a, a.twin, observation_error=np.nan), r"deviation nan: expected positive finite values"),
+    "wrong size": (
+        lambda a: cycle(a, a.twin, observation_error=[1.0, 2.0]),
+        r"has shape \(2,\): expected \(\) or \(8,\) for standard deviations, or \(8, 8\) for a covariance matrix",
+    ),
+    "R of wrong size": (lambda a: cycle(a, a.twin, observation_error=np.eye(7)), r"has shape \(7, 7\): expected"),
+    "R not positive definite": (
+        lambda a: cycle(a, a.twin, observation_error=np.ones((8, 8))),
+        r"R is not positive definite; expected a covariance matrix of full rank",
+    ),
+    "R not symmetric": (
+        lambda a: cycle(a, a.twin, observation_error=np.eye(8) + np.eye(8, k=1)),
+        r"R is not symmetric; expected a covariance matrix",
+    ),
+    "in time": (
+        lambda a: cycle(a, a.twin.assign(observation_error=1 + a.twin.time)),
+        r"'observation_error' varies along \['time'\]: expected dims \(\) or \('x',\)",
+    ),
+    "name is not there": (
+        lambda a: cycle(a, a.twin, observation_error="sigma"),
+        r"'sigma' for observation_error=; ",
+    ),
+    "twin, negative": (lambda a: xdan.twin(a.model, error_std=-2.0), r"deviation -2: expected positive finite values"),
+    "twin, wrong size": (lambda a: xdan.twin(a.model, error_std=[1, 2]), r"has shape \(2,\): expected \(\) or \(8,\)"),
+    "twin, R of wrong size": (
+        lambda a: xdan.twin(a.model, error_covariance=np.eye(3)),
+        r"has shape \(3, 3\): exp",
+    ),
+    "twin, R singular": (
+        lambda a: xdan.twin(a.model, error_covariance=np.ones((8, 8))),
+        r"R is not positive definite",
+    ),
+    "endless twin, zero": (lambda a: train(a, a.model, error_std=0.0), r"deviation 0: expected positive finite"),
+}
+
+BAD_TWINS = {
+    "no cycles": (lambda a: xdan.twin(a.model, cycles=0), r"cycles=0, trajectories=1: expected at least 1 of each"),
+    "no trajectories": (lambda a: xdan.twin(a.model, trajectories=0), r"trajectories=0: expected at least 1 of each"),
+    "intervals": (lambda a: xdan.twin(a.model, interval=[0.05] * 3, cycles=3), r"3 intervals for 3 cycles: expected 2"),
+    "no multiple of the step": (
+        lambda a: xdan.twin(a.model, interval=0.07),
+        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; choose the interval or ",
+    ),
+    "interval zero": (lambda a: xdan.twin(a.model, interval=0.0), r"interval of 0 is not a positive multiple"),
+    "interval negative": (
+        lambda a: xdan.twin(a.model, interval=-0.05),
+        r"interval of -0.05 is not a positive",
+    ),
+    "chunk": (lambda a: xdan.twin(a.model, chunks={"time": 0}), r"a chunk of 0: expected at least 1"),
+    "dtype": (lambda a: xdan.twin(a.model, dtype="float16"), r"dtype='float16': expected 'float32' or 'float64'"),
+    "too many random sites": (
+        lambda a: xdan.twin(a.model, observe=Sites.random(3, 9)),
+        r"random sites, up to 9 of 8: expected high <= 8",
+    ),
+    "too wide a stride": (
+        lambda a: xdan.twin(a.model, observe=Sites.every(9)),
+        r"every 9-th of 8 sites: expected",
+    ),
+    "offset": (lambda a: Sites.every(2, 2), r"step=2, offset=2: expected step >= 1 and 0 <= offset < step"),
+    "random the wrong way round": (lambda a: Sites.random(5, 3), r"low=5, high=3: expected 0 <= low <= high"),
+    "unknown rule": (lambda a: Sites("some"), r"'some' is unknown; known are 'all', 'every', 'random'"),
+}
+
+BAD_TRAINING = {
+    "objective": (lambda a: train(a, objective="mae"), r"objective='mae' is unknown; known are \['mse', 'rmse'\]"),
+    "both budgets": (lambda a: train(a, steps=3, minutes=1), r"expected steps= or minutes=, not both"),
+    "no steps": (lambda a: train(a, steps=0), r"steps=0: expected a positive number"),
+    "no minutes": (lambda a: train(a, steps=None, minutes=-1.0), r"minutes=-1.0: expected a positive number"),
+    "learning rate": (lambda a: train(a, learning_rate=0.0), r"learning_rate=0.0: expected a positive number"),
+    "window": (lambda a: train(a, window=0), r"window=0: expected at least 1"),
+    "batch": (lambda a: train(a, batch=0), r"batch=0: expected at least 1"),
+    "validate_every": (lambda a: train(a, validate_every=0), r"validate_every=0: expected at least 1"),
+    "validation": (lambda a: train(a, validation=1.0), r"validation=1.0: expected a share between 0 and 1"),
+    "too short for two windows": (
+        lambda a: train(a, window=13),
+        r"has 4 trajectories of 24 cycles: too little for windows of 13 cycles. Expected .* 26 cycles.* window=",
+    ),
+    "a single short trajectory": (
+        lambda a: train(a, a.single.isel(trajectory=[0])),
+        r"has 1 trajectories of 24 cycles: too little .* or one of 128",
+    ),
+    "unknown network": (
+        lambda a: train(a, architecture="transformer"),
+        r"network 'transformer' is unknown; known is 'residual-cnn'",
+    ),
+    "memory of an architecture": (
+        lambda a: train(a, memory=2),
+        r"memory= goes with a network given by name",
+    ),
+    "memory negative": (
+        lambda a: train(a, architecture="residual-cnn", memory=-1),
+        r"memory=-1: expected 0 \(none\)",
+    ),
+    "filters": (lambda a: xdan.ResidualCNN(filters=0), r"filters=0: expected at least 1"),
+    "kernel": (lambda a: xdan.ResidualCNN(kernel=4), r"kernel=4: expected an odd number"),
+    "activation": (lambda a: xdan.ResidualCNN(activation="relu"), r"activation='relu': expected 'gated' or 'silu'"),
+    "two state dims": (
+        lambda a: train(a, circle(state={"lat": 2, "lon": 4})),
+        r"dims \('lat', 'lon'\): the residual CNN works on a ring, one state dim",
+    ),
+    "network of another state": (
+        lambda a: train(a, circle(), architecture=a.net),
+        r"the network works on dims \('x',\), the record has \('lon',\)",
+    ),
+    "interval of an endless twin": (
+        lambda a: train(a, a.model, interval=0.07),
+        r"interval of 0.07 is not a positive",
+    ),
+    "checkpoint on another store": (
+        lambda a: train(a, checkpoint=a.folder / "run.zarr"),
+        r"run.zarr exists and is no checkpoint; choose another path for checkpoint=",
+    ),
+    "checkpoint on a file": (
+        lambda a: train(a, checkpoint=a.folder / "file"),
+        r"file exists and is no checkpoint; choose another path for checkpoint=",
+    ),
+}
+
+BAD_CYCLING = {
+    "network of another state": (
+        lambda a: cycle(a, xdan.twin(circle(), cycles=3), dynamics=circle()),
+        r"works on states with dims \('x',\), the record's state has \('lon',\): rename the record's dims, or train",
+    ),
+    "members of a single state": (
+        lambda a: cycle(a, a.twin, members=True),
+        r"members=True: the method 'dan' ",
+    ),
+    "existing store": (
+        lambda a: cycle(a, a.twin, store=a.folder / "run.zarr"),
+        r"run.zarr exists; pass mode='w' to overwrite it, or another path",
+    ),
+    "existing file": (lambda a: cycle(a, a.twin, store=a.folder / "file"), r"file exists; pass mode='w' to overwrite"),
+    "another run unfinished": (
+        lambda a: xdan.baseline(a.twin, "enkf-n", store=a.folder / "unfinished.zarr", progress=False),
+        r"holds an unfinished run of another method, record or setting; pass mode='w'",
+    ),
+    "same run of another seed unfinished": (
+        lambda a: cycle(a, a.twin, seed=1, store=a.folder / "unfinished.zarr"),
+        r"holds an unfinished run of another method, record or setting; pass mode='w'",
+    ),
+    "mode": (lambda a: cycle(a, a.twin, mode="a"), r"mode='a': expected 'w-' \(new store\) or 'w' \(overwrite\)"),
+    "unknown baseline": (
+        lambda a: xdan.baseline(a.twin, "enkf"),
+        r"baseline 'enkf' is unknown; known are \['3d-var', 'enkf-n'\]",
+    ),
+    "unknown parameter": (lambda a: xdan.baseline(a.twin, "enkf-n", inflation=1.1), r"'enkf-n': .* 'inflation'"),
+    "parameter of another": (lambda a: xdan.baseline(a.twin, "3d-var", members=3), r"baseline '3d-var': .* 'members'"),
+    "one member": (lambda a: xdan.baseline(a.twin, "enkf-n", members=1), r"members=1: expected at least 2, a spread"),
+    "background": (
+        lambda a: xdan.baseline(a.twin, "3d-var", background="static"),
+        r"background='static': expected 'climatology', 'trained' or a matrix of shape \(N, N\)",
+    ),
+    "background of wrong size": (
+        lambda a: xdan.baseline(a.twin, "3d-var", background=torch.eye(3)),
+        r"background has shape \(3, 3\): expected \(8, 8\)",
+    ),
+    "trained without truth": (
+        lambda a: xdan.baseline(a.twin.drop_vars("truth"), "3d-var", background="trained"),
+        r"needs the truth, which the record lacks; use background='climatology'",
+    ),
+    "scale": (
+        lambda a: xdan.baseline(a.twin, "3d-var", scale=-1.0),
+        r"scale=-1.0: expected 'tune' or a positive",
+    ),
+    "scale by name": (lambda a: xdan.baseline(a.twin, "3d-var", scale="best"), r"scale='best': expected 'tune' or"),
+}
+
+BAD_SCORING = {
+    "burn-in of everything": (lambda a: xdan.score(a.twin, a.run, burn_in=24), r"burn_in=24: expected 0 to 23"),
+    "burn-in negative": (lambda a: xdan.score(a.twin, a.run, burn_in=-1), r"burn_in=-1: expected 0 to 23"),
+    "over the state": (
+        lambda a: xdan.score(a.twin, a.run, dim="x"),
+        r"dim=\['x'\]: expected some of \['trajectory', 'time'\]; the state's dims are always averaged",
+    ),
+    "no forecast": (
+        lambda a: xdan.score(a.twin, a.run.drop_vars("forecast")),
+        r"the run lacks \['forecast'\]; found \['analysis', 'diverged'\]",
+    ),
+    "no members": (
+        lambda a: xdan.rank_histogram(a.twin, a.run),
+        r"holds no 'members': run baseline\(..., keep",
+    ),
+}
+
+BAD_NETWORKS = {
+    "existing store": (
+        lambda a: a.net.to_zarr(a.folder / "run.zarr"),
+        r"run.zarr exists; pass mode='w' to overwrite",
+    ),
+    "mode": (
+        lambda a: a.net.to_zarr(a.folder / "new.zarr", mode="r+"),
+        r"mode='r\+': expected 'w-' \(new store\)",
+    ),
+    "a run, not a network": (
+        lambda a: xdan.open_network(a.folder / "run.zarr"),
+        r"run.zarr \(root\) is not a group of arrays that xdan wrote",
+    ),
+    "nothing there": (lambda a: xdan.open_network(a.folder / "none.zarr"), r"no Zarr group '' in .*none.zarr"),
+}
+
+TABLE = [
+    pytest.param(call, message, id=f"{group}: {name}")
+    for group, cases in {
+        "record": BAD_RECORDS,
+        "dynamics": BAD_DYNAMICS,
+        "error": BAD_ERRORS,
+        "twin": BAD_TWINS,
+        "training": BAD_TRAINING,
+        "cycling": BAD_CYCLING,
+        "scoring": BAD_SCORING,
+        "network": BAD_NETWORKS,
+    }.items()
+    for name, (call, message) in cases.items()
+]
+OTHER_TYPES = {
+    "network: nothing there": FileNotFoundError,
+    "network: existing store": FileExistsError,
+    "cycling: existing store": FileExistsError,
+    "cycling: existing file": FileExistsError,
+    "cycling: another run unfinished": FileExistsError,
+    "cycling: same run of another seed unfinished": FileExistsError,
+    "training: checkpoint on another store": FileExistsError,
+    "training: checkpoint on a file": FileExistsError,
 }
 
 
-@pytest.mark.parametrize(("change", "message"), RECORDS.values(), ids=RECORDS.keys())
-def test_records_are_refused_before_anything_is_written(twin, net, tmp_path, change, message):
-    store = tmp_path / "run.zarr"
-    for method in (net, xdan.FiniteSizeEnKF(members=3)):
-        with pytest.raises(ValueError, match=message):
-            xdan.cycle(change(twin), method, store=store, progress=False)
-    with pytest.raises(ValueError, match=message):
-        xdan.train(change(twin), steps=1, checkpoint=store, progress=False)
-    assert not store.exists()
+@pytest.mark.parametrize(("call", "message"), TABLE)
+def test_error_says_what_was_found_and_the_remedy(call, message, a, request):
+    before = contents(a.folder)
+    with pytest.raises(OTHER_TYPES.get(request.node.callspec.id, ValueError), match=message) as caught:
+        call(a)
+    assert type(caught.value) is OTHER_TYPES.get(request.node.callspec.id, ValueError)
+    assert contents(a.folder) == before
 
 
-def test_no_dynamics_attribute(twin, net):
-    bare = twin.assign_attrs({})
-    del bare.attrs["dynamics"]
-    with pytest.raises(ValueError, match=r"name no dynamics; pass dynamics=, for example xdan.Lorenz96\(\)"):
-        xdan.cycle(bare, net)
-    with pytest.raises(TypeError, match=r"wrap a torch function as xdan\.CustomDynamics"):
-        xdan.cycle(bare, net, dynamics=lambda x: x)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("verb", [train, lambda a, **changes: cycle(a, a.twin, **changes)], ids=["train", "cycle"])
+def test_no_gpu(a, verb):
+    before = contents(a.folder)
+    with pytest.raises(ValueError, match=r"device='cuda': this machine has no CUDA device; use device='auto' or 'cpu'"):
+        verb(a, device="cuda")
+    assert contents(a.folder) == before
 
 
-ERRORS = {
-    "not square": (np.ones((8, 5)), r"shape \(8, 5\): expected"),
-    "other size": (np.eye(5), r"shape \(5, 5\): expected"),
-    "not symmetric": (np.eye(8) + np.eye(8, k=1), "R is not symmetric"),
-    "not definite": (np.ones((8, 8)), "R is not positive definite"),
-    "negative": (-np.eye(8), "R is not positive definite"),
-    "infinite": (np.inf, "standard deviation inf: expected positive finite"),
-}
+@pytest.mark.parametrize("given", ["lorenz96", 3, lambda x: x])
+def test_dynamics_of_another_type(a, given):
+    with pytest.raises(TypeError, match=r"expected an xdan Dynamics such as xdan.Lorenz96\(\); wrap a torch function"):
+        xdan.cycle(a.twin, a.net, dynamics=given)
 
 
-@pytest.mark.parametrize(("error", "message"), ERRORS.values(), ids=ERRORS.keys())
-def test_observation_errors(twin, net, error, message):
-    with pytest.raises(ValueError, match=message):
-        xdan.cycle(twin, net, observation_error=error)
+@pytest.mark.parametrize("given", ["twin.zarr", np.zeros(3)])
+def test_training_on_another_type(given):
+    with pytest.raises(TypeError, match=r"cannot train on (str|ndarray): expected an xarray Dataset or an xdan"):
+        xdan.train(given)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_training_needs_a_whole_truth(twin, tmp_path, value):
-    broken = replaced(twin, "truth", (2, 7, 3), value)
-    with pytest.raises(ValueError, match=r"1 values that are not finite, the first at indices .*2.*7.*cut short"):
-        xdan.train(broken, steps=1, batch=2, window=4, checkpoint=tmp_path / "c.zarr", progress=False)
-    assert not (tmp_path / "c.zarr").exists()
+def test_bad_settings_are_refused_before_any_data_is_read(a, untouchable):
+    """Observations of a cluster's size are not to be read for a typing error."""
+    ds = untouchable(a.single, "truth", "observation")
+    for changes in ({"objective": "mae"}, {"steps": 0}, {"validation": 2.0}, {"window": 0}, {"truth": "nature"}):
+        with pytest.raises(ValueError, match=r"expected|known|no variable"):
+            train(a, ds, **changes)
+    for call in (
+        lambda: xdan.cycle(ds, a.net, members=True),
+        lambda: xdan.baseline(ds, "3d-var", scale=-1.0),
+        lambda: xdan.score(ds, a.run, burn_in=99),
+    ):
+        with pytest.raises(ValueError, match=r"members=True|scale=|burn_in="):
+            call()
 
 
-TRAINING = {
-    "no truth": (lambda ds: ds.drop_vars("truth"), {}, "supervised objective 'rmse' needs the truth"),
-    "objective": (lambda ds: ds, {"objective": "mae"}, r"'mae' is unknown; known are \['mse', 'rmse'\]"),
-    "both budgets": (lambda ds: ds, {"steps": 3, "minutes": 1}, "steps= or minutes=, not both"),
-    "window": (lambda ds: ds, {"window": 0}, "window=0: expected at least 1"),
-    "minutes": (lambda ds: ds, {"minutes": -1.0}, "minutes=-1.0: expected a positive number"),
-    "validation": (lambda ds: ds, {"validation": 1.5}, "expected a share between 0 and 1"),
-    "network": (lambda ds: ds, {"network": "transformer"}, "'transformer' is unknown; known is 'residual-cnn'"),
-    "memory twice": (lambda ds: ds, {"network": "architecture", "memory": 3}, "set it in the architecture"),
-    "short": (lambda ds: ds.isel(trajectory=[0]), {"window": 12}, "too little for windows of 12 cycles. Expected"),
-    "device": (lambda ds: ds, {"device": "cuda"}, "no CUDA device; use device='auto'"),
-}
-
-
-@pytest.mark.parametrize(("change", "arguments", "message"), TRAINING.values(), ids=TRAINING.keys())
-def test_trainings_that_cannot_be(twin, architecture, change, arguments, message):
-    if arguments.get("network") == "architecture":
-        arguments = {**arguments, "network": architecture}
-    with pytest.raises(ValueError, match=message):
-        xdan.train(change(twin), **{"progress": False, **arguments})
-
-
-def test_training_on_something_else():
-    with pytest.raises(TypeError, match="cannot train on list: expected an xarray Dataset or an xdan Dynamics"):
-        xdan.train([1, 2, 3])
-
-
-def test_truth_of_another_dynamics_warns(twin, architecture, quick):
-    with pytest.warns(xdan.XdanWarning, match=r"does not follow Lorenz96\(.*forcing=4.0"):
-        xdan.train(twin, architecture, dynamics=xdan.Lorenz96(sites=8, forcing=4.0), **{**quick, "steps": 1})
-
-
-TWINS = {
-    "interval": ({"interval": 0.07}, "interval of 0.07 is not a positive multiple"),
-    "negative interval": ({"interval": -0.05}, "interval of -0.05"),
-    "intervals": ({"interval": [0.05, 0.1], "cycles": 5}, "2 intervals for 5 cycles: expected 4"),
-    "cycles": ({"cycles": 0}, "cycles=0, trajectories=1: expected at least 1"),
-    "chunks": ({"chunks": {"time": 0}}, "a chunk of 0: expected at least 1"),
-    "seed": ({"seed": -1}, "seed=-1: expected an integer from 0"),
-    "dtype": ({"dtype": "float16"}, "expected 'float32' or 'float64'"),
-    "error": ({"error_std": 0.0}, "standard deviation 0: expected positive"),
-    "covariance": ({"error_covariance": np.eye(3)}, r"shape \(3, 3\): expected"),
-    "too many sites": ({"observe": xdan.Sites.random(2, 9)}, "up to 9 of 8: expected high <= 8"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), TWINS.values(), ids=TWINS.keys())
-def test_twins_that_cannot_be(model, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        xdan.twin(model, **arguments)
-
-
-BASELINES = {
-    "name": (("4d-var", {}), r"'4d-var' is unknown; known are \['3d-var', 'enkf-n'\]"),
-    "parameter": (("enkf-n", {"inflation": 1.1}), "unexpected keyword argument 'inflation'"),
-    "members": (("enkf-n", {"members": 1}), "members=1: expected at least 2"),
-    "keep": (("3d-var", {"keep_members": True}), "carries a single state, not an ensemble"),
-    "background": (("3d-var", {"background": "flow"}), "expected 'climatology', 'trained' or a matrix"),
-    "scale": (("3d-var", {"scale": 0.0}), "scale=0.0: expected 'tune' or a positive number"),
-    "matrix": (("3d-var", {"background": np.eye(3), "scale": 1.0}), r"shape \(3, 3\): expected \(8, 8\)"),
-}
-
-
-@pytest.mark.parametrize(("call", "message"), BASELINES.values(), ids=BASELINES.keys())
-def test_baselines_that_cannot_be(twin, call, message):
-    name, arguments = call
-    with pytest.raises(ValueError, match=message):
-        xdan.baseline(twin, name, **arguments)
-
-
-def test_a_trained_background_needs_the_truth(twin):
-    with pytest.raises(ValueError, match="needs the truth, which the record lacks; use background='climatology'"):
-        xdan.baseline(twin.drop_vars("truth"), "3d-var", background="trained")
-
-
-def test_a_network_on_other_dims(net):
-    ring = xdan.CustomDynamics(lambda x: -x, state={"lon": 8}, timestep=0.05, spin_up_time=0.1)
-    ds = xdan.twin(ring, cycles=4)
-    with pytest.raises(ValueError, match=r"states with dims \('x',\), the record's state has \('lon',\): rename"):
-        xdan.cycle(ds, net, dynamics=ring)
-
-
-def test_existing_stores_are_kept(twin, net, tmp_path):
-    store = tmp_path / "run.zarr"
-    xdan.cycle(twin, net, store=store, progress=False)
-    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match="mode='w' to overwrite"):
-        xdan.cycle(twin, net, store=store, progress=False)
-    with pytest.raises(FileExistsError, match="mode='w' to overwrite"):
-        net.to_zarr(store)
-    with pytest.raises(FileExistsError, match="is no checkpoint; choose another path"):
-        xdan.train(twin, steps=1, checkpoint=store, progress=False)
-    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
-    xdan.cycle(twin, net, store=store, mode="w", progress=False)
-    with pytest.raises(ValueError, match="expected 'w-'"):
-        xdan.cycle(twin, net, store=store, mode="a", progress=False)
-
-
-def test_a_store_cut_short(twin, net, tmp_path):
-    store = tmp_path / "twin.zarr"
-    twin.chunk(time=8).to_zarr(store, consolidated=False)
-    next((store / "truth" / "c").rglob("*/1/*")).unlink()
-    with xr.open_zarr(store, consolidated=False) as ds:
-        for call in (lambda: xdan.cycle(ds, net), lambda: xdan.train(ds, steps=1, progress=False)):
-            with pytest.raises(ValueError, match="was cut short: 'truth' has 2 of 3 chunks"):
-                call()
-
-
-def test_a_run_that_diverges_says_so(model):
-    wild = xdan.CustomDynamics(
-        step=lambda x: x + 40 * x**3, state={"x": 8}, timestep=0.05, spin_up_time=0.0, rest=lambda noise: 0.01 * noise
-    )
-    ds = xdan.twin(model, cycles=12, trajectories=2, dtype="float64").compute(scheduler="synchronous")
-    run = xdan.baseline(ds, "enkf-n", members=4, dynamics=wild)
-    assert run.diverged.any("time").all()
-    first = run.diverged.argmax("time")
-    for trajectory in range(2):
-        k = int(first[trajectory])
-        assert run.diverged[trajectory, k:].all()
-        assert run.analysis[trajectory, k:].isnull().all()
-        assert run.analysis[trajectory, :k].notnull().all()
+def test_lazy_nan_record_says_so_when_streamed(a):
+    """Building lazily reads nothing, so cannot say it; the result is a free run of the model, not a crash."""
+    ds = a.twin.assign(observation=(("trajectory", "time", "x"), da.full((4, 24, 8), np.nan, chunks=(2, 8, 8))))
+    ds.observation.attrs = a.twin.observation.attrs
+    assert xdan.cycle(ds, a.net).analysis.chunks is not None
+    with pytest.raises(ValueError, match="is NaN, which means that nothing is observed"):
+        cycle(a, ds)

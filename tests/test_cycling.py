@@ -267,6 +267,18 @@ def test_lost_trajectory_is_reported_and_alone(name, twin, net):
     assert_close(parts, found)
 
 
+def test_a_model_that_blows_up_is_reported(twin):
+    wild = xdan.CustomDynamics(lambda x: 0.1 * x**3, state={"x": 8}, timestep=0.05, spin_up_time=0.0)
+    blind = twin.assign(observation=twin.observation.where(twin.time < 0.01))
+    found = xdan.baseline(blind, "enkf-n", members=4, dynamics=wild)
+    assert found.diverged.any("time").all()
+    assert not found.diverged[:, 0].any()
+    assert (found.diverged.astype(int).diff("time") >= 0).all(), "what is lost stays lost"
+    for name in ("forecast", "analysis", "spread"):
+        assert np.isfinite(found[name].where(~found.diverged, 0)).all()
+    assert found.analysis.where(found.diverged).isnull().all()
+
+
 def test_members(ensemble, twin):
     assert ensemble.members.dims == ("trajectory", "time", "member", "x")
     assert ensemble.member.attrs["standard_name"] == "realization"

@@ -139,6 +139,12 @@ def test_without_trajectories(model, architecture, quick):
     assert same(bare, xdan.train(long, architecture, **settings))
 
 
+def test_double_precision_records_train_in_single(twin, architecture, quick, net):
+    found = xdan.train(twin, architecture, **{**quick, "steps": 30})
+    assert {value.dtype for value in found.arrays.values()} == {np.dtype("f4")}
+    np.testing.assert_allclose(found.arrays["weights.0"], net.arrays["weights.0"], rtol=0, atol=1e-3)
+
+
 def test_uneven_intervals(model, architecture, quick):
     ds = xdan.twin(model, cycles=24, trajectories=4, interval=np.resize([0.05, 0.15], 23)).compute()
     net = xdan.train(ds, architecture, **quick)
@@ -205,6 +211,13 @@ def test_endless_twin(model, architecture, quick, windows):
         np.testing.assert_allclose(model.advance(last, 2), after[:, 0], rtol=0, atol=1e-4)
     states = np.concatenate([window.reshape(-1, 8) for window in seen])
     assert len(np.unique(states, axis=0)) == len(states)
+
+
+def test_an_endless_twin_teaches(model, architecture, quick):
+    settings = {**quick, "batch": 8, "steps": 60, "validate_every": 20}
+    scores = xdan.train(model, architecture, **settings).history.validation_rmse.values
+    # Trusting the observations alone gives 1.
+    assert scores[-1] < scores[0] < 1.0
 
 
 def test_endless_twin_as_observed(model, architecture, quick, monkeypatch):

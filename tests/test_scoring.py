@@ -55,7 +55,8 @@ def test_root_before_the_mean(twin, run):
     found = float(xdan.score(twin, run).rmse)
     assert found == pytest.approx(np.sqrt((error**2).mean(2)).mean(), rel=1e-12)
     assert found < np.sqrt((error**2).mean()) - 1e-3
-    assert "root of the mean over the state's variables at each time, then mean" in xdan.score(twin, run).rmse_convention
+    told = xdan.score(twin, run).attrs["rmse_convention"]
+    assert told.startswith("root of the mean over the state's variables at each time, then mean")
 
 
 def test_standard_error(twin, run):
@@ -210,6 +211,7 @@ def test_lost_trajectory_is_counted_and_not_averaged_over(twin, net):
     assert found.rmse.isnull().values.tolist() == [False, True, False, False]
     whole = xdan.score(wild, xdan.cycle(wild, net))
     assert int(whole.diverged) == 1
+    assert int(xdan.score(wild, xdan.cycle(wild, net).drop_vars("diverged")).diverged) == 1
     for name in ("rmse", "rmse_standard_error", "forecast_rmse", "crps", "innovation_variance", "residual_mean"):
         assert np.isnan(whole[name]), name
 
