@@ -15,7 +15,7 @@ from xdan.store import Stream
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, twin, net):
-    """A finished run, one that was cut short, a network, and a file that is no store."""
+    """A network, a finished run, one that was killed, a twin that lacks a chunk, and a file that is no store."""
     path = tmp_path_factory.mktemp("stores")
     net.to_zarr(path / "net.zarr")
     xdan.cycle(twin, net, store=path / "run.zarr", progress=False)
@@ -27,6 +27,8 @@ def folder(tmp_path_factory, twin, net):
         patch.setattr(Stream, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             xdan.cycle(twin, net, store=path / "unfinished.zarr", progress=False)
+    twin.chunk(time=8, trajectory=1).to_zarr(path / "cut.zarr", consolidated=False)
+    (path / "cut.zarr" / "truth" / "c" / "2" / "1" / "0").unlink()
     (path / "file").write_text("no store")
     return path
 
@@ -47,7 +49,9 @@ def circle(**changes):
 
 
 def train(a, ds=None, architecture=None, **changes):
-    return xdan.train(a.single if ds is None else ds, architecture or a.architecture, **{**a.quick, **changes})
+    """With a checkpoint: then nothing may be left of it."""
+    settings = {**a.quick, "checkpoint": a.folder / "new-checkpoint.zarr", **changes}
+    return xdan.train(a.single if ds is None else ds, architecture or a.architecture, **settings)
 
 
 def cycle(a, ds, **changes):
@@ -59,17 +63,98 @@ def everywhere_nan(ds):
     return ds.assign(observation=ds.observation.where(False))
 
 
-def one_nan(a, row, k):
+def one_not_finite(a, row, k, value):
     truth = a.single.truth.copy(deep=True)
-    truth[row, k, 3] = np.nan
+    truth[row, k, 3] = value
     return a.single.assign(truth=truth)
 
 
-BAD_RECORDS = {
+def cut_short(a):
+    return xr.open_zarr(a.folder / "cut.zarr", consolidated=False)
+
+
+RECORDS = {
     "no observation": (
-        lambda a: cycle(a, a.twin.drop_vars("observation")),
+        lambda ds: ds.drop_vars("observation"),
         r"expected a variable 'observation', found \['observation_error', 'truth'\]; name it with observation=",
     ),
+    "no error": (
+        lambda ds: ds.drop_vars("observation_error"),
+        r"no observation error: expected .* or pass observation_error=",
+    ),
+    "no time": (lambda ds: ds.rename(time="n").drop_vars("n"), r"none is time: expected 'time', or a dim whose coord"),
+    "no times": (lambda ds: ds.drop_vars("time"), r"'time' has no coordinate: expected analysis times"),
+    "no state dim": (
+        lambda ds: ds.rename(x="site"),
+        r"dims \('trajectory', 'time', 'site'\), without \['x'\]: .* rename the record's dims",
+    ),
+    "a dim too many": (lambda ds: ds.expand_dims(level=2), r"has dims \['level'\] beyond \(trajectory, time, x\)"),
+    "other number of sites": (
+        lambda ds: ds.isel(x=slice(7)),
+        r"state sizes \{'x': 7\}, the dynamics Lorenz96\(sites=8.* expects \{'x': 8\}; pass the dynamics=",
+    ),
+    "truth of other sizes": (
+        lambda ds: ds.assign(truth=ds.truth[0].drop_vars("trajectory")),
+        r"truth has sizes .*'trajectory': 1.*, observation .*'trajectory': 4.*: expected the same",
+    ),
+    "datetimes": (
+        lambda ds: ds.assign_coords(time=np.arange(24).astype("datetime64[h]").astype("datetime64[ns]")),
+        r"time is of datetime64.*expected numbers in model time units. Convert, for example",
+    ),
+    "time runs backwards": (lambda ds: ds.isel(time=slice(None, None, -1)), r"time does not increase at index 1: "),
+    "time stands still": (
+        lambda ds: ds.assign_coords(time=np.zeros(24)),
+        r"time does not increase at index 1: 0.0 then 0.0",
+    ),
+    "interval no multiple of the step": (
+        lambda ds: ds.assign_coords(time=0.07 * np.arange(24)),
+        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; choose the interval or ",
+    ),
+    "labels that are no integers": (
+        lambda ds: ds.assign_coords(trajectory=list("abcd")),
+        r"trajectory labels are of .*: expected integers",
+    ),
+    "nothing observed": (
+        everywhere_nan,
+        r"every value of 'observation' is NaN, .* cut short, or does observation= name the wrong variable",
+    ),
+    "nothing observed, in chunks": (
+        lambda ds: everywhere_nan(ds).chunk(time=5),
+        r"every value of 'observation' is NaN",
+    ),
+    "unfinished": (
+        lambda ds: ds.assign_attrs(xdan_status="unfinished"),
+        r"the store is unfinished: .* Run the same call again to resume it",
+    ),
+    "no dynamics": (
+        lambda ds: ds.drop_attrs(deep=False),
+        r"attributes name no dynamics; pass dynamics=, for example xdan.Lorenz96",
+    ),
+    "dynamics that are not JSON": (
+        lambda ds: ds.assign_attrs(dynamics="L96"),
+        r"dynamics='L96' is not JSON; pass dynamics=",
+    ),
+    "dynamics of an unknown name": (
+        lambda ds: ds.assign_attrs(dynamics='{"name": "os.system", "parameters": {}}'),
+        r"dynamics 'os.system' is not registered; known are \[.*'lorenz96'.*\]. Pass dynamics=",
+    ),
+    "dynamics of unknown parameters": (
+        lambda ds: ds.assign_attrs(dynamics='{"name": "lorenz96", "parameters": {"c": 1}}'),
+        r"'lorenz96' has no parameters \['c'\]; it takes \['forcing', 'sites', 'timestep'\].* pass dynamics=",
+    ),
+    "error negative": (lambda ds: ds.assign(observation_error=-1.0), r"deviation -1: expected positive finite values"),
+    "error zero": (lambda ds: ds.assign(observation_error=0.0), r"deviation 0: expected positive finite values"),
+    "error of wrong size": (
+        lambda ds: ds.assign(observation_error=("z", np.ones(5))),
+        r"has shape \(5,\): expected \(\) or \(8,\) for standard deviations, or \(8, 8\) for a covariance matrix",
+    ),
+    "error in time": (
+        lambda ds: ds.assign(observation_error=1 + ds.time),
+        r"'observation_error' varies along \['time'\]: expected dims \(\) or \('x',\)",
+    ),
+}
+
+BAD_RECORDS = {
     "observation= is not there": (
         lambda a: cycle(a, a.twin, observation="sondes"),
         r"no variable 'sondes' for observation=; the Dataset holds \['observation', 'observation_error', 'truth'\]",
@@ -79,58 +164,11 @@ BAD_RECORDS = {
         lambda a: train(a, a.single.drop_vars("truth")),
         r"supervised objective 'rmse' needs the truth: .* found \['observation', 'observation_error'\]; .* truth=",
     ),
-    "no error": (
-        lambda a: cycle(a, a.twin.drop_vars("observation_error")),
-        r"no observation error: expected .* or pass observation_error=",
-    ),
-    "no time": (lambda a: cycle(a, a.twin.rename(time="n").drop_vars("n")), r"none is time: expected 'time', or a dim"),
-    "no times": (lambda a: cycle(a, a.twin.drop_vars("time")), r"'time' has no coordinate: expected analysis times"),
-    "no state dim": (
-        lambda a: cycle(a, a.twin.rename(x="site")),
-        r"dims \('trajectory', 'time', 'site'\), without \['x'\]: .* rename the record's dims",
-    ),
-    "a dim too many": (lambda a: cycle(a, a.twin.expand_dims(level=2)), r"has dims \['level'\] beyond \(trajectory,"),
-    "other number of sites": (
-        lambda a: cycle(a, a.twin.isel(x=slice(7))),
-        r"state sizes \{'x': 7\}, the dynamics Lorenz96\(sites=8.* expects \{'x': 8\}; pass the dynamics=",
-    ),
-    "truth of other sizes": (
-        lambda a: cycle(a, a.twin.assign(truth=a.twin.truth[0].drop_vars("trajectory"))),
-        r"truth has sizes .*'trajectory': 1.*, observation .*'trajectory': 4.*: expected the same",
-    ),
-    "datetimes": (
-        lambda a: cycle(a, a.twin.assign_coords(time=np.arange(24).astype("datetime64[h]").astype("datetime64[ns]"))),
-        r"time is of datetime64.*expected numbers in model time units. Convert, for example",
-    ),
-    "time runs backwards": (
-        lambda a: cycle(a, a.twin.isel(time=slice(None, None, -1))),
-        r"time does not increase at index 1: ",
-    ),
-    "time stands still": (
-        lambda a: cycle(a, a.twin.assign_coords(time=np.zeros(24))),
-        r"time does not increase at index 1: 0.0 then 0.0",
-    ),
-    "interval no multiple of the step": (
-        lambda a: cycle(a, a.twin.assign_coords(time=0.07 * np.arange(24))),
-        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; choose the interval or ",
-    ),
-    "labels that are no integers": (
-        lambda a: cycle(a, a.twin.assign_coords(trajectory=list("abcd"))),
-        r"trajectory labels are of .*: expected integers",
-    ),
-    "nothing observed": (
-        lambda a: cycle(a, everywhere_nan(a.twin)),
-        r"every value of 'observation' is NaN, .* cut short, or does observation= name the wrong variable",
-    ),
-    "nothing observed, in chunks": (
-        lambda a: cycle(a, everywhere_nan(a.twin).chunk(time=5)),
-        r"every value of 'observation' is NaN",
-    ),
-    "nothing observed to train on": (lambda a: train(a, everywhere_nan(a.single)), r"every value of 'observation' is"),
     "truth not finite": (
-        lambda a: train(a, one_nan(a, 2, 7)),
-        r"holds 1 values that are not finite, .*'trajectory': 2, 'time': 7.* cut the record, or leave those",
+        lambda a: train(a, one_not_finite(a, 2, 7, np.nan)),
+        r"holds 1 values that are not finite, .* 2.* 7.*cut the record, or leave those",
     ),
+    "truth infinite": (lambda a: train(a, one_not_finite(a, 2, 7, np.inf)), r"holds 1 values that are not finite"),
     "unfinished store": (
         lambda a: cycle(a, xr.open_zarr(a.folder / "unfinished.zarr", consolidated=False)),
         r"the store is unfinished: .* Run the same call again to resume it",
@@ -139,22 +177,11 @@ BAD_RECORDS = {
         lambda a: xdan.score(a.twin, xr.open_zarr(a.folder / "unfinished.zarr", consolidated=False)),
         r"the run's store is unfinished; run the same cycle\(..., store=\) again to resume it",
     ),
+    "cycled from a store cut short": (lambda a: cycle(a, cut_short(a)), r"cut short: 'truth' has 11 of 12 chunks"),
+    "trained from a store cut short": (lambda a: train(a, cut_short(a)), r"cut short: 'truth' has 11 of 12 chunks"),
 }
 
 BAD_DYNAMICS = {
-    "none": (lambda a: cycle(a, a.twin.drop_attrs(deep=False)), r"name no dynamics; pass dynamics=, for example"),
-    "not JSON": (
-        lambda a: cycle(a, a.twin.assign_attrs(dynamics="L96")),
-        r"'L96' is not JSON; pass dynamics=",
-    ),
-    "unknown name": (
-        lambda a: cycle(a, a.twin.assign_attrs(dynamics='{"name": "qg"}')),
-        r"dynamics 'qg' is not registered; known are \[.*'lorenz96'.*\]. Pass dynamics=",
-    ),
-    "unknown parameter": (
-        lambda a: cycle(a, a.twin.assign_attrs(dynamics='{"name": "lorenz96", "parameters": {"c": 1}}')),
-        r"'lorenz96' has no parameters \['c'\]; it takes \['forcing', 'sites', 'timestep'\].* pass dynamics=",
-    ),
     "the user's own, opened again": (
         lambda a: cycle(a, xdan.twin(circle(), cycles=3)),
         r"dynamics 'custom' is not registered; .* Pass dynamics= with the model that made the record",
@@ -186,10 +213,7 @@ BAD_ERRORS = {
         lambda a: cycle(a, a.twin, observation_error=np.eye(8) + np.eye(8, k=1)),
         r"R is not symmetric; expected a covariance matrix",
     ),
-    "in time": (
-        lambda a: cycle(a, a.twin.assign(observation_error=1 + a.twin.time)),
-        r"'observation_error' varies along \['time'\]: expected dims \(\) or \('x',\)",
-    ),
+    "infinite": (lambda a: cycle(a, a.twin, observation_error=np.inf), r"deviation inf: expected positive finite"),
     "name is not there": (
         lambda a: cycle(a, a.twin, observation_error="sigma"),
         r"'sigma' for observation_error=; ",
@@ -336,6 +360,10 @@ BAD_CYCLING = {
         lambda a: xdan.baseline(a.twin, "3d-var", scale=-1.0),
         r"scale=-1.0: expected 'tune' or a positive",
     ),
+    "members of 3D-Var": (
+        lambda a: xdan.baseline(a.twin, "3d-var", keep_members=True),
+        r"members=True: the method '3d-var' carries a single state, not an ensemble",
+    ),
     "scale by name": (lambda a: xdan.baseline(a.twin, "3d-var", scale="best"), r"scale='best': expected 'tune' or"),
 }
 
@@ -405,6 +433,34 @@ def test_error_says_what_was_found_and_the_remedy(call, message, a, request):
         call(a)
     assert type(caught.value) is OTHER_TYPES.get(request.node.callspec.id, ValueError)
     assert contents(a.folder) == before
+
+
+VERBS = {
+    "network": lambda a, ds: cycle(a, ds),
+    "ensemble": lambda a, ds: xdan.baseline(ds, "enkf-n", members=3, store=a.folder / "new.zarr", progress=False),
+    "training": lambda a, ds: train(a, ds),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(("change", "message"), RECORDS.values(), ids=RECORDS.keys())
+def test_records_are_refused_by_every_verb(verb, change, message, a):
+    before = contents(a.folder)
+    with pytest.raises(ValueError, match=message):
+        VERBS[verb](a, change(a.twin))
+    assert contents(a.folder) == before
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 0.5])
+def test_seeds(a, seed):
+    for call in (
+        lambda: xdan.twin(a.model, seed=seed),
+        lambda: cycle(a, a.twin.chunk(time=5), seed=seed, store=None),
+        lambda: xdan.baseline(a.twin.chunk(time=5), "enkf-n", seed=seed),
+        lambda: train(a, seed=seed),
+    ):
+        with pytest.raises(ValueError, match=rf"seed={seed}: expected an integer from 0 to 2\*\*32 - 1"):
+            call()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
