@@ -82,7 +82,8 @@ def twin(
 
     Examples
     --------
-    >>> ds = twin(xdan.Lorenz96(), cycles=10, trajectories=2)
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(), cycles=10, trajectories=2)
     >>> dict(ds.truth.sizes)
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
