@@ -93,7 +93,7 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
             found = ds.cf[[role]]
         except KeyError:
             return None
-    names = [str(n) for n in found.data_vars]
+    names = sorted(str(n) for n in found.data_vars)  # cf-xarray gives them in any order
     if role in names:
         return ds[role]
     if len(names) > 1:
