@@ -45,7 +45,6 @@ def train_one(out: Path, name: str, minutes: float, seed: int, place: int) -> fl
         xdan.ResidualCNN(**NETWORKS[name]),
         minutes=minutes,
         seed=seed,
-        workers=threads,
         checkpoint=checkpoint,
         progress={"desc": f"{name:<20}", "position": place},
     )

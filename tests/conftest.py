@@ -56,7 +56,7 @@ def architecture():
 @pytest.fixture(scope="session")
 def quick():
     """Arguments of `train` that take well under a second."""
-    return {"window": 4, "batch": 2, "steps": 8, "validate_every": 4, "workers": 1, "progress": False}
+    return {"window": 4, "batch": 2, "steps": 8, "validate_every": 4, "progress": False}
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,7 @@ def folder(tmp_path_factory, twin, net):
 @pytest.fixture(scope="module")
 def a(twin, single, net, run, ensemble, model, architecture, folder):
     """Everything that a call may need, all of it in order."""
-    quick = {"window": 4, "batch": 2, "steps": 2, "workers": 1, "progress": False}
+    quick = {"window": 4, "batch": 2, "steps": 2, "progress": False}
     return SimpleNamespace(**locals())
 
 

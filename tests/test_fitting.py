@@ -239,16 +239,6 @@ def test_truth_of_another_model_warns(single, architecture, quick):
         xdan.train(single, architecture, **{**quick, "steps": 1}, dynamics=other)
 
 
-def test_workers_share_a_batch(single, architecture, quick, net):
-    """Sums in another order: close, not the same bits, and reproducible."""
-    settings = {**quick, "steps": 4, "workers": 2}
-    two, again = (xdan.train(single, architecture, **settings) for _ in range(2))
-    assert same(two, again)
-    one = xdan.train(single, architecture, **{**settings, "workers": 1})
-    for name, value in one.arrays.items():
-        np.testing.assert_allclose(two.arrays[name], value, rtol=0, atol=1e-3)
-
-
 def test_how_it_was_made_is_written_down(net, model):
     training = net.description["training"]
     assert (training["steps"], training["window"], training["batch"], training["seed"]) == (30, 4, 2, 0)
@@ -287,7 +277,7 @@ def test_threads_end_with_the_training(single, architecture, quick):
     import threading
 
     before = set(threading.enumerate())
-    xdan.train(single.chunk(time=5), architecture, **{**quick, "workers": 2})
+    xdan.train(single.chunk(time=5), architecture, **quick)
     assert not [t for t in set(threading.enumerate()) - before if t.name.startswith("ThreadPoolExecutor")]
 
 

@@ -114,7 +114,7 @@ def tasks(kind):
         xdan.twin(model, cycles=16, trajectories=4, seed=1).compute(scheduler="synchronous").chunk(trajectory=2, time=4)
     )
     architecture = xdan.ResidualCNN(filters=3, blocks=1, kernel=3, memory=1)
-    settings = {"window": 4, "batch": 2, "steps": 12, "validate_every": 3, "workers": 2, "progress": False}
+    settings = {"window": 4, "batch": 2, "steps": 12, "validate_every": 3, "progress": False}
     # So fast that the best network is an early one, which a checkpoint must keep beside the last.
     settings |= {"learning_rate": 0.5, "adam_learning_rate": 0.1}
     dask.config.set(scheduler="threads", num_workers=2)

@@ -46,7 +46,6 @@ def train(
     validate_every: int = 250,
     seed: int = 0,
     device: str = "auto",
-    workers: int | None = None,
     checkpoint: StoreLike | None = None,
     progress: bool | Mapping[str, Any] = True,
     dynamics: Dynamics | None = None,
@@ -77,8 +76,9 @@ def train(
     batch : int
         S_b, trajectories in a step.
     steps, minutes : optional
-        When to stop; the learning rate falls linearly to zero until then. With `steps` a run is reproducible; with
-        `minutes` it depends on the machine's speed. 6000 steps by default.
+        When to stop; the learning rate falls linearly to zero until then. With `steps` a run is reproducible
+        (on one machine, with one number of torch's threads); with `minutes` it depends on the machine's speed. 6000
+        steps by default.
     learning_rate, adam_learning_rate : float
         Of Muon on the hidden convolutions, and of Adam on the rest.
     clip : float
@@ -91,8 +91,6 @@ def train(
         Of the initial weights, of the order of the trajectories and of an endless twin.
     device : str
         "auto" takes the GPU where there is one.
-    workers : int, optional
-        Threads that share a batch on the CPU; all cores by default. Part of what makes a run reproducible.
     checkpoint : path or Zarr store, optional
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
     progress : bool or mapping
@@ -130,15 +128,12 @@ def train(
             raise ValueError(f"{label}={number}: expected a positive number")
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: expected a share between 0 and 1")
-    if workers is None:
-        workers = torch.get_num_threads()
     device = pick_device(device)
     settings = Settings(
         learning_rate=learning_rate,
         adam_learning_rate=adam_learning_rate,
         objective=objective,
         clip=clip,
-        workers=workers if device == "cpu" else 1,
     )
     sizes = {"window": window, "batch": batch, "seed": seed}
     check_seed(seed)
@@ -182,7 +177,6 @@ def train(
         loop = _Loop(trainer, data, limit, minutes, validate_every, checkpoint, about)
         seconds = loop.run(progress)
     finally:
-        trainer.close()
         if isinstance(data.windows, RecordWindows):
             data.windows.close()
     module.load_state_dict(trainer.best)

@@ -103,7 +103,7 @@ def plain_step(network: ResidualCNN, batch: int) -> Callable[[], None]:
     return step
 
 
-def our_step(network: ResidualCNN, batch: int, workers: int) -> Callable[[], None]:
+def our_step(network: ResidualCNN, batch: int) -> Callable[[], None]:
     """One gradient step of the trainer."""
     model, error = xdan.Lorenz96(), ErrorCovariance(torch.tensor(1.0))
     network.normalise(2.3, 3.6, 1.0)
@@ -118,7 +118,7 @@ def our_step(network: ResidualCNN, batch: int, workers: int) -> Callable[[], Non
         seed=0,
         like=torch.zeros(()),
     )
-    trainer = Trainer(network, model, error, Settings(workers=workers))
+    trainer = Trainer(network, model, error, Settings())
 
     def step() -> None:
         trainer.step(source.window(trainer.step_count), 0.5)
@@ -147,7 +147,7 @@ def main() -> None:
         network = ResidualCNN(memory=memory)
         weights = sum(p.numel() for p in network.parameters())
         torch.set_num_threads(cores)
-        plain, ours = plain_step(network, batch), our_step(ResidualCNN(memory=memory), batch, cores)
+        plain, ours = plain_step(network, batch), our_step(ResidualCNN(memory=memory), batch)
         plain(), ours()
         pairs = []
         for _ in range(options.repeats):

@@ -193,8 +193,7 @@ def test_capped_gradient_shortens_long_rows_and_nothing_else():
     (capped,) = torch.autograd.grad(y, x, gradient)
     assert_close(capped[0], 0.5 * gradient[0] / gradient[0].norm(), rtol=1e-13, atol=0)
     assert torch.equal(capped[1], gradient[1])
-    finite = gradient[2].nan_to_num(0.0)
-    assert_close(capped[2], finite * min(1.0, 0.5 / float(finite.norm())), rtol=1e-13, atol=0)
+    assert not capped[2].any()
     assert not capped[3].any()
 
 
@@ -227,11 +226,3 @@ def test_the_state_that_is_carried_has_no_gradient():
     _, _, end = through_the_cycles(method(2), DYNAMICS, ERROR, w, carried_state(w, 2))
     assert end.keys() == {"x", "memory"}
     assert not any(value.requires_grad for value in end.values())
-
-
-def test_rows_of_a_window_are_those_trajectories():
-    w = window()
-    part = w.rows(slice(1, 3))
-    assert torch.equal(part.truth, w.truth[1:])
-    assert_close(part.observation, w.observation[1:], rtol=0, atol=0, equal_nan=True)
-    assert part.steps == w.steps

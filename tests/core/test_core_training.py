@@ -1,8 +1,6 @@
-"""The trainer: gradients shared among workers, runs that resume exactly, and learning that helps."""
+"""The trainer: its gradients, runs that resume exactly, and learning that helps."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -43,20 +41,15 @@ def twin(batch: int = 5, cycles: int = 4, sites: Sites | None = None, first: int
     )
 
 
-@contextmanager
-def trainer(net: ResidualCNN, **settings) -> Iterator[Trainer]:
-    trains = Trainer(net, DYNAMICS, ERROR, Settings(**settings))
-    try:
-        yield trains
-    finally:
-        trains.close()
+def trainer(net: ResidualCNN, **settings) -> Trainer:
+    return Trainer(net, DYNAMICS, ERROR, Settings(**settings))
 
 
 def gradients_of_a_step(window: Window, **settings) -> tuple[list[torch.Tensor], float]:
     """Gradients, not shortened, and loss of one step on a window."""
-    with trainer(network(), clip=1e9, **settings) as trains:
-        report = trains.step(window, 1.0)
-        return [p.grad.clone() for p in trains.parameters], report.loss
+    trains = trainer(network(), clip=1e9, **settings)
+    report = trains.step(window, 1.0)
+    return [p.grad.clone() for p in trains.parameters], report.loss
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -72,50 +65,28 @@ def test_gradients_of_a_step_are_those_of_the_mean_loss(objective):
         assert_close(gradient, other, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("workers", [2, 3, 8])
-def test_gradients_do_not_depend_on_the_workers(workers):
-    window = twin().window(0)
-    (alone, loss), (shared, loss_too) = (gradients_of_a_step(window, workers=w) for w in (1, workers))
-    assert loss_too == pytest.approx(loss, rel=1e-12)
-    for one, other in zip(alone, shared, strict=True):
-        assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
-def test_the_state_carried_does_not_depend_on_the_workers():
-    ends = []
-    for workers in (1, 3):
-        source = twin()
-        with trainer(network(), workers=workers, learning_rate=0.0, adam_learning_rate=0.0) as trains:
-            for index in range(4):
-                trains.step(source.window(index), 1.0)
-            ends.append(trains.states)
-    for group in (0, 1):
-        for name, value in ends[0][group].items():
-            assert_close(ends[1][group][name], value, rtol=1e-9, atol=1e-9)
-
-
 def test_a_group_carries_on_where_its_last_window_ended():
     source, net = twin(), network()
-    with trainer(net, learning_rate=0.0, adam_learning_rate=0.0) as trains:
-        windows = [source.window(index) for index in range(4)]
-        for window in windows:
-            trains.step(window, 1.0)
-        for group in (0, 1):
-            first, second = (w for w in windows if w.group == group)
-            observation = torch.cat([first.observation, second.observation], 1)
-            record = Record(DYNAMICS, ERROR, observation, (0, *[1] * 7), torch.arange(5), 0)
-            _, end = run(DataAssimilationNetwork(net.eval()), record)
-            assert_close(trains.states[group]["x"], end["x"].detach(), rtol=1e-9, atol=1e-9)
+    trains = trainer(net, learning_rate=0.0, adam_learning_rate=0.0)
+    windows = [source.window(index) for index in range(4)]
+    for window in windows:
+        trains.step(window, 1.0)
+    for group in (0, 1):
+        first, second = (w for w in windows if w.group == group)
+        observation = torch.cat([first.observation, second.observation], 1)
+        record = Record(DYNAMICS, ERROR, observation, (0, *[1] * 7), torch.arange(5), 0)
+        _, end = run(DataAssimilationNetwork(net.eval()), record)
+        assert_close(trains.states[group]["x"], end["x"].detach(), rtol=1e-9, atol=1e-9)
 
 
 def test_the_report_counts_restarts_and_leaves_them_out_of_the_rmse():
     source = twin()
     window = source.window(0)
-    with trainer(network()) as trains:
-        clean = trains.step(window, 0.0)
+    trains = trainer(network())
+    clean = trains.step(window, 0.0)
     window.truth[2, 1:3] += 100.0
-    with trainer(network()) as trains:
-        report = trains.step(window, 0.0)
+    trains = trainer(network())
+    report = trains.step(window, 0.0)
     assert (clean.restarts, report.restarts) == (0, 2)
     assert report.rmse < 2 * clean.rmse
     assert report.loss > 5 * clean.loss
@@ -124,8 +95,8 @@ def test_the_report_counts_restarts_and_leaves_them_out_of_the_rmse():
 def test_the_report_gives_the_root_mean_square_error_of_the_analyses():
     window, net = twin().window(0), network().train()
     analysis, _, _ = through_the_cycles(DataAssimilationNetwork(net), DYNAMICS, ERROR, window, None)
-    with trainer(net) as trains:
-        report = trains.step(window, 1.0)
+    trains = trainer(net)
+    report = trains.step(window, 1.0)
     expected = (analysis - window.truth).detach().square().mean().sqrt()
     assert report.rmse == pytest.approx(float(expected), rel=1e-12)
 
@@ -134,38 +105,38 @@ def test_a_step_without_a_finite_gradient_leaves_the_weights_alone():
     window, net = twin().window(0), network()
     window.truth[0, 1] = torch.nan
     before = [p.detach().clone() for p in net.parameters()]
-    with trainer(net) as trains:
-        trains.step(window, 1.0)
-        assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
-        trains.step(twin().window(0), 1.0)
-        assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    trains = trainer(net)
+    trains.step(window, 1.0)
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    trains.step(twin().window(0), 1.0)
+    assert not any(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
 
 
 def test_training_gives_up_when_no_gradient_is_finite():
     window = twin(cycles=2).window(0)
     window.truth[0, 1] = torch.nan
-    with trainer(network()) as trains:
-        for _ in range(49):
-            trains.step(window, 1.0)
-        with pytest.raises(RuntimeError, match=r"no finite gradient in 50 steps up to step 50"):
-            trains.step(window, 1.0)
+    trains = trainer(network())
+    for _ in range(49):
+        trains.step(window, 1.0)
+    with pytest.raises(RuntimeError, match=r"no finite gradient in 50 steps up to step 50"):
+        trains.step(window, 1.0)
 
 
 def test_a_large_gradient_is_shortened_to_its_usual_length():
     source = twin()
-    with trainer(network(), clip=0.5) as trains:
-        norm = trains.step(source.window(0), 1.0).gradient_norm
-        # The median of one norm is that norm.
-        length = torch.stack([p.grad.norm() for p in trains.parameters]).norm()
-        assert float(length) == pytest.approx(0.5 * norm, rel=1e-10)
+    trains = trainer(network(), clip=0.5)
+    norm = trains.step(source.window(0), 1.0).gradient_norm
+    # The median of one norm is that norm.
+    length = torch.stack([p.grad.norm() for p in trains.parameters]).norm()
+    assert float(length) == pytest.approx(0.5 * norm, rel=1e-10)
 
 
 def test_rates_of_both_optimisers_follow_the_schedule():
     net = network()
-    with trainer(net, learning_rate=0.02, adam_learning_rate=0.003) as trains:
-        trains.step(twin().window(0), 0.25)
-        rates = sorted(o.param_groups[0]["lr"] for o in trains.optimisers)
-        held = {id(p) for o in trains.optimisers for g in o.param_groups for p in g["params"]}
+    trains = trainer(net, learning_rate=0.02, adam_learning_rate=0.003)
+    trains.step(twin().window(0), 0.25)
+    rates = sorted(o.param_groups[0]["lr"] for o in trains.optimisers)
+    held = {id(p) for o in trains.optimisers for g in o.param_groups for p in g["params"]}
     assert rates == pytest.approx([0.25 * 0.003, 0.25 * 0.02])
     assert held == {id(p) for p in net.parameters()}
 
@@ -180,39 +151,38 @@ def validation() -> Record:
     return Record(DYNAMICS, ERROR, window.observation, (0, *[1] * 5), trajectory, 0, window.truth)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_resumed_run_ends_with_the_same_weights(workers):
+def test_a_resumed_run_ends_with_the_same_weights():
     record = validation()
     source, net = twin(), network()
-    with trainer(net, workers=workers) as trains:
-        for index in range(10):
-            if index == 5:
-                trains.validate(record, 2)
-                saved = snapshot(trains.arrays()), dict(trains.scalars()), snapshot(source.arrays())
-            trains.step(source.window(index), 1.0 - index / 10)
-        end = snapshot(trains.arrays()), trains.scalars()
+    trains = trainer(net)
+    for index in range(10):
+        if index == 5:
+            trains.validate(record, 2)
+            saved = snapshot(trains.arrays()), dict(trains.scalars()), snapshot(source.arrays())
+        trains.step(source.window(index), 1.0 - index / 10)
+    end = snapshot(trains.arrays()), trains.scalars()
     resumed_source, resumed_net = twin(), network(seed=1)
-    with trainer(resumed_net, workers=workers) as trains:
-        trains.restore(*saved[:2])
-        resumed_source.restore(saved[2])
-        for index in range(5, 10):
-            trains.step(resumed_source.window(index), 1.0 - index / 10)
-        resumed_end = snapshot(trains.arrays()), trains.scalars()
+    trains = trainer(resumed_net)
+    trains.restore(*saved[:2])
+    resumed_source.restore(saved[2])
+    for index in range(5, 10):
+        trains.step(resumed_source.window(index), 1.0 - index / 10)
+    resumed_end = snapshot(trains.arrays()), trains.scalars()
     assert resumed_end[0].keys() == end[0].keys()
     assert all(torch.equal(resumed_end[0][name], value) for name, value in end[0].items())
     assert resumed_end[1] == end[1]
 
 
 def test_scalars_of_a_new_trainer_survive_json():
-    with trainer(network()) as trains, trainer(network()) as other:
-        other.restore(trains.arrays(), json.loads(json.dumps(trains.scalars(), allow_nan=False)))
-        assert other.scalars() == trains.scalars()
+    trains, other = trainer(network()), trainer(network())
+    other.restore(trains.arrays(), json.loads(json.dumps(trains.scalars(), allow_nan=False)))
+    assert other.scalars() == trains.scalars()
 
 
 def test_validation_scores_the_analyses_after_burn_in():
     record, net = validation(), network()
-    with trainer(net) as trains:
-        score = trains.validate(record, 2)
+    trains = trainer(net)
+    score = trains.validate(record, 2)
     with torch.no_grad():
         analysis = run(DataAssimilationNetwork(net.eval()), record)[0]["analysis"]
     expected = (analysis - record.truth)[:, 2:].square().mean(-1).sqrt().mean()
@@ -221,19 +191,19 @@ def test_validation_scores_the_analyses_after_burn_in():
 
 def test_validation_keeps_the_best_weights():
     record, net = validation(), network()
-    with trainer(net) as trains:
-        score = trains.validate(record, 2)
-        good = snapshot(net.state_dict())
-        with torch.no_grad():
-            net.relative_alpha.fill_(-0.5)
-        assert trains.validate(record, 2) > score
-        assert trains.best_score == score
-        assert all(torch.equal(trains.best[name], value) for name, value in good.items())
-        with torch.no_grad():
-            net.relative_alpha.fill_(4.0)
-            net.biases[-1].fill_(torch.nan)
-        assert trains.validate(record, 2) == float("inf")
-        assert trains.best_score == score
+    trains = trainer(net)
+    score = trains.validate(record, 2)
+    good = snapshot(net.state_dict())
+    with torch.no_grad():
+        net.relative_alpha.fill_(-0.5)
+    assert trains.validate(record, 2) > score
+    assert trains.best_score == score
+    assert all(torch.equal(trains.best[name], value) for name, value in good.items())
+    with torch.no_grad():
+        net.relative_alpha.fill_(4.0)
+        net.biases[-1].fill_(torch.nan)
+    assert trains.validate(record, 2) == float("inf")
+    assert trains.best_score == score
 
 
 def test_training_brings_the_error_down():
@@ -241,11 +211,11 @@ def test_training_brings_the_error_down():
     held_out = twin(batch=12, cycles=40, sites=Sites.all(), first=500).window(0)
     steps = (0, *[1] * 39)
     record = Record(DYNAMICS, ERROR, held_out.observation, steps, torch.arange(12), 0, held_out.truth)
-    with trainer(net) as trains:
-        before = trains.validate(record, 15)
-        for index in range(60):
-            trains.step(source.window(index), linear_decay(index / 60))
-        after = trains.validate(record, 15)
+    trains = trainer(net)
+    before = trains.validate(record, 15)
+    for index in range(60):
+        trains.step(source.window(index), linear_decay(index / 60))
+    after = trains.validate(record, 15)
     assert after < 0.85 * before
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,10 +37,6 @@ class Window:
     group: int = 0
     fresh: bool = False
 
-    def rows(self, rows: slice) -> Window:
-        """Keep some of the trajectories."""
-        return replace(self, truth=self.truth[rows], observation=self.observation[rows])
-
 
 def squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
     """Mean square over the state, Eq. 4 up to a constant factor; (B, T, N) to (B, T)."""
@@ -56,7 +52,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared_erro
 
 
 class CappedGradient(torch.autograd.Function):
-    """Identity whose gradient is shortened, row by row, to a norm; what is not finite becomes zero.
+    """Identity whose gradient is shortened, row by row, to a norm; a row that is not finite becomes zero.
 
     A trajectory on the verge of divergence has a gradient that grows without bound from cycle to cycle, and would
     drown those of all others in the batch.
@@ -72,9 +68,9 @@ class CappedGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Shorten the rows."""
-        rows = gradient.nan_to_num(0.0, 0.0, 0.0)
-        norm = rows.flatten(1).norm(dim=1).clamp_min(1e-30)
-        return rows * (ctx.cap / norm).clamp_max(1.0).reshape(-1, *(1 for _ in rows.shape[1:])), None
+        norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
+        factor = (ctx.cap / norm.clamp_min(1e-30)).clamp_max(1.0)
+        return torch.where(norm.isfinite(), gradient * factor, 0.0), None
 
 
 def through_the_cycles(

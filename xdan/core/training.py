@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -51,15 +49,12 @@ class Settings:
         A key of `OBJECTIVES`.
     clip : float
         A gradient is shortened to this many times the running median of its norm.
-    workers : int
-        Threads that share a batch; part of what makes a run reproducible.
     """
 
     learning_rate: float = 0.01
     adam_learning_rate: float = 2e-3
     objective: str = "rmse"
     clip: float = 2.0
-    workers: int = 1
 
 
 @dataclass
@@ -70,17 +65,6 @@ class StepReport:
     rmse: float
     gradient_norm: float
     restarts: int
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """One worker's share of a step: loss and gradients, squared errors and losses (B, T), state to carry on."""
-
-    loss: Tensor
-    square: Tensor
-    gradients: list[Tensor]
-    end: State
-    lost: Tensor
 
 
 class Trainer:
@@ -121,7 +105,6 @@ class Trainer:
         self.fruitless = 0
         self.best_score = math.inf
         self.best = {name: value.clone() for name, value in network.state_dict().items()}
-        self._pool = ThreadPoolExecutor(settings.workers, initializer=torch.set_num_threads, initargs=(1,))
 
     def step(self, window: Window, rate: float) -> StepReport:
         """Take one gradient step on a window, the learning rates multiplied by `rate`.
@@ -133,11 +116,16 @@ class Trainer:
         """
         self.network.train()
         state = None if window.fresh else self.states.get(window.group)
-        pieces = self._share(window, state)
-        gradients = [torch.stack(parts).sum(0) for parts in zip(*(piece.gradients for piece in pieces), strict=True)]
-        self.states[window.group] = {name: torch.cat([piece.end[name] for piece in pieces]) for name in pieces[0].end}
-        square = torch.cat([piece.square for piece in pieces])
-        lost = torch.cat([piece.lost for piece in pieces])
+        batch, cycles, size = window.truth.shape
+        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
+        cap = _CAP / (batch * cycles * math.sqrt(size))
+        with torch.enable_grad():
+            analysis, lost, end = through_the_cycles(self.method, self.dynamics, self.error, window, state, cap)
+            # The first analysis of a record is not the network's.
+            first = 1 if state is None and cycles > 1 else 0
+            loss = OBJECTIVES[self.settings.objective](analysis[:, first:], window.truth[:, first:]).mean()
+            gradients = torch.autograd.grad(loss, self.parameters)
+        self.states[window.group] = end
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
         self.step_count += 1
         if math.isfinite(norm):
@@ -150,37 +138,11 @@ class Trainer:
                     f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: every batch holds a "
                     "diverging trajectory. Try a lower learning_rate=, a shorter window= or a smaller interval"
                 )
-        kept = square[~lost]
+        kept = (analysis.detach() - window.truth).square().mean(-1)[~lost]
         rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
-        return StepReport(sum(float(piece.loss) for piece in pieces), rmse, norm, int(lost.sum()))
+        return StepReport(float(loss.detach()), rmse, norm, int(lost.sum()))
 
-    def _share(self, window: Window, state: State | None) -> list[_Piece]:
-        """Each worker's part of the batch."""
-        batch, workers = len(window.truth), min(self.settings.workers, len(window.truth))
-        edges = [round(batch * w / workers) for w in range(workers + 1)]
-        slices = [slice(a, b) for a, b in pairwise(edges)]
-
-        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
-        cap = _CAP / (batch * len(window.steps) * math.sqrt(window.truth.shape[-1]))
-
-        def work(rows: slice) -> _Piece:
-            part = window.rows(rows)
-            begin = None if state is None else {name: value[rows] for name, value in state.items()}
-            with torch.enable_grad():
-                analysis, lost, end = through_the_cycles(self.method, self.dynamics, self.error, part, begin, cap)
-                # The first analysis of a record is not the network's.
-                first = 1 if begin is None and len(window.steps) > 1 else 0
-                objective = OBJECTIVES[self.settings.objective]
-                loss = objective(analysis[:, first:], part.truth[:, first:]).mean(1).sum() / batch
-                gradients = torch.autograd.grad(loss, self.parameters)
-            square = (analysis.detach() - part.truth).square().mean(-1)
-            return _Piece(loss.detach(), square, list(gradients), end, lost)
-
-        if workers == 1:
-            return [work(slices[0])]
-        return list(self._pool.map(work, slices))
-
-    def _apply(self, gradients: list[Tensor], norm: float, rate: float) -> None:
+    def _apply(self, gradients: Sequence[Tensor], norm: float, rate: float) -> None:
         self.norms = [*self.norms[1 - _NORMS :], norm]
         typical = statistics.median(self.norms)
         shorten = min(1.0, self.settings.clip * typical / norm) if norm > 0 else 1.0
@@ -246,10 +208,6 @@ class Trainer:
         self.step_count, self.fruitless = scalars["step_count"], scalars["fruitless"]
         self.norms = list(scalars["norms"])
         self.best_score = math.inf if scalars["best_score"] is None else scalars["best_score"]
-
-    def close(self) -> None:
-        """End the workers."""
-        self._pool.shutdown()
 
 
 Schedule = Callable[[float], float]

@@ -1,4 +1,4 @@
-"""The trunk of the residual CNN with its gradient written out, for training.
+"""The residual CNN with its gradient written out, for training.
 
 Features are matrices (channels, sites * batch) in buffers with ghost rows at both ends of the ring: a circular shift is
 an offset, a convolution a few matrix products on shifted views. Small products dominate, so buffers and views are made
@@ -7,7 +7,6 @@ once and used again: `Trunk` keeps a tape for every cycle that waits for its gra
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +19,15 @@ _silu_backward = torch.ops.aten.silu_backward.grad_input
 
 Shape = tuple[int, int, torch.dtype, torch.device]
 """Sites, batch, dtype and device."""
+
+FAR = 5.0  # deviations at which an input saturates
+WIDEST = 2.0  # climatological deviations at which an increment saturates
+
+
+def tanh_(x: Tensor) -> Tensor:
+    """Replace x by tanh x = 2 / (1 + exp(-2 x)) - 1, which on a CPU takes a quarter of `torch.tanh_`'s time."""
+    x.mul_(2).sigmoid_()
+    return torch.add(x.new_full((), -1.0), x, alpha=2, out=x)
 
 
 class Ring:
@@ -63,6 +71,9 @@ class _Tape:
         wide = 2 * trunk.filters if trunk.gated else trunk.filters
         self.sums = [torch.empty(wide, n * batch, dtype=dtype, device=device) for _ in trunk.inputs[1:-1]]
         self.halves = [(z[: trunk.filters], z[-trunk.filters :]) for z in self.sums]
+        self.features = self.rings[0].flat.view(-1, n, batch)
+        self.out = torch.empty(trunk.outputs, n * batch, dtype=dtype, device=device)
+        self.output = self.out.view(-1, n, batch)
 
 
 class _Scratch:
@@ -76,15 +87,19 @@ class _Scratch:
             Ring(trunk.filters, trunk.kernel, shape),
             Ring(trunk.outputs, trunk.kernel, shape),
         )
+        self.output = self.last.flat.view(-1, n, batch)
         self.halves = self.hidden.flat[: trunk.filters], self.hidden.flat[-trunk.filters :]
         most = max(trunk.inputs)
         self.columns = torch.empty(trunk.kernel * most, n * batch, dtype=dtype, device=device)
         self.features = [torch.empty(trunk.filters, n * batch, dtype=dtype, device=device) for _ in range(3)]
         self.product = torch.empty_like(self.features[0])
+        self.input = torch.empty(trunk.inputs[0], n * batch, dtype=dtype, device=device)
 
 
 class Trunk:
     """Convolution in, residual blocks of activated convolutions, convolution out, and its gradient.
+
+    Serves one training at a time: its buffers are not shared among threads.
 
     Parameters
     ----------
@@ -106,21 +121,27 @@ class Trunk:
         # The adjoint of a shift is the opposite shift: the last part meets the first tap.
         self.adjoints = [[part.T for part in reversed(parts)] for parts in self.parts]
         self.biases = [b.detach()[:, None] for b in biases]
-        self._local = threading.local()
+        self._tapes: dict[Shape, list[_Tape]] = {}
+        self._scratches: dict[Shape, _Scratch] = {}
 
     def fits(self, weights: Sequence[Tensor]) -> bool:
         """Whether the views are still those of the weights."""
         return self.pointers == [w.data_ptr() for w in weights]
 
-    def _free(self, shape: Shape) -> list[_Tape]:
-        pools: dict[Shape, list[_Tape]] = self._local.__dict__.setdefault("tapes", {})
-        return pools.setdefault(shape, [])
+    def tape(self, shape: Shape) -> _Tape:
+        """Take a tape; its features, (C_in, N, B), are then to be filled. `release` gives it back."""
+        free = self._tapes.setdefault(shape, [])
+        return free.pop() if free else _Tape(self, shape)
 
-    def _scratch(self, shape: Shape) -> _Scratch:
-        pools: dict[Shape, _Scratch] = self._local.__dict__.setdefault("scratch", {})
-        if shape not in pools:
-            pools[shape] = _Scratch(self, shape)
-        return pools[shape]
+    def release(self, tape: _Tape, shape: Shape) -> None:
+        """Give a tape back."""
+        self._tapes[shape].append(tape)
+
+    def scratch(self, shape: Shape) -> _Scratch:
+        """Buffers of the backward pass; its output, (C_out, N, B), is to be filled with the gradient."""
+        if shape not in self._scratches:
+            self._scratches[shape] = _Scratch(self, shape)
+        return self._scratches[shape]
 
     def convolve(self, layer: int, ring: Ring, out: Tensor) -> None:
         """Circular convolution of a layer into `out`."""
@@ -129,32 +150,26 @@ class Trunk:
         for part, tap in zip(parts[1:], taps[1:], strict=True):
             out.addmm_(part, tap)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, _Tape, Shape]:
-        """Features (C_in, N, B) to (C_out, N, B), and what the gradient needs."""
-        _, n, batch = x.shape
-        shape = (n, batch, x.dtype, x.device)
-        free = self._free(shape)
-        tape = free.pop() if free else _Tape(self, shape)
+    def forward(self, tape: _Tape) -> None:
+        """From the tape's features to its output, (C_out, N, B)."""
         rings = tape.rings
-        rings[0].flat.copy_(x.reshape(len(x), -1))
         self.convolve(0, rings[0].close(), rings[1].flat)
         start = rings[1].flat
         for index, (z, (linear, gate)) in enumerate(zip(tape.sums, tape.halves, strict=True)):
             out = rings[index + 2].flat
             self.convolve(index + 1, rings[index + 1].close(), z)
-            if self.gated:
-                torch.mul(linear, gate.tanh_(), out=out)
+            ends = index % self.sub_blocks == self.sub_blocks - 1
+            if self.gated and ends:
+                start = torch.addcmul(start, linear, tanh_(gate), out=out)
+            elif self.gated:
+                torch.mul(linear, tanh_(gate), out=out)
             else:
                 torch.ops.aten.silu.out(z, out=out)
-            if index % self.sub_blocks == self.sub_blocks - 1:
-                start = out.add_(start)
-        answer = x.new_empty(self.outputs, n * batch)
-        self.convolve(len(rings) - 1, rings[-1].close(), answer)
-        return answer.view(-1, n, batch), tape, shape
+                start = out.add_(start) if ends else start
+        self.convolve(len(rings) - 1, rings[-1].close(), tape.out)
 
-    def backward(self, gradient: Tensor, tape: _Tape, shape: Shape) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of the features, and of weights and biases in turn; the tape is used up."""
-        scratch, n, batch = self._scratch(shape), shape[0], shape[1]
+    def backward(self, tape: _Tape, scratch: _Scratch) -> tuple[Tensor, list[Tensor]]:
+        """Gradients of the features, flat and in a buffer, and of weights and biases in turn; of `scratch.output`."""
         layers = len(tape.rings)
         answers: list[Tensor] = []
 
@@ -172,7 +187,6 @@ class Trunk:
             for part, tap in rest:
                 out.addmm_(part, tap)
 
-        scratch.last.flat.copy_(gradient.reshape(self.outputs, -1))
         d_u = d_h = scratch.features[0]
         through(layers - 1, scratch.last, d_u, accumulate=False)
         for index in range(layers - 3, -1, -1):
@@ -193,28 +207,80 @@ class Trunk:
                 d_u = next(f for f in scratch.features if f is not d_h and f is not d_u)
                 through(index + 1, scratch.hidden, d_u, accumulate=False)
         scratch.first.flat.copy_(d_u)
-        d_x = gradient.new_empty(self.inputs[0], n * batch)
-        through(0, scratch.first, d_x, accumulate=False)
-        self._free(shape).append(tape)
-        return d_x.view(-1, n, batch), answers
+        through(0, scratch.first, scratch.input, accumulate=False)
+        return scratch.input, answers
 
 
-class ResidualTrunk(torch.autograd.Function):
-    """`Trunk` for autograd; first derivatives, once."""
+class Analysis(torch.autograd.Function):
+    """`ResidualCNN.forward` for autograd, sites first inside; first derivatives, once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, trunk: Trunk, *weights: Tensor) -> Tensor:
-        """Features (C_in, N, B) to (C_out, N, B); weights and biases in turn, the ones that `trunk` views."""
-        answer, tape, shape = trunk.forward(x)
-        ctx.kept = trunk, tape, shape
-        return answer
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        zeta: Tensor,
+        memory: Tensor | None,
+        mean: Tensor,
+        std: Tensor,
+        error_std: Tensor,
+        alpha: Tensor,
+        trunk: Trunk,
+        *weights: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Analysis and memory as `ResidualCNN.forward`; weights and biases in turn, the ones that `trunk` views."""
+        batch, n = x.shape
+        shape = (n, batch, x.dtype, x.device)
+        tape = trunk.tape(shape)
+        columns, innovation = x.T, zeta.T * error_std
+        scaled = tape.features[:2]
+        torch.sub(columns, mean, out=scaled[0]).div_(std)
+        scaled[1].copy_(innovation)
+        scaled.div_(FAR).tanh_().mul_(FAR)
+        if memory is not None:
+            tape.features[2:].copy_(memory.permute(1, 2, 0))
+        trunk.forward(tape)
+        # No increment is larger than the climate is wide.
+        saturation = tape.output[0].mul_(error_std / (WIDEST * std)).tanh_()
+        analysis = torch.addcmul(columns, saturation, WIDEST * std).addcmul_(innovation, error_std * alpha)
+        after = None
+        if memory is not None:
+            gate, candidate = tape.output[1:].chunk(2)
+            gate.sigmoid_()
+            old = tape.features[2:]
+            after = torch.addcmul(old, gate, tanh_(candidate) - old).permute(2, 0, 1)
+        ctx.kept = trunk, tape, shape, innovation, std, error_std, alpha
+        return analysis.T, after
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the features and of every weight and bias."""
+    def backward(ctx: Any, d_analysis: Tensor, d_after: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of forecast, projected innovation, memory, alpha and every weight and bias."""
         if ctx.kept is None:
             raise RuntimeError("the network was differentiated a second time; put it in eval() mode for that")
-        (trunk, tape, shape), ctx.kept = ctx.kept, None
-        d_x, answers = trunk.backward(gradient, tape, shape)
-        return d_x, None, *answers
+        (trunk, tape, shape, innovation, std, error_std, alpha), ctx.kept = ctx.kept, None
+        scratch = trunk.scratch(shape)
+        output, features = tape.output, tape.features
+        d_x = d_analysis.T
+        # The scale of the saturation cancels, up to the error deviation.
+        torch.ops.aten.tanh_backward.grad_input(d_x, output[0], grad_input=scratch.output[0]).mul_(error_std)
+        d_memory = None
+        if d_after is not None:
+            d_new = d_after.permute(1, 2, 0)
+            gate, candidate = output[1:].chunk(2)
+            d_gate, d_candidate = scratch.output[1:].chunk(2)
+            d_raw = d_new * gate
+            _tanh_backward(d_raw, candidate, grad_input=d_candidate)
+            torch.ops.aten.sigmoid_backward.grad_input((candidate - features[2:]).mul_(d_new), gate, grad_input=d_gate)
+            d_memory = d_new - d_raw
+        d_features, answers = trunk.backward(tape, scratch)
+        d_features = d_features.view(features.shape)
+        # Derivative of the softening: 1 - tanh^2, from its stored value.
+        d_scaled = torch.addcmul(d_features[:2], d_features[:2], features[:2].square(), value=-1 / FAR**2)
+        d_alpha = (d_x * innovation).sum() * error_std
+        d_innovation = d_scaled[1].add_(d_x * (error_std * alpha)).mul_(error_std)
+        d_x = torch.addcdiv(d_x, d_scaled[0], std)
+        if d_memory is not None:
+            d_memory.add_(d_features[2:])
+            d_memory = d_memory.permute(2, 0, 1)
+        trunk.release(tape, shape)
+        return d_x.T, d_innovation.T, d_memory, None, None, None, d_alpha, None, *answers

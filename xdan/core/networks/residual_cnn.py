@@ -9,10 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import AnalysisNetwork, register_network
-from .fused import ResidualTrunk, Trunk
-
-_FAR = 5.0  # deviations at which an input saturates
-_WIDEST = 2.0  # climatological deviations at which an increment saturates
+from .fused import FAR, WIDEST, Analysis, Trunk
 
 
 @register_network
@@ -105,35 +102,28 @@ class ResidualCNN(AnalysisNetwork):
         """Analysis and new memory; shapes as in the base class."""
         if self.memory and memory is None:
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
+        if self.training:
+            return self._for_training(x, zeta, memory)
         innovation = zeta * self.error_std
         scaled = torch.stack([soften((x - self.state_mean) / self.state_std), soften(innovation)])
-        features = scaled.mT if memory is None else torch.cat([scaled.mT, memory.permute(1, 2, 0)])
-        out = self.trunk(features.contiguous())
+        out = self.trunk(scaled.mT if memory is None else torch.cat([scaled.mT, memory.permute(1, 2, 0)]))
         # No increment is larger than the climate is wide: a network that is wrong stays bounded, and can recover.
-        widest = _WIDEST * self.state_std / self.error_std
+        widest = WIDEST * self.state_std / self.error_std
         increment = widest * (out[0] / widest).tanh().T + self.relative_alpha * innovation
         analysis = torch.addcmul(x, self.error_std, increment)
         if memory is None:
             return analysis, None
-        gate, candidate = out[1 : 1 + self.memory].sigmoid(), out[1 + self.memory :].tanh()
-        return analysis, memory + (gate * (candidate - features[2:])).permute(2, 0, 1)
+        gate, candidate = out[1:].chunk(2)
+        return analysis, memory + gate.sigmoid().permute(2, 0, 1) * (candidate.tanh().permute(2, 0, 1) - memory)
 
     def trunk(self, features: Tensor) -> Tensor:
-        """a_theta on features (2 + memory, N, B), shape (1 + 2 memory, N, B)."""
-        gated = self.activation == "gated"
-        if self.training:
-            weights, biases = list(self.weights), list(self.biases)
-            if self._trunk is None or not self._trunk.fits(weights):
-                self._trunk = Trunk(weights, biases, self.kernel, self.sub_blocks, gated)
-            alternating = [t for pair in zip(weights, biases, strict=True) for t in pair]
-            answer: Tensor = ResidualTrunk.apply(features, self._trunk, *alternating)  # type: ignore[no-untyped-call]
-            return answer
+        """a_theta on features (2 + memory, N, B), shape (1 + 2 memory, N, B), by plain operations."""
         layers = list(zip(self.weights, self.biases, strict=True))
         h = circular_convolution(features, *layers[0], self.kernel)
         u = h
         for index, (weight, bias) in enumerate(layers[1:-1]):
             z = circular_convolution(u, weight, bias, self.kernel)
-            if gated:
+            if self.activation == "gated":
                 linear, gate = z.chunk(2)
                 u = linear * gate.tanh()
             else:
@@ -142,10 +132,19 @@ class ResidualCNN(AnalysisNetwork):
                 h = u = h + u
         return circular_convolution(h, *layers[-1], self.kernel)
 
+    def _for_training(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weights, biases = list(self.weights), list(self.biases)
+        if self._trunk is None or not self._trunk.fits(weights):
+            self._trunk = Trunk(weights, biases, self.kernel, self.sub_blocks, self.activation == "gated")
+        alternating = [t for pair in zip(weights, biases, strict=True) for t in pair]
+        scales = self.state_mean, self.state_std, self.error_std, self.relative_alpha
+        answer: tuple[Tensor, Tensor | None] = Analysis.apply(x, zeta, memory, *scales, self._trunk, *alternating)  # type: ignore[no-untyped-call]
+        return answer
+
 
 def soften(x: Tensor) -> Tensor:
     """Identity to third order, bounded by a few deviations: far inputs do not leave the range that was trained on."""
-    return _FAR * (x / _FAR).tanh()
+    return FAR * (x / FAR).tanh()
 
 
 def circular_convolution(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
