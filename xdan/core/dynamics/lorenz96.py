@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..pool import Pool
 from .base import Coordinate, Dynamics, register_dynamics, runge_kutta_4
 
 _COLUMNS = 1024  # states per pass: the buffers of one pass stay in the second-level cache
@@ -50,6 +51,7 @@ class Lorenz96(Dynamics):
         if not 0.0 < timestep <= 0.05:
             raise ValueError(f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate")
         self.sites, self.forcing, self.timestep = sites, float(forcing), float(timestep)
+        self._tapes: Pool[_Tape] = Pool()
         axis = {"axis": "X", "long_name": "site on the ring", "units": "1"}
         self.coordinates = {"x": Coordinate(tuple(range(sites)), axis)}
 
@@ -81,96 +83,107 @@ class Lorenz96(Dynamics):
         if torch.is_grad_enabled() and x.requires_grad:
             columns = x.reshape(-1, self.sites).T
             for _ in range(steps):
-                columns = _Step.apply(columns, self.forcing, self.timestep)  # type: ignore[no-untyped-call]
+                columns = _Step.apply(columns, self.forcing, self.timestep, self._tapes)  # type: ignore[no-untyped-call]
             return columns.T.reshape(x.shape)
         flat = x.detach().reshape(-1, self.sites)
         parts = [self._advance_columns(part.T, steps).T for part in flat.split(_COLUMNS)]
         return torch.cat(parts).reshape(x.shape)
 
     def _advance_columns(self, x: Tensor, steps: int) -> Tensor:
-        """RK4 on states as columns, shape (B columns of N rows), the rolls as offsets into padded buffers.
-
-        With the stages X2 = x + h/2 k1, X3 = x + h/2 k2, X4 = x + h k3 and k4 the tendency at X4, the new state is
-        (X2 + 2 X3 + X4 - x) / 3 + h/6 k4: no k is formed, and a stage is x + c F - c X + c (advection of X).
-        """
-        n, h, forcing = self.sites, self.timestep, self.forcing
-        rows = [_Padded(x, n) for _ in range(4)]
-        state, second, third, fourth = (row.sites for row in rows)
-        difference, known, partial = (x.new_empty(n, x.shape[1]) for _ in range(3))
+        """RK4 on states as columns, shape (B columns of N rows)."""
+        tape = _Tape(x, keep=False)
+        state = tape.stages[0].sites
         state.copy_(x)
         for _ in range(steps):
-            for stage, (c, row) in enumerate(zip((h / 2, h / 2, h), rows[:3], strict=True)):
-                if stage != 1:  # the second stage has the first one's c
-                    torch.add(state, c * forcing, out=known)
-                row.close()
-                torch.sub(row.ahead, row.two_behind, out=difference)
-                torch.add(known, row.sites, alpha=-c, out=partial)
-                torch.addcmul(partial, difference, row.behind, value=c, out=rows[stage + 1].sites)
-            row = rows[3].close()
-            torch.sub(row.ahead, row.two_behind, out=difference)
-            torch.sub(second, state, out=partial)
-            partial.add_(third, alpha=2).add_(fourth, alpha=1 - h / 2).mul_(1 / 3).add_(h / 6 * forcing)
-            torch.addcmul(partial, difference, row.behind, value=h / 6, out=state)
+            tape.step(self.forcing, self.timestep, out=state)
         return state
 
 
-class _Padded:
-    """States as columns with two ghost rows before the first site and one after the last; neighbours as views."""
+class _Ring:
+    """States as columns with ghost rows at both ends of the ring: `at[k]` views the sites k further on."""
 
-    __slots__ = ("_ghosts", "ahead", "behind", "sites", "two_behind")
+    __slots__ = ("_ghosts", "at", "sites")
 
-    def __init__(self, like: Tensor, n: int) -> None:
-        whole = like.new_empty(n + 3, like.shape[1])
-        self.sites, self.ahead, self.behind, self.two_behind = whole[2:-1], whole[3:], whole[1 : n + 1], whole[:n]
-        self._ghosts = [(whole[:2], whole[n : n + 2]), (whole[n + 2], whole[2])]
+    def __init__(self, like: Tensor, behind: int, ahead: int) -> None:
+        n, batch = like.shape
+        whole = like.new_empty(behind + n + ahead, batch)
+        self.at = {k: whole[behind + k : behind + k + n] for k in range(-behind, ahead + 1)}
+        self.sites = self.at[0]
+        ghosts = (whole[:behind], whole[n : n + behind]), (whole[behind + n :], whole[behind : behind + ahead])
+        self._ghosts = [(ghost, site) for ghost, site in ghosts if len(ghost)]
 
-    def close(self) -> _Padded:
+    def close(self) -> _Ring:
         """Fill the ghosts."""
         for ghost, site in self._ghosts:
             ghost.copy_(site)
         return self
 
 
+class _Tape:
+    """The stages of a step and the differences x_{n+1} - x_{n-2} at each, in buffers that are used again.
+
+    With the stages X2 = x + h/2 k1, X3 = x + h/2 k2, X4 = x + h k3 and k4 the tendency at X4, the new state is
+    (X2 + 2 X3 + X4 - x) / 3 + h/6 k4: no k is formed, and a stage is x + c F - c X + c (advection of X).
+    """
+
+    def __init__(self, like: Tensor, keep: bool = True) -> None:
+        self.stages = [_Ring(like, 2, 1) for _ in range(4)]
+        # Without a gradient to come, one buffer serves all stages and stays in the cache.
+        self.differences = [_Ring(like, 0, 1) for _ in range(4)] if keep else [_Ring(like, 0, 1)] * 4
+        self.known, self.partial = torch.empty_like(self.stages[0].sites), torch.empty_like(self.stages[0].sites)
+        self.gradient = _Ring(like, 1, 2) if keep else None
+
+    def step(self, forcing: float, h: float, out: Tensor) -> None:
+        """From the first stage's sites to the new state in `out`, which may be those sites."""
+        known, partial = self.known, self.partial
+        state, second, third, fourth = (ring.sites for ring in self.stages)
+        for stage, c in enumerate((h / 2, h / 2, h)):
+            ring, difference = self.stages[stage].close(), self.differences[stage].sites
+            if stage != 1:  # the second stage has the first one's c
+                torch.add(state, c * forcing, out=known)
+            torch.sub(ring.at[1], ring.at[-2], out=difference)
+            torch.add(known, ring.sites, alpha=-c, out=partial)
+            torch.addcmul(partial, difference, ring.at[-1], value=c, out=self.stages[stage + 1].sites)
+        ring, difference = self.stages[3].close(), self.differences[3].sites
+        torch.sub(ring.at[1], ring.at[-2], out=difference)
+        torch.sub(second, state, out=partial)
+        partial.add_(third, alpha=2).add_(fourth, alpha=1 - h / 2).mul_(1 / 3).add_(h / 6 * forcing)
+        torch.addcmul(partial, difference, ring.at[-1], value=h / 6, out=out)
+
+    def adjoint(self, g: Tensor, h: float) -> Tensor:
+        """Gradient of the state before the step from that of the state after it: the four stages backwards."""
+        assert self.gradient is not None
+        v, share, total = self.gradient, self.known, g.clone()
+        torch.mul(g, h / 6, out=v.sites)
+        for stage, (weight, c) in zip(
+            (3, 2, 1, 0), ((h / 3, h), (h / 3, h / 2), (h / 6, h / 2), (0.0, 0.0)), strict=True
+        ):
+            v.close()
+            x, difference = self.stages[stage].at, self.differences[stage].close().at[1]
+            # Site m is the n + 1, n - 2, n - 1 and n of four equations.
+            torch.mul(v.at[-1], x[-2], out=share).addcmul_(v.at[2], x[1], value=-1)
+            share.addcmul_(v.at[1], difference).sub_(v.sites)
+            total.add_(share)
+            if stage:
+                torch.mul(share, c, out=v.sites).add_(g, alpha=weight)
+        return total
+
+
 class _Step(torch.autograd.Function):
     """One RK4 step on states as columns, shape (N, B), its adjoint written out."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forcing: float, h: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, forcing: float, h: float, tapes: Pool[_Tape]) -> Tensor:
         """Advance the columns."""
-        k1, *s1 = _tendency_columns(x, forcing)
-        k2, *s2 = _tendency_columns(torch.add(x, k1, alpha=h / 2), forcing)
-        k3, *s3 = _tendency_columns(torch.add(x, k2, alpha=h / 2), forcing)
-        k4, *s4 = _tendency_columns(torch.add(x, k3, alpha=h), forcing)
-        ctx.save_for_backward(*s1, *s2, *s3, *s4)
-        ctx.h = h
-        return torch.add(x, k2.add_(k3).mul_(2).add_(k1).add_(k4), alpha=h / 6)
+        lease = tapes.lease((x.shape, x.dtype, x.device), lambda: _Tape(x))
+        lease.value.stages[0].sites.copy_(x)
+        out = torch.empty_like(lease.value.known)
+        lease.value.step(forcing, h, out)
+        ctx.lease, ctx.h = lease, h
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         """Run the four stages backwards."""
-        h, saved = ctx.h, ctx.saved_tensors
-        a4 = _tendency_adjoint(g * (h / 6), *saved[6:8])
-        a3 = _tendency_adjoint(torch.add(g * (h / 3), a4, alpha=h), *saved[4:6])
-        a2 = _tendency_adjoint(torch.add(g * (h / 3), a3, alpha=h / 2), *saved[2:4])
-        a1 = _tendency_adjoint(torch.add(g * (h / 6), a2, alpha=h / 2), *saved[0:2])
-        return a1.add_(a2).add_(a3).add_(a4).add_(g), None, None
-
-
-def _tendency_columns(x: Tensor, forcing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Tendency, and the factors x_{n+1} - x_{n-2} and x_{n-1} that its adjoint needs."""
-    n = x.shape[0]
-    ring = torch.cat([x[-2:], x, x[:1]])
-    difference, behind = ring[3:] - ring[:n], ring[1 : n + 1]
-    return torch.addcmul(forcing - x, difference, behind), difference, behind
-
-
-def _tendency_adjoint(g: Tensor, difference: Tensor, behind: Tensor) -> Tensor:
-    """Transpose of the tendency's Jacobian: site m is the n + 1, n - 2, n - 1 and n of four equations."""
-    n = g.shape[0]
-    p, q = g * behind, g * difference
-    ring = torch.cat([p[-1:], p, p[:2]])
-    out = (ring[:n] - ring[3:]).sub_(g)
-    out[:-1] += q[1:]
-    out[-1] += q[0]
-    return out
+        return ctx.lease.value.adjoint(g, ctx.h), None, None, None

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..pool import Lease, Pool
+
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _silu_backward = torch.ops.aten.silu_backward.grad_input
 
@@ -121,21 +123,16 @@ class Trunk:
         # The adjoint of a shift is the opposite shift: the last part meets the first tap.
         self.adjoints = [[part.T for part in reversed(parts)] for parts in self.parts]
         self.biases = [b.detach()[:, None] for b in biases]
-        self._tapes: dict[Shape, list[_Tape]] = {}
+        self._tapes: Pool[_Tape] = Pool()
         self._scratches: dict[Shape, _Scratch] = {}
 
     def fits(self, weights: Sequence[Tensor]) -> bool:
         """Whether the views are still those of the weights."""
         return self.pointers == [w.data_ptr() for w in weights]
 
-    def tape(self, shape: Shape) -> _Tape:
-        """Take a tape; its features, (C_in, N, B), are then to be filled. `release` gives it back."""
-        free = self._tapes.setdefault(shape, [])
-        return free.pop() if free else _Tape(self, shape)
-
-    def release(self, tape: _Tape, shape: Shape) -> None:
-        """Give a tape back."""
-        self._tapes[shape].append(tape)
+    def tape(self, shape: Shape) -> Lease[_Tape]:
+        """Take a tape, its features, (C_in, N, B), to be filled."""
+        return self._tapes.lease(shape, lambda: _Tape(self, shape))
 
     def scratch(self, shape: Shape) -> _Scratch:
         """Buffers of the backward pass; its output, (C_out, N, B), is to be filled with the gradient."""
@@ -212,7 +209,7 @@ class Trunk:
 
 
 class Analysis(torch.autograd.Function):
-    """`ResidualCNN.forward` for autograd, sites first inside; first derivatives, once."""
+    """`ResidualCNN.forward` for autograd, sites first inside; first derivatives."""
 
     @staticmethod
     def forward(
@@ -230,7 +227,8 @@ class Analysis(torch.autograd.Function):
         """Analysis and memory as `ResidualCNN.forward`; weights and biases in turn, the ones that `trunk` views."""
         batch, n = x.shape
         shape = (n, batch, x.dtype, x.device)
-        tape = trunk.tape(shape)
+        lease = trunk.tape(shape)
+        tape = lease.value
         columns, innovation = x.T, zeta.T * error_std
         scaled = tape.features[:2]
         torch.sub(columns, mean, out=scaled[0]).div_(std)
@@ -248,17 +246,15 @@ class Analysis(torch.autograd.Function):
             gate.sigmoid_()
             old = tape.features[2:]
             after = torch.addcmul(old, gate, tanh_(candidate) - old).permute(2, 0, 1)
-        ctx.kept = trunk, tape, shape, innovation, std, error_std, alpha
+        ctx.kept = trunk, lease, shape, innovation, std, error_std, alpha
         return analysis.T, after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_analysis: Tensor, d_after: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of forecast, projected innovation, memory, alpha and every weight and bias."""
-        if ctx.kept is None:
-            raise RuntimeError("the network was differentiated a second time; put it in eval() mode for that")
-        (trunk, tape, shape, innovation, std, error_std, alpha), ctx.kept = ctx.kept, None
-        scratch = trunk.scratch(shape)
+        trunk, lease, shape, innovation, std, error_std, alpha = ctx.kept
+        tape, scratch = lease.value, trunk.scratch(shape)
         output, features = tape.output, tape.features
         d_x = d_analysis.T
         # The scale of the saturation cancels, up to the error deviation.
@@ -282,5 +278,4 @@ class Analysis(torch.autograd.Function):
         if d_memory is not None:
             d_memory.add_(d_features[2:])
             d_memory = d_memory.permute(2, 0, 1)
-        trunk.release(tape, shape)
         return d_x.T, d_innovation.T, d_memory, None, None, None, d_alpha, None, *answers

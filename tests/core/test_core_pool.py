@@ -1,0 +1,34 @@
+"""Buffers that are used again: never by two at a time."""
+
+import pickle
+
+from xdan.core.pool import Pool
+
+
+def test_buffers_in_use_are_not_given_again():
+    pool: Pool[list] = Pool()
+    one, two = pool.lease("a", list), pool.lease("a", list)
+    assert one.value is not two.value
+
+
+def test_buffers_come_back_when_nothing_refers_to_the_lease():
+    pool: Pool[list] = Pool()
+    lease = pool.lease("a", list)
+    buffers, alias = lease.value, lease
+    del lease
+    assert pool.lease("a", list).value is not buffers
+    del alias
+    assert any(pool.lease("a", list).value is buffers for _ in range(2))
+
+
+def test_keys_have_buffers_of_their_own():
+    pool: Pool[list] = Pool()
+    buffers = pool.lease("a", list).value
+    assert pool.lease("b", list).value is not buffers
+
+
+def test_a_pickled_pool_is_empty():
+    pool: Pool[list] = Pool()
+    pool.lease("a", lambda: [0.0] * 1000)
+    copy = pickle.loads(pickle.dumps(pool))
+    assert copy.lease("a", list).value == []
