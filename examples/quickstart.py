@@ -16,6 +16,7 @@ import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import xarray as xr
@@ -23,10 +24,13 @@ import xarray as xr
 import xdan
 
 BURN_IN = 200  # cycles that an ensemble needs to forget its climatological start
-# With memory the past comes through the latent channels, and a narrower kernel does.
-NETWORKS = {
-    "network": {"filters": 24, "blocks": 6, "kernel": 5},
-    "network with memory": {"filters": 24, "blocks": 6, "kernel": 3, "memory": 8},
+# Architecture and training settings. With memory the past comes through the latent channels: longer windows pay.
+NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+    "network": ({"filters": 24, "blocks": 6, "kernel": 5}, {}),
+    "network with memory": (
+        {"filters": 32, "blocks": 4, "kernel": 5, "memory": 12},
+        {"objective": "mse", "window": 16, "batch": 32},
+    ),
 }
 
 
@@ -41,8 +45,10 @@ def train_one(out: Path, name: str, minutes: float, seed: int, place: int) -> fl
     threads = max(1, (os.cpu_count() or 1) // len(NETWORKS))
     torch.set_num_threads(threads)
     checkpoint = out / f"{slug(name)}-checkpoint.zarr"
+    architecture, settings = NETWORKS[name]
     net = xr.open_zarr(out / "train.zarr", consolidated=False).dan.train(
-        xdan.ResidualCNN(**NETWORKS[name]),
+        xdan.ResidualCNN(**architecture),
+        **settings,
         minutes=minutes,
         seed=seed,
         checkpoint=checkpoint,
