@@ -28,7 +28,7 @@ BURN_IN = 200  # cycles that an ensemble needs to forget its climatological star
 NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "network": ({"filters": 24, "blocks": 6, "kernel": 5}, {}),
     "network with memory": (
-        {"filters": 32, "blocks": 4, "kernel": 5, "memory": 12},
+        {"filters": 32, "blocks": 5, "kernel": 3, "memory": 12},
         {"objective": "mse", "window": 16, "batch": 32},
     ),
 }
