@@ -14,31 +14,43 @@ _CYCLE_ARGUMENTS = frozenset(
 )
 
 
-def baseline(ds: xr.Dataset, name: str, *, keep_members: bool = False, **parameters: Any) -> xr.Dataset:
+def baseline(
+    ds: xr.Dataset, name: str, *, keep_members: bool = False, tune_on: str = "innovation", **parameters: Any
+) -> xr.Dataset:
     """Tune and run a classical method over a record.
 
     Parameters
     ----------
     ds : xarray.Dataset
         As for `cycle`.
-    name : {"enkf-n", "3d-var"}
-        "enkf-n": finite-size ensemble Kalman filter; `members=40`, `capped=True`.
-        "3d-var": static background error covariance; `background="climatology"` or "trained" or a matrix,
-        `scale="tune"` or a number.
+    name : str
+        The method; all are in the table of docs/methods.md.
+
+        - static: "climatology", "optimal-interpolation", "3d-var";
+        - variational: "4d-var" (`window=`), "eda";
+        - Kalman: "kalman" (linear dynamics), "extended-kalman", "state-covariance" (Sakov's A1 and A2);
+        - ensemble: "enkf", "etkf", "letkf" (`radius=`), "enkf-n" (finite-size, nothing to tune);
+        - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`);
+        - particle: "particle", "optimal-particle".
+    tune_on : {"innovation", "truth"}
+        What a parameter given as "tune" is chosen by, on the leading part of the record: the likelihood of the
+        innovations, which needs no truth, or the analysis RMSE.
     keep_members : bool
         Keep the members of an ensemble method.
     **parameters
-        The method's parameters, and those of `cycle` (`store=`, `seed=`, `dynamics=`, ...).
+        The method's parameters (`members=`, `inflation="tune"`, ...), and those of `cycle` (`store=`, `seed=`, `dynamics=`, ...).
 
     Returns
     -------
     xarray.Dataset
-        As of `cycle`, with what the method was tuned to.
+        As of `cycle`, with what the method was tuned to (`tuned_inflation`), the values tried
+        (`candidate_inflation`) and their scores (`innovation_score` or `truth_rmse`).
 
     Raises
     ------
     ValueError
-        For an unknown name or parameter, and as `cycle`.
+        For an unknown name or parameter, parameters out of range, a window or lag longer than the record,
+        localisation without a distance, "kalman" on nonlinear dynamics, and as `cycle`.
 
     See Also
     --------
@@ -46,4 +58,4 @@ def baseline(ds: xr.Dataset, name: str, *, keep_members: bool = False, **paramet
     """
     passed = {key: value for key, value in parameters.items() if key in _CYCLE_ARGUMENTS}
     own = {key: value for key, value in parameters.items() if key not in _CYCLE_ARGUMENTS}
-    return cycle(ds, method_by_name(name, **own), members=keep_members, **passed)
+    return cycle(ds, method_by_name(name, tune_on=tune_on, **own), members=keep_members, **passed)

@@ -38,6 +38,13 @@ _LONG_NAMES = {
     "forecast_spread": "standard deviation of the forecast",
     "spread": "standard deviation of the analysis",
     "inflation": "inflation of the analysis anomalies",
+    "smoothed": "estimate, at each time, of the state a window earlier",
+    "iterations": "Gauss-Newton or descent steps of the analysis",
+    "unconverged": "1 from the first analysis on that reached its limit of iterations",
+    "effective_sample_size": "number of particles that the weights stand for, before resampling",
+    "resampled": "1 where the particles were resampled",
+    "innovation_score": "negative log-likelihood of the innovations, a constant left out, with each candidate",
+    "truth_rmse": "analysis RMSE with each candidate",
     "diverged": "the trajectory has diverged at or before this time",
     "forecast_members": "forecast members",
     "members": "analysis members",
@@ -54,6 +61,8 @@ _IN_STATE_UNITS = (
     "forecast_members",
     "members",
     "innovation_rms",
+    "smoothed",
+    "truth_rmse",
 )
 
 
@@ -149,7 +158,7 @@ def cycle(
         result = result.isel({TRAJECTORY: 0}, drop=True) if experiment.bare else result
         return result if lazy else result.compute()
     identity = digest(
-        [prototype.name, prototype.parameters(), dynamics_to_json(frame.dynamics), seed, members],
+        [prototype.name, prototype.parameters(), prototype.tune_on, dynamics_to_json(frame.dynamics), seed, members],
         method.digest if isinstance(method, Network) else "",
         frame.steps,
         frame.trajectory,
@@ -305,6 +314,13 @@ def _tuned_shapes(method: Method, frame: Frame) -> Shapes:
     }
 
 
+def _long_name(name: str) -> str:
+    for prefix, meaning in (("tuned_", "value that tuning chose for"), ("candidate_", "values that tuning tried for")):
+        if name.startswith(prefix) and name not in _LONG_NAMES:
+            return f"{meaning} {name.removeprefix(prefix)}"
+    return _LONG_NAMES.get(name, name)
+
+
 def _named(shapes: Shapes, arrays: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
     return {name: (dims, arrays[name]) for name, (dims, _, _) in shapes.items()}
 
@@ -321,7 +337,7 @@ def _label(
     frame = experiment.frame
     units = dict.fromkeys(_IN_STATE_UNITS, frame.dynamics.units)
     labelled = {
-        name: (dims, data, {"long_name": _LONG_NAMES.get(name, name), "units": units.get(name, "1")})
+        name: (dims, data, {"long_name": _long_name(name), "units": units.get(name, "1")})
         for name, (dims, data) in variables.items()
     }
     coordinates = {
@@ -334,6 +350,8 @@ def _label(
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
     more: dict[str, Any] = {"title": f"cycled with {prototype.name}", "seed": seed, "method": prototype.name}
     more["method_parameters"] = prototype.parameters()
+    if prototype.tuned_shapes():
+        more["tuned_on"] = prototype.tune_on
     if isinstance(method, Network):
         more["network_digest"] = method.digest
     return result.assign_attrs(attributes(frame.dynamics, **more))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import dapper
 import numpy as np
-from dapper.da_methods import EnKF_N
+from dapper.da_methods import LETKF, EnKF, EnKF_N, iEnKS
 from dapper.mods.Lorenz96 import step
 from dapper.mods.Lorenz96.sakov2008 import HMM
 
@@ -24,11 +26,20 @@ def lorenz96(states: int, steps: int) -> float:
     return states * steps / (time.perf_counter() - begin)
 
 
-def enkf_n(members: int, cycles: int) -> float:
-    """Cycles per second of its EnKF-N, one trajectory."""
+METHODS: dict[str, Callable[[int], Any]] = {
+    "enkf-n": lambda members: EnKF_N(N=members),
+    "etkf": lambda members: EnKF("Sqrt", N=members, infl=1.01),
+    # Its tolerance is on the mean square of the step.
+    "ienkf-n": lambda members: iEnKS("Sqrt", N=members, Lag=1, nIter=10, wtol=1e-6, xN=1.0),
+    "letkf": lambda members: LETKF(N=members, loc_rad=4, infl=1.02),
+}
+
+
+def cycling(name: str, members: int, cycles: int) -> float:
+    """Cycles per second of one of its methods, one trajectory."""
     HMM.tseq.T = cycles * 0.05
     truth, observations = HMM.simulate()
-    method = EnKF_N(N=members)
+    method = METHODS[name](members)
     begin = time.perf_counter()
     method.assimilate(HMM, truth, observations, liveplots=False)
     return cycles / (time.perf_counter() - begin)
@@ -37,5 +48,6 @@ def enkf_n(members: int, cycles: int) -> float:
 if __name__ == "__main__":
     name, *sizes = sys.argv[1:]
     dapper.set_seed(3000)
-    rate = {"lorenz96": lorenz96, "enkf_n": enkf_n}[name](*map(int, sizes))
+    numbers = [int(size) for size in sizes]
+    rate = lorenz96(*numbers) if name == "lorenz96" else cycling(name, *numbers)
     print(json.dumps({"rate": rate}))

@@ -23,6 +23,11 @@ class Purpose(IntEnum):
     ENSEMBLE = 4
     NETWORK = 5
     CLIMATOLOGY = 6
+    PERTURBATION = 7
+    ROTATION = 8
+    MODEL_NOISE = 9
+    RESAMPLING = 10
+    BACKGROUND = 11
 
 
 def check_seed(seed: int) -> None:

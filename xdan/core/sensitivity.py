@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import threading
-
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
 from .networks import AnalysisNetwork
+from .tangent import FORWARD_MODE
 
-# The level of forward-mode derivatives is one for the whole process in torch: two threads must not nest theirs.
-_FORWARD_MODE = threading.Lock()
 
 
 def marginal_gain(network: AnalysisNetwork, x: Tensor, site: int, *, columns_at_once: int | None = None) -> Tensor:
@@ -53,7 +50,7 @@ def marginal_gain(network: AnalysisNetwork, x: Tensor, site: int, *, columns_at_
         derivative: Tensor = jvp(lambda state: response(state, zeta_direction), (x,), (state_direction,))[1]
         return derivative
 
-    with _FORWARD_MODE:
+    with FORWARD_MODE:
         columns: Tensor = vmap(column, chunk_size=columns_at_once)(directions)
     return columns.movedim(0, 2)
 

@@ -79,9 +79,32 @@ class Dynamics(ABC):
             x = self.step(x)
         return x
 
+    def retreat(self, x: Tensor, steps: int) -> Tensor:
+        """Go back in time by a number of steps; unstable for many, as what is dissipated forward grows.
+
+        Raises
+        ------
+        ValueError
+            If the dynamics knows no way back.
+        """
+        raise ValueError(f"the dynamics {self.name!r} cannot be integrated backward")
+
     def rest(self, noise: Tensor) -> Tensor:
         """Turn standard normal noise of shape (..., *shape) into a state to spin up from."""
         return noise
+
+    def distances(self, sites: Tensor) -> Tensor | None:
+        """Distances between components of the flattened state, for localisation.
+
+        Parameters
+        ----------
+        sites : Tensor of int64, shape (n,)
+
+        Returns
+        -------
+        Tensor, shape (n, N), or None where the dynamics knows no distance
+        """
+        return None
 
     def steps_in(self, interval: float) -> int:
         """Number of steps in an interval of model time.
@@ -165,6 +188,9 @@ class CustomDynamics(Dynamics):
         As for `Dynamics`.
     rest : callable, optional
         From standard normal noise to a state to spin up from.
+    distance : callable, optional
+        From component indices of shapes (n, 1) and (1, N) of the flattened state to their distances, (n, N);
+        localised methods need it.
 
     Raises
     ------
@@ -192,6 +218,7 @@ class CustomDynamics(Dynamics):
         spin_up_time: float = 20.0,
         units: str = "1",
         rest: Tendency | None = None,
+        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> None:
         if (tendency is None) == (step is None):
             raise ValueError("expected exactly one of tendency= and step=")
@@ -199,7 +226,7 @@ class CustomDynamics(Dynamics):
             raise ValueError("state= names no dims; expected for example state={'x': 40}")
         if not timestep > 0:
             raise ValueError(f"timestep={timestep}: expected a positive number")
-        self._tendency, self._step, self._rest = tendency, step, rest
+        self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
         self.coordinates = {
             dim: Coordinate(tuple(range(value) if isinstance(value, int) else value)) for dim, value in state.items()
         }
@@ -224,6 +251,20 @@ class CustomDynamics(Dynamics):
             return self._step(x)
         assert self._tendency is not None
         return runge_kutta_4(self._tendency, x, self.timestep)
+
+    def retreat(self, x: Tensor, steps: int) -> Tensor:
+        """Go back in time with the tendency."""
+        if self._tendency is None:
+            return super().retreat(x, steps)
+        for _ in range(steps):
+            x = runge_kutta_4(self._tendency, x, -self.timestep)
+        return x
+
+    def distances(self, sites: Tensor) -> Tensor | None:
+        """Distances from some components to all."""
+        if self._distance is None:
+            return None
+        return self._distance(sites[:, None], torch.arange(math.prod(self.shape), device=sites.device)[None])
 
     def rest(self, noise: Tensor) -> Tensor:
         """Turn noise into a state to spin up from."""

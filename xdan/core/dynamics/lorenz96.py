@@ -63,6 +63,17 @@ class Lorenz96(Dynamics):
         """Perturb the unstable steady state x = F."""
         return self.forcing + noise
 
+    def retreat(self, x: Tensor, steps: int) -> Tensor:
+        """Go back in time by Runge-Kutta steps."""
+        for _ in range(steps):
+            x = runge_kutta_4(self.tendency, x, -self.timestep)
+        return x
+
+    def distances(self, sites: Tensor) -> Tensor:
+        """Sites along the ring, the shorter way."""
+        apart = (sites[:, None] - torch.arange(self.sites, device=sites.device)[None]).abs()
+        return torch.minimum(apart, self.sites - apart).to(torch.float64)
+
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of Eq. 6 for states of shape (..., sites)."""
         ahead, behind, two_behind = x.roll(-1, -1), x.roll(1, -1), x.roll(2, -1)

@@ -2,17 +2,39 @@
 
 from .base import Method, Record, State, method_by_name, register_method, run
 from .dan import DataAssimilationNetwork
-from .ensemble import EnsembleMethod
+from .ensemble import ETKF, EnsembleMethod, StochasticEnKF
 from .finite_size import FiniteSizeEnKF
+from .four_d_var import EnsembleOf4DVar, FourDVar
+from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
+from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
+from .local import LETKF
+from .particle import BootstrapParticleFilter, OptimalParticleFilter
+from .state_covariance import CovarianceFromState
 from .variational import ThreeDVar
 
 __all__ = [
+    "ETKF",
+    "LETKF",
+    "BootstrapParticleFilter",
+    "Climatology",
+    "CovarianceFromState",
     "DataAssimilationNetwork",
     "EnsembleMethod",
+    "EnsembleOf4DVar",
+    "ExtendedKalmanFilter",
     "FiniteSizeEnKF",
+    "FiniteSizeIEnKF",
+    "FiniteSizeIEnKS",
+    "FourDVar",
+    "IterativeEnKF",
+    "IterativeEnKS",
+    "KalmanFilter",
     "Method",
+    "OptimalInterpolation",
+    "OptimalParticleFilter",
     "Record",
     "State",
+    "StochasticEnKF",
     "ThreeDVar",
     "method_by_name",
     "register_method",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +18,9 @@ from ..observing import ErrorCovariance, split_observation
 
 State = dict[str, Tensor]
 """What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
+
+_CURVES = {"innovation": "innovation_score", "truth": "truth_rmse"}
+_TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 300
 
 LOST = 1e6  # a component beyond this is a trajectory that has diverged
 
@@ -58,27 +64,95 @@ class Method(ABC):
         Whether `x` holds members.
     outputs : dict of str to str
         What `forecast_outputs` and `analysis_outputs` give: a name to "site" (shape (B, N)) or "cycle" (shape (B,)).
+    tunable : dict of str to tuple of float
+        Parameters that may be "tune", with the values to try.
+    tune_on : {"innovation", "truth"}
+        What tuning looks at: the likelihood of the innovations, or the analysis RMSE.
+    dynamics, seed
+        Of the record that the method is prepared for.
     """
 
     name: ClassVar[str] = "method"
     ensemble: ClassVar[bool] = False
     outputs: ClassVar[dict[str, str]] = {}
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {}
+    tune_on: str = "innovation"
+    dynamics: Dynamics
+    seed: int
+    _numbers: Mapping[str, float] | None = None
+    _curve: Tensor | None = None
+    _chosen: tuple[float, ...] = ()
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
         """Plain JSON values that say which method this is."""
 
     def prepare(self, record: Record) -> Method:
-        """Return the method ready for a record; the place to tune on its leading part."""
-        return self
+        """Return the method ready for a record, tuned on its leading part where a parameter is "tune"."""
+        ready = copy.copy(self)
+        ready.dynamics, ready.seed = record.dynamics, record.seed
+        names = self._to_tune()
+        if not names:
+            return ready
+        record = leading(record)
+        grid = list(itertools.product(*(self.tunable[name] for name in names)))
+        curve = torch.stack([score(ready._at(names, values), record) for values in grid])
+        if not bool(torch.isfinite(curve).any()):
+            raise ValueError(
+                f"no value tried for {names} of {self.name!r} gave a finite score on the leading part of the record: "
+                "every one diverged, or nothing is observed there; give numbers instead of 'tune'"
+            )
+        best = grid[int(torch.nan_to_num(curve, nan=math.inf).argmin())]
+        ready = ready._at(names, best)
+        ready._curve, ready._chosen = curve.reshape([len(self.tunable[name]) for name in names]), best
+        return ready
+
+    def _to_tune(self) -> list[str]:
+        return [name for name in self.tunable if isinstance(getattr(self, name), str)]
+
+    def _at(self, names: Sequence[str], values: Sequence[float]) -> Method:
+        """Return a copy with some parameters at numbers; `parameters()` keeps what was asked for."""
+        chosen = copy.copy(self)
+        chosen._numbers = {**(self._numbers or {}), **dict(zip(names, values, strict=True))}
+        return chosen
+
+    def number(self, name: str) -> float:
+        """Give a parameter's value, the tuned one where it was tuned.
+
+        Raises
+        ------
+        RuntimeError
+            If it is to be tuned and the method is not prepared.
+        """
+        value = (self._numbers or {}).get(name, getattr(self, name))
+        if isinstance(value, str):
+            raise RuntimeError(f"{name}={value!r} of {self.name!r}: call prepare(record) first")
+        return float(value)
 
     def tuned(self) -> dict[str, tuple[tuple[str, ...], Any]]:
         """What `prepare` chose, as name to (dims, values); its names and shapes are known beforehand."""
-        return {}
+        names = self._to_tune()
+        if not names or self._curve is None:
+            return {}
+        chosen: dict[str, tuple[tuple[str, ...], Any]] = {}
+        for name, value in zip(names, self._chosen, strict=True):
+            chosen[f"tuned_{name}"] = ((), value)
+            chosen[f"candidate_{name}"] = ((f"candidate_{name}",), torch.tensor(self.tunable[name]).numpy())
+        chosen[_CURVES[self.tune_on]] = (tuple(f"candidate_{name}" for name in names), self._curve.cpu().numpy())
+        return chosen
 
     def tuned_shapes(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-        """Names, dims and shapes of `tuned`."""
-        return {}
+        """Names, dims and shapes of `tuned`; -1 stands for the number of sites."""
+        names = self._to_tune()
+        if not names:
+            return {}
+        shapes: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
+        for name in names:
+            shapes[f"tuned_{name}"] = ((), ())
+            shapes[f"candidate_{name}"] = ((f"candidate_{name}",), (len(self.tunable[name]),))
+        dims = tuple(f"candidate_{name}" for name in names)
+        shapes[_CURVES[self.tune_on]] = (dims, tuple(len(self.tunable[name]) for name in names))
+        return shapes
 
     @abstractmethod
     def start(self, record: Record) -> State:
@@ -176,6 +250,48 @@ def run(
     return {name: torch.stack(column, 1) for name, column in columns.items()}, state
 
 
+def leading(record: Record) -> Record:
+    """Cut the part of a record that tuning looks at."""
+    return replace(
+        record,
+        observation=record.observation[:_TUNE_TRAJECTORIES, :_TUNE_CYCLES],
+        steps=record.steps[:_TUNE_CYCLES],
+        trajectory=record.trajectory[:_TUNE_TRAJECTORIES],
+        truth=None if record.truth is None else record.truth[:_TUNE_TRAJECTORIES, :_TUNE_CYCLES],
+    )
+
+
+def burn_in(record: Record) -> int:
+    """Leading cycles that a tuning run leaves out."""
+    return min(100, record.observation.shape[1] // 3)
+
+
+def score(method: Method, record: Record) -> Tensor:
+    """Score of a method on a record, smaller is better; infinite where a trajectory diverged, shape ().
+
+    By the truth: mean analysis RMSE. By the innovations: their negative log-likelihood, half the mean of
+    log v + d^2 / v with v the forecast variance plus R's diagonal; a method without a spread: their mean square.
+
+    Raises
+    ------
+    ValueError
+        If the truth is asked for and the record has none.
+    """
+    outputs, _ = run(method, record)
+    first = burn_in(record)
+    if bool(outputs["diverged"].any()):
+        return torch.full((), math.inf)
+    if method.tune_on == "truth":
+        if record.truth is None:
+            raise ValueError("tune_on='truth': the record has no truth; use tune_on='innovation'")
+        return (outputs["analysis"] - record.truth)[:, first:].square().mean(-1).sqrt().mean().cpu()
+    innovation = (record.observation - outputs["forecast"])[:, first:]
+    if "forecast_spread" not in outputs:
+        return innovation.square().nanmean().cpu()
+    variance = outputs["forecast_spread"][:, first:] ** 2 + record.error.variance()
+    return (0.5 * (variance.log() + innovation.square() / variance)).nanmean().cpu()
+
+
 def _rows(flag: Tensor, like: Tensor) -> Tensor:
     """A flag for each trajectory, shaped to broadcast against `like`."""
     return flag.reshape(-1, *(1 for _ in like.shape[1:]))
@@ -205,7 +321,7 @@ def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
     return register
 
 
-def method_by_name(name: str, **parameters: Any) -> Method:
+def method_by_name(name: str, *, tune_on: str = "innovation", **parameters: Any) -> Method:
     """Make a registered method.
 
     Raises
@@ -217,6 +333,10 @@ def method_by_name(name: str, **parameters: Any) -> Method:
         raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}")
     cls = _METHODS[name]
     try:
-        return cls(**parameters)
+        method = cls(**parameters)
     except TypeError as error:
         raise ValueError(f"baseline {name!r}: {error}") from None
+    if tune_on not in _CURVES:
+        raise ValueError(f"tune_on={tune_on!r}: expected one of {sorted(_CURVES)}")
+    method.tune_on = tune_on
+    return method

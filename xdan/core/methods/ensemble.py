@@ -1,13 +1,19 @@
-"""What all methods that carry members share."""
+"""Ensemble Kalman filters: what they share, the stochastic one and the symmetric square root."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..random import Purpose
-from .base import Method, Record, State
+from ..observing import ErrorCovariance
+from ..random import Purpose, normal
+from .base import Method, Record, State, register_method
+
+INFLATIONS = (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45)
 
 
 class EnsembleMethod(Method):
@@ -50,3 +56,187 @@ class EnsembleMethod(Method):
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Analysis spread."""
         return {"spread": state["x"].std(1)}
+
+
+class Labelled(EnsembleMethod):
+    """An ensemble method that draws random numbers: its state knows its trajectory and cycle."""
+
+    def start(self, record: Record) -> State:
+        """Members, and the labels that key the draws."""
+        labels = record.trajectory.to(record.observation.device)
+        return {**super().start(record), "label": labels, "cycle": torch.zeros_like(labels)}
+
+    def draw(self, state: State, purpose: Purpose, size: int) -> Tensor:
+        """Standard normal numbers of this cycle, shape (B, size), of the members' dtype."""
+        labels, cycle = state["label"], state["cycle"][:1]
+        return normal(self.seed, purpose, labels, cycle, size)[:, 0].to(state["x"])
+
+
+def check_inflation(inflation: float | str) -> float | str:
+    """Refuse an inflation that is neither "tune" nor a positive number.
+
+    Raises
+    ------
+    ValueError
+    """
+    if inflation != "tune" and not (isinstance(inflation, (int, float)) and inflation > 0):
+        raise ValueError(f"inflation={inflation!r}: expected 'tune' or a positive number such as 1.02")
+    return inflation
+
+
+def centre(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, shape (B, 1, N), and anomalies, shape (B, M, N), of members."""
+    mean = x.mean(1, keepdim=True)
+    return mean, x - mean
+
+
+class InverseRoot(torch.autograd.Function):
+    """P^{-1/2} of symmetric positive matrices from their eigendecomposition.
+
+    Its gradient has no difference of eigenvalues in a denominator, so equal ones do no harm (Daleckii and Krein).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
+        """From P (..., M, M), and its eigenvalues and eigenvectors."""
+        ctx.save_for_backward(values, vectors)
+        return (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        """Divided differences of 1 / sqrt in the eigenbasis."""
+        values, vectors = ctx.saved_tensors
+        root = values.sqrt()
+        rows, columns = root[..., :, None], root[..., None, :]
+        inner = -(vectors.mT @ g @ vectors) / (rows * columns * (rows + columns))
+        return vectors @ inner @ vectors.mT, None, None
+
+
+class Precision:
+    """Precision P = zeta I + S S^T of the weights of an ensemble's members, and what an analysis needs of it.
+
+    Parameters
+    ----------
+    s : Tensor, shape (..., M, P)
+        Whitened anomalies.
+    innovation : Tensor, shape (..., P)
+        Whitened innovation of the mean.
+    """
+
+    def __init__(self, s: Tensor, innovation: Tensor) -> None:
+        self.gram = s @ s.mT
+        self.projected = (s @ innovation[..., None])[..., 0]
+        with torch.no_grad():
+            self.values, self.vectors = torch.linalg.eigh(self.gram)
+            self.values = self.values.clamp_min(0.0)
+
+    def rotated(self) -> Tensor:
+        """S d in the eigenbasis, shape (..., M)."""
+        return (self.vectors.mT @ self.projected.detach()[..., None])[..., 0]
+
+    def at(self, zeta: Tensor | float) -> Tensor:
+        """P, for zeta a number or of shape (...)."""
+        identity = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype, device=self.gram.device)
+        return self.gram + (zeta[..., None, None] if isinstance(zeta, Tensor) else zeta) * identity
+
+    def solve(self, zeta: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Weights P^{-1} S d of shape (..., M), and P^{-1/2}, for zeta a number or of shape (...)."""
+        shift = zeta.detach()[..., None] if isinstance(zeta, Tensor) else zeta
+        root: Tensor = InverseRoot.apply(self.at(zeta), self.values + shift, self.vectors)  # type: ignore[no-untyped-call]
+        return (root @ (root @ self.projected[..., None]))[..., 0], root
+
+
+def rotation(noise: Tensor) -> Tensor:
+    """Random orthogonal matrices that keep the mean of the members, from normal noise (B, M - 1, M - 1)."""
+    m = noise.shape[-1] + 1
+    q, r = torch.linalg.qr(noise)
+    q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    inside = torch.eye(m, dtype=noise.dtype, device=noise.device).repeat(len(noise), 1, 1)
+    inside[:, 1:, 1:] = q
+    # An orthonormal basis whose first vector is uniform: a Householder reflection.
+    v = torch.full((m,), 1 / math.sqrt(m), dtype=noise.dtype, device=noise.device)
+    v[0] -= 1.0
+    basis = torch.eye(m, dtype=noise.dtype, device=noise.device) - 2 * torch.outer(v, v) / v.dot(v)
+    return basis @ inside @ basis
+
+
+@register_method("enkf")
+class StochasticEnKF(Labelled):
+    """Ensemble Kalman filter with perturbed observations.
+
+    Parameters
+    ----------
+    members : int
+    inflation : float or "tune"
+        Factor of the analysis anomalies.
+
+    References
+    ----------
+    Burgers, van Leeuwen and Evensen (1998), doi:10.1175/1520-0493(1998)126<1719:ASITEK>2.0.CO;2.
+    """
+
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
+
+    def __init__(self, members: int = 40, inflation: float | str = 1.01) -> None:
+        super().__init__(members)
+        self.inflation = check_inflation(inflation)
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {"members": self.members, "inflation": self.inflation}
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Each member is drawn to observations of its own, their perturbations of zero mean."""
+        x, (b, m, n) = state["x"], state["x"].shape
+        _, noise = centre(error.color(self.draw(state, Purpose.PERTURBATION, m * n).reshape(b, m, n)))
+        noise = noise * math.sqrt(m / (m - 1))
+        _, anomalies = centre(x)
+        s = error.whiten(anomalies, observed)
+        innovation = error.whiten(observation[:, None] + noise - x, observed)
+        p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
+        weights = torch.linalg.solve(p, s @ innovation.mT)
+        mean, anomalies = centre(x + weights.mT @ anomalies)
+        return {**state, "x": mean + self.number("inflation") * anomalies, "cycle": state["cycle"] + 1}
+
+
+@register_method("etkf")
+class ETKF(Labelled):
+    """Ensemble transform Kalman filter, symmetric square root.
+
+    Parameters
+    ----------
+    members : int
+    inflation : float or "tune"
+        Factor of the analysis anomalies.
+    rotate : bool
+        Turn the anomalies at random after each analysis, the mean kept.
+
+    References
+    ----------
+    Bishop, Etherton and Majumdar (2001); Hunt et al. (2007), doi:10.1016/j.physd.2006.11.008; rotations: Sakov and
+    Oke (2008), doi:10.1175/2007MWR2021.1.
+    """
+
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
+
+    def __init__(self, members: int = 40, inflation: float | str = 1.01, rotate: bool = False) -> None:
+        super().__init__(members)
+        self.inflation, self.rotate = check_inflation(inflation), bool(rotate)
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {"members": self.members, "inflation": self.inflation, "rotate": self.rotate}
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """One analysis in the space of the members."""
+        m = self.members
+        mean, anomalies = centre(state["x"])
+        innovation = error.whiten(observation - mean[:, 0], observed)
+        weights, root = Precision(error.whiten(anomalies, observed), innovation).solve(float(m - 1))
+        root = self.number("inflation") * math.sqrt(m - 1) * root
+        if self.rotate:
+            noise = self.draw(state, Purpose.ROTATION, (m - 1) ** 2).reshape(-1, m - 1, m - 1)
+            root = rotation(noise) @ root
+        x = mean + (weights[:, None] + root) @ anomalies
+        return {**state, "x": x, "cycle": state["cycle"] + 1}

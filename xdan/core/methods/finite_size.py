@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor
 
 from ..observing import ErrorCovariance
 from .base import State, register_method
-from .ensemble import EnsembleMethod
+from .ensemble import EnsembleMethod, InverseRoot, Precision, centre
 
 _BISECTIONS = 30
+FORMS = ("dual", "primal")
 
 
 @register_method("enkf-n")
 class FiniteSizeEnKF(EnsembleMethod):
-    """Dual EnKF-N, by default capped so that it never deflates.
+    """EnKF-N, by default dual and capped so that it never deflates.
 
     The ensemble's own uncertainty about mean and covariance enters through a prior whose dual form has one
     scalar, zeta; the analysis is that of a square-root EnKF with inflation sqrt((M - 1) / zeta).
@@ -27,46 +29,97 @@ class FiniteSizeEnKF(EnsembleMethod):
         Ensemble size M, at least 2.
     capped : bool
         Search zeta in (0, M - 1] (the practical Dirac-Jeffreys form); otherwise in (0, (M + 1) / eps].
+    form : {"dual", "primal"}
+        "primal" minimises over the weights themselves, and takes the whole Hessian of its cost, with the
+        correction of rank one that the dual form leaves out, for the analysis precision; it is not capped.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 2 members or an unknown form.
 
     References
     ----------
-    Bocquet (2011), doi:10.5194/npg-18-735-2011; Bocquet, Raanes and Hannart (2015),
+    Bocquet (2011), doi:10.5194/npg-18-735-2011, for the primal; Bocquet, Raanes and Hannart (2015),
     doi:10.5194/npg-22-645-2015, Sect. 4 for the dual and 5 for the cap.
     """
 
     outputs: ClassVar[dict[str, str]] = {**EnsembleMethod.outputs, "inflation": "cycle"}
 
-    def __init__(self, members: int = 40, capped: bool = True) -> None:
+    def __init__(self, members: int = 40, capped: bool = True, form: str = "dual") -> None:
         super().__init__(members)
-        self.capped = bool(capped)
+        if form not in FORMS:
+            raise ValueError(f"form={form!r}: expected one of {FORMS}")
+        self.capped, self.form = bool(capped), form
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"members": self.members, "capped": self.capped}
+        return {"members": self.members, "capped": self.capped, "form": self.form}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One analysis, symmetric square root."""
-        x = state["x"]
         m = self.members
-        mean = x.mean(1, keepdim=True)
-        anomalies = x - mean
-        s = error.whiten(anomalies, observed)
-        innovation = error.whiten(observation - mean[:, 0], observed)
-        # Left singular vectors and squared singular values of the whitened anomalies.
-        values, u = torch.linalg.eigh(s @ s.mT)
-        values = values.clamp_min(0.0)
-        c = ((s @ innovation[..., None]).mT @ u)[:, 0]
-        zeta = dual_minimum(values, c, m, self.capped)[:, None]
-        shrunk = zeta + values
-        weights = (u @ (c / shrunk)[..., None]).mT
-        root = (u * ((m - 1) / shrunk).sqrt()[:, None]) @ u.mT
+        mean, anomalies = centre(state["x"])
+        s, innovation = error.whiten(anomalies, observed), error.whiten(observation - mean[:, 0], observed)
+        precision = Precision(s, innovation)
+        if self.form == "dual":
+            zeta = effective_zeta(precision, m, self.capped)
+            weights, root = precision.solve(zeta)
+        else:
+            weights, root, zeta = primal_minimum(precision, m)
         # The uniform vector is an eigenvector of value 0, which `root` would inflate: the anomalies' mean is zero.
-        analysis = mean + weights @ anomalies + root @ anomalies
-        return {**state, "x": analysis, "inflation": ((m - 1) / zeta[:, 0]).sqrt()}
+        x = mean + (weights[:, None] + math.sqrt(m - 1) * root) @ anomalies
+        return {**state, "x": x, "inflation": ((m - 1) / zeta).sqrt()}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Spread and inflation."""
         return {**super().analysis_outputs(state), "inflation": state["inflation"]}
+
+
+def effective_zeta(precision: Precision, members: int, capped: bool) -> Tensor:
+    """Zeta of the dual form, differentiable: implicitly, by one Newton step at the minimum.
+
+    Returns
+    -------
+    Tensor, shape (B,)
+    """
+    with torch.no_grad():
+        zeta = dual_minimum(precision.values, precision.rotated(), members, capped)
+    if not precision.gram.requires_grad:
+        return zeta
+    inside = zeta < (members - 1 if capped else math.inf)
+    # d cost / d zeta = |w|^2 + eps - (M + 1) / zeta with w = P^{-1} S d.
+    weights, _ = precision.solve(zeta)
+    slope = weights.square().sum(-1) + members / (members - 1) - (members + 1) / zeta
+    with torch.no_grad():
+        c, shifted = precision.rotated(), precision.values + zeta[:, None]
+        curvature = -2 * (c**2 / shifted**3).sum(-1) + (members + 1) / zeta**2
+    return torch.where(inside, zeta - (slope - slope.detach()) / curvature, zeta)
+
+
+def primal_minimum(precision: Precision, members: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Minimise |d - S^T w|^2 / 2 + (M + 1) / 2 ln(eps + |w|^2) over the weights,.
+
+    Returns
+    -------
+    weights : Tensor, shape (B, M)
+    root : Tensor, shape (B, M, M)
+        Inverse square root of the Hessian at the minimum.
+    zeta : Tensor, shape (B,)
+        (M + 1) / (eps + |w|^2), of the dual form.
+    """
+    eps = members / (members - 1)
+    # At the minimum zeta = (M + 1) / (eps + |w|^2) is that of the dual form, uncapped.
+    zeta = effective_zeta(precision, members, capped=False)
+    weights, _ = precision.solve(zeta)
+    rank_one = (2 * zeta**2 / (members + 1))[:, None, None] * weights[:, :, None] * weights[:, None, :]
+    hessian = precision.at((members + 1) / (eps + weights.square().sum(-1))) - rank_one
+    with torch.no_grad():
+        values, vectors = torch.linalg.eigh(hessian)
+        # Where the cost is not convex the Hessian is no covariance: bounded below by a small part of the prior's.
+        values = values.clamp_min(1e-3 * (members - 1))
+    root: Tensor = InverseRoot.apply(hessian, values, vectors)  # type: ignore[no-untyped-call]
+    return weights, root, zeta
 
 
 def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tensor:

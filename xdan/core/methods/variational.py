@@ -54,7 +54,7 @@ class ThreeDVar(Method):
         if scale != "tune" and not (isinstance(scale, (int, float)) and scale > 0):
             raise ValueError(f"scale={scale!r}: expected 'tune' or a positive number")
         self.background, self.scale = background, scale
-        self._static: _Static | None = None
+        self._static: Static | None = None
         self._curve: Tensor | None = None
 
     def parameters(self) -> dict[str, Any]:
@@ -71,7 +71,7 @@ class ThreeDVar(Method):
             b = torch.as_tensor(self.background).to(like)
             if b.shape != (sites, sites):
                 raise ValueError(f"background has shape {tuple(b.shape)}: expected ({sites}, {sites})")
-        static = _Static(mean, climate, b, like.new_ones(()))
+        static = Static(mean, climate, b, like.new_ones(()))
         if self.background == "trained":
             static = _train(record, static)
         curve = None
@@ -81,13 +81,13 @@ class ThreeDVar(Method):
             static = replace(static, scale=like.new_tensor(self.scale))
         return self._with(static, curve)
 
-    def _with(self, static: _Static, curve: Tensor | None = None) -> ThreeDVar:
+    def _with(self, static: Static, curve: Tensor | None = None) -> ThreeDVar:
         ready = ThreeDVar(self.background, self.scale)
         ready._static, ready._curve = static, curve
         return ready
 
     @property
-    def static(self) -> _Static:
+    def static(self) -> Static:
         """Moments that `prepare` made."""
         if self._static is None:
             raise RuntimeError("3D-Var is not prepared: call prepare(record) first")
@@ -143,7 +143,7 @@ class ThreeDVar(Method):
 
 
 @dataclass(frozen=True)
-class _Static:
+class Static:
     """The moments of a static scheme.
 
     `mean` (N,) and `climate` (N, N) are the climatology's, `b` (N, N) the background's, `scale` () or (B,) its factor.
@@ -187,7 +187,7 @@ def _burn_in(record: Record) -> int:
     return min(50, record.observation.shape[1] // 3)
 
 
-def _tune(record: Record, static: _Static) -> tuple[_Static, Tensor]:
+def _tune(record: Record, static: Static) -> tuple[Static, Tensor]:
     """Choose the scale by the mean square innovation; every candidate is a copy of the trajectories."""
     record = replace(
         record,
@@ -219,7 +219,7 @@ def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
     return scale[best] * (scale[best + 1] / scale[best]) ** shift
 
 
-def _train(record: Record, static: _Static) -> _Static:
+def _train(record: Record, static: Static) -> Static:
     """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
     if record.truth is None:
         raise ValueError("background='trained' needs the truth, which the record lacks; use background='climatology'")

@@ -1,0 +1,172 @@
+"""Every baseline against numbers that are known: the table and the picture of docs/methods.md.
+
+    python ci/bench/known_numbers.py [--only NAME ...] [--out known-numbers]
+
+Lorenz-96, 40 sites, F = 8, R = I. At least 10,000 cycles at an interval of 0.05 and 2,000 beyond, after burn-in. Each
+row is cycled once and kept in a Zarr store: a second call computes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import xdan
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method, how it is run, and what is known of its RMSE."""
+
+    title: str
+    method: str
+    parameters: dict[str, Any]
+    interval: float
+    known: float
+    at_most: bool = False
+    every: int = 1
+    burn_in: int = field(default=300)
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def rows() -> list[Row]:
+    found = [
+        Row("EnKF-N, 20 members", "enkf-n", {"members": 20}, 0.05, 0.191),
+        Row("EnKF-N, 40 members", "enkf-n", {"members": 40}, 0.05, 0.180),
+        Row("ETKF, 40 members, inflation 1.005", "etkf", {"members": 40, "inflation": 1.005}, 0.05, 0.180),
+        Row("ETKF, 40 members, inflation 1.02", "etkf", {"members": 40, "inflation": 1.02}, 0.05, 0.186),
+        Row("ETKF, 20 members, inflation 1.03", "etkf", {"members": 20, "inflation": 1.03}, 0.05, 0.194),
+        Row(
+            "ETKF, 40 members, every other site, tuned",
+            "etkf",
+            {"members": 40, "inflation": "tune"},
+            0.05,
+            0.306,
+            at_most=True,
+            every=2,
+        ),
+    ]
+    for interval, known in ((0.05, 0.181), (0.20, 0.320), (0.40, 0.397), (0.60, 0.459)):
+        found.append(
+            Row(f"IEnKF-N, 40 members, interval {interval:.2f}", "ienkf-n", {"members": 40}, interval, known, at_most=True)
+        )
+    for interval, known in ((0.20, 0.38), (0.40, 0.60), (0.60, 0.83)):
+        found.append(Row(f"EnKF-N, 40 members, interval {interval:.2f}", "enkf-n", {"members": 40}, interval, known))
+    for lag, known in ((5, 0.169), (10, 0.165)):
+        found.append(Row(f"IEnKS-N, 40 members, lag {lag}", "ienks-n", {"members": 40, "lag": lag}, 0.05, known))
+    found += [
+        Row("LETKF, 7 members", "letkf", {"members": 7, "radius": 7.5, "inflation": 1.04}, 0.05, 0.219),
+        Row("LETKF, 10 members", "letkf", {"members": 10, "radius": 7.5, "inflation": 1.02}, 0.05, 0.207),
+        Row("Extended KF, inflation tuned", "extended-kalman", {"inflation": "tune"}, 0.05, 0.24, at_most=True),
+        Row("3D-Var, trained B", "3d-var", {"background": "trained"}, 0.05, 0.39),
+        Row("4D-Var, window 4 x 0.20, tuned", "4d-var", {"window": 4, "scale": "tune"}, 0.20, 0.37),
+        Row("Optimal interpolation", "optimal-interpolation", {}, 0.05, 0.95),
+        Row("Climatology", "climatology", {}, 0.05, 3.63),
+    ]
+    return found
+
+
+def compute(row: Row, out: Path, trajectories: int) -> xr.Dataset:
+    """Run one row and keep its scores."""
+    cycles = row.burn_in + -(-(10_000 if row.interval == 0.05 else 2_000) // trajectories)
+    twin = xdan.twin(
+        xdan.Lorenz96(),
+        interval=row.interval,
+        cycles=cycles,
+        trajectories=trajectories,
+        observe=xdan.Sites.every(row.every),
+        seed=11,
+    ).compute()
+    begin = time.perf_counter()
+    run = twin.dan.baseline(row.method, **row.parameters)
+    seconds = time.perf_counter() - begin
+    score = twin.dan.score(run, burn_in=row.burn_in).compute()
+    names = ("rmse", "rmse_standard_error", "diverged")
+    result = xr.Dataset({name: score[name] for name in names})
+    result["seconds"] = seconds
+    result["iterations"] = float(run.iterations[:, row.burn_in :].mean()) if "iterations" in run else np.nan
+    for name in run.data_vars:
+        if str(name).startswith(("tuned_", "background_scale")):
+            result["tuned"] = run[name].astype(float).drop_vars(run[name].coords)
+    result.attrs = {"title": row.title, "cycles": int(score.attrs["cycles"]), "known": row.known}
+    result.to_zarr(out, group=row.slug, mode="w", consolidated=False)
+    return result
+
+
+def verdict(row: Row, result: xr.Dataset) -> bool:
+    """Whether the score is what is known, within 3 standard errors + 0.003."""
+    margin = 3 * float(result.rmse_standard_error) + 0.003
+    off = float(result.rmse) - row.known
+    return bool((off if row.at_most else abs(off)) <= margin)
+
+
+def table(done: list[tuple[Row, xr.Dataset]]) -> str:
+    """Markdown."""
+    lines = ["| method | interval | known | RMSE | cycles | tuned to | within |", "|---|---|---|---|---|---|---|"]
+    for row, result in done:
+        tuned = f"{float(result.tuned):.3g}" if "tuned" in result else ""
+        known = f"{'at most ' if row.at_most else ''}{row.known:g}"
+        score = f"{float(result.rmse):.4f} +- {float(result.rmse_standard_error):.4f}"
+        good = "yes" if verdict(row, result) else "no"
+        lines.append(
+            f"| {row.title} | {row.interval:.2f} | {known} | {score} | {result.attrs['cycles']:,} | {tuned} | {good} |"
+        )
+    return "\n".join(lines)
+
+
+def picture(done: list[tuple[Row, xr.Dataset]], path: Path) -> None:
+    """Reached against known, one point for each row."""
+    import holoviews as hv
+    import hvplot.pandas  # noqa: F401
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        {
+            "method": [row.title for row, _ in done],
+            "known RMSE": [row.known for row, _ in done],
+            "RMSE": [float(result.rmse) for _, result in done],
+        }
+    )
+    points = frame.hvplot.scatter("known RMSE", "RMSE", hover_cols=["method"], logx=True, logy=True, size=60)
+    line = hv.Curve([(0.15, 0.15), (4.0, 4.0)]).opts(color="grey", line_dash="dashed")
+    xdan.save_page(path, {"Reached against known": line * points}, title="Known numbers")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=None, help="rows whose title contains one of these")
+    parser.add_argument("--out", type=Path, default=Path("known-numbers"))
+    parser.add_argument("--trajectories", type=int, default=32)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    store, done = options.out / "known-numbers.zarr", []
+    for row in rows():
+        if options.only is not None and not any(word.lower() in row.title.lower() for word in options.only):
+            continue
+        try:
+            result = xr.open_zarr(store, group=row.slug, consolidated=False).load()
+        except FileNotFoundError:
+            result = compute(row, store, options.trajectories)
+        done.append((row, result))
+        print(
+            f"{row.title:45s} {row.known:6.3f}  {float(result.rmse):.4f} +- {float(result.rmse_standard_error):.4f}  "
+            f"{float(result.seconds):6.1f} s  {'ok' if verdict(row, result) else 'OFF'}",
+            flush=True,
+        )
+    (options.out / "known-numbers.md").write_text(table(done) + "\n")
+    picture(done, options.out / "known-numbers.html")
+    print(f"\n{table(done)}\n\nin {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The local ensemble transform Kalman filter."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..observing import ErrorCovariance
+from .base import Method, Record, State, register_method
+from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, check_inflation
+
+_ROWS = 4096  # local analyses at once
+_DISTANCES = 1 << 22  # distances at once when neighbours are looked for
+
+
+def gaspari_cohn(distance: Tensor, radius: float) -> Tensor:
+    """Taper of Gaspari and Cohn (1999), Eq. 4.10, doi:10.1002/qj.49712555417: 5/24 at `radius`, zero from twice it."""
+    z = distance.abs() / radius
+    near = 1 - z**2 * (5 / 3 - z * (5 / 8 + z * (1 / 2 - z / 4)))
+    far = 4 - z * (5 - z * (5 / 3 + z * (5 / 8 - z * (1 / 2 - z / 12)))) - 2 / (3 * z.clamp_min(0.5))
+    return torch.where(z < 1, near, torch.where(z < 2, far.clamp_min(0.0), torch.zeros_like(z)))
+
+
+@register_method("letkf")
+class LETKF(EnsembleMethod):
+    """LETKF: an ETKF at every site, with the observations nearby, tapered by a Gaspari-Cohn function of distance.
+
+    Parameters
+    ----------
+    members : int
+    radius : float or "tune"
+        c of Gaspari and Cohn: the taper is 5/24 at this distance and zero from twice it on. It multiplies R^{-1}.
+    inflation : float or "tune"
+        Factor of the analysis anomalies.
+
+    Raises
+    ------
+    ValueError
+        If the radius is not positive, the dynamics has no distance, or R is not diagonal.
+
+    References
+    ----------
+    Hunt, Kostelich and Szunyogh (2007), doi:10.1016/j.physd.2006.11.008.
+    """
+
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {
+        "radius": (2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0),
+        "inflation": INFLATIONS,
+    }
+
+    def __init__(self, members: int = 10, radius: float | str = 5.5, inflation: float | str = 1.02) -> None:
+        super().__init__(members)
+        if radius != "tune" and not (isinstance(radius, (int, float)) and radius > 0):
+            raise ValueError(f"radius={radius!r}: expected 'tune' or a positive distance")
+        self.radius, self.inflation = radius, check_inflation(inflation)
+        self._neighbours: tuple[Tensor, Tensor] | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {"members": self.members, "radius": self.radius, "inflation": self.inflation}
+
+    def prepare(self, record: Record) -> Method:
+        """Tune, and find each site's neighbours."""
+        if record.error.covariance is not None:
+            raise ValueError("the LETKF weighs observations one by one and needs a diagonal R; the record has a full one")
+        ready = super().prepare(record)
+        assert isinstance(ready, LETKF)
+        return ready._located()
+
+    def _at(self, names: Any, values: Any) -> Method:
+        chosen = super()._at(names, values)
+        assert isinstance(chosen, LETKF)
+        return chosen._located()
+
+    def _located(self) -> LETKF:
+        """Find neighbours and their taper, both of shape (N, L), L the most that any site has."""
+        radius = self.number("radius")
+        size = math.prod(self.dynamics.shape)
+        tapers = []
+        for rows in torch.arange(size).split(max(1, _DISTANCES // size)):
+            distance = self.dynamics.distances(rows)
+            if distance is None:
+                raise ValueError(
+                    f"localisation needs a distance, which the dynamics {self.dynamics.name!r} does not know; "
+                    "pass distance= to CustomDynamics, or take 'etkf'"
+                )
+            taper = gaspari_cohn(distance.to(torch.float64), radius)
+            most = int((taper > 0).sum(1).max())
+            tapers.append(taper.topk(most, dim=1))
+        most = max(part.values.shape[1] for part in tapers)
+        pad = [(0, most - part.values.shape[1]) for part in tapers]
+        values = torch.cat([torch.nn.functional.pad(t.values, p) for t, p in zip(tapers, pad, strict=True)])
+        indices = torch.cat([torch.nn.functional.pad(t.indices, p) for t, p in zip(tapers, pad, strict=True)])
+        self._neighbours = indices, values.sqrt()
+        return self
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """All local analyses as one batch, some thousands at a time."""
+        assert self._neighbours is not None
+        x = state["x"]
+        m = self.members
+        mean, anomalies = centre(x)
+        s = error.whiten(anomalies, observed)
+        innovation = error.whiten(observation - mean[:, 0], observed)
+        indices, taper = self._neighbours[0].to(x.device), self._neighbours[1].to(x)
+        parts = []
+        for sites in torch.arange(x.shape[2], device=x.device).split(max(1, _ROWS // len(x))):
+            near, weight = indices[sites], taper[sites]
+            local = (s[:, :, near] * weight).transpose(1, 2)  # (B, n, M, L)
+            weights, root = Precision(local, innovation[:, near] * weight).solve(float(m - 1))
+            combined = weights[..., None] + self.number("inflation") * math.sqrt(m - 1) * root.mT
+            # Member i of the analysis at site n: mean + sum_j anomalies[j, n] combined[n, j, i].
+            parts.append((anomalies[:, :, sites].permute(0, 2, 1)[:, :, None] @ combined)[:, :, 0])
+        return {**state, "x": mean + torch.cat(parts, 1).mT}

@@ -1,0 +1,156 @@
+"""Particle filters, for low dimensions and to show their limit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..observing import ErrorCovariance
+from ..random import Purpose, uniform
+from .base import Record, State, advance, register_method
+from .ensemble import Labelled
+
+
+class ParticleFilter(Labelled):
+    """What the particle filters share: weights, their effective number, and resampling.
+
+    Parameters
+    ----------
+    members : int
+        Particles.
+    noise : float
+        Standard deviation, in the state's units, of the Gaussian model noise that each interval adds. The dynamics
+        itself has none: without it particles that were resampled stay alike.
+    threshold : float
+        Resample where the effective sample size is below this share of the particles.
+
+    Raises
+    ------
+    ValueError
+        For fewer than 2 particles, negative noise, or a threshold outside [0, 1].
+    """
+
+    outputs: ClassVar[dict[str, str]] = {
+        **Labelled.outputs,
+        "effective_sample_size": "cycle",
+        "resampled": "cycle",
+    }
+
+    def __init__(self, members: int = 500, noise: float = 0.1, threshold: float = 0.5) -> None:
+        super().__init__(members)
+        if noise < 0 or not 0 <= threshold <= 1:
+            raise ValueError(f"noise={noise}, threshold={threshold}: expected noise >= 0 and a share in [0, 1]")
+        self.noise, self.threshold = float(noise), float(threshold)
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {"members": self.members, "noise": self.noise, "threshold": self.threshold}
+
+    def start(self, record: Record) -> State:
+        """Particles from the climatology, equal weights."""
+        state = super().start(record)
+        x = state["x"]
+        zero = x.new_zeros(len(x))
+        more = {"effective_sample_size": zero + self.members, "resampled": zero}
+        return {**state, "log_weights": x.new_full(x.shape[:2], -math.log(self.members)), **more}
+
+    def mean(self, state: State) -> Tensor:
+        """Weighted mean."""
+        return (state["log_weights"].exp()[:, None] @ state["x"])[:, 0]
+
+    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
+        """Forecast spread."""
+        return {"forecast_spread": self._spread(state)}
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Spread, effective sample size before resampling, and whether it took place."""
+        names = ("effective_sample_size", "resampled")
+        return {"spread": self._spread(state), **{name: state[name] for name in names}}
+
+    def _spread(self, state: State) -> Tensor:
+        deviation = state["x"] - self.mean(state)[:, None]
+        return (state["log_weights"].exp()[:, None] @ deviation.square())[:, 0].sqrt()
+
+    def _reweigh(self, state: State, x: Tensor, log_likelihood: Tensor) -> State:
+        """Multiply the weights with likelihoods, shape (B, M), and resample where few particles are left."""
+        log_weights = torch.log_softmax(state["log_weights"] + log_likelihood, 1)
+        weights = log_weights.exp()
+        effective = 1 / weights.square().sum(1)
+        few = effective < self.threshold * self.members
+        # Systematic resampling: one uniform number for all particles of a trajectory.
+        offset = uniform(self.seed, Purpose.RESAMPLING, state["label"], state["cycle"][:1], 1)[:, 0].to(weights)
+        positions = (torch.arange(self.members, dtype=weights.dtype, device=weights.device) + offset) / self.members
+        cumulative = weights.cumsum(1)
+        chosen = torch.searchsorted(cumulative / cumulative[:, -1:], positions).clamp_max(self.members - 1)
+        resampled = x.gather(1, chosen[..., None].expand(x.shape))
+        uniform_weights = torch.full_like(log_weights, -math.log(self.members))
+        return {
+            **state,
+            "x": torch.where(few[:, None, None], resampled, x),
+            "log_weights": torch.where(few[:, None], uniform_weights, log_weights),
+            "effective_sample_size": effective,
+            "resampled": few.to(weights.dtype),
+            "cycle": state["cycle"] + 1,
+        }
+
+    def _model_noise(self, state: State) -> Tensor:
+        x = state["x"]
+        return self.draw(state, Purpose.MODEL_NOISE, x[0].numel()).reshape(x.shape)
+
+
+@register_method("particle")
+class BootstrapParticleFilter(ParticleFilter):
+    """Bootstrap particle filter: particles follow the model and its noise, weights the likelihood.
+
+    References
+    ----------
+    Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015.
+    """
+
+    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """Advance the particles and add model noise."""
+        x = advance(dynamics, state["x"], steps)
+        return {**state, "x": x + self.noise * self._model_noise(state)}
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Weigh, and resample."""
+        misfit = error.whiten(observation[:, None] - state["x"], observed)
+        return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
+
+
+@register_method("optimal-particle")
+class OptimalParticleFilter(ParticleFilter):
+    """Particle filter with the optimal proposal: model noise is drawn given the observation.
+
+    Particles are drawn from N(M(x) + K (y - H M(x)), (I - K H) Q), K = Q H^T (H Q H^T + R)^{-1}, Q = noise^2 I, and
+    weighed with N(y; H M(x), H Q H^T + R).
+
+    References
+    ----------
+    Doucet, Godsill and Andrieu (2000), doi:10.1023/A:1008935410038.
+    """
+
+    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """No model noise has acted yet: weigh as the bootstrap filter does."""
+        misfit = error.whiten(observation[:, None] - state["x"], observed)
+        return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Draw, weigh, and resample."""
+        x, q = state["x"], self.noise**2
+        pair = observed[:, :, None] & observed[:, None, :]
+        identity = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
+        total = error.masked(observed) + torch.where(pair, q * identity, torch.zeros_like(identity))
+        factor = torch.linalg.cholesky(total)
+        innovation = torch.where(observed[:, None], observation[:, None] - x, torch.zeros_like(x))
+        white = torch.linalg.solve_triangular(factor, innovation.mT, upper=False).mT
+        # With the noise e ~ N(0, Q) and an error r ~ N(0, R): e + K (y - H x - H e - r) has the proposal's moments.
+        e = self.noise * self._model_noise(state)
+        r = error.color(self.draw(state, Purpose.PERTURBATION, x[0].numel()).reshape(x.shape))
+        rest = torch.where(observed[:, None], innovation - e - r, torch.zeros_like(x))
+        pulled = e + q * torch.cholesky_solve(rest.mT, factor).mT * observed[:, None]
+        return self._reweigh(state, x + pulled, -0.5 * white.square().sum(2))

@@ -1,0 +1,148 @@
+"""A covariance built from the state alone: the classical rival of a network that sees a single forecast."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..observing import ErrorCovariance
+from ..tangent import identity_directions, push_forward
+from .base import Method, Record, State, advance, register_method
+from .ensemble import INFLATIONS, Precision, check_inflation
+from .variational import climate_moments
+
+ALGORITHMS = ("A1", "A2")
+PASTS = ("analyses", "dynamics")
+
+
+@register_method("state-covariance")
+class CovarianceFromState(Method):
+    """Kalman update with a forecast error covariance that follows from the recent past of a single state.
+
+    Parameters
+    ----------
+    algorithm : {"A2", "A1"}
+        "A1": perturbations epsilon I propagated from the past by the tangent linear model. "A2": a square-root
+        Kalman filter from epsilon^2 I on, as if the past had been observed like the present.
+    depth : int
+        T, intervals that the past goes back.
+    past : {"analyses", "dynamics"}
+        Where the past trajectory comes from: the scheme's own analyses, or the dynamics integrated backward from the
+        forecast, as in the paper; the latter blows up beyond a few tenths of a time unit.
+    epsilon : float
+        Initial standard deviation.
+    inflation : float or "tune"
+        Factor of the covariance's square root.
+
+    Raises
+    ------
+    ValueError
+        For unknown names, or numbers that are not positive.
+
+    References
+    ----------
+    Sakov (2025), doi:10.48550/arXiv.2411.14809, Algorithms A1 and A2, as described by Bocquet et al., Sect. 3.1.3.
+    """
+
+    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {
+        "inflation": (*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS, 1.6, 2.0),
+    }
+
+    def __init__(
+        self,
+        algorithm: str = "A2",
+        depth: int = 10,
+        past: str = "analyses",
+        epsilon: float = 1.0,
+        inflation: float | str = "tune",
+    ) -> None:
+        if algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm={algorithm!r}: expected one of {ALGORITHMS}")
+        if past not in PASTS:
+            raise ValueError(f"past={past!r}: expected one of {PASTS}")
+        if depth < 1 or not epsilon > 0:
+            raise ValueError(f"depth={depth}, epsilon={epsilon}: expected positive numbers")
+        self.algorithm, self.depth, self.past = algorithm, int(depth), past
+        self.epsilon, self.inflation = float(epsilon), check_inflation(inflation)
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {name: getattr(self, name) for name in ("algorithm", "depth", "past", "epsilon", "inflation")}
+
+    def start(self, record: Record) -> State:
+        """Climatological mean; an empty past."""
+        x = climate_moments(record.dynamics, record.seed, record.observation)[0].expand(record.observation[:, 0].shape)
+        return {
+            "x": x,
+            "steps": torch.zeros(len(x), self.depth, dtype=torch.int64, device=x.device),
+            "analyses": x[:, None].expand(len(x), self.depth, x.shape[1]),
+            "observed": torch.zeros(len(x), self.depth, x.shape[1], dtype=torch.bool, device=x.device),
+            "forecast_spread": torch.zeros_like(x),
+            "spread": torch.zeros_like(x),
+        }
+
+    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """Advance the state, and remember where it came from."""
+        newest = torch.full_like(state["steps"][:, :1], steps)
+        return {
+            **state,
+            "x": advance(dynamics, state["x"], steps),
+            "steps": torch.cat([state["steps"][:, 1:], newest], 1),
+            "analyses": torch.cat([state["analyses"][:, 1:], state["x"][:, None]], 1),
+        }
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Build the covariance's root from the past, and update with it."""
+        x = state["x"]
+        root = self._root(state, error)
+        if self.past == "dynamics" or self.algorithm == "A2":
+            root = torch.nan_to_num(root, 0.0, 0.0, 0.0)
+        root = self.number("inflation") * root
+        innovation = error.whiten(observation - x, observed)
+        weights, inverse = Precision(error.whiten(root, observed), innovation).solve(1.0)
+        after = inverse @ root
+        return {
+            **state,
+            "x": x + (weights[:, None] @ root)[:, 0],
+            "observed": torch.cat([state["observed"][:, 1:], observed[:, None]], 1),
+            "forecast_spread": root.square().sum(1).sqrt(),
+            "spread": after.square().sum(1).sqrt(),
+        }
+
+    def _root(self, state: State, error: ErrorCovariance) -> Tensor:
+        """Rows whose outer products add up to the forecast error covariance, shape (B, N, N)."""
+        x, steps = state["x"], state["steps"][0].tolist()
+        dynamics = self.dynamics
+        if self.past == "dynamics":
+            points = [x]
+            for count in reversed(steps):
+                points.append(dynamics.retreat(points[-1].reshape(-1, *dynamics.shape), count).reshape(x.shape))
+            past = points[:0:-1]
+        else:
+            past = list(state["analyses"].unbind(1))
+        root = self.epsilon * identity_directions(x)
+        none = torch.zeros_like(x)
+        for index, (count, point) in enumerate(zip(steps, past, strict=True)):
+            if count == 0:
+                continue
+            observed = state["observed"][:, index]
+            if self.algorithm == "A2":
+                root = Precision(error.whiten(root, observed), none).solve(1.0)[1] @ root
+            _, root = push_forward(lambda z, n=count: advance(dynamics, z, n), point, root.contiguous())  # type: ignore[misc]
+        if self.algorithm == "A1":
+            # As wide as epsilon, whatever it has grown to: the shape is what the past tells.
+            root = self.epsilon * root / root.square().sum((1, 2), keepdim=True).div(x.shape[1]).sqrt()
+        return root
+
+    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
+        """Nothing: the covariance is built in the analysis."""
+        return {}
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Spreads before and after."""
+        return {name: state[name] for name in self.outputs}
