@@ -38,7 +38,8 @@ def baseline(
     keep_members : bool
         Keep the members of an ensemble method.
     **parameters
-        The method's parameters (`members=`, `inflation="tune"`, ...), and those of `cycle` (`store=`, `seed=`, `dynamics=`, ...).
+        The method's parameters (`members=`, `inflation="tune"`, ...), and those of `cycle` (`store=`, `seed=`,
+        `dynamics=`, ...).
 
     Returns
     -------

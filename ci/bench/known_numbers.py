@@ -58,7 +58,14 @@ def rows() -> list[Row]:
     ]
     for interval, known in ((0.05, 0.181), (0.20, 0.320), (0.40, 0.397), (0.60, 0.459)):
         found.append(
-            Row(f"IEnKF-N, 40 members, interval {interval:.2f}", "ienkf-n", {"members": 40}, interval, known, at_most=True)
+            Row(
+                f"IEnKF-N, 40 members, interval {interval:.2f}",
+                "ienkf-n",
+                {"members": 40},
+                interval,
+                known,
+                at_most=True,
+            )
         )
     for interval, known in ((0.20, 0.38), (0.40, 0.60), (0.60, 0.83)):
         found.append(Row(f"EnKF-N, 40 members, interval {interval:.2f}", "enkf-n", {"members": 40}, interval, known))

@@ -10,7 +10,6 @@ from .networks import AnalysisNetwork
 from .tangent import FORWARD_MODE
 
 
-
 def marginal_gain(network: AnalysisNetwork, x: Tensor, site: int, *, columns_at_once: int | None = None) -> Tensor:
     """Marginal gain Gamma[i, j, l] = d^2 a_i / (dx_l dzeta_j) at zeta = 0 and one site l, Eq. 10.
 

@@ -158,7 +158,8 @@ def rotation(noise: Tensor) -> Tensor:
     v = torch.full((m,), 1 / math.sqrt(m), dtype=noise.dtype, device=noise.device)
     v[0] -= 1.0
     basis = torch.eye(m, dtype=noise.dtype, device=noise.device) - 2 * torch.outer(v, v) / v.dot(v)
-    return basis @ inside @ basis
+    turned: Tensor = basis @ inside @ basis
+    return turned
 
 
 @register_method("enkf")

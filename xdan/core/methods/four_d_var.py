@@ -296,9 +296,7 @@ class FourDVar(Method):
         """Fit the observations of the window."""
         return self._fit(state, observation, observed, error, self.number("scale"))
 
-    def _fit(
-        self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance, scale: float
-    ) -> State:
+    def _fit(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance, scale: float) -> State:
         assert self._root is not None
         newest = torch.where(observed, observation, torch.full_like(observation, torch.nan))
         window = torch.cat([state["window"][:, 1:], newest[:, None]], 1)
@@ -352,7 +350,7 @@ class EnsembleOf4DVar(Labelled):
 
     outputs: ClassVar[dict[str, str]] = {**Labelled.outputs, "iterations": "cycle", "unconverged": "cycle"}
 
-    def __init__(self, members: int = 10, scale: float = 0.1, **parameters: Any) -> None:
+    def __init__(self, members: int = 10, scale: float | str = 0.1, **parameters: Any) -> None:
         super().__init__(members)
         if isinstance(scale, str):
             raise ValueError("scale='tune' goes with '4d-var': tune that, and give its scale here")

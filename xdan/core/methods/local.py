@@ -65,7 +65,9 @@ class LETKF(EnsembleMethod):
     def prepare(self, record: Record) -> Method:
         """Tune, and find each site's neighbours."""
         if record.error.covariance is not None:
-            raise ValueError("the LETKF weighs observations one by one and needs a diagonal R; the record has a full one")
+            raise ValueError(
+                "the LETKF weighs observations one by one and needs a diagonal R; the record has a full one"
+            )
         ready = super().prepare(record)
         assert isinstance(ready, LETKF)
         return ready._located()
