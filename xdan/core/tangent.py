@@ -30,8 +30,8 @@ def push_forward(function: Callable[[Tensor], Tensor], x: Tensor, directions: Te
     """
     points = x[:, None].expand(directions.shape).contiguous()
     with FORWARD_MODE:
-        both: tuple[Tensor, Tensor] = jvp(function, (points,), (directions,))
-    return both[0][:, 0], both[1]
+        value, derivative = jvp(function, (points,), (directions,))[:2]
+    return value[:, 0], derivative
 
 
 def identity_directions(x: Tensor) -> Tensor:

@@ -133,7 +133,8 @@ class Precision:
 
     def rotated(self) -> Tensor:
         """S d in the eigenbasis, shape (..., M)."""
-        return (self.vectors.mT @ self.projected.detach()[..., None])[..., 0]
+        turned: Tensor = self.vectors.mT @ self.projected.detach()[..., None]
+        return turned[..., 0]
 
     def at(self, zeta: Tensor | float) -> Tensor:
         """P, for zeta a number or of shape (...)."""
@@ -158,8 +159,8 @@ def rotation(noise: Tensor) -> Tensor:
     v = torch.full((m,), 1 / math.sqrt(m), dtype=noise.dtype, device=noise.device)
     v[0] -= 1.0
     basis = torch.eye(m, dtype=noise.dtype, device=noise.device) - 2 * torch.outer(v, v) / v.dot(v)
-    turned: Tensor = basis @ inside @ basis
-    return turned
+    answer: Tensor = basis @ inside @ basis
+    return answer
 
 
 @register_method("enkf")
