@@ -128,6 +128,10 @@ class Precision:
         self.gram = s @ s.mT
         self.projected = (s @ innovation[..., None])[..., 0]
         with torch.no_grad():
+            if not bool(self.gram.isfinite().all()):  # a lost trajectory must not stop the others' decomposition
+                fine = self.gram.isfinite().all(-1).all(-1)[..., None]
+                self.projected = torch.where(fine, self.projected, torch.nan)
+                self.gram = torch.where(fine[..., None], self.gram, 0.0)
             self.values, self.vectors = torch.linalg.eigh(self.gram)
             self.values = self.values.clamp_min(0.0)
 

@@ -12,7 +12,7 @@ from ..observing import ErrorCovariance
 from .base import State, register_method
 from .ensemble import EnsembleMethod, InverseRoot, Precision, centre
 
-_BISECTIONS = 30
+_BISECTIONS, _NEWTON = 24, 2
 FORMS = ("dual", "primal")
 
 
@@ -92,9 +92,15 @@ def effective_zeta(precision: Precision, members: int, capped: bool) -> Tensor:
     weights, _ = precision.solve(zeta)
     slope = weights.square().sum(-1) + members / (members - 1) - (members + 1) / zeta
     with torch.no_grad():
-        c, shifted = precision.rotated(), precision.values + zeta[:, None]
-        curvature = -2 * (c**2 / shifted**3).sum(-1) + (members + 1) / zeta**2
+        _, curvature = _derivatives(zeta, precision.values, precision.rotated() ** 2, members)
     return torch.where(inside, zeta - (slope - slope.detach()) / curvature, zeta)
+
+
+def _derivatives(zeta: Tensor, values: Tensor, squared: Tensor, members: int) -> tuple[Tensor, Tensor]:
+    """First and second derivative of the dual cost; `squared` is c^2."""
+    shifted = zeta[..., None] + values
+    first = (squared / shifted**2).sum(-1) + members / (members - 1) - (members + 1) / zeta
+    return first, (members + 1) / zeta**2 - 2 * (squared / shifted**3).sum(-1)
 
 
 def primal_minimum(precision: Precision, members: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,20 +150,17 @@ def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tenso
     -------
     Tensor, shape (B,)
     """
-    m = members
-    eps = m / (m - 1)
     squared = c**2
-
-    def slope(zeta: Tensor) -> Tensor:
-        """Return zeta dD/dzeta."""
-        sum_term = (squared / (zeta[:, None] + values) ** 2).sum(1)
-        return zeta * sum_term + eps * zeta - (m + 1)
-
-    top = float(m - 1) if capped else (m + 1) / eps
-    high = torch.full_like(values[:, 0], top)
+    top = float(members - 1) if capped else (members + 1) * (members - 1) / members
+    high = torch.full_like(values[..., 0], top)
     low = high * 1e-6
     for _ in range(_BISECTIONS):
         middle = (low * high).sqrt()
-        rising = slope(middle) > 0
+        rising = _derivatives(middle, values, squared, members)[0] > 0
         high, low = torch.where(rising, middle, high), torch.where(rising, low, middle)
+    for _ in range(_NEWTON):
+        first, second = _derivatives(high, values, squared, members)
+        better = high - first / second
+        # At the cap there is no root to find.
+        high = torch.where((high < top) & (second > 0) & (better > low), better.clamp_max(top), high)
     return high

@@ -92,14 +92,12 @@ def gauss_newton(window: Window, background: Tensor, factor: Tensor, tolerance: 
         part, now = window.rows(rows), v[rows]
         x = background[rows] + now @ factor.T
         misfits, slopes = part.linearised(x, factor.T.expand(len(x), size, size).contiguous())
-        if not bool(slopes.isfinite().all()):  # a step too far: the trajectory is lost
-            fine = (slopes.isfinite().all(2).all(1) & misfits.isfinite().all(1))[:, None]
-            misfits = torch.where(fine, misfits, torch.full_like(misfits, torch.nan))
-            slopes = torch.where(fine[..., None], slopes, torch.zeros_like(slopes))
         hessian = identity + slopes @ slopes.mT
         target = misfits + (now[:, None] @ slopes)[:, 0]
-        new = torch.linalg.solve(hessian, (slopes @ target[..., None])[..., 0])
-        new = torch.where(target.isfinite().all(1, keepdim=True), new, torch.full_like(new, torch.nan))
+        new, info = torch.linalg.solve_ex(hessian, (slopes @ target[..., None])[..., 0])
+        # A step too far, and the run broke down: the trajectory is lost, the others go on.
+        fine = (info == 0) & hessian.isfinite().all(2).all(1)
+        new = torch.where(fine[:, None], new, torch.full_like(new, torch.nan))
         v = v.index_copy(0, rows, new)
         count = count + active
         moved = (new - now).detach().square().mean(1).sqrt()

@@ -59,7 +59,7 @@ class ExtendedKalmanFilter(Method):
         rows = torch.where(observed[..., :, None], p, torch.zeros_like(p))  # H P
         both = torch.where(observed[..., None, :], rows, torch.zeros_like(p))  # H P H^T
         r = error.masked(observed)
-        gain = torch.linalg.solve(both + r, rows).mT
+        gain = torch.linalg.solve_ex(both + r, rows).result.mT  # not finite where the covariance is not: a lost lane
         innovation = torch.where(observed, observation - x, torch.zeros_like(x))
         masked = torch.where(observed[..., None, :], gain, torch.zeros_like(gain))
         left = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - masked
