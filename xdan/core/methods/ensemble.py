@@ -47,7 +47,20 @@ class EnsembleMethod(Method):
             purpose=Purpose.ENSEMBLE,
             like=record.observation,
         )
-        return {"x": x.flatten(2)}
+        labels = record.trajectory.to(x.device)
+        noise = normal(record.seed, Purpose.PERTURBATION, labels, torch.zeros_like(labels[:1]), x[0].numel())
+        return {"x": x.flatten(2), "noise": noise.to(x).reshape(x.flatten(2).shape)}
+
+    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Draw each member to the first observations, site by site: optimal interpolation with perturbations.
+
+        A few members cannot carry the climatology's covariance; this start has every direction and the right size.
+        """
+        state = dict(state)
+        x, noise = state["x"], error.color(state.pop("noise"))
+        variance = x.var(1, keepdim=True)
+        gain = torch.where(observed[:, None], variance / (variance + error.variance()), torch.zeros_like(variance))
+        return {**state, "x": x + gain * (observation[:, None] + noise - x)}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""
@@ -64,7 +77,7 @@ class Labelled(EnsembleMethod):
     def start(self, record: Record) -> State:
         """Members, and the labels that key the draws."""
         labels = record.trajectory.to(record.observation.device)
-        return {**super().start(record), "label": labels, "cycle": torch.zeros_like(labels)}
+        return {**super().start(record), "label": labels, "cycle": torch.ones_like(labels)}
 
     def draw(self, state: State, purpose: Purpose, size: int) -> Tensor:
         """Standard normal numbers of this cycle, shape (B, size), of the members' dtype."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..observing import ErrorCovariance
-from .base import State, register_method
+from .base import Record, State, register_method
 from .ensemble import EnsembleMethod, InverseRoot, Precision, centre
 
 _BISECTIONS, _NEWTON = 24, 2
@@ -55,6 +55,11 @@ class FiniteSizeEnKF(EnsembleMethod):
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"members": self.members, "capped": self.capped, "form": self.form}
+
+    def start(self, record: Record) -> State:
+        """Members, not inflated yet."""
+        state = super().start(record)
+        return {**state, "inflation": state["x"].new_ones(len(state["x"]))}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One analysis, symmetric square root."""

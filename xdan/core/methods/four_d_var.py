@@ -370,6 +370,7 @@ class EnsembleOf4DVar(Labelled):
     def start(self, record: Record) -> State:
         """Members from the climatology, a window each."""
         state = super().start(record)
+        del state["noise"]  # every analysis draws its own
         inner = self._inner.window_state(state["x"].flatten(0, 1))
         return {**self._outside(inner), **state}
 

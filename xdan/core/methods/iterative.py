@@ -115,6 +115,11 @@ class IterativeEnKS(EnsembleMethod):
         more = {"inflation": zero + 1, "iterations": zero, "unconverged": zero}
         return {**state, "begin": x, "steps": steps, "smoothed": torch.full_like(x[:, 0], torch.nan), **more}
 
+    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Start as every ensemble does; the window begins here."""
+        after = super().first(state, observation, observed, error)
+        return {**after, "begin": after["x"]}
+
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the members, and the start of the window where it is full."""
         first = int(state["steps"][0, 0])

@@ -102,6 +102,13 @@ class ParticleFilter(Labelled):
         return self.draw(state, Purpose.MODEL_NOISE, x[0].numel()).reshape(x.shape)
 
 
+    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Weigh the climatological particles; no model noise has acted yet."""
+        state = {name: value for name, value in state.items() if name != "noise"}
+        misfit = error.whiten(observation[:, None] - state["x"], observed)
+        return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
+
+
 @register_method("particle")
 class BootstrapParticleFilter(ParticleFilter):
     """Bootstrap particle filter: particles follow the model and its noise, weights the likelihood.
@@ -133,11 +140,6 @@ class OptimalParticleFilter(ParticleFilter):
     ----------
     Doucet, Godsill and Andrieu (2000), doi:10.1023/A:1008935410038.
     """
-
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
-        """No model noise has acted yet: weigh as the bootstrap filter does."""
-        misfit = error.whiten(observation[:, None] - state["x"], observed)
-        return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Draw, weigh, and resample."""
