@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def method_by_name(name: str, **parameters: Any) -> Method:
     if name not in _METHODS:
         raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}")
     cls = _METHODS[name]
-    try:
-        return cls(**parameters)
-    except TypeError as error:
-        raise ValueError(f"baseline {name!r}: {error}") from None
+    accepted = set(inspect.signature(cls).parameters)
+    if unknown := set(parameters) - accepted:
+        raise ValueError(f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
+    return cls(**parameters)
