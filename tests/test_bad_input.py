@@ -30,6 +30,8 @@ def folder(tmp_path_factory, twin, net):
     twin.chunk(time=8, trajectory=1).to_zarr(path / "cut.zarr", consolidated=False)
     (path / "cut.zarr" / "truth" / "c" / "2" / "1" / "0").unlink()
     (path / "file").write_text("no store")
+    (path / "notes").mkdir()
+    (path / "notes" / "x.txt").write_text("precious")
     return path
 
 
@@ -100,6 +102,22 @@ RECORDS = {
     "datetimes": (
         lambda ds: ds.assign_coords(time=np.arange(24).astype("datetime64[h]").astype("datetime64[ns]")),
         r"time is of datetime64.*expected numbers in model time units. Convert, for example",
+    ),
+    "time differences": (
+        lambda ds: ds.assign_coords(time=np.arange(24) * np.timedelta64(6, "h")),
+        r"time is of timedelta64.*expected numbers in model time units. Convert, for example",
+    ),
+    "time not finite": (
+        lambda ds: ds.assign_coords(time=np.where(np.arange(24) == 3, np.nan, 0.05 * np.arange(24))),
+        r"time holds values that are not finite",
+    ),
+    "sites in another order": (
+        lambda ds: ds.isel(x=slice(None, None, -1)),
+        r"labels of 'x' in another order than the dynamics: \[7, 6, 5, 4\]..., expected \[0, 1, 2, 3\]",
+    ),
+    "infinite observations": (
+        lambda ds: ds.assign(observation=ds.observation.where(ds.time != ds.time[5], np.inf)),
+        r"values of 'observation' are infinite: expected numbers, or NaN where nothing is observed",
     ),
     "time runs backwards": (lambda ds: ds.isel(time=slice(None, None, -1)), r"time does not increase at index 1: "),
     "time stands still": (
@@ -232,6 +250,15 @@ BAD_ERRORS = {
 }
 
 BAD_TWINS = {
+    "no dynamics": (lambda a: xdan.twin("lorenz96"), r"dynamics='lorenz96': expected an xdan Dynamics such as"),
+    "no sites": (lambda a: xdan.twin(a.model, observe="all"), r"observe='all': expected Sites, such as"),
+    "half a cycle": (lambda a: xdan.twin(a.model, cycles=2.5), r"cycles=2.5: expected an integer"),
+    "chunks of another dim": (
+        lambda a: xdan.twin(a.model, chunks={"x": 4}),
+        r"chunks along \['x'\]: expected sizes along",
+    ),
+    "forcing": (lambda a: xdan.Lorenz96(forcing=np.nan), r"forcing=nan: expected a finite number"),
+    "interval not a number": (lambda a: xdan.twin(a.model, interval=np.nan), r"an interval of nan: expected a"),
     "no cycles": (lambda a: xdan.twin(a.model, cycles=0), r"cycles=0, trajectories=1: expected at least 1 of each"),
     "no trajectories": (lambda a: xdan.twin(a.model, trajectories=0), r"trajectories=0: expected at least 1 of each"),
     "intervals": (lambda a: xdan.twin(a.model, interval=[0.05] * 3, cycles=3), r"3 intervals for 3 cycles: expected 2"),
@@ -260,6 +287,9 @@ BAD_TWINS = {
 }
 
 BAD_TRAINING = {
+    "half a step": (lambda a: train(a, steps=2.5), r"steps=2.5: expected an integer"),
+    "clip": (lambda a: train(a, clip=0.0), r"clip=0.0: expected a positive number"),
+    "an endless twin's arguments": (lambda a: train(a, interval=0.1), r"\['interval'\] describe an endless twin"),
     "objective": (lambda a: train(a, objective="mae"), r"objective='mae' is unknown; known are \['mse', 'rmse'\]"),
     "both budgets": (lambda a: train(a, steps=3, minutes=1), r"expected steps= or minutes=, not both"),
     "no steps": (lambda a: train(a, steps=0), r"steps=0: expected a positive number"),
@@ -315,6 +345,30 @@ BAD_TRAINING = {
 }
 
 BAD_CYCLING = {
+    "a path for a network": (
+        lambda a: xdan.cycle(a.twin, "net.zarr"),
+        r"cannot cycle with str: expected a Network, as xdan.open_network\(\) and train\(\) give",
+    ),
+    "a folder of other things": (
+        lambda a: cycle(a, a.twin, store=a.folder / "notes", mode="w"),
+        r"notes exists and is no Zarr store: it is left alone",
+    ),
+    "the input's own store": (
+        lambda a: cycle(a, cut_short(a).drop_vars("truth"), store=a.folder / "cut.zarr", mode="w"),
+        r"cut.zarr' is the store that the record is read from; choose another path",
+    ),
+    "same run with another R unfinished": (
+        lambda a: cycle(a, a.twin, observation_error=3.0, store=a.folder / "unfinished.zarr"),
+        r"holds an unfinished run of another method, record or setting",
+    ),
+    "same run of another record unfinished": (
+        lambda a: cycle(a, a.twin.assign(observation=-a.twin.observation), store=a.folder / "unfinished.zarr"),
+        r"holds an unfinished run of another method, record or setting",
+    ),
+    "background not positive definite": (
+        lambda a: xdan.baseline(a.twin.compute(), "3d-var", background=-np.eye(8)),
+        r"background is not symmetric and positive definite",
+    ),
     "network of another state": (
         lambda a: cycle(a, xdan.twin(circle(), cycles=3), dynamics=circle()),
         r"works on states with dims \('x',\), the record's state has \('lon',\): rename the record's dims, or train",
@@ -341,8 +395,14 @@ BAD_CYCLING = {
         lambda a: xdan.baseline(a.twin, "enkf"),
         r"baseline 'enkf' is unknown; known are \['3d-var', 'enkf-n'\]",
     ),
-    "unknown parameter": (lambda a: xdan.baseline(a.twin, "enkf-n", inflation=1.1), r"'enkf-n': .* 'inflation'"),
-    "parameter of another": (lambda a: xdan.baseline(a.twin, "3d-var", members=3), r"baseline '3d-var': .* 'members'"),
+    "unknown parameter": (
+        lambda a: xdan.baseline(a.twin, "enkf-n", inflation=1.1),
+        r"'enkf-n' has no parameters \['inflation'\]; it takes \['capped', 'form', 'members'\]",
+    ),
+    "parameter of another": (
+        lambda a: xdan.baseline(a.twin, "3d-var", members=3),
+        r"baseline '3d-var' has no parameters \['members'\]; it takes \['background', 'scale'\]",
+    ),
     "one member": (lambda a: xdan.baseline(a.twin, "enkf-n", members=1), r"members=1: expected at least 2, a spread"),
     "background": (
         lambda a: xdan.baseline(a.twin, "3d-var", background="static"),
@@ -368,6 +428,7 @@ BAD_CYCLING = {
 }
 
 BAD_SCORING = {
+    "a network": (lambda a: xdan.score(a.twin, a.net), r"run is a Network: expected the Dataset that cycle\(\)"),
     "burn-in of everything": (lambda a: xdan.score(a.twin, a.run, burn_in=24), r"burn_in=24: expected 0 to 23"),
     "burn-in negative": (lambda a: xdan.score(a.twin, a.run, burn_in=-1), r"burn_in=-1: expected 0 to 23"),
     "over the state": (
@@ -415,6 +476,15 @@ TABLE = [
     for name, (call, message) in cases.items()
 ]
 OTHER_TYPES = {
+    "twin: no dynamics": TypeError,
+    "twin: no sites": TypeError,
+    "twin: half a cycle": TypeError,
+    "training: half a step": TypeError,
+    "cycling: a path for a network": TypeError,
+    "cycling: a folder of other things": FileExistsError,
+    "cycling: same run with another R unfinished": FileExistsError,
+    "cycling: same run of another record unfinished": FileExistsError,
+    "scoring: a network": TypeError,
     "network: nothing there": FileNotFoundError,
     "network: existing store": FileExistsError,
     "cycling: existing store": FileExistsError,

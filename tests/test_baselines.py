@@ -117,3 +117,9 @@ def test_lazy_even_where_it_is_tuned(twin, untouchable, computed):
     assert computed.calls == 0
     assert lazy.background_scale.chunks is not None
     assert lazy.innovation_rms.chunks is not None
+
+
+def test_a_background_given_as_an_array_is_used(twin):
+    ds = twin.compute()
+    chosen = xdan.baseline(ds, "3d-var", background=np.eye(8), scale=0.5)
+    np.testing.assert_array_equal(chosen.background_covariance, np.eye(8))

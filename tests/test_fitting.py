@@ -273,6 +273,18 @@ def test_checkpoint_of_other_settings(single, architecture, quick, tmp_path):
         xdan.train(single, architecture, **settings, learning_rate=0.5)
 
 
+def test_a_checkpoint_of_another_record_is_refused(single, architecture, quick, tmp_path):
+    settings = {**quick, "checkpoint": tmp_path / "checkpoint.zarr"}
+    xdan.train(single, architecture, **settings)
+    for other in (single.assign(observation=-single.observation), single.assign(observation_error=2.0)):
+        with pytest.raises(ValueError, match=r"of another run \(data: "):
+            xdan.train(other, architecture, **settings)
+
+
+def test_a_numpy_seed_is_a_seed(single, architecture, quick):
+    assert same(*(xdan.train(single, architecture, **{**quick, "seed": seed}) for seed in (3, np.int64(3))))
+
+
 def test_threads_end_with_the_training(single, architecture, quick):
     import threading
 

@@ -21,7 +21,7 @@ from .core.observing import Sites
 from .core.random import Purpose, check_seed, uniform
 from .core.training import Settings, Trainer, linear_decay
 from .network import Network
-from .schema import read
+from .schema import check_counts, read
 from .store import Checkpoint, StoreLike, check_whole, unflatten_names
 from .training_data import TrainingData, data_from_dynamics, data_from_record
 
@@ -120,10 +120,17 @@ def train(
         raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
     if steps is not None and minutes is not None:
         raise ValueError("expected steps= or minutes=, not both")
+    check_counts(window=window, batch=batch, validate_every=validate_every, steps=steps, memory=memory)
     for label, value in {"window": window, "batch": batch, "validate_every": validate_every}.items():
         if value < 1:
             raise ValueError(f"{label}={value}: expected at least 1")
-    for label, number in {"steps": steps, "minutes": minutes, "learning_rate": learning_rate}.items():
+    for label, number in {
+        "steps": steps,
+        "minutes": minutes,
+        "learning_rate": learning_rate,
+        "adam_learning_rate": adam_learning_rate,
+        "clip": clip,
+    }.items():
         if number is not None and not number > 0:
             raise ValueError(f"{label}={number}: expected a positive number")
     if not 0 < validation < 1:
@@ -135,8 +142,8 @@ def train(
         objective=objective,
         clip=clip,
     )
+    seed = check_seed(seed)
     sizes = {"window": window, "batch": batch, "seed": seed}
-    check_seed(seed)
     if isinstance(source, Dynamics):
         data = data_from_dynamics(
             source,
@@ -148,6 +155,14 @@ def train(
             **sizes,
         )
     elif isinstance(source, xr.Dataset):
+        endless: dict[str, tuple[Any, Any]] = {
+            "observe": (observe, None),
+            "trajectories": (trajectories, None),
+            "interval": (interval, 0.05),
+            "error_std": (error_std, 1.0),
+        }
+        if asked := [label for label, (value, default) in endless.items() if value != default]:
+            raise ValueError(f"{asked} describe an endless twin; a Dataset brings its own, expected none of them")
         experiment = read(
             source,
             dynamics=dynamics,

@@ -111,6 +111,8 @@ def _block_sum(
     """Sum over the states of one block, a few at a time so that memory stays flat."""
     in_block()
     x = array_to_tensor(states, dtype, device).flatten(0, 1)
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("the truth holds values that are not finite: no gain can be computed there; leave them out")
     module = network.method(x.dtype, device).network
     total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
     with torch.no_grad():

@@ -164,6 +164,8 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
             ("validation_rmse", "validation", "solid"),
             ("rmse", "training", "dotted"),
         ):
+            if history.sizes["step"] == 1:  # a line through one point is invisible
+                curves.append(hv.Scatter((against["minutes"].values, against[variable].values)).opts(color=colour))
             curves.append(
                 against[variable].hvplot.line(
                     x="minutes",

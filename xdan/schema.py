@@ -6,6 +6,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
+from numbers import Integral
 from typing import Any
 
 import cf_xarray
@@ -214,6 +215,8 @@ def _arrange(variable: xr.DataArray, model: Dynamics) -> tuple[xr.DataArray, boo
             f"{variable.name!r} has state sizes {sizes}, the dynamics {model!r} expects {expected}; "
             "pass the dynamics= of this record"
         )
+    for dim in model.dims:
+        _check_order(variable, dim, model)
     bare = TRAJECTORY not in variable.dims
     if bare:
         variable = variable.expand_dims({TRAJECTORY: [0]})
@@ -227,15 +230,42 @@ def _arrange(variable: xr.DataArray, model: Dynamics) -> tuple[xr.DataArray, boo
     return variable, bare
 
 
+def _check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
+    """Refuse labels that are the dynamics' own in another order; other labels, such as longitudes, are the user's."""
+    expected = list(model.coordinates[dim].values)
+    found = variable[dim].values.tolist() if dim in variable.coords else expected
+    if found != expected and sorted(map(str, found)) == sorted(map(str, expected)):
+        raise ValueError(
+            f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {found[:4]}..., expected "
+            f"{expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
+        )
+
+
+def check_counts(**counts: Any) -> None:
+    """Refuse counts that are not integers.
+
+    Raises
+    ------
+    TypeError
+    """
+    for label, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
+            raise TypeError(f"{label}={value!r}: expected an integer")
+
+
 def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
     if TIME not in variable.coords:
         raise ValueError("dim 'time' has no coordinate: expected analysis times in model time units")
     times = variable[TIME].values
-    if not np.issubdtype(times.dtype, np.number):
+    if not np.issubdtype(times.dtype, np.number) or np.issubdtype(times.dtype, np.timedelta64):
         raise ValueError(
             f"time is of {times.dtype}: expected numbers in model time units. Convert, for example "
-            "ds.assign_coords(time=(ds.time - ds.time[0]) / one_model_time_unit)"
+            "ds.assign_coords(time=(ds.time - ds.time[0]) / np.timedelta64(5, 'D')), one unit being 5 days"
         )
+    if not np.isfinite(times).all():
+        raise ValueError("time holds values that are not finite: expected analysis times in model time units")
+    if not len(times):
+        raise ValueError(f"{variable.name!r} holds no times; was the selection empty?")
     intervals = np.diff(times.astype(np.float64))
     if (intervals <= 0).any():
         k = int(np.argmax(intervals <= 0))

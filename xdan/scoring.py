@@ -62,6 +62,8 @@ def score(
     CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437, by members, or by the spread as a Gaussian,
     or for a single state its absolute error. Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
     """
+    if not isinstance(run, xr.Dataset):
+        raise TypeError(f"run is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
     experiment, run = _match(ds, run, burn_in, dynamics, truth, observation, observation_error)
     dims = _dims(dim)
     state: list[Hashable] = list(experiment.frame.dynamics.dims)

@@ -24,7 +24,7 @@ STATUS = "xdan_status"
 
 def exists(store: StoreLike) -> bool:
     """Whether anything is stored there."""
-    if isinstance(store, (str, Path)) and "://" not in str(store):
+    if _local(store):
         path = Path(store)
         return path.exists() and (not path.is_dir() or any(path.iterdir()))
     try:
@@ -35,19 +35,40 @@ def exists(store: StoreLike) -> bool:
 
 
 def check_writable(store: StoreLike, mode: str) -> None:
-    """Refuse to overwrite.
+    """Refuse to overwrite, and never overwrite what is no Zarr store.
 
     Raises
     ------
     ValueError
         For an unknown mode.
     FileExistsError
-        If something is there and mode is not "w".
+        If something is there and mode is not "w", or it is a file or a folder of other things.
     """
     if mode not in ("w", "w-"):
         raise ValueError(f"mode={mode!r}: expected 'w-' (new store) or 'w' (overwrite)")
-    if mode == "w-" and exists(store):
+    if not exists(store):
+        return
+    if mode == "w-":
         raise FileExistsError(f"{store} exists; pass mode='w' to overwrite it, or another path")
+    if _local(store) and not any((Path(store) / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+        raise FileExistsError(f"{store} exists and is no Zarr store: it is left alone; choose another path")
+
+
+def check_apart(ds: xr.Dataset, store: StoreLike) -> None:
+    """Refuse to write into the store that a Dataset is read from.
+
+    Raises
+    ------
+    ValueError
+        If both are the same folder.
+    """
+    source = ds.encoding.get("source")
+    if isinstance(source, str) and _local(source) and _local(store) and Path(source).resolve() == Path(store).resolve():
+        raise ValueError(f"store={str(store)!r} is the store that the record is read from; choose another path")
+
+
+def _local(store: StoreLike) -> bool:
+    return isinstance(store, (str, Path)) and "://" not in str(store)
 
 
 def check_whole(ds: xr.Dataset, variable: xr.DataArray | None) -> None:

@@ -19,6 +19,7 @@ from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
 from .cycling import check_observed
 from .schema import TIME, TRAJECTORY, Experiment, check_follows, error_from
+from .store import digest
 
 _VALIDATION_LANES, _VALIDATION_CYCLES = 64, 250
 _ENDLESS_VALIDATION = 1_000_000_000  # labels of validation trajectories, far from those trained on
@@ -108,7 +109,7 @@ def data_from_record(
     _check_finite(whole_truth)
     check_observed(experiment.observation)
     lanes, length = _lanes(experiment, window, batch, validation)
-    held_count = max(1, round(validation * len(lanes)))
+    held_count = min(len(lanes) - 1, max(1, round(validation * len(lanes))))
     # The last lanes are held back: in the store they are blocks of their own.
     kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
     held = held[:: max(1, len(held) // _VALIDATION_LANES)][:_VALIDATION_LANES]
@@ -131,6 +132,12 @@ def data_from_record(
     about = {
         "dynamics": dynamics_to_json(frame.dynamics),
         "sizes": {str(dim): size for dim, size in experiment.observation.sizes.items()},
+        # What the record holds, by the part that validation reads: a resumed run must be on the same one.
+        "fingerprint": digest(
+            *(value.numpy() for value in (frame.error.std, frame.error.covariance) if value is not None),
+            record.observation.cpu().numpy(),
+            truth,
+        ),
         "training_lanes": len(kept),
         "validation_lanes": len(held),
     }

@@ -22,6 +22,7 @@ from .schema import (
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
     attributes,
+    check_counts,
     error_from,
     state_coordinates,
 )
@@ -87,10 +88,17 @@ def twin(
     >>> dict(ds.truth.sizes)
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(f"dynamics={dynamics!r}: expected an xdan Dynamics such as xdan.Lorenz96()")
     sites = Sites.all() if observe is None else observe
+    if not isinstance(sites, Sites):
+        raise TypeError(f"observe={observe!r}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)")
+    check_counts(cycles=cycles, trajectories=trajectories)
     if cycles < 1 or trajectories < 1:
         raise ValueError(f"cycles={cycles}, trajectories={trajectories}: expected at least 1 of each")
-    check_seed(seed)
+    seed = check_seed(seed)
+    if unknown := set(chunks or {}) - {TRAJECTORY, TIME}:
+        raise ValueError(f"chunks along {sorted(map(str, unknown))}: expected sizes along trajectory and time")
     intervals = np.asarray(interval, dtype=np.float64)
     if intervals.ndim and intervals.shape != (cycles - 1,):
         raise ValueError(f"{intervals.size} intervals for {cycles} cycles: expected {cycles - 1}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,16 +32,17 @@ class Purpose(IntEnum):
     BACKGROUND = 11
 
 
-def check_seed(seed: int) -> None:
-    """Refuse a seed that is not a 32-bit word.
+def check_seed(seed: Any) -> int:
+    """Refuse a seed that is not a 32-bit word; return it as a plain int.
 
     Raises
     ------
     ValueError
         If it is not an integer from 0 to 2**32 - 1.
     """
-    if not isinstance(seed, int) or not 0 <= seed <= _WORD:
-        raise ValueError(f"seed={seed}: expected an integer from 0 to 2**32 - 1")
+    if not isinstance(seed, Integral) or not 0 <= int(seed) <= _WORD:
+        raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")
+    return int(seed)
 
 
 def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:

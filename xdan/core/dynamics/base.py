@@ -114,6 +114,10 @@ class Dynamics(ABC):
         ValueError
             If the interval is not a positive multiple of `timestep`.
         """
+        if not math.isfinite(interval):
+            raise ValueError(
+                f"an interval of {interval}: expected a positive multiple of the time step {self.timestep:g}"
+            )
         ratio = interval / self.timestep
         steps = round(ratio)
         if steps < 1 or not math.isclose(ratio, steps, rel_tol=1e-4):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -48,6 +49,8 @@ class Lorenz96(Dynamics):
     def __init__(self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05) -> None:
         if sites < 4:
             raise ValueError(f"sites={sites}: Lorenz-96 couples four neighbours, so expected at least 4")
+        if not math.isfinite(forcing):
+            raise ValueError(f"forcing={forcing}: expected a finite number")
         if not 0.0 < timestep <= 0.05:
             raise ValueError(f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate")
         self.sites, self.forcing, self.timestep = sites, float(forcing), float(timestep)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 from abc import ABC, abstractmethod
@@ -332,11 +333,24 @@ def method_by_name(name: str, *, tune_on: str = "innovation", **parameters: Any)
     if name not in _METHODS:
         raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}")
     cls = _METHODS[name]
-    try:
-        method = cls(**parameters)
-    except TypeError as error:
-        raise ValueError(f"baseline {name!r}: {error}") from None
+    accepted = _accepted(cls)
+    if unknown := set(parameters) - accepted:
+        raise ValueError(f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
     if tune_on not in _CURVES:
         raise ValueError(f"tune_on={tune_on!r}: expected one of {sorted(_CURVES)}")
+    method = cls(**parameters)
     method.tune_on = tune_on
     return method
+
+
+def _accepted(cls: Callable[..., Method]) -> set[str]:
+    """Names of a class's parameters, those of its bases too where it passes the rest on."""
+    names: set[str] = set()
+    for base in inspect.getmro(cls) if isinstance(cls, type) else ():
+        if "__init__" not in vars(base):
+            continue
+        parameters = inspect.signature(base).parameters
+        names |= {n for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            break
+    return names

@@ -34,6 +34,8 @@ class EnsembleMethod(Method):
     outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
 
     def __init__(self, members: int) -> None:
+        if int(members) != members:
+            raise ValueError(f"members={members}: expected an integer")
         if members < 2:
             raise ValueError(f"members={members}: expected at least 2, a spread needs them")
         self.members = int(members)

@@ -348,11 +348,20 @@ class EnsembleOf4DVar(Labelled):
 
     outputs: ClassVar[dict[str, str]] = {**Labelled.outputs, "iterations": "cycle", "unconverged": "cycle"}
 
-    def __init__(self, members: int = 10, scale: float | str = 0.1, **parameters: Any) -> None:
+    def __init__(
+        self,
+        members: int = 10,
+        window: int = 4,
+        background: Any = "climatology",
+        scale: float | str = 0.1,
+        solver: str = "gauss-newton",
+        tolerance: float = 1e-3,
+        iterations: int = 10,
+    ) -> None:
         super().__init__(members)
         if isinstance(scale, str):
             raise ValueError("scale='tune' goes with '4d-var': tune that, and give its scale here")
-        self._inner = FourDVar(scale=scale, **parameters)
+        self._inner = FourDVar(window, background, scale, solver, tolerance, iterations)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""

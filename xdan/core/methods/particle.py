@@ -101,7 +101,6 @@ class ParticleFilter(Labelled):
         x = state["x"]
         return self.draw(state, Purpose.MODEL_NOISE, x[0].numel()).reshape(x.shape)
 
-
     def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Weigh the climatological particles; no model noise has acted yet."""
         state = {name: value for name, value in state.items() if name != "noise"}

@@ -71,8 +71,10 @@ class ThreeDVar(Method):
             b = torch.as_tensor(self.background).to(like)
             if b.shape != (sites, sites):
                 raise ValueError(f"background has shape {tuple(b.shape)}: expected ({sites}, {sites})")
+            if not torch.allclose(b, b.T, rtol=1e-5) or int(torch.linalg.cholesky_ex(b).info):
+                raise ValueError("background is not symmetric and positive definite; expected a covariance matrix")
         static = Static(mean, climate, b, like.new_ones(()))
-        if self.background == "trained":
+        if isinstance(self.background, str) and self.background == "trained":
             static = _train(record, static)
         curve = None
         if isinstance(self.scale, str):
@@ -223,6 +225,10 @@ def _train(record: Record, static: Static) -> Static:
     """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
     if record.truth is None:
         raise ValueError("background='trained' needs the truth, which the record lacks; use background='climatology'")
+    if not bool(torch.isfinite(record.truth).all()):
+        raise ValueError(
+            "background='trained': the truth holds values that are not finite on the record's leading part"
+        )
     for _ in range(_TRAINING_ROUNDS):
         tuned, _ = _tune(record, static)
         outputs, _ = run(ThreeDVar()._with(tuned), record)
