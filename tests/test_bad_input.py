@@ -392,8 +392,8 @@ BAD_CYCLING = {
     ),
     "mode": (lambda a: cycle(a, a.twin, mode="a"), r"mode='a': expected 'w-' \(new store\) or 'w' \(overwrite\)"),
     "unknown baseline": (
-        lambda a: xdan.baseline(a.twin, "enkf"),
-        r"baseline 'enkf' is unknown; known are \['3d-var', 'enkf-n'\]",
+        lambda a: xdan.baseline(a.twin, "no-such-filter"),
+        r"baseline 'no-such-filter' is unknown; known are \['3d-var', '4d-var'.*'enkf-n'",
     ),
     "unknown parameter": (
         lambda a: xdan.baseline(a.twin, "enkf-n", inflation=1.1),
