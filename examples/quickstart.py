@@ -24,7 +24,8 @@ import xarray as xr
 import xdan
 
 BURN_IN = 200  # cycles that an ensemble needs to forget its climatological start
-# Architecture and training settings. With memory the past comes through the latent channels: longer windows pay.
+# Architecture and training settings. With memory the past comes through the latent channels: longer windows pay. And
+# with more time, a wider network.
 NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "network": ({"filters": 24, "blocks": 6, "kernel": 5}, {}),
     "network with memory": (
@@ -46,6 +47,8 @@ def train_one(out: Path, name: str, minutes: float, seed: int, place: int) -> fl
     torch.set_num_threads(threads)
     checkpoint = out / f"{slug(name)}-checkpoint.zarr"
     architecture, settings = NETWORKS[name]
+    if architecture.get("memory") and minutes > 10:
+        architecture = {**architecture, "filters": 40, "memory": 16}
     net = xr.open_zarr(out / "train.zarr", consolidated=False).dan.train(
         xdan.ResidualCNN(**architecture),
         **settings,
