@@ -28,8 +28,8 @@ from xdan.core.observing import ErrorCovariance, Sites
 
 # Exactly the Kalman filter of their own members' moments on linear dynamics, as long as members span the state.
 DETERMINISTIC = {
-    "etkf": {"inflation": 1.0},
-    "etkf rotated": {"inflation": 1.0, "rotate": True},
+    "etkf": {"inflation": 1.0, "spin_up": 0},
+    "etkf rotated": {"inflation": 1.0, "rotate": True, "spin_up": 0},
     "letkf": {"inflation": 1.0, "radius": 1e9},
     "ienkf": {},
     "ienkf bundle": {"variant": "bundle"},
@@ -271,7 +271,8 @@ def test_the_past_of_the_dynamics_is_that_of_the_analyses_where_nothing_is_corre
 # --- gradients ---
 
 DIFFERENTIABLE = {
-    "etkf": {"members": 4, "inflation": 1.1},
+    "etkf": {"members": 4, "inflation": 1.1, "spin_up": 0},
+    "etkf in its spin-up": {"members": 4},
     "etkf rotated": {"members": 4, "rotate": True},
     "enkf": {"members": 4},
     "enkf-n": {"members": 4},
@@ -360,6 +361,16 @@ def test_a_longer_lag_helps_the_smoother():
     filtered = (outputs["analysis"] - record.truth)[:, 45:95].square().mean().sqrt()
     smoothed = (outputs["smoothed"][:, 50:] - record.truth[:, 45:95]).square().mean().sqrt()
     assert smoothed < 0.8 * filtered
+
+
+def test_the_spin_up_finds_the_truth_from_the_climatology():
+    record = record_of(Lorenz96(40), ErrorCovariance(std=DOUBLE + 1.0), 220, lanes=8)
+    errors = [
+        rmse(method_by_name("etkf", members=18, inflation=1.03, spin_up=cycles).prepare(record), record, 120)
+        for cycles in (0, 100)
+    ]
+    assert errors[1] < 0.5
+    assert errors[1] < 0.7 * errors[0]
 
 
 # --- tuning ---

@@ -2,13 +2,14 @@
 
 from .base import Method, Record, State, method_by_name, register_method, run
 from .dan import DataAssimilationNetwork
-from .ensemble import ETKF, EnsembleMethod, StochasticEnKF
+from .ensemble import EnsembleMethod, StochasticEnKF
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
 from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
 from .local import LETKF
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
+from .square_root import ETKF
 from .state_covariance import CovarianceFromState
 from .variational import ThreeDVar
 

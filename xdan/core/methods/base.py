@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 """What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
 
 _CURVES = {"innovation": "innovation_score", "truth": "truth_rmse"}
-_TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 300
+_TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 400
 
 LOST = 1e6  # a component beyond this is a trajectory that has diverged
 
@@ -264,7 +264,7 @@ def leading(record: Record) -> Record:
 
 def burn_in(record: Record) -> int:
     """Leading cycles that a tuning run leaves out."""
-    return min(100, record.observation.shape[1] // 3)
+    return min(150, record.observation.shape[1] // 3)
 
 
 def score(method: Method, record: Record) -> Tensor:
