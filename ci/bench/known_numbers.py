@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Row:
     known: float
     at_most: bool = False
     every: int = 1
-    burn_in: int = field(default=300)
+    burn_in: int = 300
 
     @property
     def slug(self) -> str:

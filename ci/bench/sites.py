@@ -1,6 +1,6 @@
-"""Time of a cycle against the number of sites, up to 10,000: LETKF and 3D-Var, and where it goes.
+"""Time of a cycle against the number of sites, up to 10,000: LETKF and 3D-Var.
 
-python ci/bench/sites.py [--out docs]
+python ci/bench/sites.py [--out sites]
 """
 
 from __future__ import annotations

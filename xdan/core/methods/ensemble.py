@@ -1,4 +1,4 @@
-"""Ensemble Kalman filters: what they share, the stochastic one and the symmetric square root."""
+"""Ensemble Kalman filters: what they share, and the stochastic one."""
 
 from __future__ import annotations
 

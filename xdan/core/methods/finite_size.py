@@ -109,7 +109,7 @@ def _derivatives(zeta: Tensor, values: Tensor, squared: Tensor, members: int) ->
 
 
 def primal_minimum(precision: Precision, members: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise |d - S^T w|^2 / 2 + (M + 1) / 2 ln(eps + |w|^2) over the weights,.
+    """Minimise |d - S^T w|^2 / 2 + (M + 1) / 2 ln(eps + |w|^2) over the weights.
 
     Returns
     -------

@@ -141,7 +141,6 @@ class IterativeEnKS(EnsembleMethod):
         broken = ~active
         count = mean.new_zeros(batch)
         x = state["x"]  # the forecast is the propagation at weights of zero
-        spread = 1.0 if self.variant == "transform" else _BUNDLE
         for iteration in range(self.iterations):
             if iteration:
                 inside = root if self.variant == "transform" else _BUNDLE * identity
@@ -152,7 +151,7 @@ class IterativeEnKS(EnsembleMethod):
             centred, deviation = centre(x)
             s = error.whiten(deviation, observed)
             if iteration:
-                s = back @ s if self.variant == "transform" else s / spread
+                s = back @ s if self.variant == "transform" else s / _BUNDLE
             # The innovation carried back along the tangent to weights of zero: each step is an EnKF(-N) analysis.
             innovation = error.whiten(observation - centred[:, 0], observed) + (weights[:, None] @ s)[:, 0]
             precision = Precision(s, innovation)
@@ -203,7 +202,7 @@ class IterativeEnKF(IterativeEnKS):
 
     def __init__(self, members: int = 40, **parameters: Any) -> None:
         if "lag" in parameters:
-            raise ValueError("the iterative EnKF has a lag of 1; take 'ienks' for another")
+            raise ValueError(f"the iterative EnKF has a lag of 1; take {self.name.replace('kf', 'ks')!r} for another")
         super().__init__(members, **parameters)
 
 
@@ -216,10 +215,8 @@ class FiniteSizeIEnKS(IterativeEnKS):
 
 
 @register_method("ienkf-n")
-class FiniteSizeIEnKF(FiniteSizeIEnKS):
+class FiniteSizeIEnKF(IterativeEnKF):
     """IEnKF-N: the IEnKS-N with a lag of one interval."""
 
     def __init__(self, members: int = 40, **parameters: Any) -> None:
-        if "lag" in parameters:
-            raise ValueError("the iterative EnKF has a lag of 1; take 'ienks-n' for another")
-        super().__init__(members, **parameters)
+        super().__init__(members, finite_size=True, **parameters)

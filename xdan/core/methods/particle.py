@@ -104,6 +104,10 @@ class ParticleFilter(Labelled):
     def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Weigh the climatological particles; no model noise has acted yet."""
         state = {name: value for name, value in state.items() if name != "noise"}
+        return self._weigh(state, observation, observed, error)
+
+    def _weigh(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Weigh the particles where they are."""
         misfit = error.whiten(observation[:, None] - state["x"], observed)
         return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
 
@@ -124,8 +128,7 @@ class BootstrapParticleFilter(ParticleFilter):
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Weigh, and resample."""
-        misfit = error.whiten(observation[:, None] - state["x"], observed)
-        return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
+        return self._weigh(state, observation, observed, error)
 
 
 @register_method("optimal-particle")
