@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import time as clock
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -27,6 +28,7 @@ from .training_data import TrainingData, data_from_dynamics, data_from_record
 
 _BURN_IN = 50  # cycles left out of a validation
 _DEFAULT_STEPS = 6000
+_LEAST_SHARE = 12  # trajectories of a batch that are worth a process of their own
 
 
 def train(
@@ -46,6 +48,7 @@ def train(
     validate_every: int = 250,
     seed: int = 0,
     device: str = "auto",
+    processes: int | None = None,
     checkpoint: StoreLike | None = None,
     progress: bool | Mapping[str, Any] = True,
     dynamics: Dynamics | None = None,
@@ -77,7 +80,7 @@ def train(
         S_b, trajectories in a step.
     steps, minutes : optional
         When to stop; the learning rate falls linearly to zero until then. With `steps` a run is reproducible
-        (on one machine, with one number of torch's threads); with `minutes` it depends on the machine's speed. 6000
+        (on one machine, with one number of processes); with `minutes` it depends on the machine's speed. 6000
         steps by default.
     learning_rate, adam_learning_rate : float
         Of Muon on the hidden convolutions, and of Adam on the rest.
@@ -91,6 +94,9 @@ def train(
         Of the initial weights, of the order of the trajectories and of an endless twin.
     device : str
         "auto" takes the GPU where there is one.
+    processes : int, optional
+        How many share the trajectories of a batch, on the CPU. By default as many as torch has threads
+        (`torch.set_num_threads`), where that leaves each at least 12 trajectories.
     checkpoint : path or Zarr store, optional
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
     progress : bool or mapping
@@ -120,9 +126,11 @@ def train(
         raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
     if steps is not None and minutes is not None:
         raise ValueError("expected steps= or minutes=, not both")
-    check_counts(window=window, batch=batch, validate_every=validate_every, steps=steps, memory=memory)
-    for label, value in {"window": window, "batch": batch, "validate_every": validate_every}.items():
-        if value < 1:
+    check_counts(window=window, batch=batch, validate_every=validate_every)
+    check_counts(steps=steps, memory=memory, processes=processes)
+    counts = {"window": window, "batch": batch, "validate_every": validate_every, "processes": processes}
+    for label, value in counts.items():
+        if value is not None and value < 1:
             raise ValueError(f"{label}={value}: expected at least 1")
     for label, number in {
         "steps": steps,
@@ -136,6 +144,7 @@ def train(
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: expected a share between 0 and 1")
     device = pick_device(device)
+    processes = _processes(processes, batch, device)
     settings = Settings(
         learning_rate=learning_rate,
         adam_learning_rate=adam_learning_rate,
@@ -187,11 +196,12 @@ def train(
         "data": data.about,
         "architecture": {"name": module.name, **module.parameters_json()},
     }
-    trainer = Trainer(module, data.dynamics, data.error, settings)
+    trainer = Trainer(module, data.dynamics, data.error, settings, processes)
     try:
         loop = _Loop(trainer, data, limit, minutes, validate_every, checkpoint, about)
         seconds = loop.run(progress)
     finally:
+        trainer.close()
         if isinstance(data.windows, RecordWindows):
             data.windows.close()
     module.load_state_dict(trainer.best)
@@ -199,9 +209,22 @@ def train(
         **about,
         "validation_rmse": trainer.best_score,
         "seconds": round(seconds, 1),
+        "processes": processes,
         "torch": torch.__version__,
     }
     return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
+
+
+def _processes(asked: int | None, batch: int, device: str) -> int:
+    """How many processes share a batch."""
+    if device != "cpu" or multiprocessing.current_process().daemon:
+        if asked not in (None, 1):
+            raise ValueError(
+                f"processes={asked}: a batch is shared between processes on the CPU, and not within a daemonic process "
+                f"such as a dask worker under a nanny; here the device is {device!r}, expected processes=1"
+            )
+        return 1
+    return max(1, min(torch.get_num_threads(), batch // _LEAST_SHARE)) if asked is None else min(asked, batch)
 
 
 def _architecture(

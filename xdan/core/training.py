@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from .dynamics import Dynamics
+from .gradient import Gradient, OneProcess, Shards
 from .methods import DataAssimilationNetwork, Record, State, run
 from .networks import AnalysisNetwork
-from .objectives import OBJECTIVES, Window, through_the_cycles
+from .objectives import Window
 from .observing import ErrorCovariance
 
-_CAP = 4.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
 _NORMS = 101  # gradient norms that the median is taken over
 _PATIENCE = 50  # steps in a row without a finite gradient before training gives up
 
@@ -77,6 +77,8 @@ class Trainer:
     dynamics : Dynamics
     error : ErrorCovariance
     settings : Settings
+    processes : int
+        How many share the trajectories of a batch, this one included. More than one on the CPU only.
 
     References
     ----------
@@ -84,10 +86,20 @@ class Trainer:
     """
 
     def __init__(
-        self, network: AnalysisNetwork, dynamics: Dynamics, error: ErrorCovariance, settings: Settings
+        self,
+        network: AnalysisNetwork,
+        dynamics: Dynamics,
+        error: ErrorCovariance,
+        settings: Settings,
+        processes: int = 1,
     ) -> None:
-        self.network, self.dynamics, self.error, self.settings = network, dynamics, error, settings
+        self.network, self.settings = network, settings
         self.method = DataAssimilationNetwork(network)
+        self.gradient: Gradient = (
+            OneProcess(network, dynamics, error, settings.objective)
+            if processes == 1
+            else Shards(network, dynamics, error, settings.objective, processes)
+        )
         self.parameters = list(network.parameters())
         hidden = network.hidden_matrices()
         chosen = {id(p) for p in hidden}
@@ -114,23 +126,14 @@ class Trainer:
         RuntimeError
             When no gradient was finite for many steps in a row.
         """
-        self.network.train()
         state = None if window.fresh else self.states.get(window.group)
-        batch, cycles, size = window.truth.shape
-        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
-        cap = _CAP / (batch * cycles * math.sqrt(size))
-        with torch.enable_grad():
-            analysis, lost, end = through_the_cycles(self.method, self.dynamics, self.error, window, state, cap)
-            # The first analysis of a record is not the network's.
-            first = 1 if state is None and cycles > 1 else 0
-            loss = OBJECTIVES[self.settings.objective](analysis[:, first:], window.truth[:, first:]).mean()
-            gradients = torch.autograd.grad(loss, self.parameters)
-        self.states[window.group] = end
-        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+        found = self.gradient(window, state)
+        self.states[window.group] = found.state
+        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in found.gradients])))
         self.step_count += 1
         if math.isfinite(norm):
             self.fruitless = 0
-            self._apply(gradients, norm, rate)
+            self._apply(found.gradients, norm, rate)
         else:
             self.fruitless += 1
             if self.fruitless >= _PATIENCE:
@@ -138,9 +141,9 @@ class Trainer:
                     f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: every batch holds a "
                     "diverging trajectory. Try a lower learning_rate=, a shorter window= or a smaller interval"
                 )
-        kept = (analysis.detach() - window.truth).square().mean(-1)[~lost]
+        kept = found.square[~found.lost]
         rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
-        return StepReport(float(loss.detach()), rmse, norm, int(lost.sum()))
+        return StepReport(found.loss, rmse, norm, int(found.lost.sum()))
 
     def _apply(self, gradients: Sequence[Tensor], norm: float, rate: float) -> None:
         self.norms = [*self.norms[1 - _NORMS :], norm]
@@ -166,6 +169,10 @@ class Trainer:
             self.best_score = score
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         return score
+
+    def close(self) -> None:
+        """Give back the processes that helped."""
+        self.gradient.close()
 
     def arrays(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as named tensors."""

@@ -1,0 +1,121 @@
+"""The gradient of a window, in one process and shared."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from xdan.core.dynamics import Lorenz96
+from xdan.core.dynamics.base import CustomDynamics
+from xdan.core.endless import EndlessTwin
+from xdan.core.gradient import OneProcess, Shards
+from xdan.core.networks import ResidualCNN
+from xdan.core.observing import ErrorCovariance, Sites
+from xdan.core.training import Settings, Trainer
+
+ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))
+
+
+def network() -> ResidualCNN:
+    torch.manual_seed(0)
+    net = ResidualCNN(filters=4, blocks=2, kernel=3, memory=2).double()
+    net.normalise(2.3, 3.6, 1.0)
+    return net
+
+
+def twin(dynamics, batch: int = 7) -> EndlessTwin:
+    like = torch.zeros((), dtype=torch.float64)
+    return EndlessTwin(
+        dynamics, Sites.random(6, 12), ERROR, steps=1, trajectories=batch, batch=batch, cycles=4, seed=0, like=like
+    )
+
+
+def assert_same(found, expected):
+    assert found.loss == pytest.approx(expected.loss, rel=1e-13)
+    for gradient, other in zip(found.gradients, expected.gradients, strict=True):
+        assert_close(gradient, other, rtol=1e-11, atol=1e-15)
+    assert torch.equal(found.lost, expected.lost)
+    assert_close(found.square, expected.square, rtol=1e-11, atol=1e-13)
+    for name, value in expected.state.items():
+        assert_close(found.state[name], value, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", ["rmse", "mse"])
+def test_shares_make_the_gradient_of_the_whole_batch(objective):
+    forcing = 8.0
+    # A function defined here, which the helpers cannot import.
+    dynamics = CustomDynamics(
+        lambda x: (x.roll(-1, -1) - x.roll(2, -1)) * x.roll(1, -1) - x + forcing,
+        state={"site": 12},
+        name="mine",
+        timestep=0.05,
+    )
+    net, source = network(), twin(dynamics)
+    alone, shared = (
+        OneProcess(net, dynamics, ERROR, objective),
+        Shards(net, dynamics, ERROR, objective, 3),
+    )
+    try:
+        window = source.window(0)
+        # A gradient that would be capped, and a trajectory that is lost, in the helpers' shares.
+        window.truth[3, 2] += 2.0
+        window.truth[6, 2] += 100.0
+        first = alone(window, None)
+        assert_same(shared(window, None), first)
+        assert first.lost.sum() == 1
+        with torch.no_grad():
+            net.relative_alpha.add_(0.1)  # what the helpers must hear of
+        window = source.window(1)
+        expected = alone(window, first.state)
+        assert_same(shared(window, first.state), expected)
+        assert_same(shared(window, first.state), expected)
+    finally:
+        shared.close()
+
+
+def test_more_processes_than_trajectories_and_threads_given_back():
+    dynamics, net = Lorenz96(12), network()
+    torch.set_num_threads(2)
+    try:
+        trainer = Trainer(net, dynamics, ERROR, Settings(), processes=2)
+        window = twin(dynamics, batch=1).window(0)
+        report = trainer.step(window, 0.0)
+        assert torch.get_num_threads() == 1
+        trainer.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+    assert report.loss == Trainer(net, dynamics, ERROR, Settings()).step(window, 0.0).loss
+
+
+@pytest.mark.slow
+def test_helpers_end_with_a_killed_run(tmp_path):
+    script = """
+import xdan
+xdan.train(xdan.Lorenz96(8), xdan.ResidualCNN(filters=2, blocks=1, kernel=3), batch=4, window=2, processes=2,
+           minutes=5, progress=False, validate_every=10)
+"""
+    run = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+
+    def alive() -> int:
+        found = subprocess.run(["ps", "-o", "pid=,stat=", "-s", str(run.pid)], capture_output=True, text=True)
+        return sum(" Z" not in line for line in found.stdout.splitlines())
+
+    deadline = time.monotonic() + 60
+    while alive() < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(5)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    deadline = time.monotonic() + 20
+    while alive() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    left = alive()
+    if left:
+        os.killpg(run.pid, signal.SIGKILL)
+    assert left == 0
