@@ -563,12 +563,14 @@ def test_a_diverging_trajectory_is_flagged_and_harms_no_other(name, sites):
     assert (lost[1].diff().int() >= 0).all()
     reference, _ = run(method, calm)
     rest = [0, 2, 3]
+    # An iteration goes on with the trajectories that need it: the size of a batched product, and its rounding, change.
+    rounding = {"rtol": 1e-10, "atol": 1e-11} if name.startswith("ienk") else {"rtol": 0, "atol": 0}
     for key, value in outputs.items():
         if key != "diverged":
             assert value[1, lost[1]].isnan().all()
             assert_same_bits(value[1, :4], reference[key][1, :4])
             assert value[1, 4:][~lost[1, 4:]].isfinite().all()
-            assert_same_bits(value[rest], reference[key][rest])
+            assert_close(value[rest], reference[key][rest], **rounding, equal_nan=True)
 
 
 def test_a_lost_trajectory_stays_lost_when_another_is_lost():

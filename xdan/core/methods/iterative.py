@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -12,10 +13,71 @@ from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from .base import Method, Record, State, advance, register_method
 from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, check_inflation
-from .finite_size import effective_zeta
 
 VARIANTS = ("transform", "bundle")
 _BUNDLE = 1e-4
+
+
+@dataclass(frozen=True)
+class _Iterate:
+    """Where the minimisation stands, trajectories first.
+
+    Attributes
+    ----------
+    weights : Tensor, shape (B, M)
+        The best so far.
+    root, back : Tensor, shape (B, M, M)
+        Inverse square root of the Hessian there, scaled to be 1 for the prior; and its inverse.
+    zeta : Tensor, shape (B,)
+    target : Tensor, shape (B, M)
+        Where Gauss-Newton goes from the weights.
+    cost, scale, count : Tensor, shape (B,)
+        Cost at the weights, the share of the step to try next, and the runs over the window so far.
+    """
+
+    weights: Tensor
+    root: Tensor
+    back: Tensor
+    zeta: Tensor
+    target: Tensor
+    cost: Tensor
+    scale: Tensor
+    count: Tensor
+
+    @classmethod
+    def zero(cls, weights: Tensor) -> _Iterate:
+        """Weights of zero (B, M) and the prior's own anomalies."""
+        batch, m = weights.shape
+        one = weights.new_ones(batch)
+        identity = torch.eye(m, dtype=weights.dtype, device=weights.device).expand(batch, m, m)
+        return cls(weights, identity, identity, (m - 1) * one, weights, torch.inf * one, one, 0 * one)
+
+    def rows(self, index: Tensor) -> _Iterate:
+        """Some trajectories, by index or by flag."""
+        if index.dtype != torch.bool and len(index) == len(self.cost):
+            return self
+        return _Iterate(*(value[index] for value in vars(self).values()))
+
+    def replaced(self, index: Tensor, by: _Iterate) -> _Iterate:
+        """Some trajectories put back."""
+        return _Iterate(
+            *(a.index_copy(0, index, b) for a, b in zip(vars(self).values(), vars(by).values(), strict=True))
+        )
+
+    def where(self, flag: Tensor, other: _Iterate) -> _Iterate:
+        """Keep this one where the flag is set."""
+        if bool(flag.all()):
+            return self
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Iterate(*(torch.where(flag.reshape(-1, *(1 for _ in a.shape[1:])), a, b) for a, b in pairs))
+
+    def halved(self) -> _Iterate:
+        """Try half of the step."""
+        return replace(self, scale=self.scale / 2, count=self.count + 1)
+
+
+def _identity(like: Tensor) -> Tensor:
+    return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
 @register_method("ienks")
@@ -129,66 +191,93 @@ class IterativeEnKS(EnsembleMethod):
         return {**state, "x": advance(dynamics, state["x"], steps), "begin": begin, "steps": after}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
-        """Gauss-Newton until every trajectory has converged; those that have stay as they are."""
+        """Damped Gauss-Newton until every trajectory has converged; those that have stay as they are."""
         m = self.members
         steps = int(state["steps"][0].sum())
         mean, anomalies = centre(state["begin"])
         batch = len(mean)
-        identity = torch.eye(m, dtype=mean.dtype, device=mean.device).expand(batch, m, m)
-        weights, root, back = mean.new_zeros(batch, m), identity, identity
-        zeta = mean.new_full((batch,), float(m - 1))
-        active = torch.ones(batch, dtype=torch.bool, device=mean.device)
-        broken = ~active
-        count = mean.new_zeros(batch)
+        at = _Iterate.zero(mean.new_zeros(batch, m))
+        trial = at.weights
+        active = torch.arange(batch, device=mean.device)
+        lost = torch.zeros(batch, dtype=torch.bool, device=mean.device)
         x = state["x"]  # the forecast is the propagation at weights of zero
         for iteration in range(self.iterations):
+            now = at.rows(active)
             if iteration:
-                inside = root if self.variant == "transform" else _BUNDLE * identity
-                x = self._propagate(mean + (weights[:, None] + inside) @ anomalies, steps, active, x)
-            lost = ~x.isfinite().flatten(1).all(1)  # a step too far: the run out of the window's start broke down
-            broken, active = broken | lost, active & ~lost
-            x = torch.where(lost[:, None, None], torch.zeros_like(x), x)
-            centred, deviation = centre(x)
-            s = error.whiten(deviation, observed)
+                inside = now.root if self.variant == "transform" else _BUNDLE * _identity(now.root)
+                x = advance(self.dynamics, mean[active] + (trial[:, None] + inside) @ anomalies[active], steps)
+            fine = x.isfinite().flatten(1).all(1)
+            centred, deviation = centre(torch.where(fine[:, None, None], x, 0.0))
+            seen = observed[active]
+            s = error.whiten(deviation, seen)
             if iteration:
-                s = back @ s if self.variant == "transform" else s / _BUNDLE
+                s = now.back @ s if self.variant == "transform" else s / _BUNDLE
+            missed = error.whiten(observation[active] - centred[:, 0], seen)
+            zeta = self._zeta(trial)
+            cost = self._cost(missed, trial, zeta)
+            if not iteration:
+                lost, cost = ~fine, torch.where(fine, cost, torch.inf)
             # The innovation carried back along the tangent to weights of zero: each step is an EnKF(-N) analysis.
-            innovation = error.whiten(observation - centred[:, 0], observed) + (weights[:, None] @ s)[:, 0]
-            precision = Precision(s, innovation)
-            new_zeta = effective_zeta(precision, m, self.capped) if self.finite_size else zeta
-            new_weights, inverse_root = precision.solve(new_zeta)
-            moved = (new_weights - weights).detach().square().mean(1).sqrt()
-            rows = active[:, None, None]
-            zeta = torch.where(active, new_zeta, zeta)
-            weights = torch.where(active[:, None], new_weights, weights)
-            root = torch.where(rows, math.sqrt(m - 1) * inverse_root, root)
-            if self.variant == "transform":
-                back = torch.where(rows, precision.at(new_zeta) @ inverse_root / math.sqrt(m - 1), back)
-            count = count + active
-            active = active & ~(moved < self.tolerance)
-            if steps == 0:  # nothing between the window's ends: linear
-                active = torch.zeros_like(active)
-            if not bool(active.any()):
+            precision = Precision(s, missed + (trial[:, None] @ s)[:, 0])
+            target, inverse_root = precision.solve(zeta)
+            # A step that does not bring the cost down is halved: the tangent was followed too far.
+            slack = math.sqrt(torch.finfo(cost.dtype).eps) * now.cost.abs()
+            better = fine & (cost <= now.cost + torch.nan_to_num(slack, posinf=0.0))
+            found = _Iterate(
+                trial,
+                math.sqrt(m - 1) * inverse_root,
+                precision.at(zeta) @ inverse_root / math.sqrt(m - 1),
+                zeta,
+                target,
+                cost,
+                torch.ones_like(cost),
+                now.count + 1,
+            )
+            now = found.where(better, now.halved())
+            at = now if len(active) == batch else at.replaced(active, now)
+            moved = now.scale * (now.target - now.weights).detach().square().mean(1).sqrt()
+            going = (moved >= self.tolerance) & ~lost[active]
+            active, now = active[going], now.rows(going)
+            if not len(active):
                 break
+            trial = now.weights + now.scale[:, None] * (now.target - now.weights)
+        unconverged = torch.zeros_like(lost).index_fill(0, active, True)
+        # Where the limit was reached, the best that was seen.
+        weights = torch.where(unconverged[:, None], at.weights, at.target)
         x0 = mean + weights[:, None] @ anomalies
-        begin = x0 + self.number("inflation") * root @ anomalies
+        begin = x0 + self.number("inflation") * at.root @ anomalies
         end = advance(self.dynamics, begin, steps)
         return {
             **state,
-            "x": torch.where(broken[:, None, None], torch.full_like(end, torch.nan), end),
+            "x": torch.where(lost[:, None, None], torch.full_like(end, torch.nan), end),
             "begin": begin,
             "smoothed": x0[:, 0] if bool(state["steps"][0, 0]) else torch.full_like(x0[:, 0], torch.nan),
-            "inflation": ((m - 1) / zeta).sqrt() * self.number("inflation"),
-            "iterations": count,
-            "unconverged": torch.maximum(state["unconverged"], active.to(count.dtype)),
+            "inflation": ((m - 1) / at.zeta).sqrt() * self.number("inflation"),
+            "iterations": at.count,
+            "unconverged": torch.maximum(state["unconverged"], unconverged.to(at.count.dtype)),
         }
 
-    def _propagate(self, begin: Tensor, steps: int, active: Tensor, x: Tensor) -> Tensor:
-        """Members at the end of the window, of the active trajectories; the others stay."""
-        if bool(active.all()):
-            return advance(self.dynamics, begin, steps)
-        rows = active.nonzero()[:, 0]
-        return x.index_copy(0, rows, advance(self.dynamics, begin[rows], steps))
+    def _zeta(self, weights: Tensor) -> Tensor:
+        """Weight of the prior, shape (B,): M - 1, or what the finite-size prior gives at these weights.
+
+        Not the dual minimum of the linearised problem, which has the same fixed point: over long windows its first
+        step goes where the tangent is not valid, and ends in another minimum.
+        """
+        m = self.members
+        square = weights.square().sum(1)
+        if not self.finite_size:
+            return torch.full_like(square, m - 1.0)
+        zeta = (m + 1) / (m / (m - 1) + square)
+        return zeta.clamp_max(m - 1.0) if self.capped else zeta
+
+    def _cost(self, missed: Tensor, weights: Tensor, zeta: Tensor) -> Tensor:
+        """Cost of weights that leave a whitened innovation, shape (B,)."""
+        m = self.members
+        prior = zeta * weights.square().sum(1)
+        if self.finite_size:
+            # Smallest over zeta, in the range that is allowed: the primal cost where it is free.
+            prior = prior + zeta * m / (m - 1) - (m + 1) * zeta.log()
+        return (0.5 * (missed.square().sum(1) + prior)).detach()
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Spread, smoothed mean, inflation, iterations and the flag."""
