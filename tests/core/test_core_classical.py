@@ -30,7 +30,7 @@ from xdan.core.observing import ErrorCovariance, Sites
 DETERMINISTIC = {
     "etkf": {"inflation": 1.0, "spin_up": 0},
     "etkf rotated": {"inflation": 1.0, "rotate": True, "spin_up": 0},
-    "letkf": {"inflation": 1.0, "radius": 1e9},
+    "letkf": {"inflation": 1.0, "radius": 1e9, "spin_up": 0},
     "ienkf": {},
     "ienkf bundle": {"variant": "bundle"},
     "ienks": {"lag": 3},
@@ -278,8 +278,13 @@ DIFFERENTIABLE = {
     "enkf-n": {"members": 4},
     "enkf-n uncapped": {"members": 4, "capped": False},
     "enkf-n primal": {"members": 4, "form": "primal"},
-    "letkf": {"members": 4, "radius": 1.5},
+    "letkf": {"members": 4, "radius": 1.5, "spin_up": 0},
+    "letkf in its spin-up": {"members": 4, "radius": 1.5},
+    "enkf after its spin-up": {"members": 4, "spin_up": 0},
     "ienkf": {"members": 4, "tolerance": 1e-12, "iterations": 40},
+    "ienkf-n": {"members": 4, "tolerance": 1e-13, "iterations": 80},
+    "ienks": {"members": 4, "lag": 2, "tolerance": 1e-12, "iterations": 40},
+    "ienks bundle": {"members": 4, "lag": 2, "variant": "bundle", "tolerance": 1e-12, "iterations": 40},
     "3d-var": {"scale": 0.2},
     "optimal-interpolation": {},
     "optimal-particle": {"members": 4, "threshold": 0.0},
@@ -296,7 +301,7 @@ def test_gradient_through_a_cycle_is_the_finite_difference(name):
     _, begin = run(method, record)
 
     # What the analysis starts from: the state, but for a window's the state at its start.
-    source = "begin" if name == "4d-var" else "x"
+    source = "begin" if name.split()[0] in ("4d-var", "ienks") else "x"
 
     def analysis(x: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         state: State = {**begin, source: x}

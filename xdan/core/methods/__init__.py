@@ -2,7 +2,7 @@
 
 from .base import Method, Record, State, method_by_name, register_method, run
 from .dan import DataAssimilationNetwork
-from .ensemble import EnsembleMethod, StochasticEnKF
+from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
@@ -11,6 +11,7 @@ from .local import LETKF
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
 from .square_root import ETKF
 from .state_covariance import CovarianceFromState
+from .stochastic import StochasticEnKF
 from .variational import ThreeDVar
 
 __all__ = [

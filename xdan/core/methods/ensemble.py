@@ -1,4 +1,4 @@
-"""Ensemble Kalman filters: what they share, and the stochastic one."""
+"""What ensemble Kalman filters share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..observing import ErrorCovariance
 from ..random import Purpose, normal
-from .base import Method, Record, State, register_method
+from .base import Method, Record, State
 
 INFLATIONS = (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45)
 
@@ -180,42 +180,3 @@ def rotation(noise: Tensor) -> Tensor:
     basis = torch.eye(m, dtype=noise.dtype, device=noise.device) - 2 * torch.outer(v, v) / v.dot(v)
     answer: Tensor = basis @ inside @ basis
     return answer
-
-
-@register_method("enkf")
-class StochasticEnKF(Labelled):
-    """Ensemble Kalman filter with perturbed observations.
-
-    Parameters
-    ----------
-    members : int
-    inflation : float or "tune"
-        Factor of the analysis anomalies.
-
-    References
-    ----------
-    Burgers, van Leeuwen and Evensen (1998), doi:10.1175/1520-0493(1998)126<1719:ASITEK>2.0.CO;2.
-    """
-
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
-
-    def __init__(self, members: int = 40, inflation: float | str = 1.01) -> None:
-        super().__init__(members)
-        self.inflation = check_inflation(inflation)
-
-    def parameters(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        return {"members": self.members, "inflation": self.inflation}
-
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
-        """Each member is drawn to observations of its own, their perturbations of zero mean."""
-        x, (b, m, n) = state["x"], state["x"].shape
-        _, noise = centre(error.color(self.draw(state, Purpose.PERTURBATION, m * n).reshape(b, m, n)))
-        noise = noise * math.sqrt(m / (m - 1))
-        _, anomalies = centre(x)
-        s = error.whiten(anomalies, observed)
-        innovation = error.whiten(observation[:, None] + noise - x, observed)
-        p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
-        weights = torch.linalg.solve(p, s @ innovation.mT)
-        mean, anomalies = centre(x + weights.mT @ anomalies)
-        return {**state, "x": mean + self.number("inflation") * anomalies, "cycle": state["cycle"] + 1}

@@ -1,4 +1,4 @@
-"""The finite-size ensemble Kalman filter, EnKF-N: no inflation to tune."""
+"""The finite-size ensemble Kalman filter, EnKF-N: no inflation to tune; and what its prior does for others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..observing import ErrorCovariance
 from .base import Record, State, register_method
-from .ensemble import EnsembleMethod, InverseRoot, Precision, centre
+from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, check_inflation
 
 _BISECTIONS, _NEWTON = 24, 2
 FORMS = ("dual", "primal")
@@ -79,6 +79,48 @@ class FiniteSizeEnKF(EnsembleMethod):
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Spread and inflation."""
         return {**super().analysis_outputs(state), "inflation": state["inflation"]}
+
+
+class SpunUp(Labelled):
+    """An ensemble filter with tuned inflation whose first cycles take what the finite-size prior adds.
+
+    An ensemble that starts from the climatology is lost otherwise, before it has found the truth.
+
+    Parameters
+    ----------
+    members : int
+    inflation : float or "tune"
+        Factor of the analysis anomalies.
+    spin_up : int
+        How many cycles. The burn-in of a score should be longer.
+
+    Raises
+    ------
+    ValueError
+        For a negative number of cycles.
+    """
+
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
+
+    def __init__(self, members: int, inflation: float | str, spin_up: int) -> None:
+        super().__init__(members)
+        if spin_up < 0:
+            raise ValueError(f"spin_up={spin_up}: expected a number of cycles, 0 for none")
+        self.inflation, self.spin_up = check_inflation(inflation), int(spin_up)
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {"members": self.members, "inflation": self.inflation, "spin_up": self.spin_up}
+
+    def spins_up(self, state: State) -> bool:
+        """Whether the coming analysis is among the first."""
+        return bool((state["cycle"] < self.spin_up).any())
+
+    def zeta(self, precision: Precision, state: State) -> Tensor | float:
+        """Weight of the prior in an analysis: M - 1, and less while spinning up where the innovations ask for it."""
+        if not self.spins_up(state):
+            return float(self.members - 1)
+        return effective_zeta(precision, self.members, capped=True)
 
 
 def effective_zeta(precision: Precision, members: int, capped: bool) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..observing import ErrorCovariance
 from .base import Method, Record, State, register_method
-from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, check_inflation
+from .ensemble import INFLATIONS, Precision, centre
+from .finite_size import SpunUp
 
 _ROWS = 4096  # local analyses at once
 _DISTANCES = 1 << 22  # distances at once when neighbours are looked for
@@ -25,7 +26,7 @@ def gaspari_cohn(distance: Tensor, radius: float) -> Tensor:
 
 
 @register_method("letkf")
-class LETKF(EnsembleMethod):
+class LETKF(SpunUp):
     """LETKF: an ETKF at every site, with the observations nearby, tapered by a Gaspari-Cohn function of distance.
 
     Parameters
@@ -35,6 +36,8 @@ class LETKF(EnsembleMethod):
         c of Gaspari and Cohn: the taper is 5/24 at this distance and zero from twice it on. It multiplies R^{-1}.
     inflation : float or "tune"
         Factor of the analysis anomalies.
+    spin_up : int
+        First cycles that take, site by site, the inflation which the finite-size prior asks for.
 
     Raises
     ------
@@ -51,16 +54,22 @@ class LETKF(EnsembleMethod):
         "inflation": INFLATIONS,
     }
 
-    def __init__(self, members: int = 10, radius: float | str = 5.5, inflation: float | str = 1.02) -> None:
-        super().__init__(members)
+    def __init__(
+        self,
+        members: int = 10,
+        radius: float | str = 5.5,
+        inflation: float | str = 1.02,
+        spin_up: int = 100,
+    ) -> None:
+        super().__init__(members, inflation, spin_up)
         if radius != "tune" and not (isinstance(radius, (int, float)) and radius > 0):
             raise ValueError(f"radius={radius!r}: expected 'tune' or a positive distance")
-        self.radius, self.inflation = radius, check_inflation(inflation)
+        self.radius = radius
         self._neighbours: tuple[Tensor, Tensor] | None = None
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"members": self.members, "radius": self.radius, "inflation": self.inflation}
+        return {**super().parameters(), "radius": self.radius}
 
     def prepare(self, record: Record) -> Method:
         """Tune, and find each site's neighbours."""
@@ -112,8 +121,9 @@ class LETKF(EnsembleMethod):
         for sites in torch.arange(x.shape[2], device=x.device).split(max(1, _ROWS // len(x))):
             near, weight = indices[sites], taper[sites]
             local = (s[:, :, near] * weight).transpose(1, 2)  # (B, n, M, L)
-            weights, root = Precision(local, innovation[:, near] * weight).solve(float(m - 1))
+            precision = Precision(local, innovation[:, near] * weight)
+            weights, root = precision.solve(self.zeta(precision, state))
             combined = weights[..., None] + self.number("inflation") * math.sqrt(m - 1) * root.mT
             # Member i of the analysis at site n: mean + sum_j anomalies[j, n] combined[n, j, i].
             parts.append((anomalies[:, :, sites].permute(0, 2, 1)[:, :, None] @ combined)[:, :, 0])
-        return {**state, "x": mean + torch.cat(parts, 1).mT}
+        return {**state, "x": mean + torch.cat(parts, 1).mT, "cycle": state["cycle"] + 1}

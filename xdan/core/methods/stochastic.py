@@ -1,0 +1,53 @@
+"""The stochastic ensemble Kalman filter."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..observing import ErrorCovariance
+from ..random import Purpose
+from .base import State, register_method
+from .ensemble import Precision, centre
+from .finite_size import SpunUp, effective_zeta
+
+
+@register_method("enkf")
+class StochasticEnKF(SpunUp):
+    """Ensemble Kalman filter with perturbed observations.
+
+    Parameters
+    ----------
+    members : int
+    inflation : float or "tune"
+        Factor of the analysis anomalies.
+    spin_up : int
+        First cycles that take the inflation which the finite-size prior asks for.
+
+    References
+    ----------
+    Burgers, van Leeuwen and Evensen (1998), doi:10.1175/1520-0493(1998)126<1719:ASITEK>2.0.CO;2.
+    """
+
+    def __init__(self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100) -> None:
+        super().__init__(members, inflation, spin_up)
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Each member is drawn to observations of its own, their perturbations of zero mean."""
+        x, (b, m, n) = state["x"], state["x"].shape
+        _, noise = centre(error.color(self.draw(state, Purpose.PERTURBATION, m * n).reshape(b, m, n)))
+        noise = noise * math.sqrt(m / (m - 1))
+        mean, anomalies = centre(x)
+        if self.spins_up(state):
+            innovation = error.whiten(observation - mean[:, 0], observed)
+            zeta = effective_zeta(Precision(error.whiten(anomalies, observed), innovation), m, capped=True)
+            anomalies = anomalies * ((m - 1) / zeta).sqrt()[:, None, None]
+            x = mean + anomalies
+        s = error.whiten(anomalies, observed)
+        innovation = error.whiten(observation[:, None] + noise - x, observed)
+        p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
+        weights = torch.linalg.solve(p, s @ innovation.mT)
+        mean, anomalies = centre(x + weights.mT @ anomalies)
+        return {**state, "x": mean + self.number("inflation") * anomalies, "cycle": state["cycle"] + 1}
