@@ -54,6 +54,8 @@ def pick_device(device: str = "auto") -> str:
 
 
 _thread = threading.local()
+# A thread that has not asked yet takes the number that another set last: the main one asks before blocks set theirs.
+torch.get_num_threads()
 
 
 def in_block() -> None:
