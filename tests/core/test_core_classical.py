@@ -22,8 +22,8 @@ from torch.testing import assert_close
 from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.methods import Method, Record, State, method_by_name, run
 from xdan.core.methods.ensemble import InverseRoot, rotation
-from xdan.core.methods.four_d_var import Window, gauss_newton, l_bfgs
 from xdan.core.methods.local import gaspari_cohn
+from xdan.core.methods.minimisers import Window, gauss_newton, l_bfgs
 from xdan.core.observing import ErrorCovariance, Sites
 
 # Exactly the Kalman filter of their own members' moments on linear dynamics, as long as members span the state.

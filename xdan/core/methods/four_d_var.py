@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,167 +12,13 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from ..random import Purpose
-from ..tangent import push_forward
 from .base import Method, Record, State, advance, register_method
 from .ensemble import Labelled
+from .minimisers import MINIMISERS, Window
 from .variational import climate_moments
 
-SOLVERS = ("gauss-newton", "l-bfgs")
 SCALES = tuple(10.0 ** (-k / 4) for k in range(-1, 14))
 _WINDOW_STATE = ("x", "begin", "steps", "window", "smoothed", "iterations", "unconverged")
-_MEMORY = 10  # pairs that L-BFGS remembers
-_ARMIJO, _HALVINGS = 1e-4, 12
-
-
-@dataclass(frozen=True)
-class Window:
-    """What 4D-Var fits: observations of shape (B, W, N), NaN where there are none, each after some model steps."""
-
-    dynamics: Dynamics
-    error: ErrorCovariance
-    observation: Tensor
-    steps: Sequence[int]
-
-    def rows(self, rows: Tensor) -> Window:
-        """Keep some of the trajectories."""
-        return Window(self.dynamics, self.error, self.observation[rows], self.steps)
-
-    def misfits(self, x: Tensor) -> Tensor:
-        """Whitened y - H M(x) at every time, shape (B, W, N)."""
-        found = []
-        for j, steps in enumerate(self.steps):
-            x = advance(self.dynamics, x, steps)
-            observed = ~self.observation[:, j].isnan()
-            found.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - x, observed))
-        return torch.stack(found, 1)
-
-    def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Misfits, (B, W N), and whitened derivatives of H M along directions, (B, M, W N)."""
-        misfits, slopes = [], []
-        for j, steps in enumerate(self.steps):
-            if steps:
-                x, directions = push_forward(lambda z, n=steps: advance(self.dynamics, z, n), x, directions)  # type: ignore[misc]
-            observed = ~self.observation[:, j].isnan()
-            misfits.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - x, observed))
-            slopes.append(self.error.whiten(directions, observed))
-        return torch.cat(misfits, 1), torch.cat(slopes, 2)
-
-
-@dataclass(frozen=True)
-class Minimum:
-    """Where a minimisation ended: states, iterations, and which trajectories did not converge; (B, N), (B,), (B,)."""
-
-    x: Tensor
-    iterations: Tensor
-    unconverged: Tensor
-
-
-def gauss_newton(window: Window, background: Tensor, factor: Tensor, tolerance: float, limit: int) -> Minimum:
-    """Minimise |v|^2 / 2 + |misfits of x_b + L v|^2 / 2 by Gauss-Newton with the whole tangent linear model.
-
-    Parameters
-    ----------
-    background : Tensor, shape (B, N)
-    factor : Tensor, shape (N, N)
-        L, with L L^T the background error covariance.
-    tolerance : float
-        On the root mean square step of v.
-    limit : int
-        Most iterations.
-    """
-    v = torch.zeros_like(background)
-    size = v.shape[1]
-    identity = torch.eye(size, dtype=v.dtype, device=v.device)
-    active = torch.ones(len(v), dtype=torch.bool, device=v.device)
-    count = v.new_zeros(len(v))
-    for _ in range(limit):
-        rows = active.nonzero()[:, 0]
-        part, now = window.rows(rows), v[rows]
-        x = background[rows] + now @ factor.T
-        misfits, slopes = part.linearised(x, factor.T.expand(len(x), size, size).contiguous())
-        hessian = identity + slopes @ slopes.mT
-        target = misfits + (now[:, None] @ slopes)[:, 0]
-        new, info = torch.linalg.solve_ex(hessian, (slopes @ target[..., None])[..., 0])
-        # A step too far, and the run broke down: the trajectory is lost, the others go on.
-        fine = (info == 0) & hessian.isfinite().all(2).all(1)
-        new = torch.where(fine[:, None], new, torch.full_like(new, torch.nan))
-        v = v.index_copy(0, rows, new)
-        count = count + active
-        moved = (new - now).detach().square().mean(1).sqrt()
-        active = active.index_copy(0, rows, moved >= tolerance)  # neither do those that are lost go on
-        if not bool(active.any()):
-            break
-    return Minimum(background + v @ factor.T, count, active)
-
-
-def l_bfgs(window: Window, background: Tensor, factor: Tensor, tolerance: float, limit: int) -> Minimum:
-    """As `gauss_newton`, by limited-memory BFGS with gradients from autodiff: memory linear in N.
-
-    Every trajectory has its own curvature pairs and its own step length; one that has converged stays.
-    """
-
-    def cost_and_gradient(v: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = v.detach().requires_grad_()
-            misfits = window.misfits(background.detach() + leaf @ factor.T)
-            cost = 0.5 * (leaf.square().sum(1) + misfits.square().sum((1, 2)))
-            (gradient,) = torch.autograd.grad(cost.sum(), leaf)
-        return cost.detach(), gradient
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(1, keepdim=True)
-
-    v = torch.zeros_like(background)
-    cost, gradient = cost_and_gradient(v)
-    active = torch.ones(len(v), dtype=torch.bool, device=v.device)
-    count = v.new_zeros(len(v))
-    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
-    for _ in range(limit):
-        direction, factors = gradient, []
-        for s, y, rho in reversed(pairs):
-            a = rho * dot(s, direction)
-            factors.append(a)
-            direction = direction - a * y
-        if pairs:
-            s, y, rho = pairs[-1]
-            curvature = torch.where(rho > 0, 1 / (rho * dot(y, y)).clamp_min(1e-30), torch.ones_like(rho))
-            direction = direction * curvature
-        else:
-            direction = direction / dot(gradient, gradient).sqrt().clamp_min(1.0)
-        for (s, y, rho), a in zip(pairs, reversed(factors), strict=True):
-            direction = direction + (a - rho * dot(y, direction)) * s
-        descent = -dot(gradient, direction)
-        direction = torch.where(descent < 0, -direction, -gradient)
-        descent = torch.minimum(descent, -dot(gradient, gradient) * (descent >= 0))
-        step = torch.ones_like(descent)
-        searching = active.clone()
-        new, new_cost, new_gradient = v, cost, gradient
-        for _ in range(_HALVINGS):
-            trial = torch.where(searching[:, None], v + step * direction, new)
-            trial_cost, trial_gradient = cost_and_gradient(trial)
-            enough = trial_cost <= cost + _ARMIJO * (step * descent)[:, 0]
-            take = searching & enough
-            new = torch.where(take[:, None], trial, new)
-            new_cost = torch.where(take, trial_cost, new_cost)
-            new_gradient = torch.where(take[:, None], trial_gradient, new_gradient)
-            searching = searching & ~enough
-            if not bool(searching.any()):
-                break
-            step = torch.where(searching[:, None], step / 2, step)
-        s, y = new - v, new_gradient - gradient
-        product = dot(s, y)
-        rho = torch.where(product > 1e-12, 1 / product.clamp_min(1e-12), torch.zeros_like(product))
-        pairs = [*pairs[1 - _MEMORY :], (s, y, rho)]
-        moved = s.square().mean(1).sqrt()
-        v, cost, gradient = new, new_cost, new_gradient
-        count = count + active
-        active = active & ~(moved < tolerance)
-        if not bool(active.any()):
-            break
-    return Minimum(background + v @ factor.T, count, active)
-
-
-_MINIMISERS = {"gauss-newton": gauss_newton, "l-bfgs": l_bfgs}
 
 
 @register_method("4d-var")
@@ -228,8 +72,8 @@ class FourDVar(Method):
             raise ValueError(f"background={background!r}: expected 'climatology' or a matrix of shape (N, N)")
         if scale != "tune" and not (isinstance(scale, (int, float)) and scale > 0):
             raise ValueError(f"scale={scale!r}: expected 'tune' or a positive number")
-        if solver not in SOLVERS:
-            raise ValueError(f"solver={solver!r}: expected one of {SOLVERS}")
+        if solver not in MINIMISERS:
+            raise ValueError(f"solver={solver!r}: expected one of {sorted(MINIMISERS)}")
         if not tolerance > 0 or iterations < 1:
             raise ValueError(f"tolerance={tolerance}, iterations={iterations}: expected positive numbers")
         self.window, self.background, self.scale, self.solver = int(window), background, scale, solver
@@ -299,7 +143,7 @@ class FourDVar(Method):
         newest = torch.where(observed, observation, torch.full_like(observation, torch.nan))
         window = torch.cat([state["window"][:, 1:], newest[:, None]], 1)
         steps = state["steps"][0].tolist()
-        minimise = _MINIMISERS[self.solver]
+        minimise = MINIMISERS[self.solver]
         problem = Window(self.dynamics, error, window, steps)
         found = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
         return {

@@ -98,10 +98,8 @@ class CovarianceFromState(Method):
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Build the covariance's root from the past, and update with it."""
         x = state["x"]
-        root = self._root(state, error)
-        if self.past == "dynamics" or self.algorithm == "A2":
-            root = torch.nan_to_num(root, 0.0, 0.0, 0.0)
-        root = self.number("inflation") * root
+        # Where the past cannot be followed the root is not finite, and the trajectory is lost and flagged.
+        root = self.number("inflation") * self._root(state, error)
         innovation = error.whiten(observation - x, observed)
         weights, inverse = Precision(error.whiten(root, observed), innovation).solve(1.0)
         after = inverse @ root
