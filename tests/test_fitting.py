@@ -300,3 +300,49 @@ def test_a_store_cut_short_is_refused(single, architecture, quick, tmp_path):
     assert zarr.open_array(tmp_path / "twin.zarr" / "truth").nchunks_initialized == 7
     with pytest.raises(ValueError, match="cut short: 'truth' has 7 of 8 chunks"):
         xdan.train(opened, architecture, **quick)
+
+
+FAMILY = {
+    "residual-cnn-linear": "residual-cnn-linear",
+    "residual-cnn-blind": "residual-cnn-blind",
+    "linear-in-zeta": xdan.LinearInZeta(rank=3, radius=1.5, filters=3, blocks=1, kernel=3),
+    "hypernetwork": xdan.LinearInZeta(form="hypernetwork", rank=2, width=5, filters=3, blocks=1, kernel=3),
+    "ensemble-cnn": xdan.EnsembleCNN(members=3, filters=3, blocks=1, kernel=3),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_network_trains_cycles_saves_and_opens(wide, quick, name, tmp_path):
+    net = xdan.train(wide, FAMILY[name], **quick)
+    assert np.isfinite(net.description["training"]["validation_rmse"])
+    net.to_zarr(tmp_path / "net.zarr")
+    opened = xdan.open_network(tmp_path / "net.zarr")
+    keep = {"members": True} if net.ensemble else {}
+    run, again = xdan.cycle(wide, net, **keep), xdan.cycle(wide, opened, **keep)
+    xr.testing.assert_identical(run, again)
+    if net.ensemble:
+        assert run.members.sizes["member"] == 3
+        np.testing.assert_allclose(run.members.mean("member"), run.analysis, rtol=1e-5, atol=1e-5)
+        with pytest.raises(ValueError, match="takes members"):
+            xdan.gain(wide, net)
+
+
+def test_memory_of_a_network_without_any_is_refused(wide, quick):
+    with pytest.raises(ValueError, match=r"'linear-in-zeta' has no parameters \['memory'\]"):
+        xdan.train(wide, "linear-in-zeta", memory=2, **quick)
+
+
+def test_processes_change_rounding_only(wide, architecture, quick):
+    settings = {**quick, "steps": 4, "batch": 6}
+    one, two = (xdan.train(wide, architecture, **settings, processes=count) for count in (1, 2))
+    assert two.description["training"]["processes"] == 2
+    for name, value in one.arrays.items():
+        np.testing.assert_allclose(two.arrays[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_processes_are_refused_within_a_daemonic_one(wide, architecture, quick, monkeypatch):
+    import multiprocessing
+
+    monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
+    with pytest.raises(ValueError, match="processes=2: a batch is shared"):
+        xdan.train(wide, architecture, **quick, processes=2)

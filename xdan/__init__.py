@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
     from .core.methods import Method as Method
     from .core.methods import ThreeDVar as ThreeDVar
+    from .core.networks import EnsembleCNN as EnsembleCNN
+    from .core.networks import LinearInZeta as LinearInZeta
     from .core.networks import ResidualCNN as ResidualCNN
     from .core.observing import Sites as Sites
     from .cycling import cycle as cycle
@@ -42,7 +44,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "CustomDynamics": "core.dynamics",
     "Dynamics": "core.dynamics",
+    "EnsembleCNN": "core.networks",
     "FiniteSizeEnKF": "core.methods",
+    "LinearInZeta": "core.networks",
     "Lorenz96": "core.dynamics",
     "Method": "core.methods",
     "Network": "network",

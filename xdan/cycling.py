@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
 from .core.dynamics import Dynamics, dynamics_to_json
-from .core.methods import EnsembleMethod, Method
+from .core.methods import Method
 from .core.random import check_seed
 from .network import Network
 from .schema import (
@@ -310,7 +310,7 @@ def _shapes(method: Method, experiment: Experiment, members: bool) -> Shapes:
     cycles = ((TRAJECTORY, TIME), lead, frame.dtype)
     shapes: Shapes = {"forecast": sites, "analysis": sites}
     shapes |= {name: sites if kind == "site" else cycles for name, kind in method.outputs.items()}
-    if isinstance(method, EnsembleMethod) and members:
+    if members:
         dims, shape = (TRAJECTORY, TIME, MEMBER, *frame.dynamics.dims), (*lead, method.members, *state)
         shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, frame.dtype))
     shapes["diverged"] = ((TRAJECTORY, TIME), lead, np.dtype(bool))

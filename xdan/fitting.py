@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .blocks import RecordWindows, array_to_tensor, pick_device, tensor_to_array
 from .core.dynamics import Dynamics
-from .core.networks import AnalysisNetwork, ResidualCNN
+from .core.networks import AnalysisNetwork, network_by_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
 from .core.random import Purpose, check_seed, uniform
@@ -240,9 +240,7 @@ def _architecture(
             raise ValueError(f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}")
         return network.module()
     if isinstance(network, str):
-        if network != ResidualCNN.name:
-            raise ValueError(f"network {network!r} is unknown; known is {ResidualCNN.name!r}")
-        network = ResidualCNN(memory=memory or 0)
+        network = network_by_name(network, {} if memory is None else {"memory": memory})
     # A fresh module, so that the caller's is not changed and weights follow from the seed.
     with torch.random.fork_rng(devices=[]):
         draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)

@@ -78,6 +78,8 @@ def gain(
     experiment = read(ds, dynamics=dynamics, truth=truth, needs_truth="the mean over states")
     assert experiment.truth is not None
     network.check(experiment)
+    if network.ensemble:
+        raise ValueError("the marginal gain is that of a network of one forecast; this one takes members")
     frame, (dim,) = experiment.frame, experiment.frame.dynamics.dims
     sites = frame.dynamics.shape[0]
     reference = sites // 2 if reference is None else reference

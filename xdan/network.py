@@ -72,6 +72,11 @@ class Network:
         return int(self.description["parameters"].get("memory", 0))
 
     @property
+    def ensemble(self) -> bool:
+        """Whether the network takes members, not a single forecast."""
+        return _method(self, torch.float32, "cpu").ensemble
+
+    @property
     def state_dims(self) -> tuple[str, ...]:
         """Dims of the states that the network was trained on."""
         return tuple(self.description["state_dims"])
@@ -144,7 +149,7 @@ class Network:
 
 @lru_cache(maxsize=8)
 def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilationNetwork:
-    return DataAssimilationNetwork(network.module(dtype, device).requires_grad_(False))
+    return DataAssimilationNetwork.of(network.module(dtype, device).requires_grad_(False))
 
 
 def open_network(store: StoreLike) -> Network:

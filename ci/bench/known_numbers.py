@@ -189,8 +189,9 @@ def main() -> None:
             result = compute(row, store, options.trajectories)
         done.append((row, result))
         print(
-            f"{row.title:48s} {row.known or '':>6}  {float(result.rmse):.4f} +- "
-            f"{float(result.rmse_standard_error):.4f}  {float(result.diverged):.3f} lost  {float(result.seconds):6.1f} s  {verdict(row, result)}",
+            f"{row.title:48s} {row.known or '':>6}  "
+            f"{float(result.rmse):.4f} +- {float(result.rmse_standard_error):.4f}  "
+            f"{float(result.diverged):.3f} lost  {float(result.seconds):6.1f} s  {verdict(row, result)}",
             flush=True,
         )
     (options.out / "known-numbers.md").write_text(table(done) + "\n")

@@ -78,7 +78,7 @@ class OneProcess:
 
     def __init__(self, network: AnalysisNetwork, dynamics: Dynamics, error: ErrorCovariance, objective: str) -> None:
         self.network, self.dynamics, self.error, self.objective = network, dynamics, error, objective
-        self.method = DataAssimilationNetwork(network)
+        self.method = DataAssimilationNetwork.of(network)
         self.parameters = list(network.parameters())
 
     def __call__(self, window: Window, state: State | None) -> WindowGradient:

@@ -100,6 +100,7 @@ def through_the_cycles(
     Returns
     -------
     analysis : Tensor, shape (B, T, N)
+        The mean, where the method carries members.
     lost : Tensor of bool, shape (B, T)
     state : dict of Tensor
         Analysis state at the window's end, detached.
@@ -115,8 +116,8 @@ def through_the_cycles(
             if math.isfinite(cap) and k > 0:
                 state = {name: CappedGradient.apply(v, cap) for name, v in state.items()}  # type: ignore[no-untyped-call]
             state = method.analyse(method.forecast(state, dynamics, steps), observation, observed, error)
-            lost = ~((state["x"].detach() - window.truth[:, k]).square().mean(1) < limit)
-        analyses.append(state["x"])
+            lost = ~((method.mean(state).detach() - window.truth[:, k]).square().mean(1) < limit)
+        analyses.append(method.mean(state))
         losses.append(lost)
         if bool(lost.any()):
             anew = method.first(method.start_like(observation), observation, observed, error)

@@ -94,7 +94,7 @@ class Trainer:
         processes: int = 1,
     ) -> None:
         self.network, self.settings = network, settings
-        self.method = DataAssimilationNetwork(network)
+        self.method = DataAssimilationNetwork.of(network)
         self.gradient: Gradient = (
             OneProcess(network, dynamics, error, settings.objective)
             if processes == 1

@@ -63,6 +63,8 @@ class Method(ABC):
     name : str
     ensemble : bool
         Whether `x` holds members.
+    members : int
+        How many.
     outputs : dict of str to str
         What `forecast_outputs` and `analysis_outputs` give: a name to "site" (shape (B, N)) or "cycle" (shape (B,)).
     tunable : dict of str to tuple of float
@@ -78,6 +80,7 @@ class Method(ABC):
     outputs: ClassVar[dict[str, str]] = {}
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {}
     tune_on: str = "innovation"
+    members: int = 1
     dynamics: Dynamics
     seed: int
     _numbers: Mapping[str, float] | None = None

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..networks import AnalysisNetwork
 from ..observing import ErrorCovariance
+from ..random import Purpose, normal
 from .base import Method, Record, State
 
 
@@ -27,11 +28,16 @@ class DataAssimilationNetwork(Method):
     name: ClassVar[str] = "dan"
 
     def __init__(self, network: AnalysisNetwork) -> None:
-        self.network = network
+        self.network, self.members = network, network.members
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"network": self.network.name, **self.network.parameters_json()}
+
+    @classmethod
+    def of(cls, network: AnalysisNetwork) -> DataAssimilationNetwork:
+        """Return the method for a network of one forecast, or of members."""
+        return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
 
     def start(self, record: Record) -> State:
         """Begin at the climatological mean, with empty memory."""
@@ -52,10 +58,49 @@ class DataAssimilationNetwork(Method):
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One analysis by the network."""
-        x = state["x"]
-        zeta = error.project(observation - x, observed)
-        analysis, memory = self.network(x, zeta, state.get("memory"))
+        zeta = error.project(observation - self.mean(state), observed)
+        analysis, memory = self.network(state["x"], zeta, state.get("memory"))
         after = {**state, "x": analysis}
         if memory is not None:
             after["memory"] = memory
         return after
+
+
+class EnsembleNetwork(DataAssimilationNetwork):
+    """Members corrected by a network, propagated one by one.
+
+    The first analysis spreads the members about the optimal interpolation, by its own error deviation.
+    """
+
+    name: ClassVar[str] = "ensemble-dan"
+    ensemble: ClassVar[bool] = True
+    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+
+    def start_like(self, observation: Tensor) -> State:
+        """Members at the climatological mean, for observations of shape (B, N)."""
+        shape = (len(observation), self.network.members, observation.shape[1])
+        return {"x": self.network.state_mean.to(observation).expand(shape)}
+
+    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+        """Optimal interpolation, and about it the same pattern for every trajectory."""
+        m, n = state["x"].shape[1:]
+        middle = super().first({"x": state["x"][:, 0]}, observation, observed, error)["x"]
+        prior = self.network.state_std.to(observation) ** 2
+        variance = torch.where(observed, prior * error.variance() / (prior + error.variance()), prior)
+        label = torch.arange(m, device=observation.device)
+        pattern = normal(0, Purpose.ENSEMBLE, label, torch.zeros_like(label[:1]), n)[:, 0].to(observation)
+        pattern = pattern - pattern.mean(0)
+        return {**state, "x": middle[:, None] + variance.sqrt()[:, None] * pattern}
+
+    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
+        """Forecast spread."""
+        return {"forecast_spread": _spread(state["x"])}
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Analysis spread."""
+        return {"spread": _spread(state["x"])}
+
+
+def _spread(x: Tensor) -> Tensor:
+    """Of members (B, M, N), zero for one member."""
+    return x.std(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])

@@ -1,6 +1,16 @@
 """Networks: the analysis operators that are learned, registered by name."""
 
-from .base import AnalysisNetwork, network_by_name, register_network
+from .base import AnalysisNetwork, network_by_name, register_network, register_preset
+from .ensemble_cnn import EnsembleCNN
+from .linear_in_zeta import LinearInZeta
 from .residual_cnn import ResidualCNN
 
-__all__ = ["AnalysisNetwork", "ResidualCNN", "network_by_name", "register_network"]
+__all__ = [
+    "AnalysisNetwork",
+    "EnsembleCNN",
+    "LinearInZeta",
+    "ResidualCNN",
+    "network_by_name",
+    "register_network",
+    "register_preset",
+]

@@ -20,6 +20,8 @@ class AnalysisNetwork(nn.Module, ABC):
         The name it is registered under.
     memory : int
         Latent channels per site that are carried from cycle to cycle.
+    ensemble : bool
+        Whether states are members, `members` of them, of shape (B, M, N).
     state_mean, state_std : Tensor, shape ()
         Climatological moments of a site of the state, in its units.
     error_std : Tensor, shape ()
@@ -28,6 +30,8 @@ class AnalysisNetwork(nn.Module, ABC):
 
     name: ClassVar[str]
     memory: int = 0
+    ensemble: ClassVar[bool] = False
+    members: int = 1
     state_mean: Tensor
     state_std: Tensor
     error_std: Tensor
@@ -48,14 +52,16 @@ class AnalysisNetwork(nn.Module, ABC):
 
         Parameters
         ----------
-        x, zeta : Tensor, shape (B, N)
-            Forecast and projected innovation.
+        x : Tensor, shape (B, N), or (B, M, N) for an ensemble network
+            Forecast.
+        zeta : Tensor, shape (B, N)
+            Projected innovation.
         memory : Tensor, shape (B, n, N), optional
             Latent channels of the last cycle.
 
         Returns
         -------
-        analysis : Tensor, shape (B, N)
+        analysis : Tensor, shape of x
         memory : Tensor, shape (B, n, N), or None for a network without
         """
 
@@ -71,13 +77,18 @@ class AnalysisNetwork(nn.Module, ABC):
         return []
 
 
-_NETWORKS: dict[str, type[AnalysisNetwork]] = {}
+_NETWORKS: dict[str, tuple[type[AnalysisNetwork], Mapping[str, Any]]] = {}
 
 
 def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
     """Register a network class under its `name`."""
-    _NETWORKS[cls.name] = cls
+    _NETWORKS[cls.name] = cls, {}
     return cls
+
+
+def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) -> None:
+    """Register a class with some of its parameters set, under another name; it is saved under its own."""
+    _NETWORKS[name] = cls, parameters
 
 
 def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
@@ -90,8 +101,8 @@ def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork
     """
     if name not in _NETWORKS:
         raise ValueError(f"network {name!r} is unknown; known are {sorted(_NETWORKS)}")
-    cls = _NETWORKS[name]
+    cls, preset = _NETWORKS[name]
     accepted = set(inspect.signature(cls).parameters)
     if unknown := set(parameters) - accepted:
         raise ValueError(f"network {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
-    return cls(**parameters)
+    return cls(**{**preset, **parameters})

@@ -208,6 +208,31 @@ class Trunk:
         return scratch.input, answers
 
 
+class Convolutions(torch.autograd.Function):
+    """A trunk by itself for autograd; first derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, trunk: Trunk, *weights: Tensor) -> Tensor:
+        """From features (C_in, N, B) to (C_out, N, B); weights and biases in turn, the ones that `trunk` views."""
+        _, n, batch = features.shape
+        shape = (n, batch, features.dtype, features.device)
+        lease = trunk.tape(shape)
+        lease.value.features.copy_(features)
+        trunk.forward(lease.value)
+        ctx.kept = trunk, lease, shape
+        return lease.value.output.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of features and of every weight and bias."""
+        trunk, lease, shape = ctx.kept
+        scratch = trunk.scratch(shape)
+        scratch.output.copy_(gradient)
+        d_features, answers = trunk.backward(lease.value, scratch)
+        return d_features.view(lease.value.features.shape).clone(), None, *answers
+
+
 class Analysis(torch.autograd.Function):
     """`ResidualCNN.forward` for autograd, sites first inside; first derivatives."""
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .base import AnalysisNetwork, register_network
+from .base import AnalysisNetwork, register_network, register_preset
 from .fused import FAR, WIDEST, Analysis, Trunk
+from .ring import check_sizes, make_layers, residual_trunk
 
 
 @register_network
@@ -31,8 +31,11 @@ class ResidualCNN(AnalysisNetwork):
         Odd width f of every convolution.
     memory : int
         Latent channels per site, 0 for none.
-    activation : {"gated", "silu"}
+    activation : {"gated", "silu", "linear"}
         "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+        "linear": none; without memory the analysis is then affine in forecast and projected innovation.
+    sees_forecast : bool
+        Whether x_f is an input of a_theta; without, and without memory, the increment is a function of zeta alone.
 
     Raises
     ------
@@ -54,28 +57,19 @@ class ResidualCNN(AnalysisNetwork):
         kernel: int = 5,
         memory: int = 0,
         activation: str = "gated",
+        sees_forecast: bool = True,
     ) -> None:
         super().__init__()
-        for label, value in (("filters", filters), ("blocks", blocks), ("sub_blocks", sub_blocks)):
-            if value < 1:
-                raise ValueError(f"{label}={value}: expected at least 1")
-        if kernel < 1 or kernel % 2 == 0:
-            raise ValueError(f"kernel={kernel}: expected an odd number, so that a window has a centre")
+        check_sizes(filters=filters, blocks=blocks, sub_blocks=sub_blocks)
         if memory < 0:
             raise ValueError(f"memory={memory}: expected 0 (none) or a number of channels")
-        if activation not in ("gated", "silu"):
-            raise ValueError(f"activation={activation!r}: expected 'gated' or 'silu'")
         self.filters, self.blocks, self.sub_blocks = filters, blocks, sub_blocks
-        self.kernel, self.memory, self.activation = kernel, memory, activation
-        wide = 2 * filters if activation == "gated" else filters
-        sizes = [(2 + memory, filters), *[(filters, wide)] * (blocks * sub_blocks), (filters, 1 + 2 * memory)]
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for index, (inside, outside) in enumerate(sizes):
-            # Damped branches and a nearly silent output: the first cycles then follow alpha alone and stay bounded.
-            gain = 1.0 if index == 0 else 0.02 if index == len(sizes) - 1 else 0.4
-            std = gain / math.sqrt(kernel * inside)
-            self.weights.append(nn.Parameter(std * torch.randn(outside, kernel * inside)))
-            self.biases.append(nn.Parameter(torch.zeros(outside)))
+        self.kernel, self.memory, self.activation, self.sees_forecast = kernel, memory, activation, bool(sees_forecast)
+        inputs = (2 if sees_forecast else 1) + memory
+        # A nearly silent output: the first cycles then follow alpha alone and stay bounded.
+        self.weights, self.biases = make_layers(
+            inputs, filters, blocks * sub_blocks, 1 + 2 * memory, kernel, activation, quiet=0.02
+        )
         self.relative_alpha = nn.Parameter(torch.tensor(0.4))
         self._trunk: Trunk | None = None
 
@@ -91,7 +85,7 @@ class ResidualCNN(AnalysisNetwork):
 
     def parameters_json(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        names = ("filters", "blocks", "sub_blocks", "kernel", "memory", "activation")
+        names = ("filters", "blocks", "sub_blocks", "kernel", "memory", "activation", "sees_forecast")
         return {name: getattr(self, name) for name in names}
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -102,35 +96,27 @@ class ResidualCNN(AnalysisNetwork):
         """Analysis and new memory; shapes as in the base class."""
         if self.memory and memory is None:
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
-        if self.training:
+        bounded = self.activation != "linear"
+        if self.training and bounded and self.sees_forecast:
             return self._for_training(x, zeta, memory)
         innovation = zeta * self.error_std
-        scaled = torch.stack([soften((x - self.state_mean) / self.state_std), soften(innovation)])
-        out = self.trunk(scaled.mT if memory is None else torch.cat([scaled.mT, memory.permute(1, 2, 0)]))
-        # No increment is larger than the climate is wide: a network that is wrong stays bounded, and can recover.
-        widest = WIDEST * self.state_std / self.error_std
-        increment = widest * (out[0] / widest).tanh().T + self.relative_alpha * innovation
-        analysis = torch.addcmul(x, self.error_std, increment)
+        inputs = [(x - self.state_mean) / self.state_std] if self.sees_forecast else []
+        scaled = torch.stack([*inputs, innovation])
+        scaled = (soften(scaled) if bounded else scaled).mT
+        features = scaled if memory is None else torch.cat([scaled, memory.permute(1, 2, 0)])
+        out = residual_trunk(
+            features, list(self.weights), list(self.biases), self.kernel, self.sub_blocks, self.activation
+        )
+        step = out[0]
+        if bounded:
+            # No increment is larger than the climate is wide: a network that is wrong stays bounded, and can recover.
+            widest = WIDEST * self.state_std / self.error_std
+            step = widest * (step / widest).tanh()
+        analysis = torch.addcmul(x, self.error_std, step.T + self.relative_alpha * innovation)
         if memory is None:
             return analysis, None
         gate, candidate = out[1:].chunk(2)
         return analysis, memory + gate.sigmoid().permute(2, 0, 1) * (candidate.tanh().permute(2, 0, 1) - memory)
-
-    def trunk(self, features: Tensor) -> Tensor:
-        """a_theta on features (2 + memory, N, B), shape (1 + 2 memory, N, B), by plain operations."""
-        layers = list(zip(self.weights, self.biases, strict=True))
-        h = circular_convolution(features, *layers[0], self.kernel)
-        u = h
-        for index, (weight, bias) in enumerate(layers[1:-1]):
-            z = circular_convolution(u, weight, bias, self.kernel)
-            if self.activation == "gated":
-                linear, gate = z.chunk(2)
-                u = linear * gate.tanh()
-            else:
-                u = nn.functional.silu(z)
-            if index % self.sub_blocks == self.sub_blocks - 1:
-                h = u = h + u
-        return circular_convolution(h, *layers[-1], self.kernel)
 
     def _for_training(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weights, biases = list(self.weights), list(self.biases)
@@ -147,10 +133,6 @@ def soften(x: Tensor) -> Tensor:
     return FAR * (x / FAR).tanh()
 
 
-def circular_convolution(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
-    """out[o, n, b] = bias[o] + sum_{k, c} weight[o, k C + c] x[c, n + k - kernel // 2, b], n on the ring.
-
-    Plain operations only, so that every torch.func transform applies.
-    """
-    columns = torch.cat([x.roll(kernel // 2 - k, 1) for k in range(kernel)])
-    return (weight @ columns.flatten(1) + bias[:, None]).reshape(-1, *x.shape[1:])
+# What each lacks shows what it is for.
+register_preset("residual-cnn-linear", ResidualCNN, activation="linear")
+register_preset("residual-cnn-blind", ResidualCNN, sees_forecast=False)

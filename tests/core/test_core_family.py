@@ -1,0 +1,217 @@
+"""The other networks of the family: what each promises, exactly."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from xdan.core.dynamics import Lorenz96
+from xdan.core.endless import EndlessTwin
+from xdan.core.gradient import OneProcess
+from xdan.core.methods import DataAssimilationNetwork, Record, run
+from xdan.core.networks import EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
+from xdan.core.observing import ErrorCovariance, Sites
+from xdan.core.tapers import gaspari_cohn
+
+SMALL = {"filters": 4, "blocks": 2, "kernel": 3}
+FORMS = {
+    "localised": {"form": "localised", "rank": 3, "radius": 2.0},
+    "low-rank": {"form": "low-rank", "rank": 3},
+    "hypernetwork": {"form": "hypernetwork", "rank": 2, "width": 5},
+}
+FAMILY = {
+    "residual-cnn-linear": {},
+    "residual-cnn-blind": {},
+    "linear-in-zeta": FORMS["localised"],
+    "linear-in-zeta low-rank": FORMS["low-rank"],
+    "linear-in-zeta hypernetwork": FORMS["hypernetwork"],
+    "ensemble-cnn": {"members": 3},
+    "ensemble-cnn exchangeable": {"members": 3, "exchangeable": True},
+}
+N = 13
+
+
+def normals(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def make(name: str, **more):
+    torch.manual_seed(0)
+    net = network_by_name(name.split()[0], {**SMALL, **FAMILY[name], **more}).double()
+    with torch.no_grad():
+        for index, parameter in enumerate(net.parameters()):
+            # No weight is too small to matter.
+            parameter.add_(0.3 * normals(*parameter.shape, seed=index) / max(parameter.shape, default=1) ** 0.5)
+    net.normalise(2.3, 3.6, 0.7)
+    return net.eval()
+
+
+def inputs(net, batch: int = 2, sites: int = N) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (batch, net.members, sites) if net.ensemble else (batch, sites)
+    return 2.3 + 3.6 * normals(*shape, seed=5), normals(batch, sites, seed=6)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_network_commutes_with_turning_the_ring(name):
+    net = make(name)
+    x, zeta = inputs(net)
+    turned = net(x.roll(4, -1), zeta.roll(4, -1))[0]
+    assert_close(turned, net(x, zeta)[0].roll(4, -1), rtol=1e-10, atol=1e-10)
+    assert not torch.allclose(turned, net(x, zeta)[0])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_trajectories_do_not_mix(name):
+    net = make(name)
+    x, zeta = inputs(net)
+    assert_close(net(x[1:], zeta[1:])[0], net(x, zeta)[0][1:], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_training_mode_has_the_values_and_gradients_of_plain_operations(name):
+    net = make(name)
+    x, zeta = inputs(net)
+
+    def gradients() -> list[torch.Tensor]:
+        leaves = [x.clone().requires_grad_(), zeta.clone().requires_grad_()]
+        out = net(*leaves)[0]
+        used = [*leaves, *net.parameters()]
+        return [out, *torch.autograd.grad((out * normals(*out.shape, seed=9)).sum(), used, allow_unused=True)]
+
+    expected, found = gradients(), None
+    net.train()
+    for _ in range(2):  # buffers are used again
+        found = gradients()
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert_close(one, other, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_saved_state_and_the_parameters_determine_the_outputs(name):
+    net = make(name)
+    opened = network_by_name(net.name, net.parameters_json()).double().eval()
+    opened.load_state_dict(net.state_dict())
+    assert torch.equal(opened(*inputs(net))[0], net(*inputs(net))[0])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_cycles_and_gradients_through_them_are_finite(name):
+    net = make(name)
+    dynamics, error = Lorenz96(N), ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
+    like = torch.zeros((), dtype=torch.float64)
+    source = EndlessTwin(
+        dynamics, Sites.random(6, N), error, steps=1, trajectories=3, batch=3, cycles=4, seed=0, like=like
+    )
+    window = source.window(0)
+    found = OneProcess(net, dynamics, error, "mse")(window, None)
+    assert all(bool(g.isfinite().all()) for g in found.gradients)
+    assert sum(float(g.abs().sum()) > 0 for g in found.gradients) > len(found.gradients) // 2
+    record = Record(dynamics, error, window.observation, (0, 1, 1, 1), torch.arange(3), 0)
+    method = DataAssimilationNetwork.of(net.eval())
+    outputs, _ = run(method, record, members=True)
+    assert outputs["analysis"].shape == (3, 4, N)
+    assert outputs.keys() >= {*method.outputs}
+    if net.ensemble:
+        assert outputs["members"].shape == (3, 4, 3, N)
+        assert_close(outputs["members"].mean(2), outputs["analysis"])
+        assert (outputs["spread"][:, 0] > 0).all()
+        assert outputs["spread"][:, 0].mean() > 0.5
+
+
+def test_the_linear_network_is_affine():
+    net = make("residual-cnn-linear")
+    (x, zeta), (x2, zeta2) = inputs(net), (normals(2, N, seed=7), normals(2, N, seed=8))
+
+    def f(t: float) -> torch.Tensor:
+        return net(x + t * x2, zeta + t * zeta2)[0]
+
+    assert_close(f(1.0) - f(0.0), (f(20.0) - f(0.0)) / 20, rtol=1e-10, atol=1e-10)
+
+
+def test_the_blind_network_ignores_the_forecast():
+    net = make("residual-cnn-blind")
+    x, zeta = inputs(net)
+    moved = x + normals(2, N, seed=7)
+    assert_close(net(moved, zeta)[0] - moved, net(x, zeta)[0] - x, rtol=1e-12, atol=1e-12)
+    seeing = make("residual-cnn-blind", sees_forecast=True)
+    assert not torch.allclose(seeing(moved, zeta)[0] - moved, seeing(x, zeta)[0] - x)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_linear_in_zeta_with_a_symmetric_positive_semi_definite_covariance(form):
+    net = make(f"linear-in-zeta {form}".replace(" localised", ""))
+    x, zeta = inputs(net)
+    assert_close(net(x, 3.0 * zeta)[0] - x, 3.0 * (net(x, zeta)[0] - x), rtol=1e-11, atol=1e-11)
+    for lane in range(2):
+        p = torch.stack([net(x[lane : lane + 1], row[None])[0][0] - x[lane] for row in torch.eye(N).double()])
+        assert_close(p, p.T, rtol=1e-11, atol=1e-12)
+        values = torch.linalg.eigvalsh(p)
+        assert values.min() > -1e-11 * values.max()
+        assert values.max() > 1e-3
+    assert not torch.allclose(net(x, zeta)[0] - x, net(x + 1.0, zeta)[0] - x - 1.0)
+
+
+def test_equation_b1_is_the_dense_product():
+    net = make("linear-in-zeta")
+    x, zeta = inputs(net)
+    roots = net.roots(x)
+    index = torch.arange(N)
+    distance = (index[:, None] - index).abs()
+    rho = gaspari_cohn(torch.minimum(distance, N - distance).double(), 2.0)
+    for lane in range(2):
+        columns = roots[:, :, lane].T
+        dense = (rho * (columns @ columns.T)) @ zeta[lane]
+        assert_close(net.apply_covariance(roots, zeta)[lane], dense, rtol=1e-12, atol=1e-12)
+
+
+def test_the_low_rank_form_is_the_dense_product():
+    net = make("linear-in-zeta low-rank")
+    x, zeta = inputs(net)
+    columns = net.roots(x)[:, :, 1].T
+    assert_close(net.apply_covariance(net.roots(x), zeta)[1], columns @ columns.T @ zeta[1], rtol=1e-12, atol=1e-12)
+
+
+def test_an_exchangeable_ensemble_may_be_reordered_and_another_size():
+    net = make("ensemble-cnn exchangeable")
+    x, zeta = inputs(net)
+    order = torch.tensor([2, 0, 1])
+    assert_close(net(x[:, order], zeta)[0], net(x, zeta)[0][:, order], rtol=1e-12, atol=1e-12)
+    assert net(torch.cat([x, x], 1), zeta)[0].shape == (2, 6, N)
+    placed = make("ensemble-cnn")
+    assert not torch.allclose(placed(x[:, order], zeta)[0], placed(x, zeta)[0][:, order])
+
+
+def test_zeta_of_an_ensemble_comes_from_its_mean():
+    net, error = make("ensemble-cnn"), ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
+    method = DataAssimilationNetwork.of(net)
+    x, _ = inputs(net)
+    y, observed = normals(2, N, seed=3), torch.ones(2, N, dtype=torch.bool)
+    after = method.analyse({"x": x}, y, observed, error)
+    assert_close(after["x"], net(x, (y - x.mean(1)) / 0.49)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("cls", "parameters", "message"),
+    [
+        (LinearInZeta, {"form": "dense"}, "form='dense'"),
+        (LinearInZeta, {"rank": 0}, "rank=0"),
+        (LinearInZeta, {"radius": 0.0}, "radius=0.0"),
+        (LinearInZeta, {"width": 4}, "width=4"),
+        (EnsembleCNN, {"members": 0}, "members=0"),
+        (ResidualCNN, {"activation": "relu"}, "activation='relu'"),
+    ],
+)
+def test_sizes_that_make_no_network_are_refused(cls, parameters, message):
+    with pytest.raises(ValueError, match=message):
+        cls(**parameters)
+
+
+def test_a_taper_wider_than_the_ring_and_a_wrong_number_of_members_are_refused():
+    wide = make("linear-in-zeta", radius=4.0)
+    with pytest.raises(ValueError, match=r"radius=4.0: the taper spans 15 sites, the state has 13; .* at most 3.5"):
+        wide(*inputs(wide))
+    net = make("ensemble-cnn")
+    x, zeta = inputs(net)
+    with pytest.raises(ValueError, match="made for 3 members, the state has 2"):
+        net(x[:, :2], zeta)

@@ -1,0 +1,139 @@
+"""The analysis P_a(x_f) zeta, with a network for the map from the forecast to the covariance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..tapers import gaspari_cohn
+from .base import AnalysisNetwork, register_network
+from .residual_cnn import soften
+from .ring import RingCNN
+
+FORMS = ("localised", "low-rank", "hypernetwork")
+
+
+@register_network
+class LinearInZeta(AnalysisNetwork):
+    """x_a = x_f + P_a(x_f) zeta, P_a symmetric and positive semi-definite, never formed as a matrix.
+
+    A circular residual CNN reads the forecast. What it gives at every site is made into P_a in one of three forms.
+
+    Parameters
+    ----------
+    form : {"localised", "low-rank", "hypernetwork"}
+        "localised": P_a = rho o (X X^T), applied column by column as in Eq. B1, with X of shape (N, rank) and rho the
+        taper of Gaspari and Cohn. "low-rank": P_a = X X^T. "hypernetwork": P_a = W^T W, with W a convolution of `rank`
+        channels whose weights the CNN gives for every site.
+    rank : int
+        Columns of X, or channels of W.
+    radius : float
+        Of the taper, in sites: it is 5/24 there and zero from twice it on. Only where localised.
+    width : int
+        Odd number of sites that W spans. Only of the hypernetwork.
+    filters, blocks, sub_blocks, kernel, activation
+        Of the CNN, as for `ResidualCNN`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown form or sizes that are not positive; on states with fewer sites than the taper or W spans.
+
+    References
+    ----------
+    Bocquet et al. (2024), Sect. 3.1.2 and App. B, Eq. 8b and B1, which describes the hypernetwork without testing it.
+    """
+
+    name: ClassVar[str] = "linear-in-zeta"
+
+    def __init__(
+        self,
+        form: str = "localised",
+        rank: int = 16,
+        radius: float = 5.0,
+        width: int = 9,
+        filters: int = 24,
+        blocks: int = 6,
+        sub_blocks: int = 1,
+        kernel: int = 5,
+        activation: str = "gated",
+    ) -> None:
+        super().__init__()
+        if form not in FORMS:
+            raise ValueError(f"form={form!r}: expected one of {FORMS}")
+        if rank < 1 or not radius > 0:
+            raise ValueError(f"rank={rank}, radius={radius}: expected positive numbers")
+        if width < 1 or width % 2 == 0:
+            raise ValueError(f"width={width}: expected an odd number, so that W has a centre")
+        self.form, self.rank, self.radius, self.width = form, int(rank), float(radius), int(width)
+        self.filters, self.blocks, self.sub_blocks = filters, blocks, sub_blocks
+        self.kernel, self.activation = kernel, activation
+        outputs = rank * width if form == "hypernetwork" else rank
+        self.cnn = RingCNN(
+            1,
+            outputs,
+            filters=filters,
+            blocks=blocks,
+            sub_blocks=sub_blocks,
+            kernel=kernel,
+            activation=activation,
+            quiet=0.3,
+        )
+        # At the start P_a is about 0.2 R, its root spread evenly over the columns.
+        start = torch.full((outputs,), math.sqrt(0.2 / rank))
+        if form == "hypernetwork":
+            start = torch.where(torch.arange(outputs) % width == width // 2, start, 0.0)
+        with torch.no_grad():
+            self.cnn.biases[-1].copy_(start)
+
+    def parameters_json(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        names = ("form", "rank", "radius", "width", "filters", "blocks", "sub_blocks", "kernel", "activation")
+        return {name: getattr(self, name) for name in names}
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Every convolution but the last."""
+        return self.cnn.hidden_matrices()
+
+    def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Analysis; no memory."""
+        # In units of the observation error: sigma zeta, and P_a / sigma^2.
+        increment = self.apply_covariance(self.roots(x), zeta * self.error_std)
+        return torch.addcmul(x, self.error_std, increment), None
+
+    def roots(self, x: Tensor) -> Tensor:
+        """X or W as the CNN gives it, in units of the observation error; from x (B, N), shape (C, N, B)."""
+        answer: Tensor = self.cnn(soften((x - self.state_mean) / self.state_std).T[None])
+        return answer
+
+    def apply_covariance(self, roots: Tensor, v: Tensor) -> Tensor:
+        """P_a v / sigma^2, v of shape (B, N)."""
+        v = v.T
+        if self.form == "low-rank":
+            return (roots * (roots * v).sum(1, keepdim=True)).sum(0).T
+        if self.form == "localised":
+            return (roots * self._taper(roots * v)).sum(0).T
+        half = self.width // 2
+        if roots.shape[1] < self.width:
+            raise ValueError(f"width={self.width}: the state has {roots.shape[1]} sites; expected at least the width")
+        parts = roots.unflatten(0, (self.rank, self.width)).unbind(1)
+        inside = torch.stack([part * v.roll(half - k, 0) for k, part in enumerate(parts)]).sum(0)
+        return torch.stack([(part * inside).sum(0).roll(k - half, 0) for k, part in enumerate(parts)]).sum(0).T
+
+    def _taper(self, columns: Tensor) -> Tensor:
+        """Rho times columns of shape (C, N, B): a sum over its band."""
+        reach = math.ceil(2 * self.radius) - 1
+        sites = columns.shape[1]
+        if 2 * reach + 1 > sites:
+            raise ValueError(
+                f"radius={self.radius}: the taper spans {2 * reach + 1} sites, the state has {sites}; expected a "
+                f"radius of at most {(sites + 1) / 4:g}"
+            )
+        taper = gaspari_cohn(torch.arange(reach + 1, dtype=columns.dtype, device=columns.device), self.radius)
+        answer = taper[0] * columns
+        for distance in range(1, reach + 1):
+            answer = answer + taper[distance] * (columns.roll(distance, 1) + columns.roll(-distance, 1))
+        return answer

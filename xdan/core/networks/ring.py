@@ -1,0 +1,135 @@
+"""Residual convolutions on the ring, from plain operations: what the networks are made of.
+
+Features have shape (channels, sites, batch).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .fused import Convolutions, Trunk
+
+ACTIVATIONS = ("gated", "silu", "linear")
+
+
+def circular_convolution(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -> Tensor:
+    """out[o, n, b] = bias[o] + sum_{k, c} weight[o, k C + c] x[c, n + k - kernel // 2, b], n on the ring.
+
+    Plain operations only, so that every torch.func transform applies.
+    """
+    columns = torch.cat([x.roll(kernel // 2 - k, 1) for k in range(kernel)])
+    return (weight @ columns.flatten(1) + bias[:, None]).reshape(-1, *x.shape[1:])
+
+
+def make_layers(
+    inputs: int, filters: int, layers: int, outputs: int, kernel: int, activation: str, quiet: float
+) -> tuple[nn.ParameterList, nn.ParameterList]:
+    """Random weights (out, kernel * in) and zero biases: a convolution in, hidden ones, and one out.
+
+    Raises
+    ------
+    ValueError
+        If a size is not positive, the kernel is even, or the activation unknown.
+    """
+    if kernel < 1 or kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel}: expected an odd number, so that a window has a centre")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation={activation!r}: expected one of {ACTIVATIONS}")
+    wide = 2 * filters if activation == "gated" else filters
+    sizes = [(inputs, filters), *[(filters, wide)] * layers, (filters, outputs)]
+    weights, biases = nn.ParameterList(), nn.ParameterList()
+    for index, (inside, outside) in enumerate(sizes):
+        gain = 1.0 if index == 0 else quiet if index == len(sizes) - 1 else 0.4  # damped branches
+        std = gain / math.sqrt(kernel * inside)
+        weights.append(nn.Parameter(std * torch.randn(outside, kernel * inside)))
+        biases.append(nn.Parameter(torch.zeros(outside)))
+    return weights, biases
+
+
+def residual_trunk(
+    features: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    kernel: int,
+    sub_blocks: int,
+    activation: str,
+) -> Tensor:
+    """A convolution in, residual blocks of `sub_blocks` activated convolutions, a convolution out."""
+    layers = list(zip(weights, biases, strict=True))
+    h = circular_convolution(features, *layers[0], kernel)
+    u = h
+    for index, (weight, bias) in enumerate(layers[1:-1]):
+        z = circular_convolution(u, weight, bias, kernel)
+        if activation == "gated":
+            linear, gate = z.chunk(2)
+            u = linear * gate.tanh()
+        else:
+            u = nn.functional.silu(z) if activation == "silu" else z
+        if index % sub_blocks == sub_blocks - 1:
+            h = u = h + u
+    return circular_convolution(h, *layers[-1], kernel)
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse sizes below 1.
+
+    Raises
+    ------
+    ValueError
+    """
+    for label, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{label}={value}: expected at least 1")
+
+
+class RingCNN(nn.Module):
+    """A residual CNN on the ring as a part of a network.
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    filters, blocks, sub_blocks, kernel, activation
+        As for `ResidualCNN`.
+    quiet : float
+        Size of the output at the start.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        filters: int,
+        blocks: int,
+        sub_blocks: int = 1,
+        kernel: int = 5,
+        activation: str = "gated",
+        quiet: float = 0.02,
+    ) -> None:
+        super().__init__()
+        check_sizes(filters=filters, blocks=blocks, sub_blocks=sub_blocks)
+        self.kernel, self.sub_blocks, self.activation = kernel, sub_blocks, activation
+        self.weights, self.biases = make_layers(
+            inputs, filters, blocks * sub_blocks, outputs, kernel, activation, quiet
+        )
+        self._trunk: Trunk | None = None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """From (inputs, N, B) to (outputs, N, B); in training mode with a gradient that is written out."""
+        weights, biases = list(self.weights), list(self.biases)
+        if not self.training or self.activation == "linear":
+            return residual_trunk(features, weights, biases, self.kernel, self.sub_blocks, self.activation)
+        if self._trunk is None or not self._trunk.fits(weights):
+            self._trunk = Trunk(weights, biases, self.kernel, self.sub_blocks, self.activation == "gated")
+        alternating = [t for pair in zip(weights, biases, strict=True) for t in pair]
+        answer: Tensor = Convolutions.apply(features, self._trunk, *alternating)  # type: ignore[no-untyped-call]
+        return answer
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Every convolution but the last."""
+        return list(self.weights)[:-1]
