@@ -33,7 +33,7 @@ NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     ),
 }
 WIDER: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
-    "network with memory": ({"filters": 48, "memory": 16}, {"batch": 64, "learning_rate": 0.014}),
+    "network with memory": ({"filters": 48, "memory": 16}, {"batch": 64}),
 }
 
 

@@ -290,7 +290,14 @@ BAD_TRAINING = {
     "half a step": (lambda a: train(a, steps=2.5), r"steps=2.5: expected an integer"),
     "clip": (lambda a: train(a, clip=0.0), r"clip=0.0: expected a positive number"),
     "an endless twin's arguments": (lambda a: train(a, interval=0.1), r"\['interval'\] describe an endless twin"),
-    "objective": (lambda a: train(a, objective="mae"), r"objective='mae' is unknown; known are \['mse', 'rmse'\]"),
+    "members": (
+        lambda a: train(a, objective="crps"),
+        r"objective='crps' scores members.*xdan.EnsembleCNN\(members=10\)",
+    ),
+    "objective": (
+        lambda a: train(a, objective="mae"),
+        r"objective='mae' is unknown; known are \['analysis', 'crps', .*'rmse'\]",
+    ),
     "both budgets": (lambda a: train(a, steps=3, minutes=1), r"expected steps= or minutes=, not both"),
     "no steps": (lambda a: train(a, steps=0), r"steps=0: expected a positive number"),
     "no minutes": (lambda a: train(a, steps=None, minutes=-1.0), r"minutes=-1.0: expected a positive number"),

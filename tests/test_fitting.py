@@ -346,3 +346,39 @@ def test_processes_are_refused_within_a_daemonic_one(wide, architecture, quick, 
     monkeypatch.setattr(multiprocessing.current_process(), "_config", {"daemon": True})
     with pytest.raises(ValueError, match="processes=2: a batch is shared"):
         xdan.train(wide, architecture, **quick, processes=2)
+
+
+@pytest.mark.parametrize("objective", ["forecast", "analysis"])
+def test_observations_only_do_not_see_the_truth(wide, architecture, quick, objective):
+    """The same weights where the truth is wrong, or gone; scored by the innovations of the trajectories held back."""
+    gaps = wide.assign(observation=wide.observation.where(wide.x % 3 != 0))
+    settings = {**quick, "steps": 12, "objective": objective}
+    net = xdan.train(gaps, architecture, **settings, validation=0.2)
+    assert same(net, xdan.train(gaps.assign(truth=gaps.truth + 5.0), architecture, **settings, validation=0.2))
+    assert same(net, xdan.train(gaps.drop_vars("truth"), architecture, **settings, validation=0.2))
+    held = gaps.isel(trajectory=slice(8, None))
+    innovation = (held.observation - xdan.cycle(held, net).forecast).isel(time=slice(24 // 3, None))
+    expected = float(np.sqrt((innovation**2).mean("x")).mean())
+    scores = net.history.validation_rmse
+    assert float(scores.min()) == pytest.approx(expected, rel=1e-4)
+    error = float(wide.observation_error)
+    assert float(net.arrays["state_std"]) == pytest.approx(float(np.sqrt(held.observation.var() - error**2)), rel=1e-4)
+
+
+def test_endless_twins_train_on_observations_only(model, architecture, quick):
+    net = xdan.train(model, architecture, **quick, objective="forecast", trajectories=4)
+    other = xdan.train(model, architecture, **quick, trajectories=4)
+    assert not same(net, other)
+    assert 0.5 < float(net.history.validation_rmse[-1]) < 6
+
+
+def test_members_are_trained_by_their_scores(wide, quick):
+    network = xdan.EnsembleCNN(members=3, filters=3, blocks=1, kernel=3)
+    nets = [xdan.train(wide, network, **quick, objective=objective) for objective in ("crps", "energy", "mse")]
+    assert not same(nets[0], nets[1])
+    assert not same(nets[0], nets[2])
+
+
+def test_a_supervised_objective_without_truth_names_the_one_that_fits(wide, architecture, quick):
+    with pytest.raises(ValueError, match=r"objective 'rmse' \('forecast' does without\) needs the truth"):
+        xdan.train(wide.drop_vars("truth"), architecture, **quick)

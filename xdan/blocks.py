@@ -199,7 +199,7 @@ class RecordWindows:
     Parameters
     ----------
     experiment : Experiment
-        With truth.
+        Windows have a truth where it has one.
     lanes : sequence of (row, start)
         First indices of the lanes in the record.
     length : int
@@ -221,17 +221,16 @@ class RecordWindows:
         seed: int,
         device: str,
     ) -> None:
-        assert experiment.truth is not None
         self.experiment, self.length = experiment, length
         self.cycles, self.seed, self.device = cycles, seed, device
         count = max(1, len(lanes) // batch)
         self.batches = [lanes[b * batch : (b + 1) * batch] for b in range(count)]
         self.windows = length // cycles
         self.groups = min(4, count)
-        chunks = experiment.truth.chunksizes.get(TIME)
+        chunks = experiment.observation.chunksizes.get(TIME)
         per_block = max(1, (max(chunks) if chunks else 256) // cycles)
         self.block = min(per_block, self.windows)
-        self._loaded: dict[tuple[int, int], Future[tuple[Array, Array]]] = {}
+        self._loaded: dict[tuple[int, int], Future[tuple[Array | None, Array]]] = {}
         self._reader = ThreadPoolExecutor(1)
 
     def _place(self, index: int) -> tuple[int, int, int, bool]:
@@ -262,20 +261,20 @@ class RecordWindows:
         steps = self.experiment.frame.steps[start : start + self.cycles]
         dtype = self.experiment.frame.dtype
         return Window(
-            array_to_tensor(truth[:, inside], dtype, self.device).flatten(2),
+            None if truth is None else array_to_tensor(truth[:, inside], dtype, self.device).flatten(2),
             array_to_tensor(observation[:, inside], dtype, self.device).flatten(2),
             tuple(steps.tolist()),
             group,
             fresh,
         )
 
-    def _load(self, batch: int, block: int) -> tuple[Array, Array]:
+    def _load(self, batch: int, block: int) -> tuple[Array | None, Array]:
         first = block * self.block * self.cycles
         stop = min(first + self.block * self.cycles, self.windows * self.cycles)
         lanes = self.batches[batch]
-        assert self.experiment.truth is not None
+        truth = self.experiment.truth
         return (
-            read_lanes(self.experiment.truth, lanes, first, stop),
+            None if truth is None else read_lanes(truth, lanes, first, stop),
             read_lanes(self.experiment.observation, lanes, first, stop),
         )
 

@@ -6,7 +6,7 @@ import math
 import multiprocessing
 import time as clock
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,11 @@ def train(
         from (it is not changed).
     memory : int, optional
         Latent channels per site carried from cycle to cycle, where `network` is a name; 0 is the paper's network.
-    objective : {"rmse", "mse"}
-        "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does.
+    objective : {"rmse", "mse", "crps", "energy", "forecast", "analysis"}
+        Supervised: "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does; "crps" and "energy"
+        score the members of an ensemble network. From observations only, the truth is not read even where there is
+        one: "forecast" is the misfit of the forecast to the next observations; "analysis" that of the analysis to its
+        own, corrected for having seen them. Validation is then by the innovations.
     window : int
         N_iter, cycles that the gradient goes back through.
     batch : int
@@ -109,7 +112,8 @@ def train(
     Returns
     -------
     Network
-        With `history`: loss, RMSE, validation RMSE, learning rate, restarted trajectories and seconds along `step`.
+        With `history`: loss, RMSE (of innovations, without the truth), validation RMSE, learning rate, restarted
+        trajectories and seconds along `step`.
 
     Raises
     ------
@@ -120,7 +124,8 @@ def train(
 
     References
     ----------
-    Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A.
+    Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: the same authors' slides, Eq. 13
+    to 15; the correction: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
@@ -143,6 +148,7 @@ def train(
             raise ValueError(f"{label}={number}: expected a positive number")
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: expected a share between 0 and 1")
+    supervised = OBJECTIVES[objective].truth
     device = pick_device(device)
     processes = _processes(processes, batch, device)
     settings = Settings(
@@ -161,6 +167,7 @@ def train(
             error_std=error_std,
             trajectories=4 * batch if trajectories is None else trajectories,
             device=device,
+            supervised=supervised,
             **sizes,
         )
     elif isinstance(source, xr.Dataset):
@@ -178,13 +185,20 @@ def train(
             truth=truth,
             observation=observation,
             observation_error=observation_error,
-            needs_truth=f"the supervised objective {objective!r}",
+            needs_truth=f"the supervised objective {objective!r} ('forecast' does without)" if supervised else None,
         )
+        if not supervised:
+            experiment = replace(experiment, truth=None)
         check_whole(source, experiment.truth)
         data = data_from_record(experiment, validation=validation, device=device, **sizes)
     else:
         raise TypeError(f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics")
     module = _architecture(network, memory, seed, data).to(device)
+    if OBJECTIVES[objective].members and (not module.ensemble or module.members < 2):
+        raise ValueError(
+            f"objective={objective!r} scores members, and the network has a single forecast: take an ensemble network "
+            "such as xdan.EnsembleCNN(members=10), or objective='rmse'"
+        )
     limit = steps if steps is not None or minutes is not None else _DEFAULT_STEPS
     about = {
         **sizes,

@@ -48,6 +48,7 @@ def data_from_dynamics(
     batch: int,
     seed: int,
     device: str,
+    supervised: bool,
 ) -> TrainingData:
     """Endless twin to train on, and a short one apart to validate on."""
     like = torch.zeros((), device=device)
@@ -64,6 +65,7 @@ def data_from_dynamics(
         cycles=window,
         seed=seed,
         like=like,
+        supervised=supervised,
     )
     held = EndlessTwin(
         dynamics,
@@ -76,6 +78,7 @@ def data_from_dynamics(
         seed=seed,
         like=like,
         first=_ENDLESS_VALIDATION,
+        supervised=supervised,
     )
     part = held.window(0)
     record = Record(
@@ -94,19 +97,29 @@ def data_from_dynamics(
         "error_std": np.asarray(error_std).tolist(),
         "trajectories": trajectories,
     }
-    moments = (float(part.truth.mean()), float(part.truth.std()))
-    return TrainingData(dynamics, held.error, windows, record, moments, about)
+    return TrainingData(dynamics, held.error, windows, record, _moments(record), about)
+
+
+def _moments(record: Record) -> tuple[float, float]:
+    """Climatological mean and deviation of a site, from the truth or from observations without their errors' part."""
+    if record.truth is not None:
+        return float(record.truth.double().mean()), float(record.truth.double().std(correction=0))
+    seen = record.observation[~record.observation.isnan()].double()
+    error = float(record.error.variance().mean())
+    # Where errors drown the climate, a tenth of what is seen is as good a guess as any.
+    variance = max(float(seen.var(correction=0)) - error, 0.1 * float(seen.var(correction=0)))
+    return float(seen.mean()), math.sqrt(variance)
 
 
 def data_from_record(
     experiment: Experiment, *, validation: float, window: int, batch: int, seed: int, device: str
 ) -> TrainingData:
     """Lanes of a record to train on, and others to validate on."""
-    assert experiment.truth is not None
     frame, whole_truth = replace(experiment.frame, dtype=np.dtype(np.float32)), experiment.truth
     experiment = replace(experiment, frame=frame)
-    check_follows(experiment)
-    _check_finite(whole_truth)
+    if whole_truth is not None:
+        check_follows(experiment)
+        _check_finite(whole_truth)
     check_observed(experiment.observation)
     lanes, length = _lanes(experiment, window, batch, validation)
     held_count = min(len(lanes) - 1, max(1, round(validation * len(lanes))))
@@ -114,7 +127,7 @@ def data_from_record(
     kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
     held = held[:: max(1, len(held) // _VALIDATION_LANES)][:_VALIDATION_LANES]
     stop = min(length, _VALIDATION_CYCLES)
-    truth = read_lanes(whole_truth, held, 0, stop)
+    truth = None if whole_truth is None else read_lanes(whole_truth, held, 0, stop)
     start = held[0][1]
     record = make_record(
         frame,
@@ -128,7 +141,6 @@ def data_from_record(
     windows = RecordWindows(
         experiment, kept, length, batch=min(batch, len(kept)), cycles=window, seed=seed, device=device
     )
-    moments = (float(truth.mean(dtype=np.float64)), float(truth.std(dtype=np.float64)))
     about = {
         "dynamics": dynamics_to_json(frame.dynamics),
         "sizes": {str(dim): size for dim, size in experiment.observation.sizes.items()},
@@ -136,12 +148,12 @@ def data_from_record(
         "fingerprint": digest(
             *(value.numpy() for value in (frame.error.std, frame.error.covariance) if value is not None),
             record.observation.cpu().numpy(),
-            truth,
+            *(() if truth is None else (truth,)),
         ),
         "training_lanes": len(kept),
         "validation_lanes": len(held),
     }
-    return TrainingData(frame.dynamics, record.error, windows, record, moments, about)
+    return TrainingData(frame.dynamics, record.error, windows, record, _moments(record), about)
 
 
 def _check_finite(truth: xr.DataArray) -> None:

@@ -30,6 +30,8 @@ class EndlessTwin:
         Dtype and device.
     first : int
         Label of the first trajectory.
+    supervised : bool
+        Whether windows have their truth.
     """
 
     def __init__(
@@ -45,10 +47,12 @@ class EndlessTwin:
         seed: int,
         like: Tensor,
         first: int = 0,
+        supervised: bool = True,
     ) -> None:
         self.dynamics, self.sites, self.error = dynamics, sites, error
         self.steps, self.batch, self.cycles, self.seed = steps, batch, cycles, seed
         self.groups = max(1, trajectories // batch)
+        self.supervised = supervised
         self.trajectory = torch.arange(first, first + self.groups * batch)
         self.truth = dynamics.climatology(self.trajectory, seed, like=like).flatten(1)
 
@@ -67,7 +71,8 @@ class EndlessTwin:
             trajectory = self.trajectory[rows]
             device = record.device
             observation = observe(record, self.sites, self.error, trajectory.to(device), time.to(device), self.seed)
-        return Window(record, observation, (self.steps,) * self.cycles, group, fresh=turn == 0)
+        steps = (self.steps,) * self.cycles
+        return Window(record if self.supervised else None, observation, steps, group, fresh=turn == 0)
 
     def arrays(self) -> dict[str, Tensor]:
         """Truth to carry on from."""

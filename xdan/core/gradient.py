@@ -40,7 +40,7 @@ class WindowGradient:
     gradients : list of Tensor
         Of the mean, for every parameter in turn.
     square : Tensor, shape (B, T)
-        Mean square analysis error.
+        Mean square analysis error; without the truth, mean square innovation, NaN where nothing is observed.
     lost : Tensor of bool, shape (B, T)
         Where a trajectory was restarted.
     state : dict of Tensor
@@ -84,17 +84,23 @@ class OneProcess:
     def __call__(self, window: Window, state: State | None) -> WindowGradient:
         """Through the cycles and back."""
         self.network.train()
-        batch, cycles, size = window.truth.shape
+        batch, cycles, size = window.observation.shape
         # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
         cap = _CAP / (batch * cycles * math.sqrt(size))
+        objective = OBJECTIVES[self.objective]
         with torch.enable_grad():
-            analysis, lost, end = through_the_cycles(self.method, self.dynamics, self.error, window, state, cap)
+            passage = through_the_cycles(
+                self.method, self.dynamics, self.error, window, state, cap, objective.divergence
+            )
             # The first analysis of a record is not the network's.
-            first = 1 if state is None and cycles > 1 else 0
-            loss = OBJECTIVES[self.objective](analysis[:, first:], window.truth[:, first:]).mean()
-            gradients = list(torch.autograd.grad(loss, self.parameters))
-        square = (analysis.detach() - window.truth).square().mean(-1)
-        return WindowGradient(float(loss.detach()), gradients, square, lost, end)
+            loss = objective.loss(passage.since(1 if state is None and cycles > 1 else 0)).mean()
+            gradients = list(torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True))
+        with torch.no_grad():
+            if window.truth is not None:
+                square = (passage.analysis - window.truth).square().mean(-1)
+            else:
+                square = (passage.forecast - window.observation).square().nanmean(-1)
+        return WindowGradient(float(loss.detach()), gradients, square.detach(), passage.lost, passage.state)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -131,7 +137,7 @@ class Shards:
         """Split the trajectories, and put together what comes back, always in the same order."""
         if self._helpers is None:
             self._start()
-        batch = len(window.truth)
+        batch = len(window.observation)
         edges = [batch * part // self.processes for part in range(self.processes + 1)]
         parts = [slice(start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
         parameters = [p.detach().numpy() for p in self.here.parameters]
@@ -195,7 +201,7 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
         for parameter, value in zip(_helper.parameters, parameters, strict=True):
             parameter.copy_(torch.from_numpy(value))
     truth, observation, steps, state = packed
-    window = Window(torch.from_numpy(truth), torch.from_numpy(observation), steps)
+    window = Window(None if truth is None else torch.from_numpy(truth), torch.from_numpy(observation), steps)
     found = _helper(window, None if state is None else _tensors(state))
     return (
         found.loss,
@@ -208,14 +214,16 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
 
 def _take(window: Window, state: State | None, part: slice) -> tuple[Window, State | None]:
     """Some of the trajectories."""
-    cut = replace(window, truth=window.truth[part], observation=window.observation[part])
+    truth = None if window.truth is None else window.truth[part]
+    cut = replace(window, truth=truth, observation=window.observation[part])
     return cut, None if state is None else {name: value[part] for name, value in state.items()}
 
 
 def _pack(window: Window, state: State | None, part: slice) -> tuple[Any, ...]:
     window, state = _take(window, state, part)
     arrays = None if state is None else {name: value.numpy() for name, value in state.items()}
-    return window.truth.numpy(), window.observation.numpy(), window.steps, arrays
+    truth = None if window.truth is None else window.truth.numpy()
+    return truth, window.observation.numpy(), window.steps, arrays
 
 
 def _unpack(loss: float, gradients: Any, square: Any, lost: Any, state: Any) -> WindowGradient:

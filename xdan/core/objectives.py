@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ class Window:
 
     Attributes
     ----------
-    truth, observation : Tensor, shape (B, T, N)
+    truth : Tensor, shape (B, T, N), or None where the objective does without
+    observation : Tensor, shape (B, T, N)
     steps : tuple of int, length T
         Model steps before each analysis.
     group : int
@@ -31,11 +32,67 @@ class Window:
         Whether the set starts anew with this window.
     """
 
-    truth: Tensor
+    truth: Tensor | None
     observation: Tensor
     steps: tuple[int, ...]
     group: int = 0
     fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What the cycles of a window gave, differentiable.
+
+    Attributes
+    ----------
+    forecast, analysis : Tensor, shape (B, T, N)
+        The mean, where the method carries members.
+    members : Tensor, shape (B, T, M, N), or None
+        Analysis members.
+    divergence : Tensor, shape (B, T), or None
+        Estimate of the trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), where it was asked for.
+    lost : Tensor of bool, shape (B, T)
+        Where a trajectory was restarted.
+    state : dict of Tensor
+        Analysis state at the window's end, detached.
+    window : Window
+    error : ErrorCovariance
+    """
+
+    forecast: Tensor
+    analysis: Tensor
+    members: Tensor | None
+    divergence: Tensor | None
+    lost: Tensor
+    state: State
+    window: Window
+    error: ErrorCovariance
+
+    def since(self, first: int) -> Passage:
+        """Leave the first cycles out."""
+
+        def cut(value: Tensor | None) -> Any:
+            return None if value is None else value[:, first:]
+
+        window = self.window
+        later = replace(
+            window, truth=cut(window.truth), observation=cut(window.observation), steps=window.steps[first:]
+        )
+        names = ("forecast", "analysis", "members", "divergence", "lost")
+        return replace(self, window=later, **{name: cut(getattr(self, name)) for name in names})
+
+    def truth(self) -> Tensor:
+        """Give the truth, which a supervised objective needs."""
+        assert self.window.truth is not None
+        return self.window.truth
+
+    def misfit(self, of: Tensor) -> Tensor:
+        """Mean over all sites of |R^{-1/2} (y - H x)|^2 of estimates (B, T, N), nothing from sites without; (B, T)."""
+        columns = []
+        for k in range(of.shape[1]):
+            observation, observed = split_observation(self.window.observation[:, k])
+            columns.append(self.error.whiten(observation - of[:, k], observed).square().mean(-1))
+        return torch.stack(columns, 1)
 
 
 def squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
@@ -48,7 +105,70 @@ def root_squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
     return (squared_error(analysis, truth) + 1e-8).sqrt()
 
 
-OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": squared_error, "rmse": root_squared_error}
+def crps(members: Tensor, truth: Tensor) -> Tensor:
+    """Fair continuous ranked probability score, mean over the state; (B, T, M, N), (B, T, N) to (B, T)."""
+    m = members.shape[2]
+    ordered = members.sort(2).values
+    # sum_ij |x_i - x_j| = 2 sum_k (2 k - M - 1) x_(k).
+    rank = torch.arange(1, m + 1, dtype=members.dtype, device=members.device)[:, None]
+    between = (2 * (2 * rank - m - 1) * ordered).sum(2) / (m * (m - 1))
+    return ((members - truth[:, :, None]).abs().mean(2) - 0.5 * between).mean(-1)
+
+
+def energy_score(members: Tensor, truth: Tensor) -> Tensor:
+    """Fair energy score, distances being root mean squares over the state; (B, T, M, N), (B, T, N) to (B, T)."""
+    m = members.shape[2]
+
+    def distance(difference: Tensor) -> Tensor:
+        return (difference.square().mean(-1) + 1e-8).sqrt()
+
+    to_truth = distance(members - truth[:, :, None]).mean(2)
+    first, second = torch.triu_indices(m, m, 1, device=members.device)
+    between = distance(members[:, :, first] - members[:, :, second]).mean(2)
+    return to_truth - 0.5 * between
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what it needs.
+
+    Attributes
+    ----------
+    loss : callable
+        From a passage to losses (B, T).
+    truth, members, divergence : bool
+        Whether it needs the truth, members, or the derivative of the analysis by the observations.
+    """
+
+    loss: Callable[[Passage], Tensor]
+    truth: bool = True
+    members: bool = False
+    divergence: bool = False
+
+
+def _members(passage: Passage) -> Tensor:
+    assert passage.members is not None
+    return passage.members
+
+
+def _corrected(passage: Passage) -> Tensor:
+    """Misfit of the analysis to the observations that made it, corrected for having seen them."""
+    assert passage.divergence is not None
+    return passage.misfit(passage.analysis) + 2 * passage.divergence / passage.analysis.shape[-1]
+
+
+OBJECTIVES: dict[str, Objective] = {
+    # Supervised, Eq. 4 and its root.
+    "mse": Objective(lambda p: squared_error(p.analysis, p.truth())),
+    "rmse": Objective(lambda p: root_squared_error(p.analysis, p.truth())),
+    # Strictly proper scores of members: Gneiting and Raftery (2007), Ferro (2014) for the fair forms.
+    "crps": Objective(lambda p: crps(_members(p), p.truth()), members=True),
+    "energy": Objective(lambda p: energy_score(_members(p), p.truth()), members=True),
+    # Observations only: the forecast to the next ones; or those of the same time, out of sample.
+    "forecast": Objective(lambda p: p.misfit(p.forecast), truth=False),
+    "analysis": Objective(_corrected, truth=False, divergence=True),
+}
+_PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors
 
 
 class CappedGradient(torch.autograd.Function):
@@ -80,11 +200,13 @@ def through_the_cycles(
     window: Window,
     state: State | None,
     cap: float = math.inf,
-) -> tuple[Tensor, Tensor, State]:
-    """Analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
+    divergence: bool = False,
+) -> Passage:
+    """Forecasts and analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
 
     A trajectory whose analysis is as wrong as a random state of the climate is lost: it starts anew from the
-    observations of that time, and no gradient passes from there to what comes after.
+    observations of that time, and no gradient passes from there to what comes after. Without the truth, it is lost
+    where it is that far from the observations.
 
     Parameters
     ----------
@@ -96,29 +218,35 @@ def through_the_cycles(
         Analysis that the previous window left.
     cap : float
         Bound on the norm of the gradient that a trajectory passes back from one cycle to the cycle before.
+    divergence : bool
+        Estimate the divergence too, by a second analysis of slightly other observations (Ramani et al., 2008,
+        doi:10.1109/TIP.2008.2001404).
 
     Returns
     -------
-    analysis : Tensor, shape (B, T, N)
-        The mean, where the method carries members.
-    lost : Tensor of bool, shape (B, T)
-    state : dict of Tensor
-        Analysis state at the window's end, detached.
+    Passage
     """
-    analyses, losses = [], []
-    limit = method.network.state_std**2
+    columns: dict[str, list[Tensor]] = {}
     for k, steps in enumerate(window.steps):
         observation, observed = split_observation(window.observation[:, k])
         if state is None:
-            state = method.first(method.start_like(observation), observation, observed, error)
+            forecast = method.start_like(observation)
+            state = method.first(forecast, observation, observed, error)
             lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
+            trace = observation.new_zeros(len(observation))
         else:
             if math.isfinite(cap) and k > 0:
                 state = {name: CappedGradient.apply(v, cap) for name, v in state.items()}  # type: ignore[no-untyped-call]
-            state = method.analyse(method.forecast(state, dynamics, steps), observation, observed, error)
-            lost = ~((method.mean(state).detach() - window.truth[:, k]).square().mean(1) < limit)
-        analyses.append(method.mean(state))
-        losses.append(lost)
+            forecast = method.forecast(state, dynamics, steps)
+            state = method.analyse(forecast, observation, observed, error)
+            lost = _is_lost(method, state, window, k, error)
+            if divergence:
+                trace = _divergence(method, forecast, state, observation, observed, error)
+        row = {"forecast": method.mean(forecast), "analysis": method.mean(state), "lost": lost}
+        row |= {"members": state["x"]} if method.ensemble else {}
+        row |= {"divergence": trace} if divergence else {}
+        for name, value in row.items():
+            columns.setdefault(name, []).append(value)
         if bool(lost.any()):
             anew = method.first(method.start_like(observation), observation, observed, error)
             state = {
@@ -126,5 +254,33 @@ def through_the_cycles(
                 for name, value in state.items()
             }
     assert state is not None
+    stacked: dict[str, Any] = {name: torch.stack(column, 1) for name, column in columns.items()}
     end = {name: value.detach() for name, value in state.items()}
-    return torch.stack(analyses, 1), torch.stack(losses, 1), end
+    return Passage(**{"members": None, "divergence": None, **stacked}, state=end, window=window, error=error)
+
+
+def _is_lost(method: DataAssimilationNetwork, state: State, window: Window, k: int, error: ErrorCovariance) -> Tensor:
+    """Whether analyses are as wrong as random states of the climate, shape (B,)."""
+    x, climate = method.mean(state).detach(), method.network.state_std**2
+    if window.truth is not None:
+        return ~((x - window.truth[:, k]).square().mean(1) < climate)
+    observation, observed = split_observation(window.observation[:, k])
+    # Expected of a random state: the climate's variance twice, and the observation's.
+    excess = torch.where(observed, (x - observation).square() - error.variance() - climate, 0.0)
+    return (excess.sum(1) > 0) | ~x.isfinite().all(1)
+
+
+def _divergence(
+    method: DataAssimilationNetwork,
+    forecast: State,
+    state: State,
+    observation: Tensor,
+    observed: Tensor,
+    error: ErrorCovariance,
+) -> Tensor:
+    """Trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), from one direction of random signs; shape (B,)."""
+    # The last digits of the observations are as good as a coin, and the same in any process.
+    sign = torch.where((observation * 4096).round() % 2 == 0, 1.0, -1.0).to(observation) * observed
+    moved = method.analyse(forecast, observation + _PROBE * error.color(sign), observed, error)
+    answer = error.whiten(method.mean(moved) - method.mean(state), observed) / _PROBE
+    return (answer * sign).sum(1)

@@ -59,7 +59,7 @@ class Settings:
 
 @dataclass
 class StepReport:
-    """What one step saw: mean loss, root mean square analysis error, gradient norm, restarted trajectories."""
+    """What one step saw: mean loss, root of the mean square that `WindowGradient` gives, gradient norm, restarts."""
 
     loss: float
     rmse: float
@@ -142,6 +142,7 @@ class Trainer:
                     "diverging trajectory. Try a lower learning_rate=, a shorter window= or a smaller interval"
                 )
         kept = found.square[~found.lost]
+        kept = kept[~kept.isnan()]
         rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
         return StepReport(found.loss, rmse, norm, int(found.lost.sum()))
 
@@ -157,12 +158,20 @@ class Trainer:
             optimiser.step()
 
     def validate(self, record: Record, burn_in: int) -> float:
-        """Mean analysis RMSE of the network as it is; keeps its weights when it is the best so far."""
+        """Mean RMSE of the network as it is, of analyses, or of innovations where the record has no truth.
+
+        Keeps the weights when it is the best so far.
+        """
         self.network.eval()
         with torch.no_grad():
             outputs, _ = run(self.method, record)
-        assert record.truth is not None
-        square = (outputs["analysis"] - record.truth)[:, burn_in:].square().mean(-1)
+        if record.truth is not None:
+            square = (outputs["analysis"] - record.truth)[:, burn_in:].square().mean(-1)
+        else:
+            square = (outputs["forecast"] - record.observation)[:, burn_in:].square().nanmean(-1)
+            # A time without observations says nothing; a lost trajectory, everything.
+            square = torch.where(outputs["diverged"][:, burn_in:], math.inf, square)
+            square = square[~square.isnan()]
         score = float(square.sqrt().mean())
         score = score if math.isfinite(score) else math.inf
         if score < self.best_score:
