@@ -23,9 +23,9 @@ TRAJECTORIES, CYCLES, PEER_CYCLES = 64, 120, 600
 # Our name and parameters, and the ratios to reach over 64 trajectories and over one.
 METHODS: dict[str, tuple[Mapping[str, Any], float, float]] = {
     "enkf-n": ({"members": 40}, 6.0, 1.0),
-    "etkf": ({"members": 40, "inflation": 1.01}, 6.0, 1.0),
+    "etkf": ({"members": 40, "inflation": 1.01, "spin_up": 0}, 6.0, 1.0),
     "ienkf-n": ({"members": 40, "tolerance": 1e-3}, 6.0, 1.0),
-    "letkf": ({"members": 10, "radius": 7.3, "inflation": 1.02}, 10.0, 1.0),
+    "letkf": ({"members": 10, "radius": 7.3, "inflation": 1.02, "spin_up": 0}, 10.0, 1.0),
 }
 
 

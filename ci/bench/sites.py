@@ -16,7 +16,7 @@ import xdan
 
 SIZES = (40, 160, 640, 2500, 10_000)
 METHODS = {
-    "letkf": {"members": 10, "radius": 7.3, "inflation": 1.02},
+    "letkf": {"members": 10, "radius": 7.3, "inflation": 1.02, "spin_up": 0},
     "3d-var": {"scale": 0.02},
 }
 
