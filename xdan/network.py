@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from .schema import Experiment
 from .store import StoreLike, check_writable, digest, read_arrays, write_arrays
 
 _FORMAT = 1
+_TRAINED = Path(__file__).with_name("trained")
+SHIPPED = tuple(sorted(path.stem for path in _TRAINED.glob("*.zarr")))
+"""Names of the networks that come with xdan; each tells in its `description` how it was trained."""
 
 
 class Network:
@@ -157,7 +161,8 @@ def open_network(store: StoreLike) -> Network:
 
     Parameters
     ----------
-    store : path or Zarr store
+    store : path, Zarr store, or name
+        The names of `SHIPPED` open networks that come with xdan, where no path of that name exists.
 
     Returns
     -------
@@ -170,6 +175,8 @@ def open_network(store: StoreLike) -> Network:
     ValueError
         If it is not a network, its name is not registered, or it was cut short.
     """
+    if isinstance(store, str) and store in SHIPPED and not Path(store).exists():
+        store = _TRAINED / f"{store}.zarr"
     arrays, description = read_arrays(store, "")
     if "parameters" not in description or "name" not in description:
         raise ValueError(f"{store} holds no network; found a description with {sorted(description)}")

@@ -1,0 +1,148 @@
+"""The family of networks under many observing systems: train, cycle, score; one table and one picture.
+
+    python examples/family.py [--only NAME ...] [--scale 1.0] [--out family]
+
+Each row is trained on an endless twin for its minutes (times `--scale`) on all cores, and cycles a test record that
+none has seen. Networks, scores and checkpoints stay in Zarr stores under `--out`: a second call does what is missing,
+and a killed training is taken up where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hvplot.pandas  # noqa: F401
+import pandas as pd
+import xarray as xr
+
+import xdan
+
+BURN_IN, TRAJECTORIES = 200, 64
+LARGE = {"objective": "mse", "window": 16, "batch": 64}
+MEMORY = {"filters": 48, "blocks": 5, "kernel": 3, "memory": 16}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network, where it is trained, and what it is known or hoped to reach."""
+
+    title: str
+    network: Any
+    minutes: float
+    aim: float | None = None
+    interval: float = 0.05
+    observe: xdan.Sites = field(default_factory=xdan.Sites.all)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+
+
+def rows() -> list[Row]:
+    every, some = xdan.Sites.every(2), xdan.Sites.random(20, 40)
+    found = [
+        Row("residual CNN, 40 filters", xdan.ResidualCNN(filters=40), 60, 0.21, settings=LARGE),
+        Row("with memory", xdan.ResidualCNN(**MEMORY), 60, 0.19, settings=LARGE),
+        Row("linear activations", "residual-cnn-linear", 5, 0.39),
+        Row("without the forecast", "residual-cnn-blind", 5, 0.39),
+        Row("linear in zeta, localised", xdan.LinearInZeta(), 40, 0.23),
+        Row("linear in zeta, low rank", xdan.LinearInZeta(form="low-rank"), 40),
+        Row("linear in zeta, hypernetwork", xdan.LinearInZeta(form="hypernetwork", rank=8), 40),
+        Row("every other site", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.306, observe=every, settings=LARGE),
+        Row("20 to 40 random sites", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.224, observe=some, settings=LARGE),
+        Row("interval 0.20", xdan.ResidualCNN(**MEMORY), 30, 0.38, interval=0.20, settings=LARGE),
+        Row("interval 0.60", xdan.ResidualCNN(**MEMORY), 30, 0.62, interval=0.60, settings=LARGE),
+        Row("observations only: forecast", xdan.ResidualCNN(), 20, settings={"objective": "forecast"}),
+        Row("observations only: analysis", xdan.ResidualCNN(), 20, settings={"objective": "analysis"}),
+        Row("supervised, as long", xdan.ResidualCNN(), 20),
+    ]
+    for members in (1, 2, 4, 10, 20, 40):
+        found.append(Row(f"ensemble of {members}", xdan.EnsembleCNN(members=members), 10))
+    found.append(Row("ensemble of 10, by CRPS", xdan.EnsembleCNN(members=10), 10, settings={"objective": "crps"}))
+    return found
+
+
+def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
+    """Train one row where its network is missing, cycle it, keep its scores."""
+    path, checkpoint = out / f"{row.slug}.zarr", out / f"{row.slug}-checkpoint.zarr"
+    model = xdan.Lorenz96()
+    if not path.exists():
+        net = xdan.train(
+            model,
+            row.network,
+            interval=row.interval,
+            observe=row.observe,
+            minutes=scale * row.minutes,
+            seed=seed,
+            checkpoint=checkpoint,
+            progress={"desc": f"{row.title:<28}"},
+            **row.settings,
+        )
+        net.to_zarr(path)
+        shutil.rmtree(checkpoint)
+    net = xdan.open_network(path)
+    cycles = BURN_IN + (400 if row.interval < 0.1 else 100)
+    test = xdan.twin(
+        model, interval=row.interval, cycles=cycles, trajectories=TRAJECTORIES, observe=row.observe, seed=seed + 1
+    ).compute()
+    score = test.dan.score(test.dan.cycle(net), burn_in=BURN_IN).compute()
+    result = score[["rmse", "rmse_standard_error", "diverged"]]
+    result.attrs = {"title": row.title, "cycles": int(score.attrs["cycles"]), "minutes": scale * row.minutes}
+    result.to_zarr(out / "scores.zarr", group=row.slug, mode="w", consolidated=False)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="rows whose title contains one of these")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor of every training time")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("family"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in rows():
+        if options.only and not any(word.lower() in row.title.lower() for word in options.only):
+            continue
+        try:
+            result = xr.open_zarr(options.out / "scores.zarr", group=row.slug, consolidated=False).load()
+        except FileNotFoundError:
+            result = compute(row, options.out, options.scale, options.seed)
+        lines.append(
+            {
+                "network": row.title,
+                "interval": row.interval,
+                "minutes": result.attrs["minutes"],
+                "aim": row.aim,
+                "rmse": float(result.rmse),
+                "standard error": float(result.rmse_standard_error),
+                "diverged": float(result.diverged),
+                "cycles": result.attrs["cycles"],
+            }
+        )
+        print(pd.DataFrame(lines[-1:]).to_string(index=False, header=len(lines) == 1), flush=True)
+    table = pd.DataFrame(lines)
+    (options.out / "family.md").write_text(_markdown(table))
+    shown = table[::-1]
+    points = shown.hvplot.scatter("rmse", "network", label="reached", xlabel="analysis RMSE", size=45)
+    aims = shown.hvplot.scatter("aim", "network", marker="dash", angle=90, size=200, color="#cc6600", label="aim")
+    sizes = {"height": 24 * len(table) + 120, "width": 800, "legend_position": "bottom_right"}
+    xdan.save_page(options.out / "family.html", {"Reached and aimed at": (aims * points).opts(**sizes)}, title="Family")
+    print(f"\n{_markdown(table)}\nin {options.out}")
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    columns = list(table.columns)
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    shown = table.map(lambda v: "" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v))
+    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in shown.to_numpy())]) + "\n"
+
+
+if __name__ == "__main__":
+    main()
