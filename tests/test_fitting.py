@@ -382,3 +382,19 @@ def test_members_are_trained_by_their_scores(wide, quick):
 def test_a_supervised_objective_without_truth_names_the_one_that_fits(wide, architecture, quick):
     with pytest.raises(ValueError, match=r"objective 'rmse' \('forecast' does without\) needs the truth"):
         xdan.train(wide.drop_vars("truth"), architecture, **quick)
+
+
+def test_a_dynamics_that_cannot_be_sent_names_the_remedy(quick):
+    import threading
+
+    lock = threading.Lock()
+
+    def tendency(x):
+        with lock:
+            return (x.roll(-1, -1) - x.roll(2, -1)) * x.roll(1, -1) - x + 8.0
+
+    dynamics = xdan.CustomDynamics(tendency, state={"x": 8}, timestep=0.05)
+    settings = {**quick, "batch": 4, "steps": 2}
+    with pytest.raises(ValueError, match=r"'custom' cannot be sent .*lock.*processes=1"):
+        xdan.train(dynamics, xdan.ResidualCNN(filters=2, blocks=1, kernel=3), **settings, processes=2)
+    xdan.train(dynamics, xdan.ResidualCNN(filters=2, blocks=1, kernel=3), **settings, processes=1)
