@@ -180,7 +180,8 @@ BAD_RECORDS = {
     "truth= is not there": (lambda a: train(a, truth="nature"), r"no variable 'nature' for truth=; the Dataset holds"),
     "no truth to train on": (
         lambda a: train(a, a.single.drop_vars("truth")),
-        r"supervised objective 'rmse' needs the truth: .* found \['observation', 'observation_error'\]; .* truth=",
+        r"supervised objective 'rmse' .'forecast' does without. needs the truth: .* found \['observation', "
+        r"'observation_error'\]; .* truth=",
     ),
     "truth not finite": (
         lambda a: train(a, one_not_finite(a, 2, 7, np.nan)),
@@ -583,3 +584,38 @@ def test_lazy_nan_record_says_so_when_streamed(a):
     assert xdan.cycle(ds, a.net).analysis.chunks is not None
     with pytest.raises(ValueError, match="is NaN, which means that nothing is observed"):
         cycle(a, ds)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"device": "gpu"}, ValueError, r"device='gpu': expected 'auto', 'cpu'"),
+        ({"minutes": "3", "steps": None}, TypeError, r"minutes='3': expected a number"),
+        ({"validation": "0.1"}, TypeError, r"validation='0.1': expected a number"),
+        ({"learning_rate": True}, TypeError, r"learning_rate=True: expected a number"),
+    ],
+)
+def test_settings_of_another_type(a, changes, error, message):
+    with pytest.raises(error, match=message):
+        train(a, **changes)
+
+
+@pytest.mark.parametrize("network", [None, 3, torch.nn.Linear(1, 1)])
+def test_networks_of_another_type(a, network):
+    with pytest.raises(TypeError, match=r"network=.*: expected a registered name, an architecture such as"):
+        xdan.train(a.twin, network, steps=1, progress=False)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_records_whose_values_are_no_numbers_or_keep_their_fill_value(a, verb):
+    filled = a.twin.observation.fillna(-9999.0)
+    filled.attrs = {**a.twin.observation.attrs, "_FillValue": -9999.0}
+    twice = a.twin.assign_coords(trajectory=[0, 1, 1, 3])
+    for ds, error, message in (
+        (a.twin.assign(observation=a.twin.observation.astype(complex)), TypeError, "dtype complex128: expected real"),
+        (a.twin.assign(observation=a.twin.observation.astype(str)), TypeError, "expected real numbers"),
+        (a.twin.assign(observation=filled), ValueError, r"_FillValue=-9999.0: its gaps are not NaN"),
+        (twice, ValueError, r"trajectory label 1 stands 2 times"),
+    ):
+        with pytest.raises(error, match=message):
+            VERBS[verb](a, ds)

@@ -23,7 +23,7 @@ from .core.observing import Sites
 from .core.random import Purpose, check_seed, uniform
 from .core.training import Settings, Trainer, linear_decay
 from .network import Network
-from .schema import check_counts, read
+from .schema import check_counts, check_numbers, read
 from .store import Checkpoint, StoreLike, check_whole, unflatten_names
 from .training_data import TrainingData, data_from_dynamics, data_from_record
 
@@ -134,6 +134,8 @@ def train(
         raise ValueError("expected steps= or minutes=, not both")
     check_counts(window=window, batch=batch, validate_every=validate_every)
     check_counts(steps=steps, memory=memory, processes=processes)
+    check_numbers(minutes=minutes, learning_rate=learning_rate, adam_learning_rate=adam_learning_rate)
+    check_numbers(clip=clip, validation=validation)
     counts = {"window": window, "batch": batch, "validate_every": validate_every, "processes": processes}
     for label, value in counts.items():
         if value is not None and value < 1:
@@ -258,6 +260,11 @@ def _architecture(
         raise ValueError("memory= goes with a network given by name; set it in the architecture instead")
     if len(data.dynamics.dims) != 1:
         raise ValueError(f"the state has dims {data.dynamics.dims}: the residual CNN works on a ring, one state dim")
+    if not isinstance(network, (str, AnalysisNetwork, Network)):
+        raise TypeError(
+            f"network={network!r}: expected a registered name, an architecture such as xdan.ResidualCNN(), or a "
+            "trained Network"
+        )
     if isinstance(network, Network):
         if network.state_dims != data.dynamics.dims:
             raise ValueError(f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}")

@@ -6,7 +6,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import cf_xarray
@@ -189,7 +189,8 @@ def read(
 
 
 def _arrange(variable: xr.DataArray, model: Dynamics) -> tuple[xr.DataArray, bool]:
-    """Give a variable the dims (trajectory, time, *state), state dims whole, and check their sizes."""
+    """Give a variable the dims (trajectory, time, *state), state dims whole, and check its sizes, labels and type."""
+    _check_values(variable)
     times = variable.cf.axes.get("T", [])
     time = TIME if TIME in variable.dims else next((t for t in times if t in variable.dims), None)
     if time is None:
@@ -224,6 +225,12 @@ def _arrange(variable: xr.DataArray, model: Dynamics) -> tuple[xr.DataArray, boo
         variable = variable.assign_coords({TRAJECTORY: np.arange(variable.sizes[TRAJECTORY])})
     if not np.issubdtype(variable[TRAJECTORY].dtype, np.integer):
         raise ValueError(f"trajectory labels are of {variable[TRAJECTORY].dtype}: expected integers")
+    labels, counts = np.unique(variable[TRAJECTORY].values, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"trajectory label {labels[counts > 1][0]} stands {counts.max()} times: random draws are keyed by the "
+            "labels, expected distinct ones, for example ds.assign_coords(trajectory=range(ds.sizes['trajectory']))"
+        )
     variable = variable.transpose(TRAJECTORY, TIME, *model.dims)
     if variable.chunks is not None:
         variable = variable.chunk(dict.fromkeys(model.dims, -1))
@@ -251,6 +258,31 @@ def check_counts(**counts: Any) -> None:
     for label, value in counts.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
             raise TypeError(f"{label}={value!r}: expected an integer")
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Refuse what is given for a number and is none.
+
+    Raises
+    ------
+    TypeError
+    """
+    for label, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
+            raise TypeError(f"{label}={value!r}: expected a number")
+
+
+def _check_values(variable: xr.DataArray) -> None:
+    """Refuse values that are no real numbers, and fill values that were not turned into NaN."""
+    if variable.dtype.kind not in "fiu":
+        raise TypeError(f"{variable.name!r} is of dtype {variable.dtype}: expected real numbers")
+    for label in ("_FillValue", "missing_value"):
+        value = variable.attrs.get(label)
+        if value is not None and not np.isnan(value).all():
+            raise ValueError(
+                f"{variable.name!r} has the attribute {label}={value}: its gaps are not NaN. Open the record with "
+                f"mask_and_scale=True, or use xr.decode_cf(ds)"
+            )
 
 
 def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
