@@ -66,7 +66,7 @@ def test_best_network_is_the_one_returned(wide, architecture, quick):
 
 def test_history(net):
     history = net.history
-    assert set(history) == {"loss", "rmse", "validation_rmse", "rate", "restarts", "seconds"}
+    assert set(history) == {"loss", "rmse", "validation_rmse", "rate", "restarts", "rewinds", "seconds"}
     assert all(history[name].dims == ("step",) for name in history)
     assert all({"long_name", "units"} <= set(history[name].attrs) for name in history.variables)
     assert history.step.values.tolist() == [4, 8, 12, 16, 20, 24, 28, 30]

@@ -215,6 +215,29 @@ def test_validation_keeps_the_best_weights():
     assert trains.best_score == score
 
 
+def test_a_validation_far_worse_than_the_best_goes_back_to_it():
+    record, net, source = validation(), network(), twin()
+    trains = trainer(net, learning_rate=0.02, adam_learning_rate=0.003)
+    trains.step(source.window(0), 1.0)
+    trains.validate(record, 2)
+    good = snapshot(net.state_dict())
+    trains.step(source.window(1), 1.0)
+    with torch.no_grad():
+        net.relative_alpha.fill_(4.0)
+    assert trains.validate(record, 2) > 1.3 * trains.best_score
+    assert all(torch.equal(value, good[name]) for name, value in net.state_dict().items())
+    assert trains.rewinds == 1
+    assert trains.rates == pytest.approx([0.7 * 0.003, 0.7 * 0.02])
+    assert not trains.states
+    assert not any(optimiser.state for optimiser in trains.optimisers)
+    # It goes on, and a resumed run knows the rates.
+    trains.step(source.window(2), 1.0)
+    other = trainer(network(seed=3), learning_rate=0.02, adam_learning_rate=0.003)
+    other.restore(trains.arrays(), json.loads(json.dumps(trains.scalars())))
+    assert other.rates == trains.rates
+    assert other.rewinds == 1
+
+
 def test_training_brings_the_error_down():
     net, source = network(memory=0, filters=6), twin(batch=12, cycles=5, sites=Sites.all())
     held_out = twin(batch=12, cycles=40, sites=Sites.all(), first=500).window(0)

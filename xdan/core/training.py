@@ -19,6 +19,7 @@ from .objectives import Window
 from .observing import ErrorCovariance
 
 _NORMS = 101  # gradient norms that the median is taken over
+_WORSE, _SLOWER = 1.3, 0.7  # a validation that many times the best goes back to that, the rates times so much
 _PATIENCE = 50  # steps in a row without a finite gradient before training gives up
 
 
@@ -115,6 +116,7 @@ class Trainer:
         self.step_count = 0
         self.norms: list[float] = []
         self.fruitless = 0
+        self.rewinds = 0
         self.best_score = math.inf
         self.best = {name: value.clone() for name, value in network.state_dict().items()}
 
@@ -160,7 +162,8 @@ class Trainer:
     def validate(self, record: Record, burn_in: int) -> float:
         """Mean RMSE of the network as it is, of analyses, or of innovations where the record has no truth.
 
-        Keeps the weights when it is the best so far.
+        Keeps the weights when it is the best so far. Where it is far worse than the best, training goes back to that
+        with lower rates.
         """
         self.network.eval()
         with torch.no_grad():
@@ -177,7 +180,19 @@ class Trainer:
         if score < self.best_score:
             self.best_score = score
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+        elif score > _WORSE * self.best_score:
+            self._rewind()
         return score
+
+    def _rewind(self) -> None:
+        """Go back to the best weights, with lower rates and trajectories that start anew: this way led astray."""
+        self.network.load_state_dict(self.best)
+        self.rates = [_SLOWER * rate for rate in self.rates]
+        for optimiser in self.optimisers:
+            optimiser.state.clear()
+        self.states.clear()
+        self.norms.clear()
+        self.rewinds += 1
 
     def close(self) -> None:
         """Give back the processes that helped."""
@@ -200,6 +215,8 @@ class Trainer:
             "step_count": self.step_count,
             "norms": self.norms,
             "fruitless": self.fruitless,
+            "rewinds": self.rewinds,
+            "rates": self.rates,
             "best_score": None if math.isinf(self.best_score) else self.best_score,
         }
 
@@ -222,7 +239,8 @@ class Trainer:
             group, key = name.split("/")
             self.states.setdefault(int(group), {})[key] = value
         self.step_count, self.fruitless = scalars["step_count"], scalars["fruitless"]
-        self.norms = list(scalars["norms"])
+        self.norms, self.rates = list(scalars["norms"]), list(scalars["rates"])
+        self.rewinds = scalars["rewinds"]
         self.best_score = math.inf if scalars["best_score"] is None else scalars["best_score"]
 
 
