@@ -147,6 +147,25 @@ def test_advance_leaves_its_argument_alone():
     assert torch.equal(x, states(2, 5))
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("own", [True, False])
+def test_directions_are_advanced_by_the_tangent_linear_model(steps, own):
+    """The written one of Lorenz-96 and, for a dynamics without, autodiff: against finite differences."""
+    model = Lorenz96(7)
+    if not own:
+        model = CustomDynamics(model.tendency, state={"x": 7}, timestep=0.05)
+    generator = torch.Generator().manual_seed(3)
+    x = 2.3 + 3.0 * torch.randn(2, 7, dtype=torch.float64, generator=generator)
+    directions = torch.randn(2, 4, 7, dtype=torch.float64, generator=generator)
+    after, pushed = model.advance_along(x, directions, steps)
+    assert_close(after, model.advance(x, steps), rtol=1e-13, atol=1e-13)
+    h = 1e-6
+    plus, minus = (model.advance(x[:, None] + sign * h * directions, steps) for sign in (1, -1))
+    assert_close(pushed, (plus - minus) / (2 * h), rtol=1e-7, atol=1e-7)
+    for one, other in zip((after, pushed), Dynamics.advance_along(model, x, directions, steps), strict=True):
+        assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_lorenz96_climatology_has_the_known_moments():
     x = Lorenz96().climatology(range(400), seed=0, like=DOUBLE)
     assert x.mean() == pytest.approx(2.34, abs=0.05)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..random import Purpose, normal
+from ..tangent import push_forward
 
 Tendency = Callable[[Tensor], Tensor]
 
@@ -78,6 +79,28 @@ class Dynamics(ABC):
         for _ in range(steps):
             x = self.step(x)
         return x
+
+    def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Advance states, and directions at them by the tangent linear model; here by forward-mode autodiff.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+        directions : Tensor, shape (B, M, *shape)
+        steps : int
+
+        Returns
+        -------
+        x, directions : Tensor
+            Of the same shapes.
+        """
+        shape = self.shape
+
+        def flat(z: Tensor) -> Tensor:
+            return self.advance(z.reshape(*z.shape[:-1], *shape), steps).reshape(z.shape)
+
+        after, pushed = push_forward(flat, x.flatten(1), directions.flatten(2).contiguous())
+        return after.reshape(x.shape), pushed.reshape(directions.shape)
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
         """Go back in time by a number of steps; unstable for many, as what is dissipated forward grows.

@@ -86,6 +86,23 @@ class Lorenz96(Dynamics):
         """Advance states of shape (..., sites) by one `timestep`."""
         return runge_kutta_4(self.tendency, x, self.timestep)
 
+    def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Advance states (B, sites), and directions (B, M, sites) by the tangent linear model, written out."""
+        h = self.timestep
+        for _ in range(steps):
+            stage, along = x, directions
+            total, total_along = torch.zeros_like(x), torch.zeros_like(directions)
+            for weight, c in zip((1, 2, 2, 1), (h / 2, h / 2, h, None), strict=True):
+                behind, difference = stage.roll(1, -1), stage.roll(-1, -1) - stage.roll(2, -1)
+                k = torch.addcmul(self.forcing - stage, difference, behind)
+                k_along = (along.roll(-1, -1) - along.roll(2, -1)) * behind[:, None]
+                k_along = torch.addcmul(k_along, along.roll(1, -1), difference[:, None]) - along
+                total, total_along = total + weight * k, torch.add(total_along, k_along, alpha=weight)
+                if c is not None:
+                    stage, along = torch.add(x, k, alpha=c), torch.add(directions, k_along, alpha=c)
+            x, directions = torch.add(x, total, alpha=h / 6), torch.add(directions, total_along, alpha=h / 6)
+        return x, directions
+
     def advance(self, x: Tensor, steps: int) -> Tensor:
         """Advance states of shape (..., sites).
 

@@ -203,6 +203,15 @@ def advance(dynamics: Dynamics, x: Tensor, steps: int) -> Tensor:
     return dynamics.advance(x.reshape(*x.shape[:-1], *dynamics.shape), steps).reshape(x.shape)
 
 
+def advance_along(dynamics: Dynamics, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Advance flattened states (B, N), and directions (B, M, N) at them by the tangent linear model."""
+    if steps == 0:
+        return x, directions
+    shape = dynamics.shape
+    after, pushed = dynamics.advance_along(x.unflatten(1, shape), directions.unflatten(2, shape), steps)
+    return after.flatten(1), pushed.flatten(2)
+
+
 def run(
     method: Method, record: Record, state: State | None = None, members: bool = False
 ) -> tuple[dict[str, Tensor], State]:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
-from ..tangent import identity_directions, push_forward
-from .base import Method, Record, State, advance, register_method
+from ..tangent import identity_directions
+from .base import Method, Record, State, advance, advance_along, register_method
 from .ensemble import INFLATIONS, check_inflation
 from .variational import Static, climate_moments
 
@@ -49,7 +49,7 @@ class ExtendedKalmanFilter(Method):
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and, by the tangent linear model, the columns of its covariance: P <- M P M^T."""
         x, covariance = state["x"], state["covariance"]
-        _, rows = push_forward(lambda z: advance(dynamics, z, steps), x, identity_directions(x))
+        _, rows = advance_along(dynamics, x, identity_directions(x), steps)
         propagated = rows.mT @ covariance @ rows
         return {**state, "x": advance(dynamics, x, steps), "covariance": propagated}
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
-from ..tangent import push_forward
-from .base import advance
+from .base import advance, advance_along
 
 _MEMORY = 10  # pairs that L-BFGS remembers
 _ARMIJO, _HALVINGS = 1e-4, 12
@@ -43,8 +42,7 @@ class Window:
         """Misfits, (B, W N), and whitened derivatives of H M along directions, (B, M, W N)."""
         misfits, slopes = [], []
         for j, steps in enumerate(self.steps):
-            if steps:
-                x, directions = push_forward(lambda z, n=steps: advance(self.dynamics, z, n), x, directions)  # type: ignore[misc]
+            x, directions = advance_along(self.dynamics, x, directions, steps)
             observed = ~self.observation[:, j].isnan()
             misfits.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - x, observed))
             slopes.append(self.error.whiten(directions, observed))

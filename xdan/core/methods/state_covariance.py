@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
-from ..tangent import identity_directions, push_forward
-from .base import Method, Record, State, advance, register_method
+from ..tangent import identity_directions
+from .base import Method, Record, State, advance, advance_along, register_method
 from .ensemble import INFLATIONS, Precision, check_inflation
 from .variational import climate_moments
 
@@ -130,7 +130,7 @@ class CovarianceFromState(Method):
             observed = state["observed"][:, index]
             if self.algorithm == "A2":
                 root = Precision(error.whiten(root, observed), none).solve(1.0)[1] @ root
-            _, root = push_forward(lambda z, n=count: advance(dynamics, z, n), point, root.contiguous())  # type: ignore[misc]
+            _, root = advance_along(dynamics, point, root, count)
         if self.algorithm == "A1":
             # As wide as epsilon, whatever it has grown to: the shape is what the past tells.
             root = self.epsilon * root / root.square().sum((1, 2), keepdim=True).div(x.shape[1]).sqrt()
