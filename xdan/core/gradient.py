@@ -84,7 +84,8 @@ class OneProcess:
     def __call__(self, window: Window, state: State | None) -> WindowGradient:
         """Through the cycles and back."""
         self.network.train()
-        batch, cycles, size = window.observation.shape
+        batch, cycles = window.observation.shape[:2]
+        size = math.prod(self.dynamics.shape)
         # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
         cap = _CAP / (batch * cycles * math.sqrt(size))
         objective = OBJECTIVES[self.objective]
@@ -99,7 +100,7 @@ class OneProcess:
             if window.truth is not None:
                 square = (passage.analysis - window.truth).square().mean(-1)
             else:
-                square = (passage.forecast - window.observation).square().nanmean(-1)
+                square = (self.error.seen(passage.forecast) - window.observation).square().nanmean(-1)
         return WindowGradient(float(loss.detach()), gradients, square.detach(), passage.lost, passage.state)
 
     def close(self) -> None:

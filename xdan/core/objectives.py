@@ -91,7 +91,7 @@ class Passage:
         columns = []
         for k in range(of.shape[1]):
             observation, observed = split_observation(self.window.observation[:, k])
-            columns.append(self.error.whiten(observation - of[:, k], observed).square().mean(-1))
+            columns.append(self.error.whiten(observation - self.error.seen(of[:, k]), observed).square().mean(-1))
         return torch.stack(columns, 1)
 
 
@@ -227,10 +227,11 @@ def through_the_cycles(
     Passage
     """
     columns: dict[str, list[Tensor]] = {}
+    shape = len(window.observation), math.prod(dynamics.shape)
     for k, steps in enumerate(window.steps):
         observation, observed = split_observation(window.observation[:, k])
         if state is None:
-            forecast = method.start_like(observation)
+            forecast = method.start_like(observation, shape)
             state = method.first(forecast, observation, observed, error)
             lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
             trace = observation.new_zeros(len(observation))
@@ -248,7 +249,7 @@ def through_the_cycles(
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
         if bool(lost.any()):
-            anew = method.first(method.start_like(observation), observation, observed, error)
+            anew = method.first(method.start_like(observation, shape), observation, observed, error)
             state = {
                 name: torch.where(lost.reshape(-1, *(1 for _ in value.shape[1:])), anew[name], value)
                 for name, value in state.items()
@@ -264,10 +265,13 @@ def _is_lost(method: DataAssimilationNetwork, state: State, window: Window, k: i
     x, climate = method.mean(state).detach(), method.network.state_std**2
     if window.truth is not None:
         return ~((x - window.truth[:, k]).square().mean(1) < climate)
+    broken = ~x.isfinite().all(1)
+    if error.operator is not None:  # how far apart two random states are seen is not known
+        return broken
     observation, observed = split_observation(window.observation[:, k])
     # Expected of a random state: the climate's variance twice, and the observation's.
     excess = torch.where(observed, (x - observation).square() - error.variance() - climate, 0.0)
-    return (excess.sum(1) > 0) | ~x.isfinite().all(1)
+    return (excess.sum(1) > 0) | broken
 
 
 def _divergence(
@@ -282,5 +286,5 @@ def _divergence(
     # The last digits of the observations are as good as a coin, and the same in any process.
     sign = torch.where((observation * 4096).round() % 2 == 0, 1.0, -1.0).to(observation) * observed
     moved = method.analyse(forecast, observation + _PROBE * error.color(sign), observed, error)
-    answer = error.whiten(method.mean(moved) - method.mean(state), observed) / _PROBE
+    answer = error.whiten(error.seen(method.mean(moved)) - error.seen(method.mean(state)), observed) / _PROBE
     return (answer * sign).sum(1)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vjp
 
 from .random import Purpose, normal, uniform
+from .tangent import push_forward
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,96 @@ class Sites:
         return rank < count
 
 
+class Operator(ABC):
+    """An observation operator H, differentiable and batched over leading axes.
+
+    Attributes
+    ----------
+    size : int
+        Observations that it gives, P.
+    linear : bool
+        Whether H x is a product with a matrix.
+    """
+
+    size: int
+    linear: bool = False
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Observe states of shape (..., N), shape (..., P)."""
+
+    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+        """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P); here by forward-mode autodiff."""
+        return push_forward(self, x, directions.contiguous())[1]
+
+    def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
+        """H^T v at x (B, N), for v (B, P), shape (B, N); here by a vector-Jacobian product."""
+        return vjp(self, x)[1](v)[0]  # type: ignore[no-any-return]
+
+
+class LinearOperator(Operator):
+    """H x with a matrix of shape (P, N).
+
+    Raises
+    ------
+    ValueError
+        If it is no matrix of finite numbers.
+    """
+
+    linear = True
+
+    def __init__(self, matrix: Tensor) -> None:
+        if matrix.ndim != 2 or not bool(matrix.isfinite().all()):
+            raise ValueError(f"H has shape {tuple(matrix.shape)}: expected a matrix (P, N) of finite numbers")
+        self.matrix, self.size = matrix, len(matrix)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """H x."""
+        return x @ self.matrix.to(x).T
+
+    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+        """H itself."""
+        return self(directions)
+
+    def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
+        """H^T v."""
+        return v @ self.matrix.to(v)
+
+
+class FunctionOperator(Operator):
+    """A torch function of states (..., N) that gives observations (..., P).
+
+    Parameters
+    ----------
+    function : callable
+    size : int
+        P.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], size: int) -> None:
+        if size < 1:
+            raise ValueError(f"size={size}: expected at least 1 observation")
+        self.function, self.size = function, int(size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the function.
+
+        Raises
+        ------
+        ValueError
+            If it gives another number of observations.
+        """
+        answer = self.function(x)
+        if answer.shape != (*x.shape[:-1], self.size):
+            raise ValueError(
+                f"the observation operator gave shape {tuple(answer.shape)} for states {tuple(x.shape)}: expected "
+                f"{(*x.shape[:-1], self.size)}; it must act on the last axis, and on any leading ones alike"
+            )
+        return answer
+
+
 class ErrorCovariance:
-    """Gaussian observation errors: R diagonal, or full.
+    """Gaussian observation errors: R diagonal, or full; and the operator H that they are errors of.
 
     Sites that are not observed are handled by a mask: their rows and columns of R drop out.
 
@@ -122,8 +213,10 @@ class ErrorCovariance:
     ----------
     std : Tensor, shape () or state shape, or broadcastable to the observations
         Standard deviations of independent errors. Exclusive with `covariance`.
-    covariance : Tensor, shape (N, N)
-        Full R over the flattened state's sites.
+    covariance : Tensor, shape (P, P)
+        Full R over the observations.
+    operator : Operator, optional
+        H, by default the identity: observations are the flattened state's sites, P = N.
 
     Raises
     ------
@@ -131,10 +224,12 @@ class ErrorCovariance:
         If a standard deviation is not positive and finite, or R is not square, symmetric and positive definite.
     """
 
-    def __init__(self, std: Tensor | None = None, covariance: Tensor | None = None) -> None:
+    def __init__(
+        self, std: Tensor | None = None, covariance: Tensor | None = None, operator: Operator | None = None
+    ) -> None:
         if (std is None) == (covariance is None):
             raise ValueError("expected exactly one of std= and covariance=")
-        self.std, self.covariance = std, covariance
+        self.std, self.covariance, self.operator = std, covariance, operator
         self._factor: Tensor | None = None
         if std is not None and not bool(((std > 0) & torch.isfinite(std)).all()):
             bad = std[~((std > 0) & torch.isfinite(std))].flatten()[0]
@@ -153,8 +248,63 @@ class ErrorCovariance:
         """The same R in another dtype or on another device."""
         moved = object.__new__(ErrorCovariance)
         for key, value in vars(self).items():
-            setattr(moved, key, None if value is None else value.to(dtype=dtype, device=device))
+            setattr(moved, key, value.to(dtype=dtype, device=device) if isinstance(value, Tensor) else value)
         return moved
+
+    def seen(self, x: Tensor) -> Tensor:
+        """H(x) of states (..., N), shape (..., P)."""
+        return x if self.operator is None else self.operator(x)
+
+    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+        """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P)."""
+        return directions if self.operator is None else self.operator.along(x, directions)
+
+    def products(self, x: Tensor, p: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+        """H P and H P H^T of symmetric P (..., N, N), shapes (..., P, N) and (..., P, P), zero where not observed."""
+        if self.operator is None:
+            rows = torch.where(observed[..., :, None], p, torch.zeros_like(p))
+            return rows, torch.where(observed[..., None, :], rows, torch.zeros_like(p))
+        p = p.expand(len(x), *p.shape[-2:])
+        rows = self.operator.along(x, p).mT * observed[..., None]
+        return rows, self.operator.along(x, rows) * observed[..., None, :]
+
+    def after(self, gain: Tensor, x: Tensor) -> Tensor:
+        """K H of a gain (B, N, P) whose columns are zero where not observed, shape (B, N, N)."""
+        if self.operator is None:
+            return gain
+        size = x.shape[1]
+        unit = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
+        return gain @ self.operator.along(x, unit).mT
+
+    def increment(self, x: Tensor, variance: Tensor, innovation: Tensor, observed: Tensor) -> Tensor:
+        """Increment V H^T (H V H^T + R)^-1 d of optimal interpolation with independent background errors.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, N)
+            Where H is linearised.
+        variance : Tensor, broadcastable to (B, N)
+            Diagonal of V.
+        innovation : Tensor, shape (B, P) or (B, M, P)
+        observed : Tensor of bool, shape (B, P)
+
+        Returns
+        -------
+        Tensor, shape (B, N) or (B, M, N)
+        """
+        many = innovation.ndim > observed.ndim
+        if self.operator is None:
+            gain = torch.where(observed, variance / (variance + self.variance()), torch.zeros_like(x))
+            return (gain[:, None] if many else gain) * innovation
+        size = x.shape[1]
+        unit = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
+        slopes = self.operator.along(x, unit) * observed[:, None]  # rows of H^T
+        weighted = variance.expand(x.shape)[..., None] * slopes
+        total = slopes.mT @ weighted + self.masked(observed)
+        rows = innovation if many else innovation[:, None]
+        solved = torch.linalg.solve(total, (rows * observed[:, None]).mT)
+        answer: Tensor = (weighted @ solved).mT
+        return answer if many else answer[:, 0]
 
     def color(self, noise: Tensor) -> Tensor:
         """Turn standard normal noise of shape (..., N) into errors with covariance R."""
@@ -204,19 +354,29 @@ class ErrorCovariance:
         white: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
         return white[..., 0] if v.ndim == observed.ndim else white.mT
 
-    def project(self, innovation: Tensor, observed: Tensor) -> Tensor:
-        """Projected innovation zeta = H^T R^{-1} (y - H x_f) of Eq. 2, zero at sites that are not observed.
+    def project(self, innovation: Tensor, observed: Tensor, x: Tensor | None = None) -> Tensor:
+        """Projected innovation zeta = H^T R^{-1} (y - H(x_f)) of Eq. 2, zero at sites that nothing observes.
 
         Parameters
         ----------
-        innovation : Tensor, shape (B, N)
-            y - x_f; read at observed sites only.
-        observed : Tensor of bool, shape (B, N)
+        innovation : Tensor, shape (B, P)
+            y - H(x_f); read where observed only.
+        observed : Tensor of bool, shape (B, P)
+        x : Tensor, shape (B, N), optional
+            x_f, where a nonlinear H has its adjoint.
 
         Returns
         -------
         Tensor, shape (B, N)
         """
+        weighted = self._precise(innovation, observed)
+        if self.operator is None:
+            return weighted
+        assert x is not None
+        return self.operator.adjoint(x, weighted)
+
+    def _precise(self, innovation: Tensor, observed: Tensor) -> Tensor:
+        """R^{-1} of what is observed, zero elsewhere."""
         if self.std is not None:
             zero = torch.zeros((), dtype=innovation.dtype, device=innovation.device)
             return torch.where(observed, innovation, zero) / self.std**2
@@ -259,11 +419,12 @@ def observe(
 
     Returns
     -------
-    Tensor, shape (R, K, N)
+    Tensor, shape (R, K, P)
     """
-    size = truth.shape[-1]
+    seen = error.seen(truth)
+    size = seen.shape[-1]
     noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
-    observation = truth + error.color(noise.to(truth))
+    observation = seen + error.color(noise.to(truth))
     if sites.kind == "all":
         return observation
     mask = sites.mask(size, trajectory, time, seed)

@@ -171,7 +171,7 @@ class Trainer:
         if record.truth is not None:
             square = (outputs["analysis"] - record.truth)[:, burn_in:].square().mean(-1)
         else:
-            square = (outputs["forecast"] - record.observation)[:, burn_in:].square().nanmean(-1)
+            square = (record.error.seen(outputs["forecast"]) - record.observation)[:, burn_in:].square().nanmean(-1)
             # A time without observations says nothing; a lost trajectory, everything.
             square = torch.where(outputs["diverged"][:, burn_in:], math.inf, square)
             square = square[~square.isnan()]

@@ -34,7 +34,7 @@ class Record:
     ----------
     dynamics : Dynamics
     error : ErrorCovariance
-    observation : Tensor, shape (B, K, N)
+    observation : Tensor, shape (B, K, P)
         NaN where nothing is observed.
     steps : sequence of int, length K
         Model steps before each analysis; 0 before the first of a record.
@@ -51,6 +51,11 @@ class Record:
     trajectory: Tensor
     seed: int
     truth: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a state of every trajectory, (B, N)."""
+        return len(self.trajectory), math.prod(self.dynamics.shape)
 
 
 class Method(ABC):
@@ -298,8 +303,8 @@ def score(method: Method, record: Record) -> Tensor:
         if record.truth is None:
             raise ValueError("tune_on='truth': the record has no truth; use tune_on='innovation'")
         return (outputs["analysis"] - record.truth)[:, first:].square().mean(-1).sqrt().mean().cpu()
-    innovation = (record.observation - outputs["forecast"])[:, first:]
-    if "forecast_spread" not in outputs:
+    innovation = (record.observation - record.error.seen(outputs["forecast"]))[:, first:]
+    if "forecast_spread" not in outputs or record.error.operator is not None:
         return innovation.square().nanmean().cpu()
     variance = outputs["forecast_spread"][:, first:] ** 2 + record.error.variance()
     return (0.5 * (variance.log() + innovation.square() / variance)).nanmean().cpu()

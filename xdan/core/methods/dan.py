@@ -41,24 +41,24 @@ class DataAssimilationNetwork(Method):
 
     def start(self, record: Record) -> State:
         """Begin at the climatological mean, with empty memory."""
-        return self.start_like(record.observation[:, 0])
+        return self.start_like(record.observation, record.shape)
 
-    def start_like(self, observation: Tensor) -> State:
-        """Forecast state for observations of shape (B, N)."""
-        state = {"x": self.network.state_mean.to(observation).expand(observation.shape)}
+    def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
+        """Forecast state of shape (B, N), in the dtype and on the device of a tensor."""
+        state = {"x": self.network.state_mean.to(like).expand(shape)}
         if self.network.memory:
-            state["memory"] = observation.new_zeros(len(observation), self.network.memory, observation.shape[1])
+            state["memory"] = like.new_zeros(shape[0], self.network.memory, shape[1])
         return state
 
     def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Optimal interpolation from the climatology, each site by itself."""
-        variance = self.network.state_std.to(observation) ** 2
-        gain = torch.where(observed, variance / (variance + error.variance()), torch.zeros_like(observation))
-        return {**state, "x": state["x"] + gain * (observation - state["x"])}
+        x, variance = state["x"], self.network.state_std.to(observation) ** 2
+        return {**state, "x": x + error.increment(x, variance, observation - error.seen(x), observed)}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One analysis by the network."""
-        zeta = error.project(observation - self.mean(state), observed)
+        x = self.mean(state)
+        zeta = error.project(observation - error.seen(x), observed, x)
         analysis, memory = self.network(state["x"], zeta, state.get("memory"))
         after = {**state, "x": analysis}
         if memory is not None:
@@ -76,17 +76,18 @@ class EnsembleNetwork(DataAssimilationNetwork):
     ensemble: ClassVar[bool] = True
     outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
 
-    def start_like(self, observation: Tensor) -> State:
-        """Members at the climatological mean, for observations of shape (B, N)."""
-        shape = (len(observation), self.network.members, observation.shape[1])
-        return {"x": self.network.state_mean.to(observation).expand(shape)}
+    def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
+        """Members at the climatological mean."""
+        return {"x": self.network.state_mean.to(like).expand(shape[0], self.network.members, shape[1])}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Optimal interpolation, and about it the same pattern for every trajectory."""
         m, n = state["x"].shape[1:]
         middle = super().first({"x": state["x"][:, 0]}, observation, observed, error)["x"]
         prior = self.network.state_std.to(observation) ** 2
-        variance = torch.where(observed, prior * error.variance() / (prior + error.variance()), prior)
+        variance = prior.expand(middle.shape)
+        if error.operator is None:  # otherwise as wide as the climate
+            variance = torch.where(observed, prior * error.variance() / (prior + error.variance()), prior)
         label = torch.arange(m, device=observation.device)
         pattern = normal(0, Purpose.ENSEMBLE, label, torch.zeros_like(label[:1]), n)[:, 0].to(observation)
         pattern = pattern - pattern.mean(0)

@@ -50,8 +50,9 @@ class EnsembleMethod(Method):
             like=record.observation,
         )
         labels = record.trajectory.to(x.device)
-        noise = normal(record.seed, Purpose.PERTURBATION, labels, torch.zeros_like(labels[:1]), x[0].numel())
-        return {"x": x.flatten(2), "noise": noise.to(x).reshape(x.flatten(2).shape)}
+        size = self.members * record.observation.shape[-1]
+        noise = normal(record.seed, Purpose.PERTURBATION, labels, torch.zeros_like(labels[:1]), size)
+        return {"x": x.flatten(2), "noise": noise.to(x).reshape(len(x), self.members, -1)}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Draw each member to the first observations, site by site: optimal interpolation with perturbations.
@@ -60,9 +61,8 @@ class EnsembleMethod(Method):
         """
         state = dict(state)
         x, noise = state["x"], error.color(state.pop("noise"))
-        variance = x.var(1, keepdim=True)
-        gain = torch.where(observed[:, None], variance / (variance + error.variance()), torch.zeros_like(variance))
-        return {**state, "x": x + gain * (observation[:, None] + noise - x)}
+        innovation = observation[:, None] + noise - error.seen(x)
+        return {**state, "x": x + error.increment(x.mean(1), x.var(1), innovation, observed)}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""
@@ -97,6 +97,12 @@ def check_inflation(inflation: float | str) -> float | str:
     if inflation != "tune" and not (isinstance(inflation, (int, float)) and inflation > 0):
         raise ValueError(f"inflation={inflation!r}: expected 'tune' or a positive number such as 1.02")
     return inflation
+
+
+def compare(x: Tensor, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> tuple[Tensor, Tensor]:
+    """Members as observed: whitened anomalies of H(x), (B, M, P), and whitened innovation of their mean, (B, P)."""
+    mean, anomalies = centre(error.seen(x))
+    return error.whiten(anomalies, observed), error.whiten(observation - mean[:, 0], observed)
 
 
 def centre(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..observing import ErrorCovariance
 from .base import Record, State, register_method
-from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, check_inflation
+from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, check_inflation, compare
 
 _BISECTIONS, _NEWTON = 24, 2
 FORMS = ("dual", "primal")
@@ -65,8 +65,7 @@ class FiniteSizeEnKF(EnsembleMethod):
         """One analysis, symmetric square root."""
         m = self.members
         mean, anomalies = centre(state["x"])
-        s, innovation = error.whiten(anomalies, observed), error.whiten(observation - mean[:, 0], observed)
-        precision = Precision(s, innovation)
+        precision = Precision(*compare(state["x"], observation, observed, error))
         if self.form == "dual":
             zeta = effective_zeta(precision, m, self.capped)
             weights, root = precision.solve(zeta)

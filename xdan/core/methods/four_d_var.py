@@ -105,16 +105,16 @@ class FourDVar(Method):
     def start(self, record: Record) -> State:
         """Begin at the climatological mean; the window has no length yet."""
         assert self._mean is not None
-        return self.window_state(self._mean.expand(record.observation[:, 0].shape))
+        return self.window_state(self._mean.expand(record.shape), record.observation.shape[-1])
 
-    def window_state(self, x: Tensor) -> State:
-        """State of a window that starts at x, (B, N)."""
+    def window_state(self, x: Tensor, observations: int) -> State:
+        """State of a window that starts at x, (B, N), and will hold so many observations of every time."""
         zero = x.new_zeros(len(x))
         return {
             "x": x,
             "begin": x,
             "steps": torch.zeros(len(x), self.window, dtype=torch.int64, device=x.device),
-            "window": x.new_full((len(x), self.window, x.shape[1]), torch.nan),
+            "window": x.new_full((len(x), self.window, observations), torch.nan),
             "smoothed": torch.full_like(x, torch.nan),
             "iterations": zero,
             "unconverged": zero,
@@ -224,7 +224,7 @@ class EnsembleOf4DVar(Labelled):
         """Members from the climatology, a window each."""
         state = super().start(record)
         del state["noise"]  # every analysis draws its own
-        inner = self._inner.window_state(state["x"].flatten(0, 1))
+        inner = self._inner.window_state(state["x"].flatten(0, 1), record.observation.shape[-1])
         return {**self._outside(inner), **state}
 
     def _inside(self, state: State) -> State:
@@ -247,8 +247,8 @@ class EnsembleOf4DVar(Labelled):
         return self._fit(state, observation, observed, error, self._inner.first)
 
     def _fit(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance, fit: Any) -> State:
-        x, m = state["x"], self.members
-        noise = error.color(self.draw(state, Purpose.PERTURBATION, x[0].numel()).reshape(x.shape))
+        b, m, p = len(observation), self.members, observation.shape[1]
+        noise = error.color(self.draw(state, Purpose.PERTURBATION, m * p).reshape(b, m, p))
         noise = (noise - noise.mean(1, keepdim=True)) * math.sqrt(m / (m - 1))
         perturbed = (observation[:, None] + noise).flatten(0, 1)
         after = fit(self._inside(state), perturbed, observed.repeat_interleave(m, 0), error)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from .base import Method, Record, State, advance, register_method
-from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, check_inflation
+from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, check_inflation, compare
 
 VARIANTS = ("transform", "bundle")
 _BUNDLE = 1e-4
@@ -207,12 +207,10 @@ class IterativeEnKS(EnsembleMethod):
                 inside = now.root if self.variant == "transform" else _BUNDLE * _identity(now.root)
                 x = advance(self.dynamics, mean[active] + (trial[:, None] + inside) @ anomalies[active], steps)
             fine = x.isfinite().flatten(1).all(1)
-            centred, deviation = centre(torch.where(fine[:, None, None], x, 0.0))
             seen = observed[active]
-            s = error.whiten(deviation, seen)
+            s, missed = compare(torch.where(fine[:, None, None], x, 0.0), observation[active], seen, error)
             if iteration:
                 s = now.back @ s if self.variant == "transform" else s / _BUNDLE
-            missed = error.whiten(observation[active] - centred[:, 0], seen)
             zeta = self._zeta(trial)
             cost = self._cost(missed, trial, zeta)
             if not iteration:

@@ -43,7 +43,7 @@ class ExtendedKalmanFilter(Method):
         """Climatological mean and covariance."""
         like = record.observation
         mean, covariance = climate_moments(record.dynamics, record.seed, like)
-        x = mean.expand(like[:, 0].shape)
+        x = mean.expand(record.shape)
         return {"x": x, "covariance": covariance.expand(*x.shape, x.shape[1])}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
@@ -56,14 +56,12 @@ class ExtendedKalmanFilter(Method):
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One Kalman update, Joseph form: P_a = (I - K H) P (I - K H)^T + K R K^T."""
         x, p = state["x"], state["covariance"]
-        rows = torch.where(observed[..., :, None], p, torch.zeros_like(p))  # H P
-        both = torch.where(observed[..., None, :], rows, torch.zeros_like(p))  # H P H^T
+        rows, both = error.products(x, p, observed)
         r = error.masked(observed)
         gain = torch.linalg.solve_ex(both + r, rows).result.mT  # not finite where the covariance is not: a lost lane
-        innovation = torch.where(observed, observation - x, torch.zeros_like(x))
-        masked = torch.where(observed[..., None, :], gain, torch.zeros_like(gain))
-        left = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - masked
-        p = left @ p @ left.mT + masked @ r @ masked.mT
+        innovation = torch.where(observed, observation - error.seen(x), torch.zeros_like(observation))
+        left = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - error.after(gain, x)
+        p = left @ p @ left.mT + gain @ r @ gain.mT
         p = self.number("inflation") ** 2 * 0.5 * (p + p.mT)
         return {**state, "x": x + (gain @ innovation[..., None])[..., 0], "covariance": p}
 
@@ -143,7 +141,7 @@ class _FromClimate(Method):
 
     def start(self, record: Record) -> State:
         """Climatological mean and spread."""
-        x = self.static.mean.expand(record.observation[:, 0].shape)
+        x = self.static.mean.expand(record.shape)
         spread = self.static.b.diagonal().sqrt().expand(x.shape)
         return {"x": x, "forecast_spread": spread, "spread": spread}
 
@@ -180,8 +178,8 @@ class OptimalInterpolation(_FromClimate):
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One analysis from the climatology."""
-        gain, _, variance = self.static.gain(observed, error)
-        innovation = torch.where(observed, observation - state["x"], torch.zeros_like(observation))
+        gain, _, variance = self.static.gain(observed, error, state["x"])
+        innovation = torch.where(observed, observation - error.seen(state["x"]), torch.zeros_like(observation))
         x = state["x"] + (gain @ innovation[..., None])[..., 0]
         return {**state, "x": x, "spread": variance.sqrt().expand(x.shape)}
 

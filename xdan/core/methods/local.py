@@ -11,7 +11,7 @@ from torch import Tensor
 from ..observing import ErrorCovariance
 from ..tapers import gaspari_cohn
 from .base import Method, Record, State, register_method
-from .ensemble import INFLATIONS, Precision, centre
+from .ensemble import INFLATIONS, Precision, centre, compare
 from .finite_size import SpunUp
 
 _ROWS = 4096  # local analyses at once
@@ -70,6 +70,8 @@ class LETKF(SpunUp):
             raise ValueError(
                 "the LETKF weighs observations one by one and needs a diagonal R; the record has a full one"
             )
+        if record.error.operator is not None:
+            raise ValueError("the LETKF needs observations that lie at sites of the state; take 'etkf' for another H")
         ready = super().prepare(record)
         assert isinstance(ready, LETKF)
         return ready._located()
@@ -107,8 +109,7 @@ class LETKF(SpunUp):
         x = state["x"]
         m = self.members
         mean, anomalies = centre(x)
-        s = error.whiten(anomalies, observed)
-        innovation = error.whiten(observation - mean[:, 0], observed)
+        s, innovation = compare(x, observation, observed, error)
         indices, taper = self._neighbours[0].to(x.device), self._neighbours[1].to(x)
         parts = []
         for sites in torch.arange(x.shape[2], device=x.device).split(max(1, _ROWS // len(x))):

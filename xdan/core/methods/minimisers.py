@@ -35,7 +35,7 @@ class Window:
         for j, steps in enumerate(self.steps):
             x = advance(self.dynamics, x, steps)
             observed = ~self.observation[:, j].isnan()
-            found.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - x, observed))
+            found.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - self.error.seen(x), observed))
         return torch.stack(found, 1)
 
     def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +44,8 @@ class Window:
         for j, steps in enumerate(self.steps):
             x, directions = advance_along(self.dynamics, x, directions, steps)
             observed = ~self.observation[:, j].isnan()
-            misfits.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - x, observed))
-            slopes.append(self.error.whiten(directions, observed))
+            misfits.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - self.error.seen(x), observed))
+            slopes.append(self.error.whiten(self.error.along(x, directions), observed))
         return torch.cat(misfits, 1), torch.cat(slopes, 2)
 
 

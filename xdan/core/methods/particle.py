@@ -11,7 +11,7 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from ..random import Purpose, uniform
-from .base import Record, State, advance, register_method
+from .base import Method, Record, State, advance, register_method
 from .ensemble import Labelled
 
 
@@ -108,7 +108,7 @@ class ParticleFilter(Labelled):
 
     def _weigh(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Weigh the particles where they are."""
-        misfit = error.whiten(observation[:, None] - state["x"], observed)
+        misfit = error.whiten(observation[:, None] - error.seen(state["x"]), observed)
         return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
 
 
@@ -142,6 +142,12 @@ class OptimalParticleFilter(ParticleFilter):
     ----------
     Doucet, Godsill and Andrieu (2000), doi:10.1023/A:1008935410038.
     """
+
+    def prepare(self, record: Record) -> Method:
+        """Refuse what has no optimal proposal here."""
+        if record.error.operator is not None:
+            raise ValueError("the optimal proposal is for observations of the state's own sites; take 'particle'")
+        return super().prepare(record)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Draw, weigh, and resample."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..observing import ErrorCovariance
 from ..random import Purpose
 from .base import State, register_method
-from .ensemble import Precision, centre, rotation
+from .ensemble import Precision, centre, compare, rotation
 from .finite_size import SpunUp
 
 
@@ -48,8 +48,7 @@ class ETKF(SpunUp):
         """One analysis in the space of the members."""
         m = self.members
         mean, anomalies = centre(state["x"])
-        innovation = error.whiten(observation - mean[:, 0], observed)
-        precision = Precision(error.whiten(anomalies, observed), innovation)
+        precision = Precision(*compare(state["x"], observation, observed, error))
         weights, root = precision.solve(self.zeta(precision, state))
         root = self.number("inflation") * math.sqrt(m - 1) * root
         if self.rotate:

@@ -75,12 +75,14 @@ class CovarianceFromState(Method):
 
     def start(self, record: Record) -> State:
         """Climatological mean; an empty past."""
-        x = climate_moments(record.dynamics, record.seed, record.observation)[0].expand(record.observation[:, 0].shape)
+        x = climate_moments(record.dynamics, record.seed, record.observation)[0].expand(record.shape)
         return {
             "x": x,
             "steps": torch.zeros(len(x), self.depth, dtype=torch.int64, device=x.device),
             "analyses": x[:, None].expand(len(x), self.depth, x.shape[1]),
-            "observed": torch.zeros(len(x), self.depth, x.shape[1], dtype=torch.bool, device=x.device),
+            "observed": torch.zeros(
+                len(x), self.depth, record.observation.shape[-1], dtype=torch.bool, device=x.device
+            ),
             "forecast_spread": torch.zeros_like(x),
             "spread": torch.zeros_like(x),
         }
@@ -100,8 +102,8 @@ class CovarianceFromState(Method):
         x = state["x"]
         # Where the past cannot be followed the root is not finite, and the trajectory is lost and flagged.
         root = self.number("inflation") * self._root(state, error)
-        innovation = error.whiten(observation - x, observed)
-        weights, inverse = Precision(error.whiten(root, observed), innovation).solve(1.0)
+        innovation = error.whiten(observation - error.seen(x), observed)
+        weights, inverse = Precision(error.whiten(error.along(x, root), observed), innovation).solve(1.0)
         after = inverse @ root
         return {
             **state,
@@ -123,13 +125,13 @@ class CovarianceFromState(Method):
         else:
             past = list(state["analyses"].unbind(1))
         root = self.epsilon * identity_directions(x)
-        none = torch.zeros_like(x)
         for index, (count, point) in enumerate(zip(steps, past, strict=True)):
             if count == 0:
                 continue
             observed = state["observed"][:, index]
             if self.algorithm == "A2":
-                root = Precision(error.whiten(root, observed), none).solve(1.0)[1] @ root
+                seen = error.whiten(error.along(point, root), observed)
+                root = Precision(seen, torch.zeros_like(seen[:, 0])).solve(1.0)[1] @ root
             _, root = advance_along(dynamics, point, root, count)
         if self.algorithm == "A1":
             # As wide as epsilon, whatever it has grown to: the shape is what the past tells.

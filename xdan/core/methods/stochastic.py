@@ -10,7 +10,7 @@ from torch import Tensor
 from ..observing import ErrorCovariance
 from ..random import Purpose
 from .base import State, register_method
-from .ensemble import Precision, centre
+from .ensemble import Precision, centre, compare
 from .finite_size import SpunUp, effective_zeta
 
 
@@ -36,17 +36,17 @@ class StochasticEnKF(SpunUp):
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Each member is drawn to observations of its own, their perturbations of zero mean."""
-        x, (b, m, n) = state["x"], state["x"].shape
-        _, noise = centre(error.color(self.draw(state, Purpose.PERTURBATION, m * n).reshape(b, m, n)))
+        x, (b, m, _) = state["x"], state["x"].shape
+        drawn = self.draw(state, Purpose.PERTURBATION, m * observation.shape[1]).reshape(b, m, -1)
+        _, noise = centre(error.color(drawn))
         noise = noise * math.sqrt(m / (m - 1))
         mean, anomalies = centre(x)
         if self.spins_up(state):
-            innovation = error.whiten(observation - mean[:, 0], observed)
-            zeta = effective_zeta(Precision(error.whiten(anomalies, observed), innovation), m, capped=True)
+            zeta = effective_zeta(Precision(*compare(x, observation, observed, error)), m, capped=True)
             anomalies = anomalies * ((m - 1) / zeta).sqrt()[:, None, None]
             x = mean + anomalies
-        s = error.whiten(anomalies, observed)
-        innovation = error.whiten(observation[:, None] + noise - x, observed)
+        s, _ = compare(x, observation, observed, error)
+        innovation = error.whiten(observation[:, None] + noise - error.seen(x), observed)
         p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
         weights = torch.linalg.solve(p, s @ innovation.mT)
         mean, anomalies = centre(x + weights.mT @ anomalies)

@@ -66,7 +66,7 @@ class ThreeDVar(Method):
         """Build B, and tune its scale on the record given."""
         like = record.observation
         mean, climate = climate_moments(record.dynamics, record.seed, like)
-        b, sites = climate, like.shape[-1]
+        b, sites = climate, len(mean)
         if not isinstance(self.background, str):
             b = torch.as_tensor(self.background).to(like)
             if b.shape != (sites, sites):
@@ -118,7 +118,7 @@ class ThreeDVar(Method):
 
     def start(self, record: Record) -> State:
         """Begin at the climatological mean."""
-        x = self.static.mean.expand(record.observation[:, 0].shape)
+        x = self.static.mean.expand(record.shape)
         return {"x": x, "forecast_spread": torch.zeros_like(x), "spread": torch.zeros_like(x)}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
@@ -130,13 +130,13 @@ class ThreeDVar(Method):
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One analysis, the gain solved for once where every site is observed."""
         static = self.static
-        gain, forecast_variance, variance = static.gain(observed, error)
-        innovation = torch.where(observed, observation - state["x"], torch.zeros_like(observation))
+        gain, forecast_variance, variance = static.gain(observed, error, state["x"])
+        innovation = torch.where(observed, observation - error.seen(state["x"]), torch.zeros_like(observation))
         return {
             **state,
             "x": state["x"] + (gain @ innovation[..., None])[..., 0],
-            "forecast_spread": forecast_variance.sqrt().expand(innovation.shape),
-            "spread": variance.sqrt().expand(innovation.shape),
+            "forecast_spread": forecast_variance.sqrt().expand(state["x"].shape),
+            "spread": variance.sqrt().expand(state["x"].shape),
         }
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
@@ -157,22 +157,22 @@ class Static:
     scale: Tensor
     _cache: dict[ErrorCovariance, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
-    def gain(self, observed: Tensor, error: ErrorCovariance) -> tuple[Tensor, Tensor, Tensor]:
-        """Gain, forecast variance and analysis variance; shapes (..., N, N), (..., N), (..., N)."""
-        everywhere = bool(observed.all())
-        if everywhere and error in self._cache:
+    def gain(self, observed: Tensor, error: ErrorCovariance, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
+        # One gain for all times and trajectories.
+        same = bool(observed.all()) and (error.operator is None or error.operator.linear)
+        if same and error in self._cache:
             return self._cache[error]
-        if everywhere and self.scale.ndim == 0:
-            observed = observed[:1]
+        if same and self.scale.ndim == 0:
+            observed, x = observed[:1], x[:1]
         p = self.scale[..., None, None] * self.b
-        rows = torch.where(observed[..., :, None], p, torch.zeros_like(p))  # H P
-        both = torch.where(observed[..., None, :], rows, torch.zeros_like(p))  # H P H^T
+        rows, both = error.products(x, p, observed)
         # Rows of sites that are not observed are those of the identity, so they solve to zero.
         gain = torch.linalg.solve(both + error.masked(observed), rows).mT
         forecast = p.diagonal(dim1=-2, dim2=-1)
         analysis = forecast - (gain * rows.mT).sum(-1)
         answer = gain, forecast, analysis.clamp_min(0.0)
-        if everywhere:
+        if same:
             self._cache[error] = answer
         return answer
 
@@ -201,9 +201,11 @@ def _tune(record: Record, static: Static) -> tuple[Static, Tensor]:
     copies, lanes = len(_SCALES), len(record.observation)
     scale = torch.tensor(_SCALES).to(static.b)
     method = ThreeDVar()._with(replace(static, scale=scale.repeat_interleave(lanes)))
-    many = replace(record, observation=record.observation.repeat(copies, 1, 1))
+    many = replace(
+        record, observation=record.observation.repeat(copies, 1, 1), trajectory=record.trajectory.repeat(copies)
+    )
     outputs, _ = run(method, many)
-    innovation = (many.observation - outputs["forecast"])[:, _burn_in(record) :].reshape(copies, -1)
+    innovation = (many.observation - many.error.seen(outputs["forecast"]))[:, _burn_in(record) :].reshape(copies, -1)
     curve = innovation.square().nanmean(1).sqrt()
     if not bool(torch.isfinite(curve).any()):
         raise ValueError("the leading part of the record holds no observations to tune scale= on; give it as a number")
