@@ -24,7 +24,7 @@ BURN_IN = 200  # cycles that an ensemble needs to forget its climatological star
 LONG = 10.0  # minutes of training from which a larger network pays
 
 # Architecture and training settings. With memory the past comes through the latent channels: longer windows pay. And
-# with more time, a wider network on larger batches.
+# with more time, a wider network.
 NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "network": ({"filters": 24, "blocks": 6, "kernel": 5}, {}),
     "network with memory": (
@@ -33,7 +33,7 @@ NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     ),
 }
 WIDER: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
-    "network with memory": ({"filters": 48, "memory": 16}, {"batch": 64}),
+    "network with memory": ({"filters": 40, "memory": 16}, {}),
 }
 
 
