@@ -33,7 +33,8 @@ def seconds_per_cycle(name: str, sites: int, cycles: int) -> float:
         return time.perf_counter() - begin
 
     seconds(2)
-    return max(1e-9, (seconds(2 * cycles + 1) - seconds(cycles + 1)) / cycles)
+    long, short = (min(seconds(count) for _ in range(3)) for count in (2 * cycles + 1, cycles + 1))
+    return (long - short) / cycles
 
 
 def main() -> None:
@@ -44,7 +45,7 @@ def main() -> None:
     rows = []
     for name in METHODS:
         for sites in SIZES:
-            each = seconds_per_cycle(name, sites, cycles=max(3, min(60, 40_000 // sites)))
+            each = seconds_per_cycle(name, sites, cycles=max(5, min(200, 100_000 // sites)))
             rows.append({"method": name, "sites": sites, "ms": 1e3 * each})
             print(f"{name:8s} {sites:6d} sites: {1e3 * each:9.2f} ms a cycle", flush=True)
     frame = pd.DataFrame(rows)
