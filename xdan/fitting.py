@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import torch
 import xarray as xr
@@ -214,14 +213,6 @@ def train(
         "data": data.about,
         "architecture": {"name": module.name, **module.parameters_json()},
     }
-    if processes > 1:
-        try:
-            cloudpickle.dumps(data.dynamics)
-        except Exception as reason:
-            raise ValueError(
-                f"the dynamics {data.dynamics.name!r} cannot be sent to the processes that share a batch ({reason}); "
-                "pass processes=1, or make its functions free of open files, locks and modules that refuse"
-            ) from None
     trainer = Trainer(module, data.dynamics, data.error, settings, processes)
     try:
         loop = _Loop(trainer, data, limit, minutes, validate_every, checkpoint, about)

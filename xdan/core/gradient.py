@@ -15,6 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import cloudpickle
 import loky
 import numpy as np
 import torch
@@ -122,6 +123,8 @@ class Shards:
 
     Raises
     ------
+    ValueError
+        If the dynamics cannot be sent to another process.
     loky.process_executor.TerminatedWorkerError
         From a call, when a helper was killed.
     """
@@ -129,6 +132,13 @@ class Shards:
     def __init__(
         self, network: AnalysisNetwork, dynamics: Dynamics, error: ErrorCovariance, objective: str, processes: int
     ) -> None:
+        try:
+            cloudpickle.dumps(dynamics)  # as it will travel
+        except Exception as reason:
+            raise ValueError(
+                f"the dynamics {dynamics.name!r} cannot be sent to the processes that share a batch ({reason}); "
+                "pass processes=1, or make its functions free of open files, locks and modules that refuse"
+            ) from None
         self.here = OneProcess(network, dynamics, error, objective)
         self.processes = processes
         self._helpers: Any = None

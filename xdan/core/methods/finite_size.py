@@ -101,7 +101,7 @@ class SpunUp(Labelled):
 
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
 
-    def __init__(self, members: int, inflation: float | str, spin_up: int) -> None:
+    def __init__(self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100) -> None:
         super().__init__(members)
         if spin_up < 0:
             raise ValueError(f"spin_up={spin_up}: expected a number of cycles, 0 for none")

@@ -31,9 +31,6 @@ class StochasticEnKF(SpunUp):
     Burgers, van Leeuwen and Evensen (1998), doi:10.1175/1520-0493(1998)126<1719:ASITEK>2.0.CO;2.
     """
 
-    def __init__(self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100) -> None:
-        super().__init__(members, inflation, spin_up)
-
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """Each member is drawn to observations of its own, their perturbations of zero mean."""
         x, (b, m, _) = state["x"], state["x"].shape
