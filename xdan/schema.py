@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from numbers import Integral, Real
@@ -255,9 +256,7 @@ def check_counts(**counts: Any) -> None:
     ------
     TypeError
     """
-    for label, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Integral)):
-            raise TypeError(f"{label}={value!r}: expected an integer")
+    _check_kind(Integral, "an integer", counts)
 
 
 def check_numbers(**numbers: Any) -> None:
@@ -267,9 +266,13 @@ def check_numbers(**numbers: Any) -> None:
     ------
     TypeError
     """
-    for label, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, Real)):
-            raise TypeError(f"{label}={value!r}: expected a number")
+    _check_kind(Real, "a number", numbers)
+
+
+def _check_kind(kind: type, expected: str, values: Mapping[str, Any]) -> None:
+    for label, value in values.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise TypeError(f"{label}={value!r}: expected {expected}")
 
 
 def _check_values(variable: xr.DataArray) -> None:

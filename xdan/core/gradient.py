@@ -170,9 +170,8 @@ class Shards:
         )
 
     def _start(self) -> None:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # threads that wait for work spin, and would take the helpers' cores
         here = self.here
-        # Threads that wait for work spin, and would take the helpers' cores.
         self._helpers = loky.ProcessPoolExecutor(
             self.processes - 1,
             initializer=_prepare,

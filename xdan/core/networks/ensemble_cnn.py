@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from .base import AnalysisNetwork, register_network
 from .fused import WIDEST
-from .residual_cnn import soften
-from .ring import RingCNN, check_sizes
+from .ring import RingCNN, check_sizes, soften
 
 
 @register_network

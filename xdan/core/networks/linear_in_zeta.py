@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from ..tapers import gaspari_cohn
 from .base import AnalysisNetwork, register_network
-from .residual_cnn import soften
-from .ring import RingCNN
+from .ring import RingCNN, soften
 
 FORMS = ("localised", "low-rank", "hypernetwork")
 

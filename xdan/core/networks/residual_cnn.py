@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .base import AnalysisNetwork, register_network, register_preset
-from .fused import FAR, WIDEST, Analysis, Trunk
-from .ring import check_sizes, make_layers, residual_trunk
+from .fused import WIDEST, Analysis, Trunk
+from .ring import check_sizes, make_layers, residual_trunk, soften
 
 
 @register_network
@@ -126,11 +126,6 @@ class ResidualCNN(AnalysisNetwork):
         scales = self.state_mean, self.state_std, self.error_std, self.relative_alpha
         answer: tuple[Tensor, Tensor | None] = Analysis.apply(x, zeta, memory, *scales, self._trunk, *alternating)  # type: ignore[no-untyped-call]
         return answer
-
-
-def soften(x: Tensor) -> Tensor:
-    """Identity to third order, bounded by a few deviations: far inputs do not leave the range that was trained on."""
-    return FAR * (x / FAR).tanh()
 
 
 # What each lacks shows what it is for.
