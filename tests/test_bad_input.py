@@ -166,9 +166,31 @@ RECORDS = {
         lambda ds: ds.assign(observation_error=("z", np.ones(5))),
         r"has shape \(5,\): expected \(\) or \(8,\) for standard deviations, or \(8, 8\) for a covariance matrix",
     ),
-    "error in time": (
-        lambda ds: ds.assign(observation_error=1 + ds.time),
-        r"'observation_error' varies along \['time'\]: expected dims \(\) or \('x',\)",
+    "error of every trajectory": (
+        lambda ds: ds.assign(observation_error=1 + ds.trajectory),
+        r"'observation_error' varies along 'trajectory': expected dims \(\) or \('x',\)",
+    ),
+    "covariance in time": (
+        lambda ds: ds.assign(observation_error=(1 + ds.time) * xr.DataArray(np.eye(8), dims=("x", "x_dual"))),
+        r"observation error in time has shape \(\d+, 8, 8\): expected .* a covariance that changes in time is not",
+    ),
+    "error in time of no standard deviation": (
+        lambda ds: ds.assign(observation_error=ds.time - ds.time[2]),
+        r"observation error standard deviation .*: expected positive finite values",
+    ),
+    "observations without their operator": (
+        lambda ds: ds.assign(observation=ds.observation.rename(x="obs")),
+        r"has the dim 'obs' and the Dataset no 'observation_operator': pass operator=, a matrix of shape \(8, sites\)",
+    ),
+    "operator of other sites": (
+        lambda ds: ds.assign(
+            observation=ds.observation.rename(x="obs"), observation_operator=(("obs", "x2"), np.ones((8, 7)))
+        ),
+        r"the observation operator has dims \('obs', 'x2'\): expected \('obs', 'x'\)",
+    ),
+    "operator beside observed sites": (
+        lambda ds: ds.assign(observation_operator=(("obs", "x"), np.ones((3, 8)))),
+        r"without 'obs': an observation operator gives observations along 'obs'",
     ),
 }
 

@@ -9,7 +9,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdan import schema
+from xdan import experiment
 from xdan.blocks import Plan, RecordWindows, array_to_tensor, pick_device, read_lanes, scan, tensor_to_array
 
 
@@ -86,7 +86,7 @@ def labelled(twin, rows, cycles, chunks=None, loads=None):
     coordinates = {"time": 0.05 * np.arange(cycles), "trajectory": np.arange(rows), "x": np.arange(8)}
     truth = xr.DataArray(data, dims=("trajectory", "time", "x"), coords=coordinates)
     ds = xr.Dataset({"truth": truth, "observation": -truth, "observation_error": 1.0}, attrs=twin.attrs)
-    return schema.read(ds)
+    return experiment.read(ds)
 
 
 def windows_of(experiment, lanes, length, batch, cycles, seed=0):

@@ -5,7 +5,7 @@ import pytest
 
 import xdan
 from xdan.blocks import RecordWindows
-from xdan.schema import read
+from xdan.experiment import read
 from xdan.training_data import data_from_record
 
 

@@ -10,7 +10,7 @@ from .core.methods import method_by_name
 from .cycling import cycle
 
 _CYCLE_ARGUMENTS = frozenset(
-    ("dynamics", "truth", "observation", "observation_error", "seed", "store", "mode", "device", "progress")
+    ("dynamics", "truth", "observation", "observation_error", "operator", "seed", "store", "mode", "device", "progress")
 )
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from .core.methods import Method, Record, run
 from .core.objectives import Window
-from .schema import TIME, TRAJECTORY, Experiment, Frame
+from .experiment import Experiment, Frame
+from .schema import OBS, TIME, TRAJECTORY
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Carry = dict[str, Array]
@@ -159,13 +160,34 @@ def make_record(
     y = array_to_tensor(observation, dtype, device).flatten(2)
     return Record(
         dynamics=frame.dynamics,
-        error=frame.error.to(y.dtype, y.device),
+        error=frame.error.during(columns).to(y.dtype, y.device),
         observation=y,
         steps=frame.steps[columns].tolist(),
         trajectory=torch.from_numpy(frame.trajectory[rows].copy()),
         seed=seed,
         truth=None if truth is None else array_to_tensor(truth, dtype, device).flatten(2),
     )
+
+
+def see(states: xr.DataArray, frame: Frame) -> xr.DataArray:
+    """H of labelled states, lazily; the states themselves where sites are observed."""
+    operator, dims = frame.error.operator, frame.dynamics.dims
+    if operator is None:
+        return states
+
+    def block(x: Array) -> Array:
+        return tensor_to_array(operator(array_to_tensor(x).flatten(x.ndim - len(dims))))
+
+    seen: xr.DataArray = xr.apply_ufunc(
+        block,
+        states,
+        input_core_dims=[dims],
+        output_core_dims=[[OBS]],
+        dask="parallelized",
+        output_dtypes=[states.dtype],
+        dask_gufunc_kwargs={"output_sizes": {OBS: operator.size}},
+    )
+    return seen
 
 
 def cycle_block(
@@ -270,6 +292,7 @@ class RecordWindows:
             tuple(steps.tolist()),
             group,
             fresh,
+            start,
         )
 
     def _load(self, batch: int, block: int) -> tuple[Array | None, Array]:

@@ -17,17 +17,16 @@ from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import Method
 from .core.random import check_seed
+from .experiment import Experiment, Frame, read
 from .network import Network
+from .observing import identity as observing_identity
 from .schema import (
     DUAL,
     MEMBER,
     MEMBER_ATTRIBUTES,
     TIME,
     TRAJECTORY,
-    Experiment,
-    Frame,
     attributes,
-    read,
 )
 from .store import StoreLike, Stream, check_apart, check_whole, digest
 
@@ -74,6 +73,7 @@ def cycle(
     truth: str | None = None,
     observation: str | None = None,
     observation_error: Any = None,
+    operator: Any = None,
     members: bool = False,
     seed: int = 0,
     store: StoreLike | None = None,
@@ -90,8 +90,8 @@ def cycle(
     Parameters
     ----------
     ds : xarray.Dataset
-        A twin or a record: observations (trajectory, time, *state), NaN where nothing is observed. `trajectory` may
-        be missing. Chunked input gives lazy output.
+        A twin or a record: observations (trajectory, time, *state), NaN where nothing is observed, or (trajectory,
+        time, obs) with an operator. `trajectory` may be missing. Chunked input gives lazy output.
     method : Network or Method
     dynamics : Dynamics, optional
         Where the attributes name none that is registered.
@@ -99,6 +99,9 @@ def cycle(
         Names of the variables, where roles do not tell.
     observation_error : str, float or array, optional
         A variable's name, standard deviations, or R.
+    operator : str, array or callable, optional
+        H, where observations lie along `obs`: a variable's name, a matrix (P, N), or a torch function of states
+        (..., N), which no store can hold.
     members : bool
         Keep the members of an ensemble method.
     seed : int
@@ -130,7 +133,14 @@ def cycle(
     ----------
     Bocquet et al., Eq. 2 and 3.
     """
-    experiment = read(ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error)
+    experiment = read(
+        ds,
+        dynamics=dynamics,
+        truth=truth,
+        observation=observation,
+        observation_error=observation_error,
+        operator=operator,
+    )
     if not isinstance(method, (Network, Method)):
         raise TypeError(
             f"cannot cycle with {type(method).__name__}: expected a Network, as xdan.open_network() and train() give, "
@@ -172,7 +182,7 @@ def cycle(
         frame.steps,
         frame.trajectory,
         [list(plan.trajectory), list(plan.time), str(frame.dtype)],
-        *(value.numpy() for value in (frame.error.std, frame.error.covariance) if value is not None),
+        *observing_identity(frame.error),
         # The record is known by its first block: another record's differs there.
         np.asarray(observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
     )

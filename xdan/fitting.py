@@ -21,8 +21,9 @@ from .core.objectives import OBJECTIVES
 from .core.observing import Sites
 from .core.random import Purpose, check_seed, uniform
 from .core.training import Settings, Trainer, linear_decay
+from .experiment import read
 from .network import Network
-from .schema import check_counts, check_numbers, read
+from .schema import check_counts, check_numbers
 from .store import Checkpoint, StoreLike, check_whole, unflatten_names
 from .training_data import TrainingData, data_from_dynamics, data_from_record
 
@@ -55,6 +56,7 @@ def train(
     truth: str | None = None,
     observation: str | None = None,
     observation_error: Any = None,
+    operator: Any = None,
     interval: float = 0.05,
     observe: Sites | None = None,
     error_std: float = 1.0,
@@ -105,8 +107,8 @@ def train(
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
     progress : bool or mapping
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
-    dynamics, truth, observation, observation_error
-        As for `cycle`.
+    dynamics, truth, observation, observation_error, operator
+        As for `cycle`; an operator goes with an endless twin too.
     interval, observe, error_std, trajectories
         Of an endless twin; `trajectories` is N_r, by default four batches.
 
@@ -168,6 +170,7 @@ def train(
             interval=interval,
             observe=Sites.all() if observe is None else observe,
             error_std=error_std,
+            operator=operator,
             trajectories=4 * batch if trajectories is None else trajectories,
             device=device,
             supervised=supervised,
@@ -188,6 +191,7 @@ def train(
             truth=truth,
             observation=observation,
             observation_error=observation_error,
+            operator=operator,
             needs_truth=f"the supervised objective {objective!r} ('forecast' does without)" if supervised else None,
         )
         if not supervised:
@@ -213,6 +217,8 @@ def train(
         "data": data.about,
         "architecture": {"name": module.name, **module.parameters_json()},
     }
+    if window > 1:
+        _check_differentiable(data)
     trainer = Trainer(module, data.dynamics, data.error, settings, processes)
     try:
         loop = _Loop(trainer, data, limit, minutes, validate_every, checkpoint, about)
@@ -230,6 +236,18 @@ def train(
         "torch": torch.__version__,
     }
     return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
+
+
+def _check_differentiable(data: TrainingData) -> None:
+    """Refuse a model that torch cannot go back through."""
+    x = data.validation.observation.new_zeros(1, math.prod(data.dynamics.shape), requires_grad=True)
+    with torch.enable_grad():
+        after = data.dynamics.advance(x.unflatten(1, data.dynamics.shape), 1)
+    if not after.requires_grad:
+        raise ValueError(
+            f"no gradient passes through a step of {data.dynamics.name!r}, so windows of several cycles cannot be "
+            "trained through: write the model in torch operations, without detach() or NumPy; or pass window=1"
+        )
 
 
 def _processes(asked: int | None, batch: int, device: str) -> int:
@@ -268,8 +286,8 @@ def _architecture(
         draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
         torch.manual_seed(int(draw * 2**31))
         module = type(network)(**network.parameters_json())
-    error_std = math.sqrt(float(data.error.variance().mean()))
-    module.normalise(*data.moments, error_std)
+    climate = data.dynamics.climatology(range(64), seed, like=data.validation.observation).flatten(2)[:, 0]
+    module.normalise(*data.moments, data.error.scale(climate))
     return module
 
 

@@ -13,8 +13,9 @@ import xarray as xr
 from .blocks import Array, array_to_tensor, in_block, pick_device, tensor_to_array
 from .core.dynamics import Dynamics
 from .core.sensitivity import symmetry_average
+from .experiment import read
 from .network import Network
-from .schema import TIME, TRAJECTORY, read
+from .schema import TIME, TRAJECTORY
 
 _STATES_AT_ONCE = 16
 

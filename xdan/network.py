@@ -14,7 +14,7 @@ import xarray as xr
 from .blocks import Array, tensor_to_array
 from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, network_by_name
-from .schema import Experiment
+from .experiment import Experiment
 from .store import StoreLike, check_writable, digest, read_arrays, write_arrays
 
 _FORMAT = 1

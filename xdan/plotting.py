@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .schema import TIME, TRAJECTORY, read
+from .experiment import read
+from .schema import TIME, TRAJECTORY
 
 _WIDTH, _HEIGHT, _LEGEND = 760, 260, 210
 # Okabe and Ito's colours, told apart with every kind of colour vision.

@@ -1,24 +1,20 @@
-"""Dims, attributes and roles: what a Dataset must hold, found, checked and explained when it does not."""
+"""Dims, attributes and roles: the words in which a Dataset says what it holds."""
 
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from numbers import Integral, Real
 from typing import Any
 
 import cf_xarray
-import numpy as np
-import torch
 import xarray as xr
 
-from .core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
-from .core.observing import ErrorCovariance
+from .core.dynamics import Dynamics, dynamics_to_json
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
+OBS = "obs"  # observations that are no sites of the state
 DUAL = "_dual"  # suffix of the second dim of a covariance
 CONVENTIONS = "CF-1.11"
 
@@ -26,56 +22,12 @@ TIME_ATTRIBUTES = {"axis": "T", "long_name": "model time", "units": "1"}
 TRAJECTORY_ATTRIBUTES = {"long_name": "independent run", "units": "1"}
 MEMBER_ATTRIBUTES = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 
-_ROLES = ("truth", "observation", "observation_error", "observation_error_covariance")
+_ROLES = ("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator")
 _CRITERIA = {role: {"xdan_role": f"^{role}$", "name": f"^{role}$"} for role in _ROLES}
 
 
 class XdanWarning(UserWarning):
     """Something in a record that is allowed but surprising."""
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What is known of a record beside its data; small, so that it travels with every block.
-
-    Attributes
-    ----------
-    dynamics : Dynamics
-    error : ErrorCovariance
-        Float64, on the CPU.
-    steps : numpy.ndarray of int, length K
-        Model steps before each analysis; 0 before the first.
-    trajectory : numpy.ndarray of int, length R
-        Labels that key random draws.
-    dtype : numpy.dtype
-        Floating type to compute in.
-    """
-
-    dynamics: Dynamics
-    error: ErrorCovariance
-    steps: np.ndarray[Any, np.dtype[np.int64]]
-    trajectory: np.ndarray[Any, np.dtype[np.int64]]
-    dtype: np.dtype[Any]
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A Dataset that was understood: what the verbs need of it.
-
-    Attributes
-    ----------
-    frame : Frame
-    observation : xarray.DataArray, dims (trajectory, time, *state)
-    truth : xarray.DataArray or None
-        Of the same dims.
-    bare : bool
-        Whether the Dataset came without a trajectory dim.
-    """
-
-    frame: Frame
-    observation: xr.DataArray
-    truth: xr.DataArray | None
-    bare: bool
 
 
 def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
@@ -103,152 +55,6 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
     return ds[names[0]] if names else None
 
 
-def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
-    """Take the caller's dynamics, or the one that the attributes name.
-
-    Raises
-    ------
-    ValueError
-        If there is none or its name is not registered.
-    TypeError
-        If the caller's is not a Dynamics.
-    """
-    if dynamics is not None:
-        if not isinstance(dynamics, Dynamics):
-            raise TypeError(
-                f"dynamics={dynamics!r}: expected an xdan Dynamics such as xdan.Lorenz96(); "
-                "wrap a torch function as xdan.CustomDynamics(tendency, state=..., timestep=...)"
-            )
-        return dynamics
-    if "dynamics" not in ds.attrs:
-        raise ValueError("the Dataset's attributes name no dynamics; pass dynamics=, for example xdan.Lorenz96()")
-    try:
-        description = json.loads(ds.attrs["dynamics"])
-    except (TypeError, ValueError):
-        raise ValueError(f"the attribute dynamics={ds.attrs['dynamics']!r} is not JSON; pass dynamics=") from None
-    return dynamics_from_json(description)
-
-
-def read(
-    ds: xr.Dataset,
-    *,
-    dynamics: Dynamics | None = None,
-    truth: str | None = None,
-    observation: str | None = None,
-    observation_error: Any = None,
-    needs_truth: str | None = None,
-) -> Experiment:
-    """Understand a Dataset, reading its coordinates and attributes but none of its data.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-    dynamics : Dynamics, optional
-        Where the attributes name none.
-    truth, observation : str, optional
-        Names of the variables, where roles do not tell.
-    observation_error : str, float or array, optional
-        A variable's name, or standard deviations (scalar or one per site), or R as a matrix.
-    needs_truth : str, optional
-        What the truth is needed for, if it is.
-
-    Raises
-    ------
-    ValueError
-        For whatever is missing, misnamed or of the wrong size; the message says what was found and the remedy.
-    """
-    if ds.attrs.get("xdan_status") == "unfinished":
-        raise ValueError(
-            "the store is unfinished: the run that writes it was cut short. Run the same call again to resume it"
-        )
-    model = read_dynamics(ds, dynamics)
-    y = find(ds, "observation", observation)
-    if y is None:
-        raise ValueError(
-            f"no observations: expected a variable 'observation', found {sorted(map(str, ds.data_vars))}; "
-            "name it with observation="
-        )
-    y, bare = _arrange(y, model)
-    x = find(ds, "truth", truth)
-    if x is None and needs_truth:
-        raise ValueError(
-            f"{needs_truth} needs the truth: expected a variable 'truth', found "
-            f"{sorted(map(str, ds.data_vars))}; name it with truth="
-        )
-    if x is not None:
-        x, _ = _arrange(x, model)
-        if x.sizes != y.sizes:
-            raise ValueError(f"truth has sizes {dict(x.sizes)}, observation {dict(y.sizes)}: expected the same")
-    frame = Frame(
-        dynamics=model,
-        error=read_error(ds, model, observation_error),
-        steps=_steps(y, model),
-        trajectory=np.asarray(y[TRAJECTORY].values, dtype=np.int64),
-        dtype=np.result_type(y.dtype, np.float32).newbyteorder("="),
-    )
-    return Experiment(frame, y, x, bare)
-
-
-def _arrange(variable: xr.DataArray, model: Dynamics) -> tuple[xr.DataArray, bool]:
-    """Give a variable the dims (trajectory, time, *state), state dims whole, and check its sizes, labels and type."""
-    _check_values(variable)
-    times = variable.cf.axes.get("T", [])
-    time = TIME if TIME in variable.dims else next((t for t in times if t in variable.dims), None)
-    if time is None:
-        raise ValueError(
-            f"{variable.name!r} has dims {variable.dims} and none is time: expected 'time', or a dim whose "
-            "coordinate has the attribute axis='T'"
-        )
-    if time != TIME:
-        variable = variable.rename({time: TIME})
-    missing = [dim for dim in model.dims if dim not in variable.dims]
-    if missing:
-        raise ValueError(
-            f"{variable.name!r} has dims {variable.dims}, without {missing}: expected the dynamics' state dims "
-            f"{model.dims}; rename the record's dims"
-        )
-    extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *model.dims)]
-    if extra:
-        raise ValueError(f"{variable.name!r} has dims {extra} beyond (trajectory, time, {', '.join(model.dims)})")
-    sizes = {dim: variable.sizes[dim] for dim in model.dims}
-    if tuple(sizes.values()) != model.shape:
-        expected = dict(zip(model.dims, model.shape, strict=True))
-        raise ValueError(
-            f"{variable.name!r} has state sizes {sizes}, the dynamics {model!r} expects {expected}; "
-            "pass the dynamics= of this record"
-        )
-    for dim in model.dims:
-        _check_order(variable, dim, model)
-    bare = TRAJECTORY not in variable.dims
-    if bare:
-        variable = variable.expand_dims({TRAJECTORY: [0]})
-    elif TRAJECTORY not in variable.coords:
-        variable = variable.assign_coords({TRAJECTORY: np.arange(variable.sizes[TRAJECTORY])})
-    if not np.issubdtype(variable[TRAJECTORY].dtype, np.integer):
-        raise ValueError(f"trajectory labels are of {variable[TRAJECTORY].dtype}: expected integers")
-    labels, counts = np.unique(variable[TRAJECTORY].values, return_counts=True)
-    if (counts > 1).any():
-        raise ValueError(
-            f"trajectory label {labels[counts > 1][0]} stands {counts.max()} times: random draws are keyed by the "
-            "labels, expected distinct ones, for example ds.assign_coords(trajectory=range(ds.sizes['trajectory']))"
-        )
-    variable = variable.transpose(TRAJECTORY, TIME, *model.dims)
-    if variable.chunks is not None:
-        variable = variable.chunk(dict.fromkeys(model.dims, -1))
-    return variable, bare
-
-
-def _check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
-    """Refuse labels that are the dynamics' own in another order; other labels, such as longitudes, are the user's."""
-    expected = list(model.coordinates[dim].values)
-    found = variable[dim].values.tolist() if dim in variable.coords else expected
-    if found != expected and sorted(map(str, found)) == sorted(map(str, expected)):
-        raise ValueError(
-            f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {found[:4]}..., expected "
-            f"{expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
-        )
-
-
 def check_counts(**counts: Any) -> None:
     """Refuse counts that are not integers.
 
@@ -273,119 +79,6 @@ def _check_kind(kind: type, expected: str, values: Mapping[str, Any]) -> None:
     for label, value in values.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise TypeError(f"{label}={value!r}: expected {expected}")
-
-
-def _check_values(variable: xr.DataArray) -> None:
-    """Refuse values that are no real numbers, and fill values that were not turned into NaN."""
-    if variable.dtype.kind not in "fiu":
-        raise TypeError(f"{variable.name!r} is of dtype {variable.dtype}: expected real numbers")
-    for label in ("_FillValue", "missing_value"):
-        value = variable.attrs.get(label)
-        if value is not None and not np.isnan(value).all():
-            raise ValueError(
-                f"{variable.name!r} has the attribute {label}={value}: its gaps are not NaN. Open the record with "
-                f"mask_and_scale=True, or use xr.decode_cf(ds)"
-            )
-
-
-def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if TIME not in variable.coords:
-        raise ValueError("dim 'time' has no coordinate: expected analysis times in model time units")
-    times = variable[TIME].values
-    if not np.issubdtype(times.dtype, np.number) or np.issubdtype(times.dtype, np.timedelta64):
-        raise ValueError(
-            f"time is of {times.dtype}: expected numbers in model time units. Convert, for example "
-            "ds.assign_coords(time=(ds.time - ds.time[0]) / np.timedelta64(5, 'D')), one unit being 5 days"
-        )
-    if not np.isfinite(times).all():
-        raise ValueError("time holds values that are not finite: expected analysis times in model time units")
-    if not len(times):
-        raise ValueError(f"{variable.name!r} holds no times; was the selection empty?")
-    intervals = np.diff(times.astype(np.float64))
-    if (intervals <= 0).any():
-        k = int(np.argmax(intervals <= 0))
-        raise ValueError(f"time does not increase at index {k + 1}: {times[k]} then {times[k + 1]}")
-    steps = np.zeros(len(times), dtype=np.int64)
-    for interval in np.unique(np.round(intervals, 9)):
-        steps[1:][np.isclose(intervals, interval, rtol=1e-6, atol=2e-9)] = model.steps_in(float(interval))
-    return steps
-
-
-def read_error(ds: xr.Dataset, model: Dynamics, given: Any) -> ErrorCovariance:
-    """R from the caller or from the Dataset, float64 on the CPU.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or it is of the wrong size, not positive, or not positive definite.
-    """
-    sites = int(np.prod(model.shape))
-    if given is None:
-        variable = find(ds, "observation_error", None)
-        if variable is None:
-            variable = find(ds, "observation_error_covariance", None)
-        if variable is None:
-            raise ValueError(
-                "no observation error: expected a variable 'observation_error' (standard deviation) or "
-                "'observation_error_covariance'; or pass observation_error="
-            )
-    elif isinstance(given, str):
-        variable = find(ds, "observation_error", given)
-        assert variable is not None
-    else:
-        variable = given if isinstance(given, xr.DataArray) else None
-    if variable is not None:
-        moving = [dim for dim in (TRAJECTORY, TIME) if dim in variable.dims]
-        if moving:
-            raise ValueError(
-                f"observation error {variable.name!r} varies along {moving}: expected dims () or {model.dims}, "
-                f"or {model.dims} twice for a covariance"
-            )
-        if set(model.dims) < set(variable.dims):
-            variable = variable.transpose(*model.dims, ...)
-    values = torch.as_tensor(np.array(variable if variable is not None else given, dtype=np.float64))
-    return error_from(values, sites, model.shape)
-
-
-def error_from(values: torch.Tensor, sites: int, shape: tuple[int, ...]) -> ErrorCovariance:
-    """R from standard deviations, scalar or of the state's shape, or from a matrix of that many rows.
-
-    Raises
-    ------
-    ValueError
-        For any other shape.
-    """
-    if values.ndim == 0:
-        return ErrorCovariance(std=values)
-    if tuple(values.shape) == shape:
-        return ErrorCovariance(std=values.reshape(sites))
-    if tuple(values.shape) == (*shape, *shape):
-        return ErrorCovariance(covariance=values.reshape(sites, sites))
-    raise ValueError(
-        f"observation error has shape {tuple(values.shape)}: expected () or {shape} for standard deviations, "
-        f"or {(*shape, *shape)} for a covariance matrix"
-    )
-
-
-def check_follows(experiment: Experiment) -> None:
-    """Warn where the truth does not follow the named dynamics, from one interval of one trajectory."""
-    if experiment.truth is None or experiment.truth.sizes[TIME] < 2:
-        return
-    pair = experiment.truth.isel({TRAJECTORY: 0, TIME: slice(0, 2)}).to_numpy().astype(np.float64)
-    if not np.isfinite(pair).all():
-        return
-    with torch.no_grad():
-        next_state = experiment.frame.dynamics.advance(torch.from_numpy(pair[:1]), int(experiment.frame.steps[1]))[
-            0
-        ].numpy()
-    error, size = np.sqrt(np.mean((next_state - pair[1]) ** 2)), np.sqrt(np.mean((pair[1] - pair[0]) ** 2))
-    if error > 1e-2 * size:
-        warnings.warn(
-            f"the truth does not follow {experiment.frame.dynamics!r}: over one interval it is off by {error:.3g} "
-            f"where it moves by {size:.3g}. Check dynamics= and the time units; go on if the model is wrong on purpose",
-            XdanWarning,
-            stacklevel=3,
-        )
 
 
 def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import xskillscore as xs
 
+from .blocks import see
 from .core.dynamics import Dynamics
-from .schema import MEMBER, TIME, TRAJECTORY, Experiment, read
+from .experiment import Experiment, read
+from .schema import MEMBER, TIME, TRAJECTORY
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
 _SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
@@ -26,6 +29,7 @@ def score(
     truth: str | None = None,
     observation: str | None = None,
     observation_error: Any = None,
+    operator: Any = None,
 ) -> xr.Dataset:
     """Score a run.
 
@@ -39,7 +43,7 @@ def score(
         Dims to average over, of `trajectory` and `time`. The state's dims always go into the root.
     burn_in : int
         Leading cycles to leave out.
-    dynamics, truth, observation, observation_error
+    dynamics, truth, observation, observation_error, operator
         As for `cycle`.
 
     Returns
@@ -48,7 +52,8 @@ def score(
         With a truth: `rmse` of the analysis, its standard error where trajectories are averaged,
         `forecast_rmse` and `crps`. With a spread: `spread`, `forecast_spread`. From observations alone:
         `innovation_mean` and `innovation_variance` of y - H x_f and, with a spread,
-        `innovation_variance_expected`; `residual_mean` and `residual_variance` of y - H x_a; and
+        `innovation_variance_expected` (where sites are observed); `residual_mean` and `residual_variance` of
+        y - H x_a; and
         `error_variance_diagnosed`, the mean of (y - H x_a)(y - H x_f), which for a consistent method is
         `error_variance`. `diverged` counts lost trajectories: their scores, and means over them, are NaN.
 
@@ -64,7 +69,7 @@ def score(
     """
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"run is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
-    experiment, run = _match(ds, run, burn_in, dynamics, truth, observation, observation_error)
+    experiment, run = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
     dims = _dims(dim)
     state: list[Hashable] = list(experiment.frame.dynamics.dims)
     units = experiment.frame.dynamics.units
@@ -91,12 +96,11 @@ def score(
         if name in run:
             deviation: xr.DataArray = (run[name] ** 2).mean(state, skipna=False) ** 0.5
             add(name, deviation.mean(dims, skipna=False), f"{run[name].attrs.get('long_name', name)}: {_SPREAD}")
-    y, everything = experiment.observation, [*dims, *state]
+    y, frame = experiment.observation, experiment.frame
+    everything = [*dims, *y.dims[2:]]
     observed = y.notnull()
-    innovation, residual = y - run["forecast"], y - run["analysis"]
-    r = experiment.frame.error.variance().numpy()
-    shape = experiment.frame.dynamics.shape
-    variance = xr.DataArray(np.broadcast_to(r.reshape(shape) if r.ndim else r, shape), dims=state)
+    innovation, residual = y - see(run["forecast"], frame), y - see(run["analysis"], frame)
+    variance = _error_variance(experiment)
 
     def average(value: xr.DataArray) -> xr.DataArray:
         # Where nothing is observed drops out; where a run is lost, NaN stays.
@@ -106,7 +110,7 @@ def score(
         mean = average(value)
         add(f"{name}_mean", mean, f"mean of observation minus {label}")
         add(f"{name}_variance", average(value**2) - mean**2, f"variance of observation minus {label}", square)
-    if "forecast_spread" in run:
+    if "forecast_spread" in run and frame.error.operator is None:
         expected = average(run["forecast_spread"] ** 2 + variance)
         add(
             "innovation_variance_expected",
@@ -149,7 +153,7 @@ def rank_histogram(
     of : {"members", "forecast_members"}
         Rank in the analysis or in the forecast.
     **roles
-        `dynamics`, `truth`, `observation`, `observation_error` as for `score`.
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `score`.
 
     Returns
     -------
@@ -172,7 +176,17 @@ def rank_histogram(
     return counts
 
 
-_ROLES = ("dynamics", "truth", "observation", "observation_error")
+def _error_variance(experiment: Experiment) -> xr.DataArray:
+    """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
+    y, error = experiment.observation, experiment.frame.error
+    dims, shape = (y.dims[1:], y.shape[1:]) if error.in_time else (y.dims[2:], y.shape[2:])
+    values = error.variance().numpy()
+    if values.ndim:
+        values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
+    return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
+
+
+_ROLES = ("dynamics", "truth", "observation", "observation_error", "operator")
 
 
 def _dims(dim: str | Sequence[str]) -> list[Hashable]:
@@ -192,9 +206,17 @@ def _match(
     truth: str | None,
     observation: str | None,
     observation_error: Any,
+    operator: Any,
 ) -> tuple[Experiment, xr.Dataset]:
     """Record and run on the same labels, burn-in left out."""
-    experiment = read(ds, dynamics=dynamics, truth=truth, observation=observation, observation_error=observation_error)
+    experiment = read(
+        ds,
+        dynamics=dynamics,
+        truth=truth,
+        observation=observation,
+        observation_error=observation_error,
+        operator=operator,
+    )
     if run.attrs.get("xdan_status") == "unfinished":
         raise ValueError("the run's store is unfinished; run the same cycle(..., store=) again to resume it")
     if missing := [name for name in ("forecast", "analysis") if name not in run]:
@@ -218,7 +240,8 @@ def _match(
     run = run.isel(later).assign_coords(own)
     observation_later = experiment.observation.isel(later)
     truth_later = None if x is None else x.isel(later)
-    return Experiment(experiment.frame, observation_later, truth_later, experiment.bare), run
+    frame = replace(experiment.frame, error=experiment.frame.error.during(later[TIME]))
+    return Experiment(frame, observation_later, truth_later, experiment.bare), run
 
 
 def _crps(x: xr.DataArray, run: xr.Dataset, state: list[Hashable]) -> xr.DataArray:

@@ -18,10 +18,14 @@ from .core.methods import Record
 from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
 from .cycling import check_observed
-from .schema import TIME, TRAJECTORY, Experiment, check_follows, error_from
+from .experiment import Experiment, check_follows
+from .observing import error_from, operator_from
+from .observing import identity as observing_identity
+from .schema import TIME, TRAJECTORY
 from .store import digest
 
 _VALIDATION_LANES, _VALIDATION_CYCLES = 64, 250
+_CLIMATE_STATES = 256
 _ENDLESS_VALIDATION = 1_000_000_000  # labels of validation trajectories, far from those trained on
 
 
@@ -43,6 +47,7 @@ def data_from_dynamics(
     interval: float,
     observe: Sites,
     error_std: float,
+    operator: Any,
     trajectories: int,
     window: int,
     batch: int,
@@ -53,8 +58,9 @@ def data_from_dynamics(
     """Endless twin to train on, and a short one apart to validate on."""
     like = torch.zeros((), device=device)
     model_steps = dynamics.steps_in(interval)
-    size = math.prod(dynamics.shape)
-    error = error_from(torch.as_tensor(error_std, dtype=torch.float64), size, dynamics.shape)
+    seeing = None if operator is None else operator_from(operator, dynamics)
+    shape = dynamics.shape if seeing is None else (seeing.size,)
+    error = error_from(torch.as_tensor(np.asarray(error_std), dtype=torch.float64), shape, seeing)
     windows = EndlessTwin(
         dynamics,
         observe,
@@ -95,15 +101,22 @@ def data_from_dynamics(
         "interval": interval,
         "observing": observe.to_json(),
         "error_std": np.asarray(error_std).tolist(),
+        "operator": None if seeing is None else seeing.size,
         "trajectories": trajectories,
     }
     return TrainingData(dynamics, held.error, windows, record, _moments(record), about)
 
 
 def _moments(record: Record) -> tuple[float, float]:
-    """Climatological mean and deviation of a site, from the truth or from observations without their errors' part."""
-    if record.truth is not None:
-        return float(record.truth.double().mean()), float(record.truth.double().std(correction=0))
+    """Climatological mean and deviation of a site, from the truth or from observations without their errors' part.
+
+    Observations by another operator say little of the state: then the dynamics' own climate is taken.
+    """
+    states = record.truth
+    if states is None and record.error.operator is not None:
+        states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation)
+    if states is not None:
+        return float(states.double().mean()), float(states.double().std(correction=0))
     seen = record.observation[~record.observation.isnan()].double()
     error = float(record.error.variance().mean())
     # Where errors drown the climate, a tenth of what is seen is as good a guess as any.
@@ -146,14 +159,15 @@ def data_from_record(
         "sizes": {str(dim): size for dim, size in experiment.observation.sizes.items()},
         # What the record holds, by the part that validation reads: a resumed run must be on the same one.
         "fingerprint": digest(
-            *(value.numpy() for value in (frame.error.std, frame.error.covariance) if value is not None),
+            *observing_identity(frame.error),
             record.observation.cpu().numpy(),
             *(() if truth is None else (truth,)),
         ),
         "training_lanes": len(kept),
         "validation_lanes": len(held),
     }
-    return TrainingData(frame.dynamics, record.error, windows, record, _moments(record), about)
+    error = frame.error.to(record.observation.dtype, device)
+    return TrainingData(frame.dynamics, error, windows, record, _moments(record), about)
 
 
 def _check_finite(truth: xr.DataArray) -> None:
@@ -175,7 +189,7 @@ def _lanes(experiment: Experiment, window: int, batch: int, validation: float) -
     steps = experiment.frame.steps
     wanted = math.ceil((batch + 1) / (1 - validation))
     pieces = 1
-    if count < wanted and len(np.unique(steps[1:])) <= 1:
+    if count < wanted and len(np.unique(steps[1:])) <= 1 and not experiment.frame.error.in_time:
         pieces = max(1, min(math.ceil(wanted / count), cycles // (8 * window)))
     length = cycles // pieces
     if length < 2 * window or count * pieces < 2:

@@ -14,16 +14,18 @@ from .blocks import Array, Carry, Plan, array_to_tensor, in_block, scan, tensor_
 from .core.dynamics import Dynamics
 from .core.methods.base import advance
 from .core.observing import ErrorCovariance, Sites, observe
+from .core.operators import LinearOperator, Operator
 from .core.random import check_seed
+from .observing import error_from, operator_from
 from .schema import (
     DUAL,
+    OBS,
     TIME,
     TIME_ATTRIBUTES,
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
     attributes,
     check_counts,
-    error_from,
     state_coordinates,
 )
 
@@ -35,7 +37,8 @@ def twin(
     cycles: int = 1000,
     trajectories: int = 1,
     observe: Sites | None = None,
-    error_std: float | Sequence[float] | Array = 1.0,
+    operator: Any = None,
+    error_std: float | Sequence[float] | Array | xr.DataArray = 1.0,
     error_covariance: Array | None = None,
     seed: int = 0,
     chunks: Mapping[str, int] | None = None,
@@ -56,10 +59,13 @@ def twin(
     trajectories : int
         Number of independent runs.
     observe : Sites, optional
-        The observing network; every site by default.
-    error_std : float or array of the state's shape
-        Standard deviation of the observation errors, in the state's units.
-    error_covariance : array, shape (N, N), optional
+        The observing network; every site by default. With an operator, which of its observations are made.
+    operator : array, shape (P, *state), or callable, optional
+        H, by default the state itself. A matrix goes into the Dataset; a torch function of states (..., N) does not,
+        and is passed to every verb again.
+    error_std : float or array of the shape of one time's observations, with the times before it where it differs
+        Standard deviation of the observation errors. A DataArray may have any of their dims.
+    error_covariance : array, shape (P, P), optional
         Full R, instead of `error_std`.
     seed : int
     chunks : mapping, optional
@@ -71,6 +77,7 @@ def twin(
     xarray.Dataset
         `truth` and `observation` (trajectory, time, *state), NaN where nothing is observed, and `observation_error`
         (standard deviation) or `observation_error_covariance`. Dynamics and observing network are in the attributes.
+        With an operator `observation` has dims (trajectory, time, obs), and a matrix is `observation_operator`.
 
     Raises
     ------
@@ -106,18 +113,41 @@ def twin(
     steps = np.array([0, *(dynamics.steps_in(float(i)) for i in intervals)], dtype=np.int64)
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype={dtype!r}: expected 'float32' or 'float64'")
-    size = int(np.prod(dynamics.shape))
-    values = torch.as_tensor(np.array(error_std if error_covariance is None else error_covariance, dtype=np.float64))
-    if error_covariance is not None and values.ndim == 2:
-        values = values.reshape(*dynamics.shape, *dynamics.shape) if values.shape == (size, size) else values
-    error = error_from(values, size, dynamics.shape)
+    seeing = None if operator is None else operator_from(operator, dynamics)
+    dims, shape = (dynamics.dims, dynamics.shape) if seeing is None else ((OBS,), (seeing.size,))
+    size = int(np.prod(shape))
+    in_time = False
+    if error_covariance is None:
+        values, in_time = _deviations(error_std, dims, shape, cycles)
+    else:
+        values = torch.as_tensor(np.array(error_covariance, dtype=np.float64))
+        values = values.reshape(*shape, *shape) if values.shape == (size, size) else values
+    error = error_from(values, shape, seeing, cycles if in_time else None)
     sites.mask(size, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), seed)  # checks the sizes
 
     sizes = {TRAJECTORY: min(trajectories, 64), TIME: min(cycles, 250), **(chunks or {})}
     plan = Plan.from_chunks(_even(trajectories, sizes[TRAJECTORY]), _even(cycles, sizes[TIME]))
-    outputs = dict.fromkeys(("truth", "observation"), (dynamics.shape, np.dtype(dtype)))
+    outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
     arrays = scan(_twin_block, plan, [], outputs, dynamics, sites, error, steps, seed, dtype)
-    return _label(dynamics, sites, values, arrays, intervals, seed)
+    variables = _error_variable(dims, values, in_time, dynamics.units) | _operator_variable(seeing, dynamics)
+    return _label(dynamics, sites, dims, arrays, variables, intervals, seed)
+
+
+def _deviations(given: Any, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int) -> tuple[torch.Tensor, bool]:
+    """Standard deviations, and whether their first axis is time."""
+    if isinstance(given, xr.DataArray):
+        if unknown := set(given.dims) - {TIME, *dims}:
+            raise ValueError(f"error_std has dims {sorted(map(str, unknown))}: expected some of {(TIME, *dims)}")
+        sizes = {TIME: cycles, **dict(zip(dims, shape, strict=True))}
+        in_time, whole = TIME in given.dims, set(dims) & set(given.dims)
+        order = [dim for dim in (TIME, *dims) if dim in given.dims or (dim != TIME and whole)]
+        wrong = {str(dim): size for dim, size in given.sizes.items() if size != sizes[str(dim)]}
+        if wrong:
+            raise ValueError(f"error_std has sizes {wrong}: expected { ({dim: sizes[dim] for dim in wrong}) }")
+        given = given.expand_dims({dim: sizes[dim] for dim in order if dim not in given.dims}).transpose(*order)
+        return torch.as_tensor(np.array(given, dtype=np.float64)), in_time
+    values = torch.as_tensor(np.array(given, dtype=np.float64))
+    return values, values.ndim > 0 and tuple(values.shape) == (cycles, *shape)
 
 
 def _even(total: int, size: int) -> list[int]:
@@ -154,44 +184,59 @@ def _twin_block(
             x = advance(dynamics, x, step)
             states.append(x)
         truth = torch.stack(states, 1)
-        observation = observe(truth, sites, error.to(like.dtype, "cpu"), trajectory, time, seed)
-    shaped = {"truth": truth, "observation": observation}
-    return (
-        {name: tensor_to_array(value.unflatten(-1, dynamics.shape)) for name, value in shaped.items()},
-        {"x": tensor_to_array(x)},
-    )
+        observation = observe(truth, sites, error.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
+    seen = observation if error.operator is not None else observation.unflatten(-1, dynamics.shape)
+    shaped = {"truth": truth.unflatten(-1, dynamics.shape), "observation": seen}
+    return {name: tensor_to_array(value) for name, value in shaped.items()}, {"x": tensor_to_array(x)}
+
+
+def _error_variable(dims: tuple[str, ...], values: torch.Tensor, in_time: bool, units: str) -> dict[str, Any]:
+    """Name and hold R: standard deviations, in time or not, or a covariance."""
+    if in_time or values.ndim <= len(dims):
+        label = {"long_name": "standard deviation of the observation error", "xdan_role": "observation_error"}
+        own = ((TIME, *dims) if in_time else dims)[: values.ndim]
+        return {"observation_error": (own, values.numpy(), {**label, "units": units})}
+    label = {"long_name": "observation error covariance", "xdan_role": "observation_error_covariance"}
+    square = units if units == "1" else f"({units})2"
+    both = (*dims, *(dim + DUAL for dim in dims))
+    return {"observation_error_covariance": (both, values.numpy(), {**label, "units": square})}
+
+
+def _operator_variable(operator: Operator | None, dynamics: Dynamics) -> dict[str, Any]:
+    """Name and hold H where it is a matrix."""
+    if not isinstance(operator, LinearOperator):
+        return {}
+    label = {"long_name": "observation operator", "xdan_role": "observation_operator", "units": "1"}
+    matrix = operator.matrix.reshape(operator.size, *dynamics.shape).numpy()
+    return {"observation_operator": ((OBS, *dynamics.dims), matrix, label)}
 
 
 def _label(
     dynamics: Dynamics,
     sites: Sites,
-    error: torch.Tensor,
+    dims: tuple[str, ...],
     arrays: Mapping[str, da.Array],
+    more: Mapping[str, Any],
     intervals: Array,
     seed: int,
 ) -> xr.Dataset:
-    dims = (TRAJECTORY, TIME, *dynamics.dims)
-    units = {"units": dynamics.units}
+    own = {"truth": dynamics.dims, "observation": dims}
     names = {"truth": "true state", "observation": "observation, NaN where nothing is observed"}
-    variables: dict[str, Any] = {
-        name: (dims, array, {"long_name": names[name], "xdan_role": name, **units}) for name, array in arrays.items()
+    variables = {
+        name: (
+            (TRAJECTORY, TIME, *own[name]),
+            array,
+            {"long_name": names[name], "xdan_role": name, "units": dynamics.units},
+        )
+        for name, array in arrays.items()
     }
-    if error.ndim <= len(dynamics.dims):
-        label = {"long_name": "standard deviation of the observation error", "xdan_role": "observation_error"}
-        variables["observation_error"] = (dynamics.dims[: error.ndim], error.numpy(), {**label, **units})
-    else:
-        label = {"long_name": "observation error covariance", "xdan_role": "observation_error_covariance"}
-        square = dynamics.units if dynamics.units == "1" else f"({dynamics.units})2"
-        both = (*dynamics.dims, *(dim + DUAL for dim in dynamics.dims))
-        variables["observation_error_covariance"] = (both, error.numpy(), {**label, "units": square})
-    count = arrays["truth"].shape[0]
     coordinates: dict[str, Any] = {
-        TRAJECTORY: (TRAJECTORY, np.arange(count), TRAJECTORY_ATTRIBUTES),
+        TRAJECTORY: (TRAJECTORY, np.arange(arrays["truth"].shape[0]), TRAJECTORY_ATTRIBUTES),
         TIME: (TIME, np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9), TIME_ATTRIBUTES),
         **state_coordinates(dynamics),
     }
     return xr.Dataset(
-        variables,
+        {**variables, **more},
         coordinates,
         attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed),
     )

@@ -479,7 +479,7 @@ def test_letkf_needs_a_diagonal_r():
 
 
 def test_the_kalman_filter_refuses_nonlinear_dynamics():
-    with pytest.raises(ValueError, match="needs linear dynamics and 'lorenz96' is not"):
+    with pytest.raises(ValueError, match="needs a linear dynamics, and that of 'lorenz96' is not"):
         method_by_name("kalman").prepare(lorenz96_record(3))
 
 

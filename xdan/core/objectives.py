@@ -30,6 +30,8 @@ class Window:
         Which set of trajectories; a set's windows follow one another in time.
     fresh : bool
         Whether the set starts anew with this window.
+    start : int
+        Index of the first time, for errors that differ in time.
     """
 
     truth: Tensor | None
@@ -37,6 +39,7 @@ class Window:
     steps: tuple[int, ...]
     group: int = 0
     fresh: bool = False
+    start: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,11 @@ class Passage:
 
         window = self.window
         later = replace(
-            window, truth=cut(window.truth), observation=cut(window.observation), steps=window.steps[first:]
+            window,
+            truth=cut(window.truth),
+            observation=cut(window.observation),
+            steps=window.steps[first:],
+            start=window.start + first,
         )
         names = ("forecast", "analysis", "members", "divergence", "lost")
         return replace(self, window=later, **{name: cut(getattr(self, name)) for name in names})
@@ -91,7 +98,8 @@ class Passage:
         columns = []
         for k in range(of.shape[1]):
             observation, observed = split_observation(self.window.observation[:, k])
-            columns.append(self.error.whiten(observation - self.error.seen(of[:, k]), observed).square().mean(-1))
+            error = self.error.at(self.window.start + k)
+            columns.append(error.whiten(observation - error.seen(of[:, k]), observed).square().mean(-1))
         return torch.stack(columns, 1)
 
 
@@ -230,26 +238,27 @@ def through_the_cycles(
     shape = len(window.observation), math.prod(dynamics.shape)
     for k, steps in enumerate(window.steps):
         observation, observed = split_observation(window.observation[:, k])
+        now = error.at(window.start + k)
         if state is None:
             forecast = method.start_like(observation, shape)
-            state = method.first(forecast, observation, observed, error)
+            state = method.first(forecast, observation, observed, now)
             lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
             trace = observation.new_zeros(len(observation))
         else:
             if math.isfinite(cap) and k > 0:
                 state = {name: CappedGradient.apply(v, cap) for name, v in state.items()}  # type: ignore[no-untyped-call]
             forecast = method.forecast(state, dynamics, steps)
-            state = method.analyse(forecast, observation, observed, error)
-            lost = _is_lost(method, state, window, k, error)
+            state = method.analyse(forecast, observation, observed, now)
+            lost = _is_lost(method, state, window, k, now)
             if divergence:
-                trace = _divergence(method, forecast, state, observation, observed, error)
+                trace = _divergence(method, forecast, state, observation, observed, now)
         row = {"forecast": method.mean(forecast), "analysis": method.mean(state), "lost": lost}
         row |= {"members": state["x"]} if method.ensemble else {}
         row |= {"divergence": trace} if divergence else {}
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
         if bool(lost.any()):
-            anew = method.first(method.start_like(observation, shape), observation, observed, error)
+            anew = method.first(method.start_like(observation, shape), observation, observed, now)
             state = {
                 name: torch.where(lost.reshape(-1, *(1 for _ in value.shape[1:])), anew[name], value)
                 for name, value in state.items()

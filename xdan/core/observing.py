@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,6 +129,8 @@ class ErrorCovariance:
         Full R over the observations.
     operator : Operator, optional
         H, by default the identity: observations are the flattened state's sites, P = N.
+    in_time : bool
+        The standard deviations differ from time to time, shape (K, P) or (K, 1): `at` and `during` pick from them.
 
     Raises
     ------
@@ -135,11 +139,15 @@ class ErrorCovariance:
     """
 
     def __init__(
-        self, std: Tensor | None = None, covariance: Tensor | None = None, operator: Operator | None = None
+        self,
+        std: Tensor | None = None,
+        covariance: Tensor | None = None,
+        operator: Operator | None = None,
+        in_time: bool = False,
     ) -> None:
         if (std is None) == (covariance is None):
             raise ValueError("expected exactly one of std= and covariance=")
-        self.std, self.covariance, self.operator = std, covariance, operator
+        self.std, self.covariance, self.operator, self.in_time = std, covariance, operator, in_time
         self._factor: Tensor | None = None
         if std is not None and not bool(((std > 0) & torch.isfinite(std)).all()):
             bad = std[~((std > 0) & torch.isfinite(std))].flatten()[0]
@@ -156,10 +164,25 @@ class ErrorCovariance:
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> ErrorCovariance:
         """The same R in another dtype or on another device."""
-        moved = object.__new__(ErrorCovariance)
+        moved = copy.copy(self)
         for key, value in vars(self).items():
-            setattr(moved, key, value.to(dtype=dtype, device=device) if isinstance(value, Tensor) else value)
+            if isinstance(value, Tensor):
+                setattr(moved, key, value.to(dtype=dtype, device=device))
         return moved
+
+    def at(self, k: int) -> ErrorCovariance:
+        """R of the k-th time."""
+        return self._picked(k, False) if self.in_time else self
+
+    def during(self, times: slice) -> ErrorCovariance:
+        """R of some of the times."""
+        return self._picked(times, True) if self.in_time else self
+
+    def _picked(self, times: int | slice, in_time: bool) -> ErrorCovariance:
+        assert self.std is not None
+        picked = copy.copy(self)
+        picked.std, picked.in_time = self.std[times], in_time
+        return picked
 
     def seen(self, x: Tensor) -> Tensor:
         """H(x) of states (..., N), shape (..., P)."""
@@ -224,11 +247,25 @@ class ErrorCovariance:
         return noise @ self._factor.T
 
     def variance(self) -> Tensor:
-        """Diagonal of R, broadcastable to the observations."""
+        """Diagonal of R, broadcastable to the observations, (..., P), or (..., K, P) where it differs in time."""
         if self.std is not None:
             return self.std**2
         assert self.covariance is not None
         return self.covariance.diagonal()
+
+    def scale(self, climate: Tensor) -> float:
+        """Typical standard deviation of an observation of a site, to normalise with.
+
+        With an operator, that of the direction seen best from states of the climate, shape (B, N): the projected
+        innovation times its square is then no step too long, lambda_max(H^T R^-1 H)^(-1/2).
+        """
+        if self.operator is None:
+            return math.sqrt(float(self.variance().mean()))
+        unit = torch.eye(climate.shape[1], dtype=climate.dtype, device=climate.device)
+        slopes = self.operator.along(climate, unit.expand(len(climate), *unit.shape))
+        now = self.at(0)
+        white = now.whiten(slopes, torch.ones_like(slopes[:, 0], dtype=torch.bool))
+        return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
 
     def masked(self, observed: Tensor) -> Tensor:
         """R of the observed sites, unit diagonal elsewhere, shape (..., N, N)."""
@@ -334,7 +371,7 @@ def observe(
     seen = error.seen(truth)
     size = seen.shape[-1]
     noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
-    observation = seen + error.color(noise.to(truth))
+    observation = seen + error.color(noise.to(truth))  # (K, P) deviations, one row a time, where they differ in time
     if sites.kind == "all":
         return observation
     mask = sites.mask(size, trajectory, time, seed)

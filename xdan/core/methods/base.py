@@ -34,6 +34,7 @@ class Record:
     ----------
     dynamics : Dynamics
     error : ErrorCovariance
+        Of these times, where it differs in time.
     observation : Tensor, shape (B, K, P)
         NaN where nothing is observed.
     steps : sequence of int, length K
@@ -253,7 +254,7 @@ def run(
         else:
             state, analyse = _bury(method.forecast(state, record.dynamics, steps)), method.analyse
         forecast = state
-        state = _bury(analyse(state, observation, observed, record.error))
+        state = _bury(analyse(state, observation, observed, record.error.at(k)))
         row = {"forecast": method.mean(forecast), "analysis": method.mean(state)}
         row |= method.forecast_outputs(forecast) | method.analysis_outputs(state)
         if keep:
@@ -272,6 +273,7 @@ def leading(record: Record) -> Record:
     """Cut the part of a record that tuning looks at."""
     return replace(
         record,
+        error=record.error.during(slice(0, _TUNE_CYCLES)),
         observation=record.observation[:_TUNE_TRAJECTORIES, :_TUNE_CYCLES],
         steps=record.steps[:_TUNE_CYCLES],
         trajectory=record.trajectory[:_TUNE_TRAJECTORIES],
@@ -306,7 +308,7 @@ def score(method: Method, record: Record) -> Tensor:
     innovation = (record.observation - record.error.seen(outputs["forecast"]))[:, first:]
     if "forecast_spread" not in outputs or record.error.operator is not None:
         return innovation.square().nanmean().cpu()
-    variance = outputs["forecast_spread"][:, first:] ** 2 + record.error.variance()
+    variance = outputs["forecast_spread"][:, first:] ** 2 + record.error.during(slice(first, None)).variance()
     return (0.5 * (variance.log() + innovation.square() / variance)).nanmean().cpu()
 
 

@@ -95,6 +95,11 @@ class FourDVar(Method):
         ValueError
             If the record is shorter than the window, or a given B does not fit or is not positive definite.
         """
+        if record.error.in_time:
+            raise ValueError(
+                "4D-Var fits the observations of several times and needs an error that is the same at all of them; "
+                "the record's differs in time: take an ensemble method or '3d-var'"
+            )
         times = record.observation.shape[1]
         if times <= self.window:
             raise ValueError(f"window={self.window}: the record has {times} times; expected more than the window")

@@ -86,7 +86,7 @@ class KalmanFilter(ExtendedKalmanFilter):
     Raises
     ------
     ValueError
-        From `prepare`, if the dynamics is not linear.
+        From `prepare`, if the dynamics or the observation operator is not linear.
 
     References
     ----------
@@ -97,20 +97,23 @@ class KalmanFilter(ExtendedKalmanFilter):
         super().__init__(inflation)
 
     def prepare(self, record: Record) -> Method:
-        """Refuse dynamics that are not linear."""
+        """Refuse dynamics and observations that are not linear."""
         dynamics = record.dynamics
         like = torch.zeros((), dtype=torch.float64, device=record.observation.device)
         a, b = dynamics.climatology([0, 1], record.seed, like=like).flatten(2)[:, 0]
         steps = max(1, *record.steps[:2]) if len(record.steps) > 1 else 1
         points = torch.stack([a, b, 0.5 * (a + b)])
-        first, second, middle = advance(dynamics, points, steps)
-        off = float((middle - 0.5 * (first + second)).abs().max())
-        size = float(torch.stack([first, second]).abs().max())
-        if off > 1e-6 * max(size, 1.0):
-            raise ValueError(
-                f"the Kalman filter needs linear dynamics and {dynamics.name!r} is not: halfway between two states it "
-                f"is off by {off:.3g}; take 'extended-kalman' or an ensemble method"
-            )
+        apart = torch.linspace(1.0, 2.0, points.shape[1]).to(points)  # where the climate is a single point
+        ends = torch.stack([a + apart, b - apart.flip(0)])
+        seen = record.error.to(points.dtype, points.device).seen(torch.cat([ends, ends.mean(0, keepdim=True)]))
+        for what, values in (("dynamics", advance(dynamics, points, steps)), ("observation operator", seen)):
+            first, second, middle = values
+            off = float((middle - 0.5 * (first + second)).abs().max())
+            if off > 1e-6 * max(float(values.abs().max()), 1.0):
+                raise ValueError(
+                    f"the Kalman filter needs a linear {what}, and that of {dynamics.name!r} is not: halfway between "
+                    f"two states it is off by {off:.3g}; take 'extended-kalman' or an ensemble method"
+                )
         return super().prepare(record)
 
 

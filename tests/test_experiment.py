@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 import xdan
-from xdan import schema
+from xdan import experiment, schema
 
 
 @pytest.fixture
@@ -19,26 +19,26 @@ def anonymous(twin):
 
 
 def test_role_by_name(twin):
-    found = schema.read(twin.drop_attrs().assign_attrs(dynamics=twin.attrs["dynamics"]))
+    found = experiment.read(twin.drop_attrs().assign_attrs(dynamics=twin.attrs["dynamics"]))
     assert found.observation.name == "observation"
     assert found.truth.name == "truth"
 
 
 def test_role_by_attribute(twin):
     renamed = twin.rename(truth="nature", observation="sondes", observation_error="sigma")
-    found = schema.read(renamed)
+    found = experiment.read(renamed)
     assert (found.observation.name, found.truth.name) == ("sondes", "nature")
 
 
 def test_role_by_the_callers_word(anonymous):
-    found = schema.read(anonymous, truth="nature", observation="sondes", observation_error="sigma")
+    found = experiment.read(anonymous, truth="nature", observation="sondes", observation_error="sigma")
     assert (found.observation.name, found.truth.name) == ("sondes", "nature")
     assert float(found.frame.error.std) == 1.0
 
 
 def test_callers_word_beats_the_role(twin):
     both = twin.assign(other=twin.observation.drop_attrs())
-    assert schema.read(both, observation="other").observation.name == "other"
+    assert experiment.read(both, observation="other").observation.name == "other"
 
 
 def test_two_claims_are_refused(anonymous):
@@ -47,38 +47,38 @@ def test_two_claims_are_refused(anonymous):
     with pytest.raises(
         ValueError, match=r"\['a', 'b'\] all claim the role 'observation'; choose one with observation="
     ):
-        schema.read(anonymous, observation_error=1.0)
+        experiment.read(anonymous, observation_error=1.0)
 
 
 def test_any_order_of_dims(twin):
     turned = twin.transpose("x", "time", "trajectory")
-    found = schema.read(turned)
+    found = experiment.read(turned)
     assert found.observation.dims == found.truth.dims == ("trajectory", "time", "x")
     np.testing.assert_array_equal(found.observation, twin.observation)
 
 
 def test_time_by_axis(twin):
     named = twin.rename(time="cycle")
-    np.testing.assert_array_equal(schema.read(named).frame.steps, schema.read(twin).frame.steps)
+    np.testing.assert_array_equal(experiment.read(named).frame.steps, experiment.read(twin).frame.steps)
     named.cycle.attrs.clear()
     with pytest.raises(ValueError, match=r"none is time: expected 'time', or a dim whose .*axis='T'"):
-        schema.read(named)
+        experiment.read(named)
 
 
 def test_steps_count_the_model_steps_before_each_analysis(twin):
     times = np.concatenate([[0.0], np.cumsum([0.05, 0.1, 0.05, 0.25])])
-    found = schema.read(twin.isel(time=slice(5)).assign_coords(time=times))
+    found = experiment.read(twin.isel(time=slice(5)).assign_coords(time=times))
     assert found.frame.steps.tolist() == [0, 1, 2, 1, 5]
 
 
 def test_steps_survive_rounding_of_long_times(twin):
     times = np.float64(1e4) + 0.05 * np.arange(24)
-    assert set(schema.read(twin.assign_coords(time=times)).frame.steps[1:]) == {1}
+    assert set(experiment.read(twin.assign_coords(time=times)).frame.steps[1:]) == {1}
 
 
 @pytest.mark.parametrize("given", [2.0, [2.0] * 8, np.full(8, 2.0), xr.DataArray(np.full(8, 2.0), dims="x")])
 def test_standard_deviation(twin, given):
-    error = schema.read(twin, observation_error=given).frame.error
+    error = experiment.read(twin, observation_error=given).frame.error
     np.testing.assert_array_equal(np.broadcast_to(error.variance(), 8), 4.0)
     assert error.variance().dtype == torch.float64
 
@@ -86,17 +86,17 @@ def test_standard_deviation(twin, given):
 @pytest.mark.parametrize("kind", [np.array, lambda m: xr.DataArray(m, dims=("x", "x_dual"))])
 def test_covariance(twin, kind):
     matrix = np.diag(np.arange(1.0, 9)) + 0.1
-    error = schema.read(twin, observation_error=kind(matrix)).frame.error
+    error = experiment.read(twin, observation_error=kind(matrix)).frame.error
     np.testing.assert_array_equal(error.covariance, matrix)
 
 
 def test_reading_touches_no_data(twin, untouchable):
-    found = schema.read(untouchable(twin, "truth", "observation"))
+    found = experiment.read(untouchable(twin, "truth", "observation"))
     assert found.observation.shape == twin.observation.shape
 
 
 def test_state_dims_become_one_block(twin):
-    found = schema.read(twin.chunk(x=3, time=5))
+    found = experiment.read(twin.chunk(x=3, time=5))
     assert found.observation.chunks[2] == (8,)
 
 
@@ -105,7 +105,7 @@ def test_state_dims_become_one_block(twin):
 )
 def test_dtype_to_compute_in(twin, stored, computed):
     changed = twin.assign(observation=twin.observation.astype(stored))
-    assert schema.read(changed).frame.dtype == np.dtype(computed)
+    assert experiment.read(changed).frame.dtype == np.dtype(computed)
 
 
 def test_a_store_names_a_registered_dynamics(twin):
@@ -127,27 +127,27 @@ def test_a_store_names_a_registered_dynamics(twin):
 
     described = twin.assign_attrs(schema.attributes(Decay(rate=3.0)))
     assert json.loads(described.attrs["dynamics"]) == {"name": "decay-of-test", "parameters": {"rate": 3.0}}
-    assert schema.read(described).frame.dynamics == Decay(rate=3.0)
+    assert experiment.read(described).frame.dynamics == Decay(rate=3.0)
 
 
 def test_callers_dynamics_beats_the_stores(twin, model):
     other = xdan.Lorenz96(sites=8, forcing=6.0)
-    assert schema.read(twin, dynamics=other).frame.dynamics == other
-    assert schema.read(twin).frame.dynamics == model
+    assert experiment.read(twin, dynamics=other).frame.dynamics == other
+    assert experiment.read(twin).frame.dynamics == model
 
 
 def test_truth_that_does_not_follow_warns(twin):
     shuffled = twin.assign(truth=twin.truth[:, ::-1].assign_coords(time=twin.time))
     with pytest.warns(xdan.XdanWarning, match=r"does not follow Lorenz96\(.*Check dynamics= and the time units"):
-        schema.check_follows(schema.read(shuffled))
+        experiment.check_follows(experiment.read(shuffled))
 
 
 def test_truth_that_follows_is_quiet(twin, single):
-    schema.check_follows(schema.read(twin))
-    schema.check_follows(schema.read(single))
+    experiment.check_follows(experiment.read(twin))
+    experiment.check_follows(experiment.read(single))
 
 
 def test_own_data_are_not_changed(twin):
     before = twin.copy(deep=True)
-    schema.read(twin.transpose("x", ...), observation_error=2.0)
+    experiment.read(twin.transpose("x", ...), observation_error=2.0)
     xr.testing.assert_identical(twin, before)

@@ -1,0 +1,182 @@
+"""Observing systems as labels: observation operators and error covariances, found in a Dataset and checked."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import cf_xarray  # noqa: F401
+import numpy as np
+import torch
+import xarray as xr
+
+from .core.dynamics import Dynamics
+from .core.observing import ErrorCovariance
+from .core.operators import FunctionOperator, LinearOperator, Operator
+from .schema import OBS, TIME, TRAJECTORY, find
+
+
+def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
+    """Make what a caller gave for H into an operator, and try it on a state.
+
+    Parameters
+    ----------
+    given : matrix of shape (P, *state), xarray.DataArray with dims (obs, *state), Operator, or callable
+        A callable is a torch function of flattened states (..., N).
+    dynamics : Dynamics
+    size : int, optional
+        P, where it is known; a function is asked otherwise.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit.
+    """
+    sites = math.prod(dynamics.shape)
+    like = torch.zeros(2, sites, dtype=torch.float64)
+    if isinstance(given, Operator):
+        operator = given
+    elif callable(given):
+        if size is None:
+            answer = given(like)
+            if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != 2:
+                found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+                raise ValueError(
+                    f"operator= gave {found} for states of shape (2, {sites}): expected a tensor (2, P); it must act "
+                    "on the last axis"
+                )
+            size = answer.shape[-1]
+        operator = FunctionOperator(given, size)
+    else:
+        if isinstance(given, xr.DataArray):
+            wanted = (OBS, *dynamics.dims)
+            if set(given.dims) != set(wanted):
+                raise ValueError(f"the observation operator has dims {given.dims}: expected {wanted}")
+            given = given.transpose(*wanted).to_numpy()
+        matrix = torch.as_tensor(np.array(given, dtype=np.float64))
+        if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
+            raise ValueError(
+                f"the observation operator has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each "
+                "observation"
+            )
+        operator = LinearOperator(matrix.reshape(len(matrix), sites))
+    seen = operator(like)
+    if size is not None and seen.shape[-1] != size:
+        raise ValueError(f"the observation operator gives {seen.shape[-1]} observations, the record has {size}")
+    return operator
+
+
+def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray, given: Any) -> Operator | None:
+    """H from the caller or from the Dataset; None where observations lie at the state's sites.
+
+    Raises
+    ------
+    ValueError
+        If observations and operator do not fit each other, or one is missing.
+    """
+    if given is None or isinstance(given, str):
+        given = find(ds, "observation_operator", given)
+    if OBS not in observation.dims:
+        if given is not None:
+            raise ValueError(
+                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: an observation operator gives "
+                f"observations along {OBS!r}; rename the dim, or drop the operator where sites are observed"
+            )
+        return None
+    if given is None:
+        raise ValueError(
+            f"{observation.name!r} has the dim {OBS!r} and the Dataset no 'observation_operator': pass operator=, a "
+            f"matrix of shape ({observation.sizes[OBS]}, sites) or a torch function of states (..., sites)"
+        )
+    return operator_from(given, dynamics, observation.sizes[OBS])
+
+
+def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | None, given: Any) -> ErrorCovariance:
+    """R from the caller or from the Dataset, float64 on the CPU, for observations (trajectory, time, ...).
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is of the wrong size, not positive, or not positive definite.
+    """
+    dims, shape, times = observation.dims[2:], observation.shape[2:], observation.sizes[TIME]
+    variable: xr.DataArray | None = given if isinstance(given, xr.DataArray) else None
+    if given is None:
+        variable = find(ds, "observation_error", None)
+        if variable is None:
+            variable = find(ds, "observation_error_covariance", None)
+        if variable is None:
+            raise ValueError(
+                "no observation error: expected a variable 'observation_error' (standard deviation) or "
+                "'observation_error_covariance'; or pass observation_error="
+            )
+    elif isinstance(given, str):
+        variable = find(ds, "observation_error", given)
+    if variable is None:
+        return error_from(torch.as_tensor(np.array(given, dtype=np.float64)), shape, operator)
+    if TIME not in variable.dims:
+        variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
+    in_time = TIME in variable.dims
+    if TRAJECTORY in variable.dims:
+        raise ValueError(
+            f"observation error {variable.name!r} varies along 'trajectory': expected dims () or {dims}, with 'time' "
+            f"before them where it changes in time, or {dims} twice for a covariance"
+        )
+    if in_time and variable.sizes[TIME] != times:
+        raise ValueError(
+            f"observation error {variable.name!r} has {variable.sizes[TIME]} times, the observations {times}"
+        )
+    lead = [TIME] if in_time else []
+    if set(dims) <= set(variable.dims):
+        variable = variable.transpose(*lead, *dims, ...)
+    else:
+        variable = variable.transpose(*lead, ...)
+    values = torch.as_tensor(np.array(variable, dtype=np.float64))
+    return error_from(values, shape, operator, times if in_time else None)
+
+
+def error_from(
+    values: torch.Tensor, shape: tuple[int, ...], operator: Operator | None = None, times: int | None = None
+) -> ErrorCovariance:
+    """R from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
+
+    Parameters
+    ----------
+    values : Tensor
+    shape : tuple of int
+        Of the observations of one time.
+    operator : Operator, optional
+    times : int, optional
+        Where standard deviations differ in time, how many times; the first axis of `values`.
+
+    Raises
+    ------
+    ValueError
+        For any other shape.
+    """
+    size = math.prod(shape)
+    if times is not None:
+        if tuple(values.shape) not in ((times,), (times, *shape)):
+            raise ValueError(
+                f"observation error in time has shape {tuple(values.shape)}: expected ({times},) or "
+                f"{(times, *shape)}, standard deviations; a covariance that changes in time is not supported"
+            )
+        return ErrorCovariance(std=values.reshape(times, -1), operator=operator, in_time=True)
+    if values.ndim == 0:
+        return ErrorCovariance(std=values, operator=operator)
+    if tuple(values.shape) == shape:
+        return ErrorCovariance(std=values.reshape(size), operator=operator)
+    if tuple(values.shape) == (*shape, *shape):
+        return ErrorCovariance(covariance=values.reshape(size, size), operator=operator)
+    raise ValueError(
+        f"observation error has shape {tuple(values.shape)}: expected () or {shape} for standard deviations, "
+        f"or {(*shape, *shape)} for a covariance matrix"
+    )
+
+
+def identity(error: ErrorCovariance) -> list[np.ndarray[Any, Any]]:
+    """What tells an observing system from another, as arrays; a function is known by what it gives."""
+    arrays = [value.numpy() for value in (error.std, error.covariance) if value is not None]
+    if isinstance(error.operator, LinearOperator):
+        arrays.append(error.operator.matrix.numpy())
+    return arrays
