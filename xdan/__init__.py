@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .schema import XdanWarning as XdanWarning
     from .scoring import rank_histogram as rank_histogram
     from .scoring import score as score
+    from .sweeps import sweep as sweep
     from .twins import twin as twin
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ _HOMES = {
     "rmse_in_time": "plotting",
     "save_page": "plotting",
     "score": "scoring",
+    "sweep": "sweeps",
     "train": "fitting",
     "training_history": "plotting",
     "twin": "twins",

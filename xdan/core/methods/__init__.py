@@ -1,6 +1,6 @@
 """Methods: the data assimilation network and the classical schemes it is compared with, behind one protocol."""
 
-from .base import Method, Record, State, method_by_name, register_method, run
+from .base import Method, Record, State, accepted_parameters, method_by_name, register_method, run
 from .dan import DataAssimilationNetwork
 from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
@@ -38,6 +38,7 @@ __all__ = [
     "State",
     "StochasticEnKF",
     "ThreeDVar",
+    "accepted_parameters",
     "method_by_name",
     "register_method",
     "run",

@@ -349,22 +349,27 @@ def method_by_name(name: str, *, tune_on: str = "innovation", **parameters: Any)
     ValueError
         If the name is unknown, or a parameter is.
     """
-    if name not in _METHODS:
-        raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}")
-    cls = _METHODS[name]
-    accepted = _accepted(cls)
+    accepted = accepted_parameters(name)
     if unknown := set(parameters) - accepted:
         raise ValueError(f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
     if tune_on not in _CURVES:
         raise ValueError(f"tune_on={tune_on!r}: expected one of {sorted(_CURVES)}")
-    method = cls(**parameters)
+    method = _METHODS[name](**parameters)
     method.tune_on = tune_on
     return method
 
 
-def _accepted(cls: Callable[..., Method]) -> set[str]:
-    """Names of a class's parameters, those of its bases too where it passes the rest on."""
-    names: set[str] = set()
+def accepted_parameters(name: str) -> set[str]:
+    """Names of a registered method's parameters, those of its bases too where it passes the rest on.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
+    if name not in _METHODS:
+        raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}")
+    cls, names = _METHODS[name], set[str]()
     for base in inspect.getmro(cls) if isinstance(cls, type) else ():
         if "__init__" not in vars(base):
             continue

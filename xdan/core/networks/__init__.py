@@ -1,6 +1,6 @@
 """Networks: the analysis operators that are learned, registered by name."""
 
-from .base import AnalysisNetwork, network_by_name, register_network, register_preset
+from .base import AnalysisNetwork, network_by_name, network_parameters, register_network, register_preset
 from .ensemble_cnn import EnsembleCNN
 from .linear_in_zeta import LinearInZeta
 from .residual_cnn import ResidualCNN
@@ -11,6 +11,7 @@ __all__ = [
     "LinearInZeta",
     "ResidualCNN",
     "network_by_name",
+    "network_parameters",
     "register_network",
     "register_preset",
 ]

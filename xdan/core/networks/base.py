@@ -91,6 +91,19 @@ def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) ->
     _NETWORKS[name] = cls, parameters
 
 
+def network_parameters(name: str) -> set[str]:
+    """Names of a registered network's parameters.
+
+    Raises
+    ------
+    ValueError
+        If the name is not registered.
+    """
+    if name not in _NETWORKS:
+        raise ValueError(f"network {name!r} is unknown; known are {sorted(_NETWORKS)}")
+    return set(inspect.signature(_NETWORKS[name][0]).parameters)
+
+
 def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
     """Make a registered network, its weights at their random start.
 
@@ -99,10 +112,8 @@ def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork
     ValueError
         If the name is not registered or a parameter is unknown; nothing is imported.
     """
-    if name not in _NETWORKS:
-        raise ValueError(f"network {name!r} is unknown; known are {sorted(_NETWORKS)}")
+    accepted = network_parameters(name)
     cls, preset = _NETWORKS[name]
-    accepted = set(inspect.signature(cls).parameters)
     if unknown := set(parameters) - accepted:
         raise ValueError(f"network {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
     return cls(**{**preset, **parameters})

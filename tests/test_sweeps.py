@@ -1,0 +1,272 @@
+"""Sweeps: cells, sharing, resuming, failing."""
+
+import json
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import xdan
+from xdan import sweeps
+
+TINY = {"network": "residual-cnn", "filters": 4, "blocks": 1, "kernel": 3, "steps": 4, "window": 4, "batch": 2}
+SIZES = {"cycles": 12, "trajectories": 3, "burn_in": 2, "progress": False}
+
+
+@pytest.fixture
+def model():
+    return xdan.Lorenz96(sites=8)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts trainings and tests."""
+    counts = {"train": 0, "score": 0}
+    for name in counts:
+        own = getattr(sweeps.Cell, name)
+
+        def counting(self, *args, _name=name, _own=own):
+            counts[_name] += 1
+            return _own(self, *args)
+
+        monkeypatch.setattr(sweeps.Cell, name, counting)
+    return counts
+
+
+def test_a_cell_is_the_experiment_by_hand(model, tmp_path):
+    cube = xdan.sweep(
+        model,
+        {"EnKF-N": {"baseline": "enkf-n", "members": 5}, "DAN": TINY},
+        {"interval": [0.05, 0.1], "forcing": [6.0, 8.0]},
+        seeds=2,
+        store=tmp_path / "sweep.zarr",
+        **SIZES,
+    )
+    assert cube.rmse.dims == ("scheme", "interval", "forcing", "seed")
+    assert dict(cube.sizes) == {"scheme": 2, "interval": 2, "forcing": 2, "seed": 2}
+    other = xdan.Lorenz96(sites=8, forcing=6.0)
+    test = xdan.twin(other, interval=0.1, cycles=12, trajectories=3, seed=1_000_001).compute()
+    place = {"interval": 0.1, "forcing": 6.0, "seed": 1}
+    run = test.dan.baseline("enkf-n", members=5, seed=1)
+    assert float(cube.rmse.sel(scheme="EnKF-N", **place)) == float(test.dan.score(run, burn_in=2).rmse)
+    settings = {key: TINY[key] for key in ("steps", "window", "batch")}
+    network = xdan.ResidualCNN(filters=4, blocks=1, kernel=3)
+    net = xdan.train(other, network, interval=0.1, seed=1, progress=False, **settings)
+    score = test.dan.score(test.dan.cycle(net), burn_in=2)
+    assert float(cube.rmse.sel(scheme="DAN", **place)) == float(score.rmse)
+    assert float(cube.validation_rmse.sel(scheme="DAN", **place)) == net.description["training"]["validation_rmse"]
+    assert cube.rmse.attrs["units"] == "1"
+    assert np.isfinite(cube.rmse).all()
+
+
+def test_what_is_there_is_not_computed_again(model, tmp_path, counted):
+    schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}
+    first = xdan.sweep(model, schemes, {"error_std": [0.5, 1.0]}, store=tmp_path / "s", **SIZES)
+    assert counted["score"] == 2
+    again = xdan.sweep(model, schemes, {"error_std": [0.5, 1.0]}, store=tmp_path / "s", **SIZES)
+    assert counted["score"] == 2
+    xr.testing.assert_identical(first.load(), again.load())
+    longer = xdan.sweep(
+        model,
+        {**schemes, "ETKF": {"baseline": "etkf", "members": 5, "inflation": 1.1}},
+        {"error_std": [0.5, 1.0, 2.0]},
+        seeds=2,
+        store=tmp_path / "s",
+        **SIZES,
+    )
+    assert counted["score"] == 12
+    xr.testing.assert_equal(longer.rmse.sel(scheme=["EnKF-N"], error_std=[0.5, 1.0], seed=[0]), first.rmse)
+    opened = xr.open_zarr(tmp_path / "s", consolidated=False)
+    xr.testing.assert_identical(opened, longer)
+
+
+def test_shared_networks_are_trained_once(model, tmp_path, counted):
+    axes = {"sites": [8, 12, 16]}
+    schemes = {"transferred": {**TINY, "trained_on": {"sites": 8}}, "retrained": TINY}
+    cube = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
+    assert counted == {"train": 4, "score": 6}
+    # On eight sites both were trained alike.
+    assert float(cube.rmse[0, 0, 0]) == float(cube.rmse[1, 0, 0])
+    assert float(cube.rmse[0, 2, 0]) != float(cube.rmse[1, 2, 0])
+
+
+def test_a_scheme_is_the_same_along_axes_that_are_not_its_own(model, tmp_path, counted):
+    schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}, "DAN": TINY}
+    cube = xdan.sweep(model, schemes, {"filters": [4, 6]}, store=tmp_path / "s", **SIZES)
+    assert counted == {"train": 2, "score": 3}
+    assert float(cube.rmse[0, 0, 0]) == float(cube.rmse[0, 1, 0])
+
+
+def test_lazy_without_a_store(model, counted):
+    cube = xdan.sweep(model, {"DAN": TINY}, {"window": [2, 4]}, **SIZES)
+    assert counted == {"train": 0, "score": 0}
+    assert cube.rmse.chunks is not None
+    assert np.isfinite(cube.rmse.compute()).all()
+    assert counted == {"train": 2, "score": 2}
+
+
+def test_a_trained_network_is_tested_only(model, tmp_path, counted, quick):
+    net = xdan.train(model, xdan.ResidualCNN(filters=4, blocks=1), **quick)
+    counted["train"] = 0
+    cube = xdan.sweep(model, {"mine": {"network": net}}, {"error_std": [0.5, 1.0]}, store=tmp_path / "s", **SIZES)
+    assert counted == {"train": 0, "score": 2}
+    assert np.isfinite(cube.rmse).all()
+    architecture = {"network": xdan.ResidualCNN(filters=4, blocks=1), "steps": 4, "batch": 2, "window": 4}
+    wide = xdan.sweep(model, {"own": architecture}, {"filters": [4, 5]}, **SIZES)
+    assert wide.sizes["filters"] == 2
+
+
+def test_axes_of_observing_networks_have_labels(model, tmp_path):
+    axes = {"observe": {"all": xdan.Sites.all(), "every other": xdan.Sites.every(2)}}
+    cube = xdan.sweep(model, {"3D-Var": {"baseline": "3d-var", "scale": 0.1}}, axes, store=tmp_path / "s", **SIZES)
+    assert cube.observe.values.tolist() == ["all", "every other"]
+    assert float(cube.rmse.sel(observe="all").squeeze()) < float(cube.rmse.sel(observe="every other").squeeze())
+    unnamed = xdan.sweep(
+        model, {"3D-Var": {"baseline": "3d-var", "scale": 0.1}}, {"observe": [xdan.Sites.all()]}, **SIZES
+    )
+    assert json.loads(str(unnamed.observe.values[0]))["parameters"] == {"kind": "all"}
+
+
+def test_failures_are_kept_and_the_others_go_on(model, tmp_path, monkeypatch, counted):
+    own = sweeps.Cell.score
+
+    def failing(self, network):
+        if self.twin["error_std"] == 2.0:
+            raise FloatingPointError("too windy")
+        return own(self, network)
+
+    schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}
+    axes = {"error_std": [1.0, 2.0, 3.0]}
+    with monkeypatch.context() as m:
+        m.setattr(sweeps.Cell, "score", failing)
+        cube = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
+    assert cube.failed.values.ravel().tolist() == [0, 1, 0]
+    assert np.isnan(cube.rmse.values.ravel()).tolist() == [False, True, False]
+    assert json.loads(cube.attrs["errors"]) == ["FloatingPointError: too windy"]
+    before = counted["score"]
+    still = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
+    assert counted["score"] == before
+    xr.testing.assert_identical(cube.load(), still.load())
+    mended = xdan.sweep(model, schemes, axes, store=tmp_path / "s", retry=True, **SIZES)
+    assert counted["score"] == before + 1
+    assert mended.failed.sum() == 0
+
+
+def test_a_training_that_fails_is_kept_too(model, tmp_path):
+    schemes = {"DAN": {**TINY, "objective": "crps"}}
+    cube = xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
+    assert cube.failed.values.tolist() == [[1.0]]
+    assert "objective='crps' scores members" in cube.attrs["errors"]
+
+
+def test_a_sweep_cut_short_is_taken_up(model, tmp_path, counted, monkeypatch):
+    schemes = {"DAN": TINY}
+    axes = {"window": [2, 3, 4]}
+    whole = xdan.sweep(model, schemes, axes, store=tmp_path / "whole", **SIZES).load()
+    own = sweeps.Cell.score
+
+    begun = []
+
+    def interrupted(self, network):
+        begun.append(self)
+        if len(begun) == 3:
+            raise KeyboardInterrupt
+        return own(self, network)
+
+    with monkeypatch.context() as m:
+        m.setattr(sweeps.Cell, "score", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
+    done = len(list((tmp_path / "s" / "cells").glob("*/zarr.json")))
+    assert done == 2
+    before = counted["score"]
+    resumed = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES).load()
+    assert counted["score"] - before == 3 - done
+    timed = ["seconds", "training_seconds"]
+    xr.testing.assert_identical(resumed.drop_vars(timed), whole.drop_vars(timed))
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "distributed"])
+def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
+    schemes, axes = {"DAN": TINY, "EnKF-N": {"baseline": "enkf-n", "members": 5}}, {"error_std": [0.5, 1.0]}
+    timed = ["seconds", "training_seconds"]
+    expected = xdan.sweep(model, schemes, axes, store=tmp_path / "one", **SIZES).load().drop_vars(timed)
+    if scheduler == "threads":
+        with dask.config.set(scheduler="threads"):
+            found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES)
+    else:
+        from distributed import Client
+
+        with (
+            dask.config.set(scheduler=None),
+            Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None),
+        ):
+            found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES).load()
+    xr.testing.assert_allclose(found.load().drop_vars(timed), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schemes", "axes", "more", "message"),
+    [
+        ({}, {}, {}, "no schemes: expected at least one"),
+        ({"a": {"members": 3}}, {}, {}, "has the keys .* expected 'baseline' or 'network' among them"),
+        ({"a": {"baseline": "enkf-x"}}, {}, {}, "baseline 'enkf-x' is unknown; known are"),
+        ({"a": {"network": "cnn"}}, {}, {}, "network 'cnn' is unknown; known are"),
+        (
+            {"a": {**TINY, "depth": 3}},
+            {},
+            {},
+            r"scheme 'a' takes no \['depth'\]; it takes \['activation', .*'window'\]",
+        ),
+        (
+            {"a": TINY},
+            {"depth": [1]},
+            {},
+            r"axes \['depth'\] are no parameters of any scheme; known are \['activation'",
+        ),
+        ({"a": TINY}, {"window": []}, {}, "axis 'window' has no values"),
+        ({"a": TINY}, {"window": [2, 2]}, {}, "axis 'window' has a value twice"),
+        ({"a": {"baseline": "enkf-n"}}, {"members": [1]}, {}, "members=1"),
+        ({"a": {**TINY, "trained_on": {"planet": 3}}}, {}, {}, r"trained_on takes .* not \['planet'\]"),
+        ({"a": TINY}, {}, {"seeds": []}, "expected distinct ones, at least one"),
+        ({"a": TINY}, {}, {"burn_in": 12}, "a burn-in shorter than the cycles"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(model, tmp_path, schemes, axes, more, message, counted):
+    with pytest.raises(ValueError, match=message):
+        xdan.sweep(model, schemes, axes, store=tmp_path / "s", **{**SIZES, **more})
+    assert counted == {"train": 0, "score": 0}
+    assert not (tmp_path / "s").exists()
+
+
+def test_axes_are_lists_of_values(model):
+    with pytest.raises(TypeError, match="axis 'window' is 3: expected a sequence of values"):
+        xdan.sweep(model, {"a": TINY}, {"window": 3})
+    with pytest.raises(TypeError, match="expected an xdan Dynamics"):
+        xdan.sweep("lorenz96", {"a": TINY})
+
+
+def test_another_sweep_is_not_overwritten(model, tmp_path):
+    schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}
+    xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
+    with pytest.raises(FileExistsError, match=r"another sweep \(interval: 0.05 there, 0.1 now\)"):
+        xdan.sweep(model, schemes, interval=0.1, store=tmp_path / "s", **SIZES)
+    with pytest.raises(FileExistsError, match=r"scheme 'EnKF-N': .*'members': 5.* there, .*'members': 6"):
+        xdan.sweep(model, {"EnKF-N": {"baseline": "enkf-n", "members": 6}}, store=tmp_path / "s", **SIZES)
+    xdan.twin(model, cycles=4).to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    with pytest.raises(FileExistsError, match=r"twin.zarr exists"):
+        xdan.sweep(model, schemes, store=tmp_path / "twin.zarr", **SIZES)
+    assert "truth" in zarr.open_group(tmp_path / "twin.zarr", mode="r")
+
+
+def test_many_cells_are_asked_for(model, tmp_path):
+    with pytest.raises(ValueError, match=r"600 cells are to be computed, with 10.0 hours of training .* pass yes=True"):
+        xdan.sweep(
+            model,
+            {"a": {**{k: v for k, v in TINY.items() if k != "steps"}, "minutes": 1.0}},
+            seeds=600,
+            store=tmp_path / "s",
+            **SIZES,
+        )

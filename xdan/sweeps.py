@@ -1,0 +1,608 @@
+"""Sweeps: a grid of experiments, computed cell by cell on any dask scheduler, as a labelled cube."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import shutil
+import threading
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+import zarr
+from dask.callbacks import Callback
+from dask.delayed import Delayed
+from tqdm.auto import tqdm
+
+from .blocks import Array, in_block
+from .core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
+from .core.methods import accepted_parameters, method_by_name
+from .core.networks import AnalysisNetwork, network_by_name, network_parameters
+from .core.observing import Sites
+from .fitting import train
+from .network import Network, open_network
+from .schema import check_counts
+from .store import StoreLike, check_writable, digest, exists, read_arrays, write_arrays
+
+SCHEME, SEED = "scheme", "seed"
+MOST_CELLS = 500  # more are computed with yes=True only
+_TEST_SEEDS = 1_000_000  # test records are keyed apart from training
+_TWIN = ("interval", "observe", "error_std")
+_TRAINING = frozenset(inspect.signature(train).parameters) - {
+    *("source", "network", "memory", "seed", "checkpoint", "progress", "dynamics", "truth", "observation"),
+    *("observation_error", "operator", *_TWIN),
+}
+_SCORES = {
+    "rmse": "analysis RMSE",
+    "rmse_standard_error": "standard error of the RMSE over trajectories",
+    "forecast_rmse": "forecast RMSE",
+    "spread": "standard deviation of the analysis",
+    "crps": "continuous ranked probability score of the analysis",
+    "innovation_variance": "variance of observation minus forecast",
+    "diverged": "trajectories that diverged",
+    "validation_rmse": "RMSE on the trajectories that training kept for validation",
+    "training_seconds": "time spent training",
+    "seconds": "time spent cycling",
+    "failed": "1 where the experiment ended in an error",
+}
+
+
+def sweep(
+    dynamics: Dynamics,
+    schemes: Mapping[str, Mapping[str, Any]],
+    axes: Mapping[str, Sequence[Any] | Mapping[str, Any]] | None = None,
+    *,
+    seeds: int | Sequence[int] = 1,
+    interval: float = 0.05,
+    observe: Sites | None = None,
+    error_std: float = 1.0,
+    cycles: int = 600,
+    trajectories: int = 64,
+    burn_in: int = 200,
+    store: StoreLike | None = None,
+    retry: bool = False,
+    yes: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Run a grid of twin experiments: every scheme at every combination of parameters, for every seed.
+
+    An experiment trains its network, where it has one, on an endless twin, cycles a test record that no training has
+    seen, and scores it. Experiments that share a network train it once.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    schemes : mapping of str to mapping
+        What is compared. ``{"baseline": "enkf-n", "members": 40}`` is a classical method and its parameters;
+        ``{"network": "residual-cnn", "filters": 24, "minutes": 2}`` a network (a name, an architecture, or a trained
+        Network) and the parameters of the network and of `train`. ``"trained_on"``, a mapping, trains on other
+        parameters of the twin than the test's: ``{"sites": 40}``.
+    axes : mapping of str to sequence, or to mapping of label to value
+        Parameters and the values that they run through: of the dynamics (`forcing`), of the twin (`interval`,
+        `observe`, `error_std`), of networks, of training, of methods. A scheme without such a parameter is the same
+        along that axis.
+    seeds : int or sequence of int
+        How many, from 0 on, or which. A seed keys training and test record.
+    interval, observe, error_std
+        Of the twin, where no axis says otherwise.
+    cycles, trajectories, burn_in : int
+        Of the test records.
+    store : path or Zarr store, optional
+        Every cell is written as it is finished. The same call, or one with more schemes, values or seeds, computes
+        what is missing. Without a store the cube is lazy.
+    retry : bool
+        Try failed cells again.
+    yes : bool
+        Go on though more than 500 cells are to be computed.
+    progress : bool
+        Show a progress bar, with a store.
+
+    Returns
+    -------
+    xarray.Dataset
+        Scores with dims (scheme, *axes, seed). A cell that failed is NaN, `failed` is 1 there and the attribute
+        `errors` says why.
+
+    Raises
+    ------
+    ValueError
+        For a parameter that no scheme takes, an axis without values, or too many cells, before anything is computed.
+    FileExistsError
+        If the store holds another sweep, or something else.
+    """
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(f"dynamics={dynamics!r}: expected an xdan Dynamics such as xdan.Lorenz96()")
+    check_counts(cycles=cycles, trajectories=trajectories, burn_in=burn_in)
+    if not schemes:
+        raise ValueError("no schemes: expected at least one, such as {'EnKF-N': {'baseline': 'enkf-n'}}")
+    grid = Grid(
+        {label: Scheme.of(label, given) for label, given in schemes.items()},
+        {name: _labelled(name, values) for name, values in (axes or {}).items()},
+        list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds],
+        dynamics,
+        {"interval": interval, "observe": Sites.all() if observe is None else observe, "error_std": error_std},
+        {"cycles": cycles, "trajectories": trajectories, "burn_in": burn_in},
+    )
+    grid.check()
+    cells = list(grid.cells())
+    if store is None:
+        results = _tasks(cells, None)
+        return grid.cube({cell.key: results[cell.key] for cell in cells})
+    folder = _Folder(store, grid.about())
+    missing = [cell for cell in {c.key: c for c in cells}.values() if folder.missing(cell.key, retry)]
+    if len(missing) > MOST_CELLS and not yes:
+        minutes = sum(float(cell.minutes) for cell in {c.training_key: c for c in missing}.values())
+        raise ValueError(
+            f"{len(missing)} cells are to be computed, with {minutes / 60:.1f} hours of training one after the other "
+            "(and as long as their steps take, where no minutes= are given): pass yes=True to go on"
+        )
+    _compute(_tasks(missing, folder), progress)
+    folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
+    opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
+    return opened
+
+
+def _labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, Any]:
+    """Label every value of an axis."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, Mapping, np.ndarray)):
+        raise TypeError(f"axis {name!r} is {values!r}: expected a sequence of values, or a mapping of labels to values")
+    if not len(values):
+        raise ValueError(f"axis {name!r} has no values")
+    if isinstance(values, Mapping):
+        return dict(values)
+    plain = [v.item() if isinstance(v, np.generic) else v for v in values]
+    labels = [v if isinstance(v, (int, float, str)) else json.dumps(_plain(v)) for v in plain]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"axis {name!r} has a value twice: {labels}")
+    return dict(zip(labels, plain, strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """JSON that says which value this is."""
+    if isinstance(value, Sites):
+        return value.to_json()
+    if isinstance(value, AnalysisNetwork):
+        return {"name": value.name, "parameters": value.parameters_json()}
+    if isinstance(value, Network):
+        return {"network": value.digest}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return np.asarray(value).tolist()
+    return value
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A classical method or a network, its parameters, and the names of all that it takes.
+
+    Attributes
+    ----------
+    kind : {"baseline", "network"}
+    what : str, AnalysisNetwork or Network
+    parameters : mapping
+    accepts : frozenset of str
+    trained_on : mapping
+        Parameters of the twin that training has instead of the test's.
+    """
+
+    kind: str
+    what: Any
+    parameters: Mapping[str, Any]
+    accepts: frozenset[str]
+    trained_on: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, label: str, given: Mapping[str, Any]) -> Scheme:
+        """Understand what a caller gave.
+
+        Raises
+        ------
+        ValueError
+            If it names both or none of the two kinds, or a parameter that it does not take.
+        """
+        kinds = [kind for kind in ("baseline", "network") if kind in given]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"scheme {label!r} has the keys {sorted(given)}: expected 'baseline' or 'network' among them"
+            )
+        (kind,), what = kinds, given[kinds[0]]
+        parameters = {key: value for key, value in given.items() if key not in (kind, "trained_on")}
+        if kind == "baseline":
+            accepts = frozenset(accepted_parameters(what))
+        elif isinstance(what, Network):
+            accepts = frozenset()
+        elif isinstance(what, AnalysisNetwork):
+            accepts = frozenset(_TRAINING | set(what.parameters_json()))
+        else:
+            accepts = frozenset(_TRAINING | network_parameters(what))
+        if unknown := set(parameters) - accepts:
+            raise ValueError(f"scheme {label!r} takes no {sorted(unknown)}; it takes {sorted(accepts)}")
+        return cls(kind, what, parameters, accepts, dict(given.get("trained_on", {})))
+
+    def about(self) -> dict[str, Any]:
+        """JSON that tells it from another."""
+        return {self.kind: _plain(self.what), **_plain(self.parameters), "trained_on": _plain(self.trained_on)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment, small and plain, so that it travels.
+
+    Attributes
+    ----------
+    scheme : Scheme
+        With the parameters of this cell.
+    dynamics, trained_dynamics : Dynamics
+        Of the test, and of training.
+    twin, trained_twin : mapping
+    test : mapping
+        Sizes of the test record.
+    seed : int
+    """
+
+    scheme: Scheme
+    dynamics: Dynamics
+    trained_dynamics: Dynamics
+    twin: Mapping[str, Any]
+    trained_twin: Mapping[str, Any]
+    test: Mapping[str, Any]
+    seed: int
+
+    @property
+    def training_key(self) -> str:
+        """Tells trainings apart; experiments that share one share its network."""
+        return digest(
+            [self.scheme.about(), dynamics_to_json(self.trained_dynamics), _plain(self.trained_twin), self.seed]
+        )
+
+    @property
+    def key(self) -> str:
+        """Tells experiments apart."""
+        return digest([self.training_key, dynamics_to_json(self.dynamics), _plain(self.twin), dict(self.test)])
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to train."""
+        return self.scheme.kind == "network" and not isinstance(self.scheme.what, Network)
+
+    @property
+    def minutes(self) -> float:
+        """Time to train, where it is given."""
+        return float(self.scheme.parameters.get("minutes") or 0.0) if self.trains else 0.0
+
+    def train(self, checkpoint: StoreLike | None) -> Network:
+        """Train its network."""
+        own = self.scheme.parameters
+        training = {name: value for name, value in own.items() if name in _TRAINING}
+        shape = {name: value for name, value in own.items() if name not in _TRAINING}
+        what = self.scheme.what
+        if isinstance(what, AnalysisNetwork):
+            what = type(what)(**{**what.parameters_json(), **shape})
+        else:
+            what = network_by_name(what, shape)
+        if threading.current_thread() is not threading.main_thread():
+            training.setdefault("processes", 1)  # the scheduler has others at work already
+        return train(
+            self.trained_dynamics,
+            what,
+            **training,
+            **self.trained_twin,
+            seed=self.seed,
+            checkpoint=checkpoint,
+            progress=False,
+        )
+
+    def score(self, network: Network | None) -> dict[str, float]:
+        """Cycle the test record and score the run."""
+        from .baselines import baseline
+        from .cycling import cycle
+        from .scoring import score
+        from .twins import twin
+
+        sizes = {name: self.test[name] for name in ("cycles", "trajectories")}
+        with dask.config.set(scheduler="synchronous"):
+            record = twin(self.dynamics, **self.twin, **sizes, seed=_TEST_SEEDS + self.seed).compute()
+            begin = time.perf_counter()
+            own: dict[str, Any] = {"dynamics": self.dynamics, "seed": self.seed}
+            if network is None:
+                run = baseline(record, self.scheme.what, **self.scheme.parameters, **own)
+            else:
+                run = cycle(record, network, **own)
+            seconds = time.perf_counter() - begin
+            found = score(record, run, burn_in=self.test["burn_in"], dynamics=self.dynamics)
+        values = {name: float(found[name]) for name in _SCORES if name in found}
+        if network is not None and self.trains:
+            training = network.description["training"]
+            values |= {"validation_rmse": training["validation_rmse"], "training_seconds": training["seconds"]}
+        return {**values, "seconds": seconds, "failed": 0.0}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Schemes, axes and seeds, and what all cells share."""
+
+    schemes: Mapping[str, Scheme]
+    axes: Mapping[str, Mapping[Any, Any]]
+    seeds: Sequence[int]
+    dynamics: Dynamics
+    twin: Mapping[str, Any]
+    test: Mapping[str, int]
+
+    def check(self) -> None:
+        """Refuse what cannot be, before anything is computed.
+
+        Raises
+        ------
+        ValueError
+        """
+        if not 0 <= self.test["burn_in"] < self.test["cycles"] or self.test["trajectories"] < 1:
+            raise ValueError(f"{dict(self.test)}: expected trajectories, and a burn-in shorter than the cycles")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds={list(self.seeds)}: expected distinct ones, at least one")
+        own = set(self._of_dynamics())
+        known = own.union(_TWIN, *(scheme.accepts for scheme in self.schemes.values()))
+        if unknown := sorted(set(self.axes) - known):
+            raise ValueError(f"axes {unknown} are no parameters of any scheme; known are {sorted(known)}")
+        for label, scheme in self.schemes.items():
+            if wrong := sorted(set(scheme.trained_on) - own - set(_TWIN)):
+                raise ValueError(f"scheme {label!r}: trained_on takes {sorted(own | set(_TWIN))}, not {wrong}")
+        for cell in self.cells():
+            if cell.scheme.kind == "baseline":
+                method_by_name(cell.scheme.what, **cell.scheme.parameters)
+
+    def _of_dynamics(self) -> Mapping[str, Any]:
+        description = dynamics_to_json(self.dynamics)
+        return description["parameters"] if self._registered() else {}
+
+    def _registered(self) -> bool:
+        try:
+            dynamics_from_json(dynamics_to_json(self.dynamics))
+        except ValueError:
+            return False
+        return True
+
+    def cells(self) -> Iterator[Cell]:
+        """All of them, the seeds fastest."""
+        for scheme in self.schemes.values():
+            for values in itertools.product(*(axis.values() for axis in self.axes.values())):
+                chosen = dict(zip(self.axes, values, strict=True))
+                for seed in self.seeds:
+                    yield self._cell(scheme, chosen, seed)
+
+    def _cell(self, scheme: Scheme, chosen: Mapping[str, Any], seed: int) -> Cell:
+        own = {name: value for name, value in chosen.items() if name in scheme.accepts}
+        dynamics, twin = self._world(chosen)
+        trained_dynamics, trained_twin = self._world({**chosen, **scheme.trained_on})
+        parameters = {**scheme.parameters, **own}
+        if "steps" in own:
+            parameters.pop("minutes", None)
+        if "minutes" in own:
+            parameters.pop("steps", None)
+        return Cell(
+            replace(scheme, parameters=parameters), dynamics, trained_dynamics, twin, trained_twin, self.test, seed
+        )
+
+    def _world(self, chosen: Mapping[str, Any]) -> tuple[Dynamics, dict[str, Any]]:
+        """Dynamics and twin with some of their parameters set."""
+        mine = {name: value for name, value in chosen.items() if name in self._of_dynamics()}
+        dynamics = self.dynamics
+        if mine:
+            description = dynamics_to_json(dynamics)
+            dynamics = dynamics_from_json({**description, "parameters": {**description["parameters"], **mine}})
+        return dynamics, {name: chosen.get(name, self.twin[name]) for name in _TWIN}
+
+    def about(self) -> dict[str, Any]:
+        """JSON that tells this sweep from another; schemes, values and seeds may be added."""
+        return {
+            "dynamics": dynamics_to_json(self.dynamics),
+            "axes": sorted(self.axes),
+            **{name: _plain(value) for name, value in self.twin.items()},
+            **self.test,
+            "schemes": {label: scheme.about() for label, scheme in self.schemes.items()},
+        }
+
+    def cube(self, results: Mapping[str, Any]) -> xr.Dataset:
+        """Arrange results, at hand or to come."""
+        dims = (SCHEME, *self.axes, SEED)
+        labels: dict[Hashable, list[Any]] = {SCHEME: list(self.schemes), **{n: list(a) for n, a in self.axes.items()}}
+        labels[SEED] = list(self.seeds)
+        shape = tuple(len(values) for values in labels.values())
+        found = [results[cell.key] for cell in self.cells()]
+        variables = {}
+        for name, long_name in _SCORES.items():
+            if any(isinstance(result, Delayed) for result in found):
+                values = [da.from_delayed(_pick(result, name), (), np.float64) for result in found]
+                array: Any = da.stack(values).reshape(shape)
+            else:
+                array = np.array([result.get(name, np.nan) for result in found]).reshape(shape)
+            units = "s" if name.endswith("seconds") else "1" if name in ("failed", "diverged") else self.dynamics.units
+            variables[name] = (dims, array, {"long_name": long_name, "units": units})
+        at_hand = [(cell, result) for cell, result in zip(self.cells(), found, strict=True) if isinstance(result, dict)]
+        errors = sorted({result["error"] for _, result in at_hand if "error" in result})
+        attributes = {"title": "sweep", "errors": json.dumps(errors), **_text(self.test), "source": "xdan"}
+        # Strings as objects: Zarr has a specification for those of any length only.
+        coordinates = {
+            dim: np.array(values, dtype=object if any(isinstance(v, str) for v in values) else None)
+            for dim, values in labels.items()
+        }
+        return xr.Dataset(variables, coordinates, attributes)
+
+
+def _text(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, (int, float, str)) else json.dumps(value) for name, value in values.items()
+    }
+
+
+@dask.delayed(pure=True)  # type: ignore[untyped-decorator]
+def _pick(result: Mapping[str, Any], name: str) -> Array:
+    return np.asarray(result.get(name, np.nan))
+
+
+class _Folder:
+    """A store of cells, networks and, at its root, the cube.
+
+    Parameters
+    ----------
+    store : path or Zarr store
+    about : mapping
+        JSON of the sweep.
+    """
+
+    def __init__(self, store: StoreLike, about: Mapping[str, Any]) -> None:
+        self.store = store
+        found = self._about() if exists(store) else None
+        if found is None:
+            check_writable(store, "w-")
+        else:
+            self._compare(found, about)
+            about = {**about, "schemes": {**found["schemes"], **about["schemes"]}}
+        group = zarr.open_group(store, mode="a", zarr_format=3)
+        group.attrs["xdan_sweep"] = json.dumps(about)
+        for name in ("cells", "networks"):
+            group.require_group(name)
+
+    def _about(self) -> Any:
+        try:
+            text = zarr.open_group(self.store, mode="r").attrs.get("xdan_sweep")
+        except (FileNotFoundError, zarr.errors.GroupNotFoundError):
+            return None
+        return None if text is None else json.loads(str(text))
+
+    def _compare(self, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        differs = {
+            name: (found.get(name), about[name])
+            for name in about
+            if name != "schemes" and found.get(name) != about[name]
+        }
+        for label in set(found["schemes"]) & set(about["schemes"]):
+            if found["schemes"][label] != json.loads(json.dumps(about["schemes"][label])):
+                differs[f"scheme {label!r}"] = (found["schemes"][label], about["schemes"][label])
+        if differs:
+            shown = "; ".join(f"{name}: {there} there, {here} now" for name, (there, here) in sorted(differs.items()))
+            raise FileExistsError(f"{self.store} holds another sweep ({shown}); choose another store=")
+
+    def missing(self, key: str, retry: bool) -> bool:
+        """Whether a cell is to be computed."""
+        try:
+            failed = bool(self.read(key)["failed"])
+        except (FileNotFoundError, ValueError):  # never begun, or cut short
+            return True
+        return failed and retry
+
+    def read(self, key: str) -> dict[str, Any]:
+        """Scores of a cell."""
+        return read_arrays(self.store, f"cells/{key}")[1]
+
+    def write(self, key: str, scores: Mapping[str, Any]) -> None:
+        """Keep a cell."""
+        write_arrays(self.store, f"cells/{key}", {}, scores)
+
+    def network(self, cell: Cell) -> Network:
+        """Open or train the network of a cell."""
+        local = isinstance(self.store, (str, Path)) and "://" not in str(self.store)
+        if not local:
+            return cell.train(None)
+        path = Path(self.store) / "networks" / cell.training_key
+        try:
+            return open_network(path)
+        except (FileNotFoundError, ValueError):
+            pass
+        checkpoint = path.with_suffix(".checkpoint")
+        network = cell.train(checkpoint)
+        network.to_zarr(path, mode="w")
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        return network
+
+    def finish(self, cube: xr.Dataset) -> None:
+        """Write the cube beside its cells."""
+        group = zarr.open_group(self.store, mode="r+")
+        for name in [n for n, _ in group.arrays()]:
+            del group[name]
+        cube.assign_attrs(xdan_sweep=group.attrs["xdan_sweep"]).to_zarr(
+            self.store, mode="a", consolidated=False, zarr_format=3
+        )
+
+
+def _tasks(cells: Sequence[Cell], folder: _Folder | None) -> dict[str, Delayed]:
+    """Delayed results by key; a training that cells share is one task."""
+    networks = {cell.training_key: _network(cell, folder) for cell in cells if cell.trains}
+    return {cell.key: _result(cell, folder, networks.get(cell.training_key)) for cell in cells}
+
+
+@dask.delayed(pure=False)  # type: ignore[untyped-decorator]
+def _network(cell: Cell, folder: _Folder | None) -> Network | str:
+    """Train a network, or say why not."""
+    in_block()
+    try:
+        return cell.train(None) if folder is None else folder.network(cell)
+    except Exception as error:  # whatever it is, the other cells go on
+        return _why(error)
+
+
+@dask.delayed(pure=False)  # type: ignore[untyped-decorator]
+def _result(cell: Cell, folder: _Folder | None, network: Network | str | None) -> dict[str, Any]:
+    in_block()
+    if network is None and isinstance(cell.scheme.what, Network):
+        network = cell.scheme.what
+    try:
+        scores: dict[str, Any] = {"failed": 1.0, "error": network} if isinstance(network, str) else cell.score(network)
+    except Exception as error:
+        scores = {"failed": 1.0, "error": _why(error)}
+    if folder is not None:
+        folder.write(cell.key, scores)
+    return scores
+
+
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+class _Bar(Callback):  # type: ignore[misc]
+    """Progress over some tasks of a local scheduler."""
+
+    def __init__(self, keys: set[Any], bar: Any) -> None:
+        super().__init__(posttask=self._seen)
+        self.keys, self.bar = keys, bar
+
+    def _seen(self, key: Any, *_: Any) -> None:
+        if key in self.keys:
+            self.bar.update()
+
+
+def _compute(tasks: Mapping[str, Delayed], progress: bool) -> None:
+    """Compute on the scheduler that is active; without any, one cell after another with all cores."""
+    wanted = list(tasks.values())
+    with tqdm(total=len(wanted), desc="sweep", unit="cell", disable=not progress) as bar:
+        client = _client()
+        if client is not None:
+            from distributed import as_completed
+
+            for future in as_completed(client.compute(wanted)):
+                future.result()
+                bar.update()
+        elif wanted:
+            scheduler = None if dask.config.get("scheduler", None) else "synchronous"
+            with _Bar({task.key for task in wanted}, bar):
+                dask.compute(*wanted, scheduler=scheduler)
+
+
+def _client() -> Any:
+    """The distributed client that is active, if any."""
+    if dask.config.get("scheduler", None) not in (None, "dask.distributed"):
+        return None
+    try:
+        from distributed import get_client
+
+        return get_client()
+    except (ImportError, ValueError):
+        return None
