@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import xarray as xr
 
 import xdan
 
@@ -103,3 +104,39 @@ def test_page_needs_no_network(twin, run, net, tmp_path):
     tags = [tag for tag in tags if not re.search(r"rel=\"[\w-]*icon\"", tag)]  # the browser can do without
     assert not [tag for tag in tags if re.search(r"(?:src|href)\s*=\s*[\"']?(?:https?:)?//", tag)]
     assert not re.search(r"@import\s+(?:url\()?[\"']?https?:", page)
+
+
+@pytest.fixture(scope="module")
+def cube():
+    rmse = np.array([[[0.2, 0.3], [0.4, 0.6]], [[0.3, 0.3], [0.5, 0.5]]])
+    return xr.Dataset(
+        {"rmse": (("scheme", "error_std", "seed"), rmse, {"long_name": "analysis RMSE"})}
+        | {"rmse_standard_error": (("scheme", "error_std", "seed"), 0.01 + 0 * rmse)},
+        {"scheme": ["EnKF-N", "network"], "error_std": [0.5, 1.0], "seed": [0, 1]},
+    )
+
+
+def test_sweep_curves(cube):
+    figure = xdan.sweep_curves(cube, "error_std")
+    (plot,) = panels(figure)
+    assert axes(plot) == ("error_std", "analysis RMSE")
+    lines = [element for element in figure if isinstance(element, hv.Curve)]
+    np.testing.assert_allclose(lines[0].dimension_values("rmse"), [0.25, 0.5])
+    bars = [element for element in figure if isinstance(element, hv.ErrorBars)]
+    np.testing.assert_allclose(bars[0].dimension_values("bar"), [0.05, 0.1])
+    one = xdan.sweep_curves(cube.isel(seed=[0]), "error_std", logx=True, logy=True)
+    bars = [element for element in one if isinstance(element, hv.ErrorBars)]
+    np.testing.assert_allclose(bars[1].dimension_values("bar"), 0.01)
+
+
+def test_sweep_curves_say_what_is_missing(cube):
+    with pytest.raises(
+        ValueError, match=r"along='noise': the cube has scores \['rmse', 'rmse_standard_error'\] and axes"
+    ):
+        xdan.sweep_curves(cube, "noise")
+    wide = cube.expand_dims(window=[2, 4])
+    with pytest.raises(
+        ValueError, match=r"the axes \['window'\] too: choose one value of each, cube.sel\(window=...\)"
+    ):
+        xdan.sweep_curves(wide, "error_std")
+    assert xdan.sweep_curves(wide.isel(window=[0]), "error_std") is not None

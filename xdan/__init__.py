@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .plotting import hovmoller as hovmoller
     from .plotting import rmse_in_time as rmse_in_time
     from .plotting import save_page as save_page
+    from .plotting import sweep_curves as sweep_curves
     from .plotting import training_history as training_history
     from .schema import XdanWarning as XdanWarning
     from .scoring import rank_histogram as rank_histogram
@@ -66,6 +67,7 @@ _HOMES = {
     "save_page": "plotting",
     "score": "scoring",
     "sweep": "sweeps",
+    "sweep_curves": "plotting",
     "train": "fitting",
     "training_history": "plotting",
     "twin": "twins",

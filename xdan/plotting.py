@@ -184,6 +184,59 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     return hv.Overlay(curves).opts(legend_position="right")
 
 
+def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: bool = False, logy: bool = False) -> Any:
+    """A score of a sweep against one of its axes, a line for each scheme.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        Of `sweep`, with no more axes than the one that is drawn: select first.
+    along : str
+        The axis.
+    value : str
+        Which score.
+    logx, logy : bool
+        Logarithmic axes.
+
+    Returns
+    -------
+    holoviews.Overlay
+        Means over the seeds; bars are a standard error, over seeds, or where there is one over its trajectories.
+
+    Raises
+    ------
+    ValueError
+        If the cube lacks the axis or the score, or has more axes.
+    """
+    import holoviews as hv
+    import hvplot.pandas  # noqa: F401
+
+    if value not in cube or along not in cube.dims:
+        raise ValueError(
+            f"value={value!r}, along={along!r}: the cube has scores {sorted(map(str, cube.data_vars))} and axes "
+            f"{[str(d) for d in cube.dims]}"
+        )
+    more = [str(dim) for dim in cube[value].dims if dim not in ("scheme", along, "seed") and cube.sizes[dim] > 1]
+    if more:
+        raise ValueError(f"the cube has the axes {more} too: choose one value of each, cube.sel({more[0]}=...)")
+    cube = cube.squeeze([d for d in cube.dims if d not in ("scheme", along, "seed")], drop=True).load()
+    mean, seeds = cube[value].mean("seed"), cube.sizes["seed"]
+    if seeds > 1:
+        error = cube[value].std("seed", ddof=1) / np.sqrt(seeds)
+    else:
+        error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
+    labels = {"xlabel": along, "ylabel": str(cube[value].attrs.get("long_name", value))}
+    sizes = {"width": _WIDTH + _LEGEND, "height": _HEIGHT + 100, "logx": logx, "logy": logy}
+    drawn = []
+    for scheme, colour in zip(cube["scheme"].values.tolist(), _cycle_colours(cube.sizes["scheme"]), strict=True):
+        frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
+        frame["bar"] = error.sel(scheme=scheme).values
+        line = frame.hvplot.line(along, value, label=scheme, color=colour, **labels, **sizes)
+        points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30)
+        drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour)]
+    return hv.Overlay(drawn).opts(legend_position="right")
+
+
 def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan", notes: str = "") -> None:
     """Save figures as one HTML page that needs no network.
 

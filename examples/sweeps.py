@@ -1,0 +1,87 @@
+"""How good a network is against what it sees and how it was trained: five sweeps, five pictures.
+
+    python examples/sweeps.py [FIGURE ...] [--minutes 2] [--seeds 1] [--out sweeps]
+
+Figures: noise, density, window, filters, members. Each is one call of `xdan.sweep` into its own Zarr store: a second
+call computes what is missing. Beside the networks, trained for `--minutes` each, stands an EnKF-N with 40 members.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+import xdan
+
+ENKF = {"baseline": "enkf-n", "members": 40}
+
+
+def noise(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """Networks trained on each noise level, and one trained on unit noise only."""
+    network = {"network": "residual-cnn", "minutes": minutes}
+    schemes = {"EnKF-N": ENKF, "network": network, "trained on noise 1": {**network, "trained_on": {"error_std": 1.0}}}
+    return xdan.sweep(xdan.Lorenz96(), schemes, {"error_std": [0.25, 0.5, 1.0, 2.0]}, **common)
+
+
+def density(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """So many random sites, others at every time; and one network that has seen any number from 20 to 40."""
+    network = {"network": "residual-cnn", "minutes": minutes, "memory": 8, "window": 16}
+    anything = {**network, "trained_on": {"observe": xdan.Sites.random(20, 40)}}
+    schemes = {"EnKF-N": ENKF, "network with memory": network, "trained on 20 to 40 sites": anything}
+    return xdan.sweep(
+        xdan.Lorenz96(), schemes, {"observe": {n: xdan.Sites.random(n) for n in (20, 25, 30, 40)}}, **common
+    )
+
+
+def window(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """N_iter, the cycles that the gradient goes back through."""
+    network = {"network": "residual-cnn", "minutes": minutes}
+    schemes = {"EnKF-N": ENKF, "network": network, "with memory": {**network, "memory": 8}}
+    return xdan.sweep(xdan.Lorenz96(), schemes, {"window": [1, 2, 4, 8, 16]}, **common)
+
+
+def filters(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """N_f, the width."""
+    network = {"network": "residual-cnn", "minutes": minutes}
+    return xdan.sweep(xdan.Lorenz96(), {"EnKF-N": ENKF, "network": network}, {"filters": [4, 8, 16, 24, 40]}, **common)
+
+
+def members(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """N_e, forecasts in and out."""
+    schemes = {"EnKF-N": {"baseline": "enkf-n"}, "ensemble network": {"network": "ensemble-cnn", "minutes": minutes}}
+    return xdan.sweep(xdan.Lorenz96(), schemes, {"members": [2, 5, 10, 20, 40]}, **common)
+
+
+FIGURES: dict[str, tuple[Callable[[float, dict[str, Any]], xr.Dataset], str, bool]] = {
+    "noise": (noise, "error_std", True),
+    "density": (density, "observe", False),
+    "window": (window, "window", True),
+    "filters": (filters, "filters", True),
+    "members": (members, "members", True),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"some of {', '.join(FIGURES)}; all by default")
+    parser.add_argument("--minutes", type=float, default=2.0, help="training time of each network")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("sweeps"))
+    options = parser.parse_args()
+    if unknown := sorted(set(options.figures) - set(FIGURES)):
+        parser.error(f"no figures {unknown}; expected some of {sorted(FIGURES)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.figures or FIGURES:
+        draw, along, logx = FIGURES[name]
+        cube = draw(options.minutes, {"seeds": options.seeds, "store": options.out / f"{name}.zarr"})
+        picture = xdan.sweep_curves(cube, along, logx=logx, logy=True)
+        xdan.save_page(options.out / f"{name}.html", {str(draw.__doc__): picture}, title=f"Lorenz-96: {name}")
+        print(f"{draw.__doc__}\n{cube.rmse.mean('seed').to_pandas().to_string(float_format='{:.4f}'.format)}\n")
+
+
+if __name__ == "__main__":
+    main()
