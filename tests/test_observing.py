@@ -197,17 +197,21 @@ def test_blocks_find_their_times(moving, tmp_path):
     )
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_training_sees_the_errors_of_its_times(moving, quick, architecture, processes):
-    settings = {**quick, "processes": processes}
-    a = moving.dan.train(architecture, **settings)
+def test_processes_see_the_errors_of_their_times(moving, quick, architecture):
+    a, b = (moving.dan.train(architecture, objective="forecast", **quick, processes=p) for p in (1, 2))
+    for name in a.arrays:
+        np.testing.assert_allclose(a.arrays[name], b.arrays[name], rtol=1e-4, atol=1e-5)
+
+
+def test_training_sees_the_errors_of_its_times(moving, quick, architecture):
+    a = moving.dan.train(architecture, **quick)
     wide = moving.assign(observation_error=moving.observation_error * xr.DataArray(np.ones(8), dims="x"))
-    b = wide.dan.train(architecture, **settings)
+    b = wide.dan.train(architecture, **quick)
     for name in a.arrays:
         np.testing.assert_allclose(a.arrays[name], b.arrays[name], rtol=1e-4, atol=1e-5)
     # The same errors in another order are other weights.
     c = moving.assign(observation_error=moving.observation_error[::-1].drop_vars("time")).dan.train(
-        architecture, **settings
+        architecture, **quick
     )
     assert any(not np.allclose(a.arrays[name], c.arrays[name], rtol=1e-3) for name in a.arrays)
 

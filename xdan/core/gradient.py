@@ -124,7 +124,7 @@ class Shards:
     Raises
     ------
     ValueError
-        If the dynamics cannot be sent to another process.
+        If the dynamics or the observation operator cannot be sent to another process.
     loky.process_executor.TerminatedWorkerError
         From a call, when a helper was killed.
     """
@@ -132,13 +132,14 @@ class Shards:
     def __init__(
         self, network: AnalysisNetwork, dynamics: Dynamics, error: ErrorCovariance, objective: str, processes: int
     ) -> None:
-        try:
-            cloudpickle.dumps(dynamics)  # as it will travel
-        except Exception as reason:
-            raise ValueError(
-                f"the dynamics {dynamics.name!r} cannot be sent to the processes that share a batch ({reason}); "
-                "pass processes=1, or make its functions free of open files, locks and modules that refuse"
-            ) from None
+        for what, value in ((f"dynamics {dynamics.name!r}", dynamics), ("observation operator", error)):
+            try:
+                cloudpickle.dumps(value)  # as it will travel
+            except Exception as reason:
+                raise ValueError(
+                    f"the {what} cannot be sent to the processes that share a batch ({reason}); pass processes=1, or "
+                    "make its functions free of open files, locks and modules that refuse"
+                ) from None
         self.here = OneProcess(network, dynamics, error, objective)
         self.processes = processes
         self._helpers: Any = None
@@ -210,8 +211,9 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
     with torch.no_grad():
         for parameter, value in zip(_helper.parameters, parameters, strict=True):
             parameter.copy_(torch.from_numpy(value))
-    truth, observation, steps, state = packed
-    window = Window(None if truth is None else torch.from_numpy(truth), torch.from_numpy(observation), steps)
+    truth, observation, steps, start, state = packed
+    seen = torch.from_numpy(observation)
+    window = Window(None if truth is None else torch.from_numpy(truth), seen, steps, start=start)
     found = _helper(window, None if state is None else _tensors(state))
     return (
         found.loss,
@@ -233,7 +235,7 @@ def _pack(window: Window, state: State | None, part: slice) -> tuple[Any, ...]:
     window, state = _take(window, state, part)
     arrays = None if state is None else {name: value.numpy() for name, value in state.items()}
     truth = None if window.truth is None else window.truth.numpy()
-    return truth, window.observation.numpy(), window.steps, arrays
+    return truth, window.observation.numpy(), window.steps, window.start, arrays
 
 
 def _unpack(loss: float, gradients: Any, square: Any, lost: Any, state: Any) -> WindowGradient:
