@@ -176,3 +176,17 @@ def test_modules_keep_double_precision_where_asked(net, twin, run):
 def test_repr(net):
     assert repr(net).startswith("<xdan.Network residual-cnn(filters=4, blocks=1, ")
     assert f"{sum(v.size for v in net.arrays.values())} weights, validation RMSE 0." in repr(net)
+
+
+def test_records_of_another_climate_are_refused(twin, single, architecture, quick, tmp_path):
+    net = single.dan.train(architecture, **quick)
+    kelvin = twin.assign(observation=twin.observation + 273.0)
+    with pytest.raises(ValueError, match=r"trained on states of mean .* bring the record to the units of the training"):
+        kelvin.dan.cycle(net)
+    large = twin.assign(observation=100 * twin.observation, observation_error=100 * twin.observation_error)
+    with pytest.raises(ValueError, match="trained on states of mean"):
+        large.chunk(time=5).dan.cycle(net, store=tmp_path / "run.zarr", progress=False)
+    loud = twin.assign(observation_error=30 * twin.observation_error)
+    loud.dan.cycle(net)
+    few = kelvin.assign(observation=kelvin.observation.where(kelvin.time < 0.1))
+    few.dan.cycle(net)

@@ -124,8 +124,8 @@ def cycle(
     Raises
     ------
     ValueError
-        For records that lack something, sizes that do not fit, or observations that are all NaN or infinite (looked
-        at before a run into a store or of data in memory).
+        For records that lack something, sizes that do not fit, observations that are all NaN or infinite (looked
+        at before a run into a store or of data in memory), or of another climate than a network was trained on.
     FileExistsError
         If the store exists and is no unfinished run of the same call.
 
@@ -269,8 +269,10 @@ def _at_work(method: Method | Network, frame: Frame, device: str) -> Method:
 def _prepare(
     method: Method | Network, frame: Frame, observation: Array, truth: Array | None, seed: int, device: str
 ) -> Method | Network:
-    """Prepare a method on the leading part of a record."""
+    """Prepare a method on the leading part of a record; a network is ready, if the record is of its climate."""
     if isinstance(method, Network):
+        if frame.error.operator is None:
+            method.check_climate(observation, float(frame.error.variance().mean()))
         return method
     in_block()
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from .experiment import Experiment
 from .store import StoreLike, check_writable, digest, read_arrays, write_arrays
 
 _FORMAT = 1
+_LEAST_SEEN = 100  # observations that say what climate they are of
 _TRAINED = Path(__file__).with_name("trained")
 SHIPPED = tuple(sorted(path.stem for path in _TRAINED.glob("*.zarr")))
 """Names of the networks that come with xdan; each tells in its `description` how it was trained."""
@@ -113,6 +115,28 @@ class Network:
             raise ValueError(
                 f"the network works on states with dims {self.state_dims}, the record's state has "
                 f"{experiment.frame.dynamics.dims}: rename the record's dims, or train a network on this record"
+            )
+
+    def check_climate(self, observation: Array, error_variance: float) -> None:
+        """Refuse observations of another climate than the network's, such as the same in other units.
+
+        Raises
+        ------
+        ValueError
+            If mean or deviation are three times as far off as can be.
+        """
+        seen = observation[np.isfinite(observation)]
+        if seen.size < _LEAST_SEEN:
+            return
+        mean, std = float(self.arrays["state_mean"]), float(self.arrays["state_std"])
+        expected = math.hypot(std, math.sqrt(error_variance))
+        low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])  # whatever a few outliers are
+        found = float(high - low) / 2
+        if not std / 3 < found < 3 * expected or abs(float(middle) - mean) > 3 * expected:
+            raise ValueError(
+                f"the network was trained on states of mean {mean:.3g} and deviation {std:.3g}; the observations have "
+                f"{float(middle):.3g} and {found:.3g}: bring the record to the units of the training, or "
+                "train a network on it"
             )
 
     def to_zarr(self, store: StoreLike, mode: str = "w-") -> None:
