@@ -84,7 +84,7 @@ def rows() -> list[Row]:
         Row("IEnKF-N, bundle, 40 members", "ienkf-n", {"members": 40, "variant": "bundle"}, 0.20),
         Row("Covariance from the state, A1, tuned", "state-covariance", {"algorithm": "A1"}, 0.05),
         Row("Covariance from the state, A2, tuned", "state-covariance", {"algorithm": "A2"}, 0.05),
-        Row("EDA, 10 members, window 4 x 0.20", "eda", {"members": 10, "window": 4, "scale": 0.056}, 0.20),
+        Row("EDA, 10 members, window 4 x 0.20", "eda", {"members": 10, "window": 4, "scale": 0.0018}, 0.20),
         Row("Bootstrap particle filter, 2000 particles", "particle", {"members": 2000}, 0.05),
         Row("Optimal-proposal particle filter, 2000 particles", "optimal-particle", {"members": 2000}, 0.05),
     ]
@@ -168,7 +168,7 @@ def picture(done: list[tuple[Row, xr.Dataset]], path: Path) -> None:
     bars = hv.Segments(
         [(r.RMSE - r.margin, r.method, r.RMSE + r.margin, r.method) for r in frame.itertuples() if r.RMSE == r.RMSE]
     ).opts(color="#1f5a99")
-    figure = (known * bars * reached).opts(logx=True, legend_position="bottom_right", **sizes)
+    figure = (known * bars * reached).opts(logx=True, legend_position="top_right", **sizes)
     xdan.save_page(path, {"Reached and known": figure}, title="Known numbers")
 
 
