@@ -312,6 +312,7 @@ BAD_TWINS = {
 BAD_TRAINING = {
     "half a step": (lambda a: train(a, steps=2.5), r"steps=2.5: expected an integer"),
     "clip": (lambda a: train(a, clip=0.0), r"clip=0.0: expected a positive number"),
+    "weight decay": (lambda a: train(a, weight_decay=-0.1), r"weight_decay=-0.1: expected zero or a positive number"),
     "an endless twin's arguments": (lambda a: train(a, interval=0.1), r"\['interval'\] describe an endless twin"),
     "members": (
         lambda a: train(a, objective="crps"),

@@ -44,6 +44,7 @@ def train(
     minutes: float | None = None,
     learning_rate: float = 0.01,
     adam_learning_rate: float = 2e-3,
+    weight_decay: float = 0.0,
     clip: float = 2.0,
     validation: float = 0.1,
     validate_every: int = 250,
@@ -89,6 +90,8 @@ def train(
         steps by default.
     learning_rate, adam_learning_rate : float
         Of Muon on the hidden convolutions, and of Adam on the rest.
+    weight_decay : float
+        Of the hidden convolutions: with every step they shrink by the learning rate times this.
     clip : float
         Gradients are shortened to this many times the running median of their norm.
     validation : float
@@ -137,7 +140,7 @@ def train(
     check_counts(window=window, batch=batch, validate_every=validate_every)
     check_counts(steps=steps, memory=memory, processes=processes)
     check_numbers(minutes=minutes, learning_rate=learning_rate, adam_learning_rate=adam_learning_rate)
-    check_numbers(clip=clip, validation=validation)
+    check_numbers(clip=clip, validation=validation, weight_decay=weight_decay)
     counts = {"window": window, "batch": batch, "validate_every": validate_every, "processes": processes}
     for label, value in counts.items():
         if value is not None and value < 1:
@@ -151,6 +154,8 @@ def train(
     }.items():
         if number is not None and not number > 0:
             raise ValueError(f"{label}={number}: expected a positive number")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay={weight_decay}: expected zero or a positive number")
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: expected a share between 0 and 1")
     supervised = OBJECTIVES[objective].truth
@@ -159,6 +164,7 @@ def train(
     settings = Settings(
         learning_rate=learning_rate,
         adam_learning_rate=adam_learning_rate,
+        weight_decay=weight_decay,
         objective=objective,
         clip=clip,
     )

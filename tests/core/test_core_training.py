@@ -88,6 +88,17 @@ def test_a_group_carries_on_where_its_last_window_ended():
         assert_close(trains.states[group]["x"], end["x"].detach(), rtol=1e-9, atol=1e-9)
 
 
+def test_weight_decay_shrinks_the_hidden_convolutions_only():
+    window, nets = twin().window(0), [network(), network()]
+    before = [p.detach().clone() for p in nets[0].parameters()]
+    for net, decay in zip(nets, (0.0, 0.5), strict=True):
+        trainer(net, learning_rate=0.02, adam_learning_rate=0.003, weight_decay=decay).step(window, 0.5)
+    hidden = {id(p) for p in nets[0].hidden_matrices()}
+    for old, plain, decayed in zip(before, nets[0].parameters(), nets[1].parameters(), strict=True):
+        expected = plain - 0.02 * 0.5 * 0.5 * old if id(plain) in hidden else plain
+        assert_close(decayed.detach(), expected.detach())
+
+
 def test_the_report_counts_restarts_and_leaves_them_out_of_the_rmse():
     source = twin()
     window = source.window(0)

@@ -46,6 +46,8 @@ class Settings:
         Of Muon on the hidden convolutions.
     adam_learning_rate : float
         Of Adam on everything else.
+    weight_decay : float
+        Of the hidden convolutions: with every step they shrink by the learning rate times this.
     objective : str
         A key of `OBJECTIVES`.
     clip : float
@@ -54,6 +56,7 @@ class Settings:
 
     learning_rate: float = 0.01
     adam_learning_rate: float = 2e-3
+    weight_decay: float = 0.0
     objective: str = "rmse"
     clip: float = 2.0
 
@@ -109,8 +112,8 @@ class Trainer:
             torch.optim.Adam(rest, lr=settings.adam_learning_rate, betas=(0.9, 0.99))
         ]
         if hidden:
-            muon = torch.optim.Muon(hidden, lr=settings.learning_rate, weight_decay=0.0, momentum=0.95)
-            self.optimisers.append(muon)
+            rate, decay = settings.learning_rate, settings.weight_decay
+            self.optimisers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, momentum=0.95))
         self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
         self.states: dict[int, State] = {}
         self.step_count = 0
