@@ -33,7 +33,7 @@ NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     ),
 }
 WIDER: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
-    "network with memory": ({"filters": 40, "memory": 16}, {}),
+    "network with memory": ({"filters": 40, "memory": 16}, {"weight_decay": 0.1}),
 }
 
 
