@@ -398,3 +398,56 @@ def test_a_dynamics_that_cannot_be_sent_names_the_remedy(quick):
     with pytest.raises(ValueError, match=r"'custom' cannot be sent .*lock.*processes=1"):
         xdan.train(dynamics, xdan.ResidualCNN(filters=2, blocks=1, kernel=3), **settings, processes=2)
     xdan.train(dynamics, xdan.ResidualCNN(filters=2, blocks=1, kernel=3), **settings, processes=1)
+
+
+@pytest.fixture(scope="module")
+def teacher(wide):
+    """A teacher whose analysis is four fifths of the way from its forecast to the observations."""
+    rng = np.random.default_rng(0)
+    forecast = wide.truth + rng.normal(size=wide.truth.shape).astype("float32")
+    return xr.Dataset({"forecast": forecast, "analysis": forecast + 0.8 * (wide.observation - forecast)})
+
+
+def test_a_teacher_is_imitated(wide, teacher, quick):
+    network = xdan.ResidualCNN(filters=4, blocks=1, kernel=3, activation="linear")
+    settings = {**quick, "batch": 8, "steps": 150, "objective": "mse", "processes": 1, "validate_every": 10}
+    net = xdan.train(wide.drop_vars("truth"), network, teacher=teacher, **settings)
+    assert told(net)["teacher"]
+    assert 50 * float(net.history.loss[-1]) < float(net.history.loss[0])
+    with torch.no_grad():
+        x = torch.from_numpy(wide.truth.values[:, 5])
+        zeta = torch.from_numpy(np.random.default_rng(1).normal(size=x.shape).astype("float32"))
+        analysis, _ = net.module().eval()(x, zeta, None)
+    assert float((analysis - x - 0.8 * zeta).square().mean().sqrt()) < 0.1
+    onward = wide.dan.train(net, **quick)
+    assert not told(onward)["teacher"]
+
+
+def test_a_teacher_is_the_same_for_any_number_of_processes(wide, teacher, architecture, quick):
+    a, b = (xdan.train(wide, architecture, teacher=teacher, **quick, processes=count) for count in (1, 2))
+    for name in a.arrays:
+        np.testing.assert_allclose(a.arrays[name], b.arrays[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "message"),
+    [
+        (lambda t: t.drop_vars("forecast"), {}, r"the teacher lacks \['forecast'\]"),
+        (lambda t: t.isel(time=slice(9)), {}, "teacher and record differ in time: 9 labels there, 24 here"),
+        (lambda t: t.where(t.time < 0.3), {}, "values that are not finite"),
+        (lambda t: t, {"objective": "forecast"}, "objective='forecast' has no use for a teacher's analyses"),
+        (lambda t: t.assign_attrs(xdan_status="unfinished"), {}, "the teacher's store is unfinished"),
+    ],
+)
+def test_teachers_that_cannot_teach(wide, teacher, architecture, quick, change, more, message):
+    with pytest.raises(ValueError, match=message):
+        xdan.train(wide, architecture, teacher=change(teacher), **quick, **more)
+
+
+def test_a_teacher_has_one_forecast_and_a_record(model, wide, teacher, quick):
+    with pytest.raises(ValueError, match="this network takes members: train it without"):
+        xdan.train(wide, xdan.EnsembleCNN(members=3, filters=4, blocks=1), teacher=teacher, **quick)
+    with pytest.raises(ValueError, match="an endless twin has none: pass the Dataset that it ran on"):
+        xdan.train(model, teacher=teacher, **quick)
+    with pytest.raises(TypeError, match="teacher is a str: expected the Dataset"):
+        xdan.train(wide, teacher="enkf-n", **quick)

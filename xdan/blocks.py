@@ -256,7 +256,7 @@ class RecordWindows:
         chunks = experiment.observation.chunksizes.get(TIME)
         per_block = max(1, (max(chunks) if chunks else 256) // cycles)
         self.block = min(per_block, self.windows)
-        self._loaded: dict[tuple[int, int], Future[tuple[Array | None, Array]]] = {}
+        self._loaded: dict[tuple[int, int], Future[tuple[Array | None, Array, Array | None]]] = {}
         self._reader = ThreadPoolExecutor(1)
 
     def _place(self, index: int) -> tuple[int, int, int, bool]:
@@ -281,28 +281,34 @@ class RecordWindows:
         for key in [key for key in self._loaded if key not in wanted]:
             del self._loaded[key]
         group, batch, window, fresh = self._place(index)
-        truth, observation = self._loaded[wanted[0]].result()
+        truth, observation, forecast = self._loaded[wanted[0]].result()
         inside = slice((window % self.block) * self.cycles, (window % self.block + 1) * self.cycles)
         start = self.batches[batch][0][1] + window * self.cycles
         steps = self.experiment.frame.steps[start : start + self.cycles]
         dtype = self.experiment.frame.dtype
+
+        def tensor(array: Array) -> Tensor:
+            return array_to_tensor(array[:, inside], dtype, self.device).flatten(2)
+
         return Window(
-            None if truth is None else array_to_tensor(truth[:, inside], dtype, self.device).flatten(2),
-            array_to_tensor(observation[:, inside], dtype, self.device).flatten(2),
+            None if truth is None else tensor(truth),
+            tensor(observation),
             tuple(steps.tolist()),
             group,
             fresh,
             start,
+            None if forecast is None else tensor(forecast),
         )
 
-    def _load(self, batch: int, block: int) -> tuple[Array | None, Array]:
+    def _load(self, batch: int, block: int) -> tuple[Array | None, Array, Array | None]:
         first = block * self.block * self.cycles
         stop = min(first + self.block * self.cycles, self.windows * self.cycles)
         lanes = self.batches[batch]
-        truth = self.experiment.truth
+        truth, forecast = self.experiment.truth, self.experiment.forecast
         return (
             None if truth is None else read_lanes(truth, lanes, first, stop),
             read_lanes(self.experiment.observation, lanes, first, stop),
+            None if forecast is None else read_lanes(forecast, lanes, first, stop),
         )
 
     def arrays(self) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cf_xarray  # noqa: F401
@@ -54,12 +54,15 @@ class Experiment:
     truth : xarray.DataArray or None, dims (trajectory, time, *state)
     bare : bool
         Whether the Dataset came without a trajectory dim.
+    forecast : xarray.DataArray or None
+        A teacher's, of the truth's dims; the truth is then its analysis.
     """
 
     frame: Frame
     observation: xr.DataArray
     truth: xr.DataArray | None
     bare: bool
+    forecast: xr.DataArray | None = None
 
 
 def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
@@ -268,3 +271,32 @@ def check_follows(experiment: Experiment) -> None:
             XdanWarning,
             stacklevel=3,
         )
+
+
+def imitate(experiment: Experiment, teacher: xr.Dataset) -> Experiment:
+    """Put a run in the truth's place: its analyses are what is aimed at, its forecasts what they start from.
+
+    Raises
+    ------
+    ValueError
+        If the run lacks one of them, is unfinished, or is of another record.
+    """
+    if not isinstance(teacher, xr.Dataset):
+        raise TypeError(
+            f"teacher is a {type(teacher).__name__}: expected the Dataset that baseline() or cycle() returned"
+        )
+    if teacher.attrs.get("xdan_status") == "unfinished":
+        raise ValueError("the teacher's store is unfinished; run the same call again to resume it")
+    if missing := [name for name in ("forecast", "analysis") if name not in teacher]:
+        raise ValueError(f"the teacher lacks {missing}; found {sorted(map(str, teacher.data_vars))}")
+    model = experiment.frame.dynamics
+    state = dict(zip(model.dims, model.shape, strict=True))
+    found = {name: _arrange(teacher[name], model, state)[0] for name in ("forecast", "analysis")}
+    for dim in (TRAJECTORY, TIME):
+        ours, theirs = experiment.observation[dim].values, found["analysis"][dim].values
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs):
+            raise ValueError(
+                f"teacher and record differ in {dim}: {len(theirs)} labels there, {len(ours)} here; "
+                "run the baseline on this record"
+            )
+    return replace(experiment, truth=found["analysis"], forecast=found["forecast"])

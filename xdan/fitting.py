@@ -21,7 +21,7 @@ from .core.objectives import OBJECTIVES
 from .core.observing import Sites
 from .core.random import Purpose, check_seed, uniform
 from .core.training import Settings, Trainer, linear_decay
-from .experiment import read
+from .experiment import imitate, read
 from .network import Network
 from .schema import check_counts, check_numbers
 from .store import Checkpoint, StoreLike, check_whole, unflatten_names
@@ -53,6 +53,7 @@ def train(
     processes: int | None = None,
     checkpoint: StoreLike | None = None,
     progress: bool | Mapping[str, Any] = True,
+    teacher: xr.Dataset | None = None,
     dynamics: Dynamics | None = None,
     truth: str | None = None,
     observation: str | None = None,
@@ -110,6 +111,10 @@ def train(
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
     progress : bool or mapping
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
+    teacher : xarray.Dataset, optional
+        A run of `baseline` on this record to imitate, as a start: every analysis is made from the teacher's forecast
+        and compared with its analysis, so that no model is run and no gradient goes through it. Carry on from the
+        network without a teacher.
     dynamics, truth, observation, observation_error, operator
         As for `cycle`; an operator goes with an endless twin too.
     interval, observe, error_std, trajectories
@@ -171,6 +176,10 @@ def train(
     seed = check_seed(seed)
     sizes = {"window": window, "batch": batch, "seed": seed}
     if isinstance(source, Dynamics):
+        if teacher is not None:
+            raise ValueError(
+                "a teacher is a run on a record; an endless twin has none: pass the Dataset that it ran on"
+            )
         data = data_from_dynamics(
             source,
             interval=interval,
@@ -198,15 +207,23 @@ def train(
             observation=observation,
             observation_error=observation_error,
             operator=operator,
-            needs_truth=f"the supervised objective {objective!r} ('forecast' does without)" if supervised else None,
+            needs_truth=f"the supervised objective {objective!r} ('forecast' does without)"
+            if supervised and teacher is None
+            else None,
         )
         if not supervised:
             experiment = replace(experiment, truth=None)
+        if teacher is not None:
+            if not supervised or OBJECTIVES[objective].members:
+                raise ValueError(f"objective={objective!r} has no use for a teacher's analyses: take 'mse' or 'rmse'")
+            experiment = imitate(experiment, teacher)
         check_whole(source, experiment.truth)
         data = data_from_record(experiment, validation=validation, device=device, **sizes)
     else:
         raise TypeError(f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics")
     module = _architecture(network, memory, seed, data).to(device)
+    if teacher is not None and module.ensemble:
+        raise ValueError("a teacher has one forecast and one analysis; this network takes members: train it without")
     if OBJECTIVES[objective].members and (not module.ensemble or module.members < 2):
         raise ValueError(
             f"objective={objective!r} scores members, and the network has a single forecast: take an ensemble network "
@@ -223,7 +240,7 @@ def train(
         "data": data.about,
         "architecture": {"name": module.name, **module.parameters_json()},
     }
-    if window > 1:
+    if window > 1 and teacher is None:
         _check_differentiable(data)
     trainer = Trainer(module, data.dynamics, data.error, settings, processes)
     try:

@@ -131,7 +131,10 @@ def data_from_record(
     frame, whole_truth = replace(experiment.frame, dtype=np.dtype(np.float32)), experiment.truth
     experiment = replace(experiment, frame=frame)
     if whole_truth is not None:
-        check_follows(experiment)
+        if experiment.forecast is None:
+            check_follows(experiment)
+        else:
+            _check_finite(experiment.forecast)
         _check_finite(whole_truth)
     check_observed(experiment.observation)
     lanes, length = _lanes(experiment, window, batch, validation)
@@ -163,6 +166,7 @@ def data_from_record(
             record.observation.cpu().numpy(),
             *(() if truth is None else (truth,)),
         ),
+        "teacher": experiment.forecast is not None,
         "training_lanes": len(kept),
         "validation_lanes": len(held),
     }

@@ -27,6 +27,7 @@ from .networks import AnalysisNetwork
 from .objectives import OBJECTIVES, Window, through_the_cycles
 from .observing import ErrorCovariance
 
+_TENSORS = ("truth", "observation", "forecast")  # of a window
 _CAP = 4.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
 
 
@@ -211,9 +212,9 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
     with torch.no_grad():
         for parameter, value in zip(_helper.parameters, parameters, strict=True):
             parameter.copy_(torch.from_numpy(value))
-    truth, observation, steps, start, state = packed
-    seen = torch.from_numpy(observation)
-    window = Window(None if truth is None else torch.from_numpy(truth), seen, steps, start=start)
+    own, steps, start, state = packed
+    tensors = {name: torch.from_numpy(value) for name, value in own.items()}
+    window = Window(tensors.get("truth"), tensors["observation"], steps, start=start, forecast=tensors.get("forecast"))
     found = _helper(window, None if state is None else _tensors(state))
     return (
         found.loss,
@@ -226,16 +227,16 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
 
 def _take(window: Window, state: State | None, part: slice) -> tuple[Window, State | None]:
     """Some of the trajectories."""
-    truth = None if window.truth is None else window.truth[part]
-    cut = replace(window, truth=truth, observation=window.observation[part])
+    own = {name: value for name in _TENSORS if (value := getattr(window, name)) is not None}
+    cut = replace(window, **{name: value[part] for name, value in own.items()})
     return cut, None if state is None else {name: value[part] for name, value in state.items()}
 
 
 def _pack(window: Window, state: State | None, part: slice) -> tuple[Any, ...]:
     window, state = _take(window, state, part)
     arrays = None if state is None else {name: value.numpy() for name, value in state.items()}
-    truth = None if window.truth is None else window.truth.numpy()
-    return truth, window.observation.numpy(), window.steps, window.start, arrays
+    own = {name: value.numpy() for name in _TENSORS if (value := getattr(window, name)) is not None}
+    return own, window.steps, window.start, arrays
 
 
 def _unpack(loss: float, gradients: Any, square: Any, lost: Any, state: Any) -> WindowGradient:

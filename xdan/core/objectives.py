@@ -32,6 +32,8 @@ class Window:
         Whether the set starts anew with this window.
     start : int
         Index of the first time, for errors that differ in time.
+    forecast : Tensor, shape (B, T, N), or None
+        A teacher's: every analysis starts from it instead of from the network's own forecast.
     """
 
     truth: Tensor | None
@@ -40,6 +42,7 @@ class Window:
     group: int = 0
     fresh: bool = False
     start: int = 0
+    forecast: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Passage:
             window,
             truth=cut(window.truth),
             observation=cut(window.observation),
+            forecast=cut(window.forecast),
             steps=window.steps[first:],
             start=window.start + first,
         )
@@ -222,6 +226,7 @@ def through_the_cycles(
     dynamics : Dynamics
     error : ErrorCovariance
     window : Window
+        With a teacher's forecasts no dynamics is run, and gradients pass from cycle to cycle through the memory alone.
     state : dict of Tensor, or None where the trajectories start
         Analysis that the previous window left.
     cap : float
@@ -247,7 +252,10 @@ def through_the_cycles(
         else:
             if math.isfinite(cap) and k > 0:
                 state = {name: CappedGradient.apply(v, cap) for name, v in state.items()}  # type: ignore[no-untyped-call]
-            forecast = method.forecast(state, dynamics, steps)
+            if window.forecast is None:
+                forecast = method.forecast(state, dynamics, steps)
+            else:
+                forecast = {**state, "x": window.forecast[:, k]}
             state = method.analyse(forecast, observation, observed, now)
             lost = _is_lost(method, state, window, k, now)
             if divergence:
