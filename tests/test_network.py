@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import xarray as xr
 import zarr
 
 import xdan
+from xdan import network
 from xdan.network import Network
 from xdan.store import write_arrays
 
@@ -190,3 +192,34 @@ def test_records_of_another_climate_are_refused(twin, single, architecture, quic
     loud.dan.cycle(net)
     few = kelvin.assign(observation=kelvin.observation.where(kelvin.time < 0.1))
     few.dan.cycle(net)
+
+
+@pytest.fixture(scope="module", params=["lorenz96", "lorenz96-memory"])
+def shipped(request):
+    return request.param, xdan.open_network(request.param)
+
+
+def test_shipped_networks_say_how_they_were_trained(shipped):
+    name, net = shipped
+    assert name in network.SHIPPED
+    training = net.description["training"]
+    assert {"seed", "window", "batch", "learning_rate", "torch", "seconds"} <= set(training)
+    assert net.history.validation_rmse.min() == training["validation_rmse"]
+    assert (net.module().memory > 0) == name.endswith("memory")
+    folder = Path(network.__file__).with_name("trained") / f"{name}.zarr"
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 2_000_000
+
+
+@pytest.mark.parametrize("sites", [20, 40, 100])
+def test_shipped_networks_assimilate_on_any_ring(shipped, sites):
+    ds = xdan.twin(xdan.Lorenz96(sites=sites), cycles=150, trajectories=320 // sites, seed=8).compute()
+    run = ds.dan.cycle(shipped[1])
+    assert float(ds.dan.score(run, burn_in=50).rmse) < 0.235
+
+
+def test_a_path_comes_before_a_shipped_name(shipped, twin, tmp_path, monkeypatch, architecture, single, quick):
+    name, _ = shipped
+    own = single.dan.train(architecture, **quick)
+    monkeypatch.chdir(tmp_path)
+    own.to_zarr(name)
+    assert xdan.open_network(name) == own
