@@ -80,7 +80,8 @@ def main() -> None:
         cube = draw(options.minutes, {"seeds": options.seeds, "store": options.out / f"{name}.zarr"})
         picture = xdan.sweep_curves(cube, along, logx=logx, logy=True)
         xdan.save_page(options.out / f"{name}.html", {str(draw.__doc__): picture}, title=f"Lorenz-96: {name}")
-        print(f"{draw.__doc__}\n{cube.rmse.mean('seed').to_pandas().to_string(float_format='{:.4f}'.format)}\n")
+        table = cube.rmse.mean("seed", skipna=False).to_pandas()
+        print(f"{draw.__doc__}\n{table.to_string(float_format='{:.4f}'.format)}\n")
 
 
 if __name__ == "__main__":

@@ -447,7 +447,7 @@ def test_teachers_that_cannot_teach(wide, teacher, architecture, quick, change, 
 def test_a_teacher_has_one_forecast_and_a_record(model, wide, teacher, quick):
     with pytest.raises(ValueError, match="this network takes members: train it without"):
         xdan.train(wide, xdan.EnsembleCNN(members=3, filters=4, blocks=1), teacher=teacher, **quick)
-    with pytest.raises(ValueError, match="an endless twin has none: pass the Dataset that it ran on"):
+    with pytest.raises(ValueError, match=r"\['teacher'\] go with a Dataset; an endless twin has error_std="):
         xdan.train(model, teacher=teacher, **quick)
     with pytest.raises(TypeError, match="teacher is a str: expected the Dataset"):
         xdan.train(wide, teacher="enkf-n", **quick)

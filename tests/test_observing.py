@@ -126,7 +126,7 @@ def test_a_network_of_all_sites_runs_through_an_operator(model, twin, quick, arc
 def test_endless_twin_through_an_operator(model, quick, architecture):
     net = xdan.train(model, architecture, operator=halves, error_std=0.5, **quick)
     assert np.isfinite(net.history.validation_rmse).all()
-    assert net.description["training"]["data"]["operator"] == 5
+    assert len(net.description["training"]["data"]["operator"]) == 64
 
 
 # Errors that differ in time.
@@ -276,3 +276,68 @@ def test_reading_is_the_twins_own(matrix_twin):
     assert found.observation.dims == ("trajectory", "time", "obs")
     turned = read(matrix_twin.transpose("x", "obs", "time", "trajectory"))
     np.testing.assert_array_equal(turned.frame.error.operator.matrix, MATRIX)
+
+
+def test_functions_are_known_by_what_they_give(model, function_twin, tmp_path, monkeypatch, quick, architecture):
+    from xdan.store import Stream
+
+    class Cut(Exception):
+        pass
+
+    def cut(self):
+        raise Cut
+
+    settings = {"members": 5, "store": tmp_path / "run.zarr", "progress": False}
+    with monkeypatch.context() as m, pytest.raises(Cut):
+        m.setattr(Stream, "finish", cut)
+        xdan.baseline(function_twin, "enkf-n", operator=halves, **settings)
+    with pytest.raises(FileExistsError, match="unfinished run of another method, record or setting"):
+        xdan.baseline(function_twin, "enkf-n", operator=lambda x: 2 * halves(x), **settings)
+    xdan.baseline(function_twin, "enkf-n", operator=halves, **settings)
+    one = xdan.train(model, architecture, operator=halves, checkpoint=tmp_path / "ck", **quick)
+    with pytest.raises(ValueError, match="checkpoint .* is of another run"):
+        xdan.train(model, architecture, operator=lambda x: 2 * halves(x), checkpoint=tmp_path / "ck", **quick)
+    assert isinstance(one, xdan.Network)
+
+
+def test_static_gains_of_moving_errors_are_not_kept(moving):
+    from xdan.core.methods import variational
+
+    found = []
+    own = variational.Static.gain
+
+    def noting(self, *args):
+        answer = own(self, *args)
+        found.append(len(self._cache))
+        return answer
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(variational.Static, "gain", noting)
+        moving.dan.baseline("3d-var", scale=0.1)
+    assert max(found) == 1
+
+
+def test_errors_in_another_order_are_refused(twin):
+    sigma = xr.DataArray(np.ones(8), dims="x", coords={"x": twin.x[::-1]})
+    with pytest.raises(ValueError, match="has other labels along 'x' than the observations, or in another order"):
+        twin.dan.baseline("enkf-n", observation_error=sigma)
+
+
+def test_an_operator_of_one_dtype_says_so(model):
+    weights = torch.ones(3, 8)
+    with pytest.raises(
+        ValueError, match=r"cannot observe states of torch.float64 .* turn its own tensors with .to\(x\)"
+    ):
+        operator_from(lambda x: x @ weights.T, model)
+    with pytest.raises(ValueError, match="the observation operator gave a float: expected a tensor"):
+        operator_from(lambda x: 1.0, model, 3)
+
+
+def test_a_matrix_is_no_standard_deviation(model):
+    with pytest.raises(ValueError, match=r"error_std has shape \(8, 8\), a matrix: pass R as error_covariance="):
+        xdan.twin(model, cycles=5, error_std=np.eye(8) + 1)
+
+
+def test_dataset_words_are_refused_by_an_endless_twin(model, quick):
+    with pytest.raises(ValueError, match=r"\['observation_error'\] go with a Dataset; an endless twin has error_std="):
+        xdan.train(model, observation_error=0.5, **quick)

@@ -86,7 +86,7 @@ def test_shared_networks_are_trained_once(model, tmp_path, counted):
     axes = {"sites": [8, 12, 16]}
     schemes = {"transferred": {**TINY, "trained_on": {"sites": 8}}, "retrained": TINY}
     cube = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
-    assert counted == {"train": 4, "score": 6}
+    assert counted == {"train": 3, "score": 5}
     # On eight sites both were trained alike.
     assert float(cube.rmse[0, 0, 0]) == float(cube.rmse[1, 0, 0])
     assert float(cube.rmse[0, 2, 0]) != float(cube.rmse[1, 2, 0])
@@ -232,6 +232,9 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
         ({"a": {**TINY, "trained_on": {"planet": 3}}}, {}, {}, r"trained_on takes .* not \['planet'\]"),
         ({"a": TINY}, {}, {"seeds": []}, "expected distinct ones, at least one"),
         ({"a": TINY}, {}, {"burn_in": 12}, "a burn-in shorter than the cycles"),
+        ({"a": TINY}, {"steps": [1], "minutes": [1]}, {}, "axes 'steps' and 'minutes' both say how long to train"),
+        ({"a": {"baseline": "enkf-n", "trained_on": {"sites": 8}}}, {}, {}, "scheme 'a' trains nothing"),
+        ({"a": {**TINY, "validation": 0.5}}, {}, {}, r"scheme 'a' takes no \['validation'\]"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(model, tmp_path, schemes, axes, more, message, counted):
@@ -270,3 +273,37 @@ def test_many_cells_are_asked_for(model, tmp_path):
             store=tmp_path / "s",
             **SIZES,
         )
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_dynamics_is_known_by_what_it_does(model, tmp_path):
+    schemes = {"OI": {"baseline": "optimal-interpolation"}}
+
+    def decaying(rate):
+        return xdan.CustomDynamics(lambda x: 1 - rate * x, state={"x": 4}, timestep=0.05)
+
+    xdan.sweep(decaying(1.0), schemes, store=tmp_path / "s", **SIZES)
+    with pytest.raises(FileExistsError, match=r"another sweep .dynamics: "):
+        xdan.sweep(decaying(2.0), schemes, store=tmp_path / "s", **SIZES)
+
+    class Windy(xdan.Lorenz96):
+        def advance(self, x, steps):
+            return super().advance(x, steps) + 0.1
+
+    with pytest.raises(ValueError, match=r"axes \['forcing'\] are no parameters of any scheme"):
+        xdan.sweep(Windy(sites=8), schemes, {"forcing": [8.0]}, **SIZES)
+
+
+def test_numbers_beside_names(model, tmp_path):
+    schemes = {"ETKF": {"baseline": "etkf", "members": 5}}
+    cube = xdan.sweep(model, schemes, {"inflation": [1.1, "tune"]}, store=tmp_path / "s", **SIZES)
+    assert cube.inflation.values.tolist() == ["1.1", "tune"]
+    whole = xdan.sweep(model, schemes, {"inflation": [1.1]}, error_std=1, store=tmp_path / "t", **SIZES)
+    again = xdan.sweep(model, schemes, {"inflation": [1.1]}, error_std=1.0, store=tmp_path / "t", **SIZES)
+    xr.testing.assert_identical(whole, again)
+
+
+def test_schedulers_of_the_session_are_left_alone(model, tmp_path):
+    with dask.config.set(scheduler="threads"):
+        xdan.sweep(model, {"EnKF-N": {"baseline": "enkf-n"}}, seeds=4, **SIZES).compute()
+        assert dask.config.get("scheduler") == "threads"

@@ -166,7 +166,7 @@ def cycle(
     prototype = _at_work(method, frame, device)
     shapes = _shapes(prototype, experiment, members)
     tuned = _tuned_shapes(prototype, frame)
-    arguments = (frame, prepared, seed, members, device)
+    arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
     label = partial(_label, method=method, prototype=prototype, experiment=experiment, seed=seed)
     if store is None:
         outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
@@ -182,7 +182,7 @@ def cycle(
         frame.steps,
         frame.trajectory,
         [list(plan.trajectory), list(plan.time), str(frame.dtype)],
-        *observing_identity(frame.error),
+        *observing_identity(frame.error, frame.dynamics),
         # The record is known by its first block: another record's differs there.
         np.asarray(observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
     )
@@ -272,7 +272,8 @@ def _prepare(
     """Prepare a method on the leading part of a record; a network is ready, if the record is of its climate."""
     if isinstance(method, Network):
         if frame.error.operator is None:
-            method.check_climate(observation, float(frame.error.variance().mean()))
+            during = frame.error.during(slice(0, observation.shape[1]))
+            method.check_climate(observation, float(during.variance().mean()))
         return method
     in_block()
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}

@@ -176,10 +176,15 @@ def train(
     seed = check_seed(seed)
     sizes = {"window": window, "batch": batch, "seed": seed}
     if isinstance(source, Dynamics):
-        if teacher is not None:
-            raise ValueError(
-                "a teacher is a run on a record; an endless twin has none: pass the Dataset that it ran on"
-            )
+        own = {
+            "teacher": teacher,
+            "dynamics": dynamics,
+            "truth": truth,
+            "observation": observation,
+            "observation_error": observation_error,
+        }
+        if asked := [label for label, value in own.items() if value is not None]:
+            raise ValueError(f"{asked} go with a Dataset; an endless twin has error_std= and operator=")
         data = data_from_dynamics(
             source,
             interval=interval,
@@ -309,8 +314,7 @@ def _architecture(
         draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
         torch.manual_seed(int(draw * 2**31))
         module = type(network)(**network.parameters_json())
-    climate = data.dynamics.climatology(range(64), seed, like=data.validation.observation).flatten(2)[:, 0]
-    module.normalise(*data.moments, data.error.scale(climate))
+    module.normalise(*data.moments, data.error.scale(data.climate()))
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cf_xarray  # noqa: F401
@@ -38,7 +39,7 @@ def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Op
         operator = given
     elif callable(given):
         if size is None:
-            answer = given(like)
+            answer = _asked(given, like)
             if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != 2:
                 found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
                 raise ValueError(
@@ -60,10 +61,20 @@ def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Op
                 "observation"
             )
         operator = LinearOperator(matrix.reshape(len(matrix), sites))
-    seen = operator(like)
+    seen = _asked(operator, like)
     if size is not None and seen.shape[-1] != size:
         raise ValueError(f"the observation operator gives {seen.shape[-1]} observations, the record has {size}")
     return operator
+
+
+def _asked(operator: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
+    try:
+        return operator(states)
+    except RuntimeError as reason:
+        raise ValueError(
+            f"operator= cannot observe states of {states.dtype} ({reason}): it must take float64 and float32 on any "
+            "device, so turn its own tensors with .to(x)"
+        ) from None
 
 
 def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray, given: Any) -> Operator | None:
@@ -126,6 +137,13 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
         raise ValueError(
             f"observation error {variable.name!r} has {variable.sizes[TIME]} times, the observations {times}"
         )
+    for dim in dims:
+        labelled = dim in variable.coords and dim in observation.coords
+        if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
+            raise ValueError(
+                f"observation error {variable.name!r} has other labels along {dim!r} than the observations, or in "
+                "another order: bring them into that of the observations with .sel()"
+            )
     lead = [TIME] if in_time else []
     if set(dims) <= set(variable.dims):
         variable = variable.transpose(*lead, *dims, ...)
@@ -174,9 +192,11 @@ def error_from(
     )
 
 
-def identity(error: ErrorCovariance) -> list[np.ndarray[Any, Any]]:
-    """What tells an observing system from another, as arrays; a function is known by what it gives."""
+def identity(error: ErrorCovariance, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
+    """What tells an observing system from another, as arrays: R, and what the operator gives for a few states."""
     arrays = [value.numpy() for value in (error.std, error.covariance) if value is not None]
-    if isinstance(error.operator, LinearOperator):
-        arrays.append(error.operator.matrix.numpy())
+    if error.operator is not None:
+        sites = math.prod(dynamics.shape)
+        states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
+        arrays.append(error.operator(states).detach().numpy().round(9))
     return arrays

@@ -220,9 +220,10 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     if more:
         raise ValueError(f"the cube has the axes {more} too: choose one value of each, cube.sel({more[0]}=...)")
     cube = cube.squeeze([d for d in cube.dims if d not in ("scheme", along, "seed")], drop=True).load()
-    mean, seeds = cube[value].mean("seed"), cube.sizes["seed"]
+    # A scheme that failed for one seed has no mean.
+    mean, seeds = cube[value].mean("seed", skipna=False), cube.sizes["seed"]
     if seeds > 1:
-        error = cube[value].std("seed", ddof=1) / np.sqrt(seeds)
+        error = cube[value].std("seed", ddof=1, skipna=False) / np.sqrt(seeds)
     else:
         error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
     labels = {"xlabel": along, "ylabel": str(cube[value].attrs.get("long_name", value))}

@@ -5,17 +5,21 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
+import math
+import multiprocessing
 import shutil
 import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
+import torch
 import xarray as xr
 import zarr
 from dask.callbacks import Callback
@@ -37,8 +41,9 @@ MOST_CELLS = 500  # more are computed with yes=True only
 _TEST_SEEDS = 1_000_000  # test records are keyed apart from training
 _TWIN = ("interval", "observe", "error_std")
 _TRAINING = frozenset(inspect.signature(train).parameters) - {
-    *("source", "network", "memory", "seed", "checkpoint", "progress", "dynamics", "truth", "observation"),
-    *("observation_error", "operator", *_TWIN),
+    # Given by the cell, or of no use to an endless twin.
+    *("source", "network", "memory", "seed", "checkpoint", "progress", "teacher", "validation", *_TWIN),
+    *("dynamics", "truth", "observation", "observation_error", "operator"),
 }
 _SCORES = {
     "rmse": "analysis RMSE",
@@ -53,6 +58,9 @@ _SCORES = {
     "seconds": "time spent cycling",
     "failed": "1 where the experiment ended in an error",
 }
+
+
+_UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}
 
 
 def sweep(
@@ -126,7 +134,7 @@ def sweep(
     grid = Grid(
         {label: Scheme.of(label, given) for label, given in schemes.items()},
         {name: _labelled(name, values) for name, values in (axes or {}).items()},
-        list(range(seeds)) if isinstance(seeds, int) else [int(s) for s in seeds],
+        [int(s) for s in (range(int(seeds)) if isinstance(seeds, (int, np.integer)) else seeds)],
         dynamics,
         {"interval": interval, "observe": Sites.all() if observe is None else observe, "error_std": error_std},
         {"cycles": cycles, "trajectories": trajectories, "burn_in": burn_in},
@@ -144,7 +152,8 @@ def sweep(
             f"{len(missing)} cells are to be computed, with {minutes / 60:.1f} hours of training one after the other "
             "(and as long as their steps take, where no minutes= are given): pass yes=True to go on"
         )
-    _compute(_tasks(missing, folder), progress)
+    folder.begin()
+    _compute(_tasks(missing, folder), folder, progress)
     folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
@@ -160,6 +169,8 @@ def _labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any,
         return dict(values)
     plain = [v.item() if isinstance(v, np.generic) else v for v in values]
     labels = [v if isinstance(v, (int, float, str)) else json.dumps(_plain(v)) for v in plain]
+    if any(isinstance(label, str) for label in labels):  # numbers beside names are names too
+        labels = [str(label) for label in labels]
     if len(set(labels)) < len(labels):
         raise ValueError(f"axis {name!r} has a value twice: {labels}")
     return dict(zip(labels, plain, strict=True))
@@ -177,7 +188,15 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return np.asarray(value).tolist()
-    return value
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _known_by(dynamics: Dynamics) -> dict[str, Any]:
+    """JSON that says which dynamics this is: its name, its parameters, and where a step takes a state."""
+    x = torch.linspace(0.1, 1.0, math.prod(dynamics.shape), dtype=torch.float64).reshape(1, *dynamics.shape)
+    with torch.no_grad():
+        after = dynamics.advance(x, 1).numpy().round(9)
+    return {**dynamics_to_json(dynamics), "step": digest(after), "units": dynamics.units}
 
 
 @dataclass(frozen=True)
@@ -217,7 +236,7 @@ class Scheme:
         (kind,), what = kinds, given[kinds[0]]
         parameters = {key: value for key, value in given.items() if key not in (kind, "trained_on")}
         if kind == "baseline":
-            accepts = frozenset(accepted_parameters(what))
+            accepts = frozenset(accepted_parameters(what) | {"tune_on"})
         elif isinstance(what, Network):
             accepts = frozenset()
         elif isinstance(what, AnalysisNetwork):
@@ -226,11 +245,13 @@ class Scheme:
             accepts = frozenset(_TRAINING | network_parameters(what))
         if unknown := set(parameters) - accepts:
             raise ValueError(f"scheme {label!r} takes no {sorted(unknown)}; it takes {sorted(accepts)}")
+        if "trained_on" in given and (kind == "baseline" or isinstance(what, Network)):
+            raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
         return cls(kind, what, parameters, accepts, dict(given.get("trained_on", {})))
 
     def about(self) -> dict[str, Any]:
         """JSON that tells it from another."""
-        return {self.kind: _plain(self.what), **_plain(self.parameters), "trained_on": _plain(self.trained_on)}
+        return {self.kind: _plain(self.what), **_plain(self.parameters)}
 
 
 @dataclass(frozen=True)
@@ -260,14 +281,12 @@ class Cell:
     @property
     def training_key(self) -> str:
         """Tells trainings apart; experiments that share one share its network."""
-        return digest(
-            [self.scheme.about(), dynamics_to_json(self.trained_dynamics), _plain(self.trained_twin), self.seed]
-        )
+        return digest([self.scheme.about(), _known_by(self.trained_dynamics), _plain(self.trained_twin), self.seed])
 
     @property
     def key(self) -> str:
         """Tells experiments apart."""
-        return digest([self.training_key, dynamics_to_json(self.dynamics), _plain(self.twin), dict(self.test)])
+        return digest([self.training_key, _known_by(self.dynamics), _plain(self.twin), dict(self.test)])
 
     @property
     def trains(self) -> bool:
@@ -289,7 +308,7 @@ class Cell:
             what = type(what)(**{**what.parameters_json(), **shape})
         else:
             what = network_by_name(what, shape)
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
             training.setdefault("processes", 1)  # the scheduler has others at work already
         return train(
             self.trained_dynamics,
@@ -309,16 +328,17 @@ class Cell:
         from .twins import twin
 
         sizes = {name: self.test[name] for name in ("cycles", "trajectories")}
-        with dask.config.set(scheduler="synchronous"):
-            record = twin(self.dynamics, **self.twin, **sizes, seed=_TEST_SEEDS + self.seed).compute()
-            begin = time.perf_counter()
-            own: dict[str, Any] = {"dynamics": self.dynamics, "seed": self.seed}
-            if network is None:
-                run = baseline(record, self.scheme.what, **self.scheme.parameters, **own)
-            else:
-                run = cycle(record, network, **own)
-            seconds = time.perf_counter() - begin
-            found = score(record, run, burn_in=self.test["burn_in"], dynamics=self.dynamics)
+        here = {"scheduler": "synchronous"}  # said in every call: the configuration is the whole process's
+        record = twin(self.dynamics, **self.twin, **sizes, seed=_TEST_SEEDS + self.seed).compute(**here)
+        begin = time.perf_counter()
+        own: dict[str, Any] = {"dynamics": self.dynamics, "seed": self.seed}
+        if network is None:
+            run = baseline(record.chunk(), self.scheme.what, **self.scheme.parameters, **own).compute(**here)
+        else:
+            own["device"] = self.scheme.parameters.get("device", "auto")
+            run = cycle(record.chunk(), network, **own).compute(**here)
+        seconds = time.perf_counter() - begin
+        found = score(record, run, burn_in=self.test["burn_in"], dynamics=self.dynamics)
         values = {name: float(found[name]) for name in _SCORES if name in found}
         if network is not None and self.trains:
             training = network.description["training"]
@@ -355,20 +375,21 @@ class Grid:
         for label, scheme in self.schemes.items():
             if wrong := sorted(set(scheme.trained_on) - own - set(_TWIN)):
                 raise ValueError(f"scheme {label!r}: trained_on takes {sorted(own | set(_TWIN))}, not {wrong}")
+        if {"steps", "minutes"} <= set(self.axes):
+            raise ValueError("axes 'steps' and 'minutes' both say how long to train: expected one of them")
         for cell in self.cells():
             if cell.scheme.kind == "baseline":
                 method_by_name(cell.scheme.what, **cell.scheme.parameters)
 
     def _of_dynamics(self) -> Mapping[str, Any]:
-        description = dynamics_to_json(self.dynamics)
-        return description["parameters"] if self._registered() else {}
+        return dynamics_to_json(self.dynamics)["parameters"] if self._registered() else {}
 
     def _registered(self) -> bool:
+        """Whether the dynamics is what its description makes: then its parameters may be axes."""
         try:
-            dynamics_from_json(dynamics_to_json(self.dynamics))
-        except ValueError:
+            return dynamics_from_json(dynamics_to_json(self.dynamics)) == self.dynamics
+        except (TypeError, ValueError):
             return False
-        return True
 
     def cells(self) -> Iterator[Cell]:
         """All of them, the seeds fastest."""
@@ -398,16 +419,20 @@ class Grid:
         if mine:
             description = dynamics_to_json(dynamics)
             dynamics = dynamics_from_json({**description, "parameters": {**description["parameters"], **mine}})
-        return dynamics, {name: chosen.get(name, self.twin[name]) for name in _TWIN}
+        twin = {name: chosen.get(name, self.twin[name]) for name in _TWIN}
+        return dynamics, {name: float(v) if isinstance(v, Real) else v for name, v in twin.items()}
 
     def about(self) -> dict[str, Any]:
         """JSON that tells this sweep from another; schemes, values and seeds may be added."""
         return {
-            "dynamics": dynamics_to_json(self.dynamics),
+            "dynamics": _known_by(self.dynamics),
             "axes": sorted(self.axes),
-            **{name: _plain(value) for name, value in self.twin.items()},
+            **{name: _plain(value) for name, value in self._world({})[1].items()},
             **self.test,
-            "schemes": {label: scheme.about() for label, scheme in self.schemes.items()},
+            "schemes": {
+                label: {**scheme.about(), "trained_on": _plain(scheme.trained_on)}
+                for label, scheme in self.schemes.items()
+            },
         }
 
     def cube(self, results: Mapping[str, Any]) -> xr.Dataset:
@@ -424,7 +449,8 @@ class Grid:
                 array: Any = da.stack(values).reshape(shape)
             else:
                 array = np.array([result.get(name, np.nan) for result in found]).reshape(shape)
-            units = "s" if name.endswith("seconds") else "1" if name in ("failed", "diverged") else self.dynamics.units
+            units = _UNITS.get(name, self.dynamics.units)
+            units = units if name != "innovation_variance" or units == "1" else f"({units})2"
             variables[name] = (dims, array, {"long_name": long_name, "units": units})
         at_hand = [(cell, result) for cell, result in zip(self.cells(), found, strict=True) if isinstance(result, dict)]
         errors = sorted({result["error"] for _, result in at_hand if "error" in result})
@@ -459,15 +485,20 @@ class _Folder:
     """
 
     def __init__(self, store: StoreLike, about: Mapping[str, Any]) -> None:
-        self.store = store
+        self.local = isinstance(store, (str, Path)) and "://" not in str(store)
+        self.store = str(Path(store).resolve()) if self.local else store  # workers have folders of their own
         found = self._about() if exists(store) else None
         if found is None:
             check_writable(store, "w-")
         else:
             self._compare(found, about)
             about = {**about, "schemes": {**found["schemes"], **about["schemes"]}}
-        group = zarr.open_group(store, mode="a", zarr_format=3)
-        group.attrs["xdan_sweep"] = json.dumps(about)
+        self.about = about
+
+    def begin(self) -> None:
+        """Make the store this sweep's."""
+        group = zarr.open_group(self.store, mode="a", zarr_format=3)
+        group.attrs["xdan_sweep"] = json.dumps(self.about)
         for name in ("cells", "networks"):
             group.require_group(name)
 
@@ -509,8 +540,7 @@ class _Folder:
 
     def network(self, cell: Cell) -> Network:
         """Open or train the network of a cell."""
-        local = isinstance(self.store, (str, Path)) and "://" not in str(self.store)
-        if not local:
+        if not self.local:
             return cell.train(None)
         path = Path(self.store) / "networks" / cell.training_key
         try:
@@ -563,7 +593,7 @@ def _result(cell: Cell, folder: _Folder | None, network: Network | str | None) -
     return scores
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -579,7 +609,7 @@ class _Bar(Callback):  # type: ignore[misc]
             self.bar.update()
 
 
-def _compute(tasks: Mapping[str, Delayed], progress: bool) -> None:
+def _compute(tasks: Mapping[str, Delayed], folder: _Folder, progress: bool) -> None:
     """Compute on the scheduler that is active; without any, one cell after another with all cores."""
     wanted = list(tasks.values())
     with tqdm(total=len(wanted), desc="sweep", unit="cell", disable=not progress) as bar:
@@ -587,9 +617,15 @@ def _compute(tasks: Mapping[str, Delayed], progress: bool) -> None:
         if client is not None:
             from distributed import as_completed
 
-            for future in as_completed(client.compute(wanted)):
-                future.result()
-                bar.update()
+            futures = dict(zip(client.compute(wanted), tasks, strict=True))
+            try:
+                for future in as_completed(futures):
+                    if (error := future.exception()) is not None:  # a worker died of it
+                        folder.write(futures[future], {"failed": 1.0, "error": _why(error)})
+                    bar.update()
+            except BaseException:
+                client.cancel(list(futures))
+                raise
         elif wanted:
             scheduler = None if dask.config.get("scheduler", None) else "synchronous"
             with _Bar({task.key for task in wanted}, bar):

@@ -40,6 +40,14 @@ class TrainingData:
     moments: tuple[float, float]
     about: Mapping[str, Any]
 
+    def climate(self) -> torch.Tensor:
+        """Some states of the dynamics' climate, shape (B, N); none where the observing system has no operator."""
+        like = self.validation.observation
+        if self.error.operator is None:
+            return like.new_zeros(0, math.prod(self.dynamics.shape))
+        labels = range(_CLIMATE_STATES)
+        return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
+
 
 def data_from_dynamics(
     dynamics: Dynamics,
@@ -101,7 +109,7 @@ def data_from_dynamics(
         "interval": interval,
         "observing": observe.to_json(),
         "error_std": np.asarray(error_std).tolist(),
-        "operator": None if seeing is None else seeing.size,
+        "operator": None if seeing is None else digest(*observing_identity(error, dynamics)),
         "trajectories": trajectories,
     }
     return TrainingData(dynamics, held.error, windows, record, _moments(record), about)
@@ -162,7 +170,7 @@ def data_from_record(
         "sizes": {str(dim): size for dim, size in experiment.observation.sizes.items()},
         # What the record holds, by the part that validation reads: a resumed run must be on the same one.
         "fingerprint": digest(
-            *observing_identity(frame.error),
+            *observing_identity(frame.error, frame.dynamics),
             record.observation.cpu().numpy(),
             *(() if truth is None else (truth,)),
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import torch
@@ -128,7 +129,8 @@ def twin(
     sizes = {TRAJECTORY: min(trajectories, 64), TIME: min(cycles, 250), **(chunks or {})}
     plan = Plan.from_chunks(_even(trajectories, sizes[TRAJECTORY]), _even(cycles, sizes[TIME]))
     outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
-    arrays = scan(_twin_block, plan, [], outputs, dynamics, sites, error, steps, seed, dtype)
+    shared = dask.delayed(error, traverse=False)  # one copy in the graph
+    arrays = scan(_twin_block, plan, [], outputs, dynamics, sites, shared, steps, seed, dtype)
     variables = _error_variable(dims, values, in_time, dynamics.units) | _operator_variable(seeing, dynamics)
     return _label(dynamics, sites, dims, arrays, variables, intervals, seed)
 
@@ -147,6 +149,8 @@ def _deviations(given: Any, dims: tuple[str, ...], shape: tuple[int, ...], cycle
         given = given.expand_dims({dim: sizes[dim] for dim in order if dim not in given.dims}).transpose(*order)
         return torch.as_tensor(np.array(given, dtype=np.float64)), in_time
     values = torch.as_tensor(np.array(given, dtype=np.float64))
+    if tuple(values.shape) == (*shape, *shape) != (cycles, *shape):
+        raise ValueError(f"error_std has shape {tuple(values.shape)}, a matrix: pass R as error_covariance=")
     return values, values.ndim > 0 and tuple(values.shape) == (cycles, *shape)
 
 

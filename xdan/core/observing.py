@@ -263,7 +263,7 @@ class ErrorCovariance:
             return math.sqrt(float(self.variance().mean()))
         unit = torch.eye(climate.shape[1], dtype=climate.dtype, device=climate.device)
         slopes = self.operator.along(climate, unit.expand(len(climate), *unit.shape))
-        now = self.at(0)
+        now = self.at(int(self.std.mean(1).argmin()) if self.in_time and self.std is not None else 0)
         white = now.whiten(slopes, torch.ones_like(slopes[:, 0], dtype=torch.bool))
         return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
 

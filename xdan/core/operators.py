@@ -91,6 +91,8 @@ class FunctionOperator(Operator):
             If it gives another number of observations.
         """
         answer = self.function(x)
+        if not isinstance(answer, Tensor):
+            raise ValueError(f"the observation operator gave a {type(answer).__name__}: expected a tensor")
         if answer.shape != (*x.shape[:-1], self.size):
             raise ValueError(
                 f"the observation operator gave shape {tuple(answer.shape)} for states {tuple(x.shape)}: expected "

@@ -161,18 +161,19 @@ class Static:
         """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
         # One gain for all times and trajectories.
         same = bool(observed.all()) and (error.operator is None or error.operator.linear)
-        if same and error in self._cache:
-            return self._cache[error]
+        if same and (known := self._cache.get(error)) is not None:
+            return known
         if same and self.scale.ndim == 0:
             observed, x = observed[:1], x[:1]
         p = self.scale[..., None, None] * self.b
         rows, both = error.products(x, p, observed)
         # Rows of sites that are not observed are those of the identity, so they solve to zero.
         gain = torch.linalg.solve(both + error.masked(observed), rows).mT
-        forecast = p.diagonal(dim1=-2, dim2=-1)
+        forecast = p.diagonal(dim1=-2, dim2=-1).clone()
         analysis = forecast - (gain * rows.mT).sum(-1)
         answer = gain, forecast, analysis.clamp_min(0.0)
         if same:
+            self._cache.clear()  # an error that differs in time is another at every cycle
             self._cache[error] = answer
         return answer
 
