@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
-import math
-import multiprocessing
 import shutil
-import threading
-import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -19,7 +14,6 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-import torch
 import xarray as xr
 import zarr
 from dask.callbacks import Callback
@@ -27,39 +21,16 @@ from dask.delayed import Delayed
 from tqdm.auto import tqdm
 
 from .blocks import Array, in_block
+from .cells import SCORES, TWIN, Cell, Scheme, known_by, plain
 from .core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
-from .core.methods import accepted_parameters, method_by_name
-from .core.networks import AnalysisNetwork, network_by_name, network_parameters
+from .core.methods import method_by_name
 from .core.observing import Sites
-from .fitting import train
 from .network import Network, open_network
 from .schema import check_counts
-from .store import StoreLike, check_writable, digest, exists, read_arrays, write_arrays
+from .store import StoreLike, check_writable, exists, read_arrays, write_arrays
 
 SCHEME, SEED = "scheme", "seed"
 MOST_CELLS = 500  # more are computed with yes=True only
-_TEST_SEEDS = 1_000_000  # test records are keyed apart from training
-_TWIN = ("interval", "observe", "error_std")
-_TRAINING = frozenset(inspect.signature(train).parameters) - {
-    # Given by the cell, or of no use to an endless twin.
-    *("source", "network", "memory", "seed", "checkpoint", "progress", "teacher", "validation", *_TWIN),
-    *("dynamics", "truth", "observation", "observation_error", "operator"),
-}
-_SCORES = {
-    "rmse": "analysis RMSE",
-    "rmse_standard_error": "standard error of the RMSE over trajectories",
-    "forecast_rmse": "forecast RMSE",
-    "spread": "standard deviation of the analysis",
-    "crps": "continuous ranked probability score of the analysis",
-    "innovation_variance": "variance of observation minus forecast",
-    "diverged": "trajectories that diverged",
-    "validation_rmse": "RMSE on the trajectories that training kept for validation",
-    "training_seconds": "time spent training",
-    "seconds": "time spent cycling",
-    "failed": "1 where the experiment ended in an error",
-}
-
-
 _UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}
 
 
@@ -167,183 +138,13 @@ def _labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any,
         raise ValueError(f"axis {name!r} has no values")
     if isinstance(values, Mapping):
         return dict(values)
-    plain = [v.item() if isinstance(v, np.generic) else v for v in values]
-    labels = [v if isinstance(v, (int, float, str)) else json.dumps(_plain(v)) for v in plain]
+    items = [v.item() if isinstance(v, np.generic) else v for v in values]
+    labels = [v if isinstance(v, (int, float, str)) else json.dumps(plain(v)) for v in items]
     if any(isinstance(label, str) for label in labels):  # numbers beside names are names too
         labels = [str(label) for label in labels]
     if len(set(labels)) < len(labels):
         raise ValueError(f"axis {name!r} has a value twice: {labels}")
-    return dict(zip(labels, plain, strict=True))
-
-
-def _plain(value: Any) -> Any:
-    """JSON that says which value this is."""
-    if isinstance(value, Sites):
-        return value.to_json()
-    if isinstance(value, AnalysisNetwork):
-        return {"name": value.name, "parameters": value.parameters_json()}
-    if isinstance(value, Network):
-        return {"network": value.digest}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(v) for key, v in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return np.asarray(value).tolist()
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _known_by(dynamics: Dynamics) -> dict[str, Any]:
-    """JSON that says which dynamics this is: its name, its parameters, and where a step takes a state."""
-    x = torch.linspace(0.1, 1.0, math.prod(dynamics.shape), dtype=torch.float64).reshape(1, *dynamics.shape)
-    with torch.no_grad():
-        after = dynamics.advance(x, 1).numpy().round(9)
-    return {**dynamics_to_json(dynamics), "step": digest(after), "units": dynamics.units}
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A classical method or a network, its parameters, and the names of all that it takes.
-
-    Attributes
-    ----------
-    kind : {"baseline", "network"}
-    what : str, AnalysisNetwork or Network
-    parameters : mapping
-    accepts : frozenset of str
-    trained_on : mapping
-        Parameters of the twin that training has instead of the test's.
-    """
-
-    kind: str
-    what: Any
-    parameters: Mapping[str, Any]
-    accepts: frozenset[str]
-    trained_on: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, label: str, given: Mapping[str, Any]) -> Scheme:
-        """Understand what a caller gave.
-
-        Raises
-        ------
-        ValueError
-            If it names both or none of the two kinds, or a parameter that it does not take.
-        """
-        kinds = [kind for kind in ("baseline", "network") if kind in given]
-        if len(kinds) != 1:
-            raise ValueError(
-                f"scheme {label!r} has the keys {sorted(given)}: expected 'baseline' or 'network' among them"
-            )
-        (kind,), what = kinds, given[kinds[0]]
-        parameters = {key: value for key, value in given.items() if key not in (kind, "trained_on")}
-        if kind == "baseline":
-            accepts = frozenset(accepted_parameters(what) | {"tune_on"})
-        elif isinstance(what, Network):
-            accepts = frozenset()
-        elif isinstance(what, AnalysisNetwork):
-            accepts = frozenset(_TRAINING | set(what.parameters_json()))
-        else:
-            accepts = frozenset(_TRAINING | network_parameters(what))
-        if unknown := set(parameters) - accepts:
-            raise ValueError(f"scheme {label!r} takes no {sorted(unknown)}; it takes {sorted(accepts)}")
-        if "trained_on" in given and (kind == "baseline" or isinstance(what, Network)):
-            raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
-        return cls(kind, what, parameters, accepts, dict(given.get("trained_on", {})))
-
-    def about(self) -> dict[str, Any]:
-        """JSON that tells it from another."""
-        return {self.kind: _plain(self.what), **_plain(self.parameters)}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One experiment, small and plain, so that it travels.
-
-    Attributes
-    ----------
-    scheme : Scheme
-        With the parameters of this cell.
-    dynamics, trained_dynamics : Dynamics
-        Of the test, and of training.
-    twin, trained_twin : mapping
-    test : mapping
-        Sizes of the test record.
-    seed : int
-    """
-
-    scheme: Scheme
-    dynamics: Dynamics
-    trained_dynamics: Dynamics
-    twin: Mapping[str, Any]
-    trained_twin: Mapping[str, Any]
-    test: Mapping[str, Any]
-    seed: int
-
-    @property
-    def training_key(self) -> str:
-        """Tells trainings apart; experiments that share one share its network."""
-        return digest([self.scheme.about(), _known_by(self.trained_dynamics), _plain(self.trained_twin), self.seed])
-
-    @property
-    def key(self) -> str:
-        """Tells experiments apart."""
-        return digest([self.training_key, _known_by(self.dynamics), _plain(self.twin), dict(self.test)])
-
-    @property
-    def trains(self) -> bool:
-        """Whether there is something to train."""
-        return self.scheme.kind == "network" and not isinstance(self.scheme.what, Network)
-
-    @property
-    def minutes(self) -> float:
-        """Time to train, where it is given."""
-        return float(self.scheme.parameters.get("minutes") or 0.0) if self.trains else 0.0
-
-    def train(self, checkpoint: StoreLike | None) -> Network:
-        """Train its network."""
-        own = self.scheme.parameters
-        training = {name: value for name, value in own.items() if name in _TRAINING}
-        shape = {name: value for name, value in own.items() if name not in _TRAINING}
-        what = self.scheme.what
-        if isinstance(what, AnalysisNetwork):
-            what = type(what)(**{**what.parameters_json(), **shape})
-        else:
-            what = network_by_name(what, shape)
-        if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
-            training.setdefault("processes", 1)  # the scheduler has others at work already
-        return train(
-            self.trained_dynamics,
-            what,
-            **training,
-            **self.trained_twin,
-            seed=self.seed,
-            checkpoint=checkpoint,
-            progress=False,
-        )
-
-    def score(self, network: Network | None) -> dict[str, float]:
-        """Cycle the test record and score the run."""
-        from .baselines import baseline
-        from .cycling import cycle
-        from .scoring import score
-        from .twins import twin
-
-        sizes = {name: self.test[name] for name in ("cycles", "trajectories")}
-        here = {"scheduler": "synchronous"}  # said in every call: the configuration is the whole process's
-        record = twin(self.dynamics, **self.twin, **sizes, seed=_TEST_SEEDS + self.seed).compute(**here)
-        begin = time.perf_counter()
-        own: dict[str, Any] = {"dynamics": self.dynamics, "seed": self.seed}
-        if network is None:
-            run = baseline(record.chunk(), self.scheme.what, **self.scheme.parameters, **own).compute(**here)
-        else:
-            own["device"] = self.scheme.parameters.get("device", "auto")
-            run = cycle(record.chunk(), network, **own).compute(**here)
-        seconds = time.perf_counter() - begin
-        found = score(record, run, burn_in=self.test["burn_in"], dynamics=self.dynamics)
-        values = {name: float(found[name]) for name in _SCORES if name in found}
-        if network is not None and self.trains:
-            training = network.description["training"]
-            values |= {"validation_rmse": training["validation_rmse"], "training_seconds": training["seconds"]}
-        return {**values, "seconds": seconds, "failed": 0.0}
+    return dict(zip(labels, items, strict=True))
 
 
 @dataclass(frozen=True)
@@ -369,12 +170,12 @@ class Grid:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds={list(self.seeds)}: expected distinct ones, at least one")
         own = set(self._of_dynamics())
-        known = own.union(_TWIN, *(scheme.accepts for scheme in self.schemes.values()))
+        known = own.union(TWIN, *(scheme.accepts for scheme in self.schemes.values()))
         if unknown := sorted(set(self.axes) - known):
             raise ValueError(f"axes {unknown} are no parameters of any scheme; known are {sorted(known)}")
         for label, scheme in self.schemes.items():
-            if wrong := sorted(set(scheme.trained_on) - own - set(_TWIN)):
-                raise ValueError(f"scheme {label!r}: trained_on takes {sorted(own | set(_TWIN))}, not {wrong}")
+            if wrong := sorted(set(scheme.trained_on) - own - set(TWIN)):
+                raise ValueError(f"scheme {label!r}: trained_on takes {sorted(own | set(TWIN))}, not {wrong}")
         if {"steps", "minutes"} <= set(self.axes):
             raise ValueError("axes 'steps' and 'minutes' both say how long to train: expected one of them")
         for cell in self.cells():
@@ -419,18 +220,18 @@ class Grid:
         if mine:
             description = dynamics_to_json(dynamics)
             dynamics = dynamics_from_json({**description, "parameters": {**description["parameters"], **mine}})
-        twin = {name: chosen.get(name, self.twin[name]) for name in _TWIN}
+        twin = {name: chosen.get(name, self.twin[name]) for name in TWIN}
         return dynamics, {name: float(v) if isinstance(v, Real) else v for name, v in twin.items()}
 
     def about(self) -> dict[str, Any]:
         """JSON that tells this sweep from another; schemes, values and seeds may be added."""
         return {
-            "dynamics": _known_by(self.dynamics),
+            "dynamics": known_by(self.dynamics),
             "axes": sorted(self.axes),
-            **{name: _plain(value) for name, value in self._world({})[1].items()},
+            **{name: plain(value) for name, value in self._world({})[1].items()},
             **self.test,
             "schemes": {
-                label: {**scheme.about(), "trained_on": _plain(scheme.trained_on)}
+                label: {**scheme.about(), "trained_on": plain(scheme.trained_on)}
                 for label, scheme in self.schemes.items()
             },
         }
@@ -443,7 +244,7 @@ class Grid:
         shape = tuple(len(values) for values in labels.values())
         found = [results[cell.key] for cell in self.cells()]
         variables = {}
-        for name, long_name in _SCORES.items():
+        for name, long_name in SCORES.items():
             if any(isinstance(result, Delayed) for result in found):
                 values = [da.from_delayed(_pick(result, name), (), np.float64) for result in found]
                 array: Any = da.stack(values).reshape(shape)

@@ -1,0 +1,213 @@
+"""One experiment of a sweep: a scheme, trained where it is a network, cycled over a test record and scored."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import multiprocessing
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from .baselines import baseline
+from .core.dynamics import Dynamics, dynamics_to_json
+from .core.methods import accepted_parameters
+from .core.networks import AnalysisNetwork, network_by_name, network_parameters
+from .core.observing import Sites
+from .cycling import cycle
+from .fitting import train
+from .network import Network
+from .scoring import score
+from .store import StoreLike, digest
+from .twins import twin
+
+_TEST_SEEDS = 1_000_000  # test records are keyed apart from training
+TWIN = ("interval", "observe", "error_std")
+_TRAINING = frozenset(inspect.signature(train).parameters) - {
+    # Given by the cell, or of no use to an endless twin.
+    *("source", "network", "memory", "seed", "checkpoint", "progress", "teacher", "validation", *TWIN),
+    *("dynamics", "truth", "observation", "observation_error", "operator"),
+}
+SCORES = {
+    "rmse": "analysis RMSE",
+    "rmse_standard_error": "standard error of the RMSE over trajectories",
+    "forecast_rmse": "forecast RMSE",
+    "spread": "standard deviation of the analysis",
+    "crps": "continuous ranked probability score of the analysis",
+    "innovation_variance": "variance of observation minus forecast",
+    "diverged": "trajectories that diverged",
+    "validation_rmse": "RMSE on the trajectories that training kept for validation",
+    "training_seconds": "time spent training",
+    "seconds": "time spent cycling",
+    "failed": "1 where the experiment ended in an error",
+}
+
+
+def plain(value: Any) -> Any:
+    """JSON that says which value this is."""
+    if isinstance(value, Sites):
+        return value.to_json()
+    if isinstance(value, AnalysisNetwork):
+        return {"name": value.name, "parameters": value.parameters_json()}
+    if isinstance(value, Network):
+        return {"network": value.digest}
+    if isinstance(value, Mapping):
+        return {str(key): plain(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return np.asarray(value).tolist()
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def known_by(dynamics: Dynamics) -> dict[str, Any]:
+    """JSON that says which dynamics this is: its name, its parameters, and where a step takes a state."""
+    x = torch.linspace(0.1, 1.0, math.prod(dynamics.shape), dtype=torch.float64).reshape(1, *dynamics.shape)
+    with torch.no_grad():
+        after = dynamics.advance(x, 1).numpy().round(9)
+    return {**dynamics_to_json(dynamics), "step": digest(after), "units": dynamics.units}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A classical method or a network, its parameters, and the names of all that it takes.
+
+    Attributes
+    ----------
+    kind : {"baseline", "network"}
+    what : str, AnalysisNetwork or Network
+    parameters : mapping
+    accepts : frozenset of str
+    trained_on : mapping
+        Parameters of the twin that training has instead of the test's.
+    """
+
+    kind: str
+    what: Any
+    parameters: Mapping[str, Any]
+    accepts: frozenset[str]
+    trained_on: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, label: str, given: Mapping[str, Any]) -> Scheme:
+        """Understand what a caller gave.
+
+        Raises
+        ------
+        ValueError
+            If it names both or none of the two kinds, or a parameter that it does not take.
+        """
+        kinds = [kind for kind in ("baseline", "network") if kind in given]
+        if len(kinds) != 1:
+            raise ValueError(
+                f"scheme {label!r} has the keys {sorted(given)}: expected 'baseline' or 'network' among them"
+            )
+        (kind,), what = kinds, given[kinds[0]]
+        parameters = {key: value for key, value in given.items() if key not in (kind, "trained_on")}
+        if kind == "baseline":
+            accepts = frozenset(accepted_parameters(what) | {"tune_on"})
+        elif isinstance(what, Network):
+            accepts = frozenset()
+        elif isinstance(what, AnalysisNetwork):
+            accepts = frozenset(_TRAINING | set(what.parameters_json()))
+        else:
+            accepts = frozenset(_TRAINING | network_parameters(what))
+        if unknown := set(parameters) - accepts:
+            raise ValueError(f"scheme {label!r} takes no {sorted(unknown)}; it takes {sorted(accepts)}")
+        if "trained_on" in given and (kind == "baseline" or isinstance(what, Network)):
+            raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
+        return cls(kind, what, parameters, accepts, dict(given.get("trained_on", {})))
+
+    def about(self) -> dict[str, Any]:
+        """JSON that tells it from another."""
+        return {self.kind: plain(self.what), **plain(self.parameters)}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment, small and plain, so that it travels.
+
+    Attributes
+    ----------
+    scheme : Scheme
+        With the parameters of this cell.
+    dynamics, trained_dynamics : Dynamics
+        Of the test, and of training.
+    twin, trained_twin : mapping
+    test : mapping
+        Sizes of the test record.
+    seed : int
+    """
+
+    scheme: Scheme
+    dynamics: Dynamics
+    trained_dynamics: Dynamics
+    twin: Mapping[str, Any]
+    trained_twin: Mapping[str, Any]
+    test: Mapping[str, Any]
+    seed: int
+
+    @property
+    def training_key(self) -> str:
+        """Tells trainings apart; experiments that share one share its network."""
+        return digest([self.scheme.about(), known_by(self.trained_dynamics), plain(self.trained_twin), self.seed])
+
+    @property
+    def key(self) -> str:
+        """Tells experiments apart."""
+        return digest([self.training_key, known_by(self.dynamics), plain(self.twin), dict(self.test)])
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is something to train."""
+        return self.scheme.kind == "network" and not isinstance(self.scheme.what, Network)
+
+    @property
+    def minutes(self) -> float:
+        """Time to train, where it is given."""
+        return float(self.scheme.parameters.get("minutes") or 0.0) if self.trains else 0.0
+
+    def train(self, checkpoint: StoreLike | None) -> Network:
+        """Train its network."""
+        own = self.scheme.parameters
+        training = {name: value for name, value in own.items() if name in _TRAINING}
+        shape = {name: value for name, value in own.items() if name not in _TRAINING}
+        what = self.scheme.what
+        if isinstance(what, AnalysisNetwork):
+            what = type(what)(**{**what.parameters_json(), **shape})
+        else:
+            what = network_by_name(what, shape)
+        if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
+            training.setdefault("processes", 1)  # the scheduler has others at work already
+        return train(
+            self.trained_dynamics,
+            what,
+            **training,
+            **self.trained_twin,
+            seed=self.seed,
+            checkpoint=checkpoint,
+            progress=False,
+        )
+
+    def score(self, network: Network | None) -> dict[str, float]:
+        """Cycle the test record and score the run."""
+        sizes = {name: self.test[name] for name in ("cycles", "trajectories")}
+        here = {"scheduler": "synchronous"}  # said in every call: the configuration is the whole process's
+        record = twin(self.dynamics, **self.twin, **sizes, seed=_TEST_SEEDS + self.seed).compute(**here)
+        begin = time.perf_counter()
+        own: dict[str, Any] = {"dynamics": self.dynamics, "seed": self.seed}
+        if network is None:
+            run = baseline(record.chunk(), self.scheme.what, **self.scheme.parameters, **own).compute(**here)
+        else:
+            own["device"] = self.scheme.parameters.get("device", "auto")
+            run = cycle(record.chunk(), network, **own).compute(**here)
+        seconds = time.perf_counter() - begin
+        found = score(record, run, burn_in=self.test["burn_in"], dynamics=self.dynamics)
+        values = {name: float(found[name]) for name in SCORES if name in found}
+        if network is not None and self.trains:
+            training = network.description["training"]
+            values |= {"validation_rmse": training["validation_rmse"], "training_seconds": training["seconds"]}
+        return {**values, "seconds": seconds, "failed": 0.0}
