@@ -1,8 +1,8 @@
-"""How good a network is against what it sees and how it was trained: five sweeps, five pictures.
+"""How good a network is against what it sees and how it was trained: six sweeps, six pictures.
 
     python examples/sweeps.py [FIGURE ...] [--minutes 2] [--seeds 1] [--out sweeps]
 
-Figures: noise, density, window, filters, members. Each is one call of `xdan.sweep` into its own Zarr store: a second
+Figures: noise, density, window, filters, members, sites. Each is one call of `xdan.sweep` into its own Zarr store: a second
 call computes what is missing. Beside the networks, trained for `--minutes` each, stands an EnKF-N with 40 members.
 """
 
@@ -56,12 +56,20 @@ def members(minutes: float, common: dict[str, Any]) -> xr.Dataset:
     return xdan.sweep(xdan.Lorenz96(), schemes, {"members": [2, 5, 10, 20, 40]}, **common)
 
 
+def sites(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """Rings of other sizes: networks trained on each, and one trained on 40 sites only."""
+    network = {"network": "residual-cnn", "minutes": minutes}
+    schemes = {"EnKF-N": ENKF, "retrained": network, "trained on 40 sites": {**network, "trained_on": {"sites": 40}}}
+    return xdan.sweep(xdan.Lorenz96(), schemes, {"sites": [20, 40, 80, 160]}, **common)
+
+
 FIGURES: dict[str, tuple[Callable[[float, dict[str, Any]], xr.Dataset], str, bool]] = {
     "noise": (noise, "error_std", True),
     "density": (density, "observe", False),
     "window": (window, "window", True),
     "filters": (filters, "filters", True),
     "members": (members, "members", True),
+    "sites": (sites, "sites", True),
 }
 
 
