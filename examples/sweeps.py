@@ -2,8 +2,9 @@
 
     python examples/sweeps.py [FIGURE ...] [--minutes 2] [--seeds 1] [--out sweeps]
 
-Figures: noise, density, window, filters, members, sites. Each is one call of `xdan.sweep` into its own Zarr store: a second
-call computes what is missing. Beside the networks, trained for `--minutes` each, stands an EnKF-N with 40 members.
+Figures: noise, density, window, filters, members, sites. Each is one call of `xdan.sweep` into its own Zarr store: a
+second call computes what is missing. Beside the networks, trained for `--minutes` each, stands an EnKF-N with 40
+members.
 """
 
 from __future__ import annotations
