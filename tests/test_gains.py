@@ -1,89 +1,233 @@
+"""Gains and marginal gains as labelled, lazy arrays."""
+
+import dask
 import numpy as np
 import pytest
 import torch
-from torch.func import jacfwd, jacrev
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import xdan
-from xdan.core.networks import AnalysisNetwork, ResidualCNN
-from xdan.core.sensitivity import marginal_gain, symmetry_average
+from xdan.core.networks import AnalysisNetwork, ResidualCNN, register_network
+from xdan.core.networks.base import _NETWORKS
+from xdan.core.sensitivity import Points, analysis_covariance, whole_marginal_gain
+from xdan.core.symmetry import symmetry_average
 from xdan.network import Network
 
-
-class Bilinear(AnalysisNetwork):
-    """a_i = sum_jl T[i, j, l] zeta_j x_l, whose marginal gain is T."""
-
-    name = "bilinear"
-
-    def __init__(self, tensor):
-        super().__init__()
-        self.tensor = tensor
-
-    def parameters_json(self):
-        return {}
-
-    def forward(self, x, zeta, memory=None):
-        return x + torch.einsum("ijl,bj,bl->bi", self.tensor, zeta, x), None
+SITES = 7
 
 
-def circular(sites=7, memory=0):
+@pytest.fixture(scope="module")
+def circular():
     torch.manual_seed(3)
-    net = ResidualCNN(filters=4, blocks=2, kernel=3, memory=memory).double().eval()
+    net = ResidualCNN(filters=4, blocks=2, kernel=3).double().eval()
     with torch.no_grad():
         for weight in net.weights:
             weight.mul_(3)
-    return net, torch.randn(5, sites, dtype=torch.float64)
+    return Network.from_module(net, ("x",), {})
 
 
-def full_gamma(net, state):
-    def increment(x, zeta):
-        return net(x[None], zeta[None])[0][0] - x
-
-    zero = torch.zeros_like(state)
-    return jacfwd(lambda x: jacrev(lambda zeta: increment(x, zeta))(zero))(state)
+@pytest.fixture(scope="module")
+def ds():
+    model = xdan.Lorenz96(sites=SITES)
+    return xdan.twin(model, cycles=6, trajectories=3, dtype="float64").compute(scheduler="synchronous")
 
 
-def test_bilinear_operator_returns_its_tensor():
-    tensor = torch.randn(6, 6, 6, dtype=torch.float64)
-    x = torch.randn(3, 6, dtype=torch.float64)
-    for site in range(6):
-        found = marginal_gain(Bilinear(tensor), x, site, columns_at_once=4)
-        torch.testing.assert_close(found, tensor[:, :, site].expand(3, 6, 6), rtol=0, atol=1e-12)
+@pytest.fixture(scope="module")
+def toy():
+    """a_i = sum_jl T[i, j, l] zeta_j x_l, whose marginal gain is T; it commutes with no turn of the ring."""
+
+    @register_network
+    class Bilinear(AnalysisNetwork):
+        name = "bilinear-toy"
+
+        def __init__(self, sites=SITES):
+            super().__init__()
+            self.register_buffer("tensor", torch.zeros(sites, sites, sites))
+
+        def parameters_json(self):
+            return {"sites": len(self.tensor)}
+
+        def forward(self, x, zeta, memory=None):
+            return x + torch.einsum("ijl,bj,bl->bi", self.tensor, zeta, x), None
+
+    net = Bilinear().double()
+    torch.manual_seed(5)
+    net.tensor.copy_(0.01 * torch.randn(SITES, SITES, SITES))  # a run stays bounded
+    yield Network.from_module(net, ("x",), {})
+    del _NETWORKS["bilinear-toy"]
 
 
-@pytest.mark.parametrize("memory", [0, 2])
-def test_site_average_is_that_of_the_whole_tensor(memory):
-    net, x = circular(memory=memory)
-    n, r = x.shape[1], 2
-    expected = torch.zeros(n, n, dtype=torch.float64)
-    for state in x:
-        gamma = full_gamma(net, state)
-        for i in range(n):
-            for j in range(n):
-                for site in range(n):
-                    expected[i, j] += gamma[(i + site - r) % n, (j + site - r) % n, site] / (n * len(x))
-    torch.testing.assert_close(symmetry_average(net, x, r, list(range(n))), expected, rtol=0, atol=1e-12)
+def states(ds):
+    return torch.from_numpy(ds.truth.values).flatten(0, 1)
 
 
-def test_gain_is_lazy_and_the_same_for_any_chunks():
-    net, _ = circular()
-    network = Network.from_module(net, ("x",), {})
-    ds = xdan.twin(xdan.Lorenz96(sites=7), cycles=6, trajectories=3, dtype="float64").load()
-    whole = xdan.gain(ds, network, all_sites=True)
-    cut = xdan.gain(ds.chunk(trajectory=2, time=5), network, all_sites=True)
-    assert whole.chunks is not None
-    assert whole.dims == ("i", "j")
-    np.testing.assert_allclose(cut.values, whole.values, rtol=0, atol=1e-12)
-    states = torch.from_numpy(ds.truth.values).flatten(0, 1)
-    expected = symmetry_average(net, states, 3, list(range(7)))
-    np.testing.assert_allclose(whole.values, expected.detach().numpy(), rtol=0, atol=1e-12)
+def test_every_road_returns_the_toy_tensor(ds, toy):
+    tensor = toy.arrays["tensor"]
+    gamma = ds.dan.gain(toy, kind="marginal")
+    assert gamma.dims == ("trajectory", "time", "i", "j", "l")
+    np.testing.assert_allclose(gamma.values, np.broadcast_to(tensor, gamma.shape), rtol=0, atol=1e-10)
+    composite = ds.dan.gain(toy, kind="marginal", method="regression", samples=20)
+    np.testing.assert_allclose(composite.values, gamma.values, rtol=0, atol=1e-8)  # exactly bilinear
+    for innovation in ("sampled", "run"):
+        run = ds.dan.cycle(toy) if innovation == "run" else None
+        found = ds.dan.gain(toy, kind="marginal", innovation=innovation, run=run, dim=["trajectory", "time"], every=3)
+        np.testing.assert_allclose(found.values, tensor, rtol=0, atol=1e-10)
+    omega = ds.dan.gain(toy, reference=2)
+    expected = symmetry_average(torch.from_numpy(tensor.copy()), xdan.Group.ring(SITES), 2)
+    np.testing.assert_allclose(omega.values, expected, rtol=0, atol=1e-10)
 
 
-def test_gain_refuses_what_it_cannot_do():
-    network = Network.from_module(circular()[0], ("x",), {})
-    ds = xdan.twin(xdan.Lorenz96(sites=7), cycles=2)
-    with pytest.raises(ValueError, match="expected a site from 0 to 6"):
-        xdan.gain(ds, network, reference=7)
-    with pytest.raises(ValueError, match="kind='full' is unknown"):
-        xdan.gain(ds, network, kind="full")
+def test_covariance_and_gain_are_derivatives_at_the_states(ds, circular):
+    covariance = ds.dan.gain(circular, kind="covariance")
+    expected = analysis_covariance(circular.module(torch.float64), Points.at_rest(states(ds))).detach()
+    np.testing.assert_allclose(covariance.values.reshape(-1, SITES, SITES), expected, rtol=0, atol=1e-12)
+    assert covariance.dims == ("trajectory", "time", "i", "j")
+    xr.testing.assert_equal(covariance.time, ds.time)
+    noisy = xdan.twin(xdan.Lorenz96(sites=SITES), cycles=2, error_std=2.0, dtype="float64")
+    noisy = noisy.assign(observation=noisy.observation.where(noisy.x != 3)).compute()
+    kalman = noisy.dan.gain(circular, kind="kalman", group=None)
+    expected = noisy.dan.gain(circular, kind="covariance").values / 4.0
+    expected[..., 3] = 0.0
+    np.testing.assert_allclose(kalman.values, expected, rtol=0, atol=1e-12)
+
+
+def test_gain_with_an_operator_has_the_observations_dim(circular, toy):
+    matrix = np.random.default_rng(0).normal(size=(3, SITES))
+    ds = xdan.twin(xdan.Lorenz96(sites=SITES), cycles=2, operator=matrix, error_std=0.5, dtype="float64").compute()
+    kalman, covariance = (ds.dan.gain(circular, kind=kind) for kind in ("kalman", "covariance"))
+    assert kalman.dims == ("trajectory", "time", "i", "obs")
+    np.testing.assert_allclose(kalman.values, covariance.values @ matrix.T / 0.25, rtol=0, atol=1e-12)
+    # Samples lie in the three directions that are seen, and the toy is linear in them: no sampling error.
+    exact, regressed = (ds.dan.gain(toy, kind="kalman", method=method) for method in ("autodiff", "regression"))
+    np.testing.assert_allclose(regressed.values, exact.values, rtol=0, atol=1e-9)
+
+
+def test_one_site_and_all_agree_where_states_are_turned(ds, circular):
+    whole = symmetry_average(
+        whole_marginal_gain(circular.module(torch.float64), Points.at_rest(states(ds))), xdan.Group.ring(SITES), 3
+    ).mean(0)
+    every = ds.dan.gain(circular, all_sites=True, reference=3)
+    np.testing.assert_allclose(every.values, whole.detach(), rtol=0, atol=1e-10)
+    turns = [ds.assign(truth=ds.truth.roll(x=k, roll_coords=False)) for k in range(SITES)]
+    one = sum(turn.dan.gain(circular, reference=3).values for turn in turns) / SITES
+    np.testing.assert_allclose(one, whole.detach(), rtol=0, atol=1e-10)
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 3))
+def test_any_chunks_give_the_same_averages(ds, circular, rows, columns, every):
+    cut = ds.chunk(trajectory=rows, time=columns)
+    for settings in (
+        {"innovation": "sampled"},
+        {"method": "regression", "samples": 9},
+        {"dim": "time"},
+        {"kind": "covariance", "dim": "trajectory"},
+    ):
+        whole = ds.dan.gain(circular, every=every, **settings)
+        found = cut.dan.gain(circular, every=every, **settings)
+        np.testing.assert_allclose(found.values, whole.values, rtol=0, atol=1e-12)
+        xr.testing.assert_equal(found.coords.to_dataset(), whole.coords.to_dataset())
+
+
+def test_partial_averages_make_the_whole_one(ds, circular):
+    whole = ds.dan.gain(circular)
+    by_run, by_state = ds.dan.gain(circular, dim="time"), ds.dan.gain(circular, dim=[])
+    assert by_run.dims == ("trajectory", "i", "j")
+    assert by_state.dims == ("trajectory", "time", "i", "j")
+    np.testing.assert_allclose(by_run.mean("trajectory"), whole, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(by_state.mean(["trajectory", "time"]), whole, rtol=0, atol=1e-12)
+
+
+def test_nothing_is_computed_or_read_before_it_is_asked(ds, circular, computed, untouchable):
+    lazy = untouchable(ds, "truth", "observation")
+    run = xdan.cycle(ds, circular)
+    calls = computed.calls
+    for kind in ("mean", "marginal", "covariance", "kalman"):
+        found = lazy.dan.gain(circular, kind=kind)
+        assert found.chunks is not None
+    assert lazy.dan.gain(circular, run=run, innovation="run").chunks is not None
+    assert computed.calls == calls
+
+
+def test_threads_and_one_thread_agree(ds, circular):
+    lazy = ds.chunk(trajectory=1, time=2).dan.gain(circular, innovation="sampled")
+    with dask.config.set(scheduler="threads"):
+        threads = lazy.values
+    np.testing.assert_allclose(threads, lazy.values, rtol=0, atol=1e-12)
+
+
+def test_run_brings_its_forecasts_innovations_and_memory(twin, net):
+    run = twin.dan.cycle(net, members=True)
+    assert run.memory.dims == ("trajectory", "time", "channel", "x")
+    found = twin.dan.gain(net, kind="covariance", run=run, innovation="run").isel(trajectory=1, time=9)
+    place = {"trajectory": 1, "time": 9}
+    x, y, m = (
+        torch.from_numpy(variable.isel(place).values)[None] for variable in (run.forecast, twin.observation, run.memory)
+    )
+    module = net.module(torch.float64)
+    expected = analysis_covariance(module, Points(x, y - x, m))[0].detach()
+    np.testing.assert_allclose(found.values, expected, rtol=0, atol=1e-12)
+    # What the analysis read is what was kept.
+    analysis = module(x, y - x, m)[0].detach()[0]
+    np.testing.assert_allclose(run.analysis.isel(place), analysis, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="lacks the network's memory"):
+        twin.dan.gain(net, run=run.drop_vars("memory"))
+
+
+def test_record_without_trajectories(ds, circular):
+    bare = ds.isel(trajectory=0, drop=True)
+    assert bare.dan.gain(circular, kind="covariance").dims == ("time", "i", "j")
+    np.testing.assert_allclose(bare.dan.gain(circular), ds.isel(trajectory=[0]).dan.gain(circular), atol=1e-12)
+
+
+def test_states_of_two_dims_are_numbered(toy):
+    grid = xdan.CustomDynamics(lambda x: -x, state={"lat": 1, "lon": [0.0, *range(10, 70, 10)]}, timestep=0.1)
+    ds = xdan.twin(grid, interval=0.1, cycles=2, dtype="float64").compute()
+    plane = Network({**toy.description, "state_dims": ["lat", "lon"]}, toy.arrays)
+    gamma = ds.dan.gain(plane, kind="marginal", dynamics=grid)
+    assert gamma.sizes["i"] == SITES
+    np.testing.assert_array_equal(gamma.i_lon, gamma.l_lon)
+    np.testing.assert_array_equal(gamma.i_lon, [0.0, *range(10, 70, 10)])
+
+
+def test_large_results_are_lazy_and_say_so(circular):
+    ds = xdan.twin(xdan.Lorenz96(sites=SITES), cycles=10_000, trajectories=100)
+    with pytest.warns(xdan.XdanWarning, match=r"has 1\.3 GiB"):
+        gamma = ds.dan.gain(circular, kind="marginal")
+    assert max(np.prod(chunk) for chunk in zip(*map(lambda c: c[:1], gamma.chunks), strict=True)) * 4 <= 2**26
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reference": 7}, "expected a site from 0 to 6"),
+        ({"kind": "full"}, "kind='full' is unknown"),
+        ({"method": "guess"}, "expected one of"),
+        ({"dim": "x"}, "expected some of"),
+        ({"innovation": "run"}, "pass run="),
+        ({"innovation": "all"}, "expected one of"),
+        ({"method": "regression", "samples": 7}, "at least 8"),
+        ({"method": "regression", "innovation": "sampled"}, "about zero"),
+        ({"group": xdan.Group.ring(8)}, "does not fit a state of 7 sites"),
+        ({"every": 0}, "expected every >= 1"),
+        ({"burn_in": 6}, "burn_in < 6"),
+        ({"forecast_error": np.ones(3)}, "expected a standard deviation"),
+        ({"forecast_error": -np.eye(7)}, "not positive definite"),
+    ],
+)
+def test_refuses_what_it_cannot_do(ds, circular, settings, message, untouchable):
+    with pytest.raises(ValueError, match=message):
+        untouchable(ds, "truth").dan.gain(circular, **settings)
+
+
+def test_refuses_records_that_do_not_fit(ds, circular):
     with pytest.raises(ValueError, match="needs the truth"):
-        xdan.gain(ds.drop_vars("truth"), network)
+        ds.drop_vars("truth").dan.gain(circular)
+    with pytest.raises(TypeError, match="expected a Network"):
+        ds.dan.gain(circular.module())
+    other = xdan.CustomDynamics(lambda x: -x, state={"y": SITES}, timestep=0.05)
+    with pytest.raises(ValueError, match="works on states with dims"):
+        ds.rename(x="y").dan.gain(circular, dynamics=other)
+    with pytest.raises(ValueError, match="not finite"):
+        ds.assign(truth=ds.truth.where(ds.time < 0.2)).dan.gain(circular).compute()

@@ -25,9 +25,17 @@ if TYPE_CHECKING:
     from .core.networks import LinearInZeta as LinearInZeta
     from .core.networks import ResidualCNN as ResidualCNN
     from .core.observing import Sites as Sites
+    from .core.symmetry import Group as Group
+    from .covariances import covariance_spectrum as covariance_spectrum
+    from .covariances import ensemble_covariance as ensemble_covariance
+    from .covariances import principal_angles as principal_angles
+    from .covariances import zero_innovation_bias as zero_innovation_bias
     from .cycling import cycle as cycle
     from .fitting import train as train
     from .gains import gain as gain
+    from .linearity import innovation_histogram as innovation_histogram
+    from .linearity import scaling_of_increments as scaling_of_increments
+    from .linearity import stein_identity as stein_identity
     from .network import Network as Network
     from .network import open_network as open_network
     from .plotting import hovmoller as hovmoller
@@ -39,6 +47,10 @@ if TYPE_CHECKING:
     from .scoring import rank_histogram as rank_histogram
     from .scoring import score as score
     from .sweeps import sweep as sweep
+    from .symmetries import equivariance_error as equivariance_error
+    from .symmetries import pattern_extent as pattern_extent
+    from .symmetries import reconstruct_gain as reconstruct_gain
+    from .symmetries import symmetry_group as symmetry_group
     from .twins import twin as twin
 
 __version__ = "0.1.0"
@@ -48,6 +60,7 @@ _HOMES = {
     "Dynamics": "core.dynamics",
     "EnsembleCNN": "core.networks",
     "FiniteSizeEnKF": "core.methods",
+    "Group": "core.symmetry",
     "LinearInZeta": "core.networks",
     "Lorenz96": "core.dynamics",
     "Method": "core.methods",
@@ -57,20 +70,31 @@ _HOMES = {
     "ThreeDVar": "core.methods",
     "XdanWarning": "schema",
     "baseline": "baselines",
+    "covariance_spectrum": "covariances",
     "cycle": "cycling",
+    "ensemble_covariance": "covariances",
+    "equivariance_error": "symmetries",
     "gain": "gains",
     "hovmoller": "plotting",
+    "innovation_histogram": "linearity",
     "open_network": "network",
+    "pattern_extent": "symmetries",
+    "principal_angles": "covariances",
     "rank_histogram": "scoring",
+    "reconstruct_gain": "symmetries",
     "register_dynamics": "core.dynamics",
     "rmse_in_time": "plotting",
     "save_page": "plotting",
+    "scaling_of_increments": "linearity",
     "score": "scoring",
+    "stein_identity": "linearity",
     "sweep": "sweeps",
     "sweep_curves": "plotting",
+    "symmetry_group": "symmetries",
     "train": "fitting",
     "training_history": "plotting",
     "twin": "twins",
+    "zero_innovation_bias": "covariances",
 }
 
 __all__ = ["__version__", *_HOMES]

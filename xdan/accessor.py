@@ -8,6 +8,7 @@ import xarray as xr
 
 if TYPE_CHECKING:
     from .core.methods import Method
+    from .core.symmetry import Group
     from .network import Network
 
 
@@ -37,10 +38,46 @@ class DanAccessor:
         return baseline(self._ds, name, **kwargs)
 
     def gain(self, network: Network, **kwargs: Any) -> xr.DataArray:
-        """Average what a network has learned over this record: `xdan.gain`."""
+        """Differentiate a network at this record's states: `xdan.gain`."""
         from .gains import gain
 
         return gain(self._ds, network, **kwargs)
+
+    def symmetry_group(self, **kwargs: Any) -> Group:
+        """Find this record's symmetries: `xdan.symmetry_group`."""
+        from .symmetries import symmetry_group
+
+        return symmetry_group(self._ds, **kwargs)
+
+    def equivariance_error(self, network: Network, **kwargs: Any) -> xr.DataArray:
+        """Measure how far a network is from this record's symmetries: `xdan.equivariance_error`."""
+        from .symmetries import equivariance_error
+
+        return equivariance_error(self._ds, network, **kwargs)
+
+    def zero_innovation_bias(self, network: Network, **kwargs: Any) -> xr.Dataset:
+        """Measure a network's increments without innovation: `xdan.zero_innovation_bias`."""
+        from .covariances import zero_innovation_bias
+
+        return zero_innovation_bias(self._ds, network, **kwargs)
+
+    def scaling_of_increments(self, network: Network, run: xr.Dataset, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """Measure how increments grow with innovations: `xdan.scaling_of_increments`."""
+        from .linearity import scaling_of_increments
+
+        return scaling_of_increments(self._ds, network, run, *args, **kwargs)
+
+    def stein_identity(self, network: Network, **kwargs: Any) -> xr.Dataset:
+        """Compare mean derivatives with regression slopes: `xdan.stein_identity`."""
+        from .linearity import stein_identity
+
+        return stein_identity(self._ds, network, **kwargs)
+
+    def innovation_histogram(self, network: Network, run: xr.Dataset, **kwargs: Any) -> xr.DataArray:
+        """Count the projected innovations of a run: `xdan.innovation_histogram`."""
+        from .linearity import innovation_histogram
+
+        return innovation_histogram(self._ds, network, run, **kwargs)
 
     def score(self, run: xr.Dataset, **kwargs: Any) -> xr.Dataset:
         """Score a run on this record: `xdan.score`."""

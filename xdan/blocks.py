@@ -95,6 +95,15 @@ class Plan:
         """Blocks along trajectory and along time."""
         return len(self.trajectory) - 1, len(self.time) - 1
 
+    def cut(self, array: da.Array) -> list[list[Delayed]]:
+        """Delayed blocks of an array of dims (trajectory, time, ...), its other dims whole."""
+        sizes = tuple(tuple(np.diff(edges).tolist()) for edges in (self.trajectory, self.time))
+        whole = array.rechunk((*sizes, *(-1 for _ in array.shape[2:])))
+        delayed = whole.to_delayed()
+        return [
+            [delayed[(i, t, *(0 for _ in array.shape[2:]))] for t in range(self.shape[1])] for i in range(self.shape[0])
+        ]
+
 
 def scan(
     block: Block,
@@ -117,7 +126,7 @@ def scan(
         Passed to every block.
     """
     task = dask.delayed(block, nout=2, pure=False)
-    cut = [_cut(array, plan) for array in inputs]
+    cut = [plan.cut(array) for array in inputs]
     pieces: dict[str, list[list[da.Array]]] = {name: [] for name in outputs}
     for i in range(plan.shape[0]):
         carry: Any = None
@@ -133,16 +142,6 @@ def scan(
     return {
         name: da.concatenate([da.concatenate(row, axis=1) for row in rows], axis=0) for name, rows in pieces.items()
     }
-
-
-def _cut(array: da.Array, plan: Plan) -> list[list[Delayed]]:
-    """Delayed blocks of an array along the plan, its other dims whole."""
-    sizes = tuple(tuple(np.diff(edges).tolist()) for edges in (plan.trajectory, plan.time))
-    whole = array.rechunk((*sizes, *(-1 for _ in array.shape[2:])))
-    delayed = whole.to_delayed()
-    return [
-        [delayed[(i, t, *(0 for _ in array.shape[2:]))] for t in range(plan.shape[1])] for i in range(plan.shape[0])
-    ]
 
 
 def make_record(

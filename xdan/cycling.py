@@ -15,12 +15,13 @@ from tqdm.auto import tqdm
 
 from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
 from .core.dynamics import Dynamics, dynamics_to_json
-from .core.methods import Method
+from .core.methods import DataAssimilationNetwork, Method
 from .core.random import check_seed
 from .experiment import Experiment, Frame, read
 from .network import Network
 from .observing import identity as observing_identity
 from .schema import (
+    CHANNEL,
     DUAL,
     MEMBER,
     MEMBER_ATTRIBUTES,
@@ -47,6 +48,7 @@ _LONG_NAMES = {
     "diverged": "the trajectory has diverged at or before this time",
     "forecast_members": "forecast members",
     "members": "analysis members",
+    "memory": "latent channels that the analysis reads",
     "background_scale": "factor of the background error covariance",
     "background_covariance": "background error covariance before scaling",
     "candidate_scale": "scales that were tried",
@@ -103,7 +105,8 @@ def cycle(
         H, where observations lie along `obs`: a variable's name, a matrix (P, N), or a torch function of states
         (..., N), which no store can hold.
     members : bool
-        Keep the members of an ensemble method.
+        Keep the members of an ensemble method, or the memory of a network: the latent channels that each analysis
+        reads.
     seed : int
         Keys the draws of ensembles.
     store : path or Zarr store, optional
@@ -315,15 +318,20 @@ Shapes = dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]]
 
 def _shapes(method: Method, experiment: Experiment, members: bool) -> Shapes:
     """Dims, shape and dtype of every variable along trajectory and time."""
-    if members and not method.ensemble:
-        raise ValueError(f"members=True: the method {method.name!r} carries a single state, not an ensemble")
+    channels = method.network.memory if isinstance(method, DataAssimilationNetwork) else 0
+    if members and not method.ensemble and not channels:
+        raise ValueError(
+            f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory"
+        )
     frame = experiment.frame
     lead, state = experiment.observation.shape[:2], frame.dynamics.shape
     sites = ((TRAJECTORY, TIME, *frame.dynamics.dims), (*lead, *state), frame.dtype)
     cycles = ((TRAJECTORY, TIME), lead, frame.dtype)
     shapes: Shapes = {"forecast": sites, "analysis": sites}
     shapes |= {name: sites if kind == "site" else cycles for name, kind in method.outputs.items()}
-    if members:
+    if members and channels:
+        shapes["memory"] = ((TRAJECTORY, TIME, CHANNEL, *frame.dynamics.dims), (*lead, channels, *state), frame.dtype)
+    elif members:
         dims, shape = (TRAJECTORY, TIME, MEMBER, *frame.dynamics.dims), (*lead, method.members, *state)
         shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, frame.dtype))
     shapes["diverged"] = ((TRAJECTORY, TIME), lead, np.dtype(bool))

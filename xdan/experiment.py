@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 import xarray as xr
 
 from .core.dynamics import Dynamics, dynamics_from_json
-from .core.observing import ErrorCovariance
+from .core.observing import ErrorCovariance, Sites
 from .observing import read_error, read_operator
 from .schema import OBS, TIME, TRAJECTORY, XdanWarning, find
 
@@ -56,6 +57,8 @@ class Experiment:
         Whether the Dataset came without a trajectory dim.
     forecast : xarray.DataArray or None
         A teacher's, of the truth's dims; the truth is then its analysis.
+    sites : Sites or None
+        The rule by which observations are made, where the attributes say.
     """
 
     frame: Frame
@@ -63,6 +66,7 @@ class Experiment:
     truth: xr.DataArray | None
     bare: bool
     forecast: xr.DataArray | None = None
+    sites: Sites | None = None
 
 
 def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
@@ -153,7 +157,15 @@ def read(
         trajectory=np.asarray(y[TRAJECTORY].values, dtype=np.int64),
         dtype=np.result_type(y.dtype, np.float32).newbyteorder("="),
     )
-    return Experiment(frame, y, x, bare)
+    return Experiment(frame, y, x, bare, sites=_read_sites(ds))
+
+
+def _read_sites(ds: xr.Dataset) -> Sites | None:
+    """The observing network that the attributes describe, if they do."""
+    try:
+        return Sites.from_json(json.loads(ds.attrs["observing"]))
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) -> tuple[xr.DataArray, bool]:
@@ -281,22 +293,40 @@ def imitate(experiment: Experiment, teacher: xr.Dataset) -> Experiment:
     ValueError
         If the run lacks one of them, is unfinished, or is of another record.
     """
-    if not isinstance(teacher, xr.Dataset):
-        raise TypeError(
-            f"teacher is a {type(teacher).__name__}: expected the Dataset that baseline() or cycle() returned"
-        )
-    if teacher.attrs.get("xdan_status") == "unfinished":
-        raise ValueError("the teacher's store is unfinished; run the same call again to resume it")
-    if missing := [name for name in ("forecast", "analysis") if name not in teacher]:
-        raise ValueError(f"the teacher lacks {missing}; found {sorted(map(str, teacher.data_vars))}")
+    found = read_run(experiment, teacher, ("forecast", "analysis"), "teacher")
+    return replace(experiment, truth=found["analysis"], forecast=found["forecast"])
+
+
+def read_run(
+    experiment: Experiment,
+    run: xr.Dataset,
+    names: Sequence[str],
+    what: str = "run",
+    extra: Mapping[str, int] | None = None,
+) -> dict[str, xr.DataArray]:
+    """Variables of a run on this record, with the dims (trajectory, time, *extra, *state).
+
+    Raises
+    ------
+    TypeError
+        If it is no Dataset.
+    ValueError
+        If the run lacks one of them, is unfinished, or is of another record.
+    """
+    if not isinstance(run, xr.Dataset):
+        raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that baseline() or cycle() returned")
+    if run.attrs.get("xdan_status") == "unfinished":
+        raise ValueError(f"the {what}'s store is unfinished; run the same call again to resume it")
+    if missing := [name for name in names if name not in run]:
+        raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
     model = experiment.frame.dynamics
-    state = dict(zip(model.dims, model.shape, strict=True))
-    found = {name: _arrange(teacher[name], model, state)[0] for name in ("forecast", "analysis")}
-    for dim in (TRAJECTORY, TIME):
-        ours, theirs = experiment.observation[dim].values, found["analysis"][dim].values
+    own = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
+    found = {name: _arrange(run[name], model, own)[0] for name in names}
+    for name, dim in itertools.product(names, (TRAJECTORY, TIME)):
+        ours, theirs = experiment.observation[dim].values, found[name][dim].values
         if ours.shape != theirs.shape or not np.allclose(ours, theirs):
             raise ValueError(
-                f"teacher and record differ in {dim}: {len(theirs)} labels there, {len(ours)} here; "
-                "run the baseline on this record"
+                f"{what} and record differ in {dim}: {len(theirs)} labels there, {len(ours)} here; "
+                "make the run on this record"
             )
-    return replace(experiment, truth=found["analysis"], forecast=found["forecast"])
+    return found

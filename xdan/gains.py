@@ -1,23 +1,40 @@
-"""What a network has learned: the symmetry-averaged mean marginal gain, lazily."""
+"""What a network has learned: analysis covariance, gain and marginal gain at given states, lazily."""
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import dask
-import dask.array as da
-import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
-from .blocks import Array, array_to_tensor, in_block, pick_device, tensor_to_array
-from .core.dynamics import Dynamics
-from .core.sensitivity import symmetry_average
-from .experiment import read
+from .core.networks import AnalysisNetwork
+from .core.sensitivity import (
+    Points,
+    analysis_covariance,
+    composite_marginal_gain,
+    marginal_gain,
+    regressed_covariance,
+)
+from .core.symmetry import Group
 from .network import Network
-from .schema import TIME, TRAJECTORY
+from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, check_counts
+from .states import Batch, Kernel, States, read_states
+from .symmetries import commuting, find_group
 
-_STATES_AT_ONCE = 16
+KINDS = {
+    "mean": "symmetry-averaged marginal gain",
+    "marginal": "marginal gain",
+    "covariance": "analysis error covariance of the network",
+    "kalman": "gain of the network",
+}
+METHODS = ("autodiff", "regression")
+_LARGE = 2**30  # bytes from which a lazy result warns
+_COLUMNS_AT_ONCE = 2400  # states times tangents in a pass: the working set stays near the cache
 
 
 def gain(
@@ -25,100 +42,302 @@ def gain(
     network: Network,
     *,
     kind: str = "mean",
+    method: str = "autodiff",
+    dim: str | Sequence[str] | None = None,
+    run: xr.Dataset | None = None,
+    innovation: str = "zero",
+    group: Group | None = None,
     reference: int | None = None,
-    all_sites: bool = False,
+    all_sites: bool | None = None,
+    samples: int | None = None,
+    forecast_error: Any = None,
     every: int = 1,
+    burn_in: int = 0,
+    seed: int = 0,
     device: str = "auto",
-    dynamics: Dynamics | None = None,
-    truth: str | None = None,
+    **roles: Any,
 ) -> xr.DataArray:
-    """Symmetry-averaged mean marginal gain over the truth's states, lazily.
+    """Derivatives of a network at the truth's states, or at a run's forecasts, lazily.
 
-    The marginal gain Gamma[i, j, l] says how the response of site i to a projected innovation at site j changes with
-    the forecast at site l. On a ring it is averaged after turning every l to one reference site r; the mean Gamma, of
-    N^3 numbers, is never formed.
+    The analysis covariance P_a[i, j] = d a_i / d zeta_j is how the network spreads a projected innovation at site j
+    (Eq. 5); the gain is K = P_a H^T R^-1. The marginal gain Gamma[i, j, l] = d^2 a_i / (dx_l dzeta_j) is how that
+    changes with the forecast at site l (Eq. 10). Averaged over the experiment's symmetries with l carried to one
+    reference site r it is Omega_r[i, j] (Eq. G2); Gamma, of N^3 numbers a state, is then never formed.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        Twin or record with truth, whose states are averaged over.
+        Twin or record. Its truth is where derivatives are taken, unless a run is given.
     network : Network
-        One that commutes with turning the ring, as every circular network does. Its memory is taken as empty.
-    kind : {"mean"}
-        What to average to.
+    kind : {"mean", "marginal", "covariance", "kalman"}
+        Omega_r, Gamma, P_a or K.
+    method : {"autodiff", "regression"}
+        Exact derivatives, or slopes in samples of zeta: of the increment (P_a and K), of its derivative by x_l
+        (Omega_r and Gamma, Eq. H1 to H4).
+    dim : str or sequence of str, optional
+        What of `trajectory` and `time` to average over: both for "mean", none otherwise.
+    run : xarray.Dataset, optional
+        Of `cycle(network)`; its forecasts are the states. With a network with memory it must hold the memory,
+        `cycle(network, members=True)`; at the truth's states memory is taken as empty.
+    innovation : {"zero", "sampled", "run"}
+        Where in zeta the exact derivatives are taken: at 0 (Gamma-bar, Eq. 11), at a draw for every state
+        (Gamma-tilde, Eq. 14), at the run's own (Gamma-hat, Eq. D2).
+    group : xdan.Group, optional
+        Symmetries to average over; those found by `symmetry_group` by default.
     reference : int, optional
         r, the middle site by default.
-    all_sites : bool
-        Average over all N sites l of every state, at N times the cost. Otherwise over l = r alone, which has the same
-        mean, since no site is special.
+    all_sites : bool, optional
+        Average over every site that the group carries r to, in each state, at as many times the cost. By default only
+        where the network does not commute with the group; otherwise l = r alone has the same mean.
+    samples : int, optional
+        N_p of the regression; 4 N by default.
+    forecast_error : float or array, shape (N, N), optional
+        Deviation or covariance P_f of forecast errors: samples then have the covariance H^T R^-1 (R + H P_f H^T) R^-1
+        H, without it H^T R^-1 H (App. H).
     every : int
         Take every so many-th time.
+    burn_in : int
+        Leading times to leave out.
+    seed : int
+        Keys the samples.
     device : str
         "auto" takes the GPU where there is one.
-    dynamics, truth
-        As for `cycle`.
+    **roles
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
 
     Returns
     -------
-    xarray.DataArray, dims (i, j)
-        Dask-backed; in increments per unit of state and of projected innovation.
+    xarray.DataArray
+        Dask-backed, with the dims that are not averaged over, then (i, j), (i, j, l) for Gamma, (i, obs) for K where
+        there is an operator. For states of several dims i, j and l count the flattened sites.
 
     Raises
     ------
     ValueError
-        For another kind, a reference off the ring, or dims that are not the network's.
+        For unknown kinds, sites or dims; a group that does not fit; too few samples; before anything is computed. For
+        states that are not finite, when they are read.
+
+    Warns
+    -----
+    XdanWarning
+        Where the result is larger than 1 GiB.
 
     References
     ----------
-    Bocquet et al., Eq. 10 and 11, App. F and G (Eq. G2).
+    Bocquet et al., Eq. 5 to 15 and App. C to H. Regression for P_a: Bocquet et al. (2024), doi:10.1063/5.0230837.
     """
-    if kind != "mean":
-        raise ValueError(f"kind={kind!r} is unknown; known is 'mean'")
-    if every < 1:
-        raise ValueError(f"every={every}: expected at least 1")
-    experiment = read(ds, dynamics=dynamics, truth=truth, needs_truth="the mean over states")
-    assert experiment.truth is not None
-    network.check(experiment)
-    if network.ensemble:
-        raise ValueError("the marginal gain is that of a network of one forecast; this one takes members")
-    frame, (dim,) = experiment.frame, experiment.frame.dynamics.dims
-    sites = frame.dynamics.shape[0]
+    if kind not in KINDS:
+        raise ValueError(f"kind={kind!r} is unknown; known are {sorted(KINDS)}")
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: expected one of {METHODS}")
+    over = _dims(dim, kind)
+    states = read_states(
+        ds,
+        network,
+        run=run,
+        innovation=innovation,
+        forecast_error=forecast_error,
+        every=every,
+        burn_in=burn_in,
+        seed=seed,
+        device=device,
+        needs=f"gain(kind={kind!r}) without run=",
+        **roles,
+    )
+    regresses = method == "regression"
+    if regresses and innovation != "zero":
+        raise ValueError(f"innovation={innovation!r}: a regression is over samples about zero; use method='autodiff'")
+    count = sample_count(samples, states) if regresses else None
+    sites = states.sites
+    square = (sites, sites)
+    kernel: Kernel
+    more: dict[str, Any] = {"method": method}
+    if kind == "mean":
+        kernel, cost, group, reference = _symmetry_kernel(states, group, reference, all_sites, count)
+        more |= {"group": repr(group), "reference": reference}
+        tail: tuple[int, ...] = square
+    elif kind == "marginal":
+        kernel, cost, tail = MarginalGain(tuple(range(sites)), count), sites, (*square, sites)
+    else:
+        size = states.experiment.observation[0, 0].size if kind == "kalman" else sites
+        kernel, cost, tail = Covariance(kind == "kalman", count), count or sites, (sites, size)
+    found = states.mean(
+        kernel, tail, over, at_once=max(1, _COLUMNS_AT_ONCE // (count or cost)), observed=regresses or kind == "kalman"
+    )
+    result = label(found, states, over, tail, kind)
+    result.attrs |= {key: value for key, value in more.items() if value is not None}
+    result.attrs |= {"innovation": "sampled" if regresses else innovation, "states": states.count}
+    if count is not None:
+        result.attrs["samples"] = count
+    if result.nbytes > _LARGE:
+        warnings.warn(
+            f"this lazy {KINDS[kind]} has {result.nbytes / 2**30:.1f} GiB: select or average before computing it, or "
+            "write it with to_zarr; kind='mean' never forms it",
+            XdanWarning,
+            stacklevel=2,
+        )
+    return result
+
+
+@dataclass(frozen=True)
+class Covariance:
+    """Kernel of P_a or of K, shape (B, N, N) or (B, N, P)."""
+
+    to_gain: bool
+    samples: int | None
+
+    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
+        """Compute."""
+        if self.samples is None:
+            covariance = analysis_covariance(network, batch.points)
+        else:
+            covariance = regressed_covariance(network, batch.points, batch.samples(self.samples))
+        return covariance @ _projection(batch) if self.to_gain else covariance
+
+
+def _projection(batch: Batch) -> Tensor:
+    """H^T R^-1 of every state, shape (B, N, P)."""
+    assert batch.observed is not None
+    states, size = batch.observed.shape
+    unit = torch.eye(size, dtype=batch.points.x.dtype, device=batch.points.x.device).repeat(states, 1)
+    x, observed = batch.points.x.repeat_interleave(size, 0), batch.observed.repeat_interleave(size, 0)
+    columns: Tensor = batch.error.of_rows(size).project(unit, observed, x).unflatten(0, (states, size)).mT
+    return columns
+
+
+@dataclass(frozen=True)
+class MarginalGain:
+    """Kernel of Gamma at some sites l, shape (B, N, N, len(sites))."""
+
+    sites: tuple[int, ...]
+    samples: int | None
+
+    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
+        """Compute."""
+        samples = None if self.samples is None else batch.samples(self.samples)
+        return torch.stack([_at_site(network, batch.points, site, samples) for site in self.sites], -1)
+
+
+@dataclass(frozen=True)
+class SymmetryAverage:
+    """Kernel of Omega_r, one Gamma[:, :, g(r)] at a time, shape (B, N, N).
+
+    Attributes
+    ----------
+    permutations : tuple of Tensor
+        Elements g of the group; the identity alone where the network commutes with all.
+    """
+
+    permutations: tuple[Tensor, ...]
+    reference: int
+    samples: int | None
+
+    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
+        """Compute."""
+        x = batch.points.x
+        samples = None if self.samples is None else batch.samples(self.samples)
+        known: dict[int, Tensor] = {}
+        total = x.new_zeros(*x.shape, x.shape[1])
+        for permutation in self.permutations:
+            g = permutation.to(x.device)
+            site = int(g[self.reference])
+            if site not in known:
+                known[site] = _at_site(network, batch.points, site, samples)
+            total += known[site][:, g][:, :, g]
+        return total / len(self.permutations)
+
+
+def _at_site(network: AnalysisNetwork, points: Points, site: int, samples: Tensor | None) -> Tensor:
+    if samples is None:
+        return marginal_gain(network, points, site)
+    return composite_marginal_gain(network, points, samples, site)
+
+
+def _symmetry_kernel(
+    states: States, group: Group | None, reference: int | None, all_sites: bool | None, samples: int | None
+) -> tuple[SymmetryAverage, int, Group, int]:
+    sites = states.sites
     reference = sites // 2 if reference is None else reference
+    check_counts(reference=reference)
     if not 0 <= reference < sites:
         raise ValueError(f"reference={reference}: expected a site from 0 to {sites - 1}")
-    device = pick_device(device)
-    states = experiment.truth.isel({TIME: slice(None, None, every)})
-    lanes = list(range(sites)) if all_sites else [reference]
-    block = dask.delayed(_block_sum, pure=False)
-    pieces = [
-        da.from_delayed(block(part, network, reference, lanes, frame.dtype, device), (sites, sites), frame.dtype)
-        for part in states.chunk().data.to_delayed().ravel()
-    ]
-    mean = da.stack(pieces).sum(0) / (states.sizes[TRAJECTORY] * states.sizes[TIME])
-    labels = frame.dynamics.coordinates[dim].values
-    units = frame.dynamics.units
-    attributes: dict[str, Any] = {
-        "long_name": "symmetry-averaged mean marginal gain",
-        "units": units if units == "1" else f"({units})2",
-        "reference": reference,
-        "states": states.sizes[TRAJECTORY] * states.sizes[TIME],
-        "network_digest": network.digest,
-    }
-    coordinates = {"i": list(labels), "j": list(labels)}
-    return xr.DataArray(mean, coordinates, ("i", "j"), "marginal_gain", attributes)
+    group = find_group(states.experiment) if group is None else group
+    if group.sites != sites:
+        raise ValueError(f"{group!r} does not fit a state of {sites} sites")
+    if all_sites is None:
+        all_sites = not commuting(states.module, group)
+    elements = range(len(group)) if all_sites else [0]
+    # The identity comes first in every group.
+    kernel = SymmetryAverage(tuple(group.permutation(index) for index in elements), reference, samples)
+    reach = states.module.reach
+    return kernel, sites if reach is None else min(sites, 4 * reach + 1), group, reference
 
 
-def _block_sum(
-    states: Array, network: Network, reference: int, sites: list[int], dtype: np.dtype[Any], device: str
-) -> Array:
-    """Sum over the states of one block, a few at a time so that memory stays flat."""
-    in_block()
-    x = array_to_tensor(states, dtype, device).flatten(0, 1)
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("the truth holds values that are not finite: no gain can be computed there; leave them out")
-    module = network.method(x.dtype, device).network
-    total = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    with torch.no_grad():
-        for part in x.split(_STATES_AT_ONCE):
-            total += len(part) * symmetry_average(module, part, reference, sites)
-    return tensor_to_array(total.to(x.dtype))
+def sample_count(samples: int | None, states: States) -> int:
+    """N_p of a regression.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than the directions that are sampled and one, for the mean.
+    """
+    check_counts(samples=samples)
+    size = states.experiment.observation[0, 0].size
+    rank = min(size, states.sites)
+    if samples is None:
+        return 4 * states.sites
+    if samples < rank + 1:
+        raise ValueError(
+            f"samples={samples}: up to {rank} directions are sampled and the mean is subtracted, so that a regression "
+            f"needs at least {rank + 1}"
+        )
+    return samples
+
+
+def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
+    if dim is None:
+        return [TRAJECTORY, TIME] if kind == "mean" else []
+    dims = [dim] if isinstance(dim, str) else list(dim)
+    if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
+        raise ValueError(f"dim={unknown}: expected some of ['trajectory', 'time']")
+    return dims
+
+
+def label(found: Any, states: States, over: Sequence[str], tail: Sequence[int], kind: str) -> xr.DataArray:
+    """Attach dims, coordinates and units to what was computed for i, j and l."""
+    dynamics, frame = states.frame.dynamics, states.frame
+    dims: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
+    factors = ["i", "j", "l"][: len(tail)]
+    if kind == "kalman" and frame.error.operator is not None:
+        factors[1] = OBS
+    coordinates: dict[str, Any] = {d: states.x[d] for d in dims}
+    for factor, size in zip(factors, tail, strict=True):
+        if size == states.sites and factor != OBS:
+            coordinates |= site_labels(dynamics, factor)
+    units = dynamics.units
+    powers = {"covariance": 2, "marginal": 1, "mean": 1, "kalman": 0}[kind]
+    spelled = "1" if units == "1" or not powers else units if powers == 1 else f"({units}){powers}"
+    about = attributes(dynamics, long_name=KINDS[kind], units=spelled, network_digest=states.network.digest)
+    result = xr.DataArray(found, coordinates, [*dims, *factors], kind_name(kind), about)
+    if states.experiment.bare and TRAJECTORY in result.dims:
+        result = result.isel({TRAJECTORY: 0}, drop=True)
+    return result
+
+
+def kind_name(kind: str) -> str:
+    """Name of the variable of a kind."""
+    return {"covariance": "analysis_covariance", "kalman": "gain"}.get(kind, "marginal_gain")
+
+
+def site_labels(dynamics: Any, factor: str) -> dict[str, Any]:
+    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim."""
+    dims, shape = dynamics.dims, dynamics.shape
+    if len(dims) == 1:
+        return {factor: (factor, list(dynamics.coordinates[dims[0]].values))}
+    number = torch.arange(math.prod(shape)).reshape(shape)
+    found: dict[str, Any] = {factor: (factor, number.flatten().tolist())}
+    for axis, dim in enumerate(dims):
+        index = (number // math.prod(shape[axis + 1 :])) % shape[axis]
+        values = dynamics.coordinates[dim].values
+        found[f"{factor}_{dim}"] = (factor, [values[k] for k in index.flatten().tolist()])
+    return found

@@ -14,6 +14,7 @@ import xarray as xr
 from .core.dynamics import Dynamics, dynamics_to_json
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
+CHANNEL = "channel"  # of a network's memory
 OBS = "obs"  # observations that are no sites of the state
 DUAL = "_dual"  # suffix of the second dim of a covariance
 CONVENTIONS = "CF-1.11"

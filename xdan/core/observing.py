@@ -178,7 +178,19 @@ class ErrorCovariance:
         """R of some of the times."""
         return self._picked(times, True) if self.in_time else self
 
-    def _picked(self, times: int | slice, in_time: bool) -> ErrorCovariance:
+    def of_times(self, times: Tensor) -> ErrorCovariance:
+        """R for a batch, each of whose rows has the time at a position of its own, (B,)."""
+        return self._picked(times, False) if self.in_time else self
+
+    def of_rows(self, count: int) -> ErrorCovariance:
+        """R for a batch, each of whose rows stands `count` times; where R is the same for all, that."""
+        if self.std is None or self.std.ndim < 2:
+            return self
+        repeated = copy.copy(self)
+        repeated.std = self.std.repeat_interleave(count, 0)
+        return repeated
+
+    def _picked(self, times: int | slice | Tensor, in_time: bool) -> ErrorCovariance:
         assert self.std is not None
         picked = copy.copy(self)
         picked.std, picked.in_time = self.std[times], in_time

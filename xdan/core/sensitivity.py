@@ -1,86 +1,292 @@
-"""Derivatives of an analysis network: the marginal gain."""
+"""Derivatives of an analysis network: analysis covariance and marginal gain, exact and by regression."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from .networks import AnalysisNetwork
+from .networks import AnalysisNetwork, ResidualCNN
+from .networks.jets import residual_cnn_jet
 from .tangent import FORWARD_MODE
 
 
-def marginal_gain(network: AnalysisNetwork, x: Tensor, site: int, *, columns_at_once: int | None = None) -> Tensor:
-    """Marginal gain Gamma[i, j, l] = d^2 a_i / (dx_l dzeta_j) at zeta = 0 and one site l, Eq. 10.
+@dataclass(frozen=True)
+class Points:
+    """Where a network is differentiated.
 
-    Two nested forward derivatives, for all j at once. A network with memory is taken with its memory empty.
+    Attributes
+    ----------
+    x : Tensor, shape (B, N)
+        Forecast states.
+    zeta : Tensor, shape (B, N)
+        Projected innovations.
+    memory : Tensor, shape (B, n, N), optional
+        Latent channels; empty by default.
+    """
+
+    x: Tensor
+    zeta: Tensor
+    memory: Tensor | None = None
+
+    @classmethod
+    def at_rest(cls, x: Tensor) -> Points:
+        """States without innovation."""
+        return cls(x, torch.zeros_like(x))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def apply(self, function: Callable[[Tensor], Tensor]) -> Points:
+        """Do the same to all tensors."""
+        memory = None if self.memory is None else function(self.memory)
+        return Points(function(self.x), function(self.zeta), memory)
+
+    def at(self, index: Tensor) -> Points:
+        """Some of the points."""
+        return self.apply(lambda value: value[index])
+
+    def sampled(self, zeta: Tensor) -> Points:
+        """Every state with P projected innovations of its own, (B, P, N), as B P points."""
+        repeated = self.apply(lambda value: value.repeat_interleave(zeta.shape[1], 0))
+        return replace(repeated, zeta=zeta.flatten(0, 1))
+
+
+def increment(network: AnalysisNetwork, points: Points) -> Tensor:
+    """x_a - x_f, shape (B, N)."""
+    answer: Tensor = network(points.x, points.zeta, points.memory)[0] - points.x
+    return answer
+
+
+def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
+    """P_a(x)[i, j] = d a_i / d zeta_j, Eq. 5, by forward derivatives.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        In evaluation mode.
-    x : Tensor, shape (B, N)
-        Forecast states.
+        In evaluation mode, of one forecast.
+    points : Points
+        At zeta = 0 for Eq. 5.
+
+    Returns
+    -------
+    Tensor, shape (B, N, N)
+    """
+    x = points.x
+    directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    if isinstance(network, ResidualCNN):
+        return _square(residual_cnn_jet(network, x, points.zeta, points.memory, zeta_directions=directions).zeta, x)
+
+    def column(direction: Tensor) -> Tensor:
+        return _along_zeta(network, points, direction.expand_as(x))
+
+    with FORWARD_MODE:
+        columns: Tensor = vmap(column)(directions)
+    return columns.movedim(0, 2)
+
+
+def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
+    """Gamma(x, zeta)[i, j, l] = d^2 a_i / (dx_l dzeta_j) at one site l, Eq. 9 and 10.
+
+    Two nested forward derivatives, for all j at once. Where the network cannot see across the whole ring, only the
+    sites that can matter are computed, so that the cost does not grow with the ring.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+    points : Points
+        At zeta = 0 for Eq. 10.
     site : int
         l.
-    columns_at_once : int, optional
-        How many j share a pass; all by default.
 
     Returns
     -------
     Tensor, shape (B, N, N)
         Along i and j.
     """
+    sites = points.x.shape[1]
+    window = sites if network.reach is None else min(sites, 4 * network.reach + 1)
+    if window == sites:
+        return _whole_marginal_gain(network, points, site)
+    # a_i and zeta_j matter to x_l within reach and twice the reach of l; beyond, all is zero.
+    first = site - window // 2
+    narrow = points.apply(lambda value: value.roll(-first, -1)[..., :window].contiguous())
+    inside = _whole_marginal_gain(network, narrow, window // 2)
+    gamma = points.x.new_zeros(len(points), sites, sites)
+    gamma[:, :window, :window] = inside
+    return gamma.roll((first, first), (1, 2))
+
+
+def _whole_marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
+    x = points.x
     directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    nothing = torch.zeros_like(x)
-
-    def response(state: Tensor, zeta_direction: Tensor) -> Tensor:
-        """Column j of the derivative with respect to zeta, at zeta = 0."""
-
-        def analysis(zeta: Tensor) -> Tensor:
-            answer: Tensor = network(state, zeta)[0]
-            return answer
-
-        derivative: Tensor = jvp(analysis, (nothing,), (zeta_direction.expand_as(state),))[1]
-        return derivative
+    if isinstance(network, ResidualCNN):
+        jet = residual_cnn_jet(
+            network, x, points.zeta, points.memory, x_direction=directions[site], zeta_directions=directions
+        )
+        return _square(jet.mixed, x)
 
     def column(zeta_direction: Tensor) -> Tensor:
-        state_direction = directions[site].expand_as(x)
-        derivative: Tensor = jvp(lambda state: response(state, zeta_direction), (x,), (state_direction,))[1]
+        along = zeta_direction.expand_as(x)
+
+        def response(state: Tensor) -> Tensor:
+            return _along_zeta(network, replace(points, x=state), along)
+
+        derivative: Tensor = jvp(response, (x,), (directions[site].expand_as(x),))[1]
         return derivative
 
     with FORWARD_MODE:
-        columns: Tensor = vmap(column, chunk_size=columns_at_once)(directions)
+        columns: Tensor = vmap(column)(directions)
     return columns.movedim(0, 2)
 
 
-def turn_to(x: Tensor, site: int, reference: int) -> Tensor:
-    """Turn the ring until what stood at `site` stands at `reference`; x of shape (..., N)."""
-    return x.roll(reference - site, -1)
+def whole_marginal_gain(network: AnalysisNetwork, points: Points) -> Tensor:
+    """Gamma along i, j and l, shape (B, N, N, N)."""
+    return torch.stack([marginal_gain(network, points, site) for site in range(points.x.shape[1])], -1)
 
 
-def symmetry_average(network: AnalysisNetwork, x: Tensor, reference: int, sites: list[int]) -> Tensor:
-    """Average marginal gain over states and over sites turned to a reference, Eq. G2.
+def mixed_derivative(network: AnalysisNetwork, points: Points, zeta_direction: Tensor, x_direction: Tensor) -> Tensor:
+    """sum_jl Gamma[i, j, l] v_j u_l along directions v and u of shape (B, N); shape (B, N)."""
 
-    Omega_r[i, j] = mean_l Gamma[i + l - r, j + l - r, l], indices on the ring. A network that commutes with turning
-    the ring gives the l-th term as its marginal gain at site r of the turned state.
+    def response(state: Tensor) -> Tensor:
+        return _along_zeta(network, replace(points, x=state), zeta_direction)
+
+    with FORWARD_MODE:
+        derivative: Tensor = jvp(response, (points.x,), (x_direction,))[1]
+    return derivative
+
+
+def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
+    """Derivative of the analysis by x_l at one site l, shape (B, N)."""
+    direction = torch.zeros_like(points.x)
+    direction[:, site] = 1.0
+    if isinstance(network, ResidualCNN):
+        jet = residual_cnn_jet(network, points.x, points.zeta, points.memory, x_direction=direction[0])
+        assert jet.x is not None
+        return jet.x[0, :, 0].T
+
+    def analysis(state: Tensor) -> Tensor:
+        answer: Tensor = network(state, points.zeta, points.memory)[0]
+        return answer
+
+    with FORWARD_MODE:
+        derivative: Tensor = jvp(analysis, (points.x,), (direction,))[1]
+    return derivative
+
+
+def _square(part: Tensor | None, x: Tensor) -> Tensor:
+    """From (1, N, J, B) to (B, N, J); zeros for a derivative that vanishes."""
+    return x.new_zeros(*x.shape, x.shape[1]) if part is None else part[0].permute(2, 0, 1)
+
+
+def _along_zeta(network: AnalysisNetwork, points: Points, direction: Tensor) -> Tensor:
+    def analysis(zeta: Tensor) -> Tensor:
+        answer: Tensor = network(points.x, zeta, points.memory)[0]
+        return answer
+
+    derivative: Tensor = jvp(analysis, (points.zeta,), (direction,))[1]
+    return derivative
+
+
+def regressed_covariance(network: AnalysisNetwork, points: Points, samples: Tensor) -> Tensor:
+    """P_a(x) as the slopes of the increment in samples of zeta, shape (B, N, N).
 
     Parameters
     ----------
     network : AnalysisNetwork
-        That commutes with turning the ring.
-    x : Tensor, shape (B, N)
-    reference : int
-        r.
-    sites : list of int
-        The l averaged over: all N of them, or fewer where the states' distribution is the same at every site.
+    points : Points
+        Whose own zeta is not used.
+    samples : Tensor, shape (B, P, N)
+
+    References
+    ----------
+    Bocquet et al. (2024), doi:10.1063/5.0230837: least squares of increments on innovations, recentred.
+    """
+    responses = increment(network, points.sampled(samples)).unflatten(0, samples.shape[:2])
+    return regress(samples, responses)
+
+
+def composite_marginal_gain(network: AnalysisNetwork, points: Points, samples: Tensor, site: int) -> Tensor:
+    """Gamma(x)[:, :, l] as the slopes of d a_i / d x_l in samples of zeta, Eq. G3 and H1 to H4, shape (B, N, N)."""
+    responses = forecast_derivative(network, points.sampled(samples), site).unflatten(0, samples.shape[:2])
+    return regress(samples, responses)
+
+
+def regress(samples: Tensor, responses: Tensor) -> Tensor:
+    """Slopes C D^+ of responses in samples, both recentred, Eq. H2 to H4.
+
+    The pseudo-inverse gives zero along directions that no sample has, Eq. C3.
+
+    Parameters
+    ----------
+    samples : Tensor, shape (B, P, N)
+    responses : Tensor, shape (B, P, M)
 
     Returns
     -------
-    Tensor, shape (N, N)
-        Mean over states and sites, along i and j.
+    Tensor, shape (B, M, N)
     """
-    total = x.new_zeros(x.shape[1], x.shape[1])
-    for site in sites:
-        total += marginal_gain(network, turn_to(x, site, reference), reference).mean(0)
-    return total / len(sites)
+    z = (samples - samples.mean(1, keepdim=True)).double()
+    a = (responses - responses.mean(1, keepdim=True)).double()
+    inverse = torch.linalg.pinv(z.mT @ z, rtol=1e-9, hermitian=True)
+    slopes: Tensor = (a.mT @ z @ inverse).to(responses.dtype)
+    return slopes
+
+
+def bias(network: AnalysisNetwork, points: Points) -> Tensor:
+    """Increment where there is no innovation, |a(x, 0)| / sqrt(N), shape (B,)."""
+    at_rest = replace(points, zeta=torch.zeros_like(points.x))
+    size: Tensor = increment(network, at_rest).norm(dim=1) / math.sqrt(points.x.shape[1])
+    return size
+
+
+def increment_scaling(
+    network: AnalysisNetwork, points: Points, covariance: Tensor, scales: Tensor, *, cutoff: float | None = None
+) -> Tensor:
+    """|P_a^-1 (a(x, lambda zeta) - a(x, 0))| over the same at lambda = 1, the mean of which is Eq. 23.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+    points : Points
+    covariance : Tensor, shape (B, N, N)
+        P_a(x).
+    scales : Tensor, shape (L,)
+        lambda.
+    cutoff : float, optional
+        Leave out the directions whose singular value is below this share of the largest; by default none, and a P_a
+        that is singular to rounding is refused.
+
+    Returns
+    -------
+    Tensor, shape (B, L)
+
+    Raises
+    ------
+    ValueError
+        Where P_a is singular to rounding and no cutoff is given.
+    """
+    left, values, _ = torch.linalg.svd(covariance)
+    share = covariance.shape[-1] * torch.finfo(values.dtype).eps if cutoff is None else cutoff
+    left_out = values <= share * values[:, :1]
+    if bool(left_out.any()) and cutoff is None:
+        raise ValueError(
+            f"P_a is singular: {int(left_out.sum(1).max())} of its {values.shape[1]} singular values are zero to "
+            "rounding at some state, so that Eq. 23 has no inverse there; with cutoff=1e-3 directions below that share "
+            "of the largest one are left out"
+        )
+    inverse = torch.where(left_out, torch.zeros_like(values), 1.0 / values)
+    rest = increment(network, replace(points, zeta=torch.zeros_like(points.x)))
+
+    def size(scale: Tensor | float) -> Tensor:
+        step = increment(network, replace(points, zeta=scale * points.zeta)) - rest
+        # |V S^-1 U^T step| = |S^-1 U^T step|.
+        found: Tensor = (inverse * (left.mT @ step[..., None])[..., 0]).norm(dim=1)
+        return found
+
+    unit = size(1.0)
+    return torch.stack([size(scale) / unit for scale in scales], 1)

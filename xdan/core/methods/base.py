@@ -234,13 +234,14 @@ def run(
     state : dict of Tensor, optional
         What an earlier block of the same record left; None starts the record.
     members : bool
-        Also return the members of an ensemble method.
+        Also return the members of an ensemble method, or what a network with memory remembers.
 
     Returns
     -------
     outputs : dict of Tensor
-        "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), the method's `outputs`, and
-        "forecast_members", "members" of shape (B, K, M, N) where asked for.
+        "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), the method's `outputs`, and where
+        asked for "forecast_members", "members" of shape (B, K, M, N), or "memory", the latent channels that each
+        analysis reads, of shape (B, K, n, N).
     state : dict of Tensor
         To carry on from.
     """
@@ -259,6 +260,8 @@ def run(
         row |= method.forecast_outputs(forecast) | method.analysis_outputs(state)
         if keep:
             row["forecast_members"], row["members"] = forecast["x"], state["x"]
+        if members and "memory" in forecast:
+            row["memory"] = forecast["memory"]
         alive = state["alive"]
         for name, value in row.items():
             columns.setdefault(name, []).append(

@@ -72,6 +72,11 @@ class AnalysisNetwork(nn.Module, ABC):
         self.state_std.fill_(std)
         self.error_std.fill_(error_std)
 
+    @property
+    def reach(self) -> int | None:
+        """Sites to each side, on the ring, that an output can depend on; None where it may be all."""
+        return None
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Parameters that an optimiser for matrices may treat as such."""
         return []

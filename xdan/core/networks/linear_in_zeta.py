@@ -93,6 +93,13 @@ class LinearInZeta(AnalysisNetwork):
         names = ("form", "rank", "radius", "width", "filters", "blocks", "sub_blocks", "kernel", "activation")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def reach(self) -> int | None:
+        """Sites to each side that an output can depend on; all where nothing localises."""
+        if self.form == "low-rank":
+            return None
+        return self.cnn.reach + (math.ceil(2 * self.radius) if self.form == "localised" else 2 * (self.width // 2))
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Every convolution but the last."""
         return self.cnn.hidden_matrices()

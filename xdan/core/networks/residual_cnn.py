@@ -81,7 +81,7 @@ class ResidualCNN(AnalysisNetwork):
     @property
     def reach(self) -> int:
         """Sites to each side that an output can depend on."""
-        return (self.kernel // 2) * len(self.weights)
+        return (self.kernel // 2) * len(self.weights)  # within one analysis; memory reaches further over cycles
 
     def parameters_json(self) -> dict[str, Any]:
         """Plain JSON parameters."""

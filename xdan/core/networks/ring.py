@@ -135,6 +135,11 @@ class RingCNN(nn.Module):
         answer: Tensor = Convolutions.apply(features, self._trunk, *alternating)  # type: ignore[no-untyped-call]
         return answer
 
+    @property
+    def reach(self) -> int:
+        """Sites to each side that an output can depend on."""
+        return (self.kernel // 2) * len(self.weights)
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Every convolution but the last."""
         return list(self.weights)[:-1]

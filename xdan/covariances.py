@@ -1,0 +1,237 @@
+"""Error covariances of networks and of ensembles side by side: spectra, alignment, and the bias without innovation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .blocks import Array
+from .core.networks import AnalysisNetwork
+from .core.sensitivity import bias
+from .network import Network
+from .schema import MEMBER, TIME, TRAJECTORY
+from .states import Batch, read_states
+
+
+def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
+    """Covariance of a run's members at every time, lazily.
+
+    Parameters
+    ----------
+    run : xarray.Dataset
+        Of an ensemble method with its members, `baseline(..., keep_members=True)`.
+    of : {"members", "forecast_members"}
+        Analysis or forecast.
+
+    Returns
+    -------
+    xarray.DataArray, dims (trajectory, time, i, j)
+        With the divisor M - 1; in squared units of the state.
+
+    Raises
+    ------
+    ValueError
+        If the run holds no members, or one only.
+    """
+    if of not in ("members", "forecast_members"):
+        raise ValueError(f"of={of!r}: expected 'members' or 'forecast_members'")
+    if of not in run:
+        raise ValueError(f"the run holds no {of!r}: run baseline(..., keep_members=True)")
+    members = run[of]
+    count = members.sizes[MEMBER]
+    if count < 2:
+        raise ValueError("one member has no covariance: expected at least 2")
+    state = [dim for dim in members.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
+    anomalies = members - members.mean(MEMBER)
+    if len(state) > 1:
+        anomalies = anomalies.stack(site=state).drop_vars(["site", *map(str, state)])
+        state = ["site"]
+    found: xr.DataArray = xr.dot(anomalies.rename({state[0]: "i"}), anomalies.rename({state[0]: "j"}), dim=MEMBER) / (
+        count - 1
+    )
+    units = members.attrs.get("units", "1")
+    found.attrs = {
+        "long_name": f"covariance of the {of.replace('_', ' ')}",
+        "units": units if units == "1" else f"({units})2",
+    }
+    lead = [dim for dim in (TRAJECTORY, TIME) if dim in found.dims]
+    return found.transpose(*lead, "i", "j").rename("ensemble_covariance")
+
+
+def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
+    """Eigenvalues of covariances, lazily.
+
+    Parameters
+    ----------
+    covariance : xarray.DataArray, dims (..., i, j)
+        Of `gain(kind="covariance")` or `ensemble_covariance`.
+
+    Returns
+    -------
+    xarray.Dataset
+        `eigenvalue` of the symmetric part (P + P^T) / 2 along `mode`, the largest first; `asymmetry`, the Frobenius
+        norm of (P - P^T) / 2 over that of the symmetric part; `eigenvector` along `mode` and `i`, of unit length.
+
+    Raises
+    ------
+    ValueError
+        If i and j are missing or of different sizes.
+    """
+    _check_square(covariance)
+    n = covariance.sizes["i"]
+    values, vectors, asymmetry = xr.apply_ufunc(
+        _spectrum,
+        covariance,
+        input_core_dims=[["i", "j"]],
+        output_core_dims=[["mode"], ["mode", "i"], []],
+        dask="parallelized",
+        output_dtypes=[covariance.dtype] * 3,
+        dask_gufunc_kwargs={"output_sizes": {"mode": n}},
+    )
+    units = covariance.attrs.get("units", "1")
+    result = xr.Dataset({"eigenvalue": values, "eigenvector": vectors, "asymmetry": asymmetry})
+    result = result.assign_coords(mode=np.arange(1, n + 1), i=covariance["i"])
+    result["eigenvalue"].attrs = {"long_name": "eigenvalue of the symmetric part", "units": units}
+    result["eigenvector"].attrs = {"long_name": "eigenvector of the symmetric part", "units": "1"}
+    result["asymmetry"].attrs = {"long_name": "size of the antisymmetric over the symmetric part", "units": "1"}
+    return result
+
+
+def _spectrum(p: Array) -> tuple[Array, Array, Array]:
+    symmetric, rest = (p + p.swapaxes(-1, -2)) / 2, (p - p.swapaxes(-1, -2)) / 2
+    values, vectors = np.linalg.eigh(symmetric)
+    asymmetry = np.linalg.norm(rest, axis=(-2, -1)) / np.linalg.norm(symmetric, axis=(-2, -1))
+    return values[..., ::-1], vectors[..., ::-1].swapaxes(-1, -2), asymmetry
+
+
+def principal_angles(one: xr.DataArray, other: xr.DataArray, *, modes: int) -> xr.DataArray:
+    """Angles between two subspaces at every state, lazily.
+
+    Parameters
+    ----------
+    one, other : xarray.DataArray
+        Covariances, dims (..., i, j), whose leading eigenvectors span a subspace; or vectors, dims (..., vector, i) or
+        (..., vector, state dim), the leading ones of which do, such as Lyapunov vectors. They need not be orthogonal.
+    modes : int
+        Dimension of both subspaces.
+
+    Returns
+    -------
+    xarray.DataArray, dims (..., angle)
+        In degrees, the smallest first: all 0 where the subspaces are the same, 90 for a direction that the other lacks.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer modes than wanted, or the two share no times.
+
+    References
+    ----------
+    Bjorck and Golub (1973), doi:10.2307/2005662.
+    """
+    spans = [_span(variable, modes) for variable in (one, other)]
+    spans = list(xr.align(*spans, join="inner"))
+    if not all(spans[0].sizes.values()):
+        raise ValueError("the two have no labels in common: expected covariances or vectors at the same states")
+    angles: xr.DataArray = xr.apply_ufunc(
+        _angles,
+        *spans,
+        input_core_dims=[["mode", "i"], ["mode", "i"]],
+        output_core_dims=[["angle"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"angle": modes}},
+    )
+    angles = angles.assign_coords(angle=np.arange(1, modes + 1)).rename("principal_angle")
+    angles.attrs = {"long_name": "principal angle", "units": "degree"}
+    return angles
+
+
+def _span(variable: xr.DataArray, modes: int) -> xr.DataArray:
+    """Vectors that span a subspace, dims (..., mode, i) without labels of i."""
+    if {"i", "j"} <= set(variable.dims):
+        vectors = covariance_spectrum(variable)["eigenvector"]
+    elif "vector" in variable.dims:
+        inside = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, "vector")]
+        if len(inside) != 1:
+            raise ValueError(f"vectors with dims {variable.dims}: expected one dim of the state; stack the others")
+        vectors = variable.rename({"vector": "mode", inside[0]: "i"})
+    else:
+        raise ValueError(f"dims {variable.dims}: expected covariances (..., i, j) or vectors (..., vector, i)")
+    if not 1 <= modes <= vectors.sizes["mode"]:
+        raise ValueError(f"modes={modes}: expected 1 to {vectors.sizes['mode']}")
+    vectors = vectors.isel(mode=slice(0, modes))
+    return vectors.drop_vars([c for c in ("mode", "i") if c in vectors.coords])
+
+
+def _angles(one: Array, other: Array) -> Array:
+    q, p = (np.linalg.qr(v.swapaxes(-1, -2).astype(np.float64))[0] for v in (one, other))
+    inner = q.swapaxes(-1, -2) @ p
+    cosines = np.linalg.svd(inner, compute_uv=False)
+    # Small angles by their sines, which the cosine cannot tell from 0.
+    sines = np.linalg.svd(p - q @ inner, compute_uv=False)[..., ::-1]
+    angles: Array = np.degrees(
+        np.where(cosines**2 > 0.5, np.arcsin(np.clip(sines, 0, 1)), np.arccos(np.clip(cosines, 0, 1)))
+    )
+    return angles
+
+
+def zero_innovation_bias(
+    ds: xr.Dataset,
+    network: Network,
+    *,
+    run: xr.Dataset | None = None,
+    every: int = 1,
+    burn_in: int = 0,
+    device: str = "auto",
+    **roles: Any,
+) -> xr.Dataset:
+    """Increment where there is no innovation, which should be small against the analysis error; lazily.
+
+    Parameters
+    ----------
+    ds, network, run, every, burn_in, device, **roles
+        As for `gain`.
+
+    Returns
+    -------
+    xarray.Dataset
+        `bias` b = |a(x, 0)| / sqrt(N) (trajectory, time), in units of the state; its `mean` and `deviation` over them.
+
+    References
+    ----------
+    Bocquet et al. (2024), doi:10.1063/5.0230837.
+    """
+    states = read_states(
+        ds,
+        network,
+        run=run,
+        every=every,
+        burn_in=burn_in,
+        device=device,
+        needs="the bias at the truth's states",
+        **roles,
+    )
+    found = xr.DataArray(
+        states.each(_bias, (), at_once=256),
+        {dim: states.x[dim] for dim in (TRAJECTORY, TIME)},
+        (TRAJECTORY, TIME),
+    )
+    if states.experiment.bare:
+        found = found.isel({TRAJECTORY: 0}, drop=True)
+    result = xr.Dataset({"bias": found, "mean": found.mean(), "deviation": found.std()})
+    units = states.frame.dynamics.units
+    for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):
+        result[name].attrs = {"long_name": text, "units": units}
+    return result
+
+
+def _bias(network: AnalysisNetwork, batch: Batch) -> Any:
+    return bias(network, batch.points)
+
+
+def _check_square(covariance: xr.DataArray) -> None:
+    if not {"i", "j"} <= set(covariance.dims) or covariance.sizes["i"] != covariance.sizes["j"]:
+        raise ValueError(f"a covariance with sizes {dict(covariance.sizes)}: expected dims i and j of one size")

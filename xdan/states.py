@@ -1,0 +1,405 @@
+"""States of a record or of a run with what belongs to them, and lazy graphs of what is computed at each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from .blocks import Array, Plan, array_to_tensor, in_block, pick_device, tensor_to_array
+from .core.networks import AnalysisNetwork
+from .core.observing import ErrorCovariance, split_observation
+from .core.random import Purpose, check_seed, normal
+from .core.sensitivity import Points
+from .experiment import Experiment, Frame, read, read_run
+from .network import Network
+from .schema import CHANNEL, TIME, TRAJECTORY, check_counts
+
+INNOVATIONS = ("zero", "sampled", "run")
+_STATES_IN_BLOCK = 4096  # more are cut, so that schedulers have something to share
+_BYTES_IN_BLOCK = 64 * 2**20  # of a result that is kept for every state
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A few states, as a kernel sees them.
+
+    Attributes
+    ----------
+    points : Points
+    error : ErrorCovariance
+        Of each state's time.
+    observed : Tensor of bool, shape (B, P), optional
+        Which observations are made; where the kernel asked for it.
+    draw : callable
+        draw(P', stream) gives standard normal numbers of shape (B, P', size), keyed by trajectory and time.
+    background : Tensor, shape () or (N, N), optional
+        Deviation of forecast errors, or a Cholesky factor of their covariance, that samples have beside R's.
+    """
+
+    points: Points
+    error: ErrorCovariance
+    observed: Tensor | None
+    draw: Callable[[int, int, int], Tensor]
+    background: Tensor | None
+
+    def samples(self, count: int) -> Tensor:
+        """Draw projected innovations H^T R^-1 (eps + H e), of covariance H^T R^-1 (R + H P_f H^T) R^-1 H, App. H.
+
+        Returns
+        -------
+        Tensor, shape (B, count, N)
+        """
+        assert self.observed is not None
+        x, observed = self.points.x, self.observed
+        size = observed.shape[1]
+        noise = self.draw(count, size, 0)
+        # One row of R for every sample of a state.
+        repeated = self.error.of_rows(count)
+        x, observed = x.repeat_interleave(count, 0), observed.repeat_interleave(count, 0)
+        innovation = repeated.color(noise.flatten(0, 1).to(x))
+        if self.background is not None:
+            errors = self.draw(count, x.shape[1], 1).flatten(0, 1).to(x)
+            errors = errors * self.background if self.background.ndim == 0 else errors @ self.background.T
+            innovation = innovation + repeated.along(x, errors[:, None])[:, 0]
+        zeta: Tensor = repeated.project(innovation, observed, x).unflatten(0, (-1, count))
+        return zeta
+
+
+Kernel = Callable[[AnalysisNetwork, Batch], Tensor]
+"""What is computed: from a network and B states to a tensor of shape (B, ...)."""
+
+
+@dataclass(frozen=True)
+class States:
+    """Where a network is looked at: states of the truth, or forecasts of a run.
+
+    Attributes
+    ----------
+    experiment : Experiment
+    network : Network
+    x : xarray.DataArray, dims (trajectory, time, *state)
+    memory : xarray.DataArray, dims (trajectory, time, channel, *state), or None
+    positions : numpy.ndarray of int
+        Of the times in the record.
+    innovation : {"zero", "sampled", "run"}
+    background : Tensor or None
+    seed : int
+    device : str
+    """
+
+    experiment: Experiment
+    network: Network
+    x: xr.DataArray
+    memory: xr.DataArray | None
+    positions: np.ndarray[Any, np.dtype[np.int64]]
+    innovation: str
+    background: Tensor | None
+    seed: int
+    device: str
+
+    @property
+    def frame(self) -> Frame:
+        """What is known of the record."""
+        return self.experiment.frame
+
+    @property
+    def _taken(self) -> slice:
+        step = int(self.positions[1] - self.positions[0]) if len(self.positions) > 1 else 1
+        return slice(int(self.positions[0]), int(self.positions[-1]) + 1, step)
+
+    @property
+    def sites(self) -> int:
+        """N."""
+        return math.prod(self.frame.dynamics.shape)
+
+    @property
+    def count(self) -> int:
+        """Number of states."""
+        return self.x.sizes[TRAJECTORY] * self.x.sizes[TIME]
+
+    @cached_property
+    def module(self) -> AnalysisNetwork:
+        """The network in float64, to ask it what it is."""
+        return self.network.method(torch.float64).network
+
+    def each(
+        self,
+        kernel: Kernel,
+        tail: tuple[int, ...],
+        *,
+        at_once: int,
+        observed: bool = False,
+        dtype: np.dtype[Any] | None = None,
+    ) -> da.Array:
+        """Compute a kernel at every state, lazily, shape (R, K, *tail).
+
+        Parameters
+        ----------
+        kernel : callable
+        tail : tuple of int
+            Shape of what it gives for a state.
+        at_once : int
+            States in a pass; bounds the memory of a block.
+        observed : bool
+            Whether it wants to know which observations are made.
+        dtype : numpy.dtype, optional
+            To compute in; the record's by default.
+        """
+        return self._graph(kernel, tail, at_once, observed, dtype, (False, False))
+
+    def mean(
+        self,
+        kernel: Kernel,
+        tail: tuple[int, ...],
+        over: Sequence[str],
+        *,
+        at_once: int,
+        observed: bool = False,
+        dtype: np.dtype[Any] | None = None,
+    ) -> da.Array:
+        """Average a kernel over trajectories, times or both, block by block; those dims are gone."""
+        reduced = (TRAJECTORY in over, TIME in over)
+        sums = self._graph(kernel, tail, at_once, observed, dtype, reduced)
+        axes = tuple(axis for axis, gone in enumerate(reduced) if gone)
+        sizes = (self.x.sizes[TRAJECTORY], self.x.sizes[TIME])
+        return sums.sum(axes) / math.prod(sizes[axis] for axis in axes) if axes else sums
+
+    def _graph(
+        self,
+        kernel: Kernel,
+        tail: tuple[int, ...],
+        at_once: int,
+        observed: bool,
+        dtype: np.dtype[Any] | None,
+        reduced: tuple[bool, bool],
+    ) -> da.Array:
+        wanted = np.dtype(dtype or self.frame.dtype)
+        reads = observed or self.innovation != "zero"
+        inputs = [self.x.chunk().data]
+        inputs.append(self.experiment.observation.isel({TIME: self._taken}).chunk().data if reads else None)
+        inputs.append(None if self.memory is None else self.memory.chunk().data)
+        kept = 1 if all(reduced) else math.prod(tail) * wanted.itemsize
+        limit = _STATES_IN_BLOCK if all(reduced) else max(1, min(_STATES_IN_BLOCK, _BYTES_IN_BLOCK // kept))
+        plan = _cut_small(inputs[0].chunks[:2], limit)
+        network = dask.delayed(self.network, traverse=False)
+        settings = _Settings(
+            kernel, at_once, self.innovation, self.background, self.seed, self.device, wanted, reduced, tail
+        )
+        frame = dask.delayed(self.frame, traverse=False)
+        task = dask.delayed(_block, pure=False)
+        cut = [None if array is None else plan.cut(array) for array in inputs]
+        rows = []
+        for i in range(plan.shape[0]):
+            row = []
+            for t in range(plan.shape[1]):
+                r, k = plan.rows(i), plan.columns(t)
+                arrays = [None if c is None else c[i][t] for c in cut]
+                found = task(arrays, r, self.positions[k], frame, network, settings)
+                size = (1 if reduced[0] else r.stop - r.start, 1 if reduced[1] else k.stop - k.start)
+                # Sums are exact to the last digit of the result; they are taken in float64.
+                row.append(da.from_delayed(found, (*size, *tail), np.float64 if any(reduced) else wanted))
+            rows.append(da.concatenate(row, axis=1))
+        return da.concatenate(rows, axis=0)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    kernel: Kernel
+    at_once: int
+    innovation: str
+    background: Tensor | None
+    seed: int
+    device: str
+    dtype: np.dtype[Any]
+    reduced: tuple[bool, bool]
+    tail: tuple[int, ...]
+
+
+def read_states(
+    ds: xr.Dataset,
+    network: Network,
+    *,
+    run: xr.Dataset | None = None,
+    innovation: str = "zero",
+    forecast_error: Any = None,
+    every: int = 1,
+    burn_in: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    needs: str = "the mean over states",
+    **roles: Any,
+) -> States:
+    """Understand where a network is to be looked at; none of the data is read.
+
+    Raises
+    ------
+    ValueError
+        If the record or the run lacks something or does not fit the network, or a number cannot be.
+    """
+    if not isinstance(network, Network):
+        raise TypeError(
+            f"network is a {type(network).__name__}: expected a Network, as train() and open_network() give"
+        )
+    if innovation not in INNOVATIONS:
+        raise ValueError(f"innovation={innovation!r}: expected one of {INNOVATIONS}")
+    if innovation == "run" and run is None:
+        raise ValueError("innovation='run' takes the innovations of a run: pass run=, as ds.dan.cycle(network) gives")
+    check_counts(every=every, burn_in=burn_in)
+    experiment = read(ds, **roles, needs_truth=needs if run is None else None)
+    network.check(experiment)
+    if network.ensemble:
+        raise ValueError("derivatives are those of a network of one forecast; this one takes members")
+    cycles = experiment.observation.sizes[TIME]
+    if every < 1 or not 0 <= burn_in < cycles:
+        raise ValueError(f"every={every}, burn_in={burn_in}: expected every >= 1 and 0 <= burn_in < {cycles} cycles")
+    taken = {TIME: slice(burn_in, None, every)}
+    memory = None
+    if run is None:
+        assert experiment.truth is not None
+        x = experiment.truth
+    elif network.memory:
+        if "memory" not in run:
+            raise ValueError("the run lacks the network's memory: make it with ds.dan.cycle(network, members=True)")
+        x = read_run(experiment, run, ["forecast"])["forecast"]
+        memory = read_run(experiment, run, ["memory"], extra={CHANNEL: network.memory})["memory"]
+    else:
+        x = read_run(experiment, run, ["forecast"])["forecast"]
+    return States(
+        experiment,
+        network,
+        x.isel(taken),
+        None if memory is None else memory.isel(taken),
+        np.arange(cycles)[taken[TIME]],
+        innovation,
+        _background(forecast_error, math.prod(experiment.frame.dynamics.shape)),
+        check_seed(seed),
+        pick_device(device),
+    )
+
+
+def _background(given: Any, sites: int) -> Tensor | None:
+    """A deviation, or a Cholesky factor of a covariance."""
+    if given is None:
+        return None
+    values = torch.as_tensor(np.array(given, dtype=np.float64))
+    if values.ndim == 0 and bool(values >= 0):
+        return values
+    if values.shape != (sites, sites):
+        raise ValueError(
+            f"forecast_error has shape {tuple(values.shape)}: expected a standard deviation, or a covariance "
+            f"({sites}, {sites})"
+        )
+    factor, info = torch.linalg.cholesky_ex(values)
+    if int(info):
+        raise ValueError("forecast_error is not positive definite: expected a covariance matrix of full rank")
+    lower: Tensor = factor
+    return lower
+
+
+def _cut_small(chunks: Sequence[Sequence[int]], limit: int) -> Plan:
+    """Blocks of a record's chunks, none with more states than a limit."""
+    rows, columns = chunks
+    height = min(max(rows), limit)
+    width = max(1, limit // height)
+
+    def even(sizes: Sequence[int], most: int) -> list[int]:
+        return [min(most, size - start) for size in sizes for start in range(0, size, most)]
+
+    return Plan.from_chunks(even(rows, height), even(columns, width))
+
+
+def _block(
+    arrays: Sequence[Any],
+    rows: slice,
+    positions: np.ndarray[Any, np.dtype[np.int64]],
+    frame: Frame,
+    network: Network,
+    settings: _Settings,
+) -> Array:
+    """Compute a kernel over the states of one block, a few at a time so that memory stays flat."""
+    in_block()
+    states, observation, memory = (
+        None if a is None else array_to_tensor(a, settings.dtype, settings.device) for a in arrays
+    )
+    assert states is not None
+    shape, wanted = states.shape[:2], states.dtype
+    if not bool(torch.isfinite(states).all()):
+        raise ValueError(
+            "some states are not finite: the record has gaps or the run diverged; leave them out, for example with "
+            "ds.isel(trajectory=...) or burn_in="
+        )
+    module = network.method(wanted, settings.device).network
+    error = frame.error.to(wanted, settings.device)
+    background = None if settings.background is None else settings.background.to(states)
+    labels = torch.from_numpy(frame.trajectory[rows].copy())
+    times = torch.from_numpy(positions.copy())
+    lead = tuple(1 if gone else size for gone, size in zip(settings.reduced, shape, strict=True))
+    summed = any(settings.reduced)
+    found = torch.zeros(*lead, *settings.tail, dtype=torch.float64 if summed else wanted, device=states.device)
+    with torch.no_grad():
+        for r, k in _rectangles(shape, settings.at_once):
+            batch = _batch(states[r, k], observation, memory, (r, k), error, labels[r], times[k], settings, background)
+            values = settings.kernel(module, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(found.dtype)
+            if not summed:
+                found[r, k] = values
+                continue
+            for axis, gone in enumerate(settings.reduced):
+                values = values.sum(axis, keepdim=True) if gone else values
+            here = tuple(slice(0, 1) if gone else part for gone, part in zip(settings.reduced, (r, k), strict=True))
+            found[here] += values
+    return tensor_to_array(found)
+
+
+def _rectangles(shape: Sequence[int], at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Cut rows and columns into rectangles of about so many states."""
+    height = min(shape[0], at_once)
+    width = max(1, at_once // height)
+    for first in range(0, shape[0], height):
+        for start in range(0, shape[1], width):
+            yield slice(first, min(first + height, shape[0])), slice(start, min(start + width, shape[1]))
+
+
+def _batch(
+    states: Tensor,
+    observation: Tensor | None,
+    memory: Tensor | None,
+    place: tuple[slice, slice],
+    error: ErrorCovariance,
+    labels: Tensor,
+    times: Tensor,
+    settings: _Settings,
+    background: Tensor | None,
+) -> Batch:
+    x = states.flatten(0, 1).flatten(1)
+    error = error.of_times(times.repeat(len(labels)).to(x.device))
+
+    def draw(count: int, size: int, stream: int) -> Tensor:
+        numbers = normal(settings.seed, Purpose.SENSITIVITY, labels, times, count * size, stream)
+        drawn: Tensor = numbers.flatten(0, 1).unflatten(1, (count, size)).to(x.device)
+        return drawn
+
+    values = observed = None
+    if observation is not None:
+        values, observed = split_observation(observation[place].flatten(0, 1).flatten(1))
+    channels = None if memory is None else memory[place].flatten(0, 1).flatten(2)
+    points = replace(Points.at_rest(x), memory=channels)
+    batch = Batch(points, error, observed, draw, background)
+    if settings.innovation == "zero":
+        return batch
+    assert values is not None
+    assert observed is not None
+    if settings.innovation == "run":
+        zeta = error.project(values - error.seen(x), observed, x)
+    else:
+        zeta = batch.samples(1)[:, 0]
+    return replace(batch, points=replace(points, zeta=zeta))
