@@ -1,0 +1,99 @@
+"""Spectra and alignment of covariances, and the bias without innovation."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import xdan
+
+
+def covariance(matrix):
+    return xr.DataArray(matrix, dims=("time", "i", "j"))
+
+
+def rotation(angle):
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def test_members_have_the_covariance_of_numpy(ensemble):
+    found = xdan.ensemble_covariance(ensemble)
+    assert found.dims == ("trajectory", "time", "i", "j")
+    expected = np.cov(ensemble.members.isel(trajectory=2, time=7).values.T)
+    np.testing.assert_allclose(found.isel(trajectory=2, time=7), expected, rtol=1e-12, atol=1e-14)
+    spread = ensemble.spread.isel(trajectory=2, time=7).values
+    np.testing.assert_allclose(np.sqrt(np.diag(expected)), spread, rtol=1e-10)
+    assert not np.allclose(xdan.ensemble_covariance(ensemble, of="forecast_members"), found)
+
+
+def test_members_on_a_grid():
+    members = xr.DataArray(np.random.default_rng(0).normal(size=(3, 9, 2, 4)), dims=("time", "member", "lat", "lon"))
+    found = xdan.ensemble_covariance(members.to_dataset(name="members"))
+    np.testing.assert_allclose(found.isel(time=1), np.cov(members[1].values.reshape(9, 8).T), rtol=1e-12)
+
+
+def test_spectrum_of_known_matrices():
+    turn = rotation(0.3)
+    symmetric = turn @ np.diag([1.0, 4.0]) @ turn.T
+    skew = np.array([[0.0, 1.0], [-1.0, 0.0]])
+    found = xdan.covariance_spectrum(covariance(np.stack([symmetric, symmetric + 0.5 * skew])))
+    np.testing.assert_allclose(found.eigenvalue, [[4.0, 1.0]] * 2)
+    np.testing.assert_allclose(found.asymmetry, [0.0, 0.5 * np.sqrt(2) / np.sqrt(17)], atol=1e-12)
+    np.testing.assert_allclose(abs(found.eigenvector[0].values @ turn[:, ::-1]), np.eye(2), atol=1e-12)
+
+
+@pytest.mark.parametrize("angle", [0.0, 1e-7, 0.4, np.pi / 2])
+def test_angles_between_known_planes(angle):
+    turn = np.eye(4)
+    turn[1:3, 1:3] = rotation(angle)
+    values = np.diag([4.0, 3.0, 2.0, 1.0])
+    one, other = covariance(values[None]), covariance((turn @ values @ turn.T)[None])
+    found = xdan.principal_angles(one, other, modes=2)
+    np.testing.assert_allclose(np.radians(found[0]), [0.0, angle], atol=1e-12)
+    # Vectors, of any length and not orthogonal, that span the same planes.
+    vectors = xr.DataArray((np.array([[3.0, 0.0], [5.0, -2.0]]) @ turn[:, :2].T)[None], dims=("time", "vector", "x"))
+    np.testing.assert_allclose(xdan.principal_angles(one, vectors, modes=2), found, atol=1e-6)
+
+
+def test_lazy_input_stays_lazy(twin, net, ensemble, untouchable, computed):
+    lazy = xdan.ensemble_covariance(ensemble.chunk(time=5))
+    own = untouchable(twin, "truth").dan.gain(net, kind="covariance")
+    spectrum = xdan.covariance_spectrum(own)
+    angles = xdan.principal_angles(own, lazy, modes=3)
+    assert spectrum.chunks
+    assert angles.chunks
+    assert untouchable(twin, "truth").dan.zero_innovation_bias(net).bias.chunks
+    assert computed.calls == 0
+
+
+def test_chunked_is_the_same(twin, net):
+    whole = xdan.covariance_spectrum(twin.dan.gain(net, kind="covariance"))
+    cut = xdan.covariance_spectrum(twin.chunk(trajectory=3, time=5).dan.gain(net, kind="covariance"))
+    np.testing.assert_allclose(cut.eigenvalue, whole.eigenvalue, rtol=0, atol=1e-12)
+
+
+def test_bias_and_its_moments(twin, net):
+    found = twin.dan.zero_innovation_bias(net).compute()
+    module = net.module(torch.float64)
+    x = torch.from_numpy(twin.truth.values.reshape(-1, 8).copy())
+    step = (module(x, 0 * x)[0] - x).detach().numpy()
+    expected = np.sqrt((step**2).mean(1)).reshape(found.bias.shape)
+    np.testing.assert_allclose(found.bias, expected, rtol=1e-9)
+    assert float(found["mean"]) == pytest.approx(expected.mean())
+    assert float(found["deviation"]) == pytest.approx(expected.std())
+
+
+def test_refusals(ensemble):
+    with pytest.raises(ValueError, match="keep_members=True"):
+        xdan.ensemble_covariance(ensemble.drop_vars("members"))
+    with pytest.raises(ValueError, match="at least 2"):
+        xdan.ensemble_covariance(ensemble.isel(member=[0]))
+    with pytest.raises(ValueError, match="expected dims i and j"):
+        xdan.covariance_spectrum(ensemble.spread)
+    square = covariance(np.eye(3)[None])
+    with pytest.raises(ValueError, match="modes=4: expected 1 to 3"):
+        xdan.principal_angles(square, square, modes=4)
+    with pytest.raises(ValueError, match="no labels in common"):
+        xdan.principal_angles(square.assign_coords(time=[0]), square.assign_coords(time=[1]), modes=1)
+    with pytest.raises(ValueError, match="expected covariances"):
+        xdan.principal_angles(square, ensemble.spread, modes=1)

@@ -1,0 +1,152 @@
+"""Symmetries of experiments and networks."""
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import xdan
+from xdan.core.networks import AnalysisNetwork, ResidualCNN, register_network
+from xdan.core.networks.base import _NETWORKS
+from xdan.network import Network
+
+
+def twin(**settings):
+    model = settings.pop("model", xdan.Lorenz96(sites=12))
+    return xdan.twin(model, cycles=3, **settings)
+
+
+def lopsided(x):
+    return x.roll(1, -1) - x * torch.arange(1.0, 13.0, dtype=x.dtype)
+
+
+def on_sphere(x):
+    """Advection along the parallels, whose speed depends on the latitude."""
+    speed = torch.arange(1.0, 4.0, dtype=x.dtype)[:, None]
+    return speed * (x.roll(1, -1) - x.roll(-1, -1))
+
+
+ROW_OPERATOR = np.eye(12)[::3]
+MIXING = np.random.default_rng(0).normal(size=(5, 12))
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, 12),
+        ({"observe": xdan.Sites.every(2)}, 6),
+        ({"observe": xdan.Sites.every(3, 1)}, 4),
+        ({"observe": xdan.Sites.random(2, 9)}, 12),
+        ({"error_std": [1.0, 2.0] * 6}, 6),
+        ({"error_std": np.array([[1.0], [2.0], [3.0]]) * np.ones(12)}, 12),
+        ({"error_covariance": 2.0 * np.eye(12)}, 12),
+        ({"error_covariance": np.diag([1.0, 2.0, 3.0, 4.0] * 3)}, 3),
+        ({"operator": ROW_OPERATOR}, 4),
+        ({"operator": MIXING}, 1),
+        ({"model": xdan.CustomDynamics(lopsided, state={"x": 12}, timestep=0.01)}, 1),
+        ({"model": xdan.CustomDynamics(lambda x: -x, state={"lat": 3, "lon": 4}, timestep=0.1), "interval": 0.1}, 12),
+        ({"model": xdan.CustomDynamics(on_sphere, state={"lat": 3, "lon": 4}, timestep=0.1), "interval": 0.1}, 4),
+    ],
+)
+def test_group_that_an_experiment_allows(settings, size):
+    group = xdan.symmetry_group(twin(**settings), dynamics=settings.get("model"))
+    assert len(group) == size, group
+
+
+def test_group_of_a_record_without_a_rule():
+    ds = twin().compute()
+    bare = ds.assign(observation=ds.observation.where(ds.x % 4 == 0))
+    del bare.attrs["observing"]
+    assert len(xdan.symmetry_group(bare)) == 3
+    patchy = bare.assign(observation=bare.observation.where((ds.time > 0) | (ds.x > 3)))
+    with pytest.raises(ValueError, match="pass group="):
+        xdan.symmetry_group(patchy)
+
+
+@pytest.fixture(scope="module")
+def lopsided_network():
+    """A network that knows where it is: it commutes with no turn of the ring."""
+
+    @register_network
+    class Lopsided(AnalysisNetwork):
+        name = "lopsided-toy"
+
+        def parameters_json(self):
+            return {}
+
+        def forward(self, x, zeta, memory=None):
+            weight = torch.linspace(-1.0, 1.0, x.shape[-1], dtype=x.dtype, device=x.device)
+            return x + 0.1 * zeta * torch.sin(weight * x.roll(1, -1)), None
+
+    yield Network.from_module(Lopsided(), ("x",), {})
+    del _NETWORKS["lopsided-toy"]
+
+
+@pytest.fixture(scope="module")
+def circular():
+    torch.manual_seed(0)
+    return Network.from_module(ResidualCNN(filters=4, blocks=1, kernel=3, memory=1).double(), ("x",), {})
+
+
+def test_equivariance_error(circular, lopsided_network):
+    ds = twin(trajectories=8, dtype="float64").compute()
+    exact = ds.dan.equivariance_error(circular)
+    assert exact.sizes["element"] == 12
+    assert float(exact.max()) < 1e-10
+    broken = ds.dan.equivariance_error(lopsided_network, elements=4)
+    assert float(broken.sel(element=0)) == 0.0
+    assert float(broken.isel(element=slice(1, None)).min()) > 0.3
+    # The same, with the tensors formed.
+    gamma = ds.dan.gain(lopsided_network, kind="marginal").values.reshape(-1, 12, 12, 12)
+    turned = ds.assign(truth=ds.truth.roll(x=-1, roll_coords=False))  # (g x)_i = x_{i + 1}
+    at_turned = turned.dan.gain(lopsided_network, kind="marginal").values.reshape(-1, 12, 12, 12)
+    difference = at_turned - np.roll(gamma, -1, axis=(1, 2, 3))
+    expected = np.sqrt((difference**2).sum() / (gamma**2).sum())
+    many = [float(ds.dan.equivariance_error(lopsided_network, seed=seed).sel(element=1)) for seed in range(12)]
+    assert np.sqrt(np.mean(np.square(many))) == pytest.approx(expected, rel=0.1)
+
+
+def test_network_without_the_symmetry_is_averaged_over_all_sites(lopsided_network):
+    ds = twin(dtype="float64").compute()
+    gamma = ds.dan.gain(lopsided_network, kind="marginal", dim=["trajectory", "time"]).values
+    found = ds.dan.gain(lopsided_network, reference=2).values
+    turns = [np.roll(gamma, 2 - site, axis=(0, 1))[:, :, site] for site in range(12)]
+    np.testing.assert_allclose(found, np.mean(turns, 0), rtol=0, atol=1e-12)
+    own = ds.dan.gain(lopsided_network, reference=2, group=xdan.Group.trivial(12)).values
+    np.testing.assert_allclose(own, gamma[:, :, 2], rtol=0, atol=1e-12)
+
+
+def test_mean_gain_from_one_average_for_each_orbit(circular):
+    ds = twin(observe=xdan.Sites.every(2), dtype="float64").compute()
+    group = ds.dan.symmetry_group()
+    averages = [ds.dan.gain(circular, reference=r, all_sites=True) for r in (4, 5)]
+    rebuilt = xdan.reconstruct_gain(*averages, group=group)
+    assert rebuilt.dims == ("i", "j", "l")
+    gamma = ds.dan.gain(circular, kind="marginal", dim=["trajectory", "time"])
+    mean = np.mean([gamma.roll(i=-s, j=-s, l=-s, roll_coords=False).values for s in range(0, 12, 2)], 0)
+    np.testing.assert_allclose(rebuilt, mean, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="reference=1 too"):
+        xdan.reconstruct_gain(averages[0], group=group)
+
+
+def test_extent_of_a_pattern_that_is_known(circular):
+    ds = twin(dtype="float64").compute()
+    omega = ds.dan.gain(circular, reference=6)
+    known = np.zeros((12, 12))
+    known[6, 6], known[5, 6], known[6, 9], known[2, 6] = 8.0, -1.0, 0.5, 0.5
+    extent = xdan.pattern_extent(omega.copy(data=known), share=0.94)
+    assert dict(zip(extent.distance.values, extent.mass.values, strict=True)) == {
+        0.0: 0.8, 1.0: 0.1, 2.0: 0.0, 3.0: 0.05, 4.0: 0.05, 5.0: 0.0, 6.0: 0.0
+    }  # fmt: skip
+    assert float(extent.radius) == 3.0
+    np.testing.assert_allclose(extent.largest[:2], [8.0, 1.0])
+    real = xdan.pattern_extent(omega)
+    assert float(real.mass.sum()) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        xdan.pattern_extent(omega, share=1.5)
+
+
+def test_wrong_group_is_refused(circular):
+    with pytest.raises(ValueError, match="does not fit a state of 12 sites"):
+        twin().dan.equivariance_error(circular, group=xdan.Group.ring(6))
+    assert isinstance(twin().dan.equivariance_error(circular), xr.DataArray)
