@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from .covariances import zero_innovation_bias as zero_innovation_bias
     from .cycling import cycle as cycle
     from .fitting import train as train
+    from .gain_plots import angle_curves as angle_curves
+    from .gain_plots import gain_map as gain_map
+    from .gain_plots import histogram_curves as histogram_curves
+    from .gain_plots import scaling_curves as scaling_curves
+    from .gain_plots import spectrum_curves as spectrum_curves
     from .gains import gain as gain
     from .linearity import innovation_histogram as innovation_histogram
     from .linearity import scaling_of_increments as scaling_of_increments
@@ -69,12 +74,15 @@ _HOMES = {
     "Sites": "core.observing",
     "ThreeDVar": "core.methods",
     "XdanWarning": "schema",
+    "angle_curves": "gain_plots",
     "baseline": "baselines",
     "covariance_spectrum": "covariances",
     "cycle": "cycling",
     "ensemble_covariance": "covariances",
     "equivariance_error": "symmetries",
     "gain": "gains",
+    "gain_map": "gain_plots",
+    "histogram_curves": "gain_plots",
     "hovmoller": "plotting",
     "innovation_histogram": "linearity",
     "open_network": "network",
@@ -85,8 +93,10 @@ _HOMES = {
     "register_dynamics": "core.dynamics",
     "rmse_in_time": "plotting",
     "save_page": "plotting",
+    "scaling_curves": "gain_plots",
     "scaling_of_increments": "linearity",
     "score": "scoring",
+    "spectrum_curves": "gain_plots",
     "stein_identity": "linearity",
     "sweep": "sweeps",
     "sweep_curves": "plotting",

@@ -12,7 +12,7 @@ import xarray as xr
 from .experiment import read
 from .schema import TIME, TRAJECTORY
 
-_WIDTH, _HEIGHT, _LEGEND = 760, 260, 210
+WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -82,7 +82,7 @@ def hovmoller(
                 title=heading,
                 xlabel="model time",
                 ylabel="site",
-                width=_WIDTH,
+                width=WIDTH,
                 height=_HEIGHT,
                 rasterize=False,
             )
@@ -124,7 +124,7 @@ def rmse_in_time(
     from .scoring import score
 
     curves = []
-    for (name, run), colour in zip(runs.items(), _cycle_colours(len(runs)), strict=True):
+    for (name, run), colour in zip(runs.items(), cycle_colours(len(runs)), strict=True):
         curve = score(ds, run, dim=TRAJECTORY, **roles)["rmse"].isel({TIME: cycles or slice(None)})
         curves.append(
             curve.hvplot.line(
@@ -135,7 +135,7 @@ def rmse_in_time(
                 xlabel="model time",
                 ylabel="analysis RMSE",
                 title="analysis RMSE, mean over trajectories",
-                width=_WIDTH + _LEGEND,
+                width=WIDTH + LEGEND_WIDTH,
                 height=_HEIGHT + 60,
             )
         )
@@ -159,7 +159,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
 
     named = {"network": histories} if isinstance(histories, xr.Dataset) else histories
     curves = []
-    for (name, history), colour in zip(named.items(), _cycle_colours(len(named)), strict=True):
+    for (name, history), colour in zip(named.items(), cycle_colours(len(named)), strict=True):
         against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(step="minutes")
         for variable, label, dash in (
             ("validation_rmse", "validation", "solid"),
@@ -177,7 +177,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
                     xlabel="training time (minutes)",
                     ylabel="analysis RMSE",
                     title="training",
-                    width=_WIDTH + _LEGEND,
+                    width=WIDTH + LEGEND_WIDTH,
                     height=_HEIGHT + 60,
                 )
             )
@@ -227,9 +227,9 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     else:
         error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
     labels = {"xlabel": along, "ylabel": str(cube[value].attrs.get("long_name", value))}
-    sizes = {"width": _WIDTH + _LEGEND, "height": _HEIGHT + 100, "logx": logx, "logy": logy}
+    sizes = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "logx": logx, "logy": logy}
     drawn = []
-    for scheme, colour in zip(cube["scheme"].values.tolist(), _cycle_colours(cube.sizes["scheme"]), strict=True):
+    for scheme, colour in zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True):
         frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
         frame["bar"] = error.sel(scheme=scheme).values
         line = frame.hvplot.line(along, value, label=scheme, color=colour, **labels, **sizes)
@@ -253,12 +253,13 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
     import panel as pn
     from bokeh.resources import INLINE
 
-    column = pn.Column(pn.pane.Markdown(f"# {title}\n\n{notes}", width=_WIDTH + 300))
+    column = pn.Column(pn.pane.Markdown(f"# {title}\n\n{notes}", width=WIDTH + 300))
     for heading, figure in sections.items():
         column.append(pn.pane.Markdown(f"## {heading}"))
         column.append(pn.pane.HoloViews(figure, linked_axes=False))
     column.save(str(path), title=title, resources=INLINE)
 
 
-def _cycle_colours(count: int) -> list[str]:
+def cycle_colours(count: int) -> list[str]:
+    """Colours for so many curves."""
     return [_COLOURS[k % len(_COLOURS)] for k in range(count)]

@@ -1,0 +1,68 @@
+"""Pictures of gains show what they are given."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xdan
+from test_plotting import axes, panels
+
+hv = pytest.importorskip("holoviews")
+
+
+def omega(sites, reference):
+    values = np.zeros((sites, sites))
+    values[reference, reference] = 2.0
+    values[(reference + 1) % sites, (reference - 2) % sites] = -4.0
+    return xr.DataArray(values, dims=("i", "j"), attrs={"reference": reference})
+
+
+@pytest.mark.parametrize("reference", [0, 5, 9])
+def test_gain_map_is_turned_to_its_reference_and_normalised(reference):
+    (panel,) = xdan.gain_map(omega(10, reference), within=4).values()
+    frame = panel.dframe().set_index(["i", "j"])["value"]
+    assert frame.loc[0, 0] == 0.5
+    assert frame.loc[1, -2] == -1.0
+    assert frame.index.levels[0].tolist() == list(range(-4, 5))
+    assert abs(frame).sum() == 1.5
+
+
+def test_gain_maps_share_a_scale_where_asked():
+    both = {"one": omega(10, 3), "half": 0.5 * omega(8, 3)}
+    both["half"].attrs["reference"] = 3
+    together = [panel.dframe()["value"].abs().max() for panel in xdan.gain_map(both, together=True).values()]
+    apart = [panel.dframe()["value"].abs().max() for panel in xdan.gain_map(both).values()]
+    assert together == [1.0, 0.5]
+    assert apart == [1.0, 1.0]
+    found = panels(xdan.gain_map(both))
+    assert {axes(plot) for plot in found} == {
+        ("j - r, site of the projected innovation", "i - r, site of the increment")
+    }
+    assert [plot.title.text for plot in found] == ["half (largest 2)", "one (largest 4)"]
+
+
+def test_curves_are_means_over_states(twin, net, ensemble):
+    own = xdan.covariance_spectrum(twin.dan.gain(net, kind="covariance"))
+    theirs = xdan.covariance_spectrum(xdan.ensemble_covariance(ensemble))
+    figure = xdan.spectrum_curves({"network": own, "EnKF-N": theirs})
+    lines = {curve.label: curve for curve in figure.values() if isinstance(curve, hv.Curve)}
+    expected = theirs.eigenvalue.mean(["trajectory", "time"]).values
+    np.testing.assert_allclose(lines["EnKF-N"].dimension_values("value")[:4], expected[:4])
+    (plot,) = panels(figure)
+    assert axes(plot) == ("rank", "eigenvalue")
+    angles = xdan.principal_angles(twin.dan.gain(net, kind="covariance"), xdan.ensemble_covariance(ensemble), modes=3)
+    (plot,) = panels(xdan.angle_curves({"three modes": angles}))
+    assert axes(plot) == ("angle", "principal angle (degrees)")
+
+
+def test_scaling_beside_the_straight_line(twin, net):
+    run = twin.dan.cycle(net, members=True)
+    scaling = twin.dan.scaling_of_increments(net, run, [0.5, 1.0, 2.0], cutoff=0.01)
+    figure = xdan.scaling_curves({"network": scaling})
+    lines = {curve.label: curve for curve in figure.values() if isinstance(curve, hv.Curve)}
+    np.testing.assert_array_equal(lines["linear"].dimension_values(1), [0.5, 1.0, 2.0])
+    np.testing.assert_allclose(lines["network"].dimension_values("value"), scaling.ratio)
+    histogram = twin.dan.innovation_histogram(net, run, bins=10)
+    for logy in (False, True):
+        (plot,) = panels(xdan.histogram_curves({"network": histogram}, logy=logy))
+        assert axes(plot) == ("projected innovation", "density")
