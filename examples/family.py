@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,20 @@ import xarray as xr
 
 import xdan
 
+from common import markdown, trained
+
 BURN_IN, TRAJECTORIES = 200, 64
-LARGE = {"objective": "mse", "window": 16, "batch": 64}
-MEMORY = {"filters": 48, "blocks": 5, "kernel": 3, "memory": 16}
+PLAIN = {"filters": 40, "blocks": 5, "kernel": 5}
+MEMORY = {"filters": 40, "blocks": 5, "kernel": 3, "memory": 16}
+# Large batches, and weights that stay small: long runs gain from both.
+LARGE = {
+    "objective": "mse",
+    "window": 16,
+    "batch": 64,
+    "learning_rate": 0.012,
+    "adam_learning_rate": 0.0024,
+    "weight_decay": 0.1,
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Row:
 def rows() -> list[Row]:
     every, some = xdan.Sites.every(2), xdan.Sites.random(20, 40)
     found = [
-        Row("residual CNN, 40 filters", xdan.ResidualCNN(filters=40), 60, 0.21, settings=LARGE),
+        Row("residual CNN, 40 filters", xdan.ResidualCNN(**PLAIN), 60, 0.21, settings=LARGE),
         Row("with memory", xdan.ResidualCNN(**MEMORY), 60, 0.19, settings=LARGE),
         Row("linear activations", "residual-cnn-linear", 5, 0.39),
         Row("without the forecast", "residual-cnn-blind", 5, 0.39),
@@ -70,23 +80,18 @@ def rows() -> list[Row]:
 
 def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
     """Train one row where its network is missing, cycle it, keep its scores."""
-    path, checkpoint = out / f"{row.slug}.zarr", out / f"{row.slug}-checkpoint.zarr"
     model = xdan.Lorenz96()
-    if not path.exists():
-        net = xdan.train(
-            model,
-            row.network,
-            interval=row.interval,
-            observe=row.observe,
-            minutes=scale * row.minutes,
-            seed=seed,
-            checkpoint=checkpoint,
-            progress={"desc": f"{row.title:<28}"},
-            **row.settings,
-        )
-        net.to_zarr(path)
-        shutil.rmtree(checkpoint)
-    net = xdan.open_network(path)
+    net = trained(
+        out / f"{row.slug}.zarr",
+        model,
+        row.network,
+        interval=row.interval,
+        observe=row.observe,
+        minutes=scale * row.minutes,
+        seed=seed,
+        progress={"desc": f"{row.title:<28}"},
+        **row.settings,
+    )
     cycles = BURN_IN + (400 if row.interval < 0.1 else 100)
     test = xdan.twin(
         model, interval=row.interval, cycles=cycles, trajectories=TRAJECTORIES, observe=row.observe, seed=seed + 1
@@ -128,20 +133,13 @@ def main() -> None:
         )
         print(pd.DataFrame(lines[-1:]).to_string(index=False, header=len(lines) == 1), flush=True)
     table = pd.DataFrame(lines)
-    (options.out / "family.md").write_text(_markdown(table))
+    (options.out / "family.md").write_text(markdown(table))
     shown = table[::-1]
     points = shown.hvplot.scatter("rmse", "network", label="reached", xlabel="analysis RMSE", size=45)
     aims = shown.hvplot.scatter("aim", "network", marker="dash", angle=90, size=200, color="#cc6600", label="aim")
     sizes = {"height": 24 * len(table) + 120, "width": 800, "legend_position": "bottom_right"}
     xdan.save_page(options.out / "family.html", {"Reached and aimed at": (aims * points).opts(**sizes)}, title="Family")
-    print(f"\n{_markdown(table)}\nin {options.out}")
-
-
-def _markdown(table: pd.DataFrame) -> str:
-    columns = list(table.columns)
-    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    shown = table.map(lambda v: "" if v is None or v != v else f"{v:.4g}" if isinstance(v, float) else str(v))
-    return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in shown.to_numpy())]) + "\n"
+    print(f"\n{markdown(table)}\nin {options.out}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import pytest
 import xarray as xr
 
 import xdan
+
 from test_plotting import axes, panels
 
 hv = pytest.importorskip("holoviews")

@@ -1,0 +1,153 @@
+"""How nonlinear networks are: scaling of increments, innovations, and the covariance beside an ensemble's.
+
+    python examples/nonlinearity.py [--minutes 4] [--out nonlinearity]
+
+A network is trained for each interval between analyses, on an endless twin, for `--minutes` and on all cores, and
+cycles a test record that none has seen. Networks and results stay in Zarr stores under `--out`: a second call computes
+what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+import xdan
+
+from common import markdown, trained
+
+INTERVALS = (0.05, 0.10, 0.20, 0.40)
+SCALES = np.geomspace(0.1, 10.0, 21)
+CUTOFF = 0.05
+TRAJECTORIES, CYCLES, BURN_IN = 32, 300, 100
+MODES = 10
+
+
+def title(interval: float) -> str:
+    """Name of a network."""
+    return f"interval {interval:.2f}"
+
+
+def at_interval(interval: float, out: Path, minutes: float, seed: int) -> xr.Dataset:
+    """Scaling of increments and histogram of innovations of a network trained at an interval."""
+    store = out / f"interval-{interval:.2f}.zarr"
+    if store.exists():
+        return xr.open_zarr(store, consolidated=False).load()
+    model = xdan.Lorenz96()
+    net = trained(
+        out / f"network-{interval:.2f}.zarr",
+        model,
+        xdan.ResidualCNN(),
+        interval=interval,
+        minutes=minutes,
+        seed=seed,
+        progress={"desc": title(interval)},
+    )
+    record = test_record(interval, seed)
+    run = record.dan.cycle(net)
+    states: dict[str, Any] = {"every": 20, "burn_in": BURN_IN}
+    found = xr.Dataset(
+        {
+            "ratio": record.dan.scaling_of_increments(net, run, SCALES, cutoff=CUTOFF, **states).ratio,
+            "ratio_all": record.dan.scaling_of_increments(net, run, SCALES, cutoff=0.0, **states).ratio,
+            "density": record.dan.innovation_histogram(net, run, burn_in=BURN_IN, bins=np.linspace(-25.0, 25.0, 201)),
+            "rmse": record.dan.score(run, burn_in=BURN_IN).rmse,
+            "bias": record.dan.zero_innovation_bias(net, run=run, burn_in=BURN_IN)["mean"],
+        }
+    )
+    found = found.drop_vars("width").compute()
+    found.to_zarr(store, mode="w", consolidated=False)
+    return found
+
+
+def test_record(interval: float, seed: int) -> xr.Dataset:
+    """A record that no network has seen."""
+    return xdan.twin(
+        xdan.Lorenz96(), interval=interval, cycles=CYCLES, trajectories=TRAJECTORIES, seed=seed + 1
+    ).compute()
+
+
+def covariances(out: Path, seed: int) -> dict[str, xr.Dataset]:
+    """Spectra of the network's analysis covariance and of the EnKF-N's, and the angles between them."""
+    record = test_record(INTERVALS[0], seed)
+    net = xdan.open_network(out / f"network-{INTERVALS[0]:.2f}.zarr")
+    thin = {"time": slice(BURN_IN, None, 20)}
+    own = record.dan.gain(net, kind="covariance", run=record.dan.cycle(net), burn_in=BURN_IN, every=20)
+    ensemble = record.dan.baseline("enkf-n", members=40, keep_members=True)
+    theirs = xdan.ensemble_covariance(ensemble).isel(thin)
+    found = {
+        "network": xdan.covariance_spectrum(own).compute(),
+        "EnKF-N, 40 members": xdan.covariance_spectrum(theirs).compute(),
+    }
+    angles = {f"{modes} modes": xdan.principal_angles(own, theirs, modes=modes) for modes in (1, 3, 5, MODES)}
+    kept = xr.Dataset(
+        {name.replace(" ", "_"): v.rename(angle=f"angle_{v.sizes['angle']}") for name, v in angles.items()}
+    )
+    kept = kept.assign(
+        {f"eigenvalue_{k}": v.eigenvalue for k, v in zip(("network", "ensemble"), found.values(), strict=True)}
+    )
+    kept.compute().to_zarr(out / "covariances.zarr", mode="w", consolidated=False)
+    return {**found, **{name: value.to_dataset(name="angle_value").compute() for name, value in angles.items()}}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("nonlinearity"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {title(i): at_interval(i, options.out, options.minutes, options.seed) for i in INTERVALS}
+    compared = covariances(options.out, options.seed)
+    spectra = {name: compared[name] for name in list(compared)[:2]}
+    angles = {name: value.angle_value for name, value in list(compared.items())[2:]}
+    rows = [
+        {
+            "network": name,
+            "test RMSE": float(value.rmse),
+            "bias": float(value.bias),
+            **{f"r({scale:g})": float(value.ratio.sel(scale=scale, method="nearest")) for scale in (0.1, 10.0)},
+            "deviation of zeta": float(
+                np.sqrt((value.density * value.zeta**2).sum() * (value.zeta[1] - value.zeta[0]))
+            ),
+        }
+        for name, value in found.items()
+    ]
+    leading = [
+        {
+            "rank": k,
+            **{
+                name: float(value.eigenvalue.mean(["trajectory", "time"]).sel(mode=k))
+                for name, value in spectra.items()
+            },
+        }
+        for k in (1, 2, 3, 5, 10, 15, 20)
+    ]
+    notes = f"{markdown(pd.DataFrame(rows))}\n{markdown(pd.DataFrame(leading))}"
+    (options.out / "nonlinearity.md").write_text(notes)
+    xdan.save_page(
+        options.out / "nonlinearity.html",
+        {
+            f"Directions of P_a above {CUTOFF:.0%} of the largest": xdan.scaling_curves(
+                {name: value[["ratio"]] for name, value in found.items()}
+            ),
+            "All directions, as Eq. 23 is written": xdan.scaling_curves(
+                {name: value[["ratio_all"]].rename(ratio_all="ratio") for name, value in found.items()}
+            ),
+            "Projected innovations": xdan.histogram_curves({n: v.density for n, v in found.items()}, logy=True),
+            "Analysis error covariance of the network and of an ensemble": xdan.spectrum_curves(spectra),
+            "Angles between their leading eigenvectors": xdan.angle_curves(angles),
+        },
+        title="Linear and nonlinear in the innovation: Lorenz-96",
+        notes=notes,
+    )
+    print(f"\n{notes}\nin {options.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The patterns that networks look for: mean marginal gains on two rings and in four observing systems.
+
+    python examples/patterns.py [--minutes 4] [--states 4000] [--out patterns]
+
+Six networks are trained on endless twins, for `--minutes` each and on all cores. The symmetry-averaged marginal gain of
+each is averaged over the states of a record that none has seen. Networks and gains stay in Zarr stores under `--out`:
+a second call computes what is missing, and a killed training is taken up where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from dask.diagnostics import ProgressBar
+
+import xdan
+
+from common import markdown, trained
+
+TRAJECTORIES = 40
+EVERY = 4  # cycles between the states that are averaged over: neighbours say the same again
+
+
+@dataclass(frozen=True)
+class System:
+    """A ring, what is observed of it, and the site that the gain is drawn about."""
+
+    title: str
+    sites: int
+    observe: xdan.Sites
+    reference: int
+    trained_as: str = ""
+
+    @property
+    def slug(self) -> str:
+        return self.title.replace(" ", "-").replace(",", "")
+
+
+SYSTEMS = (
+    System("all of 40 sites", 40, xdan.Sites.all(), 20),
+    System("all of 80 sites", 80, xdan.Sites.all(), 40),
+    System("80 sites, trained on 40", 80, xdan.Sites.all(), 40, trained_as="all of 40 sites"),
+    System("every other site, observed r", 40, xdan.Sites.every(2), 20, trained_as="every other site"),
+    System("every other site, unobserved r", 40, xdan.Sites.every(2), 21, trained_as="every other site"),
+    System("0 to 40 random sites", 40, xdan.Sites.random(0, 40), 20),
+    System("20 to 40 random sites", 40, xdan.Sites.random(20, 40), 20),
+)
+
+
+def compute(system: System, out: Path, minutes: float, states: int, seed: int) -> xr.Dataset:
+    """Train where there is no network yet, and average its marginal gain."""
+    store = out / f"gain-{system.slug}.zarr"
+    if store.exists():
+        return xr.open_zarr(store, consolidated=False).load()
+    name = system.trained_as or system.title
+    sites = 40 if system.trained_as == "all of 40 sites" else system.sites
+    net = trained(
+        out / f"{name.replace(' ', '-')}.zarr",
+        xdan.Lorenz96(sites=sites),
+        xdan.ResidualCNN(),
+        observe=system.observe,
+        minutes=minutes,
+        batch=32 if system.observe.kind == "all" else 64,
+        seed=seed,
+        progress={"desc": f"{name:<24}"},
+    )
+    cycles = 1 + EVERY * (states // TRAJECTORIES - 1)
+    record = xdan.twin(
+        xdan.Lorenz96(sites=system.sites),
+        cycles=cycles,
+        trajectories=TRAJECTORIES,
+        observe=system.observe,
+        seed=seed + 1,
+        chunks={"trajectory": 5, "time": 100},
+    )
+    group = record.dan.symmetry_group()
+    by_trajectory = record.dan.gain(net, reference=system.reference, group=group, dim="time", every=EVERY)
+    print(f"{system.title}: {group}")
+    with ProgressBar():
+        by_trajectory = by_trajectory.compute()
+    run = record.isel(trajectory=slice(0, 10)).dan.cycle(net).compute()
+    rmse = record.isel(trajectory=slice(0, 10)).dan.score(run, burn_in=cycles // 3).compute().rmse
+    found = xr.Dataset(
+        {
+            "gain": by_trajectory.mean("trajectory", keep_attrs=True),
+            "standard_error": by_trajectory.std("trajectory", ddof=1) / np.sqrt(TRAJECTORIES),
+            "rmse": rmse,
+        },
+        attrs={"title": system.title, "minutes": minutes, "seed": seed},
+    )
+    found.to_zarr(store, mode="w", consolidated=False)
+    return found
+
+
+def row(system: System, found: xr.Dataset) -> dict[str, object]:
+    """How far a pattern reaches and how sure that is."""
+    extent = xdan.pattern_extent(found.gain)
+    return {
+        "observed": system.title,
+        "test RMSE": float(found.rmse),
+        "largest": float(abs(found.gain).max()),
+        "standard error": float(found.standard_error.max()),
+        "mass within 3 sites": float(extent.mass_within.sel(distance=3)),
+        "mass within 6 sites": float(extent.mass_within.sel(distance=6)),
+        "radius of 95 %": float(extent.radius),
+    }
+
+
+def likeness(one: xr.Dataset, other: xr.Dataset, within: int = 8) -> tuple[float, float]:
+    """Correlation of two patterns about their references, and their root mean square difference in standard errors."""
+    pair = []
+    for found in (one, other):
+        shift = found.sizes["i"] // 2 - int(found.gain.attrs["reference"])
+        middle = slice(found.sizes["i"] // 2 - within, found.sizes["i"] // 2 + within + 1)
+        pair.append([np.roll(found[name].values, shift, (0, 1))[middle, middle] for name in ("gain", "standard_error")])
+    (a, error_a), (b, error_b) = pair
+    score = np.sqrt(np.mean((a - b) ** 2 / (error_a**2 + error_b**2)))
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1]), float(score)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
+    parser.add_argument("--states", type=int, default=4000, help="that each gain is averaged over")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("patterns"))
+    options = parser.parse_args()
+    if options.states < 2 * TRAJECTORIES:
+        parser.error(f"--states {options.states}: expected at least {2 * TRAJECTORIES}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {
+        system.title: compute(system, options.out, options.minutes, options.states, options.seed) for system in SYSTEMS
+    }
+    table = markdown(pd.DataFrame([row(system, found[system.title]) for system in SYSTEMS]))
+    reference = found[SYSTEMS[0].title]
+    lines = []
+    for title in list(found)[1:]:
+        correlation, errors = likeness(reference, found[title])
+        lines.append(f"- {title}: correlation {correlation:.3f}, difference {errors:.1f} standard errors\n")
+    notes = f"{table}\nLikeness to all of 40 sites, within 8 sites of r:\n\n{''.join(lines)}"
+    (options.out / "patterns.md").write_text(notes)
+    rings = {title: found[title].gain for title in list(found)[:3]}
+    systems = {title: found[title].gain for title in [SYSTEMS[0].title, *list(found)[3:]]}
+    xdan.save_page(
+        options.out / "patterns.html",
+        {
+            "Two rings, each normalised by its largest value": xdan.gain_map(rings),
+            "Observing systems of 40 sites, normalised together": xdan.gain_map(systems, together=True),
+        },
+        title="Mean marginal gains of Lorenz-96",
+        notes=notes,
+    )
+    print(f"\n{notes}\nin {options.out}")
+
+
+if __name__ == "__main__":
+    main()
