@@ -405,8 +405,8 @@ BAD_CYCLING = {
         r"works on states with dims \('x',\), the record's state has \('lon',\): rename the record's dims, or train",
     ),
     "members of a single state": (
-        lambda a: cycle(a, a.twin, members=True),
-        r"members=True: the method 'dan' ",
+        lambda a: cycle(a, a.twin, members=20),
+        r"members=20: expected True to keep them, or False; 'dan' has 1",
     ),
     "existing store": (
         lambda a: cycle(a, a.twin, store=a.folder / "run.zarr"),
@@ -453,7 +453,7 @@ BAD_CYCLING = {
     ),
     "members of 3D-Var": (
         lambda a: xdan.baseline(a.twin, "3d-var", keep_members=True),
-        r"members=True: the method '3d-var' carries a single state, not an ensemble",
+        r"members=True: the method '3d-var' carries a single state, neither an ensemble nor a memory",
     ),
     "scale by name": (lambda a: xdan.baseline(a.twin, "3d-var", scale="best"), r"scale='best': expected 'tune' or"),
 }
@@ -518,6 +518,7 @@ OTHER_TYPES = {
     "scoring: a network": TypeError,
     "network: nothing there": FileNotFoundError,
     "network: existing store": FileExistsError,
+    "cycling: members of a single state": TypeError,
     "cycling: existing store": FileExistsError,
     "cycling: existing file": FileExistsError,
     "cycling: another run unfinished": FileExistsError,
@@ -592,7 +593,7 @@ def test_bad_settings_are_refused_before_any_data_is_read(a, untouchable):
         with pytest.raises(ValueError, match=r"expected|known|no variable"):
             train(a, ds, **changes)
     for call in (
-        lambda: xdan.cycle(ds, a.net, members=True),
+        lambda: xdan.baseline(ds, "3d-var", keep_members=True),
         lambda: xdan.baseline(ds, "3d-var", scale=-1.0),
         lambda: xdan.score(ds, a.run, burn_in=99),
     ):

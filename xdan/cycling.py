@@ -318,6 +318,11 @@ Shapes = dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]]
 
 def _shapes(method: Method, experiment: Experiment, members: bool) -> Shapes:
     """Dims, shape and dtype of every variable along trajectory and time."""
+    if not isinstance(members, bool):
+        raise TypeError(
+            f"members={members!r}: expected True to keep them, or False; {method.name!r} has {method.members}, as the "
+            "method or the network's training decided"
+        )
     channels = method.network.memory if isinstance(method, DataAssimilationNetwork) else 0
     if members and not method.ensemble and not channels:
         raise ValueError(

@@ -30,7 +30,7 @@ class Purpose(IntEnum):
     MODEL_NOISE = 9
     RESAMPLING = 10
     BACKGROUND = 11
-    SENSITIVITY = 12
+    SENSITIVITY = 13
 
 
 def check_seed(seed: Any) -> int:
