@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .baselines import baseline as baseline
     from .core.dynamics import CustomDynamics as CustomDynamics
     from .core.dynamics import Dynamics as Dynamics
+    from .core.dynamics import Lorenz63 as Lorenz63
     from .core.dynamics import Lorenz96 as Lorenz96
     from .core.dynamics import register_dynamics as register_dynamics
     from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
@@ -49,6 +50,7 @@ _HOMES = {
     "EnsembleCNN": "core.networks",
     "FiniteSizeEnKF": "core.methods",
     "LinearInZeta": "core.networks",
+    "Lorenz63": "core.dynamics",
     "Lorenz96": "core.dynamics",
     "Method": "core.methods",
     "Network": "network",
