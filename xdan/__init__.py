@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from .core.networks import ResidualCNN as ResidualCNN
     from .core.observing import Sites as Sites
     from .cycling import cycle as cycle
+    from .exponents import lyapunov_spectrum as lyapunov_spectrum
     from .fitting import train as train
     from .gains import gain as gain
+    from .lyapunov import lyapunov_vectors as lyapunov_vectors
     from .network import Network as Network
     from .network import open_network as open_network
     from .plotting import hovmoller as hovmoller
@@ -62,6 +64,8 @@ _HOMES = {
     "cycle": "cycling",
     "gain": "gains",
     "hovmoller": "plotting",
+    "lyapunov_spectrum": "exponents",
+    "lyapunov_vectors": "lyapunov",
     "open_network": "network",
     "rank_histogram": "scoring",
     "register_dynamics": "core.dynamics",
