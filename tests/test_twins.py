@@ -153,3 +153,12 @@ def test_a_store_describes_itself(tmp_path, twin):
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.every(3, 2), Sites.random(1, 5)])
 def test_observing_network_comes_back_from_json(sites):
     assert Sites.from_json(json.loads(json.dumps(sites.to_json()))) == sites
+
+
+def test_labels_that_are_words_survive_a_store(tmp_path):
+    """Without a warning: strings of fixed length have no specification in Zarr."""
+    ds = xdan.twin(xdan.Lorenz63(), interval=0.1, cycles=3).compute()
+    ds.to_zarr(tmp_path / "l63.zarr", consolidated=False)
+    with xr.open_zarr(tmp_path / "l63.zarr", consolidated=False) as opened:
+        assert opened.component.values.tolist() == ["x", "y", "z"]
+        np.testing.assert_array_equal(opened.truth.sel(component="z"), ds.truth[..., 2])

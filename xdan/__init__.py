@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .baselines import baseline as baseline
     from .core.dynamics import CustomDynamics as CustomDynamics
     from .core.dynamics import Dynamics as Dynamics
+    from .core.dynamics import Lorenz63 as Lorenz63
     from .core.dynamics import Lorenz96 as Lorenz96
     from .core.dynamics import register_dynamics as register_dynamics
     from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .covariances import principal_angles as principal_angles
     from .covariances import zero_innovation_bias as zero_innovation_bias
     from .cycling import cycle as cycle
+    from .exponents import lyapunov_spectrum as lyapunov_spectrum
     from .fitting import train as train
     from .gain_plots import angle_curves as angle_curves
     from .gain_plots import gain_map as gain_map
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from .linearity import innovation_histogram as innovation_histogram
     from .linearity import scaling_of_increments as scaling_of_increments
     from .linearity import stein_identity as stein_identity
+    from .lyapunov import lyapunov_vectors as lyapunov_vectors
     from .network import Network as Network
     from .network import open_network as open_network
     from .plotting import hovmoller as hovmoller
@@ -67,6 +70,7 @@ _HOMES = {
     "FiniteSizeEnKF": "core.methods",
     "Group": "core.symmetry",
     "LinearInZeta": "core.networks",
+    "Lorenz63": "core.dynamics",
     "Lorenz96": "core.dynamics",
     "Method": "core.methods",
     "Network": "network",
@@ -85,6 +89,8 @@ _HOMES = {
     "histogram_curves": "gain_plots",
     "hovmoller": "plotting",
     "innovation_histogram": "linearity",
+    "lyapunov_spectrum": "exponents",
+    "lyapunov_vectors": "lyapunov",
     "open_network": "network",
     "pattern_extent": "symmetries",
     "principal_angles": "covariances",

@@ -79,6 +79,12 @@ class DanAccessor:
 
         return innovation_histogram(self._ds, network, run, **kwargs)
 
+    def lyapunov_vectors(self, **kwargs: Any) -> xr.Dataset:
+        """Find the Lyapunov vectors at this record's states: `xdan.lyapunov_vectors`."""
+        from .lyapunov import lyapunov_vectors
+
+        return lyapunov_vectors(self._ds, **kwargs)
+
     def score(self, run: xr.Dataset, **kwargs: Any) -> xr.Dataset:
         """Score a run on this record: `xdan.score`."""
         from .scoring import score

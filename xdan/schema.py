@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import cf_xarray
+import numpy as np
 import xarray as xr
 
 from .core.dynamics import Dynamics, dynamics_to_json
@@ -84,7 +85,12 @@ def _check_kind(kind: type, expected: str, values: Mapping[str, Any]) -> None:
 
 def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:
     """Coordinates of the state's dims, as xarray takes them."""
-    return {dim: (dim, list(c.values), dict(c.attributes)) for dim, c in model.coordinates.items()}
+
+    def labels(values: tuple[float | str, ...]) -> Any:
+        # Strings as objects: Zarr has a specification for those of any length only.
+        return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)
+
+    return {dim: (dim, labels(c.values), dict(c.attributes)) for dim, c in model.coordinates.items()}
 
 
 def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:

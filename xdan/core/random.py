@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     MODEL_NOISE = 9
     RESAMPLING = 10
     BACKGROUND = 11
+    DIRECTION = 12
     SENSITIVITY = 13
 
 

@@ -1,0 +1,88 @@
+"""The Lorenz-63 model: three components of convection between two plates."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .base import Coordinate, Dynamics, register_dynamics, runge_kutta_4
+
+
+@register_dynamics
+class Lorenz63(Dynamics):
+    """Lorenz-63, dx/dt = sigma (y - x), dy/dt = x (rho - z) - y, dz/dt = x y - beta z.
+
+    Parameters
+    ----------
+    sigma, rho, beta : float
+        Prandtl number, reduced Rayleigh number and aspect of the cells; 10, 28 and 8/3 are chaotic.
+    timestep : float
+        Runge-Kutta 4 step, 0.05 or less.
+
+    Raises
+    ------
+    ValueError
+        If sigma or beta is not positive, rho is not finite, or the step is not in (0, 0.05].
+
+    References
+    ----------
+    Lorenz (1963), Deterministic nonperiodic flow, Eq. 25 to 27, doi:10.1175/1520-0469(1963)020<0130:DNF>2.0.CO;2.
+
+    Examples
+    --------
+    >>> Lorenz63(rho=0.5).step(torch.zeros(3))  # the steady state without convection
+    tensor([0., 0., 0.])
+    """
+
+    name: ClassVar[str] = "lorenz63"
+    dims = ("component",)
+
+    def __init__(self, sigma: float = 10.0, rho: float = 28.0, beta: float = 8.0 / 3.0, timestep: float = 0.01) -> None:
+        for label, value in (("sigma", sigma), ("beta", beta)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{label}={value}: expected a positive number")
+        if not math.isfinite(rho):
+            raise ValueError(f"rho={rho}: expected a finite number")
+        if not 0.0 < timestep <= 0.05:
+            raise ValueError(f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate")
+        self.sigma, self.rho, self.beta, self.timestep = float(sigma), float(rho), float(beta), float(timestep)
+        self.coordinates = {
+            "component": Coordinate(("x", "y", "z"), {"long_name": "component of the state", "units": "1"})
+        }
+
+    def parameters(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {"sigma": self.sigma, "rho": self.rho, "beta": self.beta, "timestep": self.timestep}
+
+    def retreat(self, x: Tensor, steps: int) -> Tensor:
+        """Go back in time by Runge-Kutta steps."""
+        for _ in range(steps):
+            x = runge_kutta_4(self.tendency, x, -self.timestep)
+        return x
+
+    def tendency(self, x: Tensor) -> Tensor:
+        """dx/dt for states of shape (..., 3)."""
+        a, b, c = x.unbind(-1)
+        return torch.stack([self.sigma * (b - a), a * (self.rho - c) - b, a * b - self.beta * c], -1)
+
+    def step(self, x: Tensor) -> Tensor:
+        """Advance states of shape (..., 3) by one `timestep`."""
+        return runge_kutta_4(self.tendency, x, self.timestep)
+
+    def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Advance states (B, 3), and directions (B, M, 3) by the tangent linear model, written out."""
+        together = torch.cat([x[:, None], directions], 1)
+        for _ in range(steps):
+            together = runge_kutta_4(self._tendency_along, together, self.timestep)
+        return together[:, 0], together[:, 1:]
+
+    def _tendency_along(self, together: Tensor) -> Tensor:
+        """Tendency of states, the first of each row, and of directions at them, the others."""
+        state = together[:, :1]
+        a, b, c = state.unbind(-1)
+        u, v, w = together[:, 1:].unbind(-1)
+        along = torch.stack([self.sigma * (v - u), u * (self.rho - c) - a * w - v, a * v + b * u - self.beta * w], -1)
+        return torch.cat([self.tendency(state), along], 1)
