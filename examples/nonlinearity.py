@@ -24,8 +24,8 @@ from common import markdown, trained
 INTERVALS = (0.05, 0.10, 0.20, 0.40)
 SCALES = np.geomspace(0.1, 10.0, 21)
 CUTOFF = 0.05
-TRAJECTORIES, CYCLES, BURN_IN = 32, 300, 100
-MODES = 10
+TRAJECTORIES, CYCLES, BURN_IN, EVERY = 32, 300, 100, 20
+MODES, UNSTABLE = (1, 3, 5, 10), 14  # 13 exponents of Lorenz-96 are positive, one is zero
 
 
 def title(interval: float) -> str:
@@ -50,7 +50,7 @@ def at_interval(interval: float, out: Path, minutes: float, seed: int) -> xr.Dat
     )
     record = test_record(interval, seed)
     run = record.dan.cycle(net)
-    states: dict[str, Any] = {"every": 20, "burn_in": BURN_IN}
+    states: dict[str, Any] = {"every": EVERY, "burn_in": BURN_IN}
     found = xr.Dataset(
         {
             "ratio": record.dan.scaling_of_increments(net, run, SCALES, cutoff=CUTOFF, **states).ratio,
@@ -72,27 +72,26 @@ def test_record(interval: float, seed: int) -> xr.Dataset:
     ).compute()
 
 
-def covariances(out: Path, seed: int) -> dict[str, xr.Dataset]:
-    """Spectra of the network's analysis covariance and of the EnKF-N's, and the angles between them."""
+def covariances(out: Path, seed: int) -> xr.Dataset:
+    """Spectra of the network's and the EnKF-N's covariances, and angles with its modes and the unstable subspace."""
+    store = out / "covariances.zarr"
+    if store.exists():
+        return xr.open_zarr(store, consolidated=False).load()
     record = test_record(INTERVALS[0], seed)
     net = xdan.open_network(out / f"network-{INTERVALS[0]:.2f}.zarr")
-    thin = {"time": slice(BURN_IN, None, 20)}
-    own = record.dan.gain(net, kind="covariance", run=record.dan.cycle(net), burn_in=BURN_IN, every=20)
+    own = record.dan.gain(net, kind="covariance", run=record.dan.cycle(net), burn_in=BURN_IN, every=EVERY)
     ensemble = record.dan.baseline("enkf-n", members=40, keep_members=True)
-    theirs = xdan.ensemble_covariance(ensemble).isel(thin)
+    theirs = xdan.ensemble_covariance(ensemble).isel(time=slice(BURN_IN, None, EVERY))
+    vectors = record.dan.lyapunov_vectors(vectors=UNSTABLE, spin_up=BURN_IN).lyapunov_vector
     found = {
-        "network": xdan.covariance_spectrum(own).compute(),
-        "EnKF-N, 40 members": xdan.covariance_spectrum(theirs).compute(),
+        "network": xdan.covariance_spectrum(own).eigenvalue,
+        "ensemble": xdan.covariance_spectrum(theirs).eigenvalue,
+        "unstable": xdan.principal_angles(own, vectors, modes=max(MODES), other_modes=UNSTABLE),
     }
-    angles = {f"{modes} modes": xdan.principal_angles(own, theirs, modes=modes) for modes in (1, 3, 5, MODES)}
-    kept = xr.Dataset(
-        {name.replace(" ", "_"): v.rename(angle=f"angle_{v.sizes['angle']}") for name, v in angles.items()}
-    )
-    kept = kept.assign(
-        {f"eigenvalue_{k}": v.eigenvalue for k, v in zip(("network", "ensemble"), found.values(), strict=True)}
-    )
-    kept.compute().to_zarr(out / "covariances.zarr", mode="w", consolidated=False)
-    return {**found, **{name: value.to_dataset(name="angle_value").compute() for name, value in angles.items()}}
+    found |= {f"modes_{k}": xdan.principal_angles(own, theirs, modes=k).rename(angle=f"angle_{k}") for k in MODES}
+    kept = xr.Dataset(found).compute()
+    kept.to_zarr(store, mode="w", consolidated=False)
+    return kept
 
 
 def main() -> None:
@@ -104,8 +103,12 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     found = {title(i): at_interval(i, options.out, options.minutes, options.seed) for i in INTERVALS}
     compared = covariances(options.out, options.seed)
-    spectra = {name: compared[name] for name in list(compared)[:2]}
-    angles = {name: value.angle_value for name, value in list(compared.items())[2:]}
+    spectra = {
+        name: compared[[key]].rename({key: "eigenvalue"})
+        for name, key in (("network", "network"), ("EnKF-N, 40 members", "ensemble"))
+    }
+    angles = {f"{k} modes, with the EnKF-N's": compared[f"modes_{k}"].rename({f"angle_{k}": "angle"}) for k in MODES}
+    angles[f"{max(MODES)} modes, with {UNSTABLE} unstable or neutral directions"] = compared.unstable
     rows = [
         {
             "network": name,

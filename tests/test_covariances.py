@@ -55,6 +55,16 @@ def test_angles_between_known_planes(angle):
     np.testing.assert_allclose(xdan.principal_angles(one, vectors, modes=2), found, atol=1e-6)
 
 
+def test_a_line_and_a_plane():
+    turn = rotation(0.3)
+    plane = xr.DataArray(np.eye(3)[None, :2], dims=("time", "vector", "x"))
+    line = xr.DataArray(np.array([[[turn[0, 0], 0.0, turn[1, 0]]]]), dims=("time", "vector", "x"))
+    for one, other, modes in ((line, plane, (1, 2)), (plane, line, (2, 1))):
+        found = xdan.principal_angles(one, other, modes=modes[0], other_modes=modes[1])
+        assert found.sizes["angle"] == 1
+        np.testing.assert_allclose(np.radians(found), 0.3, atol=1e-12)
+
+
 def test_lazy_input_stays_lazy(twin, net, ensemble, untouchable, computed):
     lazy = xdan.ensemble_covariance(ensemble.chunk(time=5))
     own = untouchable(twin, "truth").dan.gain(net, kind="covariance")

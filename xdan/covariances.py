@@ -106,7 +106,9 @@ def _spectrum(p: Array) -> tuple[Array, Array, Array]:
     return values[..., ::-1], vectors[..., ::-1].swapaxes(-1, -2), asymmetry
 
 
-def principal_angles(one: xr.DataArray, other: xr.DataArray, *, modes: int) -> xr.DataArray:
+def principal_angles(
+    one: xr.DataArray, other: xr.DataArray, *, modes: int, other_modes: int | None = None
+) -> xr.DataArray:
     """Angles between two subspaces at every state, lazily.
 
     Parameters
@@ -114,13 +116,14 @@ def principal_angles(one: xr.DataArray, other: xr.DataArray, *, modes: int) -> x
     one, other : xarray.DataArray
         Covariances, dims (..., i, j), whose leading eigenvectors span a subspace; or vectors, dims (..., vector, i) or
         (..., vector, state dim), the leading ones of which do, such as Lyapunov vectors. They need not be orthogonal.
-    modes : int
-        Dimension of both subspaces.
+    modes, other_modes : int
+        Dimensions of the subspaces, the same by default.
 
     Returns
     -------
     xarray.DataArray, dims (..., angle)
-        In degrees, the smallest first: all 0 where the subspaces are the same, 90 for a direction that the other lacks.
+        In degrees, the smallest first, as many as the smaller subspace has dimensions: all 0 where it lies within the
+        other, 90 for a direction that the other lacks.
 
     Raises
     ------
@@ -131,20 +134,24 @@ def principal_angles(one: xr.DataArray, other: xr.DataArray, *, modes: int) -> x
     ----------
     Bjorck and Golub (1973), doi:10.2307/2005662.
     """
-    spans = [_span(variable, modes) for variable in (one, other)]
+    sizes = (modes, modes if other_modes is None else other_modes)
+    spans = [_span(variable, size) for variable, size in zip((one, other), sizes, strict=True)]
+    spans.sort(key=lambda span: -span.sizes["mode"])
+    # The dims of their own keep the two from being matched mode by mode.
+    spans = [span.rename(mode=name) for span, name in zip(spans, ("wide", "narrow"), strict=True)]
     spans = list(xr.align(*spans, join="inner"))
     if not all(spans[0].sizes.values()):
         raise ValueError("the two have no labels in common: expected covariances or vectors at the same states")
     angles: xr.DataArray = xr.apply_ufunc(
         _angles,
         *spans,
-        input_core_dims=[["mode", "i"], ["mode", "i"]],
+        input_core_dims=[["wide", "i"], ["narrow", "i"]],
         output_core_dims=[["angle"]],
         dask="parallelized",
         output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"angle": modes}},
+        dask_gufunc_kwargs={"output_sizes": {"angle": min(sizes)}},
     )
-    angles = angles.assign_coords(angle=np.arange(1, modes + 1)).rename("principal_angle")
+    angles = angles.assign_coords(angle=np.arange(1, min(sizes) + 1)).rename("principal_angle")
     angles.attrs = {"long_name": "principal angle", "units": "degree"}
     return angles
 
@@ -166,8 +173,8 @@ def _span(variable: xr.DataArray, modes: int) -> xr.DataArray:
     return vectors.drop_vars([c for c in ("mode", "i") if c in vectors.coords])
 
 
-def _angles(one: Array, other: Array) -> Array:
-    q, p = (np.linalg.qr(v.swapaxes(-1, -2).astype(np.float64))[0] for v in (one, other))
+def _angles(wide: Array, narrow: Array) -> Array:
+    q, p = (np.linalg.qr(v.swapaxes(-1, -2).astype(np.float64))[0] for v in (wide, narrow))
     inner = q.swapaxes(-1, -2) @ p
     cosines = np.linalg.svd(inner, compute_uv=False)
     # Small angles by their sines, which the cosine cannot tell from 0.

@@ -141,6 +141,7 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     Bocquet et al., Fig. 6.
     """
     import holoviews as hv
+    import hvplot.pandas  # noqa: F401
 
     ratios = {name: _mean(value["ratio"]) for name, value in scalings.items()}
     scales = np.unique(np.concatenate([ratio["scale"].values for ratio in ratios.values()]))
