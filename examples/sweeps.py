@@ -1,10 +1,10 @@
-"""How good a network is against what it sees and how it was trained: six sweeps, six pictures.
+"""How good a network is against what it sees and how it was trained: ten sweeps, ten pictures.
 
     python examples/sweeps.py [FIGURE ...] [--minutes 2] [--seeds 1] [--out sweeps]
 
-Figures: noise, density, window, filters, members, sites. Each is one call of `xdan.sweep` into its own Zarr store: a
-second call computes what is missing. Beside the networks, trained for `--minutes` each, stands an EnKF-N with 40
-members.
+Figures: noise, density, window, filters, channels, members, sites, forcing, intervals, fine. Each is one call of
+`xdan.sweep` into its own Zarr store: a second call computes what is missing. Beside the networks, trained for
+`--minutes` each, stands an EnKF-N with 40 members.
 """
 
 from __future__ import annotations
@@ -51,6 +51,12 @@ def filters(minutes: float, common: dict[str, Any]) -> xr.Dataset:
     return xdan.sweep(xdan.Lorenz96(), {"EnKF-N": ENKF, "network": network}, {"filters": [4, 8, 16, 24, 40]}, **common)
 
 
+def channels(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """Latent channels of the memory."""
+    network = {"network": "residual-cnn", "minutes": minutes, "window": 16, "objective": "mse"}
+    return xdan.sweep(xdan.Lorenz96(), {"EnKF-N": ENKF, "network": network}, {"memory": [0, 1, 2, 4, 8, 16]}, **common)
+
+
 def members(minutes: float, common: dict[str, Any]) -> xr.Dataset:
     """N_e, forecasts in and out."""
     schemes = {"EnKF-N": {"baseline": "enkf-n"}, "ensemble network": {"network": "ensemble-cnn", "minutes": minutes}}
@@ -64,13 +70,39 @@ def sites(minutes: float, common: dict[str, Any]) -> xr.Dataset:
     return xdan.sweep(xdan.Lorenz96(), schemes, {"sites": [20, 40, 80, 160]}, **common)
 
 
+def forcing(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """F, from a wave to strong chaos; steps of 0.025, which all of them bear."""
+    schemes = {"EnKF-N": ENKF, "network": {"network": "residual-cnn", "minutes": minutes}}
+    return xdan.sweep(xdan.Lorenz96(timestep=0.025), schemes, {"forcing": [4.0, 6.0, 8.0, 12.0, 16.0]}, **common)
+
+
+def intervals(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """Time between analyses, up to more than two Lyapunov times."""
+    network = {"network": "residual-cnn", "minutes": minutes}
+    schemes = {"EnKF-N": ENKF, "network": network, "with memory": {**network, "memory": 8}}
+    times = [0.05, 0.1, 0.2, 0.4, 0.6, 1.0, 1.4]
+    return xdan.sweep(xdan.Lorenz96(), schemes, {"interval": times}, cycles=300, burn_in=100, **common)
+
+
+def fine(minutes: float, common: dict[str, Any]) -> xr.Dataset:
+    """Short times between analyses, in steps of 0.01."""
+    network = {"network": "residual-cnn", "minutes": minutes, "window": 24}
+    schemes = {"EnKF-N": ENKF, "network": network, "with memory": {**network, "memory": 8}}
+    times = {"interval": [0.01, 0.02, 0.05]}
+    return xdan.sweep(xdan.Lorenz96(timestep=0.01), schemes, times, cycles=1200, burn_in=800, **common)
+
+
 FIGURES: dict[str, tuple[Callable[[float, dict[str, Any]], xr.Dataset], str, bool]] = {
     "noise": (noise, "error_std", True),
     "density": (density, "observe", False),
     "window": (window, "window", True),
     "filters": (filters, "filters", True),
+    "channels": (channels, "memory", False),
     "members": (members, "members", True),
     "sites": (sites, "sites", True),
+    "forcing": (forcing, "forcing", False),
+    "intervals": (intervals, "interval", True),
+    "fine": (fine, "interval", True),
 }
 
 
