@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .batches import Batch
 from .blocks import Array
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import bias
 from .network import Network
 from .schema import MEMBER, TIME, TRAJECTORY
-from .states import Batch, read_states
+from .states import read_states
 
 
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:

@@ -12,6 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from .batches import Batch, Kernel
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import (
     Points,
@@ -23,7 +24,7 @@ from .core.sensitivity import (
 from .core.symmetry import Group
 from .network import Network
 from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, check_counts
-from .states import Batch, Kernel, States, read_states
+from .states import States, read_states
 from .symmetries import commuting, find_group
 
 KINDS = {

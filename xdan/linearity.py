@@ -12,12 +12,13 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from .batches import Batch
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import analysis_covariance, increment, increment_scaling, regress
 from .gains import METHODS, Covariance, sample_count, site_labels
 from .network import Network
 from .schema import TIME, TRAJECTORY, check_counts
-from .states import Batch, read_states
+from .states import read_states
 
 _POINTS_AT_ONCE = 64
 

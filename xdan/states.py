@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,11 +15,10 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from .blocks import Array, Plan, array_to_tensor, in_block, pick_device, tensor_to_array
+from .batches import Kernel, Work, work_on_block
+from .blocks import Plan, pick_device
 from .core.networks import AnalysisNetwork
-from .core.observing import ErrorCovariance, split_observation
-from .core.random import Purpose, check_seed, normal
-from .core.sensitivity import Points
+from .core.random import check_seed
 from .experiment import Experiment, Frame, read, read_run
 from .network import Network
 from .schema import CHANNEL, TIME, TRAJECTORY, check_counts
@@ -27,56 +26,6 @@ from .schema import CHANNEL, TIME, TRAJECTORY, check_counts
 INNOVATIONS = ("zero", "sampled", "run")
 _STATES_IN_BLOCK = 4096  # more are cut, so that schedulers have something to share
 _BYTES_IN_BLOCK = 64 * 2**20  # of a result that is kept for every state
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A few states, as a kernel sees them.
-
-    Attributes
-    ----------
-    points : Points
-    error : ErrorCovariance
-        Of each state's time.
-    observed : Tensor of bool, shape (B, P), optional
-        Which observations are made; where the kernel asked for it.
-    draw : callable
-        draw(P', stream) gives standard normal numbers of shape (B, P', size), keyed by trajectory and time.
-    background : Tensor, shape () or (N, N), optional
-        Deviation of forecast errors, or a Cholesky factor of their covariance, that samples have beside R's.
-    """
-
-    points: Points
-    error: ErrorCovariance
-    observed: Tensor | None
-    draw: Callable[[int, int, int], Tensor]
-    background: Tensor | None
-
-    def samples(self, count: int) -> Tensor:
-        """Draw projected innovations H^T R^-1 (eps + H e), of covariance H^T R^-1 (R + H P_f H^T) R^-1 H, App. H.
-
-        Returns
-        -------
-        Tensor, shape (B, count, N)
-        """
-        assert self.observed is not None
-        x, observed = self.points.x, self.observed
-        size = observed.shape[1]
-        noise = self.draw(count, size, 0)
-        # One row of R for every sample of a state.
-        repeated = self.error.of_rows(count)
-        x, observed = x.repeat_interleave(count, 0), observed.repeat_interleave(count, 0)
-        innovation = repeated.color(noise.flatten(0, 1).to(x))
-        if self.background is not None:
-            errors = self.draw(count, x.shape[1], 1).flatten(0, 1).to(x)
-            errors = errors * self.background if self.background.ndim == 0 else errors @ self.background.T
-            innovation = innovation + repeated.along(x, errors[:, None])[:, 0]
-        zeta: Tensor = repeated.project(innovation, observed, x).unflatten(0, (-1, count))
-        return zeta
-
-
-Kernel = Callable[[AnalysisNetwork, Batch], Tensor]
-"""What is computed: from a network and B states to a tensor of shape (B, ...)."""
 
 
 @dataclass(frozen=True)
@@ -192,11 +141,9 @@ class States:
         limit = _STATES_IN_BLOCK if all(reduced) else max(1, min(_STATES_IN_BLOCK, _BYTES_IN_BLOCK // kept))
         plan = _cut_small(inputs[0].chunks[:2], limit)
         network = dask.delayed(self.network, traverse=False)
-        settings = _Settings(
-            kernel, at_once, self.innovation, self.background, self.seed, self.device, wanted, reduced, tail
-        )
+        work = Work(kernel, at_once, self.innovation, self.background, self.seed, self.device, wanted, reduced, tail)
         frame = dask.delayed(self.frame, traverse=False)
-        task = dask.delayed(_block, pure=False)
+        task = dask.delayed(work_on_block, pure=False)
         cut = [None if array is None else plan.cut(array) for array in inputs]
         rows = []
         for i in range(plan.shape[0]):
@@ -204,25 +151,12 @@ class States:
             for t in range(plan.shape[1]):
                 r, k = plan.rows(i), plan.columns(t)
                 arrays = [None if c is None else c[i][t] for c in cut]
-                found = task(arrays, r, self.positions[k], frame, network, settings)
+                found = task(arrays, r, self.positions[k], frame, network, work)
                 size = (1 if reduced[0] else r.stop - r.start, 1 if reduced[1] else k.stop - k.start)
                 # Sums are exact to the last digit of the result; they are taken in float64.
                 row.append(da.from_delayed(found, (*size, *tail), np.float64 if any(reduced) else wanted))
             rows.append(da.concatenate(row, axis=1))
         return da.concatenate(rows, axis=0)
-
-
-@dataclass(frozen=True)
-class _Settings:
-    kernel: Kernel
-    at_once: int
-    innovation: str
-    background: Tensor | None
-    seed: int
-    device: str
-    dtype: np.dtype[Any]
-    reduced: tuple[bool, bool]
-    tail: tuple[int, ...]
 
 
 def read_states(
@@ -316,90 +250,3 @@ def _cut_small(chunks: Sequence[Sequence[int]], limit: int) -> Plan:
         return [min(most, size - start) for size in sizes for start in range(0, size, most)]
 
     return Plan.from_chunks(even(rows, height), even(columns, width))
-
-
-def _block(
-    arrays: Sequence[Any],
-    rows: slice,
-    positions: np.ndarray[Any, np.dtype[np.int64]],
-    frame: Frame,
-    network: Network,
-    settings: _Settings,
-) -> Array:
-    """Compute a kernel over the states of one block, a few at a time so that memory stays flat."""
-    in_block()
-    states, observation, memory = (
-        None if a is None else array_to_tensor(a, settings.dtype, settings.device) for a in arrays
-    )
-    assert states is not None
-    shape, wanted = states.shape[:2], states.dtype
-    if not bool(torch.isfinite(states).all()):
-        raise ValueError(
-            "some states are not finite: the record has gaps or the run diverged; leave them out, for example with "
-            "ds.isel(trajectory=...) or burn_in="
-        )
-    module = network.method(wanted, settings.device).network
-    error = frame.error.to(wanted, settings.device)
-    background = None if settings.background is None else settings.background.to(states)
-    labels = torch.from_numpy(frame.trajectory[rows].copy())
-    times = torch.from_numpy(positions.copy())
-    lead = tuple(1 if gone else size for gone, size in zip(settings.reduced, shape, strict=True))
-    summed = any(settings.reduced)
-    found = torch.zeros(*lead, *settings.tail, dtype=torch.float64 if summed else wanted, device=states.device)
-    with torch.no_grad():
-        for r, k in _rectangles(shape, settings.at_once):
-            batch = _batch(states[r, k], observation, memory, (r, k), error, labels[r], times[k], settings, background)
-            values = settings.kernel(module, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(found.dtype)
-            if not summed:
-                found[r, k] = values
-                continue
-            for axis, gone in enumerate(settings.reduced):
-                values = values.sum(axis, keepdim=True) if gone else values
-            here = tuple(slice(0, 1) if gone else part for gone, part in zip(settings.reduced, (r, k), strict=True))
-            found[here] += values
-    return tensor_to_array(found)
-
-
-def _rectangles(shape: Sequence[int], at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Cut rows and columns into rectangles of about so many states."""
-    height = min(shape[0], at_once)
-    width = max(1, at_once // height)
-    for first in range(0, shape[0], height):
-        for start in range(0, shape[1], width):
-            yield slice(first, min(first + height, shape[0])), slice(start, min(start + width, shape[1]))
-
-
-def _batch(
-    states: Tensor,
-    observation: Tensor | None,
-    memory: Tensor | None,
-    place: tuple[slice, slice],
-    error: ErrorCovariance,
-    labels: Tensor,
-    times: Tensor,
-    settings: _Settings,
-    background: Tensor | None,
-) -> Batch:
-    x = states.flatten(0, 1).flatten(1)
-    error = error.of_times(times.repeat(len(labels)).to(x.device))
-
-    def draw(count: int, size: int, stream: int) -> Tensor:
-        numbers = normal(settings.seed, Purpose.SENSITIVITY, labels, times, count * size, stream)
-        drawn: Tensor = numbers.flatten(0, 1).unflatten(1, (count, size)).to(x.device)
-        return drawn
-
-    values = observed = None
-    if observation is not None:
-        values, observed = split_observation(observation[place].flatten(0, 1).flatten(1))
-    channels = None if memory is None else memory[place].flatten(0, 1).flatten(2)
-    points = replace(Points.at_rest(x), memory=channels)
-    batch = Batch(points, error, observed, draw, background)
-    if settings.innovation == "zero":
-        return batch
-    assert values is not None
-    assert observed is not None
-    if settings.innovation == "run":
-        zeta = error.project(values - error.seen(x), observed, x)
-    else:
-        zeta = batch.samples(1)[:, 0]
-    return replace(batch, points=replace(points, zeta=zeta))

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from .batches import Batch
 from .blocks import Array, array_to_tensor, tensor_to_array
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.networks import AnalysisNetwork
@@ -23,7 +24,7 @@ from .core.symmetry import Group, commutes, invariant_shifts, spread_out
 from .experiment import Experiment, read
 from .network import Network
 from .schema import TIME, TRAJECTORY
-from .states import Batch, read_states
+from .states import read_states
 
 _TRIED = 64  # elements of a group at which a network is tried
 _LEADING = 100  # times that say which sites are observed, where no rule does
