@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .plotting import save_page as save_page
     from .plotting import sweep_curves as sweep_curves
     from .plotting import training_history as training_history
+    from .scaling import scaling_law as scaling_law
     from .schema import XdanWarning as XdanWarning
     from .scoring import rank_histogram as rank_histogram
     from .scoring import score as score
@@ -101,6 +102,7 @@ _HOMES = {
     "save_page": "plotting",
     "scaling_curves": "gain_plots",
     "scaling_of_increments": "linearity",
+    "scaling_law": "scaling",
     "score": "scoring",
     "spectrum_curves": "gain_plots",
     "stein_identity": "linearity",

@@ -1,0 +1,65 @@
+"""A scaling law is found where there is one."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xdan
+
+SIZES, BATCHES = 2.0 ** np.arange(10, 19), 2.0 ** np.arange(3, 9)
+ALPHA, BETA, GAMMA, COEFFICIENTS = 0.103, 0.060, 1.435, (0.62, -0.135, 0.0135)
+
+
+def synthetic(noise=0.0, seed=0, seeds=3, alpha=ALPHA, beta=BETA):
+    u = SIZES[:, None] ** alpha / BATCHES**beta
+    rmse = np.polynomial.polynomial.polyval(u, COEFFICIENTS) ** GAMMA
+    rng = np.random.default_rng(seed)
+    values = rmse[..., None] * np.exp(noise * rng.normal(size=(*rmse.shape, seeds)))
+    return xr.Dataset(
+        {"rmse": (("trajectories", "batch", "seed"), values)},
+        {"trajectories": SIZES, "batch": BATCHES},
+    )
+
+
+def test_exact_data_give_the_exponents_back():
+    found = xdan.scaling_law(synthetic(), bootstrap=0)
+    assert float(found.ratio) == pytest.approx(BETA / ALPHA, rel=1e-4)
+    assert float(found.alpha) == pytest.approx(ALPHA, rel=0.02)
+    assert float(found.gamma) == pytest.approx(GAMMA, rel=0.05)
+    np.testing.assert_allclose(found.fitted, found.observed, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.103, 0.060), (0.2, 0.05), (0.08, 0.08)])
+def test_exponents_lie_within_their_error_bars(alpha, beta):
+    deviations = []
+    for seed in range(4):
+        found = xdan.scaling_law(synthetic(0.01, seed, alpha=alpha, beta=beta), bootstrap=60, seed=seed)
+        assert 0.001 < float(found.ratio_standard_error) < 0.2
+        deviations.append(float((found.ratio - beta / alpha) / found.ratio_standard_error))
+    assert max(map(abs, deviations)) < 3.5
+    assert np.abs(deviations).mean() > 0.1  # and the bars are not too wide to be wrong
+
+
+def test_missing_cells_and_one_scheme():
+    cube = synthetic().expand_dims(scheme=["network"])
+    holes = cube.where((cube.trajectories > 2000) | (cube.batch < 100))
+    found = xdan.scaling_law(holes, bootstrap=0)
+    assert found.attrs["cells"] == 9 * 6 - 2
+    assert float(found.ratio) == pytest.approx(BETA / ALPHA, rel=1e-3)
+    assert int(found.fitted.isnull().sum()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.rename(batch="b"), "name them with size= and batch="),
+        (lambda d: d.isel(trajectories=[0]), "two values of each"),
+        (lambda d: d.isel(trajectories=[0, 1], batch=[0, 1, 2]), "at least 8 cells"),
+        (lambda d: xr.concat([d, d], xr.Variable("scheme", ["a", "b"])), "choose one value"),
+        (lambda d: d.rename(rmse="crps"), "the cube has"),
+        (lambda d: -d, "must be positive"),
+    ],
+)
+def test_what_cannot_be_fitted(change, message):
+    with pytest.raises(ValueError, match=message):
+        xdan.scaling_law(change(synthetic()))
