@@ -35,7 +35,7 @@ KINDS = {
 }
 METHODS = ("autodiff", "regression")
 _LARGE = 2**30  # bytes from which a lazy result warns
-_COLUMNS_AT_ONCE = 2400  # states times tangents in a pass: the working set stays near the cache
+_COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the working set stays in the cache
 
 
 def gain(

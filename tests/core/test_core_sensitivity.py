@@ -105,7 +105,7 @@ def test_jet_gives_the_analysis_and_its_derivative_by_the_forecast(name):
     net, points = make(name)
     direction = torch.zeros(7, dtype=torch.float64)
     direction[4] = 1.0
-    jet = residual_cnn_jet(net, points.x, points.zeta, points.memory, x_direction=direction)
+    jet = residual_cnn_jet(net, points.x, points.zeta, points.memory, x_site=4)
     torch.testing.assert_close(jet.value[0, :, 0].T, net(points.x, points.zeta, points.memory)[0], rtol=0, atol=1e-12)
     step = 1e-5
     moved = [net(points.x + s * step * direction, points.zeta, points.memory)[0] for s in (1, -1)]

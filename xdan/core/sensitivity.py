@@ -79,7 +79,7 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
     x = points.x
     directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     if isinstance(network, ResidualCNN):
-        return _square(residual_cnn_jet(network, x, points.zeta, points.memory, zeta_directions=directions).zeta, x)
+        return _square(residual_cnn_jet(network, x, points.zeta, points.memory, zeta_sites=_all_sites(x)).zeta, x)
 
     def column(direction: Tensor) -> Tensor:
         return _along_zeta(network, points, direction.expand_as(x))
@@ -125,9 +125,7 @@ def _whole_marginal_gain(network: AnalysisNetwork, points: Points, site: int) ->
     x = points.x
     directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     if isinstance(network, ResidualCNN):
-        jet = residual_cnn_jet(
-            network, x, points.zeta, points.memory, x_direction=directions[site], zeta_directions=directions
-        )
+        jet = residual_cnn_jet(network, x, points.zeta, points.memory, x_site=site, zeta_sites=_all_sites(x))
         return _square(jet.mixed, x)
 
     def column(zeta_direction: Tensor) -> Tensor:
@@ -162,12 +160,12 @@ def mixed_derivative(network: AnalysisNetwork, points: Points, zeta_direction: T
 
 def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
     """Derivative of the analysis by x_l at one site l, shape (B, N)."""
-    direction = torch.zeros_like(points.x)
-    direction[:, site] = 1.0
     if isinstance(network, ResidualCNN):
-        jet = residual_cnn_jet(network, points.x, points.zeta, points.memory, x_direction=direction[0])
+        jet = residual_cnn_jet(network, points.x, points.zeta, points.memory, x_site=site)
         assert jet.x is not None
         return jet.x[0, :, 0].T
+    direction = torch.zeros_like(points.x)
+    direction[:, site] = 1.0
 
     def analysis(state: Tensor) -> Tensor:
         answer: Tensor = network(state, points.zeta, points.memory)[0]
@@ -176,6 +174,10 @@ def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> 
     with FORWARD_MODE:
         derivative: Tensor = jvp(analysis, (points.x,), (direction,))[1]
     return derivative
+
+
+def _all_sites(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[1], device=x.device)
 
 
 def _square(part: Tensor | None, x: Tensor) -> Tensor:
