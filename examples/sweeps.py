@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("figures", nargs="*", metavar="FIGURE", help=f"some of {', '.join(FIGURES)}; all by default")
     parser.add_argument("--minutes", type=float, default=2.0, help="training time of each network")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--retry", action="store_true", help="try failed experiments again")
     parser.add_argument("--out", type=Path, default=Path("sweeps"))
     options = parser.parse_args()
     if unknown := sorted(set(options.figures) - set(FIGURES)):
@@ -118,7 +119,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     for name in options.figures or FIGURES:
         draw, along, logx = FIGURES[name]
-        cube = draw(options.minutes, {"seeds": options.seeds, "store": options.out / f"{name}.zarr"})
+        cube = draw(
+            options.minutes, {"seeds": options.seeds, "store": options.out / f"{name}.zarr", "retry": options.retry}
+        )
         picture = xdan.sweep_curves(cube, along, logx=logx, logy=True)
         xdan.save_page(options.out / f"{name}.html", {str(draw.__doc__): picture}, title=f"Lorenz-96: {name}")
         table = cube.rmse.mean("seed", skipna=False).to_pandas()

@@ -327,6 +327,7 @@ BAD_TRAINING = {
     "no minutes": (lambda a: train(a, steps=None, minutes=-1.0), r"minutes=-1.0: expected a positive number"),
     "learning rate": (lambda a: train(a, learning_rate=0.0), r"learning_rate=0.0: expected a positive number"),
     "window": (lambda a: train(a, window=0), r"window=0: expected at least 1"),
+    "window of forecasts": (lambda a: train(a, window=1, objective="forecast"), r"expected a window of at least"),
     "batch": (lambda a: train(a, batch=0), r"batch=0: expected at least 1"),
     "validate_every": (lambda a: train(a, validate_every=0), r"validate_every=0: expected at least 1"),
     "validation": (lambda a: train(a, validation=1.0), r"validation=1.0: expected a share between 0 and 1"),

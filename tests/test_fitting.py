@@ -199,6 +199,19 @@ def test_normalised_to_the_data(single, architecture, quick):
     np.testing.assert_allclose(scaled.arrays["state_std"], held.std(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("memory", [0, 2])
+def test_windows_of_one_cycle(single, quick, memory, processes):
+    """The first analysis of a trajectory is not the network's: there is nothing to learn from it, and that is all."""
+    network = xdan.ResidualCNN(filters=4, blocks=1, kernel=3, memory=memory)
+    settings = {**quick, "window": 1, "steps": 24, "validate_every": 8, "processes": processes}
+    net = xdan.train(single, network, **settings)
+    assert net.description["training"]["window"] == 1
+    start = xdan.train(single, network, **{**settings, "learning_rate": 1e-9, "adam_learning_rate": 1e-9})
+    moved = [abs(net.arrays[name] - start.arrays[name]).max() for name in net.arrays if name.startswith("weights")]
+    assert min(moved) > 1e-4
+
+
 def test_endless_twin(model, architecture, quick, windows):
     settings = {**quick, "steps": 10, "trajectories": 4, "interval": 0.1}
     first = xdan.train(model, architecture, **settings)

@@ -163,6 +163,11 @@ def train(
         raise ValueError(f"weight_decay={weight_decay}: expected zero or a positive number")
     if not 0 < validation < 1:
         raise ValueError(f"validation={validation}: expected a share between 0 and 1")
+    if objective == "forecast" and window < 2:
+        raise ValueError(
+            "window=1 with objective='forecast': a forecast follows from the cycle before, expected a window of at "
+            "least 2"
+        )
     supervised = OBJECTIVES[objective].truth
     device = pick_device(device)
     processes = _processes(processes, batch, device)

@@ -97,13 +97,16 @@ class OneProcess:
             )
             # The first analysis of a record is not the network's.
             loss = objective.loss(passage.since(1 if state is None and cycles > 1 else 0)).mean()
-            gradients = list(torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True))
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+            else:  # a window of one cycle that starts a record: nothing in it is the network's
+                found = tuple(torch.zeros_like(parameter) for parameter in self.parameters)
         with torch.no_grad():
             if window.truth is not None:
                 square = (passage.analysis - window.truth).square().mean(-1)
             else:
                 square = (self.error.seen(passage.forecast) - window.observation).square().nanmean(-1)
-        return WindowGradient(float(loss.detach()), gradients, square.detach(), passage.lost, passage.state)
+        return WindowGradient(float(loss.detach()), list(found), square.detach(), passage.lost, passage.state)
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -136,7 +136,9 @@ class Trainer:
         self.states[window.group] = found.state
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in found.gradients])))
         self.step_count += 1
-        if math.isfinite(norm):
+        if norm == 0:
+            pass  # nothing to learn from; a step along the momentum would say otherwise
+        elif math.isfinite(norm):
             self.fruitless = 0
             self._apply(found.gradients, norm, rate)
         else:
