@@ -117,15 +117,17 @@ def main() -> None:
     if unknown := sorted(set(options.figures) - set(FIGURES)):
         parser.error(f"no figures {unknown}; expected some of {sorted(FIGURES)}")
     options.out.mkdir(parents=True, exist_ok=True)
+    pictures = {}
     for name in options.figures or FIGURES:
         draw, along, logx = FIGURES[name]
         cube = draw(
             options.minutes, {"seeds": options.seeds, "store": options.out / f"{name}.zarr", "retry": options.retry}
         )
-        picture = xdan.sweep_curves(cube, along, logx=logx, logy=True)
+        pictures[str(draw.__doc__)] = picture = xdan.sweep_curves(cube, along, logx=logx, logy=True)
         xdan.save_page(options.out / f"{name}.html", {str(draw.__doc__): picture}, title=f"Lorenz-96: {name}")
         table = cube.rmse.mean("seed", skipna=False).to_pandas()
         print(f"{draw.__doc__}\n{table.to_string(float_format='{:.4f}'.format)}\n")
+    xdan.save_page(options.out / "sweeps.html", pictures, title="Lorenz-96: sweeps")
 
 
 if __name__ == "__main__":
