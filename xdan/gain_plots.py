@@ -59,6 +59,7 @@ def gain_map(
             C="value",
             cmap="RdBu_r",
             clim=(-1, 1),
+            clabel="share of the largest",
             title=f"{title} (largest {largest[title]:.2g})".strip(),
             xlabel="j - r, site of the projected innovation",
             ylabel="i - r, site of the increment",
