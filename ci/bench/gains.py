@@ -53,8 +53,8 @@ def plain(net: ResidualCNN, x: Tensor) -> Tensor:
         answer: Tensor = net(state[None], zeta[None])[0][0]
         return answer
 
-    chunk = max(1, 1280 // len(x))
-    gamma = jacfwd(jacrev(analysis, 1, chunk_size=chunk), 0, chunk_size=chunk)(x, torch.zeros_like(x))
+    chunk = max(1, 320 // len(x))  # more would not fit into memory on the larger rings
+    gamma = jacfwd(jacrev(analysis, 1, chunk_size=chunk), 0)(x, torch.zeros_like(x))
     return symmetry_average(gamma, xdan.Group.ring(len(x)), len(x) // 2)
 
 
@@ -76,9 +76,13 @@ def cost(net: ResidualCNN, sizes: list[int]) -> pd.DataFrame:
 
 
 def operations(net: ResidualCNN, sites: int) -> float:
-    """Floating-point operations of the products of one state: value, one x-direction, N zeta-directions, N mixed."""
-    weights = sum(weight.numel() for weight in net.weights[:-1]) + net.weights[-1][:1].numel()
-    return 2.0 * weights * sites * (2 * sites + 2)
+    """Floating-point operations of the products of one state: value and x-direction, and two windows for each zeta_j."""
+    total = 0.0
+    for layer, weight in enumerate(net.weights):
+        used = weight if layer < len(net.weights) - 1 else weight[:1]
+        window = min(sites, 1 + 2 * (net.kernel // 2) * (layer + 1))
+        total += 2.0 * used.numel() * (2 * sites + 2 * sites * window)
+    return total
 
 
 def peak(net: ResidualCNN, sites: int) -> float:
