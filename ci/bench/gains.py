@@ -76,7 +76,7 @@ def cost(net: ResidualCNN, sizes: list[int]) -> pd.DataFrame:
 
 
 def operations(net: ResidualCNN, sites: int) -> float:
-    """Floating-point operations of the products of one state: value and x-direction, and two windows for each zeta_j."""
+    """Floating-point operations of the products of one state: value, x-direction, and two windows for each zeta_j."""
     total = 0.0
     for layer, weight in enumerate(net.weights):
         used = weight if layer < len(net.weights) - 1 else weight[:1]
