@@ -20,10 +20,11 @@ from .core.sensitivity import (
     composite_marginal_gain,
     marginal_gain,
     regressed_covariance,
+    sites_that_matter,
 )
 from .core.symmetry import Group
 from .network import Network
-from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, check_counts
+from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, check_counts
 from .states import States, read_states
 from .symmetries import commuting, find_group
 
@@ -165,9 +166,8 @@ def gain(
     found = states.mean(
         kernel, tail, over, at_once=max(1, _COLUMNS_AT_ONCE // (count or cost)), observed=regresses or kind == "kalman"
     )
-    result = label(found, states, over, tail, kind)
-    result.attrs |= {key: value for key, value in more.items() if value is not None}
-    result.attrs |= {"innovation": "sampled" if regresses else innovation, "states": states.count}
+    result = _label(found, states, over, tail, kind)
+    result.attrs |= more | {"innovation": "sampled" if regresses else innovation, "states": states.count}
     if count is not None:
         result.attrs["samples"] = count
     if result.nbytes > _LARGE:
@@ -226,7 +226,8 @@ class SymmetryAverage:
     Attributes
     ----------
     permutations : tuple of Tensor
-        Elements g of the group; the identity alone where the network commutes with all.
+        Elements g of the group, those with the same g(r) side by side; the identity alone where the network commutes
+        with all.
     """
 
     permutations: tuple[Tensor, ...]
@@ -237,14 +238,14 @@ class SymmetryAverage:
         """Compute."""
         x = batch.points.x
         samples = None if self.samples is None else batch.samples(self.samples)
-        known: dict[int, Tensor] = {}
         total = x.new_zeros(*x.shape, x.shape[1])
+        last, gamma = -1, total
         for permutation in self.permutations:
             g = permutation.to(x.device)
             site = int(g[self.reference])
-            if site not in known:
-                known[site] = _at_site(network, batch.points, site, samples)
-            total += known[site][:, g][:, :, g]
+            if site != last:  # one site's gain at a time: all of them are the tensor that is not formed
+                last, gamma = site, _at_site(network, batch.points, site, samples)
+            total += gamma[:, g][:, :, g]
         return total / len(self.permutations)
 
 
@@ -269,9 +270,9 @@ def _symmetry_kernel(
         all_sites = not commuting(states.module, group)
     elements = range(len(group)) if all_sites else [0]
     # The identity comes first in every group.
-    kernel = SymmetryAverage(tuple(group.permutation(index) for index in elements), reference, samples)
-    reach = states.module.reach
-    return kernel, sites if reach is None else min(sites, 4 * reach + 1), group, reference
+    permutations = sorted((group.permutation(index) for index in elements), key=lambda g: int(g[reference]))
+    kernel = SymmetryAverage(tuple(permutations), reference, samples)
+    return kernel, sites_that_matter(states.module, sites), group, reference
 
 
 def sample_count(samples: int | None, states: States) -> int:
@@ -298,13 +299,10 @@ def sample_count(samples: int | None, states: States) -> int:
 def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
     if dim is None:
         return [TRAJECTORY, TIME] if kind == "mean" else []
-    dims = [dim] if isinstance(dim, str) else list(dim)
-    if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
-        raise ValueError(f"dim={unknown}: expected some of ['trajectory', 'time']")
-    return dims
+    return averaged_dims(dim)
 
 
-def label(found: Any, states: States, over: Sequence[str], tail: Sequence[int], kind: str) -> xr.DataArray:
+def _label(found: Any, states: States, over: Sequence[str], tail: Sequence[int], kind: str) -> xr.DataArray:
     """Attach dims, coordinates and units to what was computed for i, j and l."""
     dynamics, frame = states.frame.dynamics, states.frame
     dims: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
@@ -319,13 +317,13 @@ def label(found: Any, states: States, over: Sequence[str], tail: Sequence[int], 
     powers = {"covariance": 2, "marginal": 1, "mean": 1, "kalman": 0}[kind]
     spelled = "1" if units == "1" or not powers else units if powers == 1 else f"({units}){powers}"
     about = attributes(dynamics, long_name=KINDS[kind], units=spelled, network_digest=states.network.digest)
-    result = xr.DataArray(found, coordinates, [*dims, *factors], kind_name(kind), about)
+    result = xr.DataArray(found, coordinates, [*dims, *factors], _kind_name(kind), about)
     if states.experiment.bare and TRAJECTORY in result.dims:
         result = result.isel({TRAJECTORY: 0}, drop=True)
     return result
 
 
-def kind_name(kind: str) -> str:
+def _kind_name(kind: str) -> str:
     """Name of the variable of a kind."""
     return {"covariance": "analysis_covariance", "kalman": "gain"}.get(kind, "marginal_gain")
 

@@ -17,7 +17,7 @@ from .core.networks import AnalysisNetwork
 from .core.sensitivity import analysis_covariance, increment, increment_scaling, regress
 from .gains import METHODS, Covariance, sample_count, site_labels
 from .network import Network
-from .schema import TIME, TRAJECTORY, check_counts
+from .schema import TIME, TRAJECTORY, averaged_dims, check_counts
 from .states import read_states
 
 _POINTS_AT_ONCE = 64
@@ -78,7 +78,7 @@ def scaling_of_increments(
     values = np.asarray(list(scales), dtype=np.float64)
     if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
         raise ValueError(f"scales={list(scales)}: expected positive numbers")
-    over = [dim] if isinstance(dim, str) else list(dim)
+    over = averaged_dims(dim)
     states = read_states(ds, network, run=run, innovation="run", every=every, burn_in=burn_in, device=device, **roles)
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {METHODS}")

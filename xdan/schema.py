@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from numbers import Integral, Real
 from typing import Any
@@ -55,6 +55,22 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
     if len(names) > 1:
         raise ValueError(f"variables {names} all claim the role {role!r}; choose one with {role}=")
     return ds[names[0]] if names else None
+
+
+def averaged_dims(dim: str | Sequence[str]) -> list[str]:
+    """Dims to average over, of `trajectory` and `time`.
+
+    Raises
+    ------
+    ValueError
+        For others.
+    """
+    dims = [dim] if isinstance(dim, str) else list(dim)
+    if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
+        raise ValueError(
+            f"dim={unknown}: expected some of ['trajectory', 'time']; the state's dims are always averaged"
+        )
+    return dims
 
 
 def check_counts(**counts: Any) -> None:

@@ -13,7 +13,7 @@ import xskillscore as xs
 from .blocks import see
 from .core.dynamics import Dynamics
 from .experiment import Experiment, read
-from .schema import MEMBER, TIME, TRAJECTORY
+from .schema import MEMBER, TIME, TRAJECTORY, averaged_dims
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
 _SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
@@ -190,12 +190,7 @@ _ROLES = ("dynamics", "truth", "observation", "observation_error", "operator")
 
 
 def _dims(dim: str | Sequence[str]) -> list[Hashable]:
-    dims = [dim] if isinstance(dim, str) else list(dim)
-    if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
-        raise ValueError(
-            f"dim={unknown}: expected some of ['trajectory', 'time']; the state's dims are always averaged"
-        )
-    return list(dims)
+    return list(averaged_dims(dim))
 
 
 def _match(

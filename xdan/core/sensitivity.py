@@ -109,16 +109,21 @@ def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor
         Along i and j.
     """
     sites = points.x.shape[1]
-    window = sites if network.reach is None else min(sites, 4 * network.reach + 1)
+    window = sites_that_matter(network, sites)
     if window == sites:
         return _whole_marginal_gain(network, points, site)
-    # a_i and zeta_j matter to x_l within reach and twice the reach of l; beyond, all is zero.
     first = site - window // 2
     narrow = points.apply(lambda value: value.roll(-first, -1)[..., :window].contiguous())
     inside = _whole_marginal_gain(network, narrow, window // 2)
     gamma = points.x.new_zeros(len(points), sites, sites)
     gamma[:, :window, :window] = inside
     return gamma.roll((first, first), (1, 2))
+
+
+def sites_that_matter(network: AnalysisNetwork, sites: int) -> int:
+    """Width of the window about l outside of which a marginal gain is zero, or all sites."""
+    # a_i depends on x_l within the network's reach of l, and on zeta_j within twice the reach.
+    return sites if network.reach is None else min(sites, 4 * network.reach + 1)
 
 
 def _whole_marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
