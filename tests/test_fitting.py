@@ -233,6 +233,22 @@ def test_an_endless_twin_teaches(model, architecture, quick):
     assert scores[-1] < scores[0] < 1.0
 
 
+def test_epochs_of_an_endless_twin(model, architecture, quick, windows):
+    """Three windows of each of five trajectories' groups; the rest of 11 / 2 has no group."""
+    settings = {name: value for name, value in quick.items() if name != "steps"}
+    net = xdan.train(model, architecture, **settings, epochs=3, trajectories=11)
+    assert len(windows) == net.description["training"]["steps"] == 15
+    assert [len(np.unique(np.concatenate(windows[k::5])[:, 0], axis=0)) for k in range(5)] == [6] * 5
+
+
+def test_epochs_of_a_record(wide, architecture, quick, windows):
+    settings = {name: value for name, value in quick.items() if name != "steps"}
+    xdan.train(wide, architecture, **{**settings, "batch": 9}, epochs=2)
+    firsts, counts = np.unique(np.concatenate(windows)[:, 0], axis=0, return_counts=True)
+    assert len(firsts) == 9 * 24 // 4
+    assert set(counts) == {2}
+
+
 def test_endless_twin_as_observed(model, architecture, quick, monkeypatch):
     counts, step = [], Trainer.step
 

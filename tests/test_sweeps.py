@@ -232,7 +232,7 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
         ({"a": {**TINY, "trained_on": {"planet": 3}}}, {}, {}, r"trained_on takes .* not \['planet'\]"),
         ({"a": TINY}, {}, {"seeds": []}, "expected distinct ones, at least one"),
         ({"a": TINY}, {}, {"burn_in": 12}, "a burn-in shorter than the cycles"),
-        ({"a": TINY}, {"steps": [1], "minutes": [1]}, {}, "axes 'steps' and 'minutes' both say how long to train"),
+        ({"a": TINY}, {"steps": [1], "minutes": [1]}, {}, r"axes \['minutes', 'steps'\] all say how long"),
         ({"a": {"baseline": "enkf-n", "trained_on": {"sites": 8}}}, {}, {}, "scheme 'a' trains nothing"),
         ({"a": {**TINY, "validation": 0.5}}, {}, {}, r"scheme 'a' takes no \['validation'\]"),
     ],

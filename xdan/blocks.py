@@ -251,6 +251,7 @@ class RecordWindows:
         count = max(1, len(lanes) // batch)
         self.batches = [lanes[b * batch : (b + 1) * batch] for b in range(count)]
         self.windows = length // cycles
+        self.per_epoch = self.windows * count
         self.groups = min(4, count)
         chunks = experiment.observation.chunksizes.get(TIME)
         per_block = max(1, (max(chunks) if chunks else 256) // cycles)

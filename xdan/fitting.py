@@ -41,6 +41,7 @@ def train(
     window: int = 12,
     batch: int = 24,
     steps: int | None = None,
+    epochs: int | None = None,
     minutes: float | None = None,
     learning_rate: float = 0.01,
     adam_learning_rate: float = 2e-3,
@@ -85,8 +86,9 @@ def train(
         N_iter, cycles that the gradient goes back through.
     batch : int
         S_b, trajectories in a step.
-    steps, minutes : optional
-        When to stop; the learning rate falls linearly to zero until then. With `steps` a run is reproducible
+    steps, epochs, minutes : optional
+        When to stop; the learning rate falls linearly to zero until then. An epoch is a pass over a record; of an
+        endless twin, a window of every trajectory: N_r / S_b steps. With `steps` or `epochs` a run is reproducible
         (on one machine, with one number of processes); with `minutes` it depends on the machine's speed. 6000
         steps by default.
     learning_rate, adam_learning_rate : float
@@ -140,10 +142,10 @@ def train(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
-    if steps is not None and minutes is not None:
-        raise ValueError("expected steps= or minutes=, not both")
+    if sum(length is not None for length in (steps, epochs, minutes)) > 1:
+        raise ValueError("expected one of steps=, epochs= and minutes=, not several")
     check_counts(window=window, batch=batch, validate_every=validate_every)
-    check_counts(steps=steps, memory=memory, processes=processes)
+    check_counts(steps=steps, epochs=epochs, memory=memory, processes=processes)
     check_numbers(minutes=minutes, learning_rate=learning_rate, adam_learning_rate=adam_learning_rate)
     check_numbers(clip=clip, validation=validation, weight_decay=weight_decay)
     counts = {"window": window, "batch": batch, "validate_every": validate_every, "processes": processes}
@@ -152,6 +154,7 @@ def train(
             raise ValueError(f"{label}={value}: expected at least 1")
     for label, number in {
         "steps": steps,
+        "epochs": epochs,
         "minutes": minutes,
         "learning_rate": learning_rate,
         "adam_learning_rate": adam_learning_rate,
@@ -239,6 +242,8 @@ def train(
             f"objective={objective!r} scores members, and the network has a single forecast: take an ensemble network "
             "such as xdan.EnsembleCNN(members=10), or objective='rmse'"
         )
+    if epochs is not None:
+        steps = epochs * data.windows.per_epoch
     limit = steps if steps is not None or minutes is not None else _DEFAULT_STEPS
     about = {
         **sizes,

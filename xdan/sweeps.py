@@ -30,6 +30,7 @@ from .schema import check_counts
 from .store import StoreLike, check_writable, exists, read_arrays, write_arrays
 
 SCHEME, SEED = "scheme", "seed"
+_LENGTHS = frozenset(("steps", "epochs", "minutes"))  # each says how long to train
 MOST_CELLS = 500  # more are computed with yes=True only
 _UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}
 
@@ -176,8 +177,8 @@ class Grid:
         for label, scheme in self.schemes.items():
             if wrong := sorted(set(scheme.trained_on) - own - set(TWIN)):
                 raise ValueError(f"scheme {label!r}: trained_on takes {sorted(own | set(TWIN))}, not {wrong}")
-        if {"steps", "minutes"} <= set(self.axes):
-            raise ValueError("axes 'steps' and 'minutes' both say how long to train: expected one of them")
+        if len(several := sorted(_LENGTHS & set(self.axes))) > 1:
+            raise ValueError(f"the axes {several} all say how long to train: expected one of them")
         for cell in self.cells():
             if cell.scheme.kind == "baseline":
                 method_by_name(cell.scheme.what, **cell.scheme.parameters)
@@ -205,10 +206,8 @@ class Grid:
         dynamics, twin = self._world(chosen)
         trained_dynamics, trained_twin = self._world({**chosen, **scheme.trained_on})
         parameters = {**scheme.parameters, **own}
-        if "steps" in own:
-            parameters.pop("minutes", None)
-        if "minutes" in own:
-            parameters.pop("steps", None)
+        if chosen_length := _LENGTHS & set(own):
+            parameters = {n: value for n, value in parameters.items() if n not in _LENGTHS - chosen_length}
         return Cell(
             replace(scheme, parameters=parameters), dynamics, trained_dynamics, twin, trained_twin, self.test, seed
         )

@@ -51,7 +51,7 @@ class EndlessTwin:
     ) -> None:
         self.dynamics, self.sites, self.error = dynamics, sites, error
         self.steps, self.batch, self.cycles, self.seed = steps, batch, cycles, seed
-        self.groups = max(1, trajectories // batch)
+        self.groups = self.per_epoch = max(1, trajectories // batch)
         self.supervised = supervised
         self.trajectory = torch.arange(first, first + self.groups * batch)
         self.truth = dynamics.climatology(self.trajectory, seed, like=like).flatten(1)

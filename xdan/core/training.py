@@ -24,7 +24,15 @@ _PATIENCE = 50  # steps in a row without a finite gradient before training gives
 
 
 class Source(Protocol):
-    """Where windows come from; window(index) is a function of the index and of what `arrays` holds."""
+    """Where windows come from; window(index) is a function of the index and of what `arrays` holds.
+
+    Attributes
+    ----------
+    per_epoch : int
+        Windows until all trajectories have had their turn: once for an endless twin, over all its cycles for a record.
+    """
+
+    per_epoch: int
 
     def window(self, index: int) -> Window:
         """Give the index-th window; asked for in order."""
