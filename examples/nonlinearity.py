@@ -19,7 +19,7 @@ import xarray as xr
 
 import xdan
 
-from common import markdown, trained
+from common import markdown, save_pictures, trained
 
 INTERVALS = (0.05, 0.10, 0.20, 0.40)
 SCALES = np.geomspace(0.1, 10.0, 21)
@@ -94,21 +94,16 @@ def covariances(out: Path, seed: int) -> xr.Dataset:
     return kept
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("nonlinearity"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    found = {title(i): at_interval(i, options.out, options.minutes, options.seed) for i in INTERVALS}
-    compared = covariances(options.out, options.seed)
-    spectra = {
+def spectra_of(compared: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Eigenvalues of the network's and of the ensemble's covariances."""
+    return {
         name: compared[[key]].rename({key: "eigenvalue"})
         for name, key in (("network", "network"), ("EnKF-N, 40 members", "ensemble"))
     }
-    angles = {f"{k} modes, with the EnKF-N's": compared[f"modes_{k}"].rename({f"angle_{k}": "angle"}) for k in MODES}
-    angles[f"{max(MODES)} modes, with {UNSTABLE} unstable or neutral directions"] = compared.unstable
+
+
+def notes_on(found: dict[str, xr.Dataset], compared: xr.Dataset) -> str:
+    """Tables of the networks, and of the leading eigenvalues."""
     rows = [
         {
             "network": name,
@@ -121,31 +116,44 @@ def main() -> None:
         }
         for name, value in found.items()
     ]
+    means = {name: value.eigenvalue.mean(["trajectory", "time"]) for name, value in spectra_of(compared).items()}
     leading = [
-        {
-            "rank": k,
-            **{
-                name: float(value.eigenvalue.mean(["trajectory", "time"]).sel(mode=k))
-                for name, value in spectra.items()
-            },
-        }
-        for k in (1, 2, 3, 5, 10, 15, 20)
+        {"rank": k, **{name: float(mean.sel(mode=k)) for name, mean in means.items()}} for k in (1, 2, 3, 5, 10, 15, 20)
     ]
-    notes = f"{markdown(pd.DataFrame(rows))}\n{markdown(pd.DataFrame(leading))}"
+    return f"{markdown(pd.DataFrame(rows))}\n{markdown(pd.DataFrame(leading))}"
+
+
+def pictures(found: dict[str, xr.Dataset], compared: xr.Dataset) -> dict[str, Any]:
+    """Scaling as in Fig. 6, histograms as in Fig. 7, spectra and angles."""
+    angles = {f"{k} modes, with the EnKF-N's": compared[f"modes_{k}"].rename({f"angle_{k}": "angle"}) for k in MODES}
+    angles[f"{max(MODES)} modes, with {UNSTABLE} unstable or neutral directions"] = compared.unstable
+    return {
+        f"Directions of P_a above {CUTOFF:.0%} of the largest": xdan.scaling_curves(
+            {name: value[["ratio"]] for name, value in found.items()}
+        ),
+        "All directions, as Eq. 23 is written": xdan.scaling_curves(
+            {name: value[["ratio_all"]].rename(ratio_all="ratio") for name, value in found.items()}
+        ),
+        "Projected innovations": xdan.histogram_curves({n: v.density for n, v in found.items()}, logy=True),
+        "Analysis error covariance of the network and of an ensemble": xdan.spectrum_curves(spectra_of(compared)),
+        "Angles between their leading eigenvectors": xdan.angle_curves(angles),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("nonlinearity"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = {title(i): at_interval(i, options.out, options.minutes, options.seed) for i in INTERVALS}
+    compared = covariances(options.out, options.seed)
+    notes = notes_on(found, compared)
     (options.out / "nonlinearity.md").write_text(notes)
-    xdan.save_page(
-        options.out / "nonlinearity.html",
-        {
-            f"Directions of P_a above {CUTOFF:.0%} of the largest": xdan.scaling_curves(
-                {name: value[["ratio"]] for name, value in found.items()}
-            ),
-            "All directions, as Eq. 23 is written": xdan.scaling_curves(
-                {name: value[["ratio_all"]].rename(ratio_all="ratio") for name, value in found.items()}
-            ),
-            "Projected innovations": xdan.histogram_curves({n: v.density for n, v in found.items()}, logy=True),
-            "Analysis error covariance of the network and of an ensemble": xdan.spectrum_curves(spectra),
-            "Angles between their leading eigenvectors": xdan.angle_curves(angles),
-        },
+    save_pictures(
+        options.out / "nonlinearity",
+        pictures(found, compared),
         title="Linear and nonlinear in the innovation: Lorenz-96",
         notes=notes,
     )

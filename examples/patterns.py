@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from dask.diagnostics import ProgressBar
 
 import xdan
 
-from common import markdown, trained
+from common import markdown, save_pictures, trained
 
 TRAJECTORIES = 40
 EVERY = 4  # cycles between the states that are averaged over: neighbours say the same again
@@ -123,6 +124,26 @@ def likeness(one: xr.Dataset, other: xr.Dataset, within: int = 8) -> tuple[float
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1]), float(score)
 
 
+def notes_on(found: dict[str, xr.Dataset]) -> str:
+    """A table of extents, and how like the patterns are."""
+    table = markdown(pd.DataFrame([row(system, found[system.title]) for system in SYSTEMS]))
+    lines = []
+    for title in list(found)[1:]:
+        correlation, errors = likeness(found[SYSTEMS[0].title], found[title])
+        lines.append(f"- {title}: correlation {correlation:.3f}, difference {errors:.1f} standard errors\n")
+    return f"{table}\nLikeness to all of 40 sites, within 8 sites of r:\n\n{''.join(lines)}"
+
+
+def pictures(found: dict[str, xr.Dataset]) -> dict[str, Any]:
+    """Two rings as in Fig. 1, observing systems as in Fig. 2."""
+    rings = {title: found[title].gain for title in list(found)[:3]}
+    systems = {title: found[title].gain for title in [SYSTEMS[0].title, *list(found)[3:]]}
+    return {
+        "Two rings, each normalised by its largest value": xdan.gain_map(rings),
+        "Observing systems of 40 sites, normalised together": xdan.gain_map(systems, together=True),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=4.0, help="training time of each network")
@@ -136,25 +157,9 @@ def main() -> None:
     found = {
         system.title: compute(system, options.out, options.minutes, options.states, options.seed) for system in SYSTEMS
     }
-    table = markdown(pd.DataFrame([row(system, found[system.title]) for system in SYSTEMS]))
-    reference = found[SYSTEMS[0].title]
-    lines = []
-    for title in list(found)[1:]:
-        correlation, errors = likeness(reference, found[title])
-        lines.append(f"- {title}: correlation {correlation:.3f}, difference {errors:.1f} standard errors\n")
-    notes = f"{table}\nLikeness to all of 40 sites, within 8 sites of r:\n\n{''.join(lines)}"
+    notes = notes_on(found)
     (options.out / "patterns.md").write_text(notes)
-    rings = {title: found[title].gain for title in list(found)[:3]}
-    systems = {title: found[title].gain for title in [SYSTEMS[0].title, *list(found)[3:]]}
-    xdan.save_page(
-        options.out / "patterns.html",
-        {
-            "Two rings, each normalised by its largest value": xdan.gain_map(rings),
-            "Observing systems of 40 sites, normalised together": xdan.gain_map(systems, together=True),
-        },
-        title="Mean marginal gains of Lorenz-96",
-        notes=notes,
-    )
+    save_pictures(options.out / "patterns", pictures(found), title="Mean marginal gains of Lorenz-96", notes=notes)
     print(f"\n{notes}\nin {options.out}")
 
 
