@@ -129,6 +129,17 @@ def test_sweep_curves(cube):
     np.testing.assert_allclose(bars[1].dimension_values("bar"), 0.01)
 
 
+@pytest.mark.filterwarnings("error")
+def test_sweep_curves_leave_out_what_was_lost(cube):
+    rmse = cube.rmse.copy()
+    rmse[0, :, 0], rmse[1, 1, 0] = np.nan, np.nan
+    figure = xdan.sweep_curves(cube.assign(rmse=rmse), "error_std")
+    (line,) = [element for element in figure if isinstance(element, hv.Curve)]
+    assert line.label == "network"
+    np.testing.assert_allclose(line.dimension_values("rmse"), [0.3])
+    hv.render(figure)
+
+
 def test_sweep_curves_say_what_is_missing(cube):
     with pytest.raises(
         ValueError, match=r"along='noise': the cube has scores \['rmse', 'rmse_standard_error'\] and axes"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .plotting import LEGEND_WIDTH, WIDTH, cycle_colours
+from .plotting import LEGEND_WIDTH, PADDING, WIDTH, cycle_colours
 from .schema import TIME, TRAJECTORY
 
 _PANEL = 330
@@ -194,7 +194,7 @@ def _curves(values: Mapping[str, xr.DataArray], along: str, *, points: bool = Tr
     drawn = []
     for (name, value), colour in zip(values.items(), cycle_colours(len(values)), strict=True):
         frame = value.load().to_series().rename("value").reset_index()
-        sizes = {"width": WIDTH + LEGEND_WIDTH, "height": 360}
+        sizes = {"width": WIDTH + LEGEND_WIDTH, "height": 360, "padding": PADDING}
         drawn.append(frame.hvplot.line(along, "value", label=name, color=colour, **sizes, **options))
         if points:
             drawn.append(frame.hvplot.scatter(along, "value", label=name, color=colour, size=18, **options))

@@ -13,6 +13,7 @@ from .experiment import read
 from .schema import TIME, TRAJECTORY
 
 WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
+PADDING = 0.04  # share of a picture's axes beyond its points
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -227,14 +228,17 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     else:
         error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
     labels = {"xlabel": along, "ylabel": str(cube[value].attrs.get("long_name", value))}
-    sizes = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "logx": logx, "logy": logy}
+    sizes = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "logx": logx, "logy": logy, "padding": PADDING}
     drawn = []
     for scheme, colour in zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True):
         frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
         frame["bar"] = error.sel(scheme=scheme).values
+        frame = frame.dropna(subset=[value])  # where it was lost, or was not run
+        if frame.empty:
+            continue
         line = frame.hvplot.line(along, value, label=scheme, color=colour, **labels, **sizes)
         points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30)
-        drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour)]
+        drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour, padding=PADDING)]
     return hv.Overlay(drawn).opts(legend_position="right")
 
 
