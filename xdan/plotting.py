@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -257,9 +258,10 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
     import panel as pn
     from bokeh.resources import INLINE
 
-    column = pn.Column(pn.pane.Markdown(f"# {title}\n\n{notes}", width=WIDTH + 300))
+    # Headings as HTML: Markdown's carry a mark for links that only a style sheet from the network would hide.
+    column = pn.Column(pn.pane.HTML(f"<h1>{escape(title)}</h1>"), pn.pane.Markdown(notes, width=WIDTH + 300))
     for heading, figure in sections.items():
-        column.append(pn.pane.Markdown(f"## {heading}"))
+        column.append(pn.pane.HTML(f"<h2>{escape(heading)}</h2>"))
         column.append(pn.pane.HoloViews(figure, linked_axes=False))
     column.save(str(path), title=title, resources=INLINE)
 
