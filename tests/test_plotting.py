@@ -57,6 +57,12 @@ def test_hovmoller_of_a_record_without_trajectories(twin, run):
     np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, twin.truth[2])
 
 
+def test_hovmoller_of_a_record_without_site_labels(twin, run):
+    """Its own labels are then the dynamics'."""
+    truth, _, _ = xdan.hovmoller(twin.drop_vars("x"), run.drop_vars("x"))
+    np.testing.assert_array_equal(truth.dimension_values("x", expanded=False), twin.x)
+
+
 def test_hovmoller_of_lazy_data(twin, run):
     truth, _, _ = xdan.hovmoller(twin.chunk(time=5), run.chunk(time=7))
     np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, twin.truth[0])

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .covariances import principal_angles as principal_angles
     from .covariances import zero_innovation_bias as zero_innovation_bias
     from .cycling import cycle as cycle
+    from .explorer import explore as explore
     from .exponents import lyapunov_spectrum as lyapunov_spectrum
     from .fitting import train as train
     from .gain_plots import angle_curves as angle_curves
@@ -85,6 +86,7 @@ _HOMES = {
     "cycle": "cycling",
     "ensemble_covariance": "covariances",
     "equivariance_error": "symmetries",
+    "explore": "explorer",
     "gain": "gains",
     "gain_map": "gain_plots",
     "histogram_curves": "gain_plots",

@@ -43,6 +43,12 @@ class DanAccessor:
 
         return gain(self._ds, network, **kwargs)
 
+    def explore(self, *args: Any, **kwargs: Any) -> Any:
+        """Look around in this record, runs and gains with widgets: `xdan.explore`."""
+        from .explorer import explore
+
+        return explore(self._ds, *args, **kwargs)
+
     def symmetry_group(self, **kwargs: Any) -> Group:
         """Find this record's symmetries: `xdan.symmetry_group`."""
         from .symmetries import symmetry_group

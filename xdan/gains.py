@@ -156,7 +156,7 @@ def gain(
     more: dict[str, Any] = {"method": method}
     if kind == "mean":
         kernel, cost, group, reference = _symmetry_kernel(states, group, reference, all_sites, count)
-        more |= {"group": repr(group), "reference": reference}
+        more |= {"group": repr(group), "group_size": len(group), "reference": reference}
         tail: tuple[int, ...] = square
     elif kind == "marginal":
         kernel, cost, tail = MarginalGain(tuple(range(sites)), count), sites, (*square, sites)

@@ -65,6 +65,8 @@ def hovmoller(
     analysis = run["analysis"]
     if TRAJECTORY in analysis.dims:
         analysis = analysis.isel({TRAJECTORY: trajectory}, drop=True)
+    if dims[0] not in x.coords:
+        x = x.assign_coords({dims[0]: list(experiment.frame.dynamics.coordinates[dims[0]].values)})
     x, analysis = x.load(), analysis.isel(cut).load().assign_coords(x.coords)
     bound = float(np.abs(x).max())
     error = analysis - x
@@ -228,7 +230,9 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         error = cube[value].std("seed", ddof=1, skipna=False) / np.sqrt(seeds)
     else:
         error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
-    labels = {"xlabel": along, "ylabel": str(cube[value].attrs.get("long_name", value))}
+    units = cube[value].attrs.get("units", "1")
+    name = str(cube[value].attrs.get("long_name", value))
+    labels = {"xlabel": along, "ylabel": name if units == "1" else f"{name} ({units})"}
     sizes = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "logx": logx, "logy": logy, "padding": PADDING}
     drawn = []
     for scheme, colour in zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True):

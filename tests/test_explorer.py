@@ -1,0 +1,199 @@
+"""The explorer: it opens, every widget moves something, nothing that is not shown is read."""
+
+import shutil
+import socket
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+import xdan
+
+pn = pytest.importorskip("panel")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def ring():
+    """Omega_r of the ring, and two of a ring that turns by two."""
+
+    def average(reference, size):
+        values = np.random.default_rng(reference).normal(size=(8, 8))
+        attributes = {"reference": reference, "group_size": size}
+        return xr.DataArray(values, {"i": range(8), "j": range(8)}, ("i", "j"), "gain", attributes)
+
+    return {"all sites": average(4, 8), "every other site": [average(4, 4), average(5, 4)], "observed": average(4, 4)}
+
+
+@pytest.fixture(scope="module")
+def cube():
+    rng = np.random.default_rng(0)
+    axes = {"interval": [0.05, 0.1, 0.2], "forcing": [6.0, 8.0]}
+    dims = ("scheme", *axes, "seed")
+    values = rng.uniform(0.2, 0.5, (2, 3, 2, 2))
+    return xr.Dataset(
+        {
+            "crps": (dims, values / 2, {"long_name": "continuous ranked probability score", "units": "1"}),
+            "rmse": (dims, values, {"long_name": "analysis RMSE", "units": "1"}),
+            "seconds": (dims, values * 100, {"long_name": "time spent cycling", "units": "s"}),
+        },
+        {"scheme": ["EnKF-N", "network"], **axes, "seed": [0, 1]},
+    )
+
+
+@pytest.fixture
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium is installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+class Page:
+    """An explorer in a browser, and what went wrong there."""
+
+    def __init__(self, app, browser):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        self.server = pn.serve(app, port=port, show=False, threaded=True, verbose=False)
+        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.wrong = []
+        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("requestfailed", lambda request: self.wrong.append(request.url))
+        for _ in range(100):
+            try:
+                self.page.goto(f"http://localhost:{port}")
+                break
+            except Exception:  # the server is not up yet
+                self.page.wait_for_timeout(100)
+        self.wrong.clear()
+        self.page.wait_for_selector("canvas")
+        self.last = b""
+        self.changed()
+
+    def changed(self):
+        """Wait until the page looks otherwise, and then stays as it is."""
+        before = self.last
+        for _ in range(100):
+            self.page.wait_for_timeout(300)
+            now = self.page.screenshot()
+            if now == self.last and now != before:
+                return True
+            self.last = now
+        return False
+
+    def close(self):
+        self.page.close()
+        self.server.stop()
+
+
+@pytest.fixture
+def opened(browser):
+    pages = []
+
+    def open_page(app):
+        pages.append(Page(app, browser))
+        return pages[-1]
+
+    yield open_page
+    for page in pages:
+        page.close()
+
+
+def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp_path):
+    page = opened(twin.dan.explore({"network": run, "other": run.isel(time=slice(None)) + 1}, ring))
+    page.page.get_by_label("method").select_option("other")
+    assert page.changed()
+    page.page.get_by_label("trajectory").fill("1")
+    page.page.keyboard.press("Enter")
+    assert page.changed()
+    page.page.get_by_label("cycles shown").fill("10")
+    page.page.keyboard.press("Enter")
+    assert page.changed()
+    page.page.locator(".noUi-handle").first.focus()
+    page.page.keyboard.press("ArrowRight")
+    assert page.changed()
+    with page.page.expect_download() as download:
+        page.page.get_by_text("download what is shown").click()
+    download.value.save_as(tmp_path / "states.csv")
+    seen = np.genfromtxt(tmp_path / "states.csv", delimiter=",", names=True)
+    shown = {"trajectory": 1, "time": slice(1, 11)}
+    np.testing.assert_allclose(seen["truth"], twin.truth.isel(shown).values.ravel(), rtol=1e-6)
+    np.testing.assert_allclose(seen["analysis"], run.analysis.isel(shown).values.ravel() + 1, rtol=1e-6)
+    page.page.get_by_text("Marginal gain").click()
+    assert page.changed()
+    page.page.get_by_label("observing system").select_option("every other site")
+    assert page.changed()
+    for handle in page.page.locator(".noUi-handle").all():
+        handle.focus()
+        page.page.keyboard.press("ArrowLeft")
+        assert page.changed()
+    page.page.get_by_label("observing system").select_option("observed")
+    page.page.get_by_text("No average about site 3 was given").wait_for()
+    assert not page.wrong
+
+
+def test_every_widget_of_a_cube_moves_the_picture(cube, opened):
+    page = opened(xdan.explore(cube))
+    page.page.get_by_label("along").select_option("forcing")
+    assert page.changed()
+    page.page.get_by_label("score").select_option("seconds")
+    assert page.changed()
+    page.page.get_by_label("logy").check()
+    assert page.changed()
+    page.page.locator(".noUi-handle").first.focus()
+    page.page.keyboard.press("ArrowRight")
+    assert page.changed()
+    page.page.get_by_label("a panel for each").select_option("interval")
+    assert page.changed()
+    page.page.locator(".choices__button").first.click()
+    assert page.changed()
+    page.page.locator(".choices__button").first.click()
+    page.page.get_by_text("Choose at least one scheme").wait_for()
+    assert not page.wrong
+
+
+def test_only_what_is_shown_is_read(twin):
+    """Of a hundred blocks along time, those of the first hundred cycles."""
+    read = set()
+
+    def block(label):
+        def load(block_info=None):
+            read.add((label, block_info[None]["chunk-location"]))
+            return np.zeros(block_info[None]["chunk-shape"])
+
+        return da.map_blocks(load, chunks=((1,) * 4, (50,) * 100, (8,)), dtype=float, meta=np.empty((0, 0, 0)))
+
+    time = np.arange(5000) * 0.05
+    dims = ("trajectory", "time", "x")
+    whole = xr.Dataset(
+        {name: (dims, block(name)) for name in ("truth", "observation")}, {"time": time, "trajectory": range(4)},
+        {**twin.attrs},
+    ).assign(observation_error=twin.observation_error if "observation_error" in twin else 1.0)  # fmt: skip
+    run = xr.Dataset({"analysis": (dims, block("analysis"))}, {"time": time, "trajectory": range(4)})
+    app = whole.dan.explore(run)
+    app.get_root()
+    assert read == {(name, (0, t, 0)) for name in ("truth", "analysis") for t in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ds, run, cube, ring: ds.dan.explore(), "nothing to show: expected runs="),
+        (lambda ds, run, cube, ring: ds.dan.explore({}), "runs is empty"),
+        (lambda ds, run, cube, ring: ds.dan.explore(run.isel(time=slice(3))), "expected an analysis of"),
+        (lambda ds, run, cube, ring: ds.drop_vars("truth").dan.explore(run), "the explorer needs the truth"),
+        (lambda ds, run, cube, ring: xdan.explore(cube, run), "expected no runs, gains or roles"),
+        (lambda ds, run, cube, ring: xdan.explore(cube.isel(interval=0, forcing=0)), "expected an axis beside scheme"),
+        (lambda ds, run, cube, ring: ds.dan.explore(gains=run.analysis), "expected a symmetry average"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(twin, run, cube, ring, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(twin, run, cube, ring)
