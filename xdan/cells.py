@@ -16,11 +16,11 @@ import torch
 
 from .baselines import baseline
 from .core.dynamics import Dynamics, dynamics_to_json
-from .core.methods import accepted_parameters
+from .core.methods import accepted_parameters, method_by_name
 from .core.networks import AnalysisNetwork, network_by_name, network_parameters
 from .core.observing import Sites
 from .cycling import cycle
-from .fitting import train
+from .fitting import check_arguments, train
 from .network import Network
 from .scoring import score
 from .store import StoreLike, digest
@@ -170,16 +170,31 @@ class Cell:
         """Time to train, where it is given."""
         return float(self.scheme.parameters.get("minutes") or 0.0) if self.trains else 0.0
 
-    def train(self, checkpoint: StoreLike | None) -> Network:
-        """Train its network."""
+    def check(self) -> None:
+        """Refuse a method, a network or a training that cannot be.
+
+        Raises
+        ------
+        ValueError
+        """
+        if self.scheme.kind == "baseline":
+            method_by_name(self.scheme.what, **self.scheme.parameters)
+        elif self.trains:
+            check_arguments(**self._asked()[1])
+
+    def _asked(self) -> tuple[AnalysisNetwork, dict[str, Any]]:
+        """Architecture, and arguments of training."""
         own = self.scheme.parameters
         training = {name: value for name, value in own.items() if name in _TRAINING}
         shape = {name: value for name, value in own.items() if name not in _TRAINING}
         what = self.scheme.what
         if isinstance(what, AnalysisNetwork):
-            what = type(what)(**{**what.parameters_json(), **shape})
-        else:
-            what = network_by_name(what, shape)
+            return type(what)(**{**what.parameters_json(), **shape}), training
+        return network_by_name(what, shape), training
+
+    def train(self, checkpoint: StoreLike | None) -> Network:
+        """Train its network."""
+        what, training = self._asked()
         if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
             training.setdefault("processes", 1)  # the scheduler has others at work already
         return train(

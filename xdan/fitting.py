@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import multiprocessing
 import time as clock
@@ -140,37 +141,22 @@ def train(
     Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: the same authors' slides, Eq. 13
     to 15; the correction: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
-    if sum(length is not None for length in (steps, epochs, minutes)) > 1:
-        raise ValueError("expected one of steps=, epochs= and minutes=, not several")
-    check_counts(window=window, batch=batch, validate_every=validate_every)
-    check_counts(steps=steps, epochs=epochs, memory=memory, processes=processes)
-    check_numbers(minutes=minutes, learning_rate=learning_rate, adam_learning_rate=adam_learning_rate)
-    check_numbers(clip=clip, validation=validation, weight_decay=weight_decay)
-    counts = {"window": window, "batch": batch, "validate_every": validate_every, "processes": processes}
-    for label, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{label}={value}: expected at least 1")
-    for label, number in {
-        "steps": steps,
-        "epochs": epochs,
-        "minutes": minutes,
-        "learning_rate": learning_rate,
-        "adam_learning_rate": adam_learning_rate,
-        "clip": clip,
-    }.items():
-        if number is not None and not number > 0:
-            raise ValueError(f"{label}={number}: expected a positive number")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay={weight_decay}: expected zero or a positive number")
-    if not 0 < validation < 1:
-        raise ValueError(f"validation={validation}: expected a share between 0 and 1")
-    if objective == "forecast" and window < 2:
-        raise ValueError(
-            "window=1 with objective='forecast': a forecast follows from the cycle before, expected a window of at "
-            "least 2"
-        )
+    check_arguments(
+        objective=objective,
+        window=window,
+        batch=batch,
+        steps=steps,
+        epochs=epochs,
+        minutes=minutes,
+        learning_rate=learning_rate,
+        adam_learning_rate=adam_learning_rate,
+        weight_decay=weight_decay,
+        clip=clip,
+        validation=validation,
+        validate_every=validate_every,
+        memory=memory,
+        processes=processes,
+    )
     supervised = OBJECTIVES[objective].truth
     device = pick_device(device)
     processes = _processes(processes, batch, device)
@@ -274,6 +260,44 @@ def train(
         "torch": torch.__version__,
     }
     return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
+
+
+def check_arguments(**given: Any) -> None:
+    """Refuse what no training can be asked for; arguments that are not given are those by default.
+
+    Raises
+    ------
+    ValueError
+    """
+    asked = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()} | given
+
+    def take(*names: str) -> dict[str, Any]:
+        return {name: asked[name] for name in names}
+
+    objective, weight_decay, validation = asked["objective"], asked["weight_decay"], asked["validation"]
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
+    lengths, rates = take("steps", "epochs", "minutes"), take("learning_rate", "adam_learning_rate", "clip")
+    counts = take("window", "batch", "validate_every", "processes")
+    if sum(length is not None for length in lengths.values()) > 1:
+        raise ValueError("expected one of steps=, epochs= and minutes=, not several")
+    check_counts(**counts, **take("steps", "epochs", "memory"))
+    check_numbers(**rates, **take("minutes", "validation", "weight_decay"))
+    for label, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{label}={value}: expected at least 1")
+    for label, number in {**lengths, **rates}.items():
+        if number is not None and not number > 0:
+            raise ValueError(f"{label}={number}: expected a positive number")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay={weight_decay}: expected zero or a positive number")
+    if not 0 < validation < 1:
+        raise ValueError(f"validation={validation}: expected a share between 0 and 1")
+    if objective == "forecast" and asked["window"] < 2:
+        raise ValueError(
+            "window=1 with objective='forecast': a forecast follows from the cycle before, expected a window of at "
+            "least 2"
+        )
 
 
 def _check_differentiable(data: TrainingData) -> None:

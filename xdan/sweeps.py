@@ -23,7 +23,6 @@ from tqdm.auto import tqdm
 from .blocks import Array, in_block
 from .cells import SCORES, TWIN, Cell, Scheme, known_by, plain
 from .core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
-from .core.methods import method_by_name
 from .core.observing import Sites
 from .network import Network, open_network
 from .schema import check_counts
@@ -180,8 +179,7 @@ class Grid:
         if len(several := sorted(_LENGTHS & set(self.axes))) > 1:
             raise ValueError(f"the axes {several} all say how long to train: expected one of them")
         for cell in self.cells():
-            if cell.scheme.kind == "baseline":
-                method_by_name(cell.scheme.what, **cell.scheme.parameters)
+            cell.check()
 
     def _of_dynamics(self) -> Mapping[str, Any]:
         return dynamics_to_json(self.dynamics)["parameters"] if self._registered() else {}
