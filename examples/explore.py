@@ -42,6 +42,8 @@ def main() -> None:
     options = parser.parse_args()
     if not options.path.exists():
         parser.error(f"{options.path} is not there: run examples/quickstart.py or examples/sweeps.py first")
+    if options.path.suffix != ".zarr" and not (options.path / "test.zarr").exists():
+        parser.error(f"{options.path} holds no test.zarr: expected the quickstart's folder, or a sweep's store")
     pn.serve(view(options.path), port=options.port, show=not options.no_show, title="xdan")
 
 

@@ -466,7 +466,7 @@ BAD_SCORING = {
     "burn-in negative": (lambda a: xdan.score(a.twin, a.run, burn_in=-1), r"burn_in=-1: expected 0 to 23"),
     "over the state": (
         lambda a: xdan.score(a.twin, a.run, dim="x"),
-        r"dim=\['x'\]: expected some of \['trajectory', 'time'\]; the state's dims are always averaged",
+        r"dim=\['x'\]: expected some of \['trajectory', 'time'\], and none of the state's dims",
     ),
     "no forecast": (
         lambda a: xdan.score(a.twin, a.run.drop_vars("forecast")),

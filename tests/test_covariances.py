@@ -103,7 +103,11 @@ def test_refusals(ensemble):
     square = covariance(np.eye(3)[None])
     with pytest.raises(ValueError, match="modes=4: expected 1 to 3"):
         xdan.principal_angles(square, square, modes=4)
-    with pytest.raises(ValueError, match="no labels in common"):
+    with pytest.raises(ValueError, match="the two share 0 of"):
         xdan.principal_angles(square.assign_coords(time=[0]), square.assign_coords(time=[1]), modes=1)
+    two = xr.concat([square.assign_coords(time=[0]), square.assign_coords(time=[1])], "time")
+    assert xdan.principal_angles(two, square.assign_coords(time=[1]), modes=1).sizes["time"] == 1
+    with pytest.raises(ValueError, match="the two share 1 of 2 labels along 'time'"):
+        xdan.principal_angles(two, two.assign_coords(time=[1, 2]), modes=1)
     with pytest.raises(ValueError, match="expected covariances"):
         xdan.principal_angles(square, ensemble.spread, modes=1)

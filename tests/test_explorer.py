@@ -191,7 +191,7 @@ def test_only_what_is_shown_is_read(twin):
         (lambda ds, run, cube, ring: ds.drop_vars("truth").dan.explore(run), "the explorer needs the truth"),
         (lambda ds, run, cube, ring: xdan.explore(cube, run), "expected no runs, gains or roles"),
         (lambda ds, run, cube, ring: xdan.explore(cube.isel(interval=0, forcing=0)), "expected an axis beside scheme"),
-        (lambda ds, run, cube, ring: ds.dan.explore(gains=run.analysis), "expected a symmetry average"),
+        (lambda ds, run, cube, ring: ds.dan.explore(gains=run.analysis), "no symmetry average"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(twin, run, cube, ring, call, message):

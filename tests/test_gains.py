@@ -191,6 +191,28 @@ def test_states_of_two_dims_are_numbered(toy):
     np.testing.assert_array_equal(gamma.i_lon, [0.0, *range(10, 70, 10)])
 
 
+def test_attributes_tell_results_apart(ds, circular):
+    """Of two stored gains it is known at which states, at which innovations and with which averages they were taken."""
+    run = ds.dan.cycle(circular)
+    sampled = {"innovation": "sampled"}
+    several = [
+        {},
+        {"every": 2},
+        {"burn_in": 1},
+        {"run": run},
+        {"run": run, "innovation": "run"},
+        {"all_sites": True},
+        {"reference": 1},
+        sampled,
+        {**sampled, "seed": 1},
+        {**sampled, "forecast_error": 0.2},
+        {"method": "regression", "samples": 30},
+        {"method": "regression", "samples": 31},
+    ]
+    told = [tuple(sorted((k, str(v)) for k, v in ds.dan.gain(circular, **s).attrs.items())) for s in several]
+    assert len(set(told)) == len(several)
+
+
 def test_large_results_are_lazy_and_say_so(circular):
     ds = xdan.twin(xdan.Lorenz96(sites=SITES), cycles=10_000, trajectories=100)
     with pytest.warns(xdan.XdanWarning, match=r"has 1\.3 GiB"):
@@ -212,8 +234,12 @@ def test_large_results_are_lazy_and_say_so(circular):
         ({"group": xdan.Group.ring(8)}, "does not fit a state of 7 sites"),
         ({"every": 0}, "expected every >= 1"),
         ({"burn_in": 6}, "burn_in < 6"),
-        ({"forecast_error": np.ones(3)}, "expected a standard deviation"),
-        ({"forecast_error": -np.eye(7)}, "not positive definite"),
+        ({"innovation": "sampled", "forecast_error": np.ones(3)}, "expected a standard deviation"),
+        ({"innovation": "sampled", "forecast_error": -np.eye(7)}, "not positive definite"),
+        ({"innovation": "sampled", "forecast_error": -0.2}, "forecast_error=-0.2: expected a standard deviation, zero"),
+        ({"forecast_error": 0.2}, "forecast_error= widens samples; with innovation='zero'"),
+        ({"samples": 40}, "samples=40 go with method='regression'"),
+        ({"kind": "covariance", "all_sites": True}, r"\['all_sites'\] go with the symmetry average"),
     ],
 )
 def test_refuses_what_it_cannot_do(ds, circular, settings, message, untouchable):

@@ -107,6 +107,9 @@ def test_refusals(twin, curved, linear):
         twin.dan.scaling_of_increments(curved, run, [1.0], cutoff=2.0)
     torch.manual_seed(1)
     flat = frozen(LinearInZeta(form="low-rank", rank=2, **SMALL), 1.0)
-    lazy = twin.dan.scaling_of_increments(flat, twin.dan.cycle(flat), [2.0])
-    with pytest.raises(ValueError, match="P_a is singular"):
-        lazy.compute()
+    for cutoff in (None, 0.0):
+        lazy = twin.dan.scaling_of_increments(flat, twin.dan.cycle(flat), 2.0, cutoff=cutoff)
+        with pytest.raises(ValueError, match="P_a is singular"):
+            lazy.compute()
+    with pytest.raises(ValueError, match="samples=40 go with method='regression'"):
+        twin.dan.scaling_of_increments(curved, run, [2.0], samples=40)

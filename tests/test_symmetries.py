@@ -125,8 +125,16 @@ def test_mean_gain_from_one_average_for_each_orbit(circular):
     gamma = ds.dan.gain(circular, kind="marginal", dim=["trajectory", "time"])
     mean = np.mean([gamma.roll(i=-s, j=-s, l=-s, roll_coords=False).values for s in range(0, 12, 2)], 0)
     np.testing.assert_allclose(rebuilt, mean, rtol=0, atol=1e-12)
+    assert "reference" not in rebuilt.attrs
     with pytest.raises(ValueError, match="reference=1 too"):
         xdan.reconstruct_gain(averages[0], group=group)
+    with pytest.raises(ValueError, match=r"group differs: .*turns of the ring by 1.*turns of the ring by 2"):
+        xdan.reconstruct_gain(*averages, group=xdan.Group.ring(12))
+    fewer = ds.isel(time=slice(1)).dan.gain(circular, reference=5, all_sites=True)
+    with pytest.raises(ValueError, match="states differs"):
+        xdan.reconstruct_gain(averages[0], fewer, group=group)
+    with pytest.raises(ValueError, match="no symmetry average"):
+        xdan.reconstruct_gain(gamma, group=group)
 
 
 def test_extent_of_a_pattern_that_is_known(circular):

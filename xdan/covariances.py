@@ -129,7 +129,7 @@ def principal_angles(
     Raises
     ------
     ValueError
-        If there are fewer modes than wanted, or the two share no times.
+        If there are fewer modes than wanted, or the states of neither are all among the other's.
 
     References
     ----------
@@ -140,9 +140,15 @@ def principal_angles(
     spans.sort(key=lambda span: -span.sizes["mode"])
     # The dims of their own keep the two from being matched mode by mode.
     spans = [span.rename(mode=name) for span, name in zip(spans, ("wide", "narrow"), strict=True)]
-    spans = list(xr.align(*spans, join="inner"))
-    if not all(spans[0].sizes.values()):
-        raise ValueError("the two have no labels in common: expected covariances or vectors at the same states")
+    matched = list(xr.align(*spans, join="inner"))
+    for dim in set(spans[0].dims) & set(spans[1].dims) - {"i"}:
+        fewest, common = min(span.sizes[dim] for span in spans), matched[0].sizes[dim]
+        if common < fewest:
+            raise ValueError(
+                f"the two share {common} of {fewest} labels along {dim!r}: expected covariances or vectors at the same "
+                "states, or those of one at some of the other's"
+            )
+    spans = matched
     angles: xr.DataArray = xr.apply_ufunc(
         _angles,
         *spans,
@@ -233,6 +239,7 @@ def zero_innovation_bias(
     units = states.frame.dynamics.units
     for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):
         result[name].attrs = {"long_name": text, "units": units}
+    result.attrs = {"title": "increment without innovation", **states.about}
     return result
 
 

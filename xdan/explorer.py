@@ -11,7 +11,7 @@ import xarray as xr
 from .experiment import read
 from .gain_plots import gain_map
 from .plotting import hovmoller, sweep_curves
-from .schema import TIME, TRAJECTORY
+from .schema import TIME, TRAJECTORY, reference_site
 
 _WIDGETS = 260  # pixels
 _SHOWN = 100  # cycles at first
@@ -63,6 +63,8 @@ def explore(
         return _cube_view(source)
     pages = []
     if runs is not None:
+        if not isinstance(runs, Mapping):
+            raise TypeError(f"runs is a {type(runs).__name__}: expected a run, or a mapping of name to run")
         named = {"run": runs} if isinstance(runs, xr.Dataset) else dict(runs)
         pages.append(("States", _record_view(source, named, roles)))
     if gains is not None:
@@ -142,11 +144,7 @@ def _gain_view(systems: Mapping[str, Sequence[xr.DataArray]]) -> Any:
 
     for name, averages in systems.items():
         for omega in averages:
-            if set(omega.dims) != {"i", "j"} or "reference" not in omega.attrs:
-                raise ValueError(
-                    f"gain {name!r} has dims {omega.dims} and attributes {sorted(omega.attrs)}: expected a symmetry "
-                    "average, of ds.dan.gain(net), with dims (i, j) and a reference"
-                )
+            reference_site(omega, f"gain {name!r}")
     names = list(systems)
     system = pn.widgets.Select(label="observing system", options=names, width=_WIDGETS, visible=len(names) > 1)
     sites = {name: averages[0].sizes["i"] for name, averages in systems.items()}

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from .plotting import LEGEND_WIDTH, PADDING, WIDTH, cycle_colours
-from .schema import TIME, TRAJECTORY
+from .schema import TIME, TRAJECTORY, reference_site
 
 _PANEL = 330
 
@@ -72,7 +72,7 @@ def gain_map(
 
 def _about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
     """The ring cut open opposite to r, labels relative to r."""
-    reference, sites = int(omega.attrs["reference"]), omega.sizes["i"]
+    reference, sites = reference_site(omega), omega.sizes["i"]
     half = sites // 2
     values = np.roll(omega.transpose("i", "j").to_numpy(), half - reference, axis=(0, 1))
     away = np.arange(sites) - half
@@ -95,6 +95,9 @@ def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
     holoviews.Overlay
         Logarithmic; negative averages are left out.
     """
+    for name, spectrum in spectra.items():
+        if not isinstance(spectrum, xr.Dataset) or "eigenvalue" not in spectrum:
+            raise ValueError(f"{name!r} holds no eigenvalues: expected what xdan.covariance_spectrum gives")
     means = {name: _mean(spectrum["eigenvalue"]) for name, spectrum in spectra.items()}
     shown = {name: mean.where(mean > 0) for name, mean in means.items()}
     return _curves(

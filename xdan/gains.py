@@ -26,7 +26,7 @@ from .core.symmetry import Group
 from .network import Network
 from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, check_counts
 from .states import States, read_states
-from .symmetries import commuting, find_group
+from .symmetries import commuting, fitting_group
 
 KINDS = {
     "mean": "symmetry-averaged marginal gain",
@@ -132,6 +132,16 @@ def gain(
         raise ValueError(f"kind={kind!r} is unknown; known are {sorted(KINDS)}")
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {METHODS}")
+    if method == "autodiff" and samples is not None:
+        raise ValueError(f"samples={samples} go with method='regression'; exact derivatives take none")
+    if method == "autodiff" and forecast_error is not None and innovation != "sampled":
+        raise ValueError(
+            f"forecast_error= widens samples; with innovation={innovation!r} and method='autodiff' there are none: "
+            "expected innovation='sampled' or method='regression'"
+        )
+    averaging = {"group": group, "reference": reference, "all_sites": all_sites}
+    if kind != "mean" and (asked := [name for name, value in averaging.items() if value is not None]):
+        raise ValueError(f"{asked} go with the symmetry average, kind='mean', not with kind={kind!r}")
     over = _dims(dim, kind)
     states = read_states(
         ds,
@@ -157,6 +167,7 @@ def gain(
     if kind == "mean":
         kernel, cost, group, reference = _symmetry_kernel(states, group, reference, all_sites, count)
         more |= {"group": repr(group), "group_size": len(group), "reference": reference}
+        more |= {"sites_differentiated": len({int(g[reference]) for g in kernel.permutations})}
         tail: tuple[int, ...] = square
     elif kind == "marginal":
         kernel, cost, tail = MarginalGain(tuple(range(sites)), count), sites, (*square, sites)
@@ -167,13 +178,16 @@ def gain(
         kernel, tail, over, at_once=max(1, _COLUMNS_AT_ONCE // (count or cost)), observed=regresses or kind == "kalman"
     )
     result = _label(found, states, over, tail, kind)
-    result.attrs |= more | {"innovation": "sampled" if regresses else innovation, "states": states.count}
-    if count is not None:
-        result.attrs["samples"] = count
+    result.attrs |= states.about | more
+    if regresses:
+        result.attrs |= {"innovation": "sampled", "samples": count}
+    if result.attrs["innovation"] == "sampled":
+        result.attrs["seed"] = states.seed
     if result.nbytes > _LARGE:
         warnings.warn(
-            f"this lazy {KINDS[kind]} has {result.nbytes / 2**30:.1f} GiB: select or average before computing it, or "
-            "write it with to_zarr; kind='mean' never forms it",
+            f"this lazy {KINDS[kind]} has {result.nbytes / 2**30:.1f} GiB: take fewer states, with every= or of the "
+            "record (whole blocks are computed, however few of their states are selected after), average with dim=, "
+            "or write it with to_zarr; kind='mean' never forms it",
             XdanWarning,
             stacklevel=2,
         )
@@ -263,9 +277,7 @@ def _symmetry_kernel(
     check_counts(reference=reference)
     if not 0 <= reference < sites:
         raise ValueError(f"reference={reference}: expected a site from 0 to {sites - 1}")
-    group = find_group(states.experiment) if group is None else group
-    if group.sites != sites:
-        raise ValueError(f"{group!r} does not fit a state of {sites} sites")
+    group = fitting_group(states, group)
     if all_sites is None:
         all_sites = not commuting(states.module, group)
     elements = range(len(group)) if all_sites else [0]
@@ -316,7 +328,7 @@ def _label(found: Any, states: States, over: Sequence[str], tail: Sequence[int],
     units = dynamics.units
     powers = {"covariance": 2, "marginal": 1, "mean": 1, "kalman": 0}[kind]
     spelled = "1" if units == "1" or not powers else units if powers == 1 else f"({units}){powers}"
-    about = attributes(dynamics, long_name=KINDS[kind], units=spelled, network_digest=states.network.digest)
+    about = attributes(dynamics, long_name=KINDS[kind], units=spelled)
     result = xr.DataArray(found, coordinates, [*dims, *factors], _kind_name(kind), about)
     if states.experiment.bare and TRAJECTORY in result.dims:
         result = result.isel({TRAJECTORY: 0}, drop=True)

@@ -58,7 +58,7 @@ def scaling_of_increments(
         N_p of the regression; 4 N by default.
     cutoff : float, optional
         Leave out the directions of P_a whose singular value is below this share of the largest, in which the
-        standardised increment is large whatever its size. By default none, and a singular P_a is refused.
+        standardised increment is large whatever its size. By default, and with 0, none, and a singular P_a is refused.
 
     Returns
     -------
@@ -75,17 +75,19 @@ def scaling_of_increments(
     ----------
     Bocquet et al., Eq. 23 and Fig. 6.
     """
-    values = np.asarray(list(scales), dtype=np.float64)
+    values = np.atleast_1d(np.asarray(scales, dtype=np.float64))
     if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"scales={list(scales)}: expected positive numbers")
+        raise ValueError(f"scales={np.asarray(scales).tolist()}: expected positive numbers")
     over = averaged_dims(dim)
     states = read_states(ds, network, run=run, innovation="run", every=every, burn_in=burn_in, device=device, **roles)
     if method not in METHODS:
         raise ValueError(f"method={method!r}: expected one of {METHODS}")
     if cutoff is not None and not 0 <= cutoff < 1:
         raise ValueError(f"cutoff={cutoff}: expected a share of the largest singular value, from 0 to 1")
+    if method == "autodiff" and samples is not None:
+        raise ValueError(f"samples={samples} go with method='regression'; exact derivatives take none")
     count = sample_count(samples, states) if method == "regression" else None
-    kernel = _Scaling(tuple(values.tolist()), Covariance(to_gain=False, samples=count), cutoff)
+    kernel = _Scaling(tuple(values.tolist()), Covariance(to_gain=False, samples=count), cutoff or None)
     mean = states.mean(kernel, (len(values), 2), over, at_once=64, observed=True, dtype=np.dtype(np.float64))
     dims = [d for d in (TRAJECTORY, TIME) if d not in over]
     coordinates = {**{d: states.x[d] for d in dims}, "scale": ("scale", values, {"long_name": "lambda", "units": "1"})}
@@ -94,7 +96,7 @@ def scaling_of_increments(
     if not dims and states.count > 1:
         variance = da.maximum(mean[:, 1] - mean[:, 0] ** 2, 0.0) / (states.count - 1)
         result["standard_error"] = ("scale", da.sqrt(variance), {"long_name": "standard error", "units": "1"})
-    result.attrs = {"states": states.count, "network_digest": network.digest}
+    result.attrs = {**states.about, "method": method, "cutoff": cutoff or 0.0}
     return result
 
 
@@ -138,7 +140,8 @@ def stein_identity(
     ds, network, run, every, burn_in, device, **roles
         As for `gain`.
     samples : int
-        Draws of zeta for each state, more than sites.
+        Draws of zeta for each state, more than sites. The network is differentiated at each: 400 of them take some
+        seconds for a state of 40 sites, so take few states, with `every`.
     forecast_error : float or array, optional
         As for `gain`.
     seed : int
@@ -188,7 +191,7 @@ def stein_identity(
     for name in result.data_vars:
         text = {"regression": "slope in the samples", "mean_gradient": "mean derivative"}.get(str(name), str(name))
         result[name].attrs = {"long_name": text.replace("_", " "), "units": units if units == "1" else f"({units})2"}
-    result.attrs = {"samples": samples, "states": states.count, "network_digest": network.digest}
+    result.attrs = {**states.about, "innovation": "sampled", "samples": samples, "seed": states.seed}
     return result
 
 
@@ -265,7 +268,7 @@ def innovation_histogram(
     units = states.frame.dynamics.units
     inverse = "1" if units == "1" else f"({units})-1"
     middle = ("zeta", (edges[:-1] + edges[1:]) / 2, {"long_name": "projected innovation", "units": inverse})
-    attributes = {"long_name": "density of projected innovations", "units": units, "states": states.count}
+    attributes = {"long_name": "density of projected innovations", "units": units, **states.about}
     return xr.DataArray(density, {"zeta": middle, "width": ("zeta", np.diff(edges))}, ("zeta",), "density", attributes)
 
 

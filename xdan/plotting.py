@@ -262,6 +262,8 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
     import panel as pn
     from bokeh.resources import INLINE
 
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {Path(path).parent} to save {Path(path).name} in; make it first")
     # Headings as HTML: Markdown's carry a mark for links that only a style sheet from the network would hide.
     column = pn.Column(pn.pane.HTML(f"<h1>{escape(title)}</h1>"), pn.pane.Markdown(notes, width=WIDTH + 300))
     for heading, figure in sections.items():

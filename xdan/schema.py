@@ -67,9 +67,7 @@ def averaged_dims(dim: str | Sequence[str]) -> list[str]:
     """
     dims = [dim] if isinstance(dim, str) else list(dim)
     if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
-        raise ValueError(
-            f"dim={unknown}: expected some of ['trajectory', 'time']; the state's dims are always averaged"
-        )
+        raise ValueError(f"dim={unknown}: expected some of ['trajectory', 'time'], and none of the state's dims")
     return dims
 
 
@@ -118,3 +116,20 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
         "dynamics": json.dumps(dynamics_to_json(model)),
         **plain,
     }
+
+
+def reference_site(average: xr.DataArray, what: str = "the gain") -> int:
+    """Site r that a symmetry average is about.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if not isinstance(average, xr.DataArray) or not {"i", "j"} <= set(average.dims) or "reference" not in average.attrs:
+        found = getattr(average, "dims", type(average).__name__)
+        raise ValueError(
+            f"{what} is no symmetry average, but has dims {found}: expected what ds.dan.gain(net) gives, with dims i "
+            "and j and a reference site in its attributes"
+        )
+    return int(average.attrs["reference"])

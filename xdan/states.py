@@ -22,6 +22,7 @@ from .core.random import check_seed
 from .experiment import Experiment, Frame, read, read_run
 from .network import Network
 from .schema import CHANNEL, TIME, TRAJECTORY, check_counts
+from .store import digest
 
 INNOVATIONS = ("zero", "sampled", "run")
 _STATES_IN_BLOCK = 4096  # more are cut, so that schedulers have something to share
@@ -44,6 +45,8 @@ class States:
     background : Tensor or None
     seed : int
     device : str
+    source : str
+        What has these states.
     """
 
     experiment: Experiment
@@ -55,6 +58,23 @@ class States:
     background: Tensor | None
     seed: int
     device: str
+    source: str
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Attributes that say which states and innovations these are."""
+        found: dict[str, Any] = {
+            "network_digest": self.network.digest,
+            "states_of": self.source,
+            "states": self.count,
+            "burn_in": int(self.positions[0]),
+            "every": self._taken.step,
+            "innovation": self.innovation,
+        }
+        if self.background is not None:
+            scalar = self.background.ndim == 0
+            found["forecast_error"] = float(self.background) if scalar else digest(self.background.numpy())
+        return found
 
     @property
     def frame(self) -> Frame:
@@ -218,6 +238,7 @@ def read_states(
         _background(forecast_error, math.prod(experiment.frame.dynamics.shape)),
         check_seed(seed),
         pick_device(device),
+        "truth" if run is None else f"forecasts of {run.attrs.get('method', 'a run')}",
     )
 
 
@@ -228,6 +249,8 @@ def _background(given: Any, sites: int) -> Tensor | None:
     values = torch.as_tensor(np.array(given, dtype=np.float64))
     if values.ndim == 0 and bool(values >= 0):
         return values
+    if values.ndim == 0:
+        raise ValueError(f"forecast_error={float(values)}: expected a standard deviation, zero or positive")
     if values.shape != (sites, sites):
         raise ValueError(
             f"forecast_error has shape {tuple(values.shape)}: expected a standard deviation, or a covariance "

@@ -23,8 +23,8 @@ from .core.sensitivity import mixed_derivative
 from .core.symmetry import Group, commutes, invariant_shifts, spread_out
 from .experiment import Experiment, read
 from .network import Network
-from .schema import TIME, TRAJECTORY
-from .states import read_states
+from .schema import TIME, TRAJECTORY, reference_site
+from .states import States, read_states
 
 _TRIED = 64  # elements of a group at which a network is tried
 _LEADING = 100  # times that say which sites are observed, where no rule does
@@ -97,6 +97,23 @@ def find_group(experiment: Experiment) -> Group:
             return bool(torch.allclose(found, turned, rtol=1e-9, atol=1e-12))
 
         return invariant_shifts(dynamics.shape, unchanged)
+
+
+def fitting_group(states: States, group: Group | None) -> Group:
+    """Give the group that was asked for, or the one that is found.
+
+    Raises
+    ------
+    ValueError
+        If it is of other sites.
+    """
+    if group is None:
+        return find_group(states.experiment)
+    if not isinstance(group, Group):
+        raise TypeError(f"group={group!r}: expected an xdan.Group, such as xdan.Group.ring({states.sites})")
+    if group.sites != states.sites:
+        raise ValueError(f"{group!r} does not fit a state of {states.sites} sites")
+    return group
 
 
 def _observed(experiment: Experiment) -> Tensor:
@@ -186,14 +203,13 @@ def equivariance_error(
     states = read_states(
         ds, network, run=run, innovation=innovation, every=every, burn_in=burn_in, seed=seed, device=device, **roles
     )
-    group = find_group(states.experiment) if group is None else group
-    if group.sites != states.sites:
-        raise ValueError(f"{group!r} does not fit a state of {states.sites} sites")
+    group = fitting_group(states, group)
     chosen = _some(group, max(elements, 3))
     kernel = _Mismatch(tuple(group.permutation(index) for index in chosen))
     mean = states.mean(kernel, (len(chosen), 2), [TRAJECTORY, TIME], at_once=64, observed=innovation != "zero")
     images = [int(g[0]) for g in kernel.permutations]
     attributes = {"long_name": "relative error of the marginal gain's equivariance", "units": "1", "group": repr(group)}
+    attributes |= states.about
     coordinates = {"element": chosen, "image": ("element", images)}
     return xr.DataArray(da.sqrt(mean[:, 0] / mean[:, 1]), coordinates, ("element",), "equivariance_error", attributes)
 
@@ -240,9 +256,16 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
     Raises
     ------
     ValueError
-        If the averages leave out an orbit: the message says which sites lack one.
+        If the averages leave out an orbit, the message says which sites lack one; if they are over another group, or
+        do not belong together.
     """
-    covered = {site for average in averages for site in group.images(int(average.attrs["reference"]))}
+    covered = {site for average in averages for site in group.images(reference_site(average))}
+    for name, own in (("group", {repr(group)}), ("network_digest", set()), ("states", set())):
+        if len(made := own | {average.attrs[name] for average in averages if name in average.attrs}) > 1:
+            raise ValueError(
+                f"{name} differs: {sorted(made)}. Expected averages over the group that is given, of one network at "
+                "the same states"
+            )
     if left := sorted(set(range(group.sites)) - covered):
         raise ValueError(
             f"sites {left[:8]} are carried to none of the references "
@@ -250,7 +273,7 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
         )
     total: xr.DataArray | None = None
     for average in averages:
-        reference = int(average.attrs["reference"])
+        reference = reference_site(average)
 
         def block(omega: Array, reference: int = reference) -> Array:
             return tensor_to_array(spread_out(array_to_tensor(omega), group, reference))
@@ -266,8 +289,9 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
         )
         total = found if total is None else total.fillna(found)
     assert total is not None
-    attributes = {k: v for k, v in averages[0].attrs.items() if k != "reference"}
-    return total.assign_coords(l=averages[0]["i"].values).assign_attrs(attributes, long_name="mean marginal gain")
+    total = total.assign_coords(l=averages[0]["i"].values)
+    total.attrs = {k: v for k, v in averages[0].attrs.items() if k != "reference"} | {"long_name": "mean marginal gain"}
+    return total
 
 
 def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynamics | None = None) -> xr.Dataset:
@@ -295,8 +319,8 @@ def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynami
     """
     if not 0 < share < 1:
         raise ValueError(f"share={share}: expected a number between 0 and 1")
+    reference = reference_site(omega)
     model = dynamics if dynamics is not None else dynamics_from_json(json.loads(omega.attrs["dynamics"]))
-    reference = int(omega.attrs["reference"])
     distances = model.distances(torch.tensor([reference]))
     if distances is None:
         raise ValueError(f"the dynamics {model.name!r} knows no distances; give CustomDynamics distance=")
