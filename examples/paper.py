@@ -155,7 +155,7 @@ class Work:
         if not self.workers:
             yield
             return
-        with LocalCluster(n_workers=self.workers, threads_per_worker=1, dashboard_address=None) as own, Client(own):
+        with LocalCluster(n_workers=self.workers, threads_per_worker=1, dashboard_address=":0") as own, Client(own):
             yield
 
 

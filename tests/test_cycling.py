@@ -118,7 +118,7 @@ def test_processes(gappy, net, whole, tmp_path):
     distributed = pytest.importorskip("distributed")
     chunked = gappy.chunk(trajectory=2, time=7)
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         distributed.Client(cluster),
         dask.config.set(scheduler=None),
     ):

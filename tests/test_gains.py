@@ -264,7 +264,7 @@ def test_two_processes_agree_with_one_thread(ds, circular):
     distributed = pytest.importorskip("distributed")
     lazy = ds.chunk(trajectory=1, time=2).dan.gain(circular, innovation="sampled")
     expected = lazy.values
-    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
     with cluster, distributed.Client(cluster), dask.config.set(scheduler="distributed"):
         found = lazy.compute()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)

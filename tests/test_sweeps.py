@@ -201,7 +201,7 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
 
         with (
             dask.config.set(scheduler=None),
-            Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None),
+            Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"),
         ):
             found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES).load()
     xr.testing.assert_allclose(found.load().drop_vars(timed), expected, rtol=1e-5)

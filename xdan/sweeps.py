@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import shutil
@@ -31,6 +32,7 @@ from .store import StoreLike, check_writable, exists, read_arrays, write_arrays
 SCHEME, SEED = "scheme", "seed"
 _LENGTHS = frozenset(("steps", "epochs", "minutes"))  # each says how long to train
 MOST_CELLS = 500  # more are computed with yes=True only
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}
 
 
@@ -96,6 +98,8 @@ def sweep(
         For a parameter that no scheme takes, an axis without values, or too many cells, before anything is computed.
     FileExistsError
         If the store holds another sweep, or something else.
+    OSError
+        If the disk is full; finished cells are kept, and the same call goes on.
     """
     if not isinstance(dynamics, Dynamics):
         raise TypeError(f"dynamics={dynamics!r}: expected an xdan Dynamics such as xdan.Lorenz96()")
@@ -123,9 +127,16 @@ def sweep(
             f"{len(missing)} cells are to be computed, with {minutes / 60:.1f} hours of training one after the other "
             "(and as long as their steps take, where no minutes= are given): pass yes=True to go on"
         )
-    folder.begin()
-    _compute(_tasks(missing, folder), folder, progress)
-    folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
+    try:
+        folder.begin()
+        _compute(_tasks(missing, folder), folder, progress)
+        folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            error.errno, f"no room left for {store}: finished cells are kept; make room, and the same call goes on"
+        ) from error
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
 
@@ -392,7 +403,13 @@ def _result(cell: Cell, folder: _Folder | None, network: Network | str | None) -
 
 
 def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """What to keep of a failure; raised again where the disk is full, which is no fault of the cell's."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        raise error
+    told = f"{type(error).__name__}: {error}"
+    if type(error).__name__ == "KilledWorker":
+        told += " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
+    return told
 
 
 class _Bar(Callback):  # type: ignore[misc]
@@ -418,8 +435,9 @@ def _compute(tasks: Mapping[str, Delayed], folder: _Folder, progress: bool) -> N
             futures = dict(zip(client.compute(wanted), tasks, strict=True))
             try:
                 for future in as_completed(futures):
-                    if (error := future.exception()) is not None:  # a worker died of it
-                        folder.write(futures[future], {"failed": 1.0, "error": _why(error)})
+                    key = futures.pop(future)  # let go of: kept by a worker that dies, it would be computed again
+                    if (error := future.exception()) is not None:
+                        folder.write(key, {"failed": 1.0, "error": _why(error)})
                     bar.update()
             except BaseException:
                 client.cancel(list(futures))

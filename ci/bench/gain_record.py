@@ -43,7 +43,7 @@ def main() -> None:
     seconds = time.perf_counter() - begin
     print(f"threads: {omega.attrs['states']} states in {seconds:.0f} s, peak memory {peak():.2f} GiB", flush=True)
     begin = time.perf_counter()
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
         processes = omega.compute()
         peaks = client.run(peak)
     seconds = time.perf_counter() - begin
