@@ -25,7 +25,7 @@ from .schema import CHANNEL, TIME, TRAJECTORY, check_counts
 from .store import digest
 
 INNOVATIONS = ("zero", "sampled", "run")
-_STATES_IN_BLOCK = 4096  # more are cut, so that schedulers have something to share
+_STATES_IN_BLOCK = 512  # some seconds of work: more are cut, so that workers end together
 _BYTES_IN_BLOCK = 64 * 2**20  # of a result that is kept for every state
 
 

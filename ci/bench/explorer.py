@@ -36,8 +36,9 @@ def write(folder: Path, gib: float) -> None:
             for key, variable in ds.data_vars.items()
             if variable.shape == (TRAJECTORIES, cycles, SITES)
         }
+        kept = [key for key, variable in ds.data_vars.items() if key in noise or not variable.ndim]
         with ProgressBar():
-            ds[list(noise)].assign(noise).to_zarr(folder / f"{name}.zarr", mode="w", consolidated=False)
+            ds[kept].assign(noise).to_zarr(folder / f"{name}.zarr", mode="w", consolidated=False)
 
 
 def size(folder: Path) -> float:
