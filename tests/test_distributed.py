@@ -150,7 +150,9 @@ def test_a_full_disk_stops_a_sweep_and_keeps_its_cells(model, whole, tmp_path, m
 
     with monkeypatch.context() as m:
         m.setattr(LocalStore, "set", full)
-        with pytest.raises(OSError, match="no room left for .*sweep.zarr: finished cells are kept; make room") as found:
+        with pytest.raises(
+            OSError, match=r"no room left for .*sweep.zarr: finished cells are kept; make room"
+        ) as found:
             xdan.sweep(model, {"DAN": TINY}, AXES, store=store, **SIZES)
     assert found.value.errno == errno.ENOSPC
     kept = {path: path.read_bytes() for path in Path(store, "cells").glob("*/zarr.json")}

@@ -121,7 +121,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     print(f"{options.networks} networks, {options.threads} threads, window of {WINDOW}, {options.repeats} repeats")
     for filters, batch in ((4, 4), (8, 8), (24, 8), (24, 24)):
-        ways = {way.__name__: way(networks(options.networks, filters), batch) for way in (stacked, one_by_one, hand_written)}
+        three = (stacked, one_by_one, hand_written)
+        ways = {way.__name__: way(networks(options.networks, filters), batch) for way in three}
         for step in ways.values():
             step()
         rates = [{name: rate(step, options.seconds) for name, step in ways.items()} for _ in range(options.repeats)]

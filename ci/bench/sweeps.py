@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import numpy as np
 import torch
 import xarray as xr
 from distributed import Client, LocalCluster
@@ -91,9 +92,7 @@ def main() -> None:
         xdan.twin(MODEL, cycles=options.states // 100, trajectories=100, seed=7).to_zarr(record, consolidated=False)
         clients = {}
         for workers in (1, 2):
-            cluster = stack.enter_context(
-                LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0")
-            )
+            cluster = stack.enter_context(LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=":0"))
             clients[workers] = stack.enter_context(Client(cluster, set_as_default=False))
 
         def on(workers: int, action: Callable[[], Any]) -> Callable[[], Any]:
@@ -131,14 +130,18 @@ def main() -> None:
         small, sizes = xdan.Lorenz96(sites=8), {"cycles": 4, "trajectories": 1, "burn_in": 1}
         cheap = {"baseline": "optimal-interpolation"}
         bare(cheap, 2, small, **sizes)
-        loop = clock(lambda: bare(cheap, options.cells, small, **sizes))
-        with dask.config.set(scheduler=None):
-            alone = clock(lambda: sweep(folder, cheap, options.cells, small, **sizes))
-            across = clock(on(1, lambda: sweep(folder, cheap, options.cells, small, **sizes)))
-        for name, seconds in (("without a cluster", alone), ("on one worker", across)):
+        found: dict[str, list[float]] = {"without a cluster": [], "on one worker": []}
+        for _ in range(2 * options.repeats):
+            loop = clock(lambda: bare(cheap, options.cells, small, **sizes))
+            with dask.config.set(scheduler=None):
+                alone = clock(lambda: sweep(folder, cheap, options.cells, small, **sizes))
+                across = clock(on(1, lambda: sweep(folder, cheap, options.cells, small, **sizes)))
+            for seconds, name in zip((alone, across), found, strict=True):
+                found[name].append(1000 * (seconds - loop) / options.cells)
+        for name, extra in found.items():
             print(
-                f"{options.cells} cells of {1000 * loop / options.cells:.0f} ms, {name}: "
-                f"{1000 * (seconds - loop) / options.cells:.0f} ms on top of each for scheduler and store"
+                f"{options.cells} cells, {name}: {np.median(extra):.0f} ms ({min(extra):.0f} to {max(extra):.0f}) on "
+                f"top of each for scheduler and store, an experiment takes {1000 * loop / options.cells:.0f} ms"
             )
 
 
