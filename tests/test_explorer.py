@@ -107,7 +107,7 @@ def opened(browser):
 
 
 def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp_path):
-    page = opened(twin.dan.explore({"network": run, "other": run.isel(time=slice(None)) + 1}, ring))
+    page = opened(twin.dan.explore({"network": run, "other": run + 1}, ring))
     page.page.get_by_label("method").select_option("other")
     assert page.changed()
     page.page.get_by_label("trajectory").fill("1")
@@ -175,7 +175,7 @@ def test_only_what_is_shown_is_read(twin):
     whole = xr.Dataset(
         {name: (dims, block(name)) for name in ("truth", "observation")}, {"time": time, "trajectory": range(4)},
         {**twin.attrs},
-    ).assign(observation_error=twin.observation_error if "observation_error" in twin else 1.0)  # fmt: skip
+    ).assign(observation_error=twin.observation_error)  # fmt: skip
     run = xr.Dataset({"analysis": (dims, block("analysis"))}, {"time": time, "trajectory": range(4)})
     app = whole.dan.explore(run)
     app.get_root()

@@ -6,6 +6,7 @@ import inspect
 import math
 import multiprocessing
 import time as clock
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -252,6 +253,12 @@ def train(
         if isinstance(data.windows, RecordWindows):
             data.windows.close()
     module.load_state_dict(trainer.best)
+    if not math.isfinite(trainer.best_score):
+        warnings.warn(
+            f"no validation of these {trainer.step_count} steps was finite: the network diverges from the validation "
+            "trajectories. Train longer, or at lower learning rates",
+            stacklevel=2,
+        )
     training = {
         **about,
         "validation_rmse": trainer.best_score,
