@@ -66,7 +66,7 @@ def test_best_network_is_the_one_returned(wide, architecture, quick):
 
 def test_a_network_that_only_diverges_is_told(model, quick):
     wild = {**quick, "learning_rate": 1e3, "adam_learning_rate": 1e3, "steps": 2}
-    with pytest.warns(UserWarning, match="no validation of these 2 steps was finite"):
+    with pytest.warns(xdan.XdanWarning, match="no validation of these 2 steps was finite"):
         net = xdan.train(model, "residual-cnn-linear", **wild)
     assert net.description["training"]["validation_rmse"] == np.inf
 

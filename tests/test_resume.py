@@ -128,7 +128,7 @@ def tasks(kind):
 
     def train(folder):
         clock = Clock()
-        xdan.fitting.clock = clock
+        xdan.training_loop.clock = clock
         source = model if kind == "endless" else ds
         net = xdan.train(source, architecture, checkpoint=folder / "checkpoint.zarr", **settings)
         net.to_zarr(folder / "net.zarr", mode="w")

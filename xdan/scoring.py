@@ -50,7 +50,9 @@ def score(
     -------
     xarray.Dataset
         With a truth: `rmse` of the analysis, its standard error where trajectories are averaged,
-        `forecast_rmse` and `crps`. With a spread: `spread`, `forecast_spread`. From observations alone:
+        `forecast_rmse` and `crps`: of the members where the run keeps them, else of a Gaussian of its spread, else of
+        the analysis alone, the mean absolute error; its attribute `long_name` says which. With a spread: `spread`,
+        `forecast_spread`. From observations alone:
         `innovation_mean` and `innovation_variance` of y - H x_f and, with a spread,
         `innovation_variance_expected` (where sites are observed); `residual_mean` and `residual_variance` of
         y - H x_a; and
@@ -89,9 +91,8 @@ def score(
             error = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
             add("rmse_standard_error", error, "standard error of the mean over trajectories")
         add("forecast_rmse", xs.rmse(x, run["forecast"], dim=state).mean(dims, skipna=False), f"forecast RMSE: {_RMSE}")
-        add(
-            "crps", _crps(x, run, state).mean(dims, skipna=False), "continuous ranked probability score of the analysis"
-        )
+        probability, what = _crps(x, run, state)
+        add("crps", probability.mean(dims, skipna=False), f"continuous ranked probability score of the {what}")
     for name in ("forecast_spread", "spread"):
         if name in run:
             deviation: xr.DataArray = (run[name] ** 2).mean(state, skipna=False) ** 0.5
@@ -239,13 +240,11 @@ def _match(
     return Experiment(frame, observation_later, truth_later, experiment.bare), run
 
 
-def _crps(x: xr.DataArray, run: xr.Dataset, state: list[Hashable]) -> xr.DataArray:
+def _crps(x: xr.DataArray, run: xr.Dataset, state: list[Hashable]) -> tuple[xr.DataArray, str]:
+    """Score at each time, and what it is of."""
     # Only dims in one chunk go to xskillscore; the others are averaged after.
     if "members" in run:
-        answer = xs.crps_ensemble(x, run["members"], member_dim=MEMBER, dim=state)
-    elif "spread" in run:
-        answer = xs.crps_gaussian(x, run["analysis"], run["spread"], dim=state)
-    else:
-        answer = xs.mae(x, run["analysis"], dim=state)
-    result: xr.DataArray = answer
-    return result
+        return xs.crps_ensemble(x, run["members"], member_dim=MEMBER, dim=state), "members"
+    if "spread" in run:
+        return xs.crps_gaussian(x, run["analysis"], run["spread"], dim=state), "Gaussian of analysis and spread"
+    return xs.mae(x, run["analysis"], dim=state), "analysis"
