@@ -7,6 +7,7 @@ import pytest
 import xarray as xr
 
 import xdan
+from xdan.plotting import _log_ticks
 
 hv = pytest.importorskip("holoviews")
 
@@ -133,6 +134,24 @@ def test_sweep_curves(cube):
     one = xdan.sweep_curves(cube.isel(seed=[0]), "error_std", logx=True, logy=True)
     bars = [element for element in one if isinstance(element, hv.ErrorBars)]
     np.testing.assert_allclose(bars[1].dimension_values("bar"), 0.01)
+
+
+def test_more_schemes_than_colours_are_told_apart(cube):
+    many = xr.concat([cube.isel(scheme=[0]).assign_coords(scheme=[f"scheme {k}"]) for k in range(8)], "scheme")
+    lines = [part for part in xdan.sweep_curves(many, "error_std", logy=True) if isinstance(part, hv.Curve)]
+    options = [hv.Store.lookup_options("bokeh", line, "style").kwargs for line in lines]
+    styles = {(option["color"], option["line_dash"]) for option in options}
+    assert len(styles) == len(lines) == 8
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [([0.18, 0.9], {0.2, 0.3, 0.6}), ([0.03, 5.0], {0.05, 0.1, 1.0}), ([0.21, 0.25], {0.22, 0.24}), ([np.nan], {1.0})],
+)
+def test_ticks_of_logarithmic_axes_lie_in_the_range(values, ticks):
+    found = _log_ticks(np.array(values))
+    assert ticks <= {round(tick, 6) for tick in found}
+    assert np.all(np.diff(found) > 0)
 
 
 @pytest.mark.filterwarnings("error")

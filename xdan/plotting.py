@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -234,17 +235,37 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     name = str(cube[value].attrs.get("long_name", value))
     labels = {"xlabel": along, "ylabel": name if units == "1" else f"{name} ({units})"}
     sizes = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "logx": logx, "logy": logy, "padding": PADDING}
+    if cube[along].dtype.kind in "iuf":
+        sizes["xticks"] = cube[along].values.tolist()
+    if logy:
+        sizes["yticks"] = _log_ticks(mean.values)
     drawn = []
-    for scheme, colour in zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True):
+    for number, (scheme, colour) in enumerate(
+        zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True)
+    ):
+        dash, marker = ("solid", "circle") if number < len(_COLOURS) else ("dashed", "square")
         frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
         frame["bar"] = error.sel(scheme=scheme).values
         frame = frame.dropna(subset=[value])  # where it was lost, or was not run
         if frame.empty:
             continue
-        line = frame.hvplot.line(along, value, label=scheme, color=colour, **labels, **sizes)
-        points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30)
+        line = frame.hvplot.line(along, value, label=scheme, color=colour, line_dash=dash, **labels, **sizes)
+        points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30, marker=marker)
         drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour, padding=PADDING)]
     return hv.Overlay(drawn).opts(legend_position="right")
+
+
+def _log_ticks(values: Any) -> list[float]:
+    """Round numbers over the range of values, closer where it is narrow."""
+    seen = values[np.isfinite(values) & (values > 0)]
+    if not len(seen):
+        return [1.0]
+    low, high = float(seen.min()), float(seen.max())
+    steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if high < 12 * low else (1.0, 2.0, 5.0)
+    if high < 2 * low:
+        steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in steps]
 
 
 def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan", notes: str = "") -> None:
