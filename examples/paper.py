@@ -318,7 +318,7 @@ def fig6(work: Work) -> Found:
     by_interval, compared = linearity(work)
     shown = nonlinearity.pictures(by_interval, compared)
     found = Found({title: shown[title] for title in list(shown)[:2]})
-    for scale in (10**0.5, 10.0):
+    for scale in (2.0, 10.0):
         steep = [float(value.ratio.sel(scale=scale, method="nearest")) for value in by_interval.values()]
         told = f"r({scale:.1f}) is {', '.join(f'{r:.1f}' for r in steep)} from short to long intervals"
         found.say(np.all(np.diff(steep) > 0), f"{told}; in the paper it grows")

@@ -45,7 +45,7 @@ def client(cluster):
 def record(tmp_path_factory, model):
     """A store of many blocks."""
     path = tmp_path_factory.mktemp("record") / "record.zarr"
-    ds = xdan.twin(model, cycles=64, trajectories=32, seed=5, chunks={"trajectory": 4, "time": 16})
+    ds = xdan.twin(model, cycles=512, trajectories=32, seed=5, chunks={"trajectory": 4, "time": 16})
     ds.to_zarr(path, consolidated=False)
     return xr.open_zarr(path, consolidated=False)
 
@@ -167,7 +167,8 @@ def test_a_full_disk_stops_a_sweep_and_keeps_its_cells(model, whole, tmp_path, m
 def test_a_sweep_that_is_killed_goes_on(model, whole, tmp_path, blow):
     store = tmp_path / "sweep.zarr"
     script = (
-        "import xdan, sys\n"
+        "import signal, xdan\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a parent may have it ignored
         f"xdan.sweep(xdan.Lorenz96(sites=8), {{'DAN': {TINY!r}}}, {AXES!r}, store={str(store)!r}, **{SIZES!r})\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
