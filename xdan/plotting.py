@@ -234,7 +234,8 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     units = cube[value].attrs.get("units", "1")
     name = str(cube[value].attrs.get("long_name", value))
     labels = {"xlabel": along, "ylabel": name if units == "1" else f"{name} ({units})"}
-    sizes = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "logx": logx, "logy": logy, "padding": PADDING}
+    sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "padding": PADDING}
+    sizes |= {"logx": logx, "logy": logy}
     if cube[along].dtype.kind in "iuf":
         sizes["xticks"] = cube[along].values.tolist()
     if logy:
@@ -261,7 +262,7 @@ def _log_ticks(values: Any) -> list[float]:
     if not len(seen):
         return [1.0]
     low, high = float(seen.min()), float(seen.max())
-    steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if high < 12 * low else (1.0, 2.0, 5.0)
+    steps: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if high < 12 * low else (1.0, 2.0, 5.0)
     if high < 2 * low:
         steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
