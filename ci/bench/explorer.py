@@ -3,7 +3,7 @@
     python ci/bench/explorer.py [--gib 10] [--out explorer-record]
 
 Wants Chromium and Playwright. The store, a record and a run on it, holds noise, which does not compress; a second call
-takes the one that is there. Imports and the browser's start are not counted.
+takes the one that is there. The browser's start is not counted; the first opening pays for what `explore` imports.
 """
 
 from __future__ import annotations
