@@ -69,11 +69,7 @@ def kill_one(client):
     raise AssertionError("no worker ever held a result")
 
 
-def same(found, expected):
-    xr.testing.assert_allclose(found.load().drop_vars(TIMED), expected.drop_vars(TIMED), rtol=1e-5)
-
-
-def test_scores_and_gains_of_separate_processes(client, record, net, model):
+def test_scores_and_gains_of_separate_processes(client, record, net):
     run = record.dan.cycle(net)
     lazy = [record.dan.score(run, burn_in=8).rmse, record.dan.gain(net)]
     found = dask.compute(*lazy)
@@ -91,7 +87,7 @@ def test_a_killed_worker_changes_no_gain(client, record, net):
     np.testing.assert_allclose(future.result().values, expected.values, rtol=1e-6, atol=1e-9)
 
 
-def test_a_killed_worker_changes_no_run(client, record, net, tmp_path):
+def test_a_killed_worker_changes_no_run(client, record, net):
     expected = record.dan.cycle(net).compute(scheduler="synchronous")
     future = client.compute(record.dan.cycle(net).analysis)
     kill_one(client)
@@ -113,17 +109,22 @@ def test_a_killed_worker_changes_no_sweep(client, model, whole, tmp_path, monkey
     found = xdan.sweep(model, {"DAN": TINY}, AXES, store=store, **SIZES)
     assert killed
     assert found.failed.sum() == 0
-    same(found, whole)
+    xr.testing.assert_allclose(found.load().drop_vars(TIMED), whole.drop_vars(TIMED), rtol=1e-5)
 
 
 def test_a_cell_that_kills_its_workers_is_told(client, model, tmp_path):
-    """What the kernel does to a process that is out of memory, a network's own step does here."""
+    """What the kernel does to a process that is out of memory, the dynamics' own step does here."""
+
+    def allow(failures):
+        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", failures))
+
     deadly = xdan.CustomDynamics(_die_in_a_worker, state={"x": 8}, timestep=0.05)
-    with dask.config.set({"distributed.scheduler.allowed-failures": 0}):
-        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+    allow(0)
+    try:
         schemes = {"OI": {"baseline": "optimal-interpolation"}}
         found = xdan.sweep(deadly, schemes, seeds=2, store=tmp_path / "s", **SIZES)
-    client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 3))
+    finally:
+        allow(3)
     assert found.failed.values.ravel().tolist() == [1, 1]
     assert all("KilledWorker" in error and "memory_limit" in error for error in json.loads(found.attrs["errors"]))
 

@@ -127,8 +127,7 @@ class Grid:
             units = _UNITS.get(name, self.dynamics.units)
             units = units if name != "innovation_variance" or units == "1" else f"({units})2"
             variables[name] = (dims, array, {"long_name": long_name, "units": units})
-        at_hand = [(cell, result) for cell, result in zip(self.cells(), found, strict=True) if isinstance(result, dict)]
-        errors = sorted({result["error"] for _, result in at_hand if "error" in result})
+        errors = sorted({result["error"] for result in found if isinstance(result, dict) and "error" in result})
         attributes = {"title": "sweep", "errors": json.dumps(errors), **_text(self.test), "source": "xdan"}
         # Strings as objects: Zarr has a specification for those of any length only.
         coordinates = {

@@ -262,9 +262,11 @@ def _log_ticks(values: Any) -> list[float]:
     if not len(seen):
         return [1.0]
     low, high = float(seen.min()), float(seen.max())
-    steps: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0) if high < 12 * low else (1.0, 2.0, 5.0)
+    steps: tuple[float, ...] = (1.0, 2.0, 5.0)
     if high < 2 * low:
         steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
+    elif high < 12 * low:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     return [step * 10.0**power for power in powers for step in steps]
 

@@ -28,6 +28,7 @@ from .store import StoreLike, check_writable, exists, read_arrays, write_arrays
 
 MOST_CELLS = 500  # more are computed with yes=True only
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_KILLED = " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
 
 
 def sweep(
@@ -258,10 +259,7 @@ def _why(error: BaseException) -> str:
     """What to keep of a failure; raised again where the disk is full, which is no fault of the cell's."""
     if isinstance(error, OSError) and error.errno in _FULL:
         raise error
-    told = f"{type(error).__name__}: {error}"
-    if type(error).__name__ == "KilledWorker":
-        told += " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
-    return told
+    return f"{type(error).__name__}: {error}"
 
 
 class _Bar(Callback):  # type: ignore[misc]
@@ -282,14 +280,15 @@ def _compute(tasks: Mapping[str, Delayed], folder: _Folder, progress: bool) -> N
     with tqdm(total=len(wanted), desc="sweep", unit="cell", disable=not progress) as bar:
         client = _client()
         if client is not None:
-            from distributed import as_completed
+            from distributed import KilledWorker, as_completed
 
             futures = dict(zip(client.compute(wanted), tasks, strict=True))
             try:
                 for future in as_completed(futures):
                     key = futures.pop(future)  # let go of: kept by a worker that dies, it would be computed again
                     if (error := future.exception()) is not None:
-                        folder.write(key, {"failed": 1.0, "error": _why(error)})
+                        hint = _KILLED if isinstance(error, KilledWorker) else ""
+                        folder.write(key, {"failed": 1.0, "error": _why(error) + hint})
                     bar.update()
             except BaseException:
                 client.cancel(list(futures))
