@@ -48,11 +48,11 @@ class Scale:
     degraded : mapping
         What linear and forecast-free networks train with.
     many : mapping
-        What the trainings of sweeps over training settings have.
+        What the trainings of Fig. 4, A1 and A2 have: equally many steps, so that a long window does not pay in steps.
     epochs : int
         Of the trainings of Fig. A2: N_r / S_b steps each.
     minutes : float
-        Of the trainings of Fig. 1, 2, 6 and 7.
+        Of the trainings of Fig. 1, 2, 6 and 7 and of the slides' curves.
     states : int
         That marginal gains are averaged over.
     seeds : int
@@ -93,8 +93,8 @@ SCALES = {
             "objective": "mse",
         },
         linear_in_zeta={"network": "linear-in-zeta", "minutes": 1.0},
-        degraded={"minutes": 0.3},
-        many={"network": "residual-cnn", "minutes": 0.5},
+        degraded={"minutes": 0.4},
+        many={"network": "residual-cnn", "steps": 800},
         epochs=16,
         minutes=1.0,
         states=2000,
@@ -354,8 +354,7 @@ def fig_a1(work: Work) -> Found:
 def fig_a2(work: Work) -> Found:
     """RMSE against batch and number of trajectories, and the scaling law."""
     scale = work.scale
-    scheme = {name: value for name, value in scale.many.items() if name not in ("minutes", "steps")}
-    scheme |= {"epochs": scale.epochs}
+    scheme = {name: value for name, value in scale.many.items() if name != "steps"} | {"epochs": scale.epochs}
     axes = {"trajectories": list(scale.trajectories), "batch": list(scale.batches)}
     cube = work.sweep({"network": scheme}, axes).squeeze("scheme", drop=True)
     law = xdan.scaling_law(cube)
@@ -446,9 +445,8 @@ def curve(name: str) -> Callable[[Work], Found]:
     draw, along, logx = sweeps.FIGURES[name]
 
     def drawn(work: Work) -> Found:
-        minutes = work.scale.many.get("minutes", 10.0)
         with work.cluster():
-            cube = draw(minutes, {"seeds": [work.seed], "store": work.out / f"{work.name}.zarr"}).load()
+            cube = draw(work.scale.minutes, {"seeds": [work.seed], "store": work.out / f"{work.name}.zarr"}).load()
         found = Found({str(draw.__doc__): xdan.sweep_curves(cube, along, logx=logx, logy=True)})
         for scheme in cube.scheme.values:
             found.say(None, f"{scheme} {listed(rmse(cube, scheme=scheme))}")
