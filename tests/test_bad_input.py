@@ -216,7 +216,7 @@ BAD_RECORDS = {
     ),
     "unfinished run": (
         lambda a: xdan.score(a.twin, xr.open_zarr(a.folder / "unfinished.zarr", consolidated=False)),
-        r"the run's store is unfinished; run the same cycle\(..., store=\) again to resume it",
+        "the run's store is unfinished; run the same call again to resume it",
     ),
     "cycled from a store cut short": (lambda a: cycle(a, cut_short(a)), r"cut short: 'truth' has 11 of 12 chunks"),
     "trained from a store cut short": (lambda a: train(a, cut_short(a)), r"cut short: 'truth' has 11 of 12 chunks"),

@@ -91,6 +91,7 @@ def test_a_killed_worker_changes_no_run(client, record, net):
     expected = record.dan.cycle(net).compute(scheduler="synchronous")
     future = client.compute(record.dan.cycle(net).analysis)
     kill_one(client)
+    assert not future.done()
     np.testing.assert_allclose(future.result().values, expected.analysis.values, rtol=1e-5, atol=1e-5)
 
 

@@ -272,7 +272,7 @@ def test_a_run_of_the_users_own(twin):
 @pytest.mark.parametrize("name", ["time", "trajectory"])
 def test_another_records_run_is_refused(twin, run, name):
     shifted = run.assign_coords({name: run[name] + 1})
-    with pytest.raises(ValueError, match=f"run and record differ in {name}: .* Score a run against the record"):
+    with pytest.raises(ValueError, match=f"run and record differ in {name}: .* make the run on this record"):
         xdan.score(twin, shifted)
     shorter = run.isel({name: slice(3)})
     with pytest.raises(ValueError, match=f"run and record differ in {name}: 3 labels there"):

@@ -314,7 +314,7 @@ def read_run(
         If the run lacks one of them, is unfinished, or is of another record.
     """
     if not isinstance(run, xr.Dataset):
-        raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that baseline() or cycle() returned")
+        raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
     if run.attrs.get("xdan_status") == "unfinished":
         raise ValueError(f"the {what}'s store is unfinished; run the same call again to resume it")
     if missing := [name for name in names if name not in run]:

@@ -12,7 +12,7 @@ import xskillscore as xs
 
 from .blocks import see
 from .core.dynamics import Dynamics
-from .experiment import Experiment, read
+from .experiment import Experiment, read, read_run
 from .schema import MEMBER, TIME, TRAJECTORY, averaged_dims
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
@@ -69,8 +69,6 @@ def score(
     CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437, by members, or by the spread as a Gaussian,
     or for a single state its absolute error. Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
     """
-    if not isinstance(run, xr.Dataset):
-        raise TypeError(f"run is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
     experiment, run = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
     dims = _dims(dim)
     state: list[Hashable] = list(experiment.frame.dynamics.dims)
@@ -213,19 +211,9 @@ def _match(
         observation_error=observation_error,
         operator=operator,
     )
-    if run.attrs.get("xdan_status") == "unfinished":
-        raise ValueError("the run's store is unfinished; run the same cycle(..., store=) again to resume it")
-    if missing := [name for name in ("forecast", "analysis") if name not in run]:
-        raise ValueError(f"the run lacks {missing}; found {sorted(map(str, run.data_vars))}")
+    read_run(experiment, run, ("forecast", "analysis"))  # refuses what is not of this record
     if experiment.bare and TRAJECTORY not in run.dims:
         run = run.expand_dims({TRAJECTORY: [0]})
-    for name in (TRAJECTORY, TIME):
-        ours, theirs = experiment.observation[name].values, run[name].values
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs):
-            raise ValueError(
-                f"run and record differ in {name}: {len(theirs)} labels there, {len(ours)} here. "
-                "Score a run against the record that it cycled"
-            )
     cycles = run.sizes[TIME]
     if not 0 <= burn_in < cycles:
         raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
