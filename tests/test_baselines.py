@@ -62,6 +62,18 @@ def test_tuning_takes_the_bottom_of_its_curve(model):
     np.testing.assert_allclose(np.sqrt((innovation**2).mean()), tuned.innovation_rms[best], rtol=1e-6)
 
 
+def test_a_static_scheme_is_tuned_on_the_truth_where_asked(model):
+    ds = xdan.twin(model, cycles=200, trajectories=4, seed=5, dtype="float64").compute()
+    tuned = xdan.baseline(ds, "3d-var", tune_on="truth")
+    assert tuned.attrs["tuned_on"] == "truth"
+    best = int(np.argmin(tuned.truth_rmse.values))
+    fixed = xdan.baseline(ds, "3d-var", scale=_SCALES[best])
+    np.testing.assert_allclose(xdan.score(ds, fixed, burn_in=50).rmse, tuned.truth_rmse[best], rtol=1e-6)
+    assert "tuned_on" not in fixed.attrs
+    with pytest.raises(ValueError, match="the record has no truth; use tune_on='innovation'"):
+        xdan.baseline(ds.drop_vars("truth"), "3d-var", tune_on="truth").compute()
+
+
 def test_trained_background_is_of_the_schemes_own_errors(model):
     ds = xdan.twin(model, cycles=200, trajectories=8, seed=5, dtype="float64").compute()
     trained = xdan.baseline(ds, "3d-var", background="trained")

@@ -394,7 +394,7 @@ def _label(
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
     more: dict[str, Any] = {"title": f"cycled with {prototype.name}", "seed": seed, "method": prototype.name}
     more["method_parameters"] = prototype.parameters()
-    if prototype.tuned_shapes():
+    if any(name.startswith("candidate") for name in prototype.tuned_shapes()):
         more["tuned_on"] = prototype.tune_on
     if isinstance(method, Network):
         more["network_digest"] = method.digest

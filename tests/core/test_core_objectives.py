@@ -18,6 +18,7 @@ from xdan.core.objectives import (
     through_the_cycles,
 )
 from xdan.core.observing import ErrorCovariance, Sites, observe
+from xdan.core.operators import LinearOperator
 
 DYNAMICS = Lorenz96(5)
 ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))
@@ -295,7 +296,7 @@ def linear_method(gain: torch.Tensor) -> DataAssimilationNetwork:
 
     class Linear(DataAssimilationNetwork):
         def analyse(self, state, observation, observed, error):
-            innovation = torch.where(observed, observation - state["x"], 0.0)
+            innovation = torch.where(observed, observation - error.seen(state["x"]), 0.0)
             return {**state, "x": state["x"] + innovation @ gain.T}
 
     return Linear(method().network)
@@ -328,6 +329,22 @@ def test_the_corrected_misfit_is_the_error_of_the_analysis():
     plain = passage.misfit(passage.analysis)[:, 10:].mean()
     assert float(corrected) == pytest.approx(float(actual) + 1.0, abs=0.05)
     assert float(plain) == pytest.approx(float(actual), abs=0.15)  # as if the errors had no part in it
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_the_corrected_misfit_is_the_error_of_what_is_seen(rows):
+    """The same through an operator: a mean over observations, fewer or more than there are sites."""
+    h = normals(rows, 5, seed=6)
+    error = ErrorCovariance(ERROR.std, operator=LinearOperator(h))
+    still = CustomDynamics(step=lambda x: x, state={"x": 5}, timestep=1.0)
+    dan, lanes, cycles = linear_method(0.05 * h.T), 60, 50
+    truth = normals(lanes, 1, 5).expand(lanes, cycles, 5).clone()
+    w = Window(truth, truth @ h.T + normals(lanes, cycles, rows, seed=3), (1,) * cycles)
+    passage = through_the_cycles(dan, still, error, w, {"x": truth[:, 0] + 0.1}, divergence=True)
+    actual = squared_error(passage.analysis @ h.T, truth @ h.T)[:, 10:].mean()
+    corrected = OBJECTIVES["analysis"].loss(passage)[:, 10:].mean()
+    assert float(corrected) == pytest.approx(float(actual) + 1.0, abs=0.05)
+    assert abs(float(passage.misfit(passage.analysis)[:, 10:].mean()) - float(corrected)) > 0.1
 
 
 @pytest.mark.parametrize("objective", ["forecast", "analysis"])

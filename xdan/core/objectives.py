@@ -98,7 +98,7 @@ class Passage:
         return self.window.truth
 
     def misfit(self, of: Tensor) -> Tensor:
-        """Mean over all sites of |R^{-1/2} (y - H x)|^2 of estimates (B, T, N), nothing from sites without; (B, T)."""
+        """Mean over all observations of |R^{-1/2} (y - H x)|^2 of estimates (B, T, N), missing ones as zeros; (B, T)."""
         columns = []
         for k in range(of.shape[1]):
             observation, observed = split_observation(self.window.observation[:, k])
@@ -166,7 +166,7 @@ def _members(passage: Passage) -> Tensor:
 def _corrected(passage: Passage) -> Tensor:
     """Misfit of the analysis to the observations that made it, corrected for having seen them."""
     assert passage.divergence is not None
-    return passage.misfit(passage.analysis) + 2 * passage.divergence / passage.analysis.shape[-1]
+    return passage.misfit(passage.analysis) + 2 * passage.divergence / passage.window.observation.shape[-1]
 
 
 OBJECTIVES: dict[str, Objective] = {

@@ -17,6 +17,7 @@ _CLIMATE_STATES = 4096
 _TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 250
 _SCALES = tuple(2.0 ** (k / 2) for k in range(4, -21, -1))  # 4 down to about 0.001
 _TRAINING_ROUNDS = 4
+_CURVES = {"innovation": "innovation_rms", "truth": "truth_rmse"}
 
 
 @register_method("3d-var")
@@ -32,7 +33,8 @@ class ThreeDVar(Method):
         the leading part of the record, iterated, which needs the truth; or given.
     scale : float or "tune"
         The factor s. "tune" takes the scale with the smallest mean square innovation on the leading part of
-        the record. No truth is needed: E|y - H x_f|^2 is the forecast error's plus tr R.
+        the record. No truth is needed: E|y - H x_f|^2 is the forecast error's plus tr R. With `tune_on` "truth",
+        that with the smallest analysis RMSE.
 
     Raises
     ------
@@ -75,17 +77,17 @@ class ThreeDVar(Method):
                 raise ValueError("background is not symmetric and positive definite; expected a covariance matrix")
         static = Static(mean, climate, b, like.new_ones(()))
         if isinstance(self.background, str) and self.background == "trained":
-            static = _train(record, static)
+            static = _train(record, static, self.tune_on)
         curve = None
         if isinstance(self.scale, str):
-            static, curve = _tune(record, static)
+            static, curve = _tune(record, static, self.tune_on)
         else:
             static = replace(static, scale=like.new_tensor(self.scale))
         return self._with(static, curve)
 
     def _with(self, static: Static, curve: Tensor | None = None) -> ThreeDVar:
         ready = ThreeDVar(self.background, self.scale)
-        ready._static, ready._curve = static, curve
+        ready._static, ready._curve, ready.tune_on = static, curve, self.tune_on
         return ready
 
     @property
@@ -96,14 +98,14 @@ class ThreeDVar(Method):
         return self._static
 
     def tuned(self) -> dict[str, tuple[tuple[str, ...], Any]]:
-        """The scale and B in use and, where the scale was tuned, the innovation curve that chose it."""
+        """The scale and B in use and, where the scale was tuned, the curve that chose it."""
         chosen: dict[str, tuple[tuple[str, ...], Any]] = {
             "background_scale": ((), self.static.scale.cpu().numpy()),
             "background_covariance": (("state", "state_dual"), self.static.b.cpu().numpy()),
         }
         if self._curve is not None:
             chosen["candidate_scale"] = (("candidate",), torch.tensor(_SCALES).to(self._curve).cpu().numpy())
-            chosen["innovation_rms"] = (("candidate",), self._curve.cpu().numpy())
+            chosen[_CURVES[self.tune_on]] = (("candidate",), self._curve.cpu().numpy())
         return chosen
 
     def tuned_shapes(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
@@ -113,7 +115,7 @@ class ThreeDVar(Method):
             "background_covariance": (("state", "state_dual"), (-1, -1)),
         }
         if isinstance(self.scale, str):
-            shapes["candidate_scale"] = shapes["innovation_rms"] = (("candidate",), (len(_SCALES),))
+            shapes["candidate_scale"] = shapes[_CURVES[self.tune_on]] = (("candidate",), (len(_SCALES),))
         return shapes
 
     def start(self, record: Record) -> State:
@@ -190,24 +192,36 @@ def _burn_in(record: Record) -> int:
     return min(50, record.observation.shape[1] // 3)
 
 
-def _tune(record: Record, static: Static) -> tuple[Static, Tensor]:
-    """Choose the scale by the mean square innovation; every candidate is a copy of the trajectories."""
+def _tune(record: Record, static: Static, tune_on: str) -> tuple[Static, Tensor]:
+    """Choose the scale by innovations or by the truth; every candidate is a copy of the trajectories."""
+    if tune_on == "truth" and record.truth is None:
+        raise ValueError("tune_on='truth': the record has no truth; use tune_on='innovation'")
+    part = slice(_TUNE_TRAJECTORIES), slice(_TUNE_CYCLES)
     record = replace(
         record,
-        observation=record.observation[:_TUNE_TRAJECTORIES, :_TUNE_CYCLES],
-        steps=record.steps[:_TUNE_CYCLES],
-        trajectory=record.trajectory[:_TUNE_TRAJECTORIES],
-        truth=None,
+        observation=record.observation[part],
+        steps=record.steps[part[1]],
+        trajectory=record.trajectory[part[0]],
+        truth=record.truth[part] if tune_on == "truth" and record.truth is not None else None,
     )
     copies, lanes = len(_SCALES), len(record.observation)
     scale = torch.tensor(_SCALES).to(static.b)
     method = ThreeDVar()._with(replace(static, scale=scale.repeat_interleave(lanes)))
     many = replace(
-        record, observation=record.observation.repeat(copies, 1, 1), trajectory=record.trajectory.repeat(copies)
+        record,
+        observation=record.observation.repeat(copies, 1, 1),
+        trajectory=record.trajectory.repeat(copies),
+        truth=None,
     )
     outputs, _ = run(method, many)
-    innovation = (many.observation - many.error.seen(outputs["forecast"]))[:, _burn_in(record) :].reshape(copies, -1)
-    curve = innovation.square().nanmean(1).sqrt()
+    later = (slice(None), slice(_burn_in(record), None))
+    if record.truth is not None:
+        error = outputs["analysis"].unflatten(0, (copies, lanes)) - record.truth
+        curve = error[:, *later].square().mean(-1).sqrt().flatten(1).mean(1)
+    else:
+        innovation = (many.observation - many.error.seen(outputs["forecast"]))[later].reshape(copies, -1)
+        curve = innovation.square().nanmean(1).sqrt()
+        curve[outputs["diverged"].reshape(copies, -1).any(1)] = torch.inf
     if not bool(torch.isfinite(curve).any()):
         raise ValueError("the leading part of the record holds no observations to tune scale= on; give it as a number")
     best = int(torch.nan_to_num(curve, nan=torch.inf).argmin())
@@ -224,7 +238,7 @@ def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
     return scale[best] * (scale[best + 1] / scale[best]) ** shift
 
 
-def _train(record: Record, static: Static) -> Static:
+def _train(record: Record, static: Static, tune_on: str) -> Static:
     """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
     if record.truth is None:
         raise ValueError("background='trained' needs the truth, which the record lacks; use background='climatology'")
@@ -233,7 +247,7 @@ def _train(record: Record, static: Static) -> Static:
             "background='trained': the truth holds values that are not finite on the record's leading part"
         )
     for _ in range(_TRAINING_ROUNDS):
-        tuned, _ = _tune(record, static)
+        tuned, _ = _tune(record, static, tune_on)
         outputs, _ = run(ThreeDVar()._with(tuned), record)
         errors = (outputs["forecast"] - record.truth)[:, _burn_in(record) :].flatten(0, 1)
         static = replace(static, b=torch.cov(errors[torch.isfinite(errors).all(1)].T))
