@@ -2,6 +2,7 @@
 
 import json
 
+import cloudpickle
 import dask
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import xdan
 from xdan import sweeps
 
 TINY = {"network": "residual-cnn", "filters": 4, "blocks": 1, "kernel": 3, "steps": 4, "window": 4, "batch": 2}
+TIMED = ["seconds", "training_seconds"]
 SIZES = {"cycles": 12, "trajectories": 3, "burn_in": 2, "progress": False}
 
 
@@ -67,7 +69,8 @@ def test_what_is_there_is_not_computed_again(model, tmp_path, counted):
     assert counted["score"] == 2
     again = xdan.sweep(model, schemes, {"error_std": [0.5, 1.0]}, store=tmp_path / "s", **SIZES)
     assert counted["score"] == 2
-    xr.testing.assert_identical(first.load(), again.load())
+    xr.testing.assert_identical(first, again)
+    assert first.rmse.chunks is None  # what the store holds later is another cube
     longer = xdan.sweep(
         model,
         {**schemes, "ETKF": {"baseline": "etkf", "members": 5, "inflation": 1.1}},
@@ -79,7 +82,42 @@ def test_what_is_there_is_not_computed_again(model, tmp_path, counted):
     assert counted["score"] == 12
     xr.testing.assert_equal(longer.rmse.sel(scheme=["EnKF-N"], error_std=[0.5, 1.0], seed=[0]), first.rmse)
     opened = xr.open_zarr(tmp_path / "s", consolidated=False)
-    xr.testing.assert_identical(opened, longer)
+    xr.testing.assert_identical(opened.load(), longer)
+
+
+def test_values_that_replace_others_change_no_cube_at_hand(model, tmp_path):
+    schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}
+    first = xdan.sweep(model, schemes, {"error_std": [0.5, 1.0]}, store=tmp_path / "s", **SIZES)
+    before = first.rmse.values.copy()
+    xdan.sweep(model, schemes, {"error_std": [2.0, 3.0]}, store=tmp_path / "s", **SIZES)
+    np.testing.assert_array_equal(first.rmse.values, before)
+
+
+@pytest.mark.parametrize("found", ["of another run", "of nothing"])
+def test_a_checkpoint_that_is_of_no_use_is_left_behind(model, tmp_path, found):
+    whole = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "whole", **SIZES)
+    (key,) = (path.name for path in (tmp_path / "whole" / "networks").glob("*") if path.is_dir())
+    folder = tmp_path / "s" / "networks" / f"{key}.checkpoint"
+    if found == "of nothing":
+        folder.mkdir(parents=True)
+        (folder / "zarr.json.partial").write_text("{")
+    else:
+        xdan.train(model, "residual-cnn", steps=2, window=2, batch=2, checkpoint=folder, progress=False)
+    zarr.open_group(tmp_path / "s", mode="a", attributes=dict(zarr.open_group(tmp_path / "whole").attrs))
+    cube = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
+    xr.testing.assert_identical(cube.drop_vars(TIMED), whole.drop_vars(TIMED))
+    assert not folder.exists()
+
+
+def test_a_cell_travels_light(model, monkeypatch, quick):
+    """Architectures without weights; a trained network once, whatever the number of its cells."""
+    net = xdan.train(model, xdan.ResidualCNN(filters=32), **quick)
+    schemes = {"own": {"network": xdan.ResidualCNN(filters=80)}, "mine": {"network": net}}
+    cube = xdan.sweep(model, schemes, {"error_std": [0.5, 1.0]}, seeds=50, **SIZES)
+    sizes = sorted(len(cloudpickle.dumps(task)) for task in dict(cube.__dask_graph__()).values())
+    assert len(sizes) > 300
+    assert sizes[-2] < 6000  # bytes; the last is the network that was given
+    assert sizes[-1] > 100_000
 
 
 def test_shared_networks_are_trained_once(model, tmp_path, counted):
@@ -129,6 +167,23 @@ def test_axes_of_observing_networks_have_labels(model, tmp_path):
     assert json.loads(str(unnamed.observe.values[0]))["parameters"] == {"kind": "all"}
 
 
+def test_labels_are_numbers_or_names(model, tmp_path):
+    schemes = {"OI": {"baseline": "optimal-interpolation"}}
+    axes = {"observe": {4: xdan.Sites.random(4), "all": xdan.Sites.all()}}
+    cube = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
+    assert cube.observe.values.tolist() == ["4", "all"]
+    with pytest.raises(ValueError, match="axis 'observe' has a value twice"):
+        xdan.sweep(model, schemes, {"observe": {4: xdan.Sites.all(), "4": xdan.Sites.all()}}, **SIZES)
+    with pytest.raises(TypeError, match=r"axis 'observe' has the labels \[\(4,\)\]: expected numbers or names"):
+        xdan.sweep(model, schemes, {"observe": {(4,): xdan.Sites.all()}}, **SIZES)
+
+
+def test_a_failure_without_a_store_is_told(model):
+    cube = xdan.sweep(model, {"DAN": {**TINY, "objective": "crps"}}, **SIZES)
+    with pytest.warns(xdan.XdanWarning, match="a cell failed: .*objective='crps' scores members"):
+        assert cube.failed.compute(scheduler="synchronous").values.tolist() == [[1.0]]
+
+
 def test_failures_are_kept_and_the_others_go_on(model, tmp_path, monkeypatch, counted):
     own = sweeps.Cell.score
 
@@ -148,7 +203,7 @@ def test_failures_are_kept_and_the_others_go_on(model, tmp_path, monkeypatch, co
     before = counted["score"]
     still = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
     assert counted["score"] == before
-    xr.testing.assert_identical(cube.load(), still.load())
+    xr.testing.assert_identical(cube, still)
     mended = xdan.sweep(model, schemes, axes, store=tmp_path / "s", retry=True, **SIZES)
     assert counted["score"] == before + 1
     assert mended.failed.sum() == 0
@@ -164,7 +219,7 @@ def test_a_training_that_fails_is_kept_too(model, tmp_path):
 def test_a_sweep_cut_short_is_taken_up(model, tmp_path, counted, monkeypatch):
     schemes = {"DAN": TINY}
     axes = {"window": [2, 3, 4]}
-    whole = xdan.sweep(model, schemes, axes, store=tmp_path / "whole", **SIZES).load()
+    whole = xdan.sweep(model, schemes, axes, store=tmp_path / "whole", **SIZES)
     own = sweeps.Cell.score
 
     begun = []
@@ -182,17 +237,15 @@ def test_a_sweep_cut_short_is_taken_up(model, tmp_path, counted, monkeypatch):
     done = len(list((tmp_path / "s" / "cells").glob("*/zarr.json")))
     assert done == 2
     before = counted["score"]
-    resumed = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES).load()
+    resumed = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
     assert counted["score"] - before == 3 - done
-    timed = ["seconds", "training_seconds"]
-    xr.testing.assert_identical(resumed.drop_vars(timed), whole.drop_vars(timed))
+    xr.testing.assert_identical(resumed.drop_vars(TIMED), whole.drop_vars(TIMED))
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "distributed"])
 def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
     schemes, axes = {"DAN": TINY, "EnKF-N": {"baseline": "enkf-n", "members": 5}}, {"error_std": [0.5, 1.0]}
-    timed = ["seconds", "training_seconds"]
-    expected = xdan.sweep(model, schemes, axes, store=tmp_path / "one", **SIZES).load().drop_vars(timed)
+    expected = xdan.sweep(model, schemes, axes, store=tmp_path / "one", **SIZES).drop_vars(TIMED)
     if scheduler == "threads":
         with dask.config.set(scheduler="threads"):
             found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES)
@@ -203,8 +256,8 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
             dask.config.set(scheduler=None),
             Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"),
         ):
-            found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES).load()
-    xr.testing.assert_allclose(found.load().drop_vars(timed), expected, rtol=1e-5)
+            found = xdan.sweep(model, schemes, axes, store=tmp_path / "two", **SIZES)
+    xr.testing.assert_allclose(found.drop_vars(TIMED), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +287,10 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
         ({"a": {**TINY, "minutes": 1.0}}, {}, {}, "expected one of steps=, epochs= and minutes="),
         ({"a": TINY}, {"kernel": [3, 4]}, {}, "kernel=4"),
         ({"a": TINY}, {}, {"seeds": []}, "expected distinct ones, at least one"),
+        ({"a": TINY}, {}, {"seeds": [-1]}, "seed=-1: expected an integer from 0"),
+        ({"a": TINY}, {"interval": [0.05, 0.07]}, {}, "0.07"),
+        ({"a": {**TINY, "trained_on": {"interval": 0.07}}}, {}, {}, "0.07"),
+        ({"a": TINY}, {"observe": [xdan.Sites.random(9)]}, {}, "9"),
         ({"a": TINY}, {}, {"burn_in": 12}, "a burn-in shorter than the cycles"),
         ({"a": TINY}, {"steps": [1], "minutes": [1]}, {}, r"axes \['minutes', 'steps'\] all say how long"),
         ({"a": {"baseline": "enkf-n", "trained_on": {"sites": 8}}}, {}, {}, "scheme 'a' trains nothing"),
@@ -262,7 +319,9 @@ def test_another_sweep_is_not_overwritten(model, tmp_path):
     with pytest.raises(FileExistsError, match=r"scheme 'EnKF-N': .*'members': 5.* there, .*'members': 6"):
         xdan.sweep(model, {"EnKF-N": {"baseline": "enkf-n", "members": 6}}, store=tmp_path / "s", **SIZES)
     xdan.twin(model, cycles=4).to_zarr(tmp_path / "twin.zarr", consolidated=False)
-    with pytest.raises(FileExistsError, match=r"twin.zarr exists"):
+    with pytest.raises(
+        FileExistsError, match=r"twin.zarr exists and holds no sweep: it is left alone; choose another store="
+    ):
         xdan.sweep(model, schemes, store=tmp_path / "twin.zarr", **SIZES)
     assert "truth" in zarr.open_group(tmp_path / "twin.zarr", mode="r")
 
@@ -277,6 +336,9 @@ def test_many_cells_are_asked_for(model, tmp_path):
             **SIZES,
         )
     assert not (tmp_path / "s").exists()
+
+    with pytest.raises(ValueError, match="600 cells are to be computed"):
+        xdan.sweep(model, {"OI": {"baseline": "optimal-interpolation"}}, seeds=600, **SIZES)
 
 
 def test_a_dynamics_is_known_by_what_it_does(model, tmp_path):

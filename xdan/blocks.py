@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import multiprocessing
 import os
 import sys
 import threading
@@ -87,7 +88,8 @@ def _keep_memory() -> None:
 def in_block() -> None:
     """Prepare a thread to compute: dask runs blocks side by side, so each keeps to one core."""
     _keep_memory()
-    if threading.current_thread() is not threading.main_thread() and not getattr(_thread, "ready", False):
+    helps = threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process() is not None
+    if helps and not getattr(_thread, "ready", False):
         torch.set_num_threads(1)
         _thread.ready = True
 

@@ -52,15 +52,30 @@ def plain(value: Any) -> Any:
     """JSON that says which value this is."""
     if isinstance(value, Sites):
         return value.to_json()
-    if isinstance(value, AnalysisNetwork):
-        return {"name": value.name, "parameters": value.parameters_json()}
-    if isinstance(value, Network):
+    if isinstance(value, Architecture):
+        return {"name": value.kind.name, "parameters": dict(value.parameters)}
+    if isinstance(value, Trained):
         return {"network": value.digest}
     if isinstance(value, Mapping):
         return {str(key): plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
         return np.asarray(value).tolist()
     return value.item() if isinstance(value, np.generic) else value
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a network is made from, without its weights."""
+
+    kind: type[AnalysisNetwork]
+    parameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Stands for a trained network, which travels by itself."""
+
+    digest: str
 
 
 def known_by(dynamics: Dynamics) -> dict[str, Any]:
@@ -78,7 +93,7 @@ class Scheme:
     Attributes
     ----------
     kind : {"baseline", "network"}
-    what : str, AnalysisNetwork or Network
+    what : str, Architecture or Trained
     parameters : mapping
     accepts : frozenset of str
     trained_on : mapping
@@ -110,14 +125,15 @@ class Scheme:
         if kind == "baseline":
             accepts = frozenset(accepted_parameters(what) | {"tune_on"})
         elif isinstance(what, Network):
-            accepts = frozenset()
+            what, accepts = Trained(what.digest), frozenset()
         elif isinstance(what, AnalysisNetwork):
-            accepts = frozenset(_TRAINING | set(what.parameters_json()))
+            what = Architecture(type(what), what.parameters_json())
+            accepts = frozenset(_TRAINING | set(what.parameters))
         else:
             accepts = frozenset(_TRAINING | network_parameters(what))
         if unknown := set(parameters) - accepts:
             raise ValueError(f"scheme {label!r} takes no {sorted(unknown)}; it takes {sorted(accepts)}")
-        if "trained_on" in given and (kind == "baseline" or isinstance(what, Network)):
+        if "trained_on" in given and (kind == "baseline" or isinstance(what, Trained)):
             raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
         return cls(kind, what, parameters, accepts, dict(given.get("trained_on", {})))
 
@@ -163,7 +179,7 @@ class Cell:
     @property
     def trains(self) -> bool:
         """Whether there is something to train."""
-        return self.scheme.kind == "network" and not isinstance(self.scheme.what, Network)
+        return self.scheme.kind == "network" and not isinstance(self.scheme.what, Trained)
 
     @property
     def minutes(self) -> float:
@@ -171,12 +187,15 @@ class Cell:
         return float(self.scheme.parameters.get("minutes") or 0.0) if self.trains else 0.0
 
     def check(self) -> None:
-        """Refuse a method, a network or a training that cannot be.
+        """Refuse a twin, a method, a network or a training that cannot be.
 
         Raises
         ------
         ValueError
         """
+        twin(self.dynamics, **self.twin, cycles=2, trajectories=1, seed=_TEST_SEEDS + self.seed)
+        if self.trains:
+            twin(self.trained_dynamics, **self.trained_twin, cycles=2, trajectories=1, seed=self.seed)
         if self.scheme.kind == "baseline":
             method_by_name(self.scheme.what, **self.scheme.parameters)
         elif self.trains:
@@ -188,8 +207,8 @@ class Cell:
         training = {name: value for name, value in own.items() if name in _TRAINING}
         shape = {name: value for name, value in own.items() if name not in _TRAINING}
         what = self.scheme.what
-        if isinstance(what, AnalysisNetwork):
-            return type(what)(**{**what.parameters_json(), **shape}), training
+        if isinstance(what, Architecture):
+            return what.kind(**{**what.parameters, **shape}), training
         return network_by_name(what, shape), training
 
     def train(self, checkpoint: StoreLike | None) -> Network:

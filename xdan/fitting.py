@@ -235,7 +235,6 @@ def train(
         "steps": limit,
         "minutes": minutes,
         "validate_every": validate_every,
-        "device": device,
         "data": data.about,
         "architecture": {"name": module.name, **module.parameters_json()},
     }

@@ -18,6 +18,7 @@ from dask.delayed import Delayed
 from .blocks import Array
 from .cells import SCORES, TWIN, Cell, Scheme, known_by, plain
 from .core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
+from .network import Network
 
 SCHEME, SEED = "scheme", "seed"
 _LENGTHS = frozenset(("steps", "epochs", "minutes"))  # each says how long to train
@@ -26,9 +27,10 @@ _UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1
 
 @dataclass(frozen=True)
 class Grid:
-    """Schemes, axes and seeds, and what all cells share."""
+    """Schemes, the trained networks among them by digest, axes and seeds, and what all cells share."""
 
     schemes: Mapping[str, Scheme]
+    trained: Mapping[str, Network]
     axes: Mapping[str, Mapping[Any, Any]]
     seeds: Sequence[int]
     dynamics: Dynamics
@@ -144,9 +146,12 @@ def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, 
     if not len(values):
         raise ValueError(f"axis {name!r} has no values")
     if isinstance(values, Mapping):
-        return dict(values)
-    items = [v.item() if isinstance(v, np.generic) else v for v in values]
-    labels = [v if isinstance(v, (int, float, str)) else json.dumps(plain(v)) for v in items]
+        labels, items = list(values), list(values.values())
+        if wrong := [label for label in labels if not isinstance(label, (int, float, str))]:
+            raise TypeError(f"axis {name!r} has the labels {wrong}: expected numbers or names")
+    else:
+        items = [v.item() if isinstance(v, np.generic) else v for v in values]
+        labels = [v if isinstance(v, (int, float, str)) else json.dumps(plain(v)) for v in items]
     if any(isinstance(label, str) for label in labels):  # numbers beside names are names too
         labels = [str(label) for label in labels]
     if len(set(labels)) < len(labels):

@@ -242,6 +242,10 @@ def _digest(arrays: Mapping[str, Array], description: Mapping[str, Any]) -> str:
     return digest(dict(description), *(part for name in sorted(arrays) for part in (name, arrays[name])))
 
 
+class OtherRunError(ValueError):
+    """A checkpoint is of another run."""
+
+
 class Checkpoint:
     """Two slots in a store, written in turn; the pointer moves once a slot is whole.
 
@@ -261,7 +265,7 @@ class Checkpoint:
 
         Raises
         ------
-        ValueError
+        OtherRunError
             If the store holds another run's checkpoint.
         FileExistsError
             If it holds something else.
@@ -277,7 +281,7 @@ class Checkpoint:
         found = json.loads(str(attributes["xdan_checkpoint"]))
         if differs := sorted(k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k)):
             shown = ", ".join(f"{k}: {found.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
-            raise ValueError(
+            raise OtherRunError(
                 f"checkpoint {self.store} is of another run ({shown}); use the same settings, or another path"
             )
         if "latest" not in attributes:
@@ -287,9 +291,10 @@ class Checkpoint:
 
     def save(self, arrays: Mapping[str, Array], scalars: Mapping[str, Any]) -> None:
         """Write the other slot, then point to it."""
-        root = zarr.open_group(self.store, mode="a", zarr_format=3)
-        if "xdan_checkpoint" not in root.attrs:
-            root.attrs["xdan_checkpoint"] = json.dumps(self.identity)
+        # Group and attribute in one write: a kill between two would leave a group that is no checkpoint.
+        root = zarr.open_group(
+            self.store, mode="a", zarr_format=3, attributes={"xdan_checkpoint": json.dumps(self.identity)}
+        )
         slot = 1 - self._slot
         flat = {name.replace("/", "."): value for name, value in arrays.items()}
         write_arrays(self.store, f"slot{slot}", flat, {**scalars, "_names": sorted(arrays)})

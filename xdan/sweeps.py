@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from dask.delayed import Delayed
 from tqdm.auto import tqdm
 
 from .blocks import in_block
-from .cells import Cell, Scheme
+from .cells import Cell, Scheme, Trained
 from .core.dynamics import Dynamics
 from .core.observing import Sites
 from .grids import Grid, labelled
 from .network import Network, open_network
-from .schema import check_counts
-from .store import StoreLike, check_writable, exists, read_arrays, write_arrays
+from .schema import XdanWarning, check_counts
+from .store import OtherRunError, StoreLike, exists, read_arrays, write_arrays
 
 MOST_CELLS = 500  # more are computed with yes=True only
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
@@ -84,8 +85,8 @@ def sweep(
     Returns
     -------
     xarray.Dataset
-        Scores with dims (scheme, *axes, seed). A cell that failed is NaN, `failed` is 1 there and the attribute
-        `errors` says why.
+        Scores with dims (scheme, *axes, seed), in memory where there is a store. A cell that failed is NaN, `failed`
+        is 1 there and the attribute `errors` says why (of a lazy cube, a warning as it is computed).
 
     Raises
     ------
@@ -103,6 +104,7 @@ def sweep(
         raise ValueError("no schemes: expected at least one, such as {'EnKF-N': {'baseline': 'enkf-n'}}")
     grid = Grid(
         {label: Scheme.of(label, given) for label, given in schemes.items()},
+        {net.digest: net for given in schemes.values() if isinstance(net := given.get("network"), Network)},
         {name: labelled(name, values) for name, values in (axes or {}).items()},
         [int(s) for s in (range(int(seeds)) if isinstance(seeds, (int, np.integer)) else seeds)],
         dynamics,
@@ -111,20 +113,22 @@ def sweep(
     )
     grid.check()
     cells = list(grid.cells())
-    if store is None:
-        results = _tasks(cells, None)
-        return grid.cube({cell.key: results[cell.key] for cell in cells})
-    folder = _Folder(store, grid.about())
-    missing = [cell for cell in {c.key: c for c in cells}.values() if folder.missing(cell.key, retry)]
+    folder = None if store is None else _Folder(store, grid.about())
+    missing = list({cell.key: cell for cell in cells}.values())
+    if folder is not None:
+        missing = [cell for cell in missing if folder.missing(cell.key, retry)]
     if len(missing) > MOST_CELLS and not yes:
         minutes = sum(float(cell.minutes) for cell in {c.training_key: c for c in missing}.values())
         raise ValueError(
             f"{len(missing)} cells are to be computed, with {minutes / 60:.1f} hours of training one after the other "
             "(and as long as their steps take, where no minutes= are given): pass yes=True to go on"
         )
+    tasks = _tasks(missing, folder, grid.trained)
+    if folder is None:
+        return grid.cube(tasks)
     try:
         folder.begin()
-        _compute(_tasks(missing, folder), folder, progress)
+        _compute(tasks, folder, progress)
         folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
     except OSError as error:
         if error.errno not in _FULL:
@@ -132,8 +136,8 @@ def sweep(
         raise OSError(
             error.errno, f"no room left for {store}: finished cells are kept; make room, and the same call goes on"
         ) from error
-    opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
-    return opened
+    with xr.open_zarr(store, consolidated=False) as cube:
+        return cube.load()  # lazy, it would change its numbers with the next call on the store
 
 
 class _Folder:
@@ -151,7 +155,8 @@ class _Folder:
         self.store = str(Path(store).resolve()) if self.local else store  # workers have folders of their own
         found = self._about() if exists(store) else None
         if found is None:
-            check_writable(store, "w-")
+            if exists(store):
+                raise FileExistsError(f"{store} exists and holds no sweep: it is left alone; choose another store=")
         else:
             self._compare(found, about)
             about = {**about, "schemes": {**found["schemes"], **about["schemes"]}}
@@ -159,8 +164,9 @@ class _Folder:
 
     def begin(self) -> None:
         """Make the store this sweep's."""
-        group = zarr.open_group(self.store, mode="a", zarr_format=3)
-        group.attrs["xdan_sweep"] = json.dumps(self.about)
+        about = {"xdan_sweep": json.dumps(self.about)}
+        group = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=about)
+        group.attrs.update(about)  # with the schemes that were added
         for name in ("cells", "networks"):
             group.require_group(name)
 
@@ -210,7 +216,11 @@ class _Folder:
         except (FileNotFoundError, ValueError):
             pass
         checkpoint = path.with_suffix(".checkpoint")
-        network = cell.train(checkpoint)
+        try:
+            network = cell.train(checkpoint)
+        except (OtherRunError, FileExistsError):  # of no use, and nobody else's
+            shutil.rmtree(checkpoint)
+            network = cell.train(checkpoint)
         network.to_zarr(path, mode="w")
         shutil.rmtree(checkpoint, ignore_errors=True)
         return network
@@ -225,9 +235,15 @@ class _Folder:
         )
 
 
-def _tasks(cells: Sequence[Cell], folder: _Folder | None) -> dict[str, Delayed]:
-    """Delayed results by key; a training that cells share is one task."""
-    networks = {cell.training_key: _network(cell, folder) for cell in cells if cell.trains}
+def _tasks(cells: Sequence[Cell], folder: _Folder | None, trained: Mapping[str, Network]) -> dict[str, Delayed]:
+    """Delayed results by key; a training that cells share is one task, a network that was given stands once."""
+    given = {key: dask.delayed(network, traverse=False) for key, network in trained.items()}
+    networks: dict[str, Delayed] = {}
+    for cell in cells:
+        if cell.trains:
+            networks[cell.training_key] = _network(cell, folder)
+        elif isinstance(cell.scheme.what, Trained):
+            networks[cell.training_key] = given[cell.scheme.what.digest]
     return {cell.key: _result(cell, folder, networks.get(cell.training_key)) for cell in cells}
 
 
@@ -244,14 +260,14 @@ def _network(cell: Cell, folder: _Folder | None) -> Network | str:
 @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
 def _result(cell: Cell, folder: _Folder | None, network: Network | str | None) -> dict[str, Any]:
     in_block()
-    if network is None and isinstance(cell.scheme.what, Network):
-        network = cell.scheme.what
     try:
         scores: dict[str, Any] = {"failed": 1.0, "error": network} if isinstance(network, str) else cell.score(network)
     except Exception as error:
         scores = {"failed": 1.0, "error": _why(error)}
     if folder is not None:
         folder.write(cell.key, scores)
+    elif "error" in scores:
+        warnings.warn(f"a cell failed: {scores['error']}", XdanWarning, stacklevel=2)
     return scores
 
 

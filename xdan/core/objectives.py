@@ -98,7 +98,7 @@ class Passage:
         return self.window.truth
 
     def misfit(self, of: Tensor) -> Tensor:
-        """Mean over all observations of |R^{-1/2} (y - H x)|^2 of estimates (B, T, N), missing ones as zeros; (B, T)."""
+        """Mean over observations of |R^{-1/2} (y - H x)|^2 of estimates (B, T, N), missing ones as zeros; (B, T)."""
         columns = []
         for k in range(of.shape[1]):
             observation, observed = split_observation(self.window.observation[:, k])
