@@ -134,6 +134,13 @@ def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp
         handle.focus()
         page.page.keyboard.press("ArrowLeft")
         assert page.changed()
+    with page.page.expect_download() as download:
+        page.page.get_by_text("download what is shown").click()
+    download.value.save_as(tmp_path / "gain.csv")
+    seen = np.genfromtxt(tmp_path / "gain.csv", delimiter=",", names=True)
+    assert set(seen["reference"]) == {3}
+    middle = seen["gain"][(seen["i_minus_r"] == 0) & (seen["j_minus_r"] == 1)]
+    np.testing.assert_allclose(middle, ring["every other site"][1].sel(i=5, j=6), rtol=1e-6)  # 5 is carried to 3
     page.page.get_by_label("observing system").select_option("observed")
     page.page.get_by_text("No average about site 3 was given").wait_for()
     assert not page.wrong
@@ -187,7 +194,12 @@ def test_only_what_is_shown_is_read(twin):
     [
         (lambda ds, run, cube, ring: ds.dan.explore(), "nothing to show: expected runs="),
         (lambda ds, run, cube, ring: ds.dan.explore({}), "runs is empty"),
-        (lambda ds, run, cube, ring: ds.dan.explore(run.isel(time=slice(3))), "expected an analysis of"),
+        (
+            lambda ds, run, cube, ring: ds.dan.explore(run.isel(time=slice(3))),
+            "run 'run' and record differ in time: 3 lab",
+        ),
+        (lambda ds, run, cube, ring: ds.dan.explore(run.assign_coords(time=run.time + 1)), "and record differ in time"),
+        (lambda ds, run, cube, ring: ds.dan.explore(run.drop_vars("analysis")), r"the run 'run' lacks \['analysis'\]"),
         (lambda ds, run, cube, ring: ds.drop_vars("truth").dan.explore(run), "the explorer needs the truth"),
         (lambda ds, run, cube, ring: xdan.explore(cube, run), "expected no runs, gains or roles"),
         (lambda ds, run, cube, ring: xdan.explore(cube.isel(interval=0, forcing=0)), "expected an axis beside scheme"),

@@ -64,6 +64,23 @@ def test_hovmoller_of_a_record_without_site_labels(twin, run):
     np.testing.assert_array_equal(truth.dimension_values("x", expanded=False), twin.x)
 
 
+def test_hovmoller_of_a_lost_run(twin, run):
+    """White is no error, though the error is NaN in half of the picture."""
+    from bokeh.models import LinearColorMapper
+
+    lost = run.assign(analysis=run.analysis.where(run.time < run.time[10]))
+    for plot in panels(xdan.hovmoller(twin, lost)):
+        for mapper in plot.select({"type": LinearColorMapper}):
+            assert mapper.low == -mapper.high < 0
+    assert len(panels(xdan.hovmoller(twin, run.assign(analysis=run.analysis * np.nan)))) == 3
+
+
+@pytest.mark.parametrize("name", ["time", "trajectory"])
+def test_hovmoller_of_another_records_run_is_refused(twin, run, name):
+    with pytest.raises(ValueError, match=f"run and record differ in {name}"):
+        xdan.hovmoller(twin, run.isel({name: slice(1, None)}))
+
+
 def test_hovmoller_of_lazy_data(twin, run):
     truth, _, _ = xdan.hovmoller(twin.chunk(time=5), run.chunk(time=7))
     np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, twin.truth[0])

@@ -30,7 +30,7 @@ def test_exact_data_give_the_exponents_back():
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.103, 0.060), (0.2, 0.05), (0.08, 0.08)])
-def test_exponents_lie_within_their_error_bars(alpha, beta):
+def test_the_ratio_lies_within_its_error_bars(alpha, beta):
     deviations = []
     for seed in range(4):
         found = xdan.scaling_law(synthetic(0.01, seed, alpha=alpha, beta=beta), bootstrap=60, seed=seed)
@@ -38,6 +38,26 @@ def test_exponents_lie_within_their_error_bars(alpha, beta):
         deviations.append(float((found.ratio - beta / alpha) / found.ratio_standard_error))
     assert max(map(abs, deviations)) < 3.5
     assert np.abs(deviations).mean() > 0.1  # and the bars are not too wide to be wrong
+
+
+def test_every_exponent_lies_within_its_error_bars():
+    """Where N_r^alpha spans enough to tell the exponents apart."""
+    deviations = []
+    for seed in range(4):
+        found = xdan.scaling_law(synthetic(0.01, seed, alpha=0.2, beta=0.05), bootstrap=60, seed=seed)
+        assert found.attrs["undetermined"] == []
+        truth = {"alpha": 0.2, "beta": 0.05, "gamma": GAMMA}
+        deviations += [float((found[n] - value) / found[f"{n}_standard_error"]) for n, value in truth.items()]
+    assert max(map(abs, deviations)) < 3.5
+    assert np.abs(deviations).mean() > 0.1
+
+
+def test_exponents_that_trade_have_no_bars():
+    """With one percent of noise the published exponents cannot be told from others of the same ratio."""
+    found = xdan.scaling_law(synthetic(0.01), bootstrap=60)
+    assert found.attrs["undetermined"] == ["alpha", "beta", "gamma"]
+    assert all(bool(found[f"{name}_{end}"].isnull()) for name in ("alpha", "gamma") for end in ("low", "high"))
+    assert float(found.ratio_low) < BETA / ALPHA < float(found.ratio_high)
 
 
 def test_missing_cells_and_one_scheme():

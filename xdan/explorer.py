@@ -8,8 +8,8 @@ from typing import Any
 
 import xarray as xr
 
-from .experiment import read
-from .gain_plots import gain_map
+from .experiment import read, read_run
+from .gain_plots import about_reference, gain_map
 from .plotting import hovmoller, sweep_curves
 from .schema import TIME, TRAJECTORY, reference_site
 
@@ -37,7 +37,7 @@ def explore(
     gains : DataArray or mapping of name to one or several DataArrays, optional
         Symmetry averages, of `gain(kind="mean")`, by observing system; several where there are several orbits of sites.
     **roles
-        `dynamics`, `truth`, `observation`, `observation_error` as for `cycle`.
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
 
     Returns
     -------
@@ -99,12 +99,9 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], roles: Mapping[
     if len(dims) != 1:
         raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one")
     cycles, trajectories = (experiment.observation.sizes[dim] for dim in (TIME, TRAJECTORY))
-    for name, run in runs.items():
-        if "analysis" not in run or run.sizes.get(TIME) != cycles or run.sizes.get(TRAJECTORY, 1) != trajectories:
-            raise ValueError(
-                f"run {name!r} has {sorted(map(str, run.data_vars))} and sizes {dict(run.sizes)}: expected an analysis "
-                f"of {trajectories} trajectories and {cycles} cycles, as the record has"
-            )
+    analyses = {
+        name: read_run(experiment, run, ("analysis",), f"run {name!r}")["analysis"] for name, run in runs.items()
+    }
     method = pn.widgets.Select(label="method", options=list(runs), width=_WIDGETS)
     trajectory = pn.widgets.IntInput(
         label="trajectory", value=0, start=0, end=trajectories - 1, width=_WIDGETS, disabled=trajectories == 1
@@ -129,7 +126,7 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], roles: Mapping[
         cut = {TRAJECTORY: seen["trajectory"], TIME: seen["cycles"]}
         assert experiment.truth is not None
         truth = experiment.truth.isel(cut)
-        analysis = seen["run"]["analysis"].isel(cut, missing_dims="ignore").assign_coords(truth.coords)
+        analysis = analyses[method.value].isel(cut).assign_coords(truth.coords)
         pair = xr.Dataset({"truth": truth, "analysis": analysis, "error": analysis - truth})
         return _csv(pair.to_dataframe())
 
@@ -172,8 +169,12 @@ def _gain_view(systems: Mapping[str, Sequence[xr.DataArray]]) -> Any:
         return gain_map({f"{name}, r = {min(r, sites[name] - 1)}".strip(", "): omega}, within=reach)
 
     def table() -> io.StringIO:
-        omega = about(system.value, site.value)
-        return _csv(omega.rename("gain").to_dataframe() if omega is not None else xr.Dataset().to_dataframe())
+        r = min(site.value, sites[system.value] - 1)
+        omega = about(system.value, r)
+        if omega is None:
+            return _csv(xr.Dataset().to_dataframe())
+        seen = about_reference(omega, within.value).rename("gain").rename(i="i_minus_r", j="j_minus_r")
+        return _csv(seen.assign_coords(reference=r).to_dataframe())
 
     picture = pn.bind(draw, system, site.param.value_throttled, within)
     return pn.Row(pn.Column(system, site, within, _download(table, "gain.csv")), pn.panel(picture, linked_axes=False))

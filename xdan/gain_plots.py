@@ -47,7 +47,7 @@ def gain_map(
     import hvplot.xarray  # noqa: F401
 
     named = {"": averages} if isinstance(averages, xr.DataArray) else averages
-    loaded = {title: _about_reference(omega, within) for title, omega in named.items()}
+    loaded = {title: about_reference(omega, within) for title, omega in named.items()}
     largest = {title: float(np.abs(omega).max()) for title, omega in loaded.items()}
     overall = max(largest.values())
     panels = []
@@ -70,7 +70,7 @@ def gain_map(
     return hv.Layout(panels).cols(columns).opts(shared_axes=False)
 
 
-def _about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
+def about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
     """The ring cut open opposite to r, labels relative to r."""
     reference, sites = reference_site(omega), omega.sizes["i"]
     half = sites // 2

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .experiment import read
+from .experiment import read, read_run
 from .schema import TIME, TRAJECTORY
 
 WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
@@ -42,7 +42,7 @@ def hovmoller(
     title : str
         Of the method.
     **roles
-        `dynamics`, `truth`, `observation`, `observation_error` as for `cycle`.
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def hovmoller(
     Raises
     ------
     ValueError
-        If there is no truth, or the state has more than one dim.
+        If there is no truth, the run is of another record, or the state has more than one dim.
     """
     import hvplot.xarray  # noqa: F401
 
@@ -63,15 +63,14 @@ def hovmoller(
         raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one")
     cut = {TIME: cycles if cycles is not None else slice(-200, None)}
     x = experiment.truth.isel({TRAJECTORY: trajectory}, drop=True).isel(cut)
-    analysis = run["analysis"]
-    if TRAJECTORY in analysis.dims:
-        analysis = analysis.isel({TRAJECTORY: trajectory}, drop=True)
+    analysis = read_run(experiment, run, ("analysis",))["analysis"].isel({TRAJECTORY: trajectory}, drop=True)
     if dims[0] not in x.coords:
         x = x.assign_coords({dims[0]: list(experiment.frame.dynamics.coordinates[dims[0]].values)})
     x, analysis = x.load(), analysis.isel(cut).load().assign_coords(x.coords)
     bound = float(np.abs(x).max())
     error = analysis - x
-    reach = float(np.quantile(np.abs(error), 0.995)) or 1.0
+    size = np.abs(error.values[np.isfinite(error.values)])  # a lost run is NaN
+    reach = (float(np.quantile(size, 0.995)) if size.size else 0.0) or 1.0
     suffix = "" if units == "1" else f" ({units})"
     panels = []
     for label, field, limit in (("truth", x, bound), ("analysis", analysis, bound), ("error", error, reach)):
@@ -117,7 +116,7 @@ def rmse_in_time(
     log : bool
         Logarithmic RMSE.
     **roles
-        `dynamics`, `truth`, `observation`, `observation_error` as for `cycle`.
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
 
     Returns
     -------

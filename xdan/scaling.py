@@ -17,6 +17,7 @@ from .schema import check_counts
 PUBLISHED_RATIO = 0.58  # beta / alpha for Lorenz-96, every site observed, interval 0.05
 _PARAMETERS = 6
 _STARTS = list(itertools.product((0.05, 0.2, 0.6), (0.2, 0.6, 1.2), (0.6, 1.5)))  # alpha, ratio, gamma
+_OUTSIDE = 0.16  # share of the fits beyond either end of a bar
 _LOWEST, _HIGHEST = np.array([0.01, -1.0, 0.2]), np.array([2.0, 3.0, 5.0])
 
 
@@ -50,7 +51,9 @@ def scaling_law(
         `alpha`, `beta`, `gamma`, `ratio` beta / alpha, and the `coefficient` of f along `power`; for the exponents
         `..._low` and `..._high`, between which 68 % of the fits lie, and `..._standard_error`, half of their distance.
         `fitted` and `observed` RMSE of every cell. The ratio is what is determined well: alpha, gamma and f trade
-        against one another.
+        against one another. Where fits run into the edge of what is searched (alpha from 0.01 to 2, gamma from 0.2
+        to 5, the ratio from -1 to 3) the cells do not determine them: their bars are NaN, and the attribute
+        `undetermined` names them.
 
     Raises
     ------
@@ -132,6 +135,13 @@ def _cells(cube: xr.Dataset | xr.DataArray, size: str, batch: str, value: str) -
     return mean.transpose(size, batch).load()
 
 
+def _undetermined(exponents: Array) -> list[str]:
+    """Names of exponents that more fits than a bar leaves out have at the edge of the search, or that trade with them."""
+    edge = np.minimum(exponents - _LOWEST, _HIGHEST - exponents) < 1e-3 * (_HIGHEST - _LOWEST)
+    alpha, ratio, gamma = edge.mean(0) > _OUTSIDE
+    return [*(["alpha", "beta", "gamma"] if alpha or ratio or gamma else []), *(["ratio"] if ratio else [])]
+
+
 def _label(best: _Fit, draws: Array, observed: xr.DataArray, present: Array, cells: tuple[Array, Array]) -> xr.Dataset:
     alpha, ratio, gamma = best.exponents
     named = {"alpha": alpha, "beta": alpha * ratio, "gamma": gamma, "ratio": ratio}
@@ -145,10 +155,11 @@ def _label(best: _Fit, draws: Array, observed: xr.DataArray, present: Array, cel
         "observed": (observed.dims, observed.values, {"long_name": "RMSE, mean over seeds"}),
         "fitted": (observed.dims, fitted, {"long_name": "RMSE by the scaling law"}),
     }
+    loose = _undetermined(np.vstack([best.exponents[None], draws])) if drawn else []
     for name, number in named.items():
         variables[name] = ((), number, {"long_name": f"exponent {name}" if name != "ratio" else "beta / alpha"})
         if drawn:
-            low, high = np.quantile(drawn[name], [0.16, 0.84])
+            low, high = (np.nan, np.nan) if name in loose else np.quantile(drawn[name], [_OUTSIDE, 1 - _OUTSIDE])
             ends = {"low": low, "high": high, "standard_error": (high - low) / 2}
             variables |= {f"{name}_{end}": ((), v, {"long_name": f"{name}, {end}"}) for end, v in ends.items()}
     coordinates = {dim: observed[dim] for dim in observed.dims} | {"power": [0, 1, 2]}
@@ -158,5 +169,6 @@ def _label(best: _Fit, draws: Array, observed: xr.DataArray, present: Array, cel
         "relative_error": error,
         "bootstrap": len(draws),
         "published_ratio": PUBLISHED_RATIO,
+        "undetermined": loose,
     }
     return xr.Dataset(variables, coordinates, attributes)
