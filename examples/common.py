@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import xarray as xr
 
 import xdan
 
@@ -15,12 +17,43 @@ import xdan
 def trained(path: Path, dynamics: xdan.Dynamics, network: Any, **settings: Any) -> xdan.Network:
     """Open the network at a path, or train it on an endless twin and keep it there; a killed run is taken up."""
     if path.exists():
-        return xdan.open_network(path)
+        net = xdan.open_network(path)
+        _check(
+            path, net.description["training"], {n: settings[n] for n in ("minutes", "steps", "seed") if n in settings}
+        )
+        return net
     checkpoint = path.with_name(f"{path.stem}-checkpoint.zarr")
     net = xdan.train(dynamics, network, **settings, checkpoint=checkpoint)
-    net.to_zarr(path)
+    with _whole(path) as partial:
+        net.to_zarr(partial)
     shutil.rmtree(checkpoint)
     return net
+
+
+def kept(path: Path, make: Callable[[], xr.Dataset], **settings: Any) -> xr.Dataset:
+    """Open the Dataset at a path, or make it with these settings and keep it there."""
+    if not path.exists():
+        with _whole(path) as partial:
+            make().assign_attrs(settings).to_zarr(partial, consolidated=False)
+    found = xr.open_zarr(path, consolidated=False).load()
+    _check(path, found.attrs, settings)
+    return found
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """Somewhere to write what is to lie at a path, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    partial.rename(path)
+
+
+def _check(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    if differs := [
+        f"{name} {found.get(name)} there, {asked[name]} now" for name in asked if found.get(name) != asked[name]
+    ]:
+        raise SystemExit(f"{path} is of other settings ({', '.join(differs)}): choose another --out, or remove it")
 
 
 def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:

@@ -10,6 +10,7 @@ what is missing.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import xarray as xr
 
 import xdan
 
-from common import markdown, save_pictures, trained
+from common import kept, markdown, save_pictures, trained
 
 INTERVALS = (0.05, 0.10, 0.20, 0.40)
 SCALES = np.geomspace(0.1, 10.0, 21)
@@ -33,18 +34,21 @@ def title(interval: float) -> str:
     return f"interval {interval:.2f}"
 
 
-def at_interval(interval: float, out: Path, minutes: float, seed: int) -> xr.Dataset:
+def at_interval(interval: float, out: Path, training: Mapping[str, Any], seed: int) -> xr.Dataset:
     """Scaling of increments and histogram of innovations of a network trained at an interval."""
-    store = out / f"interval-{interval:.2f}.zarr"
-    if store.exists():
-        return xr.open_zarr(store, consolidated=False).load()
-    model = xdan.Lorenz96()
+    asked = {name: value for name, value in training.items() if name != "network"}
+    return kept(
+        out / f"interval-{interval:.2f}.zarr", lambda: examine(interval, out, training, seed), seed=seed, **asked
+    )
+
+
+def examine(interval: float, out: Path, training: Mapping[str, Any], seed: int) -> xr.Dataset:
+    """Train where there is no network yet, and see how it takes innovations."""
     net = trained(
         out / f"network-{interval:.2f}.zarr",
-        model,
-        xdan.ResidualCNN(),
+        xdan.Lorenz96(),
+        **{"network": xdan.ResidualCNN(), **training},
         interval=interval,
-        minutes=minutes,
         seed=seed,
         progress={"desc": title(interval)},
     )
@@ -60,9 +64,7 @@ def at_interval(interval: float, out: Path, minutes: float, seed: int) -> xr.Dat
             "bias": record.dan.zero_innovation_bias(net, run=run, burn_in=BURN_IN)["mean"],
         }
     )
-    found = found.drop_vars("width").compute()
-    found.to_zarr(store, mode="w", consolidated=False)
-    return found
+    return found.drop_vars("width").compute()
 
 
 def test_record(interval: float, seed: int) -> xr.Dataset:
@@ -74,9 +76,11 @@ def test_record(interval: float, seed: int) -> xr.Dataset:
 
 def covariances(out: Path, seed: int) -> xr.Dataset:
     """Spectra of the network's and the EnKF-N's covariances, and angles with its modes and the unstable subspace."""
-    store = out / "covariances.zarr"
-    if store.exists():
-        return xr.open_zarr(store, consolidated=False).load()
+    return kept(out / "covariances.zarr", lambda: compare(out, seed), seed=seed)
+
+
+def compare(out: Path, seed: int) -> xr.Dataset:
+    """Covariances of the network, of the EnKF-N, and the directions in which the dynamics is unstable."""
     record = test_record(INTERVALS[0], seed)
     net = xdan.open_network(out / f"network-{INTERVALS[0]:.2f}.zarr")
     own = record.dan.gain(net, kind="covariance", run=record.dan.cycle(net), burn_in=BURN_IN, every=EVERY)
@@ -89,9 +93,7 @@ def covariances(out: Path, seed: int) -> xr.Dataset:
         "unstable": xdan.principal_angles(own, vectors, modes=max(MODES), other_modes=UNSTABLE),
     }
     found |= {f"modes_{k}": xdan.principal_angles(own, theirs, modes=k).rename(angle=f"angle_{k}") for k in MODES}
-    kept = xr.Dataset(found).compute()
-    kept.to_zarr(store, mode="w", consolidated=False)
-    return kept
+    return xr.Dataset(found).compute()
 
 
 def spectra_of(compared: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -147,7 +149,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("nonlinearity"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    found = {title(i): at_interval(i, options.out, options.minutes, options.seed) for i in INTERVALS}
+    training = {"minutes": options.minutes}
+    found = {title(i): at_interval(i, options.out, training, options.seed) for i in INTERVALS}
     compared = covariances(options.out, options.seed)
     notes = notes_on(found, compared)
     (options.out / "nonlinearity.md").write_text(notes)

@@ -5,8 +5,8 @@
 
 Every figure leaves a Zarr cube, a page and (with Playwright and Chromium) a PNG under `--out`, and prints one line that
 says what agrees with the paper and what does not. What is there already is not computed again, and a killed run is
-taken up where it was. "laptop" has the same axes with small networks, trained for minutes; "paper" has the paper's
-settings, for a GPU.
+taken up where it was; a figure that fails does not stop the others. "laptop" has the same axes with small networks,
+trained for a minute or two; "paper" has the paper's settings, for a GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,14 +46,16 @@ class Scale:
     ----------
     plain, boosted, linear_in_zeta : mapping
         Schemes of a sweep, with all that their training takes.
-    degraded : mapping
-        What linear and forecast-free networks train with.
+    linear, blind : mapping
+        The same, of linear activations and without the forecast.
     many : mapping
         What the trainings of Fig. 4, A1 and A2 have: equally many steps, so that a long window does not pay in steps.
     epochs : int
         Of the trainings of Fig. A2: N_r / S_b steps each.
+    dissected : mapping
+        What the networks of Fig. 1, 2, 6 and 7 train with.
     minutes : float
-        Of the trainings of Fig. 1, 2, 6 and 7 and of the slides' curves.
+        Of the trainings of the slides' curves.
     states : int
         That marginal gains are averaged over.
     seeds : int
@@ -62,9 +65,11 @@ class Scale:
     plain: dict[str, Any]
     boosted: dict[str, Any]
     linear_in_zeta: dict[str, Any]
-    degraded: dict[str, Any]
+    linear: dict[str, Any]
+    blind: dict[str, Any]
     many: dict[str, Any]
     epochs: int
+    dissected: dict[str, Any]
     minutes: float
     states: int
     seeds: int
@@ -76,10 +81,16 @@ class Scale:
     test: dict[str, int] = field(default_factory=lambda: {"cycles": 500, "burn_in": 200})
 
 
-def paper_network(filters: int, **training: Any) -> dict[str, Any]:
+LAYERS: dict[str, Any] = {"blocks": 5, "sub_blocks": 5, "kernel": 5, "activation": "silu"}
+
+
+def paper_network(filters: int, changed: dict[str, Any] | None = None, **training: Any) -> dict[str, Any]:
     """The paper's residual CNN: 5 blocks of 5 convolutions; 400 epochs of one window of every trajectory."""
-    network = xdan.ResidualCNN(filters=filters, blocks=5, sub_blocks=5, kernel=5, activation="silu")
+    network = xdan.ResidualCNN(filters=filters, **{**LAYERS, **(changed or {})})
     return {"network": network, "objective": "mse", "epochs": 400, **training}
+
+
+REFERENCE: dict[str, Any] = {"window": 16, "trajectories": 2**18, "batch": 2048}
 
 
 SCALES = {
@@ -93,9 +104,11 @@ SCALES = {
             "objective": "mse",
         },
         linear_in_zeta={"network": "linear-in-zeta", "minutes": 1.0},
-        degraded={"minutes": 0.4},
+        linear={"network": LINEAR, "minutes": 0.4},
+        blind={"network": BLIND, "minutes": 0.4},
         many={"network": "residual-cnn", "steps": 800},
         epochs=16,
+        dissected={"minutes": 1.0},
         minutes=1.0,
         states=2000,
         seeds=2,
@@ -106,12 +119,14 @@ SCALES = {
         batches=(8, 16, 32, 64),
     ),
     "paper": Scale(
-        plain=paper_network(40, window=16, trajectories=2**18, batch=2048),
+        plain=paper_network(40, **REFERENCE),
         boosted=paper_network(80, window=32, trajectories=2**19, batch=512),
-        linear_in_zeta={**paper_network(40, window=16, trajectories=2**18, batch=2048), "network": "linear-in-zeta"},
-        degraded={"window": 16, "trajectories": 2**16, "batch": 2048, "epochs": 100},
+        linear_in_zeta={**paper_network(40, **REFERENCE), "network": xdan.LinearInZeta(filters=40, **LAYERS)},
+        linear=paper_network(40, {"activation": "linear"}, **REFERENCE),
+        blind=paper_network(40, {"sees_forecast": False}, **REFERENCE),
         many=paper_network(40, trajectories=2**16, batch=128),
         epochs=400,
+        dissected=paper_network(40, **REFERENCE),
         minutes=60.0,
         states=100_000,
         seeds=5,
@@ -193,7 +208,7 @@ def gains(work: Work) -> dict[str, xr.Dataset]:
     out = work.out / "patterns"
     out.mkdir(exist_ok=True)
     return {
-        system.title: patterns.compute(system, out, work.scale.minutes, work.scale.states, work.seed)
+        system.title: patterns.compute(system, out, work.scale.dissected, work.scale.states, work.seed)
         for system in patterns.SYSTEMS
     }
 
@@ -236,8 +251,8 @@ def fig3(work: Work) -> Found:
         "boosted network": scale.boosted,
         "linear in zeta": scale.linear_in_zeta,
         "linear in zeta, W^T W": {**scale.linear_in_zeta, **HYPERNETWORK},
-        "linear activations": {"network": LINEAR, **scale.degraded},
-        "without the forecast": {"network": BLIND, **scale.degraded},
+        "linear activations": scale.linear,
+        "without the forecast": scale.blind,
     }
     cube = work.sweep(schemes, {"interval": list(scale.intervals)})
     short = [interval for interval in scale.intervals if interval <= 0.6]
@@ -255,12 +270,16 @@ def fig3(work: Work) -> Found:
     for name in ("network", "boosted network"):
         under = rmse(cube, scheme=name) < rmse(cube, scheme="EnKF-N")
         since = [float(i) for i in cube.interval if bool(under.sel(interval=slice(float(i), None)).all())]
-        told = f"from {min(since):.2f} on" if since else "nowhere"
-        found.say(bool(since), f"{name} under EnKF-N {told}")
-    long = rmse(cube, interval=cube.interval >= 0.6)
-    for name in ("linear in zeta", "linear in zeta, W^T W"):
-        gap = float((long.sel(scheme=name) / long.sel(scheme="boosted network")).min())
-        found.say(gap > 1, f"{name} is {gap:.2f} times the boosted network or more from 0.60 on")
+        found.say(None, f"{name} under EnKF-N {f'from {min(since):.2f} on' if since else 'nowhere'}")
+        far = (rmse(cube, scheme=name, interval=short) / ours).max(skipna=False)
+        found.say(far < 1.1, f"{name} up to {float(far):.2f} times IEnKF-N; in the paper close to it everywhere")
+    middle = [interval for interval in short if interval > 0.05]
+    for name, theory in (("linear in zeta", True), ("linear in zeta, W^T W", False)):
+        values = rmse(cube, scheme=name, interval=short)
+        same, worse = abs(values[0] / theirs[0] - 1) < 0.1, (values > theirs).sel(interval=middle).all()
+        told = f"{name} {listed(values)}"
+        told += "; in the paper as EnKF-N at 0.05 and above it beyond" if theory else ", not in the paper"
+        found.say(same and worse if theory else None, told)
     return found
 
 
@@ -307,7 +326,7 @@ def linearity(work: Work) -> tuple[dict[str, xr.Dataset], xr.Dataset]:
     out = work.out / "nonlinearity"
     out.mkdir(exist_ok=True)
     found = {
-        nonlinearity.title(i): nonlinearity.at_interval(i, out, work.scale.minutes, work.seed)
+        nonlinearity.title(i): nonlinearity.at_interval(i, out, work.scale.dissected, work.seed)
         for i in nonlinearity.INTERVALS
     }
     return found, nonlinearity.covariances(out, work.seed)
@@ -343,11 +362,15 @@ def fig_a1(work: Work) -> Found:
     found = Found({"RMSE against N_iter": xdan.sweep_curves(cube, "window", logx=True)})
     values = rmse(cube, scheme="network")
     told = ", ".join(f"{float(v):.3f} at {int(v.window)}" for v in values)
-    fallen = (values.isel(window=0) - values) / (values.isel(window=0) - values.min())
-    knee = int(values.window[int(np.argmax((fallen > 0.5).values))])
-    found.say(3 <= knee <= 8, f"RMSE falls with N_iter, half of the way by {knee} ({told}); the paper: after 2 to 5")
+    found.say((values.diff("window") < 0).all(), f"RMSE falls with N_iter ({told})")
+    half = values < (values[0] + values.min(skipna=False)) / 2
+    knee = int(np.argmax(half.values))
+    before = int(values.window[max(knee - 1, 0)])
+    ends = f"half of the fall lies between N_iter = {before} and {int(values.window[knee])}; in the paper after 2 to 5"
+    found.say(bool(half.any()) and 2 <= before <= 5, ends)
     short, long = cube.rmse.sel(window=slice(None, 5)), cube.rmse.sel(window=slice(6, None))
-    found.say(long.max() < short.min(), "every training with N_iter beyond 5 is better than every one up to 5")
+    better = long.max(skipna=False) < short.min(skipna=False)
+    found.say(better, "every training with N_iter beyond 5 is better than every one up to 5")
     return found
 
 
@@ -370,7 +393,7 @@ def fig_a2(work: Work) -> Found:
     )
     mean = cube.rmse.mean("seed")
     found.say((mean.diff("trajectories") < 0).all(), "RMSE falls with N_r at every S_b")
-    found.say((mean.diff("batch") > 0).mean() > 0.6, "and grows with S_b at given N_r")
+    found.say((mean.diff("batch") > 0).all(), "and grows with S_b at every N_r")
     low, high = float(law.ratio_low), float(law.ratio_high)
     told = f"{float(law.ratio):.2f} ({low:.2f} to {high:.2f})"
     found.say(low <= 0.58 <= high, f"beta / alpha = {told}, in the paper 0.58")
@@ -402,8 +425,8 @@ def table(work: Work) -> Found:
         "3D-Var": {"baseline": "3d-var"},
         "network": scale.plain,
         "boosted network": scale.boosted,
-        "linear activations": {"network": LINEAR, **scale.degraded},
-        "without the forecast": {"network": BLIND, **scale.degraded},
+        "linear activations": scale.linear,
+        "without the forecast": scale.blind,
     }
     cube = work.sweep(schemes)
     published = dict(zip(schemes, (0.191, 0.179, 0.40, 0.191, 0.185, 0.384, 0.382), strict=True))
@@ -484,13 +507,21 @@ def main() -> None:
     out = options.out / options.scale
     out.mkdir(parents=True, exist_ok=True)
     wanted = ["figA2" if name == "figA3" else name for name in options.figures]  # the law is fitted to that sweep
+    failed = []
     for name in FIGURES if "all" in wanted else dict.fromkeys(wanted):
         draw = FIGURES[name]
         begin = time.monotonic()
-        found = draw(Work(name, SCALES[options.scale], out, options.seed, options.workers))
+        try:
+            found = draw(Work(name, SCALES[options.scale], out, options.seed, options.workers))
+        except Exception:  # the other figures can do without it
+            traceback.print_exc()
+            failed.append(name)
+            continue
         (out / f"{name}.txt").write_text(found.line() + "\n")
         save_pictures(out / name, found.pictures, title=f"{name}: {draw.__doc__}", notes=found.line())
         print(f"{name} ({(time.monotonic() - begin) / 60:.1f} min): {found.line()}", flush=True)
+    if failed:
+        raise SystemExit(f"not drawn: {', '.join(failed)}; the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ killed training is taken up where it was.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dask.diagnostics import ProgressBar
 
 import xdan
 
-from common import markdown, save_pictures, trained
+from common import kept, markdown, save_pictures, trained
 
 TRAJECTORIES = 40
 EVERY = 4  # cycles between the states that are averaged over: neighbours say the same again
@@ -56,20 +57,26 @@ SYSTEMS = (
 )
 
 
-def compute(system: System, out: Path, minutes: float, states: int, seed: int) -> xr.Dataset:
+def compute(system: System, out: Path, training: Mapping[str, Any], states: int, seed: int) -> xr.Dataset:
     """Train where there is no network yet, and average its marginal gain."""
-    store = out / f"gain-{system.slug}.zarr"
-    if store.exists():
-        return xr.open_zarr(store, consolidated=False).load()
+    asked = {name: value for name, value in training.items() if name != "network"}
+    return kept(
+        out / f"gain-{system.slug}.zarr",
+        lambda: average(system, out, training, states, seed),
+        title=system.title, states=states, seed=seed, **asked,
+    )  # fmt: skip
+
+
+def average(system: System, out: Path, training: Mapping[str, Any], states: int, seed: int) -> xr.Dataset:
+    """The mean marginal gain, its standard error over trajectories, and the network's score."""
     name = system.trained_as or system.title
     sites = 40 if system.trained_as == "all of 40 sites" else system.sites
+    settings = {"network": xdan.ResidualCNN(), "batch": 32 if system.observe.kind == "all" else 64, **training}
     net = trained(
         out / f"{name.replace(' ', '-')}.zarr",
         xdan.Lorenz96(sites=sites),
-        xdan.ResidualCNN(),
+        **settings,
         observe=system.observe,
-        minutes=minutes,
-        batch=32 if system.observe.kind == "all" else 64,
         seed=seed + 1000 * system.again,
         progress={"desc": f"{name:<24}"},
     )
@@ -89,16 +96,13 @@ def compute(system: System, out: Path, minutes: float, states: int, seed: int) -
         by_trajectory = by_trajectory.compute()
     run = record.isel(trajectory=slice(0, 10)).dan.cycle(net).compute()
     rmse = record.isel(trajectory=slice(0, 10)).dan.score(run, burn_in=cycles // 3).compute().rmse
-    found = xr.Dataset(
+    return xr.Dataset(
         {
             "gain": by_trajectory.mean("trajectory", keep_attrs=True),
             "standard_error": by_trajectory.std("trajectory", ddof=1) / np.sqrt(TRAJECTORIES),
             "rmse": rmse,
-        },
-        attrs={"title": system.title, "minutes": minutes, "seed": seed},
+        }
     )
-    found.to_zarr(store, mode="w", consolidated=False)
-    return found
 
 
 def row(system: System, found: xr.Dataset) -> dict[str, object]:
@@ -159,7 +163,8 @@ def main() -> None:
         parser.error(f"--states {options.states}: expected at least {2 * TRAJECTORIES}")
     options.out.mkdir(parents=True, exist_ok=True)
     found = {
-        system.title: compute(system, options.out, options.minutes, options.states, options.seed) for system in SYSTEMS
+        system.title: compute(system, options.out, {"minutes": options.minutes}, options.states, options.seed)
+        for system in SYSTEMS
     }
     notes = notes_on(found)
     (options.out / "patterns.md").write_text(notes)

@@ -260,6 +260,7 @@ def train(
         **about,
         "validation_rmse": trainer.best_score,
         "seconds": round(seconds, 1),
+        "device": device,
         "processes": processes,
         "torch": torch.__version__,
     }

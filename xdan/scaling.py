@@ -136,7 +136,7 @@ def _cells(cube: xr.Dataset | xr.DataArray, size: str, batch: str, value: str) -
 
 
 def _undetermined(exponents: Array) -> list[str]:
-    """Names of exponents that more fits than a bar leaves out have at the edge of the search, or that trade with them."""
+    """Names of exponents that many fits have at the edge of the search, and of those that trade with them."""
     edge = np.minimum(exponents - _LOWEST, _HIGHEST - exponents) < 1e-3 * (_HIGHEST - _LOWEST)
     alpha, ratio, gamma = edge.mean(0) > _OUTSIDE
     return [*(["alpha", "beta", "gamma"] if alpha or ratio or gamma else []), *(["ratio"] if ratio else [])]
