@@ -1,4 +1,4 @@
-"""Look around in what the other examples have left, in a browser.
+"""Look around in what the quickstart or a sweep has left, in a browser.
 
 python examples/explore.py quickstart          # a twin and runs on it
 python examples/explore.py sweeps/window.zarr  # the cube of a sweep

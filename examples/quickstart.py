@@ -2,7 +2,7 @@
 
     python examples/quickstart.py [--minutes 2.5] [--out quickstart]
 
-The network of the papers and one with memory are trained one after the other, for the same time and on all cores.
+The default network and one with memory are trained one after the other, for the same time and on all cores.
 Then both, 3D-Var and two EnKF-N assimilate a test record that none has seen.
 """
 

@@ -114,8 +114,8 @@ def train(
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
     teacher : xarray.Dataset, optional
         A run of `baseline` on this record to imitate, as a start: every analysis is made from the teacher's forecast
-        and compared with its analysis, so that no model is run and no gradient goes through it. Carry on from the
-        network without a teacher.
+        and compared with its analysis, so that no model is run and no gradient goes through it. Take it from a store:
+        a lazy one runs anew for every block that is read. Carry on from the network without a teacher.
     dynamics, truth, observation, observation_error, operator
         As for `cycle`; an operator goes with an endless twin too.
     interval, observe, error_std, trajectories

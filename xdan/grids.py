@@ -145,6 +145,7 @@ def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, 
         raise TypeError(f"axis {name!r} is {values!r}: expected a sequence of values, or a mapping of labels to values")
     if not len(values):
         raise ValueError(f"axis {name!r} has no values")
+    labels: list[Any]
     if isinstance(values, Mapping):
         labels, items = list(values), list(values.values())
         if wrong := [label for label in labels if not isinstance(label, (int, float, str))]:

@@ -136,8 +136,8 @@ def sweep(
         raise OSError(
             error.errno, f"no room left for {store}: finished cells are kept; make room, and the same call goes on"
         ) from error
-    with xr.open_zarr(store, consolidated=False) as cube:
-        return cube.load()  # lazy, it would change its numbers with the next call on the store
+    cube: xr.Dataset = xr.open_zarr(store, consolidated=False).load()
+    return cube  # lazy, it would change its numbers with the next call on the store
 
 
 class _Folder:
@@ -164,7 +164,7 @@ class _Folder:
 
     def begin(self) -> None:
         """Make the store this sweep's."""
-        about = {"xdan_sweep": json.dumps(self.about)}
+        about: dict[str, Any] = {"xdan_sweep": json.dumps(self.about)}
         group = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=about)
         group.attrs.update(about)  # with the schemes that were added
         for name in ("cells", "networks"):
