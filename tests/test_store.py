@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from xdan.blocks import Plan
-from xdan.store import Checkpoint, Stream, check_writable, digest, exists, read_arrays, unflatten_names, write_arrays
+from xdan.store import Checkpoint, Stream, check_writable, digest, exists, read_arrays, write_arrays
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(7, dtype="i8"), "c.d": np.array([True, False])}
 
@@ -112,10 +112,20 @@ def test_checkpoint_gives_the_last_save(tmp_path):
     checkpoint = Checkpoint(tmp_path / "c.zarr", {"steps": 3})
     assert checkpoint.load() is None
     for count in range(4):
-        checkpoint.save({"net/w": np.full(3, count)}, {"count": count})
+        saved = {
+            "net/w": np.full((3, 2), count, "float32"),
+            "net/b": np.arange(4, dtype="float32") + count,
+            "lost": np.array([[True], [False]]),
+            "step": np.array(count),
+            "none": np.zeros((0, 3)),
+        }
+        checkpoint.save(saved, {"count": count})
         arrays, scalars = Checkpoint(tmp_path / "c.zarr", {"steps": 3}).load()
-        assert scalars["count"] == count
-        np.testing.assert_array_equal(unflatten_names(arrays, scalars["_names"])["net/w"], count)
+        assert scalars == {"count": count}
+        assert arrays.keys() == saved.keys()
+        for name, value in saved.items():
+            assert arrays[name].dtype == value.dtype
+            np.testing.assert_array_equal(arrays[name], value)
 
 
 @pytest.mark.parametrize("saves", [2, 3])

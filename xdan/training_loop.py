@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from .blocks import array_to_tensor, tensor_to_array
 from .core.training import Trainer, linear_decay
-from .store import Checkpoint, StoreLike, unflatten_names
+from .store import Checkpoint, StoreLike
 from .training_data import TrainingData
 
 _BURN_IN = 50  # cycles left out of a validation
@@ -139,10 +139,7 @@ class Loop:
 
     def _restore(self, arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
         device = str(next(self.trainer.network.parameters()).device)
-        named = {
-            name: array_to_tensor(value, device=device)
-            for name, value in unflatten_names(arrays, scalars["_names"]).items()
-        }
+        named = {name: array_to_tensor(value, device=device) for name, value in arrays.items()}
 
         def under(prefix: str) -> dict[str, torch.Tensor]:
             return {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
