@@ -144,6 +144,8 @@ def test_sweep_curves(cube):
     figure = xdan.sweep_curves(cube, "error_std")
     (plot,) = panels(figure)
     assert axes(plot) == ("error_std", "analysis RMSE")
+    cube["error_std"].attrs = {"long_name": "error deviation", "units": "K"}
+    assert axes(panels(xdan.sweep_curves(cube, "error_std"))[0]) == ("error deviation (K)", "analysis RMSE")
     lines = [element for element in figure if isinstance(element, hv.Curve)]
     np.testing.assert_allclose(lines[0].dimension_values("rmse"), [0.25, 0.5])
     bars = [element for element in figure if isinstance(element, hv.ErrorBars)]

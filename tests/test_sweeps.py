@@ -60,6 +60,7 @@ def test_a_cell_is_the_experiment_by_hand(model, tmp_path):
     assert float(cube.rmse.sel(scheme="DAN", **place)) == float(score.rmse)
     assert float(cube.validation_rmse.sel(scheme="DAN", **place)) == net.description["training"]["validation_rmse"]
     assert cube.rmse.attrs["units"] == "1"
+    assert cube.interval.attrs == {"long_name": "interval between analyses", "units": "model time"}
     assert np.isfinite(cube.rmse).all()
 
 

@@ -22,6 +22,22 @@ from .network import Network
 
 SCHEME, SEED = "scheme", "seed"
 _LENGTHS = frozenset(("steps", "epochs", "minutes"))  # each says how long to train
+_AXES = {
+    "interval": ("interval between analyses", "model time"),
+    "error_std": ("standard deviation of observation errors", ""),
+    "observe": ("observed sites", ""),
+    "forcing": ("forcing F", ""),
+    "sites": ("sites of the ring", ""),
+    "window": ("window", "cycles"),
+    "lag": ("lag", "cycles"),
+    "batch": ("batch S_b", "trajectories"),
+    "trajectories": ("training trajectories N_r", ""),
+    "filters": ("filters N_f", ""),
+    "members": ("members N_e", ""),
+    "memory": ("latent channels", ""),
+    "minutes": ("training time", "min"),
+    "steps": ("training steps", ""),
+}
 _UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}
 
 
@@ -136,7 +152,13 @@ class Grid:
             dim: np.array(values, dtype=object if any(isinstance(v, str) for v in values) else None)
             for dim, values in labels.items()
         }
-        return xr.Dataset(variables, coordinates, attributes)
+        cube = xr.Dataset(variables, coordinates, attributes)
+        for name, (long_name, units) in _AXES.items():
+            if name in self.axes:
+                cube[name].attrs = {"long_name": long_name, **({"units": units} if units else {})}
+        if "error_std" in self.axes:
+            cube["error_std"].attrs["units"] = self.dynamics.units
+        return cube
 
 
 def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, Any]:

@@ -230,9 +230,7 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         error = cube[value].std("seed", ddof=1, skipna=False) / np.sqrt(seeds)
     else:
         error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
-    units = cube[value].attrs.get("units", "1")
-    name = str(cube[value].attrs.get("long_name", value))
-    labels = {"xlabel": along, "ylabel": name if units == "1" else f"{name} ({units})"}
+    labels = {"xlabel": _axis_label(cube[along]), "ylabel": _axis_label(cube[value])}
     sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "padding": PADDING}
     sizes |= {"logx": logx, "logy": logy}
     if cube[along].dtype.kind in "iuf":
@@ -253,6 +251,12 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30, marker=marker)
         drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour, padding=PADDING)]
     return hv.Overlay(drawn).opts(legend_position="right")
+
+
+def _axis_label(values: xr.DataArray) -> str:
+    """What an axis shows, and in which units."""
+    name, units = str(values.attrs.get("long_name", values.name)), values.attrs.get("units", "1")
+    return name if units == "1" else f"{name} ({units})"
 
 
 def _log_ticks(values: Any) -> list[float]:
