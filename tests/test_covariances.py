@@ -111,3 +111,18 @@ def test_refusals(ensemble):
         xdan.principal_angles(two, two.assign_coords(time=[1, 2]), modes=1)
     with pytest.raises(ValueError, match="expected covariances"):
         xdan.principal_angles(square, ensemble.spread, modes=1)
+
+
+def test_matrices_of_a_lost_trajectory_are_left_out():
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(3, 2, 6, 6))
+    own = xr.DataArray(roots @ roots.swapaxes(-1, -2), dims=("trajectory", "time", "i", "j"), coords={"i": range(6)})
+    lost = own.where(own.trajectory != 1)
+    for found, expected in (
+        (xdan.covariance_spectrum(lost), xdan.covariance_spectrum(own)),
+        (xdan.principal_angles(lost, own, modes=3), xdan.principal_angles(own, own, modes=3)),
+    ):
+        whole = {"trajectory": [0, 2]}
+        xr.testing.assert_allclose(found.isel(whole), expected.isel(whole))
+        gone = found.isel(trajectory=1)
+        assert bool(gone.isnull().all() if isinstance(gone, xr.DataArray) else gone.eigenvalue.isnull().all())

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xdan
 from xdan.core.observing import Sites
+from xdan.store import Stream
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # float64, 24 cycles of a chaotic model
 
@@ -323,3 +325,107 @@ def test_input_is_not_changed(twin, net):
     xdan.cycle(twin, net)
     xdan.baseline(twin, "3d-var")
     xr.testing.assert_identical(twin, before)
+
+
+def auxiliary(twin):
+    """Coordinates beside the labels."""
+    return twin.assign_coords(
+        lat=("x", np.linspace(-30, 30, 8)),
+        date=("time", np.datetime64("2020-01-01", "ns") + np.arange(24) * np.timedelta64(6, "h")),
+        site_name=("trajectory", np.array(["a", "b", "c", "d"], dtype=object)),
+    )
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_other_coordinates_come_with_a_streamed_run(twin, tmp_path, zarr_format):
+    chunked = auxiliary(twin.chunk(time=6, trajectory=2))
+    chunked.to_zarr(tmp_path / "record.zarr", consolidated=False, zarr_format=zarr_format)
+    record = xr.open_zarr(tmp_path / "record.zarr", consolidated=False)
+    found = record.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False).load()
+    for name in ("lat", "date", "site_name"):
+        np.testing.assert_array_equal(found[name], auxiliary(twin)[name])
+
+
+def test_chunks_of_any_sizes_are_streamed(twin, tmp_path):
+    """What a selection leaves of chunks, which Zarr cannot have."""
+    part = twin.chunk(time=10, trajectory=3).isel(time=slice(3, None), trajectory=slice(1, None))
+    found = part.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False)
+    expected = part.compute().dan.baseline("optimal-interpolation")
+    np.testing.assert_allclose(found.analysis, expected.analysis, rtol=1e-12)
+
+
+def test_what_is_refused_leaves_a_finished_run(twin, net, tmp_path):
+    xdan.cycle(twin, net, store=tmp_path / "run.zarr", progress=False)
+    before = xr.open_zarr(tmp_path / "run.zarr", consolidated=False).load()
+    other = twin.assign(observation=100 * twin.observation, truth=100 * twin.truth)
+    with pytest.raises(ValueError, match="the network was trained on states of mean"):
+        xdan.cycle(other, net, store=tmp_path / "run.zarr", mode="w", progress=False)
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "run.zarr", consolidated=False).load(), before)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda ds: ds, lambda ds: xr.merge([ds]), lambda ds: ds.map(np.abs, keep_attrs=True)]
+)
+def test_a_record_is_never_overwritten_by_a_run(twin, tmp_path, change):
+    twin.to_zarr(tmp_path / "record.zarr", consolidated=False)
+    ds = change(xr.open_zarr(tmp_path / "record.zarr", consolidated=False)).assign_attrs(twin.attrs)
+    with pytest.raises(ValueError, match=r"is the store that the record is read from|holds a record"):
+        ds.dan.baseline("optimal-interpolation", store=tmp_path / "record.zarr", mode="w", progress=False)
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "record.zarr", consolidated=False).load().truth, twin.truth)
+
+
+def forced(forcing):
+    """Models that nothing tells apart but what they do."""
+    return xdan.CustomDynamics(
+        lambda x: (x.roll(-1, -1) - x.roll(2, -1)) * x.roll(1, -1) - x + forcing, state={"x": 8}, timestep=0.05
+    )
+
+
+def test_a_run_is_not_resumed_with_another_model(twin, tmp_path, monkeypatch):
+    ds = twin.chunk(time=6)
+    own = Stream.write
+
+    def killed(self, i, t, *rest):
+        if t == 2:
+            raise KeyboardInterrupt
+        return own(self, i, t, *rest)
+
+    call = {"store": tmp_path / "run.zarr", "progress": False, "members": 5}
+    with monkeypatch.context() as m:
+        m.setattr(Stream, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ds.dan.baseline("etkf", dynamics=forced(8.0), **call)
+    with pytest.raises(FileExistsError, match="unfinished run of another method, record or setting"):
+        ds.dan.baseline("etkf", dynamics=forced(4.0), **call)
+    resumed = ds.dan.baseline("etkf", dynamics=forced(8.0), **call)
+    whole = ds.dan.baseline("etkf", dynamics=forced(8.0), **{**call, "store": tmp_path / "whole.zarr"})
+    xr.testing.assert_identical(resumed.load(), whole.load())
+    assert forced(8.0) == forced(8.0) != forced(4.0)
+
+
+@pytest.mark.parametrize("moment", ["before the first block", "after the last"])
+def test_a_kill_as_a_run_begins_or_ends(twin, tmp_path, monkeypatch, moment):
+    call = {"store": tmp_path / "run.zarr", "progress": False}
+    with monkeypatch.context() as m:
+        if moment == "after the last":
+            m.setattr(zarr.Group, "__delitem__", lambda *args: 1 / 0)
+        else:
+            m.setattr(zarr.Group, "create_group", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            twin.dan.baseline("optimal-interpolation", **call)
+    found = twin.dan.baseline("optimal-interpolation", **call)
+    xr.testing.assert_allclose(found.load(), twin.dan.baseline("optimal-interpolation"))
+    assert "xdan_status" not in found.attrs
+    assert "xdan_resume" not in zarr.open_group(tmp_path / "run.zarr", mode="r")
+
+
+def test_a_trajectory_that_was_chosen_keeps_its_label(twin):
+    whole = twin.dan.baseline("enkf", members=5, seed=1)
+    one = twin.isel(trajectory=3).dan.baseline("enkf", members=5, seed=1)
+    assert int(one.trajectory) == 3
+    np.testing.assert_allclose(one.analysis, whole.analysis.isel(trajectory=3), rtol=1e-9, atol=1e-9)
+    assert float(twin.isel(trajectory=3).dan.score(one).rmse) == pytest.approx(
+        float(twin.dan.score(whole, dim="time").rmse[3]), rel=1e-6
+    )
+    with pytest.raises(ValueError, match="run and record differ in trajectory"):
+        twin.isel(trajectory=3).dan.score(whole.isel(trajectory=1))

@@ -9,6 +9,7 @@ import xarray as xr
 
 import xdan
 from xdan import experiment, schema
+from xdan.experiment import read
 
 
 @pytest.fixture
@@ -151,3 +152,19 @@ def test_own_data_are_not_changed(twin):
     before = twin.copy(deep=True)
     experiment.read(twin.transpose("x", ...), observation_error=2.0)
     xr.testing.assert_identical(twin, before)
+
+
+def test_labels_of_another_order_are_refused_whatever_their_type(twin):
+    floats = twin.assign_coords(x=np.arange(8.0))
+    read(floats)
+    with pytest.raises(ValueError, match="labels of 'x' in another order"):
+        read(floats.isel(x=slice(None, None, -1)))
+    read(twin.assign_coords(x=np.linspace(0, 315, 8)).isel(x=slice(None, None, -1)))  # longitudes are the user's
+
+
+def test_times_of_single_precision(model):
+    ds = xdan.twin(model, cycles=3000, trajectories=1)
+    found = read(ds.assign_coords(time=ds.time.astype("float32")))
+    assert set(found.frame.steps[1:]) == {1}
+    with pytest.raises(ValueError, match="not a positive multiple"):
+        read(ds.assign_coords(time=(1.01 * ds.time).astype("float32")))

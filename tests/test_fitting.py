@@ -1,5 +1,7 @@
 """Training: what is held back, what is kept, and what the weights may depend on."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -487,3 +489,24 @@ def test_a_teacher_has_one_forecast_and_a_record(model, wide, teacher, quick):
         xdan.train(model, teacher=teacher, **quick)
     with pytest.raises(TypeError, match="teacher is a str: expected the Dataset"):
         xdan.train(wide, teacher="enkf-n", **quick)
+
+
+def test_a_checkpoint_is_of_what_training_started_from(single, architecture, quick, tmp_path):
+    settings = {**quick, "checkpoint": tmp_path / "ck.zarr"}
+    first = xdan.train(single, architecture, **settings)
+    with pytest.raises(ValueError, match=r"is of another run \(start: None there, "):
+        xdan.train(single, first, **settings)
+    shutil.rmtree(tmp_path / "ck.zarr")
+    assert xdan.train(single, first, **settings) != first
+
+
+def test_a_checkpoint_is_of_one_model(architecture, quick, tmp_path):
+    def model(forcing):
+        return xdan.CustomDynamics(
+            lambda x: (x.roll(-1, -1) - x.roll(2, -1)) * x.roll(1, -1) - x + forcing, state={"x": 8}, timestep=0.05
+        )
+
+    settings = {**quick, "checkpoint": tmp_path / "ck.zarr"}
+    xdan.train(model(8.0), architecture, **settings)
+    with pytest.raises(ValueError, match="is of another run"):
+        xdan.train(model(4.0), architecture, **settings)

@@ -113,3 +113,15 @@ def test_refusals(twin, curved, linear):
             lazy.compute()
     with pytest.raises(ValueError, match="samples=40 go with method='regression'"):
         twin.dan.scaling_of_increments(curved, run, [2.0], samples=40)
+
+
+def test_states_without_an_innovation_say_nothing(twin, net, run):
+    sparse = twin.assign(observation=twin.observation.where(twin.time > twin.time[3]))
+    blind = sparse.dan.cycle(net, members=True)
+    scales = [0.5, 1.0, 2.0]
+    found = sparse.dan.scaling_of_increments(net, blind, scales, cutoff=0.01).compute()
+    seen = sparse.isel(time=slice(4, None)).dan.scaling_of_increments(
+        net, blind.isel(time=slice(4, None)), scales, cutoff=0.01
+    )
+    np.testing.assert_allclose(found.ratio, seen.ratio, rtol=1e-6)
+    np.testing.assert_allclose(found.standard_error, seen.standard_error, rtol=1e-4, atol=1e-7)

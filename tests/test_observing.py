@@ -126,7 +126,7 @@ def test_a_network_of_all_sites_runs_through_an_operator(model, twin, quick, arc
 def test_endless_twin_through_an_operator(model, quick, architecture):
     net = xdan.train(model, architecture, operator=halves, error_std=0.5, **quick)
     assert np.isfinite(net.history.validation_rmse).all()
-    assert len(net.description["training"]["data"]["operator"]) == 64
+    assert len(net.description["training"]["data"]["fingerprint"]) == 64
 
 
 # Errors that differ in time.
@@ -338,3 +338,16 @@ def test_a_matrix_is_no_standard_deviation(model):
 def test_dataset_words_are_refused_by_an_endless_twin(model, quick):
     with pytest.raises(ValueError, match=r"\['observation_error'\] go with a Dataset; an endless twin has error_std="):
         xdan.train(model, observation_error=0.5, **quick)
+
+
+def test_errors_and_operators_of_another_order_are_refused(model, moving):
+    std = xr.DataArray(np.linspace(0.5, 2.0, 8), {"x": np.arange(8)}, ("x",))
+    xdan.twin(model, cycles=4, error_std=std)
+    with pytest.raises(ValueError, match="labels of 'x' in another order"):
+        xdan.twin(model, cycles=4, error_std=std.isel(x=slice(None, None, -1)))
+    matrix = xr.DataArray(np.eye(8)[:3], {"x": np.arange(8)}, ("obs", "x"))
+    with pytest.raises(ValueError, match="labels of 'x' in another order"):
+        xdan.twin(model, cycles=4, operator=matrix.isel(x=slice(None, None, -1)))
+    turned = moving.observation_error.isel(time=slice(None, None, -1))
+    with pytest.raises(ValueError, match="has other times than the observations"):
+        moving.dan.baseline("optimal-interpolation", observation_error=turned)

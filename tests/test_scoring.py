@@ -292,3 +292,25 @@ def test_units(twin, ensemble):
     assert found.diverged.attrs["units"] == "1"
     assert {found[name].attrs["units"] for name in set(found) - squares - {"diverged"}} == {"m"}
     assert all(found[name].attrs["long_name"] for name in found)
+
+
+@pytest.mark.parametrize("far", [45000.0, 0.0])
+def test_runs_of_neighbouring_times_are_told_apart(twin, run, far):
+    """However large the labels are."""
+    late, same = (ds.assign_coords(time=far + ds.time, trajectory=20240101 + ds.trajectory) for ds in (twin, run))
+    assert np.isfinite(xdan.score(late, same).rmse)
+    with pytest.raises(ValueError, match="run and record differ in time"):
+        xdan.score(late.isel(time=slice(0, -1)), same.isel(time=slice(1, None)))
+    with pytest.raises(ValueError, match="run and record differ in trajectory"):
+        xdan.score(late.isel(trajectory=slice(0, -1)), same.isel(trajectory=slice(1, None)))
+
+
+def test_a_run_with_the_records_own_names_and_chunks(twin, run):
+    expected = xdan.score(twin, run)
+    named = [
+        ds.rename(time="t").assign_coords(time=("t", np.arange(24) * np.timedelta64(6, "h"))) for ds in (twin, run)
+    ]
+    for ds in named:
+        ds.t.attrs["axis"] = "T"
+    xr.testing.assert_allclose(xdan.score(*named), expected)
+    xr.testing.assert_allclose(xdan.score(twin, run.chunk(x=3, time=5)).compute(), expected)

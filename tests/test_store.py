@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import xdan
 from xdan.blocks import Plan
 from xdan.store import Checkpoint, Stream, check_writable, digest, exists, read_arrays, write_arrays
 
@@ -227,3 +228,37 @@ def test_stream_in_memory():
         write(stream, i, t)
     stream.finish()
     assert float(xr.open_zarr(store, consolidated=False).value.sum()) == 138.0
+
+
+@pytest.mark.parametrize("kind", ["store", "url"])
+def test_what_is_no_zarr_store_is_never_emptied(twin, net, tmp_path, kind):
+    folder = tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("years of work")
+    store = zarr.storage.LocalStore(folder) if kind == "store" else folder.as_uri()
+    with pytest.raises(FileExistsError):
+        xdan.baseline(twin, "optimal-interpolation", store=store, progress=False)
+    with pytest.raises(FileExistsError):
+        net.to_zarr(store)
+    assert (folder / "thesis.txt").read_text() == "years of work"
+    if kind == "store":
+        fresh = zarr.storage.LocalStore(tmp_path / "new")
+        net.to_zarr(fresh)
+        assert xdan.open_network(fresh) == net
+
+
+def test_what_has_no_json_leaves_the_store_as_it_is(net, tmp_path):
+    net.to_zarr(tmp_path / "net.zarr")
+    odd = xdan.Network({**net.description, "training": {"what": object()}}, net.arrays)
+    with pytest.raises(TypeError, match="has no JSON"):
+        odd.to_zarr(tmp_path / "net.zarr", mode="w")
+    assert xdan.open_network(tmp_path / "net.zarr") == net
+
+
+def test_numpys_numbers_are_numbers(model, architecture, quick, tmp_path):
+    ds = xdan.twin(xdan.Lorenz96(sites=np.int64(8), forcing=np.float32(8)), cycles=24, trajectories=4, seed=np.int64(3))
+    settings = {**quick, "window": np.int64(4), "learning_rate": np.float32(0.01), "steps": np.int64(4)}
+    net = ds.dan.train("residual-cnn", memory=np.int64(1), **settings)
+    net.to_zarr(tmp_path / "net.zarr")
+    assert xdan.open_network(tmp_path / "net.zarr").description["training"]["window"] == 4
+    assert xdan.twin(model, cycles=4, observe=xdan.Sites.every(np.int64(2))).attrs["observing"]

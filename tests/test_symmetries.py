@@ -158,3 +158,19 @@ def test_wrong_group_is_refused(circular):
     with pytest.raises(ValueError, match="does not fit a state of 12 sites"):
         twin().dan.equivariance_error(circular, group=xdan.Group.ring(6))
     assert isinstance(twin().dan.equivariance_error(circular), xr.DataArray)
+
+
+def test_what_is_observed_is_what_is_not_nan(model):
+    """An attribute of the record that was masked since says otherwise."""
+    ds = xdan.twin(model, cycles=12, trajectories=2, seed=0).compute()
+    masked = ds.assign(observation=ds.observation.where(ds.x % 2 == 0))
+    assert len(ds.dan.symmetry_group()) == 8
+    assert len(masked.dan.symmetry_group()) == 4
+
+
+def test_errors_of_an_operator_that_change_in_time(model):
+    std = np.ones((12, 8))
+    std[5:, ::2] = 2.0
+    changing = xr.DataArray(std, dims=("time", "obs"))
+    ds = xdan.twin(model, cycles=12, trajectories=2, operator=np.eye(8), error_std=changing)
+    assert len(ds.dan.symmetry_group()) == 4

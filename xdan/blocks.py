@@ -272,8 +272,9 @@ class RecordWindows:
     ) -> None:
         self.experiment, self.length = experiment, length
         self.cycles, self.seed, self.device = cycles, seed, device
-        count = max(1, len(lanes) // batch)
-        self.batches = [lanes[b * batch : (b + 1) * batch] for b in range(count)]
+        count = -(-len(lanes) // batch)
+        # The last batch is filled from the front.
+        self.batches = [[lanes[i % len(lanes)] for i in range(b * batch, (b + 1) * batch)] for b in range(count)]
         self.windows = length // cycles
         self.per_epoch = self.windows * count
         self.groups = min(4, count)

@@ -100,11 +100,19 @@ def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
     return result
 
 
+def _finite(p: Array) -> Array:
+    """Which matrices are whole: those of a lost trajectory are not."""
+    return np.asarray(np.isfinite(p).all((-1, -2)))
+
+
 def _spectrum(p: Array) -> tuple[Array, Array, Array]:
+    whole = _finite(p)
+    p = np.where(whole[..., None, None], p, np.eye(p.shape[-1], dtype=p.dtype))
     symmetric, rest = (p + p.swapaxes(-1, -2)) / 2, (p - p.swapaxes(-1, -2)) / 2
     values, vectors = np.linalg.eigh(symmetric)
     asymmetry = np.linalg.norm(rest, axis=(-2, -1)) / np.linalg.norm(symmetric, axis=(-2, -1))
-    return values[..., ::-1], vectors[..., ::-1].swapaxes(-1, -2), asymmetry
+    vectors = np.where(whole[..., None, None], vectors[..., ::-1].swapaxes(-1, -2), np.nan)
+    return np.where(whole[..., None], values[..., ::-1], np.nan), vectors, np.where(whole, asymmetry, np.nan)
 
 
 def principal_angles(
@@ -181,6 +189,9 @@ def _span(variable: xr.DataArray, modes: int) -> xr.DataArray:
 
 
 def _angles(wide: Array, narrow: Array) -> Array:
+    whole = _finite(wide) & _finite(narrow)
+    one, other = np.eye(*wide.shape[-2:]), np.eye(*narrow.shape[-2:])
+    wide, narrow = (np.where(whole[..., None, None], v, unit) for v, unit in ((wide, one), (narrow, other)))
     q, p = (np.linalg.qr(v.swapaxes(-1, -2).astype(np.float64))[0] for v in (wide, narrow))
     inner = q.swapaxes(-1, -2) @ p
     cosines = np.linalg.svd(inner, compute_uv=False)
@@ -189,7 +200,7 @@ def _angles(wide: Array, narrow: Array) -> Array:
     angles: Array = np.degrees(
         np.where(cosines**2 > 0.5, np.arcsin(np.clip(sines, 0, 1)), np.arccos(np.clip(cosines, 0, 1)))
     )
-    return angles
+    return np.where(whole[..., None], angles, np.nan)
 
 
 def zero_innovation_bias(
@@ -233,8 +244,7 @@ def zero_innovation_bias(
         {dim: states.x[dim] for dim in (TRAJECTORY, TIME)},
         (TRAJECTORY, TIME),
     )
-    if states.experiment.bare:
-        found = found.isel({TRAJECTORY: 0}, drop=True)
+    found = states.experiment.as_given(found)
     result = xr.Dataset({"bias": found, "mean": found.mean(), "deviation": found.std()})
     units = states.frame.dynamics.units
     for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):

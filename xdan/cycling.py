@@ -155,11 +155,13 @@ def cycle(
     if isinstance(method, Network):
         method.check(experiment)
     if store is not None:
-        check_apart(ds, store)
+        check_apart(ds, store, str(experiment.observation.name))
     lazy = experiment.observation.chunks is not None
     if store is not None or not lazy:
         check_observed(experiment.observation)
     observations = experiment.observation.chunk().data
+    if store is not None:
+        observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
     truths = None if experiment.truth is None else experiment.truth.chunk().data
     plan = Plan.from_chunks(*observations.chunks[:2])
     leading = (slice(0, _LEADING_TRAJECTORIES), slice(0, _LEADING_CYCLES))
@@ -177,8 +179,8 @@ def cycle(
         chosen = dask.delayed(_chosen)(prepared)
         scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
         result = label(_named(shapes, arrays) | _named(tuned, scalars))
-        result = result.isel({TRAJECTORY: 0}, drop=True) if experiment.bare else result
-        return result if lazy else result.compute()
+        given: xr.Dataset = experiment.as_given(result)
+        return given if lazy else given.compute()
     identity = digest(
         [prototype.name, prototype.parameters(), prototype.tune_on, dynamics_to_json(frame.dynamics), seed, members],
         method.digest if isinstance(method, Network) else "",
@@ -194,18 +196,31 @@ def cycle(
         for name, (_, shape, dtype) in shapes.items()
     }
     unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
-    stream = Stream(store, label(_named(shapes, blank) | _named(tuned, unset)), plan, identity, mode)
-    _stream(stream, observations, prepared, arguments, progress)
+    (ready,) = dask.persist(prepared)
+    dask.delayed(_at_hand)(ready).compute()  # what is refused now leaves the store as it is
+    template = label(_named(shapes, blank) | _named(tuned, unset)).drop_encoding()
+    coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
+    stream = Stream(store, template.assign_coords(coordinates), plan, identity, mode)
+    _stream(stream, observations, ready, arguments, progress)
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
 
 
-def _stream(stream: Stream, observations: da.Array, prepared: Any, arguments: tuple[Any, ...], progress: bool) -> None:
+def _regular(chunks: tuple[int, ...]) -> int | tuple[int, ...]:
+    """The chunks, where Zarr can have them: all of one size, the last one smaller; or their largest size."""
+    largest = max(chunks)
+    return chunks if set(chunks[:-1]) <= {largest} else largest
+
+
+def _at_hand(method: Method | Network) -> bool:
+    return isinstance(method, (Method, Network))
+
+
+def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple[Any, ...], progress: bool) -> None:
     """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
     frame, _, seed, members, device = arguments
     rows, columns = stream.plan.shape
     done = [stream.done(i) for i in range(rows)]
-    (ready,) = dask.persist(prepared)
     task = dask.delayed(_stream_block, pure=False)
     carries: dict[int, Any] = {i: stream.carry(i) for i in range(rows) if done[i] < columns}
     with tqdm(total=rows * columns, initial=sum(done), disable=not progress, unit="block") as bar:

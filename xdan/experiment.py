@@ -17,7 +17,7 @@ import xarray as xr
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.observing import ErrorCovariance, Sites
 from .observing import read_error, read_operator
-from .schema import OBS, TIME, TRAJECTORY, XdanWarning, find
+from .schema import OBS, TIME, TRAJECTORY, XdanWarning, check_order, find
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Experiment:
         A teacher's, of the truth's dims; the truth is then its analysis.
     sites : Sites or None
         The rule by which observations are made, where the attributes say.
+    unlabelled : bool
+        Whether a bare record has no trajectory label either.
     """
 
     frame: Frame
@@ -67,6 +69,13 @@ class Experiment:
     bare: bool
     forecast: xr.DataArray | None = None
     sites: Sites | None = None
+    unlabelled: bool = False
+
+    def as_given(self, result: Any) -> Any:
+        """A Dataset or DataArray without the dim `trajectory` where the record has none, its label kept."""
+        if not self.bare or TRAJECTORY not in result.dims:
+            return result
+        return result.isel({TRAJECTORY: 0}, drop=self.unlabelled)
 
 
 def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
@@ -157,7 +166,8 @@ def read(
         trajectory=np.asarray(y[TRAJECTORY].values, dtype=np.int64),
         dtype=np.result_type(y.dtype, np.float32).newbyteorder("="),
     )
-    return Experiment(frame, y, x, bare, sites=_read_sites(ds))
+    unlabelled = bare and TRAJECTORY not in ds.coords
+    return Experiment(frame, y, x, bare, sites=_read_sites(ds), unlabelled=unlabelled)
 
 
 def _read_sites(ds: xr.Dataset) -> Sites | None:
@@ -179,7 +189,7 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
             "coordinate has the attribute axis='T'"
         )
     if time != TIME:
-        variable = variable.rename({time: TIME})
+        variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})
     dims = tuple(own)
     missing = [dim for dim in dims if dim not in variable.dims]
     if missing:
@@ -197,10 +207,10 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
             "pass the dynamics= of this record"
         )
     for dim in set(dims) & set(model.dims):
-        _check_order(variable, dim, model)
+        check_order(variable, dim, model)
     bare = TRAJECTORY not in variable.dims
     if bare:
-        variable = variable.expand_dims({TRAJECTORY: [0]})
+        variable = label_trajectory(variable)
     elif TRAJECTORY not in variable.coords:
         variable = variable.assign_coords({TRAJECTORY: np.arange(variable.sizes[TRAJECTORY])})
     if not np.issubdtype(variable[TRAJECTORY].dtype, np.integer):
@@ -217,15 +227,9 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
     return variable, bare
 
 
-def _check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
-    """Refuse labels that are the dynamics' own in another order; other labels, such as longitudes, are the user's."""
-    expected = list(model.coordinates[dim].values)
-    found = variable[dim].values.tolist() if dim in variable.coords else expected
-    if found != expected and sorted(map(str, found)) == sorted(map(str, expected)):
-        raise ValueError(
-            f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {found[:4]}..., expected "
-            f"{expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
-        )
+def label_trajectory(variable: Any) -> Any:
+    """Give a Dataset or DataArray of one trajectory the dim, labelled as its scalar coordinate is, or 0."""
+    return variable.expand_dims(TRAJECTORY if TRAJECTORY in variable.coords else {TRAJECTORY: [0]})
 
 
 def _check_values(variable: xr.DataArray) -> None:
@@ -254,11 +258,14 @@ def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[
         raise ValueError("time holds values that are not finite: expected analysis times in model time units")
     if not len(times):
         raise ValueError(f"{variable.name!r} holds no times; was the selection empty?")
+    rounding = 2 * float(np.spacing(np.abs(times).max())) if times.dtype.kind == "f" else 0.0
     intervals = np.diff(times.astype(np.float64))
     if (intervals <= 0).any():
         k = int(np.argmax(intervals <= 0))
         raise ValueError(f"time does not increase at index {k + 1}: {times[k]} then {times[k + 1]}")
     steps = np.zeros(len(times), dtype=np.int64)
+    whole = model.timestep * np.maximum(1, np.round(intervals / model.timestep))
+    intervals = np.where(np.abs(intervals - whole) <= rounding, whole, intervals)
     for interval in np.unique(np.round(intervals, 9)):
         steps[1:][np.isclose(intervals, interval, rtol=1e-6, atol=2e-9)] = model.steps_in(float(interval))
     return steps
@@ -322,9 +329,11 @@ def read_run(
     model = experiment.frame.dynamics
     own = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
     found = {name: _arrange(run[name], model, own)[0] for name in names}
-    for name, dim in itertools.product(names, (TRAJECTORY, TIME)):
+    times = experiment.observation[TIME].values
+    near = {TRAJECTORY: 0.0, TIME: 1e-3 * float(np.diff(times).min()) if len(times) > 1 else 1e-6}
+    for name, dim in itertools.product(names, near):
         ours, theirs = experiment.observation[dim].values, found[name][dim].values
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs):
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=near[dim]):
             raise ValueError(
                 f"{what} and record differ in {dim}: {len(theirs)} labels there, {len(ours)} here; "
                 "make the run on this record"

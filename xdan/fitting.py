@@ -237,6 +237,7 @@ def train(
         "validate_every": validate_every,
         "data": data.about,
         "architecture": {"name": module.name, **module.parameters_json()},
+        "start": network.digest if isinstance(network, Network) else None,
     }
     if window > 1 and teacher is None:
         _check_differentiable(data)

@@ -64,7 +64,7 @@ def scaling_of_increments(
     -------
     xarray.Dataset
         `ratio` along `scale`, and its `standard_error` over states, which are taken as independent, where both dims are
-        averaged.
+        averaged. States without an innovation say nothing, and are left out.
 
     Raises
     ------
@@ -88,13 +88,14 @@ def scaling_of_increments(
         raise ValueError(f"samples={samples} go with method='regression'; exact derivatives take none")
     count = sample_count(samples, states) if method == "regression" else None
     kernel = _Scaling(tuple(values.tolist()), Covariance(to_gain=False, samples=count), cutoff or None)
-    mean = states.mean(kernel, (len(values), 2), over, at_once=64, observed=True, dtype=np.dtype(np.float64))
+    mean = states.mean(kernel, (len(values), 3), over, at_once=64, observed=True, dtype=np.dtype(np.float64))
+    mean, share = mean[..., :2] / mean[..., 2:], mean[..., 0, 2]
     dims = [d for d in (TRAJECTORY, TIME) if d not in over]
     coordinates = {**{d: states.x[d] for d in dims}, "scale": ("scale", values, {"long_name": "lambda", "units": "1"})}
     result = xr.Dataset({"ratio": ([*dims, "scale"], mean[..., 0])}, coordinates)
     result["ratio"].attrs = {"long_name": "size of the standardised increment over that at lambda = 1", "units": "1"}
     if not dims and states.count > 1:
-        variance = da.maximum(mean[:, 1] - mean[:, 0] ** 2, 0.0) / (states.count - 1)
+        variance = da.maximum(mean[:, 1] - mean[:, 0] ** 2, 0.0) / da.maximum(share * states.count - 1, 1)
         result["standard_error"] = ("scale", da.sqrt(variance), {"long_name": "standard error", "units": "1"})
     result.attrs = {**states.about, "method": method, "cutoff": cutoff or 0.0}
     return result
@@ -102,7 +103,7 @@ def scaling_of_increments(
 
 @dataclass(frozen=True)
 class _Scaling:
-    """Kernel: r and r^2 for each lambda, shape (B, L, 2)."""
+    """Kernel: r, r^2 and 1 for each lambda, or zeros where there is no innovation, shape (B, L, 3)."""
 
     scales: tuple[float, ...]
     covariance: Covariance
@@ -114,7 +115,9 @@ class _Scaling:
         at_rest = replace(batch, points=replace(batch.points, zeta=torch.zeros_like(batch.points.x)))
         covariance = self.covariance(network, at_rest)
         ratio = increment_scaling(network, batch.points, covariance, scales, cutoff=self.cutoff)
-        return torch.stack([ratio, ratio.square()], -1)
+        seen = (batch.points.zeta != 0).any(1)[:, None]
+        ratio = torch.where(seen, ratio, 0.0)
+        return torch.stack([ratio, ratio.square(), seen.to(ratio).expand_as(ratio)], -1)
 
 
 def stein_identity(

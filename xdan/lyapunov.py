@@ -113,7 +113,8 @@ def lyapunov_vectors(
         first += held
     found, growth = (da.concatenate(into) for into in pieces)
     result = _label_vectors(found, growth, experiment, kind, kept, seed)
-    return result.isel({TRAJECTORY: 0}, drop=True) if experiment.bare else result
+    given: xr.Dataset = experiment.as_given(result)
+    return given
 
 
 def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> Experiment:

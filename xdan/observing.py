@@ -14,7 +14,7 @@ import xarray as xr
 from .core.dynamics import Dynamics
 from .core.observing import ErrorCovariance
 from .core.operators import FunctionOperator, LinearOperator, Operator
-from .schema import OBS, TIME, TRAJECTORY, find
+from .schema import OBS, TIME, TRAJECTORY, check_order, find
 
 
 def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
@@ -53,6 +53,8 @@ def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Op
             wanted = (OBS, *dynamics.dims)
             if set(given.dims) != set(wanted):
                 raise ValueError(f"the observation operator has dims {given.dims}: expected {wanted}")
+            for dim in dynamics.dims:
+                check_order(given, dim, dynamics)
             given = given.transpose(*wanted).to_numpy()
         matrix = torch.as_tensor(np.array(given, dtype=np.float64))
         if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
@@ -137,6 +139,11 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
         raise ValueError(
             f"observation error {variable.name!r} has {variable.sizes[TIME]} times, the observations {times}"
         )
+    if in_time and TIME in variable.coords and not np.allclose(variable[TIME], observation[TIME]):
+        raise ValueError(
+            f"observation error {variable.name!r} has other times than the observations, or in another order: bring "
+            "them into that of the observations with .sel()"
+        )
     for dim in dims:
         labelled = dim in variable.coords and dim in observation.coords
         if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
@@ -193,8 +200,9 @@ def error_from(
 
 
 def identity(error: ErrorCovariance, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """What tells an observing system from another, as arrays: R, and what the operator gives for a few states."""
-    arrays = [value.numpy() for value in (error.std, error.covariance) if value is not None]
+    """What tells an experiment from another, as arrays: a step of the dynamics, R, what H gives for a few states."""
+    arrays = [dynamics.fingerprint().numpy()]
+    arrays += [value.numpy() for value in (error.std, error.covariance) if value is not None]
     if error.operator is not None:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)

@@ -57,6 +57,17 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
     return ds[names[0]] if names else None
 
 
+def to_json(value: Any, **options: Any) -> str:
+    """JSON of plain values, and of NumPy's numbers and arrays as plain ones."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, (np.generic, np.ndarray)):
+            return v.tolist()
+        raise TypeError(f"{v!r} of type {type(v).__name__} has no JSON")
+
+    return json.dumps(value, default=plain, **options)
+
+
 def averaged_dims(dim: str | Sequence[str]) -> list[str]:
     """Dims to average over, of `trajectory` and `time`.
 
@@ -97,6 +108,24 @@ def _check_kind(kind: type, expected: str, values: Mapping[str, Any]) -> None:
             raise TypeError(f"{label}={value!r}: expected {expected}")
 
 
+def check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
+    """Refuse labels that are the dynamics' own in another order; other labels, such as longitudes, are the user's.
+
+    Raises
+    ------
+    ValueError
+    """
+    expected = list(model.coordinates[dim].values)
+    found = variable[dim].values.tolist() if dim in variable.coords else expected
+    names = any(isinstance(label, str) for label in [*found, *expected])
+    key = str if names else float
+    if found != expected and sorted(found, key=key) == sorted(expected, key=key):
+        raise ValueError(
+            f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {found[:4]}..., expected "
+            f"{expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
+        )
+
+
 def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:
     """Coordinates of the state's dims, as xarray takes them."""
 
@@ -109,11 +138,12 @@ def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, st
 
 def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
     """Attributes that make a store self-describing; values that are not plain are written as JSON."""
-    plain = {key: value if isinstance(value, (str, int, float)) else json.dumps(value) for key, value in more.items()}
+    values = {key: value.item() if isinstance(value, np.generic) else value for key, value in more.items()}
+    plain = {key: value if isinstance(value, (str, int, float)) else to_json(value) for key, value in values.items()}
     return {
         "Conventions": CONVENTIONS,
         "source": f"xdan {version('xdan')}",
-        "dynamics": json.dumps(dynamics_to_json(model)),
+        "dynamics": to_json(dynamics_to_json(model)),
         **plain,
     }
 

@@ -12,7 +12,7 @@ import xskillscore as xs
 
 from .blocks import see
 from .core.dynamics import Dynamics
-from .experiment import Experiment, read, read_run
+from .experiment import Experiment, label_trajectory, read, read_run
 from .schema import MEMBER, TIME, TRAJECTORY, averaged_dims
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
@@ -211,9 +211,15 @@ def _match(
         observation_error=observation_error,
         operator=operator,
     )
-    read_run(experiment, run, ("forecast", "analysis"))  # refuses what is not of this record
+    found = read_run(experiment, run, ("forecast", "analysis"))
+    times = [dim for dim in run.cf.axes.get("T", []) if dim in run.dims]
+    if TIME not in run.dims and times:
+        run = run.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
     if experiment.bare and TRAJECTORY not in run.dims:
-        run = run.expand_dims({TRAJECTORY: [0]})
+        run = label_trajectory(run)
+    run = run.assign({name: value.drop_vars(set(value.coords) - set(run.coords)) for name, value in found.items()})
+    if run.chunks:
+        run = run.chunk({dim: -1 for dim in experiment.frame.dynamics.dims if dim in run.dims})
     cycles = run.sizes[TIME]
     if not 0 <= burn_in < cycles:
         raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -15,6 +15,7 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from .blocks import Array, Carry, Plan
+from .schema import to_json
 
 StoreLike = Any
 """A path, URL or Zarr store."""
@@ -56,17 +57,23 @@ def check_writable(store: StoreLike, mode: str) -> None:
         raise FileExistsError(f"{store} exists and is no Zarr store: it is left alone; choose another path")
 
 
-def check_apart(ds: xr.Dataset, store: StoreLike) -> None:
-    """Refuse to write into the store that a Dataset is read from.
+def check_apart(ds: xr.Dataset, store: StoreLike, observation: str) -> None:
+    """Refuse to write into the store that a Dataset is read from, or into one that holds a record.
 
     Raises
     ------
     ValueError
-        If both are the same folder.
+        If it is the same folder, or there are observations in it.
     """
     source = ds.encoding.get("source")
     if isinstance(source, str) and _local(source) and _local(store) and Path(source).resolve() == Path(store).resolve():
         raise ValueError(f"store={str(store)!r} is the store that the record is read from; choose another path")
+    try:
+        found = zarr.open_group(store, mode="r")
+    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
+        return
+    if held := [name for name in dict.fromkeys((observation, "observation")) if name in found]:
+        raise ValueError(f"store={str(store)!r} holds a record ({held[0]!r}), no run; choose another path")
 
 
 def _local(store: StoreLike) -> bool:
@@ -105,7 +112,7 @@ def digest(*values: Any) -> str:
             h.update(f"{value.dtype.str}{value.shape}".encode())
             h.update(np.ascontiguousarray(value).tobytes())
         else:
-            h.update(json.dumps(value, sort_keys=True).encode())
+            h.update(to_json(value, sort_keys=True).encode())
     return h.hexdigest()
 
 
@@ -134,7 +141,9 @@ class Stream:
 
     def __init__(self, store: StoreLike, template: xr.Dataset, plan: Plan, identity: str, mode: str) -> None:
         self.store, self.plan = store, plan
-        found = self._identity() if exists(store) else None
+        found, unfinished = self._found() if exists(store) else (None, False)
+        if found is None and unfinished:
+            mode = "w"  # killed before the first block
         if found != identity or mode == "w":
             if found is not None and mode != "w":
                 raise FileExistsError(
@@ -143,16 +152,22 @@ class Stream:
                 )
             check_writable(store, mode)
             marked = template.assign_attrs({STATUS: "unfinished"})
-            marked.to_zarr(store, mode="w", compute=False, consolidated=False, zarr_format=3)
+            marked.to_zarr(store, mode=_new(store), compute=False, consolidated=False, zarr_format=3)
             resume = zarr.open_group(store, mode="r+").create_group(_RESUME)
             resume.create_array("done", shape=(plan.shape[0],), chunks=(1,), dtype="int64", fill_value=0)
             resume.attrs["identity"] = identity
 
-    def _identity(self) -> str | None:
+    def _found(self) -> tuple[str | None, bool]:
+        """Identity of the run that the store holds, if it can be resumed; whether it says that it is unfinished."""
         try:
-            return str(zarr.open_group(self.store, path=_RESUME, mode="r").attrs["identity"])
+            unfinished = zarr.open_group(self.store, mode="r").attrs.get(STATUS) == "unfinished"
+        except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
+            return None, False
+        try:
+            resume = zarr.open_group(self.store, path=_RESUME, mode="r")
+            return (str(resume.attrs["identity"]) if "done" in resume else None), unfinished
         except (FileNotFoundError, GroupNotFoundError, KeyError):
-            return None
+            return None, unfinished
 
     def done(self, i: int) -> int:
         """Blocks of the i-th row of the plan that are written."""
@@ -188,15 +203,20 @@ class Stream:
             for leftover in Path(self.store).rglob("*.partial"):
                 leftover.unlink()
         group = zarr.open_group(self.store, mode="r+")
-        del group[_RESUME]
         attributes = dict(group.attrs)
         attributes.pop(STATUS, None)
-        group.attrs.put(attributes)
+        group.attrs.put(attributes)  # a kill from here on leaves a whole store, and some of what it was resumed from
+        del group[_RESUME]
 
 
 def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
     """Write named arrays, one chunk each, and a JSON description as one group, replacing what is there."""
-    group = zarr.open_group(store, path=path, mode="w", zarr_format=3)
+    attributes = {
+        "description": to_json(description),
+        "arrays": sorted(arrays),
+        "digest": _digest(arrays, description),
+    }
+    group = zarr.open_group(store, path=path, mode="w" if path else _new(store), zarr_format=3)
     for name, value in arrays.items():
         value = np.asarray(value, order="C")
         array = group.create_array(
@@ -204,13 +224,7 @@ def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], descr
         )
         if value.size:
             array[...] = value
-    group.attrs.update(
-        {
-            "description": json.dumps(description),
-            "arrays": sorted(arrays),
-            "digest": _digest(arrays, description),
-        }
-    )
+    group.attrs.update(attributes)
 
 
 def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -240,8 +254,13 @@ def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str
     return arrays, description
 
 
+def _new(store: StoreLike) -> Literal["w", "w-"]:
+    """Zarr's mode for a store that may be written to: "w", which empties it, only where there is a Zarr group."""
+    return "w" if exists(store) else "w-"
+
+
 def _digest(arrays: Mapping[str, Array], description: Mapping[str, Any]) -> str:
-    return digest(dict(description), *(part for name in sorted(arrays) for part in (name, arrays[name])))
+    return digest(json.loads(to_json(description)), *(part for name in sorted(arrays) for part in (name, arrays[name])))
 
 
 class OtherRunError(ValueError):
@@ -303,7 +322,7 @@ class Checkpoint:
         """Write the other slot, then point to it."""
         # Group and attribute in one write: a kill between two would leave a group that is no checkpoint.
         root = zarr.open_group(
-            self.store, mode="a", zarr_format=3, attributes={"xdan_checkpoint": json.dumps(self.identity)}
+            self.store, mode="a", zarr_format=3, attributes={"xdan_checkpoint": to_json(self.identity)}
         )
         slot = 1 - self._slot
         members: dict[str, list[tuple[str, Array]]] = {}

@@ -71,6 +71,11 @@ def find_group(experiment: Experiment) -> Group:
     noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], sites)[:, 0]
     x = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
 
+    # Every R that there is, once.
+    times = [0]
+    if error.in_time and error.std is not None:
+        times = np.unique(error.std.numpy(), axis=0, return_index=True)[1].tolist()
+
     def step(z: Tensor) -> Tensor:
         return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
 
@@ -81,10 +86,9 @@ def find_group(experiment: Experiment) -> Group:
         unit = torch.eye(sites, dtype=z.dtype)
         size = sites if error.operator is None else error.operator.size
         seen = error.along(z, unit.expand(len(z), sites, sites)).reshape(-1, size)
-        flags = observed.bool().expand(len(seen), size)
-        steady = error.at(0)
-        found: Tensor = steady.project(seen, flags, z.repeat_interleave(sites, 0)).unflatten(0, (len(z), sites))
-        return found
+        flags, states = observed.bool().expand(len(seen), size), z.repeat_interleave(sites, 0)
+        each = [error.at(k).project(seen, flags, states).unflatten(0, (len(z), sites)) for k in times]
+        return torch.cat(each)
 
     with torch.no_grad():
         known = information(x)
@@ -121,9 +125,8 @@ def _observed(experiment: Experiment) -> Tensor:
     y = experiment.observation
     size = math.prod(y.shape[2:])
     rule = experiment.sites
-    if rule is not None:
-        zero = torch.zeros(1, dtype=torch.int64)
-        return torch.ones(size).double() if rule.kind == "random" else rule.mask(size, zero, zero, 0)[0, 0].double()
+    if rule is not None and rule.kind == "random":
+        return torch.ones(size).double()
     part = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
     seen = part.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
     if not (seen == seen[0]).all():

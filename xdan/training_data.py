@@ -26,7 +26,8 @@ from .store import digest
 
 _VALIDATION_LANES, _VALIDATION_CYCLES = 64, 250
 _CLIMATE_STATES = 256
-_ENDLESS_VALIDATION = 1_000_000_000  # labels of validation trajectories, far from those trained on
+# First labels of an endless twin's trajectories: no record has those, whatever its seed.
+_ENDLESS_VALIDATION, _ENDLESS_TRAINING = 1_000_000_000, 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def data_from_dynamics(
         cycles=window,
         seed=seed,
         like=like,
+        first=_ENDLESS_TRAINING,
         supervised=supervised,
     )
     held = EndlessTwin(
@@ -109,7 +111,7 @@ def data_from_dynamics(
         "interval": interval,
         "observing": observe.to_json(),
         "error_std": np.asarray(error_std).tolist(),
-        "operator": None if seeing is None else digest(*observing_identity(error, dynamics)),
+        "fingerprint": digest(*observing_identity(error, dynamics)),
         "trajectories": trajectories,
     }
     return TrainingData(dynamics, held.error, windows, record, _moments(record), about)

@@ -27,6 +27,7 @@ from .schema import (
     TRAJECTORY_ATTRIBUTES,
     attributes,
     check_counts,
+    check_order,
     state_coordinates,
 )
 
@@ -119,7 +120,7 @@ def twin(
     size = int(np.prod(shape))
     in_time = False
     if error_covariance is None:
-        values, in_time = _deviations(error_std, dims, shape, cycles)
+        values, in_time = _deviations(error_std, dims, shape, cycles, dynamics)
     else:
         values = torch.as_tensor(np.array(error_covariance, dtype=np.float64))
         values = values.reshape(*shape, *shape) if values.shape == (size, size) else values
@@ -135,11 +136,15 @@ def twin(
     return _label(dynamics, sites, dims, arrays, variables, intervals, seed)
 
 
-def _deviations(given: Any, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int) -> tuple[torch.Tensor, bool]:
+def _deviations(
+    given: Any, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int, dynamics: Dynamics
+) -> tuple[torch.Tensor, bool]:
     """Standard deviations, and whether their first axis is time."""
     if isinstance(given, xr.DataArray):
         if unknown := set(given.dims) - {TIME, *dims}:
             raise ValueError(f"error_std has dims {sorted(map(str, unknown))}: expected some of {(TIME, *dims)}")
+        for dim in set(given.dims) & set(dynamics.dims):
+            check_order(given, str(dim), dynamics)
         sizes = {TIME: cycles, **dict(zip(dims, shape, strict=True))}
         in_time, whole = TIME in given.dims, set(dims) & set(given.dims)
         order = [dim for dim in (TIME, *dims) if dim in given.dims or (dim != TIME and whole)]

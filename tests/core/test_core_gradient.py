@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -119,3 +120,24 @@ xdan.train(xdan.Lorenz96(8), xdan.ResidualCNN(filters=2, blocks=1, kernel=3), ba
     if left:
         os.killpg(run.pid, signal.SIGKILL)
     assert left == 0
+
+
+@pytest.mark.parametrize(("objective", "power"), [("rmse", 1), ("mse", 2), ("forecast", 0)])
+@pytest.mark.parametrize("unit", [100.0, 0.01])
+def test_units_change_no_gradient(objective, power, unit):
+    """Of a window in which the bound between cycles is reached."""
+
+    def tendency(x):
+        x = x / unit
+        return unit * ((x.roll(-1, -1) - x.roll(2, -1)) * x.roll(1, -1) - x + 8.0)
+
+    plain, window = Lorenz96(12), twin(Lorenz96(12)).window(0)
+    scaled = CustomDynamics(tendency, state={"site": 12}, timestep=0.05)
+    other = replace(window, truth=unit * window.truth, observation=unit * window.observation)
+    expected = OneProcess(network(), plain, ERROR, objective)(window, None)
+    net = network()
+    net.normalise(2.3 * unit, 3.6 * unit, unit)
+    found = OneProcess(net, scaled, ErrorCovariance(std=unit * ERROR.std), objective)(other, None)
+    assert found.loss == pytest.approx(unit**power * expected.loss, rel=1e-6)
+    for a, b in zip(found.gradients, expected.gradients, strict=True):
+        assert_close(a, unit**power * b, rtol=1e-5, atol=1e-7 * float(unit**power))

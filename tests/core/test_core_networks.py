@@ -119,6 +119,13 @@ def test_training_path_equals_the_plain_path(parameters):
     assert_same(value_and_gradients(net.train(), tensors), value_and_gradients(net.eval(), tensors))
 
 
+@pytest.mark.parametrize("sites", [1, 2, 3, 4])
+def test_training_path_on_a_ring_shorter_than_the_kernel(sites):
+    net = network(kernel=9, memory=2)
+    tensors = inputs(net, sites=sites)
+    assert_same(value_and_gradients(net.train(), tensors, 2), value_and_gradients(net.eval(), tensors, 2))
+
+
 @pytest.mark.parametrize("memory", [0, 2])
 @pytest.mark.parametrize("sub_blocks", [1, 2])
 def test_training_path_keeps_every_cycle_until_its_gradient(memory, sub_blocks):

@@ -11,6 +11,7 @@ from xdan.core.objectives import (
     OBJECTIVES,
     CappedGradient,
     Window,
+    _coin,
     crps,
     energy_score,
     root_squared_error,
@@ -302,18 +303,22 @@ def linear_method(gain: torch.Tensor) -> DataAssimilationNetwork:
     return Linear(method().network)
 
 
-def test_divergence_of_a_linear_analysis_is_the_trace():
+CORRELATED = ErrorCovariance(covariance=0.8 ** (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs().double())
+
+
+@pytest.mark.parametrize("error", [ERROR, CORRELATED])
+def test_divergence_of_a_linear_analysis_is_the_trace(error):
     gain = 0.3 * normals(5, 5, seed=4)
     dan, w = linear_method(gain), window((1,) * 400, lanes=3)
-    passage = through_the_cycles(dan, Lorenz96(5, forcing=0.0), ERROR, w, carried_state(w), divergence=True)
+    passage = through_the_cycles(dan, Lorenz96(5, forcing=0.0), error, w, carried_state(w), divergence=True)
     seen = ~w.observation.isnan()
     # Of the sites that are observed; the off-diagonal part of a random sign's estimate has mean zero.
     trace = (seen * gain.diagonal()).sum(-1)
     kept = ~passage.lost
-    error = (passage.divergence - trace)[kept]
-    assert len(error) > 500
-    assert abs(float(error.mean())) < 4 * float(error.std()) / len(error) ** 0.5
-    assert float(error.std()) > 0
+    off = (passage.divergence - trace)[kept]
+    assert len(off) > 500
+    assert abs(float(off.mean())) < 4 * float(off.std()) / len(off) ** 0.5
+    assert float(off.std()) > 0
 
 
 def test_the_corrected_misfit_is_the_error_of_the_analysis():
@@ -392,3 +397,14 @@ def test_with_a_teacher_every_analysis_starts_from_its_forecast(memory):
         observed = ~plain.observation[:, k].isnan()
         state = own.analyse({**state, "x": forecast[:, k]}, plain.observation[:, k].nan_to_num(0.0), observed, ERROR)
         assert_close(passage.analysis[:, k], state["x"])
+
+
+@pytest.mark.parametrize(("level", "spread"), [(0.0, 1.0), (101325.0, 800.0), (1e-5, 1e-6), (3.0, 0.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_coin_is_fair_in_any_units(level, spread, dtype):
+    """Also where the same value stands at every site."""
+    sign = _coin((level + spread * normals(200, 40)).to(dtype))
+    assert set(sign.unique().tolist()) == {-1.0, 1.0}
+    pairs = (sign.T @ sign / 200).fill_diagonal_(0) if spread else sign.T @ sign / 200 - 1
+    assert abs(float(sign.mean())) < 0.35 if not spread else abs(float(sign.mean())) < 0.05
+    assert abs(float(pairs.mean())) < 0.02 or not spread

@@ -87,10 +87,11 @@ class OneProcess:
         """Through the cycles and back."""
         self.network.train()
         batch, cycles = window.observation.shape[:2]
-        size = math.prod(self.dynamics.shape)
-        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
-        cap = _CAP / (batch * cycles * math.sqrt(size))
         objective = OBJECTIVES[self.objective]
+        size = math.prod(self.dynamics.shape) if objective.truth else window.observation.shape[-1]
+        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
+        unit = float(self.network.error_std) ** objective.power
+        cap = _CAP * unit / (batch * cycles * math.sqrt(size))
         with torch.enable_grad():
             passage = through_the_cycles(
                 self.method, self.dynamics, self.error, window, state, cap, objective.divergence

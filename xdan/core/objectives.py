@@ -15,6 +15,8 @@ from .dynamics import Dynamics
 from .methods import DataAssimilationNetwork, State
 from .observing import ErrorCovariance, split_observation
 
+_TINY = 1e-30  # keeps the root's gradient finite at zero, in any units
+
 
 @dataclass(frozen=True)
 class Window:
@@ -114,7 +116,7 @@ def squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
 
 def root_squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
     """Root mean square over the state, the score itself: large errors weigh less than in Eq. 4."""
-    return (squared_error(analysis, truth) + 1e-8).sqrt()
+    return (squared_error(analysis, truth) + _TINY).sqrt()
 
 
 def crps(members: Tensor, truth: Tensor) -> Tensor:
@@ -132,7 +134,7 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
     m = members.shape[2]
 
     def distance(difference: Tensor) -> Tensor:
-        return (difference.square().mean(-1) + 1e-8).sqrt()
+        return (difference.square().mean(-1) + _TINY).sqrt()
 
     to_truth = distance(members - truth[:, :, None]).mean(2)
     first, second = torch.triu_indices(m, m, 1, device=members.device)
@@ -150,12 +152,15 @@ class Objective:
         From a passage to losses (B, T).
     truth, members, divergence : bool
         Whether it needs the truth, members, or the derivative of the analysis by the observations.
+    power : int
+        Of the observation error in the loss's gradient, of an analysis whose error is of that size.
     """
 
     loss: Callable[[Passage], Tensor]
     truth: bool = True
     members: bool = False
     divergence: bool = False
+    power: int = 0
 
 
 def _members(passage: Passage) -> Tensor:
@@ -171,15 +176,16 @@ def _corrected(passage: Passage) -> Tensor:
 
 OBJECTIVES: dict[str, Objective] = {
     # Supervised, Eq. 4 and its root.
-    "mse": Objective(lambda p: squared_error(p.analysis, p.truth())),
+    "mse": Objective(lambda p: squared_error(p.analysis, p.truth()), power=1),
     "rmse": Objective(lambda p: root_squared_error(p.analysis, p.truth())),
     # Strictly proper scores of members: Gneiting and Raftery (2007), Ferro (2014) for the fair forms.
     "crps": Objective(lambda p: crps(_members(p), p.truth()), members=True),
     "energy": Objective(lambda p: energy_score(_members(p), p.truth()), members=True),
     # Observations only: the forecast to the next ones; or those of the same time, out of sample.
-    "forecast": Objective(lambda p: p.misfit(p.forecast), truth=False),
-    "analysis": Objective(_corrected, truth=False, divergence=True),
+    "forecast": Objective(lambda p: p.misfit(p.forecast), truth=False, power=-1),
+    "analysis": Objective(_corrected, truth=False, divergence=True, power=-1),
 }
+_ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # multipliers that mix bits
 _PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors
 
 
@@ -230,7 +236,7 @@ def through_the_cycles(
     state : dict of Tensor, or None where the trajectories start
         Analysis that the previous window left.
     cap : float
-        Bound on the norm of the gradient that a trajectory passes back from one cycle to the cycle before.
+        Bound on the norm of the gradient by the state that a trajectory passes back from one cycle to the cycle before.
     divergence : bool
         Estimate the divergence too, by a second analysis of slightly other observations (Ramani et al., 2008,
         doi:10.1109/TIP.2008.2001404).
@@ -251,7 +257,9 @@ def through_the_cycles(
             trace = observation.new_zeros(len(observation))
         else:
             if math.isfinite(cap) and k > 0:
-                state = {name: CappedGradient.apply(v, cap) for name, v in state.items()}  # type: ignore[no-untyped-call]
+                # Memory is a number of order one: in units of the observation error, as the increments are.
+                caps = {name: cap if name == "x" else cap * float(method.network.error_std) for name in state}
+                state = {name: CappedGradient.apply(v, caps[name]) for name, v in state.items()}  # type: ignore[no-untyped-call]
             if window.forecast is None:
                 forecast = method.forecast(state, dynamics, steps)
             else:
@@ -300,8 +308,17 @@ def _divergence(
     error: ErrorCovariance,
 ) -> Tensor:
     """Trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), from one direction of random signs; shape (B,)."""
-    # The last digits of the observations are as good as a coin, and the same in any process.
-    sign = torch.where((observation * 4096).round() % 2 == 0, 1.0, -1.0).to(observation) * observed
-    moved = method.analyse(forecast, observation + _PROBE * error.color(sign), observed, error)
+    sign = _coin(observation) * observed
+    moved = method.analyse(forecast, observation + _PROBE * error.color(sign, observed), observed, error)
     answer = error.whiten(error.seen(method.mean(moved)) - error.seen(method.mean(state)), observed) / _PROBE
     return (answer * sign).sum(1)
+
+
+def _coin(observation: Tensor) -> Tensor:
+    """Signs from the bits of observations (B, P): as good as a coin in any units, and the same in any process."""
+    kind = torch.int32 if observation.element_size() == 4 else torch.int64
+    site = torch.arange(observation.shape[1], device=observation.device)
+    bits = observation.contiguous().view(kind).to(torch.int64) + _ODD[0] * site
+    for factor in _ODD[1:]:
+        bits = (bits ^ (bits >> 30)) * factor
+    return torch.where((bits >> 40) & 1 == 0, 1.0, -1.0).to(observation)

@@ -251,12 +251,15 @@ class ErrorCovariance:
         answer: Tensor = (weighted @ solved).mT
         return answer if many else answer[:, 0]
 
-    def color(self, noise: Tensor) -> Tensor:
-        """Turn standard normal noise of shape (..., N) into errors with covariance R."""
+    def color(self, noise: Tensor, observed: Tensor | None = None) -> Tensor:
+        """Turn standard normal noise of shape (..., P) into errors with covariance R, or R of what is observed."""
         if self.std is not None:
             return noise * self.std
         assert self._factor is not None
-        return noise @ self._factor.T
+        if observed is None:
+            return noise @ self._factor.T
+        colored: Tensor = (self._masked_factor(observed) @ noise[..., None])[..., 0]
+        return colored
 
     def variance(self) -> Tensor:
         """Diagonal of R, broadcastable to the observations, (..., P), or (..., K, P) where it differs in time."""

@@ -293,7 +293,8 @@ def score(method: Method, record: Record) -> Tensor:
     """Score of a method on a record, smaller is better; infinite where a trajectory diverged, shape ().
 
     By the truth: mean analysis RMSE. By the innovations: their negative log-likelihood, half the mean of
-    log v + d^2 / v with v the forecast variance plus R's diagonal; a method without a spread: their mean square.
+    log v + d^2 / v with v the forecast variance plus R's diagonal; without a spread, or through an operator: their mean
+    square.
 
     Raises
     ------
@@ -326,7 +327,11 @@ def _bury(state: State) -> State:
     alive = state["alive"] & (x.abs() <= LOST).flatten(1).all(1)
     if bool(alive.all()):
         return state
-    kept = {name: torch.where(_rows(alive, value), value, torch.zeros_like(value)) for name, value in state.items()}
+    # Counters and flags stay: methods read those of a block from any of its trajectories.
+    kept = {
+        name: torch.where(_rows(alive, value), value, torch.zeros_like(value)) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
     return {**kept, "alive": alive}
 
 

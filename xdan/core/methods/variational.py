@@ -230,7 +230,7 @@ def _tune(record: Record, static: Static, tune_on: str) -> tuple[Static, Tensor]
 
 def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
     """Minimum of the parabola through the best candidate and its neighbours, in log scale."""
-    if not 0 < best < len(scale) - 1:
+    if not 0 < best < len(scale) - 1 or not bool(curve[best - 1 : best + 2].isfinite().all()):
         return scale[best]
     left, middle, right = curve[best - 1 : best + 2]
     bend = left - 2 * middle + right

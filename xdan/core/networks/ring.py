@@ -127,7 +127,7 @@ class RingCNN(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """From (inputs, N, B) to (outputs, N, B); in training mode with a gradient that is written out."""
         weights, biases = list(self.weights), list(self.biases)
-        if not self.training or self.activation == "linear":
+        if not self.training or self.activation == "linear" or features.shape[1] < self.kernel // 2:
             return residual_trunk(features, weights, biases, self.kernel, self.sub_blocks, self.activation)
         if self._trunk is None or not self._trunk.fits(weights):
             self._trunk = Trunk(weights, biases, self.kernel, self.sub_blocks, self.activation == "gated")
