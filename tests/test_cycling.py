@@ -429,3 +429,12 @@ def test_a_trajectory_that_was_chosen_keeps_its_label(twin):
     )
     with pytest.raises(ValueError, match="run and record differ in trajectory"):
         twin.isel(trajectory=3).dan.score(whole.isel(trajectory=1))
+
+
+@pytest.mark.parametrize("name", ["etkf", "3d-var", "enkf-n"])
+def test_states_of_large_units_are_not_lost(model, name):
+    unit = 1e7
+    scaled = xdan.CustomDynamics(lambda x: unit * model.tendency(x / unit), state={"x": 8}, timestep=0.05)
+    ds = xdan.twin(scaled, cycles=20, trajectories=2, error_std=unit, dtype="float64")
+    run = ds.dan.baseline(name, dynamics=scaled, **({} if name == "3d-var" else {"members": 9}))
+    assert not run.diverged.compute().any()

@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 _CURVES = {"innovation": "innovation_score", "truth": "truth_rmse"}
 _TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 400
 
-LOST = 1e6  # a component beyond this is a trajectory that has diverged
+LOST = 1e6  # a component so many times as large as those at the start is of a trajectory that has diverged
 
 
 @dataclass(frozen=True)
@@ -252,6 +252,7 @@ def run(
         if state is None:
             state, analyse = method.start(record), method.first
             state["alive"] = torch.ones(len(observation), dtype=torch.bool, device=observation.device)
+            state["bound"] = (LOST * state["x"].abs().flatten(1).amax(1).clamp_min(1.0)).clamp_max(1e30)
         else:
             state, analyse = _bury(method.forecast(state, record.dynamics, steps)), method.analyse
         forecast = state
@@ -324,7 +325,7 @@ def _rows(flag: Tensor, like: Tensor) -> Tensor:
 def _bury(state: State) -> State:
     """Zero what a lost trajectory carries, so that batched linear algebra stays finite for the others."""
     x = state["x"]
-    alive = state["alive"] & (x.abs() <= LOST).flatten(1).all(1)
+    alive = state["alive"] & (x.abs().flatten(1).amax(1) <= state["bound"])
     if bool(alive.all()):
         return state
     # Counters and flags stay: methods read those of a block from any of its trajectories.
