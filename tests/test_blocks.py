@@ -118,7 +118,7 @@ def test_windows_follow_the_record(twin, rows, batch, cycles, length, chunk, seg
     batch = min(batch, len(lanes))
     source = windows_of(experiment, lanes, length, batch, cycles)
     last, seen = {}, set()
-    count = 3 * source.groups * (length // cycles) * len(lanes) // batch
+    count = 3 * source.groups * (length // cycles) * len(source.batches)
     for index in range(count):
         window = source.window(index)
         assert window.truth.shape == (batch, cycles, 8)
@@ -135,8 +135,7 @@ def test_windows_follow_the_record(twin, rows, batch, cycles, length, chunk, seg
             assert (trajectories, times) == (before, ends)
         last[window.group] = (trajectories, [time + cycles for time in times])
     source.close()
-    kept = lanes[: len(lanes) // batch * batch]
-    assert seen == {(row, start + cycles * w) for row, start in kept for w in range(length // cycles)}
+    assert seen == {(row, start + cycles * w) for row, start in lanes for w in range(length // cycles)}
 
 
 def test_windows_take_their_lanes_intervals(twin):

@@ -127,6 +127,9 @@ def _observed(experiment: Experiment) -> Tensor:
     rule = experiment.sites
     if rule is not None and rule.kind == "random":
         return torch.ones(size).double()
+    if rule is not None and y.chunks is not None:  # nothing lazy is read before it is asked for
+        zero = torch.zeros(1, dtype=torch.int64)
+        return rule.mask(size, zero, zero, 0)[0, 0].double()
     part = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
     seen = part.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
     if not (seen == seen[0]).all():
