@@ -155,6 +155,13 @@ def test_sweep_curves(cube):
     np.testing.assert_allclose(bars[1].dimension_values("bar"), 0.01)
 
 
+def test_ticks_are_the_values_that_were_swept(cube):
+    wide = cube.assign_coords(error_std=[256, 4096])
+    (plot,) = panels(xdan.sweep_curves(wide, "error_std", logx=True))
+    assert plot.xaxis[0].ticker.ticks == [256, 4096]
+    assert plot.xaxis[0].major_label_overrides == {256: "256", 4096: "4096"}
+
+
 def test_more_schemes_than_colours_are_told_apart(cube):
     many = xr.concat([cube.isel(scheme=[0]).assign_coords(scheme=[f"scheme {k}"]) for k in range(8)], "scheme")
     lines = [part for part in xdan.sweep_curves(many, "error_std", logy=True) if isinstance(part, hv.Curve)]

@@ -234,7 +234,8 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "padding": PADDING}
     sizes |= {"logx": logx, "logy": logy}
     if cube[along].dtype.kind in "iuf":
-        sizes["xticks"] = cube[along].values.tolist()
+        # With their labels: a logarithmic axis would write powers of ten under 256 and 4096.
+        sizes["xticks"] = [(label, f"{label:g}") for label in cube[along].values.tolist()]
     if logy:
         sizes["yticks"] = _log_ticks(mean.values)
     drawn = []
