@@ -6,7 +6,8 @@
 Every figure leaves a Zarr cube, a page and (with Playwright and Chromium) a PNG under `--out`, and prints one line that
 says what agrees with the paper and what does not. What is there already is not computed again, and a killed run is
 taken up where it was; a figure that fails does not stop the others. "laptop" has the same axes with small networks,
-trained for a minute or two; "paper" has the paper's settings, for a GPU.
+trained for a minute or two: two hours on two cores for "all", docs/paper.md says how long each takes. "paper" has the
+paper's settings, for a GPU.
 """
 
 from __future__ import annotations
