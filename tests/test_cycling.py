@@ -344,6 +344,10 @@ def test_other_coordinates_come_with_a_streamed_run(twin, tmp_path, zarr_format)
     found = record.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False).load()
     for name in ("lat", "date", "site_name"):
         np.testing.assert_array_equal(found[name], auxiliary(twin)[name])
+    opened = xr.open_zarr(tmp_path / "run.zarr", consolidated=False)
+    expected = xdan.score(twin, twin.dan.baseline("optimal-interpolation"))
+    for ds in (record, auxiliary(twin)):
+        np.testing.assert_allclose(xdan.score(ds, opened).rmse, expected.rmse, rtol=1e-6)
 
 
 def test_chunks_of_any_sizes_are_streamed(twin, tmp_path):

@@ -290,6 +290,8 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
         ({"a": TINY}, {}, {"seeds": []}, "expected distinct ones, at least one"),
         ({"a": TINY}, {}, {"seeds": [-1]}, "seed=-1: expected an integer from 0"),
         ({"a": TINY}, {"interval": [0.05, 0.07]}, {}, "0.07"),
+        ({"a": TINY}, {"interval": ["a", "b"]}, {}, "axis 'interval' has the values .*: expected numbers"),
+        ({"a": TINY}, {"interval": [[0.05], [0.1]]}, {}, "axis 'interval' has the values .*: expected numbers"),
         ({"a": {**TINY, "trained_on": {"interval": 0.07}}}, {}, {}, "0.07"),
         ({"a": TINY}, {"observe": [xdan.Sites.random(9)]}, {}, "9"),
         ({"a": TINY}, {}, {"burn_in": 12}, "a burn-in shorter than the cycles"),

@@ -71,6 +71,9 @@ class Grid:
         for label, scheme in self.schemes.items():
             if wrong := sorted(set(scheme.trained_on) - own - set(TWIN)):
                 raise ValueError(f"scheme {label!r}: trained_on takes {sorted(own | set(TWIN))}, not {wrong}")
+        for name in {"interval", "error_std"} & set(self.axes):
+            if wrong := [value for value in self.axes[name].values() if not isinstance(value, Real)]:
+                raise ValueError(f"axis {name!r} has the values {wrong}: expected numbers")
         if len(several := sorted(_LENGTHS & set(self.axes))) > 1:
             raise ValueError(f"the axes {several} all say how long to train: expected one of them")
         for cell in self.cells():

@@ -218,7 +218,7 @@ def _match(
     if experiment.bare and TRAJECTORY not in run.dims:
         run = label_trajectory(run)
     run = run.assign({name: value.drop_vars(set(value.coords) - set(run.coords)) for name, value in found.items()})
-    if run.chunks:
+    if any(value.chunks is not None for value in run.data_vars.values()):
         run = run.chunk({dim: -1 for dim in experiment.frame.dynamics.dims if dim in run.dims})
     cycles = run.sizes[TIME]
     if not 0 <= burn_in < cycles:
