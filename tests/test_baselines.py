@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 import xdan
-from xdan.core.methods.variational import _SCALES
+from xdan.core.methods.variational import _SCALES, _vertex
 
 
 def test_baseline_is_cycle_with_the_method(twin):
@@ -60,6 +60,12 @@ def test_tuning_takes_the_bottom_of_its_curve(model):
     fixed = xdan.baseline(ds, "3d-var", scale=_SCALES[best])
     innovation = (ds.observation - fixed.forecast).isel(time=slice(50, 200))
     np.testing.assert_allclose(np.sqrt((innovation**2).mean()), tuned.innovation_rms[best], rtol=1e-6)
+
+
+def test_the_best_scale_stands_beside_one_that_diverged():
+    scale = torch.tensor([2.0, 1.0, 0.5, 0.25])
+    assert float(_vertex(scale, torch.tensor([torch.inf, 1.0, 1.5, 2.0]), 1)) == 1.0
+    assert 0.5 < float(_vertex(scale, torch.tensor([3.0, 1.0, 1.5, 2.0]), 1)) < 1.0
 
 
 def test_a_static_scheme_is_tuned_on_the_truth_where_asked(model):
