@@ -349,5 +349,5 @@ def test_errors_and_operators_of_another_order_are_refused(model, moving):
     with pytest.raises(ValueError, match="labels of 'x' in another order"):
         xdan.twin(model, cycles=4, operator=matrix.isel(x=slice(None, None, -1)))
     turned = moving.observation_error.isel(time=slice(None, None, -1))
-    with pytest.raises(ValueError, match="has other times than the observations"):
+    with pytest.raises(ValueError, match="has other labels along 'time' than the observations"):
         moving.dan.baseline("optimal-interpolation", observation_error=turned)

@@ -179,8 +179,8 @@ def cycle(
         chosen = dask.delayed(_chosen)(prepared)
         scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
         result = label(_named(shapes, arrays) | _named(tuned, scalars))
-        given: xr.Dataset = experiment.as_given(result)
-        return given if lazy else given.compute()
+        result = experiment.as_given(result)
+        return result if lazy else result.compute()
     identity = digest(
         [prototype.name, prototype.parameters(), prototype.tune_on, dynamics_to_json(frame.dynamics), seed, members],
         method.digest if isinstance(method, Network) else "",

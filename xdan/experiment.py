@@ -7,7 +7,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import cf_xarray  # noqa: F401
 import numpy as np
@@ -18,6 +18,8 @@ from .core.dynamics import Dynamics, dynamics_from_json
 from .core.observing import ErrorCovariance, Sites
 from .observing import read_error, read_operator
 from .schema import OBS, TIME, TRAJECTORY, XdanWarning, check_order, find
+
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Experiment:
     sites: Sites | None = None
     unlabelled: bool = False
 
-    def as_given(self, result: Any) -> Any:
+    def as_given(self, result: Labelled) -> Labelled:
         """A Dataset or DataArray without the dim `trajectory` where the record has none, its label kept."""
         if not self.bare or TRAJECTORY not in result.dims:
             return result
@@ -227,7 +229,7 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
     return variable, bare
 
 
-def label_trajectory(variable: Any) -> Any:
+def label_trajectory(variable: Labelled) -> Labelled:
     """Give a Dataset or DataArray of one trajectory the dim, labelled as its scalar coordinate is, or 0."""
     return variable.expand_dims(TRAJECTORY if TRAJECTORY in variable.coords else {TRAJECTORY: [0]})
 

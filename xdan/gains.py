@@ -330,8 +330,7 @@ def _label(found: Any, states: States, over: Sequence[str], tail: Sequence[int],
     spelled = "1" if units == "1" or not powers else units if powers == 1 else f"({units}){powers}"
     about = attributes(dynamics, long_name=KINDS[kind], units=spelled)
     result = xr.DataArray(found, coordinates, [*dims, *factors], _kind_name(kind), about)
-    given: xr.DataArray = states.experiment.as_given(result)
-    return given
+    return states.experiment.as_given(result)
 
 
 def _kind_name(kind: str) -> str:

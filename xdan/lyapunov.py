@@ -113,8 +113,7 @@ def lyapunov_vectors(
         first += held
     found, growth = (da.concatenate(into) for into in pieces)
     result = _label_vectors(found, growth, experiment, kind, kept, seed)
-    given: xr.Dataset = experiment.as_given(result)
-    return given
+    return experiment.as_given(result)
 
 
 def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> Experiment:

@@ -139,19 +139,14 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
         raise ValueError(
             f"observation error {variable.name!r} has {variable.sizes[TIME]} times, the observations {times}"
         )
-    if in_time and TIME in variable.coords and not np.allclose(variable[TIME], observation[TIME]):
-        raise ValueError(
-            f"observation error {variable.name!r} has other times than the observations, or in another order: bring "
-            "them into that of the observations with .sel()"
-        )
-    for dim in dims:
+    lead = [TIME] if in_time else []
+    for dim in (*lead, *dims):
         labelled = dim in variable.coords and dim in observation.coords
         if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
             raise ValueError(
                 f"observation error {variable.name!r} has other labels along {dim!r} than the observations, or in "
                 "another order: bring them into that of the observations with .sel()"
             )
-    lead = [TIME] if in_time else []
     if set(dims) <= set(variable.dims):
         variable = variable.transpose(*lead, *dims, ...)
     else:
