@@ -26,6 +26,7 @@ from common import markdown, trained
 BURN_IN, TRAJECTORIES = 200, 64
 PLAIN = {"filters": 40, "blocks": 5, "kernel": 5}
 MEMORY = {"filters": 40, "blocks": 5, "kernel": 3, "memory": 16}
+COVARIANCE = {"form": "hypernetwork", "rank": 8, "filters": 40, "blocks": 5, "kernel": 3}
 # Large batches, and weights that stay small: long runs gain from both.
 LARGE = {
     "objective": "mse",
@@ -35,6 +36,25 @@ LARGE = {
     "adam_learning_rate": 0.0024,
     "weight_decay": 0.1,
 }
+# The covariance of a square-root EnKF is imitated for most of the time, without cycling; then come the cycles, at rates
+# that leave what was learned.
+IMITATE = {
+    "objective": "covariance",
+    "teacher": {"method": "etkf", "members": 40},
+    "window": 8,
+    "batch": 16,
+    "weight_decay": 0.1,
+    "trajectories": 256,
+}
+AFTER = {
+    "objective": "mse",
+    "window": 12,
+    "batch": 32,
+    "learning_rate": 0.001,
+    "adam_learning_rate": 0.0002,
+    "weight_decay": 0.1,
+}
+IMITATED_SHARE = 0.8
 
 
 @dataclass(frozen=True)
@@ -48,6 +68,7 @@ class Row:
     interval: float = 0.05
     observe: xdan.Sites = field(default_factory=xdan.Sites.all)
     settings: dict[str, Any] = field(default_factory=dict)
+    imitate: bool = False
 
     @property
     def slug(self) -> str:
@@ -64,6 +85,9 @@ def rows() -> list[Row]:
         Row("linear in zeta, localised", xdan.LinearInZeta(), 40, 0.23),
         Row("linear in zeta, low rank", xdan.LinearInZeta(form="low-rank"), 40),
         Row("linear in zeta, hypernetwork", xdan.LinearInZeta(form="hypernetwork", rank=8), 40),
+        Row("covariance imitated first", xdan.LinearInZeta(**COVARIANCE), 40, settings=AFTER, imitate=True),
+        Row("memory, cycles only", xdan.LinearInZeta(**COVARIANCE, memory=16), 40, settings=LARGE),
+        Row("memory, imitated first", xdan.LinearInZeta(**COVARIANCE, memory=16), 40, settings=AFTER, imitate=True),
         Row("every other site", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.306, observe=every, settings=LARGE),
         Row("20 to 40 random sites", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.224, observe=some, settings=LARGE),
         Row("interval 0.20", xdan.ResidualCNN(**MEMORY), 30, 0.38, interval=0.20, settings=LARGE),
@@ -81,17 +105,13 @@ def rows() -> list[Row]:
 def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
     """Train one row where its network is missing, cycle it, keep its scores."""
     model = xdan.Lorenz96()
-    net = trained(
-        out / f"{row.slug}.zarr",
-        model,
-        row.network,
-        interval=row.interval,
-        observe=row.observe,
-        minutes=scale * row.minutes,
-        seed=seed,
-        progress={"desc": f"{row.title:<28}"},
-        **row.settings,
-    )
+    about = {"interval": row.interval, "observe": row.observe, "seed": seed, "progress": {"desc": f"{row.title:<28}"}}
+    minutes, start = scale * row.minutes, row.network
+    if row.imitate:
+        first = IMITATED_SHARE * minutes
+        start = trained(out / f"{row.slug}-imitation.zarr", model, start, minutes=first, **about, **IMITATE)
+        minutes -= first
+    net = trained(out / f"{row.slug}.zarr", model, start, minutes=minutes, **about, **row.settings)
     cycles = BURN_IN + (400 if row.interval < 0.1 else 100)
     test = xdan.twin(
         model, interval=row.interval, cycles=cycles, trajectories=TRAJECTORIES, observe=row.observe, seed=seed + 1

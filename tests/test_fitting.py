@@ -366,8 +366,8 @@ def test_every_network_trains_cycles_saves_and_opens(wide, quick, name, tmp_path
 
 
 def test_memory_of_a_network_without_any_is_refused(wide, quick):
-    with pytest.raises(ValueError, match=r"'linear-in-zeta' has no parameters \['memory'\]"):
-        xdan.train(wide, "linear-in-zeta", memory=2, **quick)
+    with pytest.raises(ValueError, match=r"'ensemble-cnn' has no parameters \['memory'\]"):
+        xdan.train(wide, "ensemble-cnn", memory=2, **quick)
 
 
 def test_processes_change_rounding_only(wide, architecture, quick):
@@ -489,6 +489,60 @@ def test_a_teacher_has_one_forecast_and_a_record(model, wide, teacher, quick):
         xdan.train(model, teacher=teacher, **quick)
     with pytest.raises(TypeError, match="teacher is a str: expected the Dataset"):
         xdan.train(wide, teacher="enkf-n", **quick)
+
+
+ROOT = xdan.LinearInZeta(form="hypernetwork", rank=2, width=3, filters=4, blocks=1, kernel=3, memory=2)
+IMITATION = {"objective": "covariance", "teacher": {"method": "etkf", "members": 6, "inflation": 1.1}}
+
+
+def test_a_covariance_is_imitated_and_training_goes_on_through_the_cycles(model, quick):
+    net = xdan.train(model, ROOT, **quick, **IMITATION)
+    assert told(net)["teacher"] == {"method": "etkf", "members": 6, "inflation": 1.1, "rotate": False, "spin_up": 100}
+    assert net.description["training"]["objective"] == "covariance"
+    assert float(net.history.loss[-1]) < float(net.history.loss[0])
+    onward = xdan.train(model, net, **quick)
+    assert told(onward)["teacher"] is None
+
+
+def test_an_imitation_that_was_cut_short_ends_with_the_same_weights(model, quick, tmp_path, monkeypatch):
+    whole = xdan.train(model, ROOT, **quick, **IMITATION)
+    step, settings = Trainer.step, {**quick, **IMITATION, "checkpoint": tmp_path / "ck.zarr"}
+    monkeypatch.setattr("xdan.training_loop.clock.perf_counter", iter(range(0, 10**6, 31)).__next__)
+
+    def cut(self, window, rate):
+        if self.step_count == 5:
+            raise KeyboardInterrupt
+        return step(self, window, rate)
+
+    with monkeypatch.context() as context:
+        context.setattr(Trainer, "step", cut)
+        with pytest.raises(KeyboardInterrupt):
+            xdan.train(model, ROOT, **settings)
+    resumed = xdan.train(model, ROOT, **settings)
+    for name, value in whole.arrays.items():
+        np.testing.assert_array_equal(resumed.arrays[name], value)
+
+
+@pytest.mark.parametrize(
+    ("network", "more", "message"),
+    [
+        (ROOT, {"teacher": None}, "expected the name of an ensemble method to imitate, such as teacher='etkf'"),
+        (ROOT, {"teacher": xr.Dataset()}, "teacher=Dataset: expected the name of an ensemble method"),
+        (ROOT, {"teacher": "3d-var"}, "teacher '3d-var' has no members to take a covariance from; take 'etkf'"),
+        (ROOT, {"teacher": "nobody"}, "'nobody' is unknown; known are"),
+        (ROOT, {"teacher": {"members": 5}}, "expected the name of the method as 'method'"),
+        (ROOT, {"teacher": {"method": "etkf", "member": 5}}, r"has no parameters \['member'\]"),
+        ("residual-cnn", {}, r"'residual-cnn' has no covariance of its own; take xdan.LinearInZeta"),
+    ],
+)
+def test_covariances_that_cannot_be_imitated(model, quick, network, more, message):
+    with pytest.raises(ValueError, match=message):
+        xdan.train(model, network, **quick, **{**IMITATION, **more})
+
+
+def test_a_record_has_no_ensemble_to_imitate(wide, quick):
+    with pytest.raises(ValueError, match="objective='covariance' needs an ensemble beside the record"):
+        xdan.train(wide, ROOT, **quick, **IMITATION)
 
 
 def test_a_checkpoint_is_of_what_training_started_from(single, architecture, quick, tmp_path):

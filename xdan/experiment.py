@@ -294,7 +294,7 @@ def check_follows(experiment: Experiment) -> None:
         )
 
 
-def imitate(experiment: Experiment, teacher: xr.Dataset) -> Experiment:
+def imitate(experiment: Experiment, teacher: Any) -> Experiment:
     """Put a run in the truth's place: its analyses are what is aimed at, its forecasts what they start from.
 
     Raises

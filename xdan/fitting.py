@@ -15,7 +15,7 @@ import xarray as xr
 
 from .blocks import RecordWindows, pick_device
 from .core.dynamics import Dynamics
-from .core.networks import AnalysisNetwork, network_by_name
+from .core.networks import AnalysisNetwork, LinearInZeta, network_by_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
 from .core.random import Purpose, check_seed, uniform
@@ -53,7 +53,7 @@ def train(
     processes: int | None = None,
     checkpoint: StoreLike | None = None,
     progress: bool | Mapping[str, Any] = True,
-    teacher: xr.Dataset | None = None,
+    teacher: xr.Dataset | str | Mapping[str, Any] | None = None,
     dynamics: Dynamics | None = None,
     truth: str | None = None,
     observation: str | None = None,
@@ -76,11 +76,12 @@ def train(
         from (it is not changed).
     memory : int, optional
         Latent channels per site carried from cycle to cycle, where `network` is a name; 0 is the paper's network.
-    objective : {"rmse", "mse", "crps", "energy", "forecast", "analysis"}
+    objective : {"rmse", "mse", "crps", "energy", "forecast", "analysis", "covariance"}
         Supervised: "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does; "crps" and "energy"
         score the members of an ensemble network. From observations only, the truth is not read even where there is
         one: "forecast" is the misfit of the forecast to the next observations; "analysis" that of the analysis to its
-        own, corrected for having seen them. Validation is then by the innovations.
+        own, corrected for having seen them. Validation is then by the innovations. "covariance", on an endless twin, is
+        the distance of P_a from the teacher's: a start for `LinearInZeta`.
     window : int
         N_iter, cycles that the gradient goes back through.
     batch : int
@@ -112,10 +113,12 @@ def train(
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
     progress : bool or mapping
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
-    teacher : xarray.Dataset, optional
+    teacher : xarray.Dataset, str or mapping, optional
         A run of `baseline` on this record to imitate, as a start: every analysis is made from the teacher's forecast
         and compared with its analysis, so that no model is run and no gradient goes through it. Take it from a store:
-        a lazy one runs anew for every block that is read. Carry on from the network without a teacher.
+        a lazy one runs anew for every block that is read. Carry on from the network without a teacher. With
+        objective="covariance", an ensemble method that runs beside an endless twin: a name such as "etkf", or
+        {"method": "etkf", "members": 80, "inflation": 1.02}.
     dynamics, truth, observation, observation_error, operator
         As for `cycle`; an operator goes with an endless twin too.
     interval, observe, error_std, trajectories
@@ -169,7 +172,7 @@ def train(
     sizes = {"window": window, "batch": batch, "seed": seed}
     if isinstance(source, Dynamics):
         own = {
-            "teacher": teacher,
+            "teacher": None if objective == "covariance" else teacher,
             "dynamics": dynamics,
             "truth": truth,
             "observation": observation,
@@ -177,6 +180,13 @@ def train(
         }
         if asked := [label for label, value in own.items() if value is not None]:
             raise ValueError(f"{asked} go with a Dataset; an endless twin has error_std= and operator=")
+        # A Dataset is a mapping too.
+        ensemble = None if isinstance(teacher, xr.Dataset) or objective != "covariance" else teacher
+        if objective == "covariance" and not isinstance(ensemble, (str, Mapping)):
+            raise ValueError(
+                f"objective='covariance' with teacher={type(teacher).__name__}: expected the name of an ensemble "
+                "method to imitate, such as teacher='etkf'"
+            )
         data = data_from_dynamics(
             source,
             interval=interval,
@@ -186,9 +196,15 @@ def train(
             trajectories=4 * batch if trajectories is None else trajectories,
             device=device,
             supervised=supervised,
+            teacher=ensemble,
             **sizes,
         )
     elif isinstance(source, xr.Dataset):
+        if objective == "covariance":
+            raise ValueError(
+                "objective='covariance' needs an ensemble beside the record: train on the dynamics, as an endless "
+                "twin, with teacher='etkf'; or imitate a run's analyses with objective='mse' and teacher=run"
+            )
         endless: dict[str, tuple[Any, Any]] = {
             "observe": (observe, None),
             "trajectories": (trajectories, None),
@@ -221,6 +237,11 @@ def train(
     module = _architecture(network, memory, seed, data).to(device)
     if teacher is not None and module.ensemble:
         raise ValueError("a teacher has one forecast and one analysis; this network takes members: train it without")
+    if OBJECTIVES[objective].covariance and not isinstance(module, LinearInZeta):
+        raise ValueError(
+            f"objective='covariance': network {module.name!r} has no covariance of its own; take "
+            "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
+        )
     if OBJECTIVES[objective].members and (not module.ensemble or module.members < 2):
         raise ValueError(
             f"objective={objective!r} scores members, and the network has a single forecast: take an ensemble network "
@@ -239,7 +260,7 @@ def train(
         "architecture": {"name": module.name, **module.parameters_json()},
         "start": network.digest if isinstance(network, Network) else None,
     }
-    if window > 1 and teacher is None:
+    if window > 1 and teacher is None and not OBJECTIVES[objective].covariance:
         _check_differentiable(data)
     trainer = Trainer(module, data.dynamics, data.error, settings, processes)
     try:

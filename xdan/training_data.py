@@ -14,7 +14,8 @@ import xarray as xr
 from .blocks import RecordWindows, make_record, read_lanes
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.endless import EndlessTwin
-from .core.methods import Record
+from .core.imitation import TaughtTwin
+from .core.methods import EnsembleMethod, Method, Record, method_by_name
 from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
 from .cycling import check_observed
@@ -63,8 +64,10 @@ def data_from_dynamics(
     seed: int,
     device: str,
     supervised: bool,
+    teacher: str | Mapping[str, Any] | None = None,
 ) -> TrainingData:
-    """Endless twin to train on, and a short one apart to validate on."""
+    """Endless twin to train on, beside an ensemble method where there is a teacher, and a short one to validate on."""
+    method = None if teacher is None else _ensemble_method(teacher)
     like = torch.zeros((), device=device)
     model_steps = dynamics.steps_in(interval)
     seeing = None if operator is None else operator_from(operator, dynamics)
@@ -106,6 +109,9 @@ def data_from_dynamics(
         seed,
         part.truth,
     )
+    source: Source = windows
+    if method is not None:
+        source = TaughtTwin(windows, method.prepare(record))
     about = {
         "endless": dynamics_to_json(dynamics),
         "interval": interval,
@@ -113,8 +119,21 @@ def data_from_dynamics(
         "error_std": np.asarray(error_std).tolist(),
         "fingerprint": digest(*observing_identity(error, dynamics)),
         "trajectories": trajectories,
+        "teacher": None if method is None else {"method": method.name, **method.parameters()},
     }
-    return TrainingData(dynamics, held.error, windows, record, _moments(record), about)
+    return TrainingData(dynamics, held.error, source, record, _moments(record), about)
+
+
+def _ensemble_method(teacher: str | Mapping[str, Any]) -> Method:
+    """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for."""
+    asked = {"method": teacher} if isinstance(teacher, str) else dict(teacher)
+    if "method" not in asked:
+        raise ValueError(f"teacher={teacher!r}: expected the name of the method as 'method', beside its parameters")
+    name = asked.pop("method")
+    method = method_by_name(name, **asked)
+    if not isinstance(method, EnsembleMethod):
+        raise ValueError(f"teacher {name!r} has no members to take a covariance from; take 'etkf' or 'enkf-n'")
+    return method
 
 
 def _moments(record: Record) -> tuple[float, float]:

@@ -24,6 +24,7 @@ FAMILY = {
     "linear-in-zeta": FORMS["localised"],
     "linear-in-zeta low-rank": FORMS["low-rank"],
     "linear-in-zeta hypernetwork": FORMS["hypernetwork"],
+    "linear-in-zeta with memory": {**FORMS["hypernetwork"], "memory": 2},
     "ensemble-cnn": {"members": 3},
     "ensemble-cnn exchangeable": {"members": 3, "exchangeable": True},
 }
@@ -155,7 +156,7 @@ def test_linear_in_zeta_with_a_symmetric_positive_semi_definite_covariance(form)
 def test_equation_b1_is_the_dense_product():
     net = make("linear-in-zeta")
     x, zeta = inputs(net)
-    roots = net.roots(x)
+    roots = net.read(x)[0]
     index = torch.arange(N)
     distance = (index[:, None] - index).abs()
     rho = gaspari_cohn(torch.minimum(distance, N - distance).double(), 2.0)
@@ -168,8 +169,8 @@ def test_equation_b1_is_the_dense_product():
 def test_the_low_rank_form_is_the_dense_product():
     net = make("linear-in-zeta low-rank")
     x, zeta = inputs(net)
-    columns = net.roots(x)[:, :, 1].T
-    assert_close(net.apply_covariance(net.roots(x), zeta)[1], columns @ columns.T @ zeta[1], rtol=1e-12, atol=1e-12)
+    columns = net.read(x)[0][:, :, 1].T
+    assert_close(net.apply_covariance(net.read(x)[0], zeta)[1], columns @ columns.T @ zeta[1], rtol=1e-12, atol=1e-12)
 
 
 def test_an_exchangeable_ensemble_may_be_reordered_and_another_size():

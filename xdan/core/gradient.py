@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 
 from .dynamics import Dynamics
+from .imitation import covariance_errors
 from .methods import DataAssimilationNetwork, State
-from .networks import AnalysisNetwork
+from .networks import AnalysisNetwork, LinearInZeta
 from .objectives import OBJECTIVES, Window, through_the_cycles
 from .observing import ErrorCovariance
 
-_TENSORS = ("truth", "observation", "forecast")  # of a window
+_TENSORS = ("truth", "observation", "forecast", "covariance")  # of a window
 _CAP = 4.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
 
 
@@ -42,7 +43,8 @@ class WindowGradient:
     gradients : list of Tensor
         Of the mean, for every parameter in turn.
     square : Tensor, shape (B, T)
-        Mean square analysis error; without the truth, mean square innovation, NaN where nothing is observed.
+        Mean square analysis error; without the truth, mean square innovation, NaN where nothing is observed; where a
+        covariance is imitated, that loss.
     lost : Tensor of bool, shape (B, T)
         Where a trajectory was restarted.
     state : dict of Tensor
@@ -88,6 +90,8 @@ class OneProcess:
         self.network.train()
         batch, cycles = window.observation.shape[:2]
         objective = OBJECTIVES[self.objective]
+        if objective.covariance:
+            return self._imitate(window, state)
         size = math.prod(self.dynamics.shape) if objective.truth else window.observation.shape[-1]
         # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
         unit = float(self.network.error_std) ** objective.power
@@ -108,6 +112,16 @@ class OneProcess:
             else:
                 square = (self.error.seen(passage.forecast) - window.observation).square().nanmean(-1)
         return WindowGradient(float(loss.detach()), list(found), square.detach(), passage.lost, passage.state)
+
+    def _imitate(self, window: Window, state: State | None) -> WindowGradient:
+        """Of a teacher's covariance."""
+        assert isinstance(self.network, LinearInZeta)
+        with torch.enable_grad():
+            errors, after = covariance_errors(self.network, window, state)
+            loss = errors.mean()
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        errors = errors.detach()
+        return WindowGradient(float(loss.detach()), list(found), errors, torch.zeros_like(errors).bool(), after)
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -218,7 +232,14 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
             parameter.copy_(torch.from_numpy(value))
     own, steps, start, state = packed
     tensors = {name: torch.from_numpy(value) for name, value in own.items()}
-    window = Window(tensors.get("truth"), tensors["observation"], steps, start=start, forecast=tensors.get("forecast"))
+    window = Window(
+        tensors.get("truth"),
+        tensors["observation"],
+        steps,
+        start=start,
+        forecast=tensors.get("forecast"),
+        covariance=tensors.get("covariance"),
+    )
     found = _helper(window, None if state is None else _tensors(state))
     return (
         found.loss,

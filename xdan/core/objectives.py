@@ -36,6 +36,8 @@ class Window:
         Index of the first time, for errors that differ in time.
     forecast : Tensor, shape (B, T, N), or None
         A teacher's: every analysis starts from it instead of from the network's own forecast.
+    covariance : Tensor, shape (B, T, N, N), or None
+        Of a teacher's analyses, to be imitated.
     """
 
     truth: Tensor | None
@@ -45,6 +47,7 @@ class Window:
     fresh: bool = False
     start: int = 0
     forecast: Tensor | None = None
+    covariance: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,10 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
     return to_truth - 0.5 * between
 
 
+def _through_no_cycles(passage: Passage) -> Tensor:
+    raise TypeError("the covariance is imitated without cycling: use imitation.covariance_errors")
+
+
 @dataclass(frozen=True)
 class Objective:
     """A loss and what it needs.
@@ -150,8 +157,8 @@ class Objective:
     ----------
     loss : callable
         From a passage to losses (B, T).
-    truth, members, divergence : bool
-        Whether it needs the truth, members, or the derivative of the analysis by the observations.
+    truth, members, divergence, covariance : bool
+        Whether it needs the truth, members, the derivative of the analysis by the observations, or a teacher's P_a.
     power : int
         Of the observation error in the loss's gradient, of an analysis whose error is of that size.
     """
@@ -161,6 +168,7 @@ class Objective:
     members: bool = False
     divergence: bool = False
     power: int = 0
+    covariance: bool = False
 
 
 def _members(passage: Passage) -> Tensor:
@@ -184,6 +192,8 @@ OBJECTIVES: dict[str, Objective] = {
     # Observations only: the forecast to the next ones; or those of the same time, out of sample.
     "forecast": Objective(lambda p: p.misfit(p.forecast), truth=False, power=-1),
     "analysis": Objective(_corrected, truth=False, divergence=True, power=-1),
+    # A teacher's error covariance: no cycles, see `imitation`.
+    "covariance": Objective(_through_no_cycles, covariance=True),
 }
 _ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # multipliers that mix bits
 _PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors

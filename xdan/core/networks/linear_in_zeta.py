@@ -35,6 +35,9 @@ class LinearInZeta(AnalysisNetwork):
         Odd number of sites that W spans. Only of the hypernetwork.
     filters, blocks, sub_blocks, kernel, activation
         Of the CNN, as for `ResidualCNN`.
+    memory : int
+        Latent channels per site that the CNN reads and renews beside the forecast, as `ResidualCNN` does: P_a then
+        depends on the past as that of an ensemble does, and the increment stays linear in zeta.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class LinearInZeta(AnalysisNetwork):
         sub_blocks: int = 1,
         kernel: int = 5,
         activation: str = "gated",
+        memory: int = 0,
     ) -> None:
         super().__init__()
         if form not in FORMS:
@@ -67,13 +71,16 @@ class LinearInZeta(AnalysisNetwork):
             raise ValueError(f"rank={rank}, radius={radius}: expected positive numbers")
         if width < 1 or width % 2 == 0:
             raise ValueError(f"width={width}: expected an odd number, so that W has a centre")
+        if memory < 0:
+            raise ValueError(f"memory={memory}: expected 0 (none) or a number of channels")
+        self.memory = int(memory)
         self.form, self.rank, self.radius, self.width = form, int(rank), float(radius), int(width)
         self.filters, self.blocks, self.sub_blocks = filters, blocks, sub_blocks
         self.kernel, self.activation = kernel, activation
         outputs = rank * width if form == "hypernetwork" else rank
         self.cnn = RingCNN(
-            1,
-            outputs,
+            1 + self.memory,
+            outputs + 2 * self.memory,
             filters=filters,
             blocks=blocks,
             sub_blocks=sub_blocks,
@@ -86,11 +93,11 @@ class LinearInZeta(AnalysisNetwork):
         if form == "hypernetwork":
             start = torch.where(torch.arange(outputs) % width == width // 2, start, 0.0)
         with torch.no_grad():
-            self.cnn.biases[-1].copy_(start)
+            self.cnn.biases[-1][:outputs].copy_(start)
 
     def parameters_json(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        names = ("form", "rank", "radius", "width", "filters", "blocks", "sub_blocks", "kernel", "activation")
+        names = ("form", "rank", "radius", "width", "filters", "blocks", "sub_blocks", "kernel", "activation", "memory")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -105,15 +112,59 @@ class LinearInZeta(AnalysisNetwork):
         return self.cnn.hidden_matrices()
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Analysis; no memory."""
+        """Analysis and new memory; shapes as in the base class."""
+        roots, memory = self.read(x, memory)
         # In units of the observation error: sigma zeta, and P_a / sigma^2.
-        increment = self.apply_covariance(self.roots(x), zeta * self.error_std)
-        return torch.addcmul(x, self.error_std, increment), None
+        increment = self.apply_covariance(roots, zeta * self.error_std)
+        return torch.addcmul(x, self.error_std, increment), memory
 
-    def roots(self, x: Tensor) -> Tensor:
-        """X or W as the CNN gives it, in units of the observation error; from x (B, N), shape (C, N, B)."""
-        answer: Tensor = self.cnn(soften((x - self.state_mean) / self.state_std).T[None])
-        return answer
+    def read(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """X or W as the CNN gives it, and the new memory.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, N)
+        memory : Tensor, shape (B, n, N), optional
+            Empty where it is not given.
+
+        Returns
+        -------
+        roots : Tensor, shape (C, N, B)
+            In units of the observation error.
+        memory : Tensor, shape (B, n, N), or None for a network without
+        """
+        features = soften((x - self.state_mean) / self.state_std).T[None]
+        if not self.memory:
+            return self.cnn(features), None
+        if memory is None:
+            memory = x.new_zeros(len(x), self.memory, x.shape[1])
+        before = memory.permute(1, 2, 0)
+        out: Tensor = self.cnn(torch.cat([features, before]))
+        size = len(out) - 2 * self.memory
+        roots, gate, candidate = out.split([size, self.memory, self.memory])
+        after = before + gate.sigmoid() * (candidate.tanh() - before)
+        return roots, after.permute(2, 0, 1)
+
+    def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """P_a as a matrix, in the state's units squared, shape (B, N, N), and the new memory: for small rings only."""
+        roots, memory = self.read(x, memory)
+        sites = roots.shape[1]
+        if self.form == "hypernetwork":
+            self._check_width(sites)
+            # Row (c, s) of W holds its weights around site s.
+            places = torch.arange(sites, device=x.device)[:, None] + torch.arange(self.width, device=x.device)
+            places = (places - self.width // 2) % sites
+            weights = roots.unflatten(0, (self.rank, self.width)).permute(3, 0, 2, 1)
+            w = weights.new_zeros(*weights.shape[:3], sites).scatter(3, places.expand(weights.shape), weights)
+            w = w.flatten(1, 2)
+            answer = w.mT @ w
+        else:
+            columns = roots.permute(2, 1, 0)
+            answer = columns @ columns.mT
+            if self.form == "localised":
+                taper = self._taper(torch.eye(sites, dtype=x.dtype, device=x.device)[:, :, None])
+                answer = answer * taper[:, :, 0]
+        return answer * self.error_std**2, memory
 
     def apply_covariance(self, roots: Tensor, v: Tensor) -> Tensor:
         """P_a v / sigma^2, v of shape (B, N)."""
@@ -123,11 +174,14 @@ class LinearInZeta(AnalysisNetwork):
         if self.form == "localised":
             return (roots * self._taper(roots * v)).sum(0).T
         half = self.width // 2
-        if roots.shape[1] < self.width:
-            raise ValueError(f"width={self.width}: the state has {roots.shape[1]} sites; expected at least the width")
+        self._check_width(roots.shape[1])
         parts = roots.unflatten(0, (self.rank, self.width)).unbind(1)
         inside = torch.stack([part * v.roll(half - k, 0) for k, part in enumerate(parts)]).sum(0)
         return torch.stack([(part * inside).sum(0).roll(k - half, 0) for k, part in enumerate(parts)]).sum(0).T
+
+    def _check_width(self, sites: int) -> None:
+        if sites < self.width:
+            raise ValueError(f"width={self.width}: the state has {sites} sites; expected at least the width")
 
     def _taper(self, columns: Tensor) -> Tensor:
         """Rho times columns of shape (C, N, B): a sum over its band."""

@@ -1,0 +1,107 @@
+"""Imitating an ensemble's analysis error covariance, before a network is trained through the cycles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .endless import EndlessTwin
+from .methods import Method, Record, State, run
+from .networks import LinearInZeta
+from .objectives import Window
+
+
+def covariance_errors(network: LinearInZeta, window: Window, state: State | None) -> tuple[Tensor, State]:
+    """How far the network's P_a is from a teacher's, at the teacher's forecasts.
+
+    The squared Frobenius norm of (P_a - P_teacher) / sigma^2, divided by the number of sites: the mean square, in
+    units of sigma, by which the increments differ for projected innovations zeta of variance 1 / sigma^2, all of them
+    at once instead of one draw.
+
+    Parameters
+    ----------
+    network : LinearInZeta
+    window : Window
+        With `forecast` and `covariance`.
+    state : dict of Tensor, or None where the trajectories start
+        The memory that the window before left.
+
+    Returns
+    -------
+    errors : Tensor, shape (B, T)
+    state : dict of Tensor
+        The last forecast, and the memory; detached.
+    """
+    assert window.forecast is not None
+    assert window.covariance is not None
+    memory = None if state is None else state.get("memory")
+    sites, errors = window.forecast.shape[-1], []
+    for k in range(len(window.steps)):
+        found, memory = network.covariance(window.forecast[:, k], memory)
+        difference = (found - window.covariance[:, k]) / network.error_std**2
+        errors.append(difference.square().sum((1, 2)) / sites)
+    after = {"x": window.forecast[:, -1]}
+    if memory is not None:
+        after["memory"] = memory.detach()
+    return torch.stack(errors, 1), after
+
+
+class TaughtTwin:
+    """An endless twin beside which an ensemble method runs: windows have its forecasts and its P_a.
+
+    Where one of its trajectories diverges the method starts anew, for the batch that it is in.
+
+    Parameters
+    ----------
+    twin : EndlessTwin
+    teacher : Method
+        With members; prepared.
+    """
+
+    def __init__(self, twin: EndlessTwin, teacher: Method) -> None:
+        self.twin, self.teacher = twin, teacher
+        self.per_epoch = twin.per_epoch
+        self.states: dict[int, State] = {}
+
+    def window(self, index: int) -> Window:
+        """Give the next cycles of the group whose turn it is."""
+        window = self.twin.window(index)
+        outputs = self._run(window, None if window.fresh else self.states.get(window.group))
+        if bool(outputs["diverged"].any()):
+            outputs = self._run(window, None)
+        anomalies = outputs["members"] - outputs["analysis"][:, :, None]
+        covariance = anomalies.mT @ anomalies / (self.teacher.members - 1)
+        return Window(
+            window.truth,
+            window.observation,
+            window.steps,
+            window.group,
+            window.fresh,
+            forecast=outputs["forecast"],
+            covariance=covariance,
+        )
+
+    def _run(self, window: Window, state: State | None) -> dict[str, Tensor]:
+        twin = self.twin
+        rows = slice(window.group * twin.batch, (window.group + 1) * twin.batch)
+        steps = window.steps if state is not None else (0, *window.steps[1:])
+        record = Record(twin.dynamics, twin.error, window.observation, steps, twin.trajectory[rows], twin.seed)
+        with torch.no_grad():
+            outputs, self.states[window.group] = run(self.teacher, record, state, members=True)
+        return outputs
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Truth and members to carry on from."""
+        found = self.twin.arrays()
+        for group, state in self.states.items():
+            found |= {f"teacher/{group}/{name}": value for name, value in state.items()}
+        return found
+
+    def restore(self, arrays: dict[str, Tensor]) -> None:
+        """Carry on from stored arrays."""
+        self.twin.restore(arrays)
+        self.states = {}
+        for name, value in arrays.items():
+            if name.startswith("teacher/"):
+                _, group, key = name.split("/")
+                self.states.setdefault(int(group), {})[key] = value.clone()
