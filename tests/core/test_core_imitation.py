@@ -68,8 +68,9 @@ def test_the_matrix_is_the_one_that_analyses_apply(form, memory):
 def test_the_loss_is_the_mean_square_of_increments_over_all_projected_innovations():
     net, window = make().eval(), taught().window(0)
     errors, _ = covariance_errors(net, window, None)
-    matrix, _ = net.covariance(window.forecast[:, 0])
-    difference = (matrix - window.covariance[:, 0]) / 0.7
+    assert errors.shape == (3, 3)  # the first analysis is not the network's
+    matrix, _ = net.covariance(window.forecast[:, 1])
+    difference = (matrix - window.covariance[:, 1]) / 0.7
     # zeta = e_j / sigma, one direction after the other, in units of sigma.
     expected = sum((difference[:, :, j] / 0.7).square().mean(1) for j in range(N))
     assert_close(errors[:, 0], expected)
@@ -139,3 +140,20 @@ def test_steps_bring_the_covariance_nearer():
     reports = [trainer.step(source.window(index), 1.0) for index in range(60)]
     first, last = (sum(r.loss for r in part) for part in (reports[10:20], reports[-10:]))
     assert last < 0.7 * first
+
+
+def test_batches_start_anew_in_turn():
+    source = taught()
+    fresh = [source.window(index).fresh for index in range(2 * 26)]
+    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 0] == [0, 25]
+    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 1] == [0, 13]
+
+
+@pytest.mark.parametrize(("objective", "rewinds"), [("covariance", 0), ("mse", 1)])
+def test_cycling_badly_meanwhile_does_not_send_an_imitation_back(objective, rewinds):
+    window = twin().window(0)
+    record = Record(MODEL, ERROR, window.observation, (0, 1, 1, 1), torch.arange(3), 0, window.truth)
+    trainer = Trainer(make(), MODEL, ERROR, Settings(objective=objective))
+    trainer.best_score = 1e-3
+    trainer.validate(record, 1)
+    assert trainer.rewinds == rewinds

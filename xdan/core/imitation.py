@@ -10,6 +10,8 @@ from .methods import Method, Record, State, run
 from .networks import LinearInZeta
 from .objectives import Window
 
+_LIFE = 25  # windows after which trajectories start anew: a network must know how an ensemble settles, too
+
 
 def covariance_errors(network: LinearInZeta, window: Window, state: State | None) -> tuple[Tensor, State]:
     """How far the network's P_a is from a teacher's, at the teacher's forecasts.
@@ -28,7 +30,7 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
 
     Returns
     -------
-    errors : Tensor, shape (B, T)
+    errors : Tensor, shape (B, T), or (B, T - 1) where the trajectories start
     state : dict of Tensor
         The last forecast, and the memory; detached.
     """
@@ -36,7 +38,9 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
     assert window.covariance is not None
     memory = None if state is None else state.get("memory")
     sites, errors = window.forecast.shape[-1], []
-    for k in range(len(window.steps)):
+    # The first analysis of a trajectory is not the network's.
+    first = 1 if state is None and len(window.steps) > 1 else 0
+    for k in range(first, len(window.steps)):
         found, memory = network.covariance(window.forecast[:, k], memory)
         difference = (found - window.covariance[:, k]) / network.error_std**2
         errors.append(difference.square().sum((1, 2)) / sites)
@@ -49,7 +53,7 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
 class TaughtTwin:
     """An endless twin beside which an ensemble method runs: windows have its forecasts and its P_a.
 
-    Where one of its trajectories diverges the method starts anew, for the batch that it is in.
+    From time to time, and where one of its trajectories diverges, the method starts anew for a whole batch.
 
     Parameters
     ----------
@@ -66,9 +70,11 @@ class TaughtTwin:
     def window(self, index: int) -> Window:
         """Give the next cycles of the group whose turn it is."""
         window = self.twin.window(index)
-        outputs = self._run(window, None if window.fresh else self.states.get(window.group))
+        turn = index // self.twin.groups + window.group * _LIFE // self.twin.groups  # not all batches together
+        fresh = window.fresh or turn % _LIFE == 0
+        outputs = self._run(window, None if fresh else self.states.get(window.group))
         if bool(outputs["diverged"].any()):
-            outputs = self._run(window, None)
+            fresh, outputs = True, self._run(window, None)
         anomalies = outputs["members"] - outputs["analysis"][:, :, None]
         covariance = anomalies.mT @ anomalies / (self.teacher.members - 1)
         return Window(
@@ -76,7 +82,7 @@ class TaughtTwin:
             window.observation,
             window.steps,
             window.group,
-            window.fresh,
+            fresh,
             forecast=outputs["forecast"],
             covariance=covariance,
         )

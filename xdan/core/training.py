@@ -15,7 +15,7 @@ from .dynamics import Dynamics
 from .gradient import Gradient, OneProcess, Shards
 from .methods import DataAssimilationNetwork, Record, State, run
 from .networks import AnalysisNetwork
-from .objectives import Window
+from .objectives import OBJECTIVES, Window
 from .observing import ErrorCovariance
 
 _NORMS = 101  # gradient norms that the median is taken over
@@ -193,7 +193,8 @@ class Trainer:
         if score < self.best_score:
             self.best_score = score
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
-        elif score > _WORSE * self.best_score:
+        # A covariance is learned without cycling: how the network cycles meanwhile says little of the way.
+        elif score > _WORSE * self.best_score and not OBJECTIVES[self.settings.objective].covariance:
             self._rewind()
         return score
 
