@@ -320,7 +320,7 @@ BAD_TRAINING = {
     ),
     "objective": (
         lambda a: train(a, objective="mae"),
-        r"objective='mae' is unknown; known are \['analysis', 'crps', .*'rmse'\]",
+        r"objective='mae' is unknown; known are \['analysis', 'covariance', 'crps', .*'rmse'\]",
     ),
     "both budgets": (lambda a: train(a, steps=3, minutes=1), r"expected one of steps=, epochs= and minutes="),
     "no epochs": (lambda a: train(a, steps=None, epochs=0), r"epochs=0: expected a positive number"),

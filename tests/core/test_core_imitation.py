@@ -65,15 +65,15 @@ def test_the_matrix_is_the_one_that_analyses_apply(form, memory):
         assert same is None
 
 
-def test_the_loss_is_the_mean_square_of_increments_over_all_projected_innovations():
+def test_the_loss_is_the_mean_square_of_increments_over_all_projected_innovations_relative_to_the_teachers():
     net, window = make().eval(), taught().window(0)
     errors, _ = covariance_errors(net, window, None)
     assert errors.shape == (3, 3)  # the first analysis is not the network's
     matrix, _ = net.covariance(window.forecast[:, 1])
-    difference = (matrix - window.covariance[:, 1]) / 0.7
-    # zeta = e_j / sigma, one direction after the other, in units of sigma.
-    expected = sum((difference[:, :, j] / 0.7).square().mean(1) for j in range(N))
-    assert_close(errors[:, 0], expected)
+    asked = window.covariance[:, 1]
+    zeta = torch.eye(N, dtype=torch.float64)
+    missed, increment = (sum((p @ e).square().sum(1) for e in zeta) for p in (matrix - asked, asked))
+    assert_close(errors[:, 0], missed / increment)
 
 
 def test_windows_hold_the_covariance_of_a_method_run_on_the_twin():

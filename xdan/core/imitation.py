@@ -16,9 +16,9 @@ _LIFE = 25  # windows after which trajectories start anew: a network must know h
 def covariance_errors(network: LinearInZeta, window: Window, state: State | None) -> tuple[Tensor, State]:
     """How far the network's P_a is from a teacher's, at the teacher's forecasts.
 
-    The squared Frobenius norm of (P_a - P_teacher) / sigma^2, divided by the number of sites: the mean square, in
-    units of sigma, by which the increments differ for projected innovations zeta of variance 1 / sigma^2, all of them
-    at once instead of one draw.
+    The squared Frobenius norm of P_a - P_teacher, divided by that of P_teacher: the mean square by which the increments
+    P zeta differ, relative to the teacher's, for projected innovations whose sites are independent and of one variance,
+    all of them at once instead of one draw.
 
     Parameters
     ----------
@@ -37,13 +37,16 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
     assert window.forecast is not None
     assert window.covariance is not None
     memory = None if state is None else state.get("memory")
-    sites, errors = window.forecast.shape[-1], []
+    errors: list[Tensor] = []
+    # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
+    tiny = window.forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
     # The first analysis of a trajectory is not the network's.
     first = 1 if state is None and len(window.steps) > 1 else 0
     for k in range(first, len(window.steps)):
         found, memory = network.covariance(window.forecast[:, k], memory)
-        difference = (found - window.covariance[:, k]) / network.error_std**2
-        errors.append(difference.square().sum((1, 2)) / sites)
+        asked = window.covariance[:, k]
+        # Relative, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
+        errors.append((found - asked).square().sum((1, 2)) / asked.square().sum((1, 2)).clamp_min(tiny))
     after = {"x": window.forecast[:, -1]}
     if memory is not None:
         after["memory"] = memory.detach()
