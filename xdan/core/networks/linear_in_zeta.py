@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..tapers import gaspari_cohn
 from .base import AnalysisNetwork, register_network
-from .ring import RingCNN, soften
+from .ring import RingCNN, renew, soften
 
 FORMS = ("localised", "low-rank", "hypernetwork")
 
@@ -142,8 +142,7 @@ class LinearInZeta(AnalysisNetwork):
         out: Tensor = self.cnn(torch.cat([features, before]))
         size = len(out) - 2 * self.memory
         roots, gate, candidate = out.split([size, self.memory, self.memory])
-        after = before + gate.sigmoid() * (candidate.tanh() - before)
-        return roots, after.permute(2, 0, 1)
+        return roots, renew(before, gate, candidate).permute(2, 0, 1)
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """P_a as a matrix, in the state's units squared, shape (B, N, N), and the new memory: for small rings only."""

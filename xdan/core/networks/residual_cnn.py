@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .base import AnalysisNetwork, register_network, register_preset
 from .fused import WIDEST, Analysis, Trunk
-from .ring import check_sizes, make_layers, residual_trunk, soften
+from .ring import check_sizes, make_layers, renew, residual_trunk, soften
 
 
 @register_network
@@ -117,7 +117,7 @@ class ResidualCNN(AnalysisNetwork):
         if memory is None:
             return analysis, None
         gate, candidate = out[1:].chunk(2)
-        return analysis, memory + gate.sigmoid().permute(2, 0, 1) * (candidate.tanh().permute(2, 0, 1) - memory)
+        return analysis, renew(memory, gate.permute(2, 0, 1), candidate.permute(2, 0, 1))
 
     def _for_training(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weights, biases = list(self.weights), list(self.biases)

@@ -79,6 +79,11 @@ def residual_trunk(
     return circular_convolution(h, *layers[-1], kernel)
 
 
+def renew(memory: Tensor, gate: Tensor, candidate: Tensor) -> Tensor:
+    """New latent channels m <- (1 - g) m + g c, g a sigmoid and c a tanh of what the last layer gives."""
+    return memory + gate.sigmoid() * (candidate.tanh() - memory)
+
+
 def check_sizes(**sizes: int) -> None:
     """Refuse sizes below 1.
 
