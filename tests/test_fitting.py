@@ -496,10 +496,12 @@ IMITATION = {"objective": "covariance", "teacher": {"method": "etkf", "members":
 
 
 def test_a_covariance_is_imitated_and_training_goes_on_through_the_cycles(model, quick):
-    net = xdan.train(model, ROOT, **quick, **IMITATION)
+    # Long enough for the loss to fall whatever the seed.
+    longer = {**quick, "batch": 8, "steps": 60, "validate_every": 30}
+    net = xdan.train(model, ROOT, **longer, **IMITATION)
+    assert float(net.history.loss[1]) < 0.95 * float(net.history.loss[0])
     assert told(net)["teacher"] == {"method": "etkf", "members": 6, "inflation": 1.1, "rotate": False, "spin_up": 100}
     assert net.description["training"]["objective"] == "covariance"
-    assert float(net.history.loss[-1]) < float(net.history.loss[0])
     onward = xdan.train(model, net, **quick)
     assert told(onward)["teacher"] is None
 
