@@ -26,7 +26,9 @@ from common import markdown, trained
 BURN_IN, TRAJECTORIES = 200, 64
 PLAIN = {"filters": 40, "blocks": 5, "kernel": 5}
 MEMORY = {"filters": 40, "blocks": 5, "kernel": 3, "memory": 16}
-COVARIANCE = {"form": "hypernetwork", "rank": 8, "filters": 40, "blocks": 5, "kernel": 3}
+COVARIANCE = {"form": "hypernetwork", "rank": 8, "filters": 40, "blocks": 5}
+# Without memory the forecast is all there is: what lies further away tells of the past.
+WIDE, LATENT = {**COVARIANCE, "kernel": 7}, {**COVARIANCE, "kernel": 5, "memory": 24}
 # Large batches, and weights that stay small: long runs gain from both.
 LARGE = {
     "objective": "mse",
@@ -40,21 +42,28 @@ LARGE = {
 # that leave what was learned.
 IMITATE = {
     "objective": "covariance",
-    "teacher": {"method": "etkf", "members": 40},
-    "window": 8,
-    "batch": 16,
+    "teacher": {"method": "etkf", "members": 40, "inflation": 1.01, "spin_up": 20},
     "weight_decay": 0.1,
-    "trajectories": 256,
+    "validate_every": 1000,
 }
+IMITATE_WIDE = {
+    **IMITATE,
+    "window": 2,
+    "batch": 64,
+    "learning_rate": 0.02,
+    "adam_learning_rate": 0.004,
+    "trajectories": 4096,
+}
+IMITATE_LATENT = {**IMITATE, "window": 8, "batch": 16, "trajectories": 1024}
 AFTER = {
     "objective": "mse",
-    "window": 12,
-    "batch": 32,
-    "learning_rate": 0.001,
-    "adam_learning_rate": 0.0002,
+    "window": 8,
+    "batch": 64,
+    "learning_rate": 0.0015,
+    "adam_learning_rate": 0.0003,
     "weight_decay": 0.1,
 }
-IMITATED_SHARE = 0.8
+IMITATED_SHARE = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Row:
     interval: float = 0.05
     observe: xdan.Sites = field(default_factory=xdan.Sites.all)
     settings: dict[str, Any] = field(default_factory=dict)
-    imitate: bool = False
+    imitate: dict[str, Any] | None = None
 
     @property
     def slug(self) -> str:
@@ -85,9 +94,9 @@ def rows() -> list[Row]:
         Row("linear in zeta, localised", xdan.LinearInZeta(), 40, 0.23),
         Row("linear in zeta, low rank", xdan.LinearInZeta(form="low-rank"), 40),
         Row("linear in zeta, hypernetwork", xdan.LinearInZeta(form="hypernetwork", rank=8), 40),
-        Row("covariance imitated first", xdan.LinearInZeta(**COVARIANCE), 40, settings=AFTER, imitate=True),
-        Row("memory, cycles only", xdan.LinearInZeta(**COVARIANCE, memory=16), 40, settings=LARGE),
-        Row("memory, imitated first", xdan.LinearInZeta(**COVARIANCE, memory=16), 40, settings=AFTER, imitate=True),
+        Row("covariance imitated first", xdan.LinearInZeta(**WIDE), 40, 0.20, settings=AFTER, imitate=IMITATE_WIDE),
+        Row("memory, cycles only", xdan.LinearInZeta(**LATENT), 40, settings=LARGE),
+        Row("memory, imitated first", xdan.LinearInZeta(**LATENT), 40, 0.18, settings=AFTER, imitate=IMITATE_LATENT),
         Row("every other site", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.306, observe=every, settings=LARGE),
         Row("20 to 40 random sites", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.224, observe=some, settings=LARGE),
         Row("interval 0.20", xdan.ResidualCNN(**MEMORY), 30, 0.38, interval=0.20, settings=LARGE),
@@ -109,7 +118,7 @@ def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
     minutes, start = scale * row.minutes, row.network
     if row.imitate:
         first = IMITATED_SHARE * minutes
-        start = trained(out / f"{row.slug}-imitation.zarr", model, start, minutes=first, **about, **IMITATE)
+        start = trained(out / f"{row.slug}-imitation.zarr", model, start, minutes=first, **about, **row.imitate)
         minutes -= first
     net = trained(out / f"{row.slug}.zarr", model, start, minutes=minutes, **about, **row.settings)
     cycles = BURN_IN + (400 if row.interval < 0.1 else 100)

@@ -65,8 +65,9 @@ def test_the_matrix_is_the_one_that_analyses_apply(form, memory):
         assert same is None
 
 
-def test_the_loss_is_the_mean_square_of_increments_over_all_projected_innovations_relative_to_the_teachers():
-    net, window = make().eval(), taught().window(0)
+@pytest.mark.parametrize("memory", [0, 2])
+def test_the_loss_is_the_mean_square_of_increments_over_all_projected_innovations_relative_to_the_teachers(memory):
+    net, window = make(memory=memory).eval(), taught().window(0)
     errors, _ = covariance_errors(net, window, None)
     assert errors.shape == (3, 3)  # the first analysis is not the network's
     matrix, _ = net.covariance(window.forecast[:, 1])
@@ -144,9 +145,9 @@ def test_steps_bring_the_covariance_nearer():
 
 def test_batches_start_anew_in_turn():
     source = taught()
-    fresh = [source.window(index).fresh for index in range(2 * 26)]
-    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 0] == [0, 25]
-    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 1] == [0, 13]
+    fresh = [source.window(index).fresh for index in range(2 * 126)]  # of 4 cycles: 500 are 125 windows
+    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 0] == [0, 125]
+    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 1] == [0, 63]
 
 
 @pytest.mark.parametrize(("objective", "rewinds"), [("covariance", 0), ("mse", 1)])

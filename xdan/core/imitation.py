@@ -10,7 +10,7 @@ from .methods import Method, Record, State, run
 from .networks import LinearInZeta
 from .objectives import Window
 
-_LIFE = 25  # windows after which trajectories start anew: a network must know how an ensemble settles, too
+_LIFE = 500  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
 
 
 def covariance_errors(network: LinearInZeta, window: Window, state: State | None) -> tuple[Tensor, State]:
@@ -37,20 +37,26 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
     assert window.forecast is not None
     assert window.covariance is not None
     memory = None if state is None else state.get("memory")
-    errors: list[Tensor] = []
-    # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
-    tiny = window.forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
     # The first analysis of a trajectory is not the network's.
     first = 1 if state is None and len(window.steps) > 1 else 0
-    for k in range(first, len(window.steps)):
-        found, memory = network.covariance(window.forecast[:, k], memory)
-        asked = window.covariance[:, k]
-        # Relative, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
-        errors.append((found - asked).square().sum((1, 2)) / asked.square().sum((1, 2)).clamp_min(tiny))
+    forecast = window.forecast[:, first:]
+    if network.memory:
+        found = []
+        for x in forecast.unbind(1):
+            matrix, memory = network.covariance(x, memory)
+            found.append(matrix)
+        answer = torch.stack(found, 1)
+    else:
+        answer = network.covariance(forecast.flatten(0, 1))[0].unflatten(0, forecast.shape[:2])
+    asked = window.covariance[:, first:]
+    # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
+    tiny = forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
+    # Relative, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
+    errors = (answer - asked).square().sum((2, 3)) / asked.square().sum((2, 3)).clamp_min(tiny)
     after = {"x": window.forecast[:, -1]}
     if memory is not None:
         after["memory"] = memory.detach()
-    return torch.stack(errors, 1), after
+    return errors, after
 
 
 class TaughtTwin:
@@ -73,8 +79,9 @@ class TaughtTwin:
     def window(self, index: int) -> Window:
         """Give the next cycles of the group whose turn it is."""
         window = self.twin.window(index)
-        turn = index // self.twin.groups + window.group * _LIFE // self.twin.groups  # not all batches together
-        fresh = window.fresh or turn % _LIFE == 0
+        life = max(1, _LIFE // self.twin.cycles)
+        turn = index // self.twin.groups + window.group * life // self.twin.groups  # not all batches together
+        fresh = window.fresh or turn % life == 0
         outputs = self._run(window, None if fresh else self.states.get(window.group))
         if bool(outputs["diverged"].any()):
             fresh, outputs = True, self._run(window, None)
