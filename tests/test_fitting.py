@@ -504,6 +504,7 @@ def test_a_covariance_is_imitated_and_training_goes_on_through_the_cycles(model,
     assert net.description["training"]["objective"] == "covariance"
     onward = xdan.train(model, net, **quick)
     assert told(onward)["teacher"] is None
+    assert onward.description["training"]["before"] == net.description["training"]
 
 
 def test_an_imitation_that_was_cut_short_ends_with_the_same_weights(model, quick, tmp_path, monkeypatch):

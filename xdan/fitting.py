@@ -128,7 +128,8 @@ def train(
     -------
     Network
         With `history`: loss, RMSE (of innovations, without the truth), validation RMSE, learning rate, restarted
-        trajectories, returns to the best weights and seconds along `step`.
+        trajectories, returns to the best weights and seconds along `step`. `description["training"]` has the settings,
+        and as "before" those of the training of a network that was carried on.
 
     Raises
     ------
@@ -286,6 +287,8 @@ def train(
         "processes": processes,
         "torch": torch.__version__,
     }
+    if isinstance(network, Network):
+        training["before"] = network.description["training"]
     return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
 
 
