@@ -33,6 +33,7 @@ NETWORKS = {
     "localised": lambda: LinearInZeta(rank=3, radius=1.5, **SMALL),
     "low-rank": lambda: LinearInZeta(form="low-rank", rank=3, **SMALL),
     "hypernetwork": lambda: LinearInZeta(form="hypernetwork", rank=3, width=3, **SMALL),
+    "hypernetwork, memory": lambda: LinearInZeta(form="hypernetwork", rank=3, width=3, memory=2, **SMALL),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from .networks import AnalysisNetwork, ResidualCNN
+from .networks import AnalysisNetwork, LinearInZeta, ResidualCNN
 from .networks.jets import residual_cnn_jet
 from .tangent import FORWARD_MODE
 
@@ -80,6 +80,8 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
     directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
     if isinstance(network, ResidualCNN):
         return _square(residual_cnn_jet(network, x, points.zeta, points.memory, zeta_sites=_all_sites(x)).zeta, x)
+    if isinstance(network, LinearInZeta):
+        return network.covariance(x, points.memory)[0]
 
     def column(direction: Tensor) -> Tensor:
         return _along_zeta(network, points, direction.expand_as(x))
@@ -92,7 +94,7 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
 def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
     """Gamma(x, zeta)[i, j, l] = d^2 a_i / (dx_l dzeta_j) at one site l, Eq. 9 and 10.
 
-    Two nested forward derivatives, for all j at once. Where the network cannot see across the whole ring, only the
+    Two nested forward derivatives, for all j at once; one, of P_a, for a network that is linear in zeta. Where the network cannot see across the whole ring, only the
     sites that can matter are computed, so that the cost does not grow with the ring.
 
     Parameters
@@ -132,6 +134,14 @@ def _whole_marginal_gain(network: AnalysisNetwork, points: Points, site: int) ->
     if isinstance(network, ResidualCNN):
         jet = residual_cnn_jet(network, x, points.zeta, points.memory, x_site=site, zeta_sites=_all_sites(x))
         return _square(jet.mixed, x)
+    if isinstance(network, LinearInZeta):
+
+        def covariance(state: Tensor) -> Tensor:
+            return network.covariance(state, points.memory)[0]
+
+        with FORWARD_MODE:
+            gamma: Tensor = jvp(covariance, (x,), (directions[site].expand_as(x),))[1]
+        return gamma
 
     def column(zeta_direction: Tensor) -> Tensor:
         along = zeta_direction.expand_as(x)
