@@ -90,7 +90,7 @@ class OneProcess:
         self.network.train()
         batch, cycles = window.observation.shape[:2]
         objective = OBJECTIVES[self.objective]
-        if objective.covariance:
+        if objective.loss is None:
             return self._imitate(window, state)
         size = math.prod(self.dynamics.shape) if objective.truth else window.observation.shape[-1]
         # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).

@@ -145,30 +145,30 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
     return to_truth - 0.5 * between
 
 
-def _through_no_cycles(passage: Passage) -> Tensor:
-    raise TypeError("the covariance is imitated without cycling: use imitation.covariance_errors")
-
-
 @dataclass(frozen=True)
 class Objective:
     """A loss and what it needs.
 
     Attributes
     ----------
-    loss : callable
-        From a passage to losses (B, T).
-    truth, members, divergence, covariance : bool
-        Whether it needs the truth, members, the derivative of the analysis by the observations, or a teacher's P_a.
+    loss : callable, or None
+        From a passage to losses (B, T). None: nothing is cycled, a teacher's P_a is imitated, see `imitation`.
+    truth, members, divergence : bool
+        Whether it needs the truth, members, or the derivative of the analysis by the observations.
     power : int
         Of the observation error in the loss's gradient, of an analysis whose error is of that size.
     """
 
-    loss: Callable[[Passage], Tensor]
+    loss: Callable[[Passage], Tensor] | None
     truth: bool = True
     members: bool = False
     divergence: bool = False
     power: int = 0
-    covariance: bool = False
+
+    @property
+    def covariance(self) -> bool:
+        """Whether it compares covariances."""
+        return self.loss is None
 
 
 def _members(passage: Passage) -> Tensor:
@@ -192,8 +192,7 @@ OBJECTIVES: dict[str, Objective] = {
     # Observations only: the forecast to the next ones; or those of the same time, out of sample.
     "forecast": Objective(lambda p: p.misfit(p.forecast), truth=False, power=-1),
     "analysis": Objective(_corrected, truth=False, divergence=True, power=-1),
-    # A teacher's error covariance: no cycles, see `imitation`.
-    "covariance": Objective(_through_no_cycles, covariance=True),
+    "covariance": Objective(None),
 }
 _ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # multipliers that mix bits
 _PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors

@@ -94,8 +94,9 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
 def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
     """Gamma(x, zeta)[i, j, l] = d^2 a_i / (dx_l dzeta_j) at one site l, Eq. 9 and 10.
 
-    Two nested forward derivatives, for all j at once; one, of P_a, for a network that is linear in zeta. Where the network cannot see across the whole ring, only the
-    sites that can matter are computed, so that the cost does not grow with the ring.
+    Two nested forward derivatives, for all j at once; one, of P_a, for a network that is linear in zeta. Where the
+    network cannot see across the whole ring, only the sites that can matter are computed, so that the cost does not
+    grow with the ring.
 
     Parameters
     ----------
