@@ -63,6 +63,7 @@ AFTER = {
     "adam_learning_rate": 0.0003,
     "weight_decay": 0.1,
 }
+AFTER_LATENT = {**AFTER, "window": 16, "batch": 32}  # memory is worth longer windows
 IMITATED_SHARE = 2 / 3
 
 
@@ -86,6 +87,7 @@ class Row:
 
 def rows() -> list[Row]:
     every, some = xdan.Sites.every(2), xdan.Sites.random(20, 40)
+    wide, latent = xdan.LinearInZeta(**WIDE), xdan.LinearInZeta(**LATENT)
     found = [
         Row("residual CNN, 40 filters", xdan.ResidualCNN(**PLAIN), 60, 0.21, settings=LARGE),
         Row("with memory", xdan.ResidualCNN(**MEMORY), 60, 0.19, settings=LARGE),
@@ -94,9 +96,9 @@ def rows() -> list[Row]:
         Row("linear in zeta, localised", xdan.LinearInZeta(), 40, 0.23),
         Row("linear in zeta, low rank", xdan.LinearInZeta(form="low-rank"), 40),
         Row("linear in zeta, hypernetwork", xdan.LinearInZeta(form="hypernetwork", rank=8), 40),
-        Row("covariance imitated first", xdan.LinearInZeta(**WIDE), 40, 0.20, settings=AFTER, imitate=IMITATE_WIDE),
-        Row("memory, cycles only", xdan.LinearInZeta(**LATENT), 40, settings=LARGE),
-        Row("memory, imitated first", xdan.LinearInZeta(**LATENT), 40, 0.18, settings=AFTER, imitate=IMITATE_LATENT),
+        Row("covariance imitated first", wide, 40, 0.20, settings=AFTER, imitate=IMITATE_WIDE),
+        Row("memory, cycles only", latent, 40, settings=LARGE),
+        Row("memory, imitated first", latent, 40, 0.18, settings=AFTER_LATENT, imitate=IMITATE_LATENT),
         Row("every other site", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.306, observe=every, settings=LARGE),
         Row("20 to 40 random sites", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.224, observe=some, settings=LARGE),
         Row("interval 0.20", xdan.ResidualCNN(**MEMORY), 30, 0.38, interval=0.20, settings=LARGE),
