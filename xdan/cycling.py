@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,56 +15,15 @@ from tqdm.auto import tqdm
 
 from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
 from .core.dynamics import Dynamics, dynamics_to_json
-from .core.methods import DataAssimilationNetwork, Method
+from .core.methods import Method
 from .core.random import check_seed
-from .experiment import Experiment, Frame, read
+from .experiment import Frame, check_observed, read
 from .network import Network
 from .observing import identity as observing_identity
-from .schema import (
-    CHANNEL,
-    DUAL,
-    MEMBER,
-    MEMBER_ATTRIBUTES,
-    TIME,
-    TRAJECTORY,
-    attributes,
-)
+from .run_layout import label_run, named, shapes_of, tuned_shapes_of
 from .store import StoreLike, Stream, check_apart, check_whole, digest
 
 _LEADING_TRAJECTORIES, _LEADING_CYCLES = 64, 400  # what a method is prepared, and tuned, on
-_LONG_NAMES = {
-    "forecast": "forecast, best estimate before the observations of its time",
-    "analysis": "analysis, best estimate after the observations of its time",
-    "forecast_spread": "standard deviation of the forecast",
-    "spread": "standard deviation of the analysis",
-    "inflation": "inflation of the analysis anomalies",
-    "smoothed": "estimate, at each time, of the state a window earlier",
-    "iterations": "Gauss-Newton or descent steps of the analysis",
-    "unconverged": "1 from the first analysis on that reached its limit of iterations",
-    "effective_sample_size": "number of particles that the weights stand for, before resampling",
-    "resampled": "1 where the particles were resampled",
-    "innovation_score": "negative log-likelihood of the innovations, a constant left out, with each candidate",
-    "truth_rmse": "analysis RMSE with each candidate",
-    "diverged": "the trajectory has diverged at or before this time",
-    "forecast_members": "forecast members",
-    "members": "analysis members",
-    "memory": "latent channels that the analysis reads",
-    "background_scale": "factor of the background error covariance",
-    "background_covariance": "background error covariance before scaling",
-    "candidate_scale": "scales that were tried",
-    "innovation_rms": "root mean square innovation with each candidate scale",
-}
-_IN_STATE_UNITS = (
-    "forecast",
-    "analysis",
-    "forecast_spread",
-    "spread",
-    "forecast_members",
-    "members",
-    "innovation_rms",
-    "smoothed",
-    "truth_rmse",
-)
 
 
 def cycle(
@@ -169,16 +128,16 @@ def cycle(
         method, frame, observations[leading], None if truths is None else truths[leading], seed, device
     )
     prototype = _at_work(method, frame, device)
-    shapes = _shapes(prototype, experiment, members)
-    tuned = _tuned_shapes(prototype, frame)
+    shapes = shapes_of(prototype, experiment, members)
+    tuned = tuned_shapes_of(prototype, frame)
     arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
-    label = partial(_label, method=method, prototype=prototype, experiment=experiment, seed=seed)
+    label = partial(label_run, method=method, prototype=prototype, experiment=experiment, seed=seed)
     if store is None:
         outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
         arrays = scan(_cycle_block, plan, [observations], outputs, *arguments)
-        chosen = dask.delayed(_chosen)(prepared)
+        chosen = dask.delayed(_chosen)(prepared, frame.dtype)
         scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
-        result = label(_named(shapes, arrays) | _named(tuned, scalars))
+        result = label(named(shapes, arrays) | named(tuned, scalars))
         result = experiment.as_given(result)
         return result if lazy else result.compute()
     identity = digest(
@@ -198,7 +157,7 @@ def cycle(
     unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
     (ready,) = dask.persist(prepared)
     dask.delayed(_at_hand)(ready).compute()  # what is refused now leaves the store as it is
-    template = label(_named(shapes, blank) | _named(tuned, unset)).drop_encoding()
+    template = label(named(shapes, blank) | named(tuned, unset)).drop_encoding()
     coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
     stream = Stream(store, template.assign_coords(coordinates), plan, identity, mode)
     _stream(stream, observations, ready, arguments, progress)
@@ -244,7 +203,7 @@ def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple
                 carries[i] = carry
                 done[i] += 1
                 bar.update()
-    stream.write_scalars(dask.compute(dask.delayed(_chosen)(ready))[0])
+    stream.write_scalars(dask.compute(dask.delayed(_chosen)(ready, frame.dtype))[0])
     stream.finish()
 
 
@@ -300,117 +259,8 @@ def _prepare(
         return method.prepare(record)
 
 
-def _chosen(method: Method | Network) -> dict[str, Array]:
+def _chosen(method: Method | Network, dtype: np.dtype[Any]) -> dict[str, Array]:
     """What `prepare` chose, as arrays."""
     if isinstance(method, Network):
         return {}
-    return {name: np.asarray(value) for name, (_, value) in method.tuned().items()}
-
-
-def check_observed(observation: xr.DataArray) -> None:
-    """Refuse a record without a single observation, or with infinite ones.
-
-    Raises
-    ------
-    ValueError
-        If every observation is NaN, or some are infinite.
-    """
-    infinite = int(np.isinf(observation).sum())
-    if infinite:
-        raise ValueError(
-            f"{infinite} values of {observation.name!r} are infinite: expected numbers, or NaN where nothing is "
-            "observed; for example ds.where(np.isfinite(ds.observation))"
-        )
-    if not bool(observation.notnull().any()):
-        raise ValueError(
-            f"every value of {observation.name!r} is NaN, which means that nothing is observed; "
-            "was the store cut short, or does observation= name the wrong variable?"
-        )
-
-
-Shapes = dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]]
-
-
-def _shapes(method: Method, experiment: Experiment, members: bool) -> Shapes:
-    """Dims, shape and dtype of every variable along trajectory and time."""
-    if not isinstance(members, bool):
-        raise TypeError(
-            f"members={members!r}: expected True to keep them, or False; {method.name!r} has {method.members}, as the "
-            "method or the network's training decided"
-        )
-    channels = method.network.memory if isinstance(method, DataAssimilationNetwork) else 0
-    if members and not method.ensemble and not channels:
-        raise ValueError(
-            f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory"
-        )
-    frame = experiment.frame
-    lead, state = experiment.observation.shape[:2], frame.dynamics.shape
-    sites = ((TRAJECTORY, TIME, *frame.dynamics.dims), (*lead, *state), frame.dtype)
-    cycles = ((TRAJECTORY, TIME), lead, frame.dtype)
-    shapes: Shapes = {"forecast": sites, "analysis": sites}
-    shapes |= {name: sites if kind == "site" else cycles for name, kind in method.outputs.items()}
-    if members and channels:
-        shapes["memory"] = ((TRAJECTORY, TIME, CHANNEL, *frame.dynamics.dims), (*lead, channels, *state), frame.dtype)
-    elif members:
-        dims, shape = (TRAJECTORY, TIME, MEMBER, *frame.dynamics.dims), (*lead, method.members, *state)
-        shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, frame.dtype))
-    shapes["diverged"] = ((TRAJECTORY, TIME), lead, np.dtype(bool))
-    return shapes
-
-
-def _tuned_shapes(method: Method, frame: Frame) -> Shapes:
-    """Dims, shape and dtype of what `prepare` chooses."""
-    sites = int(np.prod(frame.dynamics.shape))
-    alone = frame.dynamics.dims if len(frame.dynamics.dims) == 1 else ("state",)
-    names = {"state": alone[0], "state_dual": alone[0] + DUAL}
-    return {
-        name: (
-            tuple(names.get(dim, dim) for dim in dims),
-            tuple(sites if size == -1 else size for size in shape),
-            frame.dtype,
-        )
-        for name, (dims, shape) in method.tuned_shapes().items()
-    }
-
-
-def _long_name(name: str) -> str:
-    for prefix, meaning in (("tuned_", "value that tuning chose for"), ("candidate_", "values that tuning tried for")):
-        if name.startswith(prefix) and name not in _LONG_NAMES:
-            return f"{meaning} {name.removeprefix(prefix)}"
-    return _LONG_NAMES.get(name, name)
-
-
-def _named(shapes: Shapes, arrays: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-    return {name: (dims, arrays[name]) for name, (dims, _, _) in shapes.items()}
-
-
-def _label(
-    variables: Mapping[str, tuple[tuple[str, ...], Any]],
-    *,
-    method: Method | Network,
-    prototype: Method,
-    experiment: Experiment,
-    seed: int,
-) -> xr.Dataset:
-    """Attach coordinates and attributes."""
-    frame = experiment.frame
-    units = dict.fromkeys(_IN_STATE_UNITS, frame.dynamics.units)
-    labelled = {
-        name: (dims, data, {"long_name": _long_name(name), "units": units.get(name, "1")})
-        for name, (dims, data) in variables.items()
-    }
-    coordinates = {
-        name: coordinate
-        for name, coordinate in experiment.observation.coords.items()
-        if set(coordinate.dims) <= {TRAJECTORY, TIME, *frame.dynamics.dims}
-    }
-    result = xr.Dataset(labelled, coordinates)
-    if MEMBER in result.dims:
-        result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
-    more: dict[str, Any] = {"title": f"cycled with {prototype.name}", "seed": seed, "method": prototype.name}
-    more["method_parameters"] = prototype.parameters()
-    if any(name.startswith("candidate") for name in prototype.tuned_shapes()):
-        more["tuned_on"] = prototype.tune_on
-    if isinstance(method, Network):
-        more["network_digest"] = method.digest
-    return result.assign_attrs(attributes(frame.dynamics, **more))
+    return {name: np.asarray(value, dtype) for name, (_, value) in method.tuned().items()}

@@ -273,6 +273,27 @@ def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[
     return steps
 
 
+def check_observed(observation: xr.DataArray) -> None:
+    """Refuse a record without a single observation, or with infinite ones.
+
+    Raises
+    ------
+    ValueError
+        If every observation is NaN, or some are infinite.
+    """
+    infinite = int(np.isinf(observation).sum())
+    if infinite:
+        raise ValueError(
+            f"{infinite} values of {observation.name!r} are infinite: expected numbers, or NaN where nothing is "
+            "observed; for example ds.where(np.isfinite(ds.observation))"
+        )
+    if not bool(observation.notnull().any()):
+        raise ValueError(
+            f"every value of {observation.name!r} is NaN, which means that nothing is observed; "
+            "was the store cut short, or does observation= name the wrong variable?"
+        )
+
+
 def check_follows(experiment: Experiment) -> None:
     """Warn where the truth does not follow the named dynamics, from one interval of one trajectory."""
     if experiment.truth is None or experiment.truth.sizes[TIME] < 2:

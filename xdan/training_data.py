@@ -18,8 +18,7 @@ from .core.imitation import TaughtTwin
 from .core.methods import EnsembleMethod, Method, Record, method_by_name
 from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
-from .cycling import check_observed
-from .experiment import Experiment, check_follows
+from .experiment import Experiment, check_follows, check_observed
 from .observing import error_from, operator_from
 from .observing import identity as observing_identity
 from .schema import TIME, TRAJECTORY
