@@ -28,7 +28,7 @@ PLAIN = {"filters": 40, "blocks": 5, "kernel": 5}
 MEMORY = {"filters": 40, "blocks": 5, "kernel": 3, "memory": 16}
 COVARIANCE = {"form": "hypernetwork", "rank": 8, "filters": 40, "blocks": 5}
 # Without memory the forecast is all there is: what lies further away tells of the past.
-WIDE, LATENT = {**COVARIANCE, "kernel": 7}, {**COVARIANCE, "kernel": 5, "memory": 24}
+WIDE, LATENT = {**COVARIANCE, "kernel": 7}, {**COVARIANCE, "kernel": 3, "memory": 16}
 # Large batches, and weights that stay small: long runs gain from both.
 LARGE = {
     "objective": "mse",
@@ -43,6 +43,8 @@ LARGE = {
 IMITATE = {
     "objective": "covariance",
     "teacher": {"method": "etkf", "members": 40, "inflation": 1.01, "spin_up": 20},
+    "learning_rate": 0.008,
+    "adam_learning_rate": 0.0016,
     "weight_decay": 0.1,
     "validate_every": 1000,
 }
@@ -50,8 +52,8 @@ IMITATE_WIDE = {
     **IMITATE,
     "window": 2,
     "batch": 64,
-    "learning_rate": 0.02,
-    "adam_learning_rate": 0.004,
+    "learning_rate": 0.012,
+    "adam_learning_rate": 0.0024,
     "trajectories": 4096,
 }
 IMITATE_LATENT = {**IMITATE, "window": 8, "batch": 16, "trajectories": 1024}

@@ -9,6 +9,7 @@ from xdan.core.endless import EndlessTwin
 from xdan.core.gradient import OneProcess
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
+from xdan.core.networks.ring import soften
 from xdan.core.observing import ErrorCovariance, Sites
 from xdan.core.tapers import gaspari_cohn
 
@@ -151,6 +152,24 @@ def test_linear_in_zeta_with_a_symmetric_positive_semi_definite_covariance(form)
         assert values.min() > -1e-11 * values.max()
         assert values.max() > 1e-3
     assert not torch.allclose(net(x, zeta)[0] - x, net(x + 1.0, zeta)[0] - x - 1.0)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [0.01, 1e6])
+def test_no_analysis_variance_is_far_beyond_the_climates(form, size):
+    net = make(f"linear-in-zeta {form}".replace(" localised", ""))
+    with torch.no_grad():
+        net.cnn.weights[-1].mul_(size)
+        net.cnn.biases[-1].mul_(size)
+    x, _ = inputs(net)
+    variance = net.covariance(x)[0].diagonal(dim1=1, dim2=2)
+    sharing = FORMS[form].get("width", 1)  # sites whose roots reach the same site
+    assert (variance <= sharing * 3.6**2 * (1 + 1e-12)).all()
+    if size > 1:
+        assert variance.max() > 0.9 * 3.6**2
+    else:  # what is small passes as it is
+        roots = net.cnn(soften((x - 2.3) / 3.6).T[None])
+        assert_close(net.read(x)[0], roots, rtol=1e-3, atol=0)
 
 
 def test_equation_b1_is_the_dense_product():

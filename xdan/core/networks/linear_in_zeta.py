@@ -19,7 +19,8 @@ FORMS = ("localised", "low-rank", "hypernetwork")
 class LinearInZeta(AnalysisNetwork):
     """x_a = x_f + P_a(x_f) zeta, P_a symmetric and positive semi-definite, never formed as a matrix.
 
-    A circular residual CNN reads the forecast. What it gives at every site is made into P_a in one of three forms.
+    A circular residual CNN reads the forecast. What it gives at every site, shortened to the climatological deviation
+    at most, is made into P_a in one of three forms.
 
     Parameters
     ----------
@@ -135,14 +136,19 @@ class LinearInZeta(AnalysisNetwork):
         """
         features = soften((x - self.state_mean) / self.state_std).T[None]
         if not self.memory:
-            return self.cnn(features), None
+            return self._bounded(self.cnn(features)), None
         if memory is None:
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
         before = memory.permute(1, 2, 0)
         out: Tensor = self.cnn(torch.cat([features, before]))
         size = len(out) - 2 * self.memory
         roots, gate, candidate = out.split([size, self.memory, self.memory])
-        return roots, renew(before, gate, candidate).permute(2, 0, 1)
+        return self._bounded(roots), renew(before, gate, candidate).permute(2, 0, 1)
+
+    def _bounded(self, roots: Tensor) -> Tensor:
+        """No root of a site is wider than the climate; without a bound a long training ends in ever larger ones."""
+        widest = self.state_std / self.error_std
+        return roots * (1.0 + (roots / widest).square().sum(0)).rsqrt()
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """P_a as a matrix, in the state's units squared, shape (B, N, N), and the new memory: for small rings only."""
