@@ -145,9 +145,9 @@ def test_steps_bring_the_covariance_nearer():
 
 def test_batches_start_anew_in_turn():
     source = taught()
-    fresh = [source.window(index).fresh for index in range(2 * 126)]  # of 4 cycles: 500 are 125 windows
-    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 0] == [0, 125]
-    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 1] == [0, 63]
+    fresh = [source.window(index).fresh for index in range(2 * 51)]  # of 4 cycles: 200 are 50 windows
+    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 0] == [0, 50]
+    assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 1] == [0, 25]
 
 
 @pytest.mark.parametrize(("objective", "rewinds"), [("covariance", 0), ("mse", 1)])

@@ -10,7 +10,7 @@ from .methods import Method, Record, State, run
 from .networks import LinearInZeta
 from .objectives import Window
 
-_LIFE = 500  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
+_LIFE = 200  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
 
 
 def covariance_errors(network: LinearInZeta, window: Window, state: State | None) -> tuple[Tensor, State]:
