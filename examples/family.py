@@ -52,9 +52,9 @@ IMITATE_WIDE = {
     **IMITATE,
     "window": 2,
     "batch": 64,
-    "learning_rate": 0.012,
-    "adam_learning_rate": 0.0024,
-    "trajectories": 4096,
+    "learning_rate": 0.02,
+    "adam_learning_rate": 0.004,
+    "trajectories": 1024,
 }
 IMITATE_LATENT = {**IMITATE, "window": 8, "batch": 16, "trajectories": 1024}
 AFTER = {

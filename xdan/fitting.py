@@ -15,6 +15,7 @@ import xarray as xr
 
 from .blocks import RecordWindows, pick_device
 from .core.dynamics import Dynamics
+from .core.imitation import TaughtTwin
 from .core.networks import AnalysisNetwork, LinearInZeta, network_by_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
@@ -243,6 +244,8 @@ def train(
             f"objective='covariance': network {module.name!r} has no covariance of its own; take "
             "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
         )
+    if isinstance(data.windows, TaughtTwin):
+        data.windows.anew = module.memory > 0
     if OBJECTIVES[objective].members and (not module.ensemble or module.members < 2):
         raise ValueError(
             f"objective={objective!r} scores members, and the network has a single forecast: take an ensemble network "

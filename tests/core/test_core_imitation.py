@@ -73,8 +73,13 @@ def test_the_loss_is_the_mean_square_of_increments_over_all_projected_innovation
     matrix, _ = net.covariance(window.forecast[:, 1])
     asked = window.covariance[:, 1]
     zeta = torch.eye(N, dtype=torch.float64)
-    missed, increment = (sum((p @ e).square().sum(1) for e in zeta) for p in (matrix - asked, asked))
-    assert_close(errors[:, 0], missed / increment)
+
+    def over_all(p):
+        return sum((p @ e).square().sum(-1) for e in zeta)
+
+    # With memory each to its own teacher's; without, all to the mean.
+    scale = over_all(asked) if memory else over_all(window.covariance[:, 1:]).mean()
+    assert_close(errors[:, 0], over_all(matrix - asked) / scale)
 
 
 def test_windows_hold_the_covariance_of_a_method_run_on_the_twin():
@@ -148,6 +153,31 @@ def test_batches_start_anew_in_turn():
     fresh = [source.window(index).fresh for index in range(2 * 51)]  # of 4 cycles: 200 are 50 windows
     assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 0] == [0, 50]
     assert [index // 2 for index, anew in enumerate(fresh) if anew and index % 2 == 1] == [0, 25]
+
+
+def test_ensembles_have_settled_before_a_network_without_memory_sees_them():
+    source, alone = taught(), twin()
+    source.anew = False
+    windows = [source.window(index) for index in range(4)]
+    for index in range(2 * 25):  # 100 cycles in windows of 4, of two groups
+        alone.window(index)
+    for index, window in enumerate(windows):
+        assert torch.equal(window.observation, alone.window(50 + index).observation)
+        assert not window.fresh
+    started = taught().window(0)
+    assert windows[0].covariance.square().mean() < 0.5 * started.covariance.square().mean()
+
+
+def test_a_settled_source_is_restored_as_it_was():
+    source, other = taught(), taught()
+    source.anew = other.anew = False
+    source.window(0)
+    stored = {name: value.clone() for name, value in source.arrays().items()}
+    expected = source.window(1)
+    other.restore(stored)
+    assert torch.equal(other.window(1).covariance, expected.covariance)
+    many = [source.window(index) for index in range(2, 160)]
+    assert not any(window.fresh for window in many)
 
 
 @pytest.mark.parametrize(("objective", "rewinds"), [("covariance", 0), ("mse", 1)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from .methods import Method, Record, State, run
 from .networks import LinearInZeta
 from .objectives import Window
 
+_SETTLED = 100  # cycles in which an ensemble settles
 _LIFE = 200  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
 
 
@@ -18,7 +21,7 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
 
     The squared Frobenius norm of P_a - P_teacher, divided by that of P_teacher: the mean square by which the increments
     P zeta differ, relative to the teacher's, for projected innovations whose sites are independent and of one variance,
-    all of them at once instead of one draw.
+    all of them at once instead of one draw. Without memory, divided by the mean of the window.
 
     Parameters
     ----------
@@ -51,8 +54,9 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
     asked = window.covariance[:, first:]
     # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
     tiny = forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
-    # Relative, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
-    errors = (answer - asked).square().sum((2, 3)) / asked.square().sum((2, 3)).clamp_min(tiny)
+    size = asked.square().sum((2, 3)).clamp_min(tiny)
+    # Relative each, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
+    errors = (answer - asked).square().sum((2, 3)) / (size if network.memory else size.mean())
     after = {"x": window.forecast[:, -1]}
     if memory is not None:
         after["memory"] = memory.detach()
@@ -62,26 +66,42 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
 class TaughtTwin:
     """An endless twin beside which an ensemble method runs: windows have its forecasts and its P_a.
 
-    From time to time, and where one of its trajectories diverges, the method starts anew for a whole batch.
+    Where one of its trajectories diverges, the method starts anew for a whole batch.
 
     Parameters
     ----------
     twin : EndlessTwin
     teacher : Method
         With members; prepared.
+
+    Attributes
+    ----------
+    anew : bool
+        Whether it starts anew from time to time, too: then windows show how ensembles settle. Otherwise they have
+        settled before the first; a network without memory cannot tell the ones from the others.
     """
 
     def __init__(self, twin: EndlessTwin, teacher: Method) -> None:
         self.twin, self.teacher = twin, teacher
         self.per_epoch = twin.per_epoch
+        self.anew = True
         self.states: dict[int, State] = {}
 
     def window(self, index: int) -> Window:
         """Give the next cycles of the group whose turn it is."""
+        if self.anew:
+            return self._next(index)
+        before = self.twin.groups * math.ceil(_SETTLED / self.twin.cycles)
+        if index == 0:
+            for early in range(before):
+                self._next(early)
+        return self._next(before + index)
+
+    def _next(self, index: int) -> Window:
         window = self.twin.window(index)
         life = max(1, _LIFE // self.twin.cycles)
         turn = index // self.twin.groups + window.group * life // self.twin.groups  # not all batches together
-        fresh = window.fresh or turn % life == 0
+        fresh = window.fresh or (self.anew and turn % life == 0)
         outputs = self._run(window, None if fresh else self.states.get(window.group))
         if bool(outputs["diverged"].any()):
             fresh, outputs = True, self._run(window, None)
