@@ -194,6 +194,34 @@ def test_records_of_another_climate_are_refused(twin, single, architecture, quic
     few.dan.cycle(net)
 
 
+def test_a_committee_averages_trained_networks_and_trains_on(single, architecture, quick, tmp_path):
+    pair = [single.dan.train(architecture, **quick, seed=seed) for seed in (0, 1)]
+    both = xdan.committee(pair)
+    assert both.memory == 2 * pair[0].memory
+    both.to_zarr(tmp_path / "net.zarr")
+    assert xdan.open_network(tmp_path / "net.zarr") == both
+    few = single.isel(time=slice(2))  # one analysis by the networks, from the same forecast
+    alone = [few.dan.cycle(net).analysis.isel(time=1) for net in pair]
+    xr.testing.assert_allclose(few.dan.cycle(both).analysis.isel(time=1), sum(alone) / 2, rtol=1e-5)
+    onward = single.dan.train(both, **quick)
+    assert onward != both
+    told = onward.description["training"]["before"]
+    assert told == {"committee": [net.description["training"] for net in pair]}
+    assert "committee" in repr(onward)
+
+
+def test_networks_that_make_no_committee_are_refused(net, twin, single, quick):
+    with pytest.raises(TypeError, match="a committee of str: expected trained networks"):
+        xdan.committee([net, "lorenz96"])
+    with pytest.raises(ValueError, match="expected at least two networks, none of them a committee"):
+        xdan.committee([net])
+    loud = single.assign(observation_error=2 * single.observation_error).dan.train(**quick)
+    with pytest.raises(ValueError, match=r"observation errors of \[.*\]: expected the same for all"):
+        xdan.committee([net, loud])
+    with pytest.raises(ValueError, match=r"\['ensemble-cnn'\] take members"):
+        xdan.committee([net, single.dan.train(xdan.EnsembleCNN(members=2, filters=4, blocks=1), **quick)])
+
+
 @pytest.fixture(scope="module", params=["lorenz96", "lorenz96-memory"])
 def shipped(request):
     return request.param, xdan.open_network(request.param)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
     from .core.methods import Method as Method
     from .core.methods import ThreeDVar as ThreeDVar
+    from .core.networks import Committee as Committee
     from .core.networks import EnsembleCNN as EnsembleCNN
     from .core.networks import LinearInZeta as LinearInZeta
     from .core.networks import ResidualCNN as ResidualCNN
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .linearity import stein_identity as stein_identity
     from .lyapunov import lyapunov_vectors as lyapunov_vectors
     from .network import Network as Network
+    from .network import committee as committee
     from .network import open_network as open_network
     from .plotting import hovmoller as hovmoller
     from .plotting import rmse_in_time as rmse_in_time
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Committee": "core.networks",
     "CustomDynamics": "core.dynamics",
     "Dynamics": "core.dynamics",
     "EnsembleCNN": "core.networks",
@@ -82,6 +85,7 @@ _HOMES = {
     "XdanWarning": "schema",
     "angle_curves": "gain_plots",
     "baseline": "baselines",
+    "committee": "network",
     "covariance_spectrum": "covariances",
     "cycle": "cycling",
     "ensemble_covariance": "covariances",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import xarray as xr
 
 from .blocks import Array, tensor_to_array
 from .core.methods import DataAssimilationNetwork
-from .core.networks import AnalysisNetwork, network_by_name
+from .core.networks import AnalysisNetwork, Committee, network_by_name
 from .experiment import Experiment
 from .store import StoreLike, check_writable, digest, read_arrays, write_arrays
 
@@ -75,7 +75,7 @@ class Network:
     @property
     def memory(self) -> int:
         """Latent channels per site."""
-        return int(self.description["parameters"].get("memory", 0))
+        return _method(self, torch.float32, "cpu").network.memory
 
     @property
     def ensemble(self) -> bool:
@@ -173,6 +173,46 @@ class Network:
         shown = "" if score is None else f", validation RMSE {score:.3f}"
         weights = sum(value.size for value in self.arrays.values())
         return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{shown}>"
+
+
+def committee(networks: Sequence[Network]) -> Network:
+    """Average the analyses of trained networks: one network, that can be trained on.
+
+    Parameters
+    ----------
+    networks : sequence of Network
+        At least two, of one forecast, on the same state dims, for the same observation error.
+
+    Returns
+    -------
+    Network
+        Its memory is that of all, one after another; its description has how each was trained.
+
+    Raises
+    ------
+    TypeError
+        For what is no trained network.
+    ValueError
+        For networks that do not go together.
+    """
+    for one in networks:
+        if not isinstance(one, Network):
+            raise TypeError(f"a committee of {type(one).__name__}: expected trained networks, as train() gives")
+    dims = {one.state_dims for one in networks}
+    errors = {float(one.arrays["error_std"]) for one in networks}
+    if len(dims) > 1 or len(errors) > 1:
+        raise ValueError(
+            f"networks for states with dims {sorted(dims)} and observation errors of {sorted(errors)}: expected the "
+            "same for all; train them alike"
+        )
+    modules = [one.module() for one in networks]
+    together = Committee([{"name": m.name, "parameters": m.parameters_json()} for m in modules])
+    mean, std = (float(np.mean([one.arrays[n] for one in networks])) for n in ("state_mean", "state_std"))
+    together.normalise(mean, std, float(networks[0].arrays["error_std"]))
+    for place, module in zip(together.networks, modules, strict=True):
+        place.load_state_dict(module.state_dict())
+    training = {"committee": [one.description["training"] for one in networks]}
+    return Network.from_module(together, networks[0].state_dims, training)
 
 
 @lru_cache(maxsize=8)

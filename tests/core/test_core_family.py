@@ -8,7 +8,7 @@ from xdan.core.dynamics import Lorenz96
 from xdan.core.endless import EndlessTwin
 from xdan.core.gradient import OneProcess
 from xdan.core.methods import DataAssimilationNetwork, Record, run
-from xdan.core.networks import EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
+from xdan.core.networks import Committee, EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
 from xdan.core.networks.ring import soften
 from xdan.core.observing import ErrorCovariance, Sites
 from xdan.core.tapers import gaspari_cohn
@@ -19,6 +19,10 @@ FORMS = {
     "low-rank": {"form": "low-rank", "rank": 3},
     "hypernetwork": {"form": "hypernetwork", "rank": 2, "width": 5},
 }
+PAIR = [
+    {"name": "residual-cnn", "parameters": {**SMALL, "memory": 3}},
+    {"name": "linear-in-zeta", "parameters": {**SMALL, **FORMS["hypernetwork"], "memory": 2}},
+]
 FAMILY = {
     "residual-cnn-linear": {},
     "residual-cnn-blind": {},
@@ -26,6 +30,7 @@ FAMILY = {
     "linear-in-zeta low-rank": FORMS["low-rank"],
     "linear-in-zeta hypernetwork": FORMS["hypernetwork"],
     "linear-in-zeta with memory": {**FORMS["hypernetwork"], "memory": 2},
+    "committee": {"networks": PAIR},
     "ensemble-cnn": {"members": 3},
     "ensemble-cnn exchangeable": {"members": 3, "exchangeable": True},
 }
@@ -38,7 +43,8 @@ def normals(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def make(name: str, **more):
     torch.manual_seed(0)
-    net = network_by_name(name.split()[0], {**SMALL, **FAMILY[name], **more}).double()
+    sizes = {} if name == "committee" else SMALL
+    net = network_by_name(name.split()[0], {**sizes, **FAMILY[name], **more}).double()
     with torch.no_grad():
         for index, parameter in enumerate(net.parameters()):
             # No weight is too small to matter.
@@ -192,6 +198,28 @@ def test_the_low_rank_form_is_the_dense_product():
     assert_close(net.apply_covariance(net.read(x)[0], zeta)[1], columns @ columns.T @ zeta[1], rtol=1e-12, atol=1e-12)
 
 
+def test_a_committee_is_the_mean_of_its_networks_each_with_its_own_memory():
+    net = make("committee")
+    x, zeta = inputs(net)
+    memory = normals(2, 5, N, seed=7)
+    analysis, after = net(x, zeta, memory)
+    one, first = net.networks[0](x, zeta, memory[:, :3])
+    two, second = net.networks[1](x, zeta, memory[:, 3:])
+    assert_close(analysis, 0.5 * (one + two), rtol=0, atol=1e-13)
+    assert_close(after, torch.cat([first, second], 1), rtol=0, atol=0)
+    assert net.memory == 5
+    assert net.reach == max(part.reach for part in net.networks)
+    assert len(net.hidden_matrices()) == 2 * 3
+
+
+def test_a_committee_without_memory_carries_none():
+    alone = {"name": "residual-cnn", "parameters": SMALL}
+    net = network_by_name("committee", {"networks": [alone, PAIR[1]]})
+    x, zeta = (value.float() for value in inputs(net))
+    assert net(x, zeta)[1].shape == (2, 2, N)
+    assert network_by_name("committee", {"networks": [alone, alone]})(x, zeta)[1] is None
+
+
 def test_an_exchangeable_ensemble_may_be_reordered_and_another_size():
     net = make("ensemble-cnn exchangeable")
     x, zeta = inputs(net)
@@ -219,6 +247,10 @@ def test_zeta_of_an_ensemble_comes_from_its_mean():
         (LinearInZeta, {"radius": 0.0}, "radius=0.0"),
         (LinearInZeta, {"width": 4}, "width=4"),
         (EnsembleCNN, {"members": 0}, "members=0"),
+        (Committee, {"networks": PAIR[:1]}, r"a committee of \['residual-cnn'\]: expected at least two"),
+        (Committee, {"networks": [*PAIR, {"name": "committee"}]}, "none of them a committee"),
+        (Committee, {"networks": [*PAIR, {"name": "ensemble-cnn"}]}, r"\['ensemble-cnn'\] take members"),
+        (Committee, {"networks": [*PAIR, {}]}, "network 'None' is unknown"),
         (ResidualCNN, {"activation": "relu"}, "activation='relu'"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import jacfwd, jacrev
 
-from xdan.core.networks import LinearInZeta, ResidualCNN
+from xdan.core.networks import Committee, LinearInZeta, ResidualCNN
 from xdan.core.networks.jets import residual_cnn_jet
 from xdan.core.sensitivity import (
     Points,
@@ -33,6 +33,12 @@ NETWORKS = {
     "localised": lambda: LinearInZeta(rank=3, radius=1.5, **SMALL),
     "low-rank": lambda: LinearInZeta(form="low-rank", rank=3, **SMALL),
     "hypernetwork": lambda: LinearInZeta(form="hypernetwork", rank=3, width=3, **SMALL),
+    "committee": lambda: Committee(
+        [
+            {"name": "residual-cnn", "parameters": {**SMALL, "memory": 2}},
+            {"name": "linear-in-zeta", "parameters": {"rank": 3, "radius": 1.5, **SMALL}},
+        ]
+    ),
     "hypernetwork, memory": lambda: LinearInZeta(form="hypernetwork", rank=3, width=3, memory=2, **SMALL),
 }
 
@@ -115,6 +121,14 @@ def test_jet_gives_the_analysis_and_its_derivative_by_the_forecast(name):
     assert jet.zeta is None
     assert jet.mixed is None
     torch.testing.assert_close(forecast_derivative(net, points, 4), slope, rtol=0, atol=1e-8)
+
+
+def test_derivative_of_a_committee_by_the_forecast_is_that_of_finite_differences():
+    net, points = make("committee")
+    step = torch.zeros(7, dtype=torch.float64)
+    step[4] = 1e-5
+    ahead, behind = (net(points.x + sign * step, points.zeta, points.memory)[0] for sign in (1, -1))
+    torch.testing.assert_close(forecast_derivative(net, points, 4), (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 def test_bilinear_operator_returns_its_tensor():

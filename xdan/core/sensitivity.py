@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from .networks import AnalysisNetwork, LinearInZeta, ResidualCNN
+from .networks import AnalysisNetwork, Committee, LinearInZeta, ResidualCNN
 from .networks.jets import residual_cnn_jet
 from .tangent import FORWARD_MODE
 
@@ -82,6 +82,8 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
         return _square(residual_cnn_jet(network, x, points.zeta, points.memory, zeta_sites=_all_sites(x)).zeta, x)
     if isinstance(network, LinearInZeta):
         return network.covariance(x, points.memory)[0]
+    if isinstance(network, Committee):
+        return _mean(network, points, analysis_covariance)
 
     def column(direction: Tensor) -> Tensor:
         return _along_zeta(network, points, direction.expand_as(x))
@@ -143,6 +145,8 @@ def _whole_marginal_gain(network: AnalysisNetwork, points: Points, site: int) ->
         with FORWARD_MODE:
             gamma: Tensor = jvp(covariance, (x,), (directions[site].expand_as(x),))[1]
         return gamma
+    if isinstance(network, Committee):
+        return _mean(network, points, lambda one, part: _whole_marginal_gain(one, part, site))
 
     def column(zeta_direction: Tensor) -> Tensor:
         along = zeta_direction.expand_as(x)
@@ -180,6 +184,8 @@ def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> 
         jet = residual_cnn_jet(network, points.x, points.zeta, points.memory, x_site=site)
         assert jet.x is not None
         return jet.x[0, :, 0].T
+    if isinstance(network, Committee):
+        return _mean(network, points, lambda one, part: forecast_derivative(one, part, site))
     direction = torch.zeros_like(points.x)
     direction[:, site] = 1.0
 
@@ -190,6 +196,12 @@ def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> 
     with FORWARD_MODE:
         derivative: Tensor = jvp(analysis, (points.x,), (direction,))[1]
     return derivative
+
+
+def _mean(network: Committee, points: Points, derivative: Callable[[AnalysisNetwork, Points], Tensor]) -> Tensor:
+    """A derivative of the mean of several networks' analyses."""
+    parts = [derivative(one, replace(points, memory=memory)) for one, memory in network.parts(points.memory)]
+    return torch.stack(parts).mean(0)
 
 
 def _all_sites(x: Tensor) -> Tensor:

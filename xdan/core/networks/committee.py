@@ -1,0 +1,89 @@
+"""Several networks whose analyses are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .base import AnalysisNetwork, network_by_name, register_network
+
+
+@register_network
+class Committee(AnalysisNetwork):
+    """x_a is the mean of what several networks make of one forecast; errors that they do not share average out.
+
+    Parameters
+    ----------
+    networks : sequence of mapping
+        Registered "name", and "parameters", of each. Every one has its own latent channels, which stand one after
+        another in the committee's memory.
+
+    Raises
+    ------
+    ValueError
+        For fewer than two networks, a committee in a committee, or networks of members.
+
+    References
+    ----------
+    Perrone and Cooper (1993), for regression in general.
+    """
+
+    name: ClassVar[str] = "committee"
+
+    def __init__(self, networks: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__()
+        names = [str(one.get("name")) for one in networks]
+        if len(names) < 2 or self.name in names:
+            raise ValueError(f"a committee of {names}: expected at least two networks, none of them a committee")
+        self.networks = nn.ModuleList(
+            network_by_name(name, one.get("parameters", {})) for name, one in zip(names, networks, strict=True)
+        )
+        if ensembles := sorted({one.name for one in self._all() if one.ensemble}):
+            raise ValueError(f"a committee of {names}: {ensembles} take members; expected networks of one forecast")
+        self.memory = sum(self._channels())
+
+    def _all(self) -> list[AnalysisNetwork]:
+        return [cast(AnalysisNetwork, one) for one in self.networks]
+
+    def _channels(self) -> list[int]:
+        return [one.memory for one in self._all()]
+
+    def parameters_json(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {"networks": [{"name": one.name, "parameters": one.parameters_json()} for one in self._all()]}
+
+    @torch.no_grad()
+    def normalise(self, mean: float, std: float, error_std: float) -> None:
+        """Set the normalisation of all."""
+        super().normalise(mean, std, error_std)
+        for one in self._all():
+            one.normalise(mean, std, error_std)
+
+    @property
+    def reach(self) -> int | None:
+        """Sites to each side that an output can depend on: the farthest of all."""
+        found = [one.reach for one in self._all()]
+        return None if None in found else max(cast(list[int], found))
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Those of all."""
+        return [matrix for one in self._all() for matrix in one.hidden_matrices()]
+
+    def parts(self, memory: Tensor | None) -> Iterator[tuple[AnalysisNetwork, Tensor | None]]:
+        """Each network with its own part of the memory, (B, n, N)."""
+        pieces = [None] * len(self.networks) if memory is None else memory.split(self._channels(), 1)
+        for one, piece in zip(self._all(), pieces, strict=True):
+            yield one, piece if one.memory else None
+
+    def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Analysis and new memory; shapes as in the base class."""
+        analyses, after = [], []
+        for one, before in self.parts(memory):
+            analysis, remembered = one(x, zeta, before)
+            analyses.append(analysis)
+            if remembered is not None:
+                after.append(remembered)
+        return torch.stack(analyses).mean(0), torch.cat(after, 1) if after else None
