@@ -3,8 +3,8 @@
     python examples/family.py [--only NAME ...] [--scale 1.0] [--out family]
 
 Each row is trained on an endless twin for its minutes (times `--scale`) on all cores, and cycles a test record that
-none has seen. Networks, scores and checkpoints stay in Zarr stores under `--out`: a second call does what is missing,
-and a killed training is taken up where it was.
+none has seen; a committee's members are trained before it. Networks, scores and checkpoints stay in Zarr stores under
+`--out`: a second call does what is missing, and a killed training is taken up where it was.
 """
 
 from __future__ import annotations
@@ -67,6 +67,9 @@ AFTER = {
 }
 AFTER_LATENT = {**AFTER, "window": 16, "batch": 32}  # memory is worth longer windows
 IMITATED_SHARE = 2 / 3
+# Of which committees are made.
+TITLES = "residual CNN, 40 filters", "covariance imitated first"
+LATENT_TITLES = "with memory", "memory, imitated first"
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Row:
     observe: xdan.Sites = field(default_factory=xdan.Sites.all)
     settings: dict[str, Any] = field(default_factory=dict)
     imitate: dict[str, Any] | None = None
+    committee: tuple[str, ...] = ()
 
     @property
     def slug(self) -> str:
@@ -91,16 +95,18 @@ def rows() -> list[Row]:
     every, some = xdan.Sites.every(2), xdan.Sites.random(20, 40)
     wide, latent = xdan.LinearInZeta(**WIDE), xdan.LinearInZeta(**LATENT)
     found = [
-        Row("residual CNN, 40 filters", xdan.ResidualCNN(**PLAIN), 60, 0.21, settings=LARGE),
-        Row("with memory", xdan.ResidualCNN(**MEMORY), 60, 0.19, settings=LARGE),
+        Row(TITLES[0], xdan.ResidualCNN(**PLAIN), 60, 0.21, settings=LARGE),
+        Row(LATENT_TITLES[0], xdan.ResidualCNN(**MEMORY), 60, 0.19, settings=LARGE),
         Row("linear activations", "residual-cnn-linear", 5, 0.39),
         Row("without the forecast", "residual-cnn-blind", 5, 0.39),
         Row("linear in zeta, localised", xdan.LinearInZeta(), 40, 0.23),
         Row("linear in zeta, low rank", xdan.LinearInZeta(form="low-rank"), 40),
         Row("linear in zeta, hypernetwork", xdan.LinearInZeta(form="hypernetwork", rank=8), 40),
-        Row("covariance imitated first", wide, 40, 0.20, settings=AFTER, imitate=IMITATE_WIDE),
+        Row(TITLES[1], wide, 40, 0.20, settings=AFTER, imitate=IMITATE_WIDE),
         Row("memory, cycles only", latent, 40, settings=LARGE),
-        Row("memory, imitated first", latent, 40, 0.18, settings=AFTER_LATENT, imitate=IMITATE_LATENT),
+        Row(LATENT_TITLES[1], latent, 40, 0.18, settings=AFTER_LATENT, imitate=IMITATE_LATENT),
+        Row("committee", None, 10, 0.20, settings=AFTER, committee=TITLES),
+        Row("committee, memory", None, 20, 0.18, settings=AFTER_LATENT, committee=LATENT_TITLES),
         Row("every other site", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.306, observe=every, settings=LARGE),
         Row("20 to 40 random sites", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.224, observe=some, settings=LARGE),
         Row("interval 0.20", xdan.ResidualCNN(**MEMORY), 30, 0.38, interval=0.20, settings=LARGE),
@@ -115,16 +121,23 @@ def rows() -> list[Row]:
     return found
 
 
-def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
-    """Train one row where its network is missing, cycle it, keep its scores."""
-    model = xdan.Lorenz96()
+def train(row: Row, out: Path, scale: float, seed: int) -> xdan.Network:
+    """Open a row's network, or train it, and before it those that it is made of."""
+    model, minutes = xdan.Lorenz96(), scale * row.minutes
     about = {"interval": row.interval, "observe": row.observe, "seed": seed, "progress": {"desc": f"{row.title:<28}"}}
-    minutes, start = scale * row.minutes, row.network
+    path, start = out / f"{row.slug}.zarr", row.network
+    if row.committee and not path.exists():
+        start = xdan.committee([train(one, out, scale, seed) for one in rows() if one.title in row.committee])
     if row.imitate:
         first = IMITATED_SHARE * minutes
         start = trained(out / f"{row.slug}-imitation.zarr", model, start, minutes=first, **about, **row.imitate)
         minutes -= first
-    net = trained(out / f"{row.slug}.zarr", model, start, minutes=minutes, **about, **row.settings)
+    return trained(path, model, start, minutes=minutes, **about, **row.settings)
+
+
+def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
+    """Train one row where its network is missing, cycle it, keep its scores."""
+    model, net = xdan.Lorenz96(), train(row, out, scale, seed)
     cycles = BURN_IN + (400 if row.interval < 0.1 else 100)
     test = xdan.twin(
         model, interval=row.interval, cycles=cycles, trajectories=TRAJECTORIES, observe=row.observe, seed=seed + 1
