@@ -33,11 +33,14 @@ class Committee(AnalysisNetwork):
 
     name: ClassVar[str] = "committee"
 
-    def __init__(self, networks: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, networks: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__()
         names = [str(one.get("name")) for one in networks]
         if len(names) < 2 or self.name in names:
-            raise ValueError(f"a committee of {names}: expected at least two networks, none of them a committee")
+            raise ValueError(
+                f"a committee of {names}: expected at least two networks, none of them a committee, as "
+                "xdan.committee([net, other]) makes it of trained ones"
+            )
         self.networks = nn.ModuleList(
             network_by_name(name, one.get("parameters", {})) for name, one in zip(names, networks, strict=True)
         )
