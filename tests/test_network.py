@@ -213,8 +213,10 @@ def test_a_committee_averages_trained_networks_and_trains_on(single, architectur
 def test_networks_that_make_no_committee_are_refused(net, twin, single, quick):
     with pytest.raises(TypeError, match="a committee of str: expected trained networks"):
         xdan.committee([net, "lorenz96"])
+    with pytest.raises(TypeError, match="a committee of a Network: expected a list of trained networks"):
+        xdan.committee(net)
     with pytest.raises(ValueError, match="expected at least two networks, none of them a committee"):
-        xdan.committee([net])
+        xdan.committee(one for one in [net])
     loud = single.assign(observation_error=2 * single.observation_error).dan.train(**quick)
     with pytest.raises(ValueError, match=r"observation errors of \[.*\]: expected the same for all"):
         xdan.committee([net, loud])

@@ -181,7 +181,10 @@ def train(
             "observation_error": observation_error,
         }
         if asked := [label for label, value in own.items() if value is not None]:
-            raise ValueError(f"{asked} go with a Dataset; an endless twin has error_std= and operator=")
+            raise ValueError(
+                f"{asked} go with a Dataset; an endless twin has error_std= and operator=, and a teacher by name with "
+                "objective='covariance'"
+            )
         # A Dataset is a mapping too.
         ensemble = None if isinstance(teacher, xr.Dataset) or objective != "covariance" else teacher
         if objective == "covariance" and not isinstance(ensemble, (str, Mapping)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -175,18 +175,20 @@ class Network:
         return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{shown}>"
 
 
-def committee(networks: Sequence[Network]) -> Network:
+def committee(networks: Iterable[Network]) -> Network:
     """Average the analyses of trained networks: one network, that can be trained on.
 
     Parameters
     ----------
-    networks : sequence of Network
-        At least two, of one forecast, on the same state dims, for the same observation error.
+    networks : iterable of Network
+        At least two, of one forecast, on the same state dims, whose increments are in one unit: trained from the start
+        with the same observation error.
 
     Returns
     -------
     Network
-        Its memory is that of all, one after another; its description has how each was trained.
+        Its memory is that of all, one after another; its description has how each was trained, as "committee", and
+        once it is trained on, under "before". It has no history of its own.
 
     Raises
     ------
@@ -195,6 +197,9 @@ def committee(networks: Sequence[Network]) -> Network:
     ValueError
         For networks that do not go together.
     """
+    if not isinstance(networks, Iterable):
+        raise TypeError(f"a committee of a {type(networks).__name__}: expected a list of trained networks")
+    networks = list(networks)
     for one in networks:
         if not isinstance(one, Network):
             raise TypeError(f"a committee of {type(one).__name__}: expected trained networks, as train() gives")
@@ -241,7 +246,10 @@ def open_network(store: StoreLike) -> Network:
     """
     if isinstance(store, str) and store in SHIPPED and not Path(store).exists():
         store = _TRAINED / f"{store}.zarr"
-    arrays, description = read_arrays(store, "")
+    try:
+        arrays, description = read_arrays(store, "")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; networks that come with xdan are {list(SHIPPED)}") from None
     if "parameters" not in description or "name" not in description:
         raise ValueError(f"{store} holds no network; found a description with {sorted(description)}")
     if description.get("format") != _FORMAT:

@@ -248,6 +248,8 @@ def test_zeta_of_an_ensemble_comes_from_its_mean():
         (LinearInZeta, {"width": 4}, "width=4"),
         (EnsembleCNN, {"members": 0}, "members=0"),
         (Committee, {"networks": PAIR[:1]}, r"a committee of \['residual-cnn'\]: expected at least two"),
+        (Committee, {"networks": "abc"}, "networks='abc': expected a list of names with their parameters"),
+        (Committee, {"networks": [3, 4]}, "expected a list of names with their parameters"),
         (Committee, {}, r"a committee of \[\]: expected at least two"),
         (Committee, {"networks": [*PAIR, {"name": "committee"}]}, "none of them a committee"),
         (Committee, {"networks": [*PAIR, {"name": "ensemble-cnn"}]}, r"\['ensemble-cnn'\] take members"),

@@ -24,7 +24,7 @@ class Committee(AnalysisNetwork):
     Raises
     ------
     ValueError
-        For fewer than two networks, a committee in a committee, or networks of members.
+        For what is no list of mappings, fewer than two networks, a committee in a committee, or networks of members.
 
     References
     ----------
@@ -35,6 +35,8 @@ class Committee(AnalysisNetwork):
 
     def __init__(self, networks: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__()
+        if not isinstance(networks, (list, tuple)) or not all(isinstance(one, Mapping) for one in networks):
+            raise ValueError(f"networks={networks!r}: expected a list of names with their parameters")
         names = [str(one.get("name")) for one in networks]
         if len(names) < 2 or self.name in names:
             raise ValueError(
