@@ -126,11 +126,13 @@ def train(row: Row, out: Path, scale: float, seed: int) -> xdan.Network:
     model, minutes = xdan.Lorenz96(), scale * row.minutes
     about = {"interval": row.interval, "observe": row.observe, "seed": seed, "progress": {"desc": f"{row.title:<28}"}}
     path, start = out / f"{row.slug}.zarr", row.network
-    if row.committee and not path.exists():
+    missing = not path.exists()
+    if row.committee and missing:
         start = xdan.committee([train(one, out, scale, seed) for one in rows() if one.title in row.committee])
     if row.imitate:
         first = IMITATED_SHARE * minutes
-        start = trained(out / f"{row.slug}-imitation.zarr", model, start, minutes=first, **about, **row.imitate)
+        if missing:
+            start = trained(out / f"{row.slug}-imitation.zarr", model, start, minutes=first, **about, **row.imitate)
         minutes -= first
     return trained(path, model, start, minutes=minutes, **about, **row.settings)
 

@@ -15,7 +15,7 @@ import xarray as xr
 
 from .blocks import RecordWindows, pick_device
 from .core.dynamics import Dynamics
-from .core.imitation import TaughtTwin
+from .core.methods import EnsembleMethod
 from .core.networks import AnalysisNetwork, LinearInZeta, network_by_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
@@ -25,7 +25,7 @@ from .experiment import imitate, read
 from .network import Network
 from .schema import XdanWarning, check_counts, check_numbers
 from .store import StoreLike, check_whole
-from .training_data import TrainingData, data_from_dynamics, data_from_record
+from .training_data import TrainingData, data_from_dynamics, data_from_record, ensemble_method, taught
 from .training_loop import Loop
 
 _DEFAULT_STEPS = 6000
@@ -172,6 +172,7 @@ def train(
     )
     seed = check_seed(seed)
     sizes = {"window": window, "batch": batch, "seed": seed}
+    method: EnsembleMethod | None = None
     if isinstance(source, Dynamics):
         own = {
             "teacher": None if objective == "covariance" else teacher,
@@ -185,13 +186,8 @@ def train(
                 f"{asked} go with a Dataset; an endless twin has error_std= and operator=, and a teacher by name with "
                 "objective='covariance'"
             )
-        # A Dataset is a mapping too.
-        ensemble = None if isinstance(teacher, xr.Dataset) or objective != "covariance" else teacher
-        if objective == "covariance" and not isinstance(ensemble, (str, Mapping)):
-            raise ValueError(
-                f"objective='covariance' with teacher={type(teacher).__name__}: expected the name of an ensemble "
-                "method to imitate, such as teacher='etkf'"
-            )
+        if objective == "covariance":
+            method = ensemble_method(teacher)
         data = data_from_dynamics(
             source,
             interval=interval,
@@ -201,7 +197,6 @@ def train(
             trajectories=4 * batch if trajectories is None else trajectories,
             device=device,
             supervised=supervised,
-            teacher=ensemble,
             **sizes,
         )
     elif isinstance(source, xr.Dataset):
@@ -247,8 +242,8 @@ def train(
             f"objective='covariance': network {module.name!r} has no covariance of its own; take "
             "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
         )
-    if isinstance(data.windows, TaughtTwin):
-        data.windows.anew = module.memory > 0
+    if method is not None:
+        data = taught(data, method, anew=module.memory > 0)
     if OBJECTIVES[objective].members and (not module.ensemble or module.members < 2):
         raise ValueError(
             f"objective={objective!r} scores members, and the network has a single forecast: take an ensemble network "

@@ -15,7 +15,7 @@ from .blocks import RecordWindows, make_record, read_lanes
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.endless import EndlessTwin
 from .core.imitation import TaughtTwin
-from .core.methods import EnsembleMethod, Method, Record, method_by_name
+from .core.methods import EnsembleMethod, Record, method_by_name
 from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
 from .experiment import Experiment, check_follows, check_observed
@@ -63,10 +63,8 @@ def data_from_dynamics(
     seed: int,
     device: str,
     supervised: bool,
-    teacher: str | Mapping[str, Any] | None = None,
 ) -> TrainingData:
-    """Endless twin to train on, beside an ensemble method where there is a teacher, and a short one to validate on."""
-    method = None if teacher is None else _ensemble_method(teacher)
+    """Endless twin to train on, and a short one apart to validate on."""
     like = torch.zeros((), device=device)
     model_steps = dynamics.steps_in(interval)
     seeing = None if operator is None else operator_from(operator, dynamics)
@@ -108,9 +106,6 @@ def data_from_dynamics(
         seed,
         part.truth,
     )
-    source: Source = windows
-    if method is not None:
-        source = TaughtTwin(windows, method.prepare(record))
     about = {
         "endless": dynamics_to_json(dynamics),
         "interval": interval,
@@ -118,13 +113,31 @@ def data_from_dynamics(
         "error_std": np.asarray(error_std).tolist(),
         "fingerprint": digest(*observing_identity(error, dynamics)),
         "trajectories": trajectories,
-        "teacher": None if method is None else {"method": method.name, **method.parameters()},
+        "teacher": None,
     }
-    return TrainingData(dynamics, held.error, source, record, _moments(record), about)
+    return TrainingData(dynamics, held.error, windows, record, _moments(record), about)
 
 
-def _ensemble_method(teacher: str | Mapping[str, Any]) -> Method:
-    """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for."""
+def taught(data: TrainingData, method: EnsembleMethod, anew: bool) -> TrainingData:
+    """Put an ensemble method beside the endless twin, for its covariance to be imitated; `anew` as in `TaughtTwin`."""
+    assert isinstance(data.windows, EndlessTwin)
+    about = {**data.about, "teacher": {"method": method.name, **method.parameters()}}
+    return replace(data, windows=TaughtTwin(data.windows, method.prepare(data.validation), anew), about=about)
+
+
+def ensemble_method(teacher: Any) -> EnsembleMethod:
+    """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for.
+
+    Raises
+    ------
+    ValueError
+        For what is neither, names and parameters that are unknown, and methods without members.
+    """
+    if not isinstance(teacher, (str, Mapping)) or isinstance(teacher, xr.Dataset):  # a Dataset is a mapping too
+        raise ValueError(
+            f"objective='covariance' with teacher={type(teacher).__name__}: expected the name of an ensemble "
+            "method to imitate, such as teacher='etkf'"
+        )
     asked = {"method": teacher} if isinstance(teacher, str) else dict(teacher)
     if "method" not in asked:
         raise ValueError(f"teacher={teacher!r}: expected the name of the method as 'method', beside its parameters")

@@ -38,10 +38,10 @@ def twin() -> EndlessTwin:
     return EndlessTwin(MODEL, Sites.all(), ERROR, steps=1, trajectories=6, batch=3, cycles=4, seed=0, like=like)
 
 
-def taught(members: int = 8) -> TaughtTwin:
+def taught(members: int = 8, anew: bool = True) -> TaughtTwin:
     source = twin()
     record = Record(MODEL, ERROR, torch.zeros(1, 1, N, dtype=torch.float64), (0,), torch.arange(1), 0)
-    return TaughtTwin(source, ETKF(members=members).prepare(record))
+    return TaughtTwin(source, ETKF(members=members).prepare(record), anew)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,8 +156,7 @@ def test_batches_start_anew_in_turn():
 
 
 def test_ensembles_have_settled_before_a_network_without_memory_sees_them():
-    source, alone = taught(), twin()
-    source.anew = False
+    source, alone = taught(anew=False), twin()
     windows = [source.window(index) for index in range(4)]
     for index in range(2 * 25):  # 100 cycles in windows of 4, of two groups
         alone.window(index)
@@ -169,8 +168,7 @@ def test_ensembles_have_settled_before_a_network_without_memory_sees_them():
 
 
 def test_a_settled_source_is_restored_as_it_was():
-    source, other = taught(), taught()
-    source.anew = other.anew = False
+    source, other = taught(anew=False), taught(anew=False)
     source.window(0)
     stored = {name: value.clone() for name, value in source.arrays().items()}
     expected = source.window(1)

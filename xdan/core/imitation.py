@@ -73,18 +73,14 @@ class TaughtTwin:
     twin : EndlessTwin
     teacher : Method
         With members; prepared.
-
-    Attributes
-    ----------
     anew : bool
         Whether it starts anew from time to time, too: then windows show how ensembles settle. Otherwise they have
         settled before the first; a network without memory cannot tell the ones from the others.
     """
 
-    def __init__(self, twin: EndlessTwin, teacher: Method) -> None:
-        self.twin, self.teacher = twin, teacher
+    def __init__(self, twin: EndlessTwin, teacher: Method, anew: bool = True) -> None:
+        self.twin, self.teacher, self.anew = twin, teacher, anew
         self.per_epoch = twin.per_epoch
-        self.anew = True
         self.states: dict[int, State] = {}
 
     def window(self, index: int) -> Window:
