@@ -12,6 +12,7 @@ import cf_xarray
 import numpy as np
 import xarray as xr
 
+from .core.checks import XdanWarning as XdanWarning
 from .core.dynamics import Dynamics, dynamics_to_json
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
@@ -26,10 +27,6 @@ MEMBER_ATTRIBUTES = {"standard_name": "realization", "long_name": "ensemble memb
 
 _ROLES = ("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator")
 _CRITERIA = {role: {"xdan_role": f"^{role}$", "name": f"^{role}$"} for role in _ROLES}
-
-
-class XdanWarning(UserWarning):
-    """Something in a record that is allowed but surprising."""
 
 
 def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:

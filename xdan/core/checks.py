@@ -1,0 +1,136 @@
+"""Checks of arguments: a message names the argument, says what it was and what was expected; answers are plain values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+_LONGEST = 80  # characters of a value that a message shows
+
+
+class XdanWarning(UserWarning):
+    """Something that is allowed but surprising."""
+
+
+def shown(value: Any) -> str:
+    """One line that shows a value in a message, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({type(value).__name__})"
+
+
+def integer(label: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
+    """Take an integer, NumPy's too; no bool, and no float even where it is whole.
+
+    Parameters
+    ----------
+    label : str
+        The argument's name.
+    value : object
+    least, most : int, optional
+        Bounds, ends included.
+
+    Raises
+    ------
+    TypeError
+        For what is no integer.
+    ValueError
+        For one out of bounds.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+        raise TypeError(f"{label}={shown(value)}: expected an integer{_bounds(least, most)}")
+    if (least is not None and value < least) or (most is not None and value > most):
+        raise ValueError(f"{label}={value}: expected{_bounds(least, most).removeprefix(',')}")
+    return int(value)
+
+
+def real(
+    label: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+    finite: bool = True,
+) -> float:
+    """Take a real number, NumPy's too; no bool, and not NaN.
+
+    Parameters
+    ----------
+    label : str
+        The argument's name.
+    value : object
+    above, below : float, optional
+        Bounds, ends excluded.
+    least, most : float, optional
+        Bounds, ends included.
+    finite : bool
+        Whether infinity is refused.
+
+    Raises
+    ------
+    TypeError
+        For what is no real number.
+    ValueError
+        For one out of bounds, infinite or NaN.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"{label}={shown(value)}: expected a number{_bounds(least, most, above, below)}")
+    number = float(value)
+    out = (
+        math.isnan(number)
+        or (finite and math.isinf(number))
+        or (above is not None and not number > above)
+        or (least is not None and not number >= least)
+        or (below is not None and not number < below)
+        or (most is not None and not number <= most)
+    )
+    if out:
+        kind = "a finite number" if finite else "a number"
+        raise ValueError(f"{label}={number:g}: expected {kind}{_bounds(least, most, above, below)}")
+    return number
+
+
+def switch(label: str, value: Any) -> bool:
+    """Take True or False, NumPy's too, and nothing for its truth value.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{label}={shown(value)}: expected True or False")
+    return bool(value)
+
+
+def choice(label: str, value: Any, known: Collection[str]) -> str:
+    """Take one of some names.
+
+    Raises
+    ------
+    TypeError
+        For what is no name.
+    ValueError
+        For a name that is unknown.
+    """
+    names = sorted(known)
+    if not isinstance(value, str):
+        raise TypeError(f"{label}={shown(value)}: expected one of {names}")
+    if value not in known:
+        raise ValueError(f"{label}={value!r}: expected one of {names}")
+    return value
+
+
+def _bounds(
+    least: float | None = None, most: float | None = None, above: float | None = None, below: float | None = None
+) -> str:
+    parts = []
+    for word, bound in (("at least", least), ("above", above), ("at most", most), ("below", below)):
+        if bound is not None:
+            parts.append(f"{word} {bound:g}" if isinstance(bound, float) else f"{word} {bound}")
+    return f", {' and '.join(parts)}" if parts else ""
