@@ -17,7 +17,7 @@ from .core.checks import XdanWarning, shown
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.observing import ErrorCovariance, Sites
 from .observing import read_error, read_operator
-from .schema import DIGEST, OBS, TIME, TRAJECTORY, check_order, description_digest, find
+from .schema import DIGEST, OBS, TIME, TRAJECTORY, changed_descriptions, check_order, find
 from .store import check_whole
 from .times import intervals_of
 from .values import check_packing, check_units, fill_value
@@ -115,10 +115,10 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
             "expected; pass dynamics="
         )
     model = dynamics_from_json(description)
-    if ds.attrs.get(DIGEST, description_digest(ds.attrs)) != description_digest(ds.attrs):
+    if changed := changed_descriptions(ds.attrs):
         raise ValueError(
-            "the attributes dynamics and observing are not those that xdan wrote: they were changed or damaged. Pass "
-            f"dynamics=, or drop the attribute {DIGEST!r} where they were changed on purpose"
+            f"the attributes {changed} are not what xdan wrote: they were changed or damaged. Expected them as they "
+            f"were; pass dynamics=, or drop the attribute {DIGEST!r} where they were changed on purpose"
         )
     return model
 

@@ -152,9 +152,16 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
 
 
 def description_digest(attributes: Mapping[Any, Any]) -> str:
-    """Digest of what attributes say of dynamics and observing network."""
-    words = json.dumps([str(attributes.get(name)) for name in ("dynamics", "observing")])
-    return hashlib.sha256(words.encode()).hexdigest()[:16]
+    """Digests of what attributes say of dynamics and observing network, each behind its name."""
+    words = {name: str(attributes[name]) for name in ("dynamics", "observing") if name in attributes}
+    return " ".join(f"{name}:{hashlib.sha256(word.encode()).hexdigest()[:16]}" for name, word in words.items())
+
+
+def changed_descriptions(attributes: Mapping[Any, Any]) -> list[str]:
+    """Names of the attributes that are not what xdan wrote, by their digests; none where there are no digests."""
+    told = str(attributes.get(DIGEST, "")).split()
+    now = description_digest(attributes).split()
+    return [entry.split(":")[0] for entry in told if entry not in now]
 
 
 def reference_site(average: xr.DataArray, what: str = "the gain") -> int:
