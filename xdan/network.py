@@ -14,11 +14,12 @@ import xarray as xr
 
 from .blocks import Array, tensor_to_array
 from .core.methods import DataAssimilationNetwork
-from .core.networks import AnalysisNetwork, Committee, network_by_name
+from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .experiment import Experiment
 from .store import StoreLike, check_writable, digest, read_arrays, write_arrays
 
 _FORMAT = 1
+_WEIGHTS = ("float16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 _LEAST_SEEN = 100  # observations that say what climate they are of
 _TRAINED = Path(__file__).with_name("trained")
 SHIPPED = tuple(sorted(path.stem for path in _TRAINED.glob("*.zarr")))
@@ -65,7 +66,7 @@ class Network:
         """Freeze a copy of a torch module."""
         description = {
             "format": _FORMAT,
-            "name": module.name,
+            "name": registered_name(module),
             "parameters": module.parameters_json(),
             "state_dims": list(dims),
             "training": dict(training),
@@ -88,8 +89,20 @@ class Network:
         return tuple(self.description["state_dims"])
 
     def module(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> AnalysisNetwork:
-        """Return a torch module with these weights, a new one at every call, in evaluation mode."""
-        module = network_by_name(self.description["name"], self.description["parameters"])
+        """Return a torch module with these weights, a new one at every call, in evaluation mode.
+
+        Raises
+        ------
+        ValueError
+            If the description makes no network, or one of other arrays; no memory is taken for its sizes before.
+        """
+        name, parameters = self.description["name"], self.description["parameters"]
+        if odd := [label for label, value in self.arrays.items() if value.dtype.name not in _WEIGHTS]:
+            raise ValueError(
+                f"arrays {odd[:4]} are of type {self.arrays[odd[0]].dtype}: expected real numbers of at most 64 bits"
+            )
+        network_of_shapes(name, parameters, {label: value.shape for label, value in self.arrays.items()})
+        module = network_by_name(name, parameters)
         weights = {name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()}
         if any(value.dtype == torch.float64 for value in weights.values()):
             module.double()  # loading would round them
