@@ -440,6 +440,16 @@ def check_time_unit(value: Any) -> np.timedelta64:
     return duration
 
 
+def in_words(duration: np.timedelta64) -> str:
+    """A duration in the largest unit that it is whole of, such as "5 days"."""
+    nanoseconds = int(duration / np.timedelta64(1, "ns"))
+    units = (("days", 86_400 * 10**9), ("hours", 3600 * 10**9), ("minutes", 60 * 10**9), ("seconds", 10**9))
+    for name, size in units:
+        if nanoseconds % size == 0:
+            return f"{nanoseconds // size} {name}"
+    return f"{nanoseconds} nanoseconds"
+
+
 def warn_of_short_spin_up(spin_up_time: float, timestep: float, steps: int) -> None:
     """Warn of a spin-up that is asked for and shorter than one step."""
     if 0 < spin_up_time < timestep:

@@ -20,6 +20,7 @@ from .base import (
     Tendency,
     check_distances,
     check_time_unit,
+    in_words,
     runge_kutta_4,
     warn_of_short_spin_up,
 )
@@ -128,7 +129,7 @@ class CustomDynamics(Dynamics, pure=True):
             "timestep": self.timestep,
             "spin_up_time": self.spin_up_time,
         }
-        return described if self.time_unit is None else {**described, "time_unit": str(self.time_unit)}
+        return described if self.time_unit is None else {**described, "time_unit": in_words(self.time_unit)}
 
     def __eq__(self, other: object) -> bool:
         # The name of a function does not tell it from another of the same scope.
