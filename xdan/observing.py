@@ -168,7 +168,7 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
         )
     if in_time and variable.sizes[TIME] != times:
         raise ValueError(
-            f"observation error {variable.name!r} has {variable.sizes[TIME]} times, the observations {times}: expected the same"
+            f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}, as the observations"
         )
     lead = [TIME] if in_time else []
     for dim in (*lead, *dims):

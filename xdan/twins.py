@@ -171,7 +171,9 @@ def _covariance(given: Any, dims: tuple[str, ...], shape: tuple[int, ...], dynam
             check_order(given, str(dim), dynamics)
             dual = f"{dim}{DUAL}"
             if {dim, dual} <= set(given.coords) and given[dim].values.tolist() != given[dual].values.tolist():
-                raise ValueError(f"error_covariance has other labels along {dual!r} than along {dim!r}: expected the same")
+                raise ValueError(
+                    f"error_covariance has other labels along {dual!r} than along {dim!r}: expected the same"
+                )
     values = errors("error_covariance", given)
     size = math.prod(shape)
     return values.reshape(*shape, *shape) if values.shape == (size, size) else values

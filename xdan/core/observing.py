@@ -16,7 +16,6 @@ from .dynamics import Dynamics
 from .operators import Operator
 from .random import Purpose, normal, uniform
 
-
 _KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
 
 _SYMMETRIC = 1e-5  # of the two standard deviations: by so much may R's halves differ
@@ -106,7 +105,9 @@ class Sites:
             known = {"kind", *_KEYS[choice("kind", kind, _KEYS)]}
             if set(parameters) != known:
                 keys = sorted(map(str, parameters))
-                raise ValueError(f"an observing network of kind {kind!r} has parameters {keys}: expected {sorted(known)}")
+                raise ValueError(
+                    f"an observing network of kind {kind!r} has parameters {keys}: expected {sorted(known)}"
+                )
             return cls(**parameters)
         except (TypeError, RecursionError) as reason:
             raise ValueError(f"an observing network cannot be made as it is described: {reason}") from None
@@ -210,7 +211,7 @@ class ErrorCovariance:
             if not bool(held.all()):
                 bad = self.std[~held.to(self.std.device)].flatten()[0]
                 raise ValueError(
-                    f"observation error standard deviation {bad:g}: expected one whose square {dtype} can hold; {remedy}"
+                    f"observation error standard deviation {bad:g}: expected a square that {dtype} can hold; {remedy}"
                 )
         if self._factor is not None and self.covariance is not None and self.covariance.dtype != dtype:
             smallest = float(_pivots(self._factor, self.covariance).min())

@@ -40,7 +40,8 @@ class Operator(ABC):
         if "__call__" in vars(cls):
             for follower in {"along", "adjoint", "linear"} - set(vars(cls)):
                 setattr(cls, follower, getattr(Operator, follower))
-        for name, guard in {"__call__": _guard_call, "along": _guard_derivative, "adjoint": _guard_derivative}.items():
+        guards: dict[str, Callable[..., Any]] = {"along": _guard_derivative, "adjoint": _guard_derivative}
+        for name, guard in {"__call__": _guard_call, **guards}.items():
             method = None if pure else vars(cls).get(name)
             if inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
                 setattr(cls, name, guard(method))

@@ -38,7 +38,12 @@ def call(function: Function, x: Tensor, label: str) -> Any:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as reason:
-        if in_transform(x):  # of a derivative: who asks for it can say more
+        if in_transform(x) and "mutate a captured Tensor" in str(reason):
+            raise ValueError(
+                f"{label} has no derivative, as it fills a buffer of its own: expected a torch function that returns "
+                "new tensors"
+            ) from reason
+        if in_transform(x):  # who asks for the derivative can say more
             raise
         raise ValueError(
             f"{label} cannot take states of {x.dtype}, shape {tuple(x.shape)}, on {x.device} ({shown_reason(reason)}): "
@@ -59,12 +64,12 @@ def check_answer(answer: Any, shape: tuple[int, ...], x: Tensor, label: str) -> 
         raise ValueError(f"{label} gave a {type(answer).__name__} {states}: expected a tensor of shape {shape}")
     if answer.shape != shape:
         raise ValueError(
-            f"{label} gave shape {tuple(answer.shape)} {states}: expected {shape}; it must act on the last axes, and on "
-            "every state along the first one alike"
+            f"{label} gave shape {tuple(answer.shape)} {states}: expected {shape}; it must act on the last axes, and "
+            "on every state along the first one alike"
         )
     if answer.dtype != x.dtype or answer.device != x.device:
         raise ValueError(
-            f"{label} gave {answer.dtype} on {answer.device} {states}: expected {x.dtype} on {x.device}, as the states; "
+            f"{label} gave {answer.dtype} on {answer.device} {states}: expected {x.dtype} on {x.device}, like them; "
             "turn its own tensors with .to(x)"
         )
     return answer

@@ -235,8 +235,8 @@ class Dynamics(ABC):
         ratio = real("spin_up_time", self.spin_up_time, least=0.0) / self.timestep
         if ratio > MOST_STEPS:
             raise ValueError(
-                f"spin_up_time={self.spin_up_time:g} takes {ratio:.3g} steps of timestep={self.timestep:g}: expected at "
-                f"most {MOST_STEPS}; is it in other units than the model's time?"
+                f"spin_up_time={self.spin_up_time:g} takes {ratio:.3g} steps of timestep={self.timestep:g}: expected "
+                f"at most {MOST_STEPS}; is it in other units than the model's time?"
             )
         return round(ratio)
 
@@ -434,9 +434,7 @@ def check_time_unit(value: Any) -> np.timedelta64:
     fixed = isinstance(value, datetime.timedelta) or np.datetime_data(value.dtype)[0] not in ("Y", "M", "generic")
     duration = np.timedelta64(value, "ns") if fixed else np.timedelta64("NaT", "ns")
     if not duration > np.timedelta64(0, "ns"):
-        raise ValueError(
-            f"time_unit={shown(value)}: expected a positive time of fixed length, of a nanosecond or more"
-        )
+        raise ValueError(f"time_unit={shown(value)}: expected a positive time of fixed length, of a nanosecond or more")
     return duration
 
 
@@ -503,7 +501,9 @@ def check_distances(distances: Any, sites: Tensor, size: int, label: str) -> Ten
     shape = (len(sites), size)
     if not isinstance(distances, Tensor) or tuple(distances.shape) != shape:
         kind = tuple(distances.shape) if isinstance(distances, Tensor) else type(distances).__name__
-        raise ValueError(f"{label} gave {kind}: expected a tensor of shape {shape}, from each of some components to all")
+        raise ValueError(
+            f"{label} gave {kind}: expected a tensor of shape {shape}, from each of some components to all"
+        )
     if distances.dtype == torch.bool or distances.is_complex() or not bool((distances >= 0).all()):
         raise ValueError(f"{label} gave values that are no distances: expected real numbers, 0 or more")
     return distances.clone()

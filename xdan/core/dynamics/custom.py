@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,9 @@ from .base import (
 
 # Dims and variables of the Datasets that hold states: a dim of the state with such a name would be taken for them.
 _TAKEN = frozenset(
-    "trajectory time member channel obs i j l vector mode "
-    "truth observation observation_error observation_error_covariance observation_operator forecast analysis spread "
-    "forecast_spread members forecast_members memory diverged smoothed".split()
+    ("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "vector", "mode")
+    + ("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator")
+    + ("forecast", "analysis", "spread", "forecast_spread", "members", "forecast_members", "memory", "diverged")
 )
 
 
@@ -235,8 +234,9 @@ def _axis(label: str, axis: Any) -> Sequence[float | str]:
 def _plain_label(label: str, value: Any) -> float | str:
     if isinstance(value, str):
         return str(value)
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{label} holds the label {shown(value)}: expected numbers or words")
-    if not math.isfinite(value):
+    number = float(value)
+    if not math.isfinite(number):
         raise ValueError(f"{label} holds the label {value}: expected finite numbers")
-    return int(value) if isinstance(value, (int, np.integer)) else float(value)
+    return int(value) if isinstance(value, (int, np.integer)) else number

@@ -65,14 +65,18 @@ def dynamics_from_json(description: Mapping[str, Any]) -> Dynamics:
     try:
         return _made(description)
     except RecursionError:
-        raise ValueError("the description of the dynamics is nested too deeply: expected a name and its parameters") from None
+        raise ValueError(
+            "the description of the dynamics is nested too deeply: expected a name and its parameters"
+        ) from None
 
 
 def _made(description: Any) -> Dynamics:
     remedy = "Pass dynamics= with the model that made the record"
     name = description.get("name") if isinstance(description, Mapping) else None
     if not isinstance(name, str):
-        raise ValueError(f"the dynamics is described by {shown(description)}: expected a name and its parameters. {remedy}")
+        raise ValueError(
+            f"the dynamics is described by {shown(description)}: expected a name and its parameters. {remedy}"
+        )
     if name not in _REGISTRY:
         raise ValueError(f"dynamics {name!r} is not registered; known are {sorted(_REGISTRY)}. {remedy}, as expected")
     cls, parameters = _REGISTRY[name], description.get("parameters", {})
