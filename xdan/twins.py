@@ -32,6 +32,7 @@ from .schema import (
     check_order,
     state_coordinates,
 )
+from .store import sealed
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
@@ -294,8 +295,5 @@ def _label(
         TIME: (TIME, np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9), _time_attributes(dynamics)),
         **state_coordinates(dynamics),
     }
-    return xr.Dataset(
-        {**variables, **more},
-        coordinates,
-        attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed),
-    )
+    about = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
+    return sealed(xr.Dataset({**variables, **more}, coordinates, about))
