@@ -47,7 +47,8 @@ def explore(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is nothing to show, a run is of another record, or the record has no truth or more than one state dim.
+        If an argument is wrong, there is nothing to show, a run is of another record, or the record has no truth or
+        more than one state dim.
 
     Examples
     --------

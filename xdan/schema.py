@@ -76,7 +76,7 @@ def averaged_dims(dim: str | Sequence[str]) -> list[str]:
     ValueError
         For other names.
     """
-    dims = [dim] if isinstance(dim, str) else list(dim) if isinstance(dim, (Sequence, Set)) else [dim]
+    dims = [dim] if isinstance(dim, str) else list(dim) if isinstance(dim, (Sequence, Set, np.ndarray)) else [dim]
     if not all(isinstance(d, str) for d in dims):
         raise TypeError(f"dim={shown(dim)}: expected some of ['trajectory', 'time']")
     if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:

@@ -89,7 +89,8 @@ def score(
     """
     pair = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
     dims = _dims(dim)
-    scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told below, with its cause
+        scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
     lost = pair.lost().any(TIME)
     scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
     result = xr.Dataset({name: value.drop_attrs() for name, value in told(scores).items()})
