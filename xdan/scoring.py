@@ -446,8 +446,8 @@ def _match(
     for name, values in variables.items():
         _check_state_labels(experiment, name, values)
     cycles = experiment.observation.sizes[TIME]
-    burn_in = integer("burn_in", burn_in, least=0)
-    if burn_in >= cycles:
+    burn_in = integer("burn_in", burn_in)
+    if not 0 <= burn_in < cycles:
         raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
     later = slice(burn_in, None)
     unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in variables.items()}
