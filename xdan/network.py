@@ -19,7 +19,7 @@ from .core.checks import shown
 from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .experiment import Experiment
-from .location import StoreLike, locate, replacing, writing
+from .location import StoreLike, check_rewritable, locate, replacing, writing
 from .store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
 _FORMAT = 1
@@ -165,14 +165,17 @@ class Network:
         ----------
         store : path or Zarr store
         mode : {"w-", "w"}
-            "w" overwrites.
+            "w" overwrites: what was there stays until the new network is whole, where the store is a folder.
 
         Raises
         ------
         FileExistsError
-            If the store exists and mode is not "w".
+            If the store exists and mode is not "w", or another call writes into it.
+        ValueError
+            If the store is an archive.
         """
         store = locate(store)
+        check_rewritable(store)
         with writing(store):
             check_writable(store, mode)
             history = {} if self.history is None else {_HISTORY: _history_digest(self.history)}
