@@ -76,7 +76,7 @@ def test_a_static_scheme_is_tuned_on_the_truth_where_asked(model):
     fixed = xdan.baseline(ds, "3d-var", scale=_SCALES[best])
     np.testing.assert_allclose(xdan.score(ds, fixed, burn_in=50).rmse, tuned.truth_rmse[best], rtol=1e-6)
     assert "tuned_on" not in fixed.attrs
-    with pytest.raises(ValueError, match="the record has no truth; use tune_on='innovation'"):
+    with pytest.raises(ValueError, match="the record has no truth, expected one; use tune_on='innovation'"):
         xdan.baseline(ds.drop_vars("truth"), "3d-var", tune_on="truth").compute()
 
 
