@@ -30,7 +30,7 @@ _TOLERANCE = 1e-2  # of the difference from finite differences, relative to them
 # Finite differences step by these parts of a state's deviation: large and small, by precision.
 _STEPS = {torch.float64: (1e-3, 1e-4), torch.float32: (3e-2, 1e-2)}
 _ROUNDING = 100  # roundings of a value that a difference may be off by
-_COLLAPSED = 1e-6  # a deviation so small, relative to the values, is of a climate that is a single point
+_COLLAPSED = 1e-4  # a deviation so small, relative to the values, is of a climate that is a single point
 
 
 def check_derivative(
@@ -173,7 +173,7 @@ def climate_states(dynamics: Dynamics, seed: int, like: Tensor) -> Tensor:
     drawn = dynamics.climatology(range(STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
     if bool((drawn.std(0) > _COLLAPSED * drawn.abs().amax(0)).any()):
         return drawn
-    return drawn + sizes(drawn) * random_directions(torch.arange(STATES, device=drawn.device), 2, drawn)
+    return drawn + 0.1 * sizes(drawn) * random_directions(torch.arange(STATES, device=drawn.device), 2, drawn)
 
 
 def sizes(states: Tensor) -> Tensor:
