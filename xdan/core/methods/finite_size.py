@@ -15,7 +15,7 @@ from .base import Record, State, register_method
 from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, compare
 
 _BISECTIONS, _NEWTON = 24, 2
-_LOWEST, _GRID = 1e-6, 64  # smallest zeta, relative to the largest, and points between them
+_LOWEST, _GRID = 1e-6, 32  # smallest zeta, relative to the largest, and points between them
 _EQUAL = 1e-7  # of a cost, or of one where it is small: minima closer than this are as good as each other
 FORMS = ("dual", "primal")
 
@@ -187,8 +187,8 @@ def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tenso
     anomalies' span does not depend on zeta.
 
     Large innovations make several minima. The result is the lowest of them in the range from a millionth of its top to
-    its top, both ends included: the slope's sign on a logarithmic grid tells the minima apart, and its terms vary over
-    distances of five grid points or more. Two that lie between neighbouring points are taken for one.
+    its top, both ends included: the slope's sign on a logarithmic grid tells the minima apart, and each of its terms
+    is a hump eight grid points wide. Two that lie between neighbouring points are taken for one.
 
     Parameters
     ----------
@@ -211,7 +211,8 @@ def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tenso
     low = high * _LOWEST
     zeta = _refined(low, high, values, squared, members, top)
     grid = torch.logspace(math.log10(_LOWEST), 0.0, _GRID, dtype=values.dtype, device=values.device) * top
-    slope, _ = _derivatives(grid, values[..., None, :], squared[..., None, :], members)
+    inverse = (grid[:, None] + values[..., None, :]).reciprocal()
+    slope = (inverse.square() @ squared[..., None])[..., 0] + members / (members - 1) - (members + 1) / grid
     several = _starts(slope).sum(-1) > 1
     if bool(several.any()):
         zeta[several] = _lowest(zeta[several], grid, slope[several], values[several], squared[several], members)
