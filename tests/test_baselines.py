@@ -142,7 +142,7 @@ def test_candidates_are_tried_and_written_down(twin):
     tuned = xdan.baseline(twin, "etkf", members=6, **asked)
     np.testing.assert_array_equal(tuned.candidate_inflation, [1.0, 1.05, 1.2])
     assert '"candidates": {"inflation": [1.0, 1.05, 1.2]}' in tuned.attrs["method_parameters"]
-    best = float(tuned.candidate_inflation[int(tuned.innovation_score.argmin())])
+    best = float(tuned.candidate_inflation[int(tuned.innovation_score.values.argmin())])
     assert float(tuned.tuned_inflation) == best
     fixed = xdan.baseline(twin, "etkf", members=6, inflation=best)
     np.testing.assert_array_equal(tuned.analysis, fixed.analysis)

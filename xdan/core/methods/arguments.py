@@ -50,8 +50,7 @@ def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
         For an unknown name, and a matrix that is not square, finite, symmetric relative to its variances and positive
         definite.
     """
-    kinds = " or ".join(repr(name) for name in sorted(names))
-    expected = f"expected {kinds}, or a matrix of shape (N, N) of real numbers"
+    expected = f"expected {', '.join(map(repr, sorted(names)))} or a matrix of shape (N, N) of real numbers"
     if isinstance(value, str):
         if value not in names:
             raise ValueError(f"background={value!r}: {expected}")
@@ -67,11 +66,12 @@ def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
     matrix = torch.from_numpy(np.array(array, np.float64))
     if not bool(matrix.isfinite().all()):
         raise ValueError(f"background holds values that are not finite: {expected}")
+    no_covariance = "background is not symmetric and positive definite"
     deviation = matrix.diagonal().abs().sqrt()
     if bool(((matrix - matrix.T).abs() > _ASYMMETRY * deviation[:, None] * deviation).any()):
-        raise ValueError("background is not symmetric; expected a covariance matrix")
+        raise ValueError(f"{no_covariance}: it is skew; expected a covariance matrix")
     if int(torch.linalg.cholesky_ex(matrix).info):
-        raise ValueError("background is not positive definite; expected a covariance matrix of full rank")
+        raise ValueError(f"{no_covariance}: it has no Cholesky factor; expected a covariance matrix of full rank")
     return matrix
 
 

@@ -38,7 +38,9 @@ class EnsembleMethod(Method):
     outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
 
     def __init__(self, members: int) -> None:
-        self.members = integer("members", members, least=2)  # a spread needs two
+        self.members = integer("members", members)
+        if self.members < 2:
+            raise ValueError(f"members={self.members}: expected at least 2, a spread needs them")
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:

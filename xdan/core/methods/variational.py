@@ -133,8 +133,8 @@ class ThreeDVar(Method):
         """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
         if record.truth is None:
             raise ValueError(
-                "background='trained' needs the truth, which the record lacks: expected one; use "
-                "background='climatology'"
+                "background='trained': expected a record with a truth; training needs the truth, which the record "
+                "lacks; use background='climatology'"
             )
         if not bool(torch.isfinite(record.truth).all()):
             raise ValueError(
