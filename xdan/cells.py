@@ -118,7 +118,7 @@ class Scheme:
         (kind,), what = kinds, given[kinds[0]]
         parameters = {key: value for key, value in given.items() if key not in (kind, "trained_on")}
         if kind == "baseline":
-            accepts = frozenset(accepted_parameters(what) | {"tune_on"})
+            accepts = frozenset(accepted_parameters(what) | {"tune_on", "candidates"})
         elif isinstance(what, Network):
             what, accepts = Trained(what.digest), frozenset()
         elif isinstance(what, AnalysisNetwork):
