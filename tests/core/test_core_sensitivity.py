@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import jacfwd, jacrev
 
-from xdan.core.networks import Committee, LinearInZeta, ResidualCNN
+from xdan.core.networks import AnalysisNetwork, Committee, LinearInZeta, ResidualCNN
 from xdan.core.networks.jets import residual_cnn_jet
 from xdan.core.sensitivity import (
     Points,
@@ -43,16 +43,19 @@ NETWORKS = {
 }
 
 
-class Bilinear:
+class Bilinear(AnalysisNetwork):
     """a_i = sum_jl T[i, j, l] zeta_j x_l, whose marginal gain is T."""
 
-    reach = None
-    memory = 0
+    name = "bilinear"
 
     def __init__(self, tensor):
+        super().__init__()
         self.tensor = tensor
 
-    def __call__(self, x, zeta, memory=None):
+    def parameters_json(self):
+        return {}
+
+    def forward(self, x, zeta, memory=None):
         return x + torch.einsum("ijl,bj,bl->bi", self.tensor, zeta, x), None
 
 
@@ -149,8 +152,8 @@ def test_bilinear_operator_returns_its_tensor():
 class Curved(Bilinear):
     """As linear as the toy on average over Gaussian zeta, but not at any one: a cubic is added."""
 
-    def __call__(self, x, zeta, memory=None):
-        analysis, _ = super().__call__(x, zeta)
+    def forward(self, x, zeta, memory=None):
+        analysis, _ = super().forward(x, zeta)
         return analysis + x * (zeta**3 - 3 * zeta), None
 
 
