@@ -134,6 +134,7 @@ def mixed_jacobian(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, wh
         return columns.movedim(0, 2)
 
     def backward(recorded: bool) -> Tensor:
+        _require_seen(lambda at: function(x, at), z, what)
         return _rows(_slope(function, x, x_direction), z, recorded=recorded)
 
     return _either(forward, backward, lambda: function(x, z), what, _SECOND)
@@ -146,6 +147,7 @@ def mixed_along(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, z_dir
         return _nested(function, x, z, x_direction, z_direction)
 
     def backward(recorded: bool) -> Tensor:
+        _require_seen(lambda at: function(x, at), z, what)
         return _double_backward(_slope(function, x, x_direction), z, z_direction, recorded=recorded)[1]
 
     return _either(forward, backward, lambda: function(x, z), what, _SECOND)
@@ -160,7 +162,7 @@ def _nested(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, z_directi
     """The same along a direction of both, forward."""
 
     def response(state: Tensor) -> Tensor:
-        inner: Tensor = jvp(lambda at: function(state, at), (z,), (z_direction,))[1]
+        inner: Tensor = jvp(lambda at: function(state, at), (z,), (z_direction,), strict=True)[1]
         return inner
 
     derivative: Tensor = jvp(response, (x,), (x_direction,))[1]
@@ -197,6 +199,14 @@ def _leaf(x: Tensor) -> Tensor:
     return x if x.requires_grad else x.detach().clone().requires_grad_()
 
 
+def _require_seen(function: Function, x: Tensor, what: str) -> None:
+    """Refuse a function that depends on x without torch's seeing it."""
+    x = _leaf(x)
+    value = function(x)
+    if not value.requires_grad or torch.autograd.grad(value.sum(), x, allow_unused=True)[0] is None:
+        _check_seen(function, x, value, what)
+
+
 def _check_seen(function: Function, x: Tensor, value: Tensor, what: str) -> None:
     """Refuse a function that depends on the state, of which torch has recorded nothing."""
     with torch.no_grad():
@@ -208,20 +218,36 @@ def _check_seen(function: Function, x: Tensor, value: Tensor, what: str) -> None
         )
 
 
+def _require_whole(value: Tensor) -> None:
+    """Raise where a part of a graph says that it cannot be differentiated: torch would leave it out without a word."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name().endswith("Error"):
+            raise RuntimeError("a function that is differentiable once is to be differentiated twice")
+        seen.add(node)
+        nodes.extend(before for before, _ in node.next_functions)
+
+
 def _double_backward(
     function: Function, x: Tensor, direction: Tensor, *, what: str | None = None, recorded: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Value, and derivative along a direction: the transposed derivative is linear, and is transposed once more."""
     x = _leaf(x)
+    direction = direction.clone() if direction.is_inference() else direction
     value = function(x)
     weights = torch.zeros_like(value, requires_grad=True)
     transposed = None
     if value.requires_grad:
+        _require_whole(value)
         (transposed,) = torch.autograd.grad(value, x, weights, create_graph=True, allow_unused=True)
     if transposed is None and what is not None:
         _check_seen(function, x, value, what)
     derivative = torch.zeros_like(value)
     if transposed is not None and transposed.requires_grad:
+        _require_whole(transposed)
         (derivative,) = torch.autograd.grad(
             transposed, weights, direction, create_graph=recorded, allow_unused=True, materialize_grads=True
         )
@@ -234,6 +260,7 @@ def _rows(function: Function, x: Tensor, *, what: str | None = None, recorded: b
     value = function(x)
     rows: list[Tensor | None] = [None]
     if value.requires_grad:
+        _require_whole(value)
         rows = [
             torch.autograd.grad(one.sum(), x, retain_graph=True, create_graph=recorded, allow_unused=True)[0]
             for one in value.unbind(1)
