@@ -16,7 +16,7 @@ import xarray as xr
 from .blocks import RecordWindows, pick_device
 from .core.dynamics import Dynamics
 from .core.methods import EnsembleMethod
-from .core.networks import AnalysisNetwork, LinearInZeta, network_by_name
+from .core.networks import AnalysisNetwork, network_by_name, registered_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
 from .core.random import Purpose, check_seed, uniform
@@ -237,7 +237,7 @@ def train(
     module = _architecture(network, memory, seed, data).to(device)
     if teacher is not None and module.ensemble:
         raise ValueError("a teacher has one forecast and one analysis; this network takes members: train it without")
-    if OBJECTIVES[objective].covariance and not isinstance(module, LinearInZeta):
+    if OBJECTIVES[objective].covariance and not module.forms_covariance:
         raise ValueError(
             f"objective='covariance': network {module.name!r} has no covariance of its own; take "
             "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
@@ -259,7 +259,7 @@ def train(
         "minutes": minutes,
         "validate_every": validate_every,
         "data": data.about,
-        "architecture": {"name": module.name, **module.parameters_json()},
+        "architecture": {"name": registered_name(module), **module.parameters_json()},
         "start": network.digest if isinstance(network, Network) else None,
     }
     if window > 1 and teacher is None and not OBJECTIVES[objective].covariance:

@@ -165,7 +165,8 @@ class Dynamics(ABC):
         def flat(z: Tensor) -> Tensor:
             return self.advance(z.reshape(*z.shape[:-1], *shape), steps).reshape(z.shape)
 
-        after, pushed = push_forward(flat, x.flatten(1), directions.flatten(2).contiguous())
+        what = f"the model {getattr(self, 'label', self.name)!r}"
+        after, pushed = push_forward(flat, x.flatten(1), directions.flatten(2).contiguous(), what)
         return after.reshape(x.shape), pushed.reshape(directions.shape)
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
