@@ -423,9 +423,12 @@ def _check_kinds(asked: Mapping[str, Any]) -> None:
 
 def _deviations(error_std: Any) -> Any:
     """Take a standard deviation, or an array of them."""
-    if np.ndim(error_std) == 0 and not isinstance(error_std, np.ndarray):
+    if not isinstance(error_std, (np.ndarray, torch.Tensor, xr.DataArray, list, tuple)):
         return real("error_std", error_std, above=0.0)
-    values = np.asarray(error_std)
+    try:
+        values = np.asarray(error_std)
+    except ValueError:
+        raise ValueError(f"error_std={shown(error_std)}: expected an array of positive numbers") from None
     if values.dtype.kind not in "fiu":
         raise TypeError(f"error_std={shown(error_std)}: expected positive numbers")
     if not (np.isfinite(values) & (values > 0)).all():
@@ -523,7 +526,7 @@ def _processes(asked: int | None, batch: int, device: str) -> int:
 
 
 @contextmanager
-def _building() -> Iterator[None]:
+def building() -> Iterator[None]:
     """Make modules in single precision, and leave the process's random state and default type as they were.
 
     One thread at a time: both are the whole process's.
@@ -543,7 +546,7 @@ def _plan(network: str | AnalysisNetwork | Network, memory: int | None) -> Analy
     """Module of the wanted architecture; of a trained network, with its weights."""
     if isinstance(network, AnalysisNetwork):
         return network
-    with _building():
+    with building():
         if isinstance(network, Network):
             return network.module()
         return network_by_name(network, {} if memory is None else {"memory": memory})
@@ -559,7 +562,7 @@ def _architecture(
                 f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}: expected those"
             )
         return plan
-    with _building():  # a fresh module, so that the caller's is not changed and weights follow from the seed
+    with building():  # a fresh module, so that the caller's is not changed and weights follow from the seed
         draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
         torch.manual_seed(int(draw * 2**31))
         module = type(plan)(**plan.parameters_json())
