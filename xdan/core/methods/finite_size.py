@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import choice, integer, switch
 from ..observing import ErrorCovariance
+from .arguments import number_or_tune
 from .base import Record, State, register_method
-from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, check_inflation, compare
+from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, compare
 
 _BISECTIONS, _NEWTON = 24, 2
 FORMS = ("dual", "primal")
@@ -35,6 +37,8 @@ class FiniteSizeEnKF(EnsembleMethod):
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
         For fewer than 2 members or an unknown form.
 
@@ -48,9 +52,7 @@ class FiniteSizeEnKF(EnsembleMethod):
 
     def __init__(self, members: int = 40, capped: bool = True, form: str = "dual") -> None:
         super().__init__(members)
-        if form not in FORMS:
-            raise ValueError(f"form={form!r}: expected one of {FORMS}")
-        self.capped, self.form = bool(capped), form
+        self.capped, self.form = switch("capped", capped), choice("form", form, FORMS)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
@@ -95,21 +97,22 @@ class SpunUp(Labelled):
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
-        For a negative number of cycles.
+        For a negative number of cycles, or an inflation that is not positive.
     """
 
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
 
     def __init__(self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100) -> None:
         super().__init__(members)
-        if spin_up < 0:
-            raise ValueError(f"spin_up={spin_up}: expected a number of cycles, 0 for none")
-        self.inflation, self.spin_up = check_inflation(inflation), int(spin_up)
+        self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"members": self.members, "inflation": self.inflation, "spin_up": self.spin_up}
+        own = {"members": self.members, "inflation": self.inflation, "spin_up": self.spin_up}
+        return own | self.asked_candidates()
 
     def spins_up(self, state: State) -> bool:
         """Whether the coming analysis is among the first."""
