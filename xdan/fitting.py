@@ -9,7 +9,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 from typing import Any
@@ -17,15 +17,19 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+from tqdm.dask import TqdmCallback
 from zarr.abc.store import Store
 from zarr.storage import StorePath
 
 from .blocks import RecordWindows, pick_device
-from .core.checks import choice, integer, real, shown, switch
+from .core.checks import choice, integer, real, switch
+from .core.checks import shown as one_line
+from .core.derivatives import STATES, check_model, check_operator, climate_states
 from .core.dynamics import Dynamics
 from .core.networks import AnalysisNetwork, LinearInZeta, network_by_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
+from .core.progress import shown
 from .core.random import Purpose, uniform
 from .core.training import Settings, Trainer
 from .experiment import imitate, read
@@ -202,12 +206,16 @@ def _fit(asked: SimpleNamespace) -> tuple[Network, str | None]:
     )
     plan = _plan(asked.network, asked.memory)
     _check_fits(plan, asked)
-    data = _endless(asked) if isinstance(asked.source, Dynamics) else _of_record(asked)
+    bars = asked.progress is not False and not (isinstance(asked.progress, Mapping) and asked.progress.get("disable"))
+    # Reading goes through dask's tasks, the rest through loops that are tracked.
+    reading = TqdmCallback(desc="reading the record", delay=2.0, leave=False) if bars else nullcontext()
+    with shown(bars), reading:
+        data = _endless(asked) if isinstance(asked.source, Dynamics) else _of_record(asked)
     try:
         module = _architecture(asked.network, plan, asked.seed, data).to(asked.device)
         if bad := _not_finite(module):
             raise ValueError(
-                f"network={shown(asked.network)}: {bad} are not finite in single precision, expected numbers"
+                f"network={one_line(asked.network)}: {bad} are not finite in single precision, expected numbers"
             )
         if objective.covariance:
             data = taught(data, ensemble_method(asked.teacher), anew=module.memory > 0)
@@ -233,8 +241,8 @@ def _fit(asked: SimpleNamespace) -> tuple[Network, str | None]:
                 XdanWarning,
                 stacklevel=4,
             )
-        if asked.window > 1 and asked.teacher is None and not objective.covariance:
-            _check_differentiable(data)
+        if not objective.covariance:
+            _check_differentiable(data, asked.window > 1 and asked.teacher is None)
         trainer = Trainer(module, data.dynamics, data.error, settings, processes)
         try:
             loop = Loop(
@@ -414,11 +422,11 @@ def _check_kinds(asked: Mapping[str, Any]) -> None:
     }
     if asked["source"] is not inspect.Parameter.empty and not isinstance(asked["source"], (xr.Dataset, Dynamics)):
         raise TypeError(
-            f"cannot train on source={shown(asked['source'])}: expected an xarray Dataset or an xdan Dynamics"
+            f"cannot train on source={one_line(asked['source'])}: expected an xarray Dataset or an xdan Dynamics"
         )
     for label, (kind, expected) in kinds.items():
         if not isinstance(asked[label], kind):
-            raise TypeError(f"{label}={shown(asked[label])}: expected {expected}")
+            raise TypeError(f"{label}={one_line(asked[label])}: expected {expected}")
 
 
 def _deviations(error_std: Any) -> Any:
@@ -428,11 +436,11 @@ def _deviations(error_std: Any) -> Any:
     try:
         values = np.asarray(error_std)
     except ValueError:
-        raise ValueError(f"error_std={shown(error_std)}: expected an array of positive numbers") from None
+        raise ValueError(f"error_std={one_line(error_std)}: expected an array of positive numbers") from None
     if values.dtype.kind not in "fiu":
-        raise TypeError(f"error_std={shown(error_std)}: expected positive numbers")
+        raise TypeError(f"error_std={one_line(error_std)}: expected positive numbers")
     if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"error_std={shown(error_std)}: expected positive numbers")
+        raise ValueError(f"error_std={one_line(error_std)}: expected positive numbers")
     return values.astype(np.float64)
 
 
@@ -463,7 +471,7 @@ def _check_together(asked: Mapping[str, Any]) -> None:
     if asked["teacher"] is not None:
         if not isinstance(asked["teacher"], xr.Dataset):
             raise TypeError(
-                f"teacher={shown(asked['teacher'])} on a record: expected the Dataset that baseline() returned"
+                f"teacher={one_line(asked['teacher'])} on a record: expected the Dataset that baseline() returned"
             )
         if not objective.truth or objective.members:
             raise ValueError(
@@ -501,16 +509,24 @@ def _not_finite(module: AnalysisNetwork) -> list[str]:
     return sorted(name for name, value in module.state_dict().items() if not bool(value.isfinite().all()))
 
 
-def _check_differentiable(data: TrainingData) -> None:
-    """Refuse a model that torch cannot go back through."""
-    x = data.validation.observation.new_zeros(1, math.prod(data.dynamics.shape), requires_grad=True)
-    with torch.enable_grad():
-        after = data.dynamics.advance(x.unflatten(1, data.dynamics.shape), 1)
-    if not after.requires_grad:
-        raise ValueError(
-            f"no gradient passes through a step of {data.dynamics.name!r}, so windows of several cycles cannot be "
-            "trained through: write the model in torch operations, without detach() or NumPy; or pass window=1"
-        )
+def _check_differentiable(data: TrainingData, through_the_model: bool) -> None:
+    """Refuse a model or an observation operator whose derivative is missing or wrong.
+
+    Raises
+    ------
+    ValueError
+    """
+    record = data.validation
+    if record.truth is not None:
+        states = record.truth.flatten(0, 1)
+        states = states[:: max(1, len(states) // STATES)][:STATES]
+    elif through_the_model or data.error.operator is not None:
+        states = climate_states(data.dynamics, record.seed, record.observation)
+    else:
+        return
+    if through_the_model:
+        check_model(data.dynamics, "backward", states, "windows of several cycles train through it: or pass window=1")
+    check_operator(data.error.operator, "backward", states, "each analysis has its adjoint in it: or pass a matrix")
 
 
 def _processes(asked: int | None, batch: int, device: str) -> int:

@@ -17,6 +17,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from .blocks import array_to_tensor, tensor_to_array
+from .core.progress import shown
 from .core.training import Trainer, linear_decay
 from .store import Checkpoint, StoreLike
 from .training_data import TrainingData, burn_in
@@ -128,7 +129,7 @@ class Loop:
             tqdm(total=self._total, disable=progress is False, bar_format=form, **asked) as bar,
         ):
             try:
-                elapsed = self._steps(interruption, bar)
+                elapsed = self._steps(interruption, bar, not bar.disable)
             except KeyboardInterrupt:  # in the middle of a step, from elsewhere than the first Ctrl-C
                 if interruption.noted or not self.trainer.step_count:
                     raise
@@ -146,7 +147,7 @@ class Loop:
                 self._validate(elapsed, linear_decay(self._progress(elapsed)))
         return elapsed
 
-    def _steps(self, interruption: Interruption, bar: Any) -> float:
+    def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
         """Take steps until the budget is spent or Ctrl-C is noted; returns the seconds so far."""
         saved = self._begin
         if self.from_trained and not self.trainer.step_count:
@@ -166,7 +167,9 @@ class Loop:
             if self.checkpoint is not None and now - saved > 30.0:
                 self._save(elapsed)
                 saved = clock.perf_counter()
-            report = self.trainer.step(self.data.windows.window(self.trainer.step_count), linear_decay(done))
+            with shown(bars and not self.trainer.step_count):  # a teacher settles before the first window
+                window = self.data.windows.window(self.trainer.step_count)
+            report = self.trainer.step(window, linear_decay(done))
             self._since.append((report.loss, report.rmse, report.restarts))
             if self.trainer.step_count % self.validate_every == 0:
                 self._validate(elapsed, linear_decay(done))
