@@ -42,6 +42,7 @@ from .training_loop import Loop
 _DEFAULT_STEPS = 6000
 _LEAST_SHARE = 12  # trajectories of a batch that are worth a process of their own
 _BUILDING = threading.Lock()
+STORES = (str, os.PathLike, Store, StorePath, MutableMapping)  # types of what can be a store
 
 
 def train(
@@ -407,10 +408,7 @@ def _check_kinds(asked: Mapping[str, Any]) -> None:
         ),
         "device": (str, "'auto', 'cpu', 'cuda' or 'cuda:0' and so on"),
         "progress": ((bool, np.bool_, Mapping), "True, False or a mapping of tqdm's arguments"),
-        "checkpoint": (
-            (type(None), str, os.PathLike, Store, StorePath, MutableMapping),
-            "a path, a URL or a Zarr store",
-        ),
+        "checkpoint": ((type(None), *STORES), "a path, a URL or a Zarr store"),
         "teacher": (
             (type(None), xr.Dataset, str, Mapping),
             "the Dataset that baseline() returned, or with objective='covariance' the name of an ensemble method",

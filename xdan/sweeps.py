@@ -24,6 +24,7 @@ from .cells import Cell, Scheme, Trained
 from .core.checks import integer, real, shown, switch
 from .core.dynamics import Dynamics
 from .core.observing import Sites
+from .fitting import STORES
 from .grids import Grid, count, labelled, seeds_from
 from .network import Network, open_network
 from .schema import XdanWarning
@@ -120,6 +121,8 @@ def sweep(
         {"retry": retry, "yes": yes, "progress": progress},
     )
     grid.check()
+    if not isinstance(store, (type(None), *STORES)):
+        raise TypeError(f"store={shown(store)}: expected a path, a URL or a Zarr store")
     folder = None if store is None else _Folder(store, grid.about())
     cells = list(grid.cells())
     missing = list({cell.key: cell for cell in cells}.values())
