@@ -577,15 +577,18 @@ def test_a_checkpoint_is_of_one_model(architecture, quick, tmp_path):
         xdan.train(model(4.0), architecture, **settings)
 
 
-CARRIED_ON = {"interval": 0.1, "error_std": 0.5, "observe": Sites.random(7, 8)}
-
-
-@pytest.mark.parametrize("change", CARRIED_ON)
-def test_going_on_in_another_setting_is_told(model, architecture, quick, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interval": 0.1}, "interval: 0.05 before, 0.1 now"),
+        ({"error_std": 0.5}, "error_std: 1.0 before, 0.5 now"),
+        ({"observe": Sites.random(7, 8)}, "observing: .*'all'.* before, .*'random'.* now"),
+    ],
+)
+def test_going_on_in_another_setting_is_told(model, architecture, quick, change, message):
     net = xdan.train(model, architecture, **quick)
-    before, now = (0.05, 0.1) if change == "interval" else ((1.0, 0.5) if change == "error_std" else ("{.*}", "{.*}"))
-    with pytest.warns(xdan.XdanWarning, match=f"another setting .*{change}: {before} before, {now} now"):
-        xdan.train(model, net, **quick, **{change: CARRIED_ON[change]})
+    with pytest.warns(xdan.XdanWarning, match=f"another setting .*{message}"):
+        xdan.train(model, net, **quick, **change)
 
 
 def test_the_setting_is_written_down(wide, model, architecture, quick):
