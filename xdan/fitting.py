@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 import multiprocessing
-import os
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from types import SimpleNamespace
@@ -18,8 +17,6 @@ import numpy as np
 import torch
 import xarray as xr
 from tqdm.dask import TqdmCallback
-from zarr.abc.store import Store
-from zarr.storage import StorePath
 
 from .blocks import RecordWindows, pick_device
 from .core.checks import choice, integer, real, switch
@@ -33,16 +30,16 @@ from .core.progress import shown
 from .core.random import Purpose, uniform
 from .core.training import Settings, Trainer
 from .experiment import imitate, read
-from .location import StoreLike
+from .location import StoreLike, check_rewritable, locate, writing
 from .network import Network
 from .schema import XdanWarning
-from .training_data import TrainingData, changes, data_from_dynamics, data_from_record, ensemble_method, taught
+from .setting import disagreements
+from .training_data import TrainingData, data_from_dynamics, data_from_record, ensemble_method, taught
 from .training_loop import Loop
 
 _DEFAULT_STEPS = 6000
 _LEAST_SHARE = 12  # trajectories of a batch that are worth a process of their own
 _BUILDING = threading.Lock()
-STORES = (str, os.PathLike, Store, StorePath, MutableMapping)  # types of what can be a store
 
 
 def train(
@@ -235,21 +232,25 @@ def _fit(asked: SimpleNamespace) -> tuple[Network, str | None]:
             "architecture": {"name": registered_name(module), **module.parameters_json()},
             "start": None if trained is None else trained.digest,
         }
-        if trained is not None and (other := changes(trained.description.get("training", {}), data.setting)):
+        now = {"training": {"data": data.setting}}
+        if trained is not None and (other := disagreements([trained.description, now])):
             warnings.warn(
-                f"the network goes on in another setting than it was trained in ({'; '.join(other)}): what it knows of "
-                "the errors may mislead it at first. Go on if that is meant, or train a network from the start",
+                f"the network goes on in another setting than it was trained in ({'; '.join(other)}, before and now): "
+                "what it knows of the errors may mislead it at first. Go on if that is meant, or train a network from "
+                "the start",
                 XdanWarning,
                 stacklevel=4,
             )
         if not objective.covariance:
             _check_differentiable(data, asked.window > 1 and asked.teacher is None)
         trainer = Trainer(module, data.dynamics, data.error, settings, processes)
+        checkpoint = asked.checkpoint
         try:
-            loop = Loop(
-                trainer, data, limit, asked.minutes, asked.validate_every, asked.checkpoint, about, trained is not None
-            )
-            seconds = loop.run(asked.progress)
+            with nullcontext() if checkpoint is None else writing(checkpoint):
+                loop = Loop(
+                    trainer, data, limit, asked.minutes, asked.validate_every, checkpoint, about, trained is not None
+                )
+                seconds = loop.run(asked.progress)
         finally:
             trainer.close()
     finally:
@@ -393,6 +394,9 @@ def check_arguments(**given: Any) -> dict[str, Any]:
             f"memory={asked['memory']} goes with a network given by name: expected None; set it in the architecture "
             "instead"
         )
+    if asked["checkpoint"] is not None:
+        asked["checkpoint"] = locate(asked["checkpoint"], "checkpoint")
+        check_rewritable(asked["checkpoint"], "checkpoint")
     if "source" in given:
         _check_together(asked)
     return asked
@@ -407,7 +411,6 @@ def _check_kinds(asked: Mapping[str, Any]) -> None:
         ),
         "device": (str, "'auto', 'cpu', 'cuda' or 'cuda:0' and so on"),
         "progress": ((bool, np.bool_, Mapping), "True, False or a mapping of tqdm's arguments"),
-        "checkpoint": ((type(None), *STORES), "a path, a URL or a Zarr store"),
         "teacher": (
             (type(None), xr.Dataset, str, Mapping),
             "the Dataset that baseline() returned, or with objective='covariance' the name of an ensemble method",

@@ -24,12 +24,11 @@ from .cells import Cell, Scheme, Trained
 from .core.checks import integer, real, shown, switch
 from .core.dynamics import Dynamics
 from .core.observing import Sites
-from .fitting import STORES
 from .grids import Grid, count, labelled, seeds_from
-from .location import StoreLike, exists
+from .location import StoreLike, check_reachable, check_rewritable, exists, is_local, locate, writing
 from .network import Network, open_network
 from .schema import XdanWarning
-from .store import read_arrays, write_arrays
+from .store import read_arrays, sealed, write_arrays
 
 MOST_CELLS = 500  # more are computed with yes=True only
 _MOST_ASKED, _MOST_LISTED = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
@@ -122,8 +121,9 @@ def sweep(
         {"retry": retry, "yes": yes, "progress": progress},
     )
     grid.check()
-    if not isinstance(store, (type(None), *STORES)):
-        raise TypeError(f"store={shown(store)}: expected a path, a URL or a Zarr store")
+    if store is not None:
+        store = locate(store)
+        check_rewritable(store)
     folder = None if store is None else _Folder(store, grid.about())
     cells = list(grid.cells())
     missing = list({cell.key: cell for cell in cells}.values())
@@ -140,10 +140,12 @@ def sweep(
     tasks = _tasks(missing, folder, grid.trained)
     if folder is None:
         return grid.cube(tasks)
+    check_reachable(store)
     try:
-        folder.begin()
-        _compute(tasks, folder, progress)
-        folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
+        with writing(store):
+            folder.begin()
+            _compute(tasks, folder, progress)
+            folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -213,8 +215,7 @@ class _Folder:
     """
 
     def __init__(self, store: StoreLike, about: Mapping[str, Any]) -> None:
-        self.local = isinstance(store, (str, Path)) and "://" not in str(store)
-        self.store = str(Path(store).resolve()) if self.local else store  # workers have folders of their own
+        self.store, self.local = store, is_local(store)
         self._torn = False
         there = self._about() if exists(store) else None
         if there is None:
@@ -339,7 +340,7 @@ class _Folder:
         else:
             for name in [n for n, _ in group.arrays()]:
                 del group[name]
-        cube.assign_attrs(xdan_sweep=group.attrs["xdan_sweep"]).to_zarr(
+        sealed(cube).assign_attrs(xdan_sweep=group.attrs["xdan_sweep"]).to_zarr(
             self.store, mode="a", consolidated=False, zarr_format=3
         )
 

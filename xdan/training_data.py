@@ -264,44 +264,6 @@ def _range(numbers: Sequence[float]) -> float | list[float]:
     return least if math.isclose(least, most, rel_tol=1e-5) else [least, most]
 
 
-def changes(training: Mapping[str, Any], setting: Mapping[str, Any]) -> list[str]:
-    """Say in what data differ from those that a network was trained on before, as far as its description tells.
-
-    Parameters
-    ----------
-    training : mapping
-        The network's `description["training"]`; of a committee that was not trained together the first one counts.
-    setting : mapping
-        Of the data now.
-
-    Returns
-    -------
-    list of str
-        One entry for each difference, such as "interval: 0.05 before, 0.1 now".
-    """
-    while "data" not in training and training.get("committee"):
-        training = training["committee"][0]
-    before = training.get("data", {})
-    different = []
-    for name, near in (("interval", _near), ("error_std", _near), ("observing", _alike)):
-        if before.get(name) is not None and not near(before[name], setting[name]):
-            different.append(f"{name}: {before[name]} before, {setting[name]} now")
-    return different
-
-
-def _near(before: Any, now: Any) -> bool:
-    """Whether the ranges of two numbers, or lists of numbers, are about the same."""
-    ends = [(float(np.min(value)), float(np.max(value))) for value in (before, now)]
-    return all(math.isclose(a, b, rel_tol=_NEAR) for a, b in zip(*ends, strict=True))
-
-
-def _alike(before: Any, now: Any) -> bool:
-    """Whether two observing networks are one rule, or about the same share; a rule and a share are not compared."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return dict(before) == dict(now)
-    return isinstance(before, Mapping) or isinstance(now, Mapping) or abs(before - now) <= _NEAR
-
-
 def data_from_record(
     experiment: Experiment, *, validation: float, window: int, batch: int, seed: int, device: str
 ) -> TrainingData:
