@@ -207,10 +207,10 @@ ARGUMENTS = ["interval", "cycles", "trajectories", "observe", "operator", "error
 
 @pytest.mark.parametrize("argument", [*ARGUMENTS, "seed", "dtype", "dynamics"])
 def test_wrong_arguments_are_named(model, argument):
-    # A number is a standard deviation, and an empty Dataset a mapping of no chunks.
-    right = {"error_std": float, "chunks": xr.Dataset}.get(argument, ())
+    # A number may be a standard deviation or an interval, and an empty Dataset a mapping of no chunks.
+    right = {"error_std": float, "interval": float, "chunks": xr.Dataset}.get(argument, ())
     for value in ODD:
-        if isinstance(value, right) and value is not np.nan:
+        if isinstance(value, right) and not (isinstance(value, float) and np.isnan(value)):
             continue
         with pytest.raises((TypeError, ValueError), match="expected"):
             xdan.twin(**{"dynamics": model, "cycles": 3, argument: value})

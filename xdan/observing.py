@@ -123,9 +123,8 @@ def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray,
     if OBS not in observation.dims:
         if given is not None:
             raise ValueError(
-                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: expected it, as an observation "
-                f"operator gives observations along {OBS!r}; rename the dim, or drop the operator where sites are "
-                "observed"
+                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: an observation operator gives "
+                f"observations along {OBS!r}; expected that dim, or no operator where sites are observed"
             )
         return None
     if given is None:
