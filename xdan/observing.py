@@ -123,8 +123,9 @@ def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray,
     if OBS not in observation.dims:
         if given is not None:
             raise ValueError(
-                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: an observation operator gives "
-                f"observations along {OBS!r}; rename the dim, or drop the operator where sites are observed"
+                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: expected it, as an observation "
+                f"operator gives observations along {OBS!r}; rename the dim, or drop the operator where sites are "
+                "observed"
             )
         return None
     if given is None:
@@ -167,9 +168,7 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
             f"before them where it changes in time, or {dims} twice for a covariance"
         )
     if in_time and variable.sizes[TIME] != times:
-        raise ValueError(
-            f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}, as the observations"
-        )
+        raise ValueError(f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}")
     lead = [TIME] if in_time else []
     for dim in (*lead, *dims):
         labelled = dim in variable.coords and dim in observation.coords
