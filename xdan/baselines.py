@@ -82,7 +82,7 @@ def baseline(
     method = method_by_name(name, tune_on=tune_on, candidates=candidates, **own)
     if keep and not method.ensemble:
         raise ValueError(
-            f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a memory; expected "
-            "an ensemble method such as 'etkf'"
+            f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a memory; "
+            "expected an ensemble method such as 'etkf'"
         )
     return cycle(ds, method, members=keep, **passed)

@@ -589,7 +589,7 @@ def test_a_background_is_symmetric_relative_to_its_own_size(name, units):
     for row, column in ((0, 1), (1, 2), (2, 0)):
         skew = full.copy()
         skew[row, column] *= 1.1
-        with pytest.raises(ValueError, match="not symmetric and .*: it is skew; expected"):
+        with pytest.raises(ValueError, match=r"not symmetric and .*: it is skew; expected"):
             method_by_name(name, scale=1.0, background=skew)
 
 
