@@ -121,6 +121,8 @@ def real_array(label: str, value: Any, *, finite: bool = True) -> NDArray[np.flo
         array = np.asarray(value)
     except ValueError as reason:
         raise ValueError(f"{label}={shown(value)}: expected numbers in rows of one length ({reason})") from None
+    except TypeError:
+        raise TypeError(f"{label}={shown(value)}: expected real numbers") from None
     if array.dtype.kind not in "fiu" or np.ma.isMaskedArray(value):
         kind = "a masked array" if np.ma.isMaskedArray(value) else f"of {array.dtype}"
         raise TypeError(f"{label}={shown(value)} is {kind}: expected real numbers")
