@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,25 +15,27 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
+from .blocks import Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
 from .core.checks import choice, switch
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import Method
+from .core.progress import shown
 from .core.random import Purpose, check_seed, normal
 from .experiment import (
     LEADING_CYCLES,
     LEADING_TRAJECTORIES,
     Experiment,
     Frame,
+    astray,
     check_observed,
     read,
     refuse_fill_values,
-    warn_if_astray,
 )
-from .location import StoreLike, check_rewritable, in_memory, locate, writing
+from .location import StoreLike, check_reachable, check_rewritable, locate, writing
 from .network import Network
 from .observing import identity as observing_identity
 from .run_layout import label_run, named, shapes_of, tuned_shapes_of
+from .schema import Array
 from .setting import differences, validation_innovation
 from .store import check_apart, digest, sealed
 from .streams import Stream
@@ -160,7 +161,7 @@ def cycle(
     prototype = _at_work(method, frame, device)
     shapes = shapes_of(prototype, experiment, members)
     tuned = tuned_shapes_of(prototype, frame)
-    lags = getattr(prototype, "lags", {})
+    lags = prototype.lags
     arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
     label = partial(label_run, method=method, prototype=prototype, experiment=experiment, seed=seed)
     outside = _outside(method, experiment)
@@ -186,11 +187,7 @@ def cycle(
         # The record is known by its first block: another record's differs there.
         np.asarray(observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
     )
-    if in_memory(store) and dask.delayed(os.getpid, pure=False)().compute() != os.getpid():
-        raise ValueError(
-            "store= lives in the memory of this process, and dask's workers are other processes, which would write "
-            "into copies: expected a path, or workers that are threads"
-        )
+    check_reachable(store)
     blank = {
         name: da.zeros(shape, dtype=dtype, chunks=(*observations.chunks[:2], *shape[2:]))
         for name, (_, shape, dtype) in shapes.items()
@@ -338,16 +335,24 @@ def _prepare(
 ) -> _Prepared:
     """Look at the leading part of a record, and prepare a method on it; a network is ready."""
     in_block()
+    with shown(progress):
+        return _made_ready(method, frame, observation, truth, seed, device)
+
+
+def _made_ready(
+    method: Method | Network, frame: Frame, observation: Array, truth: Array | None, seed: int, device: str
+) -> _Prepared:
     refuse_fill_values(observation, "observation")
     if truth is not None:
-        warn_if_astray(frame, truth)
+        tell([text] if (text := astray(frame, truth[:, :2])) else [])
+    whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
+    record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
     if isinstance(method, Network):
+        _at_work(method, frame, device).check_derivatives(record)
         if frame.error.operator is None:
             during = frame.error.during(slice(0, observation.shape[1]))
             method.check_climate(observation, float(during.variance().mean()))
         return _Prepared(method, _watch_network(method, frame))
-    whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
-    record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
     with torch.no_grad():
         return _Prepared(method.prepare(record), _watch_method(method, frame, seed))
 

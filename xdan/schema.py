@@ -81,7 +81,7 @@ def averaged_dims(dim: str | Sequence[str]) -> list[str]:
     ValueError
         For other names.
     """
-    dims = [dim] if isinstance(dim, str) else list(dim) if _has_items(dim) else [dim]
+    dims: list[Any] = list(dim) if _has_items(dim) and not isinstance(dim, str) else [dim]
     if not all(isinstance(d, str) for d in dims):
         raise TypeError(f"dim={shown(dim)}: expected some of ['trajectory', 'time']")
     if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from .blocks import Array, Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array
+from .blocks import Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array
 from .core.checks import choice, integer, real_array, shown
 from .core.dynamics import Dynamics
 from .core.dynamics.base import in_words
@@ -28,6 +28,7 @@ from .schema import (
     TIME_ATTRIBUTES,
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
+    Array,
     attributes,
     check_order,
     state_coordinates,
@@ -177,7 +178,9 @@ def _covariance(given: Any, dims: tuple[str, ...], shape: tuple[int, ...], dynam
                 )
     values = errors("error_covariance", given)
     size = math.prod(shape)
-    return values.reshape(*shape, *shape) if values.shape == (size, size) else values
+    if tuple(values.shape) not in ((size, size), (*shape, *shape)):
+        raise ValueError(f"error_covariance has shape {tuple(values.shape)}: expected {(size, size)}")
+    return values.reshape(*shape, *shape)
 
 
 def _deviations(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +92,7 @@ class Watch:
             Those that are looked at.
         """
         texts = []
-        lost = diverged.any(1)
+        lost: Array = np.any(diverged, axis=1)
         if lost.all() and len(lost) == len(trajectory):
             first = int(diverged.argmax(1).min())
             texts.append(
@@ -114,10 +115,14 @@ class Watch:
         return texts
 
 
-def tell(texts: Sequence[str], stacklevel: int = 3) -> None:
-    """Warn of each."""
-    for text in texts:
-        warnings.warn(text, XdanWarning, stacklevel=stacklevel)
+def tell(texts: Iterable[str], stacklevel: int = 3) -> None:
+    """Warn of each text that is not empty, here and, from a worker of a cluster, at its clients too."""
+    cluster = sys.modules.get("distributed")
+    for text in filter(None, texts):
+        if cluster is None:
+            warnings.warn(text, XdanWarning, stacklevel=stacklevel)
+        else:
+            cluster.worker.warn(text, XdanWarning, stacklevel=stacklevel)
 
 
 def attribute(texts: Sequence[str]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # that Python or NumPy counts among the integers
 _LONGEST = 80  # characters of a value that a message shows
 
 
@@ -41,11 +42,12 @@ def integer(label: str, value: Any, *, least: int | None = None, most: int | Non
     ValueError
         For one out of bounds.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+    if isinstance(value, _NO_NUMBERS) or not isinstance(value, Integral):
         raise TypeError(f"{label}={shown(value)}: expected an integer{_bounds(least, most)}")
-    if (least is not None and value < least) or (most is not None and value > most):
-        raise ValueError(f"{label}={value}: expected{_bounds(least, most).removeprefix(',')}")
-    return int(value)
+    number = int(value)
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError(f"{label}={number}: expected{_bounds(least, most).removeprefix(',')}")
+    return number
 
 
 def real(
@@ -79,7 +81,7 @@ def real(
     ValueError
         For one out of bounds, infinite or NaN.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+    if isinstance(value, _NO_NUMBERS) or not isinstance(value, Real):
         raise TypeError(f"{label}={shown(value)}: expected a number{_bounds(least, most, above, below)}")
     number = float(value)
     out = (
