@@ -63,7 +63,7 @@ from xarray import DataArray, Dataset
 import xdan
 
 LIMIT = 20.0  # seconds of a call, by an alarm within its process
-WATCHDOG = 30.0  # seconds after which a process that does not answer is killed
+WATCHDOG = 60.0  # seconds after which a process that does not answer is killed
 MEMORY = 4 << 30  # bytes that a process may take beyond what it begins with
 MOST_PLACES = 10  # of bare tracebacks
 BATCH = 250  # calls of one process, which a new one follows: memory does not grow
@@ -79,6 +79,7 @@ CLASSES = {
     "hang": f"no end within {LIMIT:.0f} s",
     "crash": "the process died",
 }
+OWN = (TypeError, ValueError, OSError, RuntimeError)  # what xdan raises
 REMEDY = re.compile(
     r"expected|known are|must|needs?\b|\b(pass|use|take|choose|give|check|make|name|run|rename|select|sort|call|train|"
     r"open|ask|bring|drop|leave|write|go on|convert|compute)\b"
@@ -209,6 +210,8 @@ class Change:
         For verbs only that take trajectories one by one.
     both : bool
         The run of a record is changed alike.
+    exact : bool
+        The precision stays; in another, what is spun up from random numbers ends at another state of the attractor.
     """
 
     change: Callable[[Dataset, Path], Dataset]
@@ -217,6 +220,7 @@ class Change:
     match: Callable[[Any], Any] = lambda result: result
     alone: bool = False
     both: bool = False
+    exact: bool = True
 
 
 def values(ds: Dataset, change: Callable[[Array], Any], *names: str) -> Dataset:
@@ -249,6 +253,10 @@ def _labelled_with(name: str, labels: Callable[[DataArray], Any]) -> Callable[[D
     return change
 
 
+def _in_double(ds: Dataset) -> Dataset:
+    return values(ds, lambda a: a.astype(np.float64))
+
+
 def _second(result: Any) -> Any:
     return result.isel(trajectory=[-1]) if "trajectory" in result.dims else result
 
@@ -258,8 +266,8 @@ SAME: dict[str, Change] = {
     "dask chunks": Change(lambda ds, _: ds.chunk({d: k for d, k in (("trajectory", 2), ("time", 5)) if d in ds.dims})),
     "dask chunks along the state": Change(lambda ds, _: ds.chunk({d: 1 + ds.sizes[d] // 3 for d in ds.dims})),
     "big-endian": Change(lambda ds, _: values(ds, lambda a: a.astype(a.dtype.newbyteorder(">")))),
-    "float64": Change(lambda ds, _: values(ds, lambda a: a.astype(np.float64))),
-    "longdouble": Change(lambda ds, _: values(ds, lambda a: a.astype(np.longdouble))),
+    "float64": Change(lambda ds, _: _in_double(ds), exact=False),
+    "longdouble": Change(lambda ds, _: values(ds, lambda a: a.astype(np.longdouble)), plain=lambda ds: _in_double(ds)),
     "negative strides": Change(lambda ds, _: values(ds, lambda a: np.ascontiguousarray(a[..., ::-1])[..., ::-1])),
     "Fortran order": Change(lambda ds, _: values(ds, np.asfortranarray)),
     "read-only": Change(lambda ds, _: values(ds, _read_only)),
@@ -320,7 +328,7 @@ def _packed(ds: Dataset, _: Path) -> Dataset:
 
 
 def _kelvin(ds: Dataset, _: Path) -> Dataset:
-    truth, y = ds["truth"] + 273.15, ds["observation"].assign_attrs(units="degC")
+    truth, y = _long(ds, "time")["truth"] + 273.15, ds["observation"].assign_attrs(units="degC")
     return ds.assign(truth=truth.assign_attrs(ds["truth"].attrs | {"units": "K"}), observation=y)
 
 
@@ -390,7 +398,9 @@ WRONG: dict[str, Change] = {
     "observations as text": Change(_observation(lambda a: a.astype(str)), "observation"),
     "observations as objects": Change(_observation(lambda a: a.astype(object)), "observation"),
     "dates as observations": Change(_observation(lambda a: np.zeros(a.shape, "M8[ns]")), "observation"),
-    "observations in kelvin": Change(_observation(lambda a: a + 273.15), "innovations"),
+    "observations in kelvin": Change(
+        lambda ds, _: _observation(lambda a: a + 273.15)(_long(ds, "time"), _), "innovations"
+    ),
     "truth in kelvin, observations in degC": Change(_kelvin, "follows"),
     "a truth of NaN": Change(lambda ds, _: _lost(ds, "truth"), "truth whole"),
     "a trajectory label twice": Change(
@@ -418,7 +428,7 @@ WRONG: dict[str, Change] = {
     "an error of 0": Change(_error(lambda a: 0 * a), "error"),
     "a negative error": Change(_error(lambda a: -a), "error"),
     "an error of NaN": Change(_error(lambda a: np.nan * a), "error"),
-    "an error as text": Change(_error(lambda a: a.astype(str)), "error"),
+    "an error as text": Change(_error(lambda a: np.full(a.shape, "one")), "error"),
     "an infinite error": Change(_error(lambda a: a + np.inf), "error"),
     "a complex error": Change(_error(lambda a: a * 1j), "error"),
     "no error": Change(
@@ -428,7 +438,7 @@ WRONG: dict[str, Change] = {
     "another error than the network's": Change(lambda ds, _: source("loose").ds, "setting"),
 }
 WRONG_RUNS: dict[str, Change] = {
-    "no analysis": Change(lambda ds, _: ds.drop_vars("analysis"), "run"),
+    "no analysis": Change(lambda ds, _: ds.drop_vars("analysis"), "analysis"),
     "other times": Change(_labelled_with("time", lambda t: t.values + 0.025), "run"),
     "dates": Change(lambda ds, _: _times(lambda t: np.arange(len(t)).astype("M8[D]").astype("M8[ns]"))(ds, _), "run"),
     "other trajectories": Change(
@@ -437,8 +447,8 @@ WRONG_RUNS: dict[str, Change] = {
     "fewer times": Change(lambda ds, _: _long(ds, "time").isel(time=slice(0, -1)), "run"),
     "fewer sites": Change(lambda ds, _: _on_x(ds).isel(x=slice(0, -1)), "run"),
     "sites backward": Change(lambda ds, _: _on_x(ds).isel(x=slice(None, None, -1)), "run"),
-    "complex values": Change(lambda ds, _: ds.assign(analysis=ds.analysis.astype(complex)), "run"),
-    "values as text": Change(lambda ds, _: ds.assign(analysis=ds.analysis.astype(str)), "run"),
+    "complex values": Change(lambda ds, _: ds.assign(analysis=ds.analysis.astype(complex)), "analysis"),
+    "values as text": Change(lambda ds, _: ds.assign(analysis=ds.analysis.astype(str)), "analysis"),
     "an unfinished run": Change(lambda ds, _: ds.assign_attrs(xdan_status="unfinished"), "run"),
     "an analysis of NaN": Change(lambda ds, _: _lost(ds, "analysis"), "run values"),
 }
@@ -462,7 +472,7 @@ def draw_call(seed: int, index: int, folder: Path, only: str = "") -> Call:
     call.arguments = dict(call.plain)
     call.shown = {name: _shown(value) for name, value in call.plain.items()}
     if call.record:
-        call.shown |= {name: f"the record {call.record!r}" for name in ("ds", "source") if name in call.plain}
+        call.shown[verb.record] = f"the record {call.record!r}"
     what = draw.random()
     if what < 0.2:
         return call
@@ -494,10 +504,10 @@ def _right_arguments(call: Call, draw: np.random.Generator, folder: Path) -> dic
         arguments["network"] = network(kind)
     if call.record:
         made = source(call.record)
-        arguments["source" if verb.name == "explore" else "ds"] = made.ds
+        arguments[verb.record] = made.ds
         arguments |= {name: value for name, value in made.roles.items() if name in verb.kinds}
         if verb.run:
-            run = run_of(call.record, kind if verb.run == "network" else verb.run)
+            run = _one(verb.forms, draw)(run_of(call.record, kind if verb.run == "network" else verb.run))
             arguments["runs" if "runs" in verb.kinds else "run"] = {"etkf": run} if "runs" in verb.kinds else run
     if "progress" in verb.kinds:
         arguments["progress"] = False
@@ -506,14 +516,14 @@ def _right_arguments(call: Call, draw: np.random.Generator, folder: Path) -> dic
 
 def _same_meaning(call: Call, draw: np.random.Generator, folder: Path) -> Call:
     """Write the record, or numbers, in another form."""
-    target = "run" if "run" in call.plain and draw.random() < 0.3 else "ds"
+    target = "run" if "run" in call.plain and draw.random() < 0.3 else call.verb.record
     call.match = lambda result: result
     if target in call.plain and draw.random() < 0.75:
         names = [
             name
             for name, change in SAME.items()
-            if (call.verb.alone and target == "ds") or not change.alone
-            if target == "ds" or not change.both
+            if (call.verb.alone and target != "run") or not change.alone
+            if (target != "run" or not change.both) and (change.exact or not call.verb.draws)
         ]
         name = str(draw.choice(names))
         change = SAME[name]
@@ -524,7 +534,7 @@ def _same_meaning(call: Call, draw: np.random.Generator, folder: Path) -> Call:
         if change.both and "run" in call.plain:
             call.arguments["run"] = change.change(call.plain["run"], folder)
         call.match = change.match
-        call.shown[target] += f", {name}" if target == "ds" else f" with {name}"
+        call.shown[target] += f" with {name}"
         call.tolerance = 2e-2 if _tunes(call) or "tolerance" in call.verb.kinds else 2e-3
         return call
     for name, value in call.plain.items():
@@ -541,8 +551,9 @@ def _tunes(call: Call) -> bool:
 
 def _wrong_record(call: Call, draw: np.random.Generator, folder: Path) -> Call:
     """Make the record, or the run, wrong."""
-    target, table = ("run", WRONG_RUNS) if "run" in call.plain and draw.random() < 0.4 else ("ds", WRONG)
-    if target == "ds":
+    of_run = "run" in call.plain and draw.random() < 0.4
+    target, table = ("run", WRONG_RUNS) if of_run else (call.verb.record, WRONG)
+    if not of_run:
         table = {name: c for name, c in table.items() if c.touches != "setting" or "setting" in call.verb.reads}
     name = str(draw.choice(list(table)))
     try:
@@ -574,6 +585,10 @@ def _wrong_arguments(call: Call, draw: np.random.Generator) -> Call:
 def _shown(value: Any) -> str:
     if isinstance(value, (Dataset, DataArray, torch.nn.Module)):
         return f"<{type(value).__name__}>"
+    if isinstance(value, Path) or (isinstance(value, str) and value.endswith(".zarr")):
+        return repr(Path(value).name)
+    if isinstance(value, zarr.storage.MemoryStore):
+        return "MemoryStore()"
     text = " ".join(repr(value).split())
     return text if len(text) < 70 else f"{text[:67]}..."
 
@@ -638,12 +653,26 @@ def _outcome(call: Call, loud: bool) -> tuple[str, str, str]:
             if call.match is None:
                 call.verb.check(call, result)
             else:
-                compare(result, call.match(_called(call, call.plain)), call.tolerance)
+                plain = _called(call, _elsewhere(call))
+                compare(result, call.match(plain), call.tolerance)
     except TimeUp:
         return "hang", "the same call on plain arguments", ""
     except Mismatch as error:
         return "wrong", str(error), ""
+    except Exception as error:  # of the plain call
+        return classify(error, call)
     return "right", "", ""
+
+
+def _elsewhere(call: Call) -> dict[str, Any]:
+    """Right arguments, with another store: that of the call is full."""
+    plain = dict(call.plain)
+    for name in {"store", "checkpoint"} & set(plain):
+        if name not in call.verb.needs:
+            del plain[name]
+        elif isinstance(plain[name], (Path, zarr.storage.MemoryStore)):
+            plain[name] = zarr.storage.MemoryStore()
+    return plain
 
 
 def _called(call: Call, arguments: dict[str, Any]) -> Any:
@@ -701,21 +730,17 @@ def _compare_arrays(name: str, result: DataArray, plain: DataArray, tolerance: f
 def classify(error: Exception, call: Call) -> tuple[str, str, str]:
     """Class of an error, its text, and its place where it is bare."""
     frames = list(traceback.walk_tb(error.__traceback__))
-    text = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    whole = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    text = whole[:300]
     inside = [(frame, line) for frame, line in frames if _of_xdan(frame.f_code.co_filename)]
-    if not inside and isinstance(error, TypeError) and "argument" in text:
+    if not inside and isinstance(error, TypeError) and "argument" in whole:
         return "refused", text, ""  # Python's own, of the verb's signature
-    if isinstance(error, MemoryError) or re.search(r"allocate|not enough memory|Unable to allocate", text):
+    if isinstance(error, MemoryError) or re.search(r"allocate|not enough memory|Unable to allocate", whole):
         return "refused", text, ""  # the machine's own
-    last, line = frames[-1]
-    if (
-        inside
-        and last is inside[-1][0]
-        and linecache.getline(last.f_code.co_filename, line).lstrip().startswith("raise")
-    ):
+    if isinstance(error, OWN) and inside and inside[-1] == frames[-1] and _raises(*frames[-1]):
         if call.verdict == "right":
             return "spurned", text, ""
-        return ("refused" if REMEDY.search(text) else "curt"), text, ""
+        return ("refused" if REMEDY.search(whole) else "curt"), text, ""
     where, line = inside[-1] if inside else frames[-1]
     module = Path(where.f_code.co_filename)
     place = f"{module.parent.name}/{module.name}:{where.f_code.co_qualname} {type(error).__name__}"
@@ -772,7 +797,7 @@ class Worker:
         except (EOFError, ConnectionResetError):
             self.process.join()
             return self._lost("crash", f"exit code {self.process.exitcode}")
-        if time.monotonic() - self.since > 2 * WATCHDOG:
+        if time.monotonic() - self.since > WATCHDOG:
             self.process.kill()
             self.process.join()
             return self._lost("hang", "killed")
@@ -846,6 +871,9 @@ def report(outcomes: list[Outcome], seed: int, only: str) -> bool:
     print(f"\nbare tracebacks in {len(places)} places")
     for place, there in sorted(places.items(), key=lambda item: -len(item[1])):
         print(f"  {place}, {len(there)} calls; {replay} {there[0].index}\n      {there[0].call}\n      {there[0].text}")
+    print("\nslowest")
+    for outcome in sorted(outcomes, key=lambda o: -o.seconds)[:3]:
+        print(f"  {outcome.seconds:.1f} s, {outcome.index}: {outcome.call}")
     bad = sum(outcome.kind in ("wrong", "taken", "hang", "crash") for outcome in outcomes)
     print(f"\nseed {seed}: {bad} silent wrong numbers, hangs and crashes; bare tracebacks in {len(places)} places")
     return not bad and len(places) <= MOST_PLACES
