@@ -273,11 +273,11 @@ SAME: dict[str, Change] = {
     "read-only": Change(lambda ds, _: values(ds, _read_only)),
     "float16": Change(
         lambda ds, _: values(ds, lambda a: a.astype(np.float16), "observation"),
-        plain=lambda ds: values(ds, lambda a: a.astype(np.float16).astype(a.dtype), "observation"),
+        plain=lambda ds: values(ds, lambda a: a.astype(np.float16).astype(np.float32), "observation"),
     ),
     "integers": Change(
-        lambda ds, _: values(ds, lambda a: a.astype(np.int16) if np.isfinite(a).all() else a, "observation"),
-        plain=lambda ds: values(ds, np.round, "observation"),
+        lambda ds, _: values(ds, lambda a: np.round(a).astype(np.int16) if np.isfinite(a).all() else a, "observation"),
+        plain=lambda ds: values(ds, lambda a: np.round(a).astype(np.float32), "observation"),
     ),
     "no labels of the state": Change(lambda ds, _: ds.drop_vars("x", errors="ignore")),
     "scalar coordinates left over": Change(lambda ds, _: ds.assign_coords(expver=5, step=np.timedelta64(1, "h"))),
@@ -741,7 +741,7 @@ def classify(error: Exception, call: Call) -> tuple[str, str, str]:
         if call.verdict == "right":
             return "spurned", text, ""
         return ("refused" if REMEDY.search(whole) else "curt"), text, ""
-    where, line = inside[-1] if inside else frames[-1]
+    where = (inside or frames)[-1][0]
     module = Path(where.f_code.co_filename)
     place = f"{module.parent.name}/{module.name}:{where.f_code.co_qualname} {type(error).__name__}"
     return "bare", text, place
