@@ -42,7 +42,7 @@ def test_a_store_holds_plain_numbers(store):
     arrays = [found for found in metadata if found["node_type"] == "array"]
     assert len(arrays) > 5
     assert {found["data_type"] for found in arrays} <= {"float32", "float64", "int64"}
-    assert {codec["name"] for found in arrays for codec in found["codecs"]} <= {"bytes", "zstd"}
+    assert {codec["name"] for found in arrays for codec in found["codecs"]} <= {"bytes", "zstd", "crc32c"}
 
 
 def test_no_history_is_no_obstacle(architecture, tmp_path):

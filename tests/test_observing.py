@@ -278,9 +278,9 @@ def test_reading_is_the_twins_own(matrix_twin):
 
 
 def test_functions_are_known_by_what_they_give(model, function_twin, tmp_path, monkeypatch, quick, architecture):
-    from xdan.store import Stream
+    from xdan.streams import Stream
 
-    def cut(self):
+    def cut(self, attributes=None):
         raise KeyboardInterrupt
 
     settings = {"members": 5, "store": tmp_path / "run.zarr", "progress": False}

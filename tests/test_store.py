@@ -15,7 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 import xdan
 from xdan.blocks import Plan
-from xdan.store import Checkpoint, Stream, check_writable, digest, exists, read_arrays, write_arrays
+from xdan.location import exists
+from xdan.store import Checkpoint, check_writable, digest, read_arrays, write_arrays
+from xdan.streams import Stream
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(7, dtype="i8"), "c.d": np.array([True, False])}
 
@@ -103,7 +105,7 @@ def test_exists(tmp_path):
     memory = zarr.storage.MemoryStore()
     write_arrays(memory, "", ARRAYS, {})
     assert exists(memory)
-    with pytest.raises(FileExistsError, match="exists; pass mode='w' to overwrite it, or another path"):
+    with pytest.raises(FileExistsError, match="exists: expected a new path, or mode='w'"):
         check_writable(tmp_path / "s.zarr", "w-")
     with pytest.raises(ValueError, match="mode='a': expected 'w-'"):
         check_writable(tmp_path / "t.zarr", "a")

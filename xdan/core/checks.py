@@ -1,4 +1,4 @@
-"""Checks of arguments: a message names the argument, says what it was and what was expected; answers are plain values."""
+"""Checks of arguments: messages name the argument, what it was and what was expected; answers are plain values."""
 
 from __future__ import annotations
 
