@@ -343,8 +343,9 @@ def _error(change: Callable[[Array], Any]) -> Callable[[Dataset, Path], Dataset]
 
 
 def _lost(ds: Dataset, name: str) -> Dataset:
+    """One site of a variable is NaN at all times, whatever is left out of them."""
     gone = ds[name].values.copy()
-    gone[(0,) * gone.ndim] = np.nan
+    gone[..., 0] = np.nan
     return ds.assign({name: ds[name].copy(data=gone)})
 
 
@@ -541,7 +542,7 @@ def _same_meaning(call: Call, draw: np.random.Generator, folder: Path) -> Call:
         written = in_numpy(value, draw)
         if written is not None and draw.random() < 0.7:
             call.arguments[name] = written
-            call.shown[name] = f"np.{type(written).__name__}({value!r})"
+            call.shown[name] = f"np.{type(written).__name__}({_shown(value)})"
     return call
 
 
