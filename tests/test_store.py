@@ -105,7 +105,7 @@ def test_exists(tmp_path):
     memory = zarr.storage.MemoryStore()
     write_arrays(memory, "", ARRAYS, {})
     assert exists(memory)
-    with pytest.raises(FileExistsError, match="exists: expected a new path, or mode='w'"):
+    with pytest.raises(FileExistsError, match="exists; pass mode='w' to overwrite it, or another path"):
         check_writable(tmp_path / "s.zarr", "w-")
     with pytest.raises(ValueError, match="mode='a': expected 'w-'"):
         check_writable(tmp_path / "t.zarr", "a")

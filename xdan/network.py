@@ -12,11 +12,12 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
+from zarr.errors import GroupNotFoundError
 
 from .blocks import Array, tensor_to_array
 from .core.checks import shown
 from .core.methods import DataAssimilationNetwork
-from .core.networks import AnalysisNetwork, Committee, network_by_name
+from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .experiment import Experiment
 from .location import StoreLike, locate, replacing, writing
 from .store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
@@ -24,6 +25,7 @@ from .store import check_writable, digest, read_arrays, read_description, sealed
 _FORMAT = 1
 _HISTORY = "history_digest"
 _LONGEST_HISTORY = 10_000_000  # rows
+_WEIGHTS = ("float16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 _LEAST_SEEN = 100  # observations that say what climate they are of
 _TRAINED = Path(__file__).with_name("trained")
 SHIPPED = tuple(sorted(path.stem for path in _TRAINED.glob("*.zarr")))
@@ -70,7 +72,7 @@ class Network:
         """Freeze a copy of a torch module."""
         description = {
             "format": _FORMAT,
-            "name": module.name,
+            "name": registered_name(module),
             "parameters": module.parameters_json(),
             "state_dims": list(dims),
             "training": dict(training),
@@ -93,8 +95,20 @@ class Network:
         return tuple(self.description["state_dims"])
 
     def module(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> AnalysisNetwork:
-        """Return a torch module with these weights, a new one at every call, in evaluation mode."""
-        module = network_by_name(self.description["name"], self.description["parameters"])
+        """Return a torch module with these weights, a new one at every call, in evaluation mode.
+
+        Raises
+        ------
+        ValueError
+            If the description makes no network, or one of other arrays; no memory is taken for its sizes before.
+        """
+        name, parameters = self.description["name"], self.description["parameters"]
+        if odd := [label for label, value in self.arrays.items() if value.dtype.name not in _WEIGHTS]:
+            raise ValueError(
+                f"arrays {odd[:4]} are of type {self.arrays[odd[0]].dtype}: expected real numbers of at most 64 bits"
+            )
+        network_of_shapes(name, parameters, {label: value.shape for label, value in self.arrays.items()})
+        module = network_by_name(name, parameters)
         weights = {name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()}
         if any(value.dtype == torch.float64 for value in weights.values()):
             module.double()  # loading would round them
@@ -262,7 +276,7 @@ def open_network(store: StoreLike) -> Network:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; networks that come with xdan are {list(SHIPPED)}") from None
     _check_description(description, store)
-    # CHECK SHAPES HERE
+    network_of_shapes(description["name"], description["parameters"], shapes)  # before any array is read
     arrays, description = read_arrays(store, "")
     expected_history = description.pop(_HISTORY, None)
     history = _read_history(store, expected_history)
@@ -296,15 +310,17 @@ def _read_history(store: StoreLike, expected: str | None) -> xr.Dataset | None:
     """How the training went; None where it was not kept."""
     try:
         group = zarr.open_group(store, path="history", mode="r")
-    except (FileNotFoundError, KeyError):
-        group = None
-    if group is None:
+    except (FileNotFoundError, GroupNotFoundError):
         if expected is not None:
-            raise ValueError(f"{store} was cut short: its history is missing")
+            raise ValueError(f"{store} was cut short: its history is missing") from None
         return None
+    except Exception as reason:
+        raise ValueError(f"{store}: the history is damaged: {reason}") from None
     try:
         for name, array in group.arrays():
-            if array.size > _LONGEST_HISTORY or array.nchunks_initialized < array.nchunks:
+            # Histories of before leave out chunks of nothing but zeros.
+            missing = expected is not None and array.nchunks_initialized < array.nchunks
+            if array.size > _LONGEST_HISTORY or missing:
                 raise ValueError(f"{name!r} has {array.size} values, not all of which are there")
         history = xr.open_zarr(store, group="history", consolidated=False, chunks=None).load()
     except Exception as reason:

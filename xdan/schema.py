@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from numbers import Integral, Real
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from .core.checks import XdanWarning as XdanWarning
+from .core.checks import shown
 from .core.dynamics import Dynamics, dynamics_to_json
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
@@ -75,13 +76,17 @@ def averaged_dims(dim: str | Sequence[str]) -> list[str]:
 
     Raises
     ------
+    TypeError
+        For what is no name, or no sequence of names.
     ValueError
-        For others.
+        For other names.
     """
-    dims = [dim] if isinstance(dim, str) else list(dim)
+    dims = [dim] if isinstance(dim, str) else list(dim) if isinstance(dim, (Sequence, Set, np.ndarray)) else [dim]
+    if not all(isinstance(d, str) for d in dims):
+        raise TypeError(f"dim={shown(dim)}: expected some of ['trajectory', 'time']")
     if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
         raise ValueError(f"dim={unknown}: expected some of ['trajectory', 'time'], and none of the state's dims")
-    return dims
+    return list(dict.fromkeys(dims))
 
 
 def check_counts(**counts: Any) -> None:

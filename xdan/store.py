@@ -282,8 +282,8 @@ class Checkpoint:
             attributes = {}
         if "xdan_checkpoint" not in attributes:
             raise FileExistsError(
-                f"{self.store} exists and is no checkpoint; choose another path for checkpoint=, or remove what is there "
-                "where it is a damaged one"
+                f"{self.store} exists and is no checkpoint; choose another path for checkpoint=, or remove "
+                "what is there"
             )
         self._compare(str(attributes["xdan_checkpoint"]))
         if "latest" not in attributes:
