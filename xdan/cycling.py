@@ -26,10 +26,10 @@ from .experiment import (
     LEADING_TRAJECTORIES,
     Experiment,
     Frame,
+    astray,
     check_observed,
     read,
     refuse_fill_values,
-    warn_if_astray,
 )
 from .location import StoreLike, check_rewritable, in_memory, locate, writing
 from .network import Network
@@ -340,7 +340,7 @@ def _prepare(
     in_block()
     refuse_fill_values(observation, "observation")
     if truth is not None:
-        warn_if_astray(frame, truth)
+        tell([text] if (text := astray(frame, truth[:, :2])) else [])
     if isinstance(method, Network):
         if frame.error.operator is None:
             during = frame.error.during(slice(0, observation.shape[1]))
