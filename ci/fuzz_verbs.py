@@ -314,6 +314,11 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, (bool, np.bool_))
 
 
+def _is_of(value: Any, kind: type) -> bool:
+    """Whether it is a number of a kind; bools and NumPy's timedeltas, which call themselves integers, are none."""
+    return isinstance(value, kind) and not isinstance(value, (bool, np.bool_, np.timedelta64))
+
+
 def _is_scalar_array(value: Any) -> bool:
     """Arrays without dims are neither promised nor refused."""
     return isinstance(value, (np.ndarray, DataArray, torch.Tensor)) and value.ndim == 0
@@ -329,7 +334,7 @@ def count(
             return optional
         if _is_scalar_array(value):
             return None
-        if _is_bool(value) or not isinstance(value, Integral):
+        if not _is_of(value, Integral):
             return False
         return (least is None or value >= least) and (most is None or value <= most)
 
@@ -358,7 +363,7 @@ def number(
             arrays and isinstance(value, (np.ndarray, DataArray, torch.Tensor, list, tuple))
         ):
             return None
-        if _is_bool(value) or not isinstance(value, Real):
+        if not _is_of(value, Real):
             return False
         size = float(value)
         inside = (
@@ -1353,8 +1358,8 @@ REGRESSION = replace(
         **GAIN.kinds,
         "method": choice("regression", also=("autodiff",)),
         "samples": count(12, 40, least=9, work=True),
-    }
-    | {"innovation": choice("zero", also=("sampled", "run"))},
+        "innovation": choice("zero", also=("sampled", "run")),
+    },
     needs=("ds", "network", "method", "samples"),
     weight=1.5,
 )
@@ -1459,7 +1464,7 @@ SCALING = Verb(
     },
     check_scaling,
     needs=("ds", "network", "run", "scales"),
-    records=("whole", "alternate", "uneven"),
+    records=("whole", "alternate"),
     networks=("cnn", "linear-in-zeta"),
     run="network",
     reads=frozenset(("observation", "labels", "dynamics", "error", "run")),
@@ -1527,7 +1532,7 @@ HISTOGRAM = Verb(
     check_histogram,
     needs=("ds", "network", "run"),
     records=("whole", "gaps", "alternate", "uneven"),
-    networks=("cnn", "linear-in-zeta"),
+    networks=("cnn",),
     run="network",
     reads=frozenset(("observation", "labels", "dynamics", "error", "run")),
     weight=1.5,
