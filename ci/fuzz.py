@@ -657,7 +657,7 @@ def _outcome(call: Call, loud: bool) -> tuple[str, str, str]:
                 plain = _called(call, _elsewhere(call))
                 compare(result, call.match(plain), call.tolerance)
     except TimeUp:
-        return "hang", "the same call on plain arguments", ""
+        return "hang", "in its oracle, or the same call on plain arguments", ""
     except Mismatch as error:
         return "wrong", str(error), ""
     except Exception as error:  # of the plain call

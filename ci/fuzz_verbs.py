@@ -400,7 +400,6 @@ def free(*usual: Any, wrong: type | tuple[type, ...] = ()) -> Kind:
     return Kind(usual, lambda v: False if wrong and isinstance(v, wrong) else None)
 
 
-_PLAINLY_WRONG = (bool, complex, bytes, set, slice, np.datetime64, np.timedelta64, DataTree)
 SEED = count(0, 1, 7, least=0, most=2**32 - 1)
 DEVICE = choice("cpu", "auto")
 BURN_IN = count(0, 1, 3, least=0)
@@ -414,7 +413,6 @@ ROLES = {
     "observation": VARIABLE,
     "observation_error": ERROR,
 }
-DIM = choice("trajectory", "time", optional=False)
 PROGRESS = Kind((False,), lambda v: True if _is_bool(v) else (None if isinstance(v, Mapping) else False))
 STORE = Kind(
     (None, Fresh(lambda folder: folder / "run.zarr"), Fresh(lambda folder: str(folder / "run.zarr"))),
