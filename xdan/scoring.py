@@ -153,7 +153,9 @@ def rank_histogram(
     if x is None:
         raise ValueError("a rank histogram needs the truth, which the record lacks: expected a variable 'truth'")
     if of not in pair.run:
-        raise ValueError(f"the run holds no {of!r}: expected what baseline(..., keep_members=True) gives")
+        raise ValueError(
+            f"the run holds no {of!r}: run baseline(..., keep_members=True), expected members of every cycle"
+        )
     members = pair.run[of]
     # Counted at each time, so that blocks stay apart; counts are small beside members.
     counts = xr.apply_ufunc(
