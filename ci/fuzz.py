@@ -500,15 +500,15 @@ def _right_arguments(call: Call, draw: np.random.Generator, folder: Path) -> dic
             value = _fresh(_one(kind.usual, draw), folder)
             if value is not None or name in verb.needs:
                 arguments[name] = value
-    kind = str(draw.choice(verb.networks)) if verb.networks else ""
-    if kind:
-        arguments["network"] = network(kind)
+    chosen = str(draw.choice(verb.networks)) if verb.networks else ""
+    if chosen:
+        arguments["network"] = network(chosen)
     if call.record:
         made = source(call.record)
         arguments[verb.record] = made.ds
         arguments |= {name: value for name, value in made.roles.items() if name in verb.kinds}
         if verb.run:
-            run = _one(verb.forms, draw)(run_of(call.record, kind if verb.run == "network" else verb.run))
+            run = _one(verb.forms, draw)(run_of(call.record, chosen if verb.run == "network" else verb.run))
             arguments["runs" if "runs" in verb.kinds else "run"] = {"etkf": run} if "runs" in verb.kinds else run
     if "progress" in verb.kinds:
         arguments["progress"] = False

@@ -19,6 +19,7 @@ import numpy as np
 import scipy.linalg
 import scipy.special
 import torch
+import zarr.abc.store
 import zarr.storage
 from xarray import DataArray, Dataset, DataTree
 
@@ -191,7 +192,7 @@ def _every_other(draw: np.random.Generator, shape: tuple[int, ...]) -> Array:
 
 def _smooth(size: int) -> Array:
     apart = np.abs(np.subtract.outer(np.arange(size), np.arange(size)))
-    return 0.5 ** np.minimum(apart, size - apart).astype(np.float64)
+    return np.asarray(0.5 ** np.minimum(apart, size - apart).astype(np.float64))
 
 
 _ALL, _EVERY = {"kind": "all"}, {"kind": "every", "step": 2, "offset": 0}
@@ -1028,8 +1029,7 @@ CYCLE = Verb(
 
 def check_train(call: Call, net: xdan.Network) -> None:
     """Weights are finite, and the network is described."""
-    for name, value in net.arrays.items():
-        finite(name, value)
+    check_weights(call, net)
     claim("there is no history", net.history is not None and net.history.sizes["step"] > 0)
     json.dumps(net.description)
 
@@ -1136,7 +1136,7 @@ def fair_crps(members: Array, truth: Array) -> Array:
     """CRPS of members (..., M, N) by its unbiased formula: E|x - y| - E|x - x'| / 2, shape (..., N)."""
     m = members.shape[-2]
     apart = np.abs(members[..., :, None, :] - members[..., None, :, :]).sum((-3, -2))
-    return np.abs(members - truth[..., None, :]).mean(-2) - apart / (2 * m * (m - 1))
+    return np.asarray(np.abs(members - truth[..., None, :]).mean(-2) - apart / (2 * m * (m - 1)))
 
 
 def gaussian_crps(error: Array, spread: Array) -> Array:
@@ -1686,7 +1686,7 @@ COVARIANCES = [
 def check_committee(call: Call, net: xdan.Network) -> None:
     """The analysis is the mean of the members' analyses."""
     x = source("whole").values("truth")
-    zeta = np.random.default_rng(0).standard_normal(x.shape)
+    zeta = np.asarray(np.random.default_rng(0).standard_normal(x.shape))
     if not net.memory and not net.ensemble:
         expected = np.mean([forward(one, x, zeta) for one in call.plain["networks"]], 0)
         close("analysis", forward(net, x, zeta), expected, 1e-5, 1e-5)
@@ -1701,6 +1701,12 @@ def check_same_network(call: Call, net: xdan.Network) -> None:
     """Every array comes back as it was."""
     for name, value in call.plain["network"].arrays.items():
         claim(f"{name} came back changed", np.array_equal(net.arrays[name], value))
+
+
+def check_weights(call: Call, net: xdan.Network) -> None:
+    """Every array is finite."""
+    for name, value in net.arrays.items():
+        finite(name, value)
 
 
 def check_reconstruction(call: Call, result: DataArray) -> None:
@@ -1760,7 +1766,7 @@ LEARNED = [
         "open_network",
         xdan.open_network,
         {"store": Kind(("lorenz96", "lorenz96-memory"), lambda v: None if isinstance(v, dict) else False)},
-        lambda call, net: [finite(name, value) for name, value in net.arrays.items()] and None,
+        check_weights,
         needs=("store",),
     ),
     Verb(
