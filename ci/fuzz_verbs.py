@@ -1040,7 +1040,7 @@ _TRAINING = {
         wrong=(bool, int, float, complex, bytes, list, dict, set, slice, np.ndarray, DataTree),
     ),
     "objective": choice("rmse", "mse", also=("crps", "energy", "forecast", "analysis", "covariance")),
-    "window": count(1, 2, 3, least=1),
+    "window": count(1, 2, 3, least=1, work=True),
     "batch": count(1, 2, least=1),
     "steps": count(1, 2, least=1, work=True),
     "learning_rate": number(0.01, 0.1, above=0),
