@@ -15,6 +15,9 @@ import xdan
 from xdan.core.observing import Sites
 from xdan.streams import Stream
 
+# The network is used on gaps and uneven intervals, which it was not trained on.
+pytestmark = pytest.mark.filterwarnings("ignore:the network is used out of the setting:xdan.XdanWarning")
+
 CLOSE = {"rtol": 0, "atol": 1e-10}  # float64, 24 cycles of a chaotic model
 
 
@@ -269,6 +272,7 @@ def test_lost_trajectory_is_reported_and_alone(name, twin, net):
     assert_close(parts, found)
 
 
+@pytest.mark.filterwarnings("ignore:the truth does not follow", "ignore:every trajectory diverged")
 def test_a_model_that_blows_up_is_reported(twin):
     wild = xdan.CustomDynamics(lambda x: 0.1 * x**3, state={"x": 8}, timestep=0.05, spin_up_time=0.0)
     blind = twin.assign(observation=twin.observation.where(twin.time < 0.01))
@@ -313,7 +317,8 @@ def test_seed_is_of_the_ensemble(twin):
 def test_training_further_does_not_change_what_was_built(twin, single, net, run, quick):
     lazy = xdan.cycle(twin.chunk(time=6), net)
     digest = net.digest
-    further = xdan.train(single, net, **quick)
+    gently = {"learning_rate": 1e-3, "adam_learning_rate": 2e-4, "steps": 40}
+    further = xdan.train(single, net, **{**quick, **gently})
     assert further != net
     assert net.digest == digest
     assert_close(lazy.compute(), run)
@@ -339,7 +344,8 @@ def auxiliary(twin):
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_other_coordinates_come_with_a_streamed_run(twin, tmp_path, zarr_format):
     chunked = auxiliary(twin.chunk(time=6, trajectory=2))
-    chunked.to_zarr(tmp_path / "record.zarr", consolidated=False, zarr_format=zarr_format)
+    plain = chunked.drop_encoding() if zarr_format == 2 else chunked  # format 2 has no checksum
+    plain.to_zarr(tmp_path / "record.zarr", consolidated=False, zarr_format=zarr_format)
     record = xr.open_zarr(tmp_path / "record.zarr", consolidated=False)
     found = record.dan.baseline("optimal-interpolation", store=tmp_path / "run.zarr", progress=False).load()
     for name in ("lat", "date", "site_name"):
@@ -358,6 +364,7 @@ def test_chunks_of_any_sizes_are_streamed(twin, tmp_path):
     np.testing.assert_allclose(found.analysis, expected.analysis, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:the truth does not follow", "ignore:the observations are far")
 def test_what_is_refused_leaves_a_finished_run(twin, net, tmp_path):
     xdan.cycle(twin, net, store=tmp_path / "run.zarr", progress=False)
     before = xr.open_zarr(tmp_path / "run.zarr", consolidated=False).load()
@@ -385,6 +392,7 @@ def forced(forcing):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the truth does not follow")
 def test_a_run_is_not_resumed_with_another_model(twin, tmp_path, monkeypatch):
     ds = twin.chunk(time=6)
     own = Stream.write

@@ -46,7 +46,7 @@ def test_two_claims_are_refused(anonymous):
     anonymous["a"] = anonymous.sondes.assign_attrs(xdan_role="observation")
     anonymous["b"] = anonymous.sondes.assign_attrs(xdan_role="observation")
     with pytest.raises(
-        ValueError, match=r"\['a', 'b'\] all claim the role 'observation'; choose one with observation="
+        ValueError, match=r"\['a', 'b'\] all claim the role 'observation'; choose one with observation=: expected"
     ):
         experiment.read(anonymous, observation_error=1.0)
 

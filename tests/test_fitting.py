@@ -344,7 +344,7 @@ def test_a_store_cut_short_is_refused(single, architecture, quick, tmp_path):
     opened = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
     (tmp_path / "twin.zarr" / "truth" / "c" / "1" / "2" / "0").unlink()
     assert zarr.open_array(tmp_path / "twin.zarr" / "truth").nchunks_initialized == 7
-    with pytest.raises(ValueError, match="cut short: 'truth' has 7 of 8 chunks"):
+    with pytest.raises(ValueError, match="'truth' has 7 of 8 chunks: it was cut short"):
         xdan.train(opened, architecture, **quick)
 
 

@@ -180,6 +180,8 @@ def test_repr(net):
     assert f"{sum(v.size for v in net.arrays.values())} weights, validation RMSE 0." in repr(net)
 
 
+@pytest.mark.filterwarnings("ignore:the observations are far from the truth")
+@pytest.mark.filterwarnings("ignore:the network is used out of the setting")
 def test_records_of_another_climate_are_refused(twin, single, architecture, quick, tmp_path):
     net = single.dan.train(architecture, **quick)
     kelvin = twin.assign(observation=twin.observation + 273.0)
@@ -204,7 +206,7 @@ def test_a_committee_averages_trained_networks_and_trains_on(single, architectur
     few = single.isel(time=slice(2))  # one analysis by the networks, from the same forecast
     alone = [few.dan.cycle(net).analysis.isel(time=1) for net in pair]
     xr.testing.assert_allclose(few.dan.cycle(both).analysis.isel(time=1), sum(alone) / 2, rtol=1e-5)
-    onward = single.dan.train(both, **quick)
+    onward = single.dan.train(both, **{**quick, "steps": 40}, learning_rate=1e-3, adam_learning_rate=2e-4)
     assert onward != both
     told = onward.description["training"]["before"]
     assert told == {"committee": [net.description["training"] for net in pair]}

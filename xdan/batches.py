@@ -15,7 +15,7 @@ from .core.networks import AnalysisNetwork
 from .core.observing import ErrorCovariance, split_observation
 from .core.random import Purpose, normal
 from .core.sensitivity import Points
-from .experiment import Frame
+from .experiment import Frame, refuse_fill_values
 from .network import Network
 from .schema import Array
 
@@ -119,8 +119,13 @@ def work_on_block(
     if not bool(torch.isfinite(states).all()):
         raise ValueError(
             "some states are not finite: the record has gaps or the run diverged; leave them out, for example with "
-            "ds.isel(trajectory=...) or burn_in="
+            "ds.isel(trajectory=...) or burn_in=; expected finite states"
         )
+    if observation is not None and bool(torch.isinf(observation).any()):
+        raise ValueError("some observations are infinite: expected numbers, or NaN where nothing is observed")
+    for name, values in (("state", states), ("observation", observation)):
+        if values is not None:
+            refuse_fill_values(values.cpu().numpy(), name)
     module = network.method(wanted, work.device).network
     error = frame.error.to(wanted, work.device)
     background = None if work.background is None else work.background.to(states)

@@ -16,7 +16,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from .blocks import Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
-from .core.checks import choice, switch
+from .core.checks import switch
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import Method
 from .core.progress import shown
@@ -37,9 +37,9 @@ from .observing import identity as observing_identity
 from .run_layout import label_run, named, shapes_of, tuned_shapes_of
 from .schema import Array
 from .setting import differences, validation_innovation
-from .store import check_apart, digest, sealed
+from .store import check_apart, check_mode, digest, sealed
 from .streams import Stream
-from .watch import RATIO, Watch, attribute, tell
+from .watch import RATIO, Watch, attribute, far_from_truth, tell
 
 _CLIMATE_STATES = 64  # that say how far apart climate and observations are
 _REMEDY = "Take more members, inflation= or localisation, or look whether units, R and the model's time step are right"
@@ -138,7 +138,7 @@ def cycle(
             "or a method of xdan.core.methods; classical ones go by name through baseline()"
         )
     seed, progress = check_seed(seed), switch("progress", progress)
-    choice("mode", mode, ("w", "w-"))
+    check_mode(mode)
     frame, device = experiment.frame, pick_device(device)
     if isinstance(method, Network):
         method.check(experiment)
@@ -160,6 +160,7 @@ def cycle(
     )
     prototype = _at_work(method, frame, device)
     shapes = shapes_of(prototype, experiment, members)
+    members = bool(members)
     tuned = tuned_shapes_of(prototype, frame)
     lags = prototype.lags
     arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
@@ -343,10 +344,10 @@ def _made_ready(
     method: Method | Network, frame: Frame, observation: Array, truth: Array | None, seed: int, device: str
 ) -> _Prepared:
     refuse_fill_values(observation, "observation")
-    if truth is not None:
-        tell([text] if (text := astray(frame, truth[:, :2])) else [])
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
+    if truth is not None:
+        tell([astray(frame, truth[:, :2]), far_from_truth(record)])
     if isinstance(method, Network):
         _at_work(method, frame, device).check_derivatives(record)
         if frame.error.operator is None:

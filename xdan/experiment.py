@@ -155,10 +155,7 @@ def read(
         For whatever is missing, misnamed or of the wrong size; the message says what was found and the remedy.
     """
     if not isinstance(ds, xr.Dataset):
-        raise TypeError(f"a record of type {type(ds).__name__}: expected an xarray Dataset")
-    for label, name in (("truth", truth), ("observation", observation)):
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"{label}={shown(name)}: expected the name of a variable")
+        raise TypeError(f"ds={shown(ds)}: expected the Dataset of a twin or of a record")
     if ds.attrs.get("xdan_status") == "unfinished":
         raise ValueError(
             "the store is unfinished: the run that writes it was cut short. Run the same call again to resume it"
@@ -429,6 +426,8 @@ def _check_same_labels(experiment: Experiment, variable: xr.DataArray, dim: str,
         return
     ours, theirs = reference[dim].values, variable[dim].values
     numbers = all(np.issubdtype(labels.dtype, np.number) for labels in (ours, theirs))
+    if dim == TIME and not numbers:
+        raise ValueError(f"time of the {what} is of {theirs.dtype}: expected numbers, as in the record")
     near = 1e-3 * float(np.diff(ours).min()) if dim == TIME and len(ours) > 1 and numbers else 0.0
     relative = 0.0 if dim in (TRAJECTORY, TIME) else 1e-6  # labels of the state may be in single precision
     same = ours.shape == theirs.shape and (

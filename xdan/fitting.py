@@ -27,7 +27,7 @@ from .core.networks import AnalysisNetwork, network_by_name, registered_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
 from .core.progress import shown
-from .core.random import Purpose, uniform
+from .core.random import Purpose, check_seed, uniform
 from .core.training import Settings, Trainer
 from .experiment import imitate, read
 from .location import StoreLike, check_rewritable, locate, writing
@@ -368,7 +368,7 @@ def check_arguments(**given: Any) -> dict[str, Any]:
     asked["objective"] = choice("objective", asked["objective"], OBJECTIVES)
     for label in ("window", "batch", "validate_every"):
         asked[label] = integer(label, asked[label], least=1)
-    asked["seed"] = integer("seed", asked["seed"], least=0, most=2**32 - 1)
+    asked["seed"] = check_seed(asked["seed"])
     for label, least in (("steps", 1), ("epochs", 1), ("processes", 1), ("trajectories", 1), ("memory", 0)):
         if asked[label] is not None:
             asked[label] = integer(label, asked[label], least=least)

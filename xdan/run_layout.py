@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from .core.checks import shown
 from .core.methods import DataAssimilationNetwork, Method
 from .experiment import Experiment, Frame
 from .network import Network
@@ -63,10 +64,10 @@ def shapes_of(method: Method, experiment: Experiment, members: bool) -> Shapes:
     ValueError
         If members are asked of a method that has neither members nor a memory.
     """
-    if not isinstance(members, bool):
+    if not isinstance(members, (bool, np.bool_)):
         raise TypeError(
-            f"members={members!r}: expected True to keep them, or False; {method.name!r} has {method.members}, as the "
-            "method or the network's training decided"
+            f"members={shown(members)}: expected True to keep them, or False; {method.name!r} has {method.members}, as "
+            "the method or the network's training decided"
         )
     channels = method.network.memory if isinstance(method, DataAssimilationNetwork) else 0
     if members and not method.ensemble and not channels:

@@ -40,12 +40,16 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
 
     Raises
     ------
+    TypeError
+        If the caller's name is no name.
     ValueError
         If the caller's name is not there, or several variables claim the role.
     """
     if name is not None:
+        if not isinstance(name, str):
+            raise TypeError(f"{role}={shown(name)}: expected the name of a variable")
         if name not in ds.variables:
-            raise ValueError(f"no variable {name!r} for {role}=; the Dataset holds {sorted(map(str, ds.data_vars))}")
+            raise ValueError(f"no variable {name!r} for {role}=: expected one of {sorted(map(str, ds.data_vars))}")
         return ds[name]
     with cf_xarray.set_options(custom_criteria=_CRITERIA):
         try:
@@ -56,7 +60,9 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
     if role in names:
         return ds[role]
     if len(names) > 1:
-        raise ValueError(f"variables {names} all claim the role {role!r}; choose one with {role}=")
+        raise ValueError(
+            f"variables {names} all claim the role {role!r}; choose one with {role}=: expected one of them"
+        )
     return ds[names[0]] if names else None
 
 
@@ -167,10 +173,10 @@ def description_digest(attributes: Mapping[Any, Any]) -> str:
 
 
 def changed_descriptions(attributes: Mapping[Any, Any]) -> list[str]:
-    """Names of the attributes that are not what xdan wrote, by their digests; none where there are no digests."""
-    told = str(attributes.get(DIGEST, "")).split()
-    now = description_digest(attributes).split()
-    return [entry.split(":")[0] for entry in told if entry not in now]
+    """Names of the attributes that are there and not what xdan wrote, by their digests."""
+    told = (entry.partition(":") for entry in str(attributes.get(DIGEST, "")).split())
+    now = dict(entry.split(":") for entry in description_digest(attributes).split())
+    return [name for name, _, word in told if name in now and now[name] != word]
 
 
 def reference_site(average: xr.DataArray, what: str = "the gain") -> int:

@@ -16,13 +16,12 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError
 
-from .core.checks import XdanWarning, choice
+from .core.checks import XdanWarning, shown
 from .location import StoreLike, check_rewritable, exists, is_local, locate, replacing
 from .schema import WHOLE, Array, to_json
 
 _PACKED = 2  # format of checkpoints
 _COMPRESSORS = (ZstdCodec(), Crc32cCodec())
-_MODES = ("w", "w-")
 # What Zarr, its codecs and JSON raise where bytes are not what was written.
 _DAMAGE = (ValueError, RuntimeError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError)
 STATUS = "xdan_status"
@@ -36,7 +35,7 @@ def sealed(data: Labelled) -> Labelled:
     A chunk that is missing, or differs from what was written, is then known for damage when it is read. Only Zarr's
     format 3 has the checksum: for format 2 take `drop_encoding()` first.
     """
-    sealed_copy = data.copy(deep=False)
+    sealed_copy: Labelled = data.copy(deep=False)
     inside = [*sealed_copy.coords.values(), *(sealed_copy.data_vars.values() if isinstance(data, xr.Dataset) else ())]
     for array in inside:
         array.variable.encoding = _seal()
@@ -49,6 +48,17 @@ def _seal() -> dict[str, Any]:
     return {"compressors": _COMPRESSORS, "write_empty_chunks": True}
 
 
+def check_mode(mode: Any) -> None:
+    """Refuse what is no mode of writing.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not isinstance(mode, str) or mode not in ("w", "w-"):
+        raise ValueError(f"mode={shown(mode)}: expected 'w-' (new store) or 'w' (overwrite)")
+
+
 def check_writable(store: StoreLike, mode: str) -> None:
     """Refuse to overwrite, and never overwrite what is no Zarr store.
 
@@ -59,7 +69,7 @@ def check_writable(store: StoreLike, mode: str) -> None:
     FileExistsError
         If something is there and mode is not "w", or it is a file or a folder of other things.
     """
-    choice("mode", mode, _MODES)
+    check_mode(mode)
     if not exists(store):
         return
     if mode == "w-":
@@ -310,9 +320,9 @@ class Checkpoint:
         if not isinstance(identity, dict):
             raise FileExistsError(f"{self.store} is a damaged checkpoint; remove it, or choose another path")
         if differs := sorted(k for k in {*identity, *self.identity} if identity.get(k) != self.identity.get(k)):
-            shown = ", ".join(f"{k}: {identity.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
+            listed = ", ".join(f"{k}: {identity.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
             raise OtherRunError(
-                f"checkpoint {self.store} is of another run ({shown}); use the same settings, or another path"
+                f"checkpoint {self.store} is of another run ({listed}); use the same settings, or another path"
             )
 
     def _read(self, slot: int) -> tuple[dict[str, Array], dict[str, Any]]:

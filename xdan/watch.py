@@ -18,6 +18,9 @@ from .schema import Array
 RATIO = "innovation_ratio"
 _FORGOTTEN = 50  # cycles after which no method should remember its start
 _FEWEST = 20  # cycles that a mean is taken over
+_MEDIAN = 0.4549  # of the square of a standard normal number
+_UNEXPLAINED = 9.0  # ratio of observations minus truth: errors of three times the deviation that R says
+_HOPELESS = 100.0  # ratio that nothing explains but wrong units, or a wrong R, however short the run
 
 
 @dataclass(frozen=True)
@@ -99,12 +102,13 @@ class Watch:
                 f"every trajectory diverged, the first at time index {first}: its output is NaN from there on. Look at "
                 "the model's time step, the units of the record and of R, and the method's inflation"
             )
-        later = ratio[:, _FORGOTTEN:]
-        if later.shape[1] >= _FEWEST:
+        short = ratio.shape[1] < _FORGOTTEN + _FEWEST
+        later, limit = (ratio[:, 1:], _HOPELESS) if short else (ratio[:, _FORGOTTEN:], self.limit)
+        if later.size:
             with np.errstate(all="ignore"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", RuntimeWarning)  # of trajectories of which nothing is observed
                 mean = np.nanmean(later, axis=1)
-            astray = (mean > self.limit) & ~lost
+            astray = (mean > limit) & ~lost
             if astray.any():
                 labels = np.asarray(trajectory)[rows][astray]
                 shown = f"{labels[:5].tolist()}{'...' if len(labels) > 5 else ''}"
@@ -113,6 +117,20 @@ class Watch:
                     f"have {float(mean[astray].mean()):.3g} times the variance that {self.words}. {self.remedy}"
                 )
         return texts
+
+
+def far_from_truth(record: Record) -> str:
+    """Say how far observations are from the truth, where R does not explain it; nothing where it does."""
+    assert record.truth is not None
+    misfit = (record.observation - record.error.seen(record.truth)).square() / record.error.variance()
+    # The median, as a few trajectories that are lost do not speak for all.
+    ratio = float(misfit.nanmedian()) / _MEDIAN
+    if not ratio > _UNEXPLAINED:  # nor where nothing is observed
+        return ""
+    return (
+        f"the observations are far from the truth: their median square difference is {ratio:.3g} times what R expects. "
+        "Look at the units of both, at the observation error, and at which variables play these roles"
+    )
 
 
 def tell(texts: Iterable[str], stacklevel: int = 3) -> None:
