@@ -12,7 +12,9 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Action = TypeVar("Action", bound=Callable[[], Any])
 
 _FORK = multiprocessing.get_context("fork")
 _PAUSE = 0.005  # seconds between two looks at the children
@@ -123,15 +125,14 @@ def in_child(action: Callable[[], Any], limit: float, kill_after: float | None =
     return end
 
 
-def side_by_side(
-    actions: Iterable[Callable[[], Any]], at_once: int, limit: float
-) -> Iterator[tuple[Callable[[], Any], End]]:
+def side_by_side(actions: Iterable[Action], at_once: int, limit: float) -> Iterator[tuple[Action, End]]:
     """Run actions in children, some at once; give each with its end, in the order of their ends.
 
     A child that takes longer than the limit, in seconds, is killed. Actions are asked for one by one, when there is
     room for another child.
     """
-    waiting, children = iter(actions), {}
+    waiting = iter(actions)
+    children: dict[Child, Action] = {}
     try:
         while True:
             while len(children) < at_once and (action := next(waiting, None)) is not None:

@@ -15,113 +15,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import argparse
 import itertools
-import re
 import shutil
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import answers
 import numpy as np
 import pandas as pd
-from answers import Answer, NotOpenedError, Read
 from children import End, side_by_side
+from small_stores import OUTCOMES, STORES, Expected, Outcome, ask, begin, judge, make, without_numbers
 
-import xdan
-
-OUTCOMES = {
-    "SILENT": "other numbers, without a word",
-    "hung": "no answer in time",
-    "crashed": "the process died",
-    "bare": "an error from inside, whose message is neither xdan's nor that of Zarr's checksum",
-    "warned": "other numbers, with an XdanWarning that undamaged stores do not cause",
-    "refused": "an error that xdan raises, or that of Zarr's checksum",
-    "unopened": "xarray or Zarr opens no such store, before xdan sees it",
-    "equal": "the same numbers",
-}
-"""What may become of a read, the worst first."""
 FAILURES = ("SILENT", "hung", "crashed")
 LIMIT = 60.0  # seconds for the reads of one case
-_INSIDE = str(Path(xdan.__file__).parent)
-_WITHOUT_NUMBERS = re.compile(r"[-+]?\d[-+.\de]*|\bnan\b|\binf\b")
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of store: how it is made, from the folder of those made before, and who reads it."""
-
-    make: Callable[[Path], None]
-    reads: Mapping[str, Read]
-
-
-def _make_twin(whole: Path) -> None:
-    answers.twin().to_zarr(whole / "twin", consolidated=False)
-
-
-def _make_consolidated(whole: Path) -> None:
-    answers.twin(observe=xdan.Sites.every(2)).to_zarr(whole / "consolidated")
-
-
-def _make_run(whole: Path) -> None:
-    ds = answers.opened(whole / "twin")
-    ds.dan.baseline("etkf", members=5, keep_members=True, store=whole / "run", progress=False)
-
-
-def _make_network(whole: Path) -> None:
-    net = answers.opened(whole / "twin").dan.train(answers.architecture(), steps=4, **answers.TRAINING)
-    net.to_zarr(whole / "network")
-
-
-def _make_checkpoint(whole: Path) -> None:
-    try:
-        with answers.flying_time(stop_at=70.0):
-            answers.training(whole / "checkpoint")
-    except answers.BrokenOffError:
-        return
-    raise RuntimeError("the training ended before it was broken off")
-
-
-def _make_sweep(whole: Path) -> None:
-    answers.sweep(whole / "sweep")
-
-
-def _make_gain(whole: Path) -> None:
-    net = xdan.open_network(whole / "network")
-    answers.covariances(answers.opened(whole / "twin"), net).to_zarr(whole / "gain", consolidated=False)
-
-
-def _read_network(store: Path, _: Path) -> Answer:
-    return answers.network(xdan.open_network(store), with_seconds=True)
-
-
-def _resume(store: Path, _: Path) -> Answer:
-    with answers.flying_time():
-        return answers.network(answers.training(store))
-
-
-def _read_sweep(store: Path, _: Path) -> Answer:
-    cube = answers.sweep(store)
-    if cube["failed"].any():
-        raise RuntimeError(f"cells failed: {cube.attrs['errors']}")
-    return answers.values(cube)
-
-
-# Later ones are made from earlier ones.
-STORES: Mapping[str, Kind] = {
-    "twin": Kind(_make_twin, answers.TWIN_READS),
-    "consolidated": Kind(_make_consolidated, answers.TWIN_READS),
-    "run": Kind(_make_run, answers.RUN_READS),
-    "network": Kind(_make_network, {"open_network": _read_network}),
-    "checkpoint": Kind(_make_checkpoint, {"train(checkpoint=)": _resume}),
-    "sweep": Kind(_make_sweep, {"sweep(store=)": _read_sweep}),
-    "gain": Kind(_make_gain, answers.GAIN_READS),
-}
 
 
 def _truncate(path: Path, rng: np.random.Generator) -> str:
@@ -192,7 +101,7 @@ def cases(store: str, whole: Path, count: int, seed: int) -> Iterator[Case]:
     rng = np.random.default_rng([seed, list(STORES).index(store)])
     found = sorted(root.rglob("*"))
     files, folders = (
-        rng.permutation([str(path.relative_to(root)) for path in found if test(path)])
+        rng.permutation([str(path.relative_to(root)) for path in found if test(path) and path.stat().st_size])
         for test in (Path.is_file, Path.is_dir)
     )
     of_files = itertools.count()
@@ -204,27 +113,6 @@ def cases(store: str, whole: Path, count: int, seed: int) -> Iterator[Case]:
             k = next(of_files)
             damage = _OF_FILES[(k + k // len(files)) % len(_OF_FILES)]
             yield Case(store, number, str(files[k % len(files)]), damage, seed)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What a read answers from an undamaged store, and of what it warns."""
-
-    answer: Answer
-    warned: frozenset[str]
-
-
-def ask(read: Read, store: Path, whole: Path) -> tuple[Answer | Exception, dict[str, str]]:
-    """Answer or error of a read, and its XdanWarnings by their words, without numbers."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        answer: Answer | Exception
-        try:
-            answer = read(store, whole)
-        except Exception as error:
-            answer = error
-    said = [str(warning.message) for warning in caught if issubclass(warning.category, xdan.XdanWarning)]
-    return answer, {_WITHOUT_NUMBERS.sub("#", text): text for text in said}
 
 
 def expect(store: str, whole: Path, scratch: Path) -> dict[str, Expected]:
@@ -248,38 +136,6 @@ def expect(store: str, whole: Path, scratch: Path) -> dict[str, Expected]:
 def _copied(store: str, whole: Path, folder: Path) -> Path:
     folder.mkdir()
     return Path(shutil.copytree(whole / store, folder / store))
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a read: one of `OUTCOMES`, and how the answer differs or what the error says."""
-
-    name: str
-    detail: str = ""
-
-
-def judge(answer: Answer | Exception, said: Mapping[str, str], expected: Expected) -> Outcome:
-    """Compare a read of a damaged store with that of the undamaged one."""
-    if isinstance(answer, Exception):
-        return Outcome(*_of_error(answer))
-    differs = "; ".join(answers.differences(expected.answer, answer)[:4])
-    if not differs:
-        return Outcome("equal")
-    if new := [text for words, text in said.items() if words not in expected.warned]:
-        return Outcome("warned", f"{differs}: {new[0]}")
-    return Outcome("SILENT", differs)
-
-
-def _of_error(error: Exception) -> tuple[str, str]:
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    if "checksum" in str(error).lower():
-        return "refused", text
-    if isinstance(error, NotOpenedError):
-        return "unopened", text
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    if last.filename.startswith(_INSIDE) and (last.line or "").startswith("raise"):
-        return "refused", text
-    return "bare", f"{text} ({Path(last.filename).name}:{last.lineno} in {last.name})"
 
 
 def run(
@@ -311,17 +167,15 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="processes at work at once")
     asked = parser.parse_args()
     begun = time.monotonic()
-    answers.begin()
+    begin()
     with tempfile.TemporaryDirectory(prefix="corrupt-") as folder:
         return _damage_all(asked, Path(folder), begun)
 
 
 def _damage_all(asked: argparse.Namespace, folder: Path, begun: float) -> int:
     whole, scratch = folder / "whole", folder / "cases"
-    whole.mkdir()
     scratch.mkdir()
-    for kind in STORES.values():
-        kind.make(whole)
+    make(whole)
     names = [asked.only.split(":")[0]] if asked.only else asked.stores
     expected = {store: expect(store, whole, scratch) for store in names}
     share = -(-asked.count // len(names))
@@ -365,7 +219,7 @@ def _report(rows: list[tuple[Case, End]], everything: bool, begun: float) -> int
             if outcome.name in ("SILENT", "warned") or everything:
                 print(f"  {outcome.name:8s} {case.name} {name}: {outcome.detail}")
             if outcome.name == "bare":
-                bare.setdefault(_WITHOUT_NUMBERS.sub("#", outcome.detail), []).append(f"{case.name} {name}")
+                bare.setdefault(without_numbers(outcome.detail), []).append(f"{case.name} {name}")
     if bare:
         print("\nErrors from inside:")
         for text, where in sorted(bare.items(), key=lambda item: -len(item[1])):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +29,8 @@ Read = Callable[[Path, Path], Answer]
 MODEL = xdan.Lorenz96(sites=8)
 OTHER_EVERY_TIME = ("seconds", "training_seconds")  # times that no two calls share
 TRAINING: Mapping[str, Any] = {"window": 2, "batch": 2, "progress": False, "processes": 1}
+_INSIDE = str(Path(xdan.__file__).parent)
+_NUMBERS = re.compile(r"[-+]?\d[-+.\de]*|\bnan\b|\binf\b")
 CHUNKS = {"trajectory": 2, "time": 5}
 
 
@@ -62,18 +67,18 @@ def flying_time(stop_at: float = float("inf")) -> Iterator[None]:
         yield
 
 
-def twin(cycles: int = 20, **more: Any) -> xr.Dataset:
-    return xdan.twin(MODEL, cycles=cycles, trajectories=4, seed=1, chunks=CHUNKS, **more)
+def twin(**more: Any) -> xr.Dataset:
+    return xdan.twin(MODEL, cycles=20, trajectories=4, seed=1, chunks=CHUNKS, **more)
 
 
 def architecture() -> xdan.ResidualCNN:
     return xdan.ResidualCNN(filters=3, blocks=1, kernel=3)
 
 
-def training(checkpoint: Path) -> xdan.Network:
-    """Train a few steps, with a checkpoint every fifth."""
+def training(ds: xr.Dataset, checkpoint: Path) -> xdan.Network:
+    """Train a few steps, with a checkpoint every third."""
     settings = {**TRAINING, "steps": 14, "validate_every": 5, "seed": 3}
-    return train(twin(8).load(), architecture(), checkpoint=checkpoint, **settings)
+    return train(ds, architecture(), checkpoint=checkpoint, **settings)
 
 
 def sweep(store: Path) -> xr.Dataset:
@@ -218,7 +223,157 @@ def covariances(ds: xr.Dataset, net: xdan.Network) -> xr.DataArray:
     return ds.dan.gain(net, kind="covariance")
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A kind of store: how it is made, from the folder of those made before, and who reads it."""
+
+    make: Callable[[Path], None]
+    reads: Mapping[str, Read]
+
+
+def _make_twin(whole: Path) -> None:
+    twin().to_zarr(whole / "twin", consolidated=False)
+
+
+def _make_consolidated(whole: Path) -> None:
+    twin(observe=xdan.Sites.every(2)).to_zarr(whole / "consolidated")
+
+
+def _make_run(whole: Path) -> None:
+    ds = opened(whole / "twin")
+    ds.dan.baseline("etkf", members=5, keep_members=True, store=whole / "run", progress=False)
+
+
+def _make_network(whole: Path) -> None:
+    net = opened(whole / "twin").dan.train(architecture(), steps=4, **TRAINING)
+    net.to_zarr(whole / "network")
+
+
+def _make_checkpoint(whole: Path) -> None:
+    try:
+        with flying_time(stop_at=100.0):
+            training(opened(whole / "twin"), whole / "checkpoint")
+    except BrokenOffError:
+        return
+    raise RuntimeError("the training ended before it was broken off")
+
+
+def _make_sweep(whole: Path) -> None:
+    sweep(whole / "sweep")
+
+
+def _make_gain(whole: Path) -> None:
+    net = xdan.open_network(whole / "network")
+    covariances(opened(whole / "twin"), net).to_zarr(whole / "gain", consolidated=False)
+
+
+def _read_network(store: Path, _: Path) -> Answer:
+    return network(xdan.open_network(store), with_seconds=True)
+
+
+def _resume(store: Path, whole: Path) -> Answer:
+    with flying_time():
+        return network(training(opened(whole / "twin"), store))
+
+
+def _read_sweep(store: Path, _: Path) -> Answer:
+    cube = sweep(store)
+    if cube["failed"].any():
+        raise RuntimeError(f"cells failed: {cube.attrs['errors']}")
+    return values(cube)
+
+
+# Later ones are made from earlier ones.
+STORES: Mapping[str, Kind] = {
+    "twin": Kind(_make_twin, TWIN_READS),
+    "consolidated": Kind(_make_consolidated, TWIN_READS),
+    "run": Kind(_make_run, RUN_READS),
+    "network": Kind(_make_network, {"open_network": _read_network}),
+    "checkpoint": Kind(_make_checkpoint, {"train(checkpoint=)": _resume}),
+    "sweep": Kind(_make_sweep, {"sweep(store=)": _read_sweep}),
+    "gain": Kind(_make_gain, GAIN_READS),
+}
+
+
+def make(whole: Path, *names: str) -> None:
+    """Make stores in a folder, all kinds where none is named."""
+    whole.mkdir()
+    for name in names or STORES:
+        STORES[name].make(whole)
+
+
 def begin() -> None:
     """Compute on one thread, so that children can be forked at any time, and keep quiet."""
     dask.config.set(scheduler="synchronous")
     warnings.simplefilter("ignore")
+
+
+OUTCOMES = {
+    "SILENT": "other numbers, without a word",
+    "hung": "no answer in time",
+    "crashed": "the process died",
+    "bare": "an error from inside, whose message is neither xdan's nor that of Zarr's checksum",
+    "warned": "other numbers, with an XdanWarning that undamaged stores do not cause",
+    "refused": "an error that xdan raises, or that of Zarr's checksum",
+    "unopened": "xarray or Zarr opens no such store, before xdan sees it",
+    "equal": "the same numbers",
+}
+"""What may become of a read, the worst first."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a read answers from an undamaged store, and of what it warns."""
+
+    answer: Answer
+    warned: frozenset[str]
+
+
+def ask(read: Read, store: Path, whole: Path) -> tuple[Answer | Exception, dict[str, str]]:
+    """Answer or error of a read, and its XdanWarnings by their words, without numbers."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        answer: Answer | Exception
+        try:
+            answer = read(store, whole)
+        except Exception as error:
+            answer = error
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, xdan.XdanWarning)]
+    return answer, {without_numbers(text): text for text in said}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a read: one of `OUTCOMES`, and how the answer differs or what the error says."""
+
+    name: str
+    detail: str = ""
+
+
+def judge(answer: Answer | Exception, said: Mapping[str, str], expected: Expected) -> Outcome:
+    """Compare a read of a damaged store with that of the undamaged one."""
+    if isinstance(answer, Exception):
+        return Outcome(*_of_error(answer))
+    differs = "; ".join(differences(expected.answer, answer)[:4])
+    if not differs:
+        return Outcome("equal")
+    if new := [text for words, text in said.items() if words not in expected.warned]:
+        return Outcome("warned", f"{differs}: {new[0]}")
+    return Outcome("SILENT", differs)
+
+
+def _of_error(error: Exception) -> tuple[str, str]:
+    text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if "checksum" in str(error).lower():
+        return "refused", text
+    if isinstance(error, NotOpenedError):
+        return "unopened", text
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if last.filename.startswith(_INSIDE) and (last.line or "").startswith("raise"):
+        return "refused", text
+    return "bare", f"{text} ({Path(last.filename).name}:{last.lineno} in {last.name})"
+
+
+def without_numbers(text: str) -> str:
+    """A message without its numbers, which tells it from others of another kind."""
+    return _NUMBERS.sub("#", text)
