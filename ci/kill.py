@@ -106,8 +106,12 @@ def _cycle(folder: Path, whole: Path) -> None:
 
 
 def _baseline(folder: Path, whole: Path) -> None:
-    settings = {"members": 5, "inflation": "tune", "keep_members": True, "progress": False}
+    settings = {"members": 5, "keep_members": True, "progress": False}
     _few_blocks(whole).dan.baseline("enkf", store=folder / "run", **settings)
+
+
+def _tuned(folder: Path, whole: Path) -> None:
+    _few_blocks(whole).dan.baseline("3d-var", store=folder / "run", progress=False)
 
 
 def _sweep(folder: Path, _: Path) -> None:
@@ -146,6 +150,7 @@ JOBS: Mapping[str, Job] = {
     "train": Job(_train, _trained),
     "cycle": Job(_cycle, _cycled),
     "baseline": Job(_baseline, _cycled),
+    "baseline-tuned": Job(_tuned, _cycled),
     "sweep": Job(_sweep, _swept),
     "twin": Job(_twin, tree, "twin", TWIN_READS),
     "gain": Job(_gain, tree, "gain", GAIN_READS),
@@ -223,6 +228,16 @@ class Trial:
     @property
     def name(self) -> str:
         return f"{self.verb}:{self.number}"
+
+    @property
+    def silent(self) -> list[str]:
+        """Reads of the half-written store that gave other numbers without a word, or crashed."""
+        return [outcome for outcome in self.half if outcome.split()[0] in ("SILENT", "crashed")]
+
+    @property
+    def wrong(self) -> bool:
+        """Whether there is anything to mend."""
+        return bool(self.differs or self.silent)
 
 
 def _burn(job: Job, folder: Path, whole: Path, at: int | None = None, torn: bool = False) -> int:
@@ -381,34 +396,34 @@ def _kill_all(asked: argparse.Namespace, scratch: Path) -> list[Trial]:
         trial = end.answer or Trial(verb, number, differs=[_last_line(end)])
         kills[trial.verb] += len(trial.kills)
         trials.append(trial)
+        _tell(trial, bool(asked.only))
     return trials
 
 
+def _tell(trial: Trial, everything: bool) -> None:
+    """Print what differs, or all that there is to tell."""
+    if trial.wrong or everything:
+        print(f"\n{trial.name}, killed at {' and '.join(trial.kills)}", flush=True)
+    for text in trial.differs[:6]:
+        print(f"  different: {text}", flush=True)
+    for text in trial.half if everything else trial.silent:
+        print(f"  half-written: {text}", flush=True)
+
+
 def _report(trials: list[Trial], begun: float) -> int:
-    """Print a table, then all that differs; the exit status."""
-    columns = ["kills", "at events", "resumed", "equal", "different"]
-    table = pd.DataFrame(0, index=list(JOBS), columns=columns)
+    """Print a table; the exit status."""
+    table = pd.DataFrame(0, index=list(JOBS), columns=["kills", "at events", "resumed", "equal", "different"])
     half: Counter[tuple[str, str]] = Counter()
-    wrong = []
-    for trial in sorted(trials, key=lambda each: (each.verb, each.number)):
+    for trial in trials:
         at_events = sum(where.startswith("file event") for where in trial.kills)
-        row = [len(trial.kills), at_events, trial.calls, bool(trial.kills) and not trial.differs, bool(trial.differs)]
-        table.loc[trial.verb] += row
+        equal = bool(trial.kills) and not trial.differs
+        table.loc[trial.verb] += [len(trial.kills), at_events, trial.calls, equal, bool(trial.differs)]
         half.update((trial.verb, outcome.split()[0]) for outcome in trial.half)
-        silent = [outcome for outcome in trial.half if outcome.split()[0] in ("SILENT", "crashed")]
-        if trial.differs or silent:
-            wrong.append(trial.name)
-            print(f"\n{trial.name}, killed at {' and '.join(trial.kills)}")
-            for text in trial.differs[:6]:
-                print(f"  different: {text}")
-            for text in silent:
-                print(f"  half-written: {text}")
     print(f"\n{table.loc[table['kills'] > 0].to_string()}")
     for (verb, outcome), times in sorted(half.items()):
         print(f"half-written {verb}: {times} reads {outcome}")
-    print(
-        f"\n{table['kills'].sum()} kills, {len(wrong)} trials differ, in {time.monotonic() - begun:.0f} s", flush=True
-    )
+    wrong = sum(trial.wrong for trial in trials)
+    print(f"\n{table['kills'].sum()} kills, {wrong} trials differ, in {time.monotonic() - begun:.0f} s", flush=True)
     return 1 if wrong else 0
 
 
