@@ -119,6 +119,8 @@ def main() -> None:
     ]
     table = pd.DataFrame({name: {c: float(s[c]) for c in columns if c in s} for name, s in scores.items()}).T
     table = table.reindex(columns=columns)
+    # The CRPS of an ensemble's spread and that of a single state are two scores.
+    table.insert(columns.index("crps") + 1, "crps of", [str(s.crps_of.item()) for s in scores.values()])
     cycles = next(iter(scores.values())).attrs["cycles"]
     text = table.to_string(float_format=lambda v: f"{v:.4f}", na_rep="-")
     heading = f"analysis scores over {cycles} cycles (64 trajectories, {BURN_IN} cycles of burn-in left out)"

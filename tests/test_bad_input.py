@@ -10,7 +10,7 @@ import xarray as xr
 
 import xdan
 from xdan.core.observing import Sites
-from xdan.store import Stream
+from xdan.streams import Stream
 
 
 @pytest.fixture(scope="module")

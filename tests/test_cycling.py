@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import xdan
 from xdan.core.observing import Sites
-from xdan.store import Stream
+from xdan.streams import Stream
 
 CLOSE = {"rtol": 0, "atol": 1e-10}  # float64, 24 cycles of a chaotic model
 
@@ -294,7 +294,7 @@ def test_members(ensemble, twin):
 
 
 def test_labels(run, twin, net):
-    assert set(run.data_vars) == {"forecast", "analysis", "diverged"}
+    assert set(run.data_vars) == {"forecast", "analysis", "innovation_ratio", "diverged"}
     assert run.analysis.dims == ("trajectory", "time", "x")
     for name in ("trajectory", "time", "x"):
         xr.testing.assert_identical(run[name], twin[name])

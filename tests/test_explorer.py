@@ -209,3 +209,24 @@ def test_only_what_is_shown_is_read(twin):
 def test_what_cannot_be_shown_is_refused(twin, run, cube, ring, call, message):
     with pytest.raises(ValueError, match=message):
         call(twin, run, cube, ring)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ds, run: xdan.explore(0), "source=0: expected an xarray.Dataset"),
+        (lambda ds, run: xdan.explore(ds, 3), "runs is a int: expected a mapping of name to a run"),
+        (lambda ds, run: xdan.explore(ds, {"a": 3}), r"runs\['a'\]=3: expected a run"),
+        (lambda ds, run: xdan.explore(ds, gains=3), "gains is a int: expected a mapping of name to a gain"),
+        (lambda ds, run: xdan.explore(ds, gains={"a": 3}), r"gains\['a'\]=3: expected a gain"),
+        (lambda ds, run: xdan.explore(ds, run, trut="x"), "trut='x': expected no argument beyond"),
+    ],
+)
+def test_wrong_types_are_named(twin, run, call, message):
+    with pytest.raises(TypeError, match=message):
+        call(twin, run)
+
+
+def test_gains_of_no_site_are_refused(twin):
+    with pytest.raises(ValueError, match=r"gains\['a'\] is empty: expected at least one"):
+        xdan.explore(twin, gains={"a": []})

@@ -67,3 +67,40 @@ def test_scaling_beside_the_straight_line(twin, net):
     for logy in (False, True):
         (plot,) = panels(xdan.histogram_curves({"network": histogram}, logy=logy))
         assert axes(plot) == ("projected innovation", "density")
+
+
+def test_a_gain_of_zeros_or_of_sites_with_names():
+    (panel,) = xdan.gain_map(0 * omega(10, 3).assign_attrs(reference=3)).values()
+    assert (panel.dframe()["value"] == 0).all()
+    names = [f"buoy {k}" for k in range(10)]
+    (panel,) = xdan.gain_map(omega(10, 3).assign_coords(i=names, j=names), within=np.int64(2)).values()
+    assert panel.dframe().set_index(["i", "j"])["value"].loc[1, -2] == -1.0
+    lost = (np.nan * omega(10, 3)).assign_attrs(reference=3)
+    assert len(panels(xdan.gain_map({"lost": lost, "one": omega(10, 3)}, together=True))) == 2
+
+
+WRONG = {
+    "averages": (lambda: xdan.gain_map(3), TypeError, "averages is a int: expected a mapping"),
+    "an average": (lambda: xdan.gain_map({"a": 3}), TypeError, r"averages\['a'\]=3: expected a gain"),
+    "no averages": (lambda: xdan.gain_map({}), ValueError, "averages is empty: expected at least one"),
+    "another array": (lambda: xdan.gain_map(xr.DataArray(np.ones(3))), ValueError, "no symmetry average.*expected"),
+    "together": (lambda: xdan.gain_map(omega(10, 3), together=1), TypeError, "together=1: expected True or False"),
+    "within": (lambda: xdan.gain_map(omega(10, 3), within=2.0), TypeError, "within=2.0: expected an integer"),
+    "columns": (lambda: xdan.gain_map(omega(10, 3), columns=0), ValueError, "columns=0: expected at least 1"),
+    "spectra": (lambda: xdan.spectrum_curves([1]), TypeError, "spectra is a list: expected a mapping"),
+    "a spectrum": (lambda: xdan.spectrum_curves({"a": 1}), TypeError, r"spectra\['a'\]=1: expected"),
+    "no eigenvalue": (lambda: xdan.spectrum_curves({"a": xr.Dataset()}), ValueError, "no eigenvalues: expected"),
+    "angles": (lambda: xdan.angle_curves(omega(10, 3)), TypeError, "angles is a DataArray: expected a mapping"),
+    "no angle": (lambda: xdan.angle_curves({"a": omega(10, 3)}), ValueError, r"'a' has dims .*expected \('angle',\)"),
+    "scalings": (lambda: xdan.scaling_curves({"a": None}), TypeError, r"scalings\['a'\]=None: expected"),
+    "no ratio": (lambda: xdan.scaling_curves({"a": xr.Dataset()}), ValueError, "'a' holds no ratio: expected"),
+    "histograms": (lambda: xdan.histogram_curves(3), TypeError, "histograms is a int: expected a mapping"),
+    "logy": (lambda: xdan.histogram_curves({"a": omega(10, 3)}, logy=0), TypeError, "logy=0: expected True or False"),
+}
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_wrong_arguments_are_named(label):
+    call, error, message = WRONG[label]
+    with pytest.raises(error, match=message):
+        call()

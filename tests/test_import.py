@@ -93,7 +93,7 @@ def test_below_the_wall_no_labels():
     below = {module for module in MODULES if module.startswith("xdan.core")}
     outside = {(module, name) for module in below for name in imported(module) if not name.startswith("xdan.core")}
     assert not {(module, name) for module, name in outside if name.startswith("xdan")}
-    labelled = ("xarray", "dask", "zarr", "cf_xarray", "xskillscore")
+    labelled = ("xarray", "dask", "zarr", "cf_xarray")
     assert not {(module, name) for module, name in outside if name.split(".")[0] in labelled}
 
 

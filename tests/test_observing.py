@@ -278,9 +278,9 @@ def test_reading_is_the_twins_own(matrix_twin):
 
 
 def test_functions_are_known_by_what_they_give(model, function_twin, tmp_path, monkeypatch, quick, architecture):
-    from xdan.store import Stream
+    from xdan.streams import Stream
 
-    def cut(self):
+    def cut(self, attributes=None):
         raise KeyboardInterrupt
 
     settings = {"members": 5, "store": tmp_path / "run.zarr", "progress": False}
@@ -323,7 +323,7 @@ def test_errors_in_another_order_are_refused(twin):
 def test_an_operator_of_one_dtype_says_so(model):
     weights = torch.ones(3, 8)
     with pytest.raises(
-        ValueError, match=r"cannot observe states of torch.float64 .* turn its own tensors with .to\(x\)"
+        ValueError, match=r"cannot take states of torch.float64.* turn its own tensors with .to\(x\)"
     ):
         operator_from(lambda x: x @ weights.T, model)
     with pytest.raises(ValueError, match="the observation operator gave a float: expected a tensor"):

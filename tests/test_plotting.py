@@ -1,6 +1,7 @@
 """Figures build, say what their axes are, and go onto one page that needs no network."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,3 +203,115 @@ def test_sweep_curves_say_what_is_missing(cube):
     ):
         xdan.sweep_curves(wide, "error_std")
     assert xdan.sweep_curves(wide.isel(window=[0]), "error_std") is not None
+
+
+def runs_of(ds):
+    """A run a little beside its truth."""
+    return xr.Dataset({"forecast": ds.truth, "analysis": ds.truth + 0.1})
+
+
+def labels(ds, values):
+    return ds.assign_coords(x=values)
+
+
+STATES = {
+    "names": lambda ds: labels(ds, [f"buoy {i}" for i in range(8)]),
+    "longitudes that cross the meridian": lambda ds: labels(ds, (180.0 + 45 * np.arange(8)) % 360),
+    "labels that are NaN": lambda ds: labels(ds, [np.nan] * 8),
+    "one label for all": lambda ds: labels(ds, [1.0] * 8),
+    "downwards": lambda ds: labels(ds, -np.arange(8.0)),
+    "a single cycle": lambda ds: ds.isel(time=[3]),
+    "a single trajectory": lambda ds: ds.isel(trajectory=[1]),
+    "zeros": lambda ds: ds.assign(truth=0 * ds.truth),
+}
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_pictures_of_every_kind_of_record(twin, kind):
+    from bokeh.models import LinearColorMapper
+
+    ds = STATES[kind](twin)
+    run = runs_of(ds)
+    truth, analysis, _ = xdan.hovmoller(ds, run)
+    np.testing.assert_array_equal(np.sort(truth.dimension_values("truth")), np.sort(ds.truth[0].values.ravel()))
+    for plot in panels(truth + analysis):
+        for mapper in plot.select({"type": LinearColorMapper}):
+            assert mapper.low == -mapper.high < 0
+    (plot,) = panels(xdan.rmse_in_time(ds, {"a": run}))
+    assert plot.renderers
+    assert ds.dan.explore({"a": run}).get_root() is not None
+
+
+def test_sites_with_names_are_drawn_in_their_order(twin):
+    ds = STATES["names"](twin)
+    truth, _, _ = xdan.hovmoller(ds, runs_of(ds))
+    np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, ds.truth[0])
+    (plot,) = panels(truth)
+    assert plot.yaxis[0].ticker.ticks == list(range(8))
+    assert plot.yaxis[0].major_label_overrides[3] == "buoy 3"
+    many = xdan.twin(xdan.Lorenz96(sites=60), cycles=3, trajectories=1).compute()
+    many = many.assign_coords(x=[f"buoy {i}" for i in range(60)])
+    (plot,) = panels(xdan.hovmoller(many, runs_of(many))[0, 0])
+    assert plot.yaxis[0].major_label_overrides == {k: f"buoy {k}" for k in range(0, 60, 5)}
+
+
+@pytest.mark.parametrize("name", ["three components", "one component"])
+def test_pictures_of_few_components(name):
+    model = xdan.Lorenz63()
+    if name == "one component":
+        model = xdan.CustomDynamics(lambda x: -x, state={"x": 1}, timestep=0.05)
+    ds = xdan.twin(model, interval=0.1, cycles=5, trajectories=2, error_std=2.0).compute()
+    run = runs_of(ds)
+    assert len(panels(ds.dan.hovmoller(run, dynamics=model))) == 3
+    assert len(panels(xdan.rmse_in_time(ds, {"a": run}, dynamics=model))) == 1
+    assert ds.dan.explore(run, dynamics=model).get_root() is not None
+
+
+def test_pictures_of_nothing_but_nan(twin):
+    ds = twin.assign(truth=np.nan * twin.truth)
+    assert len(panels(xdan.hovmoller(ds, runs_of(ds)))) == 3
+    with pytest.warns(xdan.XdanWarning, match="the truth has gaps"):
+        assert len(panels(xdan.rmse_in_time(ds, {"a": runs_of(ds)}))) == 1
+
+
+WRONG = {
+    "ds": (lambda a: xdan.hovmoller(0, a.run), TypeError, "ds=0: expected an xarray.Dataset"),
+    "run": (lambda a: xdan.hovmoller(a.ds, 0), TypeError, "run is a int: expected"),
+    "trajectory": (lambda a: xdan.hovmoller(a.ds, a.run, trajectory=1.0), TypeError, "trajectory=1.0: expected an int"),
+    "trajectory 9": (lambda a: xdan.hovmoller(a.ds, a.run, trajectory=9), ValueError, "trajectory=9: expected at"),
+    "cycles": (lambda a: xdan.hovmoller(a.ds, a.run, cycles=3), TypeError, "cycles=3: expected a slice"),
+    "cycles 0.5": (lambda a: xdan.hovmoller(a.ds, a.run, cycles=slice(0.5)), TypeError, "cycles=0.5: expected an int"),
+    "no cycles": (lambda a: xdan.hovmoller(a.ds, a.run, cycles=slice(99, None)), ValueError, "cycles=.*expected some"),
+    "title": (lambda a: xdan.hovmoller(a.ds, a.run, title=3), TypeError, "title=3: expected text"),
+    "role": (lambda a: xdan.hovmoller(a.ds, a.run, trut="x"), TypeError, "trut='x': expected no argument beyond"),
+    "runs": (lambda a: xdan.rmse_in_time(a.ds, a.run.analysis), TypeError, "runs is a DataArray: expected a mapping"),
+    "runs of 0": (lambda a: xdan.rmse_in_time(a.ds, {"a": 0}), TypeError, r"runs\['a'\]=0: expected a run"),
+    "no runs": (lambda a: xdan.rmse_in_time(a.ds, {}), ValueError, "runs is empty: expected at least one"),
+    "ds of runs": (lambda a: xdan.rmse_in_time(0, {"a": a.run}), TypeError, "ds=0: expected an xarray.Dataset"),
+    "log": (lambda a: xdan.rmse_in_time(a.ds, {"a": a.run}, log=1), TypeError, "log=1: expected True or False"),
+    "no cycles there": (
+        lambda a: xdan.rmse_in_time(a.ds, {"a": a.run}, cycles=slice(0, 0)), ValueError, "cycles=.*: expected some",
+    ),
+    "histories": (lambda a: xdan.training_history(3), TypeError, "histories is a int: expected a mapping"),
+    "history": (lambda a: xdan.training_history(a.run), ValueError, r"histories\['network'\] lacks .*expected"),
+    "cube": (lambda a: xdan.sweep_curves(3, "x"), TypeError, "cube=3: expected an xarray.Dataset"),
+    "along": (lambda a: xdan.sweep_curves(a.cube, 3), TypeError, "along=3: expected text"),
+    "along seeds": (lambda a: xdan.sweep_curves(a.ds, "time"), ValueError, "value='rmse', along='time': .*expected"),
+    "value": (lambda a: xdan.sweep_curves(a.cube, "error_std", value=0), TypeError, "value=0: expected text"),
+    "logx": (lambda a: xdan.sweep_curves(a.cube, "error_std", logx="no"), TypeError, "logx='no': expected True or"),
+    "path": (lambda a: xdan.save_page(3, {"a": 1}), TypeError, "path=3: expected a path"),
+    "sections": (lambda a: xdan.save_page("a.html", [1]), TypeError, "sections is a list: expected a mapping"),
+    "notes": (lambda a: xdan.save_page("a.html", {"a": 1}, notes=3), TypeError, "notes=3: expected text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_wrong_arguments_are_named(twin, run, cube, label):
+    call, error, message = WRONG[label]
+    with pytest.raises(error, match=message):
+        call(SimpleNamespace(ds=twin, run=run, cube=cube))
+
+
+def test_numbers_of_numpy_are_numbers(twin, run):
+    assert len(panels(xdan.hovmoller(twin, run, trajectory=np.int64(-1), cycles=slice(np.int64(3), np.int64(9))))) == 3
+    assert len(panels(xdan.rmse_in_time(twin, {"a": run}, log=np.bool_(True)))) == 1

@@ -24,7 +24,8 @@ def arm(point, when, log):
     from zarr.storage import LocalStore
 
     from xdan.core.training import Trainer
-    from xdan.store import Checkpoint, Stream
+    from xdan.store import Checkpoint
+    from xdan.streams import Stream
 
     lock, counts = threading.Lock(), {"step": 0, "write": 0}
     armed = [False]

@@ -1,6 +1,7 @@
 """Scores against their definitions, and against the statistics of a filter that is known to be consistent."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -116,9 +117,39 @@ def test_crps_of_a_spread_is_the_gaussians(twin, ensemble):
 
 def test_crps_of_members(twin, ensemble):
     members, truth = np.moveaxis(ensemble.members.values, 2, 0), twin.truth.values
-    pairs = abs(members[:, None] - members[None]).mean((0, 1))
-    expected = (abs(members - truth).mean(0) - pairs / 2).mean()
+    pairs = abs(members[:, None] - members[None]).sum((0, 1)) / (2 * 5 * 4)
+    expected = (abs(members - truth).mean(0) - pairs).mean()
     np.testing.assert_allclose(xdan.score(twin, ensemble).crps, expected, rtol=1e-9)
+    swapped = ensemble.transpose("x", "member", "time", "trajectory").chunk(member=2)
+    np.testing.assert_allclose(xdan.score(twin, swapped).crps, expected, rtol=1e-9)
+    alone = ensemble.isel(member=[3])
+    np.testing.assert_allclose(xdan.score(twin, alone).crps, abs(members[3] - truth).mean(), rtol=1e-12)
+
+
+def test_crps_of_says_which_of_three_scores_it_is(twin, ensemble, run, tmp_path):
+    runs = {"members": ensemble, "Gaussian": ensemble.drop_dims("member"), "analysis": run}
+    scores = {of: xdan.score(twin, one) for of, one in runs.items()}
+    assert {of: one.crps.crps_of.item() for of, one in scores.items()} == {of: of for of in runs}
+    assert all(np.isfinite(float(one.crps)) for one in scores.values())
+    column = xr.concat([one.crps for one in scores.values()], xr.Variable("scheme", list("abc")))
+    assert column.crps_of.values.tolist() == list(runs)
+    xr.concat(list(scores.values()), "scheme").to_zarr(tmp_path / "scores.zarr", consolidated=False)
+    opened = xr.open_zarr(tmp_path / "scores.zarr", consolidated=False)
+    assert opened.crps.crps_of.values.tolist() == list(runs)
+    lazy = xdan.score(twin.chunk(), ensemble.chunk())
+    assert lazy.crps.crps_of.item() == lazy.compute().crps.crps_of.item() == "members"
+    assert "crps_of" not in xdan.score(twin.drop_vars("truth"), run).coords
+
+
+@pytest.mark.parametrize("sites", [slice(0), slice(0, 3), slice(None)])
+def test_crps_where_there_is_no_spread_is_the_absolute_error(twin, ensemble, sites):
+    still = ensemble.drop_dims("member").copy(deep=True)
+    still.spread[{"x": sites}] = 0.0
+    error = (twin.truth - still.analysis).values
+    expected = np.abs(error)
+    here = still.spread.values > 0
+    expected[here] = gaussian_crps(error[here], still.spread.values[here])
+    np.testing.assert_allclose(xdan.score(twin, still).crps, expected.mean(), rtol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -206,12 +237,20 @@ def test_rank_histogram_is_flat_for_exchangeable_members(consistent):
 def test_lost_trajectory_is_counted_and_not_averaged_over(twin, net):
     wild = twin.copy(deep=True)
     wild.observation[1, 10] = 1e12
-    found = xdan.score(wild, xdan.cycle(wild, net), dim="time")
+    lost = xdan.cycle(wild, net)
+    cause = r"not finite: 1 of 4 trajectories \(25%, the first at position 1\) diverged, from cycle 10 on, .*isel"
+    with pytest.warns(xdan.XdanWarning, match=cause) as told:
+        found = xdan.score(wild, lost, dim="time")
+    assert len(told) == 1
     assert found.diverged.values.tolist() == [False, True, False, False]
     assert found.rmse.isnull().values.tolist() == [False, True, False, False]
-    whole = xdan.score(wild, xdan.cycle(wild, net))
+    with pytest.warns(xdan.XdanWarning, match=cause):
+        whole = xdan.score(wild, lost, burn_in=15)  # cycles are the record's
     assert int(whole.diverged) == 1
-    assert int(xdan.score(wild, xdan.cycle(wild, net).drop_vars("diverged")).diverged) == 1
+    with pytest.warns(xdan.XdanWarning, match="'analysis' has NaN or infinite values in 1 of 4 trajectories"):
+        assert int(xdan.score(wild, lost.drop_vars("diverged")).diverged) == 1
+    others = [0, 2, 3]
+    assert np.isfinite(xdan.score(wild.isel(trajectory=others), lost.isel(trajectory=others)).rmse)
     for name in ("rmse", "rmse_standard_error", "forecast_rmse", "crps", "innovation_variance", "residual_mean"):
         assert np.isnan(whole[name]), name
 
@@ -241,7 +280,7 @@ def test_without_a_truth(twin, ensemble):
     found = xdan.score(twin.drop_vars("truth"), ensemble)
     whole = xdan.score(twin, ensemble)
     assert set(whole) - set(found) == {"rmse", "rmse_standard_error", "forecast_rmse", "crps"}
-    xr.testing.assert_identical(found, whole[list(found)])
+    xr.testing.assert_identical(found, whole[list(found)].drop_vars("crps_of"))
     with pytest.raises(ValueError, match="a rank histogram needs the truth, which the record lacks"):
         xdan.rank_histogram(twin.drop_vars("truth"), ensemble)
 
@@ -314,3 +353,204 @@ def test_a_run_with_the_records_own_names_and_chunks(twin, run):
         ds.t.attrs["axis"] = "T"
     xr.testing.assert_allclose(xdan.score(*named), expected)
     xr.testing.assert_allclose(xdan.score(twin, run.chunk(x=3, time=5)).compute(), expected)
+
+
+def broken(ds, run, name, where, value=np.nan):
+    """Record and run with a value in the place of some of a variable's."""
+    ds, run = ds.copy(deep=True), run.drop_dims("member", errors="ignore").copy(deep=True)
+    (ds if name in ds else run)[name][where] = value
+    return ds, run
+
+
+CAUSES = {
+    "truth": ({"x": [3, 4]}, np.nan, "rmse", r"the truth has gaps in 4 of 4 trajectories .* at 24 of 24 cycles"),
+    "analysis": (
+        {"time": 7},
+        np.nan,
+        "rmse",
+        r"run's 'analysis' has NaN or infinite values where nothing has diverged",
+    ),
+    "forecast": (
+        {"trajectory": 2},
+        np.inf,
+        "forecast_rmse",
+        r"run's 'forecast' has .* in 1 of 4 .* position 2\), at 24",
+    ),
+    "spread": (
+        {"time": [7, 9]},
+        -1.0,
+        "spread",
+        r"run's 'spread' has values that are NaN, infinite or negative.* at 2 of",
+    ),
+    "observation": ({"time": 3}, np.inf, "innovation_mean", "the observations have infinite values in 4 of 4"),
+}
+
+
+@pytest.mark.parametrize("name", CAUSES)
+def test_a_score_that_is_no_number_names_its_cause(twin, ensemble, computed, name):
+    where, value, score, cause = CAUSES[name]
+    ds, run = broken(twin, ensemble, name, where, value)
+    with pytest.warns(xdan.XdanWarning, match=cause) as told:
+        found = xdan.score(ds, run)
+    assert len(told) == 1
+    assert not np.isfinite(found[score])
+    lazy = xdan.score(ds.chunk(time=5), run.chunk(trajectory=2))
+    assert computed.calls == 0
+    with pytest.warns(xdan.XdanWarning, match=cause):
+        assert not np.isfinite(float(lazy[score]))
+    assert computed.calls == 1
+    assert float(lazy.error_variance if name != "observation" else lazy.rmse) > 0  # without a word
+
+
+def test_infinite_values_are_told_too(twin, ensemble):
+    ds, run = broken(twin, ensemble, "forecast", {"trajectory": 2, "time": 5}, np.inf)
+    with pytest.warns(
+        xdan.XdanWarning, match="'forecast' has NaN or infinite values where nothing has diverged in 1 of 4"
+    ):
+        assert np.isinf(xdan.score(ds, run).forecast_rmse)
+
+
+def test_gaps_in_the_truth_are_alike_in_rmse_and_crps(twin, ensemble, run):
+    for one in (ensemble, ensemble.drop_dims("member"), run):
+        ds, one = broken(twin, one, "truth", {"x": 2})
+        with pytest.warns(xdan.XdanWarning, match="the truth has gaps"):
+            found = xdan.score(ds, one)
+        assert np.isnan(found.rmse)
+        assert np.isnan(found.crps)
+
+
+def test_members_with_gaps(twin, ensemble):
+    members = ensemble.members.copy(deep=True)
+    members[{"member": 1, "time": 4, "trajectory": 3}] = np.nan
+    ds, holed = twin, ensemble.assign(members=members)
+    with pytest.warns(xdan.XdanWarning, match=r"run's 'members' has .* in 1 of 4 .* position 3\), at 1 of 24 cycles"):
+        assert np.isnan(xdan.score(ds, holed).crps)
+    for one in (holed, holed.chunk(time=6)):
+        with pytest.warns(xdan.XdanWarning, match="some states are not counted: the run's 'members' has"):
+            counts = xdan.rank_histogram(ds, one).compute()
+        assert int(counts.sum()) == 4 * 24 * 8 - 8
+
+
+def test_nothing_observed_after_burn_in(twin, run):
+    early = twin.assign(observation=twin.observation.where(twin.time < twin.time[6]))
+    with pytest.warns(
+        xdan.XdanWarning, match=r"nothing is observed in 4 of 4 trajectories .*expected a shorter burn_in"
+    ):
+        found = xdan.score(early, run, burn_in=6)
+    assert np.isnan(found.innovation_variance)
+    assert np.isfinite(found.rmse)
+    some = twin.assign(observation=twin.observation.where(twin.trajectory != 2))
+    assert np.isfinite(xdan.score(some, run).innovation_variance)
+    with pytest.warns(xdan.XdanWarning, match="nothing is observed in 1 of 4 trajectories"):
+        assert np.isnan(xdan.score(some, run, dim="time").innovation_variance[2])
+    even = xr.DataArray(np.arange(24) % 2 == 0, dims="time")
+    alternate = twin.assign(observation=twin.observation.where(even))
+    by_time = xdan.score(alternate, run, dim="trajectory")  # times without observations are nothing unusual
+    assert by_time.innovation_variance.isnull().values.tolist() == [False, True] * 12
+
+
+def test_too_large_for_the_squares(twin, run):
+    far = run.astype("float32").assign(analysis=(run.analysis + 1e30).astype("float32"))
+    ds = twin.astype("float32")
+    with pytest.warns(xdan.XdanWarning, match=r"the scores \['rmse', .*no cause is seen in the input"):
+        assert np.isinf(xdan.score(ds, far).rmse)
+
+
+@pytest.fixture(scope="module")
+def settling(model):
+    """A run whose error falls from 5 to 0.2 within ten cycles or so, on a record of 100."""
+    ds = xdan.twin(model, cycles=100, trajectories=3, seed=2, dtype="float64").compute(scheduler="synchronous")
+    error = 0.2 + 5 * np.exp(-np.arange(100) / 3)
+    estimate = ds.truth + xr.DataArray(error, dims="time")
+    return ds, xr.Dataset({"forecast": estimate, "analysis": estimate})
+
+
+def test_a_beginning_far_from_the_rest_is_told(settling, computed):
+    ds, run = settling
+    cause = r"over the first 10 cycles that are scored the RMSE is 1\.9.*, over the others 0\.2.*burn_in=(\d+)"
+    with pytest.warns(xdan.XdanWarning, match=cause) as told:
+        xdan.score(ds, run)
+    longer = int(re.search(cause, str(told[0].message))[1])
+    assert 10 <= longer <= 25
+    left = xdan.score(ds, run, burn_in=longer)  # without a word
+    assert float(left.rmse) == pytest.approx(0.2, rel=0.05)
+    lazy = xdan.score(ds.chunk(time=30), run.chunk(time=30))
+    assert computed.calls == 0
+    with pytest.warns(xdan.XdanWarning, match=cause):
+        lazy.rmse.compute()
+    with pytest.warns(xdan.XdanWarning, match="burn_in="):
+        xdan.score(ds, run, dim="time")
+    for dim in ("trajectory", ()):
+        xdan.score(ds, run, dim=dim)
+    xdan.score(ds.isel(time=slice(49)), run.isel(time=slice(49)))
+
+
+def test_another_types_values_score_the_same(twin, ensemble):
+    plain = ensemble.drop_dims("member")
+    expected = xdan.score(twin, plain)
+    for dtype, rtol in (("longdouble", 1e-12), (">f8", 1e-12), ("float32", 1e-4), ("float16", 2e-2)):
+        names = ["forecast", "analysis", "spread", "forecast_spread"]
+        found = xdan.score(twin, plain.assign({name: plain[name].astype(dtype) for name in names}))
+        xr.testing.assert_allclose(found, expected, rtol=rtol, atol=rtol)
+        assert all(value.dtype.itemsize <= 8 for value in found.values())
+    whole = twin.assign(truth=twin.truth.round().astype(int))
+    rounded = xdan.score(twin.assign(truth=twin.truth.round()), plain)
+    xr.testing.assert_identical(xdan.score(whole, plain), rounded)
+
+
+WRONG = {
+    "ds": (lambda ds, run: xdan.score(0, run), TypeError, "ds=0: expected the Dataset"),
+    "ds a tree": (lambda ds, run: xdan.score(xr.DataTree(ds), run), TypeError, "ds=.*expected the Dataset"),
+    "ds an array": (lambda ds, run: xdan.rank_histogram(ds.truth, run), TypeError, "ds=.*expected the Dataset"),
+    "run": (lambda ds, run: xdan.score(ds, 0), TypeError, "run is a int: expected the Dataset"),
+    "run an array": (lambda ds, run: xdan.score(ds, run.analysis), TypeError, "run is a DataArray: expected"),
+    "dim": (lambda ds, run: xdan.score(ds, run, dim=1.0), TypeError, r"dim=1.0: expected some of \['trajectory'"),
+    "dims": (lambda ds, run: xdan.score(ds, run, dim=["time", 1]), TypeError, r"dim=\['time', 1\]: expected some of"),
+    "dim None": (lambda ds, run: xdan.rank_histogram(ds, run, dim=None), TypeError, "dim=None: expected some of"),
+    "burn_in": (lambda ds, run: xdan.score(ds, run, burn_in=1.5), TypeError, "burn_in=1.5: expected an integer"),
+    "burn_in None": (lambda ds, run: xdan.score(ds, run, burn_in=None), TypeError, "burn_in=None: expected an integer"),
+    "burn_in True": (lambda ds, run: xdan.score(ds, run, burn_in=True), TypeError, "burn_in=True: expected an integer"),
+    "of": (lambda ds, run: xdan.rank_histogram(ds, run, of=3), TypeError, "of=3: expected one of"),
+    "of else": (lambda ds, run: xdan.rank_histogram(ds, run, of="spread"), ValueError, "of='spread': expected one of"),
+    "role": (lambda ds, run: xdan.rank_histogram(ds, run, trut="x"), TypeError, "trut='x': expected no argument"),
+    "members' labels": (
+        lambda ds, run: xdan.rank_histogram(ds, run.assign_coords(x=range(5, 13))),
+        ValueError,
+        r"differ in the labels of 'x': \[5, 6, 7\] there, expected",
+    ),
+    "labels that are NaN": (
+        lambda ds, run: xdan.score(ds, run.assign_coords(x=[np.nan] * 8)), ValueError, "differ in the labels of 'x'",
+    ),
+    "spread of other dims": (
+        lambda ds, run: xdan.score(ds, run.assign(spread=("trajectory", np.ones(4)))), ValueError, "'spread' has dims",
+    ),
+    "members of no dim": (
+        lambda ds, run: xdan.score(ds, run.drop_dims("member").assign(members=run.analysis)),
+        ValueError,
+        "'members' has sizes .*expected one 'member' at least",
+    ),
+    "diverged of other dims": (
+        lambda ds, run: xdan.score(ds, run.assign(diverged=run.diverged.any("time"))),
+        ValueError,
+        "'diverged' is of bool with sizes .*expected True and False",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_wrong_arguments_are_named(twin, ensemble, label):
+    call, error, message = WRONG[label]
+    with pytest.raises(error, match=message):
+        call(twin, ensemble)
+
+
+def test_numbers_of_numpy_are_numbers(twin, run):
+    found = xdan.score(twin, run, burn_in=np.int64(3), dim=np.array(["time", "trajectory"]))
+    xr.testing.assert_identical(found, xdan.score(twin, run, burn_in=3, dim=("time", "trajectory")))
+    assert type(found.attrs["burn_in"]) is int
+
+
+def test_flags_of_other_types(twin, run):
+    """As a store or a merge may leave them."""
+    for flags in (run.diverged.astype("int8"), run.diverged.astype(float), run.diverged.T):
+        assert int(xdan.score(twin, run.assign(diverged=flags)).diverged) == 0

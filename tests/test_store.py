@@ -15,7 +15,9 @@ from hypothesis.extra import numpy as hnp
 
 import xdan
 from xdan.blocks import Plan
-from xdan.store import Checkpoint, Stream, check_writable, digest, exists, read_arrays, write_arrays
+from xdan.location import exists
+from xdan.store import Checkpoint, check_writable, digest, read_arrays, write_arrays
+from xdan.streams import Stream
 
 ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array(7, dtype="i8"), "c.d": np.array([True, False])}
 

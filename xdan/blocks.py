@@ -24,9 +24,9 @@ from torch import Tensor
 from .core.methods import Method, Record, run
 from .core.objectives import Window
 from .experiment import Experiment, Frame
-from .schema import OBS, TIME, TRAJECTORY
+from .schema import OBS, TIME, TRAJECTORY, Array
+from .watch import RATIO, Watch
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Carry = dict[str, Array]
 Block = Callable[..., tuple[dict[str, Array], Carry]]
 
@@ -220,6 +220,7 @@ def cycle_block(
     arrays: Sequence[Any],
     frame: Frame,
     method: Method,
+    watch: Watch,
     seed: int,
     members: bool,
     device: str,
@@ -230,6 +231,7 @@ def cycle_block(
     state = None if carry is None else {name: array_to_tensor(value, device=device) for name, value in carry.items()}
     with torch.no_grad():
         outputs, state = run(method, record, state, members)
+        outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
     shape = frame.dynamics.shape
     shaped = {
         name: tensor_to_array(value if value.ndim == 2 else value.unflatten(-1, shape))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,16 +17,31 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
+from .core.checks import choice, switch
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import Method
-from .core.random import check_seed
-from .experiment import Frame, check_observed, read
+from .core.random import Purpose, check_seed, normal
+from .experiment import (
+    LEADING_CYCLES,
+    LEADING_TRAJECTORIES,
+    Experiment,
+    Frame,
+    check_observed,
+    read,
+    refuse_fill_values,
+    warn_if_astray,
+)
+from .location import StoreLike, check_rewritable, in_memory, locate, writing
 from .network import Network
 from .observing import identity as observing_identity
 from .run_layout import label_run, named, shapes_of, tuned_shapes_of
-from .store import StoreLike, Stream, check_apart, check_whole, digest
+from .setting import differences, validation_innovation
+from .store import check_apart, digest, sealed
+from .streams import Stream
+from .watch import RATIO, Watch, attribute, tell
 
-_LEADING_TRAJECTORIES, _LEADING_CYCLES = 64, 400  # what a method is prepared, and tuned, on
+_CLIMATE_STATES = 64  # that say how far apart climate and observations are
+_REMEDY = "Take more members, inflation= or localisation, or look whether units, R and the model's time step are right"
 
 
 def cycle(
@@ -71,7 +89,7 @@ def cycle(
     store : path or Zarr store, optional
         Stream into this store block by block and return it opened. A killed run is resumed by the same call.
     mode : {"w-", "w"}
-        "w" overwrites an existing store.
+        "w" overwrites an existing store; an unfinished run of the same call is taken up all the same.
     device : str
         "auto" takes the GPU where there is one.
     progress : bool
@@ -81,7 +99,17 @@ def cycle(
     -------
     xarray.Dataset
         `forecast` and `analysis` (trajectory, time, *state); `diverged` (trajectory, time), from which cycle on a
-        trajectory is lost and its output NaN; spreads and diagnostics of the method.
+        trajectory is lost and its output NaN; `innovation_ratio` (trajectory, time), the mean square innovation over
+        what it should be: the forecast's variance plus R's; for a method without a spread what the network had in
+        training, or what the climatology would have; spreads and diagnostics of the method. `smoothed` lies at the time
+        that it is an estimate of: the last times have none. The attribute `xdan_warnings` holds what was warned of.
+
+    Warns
+    -----
+    XdanWarning
+        Where a network is used out of the setting that it was trained in; where trajectories lose the truth, so that
+        their innovations are far larger than they should be, or all of them diverge; where the truth does not follow
+        the dynamics. For lazy output the last three while it is computed.
 
     Raises
     ------
@@ -108,12 +136,14 @@ def cycle(
             f"cannot cycle with {type(method).__name__}: expected a Network, as xdan.open_network() and train() give, "
             "or a method of xdan.core.methods; classical ones go by name through baseline()"
         )
-    check_whole(ds, experiment.truth)
-    seed = check_seed(seed)
+    seed, progress = check_seed(seed), switch("progress", progress)
+    choice("mode", mode, ("w", "w-"))
     frame, device = experiment.frame, pick_device(device)
     if isinstance(method, Network):
         method.check(experiment)
     if store is not None:
+        store = locate(store)
+        check_rewritable(store)
         check_apart(ds, store, str(experiment.observation.name))
     lazy = experiment.observation.chunks is not None
     if store is not None or not lazy:
@@ -123,23 +153,29 @@ def cycle(
         observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
     truths = None if experiment.truth is None else experiment.truth.chunk().data
     plan = Plan.from_chunks(*observations.chunks[:2])
-    leading = (slice(0, _LEADING_TRAJECTORIES), slice(0, _LEADING_CYCLES))
+    leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
     prepared = dask.delayed(_prepare, pure=False)(
-        method, frame, observations[leading], None if truths is None else truths[leading], seed, device
+        method, frame, observations[leading], None if truths is None else truths[leading], seed, device, progress
     )
     prototype = _at_work(method, frame, device)
     shapes = shapes_of(prototype, experiment, members)
     tuned = tuned_shapes_of(prototype, frame)
+    lags = getattr(prototype, "lags", {})
     arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
     label = partial(label_run, method=method, prototype=prototype, experiment=experiment, seed=seed)
+    outside = _outside(method, experiment)
+    tell(outside)
     if store is None:
         outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
-        arrays = scan(_cycle_block, plan, [observations], outputs, *arguments)
+        arrays = scan(partial(_cycle_block, lazy), plan, [observations], outputs, *arguments)
+        arrays |= {name: _moved(arrays[name], lag) for name, lag in lags.items()}
         chosen = dask.delayed(_chosen)(prepared, frame.dtype)
         scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
-        result = label(named(shapes, arrays) | named(tuned, scalars))
-        result = experiment.as_given(result)
-        return result if lazy else result.compute()
+        result = label(named(shapes, arrays) | named(tuned, scalars)).assign_attrs(attribute(outside))
+        if not lazy:
+            (result, ready) = dask.compute(result, prepared)
+            result = result.assign_attrs(attribute([*outside, *_judge(result, ready, frame)]))
+        return experiment.as_given(result)
     identity = digest(
         [prototype.name, prototype.parameters(), prototype.tune_on, dynamics_to_json(frame.dynamics), seed, members],
         method.digest if isinstance(method, Network) else "",
@@ -150,19 +186,62 @@ def cycle(
         # The record is known by its first block: another record's differs there.
         np.asarray(observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
     )
+    if in_memory(store) and dask.delayed(os.getpid, pure=False)().compute() != os.getpid():
+        raise ValueError(
+            "store= lives in the memory of this process, and dask's workers are other processes, which would write "
+            "into copies: expected a path, or workers that are threads"
+        )
     blank = {
         name: da.zeros(shape, dtype=dtype, chunks=(*observations.chunks[:2], *shape[2:]))
         for name, (_, shape, dtype) in shapes.items()
     }
     unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
-    (ready,) = dask.persist(prepared)
-    dask.delayed(_at_hand)(ready).compute()  # what is refused now leaves the store as it is
-    template = label(named(shapes, blank) | named(tuned, unset)).drop_encoding()
-    coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
-    stream = Stream(store, template.assign_coords(coordinates), plan, identity, mode)
-    _stream(stream, observations, ready, arguments, progress)
+    with writing(store):
+        (ready,) = dask.persist(prepared)
+        dask.delayed(_at_hand)(ready).compute()  # what is refused now leaves the store as it is
+        template = label(named(shapes, blank) | named(tuned, unset)).drop_encoding()
+        coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
+        stream = Stream(store, sealed(template.assign_coords(coordinates)), plan, identity, mode, lags)
+        _stream(stream, observations, ready, arguments, progress)
+        whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
+        stream.finish(attribute([*outside, *_judge(whole, dask.compute(ready)[0], frame)]))
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A method that is ready for a record, a network as a handle, and how large its innovations should be."""
+
+    method: Method | Network
+    watch: Watch
+
+
+def _outside(method: Network | Method, experiment: Experiment) -> list[str]:
+    """Say in what a record is outside of what a network was trained in, and what to do."""
+    differing = differences(method.description, experiment) if isinstance(method, Network) else []
+    if not differing:
+        return []
+    return [
+        f"the network is used out of the setting that it was trained in: {'; '.join(differing)}. It may lose the "
+        "truth: compare with baseline('enkf-n'), or train a network on this record with ds.dan.train()"
+    ]
+
+
+def _judge(run: xr.Dataset, prepared: _Prepared, frame: Frame) -> list[str]:
+    """Warn of what is wrong with a run that is at hand, and say it."""
+    texts = prepared.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), frame.trajectory, slice(None))
+    tell(texts, stacklevel=4)
+    return texts
+
+
+def _moved(array: da.Array, lag: int) -> da.Array:
+    """Values along (trajectory, time) at the times that they belong to, so many cycles before; NaN at the end."""
+    if not lag:
+        return array
+    kept = array[:, lag:]
+    end = da.full((array.shape[0], array.shape[1] - kept.shape[1], *array.shape[2:]), np.nan, dtype=array.dtype)
+    return da.concatenate([kept, end], axis=1).rechunk(array.chunks)
 
 
 def _regular(chunks: tuple[int, ...]) -> int | tuple[int, ...]:
@@ -171,8 +250,8 @@ def _regular(chunks: tuple[int, ...]) -> int | tuple[int, ...]:
     return chunks if set(chunks[:-1]) <= {largest} else largest
 
 
-def _at_hand(method: Method | Network) -> bool:
-    return isinstance(method, (Method, Network))
+def _at_hand(prepared: _Prepared) -> bool:
+    return isinstance(prepared, _Prepared)
 
 
 def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple[Any, ...], progress: bool) -> None:
@@ -204,7 +283,6 @@ def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple
                 done[i] += 1
                 bar.update()
     stream.write_scalars(dask.compute(dask.delayed(_chosen)(ready, frame.dtype))[0])
-    stream.finish()
 
 
 def _stream_block(
@@ -213,27 +291,33 @@ def _stream_block(
     carry: Carry | None,
     block: Array,
     frame: Frame,
-    method: Method | Network,
+    prepared: _Prepared,
     seed: int,
     members: bool,
     device: str,
 ) -> Carry:
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    outputs, after = _cycle_block(carry, rows, columns, [block], frame, method, seed, members, device)
+    outputs, after = _cycle_block(False, carry, rows, columns, [block], frame, prepared, seed, members, device)
     stream.write(*place, outputs, after)
     return after
 
 
 def _cycle_block(
+    tells: bool,
     carry: Carry | None,
     rows: slice,
     columns: slice,
     arrays: Sequence[Any],
     frame: Frame,
-    method: Method | Network,
+    prepared: _Prepared,
     *rest: Any,
 ) -> tuple[dict[str, Array], Carry]:
-    return cycle_block(carry, rows, columns, arrays, frame, _at_work(method, frame, rest[-1]), *rest)
+    """Cycle over one block; `tells` where nobody looks at the whole run, so that the block warns for itself."""
+    method = _at_work(prepared.method, frame, rest[-1])
+    outputs, after = cycle_block(carry, rows, columns, arrays, frame, method, prepared.watch, *rest)
+    if tells:
+        tell(prepared.watch.verdict(outputs[RATIO], outputs["diverged"], frame.trajectory, rows))
+    return outputs, after
 
 
 def _at_work(method: Method | Network, frame: Frame, device: str) -> Method:
@@ -244,23 +328,57 @@ def _at_work(method: Method | Network, frame: Frame, device: str) -> Method:
 
 
 def _prepare(
-    method: Method | Network, frame: Frame, observation: Array, truth: Array | None, seed: int, device: str
-) -> Method | Network:
-    """Prepare a method on the leading part of a record; a network is ready, if the record is of its climate."""
+    method: Method | Network,
+    frame: Frame,
+    observation: Array,
+    truth: Array | None,
+    seed: int,
+    device: str,
+    progress: bool,
+) -> _Prepared:
+    """Look at the leading part of a record, and prepare a method on it; a network is ready."""
+    in_block()
+    refuse_fill_values(observation, "observation")
+    if truth is not None:
+        warn_if_astray(frame, truth)
     if isinstance(method, Network):
         if frame.error.operator is None:
             during = frame.error.during(slice(0, observation.shape[1]))
             method.check_climate(observation, float(during.variance().mean()))
-        return method
-    in_block()
+        return _Prepared(method, _watch_network(method, frame))
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
     with torch.no_grad():
-        return method.prepare(record)
+        return _Prepared(method.prepare(record), _watch_method(method, frame, seed))
 
 
-def _chosen(method: Method | Network, dtype: np.dtype[Any]) -> dict[str, Array]:
+def _watch_network(network: Network, frame: Frame) -> Watch:
+    """How large a network's innovations should be."""
+    remedy = "Train a network on this record with ds.dan.train(), or for longer, or compare with baseline('enkf-n')"
+    factor, error = validation_innovation(network.description), frame.error
+    if network.ensemble and error.operator is None:
+        return Watch("spread", None, remedy)
+    if factor is not None:
+        return Watch("training", torch.tensor(factor, dtype=torch.float64), remedy)
+    mean, std = (torch.tensor(float(network.arrays[name]), dtype=torch.float64) for name in ("state_mean", "state_std"))
+    if error.operator is None:
+        return Watch("climate", std**2, remedy)
+    keys, origin = torch.arange(_CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
+    noise = normal(0, Purpose.CLIMATOLOGY, keys, origin, math.prod(frame.dynamics.shape))[:, 0]
+    return Watch("climate", error.seen(mean + std * noise).var(0), remedy)
+
+
+def _watch_method(method: Method, frame: Frame, seed: int) -> Watch:
+    """How large a classical method's innovations should be."""
+    if "forecast_spread" in method.outputs and frame.error.operator is None:
+        return Watch("spread", None, _REMEDY)
+    like = torch.zeros((), dtype=torch.float64)
+    states = frame.dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
+    return Watch("climate", frame.error.seen(states.flatten(1)).var(0), _REMEDY)
+
+
+def _chosen(prepared: _Prepared, dtype: np.dtype[Any]) -> dict[str, Array]:
     """What `prepare` chose, as arrays."""
-    if isinstance(method, Network):
+    if isinstance(prepared.method, Network):
         return {}
-    return {name: np.asarray(value, dtype) for name, (_, value) in method.tuned().items()}
+    return {name: np.asarray(value, dtype) for name, (_, value) in prepared.method.tuned().items()}

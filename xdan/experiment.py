@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,19 @@ import numpy as np
 import torch
 import xarray as xr
 
+from .core.checks import XdanWarning, shown
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.observing import ErrorCovariance, Sites
 from .observing import read_error, read_operator
-from .schema import OBS, TIME, TRAJECTORY, XdanWarning, check_order, find
+from .schema import DIGEST, OBS, TIME, TRAJECTORY, changed_descriptions, check_order, find
+from .store import check_whole
+from .times import intervals_of
+from .values import check_packing, check_units, fill_value
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+LEADING_TRAJECTORIES, LEADING_CYCLES = 64, 400  # what of a record is looked at, and tuned on
+_FOLLOWED = 8  # trajectories of a truth that are followed over an interval
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,20 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
         raise ValueError("the Dataset's attributes name no dynamics; pass dynamics=, for example xdan.Lorenz96()")
     try:
         description = json.loads(ds.attrs["dynamics"])
-    except (TypeError, ValueError):
-        raise ValueError(f"the attribute dynamics={ds.attrs['dynamics']!r} is not JSON; pass dynamics=") from None
-    return dynamics_from_json(description)
+    except (TypeError, ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict):
+        raise ValueError(
+            f"the attribute dynamics={shown(ds.attrs['dynamics'])} is not JSON of a name and its parameters, as "
+            "expected; pass dynamics="
+        )
+    model = dynamics_from_json(description)
+    if changed := changed_descriptions(ds.attrs):
+        raise ValueError(
+            f"the attributes {changed} are not what xdan wrote: they were changed or damaged. Expected them as they "
+            f"were; pass dynamics=, or drop the attribute {DIGEST!r} where they were changed on purpose"
+        )
+    return model
 
 
 def read(
@@ -137,6 +154,11 @@ def read(
     ValueError
         For whatever is missing, misnamed or of the wrong size; the message says what was found and the remedy.
     """
+    if not isinstance(ds, xr.Dataset):
+        raise TypeError(f"a record of type {type(ds).__name__}: expected an xarray Dataset")
+    for label, name in (("truth", truth), ("observation", observation)):
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"{label}={shown(name)}: expected the name of a variable")
     if ds.attrs.get("xdan_status") == "unfinished":
         raise ValueError(
             "the store is unfinished: the run that writes it was cut short. Run the same call again to resume it"
@@ -148,6 +170,7 @@ def read(
             f"no observations: expected a variable 'observation', found {sorted(map(str, ds.data_vars))}; "
             "name it with observation="
         )
+    check_whole(ds, y, may_be_empty=True)
     seeing = read_operator(ds, model, y, operator)
     state = dict(zip(model.dims, model.shape, strict=True))
     y, bare = _arrange(y, model, state if seeing is None else {OBS: seeing.size})
@@ -158,6 +181,9 @@ def read(
             f"{sorted(map(str, ds.data_vars))}; name it with truth="
         )
     if x is not None:
+        check_whole(ds, x)
+        if seeing is None:
+            check_units(x, y)
         x, _ = _arrange(x, model, state)
         if x.shape[:2] != y.shape[:2]:
             raise ValueError(f"truth has sizes {dict(x.sizes)}, observation {dict(y.sizes)}: expected the same")
@@ -166,17 +192,23 @@ def read(
         error=read_error(ds, y, seeing, observation_error),
         steps=_steps(y, model),
         trajectory=np.asarray(y[TRAJECTORY].values, dtype=np.int64),
-        dtype=np.result_type(y.dtype, np.float32).newbyteorder("="),
+        dtype=_computing_dtype(y.dtype),
     )
     unlabelled = bare and TRAJECTORY not in ds.coords
     return Experiment(frame, y, x, bare, sites=_read_sites(ds), unlabelled=unlabelled)
+
+
+def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Floating type to compute in: single or double precision, which torch has."""
+    single = np.result_type(dtype, np.float32)
+    return np.dtype(np.float32 if single == np.float32 else np.float64)
 
 
 def _read_sites(ds: xr.Dataset) -> Sites | None:
     """The observing network that the attributes describe, if they do."""
     try:
         return Sites.from_json(json.loads(ds.attrs["observing"]))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
 
 
@@ -209,6 +241,7 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
             "pass the dynamics= of this record"
         )
     for dim in set(dims) & set(model.dims):
+        _check_labels(variable, dim)
         check_order(variable, dim, model)
     bare = TRAJECTORY not in variable.dims
     if bare:
@@ -234,38 +267,30 @@ def label_trajectory(variable: Labelled) -> Labelled:
     return variable.expand_dims(TRAJECTORY if TRAJECTORY in variable.coords else {TRAJECTORY: [0]})
 
 
+def _check_labels(variable: xr.DataArray, dim: str) -> None:
+    """Refuse labels of the state that are missing or stand twice: variables are matched by them."""
+    if dim not in variable.coords:
+        return
+    labels = variable[dim]
+    if bool(labels.isnull().any()) or len(np.unique(labels.values.astype(object).astype(str))) < labels.size:
+        raise ValueError(
+            f"{variable.name!r} has labels of {dim!r} that are missing or stand twice, "
+            f"{shown(labels.values.tolist())}: expected distinct ones, for example "
+            f"ds.assign_coords({dim}=range(ds.sizes[{dim!r}]))"
+        )
+
+
 def _check_values(variable: xr.DataArray) -> None:
-    """Refuse values that are no real numbers, and fill values that were not turned into NaN."""
+    """Refuse values that are no real numbers, and packed values and fill values that were not decoded."""
     if variable.dtype.kind not in "fiu":
         raise TypeError(f"{variable.name!r} is of dtype {variable.dtype}: expected real numbers")
-    for label in ("_FillValue", "missing_value"):
-        value = variable.attrs.get(label)
-        if value is not None and not np.isnan(value).all():
-            raise ValueError(
-                f"{variable.name!r} has the attribute {label}={value}: its gaps are not NaN. Open the record with "
-                f"mask_and_scale=True, or use xr.decode_cf(ds)"
-            )
+    check_packing(variable)
 
 
 def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    if TIME not in variable.coords:
-        raise ValueError("dim 'time' has no coordinate: expected analysis times in model time units")
-    times = variable[TIME].values
-    if not np.issubdtype(times.dtype, np.number) or np.issubdtype(times.dtype, np.timedelta64):
-        raise ValueError(
-            f"time is of {times.dtype}: expected numbers in model time units. Convert, for example "
-            "ds.assign_coords(time=(ds.time - ds.time[0]) / np.timedelta64(5, 'D')), one unit being 5 days"
-        )
-    if not np.isfinite(times).all():
-        raise ValueError("time holds values that are not finite: expected analysis times in model time units")
-    if not len(times):
-        raise ValueError(f"{variable.name!r} holds no times; was the selection empty?")
-    rounding = 2 * float(np.spacing(np.abs(times).max())) if times.dtype.kind == "f" else 0.0
-    intervals = np.diff(times.astype(np.float64))
-    if (intervals <= 0).any():
-        k = int(np.argmax(intervals <= 0))
-        raise ValueError(f"time does not increase at index {k + 1}: {times[k]} then {times[k + 1]}")
-    steps = np.zeros(len(times), dtype=np.int64)
+    """Model steps before each time, 0 before the first."""
+    intervals, rounding = intervals_of(variable, model)
+    steps = np.zeros(len(intervals) + 1, dtype=np.int64)
     whole = model.timestep * np.maximum(1, np.round(intervals / model.timestep))
     intervals = np.where(np.abs(intervals - whole) <= rounding, whole, intervals)
     for interval in np.unique(np.round(intervals, 9)):
@@ -274,12 +299,12 @@ def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[
 
 
 def check_observed(observation: xr.DataArray) -> None:
-    """Refuse a record without a single observation, or with infinite ones.
+    """Refuse a record without a single observation, with infinite ones, or with fill values among them.
 
     Raises
     ------
     ValueError
-        If every observation is NaN, or some are infinite.
+        If every observation is NaN, some are infinite, or a value that stands for nothing is among them.
     """
     infinite = int(np.isinf(observation).sum())
     if infinite:
@@ -289,27 +314,62 @@ def check_observed(observation: xr.DataArray) -> None:
         )
     if not bool(observation.notnull().any()):
         raise ValueError(
-            f"every value of {observation.name!r} is NaN, which means that nothing is observed; "
+            f"every value of {observation.name!r} is NaN, which means that nothing is observed; expected some numbers: "
             "was the store cut short, or does observation= name the wrong variable?"
+        )
+    leading = observation.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
+    refuse_fill_values(leading.to_numpy(), str(observation.name))
+
+
+def refuse_fill_values(values: np.ndarray[Any, Any], name: str) -> None:
+    """Refuse values that stand for nothing, such as -999.
+
+    Raises
+    ------
+    ValueError
+    """
+    filled = fill_value(values)
+    if filled is not None:
+        value, count = filled
+        raise ValueError(
+            f"{count} of {values.size} values of {name!r} are {value:g}, far from all others, as fill values are: "
+            f"expected NaN where there is nothing; for example ds.where(ds.{name} != {value:g})"
         )
 
 
 def check_follows(experiment: Experiment) -> None:
-    """Warn where the truth does not follow the named dynamics, from one interval of one trajectory."""
-    if experiment.truth is None or experiment.truth.sizes[TIME] < 2:
+    """Warn where the truth, in memory, does not follow the named dynamics."""
+    truth = experiment.truth
+    if truth is None:
         return
-    pair = experiment.truth.isel({TRAJECTORY: 0, TIME: slice(0, 2)}).to_numpy().astype(np.float64)
-    if not np.isfinite(pair).all():
+    leading = truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, 2)})
+    warn_if_astray(experiment.frame, leading.to_numpy())
+
+
+def warn_if_astray(frame: Frame, truth: np.ndarray[Any, Any]) -> None:
+    """Warn where a truth (R, K, *state) does not follow the named dynamics, from one interval of some trajectories.
+
+    Warns
+    -----
+    XdanWarning
+    """
+    if truth.shape[1] < 2:
+        return
+    some = truth[:: max(1, len(truth) // _FOLLOWED), :2].astype(np.float64)
+    some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
+    if not len(some):
         return
     with torch.no_grad():
-        next_state = experiment.frame.dynamics.advance(torch.from_numpy(pair[:1]), int(experiment.frame.steps[1]))[
-            0
-        ].numpy()
-    error, size = np.sqrt(np.mean((next_state - pair[1]) ** 2)), np.sqrt(np.mean((pair[1] - pair[0]) ** 2))
-    if error > 1e-2 * size:
+        after = frame.dynamics.advance(torch.from_numpy(some[:, 0].copy()), int(frame.steps[1])).numpy()
+    axes = tuple(range(1, after.ndim))
+    error = np.sqrt(np.mean((after - some[:, 1]) ** 2, axis=axes))
+    size = np.sqrt(np.mean((some[:, 1] - some[:, 0]) ** 2, axis=axes))
+    worst = int(np.nanargmax(np.where(np.isfinite(error), error - 1e-2 * size, np.inf)))
+    if not error[worst] <= 1e-2 * size[worst]:
         warnings.warn(
-            f"the truth does not follow {experiment.frame.dynamics!r}: over one interval it is off by {error:.3g} "
-            f"where it moves by {size:.3g}. Check dynamics= and the time units; go on if the model is wrong on purpose",
+            f"the truth does not follow {frame.dynamics!r}: over one interval it is off by {error[worst]:.3g} where it "
+            f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong "
+            "on purpose",
             XdanWarning,
             stacklevel=3,
         )
@@ -350,15 +410,29 @@ def read_run(
     if missing := [name for name in names if name not in run]:
         raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
     model = experiment.frame.dynamics
-    own = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
-    found = {name: _arrange(run[name], model, own)[0] for name in names}
-    times = experiment.observation[TIME].values
-    near = {TRAJECTORY: 0.0, TIME: 1e-3 * float(np.diff(times).min()) if len(times) > 1 else 1e-6}
-    for name, dim in itertools.product(names, near):
-        ours, theirs = experiment.observation[dim].values, found[name][dim].values
-        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=0, atol=near[dim]):
-            raise ValueError(
-                f"{what} and record differ in {dim}: {len(theirs)} labels there, {len(ours)} here; "
-                "make the run on this record"
-            )
-    return found
+    sizes = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
+    variables = {}
+    for name in names:
+        check_whole(run, run[name])
+        variables[name] = _arrange(run[name], model, sizes)[0]
+        for dim in (TRAJECTORY, TIME, *model.dims):
+            _check_same_labels(experiment, variables[name], dim, what)
+    return variables
+
+
+def _check_same_labels(experiment: Experiment, variable: xr.DataArray, dim: str, what: str) -> None:
+    """Refuse a run's variable whose labels are not the record's."""
+    reference = experiment.observation if dim in experiment.observation.dims else experiment.truth
+    if reference is None or dim not in reference.coords or dim not in variable.coords:
+        return
+    ours, theirs = reference[dim].values, variable[dim].values
+    numbers = all(np.issubdtype(labels.dtype, np.number) for labels in (ours, theirs))
+    near = 1e-3 * float(np.diff(ours).min()) if dim == TIME and len(ours) > 1 and numbers else 0.0
+    same = ours.shape == theirs.shape and (
+        np.allclose(ours, theirs, rtol=0, atol=near) if numbers else bool((ours == theirs).all())
+    )
+    if not same:
+        raise ValueError(
+            f"{what} and record differ in {dim}: expected {len(ours)} labels {shown(ours[:3].tolist())}, as in the "
+            f"record; {variable.name!r} has {len(theirs)}, {shown(theirs[:3].tolist())}. Make the run on this record"
+        )

@@ -8,9 +8,9 @@ from typing import Any
 
 import xarray as xr
 
-from .experiment import read, read_run
+from .experiment import read_run
 from .gain_plots import about_reference, gain_map
-from .plotting import hovmoller, sweep_curves
+from .plotting import dataset, hovmoller, mapping, one_dim_experiment, sweep_curves
 from .schema import TIME, TRAJECTORY, reference_site
 
 _WIDGETS = 260  # pixels
@@ -46,8 +46,9 @@ def explore(
 
     Raises
     ------
-    ValueError
-        If there is nothing to show, a run is of another record, or the record has no truth or more than one state dim.
+    TypeError, ValueError
+        If an argument is wrong, there is nothing to show, a run is of another record, or the record has no truth or
+        more than one state dim.
 
     Examples
     --------
@@ -57,19 +58,23 @@ def explore(
     import panel as pn
 
     _extend()
+    source = dataset("source", source)
     if _SCHEME in source.dims:
         if runs is not None or gains is not None or roles:
             raise ValueError("source is a sweep's cube: expected no runs, gains or roles beside it")
         return _cube_view(source)
     pages = []
     if runs is not None:
-        if not isinstance(runs, Mapping):
-            raise TypeError(f"runs is a {type(runs).__name__}: expected a run, or a mapping of name to run")
-        named = {"run": runs} if isinstance(runs, xr.Dataset) else dict(runs)
+        named = {"run": runs} if isinstance(runs, xr.Dataset) else runs
+        named = mapping("runs", named, xr.Dataset, "a run, of cycle() or baseline()")
         pages.append(("States", _record_view(source, named, roles)))
     if gains is not None:
-        systems = {"": gains} if isinstance(gains, xr.DataArray) else dict(gains)
+        systems = {"": gains} if isinstance(gains, xr.DataArray) else gains
+        systems = mapping("gains", systems, (xr.DataArray, list, tuple), "a gain, or several")
         each = {name: [g] if isinstance(g, xr.DataArray) else list(g) for name, g in systems.items()}
+        for name, averages in each.items():
+            if not averages:
+                raise ValueError(f"gains[{name!r}] is empty: expected at least one gain")
         pages.append(("Marginal gain", _gain_view(each)))
     if not pages:
         raise ValueError(
@@ -92,12 +97,7 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], roles: Mapping[
     """Truth, analysis and error of a chosen run, trajectory and stretch of time."""
     import panel as pn
 
-    experiment = read(ds, **roles, needs_truth="the explorer")
-    if not runs:
-        raise ValueError("runs is empty: expected at least one")
-    dims = experiment.frame.dynamics.dims
-    if len(dims) != 1:
-        raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one")
+    experiment = one_dim_experiment(ds, roles, "the explorer")
     cycles, trajectories = (experiment.observation.sizes[dim] for dim in (TIME, TRAJECTORY))
     analyses = {
         name: read_run(experiment, run, ("analysis",), f"run {name!r}")["analysis"] for name, run in runs.items()

@@ -22,6 +22,7 @@ _TOGETHER, _NUMBERS = (
     64,
     1 << 14,
 )  # trajectories of a pass, at most, and numbers in their vectors: they stay in the cache
+_MOST_STEPS = 10**8  # of a trajectory: more are taken for a time in other units
 _STEPS_BETWEEN = 10  # two orthonormalisations: far fewer than it takes for the vectors to fall into one
 _ZERO = "an exponent within three standard errors plus one e-folding over the whole time of 0 is taken as zero"
 
@@ -102,6 +103,12 @@ def lyapunov_spectrum(
     if not (math.isfinite(spin_up) and spin_up >= 0):
         raise ValueError(f"spin_up={spin_up}: expected a model time of 0 or more")
     step = between * dynamics.timestep
+    for label, span in (("time", time), ("spin_up", spin_up)):
+        if span / dynamics.timestep > _MOST_STEPS:
+            raise ValueError(
+                f"{label}={span:g} takes {span / dynamics.timestep:.3g} steps of {dynamics.timestep:g}: expected at most "
+                f"{_MOST_STEPS}; is it in other units than the model's time?"
+            )
     lead, repeats = (math.ceil(round(span / step, 6)) for span in (spin_up, time))
     block = dask.delayed(_spectrum_block, pure=False)
     together = trajectories_together(dynamics, count)
@@ -148,11 +155,11 @@ def _spectrum_block(
     with torch.no_grad():
         x = dynamics.climatology(keys, seed, like=torch.zeros((), dtype=torch.float64))[:, 0].flatten(1)
         start = random_directions(keys, seed, vectors, x.shape[1])
-        exponents, x = spectrum(dynamics, x, start, between=between, spin_up=spin_up, repeats=repeats)
-    if not bool(torch.isfinite(x).all()) or bool(exponents.isnan().any()):
+        exponents, _ = spectrum(dynamics, x, start, between=between, spin_up=spin_up, repeats=repeats)
+    if bool(exponents.isnan().any()):
         raise ValueError(
-            f"a trajectory of {dynamics!r} grew beyond all numbers: expected a bounded attractor; check its "
-            "parameters, its timestep= and the rest= that it is spun up from, or shorten time="
+            f"the exponents of {dynamics!r} are not numbers: expected finite derivatives of its step; ask for fewer with "
+            "vectors=, or orthonormalise more often with interval="
         )
     return tensor_to_array(exponents)
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .plotting import LEGEND_WIDTH, PADDING, WIDTH, cycle_colours
+from .core.checks import integer, switch
+from .plotting import LEGEND_WIDTH, PADDING, WIDTH, cycle_colours, mapping
 from .schema import TIME, TRAJECTORY, reference_site
 
 _PANEL = 330
@@ -39,6 +40,11 @@ def gain_map(
     holoviews.Layout
         i - r upwards and j - r to the right, r in the middle; red where the gain grows with the forecast at r.
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, or a gain is no symmetry average.
+
     References
     ----------
     Bocquet et al., Fig. 1 and 2.
@@ -47,12 +53,15 @@ def gain_map(
     import hvplot.xarray  # noqa: F401
 
     named = {"": averages} if isinstance(averages, xr.DataArray) else averages
+    named = mapping("averages", named, xr.DataArray, "a gain, a DataArray")
+    together, columns = switch("together", together), integer("columns", columns, least=1)
+    within = None if within is None else integer("within", within, least=0)
     loaded = {title: about_reference(omega, within) for title, omega in named.items()}
     largest = {title: float(np.abs(omega).max()) for title, omega in loaded.items()}
-    overall = max(largest.values())
+    overall = max(map(float, np.nan_to_num(list(largest.values()))))
     panels = []
     for title, omega in loaded.items():
-        scale = overall if together else largest[title]
+        scale = (overall if together else largest[title]) or 1.0  # a gain of zeros stays zero
         panel = (omega / scale).hvplot.heatmap(
             x="j",
             y="i",
@@ -94,9 +103,15 @@ def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
     -------
     holoviews.Overlay
         Logarithmic; negative averages are left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no spectrum.
     """
+    spectra = mapping("spectra", spectra, xr.Dataset, "what xdan.covariance_spectrum gives")
     for name, spectrum in spectra.items():
-        if not isinstance(spectrum, xr.Dataset) or "eigenvalue" not in spectrum:
+        if "eigenvalue" not in spectrum:
             raise ValueError(f"{name!r} holds no eigenvalues: expected what xdan.covariance_spectrum gives")
     means = {name: _mean(spectrum["eigenvalue"]) for name, spectrum in spectra.items()}
     shown = {name: mean.where(mean > 0) for name, mean in means.items()}
@@ -121,7 +136,13 @@ def angle_curves(angles: Mapping[str, xr.DataArray]) -> Any:
     Returns
     -------
     holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what are no angles.
     """
+    angles = mapping("angles", angles, xr.DataArray, "what xdan.principal_angles gives")
     means = {name: _mean(value) for name, value in angles.items()}
     return _curves(
         means, "angle", xlabel="angle", ylabel="principal angle (degrees)", title="alignment, time mean", ylim=(0, 90)
@@ -140,6 +161,11 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     -------
     holoviews.Overlay
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
     References
     ----------
     Bocquet et al., Fig. 6.
@@ -147,6 +173,10 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     import holoviews as hv
     import hvplot.pandas  # noqa: F401
 
+    scalings = mapping("scalings", scalings, xr.Dataset, "what xdan.scaling_of_increments gives")
+    for name, scaling in scalings.items():
+        if "ratio" not in scaling:
+            raise ValueError(f"{name!r} holds no ratio: expected what xdan.scaling_of_increments gives")
     ratios = {name: _mean(value["ratio"]) for name, value in scalings.items()}
     scales = np.unique(np.concatenate([ratio["scale"].values for ratio in ratios.values()]))
     line = hv.Curve((scales, scales), label="linear").opts(color="black", line_dash="dashed")
@@ -169,10 +199,17 @@ def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = Fal
     -------
     holoviews.Overlay
 
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
     References
     ----------
     Bocquet et al., Fig. 7.
     """
+    logy = switch("logy", logy)
+    histograms = mapping("histograms", histograms, xr.DataArray, "what xdan.innovation_histogram gives")
     shown = {name: value.where(value > 0) if logy else value for name, value in histograms.items()}
     return _curves(
         shown,
@@ -193,6 +230,10 @@ def _curves(values: Mapping[str, xr.DataArray], along: str, *, points: bool = Tr
     """A line, with points, for each of some arrays of one dim."""
     import holoviews as hv
     import hvplot.pandas  # noqa: F401
+
+    for name, value in values.items():
+        if value.dims != (along,):
+            raise ValueError(f"{name!r} has dims {value.dims} beside trajectory and time: expected {(along,)}")
 
     drawn = []
     for (name, value), colour in zip(values.items(), cycle_colours(len(values)), strict=True):

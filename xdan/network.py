@@ -11,14 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
+import zarr
+from zarr.errors import GroupNotFoundError
 
 from .blocks import Array, tensor_to_array
+from .core.checks import shown
 from .core.methods import DataAssimilationNetwork
-from .core.networks import AnalysisNetwork, Committee, network_by_name
+from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .experiment import Experiment
-from .store import StoreLike, check_writable, digest, read_arrays, write_arrays
+from .location import StoreLike, locate, replacing, writing
+from .store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
 _FORMAT = 1
+_HISTORY = "history_digest"
+_LONGEST_HISTORY = 10_000_000  # rows
+_WEIGHTS = ("float16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 _LEAST_SEEN = 100  # observations that say what climate they are of
 _TRAINED = Path(__file__).with_name("trained")
 SHIPPED = tuple(sorted(path.stem for path in _TRAINED.glob("*.zarr")))
@@ -65,7 +72,7 @@ class Network:
         """Freeze a copy of a torch module."""
         description = {
             "format": _FORMAT,
-            "name": module.name,
+            "name": registered_name(module),
             "parameters": module.parameters_json(),
             "state_dims": list(dims),
             "training": dict(training),
@@ -88,8 +95,20 @@ class Network:
         return tuple(self.description["state_dims"])
 
     def module(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> AnalysisNetwork:
-        """Return a torch module with these weights, a new one at every call, in evaluation mode."""
-        module = network_by_name(self.description["name"], self.description["parameters"])
+        """Return a torch module with these weights, a new one at every call, in evaluation mode.
+
+        Raises
+        ------
+        ValueError
+            If the description makes no network, or one of other arrays; no memory is taken for its sizes before.
+        """
+        name, parameters = self.description["name"], self.description["parameters"]
+        if odd := [label for label, value in self.arrays.items() if value.dtype.name not in _WEIGHTS]:
+            raise ValueError(
+                f"arrays {odd[:4]} are of type {self.arrays[odd[0]].dtype}: expected real numbers of at most 64 bits"
+            )
+        network_of_shapes(name, parameters, {label: value.shape for label, value in self.arrays.items()})
+        module = network_by_name(name, parameters)
         weights = {name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()}
         if any(value.dtype == torch.float64 for value in weights.values()):
             module.double()  # loading would round them
@@ -153,10 +172,15 @@ class Network:
         FileExistsError
             If the store exists and mode is not "w".
         """
-        check_writable(store, mode)
-        write_arrays(store, "", self.arrays, self.description)
-        if self.history is not None:
-            self.history.to_zarr(store, group="history", mode="w", zarr_format=3, consolidated=False)
+        store = locate(store)
+        with writing(store):
+            check_writable(store, mode)
+            history = {} if self.history is None else {_HISTORY: _history_digest(self.history)}
+            with replacing(store) as place:
+                write_arrays(place, "", self.arrays, {**self.description, **history})
+                if self.history is not None:
+                    whole = sealed(self.history)
+                    whole.to_zarr(place, group="history", mode="w", zarr_format=3, consolidated=False)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Network) and self.digest == other.digest
@@ -246,18 +270,61 @@ def open_network(store: StoreLike) -> Network:
     """
     if isinstance(store, str) and store in SHIPPED and not Path(store).exists():
         store = _TRAINED / f"{store}.zarr"
+    store = locate(store)
     try:
-        arrays, description = read_arrays(store, "")
+        description, shapes = read_description(store, "")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; networks that come with xdan are {list(SHIPPED)}") from None
-    if "parameters" not in description or "name" not in description:
-        raise ValueError(f"{store} holds no network; found a description with {sorted(description)}")
-    if description.get("format") != _FORMAT:
-        raise ValueError(f"{store} has network format {description.get('format')}, this xdan reads {_FORMAT}")
-    try:
-        history = xr.open_zarr(store, group="history", consolidated=False).load()
-    except (FileNotFoundError, KeyError):
-        history = None
+    _check_description(description, store)
+    network_of_shapes(description["name"], description["parameters"], shapes)  # before any array is read
+    arrays, description = read_arrays(store, "")
+    expected_history = description.pop(_HISTORY, None)
+    history = _read_history(store, expected_history)
     network = Network(description, arrays, history)
+    if bad := sorted(name for name, value in network.arrays.items() if not np.isfinite(value).all()):
+        raise ValueError(f"{store}: the arrays {bad} hold values that are not finite: expected finite weights")
     network.module()  # shapes are checked now, not in the middle of a long run
     return network
+
+
+def _check_description(description: Mapping[str, Any], store: StoreLike) -> None:
+    """Refuse what describes no network of this format."""
+    if "parameters" not in description or "name" not in description:
+        raise ValueError(
+            f"{store} holds no network; found a description with {sorted(description)}, expected name and parameters"
+        )
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{store} has network format {shown(description.get('format'))}, this xdan reads {_FORMAT}")
+    kinds = {"name": str, "parameters": dict, "state_dims": list, "training": dict}
+    for key, kind in kinds.items():
+        if not isinstance(description.get(key), kind):
+            raise ValueError(f"{store} has {key}={shown(description.get(key))}: expected a {kind.__name__}")
+
+
+def _history_digest(history: xr.Dataset) -> str:
+    """Digest of a history's values."""
+    return digest(*(part for name in sorted(map(str, history.variables)) for part in (name, history[name].to_numpy())))
+
+
+def _read_history(store: StoreLike, expected: str | None) -> xr.Dataset | None:
+    """How the training went; None where it was not kept."""
+    try:
+        group = zarr.open_group(store, path="history", mode="r")
+    except (FileNotFoundError, GroupNotFoundError):
+        if expected is not None:
+            raise ValueError(f"{store} was cut short: its history is missing") from None
+        return None
+    except Exception as reason:
+        raise ValueError(f"{store}: the history is damaged: {reason}") from None
+    try:
+        for name, array in group.arrays():
+            # Histories of before leave out chunks of nothing but zeros.
+            missing = expected is not None and array.nchunks_initialized < array.nchunks
+            if array.size > _LONGEST_HISTORY or missing:
+                raise ValueError(f"{name!r} has {array.size} values, not all of which are there")
+        history = xr.open_zarr(store, group="history", consolidated=False, chunks=None).load()
+    except Exception as reason:
+        raise ValueError(f"{store}: the history was cut short or changed: {reason}") from None
+    if expected is not None and _history_digest(history) != expected:
+        raise ValueError(f"{store}: the history was changed: its digest does not match")
+    return history

@@ -11,9 +11,12 @@ import numpy as np
 import torch
 import xarray as xr
 
+from .core.checks import integer, real_array
 from .core.dynamics import Dynamics
 from .core.observing import ErrorCovariance
 from .core.operators import FunctionOperator, LinearOperator, Operator
+from .core.random import Purpose, normal
+from .core.user_functions import call, check_function, shown_reason
 from .schema import OBS, TIME, TRAJECTORY, check_order, find
 
 
@@ -30,53 +33,81 @@ def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Op
 
     Raises
     ------
+    TypeError
+        For what is neither numbers nor a function.
     ValueError
-        If shapes do not fit.
+        If shapes do not fit, or a function fails, is random, or mixes the states of a batch.
     """
     sites = math.prod(dynamics.shape)
-    like = torch.zeros(2, sites, dtype=torch.float64)
     if isinstance(given, Operator):
         operator = given
+        integer("operator.size", getattr(operator, "size", None), least=1)
     elif callable(given):
-        if size is None:
-            answer = _asked(given, like)
-            if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != 2:
-                found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
-                raise ValueError(
-                    f"operator= gave {found} for states of shape (2, {sites}): expected a tensor (2, P); it must act "
-                    "on the last axis"
-                )
-            size = answer.shape[-1]
-        operator = FunctionOperator(given, size)
+        operator = FunctionOperator(given, _number_given(given, sites) if size is None else size)
     else:
-        if isinstance(given, xr.DataArray):
-            wanted = (OBS, *dynamics.dims)
-            if set(given.dims) != set(wanted):
-                raise ValueError(f"the observation operator has dims {given.dims}: expected {wanted}")
-            for dim in dynamics.dims:
-                check_order(given, dim, dynamics)
-            given = given.transpose(*wanted).to_numpy()
-        matrix = torch.as_tensor(np.array(given, dtype=np.float64))
-        if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
-            raise ValueError(
-                f"the observation operator has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each "
-                "observation"
-            )
-        operator = LinearOperator(matrix.reshape(len(matrix), sites))
-    seen = _asked(operator, like)
-    if size is not None and seen.shape[-1] != size:
-        raise ValueError(f"the observation operator gives {seen.shape[-1]} observations, the record has {size}")
+        operator = LinearOperator(_matrix(given, dynamics))
+    if size is not None and operator.size != size:
+        raise ValueError(
+            f"the observation operator gives {operator.size} observations, the record has {size}: expected the same"
+        )
+    if not isinstance(operator, LinearOperator):
+        _try_out(operator, dynamics)
     return operator
 
 
-def _asked(operator: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
-    try:
-        return operator(states)
-    except RuntimeError as reason:
+def _number_given(function: Callable[[torch.Tensor], Any], sites: int) -> int:
+    """How many observations a function gives for a state."""
+    like = torch.zeros(2, sites, dtype=torch.float64)
+    answer = _asked(function, like)
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != 2:
+        kind = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise ValueError(
-            f"operator= cannot observe states of {states.dtype} ({reason}): it must take float64 and float32 on any "
-            "device, so turn its own tensors with .to(x)"
-        ) from None
+            f"operator= gave {kind} for states of shape (2, {sites}): expected a tensor (2, P); it must act "
+            "on the last axis"
+        )
+    return answer.shape[-1]
+
+
+def _matrix(given: Any, dynamics: Dynamics) -> torch.Tensor:
+    """H as a matrix (P, N) of float64."""
+    sites = math.prod(dynamics.shape)
+    if isinstance(given, xr.DataArray):
+        wanted = (OBS, *dynamics.dims)
+        if set(given.dims) != set(wanted):
+            raise ValueError(f"the observation operator has dims {given.dims}: expected {wanted}")
+        for dim in dynamics.dims:
+            check_order(given, dim, dynamics)
+        given = given.transpose(*wanted)
+    matrix = torch.from_numpy(real_array("operator", given, finite=False))
+    if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
+        raise ValueError(
+            f"the observation operator has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each "
+            "observation"
+        )
+    return matrix.reshape(len(matrix), sites)
+
+
+def _try_out(operator: Operator, dynamics: Dynamics) -> None:
+    """Refuse an operator that fails, is random, or mixes the states of a batch."""
+    labels = torch.arange(2)
+    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))
+    dynamics.vet()
+    with torch.no_grad():
+        states = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
+    check_function(operator, states, "operator=")
+
+
+def _asked(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
+    try:
+        with torch.no_grad():
+            return call(function, states, "operator=")
+    except ValueError:
+        raise
+    except Exception as reason:
+        raise ValueError(
+            f"operator= failed for states of shape {tuple(states.shape)} ({type(reason).__name__}: "
+            f"{shown_reason(reason)}): expected a matrix (P, sites), or a torch function of states (..., sites)"
+        ) from reason
 
 
 def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray, given: Any) -> Operator | None:
@@ -126,7 +157,7 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
     elif isinstance(given, str):
         variable = find(ds, "observation_error", given)
     if variable is None:
-        return error_from(torch.as_tensor(np.array(given, dtype=np.float64)), shape, operator)
+        return error_from(errors("observation_error", given), shape, operator)
     if TIME not in variable.dims:
         variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
     in_time = TIME in variable.dims
@@ -137,7 +168,7 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
         )
     if in_time and variable.sizes[TIME] != times:
         raise ValueError(
-            f"observation error {variable.name!r} has {variable.sizes[TIME]} times, the observations {times}"
+            f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}, as the observations"
         )
     lead = [TIME] if in_time else []
     for dim in (*lead, *dims):
@@ -151,8 +182,21 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
         variable = variable.transpose(*lead, *dims, ...)
     else:
         variable = variable.transpose(*lead, ...)
-    values = torch.as_tensor(np.array(variable, dtype=np.float64))
+    values = errors(f"observation error {variable.name!r}", variable)
     return error_from(values, shape, operator, times if in_time else None)
+
+
+def errors(label: str, value: Any) -> torch.Tensor:
+    """Standard deviations or covariances as float64, whatever of real numbers they were given as.
+
+    Raises
+    ------
+    TypeError
+        For anything but real numbers.
+    ValueError
+        For rows of uneven length.
+    """
+    return torch.from_numpy(real_array(label, value, finite=False))  # R itself says which values may not be
 
 
 def error_from(

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .experiment import read, read_run
+from .core.checks import integer, shown, switch
+from .experiment import Experiment, read, read_run
 from .schema import TIME, TRAJECTORY
+from .scoring import check_roles, score
 
 WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
+_TICKS = 12  # names on an axis that can be read
 PADDING = 0.04  # share of a picture's axes beyond its points
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -51,26 +54,28 @@ def hovmoller(
 
     Raises
     ------
-    ValueError
-        If there is no truth, the run is of another record, or the state has more than one dim.
+    TypeError, ValueError
+        If an argument is wrong, there is no truth, the run is of another record, or the state has more than one dim.
     """
     import hvplot.xarray  # noqa: F401
 
-    experiment = read(ds, **roles, needs_truth="a picture of the error")
+    title, cut = _text("title", title), {TIME: _cycles(cycles, slice(-200, None))}
+    experiment = one_dim_experiment(ds, roles, "a picture of the error")
     assert experiment.truth is not None
-    dims, units = experiment.frame.dynamics.dims, experiment.frame.dynamics.units
-    if len(dims) != 1:
-        raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one")
-    cut = {TIME: cycles if cycles is not None else slice(-200, None)}
-    x = experiment.truth.isel({TRAJECTORY: trajectory}, drop=True).isel(cut)
-    analysis = read_run(experiment, run, ("analysis",))["analysis"].isel({TRAJECTORY: trajectory}, drop=True)
-    if dims[0] not in x.coords:
-        x = x.assign_coords({dims[0]: list(experiment.frame.dynamics.coordinates[dims[0]].values)})
-    x, analysis = x.load(), analysis.isel(cut).load().assign_coords(x.coords)
-    bound = float(np.abs(x).max())
+    row = {TRAJECTORY: position("trajectory", trajectory, experiment.truth.sizes[TRAJECTORY])}
+    (dim,), units = experiment.frame.dynamics.dims, experiment.frame.dynamics.units
+    x = experiment.truth.isel(row, drop=True).isel(cut)
+    analysis = read_run(experiment, run, ("analysis",))["analysis"].isel(row, drop=True)
+    if not x.sizes[TIME]:
+        raise ValueError(f"cycles={cycles}: expected some of the {experiment.truth.sizes[TIME]} cycles")
+    if dim not in x.coords:
+        x = x.assign_coords({dim: list(experiment.frame.dynamics.coordinates[dim].values)})
+    heights, ticks = _heights(x[dim])
+    x = x.load().assign_coords({dim: heights})
+    analysis = analysis.isel(cut).load().assign_coords(x.coords)
+    bound = _largest(x, 1.0)
     error = analysis - x
-    size = np.abs(error.values[np.isfinite(error.values)])  # a lost run is NaN
-    reach = (float(np.quantile(size, 0.995)) if size.size else 0.0) or 1.0
+    reach = _largest(error, 0.995)
     suffix = "" if units == "1" else f" ({units})"
     panels = []
     for label, field, limit in (("truth", x, bound), ("analysis", analysis, bound), ("error", error, reach)):
@@ -80,7 +85,7 @@ def hovmoller(
             .rename(label + suffix)
             .hvplot.quadmesh(
                 x=TIME,
-                y=dims[0],
+                y=dim,
                 cmap="RdBu_r",
                 clim=(-limit, limit),
                 title=heading,
@@ -89,10 +94,102 @@ def hovmoller(
                 width=WIDTH,
                 height=_HEIGHT,
                 rasterize=False,
+                **ticks,
             )
         )
         panels.append(panel)
     return (panels[0] + panels[1] + panels[2]).cols(1)
+
+
+def one_dim_experiment(ds: xr.Dataset, roles: Mapping[str, Any], what: str) -> Experiment:
+    """A record with its truth, whose state has one dim.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another.
+    """
+    experiment = read(dataset("ds", ds), **check_roles(roles), needs_truth=what)
+    dims = experiment.frame.dynamics.dims
+    if len(dims) != 1:
+        raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one, expected one")
+    return experiment
+
+
+def dataset(label: str, value: Any) -> xr.Dataset:
+    """Take a Dataset.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if not isinstance(value, xr.Dataset):
+        raise TypeError(f"{label}={shown(value)}: expected an xarray.Dataset")
+    return value
+
+
+def mapping(label: str, values: Any, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
+    """Take a mapping of name to values of a kind, not an empty one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{label} is a {type(values).__name__}: expected a mapping of name to {what}")
+    if not values:
+        raise ValueError(f"{label} is empty: expected at least one")
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{label}[{name!r}]={shown(value)}: expected {what}")
+    return {str(name): value for name, value in values.items()}
+
+
+def position(label: str, value: Any, size: int) -> int:
+    """Take a position along a dim, from the end where it is negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+    """
+    return integer(label, value, least=-size, most=size - 1)
+
+
+def _text(label: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{label}={shown(value)}: expected text")
+    return value
+
+
+def _cycles(value: Any, default: slice) -> slice:
+    """Positions along time."""
+    if value is None:
+        return default
+    if not isinstance(value, slice):
+        raise TypeError(f"cycles={shown(value)}: expected a slice of positions along time, such as slice(0, 200)")
+    for end in (value.start, value.stop, value.step):
+        if end is not None:
+            integer("cycles", end)
+    return value
+
+
+def _heights(labels: xr.DataArray) -> tuple[Any, dict[str, Any]]:
+    """Where the sites are drawn, and ticks: at their labels, or at their positions where labels are no axis."""
+    values = labels.values
+    steps = np.diff(values) if values.dtype.kind in "iuf" else np.array([np.nan])
+    if values.dtype.kind in "iuf" and np.isfinite(values).all() and ((steps > 0).all() or (steps < 0).all()):
+        return values, {}
+    every = math.ceil(len(values) / _TICKS)
+    return np.arange(len(values)), {"yticks": [(k, str(values[k])) for k in range(0, len(values), every)]}
+
+
+def _largest(values: xr.DataArray, quantile: float) -> float:
+    """A quantile of the finite sizes, for a scale: 1 where there are none, or all are zero."""
+    sizes = np.abs(values.values[np.isfinite(values.values)])
+    return (float(np.quantile(sizes, quantile)) if sizes.size else 0.0) or 1.0
 
 
 def rmse_in_time(
@@ -121,15 +218,27 @@ def rmse_in_time(
     Returns
     -------
     holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, there is no truth, or a run is of another record.
     """
     import holoviews as hv
     import hvplot.xarray  # noqa: F401
 
-    from .scoring import score
-
+    cut, log = {TIME: _cycles(cycles, slice(None))}, switch("log", log)
+    runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
+    read(dataset("ds", ds), **check_roles(roles), needs_truth="a picture of the error")
     curves = []
     for (name, run), colour in zip(runs.items(), cycle_colours(len(runs)), strict=True):
-        curve = score(ds, run, dim=TRAJECTORY, **roles)["rmse"].isel({TIME: cycles or slice(None)})
+        curve = score(ds, run, dim=TRAJECTORY, **roles)["rmse"].isel(cut).drop_vars("crps_of").load()
+        if not curve.size:
+            raise ValueError(f"cycles={cycles}: expected some of the record's cycles")
+        if log:
+            curve = curve.where(curve > 0)
+        if curve.size == 1:  # a line through one point is invisible
+            curves.append(hv.Scatter((curve[TIME].values, curve.values)).opts(color=colour))
         curves.append(
             curve.hvplot.line(
                 x=TIME,
@@ -157,11 +266,20 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     Returns
     -------
     holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no history.
     """
     import holoviews as hv
     import hvplot.xarray  # noqa: F401
 
     named = {"network": histories} if isinstance(histories, xr.Dataset) else histories
+    named = mapping("histories", named, xr.Dataset, "the history of a network")
+    for name, history in named.items():
+        if missing := {"seconds", "validation_rmse", "rmse"} - set(history.variables):
+            raise ValueError(f"histories[{name!r}] lacks {sorted(missing)}: expected the history of a network")
     curves = []
     for (name, history), colour in zip(named.items(), cycle_colours(len(named)), strict=True):
         against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(step="minutes")
@@ -209,16 +327,19 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
 
     Raises
     ------
-    ValueError
-        If the cube lacks the axis or the score, or has more axes.
+    TypeError, ValueError
+        If an argument is wrong, the cube lacks the axis or the score, or has more axes.
     """
     import holoviews as hv
     import hvplot.pandas  # noqa: F401
 
-    if value not in cube or along not in cube.dims:
+    cube, along, value = dataset("cube", cube), _text("along", along), _text("value", value)
+    logx, logy = switch("logx", logx), switch("logy", logy)
+    wanted = {"scheme", along, "seed"}
+    if value not in cube.data_vars or not wanted <= set(cube[value].dims):
         raise ValueError(
             f"value={value!r}, along={along!r}: the cube has scores {sorted(map(str, cube.data_vars))} and axes "
-            f"{[str(d) for d in cube.dims]}"
+            f"{[str(d) for d in cube.dims]}, expected a score and one of its axes"
         )
     more = [str(dim) for dim in cube[value].dims if dim not in ("scheme", along, "seed") and cube.sizes[dim] > 1]
     if more:
@@ -286,12 +407,25 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
     title : str
     notes : str
         Markdown, shown first.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    TypeError, ValueError
+        If an argument is wrong.
     """
     import panel as pn
     from bokeh.resources import INLINE
 
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path={shown(path)}: expected a path")
+    title, notes = _text("title", title), _text("notes", notes)
+    sections = mapping("sections", sections, object, "a figure")
     if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {Path(path).parent} to save {Path(path).name} in; make it first")
+        raise FileNotFoundError(
+            f"there is no folder {Path(path).parent} to save {Path(path).name} in: expected one, make it first"
+        )
     # Headings as HTML: Markdown's carry a mark for links that only a style sheet from the network would hide.
     column = pn.Column(pn.pane.HTML(f"<h1>{escape(title)}</h1>"), pn.pane.Markdown(notes, width=WIDTH + 300))
     for heading, figure in sections.items():

@@ -12,6 +12,8 @@ from .core.methods import DataAssimilationNetwork, Method
 from .experiment import Experiment, Frame
 from .network import Network
 from .schema import CHANNEL, DUAL, MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, attributes
+from .store import sealed
+from .watch import RATIO
 
 _LONG_NAMES = {
     "forecast": "forecast, best estimate before the observations of its time",
@@ -19,13 +21,14 @@ _LONG_NAMES = {
     "forecast_spread": "standard deviation of the forecast",
     "spread": "standard deviation of the analysis",
     "inflation": "inflation of the analysis anomalies",
-    "smoothed": "estimate, at each time, of the state a window earlier",
+    "smoothed": "estimate of the state from the observations up to a window later",
     "iterations": "Gauss-Newton or descent steps of the analysis",
     "unconverged": "1 from the first analysis on that reached its limit of iterations",
     "effective_sample_size": "number of particles that the weights stand for, before resampling",
     "resampled": "1 where the particles were resampled",
     "innovation_score": "negative log-likelihood of the innovations, a constant left out, with each candidate",
     "truth_rmse": "analysis RMSE with each candidate",
+    RATIO: "mean square innovation over its expected variance",
     "diverged": "the trajectory has diverged at or before this time",
     "forecast_members": "forecast members",
     "members": "analysis members",
@@ -81,6 +84,7 @@ def shapes_of(method: Method, experiment: Experiment, members: bool) -> Shapes:
     elif members:
         dims, shape = (TRAJECTORY, TIME, MEMBER, *frame.dynamics.dims), (*lead, method.members, *state)
         shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, frame.dtype))
+    shapes[RATIO] = cycles
     shapes["diverged"] = ((TRAJECTORY, TIME), lead, np.dtype(bool))
     return shapes
 
@@ -127,11 +131,16 @@ def label_run(
         name: (dims, data, {"long_name": _long_name(name), "units": units.get(name, "1")})
         for name, (dims, data) in variables.items()
     }
+    dims = {dim for sizes, _ in variables.values() for dim in sizes}
+    shared = {TRAJECTORY, TIME, *frame.dynamics.dims}
+    # A label left over from a selection gives way to a dim or a variable of its name.
+    taken = (dims - shared) | set(labelled)
     coordinates = {
         name: coordinate
         for name, coordinate in experiment.observation.coords.items()
-        if set(coordinate.dims) <= {TRAJECTORY, TIME, *frame.dynamics.dims}
+        if set(coordinate.dims) <= shared and name not in taken
     }
+    coordinates = {n: c.drop_vars([other for other in c.coords if other in taken]) for n, c in coordinates.items()}
     result = xr.Dataset(labelled, coordinates)
     if MEMBER in result.dims:
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
@@ -141,4 +150,4 @@ def label_run(
         more["tuned_on"] = prototype.tune_on
     if isinstance(method, Network):
         more["network_digest"] = method.digest
-    return result.assign_attrs(attributes(frame.dynamics, **more))
+    return sealed(result).assign_attrs(attributes(frame.dynamics, **more))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
 from numbers import Integral, Real
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from .core.checks import XdanWarning as XdanWarning
+from .core.checks import shown
 from .core.dynamics import Dynamics, dynamics_to_json
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
@@ -20,6 +22,10 @@ CHANNEL = "channel"  # of a network's memory
 OBS = "obs"  # observations that are no sites of the state
 DUAL = "_dual"  # suffix of the second dim of a covariance
 CONVENTIONS = "CF-1.11"
+DIGEST = "xdan_digest"  # attribute: of what the attributes say of dynamics and observing network
+WHOLE = "xdan_whole"  # attribute: every chunk of every array is written, those of nothing but NaN too
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 TIME_ATTRIBUTES = {"axis": "T", "long_name": "model time", "units": "1"}
 TRAJECTORY_ATTRIBUTES = {"long_name": "independent run", "units": "1"}
@@ -70,13 +76,17 @@ def averaged_dims(dim: str | Sequence[str]) -> list[str]:
 
     Raises
     ------
+    TypeError
+        For what is no name, or no sequence of names.
     ValueError
-        For others.
+        For other names.
     """
-    dims = [dim] if isinstance(dim, str) else list(dim)
+    dims = [dim] if isinstance(dim, str) else list(dim) if isinstance(dim, (Sequence, Set, np.ndarray)) else [dim]
+    if not all(isinstance(d, str) for d in dims):
+        raise TypeError(f"dim={shown(dim)}: expected some of ['trajectory', 'time']")
     if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
         raise ValueError(f"dim={unknown}: expected some of ['trajectory', 'time'], and none of the state's dims")
-    return dims
+    return list(dict.fromkeys(dims))
 
 
 def check_counts(**counts: Any) -> None:
@@ -137,12 +147,26 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
     """Attributes that make a store self-describing; values that are not plain are written as JSON."""
     values = {key: value.item() if isinstance(value, np.generic) else value for key, value in more.items()}
     plain = {key: value if isinstance(value, (str, int, float)) else to_json(value) for key, value in values.items()}
-    return {
+    described = {
         "Conventions": CONVENTIONS,
         "source": f"xdan {version('xdan')}",
         "dynamics": to_json(dynamics_to_json(model)),
         **plain,
     }
+    return {**described, WHOLE: 1, DIGEST: description_digest(described)}
+
+
+def description_digest(attributes: Mapping[Any, Any]) -> str:
+    """Digests of what attributes say of dynamics and observing network, each behind its name."""
+    words = {name: str(attributes[name]) for name in ("dynamics", "observing") if name in attributes}
+    return " ".join(f"{name}:{hashlib.sha256(word.encode()).hexdigest()[:16]}" for name, word in words.items())
+
+
+def changed_descriptions(attributes: Mapping[Any, Any]) -> list[str]:
+    """Names of the attributes that are not what xdan wrote, by their digests; none where there are no digests."""
+    told = str(attributes.get(DIGEST, "")).split()
+    now = description_digest(attributes).split()
+    return [entry.split(":")[0] for entry in told if entry not in now]
 
 
 def reference_site(average: xr.DataArray, what: str = "the gain") -> int:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
-import xskillscore as xs
 
 from .blocks import see
+from .core import scores as kernels
+from .core.checks import choice, integer, shown
 from .core.dynamics import Dynamics
-from .experiment import Experiment, label_trajectory, read, read_run
+from .experiment import Experiment, read, read_run
 from .schema import MEMBER, TIME, TRAJECTORY, averaged_dims
+from .score_causes import Cause, Score, diverged, gaps, told, unobserved, unsettled
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
 _SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
+_CRPS = {
+    "members": "members, the same in the mean for any number of them",
+    "Gaussian": "Gaussian of analysis and spread",
+    "analysis": "analysis, its absolute error",
+}
+_SPREADS, _MEMBERS = ("forecast_spread", "spread"), ("members", "forecast_members")
+_ROLES = ("dynamics", "truth", "observation", "observation_error", "operator")
 
 
 def score(
@@ -50,9 +60,10 @@ def score(
     -------
     xarray.Dataset
         With a truth: `rmse` of the analysis, its standard error where trajectories are averaged,
-        `forecast_rmse` and `crps`: of the members where the run keeps them, else of a Gaussian of its spread, else of
-        the analysis alone, the mean absolute error; its attribute `long_name` says which. With a spread: `spread`,
-        `forecast_spread`. From observations alone:
+        `forecast_rmse` and `crps`: of the members where the run keeps them, in its fair form, else of a Gaussian of its
+        spread, else of the analysis alone, the mean absolute error. These are three scores: the coordinate `crps_of`,
+        "members", "Gaussian" or "analysis", says which. With a spread: `spread`, `forecast_spread`. From observations
+        alone:
         `innovation_mean` and `innovation_variance` of y - H x_f and, with a spread,
         `innovation_variance_expected` (where sites are observed); `residual_mean` and `residual_variance` of
         y - H x_a; and
@@ -61,75 +72,38 @@ def score(
 
     Raises
     ------
-    ValueError
-        If the run does not fit the record, or burn-in leaves nothing.
+    TypeError, ValueError
+        If an argument is wrong, the run does not fit the record, or burn-in leaves nothing.
+
+    Warns
+    -----
+    XdanWarning
+        Where a score is not finite, with the cause that is seen: trajectories that diverged, gaps in truth or run,
+        nothing observed. Where the RMSE of the beginning is far from the rest, with a burn-in that leaves it out. For
+        lazy data when the scores are computed.
 
     References
     ----------
-    CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437, by members, or by the spread as a Gaussian,
-    or for a single state its absolute error. Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
+    CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437; of members: Ferro (2014), doi:10.1002/qj.2270.
+    Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
     """
-    experiment, run = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
+    pair = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
     dims = _dims(dim)
-    state: list[Hashable] = list(experiment.frame.dynamics.dims)
-    units = experiment.frame.dynamics.units
-    square = units if units == "1" else f"({units})2"
-    scores: dict[str, xr.DataArray] = {}
-    names: dict[str, tuple[str, str]] = {}
-
-    def add(name: str, value: xr.DataArray, long_name: str, in_units: str = units) -> None:
-        scores[name], names[name] = value, (long_name, in_units)
-
-    x = experiment.truth
-    if x is not None:
-        by_time: xr.DataArray = xs.rmse(x, run["analysis"], dim=state)
-        add("rmse", by_time.mean(dims, skipna=False), f"analysis RMSE: {_RMSE}")
-        if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
-            by_run = by_time.mean([d for d in dims if d != TRAJECTORY], skipna=False)
-            error = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
-            add("rmse_standard_error", error, "standard error of the mean over trajectories")
-        add("forecast_rmse", xs.rmse(x, run["forecast"], dim=state).mean(dims, skipna=False), f"forecast RMSE: {_RMSE}")
-        probability, what = _crps(x, run, state)
-        add("crps", probability.mean(dims, skipna=False), f"continuous ranked probability score of the {what}")
-    for name in ("forecast_spread", "spread"):
-        if name in run:
-            deviation: xr.DataArray = (run[name] ** 2).mean(state, skipna=False) ** 0.5
-            add(name, deviation.mean(dims, skipna=False), f"{run[name].attrs.get('long_name', name)}: {_SPREAD}")
-    y, frame = experiment.observation, experiment.frame
-    everything = [*dims, *y.dims[2:]]
-    observed = y.notnull()
-    innovation, residual = y - see(run["forecast"], frame), y - see(run["analysis"], frame)
-    variance = _error_variance(experiment)
-
-    def average(value: xr.DataArray) -> xr.DataArray:
-        # Where nothing is observed drops out; where a run is lost, NaN stays.
-        return value.where(observed, 0.0).sum(everything, skipna=False) / observed.sum(everything)
-
-    for name, value, label in (("innovation", innovation, "forecast"), ("residual", residual, "analysis")):
-        mean = average(value)
-        add(f"{name}_mean", mean, f"mean of observation minus {label}")
-        add(f"{name}_variance", average(value**2) - mean**2, f"variance of observation minus {label}", square)
-    if "forecast_spread" in run and frame.error.operator is None:
-        expected = average(run["forecast_spread"] ** 2 + variance)
-        add(
-            "innovation_variance_expected",
-            expected,
-            "forecast variance plus observation error variance",
-            square,
-        )
-    add("error_variance", average(variance * xr.ones_like(y)), "observation error variance in use", square)
-    diagnosed = average(innovation * residual)
-    add("error_variance_diagnosed", diagnosed, "mean of innovation times residual", square)
-    lost = run["diverged"].any(TIME) if "diverged" in run else run["analysis"].isnull().any([TIME, *state])
-    add("diverged", lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
-    result = xr.Dataset({name: value.drop_attrs() for name, value in scores.items()})
-    for name, (long_name, in_units) in names.items():
-        result[name].attrs = {"long_name": long_name, "units": in_units}
-    cycles = run.sizes[TIME] * run.sizes[TRAJECTORY]
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told below, with its cause
+        scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
+    lost = pair.lost().any(TIME)
+    scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
+    result = xr.Dataset({name: value.drop_attrs() for name, value in told(scores).items()})
+    for name, one in scores.items():
+        result[name].attrs = {"long_name": one.long_name, "units": one.units}
+    if "crps" in result:
+        # A string as an object: Zarr has a specification for strings of any length only.
+        of = xr.Variable((), np.array(pair.crps_of, dtype=object), {"long_name": "what the CRPS is of"})
+        result = result.assign_coords(crps_of=of)
     return result.assign_attrs(
         title=f"scores of {run.attrs.get('method', 'a run')}",
-        burn_in=burn_in,
-        cycles=cycles,
+        burn_in=pair.burn_in,
+        cycles=pair.run.sizes[TIME] * pair.run.sizes[TRAJECTORY],
         rmse_convention=_RMSE,
     )
 
@@ -157,22 +131,276 @@ def rank_histogram(
     Returns
     -------
     xarray.DataArray
-        Counts along `rank`, 1 to members + 1.
+        Counts along `rank`, 1 to members + 1. A truth that equals t members counts as 1 / (t + 1) in each of the t + 1
+        ranks that it may have.
 
     Raises
     ------
-    ValueError
-        If the run holds no members or the record no truth.
+    TypeError, ValueError
+        If an argument is wrong, the run holds no members or the record no truth.
+
+    Warns
+    -----
+    XdanWarning
+        Where truth or members are NaN: these are not counted.
     """
-    if of not in run:
-        raise ValueError(f"the run holds no {of!r}: run baseline(..., keep_members=True)")
-    experiment, run = _match(ds, run, burn_in, **{**dict.fromkeys(_ROLES), **roles})
-    if experiment.truth is None:
-        raise ValueError("a rank histogram needs the truth, which the record lacks")
-    state = list(experiment.frame.dynamics.dims)
-    counts: xr.DataArray = xs.rank_histogram(experiment.truth, run[of], dim=[*_dims(dim), *state], member_dim=MEMBER)
-    counts.attrs = {"long_name": f"rank of the truth among {of.replace('_', ' ')}", "units": "1"}
-    return counts
+    of = choice("of", of, _MEMBERS)
+    pair = _match(ds, run, burn_in, **check_roles(roles))
+    x, dims = pair.experiment.truth, _dims(dim)
+    if x is None:
+        raise ValueError("a rank histogram needs the truth, which the record lacks: expected a variable 'truth'")
+    if of not in pair.run:
+        raise ValueError(f"the run holds no {of!r}: expected what baseline(..., keep_members=True) gives")
+    members = pair.run[of]
+    # Counted at each time, so that blocks stay apart; counts are small beside members.
+    counts = xr.apply_ufunc(
+        partial(kernels.rank_counts, axes=len(pair.state)),
+        x,
+        members,
+        input_core_dims=[pair.state, [*pair.state, MEMBER]],
+        output_core_dims=[["rank"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"rank": members.sizes[MEMBER] + 1}},
+    ).sum(dims)
+    everything = float(np.prod([x.sizes[name] for name in (*dims, *pair.state)]))
+    histogram = Score(
+        counts,
+        f"rank of the truth among {of.replace('_', ' ')}",
+        "1",
+        (pair.diverged, pair.gaps_of_truth, pair.gaps_of(of)),
+        broken=(counts.sum("rank") < everything - 0.5).broadcast_like(counts),
+        trouble="some states are not counted",
+    )
+    result = told({"histogram_rank": histogram})["histogram_rank"].rename("histogram_rank")
+    result = result.assign_coords(rank=np.arange(1, members.sizes[MEMBER] + 2))
+    result.attrs = {"long_name": histogram.long_name, "units": histogram.units}
+    return result
+
+
+def check_roles(roles: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that say what plays which role in a record; those that are left out are None.
+
+    Raises
+    ------
+    TypeError
+        For others.
+    """
+    if unknown := [name for name in roles if name not in _ROLES]:
+        raise TypeError(f"{unknown[0]}={shown(roles[unknown[0]])}: expected no argument beyond {list(_ROLES)}")
+    return {**dict.fromkeys(_ROLES), **roles}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A record and a run on it under the record's labels, burn-in left out.
+
+    Attributes
+    ----------
+    experiment : Experiment
+    run : xarray.Dataset
+        `forecast`, `analysis` and, where the run has them, spreads and members; dims (trajectory, time, *state), and
+        `member` last.
+    flags : xarray.DataArray of bool or None, dims (trajectory, time)
+        The run's `diverged`, burn-in too.
+    burn_in : int
+    """
+
+    experiment: Experiment
+    run: xr.Dataset
+    flags: xr.DataArray | None
+    burn_in: int
+
+    @property
+    def state(self) -> list[Hashable]:
+        """Dims of the state."""
+        return list(self.experiment.frame.dynamics.dims)
+
+    @property
+    def crps_of(self) -> str:
+        """What the CRPS is of: the most that the run tells."""
+        return "members" if "members" in self.run else "Gaussian" if "spread" in self.run else "analysis"
+
+    def lost(self) -> xr.DataArray:
+        """Where a trajectory has diverged, dims (trajectory, time): as the run says, or where it is not finite."""
+        return _not_finite(self.run["analysis"]) if self.flags is None else self._later_flags()
+
+    def _later_flags(self) -> xr.DataArray:
+        assert self.flags is not None
+        return self.flags.isel({TIME: slice(self.burn_in, None)})
+
+    @cached_property
+    def diverged(self) -> Cause:
+        """That the run says so."""
+        return Cause(diverged, lambda: (self.flags if self.flags is not None else xr.zeros_like(self.lost()),))
+
+    @cached_property
+    def gaps_of_truth(self) -> Cause:
+        """That the truth is not finite."""
+
+        def evidence() -> tuple[xr.DataArray, ...]:
+            assert self.experiment.truth is not None
+            return (_not_finite(self.experiment.truth),)
+
+        return Cause(
+            gaps("the truth has gaps", "expected a truth without NaN: fill them, or select around them"), evidence
+        )
+
+    def gaps_of(self, name: str, seen: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
+        """That a variable of the run is not finite though nothing has diverged.
+
+        Parameters
+        ----------
+        name : str
+        seen : callable, optional
+            Gives what is seen of it in observation space, and where it is observed: the rest does not matter then.
+        """
+
+        def evidence() -> tuple[xr.DataArray, ...]:
+            values, where = (self.run[name], None) if seen is None else seen()
+            broken = _not_finite(values, where)
+            return (broken,) if self.flags is None else (broken, self._later_flags())
+
+        what = f"the run's {name!r} has NaN or infinite values"
+        if name in _SPREADS:
+            what = f"the run's {name!r} has values that are NaN, infinite or negative"
+        if self.flags is not None:
+            what += " where nothing has diverged"
+        return Cause(gaps(what, "expected numbers: was the run cut short, or merged with other labels?"), evidence)
+
+
+def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.DataArray:
+    """Whether some value at a time is no finite number, dims (trajectory, time)."""
+    broken = ~xr.ufuncs.isfinite(values)
+    if where is not None:
+        broken = broken & where
+    at_time: xr.DataArray = broken.any([dim for dim in broken.dims if dim not in (TRAJECTORY, TIME)])
+    return at_time.transpose(TRAJECTORY, TIME)
+
+
+def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+    x, run, units = pair.experiment.truth, pair.run, pair.experiment.frame.dynamics.units
+    if x is None:
+        return {}
+    causes = (pair.diverged, pair.gaps_of_truth)
+    of_analysis = (*causes, pair.gaps_of("analysis"))
+    by_time = _rmse(x, run["analysis"], pair.state)
+    beginning = Cause(partial(unsettled, burn_in=pair.burn_in), lambda: (by_time.transpose(TRAJECTORY, TIME),))
+    scores = {
+        "rmse": Score(
+            by_time.mean(dims, skipna=False),
+            f"analysis RMSE: {_RMSE}",
+            units,
+            of_analysis,
+            (beginning,) if TIME in dims else (),
+        )
+    }
+    if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
+        by_run = by_time.mean([d for d in dims if d != TRAJECTORY], skipna=False)
+        error = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
+        scores["rmse_standard_error"] = Score(error, "standard error of the mean over trajectories", units, of_analysis)
+    of_forecast = _rmse(x, run["forecast"], pair.state).mean(dims, skipna=False)
+    scores["forecast_rmse"] = Score(of_forecast, f"forecast RMSE: {_RMSE}", units, (*causes, pair.gaps_of("forecast")))
+    inputs = {"members": ("members",), "Gaussian": ("analysis", "spread"), "analysis": ("analysis",)}[pair.crps_of]
+    scores["crps"] = Score(
+        _crps(x, [run[name] for name in inputs], pair.crps_of).mean(pair.state, skipna=False).mean(dims, skipna=False),
+        f"continuous ranked probability score of the {_CRPS[pair.crps_of]}",
+        units,
+        (*causes, *map(pair.gaps_of, inputs)),
+    )
+    return scores
+
+
+def _rmse(x: xr.DataArray, estimate: xr.DataArray, state: list[Hashable]) -> xr.DataArray:
+    root: xr.DataArray = xr.apply_ufunc(
+        partial(kernels.rmse, axes=len(state)),
+        x,
+        estimate,
+        input_core_dims=[state, state],
+        dask="parallelized",
+        output_dtypes=[kernels.working_dtype(x.dtype, estimate.dtype)],
+    )
+    return root
+
+
+def _crps(x: xr.DataArray, inputs: list[xr.DataArray], of: str) -> xr.DataArray:
+    """Score of each variable of the state at each time."""
+    kernel_of: dict[str, Callable[..., Any]] = {
+        "members": kernels.members_crps,
+        "Gaussian": kernels.gaussian_crps,
+        "analysis": kernels.absolute_error,
+    }
+    score: xr.DataArray = xr.apply_ufunc(
+        kernel_of[of],
+        x,
+        *inputs,
+        input_core_dims=[[], *([dim for dim in value.dims if dim == MEMBER] for value in inputs)],
+        dask="parallelized",
+        output_dtypes=[kernels.working_dtype(x.dtype, *(value.dtype for value in inputs))],
+    )
+    return score
+
+
+def _spreads(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+    scores = {}
+    for name in _SPREADS:
+        if name in pair.run:
+            spread = pair.run[name]
+            by_time = xr.ufuncs.sqrt((spread**2).mean(pair.state, skipna=False))
+            label = f"{spread.attrs.get('long_name', name)}: {_SPREAD}"
+            units = pair.experiment.frame.dynamics.units
+            scores[name] = Score(by_time.mean(dims, skipna=False), label, units, (pair.diverged, pair.gaps_of(name)))
+    return scores
+
+
+def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+    y, frame, run = pair.experiment.observation, pair.experiment.frame, pair.run
+    units = frame.dynamics.units
+    square = units if units == "1" else f"({units})2"
+    everything = [*dims, *y.dims[2:]]
+    observed = y.notnull()
+    count = observed.sum(everything)
+    forecast, analysis = see(run["forecast"], frame), see(run["analysis"], frame)
+    innovation, residual = y - forecast, y - analysis
+    variance = _error_variance(pair.experiment)
+    nothing = Cause(unobserved, lambda: (observed.any(y.dims[2:]),))
+    infinite = Cause(
+        gaps("the observations have infinite values", "expected numbers, and NaN where nothing is observed"),
+        lambda: (xr.ufuncs.isinf(y).any(y.dims[2:]),),
+    )
+    of_forecast = pair.gaps_of("forecast", lambda: (forecast, observed))
+    of_analysis = pair.gaps_of("analysis", lambda: (analysis, observed))
+    scores = {}
+
+    def average(value: xr.DataArray) -> xr.DataArray:
+        # Where nothing is observed drops out; where a run is lost, NaN stays.
+        return value.where(observed, 0.0).sum(everything, skipna=False) / count.where(count > 0)
+
+    def add(name: str, value: xr.DataArray, long_name: str, in_units: str, *causes: Cause) -> None:
+        broken = ~xr.ufuncs.isfinite(value)
+        if TIME not in dims:
+            # Times without an observation are nothing to tell of while there are others.
+            broken = broken & ((count > 0) | ~observed.any())
+        scores[name] = Score(value, long_name, in_units, (pair.diverged, nothing, infinite, *causes), broken=broken)
+
+    for name, value, label, cause in (
+        ("innovation", innovation, "forecast", of_forecast),
+        ("residual", residual, "analysis", of_analysis),
+    ):
+        mean = average(value)
+        add(f"{name}_mean", mean, f"mean of observation minus {label}", units, cause)
+        spread = average(value**2) - mean**2
+        add(f"{name}_variance", spread, f"variance of observation minus {label}", square, cause)
+    if "forecast_spread" in run and frame.error.operator is None:
+        expected = average(run["forecast_spread"] ** 2 + variance)
+        cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
+        label = "forecast variance plus observation error variance"
+        add("innovation_variance_expected", expected, label, square, cause)
+    add("error_variance", average(variance * xr.ones_like(y)), "observation error variance in use", square)
+    diagnosed = average(innovation * residual)
+    label = "mean of innovation times residual"
+    add("error_variance_diagnosed", diagnosed, label, square, of_forecast, of_analysis)
+    return scores
 
 
 def _error_variance(experiment: Experiment) -> xr.DataArray:
@@ -183,9 +411,6 @@ def _error_variance(experiment: Experiment) -> xr.DataArray:
     if values.ndim:
         values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
     return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
-
-
-_ROLES = ("dynamics", "truth", "observation", "observation_error", "operator")
 
 
 def _dims(dim: str | Sequence[str]) -> list[Hashable]:
@@ -201,8 +426,10 @@ def _match(
     observation: str | None,
     observation_error: Any,
     operator: Any,
-) -> tuple[Experiment, xr.Dataset]:
+) -> _Pair:
     """Record and run on the same labels, burn-in left out."""
+    if not isinstance(ds, xr.Dataset):
+        raise TypeError(f"ds={shown(ds)}: expected the Dataset of a twin or of a record")
     experiment = read(
         ds,
         dynamics=dynamics,
@@ -211,34 +438,78 @@ def _match(
         observation_error=observation_error,
         operator=operator,
     )
-    found = read_run(experiment, run, ("forecast", "analysis"))
-    times = [dim for dim in run.cf.axes.get("T", []) if dim in run.dims]
-    if TIME not in run.dims and times:
-        run = run.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
-    if experiment.bare and TRAJECTORY not in run.dims:
-        run = label_trajectory(run)
-    run = run.assign({name: value.drop_vars(set(value.coords) - set(run.coords)) for name, value in found.items()})
-    if any(value.chunks is not None for value in run.data_vars.values()):
-        run = run.chunk({dim: -1 for dim in experiment.frame.dynamics.dims if dim in run.dims})
-    cycles = run.sizes[TIME]
+    variables = read_run(experiment, run, ("forecast", "analysis"))
+    variables |= read_run(experiment, run, [name for name in _SPREADS if name in run])
+    for name in _MEMBERS:
+        if name in run:
+            variables[name] = _members(experiment, run, name)
+    for name, values in variables.items():
+        _check_state_labels(experiment, name, values)
+    cycles = experiment.observation.sizes[TIME]
+    burn_in = integer("burn_in", burn_in)
     if not 0 <= burn_in < cycles:
         raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
-    later = {TIME: slice(burn_in, None)}
-    x = experiment.truth
+    later = slice(burn_in, None)
+    unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in variables.items()}
+    # Members stay as they are: the kernels cast them piece by piece.
+    arranged = {name: values if name in _MEMBERS else _cast(values) for name, values in unlabelled.items()}
+    # What is below zero is no spread.
+    arranged |= {name: values.where(values >= 0) for name, values in arranged.items() if name in _SPREADS}
+    flags = _flags(experiment, run)
     # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
-    own = {name: experiment.observation[name].isel({name: later.get(name, slice(None))}) for name in (TRAJECTORY, TIME)}
-    run = run.isel(later).assign_coords(own)
-    observation_later = experiment.observation.isel(later)
-    truth_later = None if x is None else x.isel(later)
-    frame = replace(experiment.frame, error=experiment.frame.error.during(later[TIME]))
-    return Experiment(frame, observation_later, truth_later, experiment.bare), run
+    labels = {name: experiment.observation[name] for name in (TRAJECTORY, TIME)}
+    scored = Experiment(
+        replace(experiment.frame, error=experiment.frame.error.during(later)),
+        _cast(experiment.observation).isel({TIME: later}),
+        None if experiment.truth is None else _cast(experiment.truth).isel({TIME: later}),
+        experiment.bare,
+    )
+    return _Pair(scored, xr.Dataset(arranged).assign_coords(labels).isel({TIME: later}), flags, burn_in)
 
 
-def _crps(x: xr.DataArray, run: xr.Dataset, state: list[Hashable]) -> tuple[xr.DataArray, str]:
-    """Score at each time, and what it is of."""
-    # Only dims in one chunk go to xskillscore; the others are averaged after.
-    if "members" in run:
-        return xs.crps_ensemble(x, run["members"], member_dim=MEMBER, dim=state), "members"
-    if "spread" in run:
-        return xs.crps_gaussian(x, run["analysis"], run["spread"], dim=state), "Gaussian of analysis and spread"
-    return xs.mae(x, run["analysis"], dim=state), "analysis"
+def _members(experiment: Experiment, run: xr.Dataset, name: str) -> xr.DataArray:
+    """Members of a run, dims (trajectory, time, *state, member)."""
+    if not run[name].sizes.get(MEMBER):
+        raise ValueError(f"the run's {name!r} has sizes {dict(run[name].sizes)}: expected one {MEMBER!r} at least")
+    members = read_run(experiment, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
+    return members.transpose(..., MEMBER)
+
+
+def _check_state_labels(experiment: Experiment, name: str, values: xr.DataArray) -> None:
+    """Refuse a run whose labels of the state are not the record's; NaN is equal to NaN here."""
+    record = experiment.observation if experiment.truth is None else experiment.truth
+    for dim in experiment.frame.dynamics.dims:
+        if dim not in record.coords or dim not in values.coords:
+            continue
+        ours, theirs = record[dim].values, values[dim].values
+        numbers = ours.dtype.kind in "iuf" and theirs.dtype.kind in "iuf"
+        same = np.allclose(ours, theirs, rtol=1e-6, atol=0, equal_nan=True) if numbers else bool((ours == theirs).all())
+        if not same:
+            raise ValueError(
+                f"{name!r} of the run and the record differ in the labels of {dim!r}: {shown(theirs[:3].tolist())} "
+                f"there, expected {shown(ours[:3].tolist())} as here; make the run on this record"
+            )
+
+
+def _cast(values: xr.DataArray) -> xr.DataArray:
+    """Values in a type to compute in: half precision would overflow in the squares."""
+    return values.astype(kernels.working_dtype(values.dtype), copy=False)
+
+
+def _flags(experiment: Experiment, run: xr.Dataset) -> xr.DataArray | None:
+    """Where the run says that a trajectory has diverged, dims (trajectory, time)."""
+    if "diverged" not in run:
+        return None
+    flags = run["diverged"]
+    times = [dim for dim in run.cf.axes.get("T", []) if dim in flags.dims]
+    if TIME not in flags.dims and times:
+        flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
+    if experiment.bare and TRAJECTORY not in flags.dims:
+        flags = flags.drop_vars(TRAJECTORY, errors="ignore").expand_dims(TRAJECTORY)
+    expected = {name: experiment.observation.sizes[name] for name in (TRAJECTORY, TIME)}
+    if dict(flags.sizes) != expected or flags.dtype.kind not in "biuf":
+        raise ValueError(
+            f"the run's 'diverged' is of {flags.dtype} with sizes {dict(flags.sizes)}: expected True and False with "
+            f"{expected}"
+        )
+    return (flags != 0).drop_vars(list(flags.coords)).transpose(TRAJECTORY, TIME)

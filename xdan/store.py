@@ -1,40 +1,52 @@
-"""Zarr stores: templates filled region by region, resumed runs, and groups of named arrays."""
+"""Zarr stores: groups of named arrays with a digest, checkpoints, and whether what is read is whole."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.errors import GroupNotFoundError
 
-from .blocks import Array, Carry, Plan
-from .schema import to_json
-
-StoreLike = Any
-"""A path, URL or Zarr store."""
+from .core.checks import XdanWarning, choice
+from .location import StoreLike, check_rewritable, exists, is_local, locate, replacing
+from .schema import WHOLE, Array, to_json
 
 _PACKED = 2  # format of checkpoints
-_RESUME = "xdan_resume"
+_COMPRESSORS = (ZstdCodec(), Crc32cCodec())
+_MODES = ("w", "w-")
+# What Zarr, its codecs and JSON raise where bytes are not what was written.
+_DAMAGE = (ValueError, RuntimeError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError)
 STATUS = "xdan_status"
 
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
-def exists(store: StoreLike) -> bool:
-    """Whether anything is stored there."""
-    if _local(store):
-        path = Path(store)
-        return path.exists() and (not path.is_dir() or any(path.iterdir()))
-    try:
-        zarr.open_group(store, mode="r")
-    except (FileNotFoundError, GroupNotFoundError):
-        return False
-    return True
+
+def sealed(data: Labelled) -> Labelled:
+    """Ask Zarr to write every chunk of a Dataset or DataArray, those of nothing but NaN too, with a checksum.
+
+    A chunk that is missing, or differs from what was written, is then known for damage when it is read. Only Zarr's
+    format 3 has the checksum: for format 2 take `drop_encoding()` first.
+    """
+    sealed_copy = data.copy(deep=False)
+    inside = [*sealed_copy.coords.values(), *(sealed_copy.data_vars.values() if isinstance(data, xr.Dataset) else ())]
+    for array in inside:
+        array.variable.encoding = _seal()
+    if isinstance(sealed_copy, xr.DataArray):
+        sealed_copy.encoding = _seal()
+    return sealed_copy
+
+
+def _seal() -> dict[str, Any]:
+    return {"compressors": _COMPRESSORS, "write_empty_chunks": True}
 
 
 def check_writable(store: StoreLike, mode: str) -> None:
@@ -47,13 +59,12 @@ def check_writable(store: StoreLike, mode: str) -> None:
     FileExistsError
         If something is there and mode is not "w", or it is a file or a folder of other things.
     """
-    if mode not in ("w", "w-"):
-        raise ValueError(f"mode={mode!r}: expected 'w-' (new store) or 'w' (overwrite)")
+    choice("mode", mode, _MODES)
     if not exists(store):
         return
     if mode == "w-":
         raise FileExistsError(f"{store} exists; pass mode='w' to overwrite it, or another path")
-    if _local(store) and not any((Path(store) / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+    if is_local(store) and not any((Path(store) / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
         raise FileExistsError(f"{store} exists and is no Zarr store: it is left alone; choose another path")
 
 
@@ -66,42 +77,63 @@ def check_apart(ds: xr.Dataset, store: StoreLike, observation: str) -> None:
         If it is the same folder, or there are observations in it.
     """
     source = ds.encoding.get("source")
-    if isinstance(source, str) and _local(source) and _local(store) and Path(source).resolve() == Path(store).resolve():
+    if isinstance(source, str) and is_local(source) and is_local(store) and Path(source).resolve() == store.resolve():
         raise ValueError(f"store={str(store)!r} is the store that the record is read from; choose another path")
     try:
-        found = zarr.open_group(store, mode="r")
-    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
+        group = zarr.open_group(store, mode="r")
+    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, *_DAMAGE):
         return
-    if held := [name for name in dict.fromkeys((observation, "observation")) if name in found]:
+    if held := [name for name in dict.fromkeys((observation, "observation")) if name in group]:
         raise ValueError(f"store={str(store)!r} holds a record ({held[0]!r}), no run; choose another path")
 
 
-def _local(store: StoreLike) -> bool:
-    return isinstance(store, (str, Path)) and "://" not in str(store)
-
-
-def check_whole(ds: xr.Dataset, variable: xr.DataArray | None) -> None:
+def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: bool = False) -> None:
     """Refuse a variable whose local Zarr array lacks chunks: they would read as NaN.
 
-    Meant for a variable that is never all NaN, such as the truth; chunks of nothing but NaN may lawfully be absent.
+    A Dataset that xdan made says in its attributes that every chunk is written. Without that a chunk of nothing but
+    NaN may lawfully be absent.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        As it was opened.
+    variable : xarray.DataArray or None
+    may_be_empty : bool
+        Whether a chunk may hold nothing but NaN, as of observations: where the Dataset does not say that every chunk
+        is written, a warning then takes the place of the error.
 
     Raises
     ------
     ValueError
         If chunks are missing.
+
+    Warns
+    -----
+    XdanWarning
+        If chunks are missing that may be empty.
     """
     source = ds.encoding.get("source")
     if variable is None or not isinstance(source, str) or "://" in source or not Path(source).is_dir():
         return
     try:
         array = zarr.open_array(source, path=str(variable.name), mode="r")
-    except (FileNotFoundError, KeyError, zarr.errors.ContainsGroupError):
+        missing = array.nchunks - array.nchunks_initialized
+    except (FileNotFoundError, zarr.errors.ContainsGroupError, *_DAMAGE):
         return
-    if sorted(array.shape) == sorted(variable.shape) and array.nchunks_initialized < array.nchunks:
-        raise ValueError(
-            f"{source} was cut short: {variable.name!r} has {array.nchunks_initialized} of {array.nchunks} chunks. "
-            "Write it again, or select the part that is whole"
+    if sorted(array.shape) != sorted(variable.shape) or not missing:
+        return
+    told = f"{source}: {variable.name!r} has {array.nchunks - missing} of {array.nchunks} chunks"
+    if may_be_empty and WHOLE not in ds.attrs:
+        warnings.warn(
+            f"{told}. Where chunks are missing nothing is observed; if the store was cut short, write it again",
+            XdanWarning,
+            stacklevel=2,
         )
+        return
+    raise ValueError(
+        f"{told}: it was cut short or damaged. Write it again, or select the part that is whole"
+        + (f"; if Zarr left empty chunks out on purpose, drop the attribute {WHOLE!r}" if may_be_empty else "")
+    )
 
 
 def digest(*values: Any) -> str:
@@ -116,99 +148,6 @@ def digest(*values: Any) -> str:
     return h.hexdigest()
 
 
-class Stream:
-    """A store that is filled block by block and that a killed run takes up again.
-
-    The template is written first, then whole regions; what is done, and the state to carry on with, lie in a group
-    apart that is removed at the end, so that an unbroken run and a resumed one leave the same store.
-
-    Parameters
-    ----------
-    store : path or Zarr store
-    template : xarray.Dataset
-        Dask arrays stand for what is to come; the rest is written at once.
-    plan : Plan
-        Regions, the template's chunks.
-    identity : str
-        Of the run; another run's store is refused.
-    mode : {"w-", "w"}
-
-    Raises
-    ------
-    FileExistsError
-        If the store holds anything but an unfinished run of the same identity, unless mode is "w".
-    """
-
-    def __init__(self, store: StoreLike, template: xr.Dataset, plan: Plan, identity: str, mode: str) -> None:
-        self.store, self.plan = store, plan
-        found, unfinished = self._found() if exists(store) else (None, False)
-        if found is None and unfinished:
-            mode = "w"  # killed before the first block
-        if found != identity or mode == "w":
-            if found is not None and mode != "w":
-                raise FileExistsError(
-                    f"{store} holds an unfinished run of another method, record or setting; pass mode='w' to "
-                    "overwrite it, or another path"
-                )
-            check_writable(store, mode)
-            marked = template.assign_attrs({STATUS: "unfinished"})
-            marked.to_zarr(store, mode=_new(store), compute=False, consolidated=False, zarr_format=3)
-            resume = zarr.open_group(store, mode="r+").create_group(_RESUME)
-            resume.create_array("done", shape=(plan.shape[0],), chunks=(1,), dtype="int64", fill_value=0)
-            resume.attrs["identity"] = identity
-
-    def _found(self) -> tuple[str | None, bool]:
-        """Identity of the run that the store holds, if it can be resumed; whether it says that it is unfinished."""
-        try:
-            unfinished = zarr.open_group(self.store, mode="r").attrs.get(STATUS) == "unfinished"
-        except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
-            return None, False
-        try:
-            resume = zarr.open_group(self.store, path=_RESUME, mode="r")
-            return (str(resume.attrs["identity"]) if "done" in resume else None), unfinished
-        except (FileNotFoundError, GroupNotFoundError, KeyError):
-            return None, unfinished
-
-    def done(self, i: int) -> int:
-        """Blocks of the i-th row of the plan that are written."""
-        array = zarr.open_group(self.store, path=_RESUME, mode="r")["done"]
-        return int(np.asarray(array[i]))  # type: ignore[index]
-
-    def carry(self, i: int) -> Carry | None:
-        """State to carry on with after `done` blocks."""
-        t = self.done(i)
-        return read_arrays(self.store, f"{_RESUME}/carry/{i}/{t}")[0] if t else None
-
-    def write(self, i: int, t: int, outputs: Mapping[str, Array], carry: Carry) -> None:
-        """Write a block and then, only then, mark it as done."""
-        group = zarr.open_group(self.store, mode="r+")
-        region = (self.plan.rows(i), self.plan.columns(t))
-        for name, value in outputs.items():
-            group[name][region] = value  # type: ignore[index]
-        write_arrays(self.store, f"{_RESUME}/carry/{i}/{t + 1}", carry, {})
-        group[f"{_RESUME}/done"][i] = t + 1  # type: ignore[index]
-        old = f"{_RESUME}/carry/{i}/{t}"
-        if t and old in group:
-            del group[old]
-
-    def write_scalars(self, values: Mapping[str, Array]) -> None:
-        """Write what does not depend on trajectory and time."""
-        group = zarr.open_group(self.store, mode="r+")
-        for name, value in values.items():
-            group[name][...] = value  # type: ignore[index]
-
-    def finish(self) -> None:
-        """Remove the traces of the run and seal the store."""
-        if isinstance(self.store, (str, Path)) and Path(self.store).is_dir():
-            for leftover in Path(self.store).rglob("*.partial"):
-                leftover.unlink()
-        group = zarr.open_group(self.store, mode="r+")
-        attributes = dict(group.attrs)
-        attributes.pop(STATUS, None)
-        group.attrs.put(attributes)  # a kill from here on leaves a whole store, and some of what it was resumed from
-        del group[_RESUME]
-
-
 def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
     """Write named arrays, one chunk each, and a JSON description as one group, replacing what is there."""
     attributes = {
@@ -216,15 +155,53 @@ def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], descr
         "arrays": sorted(arrays),
         "digest": _digest(arrays, description),
     }
-    group = zarr.open_group(store, path=path, mode="w" if path else _new(store), zarr_format=3)
+    mode: Literal["w", "w-"] = "w" if path else _new(store)
+    group = zarr.open_group(store, path=path, mode=mode, zarr_format=3, attributes=attributes)
     for name, value in arrays.items():
         value = np.asarray(value, order="C")
         array = group.create_array(
-            name, shape=value.shape, chunks=tuple(max(1, n) for n in value.shape), dtype=value.dtype
+            name,
+            shape=value.shape,
+            chunks=tuple(max(1, n) for n in value.shape),
+            dtype=value.dtype,
+            compressors=_COMPRESSORS,
+            config={"write_empty_chunks": True},
         )
         if value.size:
             array[...] = value
-    group.attrs.update(attributes)
+
+
+def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Read what a group of arrays says of itself, and the arrays' shapes, but none of their values.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such group.
+    ValueError
+        If it is not of that kind, or was cut short or changed.
+    """
+    place = f"{store} ({path or 'root'})"
+    try:
+        group = zarr.open_group(store, path=path, mode="r")
+    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
+        raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
+    except _DAMAGE as reason:
+        raise ValueError(f"{place} is no Zarr group, or is damaged: {reason}") from None
+    try:
+        names, text = group.attrs.get("arrays"), group.attrs.get("description")
+        if not isinstance(names, list) or not isinstance(text, str):
+            raise ValueError(f"{place} is not a group of arrays that xdan wrote, or was cut short")
+        missing = [name for name in names if not isinstance(group.get(str(name)), zarr.Array)]
+        if missing:
+            raise ValueError(f"{place} was cut short: arrays {missing} are missing")
+        description = json.loads(text)
+        shapes = {str(name): tuple(group[str(name)].shape) for name in names}  # type: ignore[union-attr]
+    except _DAMAGE as reason:
+        raise (reason if str(store) in str(reason) else ValueError(f"{place} is damaged: {reason}")) from None
+    if not isinstance(description, dict):
+        raise ValueError(f"{place} has a description of {type(description).__name__}: expected a JSON object")
+    return description, shapes
 
 
 def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str, Any]]:
@@ -237,19 +214,14 @@ def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str
     ValueError
         If it is not of that kind, or was cut short or changed.
     """
+    description, shapes = read_description(store, path)
+    group = zarr.open_group(store, path=path, mode="r")
     try:
-        group = zarr.open_group(store, path=path, mode="r")
-    except (FileNotFoundError, GroupNotFoundError):
-        raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
-    names, text = group.attrs.get("arrays"), group.attrs.get("description")
-    if not isinstance(names, list) or not isinstance(text, str):
-        raise ValueError(f"{store} ({path or 'root'}) is not a group of arrays that xdan wrote, or was cut short")
-    missing = [name for name in names if str(name) not in group]
-    if missing:
-        raise ValueError(f"{store} ({path or 'root'}) was cut short: arrays {missing} are missing")
-    arrays = {str(name): np.asarray(group[str(name)][...]) for name in names}  # type: ignore[index]
-    description = json.loads(text)
-    if _digest(arrays, description) != group.attrs.get("digest"):
+        arrays = {name: np.asarray(group[name][...]) for name in shapes}  # type: ignore[index]
+        same = _digest(arrays, description) == group.attrs.get("digest")
+    except _DAMAGE as reason:
+        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: {reason}") from None
+    if not same:
         raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: its digest does not match")
     return arrays, description
 
@@ -280,11 +252,13 @@ class Checkpoint:
     """
 
     def __init__(self, store: StoreLike, identity: Mapping[str, Any]) -> None:
-        self.store, self.identity = store, {**identity, "format": _PACKED}
+        self.store = locate(store, "checkpoint")
+        check_rewritable(self.store, "checkpoint")
+        self.identity = {**identity, "format": _PACKED}
         self._slot = 0
 
     def load(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
-        """Arrays and scalars of the last save, or None where there is none.
+        """Arrays and scalars of the last save that is whole, or None where there is none.
 
         Raises
         ------
@@ -292,25 +266,57 @@ class Checkpoint:
             If the store holds another run's checkpoint.
         FileExistsError
             If it holds something else.
+        ValueError
+            If both slots are damaged.
+
+        Warns
+        -----
+        XdanWarning
+            If the last save is damaged, and the one before is taken.
         """
         if not exists(self.store):
             return None
         try:
             attributes = dict(zarr.open_group(self.store, mode="r").attrs)
-        except (FileNotFoundError, GroupNotFoundError):
+        except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, *_DAMAGE):
             attributes = {}
         if "xdan_checkpoint" not in attributes:
-            raise FileExistsError(f"{self.store} exists and is no checkpoint; choose another path for checkpoint=")
-        found = json.loads(str(attributes["xdan_checkpoint"]))
-        if differs := sorted(k for k in {*found, *self.identity} if found.get(k) != self.identity.get(k)):
-            shown = ", ".join(f"{k}: {found.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
+            raise FileExistsError(
+                f"{self.store} exists and is no checkpoint; choose another path for checkpoint=, or remove "
+                "what is there"
+            )
+        self._compare(str(attributes["xdan_checkpoint"]))
+        if "latest" not in attributes:
+            return None
+        latest = 1 if attributes["latest"] == 1 else 0
+        try:
+            self._slot, saved = latest, self._read(latest)
+        except (FileNotFoundError, ValueError) as reason:
+            try:
+                self._slot, saved = 1 - latest, self._read(1 - latest)
+            except (FileNotFoundError, ValueError):
+                raise ValueError(
+                    f"both saves in the checkpoint {self.store} are damaged: {reason}; remove it"
+                ) from None
+            warnings.warn(f"the checkpoint's last save is damaged, the one before is taken: {reason}", XdanWarning, 2)
+        return saved
+
+    def _compare(self, text: str) -> None:
+        """Refuse another run's checkpoint."""
+        try:
+            identity = json.loads(text)
+        except (ValueError, RecursionError):
+            identity = None
+        if not isinstance(identity, dict):
+            raise FileExistsError(f"{self.store} is a damaged checkpoint; remove it, or choose another path")
+        if differs := sorted(k for k in {*identity, *self.identity} if identity.get(k) != self.identity.get(k)):
+            shown = ", ".join(f"{k}: {identity.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
             raise OtherRunError(
                 f"checkpoint {self.store} is of another run ({shown}); use the same settings, or another path"
             )
-        if "latest" not in attributes:
-            return None
-        self._slot = int(str(attributes["latest"]))
-        packed, scalars = read_arrays(self.store, f"slot{self._slot}")
+
+    def _read(self, slot: int) -> tuple[dict[str, Array], dict[str, Any]]:
+        packed, scalars = read_arrays(self.store, f"slot{slot}")
         arrays: dict[str, Array] = {}
         for dtype, members in scalars.pop("_packed").items():
             edges = np.cumsum([math.prod(shape) for _, shape in members])[:-1]
@@ -320,17 +326,23 @@ class Checkpoint:
 
     def save(self, arrays: Mapping[str, Array], scalars: Mapping[str, Any]) -> None:
         """Write the other slot, then point to it."""
-        # Group and attribute in one write: a kill between two would leave a group that is no checkpoint.
-        root = zarr.open_group(
-            self.store, mode="a", zarr_format=3, attributes={"xdan_checkpoint": to_json(self.identity)}
-        )
         slot = 1 - self._slot
-        members: dict[str, list[tuple[str, Array]]] = {}
-        for name, value in arrays.items():
-            value = np.asarray(value)
-            members.setdefault(value.dtype.name, []).append((name, value))
-        packed = {dtype: np.concatenate([value.ravel() for _, value in found]) for dtype, found in members.items()}
-        shapes = {dtype: [(name, value.shape) for name, value in found] for dtype, found in members.items()}
+        packed, shapes = _pack(arrays)
+        about = {"xdan_checkpoint": to_json(self.identity)}
+        if is_local(self.store) and not exists(self.store):
+            with replacing(self.store) as place:  # a kill leaves no group that is no checkpoint
+                zarr.open_group(place, mode="w", zarr_format=3, attributes=about)
+        root = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=about)
         write_arrays(self.store, f"slot{slot}", packed, {**scalars, "_packed": shapes})
         root.attrs["latest"] = slot
         self._slot = slot
+
+
+def _pack(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, list[tuple[str, tuple[int, ...]]]]]:
+    """One array for each dtype, and the names and shapes of its parts."""
+    parts: dict[str, list[tuple[str, Array]]] = {}
+    for name, value in arrays.items():
+        value = np.asarray(value)
+        parts.setdefault(value.dtype.name, []).append((name, value))
+    packed = {dtype: np.concatenate([value.ravel() for _, value in some]) for dtype, some in parts.items()}
+    return packed, {dtype: [(name, value.shape) for name, value in some] for dtype, some in parts.items()}

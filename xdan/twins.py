@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,12 +13,14 @@ import torch
 import xarray as xr
 
 from .blocks import Array, Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array
+from .core.checks import choice, integer, real_array, shown
 from .core.dynamics import Dynamics
+from .core.dynamics.base import in_words
 from .core.methods.base import advance
-from .core.observing import ErrorCovariance, Sites, observe
+from .core.observing import ErrorCovariance, Sites, check_truth, observe
 from .core.operators import LinearOperator, Operator
 from .core.random import check_seed
-from .observing import error_from, operator_from
+from .observing import error_from, errors, operator_from
 from .schema import (
     DUAL,
     OBS,
@@ -26,10 +29,12 @@ from .schema import (
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
     attributes,
-    check_counts,
     check_order,
     state_coordinates,
 )
+from .store import sealed
+
+_MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
 
 def twin(
@@ -83,8 +88,12 @@ def twin(
 
     Raises
     ------
+    TypeError
+        For an argument of another type.
     ValueError
-        For sizes, intervals or errors that cannot be; before anything is computed.
+        For sizes, intervals or errors that cannot be, or a model whose first trajectory is not finite after its
+        spin-up, as far as half a second tells: before anything is computed. For a truth that becomes not finite later:
+        when it is computed.
 
     References
     ----------
@@ -102,38 +111,73 @@ def twin(
     sites = Sites.all() if observe is None else observe
     if not isinstance(sites, Sites):
         raise TypeError(f"observe={observe!r}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)")
-    check_counts(cycles=cycles, trajectories=trajectories)
-    if cycles < 1 or trajectories < 1:
-        raise ValueError(f"cycles={cycles}, trajectories={trajectories}: expected at least 1 of each")
-    seed = check_seed(seed)
-    if unknown := set(chunks or {}) - {TRAJECTORY, TIME}:
-        raise ValueError(f"chunks along {sorted(map(str, unknown))}: expected sizes along trajectory and time")
-    intervals = np.asarray(interval, dtype=np.float64)
-    if intervals.ndim and intervals.shape != (cycles - 1,):
-        raise ValueError(f"{intervals.size} intervals for {cycles} cycles: expected {cycles - 1}")
-    intervals = np.broadcast_to(intervals, (cycles - 1,))
-    steps = np.array([0, *(dynamics.steps_in(float(i)) for i in intervals)], dtype=np.int64)
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype={dtype!r}: expected 'float32' or 'float64'")
+    cycles = integer("cycles", cycles, least=1, most=_MOST)
+    trajectories = integer("trajectories", trajectories, least=1, most=_MOST)
+    seed, dtype = check_seed(seed), choice("dtype", dtype, ("float32", "float64"))
+    plan = _plan(chunks, trajectories, cycles)
+    intervals, steps = _intervals(interval, cycles, dynamics)
     seeing = None if operator is None else operator_from(operator, dynamics)
     dims, shape = (dynamics.dims, dynamics.shape) if seeing is None else ((OBS,), (seeing.size,))
-    size = int(np.prod(shape))
+    size = math.prod(shape)
     in_time = False
     if error_covariance is None:
         values, in_time = _deviations(error_std, dims, shape, cycles, dynamics)
     else:
-        values = torch.as_tensor(np.array(error_covariance, dtype=np.float64))
-        values = values.reshape(*shape, *shape) if values.shape == (size, size) else values
+        if not isinstance(error_std, (int, float)) or error_std != 1.0:
+            raise ValueError("expected one of error_std= and error_covariance=, both were given")
+        values = _covariance(error_covariance, dims, shape, dynamics)
     error = error_from(values, shape, seeing, cycles if in_time else None)
     sites.mask(size, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), seed)  # checks the sizes
+    like = torch.zeros((), dtype=getattr(torch, dtype))
+    error.to(like.dtype, "cpu")  # checks that the errors can be held
+    dynamics.try_start(0, seed, like)
 
-    sizes = {TRAJECTORY: min(trajectories, 64), TIME: min(cycles, 250), **(chunks or {})}
-    plan = Plan.from_chunks(_even(trajectories, sizes[TRAJECTORY]), _even(cycles, sizes[TIME]))
     outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
     shared = dask.delayed(error, traverse=False)  # one copy in the graph
     arrays = scan(_twin_block, plan, [], outputs, dynamics, sites, shared, steps, seed, dtype)
     variables = _error_variable(dims, values, in_time, dynamics.units) | _operator_variable(seeing, dynamics)
     return _label(dynamics, sites, dims, arrays, variables, intervals, seed)
+
+
+def _plan(chunks: Any, trajectories: int, cycles: int) -> Plan:
+    """Blocks of 64 trajectories and 250 cycles, or of the sizes asked for."""
+    sizes = {TRAJECTORY: 64, TIME: 250}
+    if chunks is not None:
+        if not isinstance(chunks, Mapping):
+            raise TypeError(f"chunks={shown(chunks)}: expected a mapping such as {{'trajectory': 64, 'time': 250}}")
+        if unknown := set(chunks) - set(sizes):
+            raise ValueError(f"chunks along {sorted(map(str, unknown))}: expected sizes along trajectory and time")
+        sizes |= {dim: integer(f"chunks[{dim!r}]", size, least=1) for dim, size in chunks.items()}
+    return Plan.from_chunks(_even(trajectories, sizes[TRAJECTORY]), _even(cycles, sizes[TIME]))
+
+
+def _intervals(interval: Any, cycles: int, dynamics: Dynamics) -> tuple[Array, Array]:
+    """Intervals between the cycles, and the model steps before each of them."""
+    intervals = real_array("interval", interval, finite=False)
+    if intervals.ndim and intervals.shape != (cycles - 1,):
+        raise ValueError(f"{intervals.size} intervals for {cycles} cycles: expected {cycles - 1}")
+    lengths, place = np.unique(intervals, return_inverse=True)
+    counts = np.array([dynamics.steps_in(float(length)) for length in lengths], dtype=np.int64)
+    steps = np.broadcast_to(counts[place].reshape(intervals.shape), (cycles - 1,))
+    return np.broadcast_to(intervals, (cycles - 1,)), np.concatenate([[0], steps])
+
+
+def _covariance(given: Any, dims: tuple[str, ...], shape: tuple[int, ...], dynamics: Dynamics) -> torch.Tensor:
+    """R of the shape of two states of observations."""
+    if isinstance(given, xr.DataArray):
+        both = (*dims, *(dim + DUAL for dim in dims))
+        if set(given.dims) == set(both):
+            given = given.transpose(*both)
+        for dim in set(given.dims) & set(dynamics.dims):
+            check_order(given, str(dim), dynamics)
+            dual = f"{dim}{DUAL}"
+            if {dim, dual} <= set(given.coords) and given[dim].values.tolist() != given[dual].values.tolist():
+                raise ValueError(
+                    f"error_covariance has other labels along {dual!r} than along {dim!r}: expected the same"
+                )
+    values = errors("error_covariance", given)
+    size = math.prod(shape)
+    return values.reshape(*shape, *shape) if values.shape == (size, size) else values
 
 
 def _deviations(
@@ -152,8 +196,8 @@ def _deviations(
         if wrong:
             raise ValueError(f"error_std has sizes {wrong}: expected { ({dim: sizes[dim] for dim in wrong}) }")
         given = given.expand_dims({dim: sizes[dim] for dim in order if dim not in given.dims}).transpose(*order)
-        return torch.as_tensor(np.array(given, dtype=np.float64)), in_time
-    values = torch.as_tensor(np.array(given, dtype=np.float64))
+        return errors("error_std", given), in_time
+    values = errors("error_std", given)
     if tuple(values.shape) == (*shape, *shape) != (cycles, *shape):
         raise ValueError(f"error_std has shape {tuple(values.shape)}, a matrix: pass R as error_covariance=")
     return values, values.ndim > 0 and tuple(values.shape) == (cycles, *shape)
@@ -161,8 +205,6 @@ def _deviations(
 
 def _even(total: int, size: int) -> list[int]:
     """Chunk sizes that add up to a total."""
-    if size < 1:
-        raise ValueError(f"a chunk of {size}: expected at least 1")
     return [min(size, total - start) for start in range(0, total, size)]
 
 
@@ -193,6 +235,7 @@ def _twin_block(
             x = advance(dynamics, x, step)
             states.append(x)
         truth = torch.stack(states, 1)
+        check_truth(dynamics, truth, trajectory, columns.start)
         observation = observe(truth, sites, error.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
     seen = observation if error.operator is not None else observation.unflatten(-1, dynamics.shape)
     shaped = {"truth": truth.unflatten(-1, dynamics.shape), "observation": seen}
@@ -220,6 +263,14 @@ def _operator_variable(operator: Operator | None, dynamics: Dynamics) -> dict[st
     return {"observation_operator": ((OBS, *dynamics.dims), matrix, label)}
 
 
+def _time_attributes(dynamics: Dynamics) -> dict[str, str]:
+    """Attributes of model time; they name its unit where it has one."""
+    if dynamics.time_unit is None:
+        return TIME_ATTRIBUTES
+    # Not in the attribute `units`: xarray may decode days and the like to time differences.
+    return {**TIME_ATTRIBUTES, "time_unit": in_words(dynamics.time_unit)}
+
+
 def _label(
     dynamics: Dynamics,
     sites: Sites,
@@ -241,11 +292,8 @@ def _label(
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(arrays["truth"].shape[0]), TRAJECTORY_ATTRIBUTES),
-        TIME: (TIME, np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9), TIME_ATTRIBUTES),
+        TIME: (TIME, np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9), _time_attributes(dynamics)),
         **state_coordinates(dynamics),
     }
-    return xr.Dataset(
-        {**variables, **more},
-        coordinates,
-        attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed),
-    )
+    about = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
+    return sealed(xr.Dataset({**variables, **more}, coordinates, about))

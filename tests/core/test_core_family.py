@@ -1,5 +1,8 @@
 """The other networks of the family: what each promises, exactly."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -244,22 +247,83 @@ def test_zeta_of_an_ensemble_comes_from_its_mean():
     [
         (LinearInZeta, {"form": "dense"}, "form='dense'"),
         (LinearInZeta, {"rank": 0}, "rank=0"),
-        (LinearInZeta, {"radius": 0.0}, "radius=0.0"),
+        (LinearInZeta, {"radius": 0.0}, "radius=0"),
+        (LinearInZeta, {"rank": 2000, "form": "hypernetwork"}, "rank=2000, width=9: expected at most 10000 weights"),
+        (ResidualCNN, {"filters": 10**9}, "filters=1000000000: expected at least 1 and at most 10000"),
+        (ResidualCNN, {"blocks": 200, "sub_blocks": 200}, "expected at most 10000 layers together"),
         (LinearInZeta, {"width": 4}, "width=4"),
         (EnsembleCNN, {"members": 0}, "members=0"),
         (Committee, {"networks": PAIR[:1]}, r"a committee of \['residual-cnn'\]: expected at least two"),
-        (Committee, {"networks": "abc"}, "networks='abc': expected a list of names with their parameters"),
-        (Committee, {"networks": [3, 4]}, "expected a list of names with their parameters"),
         (Committee, {}, r"a committee of \[\]: expected at least two"),
         (Committee, {"networks": [*PAIR, {"name": "committee"}]}, "none of them a committee"),
         (Committee, {"networks": [*PAIR, {"name": "ensemble-cnn"}]}, r"\['ensemble-cnn'\] take members"),
-        (Committee, {"networks": [*PAIR, {}]}, "network 'None' is unknown"),
+        (Committee, {"networks": [*PAIR, {"name": "transformer"}]}, "network 'transformer' is unknown"),
         (ResidualCNN, {"activation": "relu"}, "activation='relu'"),
     ],
 )
 def test_sizes_that_make_no_network_are_refused(cls, parameters, message):
     with pytest.raises(ValueError, match=message):
         cls(**parameters)
+
+
+@pytest.mark.parametrize(
+    ("cls", "parameters", "message"),
+    [
+        (Committee, {"networks": "abc"}, "networks='abc': expected a list of names with their parameters"),
+        (Committee, {"networks": [3, 4]}, "expected a list of names with their parameters"),
+        (Committee, {"networks": [*PAIR, {}]}, "network=None: expected one of"),
+        (
+            Committee,
+            {"networks": [*PAIR, {"name": "residual-cnn", "parameters": [3]}]},
+            r"parameters=\[3\]: expected a map",
+        ),
+        (ResidualCNN, {"filters": "3"}, "filters='3': expected an integer, at least 1"),
+        (ResidualCNN, {"filters": 3.0}, r"filters=3\.0: expected an integer"),
+        (ResidualCNN, {"kernel": None}, "kernel=None: expected an integer"),
+        (ResidualCNN, {"blocks": True}, "blocks=True: expected an integer"),
+        (ResidualCNN, {"memory": 1j}, "memory=1j: expected an integer"),
+        (ResidualCNN, {"sub_blocks": [1]}, r"sub_blocks=\[1\]: expected an integer"),
+        (ResidualCNN, {"activation": 3}, "activation=3: expected one of"),
+        (ResidualCNN, {"sees_forecast": "no"}, "sees_forecast='no': expected True or False"),
+        (LinearInZeta, {"form": None}, "form=None: expected one of"),
+        (LinearInZeta, {"radius": "2"}, "radius='2': expected a number above 0|radius='2': expected a number, above 0"),
+        (LinearInZeta, {"rank": 2.5}, r"rank=2\.5: expected an integer"),
+        (LinearInZeta, {"width": True}, "width=True: expected an integer"),
+        (EnsembleCNN, {"members": {}}, r"members=\{\}: expected an integer"),
+        (EnsembleCNN, {"exchangeable": 1}, "exchangeable=1: expected True or False"),
+    ],
+)
+def test_arguments_of_another_type_are_named(cls, parameters, message):
+    with pytest.raises(TypeError, match=message):
+        cls(**parameters)
+
+
+def test_sizes_of_numpy_are_kept_as_plain_ones():
+    sizes = {name: np.int64(3) for name in ("filters", "blocks", "sub_blocks", "kernel")}
+    nets = [
+        ResidualCNN(**sizes, memory=np.int64(2), sees_forecast=np.True_),
+        EnsembleCNN(members=np.int32(3), exchangeable=np.False_, **sizes),
+        LinearInZeta(rank=np.int64(2), radius=np.float32(1.5), width=np.int64(3), memory=np.uint8(1), **sizes),
+    ]
+    for net in nets:
+        again = json.loads(json.dumps(net.parameters_json()))
+        assert again == net.parameters_json()
+        assert {type(value) for value in again.values()} <= {int, float, bool, str}
+
+
+def test_networks_are_single_precision_whatever_the_default_of_the_process():
+    torch.set_default_dtype(torch.float64)
+    try:
+        nets = [
+            network_by_name(name.split()[0], {**({} if name == "committee" else SMALL), **FAMILY[name]})
+            for name in FAMILY
+        ]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for net in nets:
+        assert {value.dtype for value in net.state_dict().values()} == {torch.float32}
+        x, zeta = (value.float() for value in inputs(net))
+        assert net(x, zeta)[0].dtype == torch.float32
 
 
 def test_a_taper_wider_than_the_ring_and_a_wrong_number_of_members_are_refused():

@@ -106,10 +106,10 @@ def test_labels_and_json():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"sigma": 0.0}, "sigma=0.0: expected a positive number"),
-        ({"beta": math.inf}, "beta=inf: expected a positive number"),
+        ({"sigma": 0.0}, "sigma=0: expected a finite number, above 0"),
+        ({"beta": math.inf}, "beta=inf: expected a finite number, above 0"),
         ({"rho": math.nan}, "rho=nan: expected a finite number"),
-        ({"timestep": 0.06}, r"timestep=0.06: expected a step in \(0, 0.05\]"),
+        ({"timestep": 0.06}, "timestep=0.06: expected a finite number, above 0 and at most 0.05"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, message):

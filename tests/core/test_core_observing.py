@@ -274,7 +274,7 @@ def test_an_unknown_observing_network_is_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sites("some"), "'some' is unknown"),
+        (lambda: Sites("some"), "kind='some': expected one of"),
         (lambda: Sites.every(0), "step=0"),
         (lambda: Sites.every(2, 2), "offset=2"),
         (lambda: Sites.every(2, -1), "offset=-1"),

@@ -1,4 +1,4 @@
-"""Checks of arguments: a message names the argument, says what it was and what was expected; answers are plain values."""
+"""Checks of arguments: messages name the argument, what it was and what was expected; answers are plain values."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _LONGEST = 80  # characters of a value that a message shows
 
@@ -93,6 +94,40 @@ def real(
         kind = "a finite number" if finite else "a number"
         raise ValueError(f"{label}={number:g}: expected {kind}{_bounds(least, most, above, below)}")
     return number
+
+
+def real_array(label: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:
+    """Take real numbers, one or many, as a new array of float64.
+
+    Parameters
+    ----------
+    label : str
+        The argument's name.
+    value : number, sequence, NumPy array, labelled array or torch tensor
+    finite : bool
+        Whether NaN and infinity are refused.
+
+    Raises
+    ------
+    TypeError
+        For complex numbers, booleans, dates, strings, masked arrays, and whatever is no number.
+    ValueError
+        For rows of uneven length, and for values that are not finite.
+    """
+    if hasattr(value, "detach"):  # a torch tensor, perhaps of a dtype that NumPy lacks
+        value = value.detach().cpu()
+        value = value.double().numpy() if value.dtype.is_floating_point else value.numpy()
+    try:
+        array = np.asarray(value)
+    except ValueError as reason:
+        raise ValueError(f"{label}={shown(value)}: expected numbers in rows of one length ({reason})") from None
+    if array.dtype.kind not in "fiu" or np.ma.isMaskedArray(value):
+        kind = "a masked array" if np.ma.isMaskedArray(value) else f"of {array.dtype}"
+        raise TypeError(f"{label}={shown(value)} is {kind}: expected real numbers")
+    numbers = array.astype(np.float64)
+    if finite and not np.isfinite(numbers).all():
+        raise ValueError(f"{label} holds {numbers[~np.isfinite(numbers)][0]}: expected finite numbers")
+    return numbers
 
 
 def switch(label: str, value: Any) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 from .dynamics import Dynamics
 from .methods.base import advance
 from .objectives import Window
-from .observing import ErrorCovariance, Sites, observe
+from .observing import ErrorCovariance, Sites, check_truth, observe
 
 
 class EndlessTwin:
@@ -57,7 +57,13 @@ class EndlessTwin:
         self.truth = dynamics.climatology(self.trajectory, seed, like=like).flatten(1)
 
     def window(self, index: int) -> Window:
-        """Give the next cycles of the group whose turn it is."""
+        """Give the next cycles of the group whose turn it is.
+
+        Raises
+        ------
+        ValueError
+            If the truth becomes not finite.
+        """
         turn, group = divmod(index, self.groups)
         rows = slice(group * self.batch, (group + 1) * self.batch)
         truth, states = self.truth[rows].clone(), []  # a view would change under the window
@@ -67,6 +73,7 @@ class EndlessTwin:
                 truth = advance(self.dynamics, truth, self.steps)
             self.truth[rows] = truth
             record = torch.stack(states, 1)
+            check_truth(self.dynamics, record, self.trajectory[rows], turn * self.cycles)
             time = torch.arange(turn * self.cycles, (turn + 1) * self.cycles)
             trajectory = self.trajectory[rows]
             device = record.device

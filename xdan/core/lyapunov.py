@@ -78,10 +78,20 @@ def propagate(
         Q' at the end, of T Q = Q' R with the tangent propagator T.
     factor : Tensor, shape (B, M, M)
         R.
+
+    Raises
+    ------
+    ValueError
+        If a state becomes not finite.
     """
     factor: Tensor | None = None
     while steps > 0:
         x, pushed = advance_along(dynamics, x, vectors, min(between, steps))
+        if not bool(x.isfinite().all()):
+            raise ValueError(
+                f"a trajectory of {dynamics!r} grew beyond all numbers: expected a bounded attractor; check its "
+                "parameters, its timestep= and the rest= that it is spun up from, or take a shorter time"
+            )
         vectors, last = orthonormalise(pushed)
         factor = last if factor is None else last @ factor
         steps -= between

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .checks import choice, integer, shown
+from .dynamics import Dynamics
 from .operators import Operator
 from .random import Purpose, normal, uniform
+
+_KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
+
+_SYMMETRIC = 1e-5  # of the two standard deviations: by so much may R's halves differ
+_PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or solutions with R lose their digits
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,13 @@ class Sites:
         Of "every": sites offset, offset + step, ...
     low, high : int
         Of "random": how many sites, drawn evenly from low to high, ends included, at every time.
+
+    Raises
+    ------
+    TypeError
+        If the kind is no name, or another parameter no integer.
+    ValueError
+        For an unknown kind, or numbers out of range.
     """
 
     kind: str
@@ -38,11 +52,13 @@ class Sites:
     high: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("all", "every", "random"):
-            raise ValueError(f"observing network {self.kind!r} is unknown; known are 'all', 'every', 'random'")
-        if self.step < 1 or not 0 <= self.offset < self.step:
-            raise ValueError(f"step={self.step}, offset={self.offset}: expected step >= 1 and 0 <= offset < step")
-        if self.kind == "random" and not 0 <= self.low <= self.high:
+        choice("kind", self.kind, _KEYS)
+        for label in ("step", "offset", "low", "high"):
+            least = 1 if label == "step" else 0
+            object.__setattr__(self, label, integer(label, getattr(self, label), least=least))
+        if not self.offset < self.step:
+            raise ValueError(f"step={self.step}, offset={self.offset}: expected 0 <= offset < step")
+        if not self.low <= self.high:
             raise ValueError(f"low={self.low}, high={self.high}: expected 0 <= low <= high")
 
     @classmethod
@@ -62,24 +78,39 @@ class Sites:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON description."""
-        keys: dict[str, Sequence[str]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
-        return {
-            "name": "sites",
-            "parameters": {key: getattr(self, key) for key in ("kind", *keys[self.kind])},
-        }
+        return {"name": "sites", "parameters": {key: getattr(self, key) for key in ("kind", *_KEYS[self.kind])}}
 
     @classmethod
     def from_json(cls, description: Mapping[str, Any]) -> Sites:
         """The observing network that a store names.
 
+        Parameters
+        ----------
+        description : mapping
+            With "name" and "parameters"; whatever else it holds is not looked at.
+
         Raises
         ------
         ValueError
-            If the name is not known.
+            If it is no such mapping, the name is not known, or the parameters do not fit.
         """
-        if description.get("name") != "sites":
-            raise ValueError(f"observing network {description.get('name')!r} is unknown; known is 'sites'")
-        return cls(**description["parameters"])
+        try:
+            name = description.get("name") if isinstance(description, Mapping) else None
+            if name != "sites":
+                raise ValueError(f"observing network {shown(name)} is unknown: expected 'sites'")
+            parameters = description.get("parameters")
+            if not isinstance(parameters, Mapping):
+                raise ValueError(f"an observing network has parameters={shown(parameters)}: expected a mapping")
+            kind = parameters.get("kind")
+            known = {"kind", *_KEYS[choice("kind", kind, _KEYS)]}
+            if set(parameters) != known:
+                keys = sorted(map(str, parameters))
+                raise ValueError(
+                    f"an observing network of kind {kind!r} has parameters {keys}: expected {sorted(known)}"
+                )
+            return cls(**parameters)
+        except (TypeError, RecursionError) as reason:
+            raise ValueError(f"an observing network cannot be made as it is described: {reason}") from None
 
     def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
         """Which sites are observed.
@@ -134,6 +165,8 @@ class ErrorCovariance:
 
     Raises
     ------
+    TypeError
+        For what is no tensor of real floating-point numbers.
     ValueError
         If a standard deviation is not positive and finite, or R is not square, symmetric and positive definite.
     """
@@ -149,25 +182,47 @@ class ErrorCovariance:
             raise ValueError("expected exactly one of std= and covariance=")
         self.std, self.covariance, self.operator, self.in_time = std, covariance, operator, in_time
         self._factor: Tensor | None = None
-        if std is not None and not bool(((std > 0) & torch.isfinite(std)).all()):
-            bad = std[~((std > 0) & torch.isfinite(std))].flatten()[0]
-            raise ValueError(f"observation error standard deviation {bad:g}: expected positive finite values")
+        self._exact: Tensor | None = None  # R as it was given, where `to` has rounded it
+        if std is not None:
+            _check_real("observation error standard deviation", std)
+            positive = (std > 0) & torch.isfinite(std)
+            if not bool(positive.all()):
+                bad = std[~positive].flatten()[0]
+                raise ValueError(f"observation error standard deviation {bad:g}: expected positive finite values")
         if covariance is not None:
-            if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
-                raise ValueError(f"R has shape {tuple(covariance.shape)}: expected a square matrix")
-            if not torch.allclose(covariance, covariance.T, rtol=1e-5, atol=1e-8):
-                raise ValueError("R is not symmetric; expected a covariance matrix")
-            factor, info = torch.linalg.cholesky_ex(covariance)
-            if int(info) or not bool(torch.isfinite(factor).all()):
-                raise ValueError("R is not positive definite; expected a covariance matrix of full rank")
-            self._factor = factor
+            self._factor = covariance_factor("R", covariance)
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> ErrorCovariance:
-        """The same R in another dtype or on another device."""
+        """The same R in another dtype or on another device.
+
+        Raises
+        ------
+        ValueError
+            If R loses its digits in the dtype: a variance that is 0 or infinite there, or a matrix near singular.
+        """
         moved = copy.copy(self)
         for key, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(moved, key, value.to(dtype=dtype, device=device))
+        remedy = "scale the state and its errors to other units, or take float64"
+        if self.std is not None and moved.std is not None and self.std.dtype != dtype:
+            variance = moved.std**2
+            held = (variance >= torch.finfo(dtype).tiny) & variance.isfinite()
+            if not bool(held.all()):
+                bad = self.std[~held.to(self.std.device)].flatten()[0]
+                raise ValueError(
+                    f"observation error standard deviation {bad:g}: expected a square that {dtype} can hold; {remedy}"
+                )
+        if self._factor is not None and self.covariance is not None and self.covariance.dtype != dtype:
+            smallest = float(_pivots(self._factor, self.covariance).min())
+            if smallest < _PIVOTS * torch.finfo(dtype).eps:
+                raise ValueError(
+                    f"R is too near to a singular matrix for {dtype}: an observation's error is known from the others' "
+                    f"to {smallest:.1g} of its deviation; expected more than {_PIVOTS * torch.finfo(dtype).eps:.1g}; "
+                    f"{remedy}, or add to R's diagonal"
+                )
+            exact = self.covariance if self._exact is None else self._exact
+            moved._exact = exact.to(device=device)
         return moved
 
     def at(self, k: int) -> ErrorCovariance:
@@ -352,8 +407,82 @@ class ErrorCovariance:
         assert self._factor is not None
         if bool(observed.all()):
             return self._factor
-        factor: Tensor = torch.linalg.cholesky(self.masked(observed))
+        factor: Tensor
+        factor, info = torch.linalg.cholesky_ex(self.masked(observed))
+        if bool(info.any()):  # rounded, it is not positive definite any more
+            assert self._exact is not None
+            exact = ErrorCovariance(covariance=self._exact)
+            factor = torch.linalg.cholesky(exact.masked(observed)).to(factor.dtype)
         return factor
+
+
+def covariance_factor(label: str, matrix: Tensor) -> Tensor:
+    """Lower Cholesky factor of a covariance matrix.
+
+    Parameters
+    ----------
+    label : str
+        What messages call the matrix.
+    matrix : Tensor, shape (P, P)
+
+    Raises
+    ------
+    TypeError
+        For what is no tensor of real numbers.
+    ValueError
+        If it is not square, finite, symmetric relative to its variances, and positive definite in its dtype.
+    """
+    _check_real(label, matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
+        raise ValueError(f"{label} has shape {tuple(matrix.shape)}: expected a square matrix")
+    if not bool(matrix.isfinite().all()):
+        raise ValueError(f"{label} holds values that are not finite: expected a covariance matrix")
+    deviation = matrix.diagonal().abs().sqrt()
+    if bool(((matrix - matrix.T).abs() > _SYMMETRIC * deviation[:, None] * deviation).any()):
+        raise ValueError(f"{label} is not symmetric; expected a covariance matrix")
+    factor: Tensor
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    singular = 10 * len(matrix) * torch.finfo(matrix.dtype).eps  # of a variance: rounding alone leaves as much
+    if int(info) or not bool((_pivots(factor, matrix) ** 2 > singular).all()):
+        raise ValueError(f"{label} is not positive definite; expected a covariance matrix of full rank")
+    return factor
+
+
+def _pivots(factor: Tensor, matrix: Tensor) -> Tensor:
+    """Share of each deviation that the variables before it do not tell, shape (P,)."""
+    return factor.diagonal() / matrix.diagonal().sqrt()
+
+
+def _check_real(label: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else shown(value)
+        raise TypeError(f"{label} is {kind}: expected a tensor of real floating-point numbers")
+
+
+def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: int) -> None:
+    """Refuse a truth that is not finite: in a record it would be read as not observed.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    truth : Tensor, shape (R, K, N)
+    trajectory : Tensor of int64, shape (R,)
+    first : int
+        Index of the first time.
+
+    Raises
+    ------
+    ValueError
+        It names the trajectory and the time.
+    """
+    lost = ~truth.isfinite().all(-1)
+    if bool(lost.any()):
+        row, k = (int(i) for i in lost.nonzero()[lost.nonzero()[:, 1].argmin()])
+        raise ValueError(
+            f"the truth of trajectory {int(trajectory[row])} is not finite from time index {first + k} on: expected a "
+            f"model whose states stay finite; give {dynamics.name!r} a smaller timestep=, or rest= that turns noise "
+            "into states that it can bear"
+        )
 
 
 def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
@@ -382,8 +511,18 @@ def observe(
     Returns
     -------
     Tensor, shape (R, K, P)
+
+    Raises
+    ------
+    ValueError
+        If the operator gives values that are not finite.
     """
     seen = error.seen(truth)
+    if error.operator is not None and not bool(seen.isfinite().all()):
+        raise ValueError(
+            "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
+            "that nothing is observed; choose with observe= which observations are made"
+        )
     size = seen.shape[-1]
     noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
     observation = seen + error.color(noise.to(truth))  # (K, P) deviations, one row a time, where they differ in time

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
 from torch.func import vjp
 
+from .checks import integer, shown
 from .tangent import push_forward
+from .user_functions import isolated
 
 
 class Operator(ABC):
     """An observation operator H, differentiable and batched over leading axes.
+
+    A subclass may work in place or return a buffer of its own: states and observations are copied, with leading axes
+    as one. A class that does neither says so, `class Mine(Operator, pure=True)`, and saves the copies.
 
     Attributes
     ----------
@@ -24,6 +33,18 @@ class Operator(ABC):
 
     size: int
     linear: bool = False
+
+    def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
+        """Put copies around what the class defines, and drop what it inherits for another H."""
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            for follower in {"along", "adjoint", "linear"} - set(vars(cls)):
+                setattr(cls, follower, getattr(Operator, follower))
+        guards: dict[str, Callable[..., Any]] = {"along": _guard_derivative, "adjoint": _guard_derivative}
+        for name, guard in {"__call__": _guard_call, **guards}.items():
+            method = None if pure else vars(cls).get(name)
+            if inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
+                setattr(cls, name, guard(method))
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -38,11 +59,33 @@ class Operator(ABC):
         return vjp(self, x)[1](v)[0]  # type: ignore[no-any-return]
 
 
-class LinearOperator(Operator):
+def _guard_call(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Put copies around an operator's call."""
+
+    @functools.wraps(method)
+    def guarded(self: Operator, x: Tensor) -> Tensor:
+        return isolated(functools.partial(method, self), x, 1, (self.size,), "the observation operator")
+
+    return guarded
+
+
+def _guard_derivative(method: Callable[[Any, Tensor, Tensor], Tensor]) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    """Put copies around an operator's derivative or adjoint."""
+
+    @functools.wraps(method)
+    def guarded(self: Operator, x: Tensor, vectors: Tensor) -> Tensor:
+        return method(self, x.clone(), vectors.clone()).clone()
+
+    return guarded
+
+
+class LinearOperator(Operator, pure=True):
     """H x with a matrix of shape (P, N).
 
     Raises
     ------
+    TypeError
+        If it is no tensor of real numbers.
     ValueError
         If it is no matrix of finite numbers.
     """
@@ -50,7 +93,10 @@ class LinearOperator(Operator):
     linear = True
 
     def __init__(self, matrix: Tensor) -> None:
-        if matrix.ndim != 2 or not bool(matrix.isfinite().all()):
+        if not isinstance(matrix, Tensor) or matrix.is_complex() or matrix.dtype == torch.bool:
+            kind = matrix.dtype if isinstance(matrix, Tensor) else shown(matrix)
+            raise TypeError(f"H is {kind}: expected a tensor of real numbers, shape (P, N)")
+        if matrix.ndim != 2 or not len(matrix) or not bool(matrix.isfinite().all()):
             raise ValueError(f"H has shape {tuple(matrix.shape)}: expected a matrix (P, N) of finite numbers")
         self.matrix, self.size = matrix, len(matrix)
 
@@ -67,20 +113,27 @@ class LinearOperator(Operator):
         return v @ self.matrix.to(v)
 
 
-class FunctionOperator(Operator):
-    """A torch function of states (..., N) that gives observations (..., P).
+class FunctionOperator(Operator, pure=True):
+    """A torch function of states (B, N) that gives observations (B, P), called on copies.
 
     Parameters
     ----------
     function : callable
     size : int
         P.
+
+    Raises
+    ------
+    TypeError
+        For another type.
+    ValueError
+        For a size below 1.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], size: int) -> None:
-        if size < 1:
-            raise ValueError(f"size={size}: expected at least 1 observation")
-        self.function, self.size = function, int(size)
+        if not callable(function):
+            raise TypeError(f"function={shown(function)}: expected a torch function of states")
+        self.function, self.size = function, integer("size", size, least=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the function.
@@ -88,14 +141,6 @@ class FunctionOperator(Operator):
         Raises
         ------
         ValueError
-            If it gives another number of observations.
+            If it cannot take the states, or gives anything but a tensor of `size` observations for each.
         """
-        answer = self.function(x)
-        if not isinstance(answer, Tensor):
-            raise ValueError(f"the observation operator gave a {type(answer).__name__}: expected a tensor")
-        if answer.shape != (*x.shape[:-1], self.size):
-            raise ValueError(
-                f"the observation operator gave shape {tuple(answer.shape)} for states {tuple(x.shape)}: expected "
-                f"{(*x.shape[:-1], self.size)}; it must act on the last axis, and on any leading ones alike"
-            )
-        return answer
+        return isolated(self.function, x, 1, (self.size,), "the observation operator")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from enum import IntEnum
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .checks import integer, shown
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -39,12 +40,15 @@ def check_seed(seed: Any) -> int:
 
     Raises
     ------
+    TypeError
+        If it is no integer.
     ValueError
-        If it is not an integer from 0 to 2**32 - 1.
+        If it is not from 0 to 2**32 - 1.
     """
-    if not isinstance(seed, Integral) or not 0 <= int(seed) <= _WORD:
-        raise ValueError(f"seed={seed!r}: expected an integer from 0 to 2**32 - 1")
-    return int(seed)
+    try:
+        return integer("seed", seed, least=0, most=_WORD)
+    except (TypeError, ValueError) as reason:
+        raise type(reason)(f"seed={shown(seed)}: expected an integer from 0 to 2**32 - 1") from None
 
 
 def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:

@@ -1,16 +1,10 @@
 """Dynamics: the model that is forecast with, known or the user's own."""
 
-from .base import (
-    Coordinate,
-    CustomDynamics,
-    Dynamics,
-    dynamics_from_json,
-    dynamics_to_json,
-    register_dynamics,
-    runge_kutta_4,
-)
+from .base import Coordinate, Dynamics, runge_kutta_4
+from .custom import CustomDynamics
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
+from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 
 __all__ = [
     "Coordinate",

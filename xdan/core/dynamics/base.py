@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import inspect
 import math
+import time
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import XdanWarning, integer, real, shown
 from ..random import Purpose, normal
 from ..tangent import push_forward
+from ..user_functions import check_function, isolated
 
 Tendency = Callable[[Tensor], Tensor]
+
+MOST_STEPS = 10**6  # of an interval or a spin-up: more are taken for a time in other units than the model's
+MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
+_LEAST_SPIN_UP, _LEAST_SPIN_UP_STEPS = 20.0, 400
+_STILL = 1e-2  # of the spread: states that move by less in a spin-up are what it began with
+_TRIAL_SECONDS = 0.5  # that the trial of a start takes, at most
+_TRIAL_STEPS = 50  # between two looks at the clock
+
+# What a class inherits, written out for one model, says nothing of a model whose step it replaces.
+_FOLLOWS = {
+    "tendency": ("advance", "advance_along"),
+    "step": ("advance", "advance_along", "retreat"),
+    "advance": ("advance_along",),
+}
 
 
 @dataclass(frozen=True)
@@ -26,17 +47,44 @@ class Coordinate:
     attributes: dict[str, str] = field(default_factory=dict)
 
 
-def runge_kutta_4(tendency: Tendency, x: Tensor, timestep: float) -> Tensor:
-    """Advance dx/dt = tendency(x) by one step of the classical fourth-order Runge-Kutta scheme."""
-    k1 = tendency(x)
-    k2 = tendency(torch.add(x, k1, alpha=timestep / 2))
-    k3 = tendency(torch.add(x, k2, alpha=timestep / 2))
+def runge_kutta_4(tendency: Tendency, x: Tensor, timestep: float, *, pure: bool = False) -> Tensor:
+    """Advance dx/dt = tendency(x) by one step of the classical fourth-order Runge-Kutta scheme.
+
+    Parameters
+    ----------
+    tendency : callable
+    x : Tensor, shape (..., *shape)
+    timestep : float
+    pure : bool
+        Whether the tendency leaves its argument alone and returns a new tensor at every call. Otherwise states and
+        tendencies are copied, as it may work in place or return a buffer of its own.
+    """
+
+    def kept(value: Tensor) -> Tensor:
+        return value if pure else value.clone()
+
+    k1 = kept(tendency(kept(x)))
+    k2 = kept(tendency(torch.add(x, k1, alpha=timestep / 2)))
+    k3 = kept(tendency(torch.add(x, k2, alpha=timestep / 2)))
     k4 = tendency(torch.add(x, k3, alpha=timestep))
     return x + timestep / 6 * (k1 + 2 * (k2 + k3) + k4)
 
 
+class _DefaultSpinUp:
+    """The spin-up of a dynamics that says nothing of it: it follows the step, whatever the unit of time."""
+
+    def __get__(self, dynamics: Any, owner: type | None = None) -> float:
+        timestep = 0.0 if dynamics is None else float(dynamics.timestep)
+        return max(_LEAST_SPIN_UP, _LEAST_SPIN_UP_STEPS * timestep)
+
+
 class Dynamics(ABC):
     """An autonomous model M of Eq. 1a, differentiable and batched over leading axes.
+
+    The methods of a subclass may work in place or return buffers of their own: their arguments and results are copied,
+    with leading axes as one. A class that does neither says so, `class Mine(Dynamics, pure=True)`, and saves the
+    copies. A subclass of a known model that replaces its `tendency` or `step` advances by that step, whatever faster
+    way the known model has.
 
     Attributes
     ----------
@@ -51,7 +99,9 @@ class Dynamics(ABC):
     units : str
         Units of the state.
     spin_up_time : float
-        Model time after which a random start lies on the attractor.
+        Model time after which a random start lies on the attractor; by default 20 units and at least 400 steps.
+    time_unit : numpy.timedelta64, optional
+        How long one unit of model time lasts; None where time has no dimension.
     """
 
     name: ClassVar[str] = "unnamed"
@@ -59,7 +109,23 @@ class Dynamics(ABC):
     coordinates: dict[str, Coordinate]
     timestep: float
     units: str = "1"
-    spin_up_time: float = 20.0
+    spin_up_time: float = _DefaultSpinUp()  # type: ignore[assignment]
+    time_unit: np.timedelta64 | None = None
+    _vetted: bool = False
+
+    def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
+        """Put copies around what the class defines, and drop what it inherits and no longer holds."""
+        super().__init_subclass__(**options)
+        if "_vetted" not in vars(cls):
+            cls._vetted = pure and cls.__module__.startswith("xdan.")
+        for name in set(vars(cls)) & set(_FOLLOWS):
+            for follower in set(_FOLLOWS[name]) - set(vars(cls)):
+                setattr(cls, follower, getattr(Dynamics, follower))
+        if not pure:
+            for name, guard in _GUARDS.items():
+                method = vars(cls).get(name)
+                if inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
+                    setattr(cls, name, guard(method))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -135,9 +201,12 @@ class Dynamics(ABC):
         Raises
         ------
         ValueError
-            If the interval is not a positive multiple of `timestep`.
+            If the interval is not a positive multiple of `timestep`, or has more than a million of them.
+        TypeError
+            If it is no number.
         """
-        if not math.isfinite(interval):
+        interval = real("interval", interval, finite=False)
+        if math.isinf(interval):
             raise ValueError(
                 f"an interval of {interval}: expected a positive multiple of the time step {self.timestep:g}"
             )
@@ -146,15 +215,127 @@ class Dynamics(ABC):
         if steps < 1 or not math.isclose(ratio, steps, rel_tol=1e-4):
             raise ValueError(
                 f"an interval of {interval:g} is not a positive multiple of the {self.name} time step "
-                f"{self.timestep:g}; choose the interval or the dynamics' timestep= so that it is"
+                f"{self.timestep:g}; choose the interval or the dynamics' timestep= so that it is, as expected"
+            )
+        if steps > MOST_STEPS:
+            raise ValueError(
+                f"an interval of {interval:g} takes {steps} steps of {self.timestep:g}: expected at most {MOST_STEPS}; "
+                "is the time in other units than the model's?"
             )
         return steps
 
+    def spin_up_steps(self) -> int:
+        """Number of steps in the spin-up.
+
+        Raises
+        ------
+        ValueError
+            If `spin_up_time` is negative, not finite, or more than a million steps.
+        """
+        ratio = real("spin_up_time", self.spin_up_time, least=0.0) / self.timestep
+        if ratio > MOST_STEPS:
+            raise ValueError(
+                f"spin_up_time={self.spin_up_time:g} takes {ratio:.3g} steps of timestep={self.timestep:g}: expected "
+                f"at most {MOST_STEPS}; is it in other units than the model's time?"
+            )
+        return round(ratio)
+
     def fingerprint(self) -> Tensor:
         """Where a step takes a fixed state, rounded: tells dynamics of one name and description from each other."""
+        self.vet()
         x = torch.linspace(0.1, 1.0, math.prod(self.shape), dtype=torch.float64).reshape(1, *self.shape)
         with torch.no_grad():
             return self.advance(x, 1).cpu().round(decimals=9)
+
+    def vet(self) -> None:
+        """Try what a user wrote, once for an object, at two states; the classes of xdan are not tried.
+
+        Raises
+        ------
+        ValueError
+            If a step, or what a spin-up begins from, fails, is random, or mixes the states of a batch; if `advance`
+            is not so many steps; or if the spin-up cannot be.
+        TypeError
+            If `time_unit` is no time.
+        """
+        if self._vetted:
+            return
+        object.__setattr__(self, "_vetted", True)  # before the trial, which comes back here; classes may be frozen
+        try:
+            self._try_out()
+        except BaseException:
+            object.__setattr__(self, "_vetted", False)
+            raise
+
+    def _try_out(self) -> None:
+        if self.time_unit is not None:
+            check_time_unit(self.time_unit)
+        warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
+        labels = torch.arange(2)
+        noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(self.shape)).reshape(2, *self.shape)
+        try:
+            self._try_at(noise)
+        except ValueError as reason:
+            # A function whose own tensors are of single precision serves records of single precision.
+            if not isinstance(reason.__cause__, RuntimeError):
+                raise
+            try:
+                self._try_at(noise.to(torch.float32))
+            except ValueError:
+                raise reason from None
+
+    def _try_at(self, noise: Tensor) -> None:
+        check_function(self.rest, noise, self._label("rest"))
+        with torch.no_grad():
+            states = self.rest(noise)
+        check_function(self.step, states, self._label("step"))
+        if type(self).advance is Dynamics.advance:
+            return
+        with torch.no_grad():
+            twice, stepped = self.advance(states.clone(), 2), self.step(self.step(states))
+        if not torch.allclose(twice, stepped, rtol=1e-4, atol=1e-4 * float(states.abs().max()), equal_nan=True):
+            raise ValueError(
+                f"{self._label('advance')} over 2 steps is not what two calls of step() give: expected the same model"
+            )
+
+    def _label(self, method: str) -> str:
+        return f"{method}() of the dynamics {self.name!r}"
+
+    def try_start(self, label: int, seed: int, like: Tensor) -> None:
+        """Spin up one start for half a second at most, to learn early of a model that cannot bear it.
+
+        Raises
+        ------
+        ValueError
+            If the state is not finite after it.
+        """
+        total, done = self.spin_up_steps(), 0
+        until = time.monotonic() + _TRIAL_SECONDS
+        with torch.no_grad():
+            state = self._start([label], seed, 1, Purpose.INITIAL_STATE, like)
+            while done < total and time.monotonic() < until:
+                steps = min(_TRIAL_STEPS if done else 1, total - done)
+                state, done = self.advance(state, steps), done + steps
+        self._check_spun_up(state, done)
+
+    def _start(self, labels: Sequence[int] | Tensor, seed: int, members: int, purpose: Purpose, like: Tensor) -> Tensor:
+        """States to spin up from, shape (R members, *shape)."""
+        self.vet()
+        if not isinstance(labels, (Tensor, range)):
+            labels = [integer("labels", label) for label in labels]
+        keys, origin = torch.as_tensor(labels, dtype=torch.int64).cpu(), torch.zeros(1, dtype=torch.int64)
+        size = math.prod(self.shape)
+        noise = torch.cat([normal(seed, purpose, keys, origin, size, member) for member in range(members)], 1)
+        return self.rest(noise.to(like).reshape(-1, *self.shape))
+
+    def _check_spun_up(self, state: Tensor, steps: int) -> None:
+        lost = ~state.isfinite().flatten(1).all(1)
+        if bool(lost.any()):
+            raise ValueError(
+                f"{int(lost.sum())} of {len(lost)} states of {self.name!r} are not finite after {steps} steps of the "
+                "spin-up: expected finite states; give rest= that turns noise into states that the model can bear, a "
+                "smaller timestep=, or a shorter spin_up_time="
+            )
 
     def climatology(
         self,
@@ -181,15 +362,39 @@ class Dynamics(ABC):
         Returns
         -------
         Tensor, shape (R, members, *shape)
+
+        Raises
+        ------
+        ValueError
+            If some states are not finite after the spin-up, or the dynamics is refused by `vet`.
+
+        Warns
+        -----
+        XdanWarning
+            Where the states hardly move in the spin-up.
         """
-        like = torch.zeros(()) if like is None else like
-        keys, origin = torch.as_tensor(labels, dtype=torch.int64).cpu(), torch.zeros(1, dtype=torch.int64)
-        size = math.prod(self.shape)
-        noise = torch.cat([normal(seed, purpose, keys, origin, size, member) for member in range(members)], 1)
+        like = torch.zeros((), dtype=torch.float32) if like is None else like
+        members, steps = integer("members", members, least=1), self.spin_up_steps()
         with torch.no_grad():
-            start = self.rest(noise.to(like).reshape(-1, *self.shape))
-            state = self.advance(start, round(self.spin_up_time / self.timestep))
-        return state.reshape(len(keys), members, *self.shape)
+            start = self._start(labels, seed, members, purpose, like)
+            state = self.advance(start, steps)
+        self._check_spun_up(state, steps)
+        self._warn_of_rest(start, state, steps)
+        return state.reshape(-1, members, *self.shape)
+
+    def _warn_of_rest(self, start: Tensor, state: Tensor, steps: int) -> None:
+        """Warn where a spin-up ends where it began; a model whose states stay for ever is left in peace."""
+        if not steps or type(self)._vetted or start.numel() < 2:
+            return
+        moved, spread = float((state - start).square().mean().sqrt()), float(start.std())
+        if 0 < moved < _STILL * spread:
+            warnings.warn(
+                f"in a spin-up of {steps} steps ({steps * self.timestep:g} units of model time) the states of "
+                f"{self.name!r} moved by {moved:.2g} where they differ by {spread:.2g}: they are still the noise that "
+                "they began from. Is spin_up_time= or timestep= in other units than the model's time?",
+                XdanWarning,
+                stacklevel=3,
+            )
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.parameters() == other.parameters()
@@ -202,151 +407,124 @@ class Dynamics(ABC):
         return f"{type(self).__name__}({inside})"
 
 
-class CustomDynamics(Dynamics):
-    """A user's own model from a torch function.
+def accurate_timestep(value: Any) -> float:
+    """Take a step of a Lorenz model, beyond 0.05 of which Runge-Kutta 4 is inaccurate."""
+    return real("timestep", value, above=0.0, most=0.05)
+
+
+def check_time_unit(value: Any) -> np.timedelta64:
+    """Take how long one unit of model time lasts, in nanoseconds.
 
     Parameters
     ----------
-    tendency : callable, optional
-        dx/dt for states of shape (..., *shape), stepped by Runge-Kutta 4.
-    step : callable, optional
-        The advance over one `timestep`, instead of `tendency`.
-    state : mapping
-        Each dim's name to its length or to its coordinate values.
-    timestep : float
-        Internal step in model time units.
-    name : str
-        Written into stores. A store that names it is opened with `dynamics=`, as functions are not stored.
-    spin_up_time, units
-        As for `Dynamics`.
-    rest : callable, optional
-        From standard normal noise to a state to spin up from.
-    distance : callable, optional
-        From component indices of shapes (n, 1) and (1, N) of the flattened state to their distances, (n, N);
-        localised methods need it.
+    value : numpy.timedelta64 or datetime.timedelta
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    ValueError
+        If it is not positive, or has no fixed length, as months.
+    """
+    if not isinstance(value, (np.timedelta64, datetime.timedelta)):
+        raise TypeError(
+            f"time_unit={shown(value)}: expected how long one unit of model time lasts, for example "
+            "np.timedelta64(1, 'D')"
+        )
+    fixed = isinstance(value, datetime.timedelta) or np.datetime_data(value.dtype)[0] not in ("Y", "M", "generic")
+    duration = np.timedelta64(value, "ns") if fixed else np.timedelta64("NaT", "ns")
+    if not duration > np.timedelta64(0, "ns"):
+        raise ValueError(f"time_unit={shown(value)}: expected a positive time of fixed length, of a nanosecond or more")
+    return duration
+
+
+def in_words(duration: np.timedelta64) -> str:
+    """A duration in the largest unit that it is whole of, such as "5 days"."""
+    nanoseconds = int(duration / np.timedelta64(1, "ns"))
+    units = (("days", 86_400 * 10**9), ("hours", 3600 * 10**9), ("minutes", 60 * 10**9), ("seconds", 10**9))
+    for name, size in units:
+        if nanoseconds % size == 0:
+            return f"{nanoseconds // size} {name}"
+    return f"{nanoseconds} nanoseconds"
+
+
+def warn_of_short_spin_up(spin_up_time: float, timestep: float, steps: int) -> None:
+    """Warn of a spin-up that is asked for and shorter than one step."""
+    if 0 < spin_up_time < timestep:
+        warnings.warn(
+            f"spin_up_time={spin_up_time:g} is less than one timestep={timestep:g}, so the spin-up has {steps} steps. "
+            "Is it in other units than the model's time? Leave it out for at least 400 steps, or give 0 for none",
+            XdanWarning,
+            stacklevel=3,
+        )
+
+
+def _guard_states(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Put copies around a method from states to states."""
+
+    @functools.wraps(method)
+    def guarded(self: Dynamics, x: Tensor, *more: Any, **options: Any) -> Tensor:
+        def function(states: Tensor) -> Tensor:
+            return method(self, states, *more, **options)
+
+        shape = self.shape
+        return isolated(function, x, len(shape), shape, self._label(method.__name__))
+
+    return guarded
+
+
+def _guard_directions(method: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Put copies around a tangent linear model."""
+
+    @functools.wraps(method)
+    def guarded(self: Dynamics, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        after, pushed = method(self, x.clone(), directions.clone(), steps)
+        if after.shape != x.shape or pushed.shape != directions.shape:
+            raise ValueError(
+                f"{self._label(method.__name__)} gave shapes {tuple(after.shape)} and {tuple(pushed.shape)}: expected "
+                f"{tuple(x.shape)} and {tuple(directions.shape)}"
+            )
+        return after.clone(), pushed.clone()
+
+    return guarded
+
+
+def check_distances(distances: Any, sites: Tensor, size: int, label: str) -> Tensor | None:
+    """Refuse what is no matrix of distances from some components to all.
 
     Raises
     ------
     ValueError
-        Unless exactly one of `tendency` and `step` is given, or if the state has no dims.
-
-    Examples
-    --------
-    >>> import torch
-    >>> decay = CustomDynamics(lambda x: -x, state={"x": 3}, timestep=0.1, spin_up_time=0.0)
-    >>> decay.advance(torch.ones(2, 3), 10).shape
-    torch.Size([2, 3])
     """
-
-    name = "custom"
-
-    def __init__(
-        self,
-        tendency: Tendency | None = None,
-        *,
-        step: Tendency | None = None,
-        state: Mapping[str, int | Sequence[float] | Sequence[str]],
-        timestep: float,
-        name: str = "custom",
-        spin_up_time: float = 20.0,
-        units: str = "1",
-        rest: Tendency | None = None,
-        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
-    ) -> None:
-        if (tendency is None) == (step is None):
-            raise ValueError("expected exactly one of tendency= and step=")
-        if not state:
-            raise ValueError("state= names no dims; expected for example state={'x': 40}")
-        if not timestep > 0:
-            raise ValueError(f"timestep={timestep}: expected a positive number")
-        self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
-        self.coordinates = {
-            dim: Coordinate(tuple(range(value) if isinstance(value, int) else value)) for dim, value in state.items()
-        }
-        self.dims = tuple(state)
-        self.timestep, self.spin_up_time, self.units = timestep, spin_up_time, units
-        self.label = name
-
-    def parameters(self) -> dict[str, Any]:
-        """Describe the dynamics; functions are named, not stored."""
-        function = self._tendency or self._step
-        return {
-            "label": self.label,
-            "function": getattr(function, "__qualname__", type(function).__name__),
-            "state": {dim: list(c.values) for dim, c in self.coordinates.items()},
-            "timestep": self.timestep,
-            "spin_up_time": self.spin_up_time,
-        }
-
-    def __eq__(self, other: object) -> bool:
-        # The name of a function does not tell it from another of the same scope.
-        return (
-            isinstance(other, CustomDynamics)
-            and super().__eq__(other)
-            and torch.equal(self.fingerprint(), other.fingerprint())
-        )
-
-    __hash__ = Dynamics.__hash__
-
-    def step(self, x: Tensor) -> Tensor:
-        """Advance states of shape (..., *shape) by one `timestep`."""
-        if self._step is not None:
-            return self._step(x)
-        assert self._tendency is not None
-        return runge_kutta_4(self._tendency, x, self.timestep)
-
-    def retreat(self, x: Tensor, steps: int) -> Tensor:
-        """Go back in time with the tendency."""
-        if self._tendency is None:
-            return super().retreat(x, steps)
-        for _ in range(steps):
-            x = runge_kutta_4(self._tendency, x, -self.timestep)
-        return x
-
-    def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances from some components to all."""
-        if self._distance is None:
-            return None
-        return self._distance(sites[:, None], torch.arange(math.prod(self.shape), device=sites.device)[None])
-
-    def rest(self, noise: Tensor) -> Tensor:
-        """Turn noise into a state to spin up from."""
-        return noise if self._rest is None else self._rest(noise)
-
-
-_REGISTRY: dict[str, type[Dynamics]] = {}
-
-
-def register_dynamics(cls: type[Dynamics]) -> type[Dynamics]:
-    """Register a dynamics class under its `name`, so that stores can refer to it."""
-    _REGISTRY[cls.name] = cls
-    return cls
-
-
-def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
-    """Describe a dynamics as a name and its parameters."""
-    return {"name": dynamics.name, "parameters": dynamics.parameters()}
-
-
-def dynamics_from_json(description: Mapping[str, Any]) -> Dynamics:
-    """Make the dynamics that a store names.
-
-    Raises
-    ------
-    ValueError
-        If the name is not registered or the parameters do not fit; nothing is imported.
-    """
-    name = description.get("name")
-    if name not in _REGISTRY:
+    if distances is None:
+        return None
+    shape = (len(sites), size)
+    if not isinstance(distances, Tensor) or tuple(distances.shape) != shape:
+        kind = tuple(distances.shape) if isinstance(distances, Tensor) else type(distances).__name__
         raise ValueError(
-            f"dynamics {name!r} is not registered; known are {sorted(_REGISTRY)}. "
-            "Pass dynamics= with the model that made the record"
+            f"{label} gave {kind}: expected a tensor of shape {shape}, from each of some components to all"
         )
-    cls, parameters = _REGISTRY[name], dict(description.get("parameters", {}))
-    accepted = set(inspect.signature(cls).parameters)
-    if unknown := set(parameters) - accepted:
-        raise ValueError(
-            f"dynamics {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}. "
-            "Was the store written by a newer xdan? Otherwise pass dynamics="
-        )
-    return cls(**parameters)
+    if distances.dtype == torch.bool or distances.is_complex() or not bool((distances >= 0).all()):
+        raise ValueError(f"{label} gave values that are no distances: expected real numbers, 0 or more")
+    return distances.clone()
+
+
+def _guard_distances(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Put copies around distances."""
+
+    @functools.wraps(method)
+    def guarded(self: Dynamics, sites: Tensor) -> Tensor | None:
+        distances = method(self, sites.clone())
+        return check_distances(distances, sites, math.prod(self.shape), self._label(method.__name__))
+
+    return guarded
+
+
+_GUARDS: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "step": _guard_states,
+    "advance": _guard_states,
+    "retreat": _guard_states,
+    "rest": _guard_states,
+    "advance_along": _guard_directions,
+    "distances": _guard_distances,
+}

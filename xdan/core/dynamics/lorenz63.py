@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .base import Coordinate, Dynamics, register_dynamics, runge_kutta_4
+from ..checks import real
+from .base import Coordinate, Dynamics, accurate_timestep, runge_kutta_4
+from .registry import register_dynamics
 
 
 @register_dynamics
-class Lorenz63(Dynamics):
+class Lorenz63(Dynamics, pure=True):
     """Lorenz-63, dx/dt = sigma (y - x), dy/dt = x (rho - z) - y, dz/dt = x y - beta z.
 
     Parameters
@@ -24,8 +25,10 @@ class Lorenz63(Dynamics):
 
     Raises
     ------
+    TypeError
+        For what is no number.
     ValueError
-        If sigma or beta is not positive, rho is not finite, or the step is not in (0, 0.05].
+        If sigma or beta is not positive, a number is not finite, or the step is not in (0, 0.05].
 
     References
     ----------
@@ -41,14 +44,8 @@ class Lorenz63(Dynamics):
     dims = ("component",)
 
     def __init__(self, sigma: float = 10.0, rho: float = 28.0, beta: float = 8.0 / 3.0, timestep: float = 0.01) -> None:
-        for label, value in (("sigma", sigma), ("beta", beta)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{label}={value}: expected a positive number")
-        if not math.isfinite(rho):
-            raise ValueError(f"rho={rho}: expected a finite number")
-        if not 0.0 < timestep <= 0.05:
-            raise ValueError(f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate")
-        self.sigma, self.rho, self.beta, self.timestep = float(sigma), float(rho), float(beta), float(timestep)
+        self.sigma, self.beta = real("sigma", sigma, above=0.0), real("beta", beta, above=0.0)
+        self.rho, self.timestep = real("rho", rho), accurate_timestep(timestep)
         self.coordinates = {
             "component": Coordinate(("x", "y", "z"), {"long_name": "component of the state", "units": "1"})
         }
@@ -60,7 +57,7 @@ class Lorenz63(Dynamics):
     def retreat(self, x: Tensor, steps: int) -> Tensor:
         """Go back in time by Runge-Kutta steps."""
         for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep)
+            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
         return x
 
     def tendency(self, x: Tensor) -> Tensor:
@@ -70,13 +67,13 @@ class Lorenz63(Dynamics):
 
     def step(self, x: Tensor) -> Tensor:
         """Advance states of shape (..., 3) by one `timestep`."""
-        return runge_kutta_4(self.tendency, x, self.timestep)
+        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states (B, 3), and directions (B, M, 3) by the tangent linear model, written out."""
         together = torch.cat([x[:, None], directions], 1)
         for _ in range(steps):
-            together = runge_kutta_4(self._tendency_along, together, self.timestep)
+            together = runge_kutta_4(self._tendency_along, together, self.timestep, pure=True)
         return together[:, 0], together[:, 1:]
 
     def _tendency_along(self, together: Tensor) -> Tensor:

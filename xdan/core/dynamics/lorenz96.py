@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..checks import integer, real
 from ..pool import Pool
-from .base import Coordinate, Dynamics, register_dynamics, runge_kutta_4
+from .base import MOST_COMPONENTS, Coordinate, Dynamics, accurate_timestep, runge_kutta_4
+from .registry import register_dynamics
 
 _COLUMNS = 1024  # states per pass: the buffers of one pass stay in the second-level cache
 
 
 @register_dynamics
-class Lorenz96(Dynamics):
+class Lorenz96(Dynamics, pure=True):
     """Lorenz-96, dx_n/dt = (x_{n+1} - x_{n-2}) x_{n-1} - x_n + F on a ring.
 
     Parameters
     ----------
     sites : int
-        Number of sites, at least 4.
+        Number of sites, at least 4, as four neighbours are coupled.
     forcing : float
         F; 8 is chaotic.
     timestep : float
@@ -30,8 +31,10 @@ class Lorenz96(Dynamics):
 
     Raises
     ------
+    TypeError
+        If the sites are no integer, or another parameter is no number.
     ValueError
-        If there are fewer than 4 sites, or the step is not in (0, 0.05].
+        If there are fewer than 4 sites or more than ten million, or the step is not in (0, 0.05].
 
     References
     ----------
@@ -47,16 +50,11 @@ class Lorenz96(Dynamics):
     dims = ("x",)
 
     def __init__(self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05) -> None:
-        if sites < 4:
-            raise ValueError(f"sites={sites}: Lorenz-96 couples four neighbours, so expected at least 4")
-        if not math.isfinite(forcing):
-            raise ValueError(f"forcing={forcing}: expected a finite number")
-        if not 0.0 < timestep <= 0.05:
-            raise ValueError(f"timestep={timestep}: expected a step in (0, 0.05], beyond it RK4 is inaccurate")
-        self.sites, self.forcing, self.timestep = sites, float(forcing), float(timestep)
+        self.sites = integer("sites", sites, least=4, most=MOST_COMPONENTS)
+        self.forcing, self.timestep = real("forcing", forcing), accurate_timestep(timestep)
         self._tapes: Pool[_Tape] = Pool()
         axis = {"axis": "X", "long_name": "site on the ring", "units": "1"}
-        self.coordinates = {"x": Coordinate(tuple(range(sites)), axis)}
+        self.coordinates = {"x": Coordinate(tuple(range(self.sites)), axis)}
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
@@ -69,7 +67,7 @@ class Lorenz96(Dynamics):
     def retreat(self, x: Tensor, steps: int) -> Tensor:
         """Go back in time by Runge-Kutta steps."""
         for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep)
+            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
         return x
 
     def distances(self, sites: Tensor) -> Tensor:
@@ -84,7 +82,7 @@ class Lorenz96(Dynamics):
 
     def step(self, x: Tensor) -> Tensor:
         """Advance states of shape (..., sites) by one `timestep`."""
-        return runge_kutta_4(self.tendency, x, self.timestep)
+        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states (B, sites), and directions (B, M, sites) by the tangent linear model, written out."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance, split_observation
+from ..user_functions import in_transform
 
 State = dict[str, Tensor]
 """What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
@@ -206,6 +207,8 @@ def advance(dynamics: Dynamics, x: Tensor, steps: int) -> Tensor:
     """Advance flattened states of shape (..., N)."""
     if steps == 0:
         return x
+    if not in_transform(x):
+        dynamics.vet()
     return dynamics.advance(x.reshape(*x.shape[:-1], *dynamics.shape), steps).reshape(x.shape)
 
 
@@ -213,6 +216,8 @@ def advance_along(dynamics: Dynamics, x: Tensor, directions: Tensor, steps: int)
     """Advance flattened states (B, N), and directions (B, M, N) at them by the tangent linear model."""
     if steps == 0:
         return x, directions
+    if not in_transform(x):
+        dynamics.vet()
     shape = dynamics.shape
     after, pushed = dynamics.advance_along(x.unflatten(1, shape), directions.unflatten(2, shape), steps)
     return after.flatten(1), pushed.flatten(2)

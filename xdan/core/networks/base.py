@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from ..checks import shown
+
+_SPARE = 16  # tensors that a constructor may register and then replace
+_SHOWN = 4  # names that a message lists
 
 
 class AnalysisNetwork(nn.Module, ABC):
@@ -38,9 +47,9 @@ class AnalysisNetwork(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("state_mean", torch.zeros(()))
-        self.register_buffer("state_std", torch.ones(()))
-        self.register_buffer("error_std", torch.ones(()))
+        self.register_buffer("state_mean", torch.zeros((), dtype=torch.float32))
+        self.register_buffer("state_std", torch.ones((), dtype=torch.float32))
+        self.register_buffer("error_std", torch.ones((), dtype=torch.float32))
 
     @abstractmethod
     def parameters_json(self) -> dict[str, Any]:
@@ -86,27 +95,91 @@ _NETWORKS: dict[str, tuple[type[AnalysisNetwork], Mapping[str, Any]]] = {}
 
 
 def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
-    """Register a network class under its `name`."""
-    _NETWORKS[cls.name] = cls, {}
+    """Register a network class under its `name`.
+
+    Raises
+    ------
+    TypeError
+        For what is no class of networks, or has no name of its own.
+    ValueError
+        If another class has the name: stores that hold it would open as this one.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, AnalysisNetwork):
+        raise TypeError(f"cls={shown(cls)}: expected a class derived from AnalysisNetwork")
+    if not isinstance(vars(cls).get("name"), str):
+        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which stores refer to")
+    _register(cls.name, cls, {})
     return cls
 
 
 def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) -> None:
-    """Register a class with some of its parameters set, under another name; it is saved under its own."""
+    """Register a class with some of its parameters set, under another name; it is saved under its own.
+
+    Raises
+    ------
+    TypeError
+        For a name that is no string, or what is no class of networks.
+    ValueError
+        If another class has the name.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name={shown(name)}: expected a string")
+    if not isinstance(cls, type) or not issubclass(cls, AnalysisNetwork):
+        raise TypeError(f"cls={shown(cls)}: expected a class derived from AnalysisNetwork")
+    _register(name, cls, parameters)
+
+
+def _register(name: str, cls: type[AnalysisNetwork], parameters: Mapping[str, Any]) -> None:
+    holder = _NETWORKS[name][0] if name in _NETWORKS else cls
+    # A notebook's cell that runs again defines its class anew.
+    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"the name {name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another `name` for "
+            f"{cls.__qualname__}, as stores refer to networks by it"
+        )
     _NETWORKS[name] = cls, parameters
 
 
-def network_parameters(name: str) -> set[str]:
-    """Names of a registered network's parameters.
+def registered_name(network: AnalysisNetwork) -> str:
+    """Name under which a network's class is registered, so that a store of its weights opens as the same class.
 
     Raises
     ------
     ValueError
+        If the class is not registered.
+    """
+    cls = type(network)
+    name = getattr(cls, "name", None)
+    if name not in _NETWORKS or _NETWORKS[name][0] is not cls:
+        raise ValueError(
+            f"{cls.__name__} is not registered, and a saved one could not be opened as what it is: expected a `name` "
+            "of its own and the decorator register_network of xdan.core.networks"
+        )
+    return str(name)
+
+
+def network_parameters(name: str) -> set[str]:
+    """Names of a registered network's parameters, and of those that it hands on to its parent's by `**`.
+
+    Raises
+    ------
+    TypeError
+        If the name is no string.
+    ValueError
         If the name is not registered.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"network={shown(name)}: expected one of {sorted(_NETWORKS)}")
     if name not in _NETWORKS:
-        raise ValueError(f"network {name!r} is unknown; known are {sorted(_NETWORKS)}")
-    return set(inspect.signature(_NETWORKS[name][0]).parameters)
+        raise ValueError(f"network {shown(name)} is unknown; known are {sorted(_NETWORKS)}: expected one of them")
+    names: set[str] = set()
+    for cls in _NETWORKS[name][0].__mro__:
+        if "__init__" in vars(cls):
+            _, *parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
+            names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                break
+    return names
 
 
 def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
@@ -114,11 +187,127 @@ def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork
 
     Raises
     ------
+    TypeError
+        If the name is no string, the parameters are no mapping, or one of them has the wrong type.
     ValueError
-        If the name is not registered or a parameter is unknown; nothing is imported.
+        If the name is not registered, or a parameter is unknown or cannot be; nothing is imported.
     """
     accepted = network_parameters(name)
+    if not isinstance(parameters, Mapping):
+        raise TypeError(f"parameters={shown(parameters)}: expected a mapping of the network's parameters")
     cls, preset = _NETWORKS[name]
-    if unknown := set(parameters) - accepted:
-        raise ValueError(f"network {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
+    if unknown := sorted(str(label) for label in parameters if label not in accepted):
+        raise ValueError(
+            f"network {name!r} has no parameters {unknown[:_SHOWN]}; it takes {sorted(accepted)}: expected some"
+        )
     return cls(**{**preset, **parameters})
+
+
+def network_of_shapes(
+    name: str, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> AnalysisNetwork:
+    """Make a registered network that has tensors of some names and shapes, without memory for them.
+
+    It is made on torch's meta device, and its making ends as soon as it has more tensors, or values, than are known:
+    a description may claim any size. A class that cannot be made on that device is made on the CPU, with that bound.
+
+    Parameters
+    ----------
+    name : str
+        A registered name.
+    parameters : mapping
+        Of the network.
+    shapes : mapping of str to tuple of int
+        What its `state_dict` should hold.
+
+    Returns
+    -------
+    AnalysisNetwork
+        To ask for its sizes; its tensors have no values.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network, or its names or shapes are others.
+    """
+    title = f"network {shown(name) if isinstance(name, str) else type(name).__name__}"
+    try:
+        network = _bounded(name, parameters, shapes)
+    except _LargerError:
+        values = sum(map(math.prod, shapes.values()))
+        raise ValueError(
+            f"the arrays do not fit the {title}: with these parameters it has more than {len(shapes)} arrays or "
+            f"{values} values; expected the arrays and the parameters of one network"
+        ) from None
+    except ValueError:
+        raise
+    except (Exception, MemoryError) as error:
+        raise ValueError(
+            f"the {title} cannot be made from its parameters: {error}; expected those that its parameters_json() gives"
+        ) from error
+    state = {label: tuple(value.shape) for label, value in network.state_dict().items()}
+    known = {label: tuple(shape) for label, shape in shapes.items()}
+    if state != known:
+        raise ValueError(f"the arrays do not fit the {title}: {_difference(known, state)}")
+    return network
+
+
+class _LargerError(Exception):
+    """A network has more tensors, or values, than are known."""
+
+
+def _bounded(name: str, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AnalysisNetwork:
+    try:
+        with _at_most(shapes), torch.device("meta"):
+            return network_by_name(name, parameters)
+    except RecursionError:
+        raise
+    except RuntimeError:  # its constructor asks for values
+        with _at_most(shapes):
+            return network_by_name(name, parameters)
+
+
+_budget = threading.local()
+
+
+@contextmanager
+def _at_most(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
+    """Raise where this thread's modules register more than twice what is known."""
+    _count_registrations()
+    values = sum(map(math.prod, shapes.values()))
+    _budget.left = [2 * len(shapes) + _SPARE, 2 * values + _SPARE]
+    try:
+        yield
+    finally:
+        _budget.left = None
+
+
+@functools.cache
+def _count_registrations() -> None:
+    # The hooks stay: torch goes through them in every thread, which must not see them change.
+    nn.modules.module.register_module_parameter_registration_hook(_count)
+    nn.modules.module.register_module_buffer_registration_hook(_count)
+
+
+def _count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+    left = getattr(_budget, "left", None)
+    if left is None or tensor is None:
+        return
+    left[0] -= 1
+    left[1] -= tensor.numel()
+    if min(left) < 0:
+        raise _LargerError
+
+
+def _difference(known: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]) -> str:
+    """How the names and shapes that are known differ from those of a network."""
+    parts = [
+        f"{name!r} has shape {known[name]}, expected {shape}"
+        for name, shape in state.items()
+        if name in known and known[name] != shape
+    ]
+    if missing := [name for name in state if name not in known]:
+        parts.append(f"expected {missing[:_SHOWN]} too")
+    if left_over := [name for name in known if name not in state]:
+        parts.append(f"expected no {left_over[:_SHOWN]}")
+    return "; ".join(parts[:_SHOWN])

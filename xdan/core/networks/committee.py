@@ -8,7 +8,9 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from .base import AnalysisNetwork, network_by_name, register_network
+from ..checks import shown
+from .base import AnalysisNetwork, network_by_name, register_network, registered_name
+from .ring import LARGEST
 
 
 @register_network
@@ -23,8 +25,10 @@ class Committee(AnalysisNetwork):
 
     Raises
     ------
+    TypeError
+        For what is no list of mappings, or names and parameters of the wrong type.
     ValueError
-        For what is no list of mappings, fewer than two networks, a committee in a committee, or networks of members.
+        For fewer than two networks, a committee in a committee, networks of members, or what is no network.
 
     References
     ----------
@@ -36,18 +40,22 @@ class Committee(AnalysisNetwork):
     def __init__(self, networks: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__()
         if not isinstance(networks, (list, tuple)) or not all(isinstance(one, Mapping) for one in networks):
-            raise ValueError(f"networks={networks!r}: expected a list of names with their parameters")
-        names = [str(one.get("name")) for one in networks]
-        if len(names) < 2 or self.name in names:
+            raise TypeError(f"networks={shown(networks)}: expected a list of names with their parameters")
+        names = [one.get("name") for one in networks]
+        if not 2 <= len(names) <= LARGEST or Committee.name in names:
             raise ValueError(
-                f"a committee of {names}: expected at least two networks, none of them a committee, as "
+                f"a committee of {shown(names)}: expected at least two networks, none of them a committee, as "
                 "xdan.committee([net, other]) makes it of trained ones"
             )
-        self.networks = nn.ModuleList(
-            network_by_name(name, one.get("parameters", {})) for name, one in zip(names, networks, strict=True)
-        )
+        self.networks = nn.ModuleList()
+        for name, one in zip(names, networks, strict=True):
+            self.networks.append(network_by_name(name, one.get("parameters", {})))
+        if any(isinstance(one, Committee) for one in self._all()):
+            raise ValueError(f"a committee of {shown(names)}: expected networks, none of them a committee")
         if ensembles := sorted({one.name for one in self._all() if one.ensemble}):
-            raise ValueError(f"a committee of {names}: {ensembles} take members; expected networks of one forecast")
+            raise ValueError(
+                f"a committee of {shown(names)}: {ensembles} take members; expected networks of one forecast"
+            )
         self.memory = sum(self._channels())
 
     def _all(self) -> list[AnalysisNetwork]:
@@ -58,7 +66,9 @@ class Committee(AnalysisNetwork):
 
     def parameters_json(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"networks": [{"name": one.name, "parameters": one.parameters_json()} for one in self._all()]}
+        return {
+            "networks": [{"name": registered_name(one), "parameters": one.parameters_json()} for one in self._all()]
+        }
 
     @torch.no_grad()
     def normalise(self, mean: float, std: float, error_std: float) -> None:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import switch
 from .base import AnalysisNetwork, register_network
 from .fused import WIDEST
-from .ring import RingCNN, check_sizes, soften
+from .ring import RingCNN, cnn_sizes, size, soften
 
 
 @register_network
@@ -29,8 +30,10 @@ class EnsembleCNN(AnalysisNetwork):
 
     Raises
     ------
+    TypeError
+        For sizes that are no integers, an activation that is no string, or `exchangeable` other than True or False.
     ValueError
-        For sizes that are not positive, or states with another number of members.
+        For sizes out of bounds, or states with another number of members.
 
     References
     ----------
@@ -51,20 +54,20 @@ class EnsembleCNN(AnalysisNetwork):
         activation: str = "gated",
     ) -> None:
         super().__init__()
-        check_sizes(members=members)
-        self.members, self.exchangeable = int(members), bool(exchangeable)
-        self.filters, self.blocks, self.sub_blocks = filters, blocks, sub_blocks
-        self.kernel, self.activation = kernel, activation
-        self.cnn = RingCNN(
-            4 if exchangeable else members + 1,
-            1 if exchangeable else members,
-            filters=filters,
-            blocks=blocks,
-            sub_blocks=sub_blocks,
-            kernel=kernel,
-            activation=activation,
+        self.members, self.exchangeable = size("members", members), switch("exchangeable", exchangeable)
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = cnn_sizes(
+            filters, blocks, sub_blocks, kernel, activation
         )
-        self.relative_alpha = nn.Parameter(torch.tensor(0.4))
+        self.cnn = RingCNN(
+            4 if self.exchangeable else self.members + 1,
+            1 if self.exchangeable else self.members,
+            filters=self.filters,
+            blocks=self.blocks,
+            sub_blocks=self.sub_blocks,
+            kernel=self.kernel,
+            activation=self.activation,
+        )
+        self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
 
     def parameters_json(self) -> dict[str, Any]:
         """Plain JSON parameters."""

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import choice, real
 from ..tapers import gaspari_cohn
 from .base import AnalysisNetwork, register_network
-from .ring import RingCNN, renew, soften
+from .ring import LARGEST, RingCNN, cnn_sizes, odd, renew, size, soften
 
 FORMS = ("localised", "low-rank", "hypernetwork")
 
@@ -42,8 +43,10 @@ class LinearInZeta(AnalysisNetwork):
 
     Raises
     ------
+    TypeError
+        For sizes that are no integers, a radius that is no number, or a form or activation that is no string.
     ValueError
-        For an unknown form or sizes that are not positive; on states with fewer sites than the taper or W spans.
+        For an unknown form or sizes out of bounds; on states with fewer sites than the taper or W spans.
 
     References
     ----------
@@ -66,33 +69,28 @@ class LinearInZeta(AnalysisNetwork):
         memory: int = 0,
     ) -> None:
         super().__init__()
-        if form not in FORMS:
-            raise ValueError(f"form={form!r}: expected one of {FORMS}")
-        if rank < 1 or not radius > 0:
-            raise ValueError(f"rank={rank}, radius={radius}: expected positive numbers")
-        if width < 1 or width % 2 == 0:
-            raise ValueError(f"width={width}: expected an odd number, so that W has a centre")
-        if memory < 0:
-            raise ValueError(f"memory={memory}: expected 0 (none) or a number of channels")
-        self.memory = int(memory)
-        self.form, self.rank, self.radius, self.width = form, int(rank), float(radius), int(width)
-        self.filters, self.blocks, self.sub_blocks = filters, blocks, sub_blocks
-        self.kernel, self.activation = kernel, activation
-        outputs = rank * width if form == "hypernetwork" else rank
+        self.form, self.rank, self.width = choice("form", form, FORMS), size("rank", rank), odd("width", width)
+        self.radius, self.memory = real("radius", radius, above=0, most=LARGEST), size("memory", memory, 0)
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = cnn_sizes(
+            filters, blocks, sub_blocks, kernel, activation
+        )
+        outputs = self.rank * self.width if self.form == "hypernetwork" else self.rank
+        if outputs > LARGEST:
+            raise ValueError(f"rank={self.rank}, width={self.width}: expected at most {LARGEST} weights for a site")
         self.cnn = RingCNN(
             1 + self.memory,
             outputs + 2 * self.memory,
-            filters=filters,
-            blocks=blocks,
-            sub_blocks=sub_blocks,
-            kernel=kernel,
-            activation=activation,
+            filters=self.filters,
+            blocks=self.blocks,
+            sub_blocks=self.sub_blocks,
+            kernel=self.kernel,
+            activation=self.activation,
             quiet=0.3,
         )
         # At the start P_a is about 0.2 R, its root spread evenly over the columns.
-        start = torch.full((outputs,), math.sqrt(0.2 / rank))
-        if form == "hypernetwork":
-            start = torch.where(torch.arange(outputs) % width == width // 2, start, 0.0)
+        start = torch.full((outputs,), math.sqrt(0.2 / self.rank), dtype=torch.float32)
+        if self.form == "hypernetwork":
+            start = torch.where(torch.arange(outputs) % self.width == self.width // 2, start, 0.0)
         with torch.no_grad():
             self.cnn.biases[-1][:outputs].copy_(start)
 

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import switch
 from .base import AnalysisNetwork, register_network, register_preset
 from .fused import WIDEST, Analysis, Trunk
-from .ring import check_sizes, make_layers, renew, residual_trunk, soften
+from .ring import WRITTEN_OUT, cnn_sizes, make_layers, renew, residual_trunk, size, soften
 
 
 @register_network
@@ -39,8 +40,10 @@ class ResidualCNN(AnalysisNetwork):
 
     Raises
     ------
+    TypeError
+        For sizes that are no integers, an activation that is no string, or `sees_forecast` other than True or False.
     ValueError
-        If a size is not positive, the kernel is even, or the activation unknown.
+        If a size is out of bounds, the kernel is even, or the activation unknown.
 
     References
     ----------
@@ -60,17 +63,16 @@ class ResidualCNN(AnalysisNetwork):
         sees_forecast: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes(filters=filters, blocks=blocks, sub_blocks=sub_blocks)
-        if memory < 0:
-            raise ValueError(f"memory={memory}: expected 0 (none) or a number of channels")
-        self.filters, self.blocks, self.sub_blocks = filters, blocks, sub_blocks
-        self.kernel, self.memory, self.activation, self.sees_forecast = kernel, memory, activation, bool(sees_forecast)
-        inputs = (2 if sees_forecast else 1) + memory
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = cnn_sizes(
+            filters, blocks, sub_blocks, kernel, activation
+        )
+        self.memory, self.sees_forecast = size("memory", memory, 0), switch("sees_forecast", sees_forecast)
+        inputs, outputs = (2 if self.sees_forecast else 1) + self.memory, 1 + 2 * self.memory
         # A nearly silent output: the first cycles then follow alpha alone and stay bounded.
         self.weights, self.biases = make_layers(
-            inputs, filters, blocks * sub_blocks, 1 + 2 * memory, kernel, activation, quiet=0.02
+            inputs, self.filters, self.blocks * self.sub_blocks, outputs, self.kernel, self.activation, quiet=0.02
         )
-        self.relative_alpha = nn.Parameter(torch.tensor(0.4))
+        self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
         self._trunk: Trunk | None = None
 
     @property
@@ -97,8 +99,7 @@ class ResidualCNN(AnalysisNetwork):
         if self.memory and memory is None:
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
         bounded = self.activation != "linear"
-        wide = x.shape[1] >= self.kernel // 2  # a shorter ring has no ghosts to copy
-        if self.training and bounded and self.sees_forecast and wide:
+        if self.training and self._is_written_out(x):
             return self._for_training(x, zeta, memory)
         innovation = zeta * self.error_std
         inputs = [(x - self.state_mean) / self.state_std] if self.sees_forecast else []
@@ -118,6 +119,15 @@ class ResidualCNN(AnalysisNetwork):
             return analysis, None
         gate, candidate = out[1:].chunk(2)
         return analysis, renew(memory, gate.permute(2, 0, 1), candidate.permute(2, 0, 1))
+
+    def _is_written_out(self, x: Tensor) -> bool:
+        """Whether the written-out gradient is that of these states and this network."""
+        wide = x.shape[1] >= self.kernel // 2  # a shorter ring has no ghosts to copy
+        normalisation = self.state_mean, self.state_std, self.error_std
+        # A derived class may have a scale for every site, or train the normalisation.
+        numbers = all(scale.ndim == 0 for scale in (*normalisation, self.relative_alpha))
+        fixed = not any(scale.requires_grad for scale in normalisation)
+        return self.activation in WRITTEN_OUT and self.sees_forecast and wide and numbers and fixed
 
     def _for_training(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weights, biases = list(self.weights), list(self.biases)

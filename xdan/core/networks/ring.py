@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import choice, integer
 from .fused import FAR, Convolutions, Trunk
 
 ACTIVATIONS = ("gated", "silu", "linear")
+WRITTEN_OUT = ("gated", "silu")  # activations whose gradient is written out
+LARGEST = 10_000  # channels, layers or sites of a window: no network comes near, and a store may claim any
 
 
 def soften(x: Tensor) -> Tensor:
@@ -33,25 +37,18 @@ def circular_convolution(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -
 def make_layers(
     inputs: int, filters: int, layers: int, outputs: int, kernel: int, activation: str, quiet: float
 ) -> tuple[nn.ParameterList, nn.ParameterList]:
-    """Random weights (out, kernel * in) and zero biases: a convolution in, hidden ones, and one out.
+    """Random weights (out, kernel * in) and zero biases in single precision: a convolution in, hidden ones, one out.
 
-    Raises
-    ------
-    ValueError
-        If a size is not positive, the kernel is even, or the activation unknown.
+    Every parameter is registered as soon as it is made, so that one who counts them can stop early.
     """
-    if kernel < 1 or kernel % 2 == 0:
-        raise ValueError(f"kernel={kernel}: expected an odd number, so that a window has a centre")
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation={activation!r}: expected one of {ACTIVATIONS}")
     wide = 2 * filters if activation == "gated" else filters
     sizes = [(inputs, filters), *[(filters, wide)] * layers, (filters, outputs)]
     weights, biases = nn.ParameterList(), nn.ParameterList()
     for index, (inside, outside) in enumerate(sizes):
         gain = 1.0 if index == 0 else quiet if index == len(sizes) - 1 else 0.4  # damped branches
         std = gain / math.sqrt(kernel * inside)
-        weights.append(nn.Parameter(std * torch.randn(outside, kernel * inside)))
-        biases.append(nn.Parameter(torch.zeros(outside)))
+        weights.append(nn.Parameter(std * torch.randn(outside, kernel * inside, dtype=torch.float32)))
+        biases.append(nn.Parameter(torch.zeros(outside, dtype=torch.float32)))
     return weights, biases
 
 
@@ -84,16 +81,47 @@ def renew(memory: Tensor, gate: Tensor, candidate: Tensor) -> Tensor:
     return memory + gate.sigmoid() * (candidate.tanh() - memory)
 
 
-def check_sizes(**sizes: int) -> None:
-    """Refuse sizes below 1.
+def size(label: str, value: Any, least: int = 1) -> int:
+    """Take a number of channels, layers or members.
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
+        For what is no integer, or out of bounds.
     """
-    for label, value in sizes.items():
-        if value < 1:
-            raise ValueError(f"{label}={value}: expected at least 1")
+    return integer(label, value, least=least, most=LARGEST)
+
+
+def odd(label: str, value: Any) -> int:
+    """Take the width of a window that has a centre.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no integer, out of bounds, or even.
+    """
+    width = size(label, value)
+    if width % 2 == 0:
+        raise ValueError(f"{label}={width}: expected an odd number, so that a window has a centre")
+    return width
+
+
+def cnn_sizes(
+    filters: Any, blocks: Any, sub_blocks: Any, kernel: Any, activation: Any
+) -> tuple[int, int, int, int, str]:
+    """Take the sizes that every residual CNN has, in this order, as plain values.
+
+    Raises
+    ------
+    TypeError
+        For sizes that are no integers, or an activation that is no string.
+    ValueError
+        For sizes out of bounds, an even kernel, or an activation that is unknown.
+    """
+    filters, blocks, sub_blocks = size("filters", filters), size("blocks", blocks), size("sub_blocks", sub_blocks)
+    if blocks * sub_blocks > LARGEST:
+        raise ValueError(f"blocks={blocks}, sub_blocks={sub_blocks}: expected at most {LARGEST} layers together")
+    return filters, blocks, sub_blocks, odd("kernel", kernel), choice("activation", activation, ACTIVATIONS)
 
 
 class RingCNN(nn.Module):
@@ -122,17 +150,18 @@ class RingCNN(nn.Module):
         quiet: float = 0.02,
     ) -> None:
         super().__init__()
-        check_sizes(filters=filters, blocks=blocks, sub_blocks=sub_blocks)
-        self.kernel, self.sub_blocks, self.activation = kernel, sub_blocks, activation
+        filters, blocks, self.sub_blocks, self.kernel, self.activation = cnn_sizes(
+            filters, blocks, sub_blocks, kernel, activation
+        )
         self.weights, self.biases = make_layers(
-            inputs, filters, blocks * sub_blocks, outputs, kernel, activation, quiet
+            inputs, filters, blocks * self.sub_blocks, outputs, self.kernel, self.activation, quiet
         )
         self._trunk: Trunk | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """From (inputs, N, B) to (outputs, N, B); in training mode with a gradient that is written out."""
         weights, biases = list(self.weights), list(self.biases)
-        if not self.training or self.activation == "linear" or features.shape[1] < self.kernel // 2:
+        if not self.training or self.activation not in WRITTEN_OUT or features.shape[1] < self.kernel // 2:
             return residual_trunk(features, weights, biases, self.kernel, self.sub_blocks, self.activation)
         if self._trunk is None or not self._trunk.fits(weights):
             self._trunk = Trunk(weights, biases, self.kernel, self.sub_blocks, self.activation == "gated")

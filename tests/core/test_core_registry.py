@@ -1,0 +1,170 @@
+"""The registry of networks: names, and descriptions that fit stored arrays or are refused before they take memory."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from xdan.core.networks import (
+    AnalysisNetwork,
+    ResidualCNN,
+    network_by_name,
+    network_of_shapes,
+    register_network,
+    register_preset,
+    registered_name,
+)
+from xdan.core.networks.base import _NETWORKS
+
+SMALL = {"filters": 3, "blocks": 2, "kernel": 3}
+DESCRIBED = {
+    "residual-cnn": {**SMALL, "memory": 1},
+    "residual-cnn-blind": SMALL,
+    "linear-in-zeta": {"form": "hypernetwork", "rank": 2, "width": 3, **SMALL},
+    "ensemble-cnn": {"members": 3, **SMALL},
+    "committee": {"networks": [{"name": "residual-cnn", "parameters": SMALL}] * 2},
+}
+
+
+@pytest.fixture
+def registry():
+    """What a test registers is forgotten after it."""
+    before = dict(_NETWORKS)
+    yield
+    _NETWORKS.clear()
+    _NETWORKS.update(before)
+
+
+def shapes(name: str) -> dict[str, tuple[int, ...]]:
+    return {label: tuple(value.shape) for label, value in network_by_name(name, DESCRIBED[name]).state_dict().items()}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_description_that_fits_its_arrays_takes_no_memory(name):
+    made = network_of_shapes(name, DESCRIBED[name], shapes(name))
+    assert type(made) is _NETWORKS[name][0]
+    assert {value.device.type for value in made.state_dict().values()} == {"meta"}
+    assert made.parameters_json() == network_by_name(name, DESCRIBED[name]).parameters_json()
+
+
+LAYER = {"filters": 3, "blocks": 9_000, "kernel": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("residual-cnn", {**SMALL, "memory": 2}, r"'weights\.0' has shape \(3, 9\), expected \(3, 12\)"),
+        ("residual-cnn", {**SMALL, "memory": 1, "blocks": 3}, r"expected \['weights\.4', 'biases\.4'\] too"),
+        ("residual-cnn", {**SMALL, "memory": 1, "blocks": 1}, r"expected no \['weights\.3', 'biases\.3'\]"),
+        ("residual-cnn", LAYER, "more than 12 arrays or 184 values"),
+        ("residual-cnn", {**SMALL, "filters": 10_000}, "more than 12 arrays"),
+        ("committee", {"networks": [{"name": "residual-cnn", "parameters": LAYER}] * 9_000}, "more than 12 arrays"),
+        ("residual-cnn", {**SMALL, "blocks": 10**6}, "blocks=1000000: expected at least 1 and at most 10000"),
+        ("residual-cnn", {**SMALL, "filters": "3"}, "filters='3': expected an integer"),
+        ("residual-cnn", {**SMALL, "filters": None}, "filters=None: expected an integer"),
+        ("residual-cnn", {**SMALL, "depth": 3}, r"has no parameters \['depth'\]"),
+        ("residual-cnn", [3], r"parameters=\[3\]: expected a mapping"),
+        ("os.system", {}, "'os.system' is unknown"),
+        (["residual-cnn"], {}, "expected one of"),
+        ("committee", {"networks": {"name": "residual-cnn"}}, "expected a list of names"),
+        ("committee", {"networks": [{"name": "committee", "parameters": {}}] * 2}, "none of them a committee"),
+    ],
+)
+def test_a_description_of_other_arrays_is_refused_before_it_takes_memory(name, parameters, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        network_of_shapes(name, parameters, shapes("residual-cnn"))
+    assert "expected" in str(caught.value)
+
+
+def test_a_deep_description_is_refused():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    for parameters in ({"filters": deep}, {"activation": deep}):
+        with pytest.raises(ValueError, match="cannot be made from its parameters"):
+            network_of_shapes("residual-cnn", parameters, {})
+    while deep:  # freed one by one: torch's own destructors would go as deep
+        deep = deep[0]
+
+
+def test_other_threads_may_make_networks_meanwhile(registry):
+    """The bound is that of the thread that asked, and ends with the call."""
+    made = []
+
+    @register_network
+    class Waits(ResidualCNN):
+        name = "waits"
+
+        def __init__(self, **parameters):
+            super().__init__(**parameters)
+            other = threading.Thread(target=lambda: made.append(ResidualCNN(filters=8, blocks=30)))
+            other.start()
+            other.join()
+
+    network_of_shapes("waits", SMALL, {**shapes("residual-cnn-blind"), "weights.0": (3, 6)})
+    assert made[0].weights[0].device.type == "cpu"
+    assert len(ResidualCNN(filters=8, blocks=30).weights) == 32
+
+
+def test_a_class_that_reads_its_tensors_while_it_is_made_is_bounded_too(registry):
+    @register_network
+    class Reads(AnalysisNetwork):
+        name = "reads"
+
+        def __init__(self, layers=1):
+            super().__init__()
+            self.scale = float(torch.ones(3).sum())  # has no value on the meta device
+            self.layers = nn.ParameterList()
+            for _ in range(layers):
+                self.layers.append(nn.Parameter(torch.zeros(2)))
+
+        def parameters_json(self):
+            return {"layers": len(self.layers)}
+
+        def forward(self, x, zeta, memory=None):
+            return x, memory
+
+    fits = {"state_mean": (), "state_std": (), "error_std": (), "layers.0": (2,)}
+    assert network_of_shapes("reads", {"layers": 1}, fits).scale == 3.0
+    with pytest.raises(ValueError, match="more than 4 arrays or 5 values"):
+        network_of_shapes("reads", {"layers": 10**7}, fits)
+
+
+def test_a_name_belongs_to_one_class(registry):
+    def make(tag):
+        class Another(ResidualCNN):
+            name = tag
+
+        return Another
+
+    first = register_network(make("another"))
+    assert registered_name(first(**SMALL)) == "another"
+    register_network(make("another"))  # a cell that runs again
+    with pytest.raises(ValueError, match="Another is not registered"):
+        registered_name(first(**SMALL))
+    with pytest.raises(ValueError, match=r"the name 'residual-cnn' is that of .*ResidualCNN: expected another"):
+        register_network(make("residual-cnn"))
+    with pytest.raises(ValueError, match="the name 'committee' is that of"):
+        register_preset("committee", ResidualCNN)
+    assert type(network_by_name("residual-cnn", SMALL)) is ResidualCNN
+
+
+class Nameless(ResidualCNN):
+    """Its name is its parent's."""
+
+
+@pytest.mark.parametrize("cls", [3, None, "residual-cnn", dict, Nameless, ResidualCNN(**SMALL)])
+def test_what_has_no_name_or_is_no_network_is_not_registered(cls):
+    with pytest.raises(TypeError, match="expected"):
+        register_network(cls)
+    if cls is not Nameless:
+        with pytest.raises(TypeError, match="expected"):
+            register_preset("new", cls)
+    with pytest.raises(TypeError, match="name=3: expected a string"):
+        register_preset(3, ResidualCNN)
+
+
+def test_a_class_without_a_name_of_its_own_is_not_saved_as_its_parent():
+    with pytest.raises(ValueError, match=r"Nameless is not registered.*expected a `name` of its own"):
+        registered_name(Nameless(**SMALL))

@@ -1,0 +1,242 @@
+"""A user's own model, from a function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import integer, real, shown
+from ..user_functions import call, check_answer, isolated
+from .base import (
+    MOST_COMPONENTS,
+    Coordinate,
+    Dynamics,
+    Tendency,
+    check_distances,
+    check_time_unit,
+    in_words,
+    runge_kutta_4,
+    warn_of_short_spin_up,
+)
+
+# Dims and variables of the Datasets that hold states: a dim of the state with such a name would be taken for them.
+_TAKEN = frozenset(
+    ("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "vector", "mode")
+    + ("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator")
+    + ("forecast", "analysis", "spread", "forecast_spread", "members", "forecast_members", "memory", "diverged")
+)
+
+
+class CustomDynamics(Dynamics, pure=True):
+    """A user's own model from a torch function.
+
+    The functions may work in place or return a buffer of their own: they are called with copies of the states, leading
+    axes as one, and what they return is copied. They must treat every state of a batch by itself, and give the same
+    answer at every call; both are tried once.
+
+    Parameters
+    ----------
+    tendency : callable, optional
+        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4.
+    step : callable, optional
+        The advance over one `timestep`, instead of `tendency`.
+    state : mapping
+        Each dim's name to its length or to its coordinate values, distinct numbers or distinct words.
+    timestep : float
+        Internal step in model time units.
+    name : str
+        Written into stores. A store that names it is opened with `dynamics=`, as functions are not stored.
+    spin_up_time : float, optional
+        Model time after which a random start lies on the attractor; by default 20 units and at least 400 steps. 0 is
+        none.
+    units : str
+        Units of the state.
+    rest : callable, optional
+        From standard normal noise to a state to spin up from.
+    distance : callable, optional
+        From component indices of shapes (n, 1) and (1, N) of the flattened state to their distances, (n, N);
+        localised methods need it.
+    time_unit : numpy.timedelta64 or datetime.timedelta, optional
+        How long one unit of model time lasts; None where time has no dimension.
+
+    Raises
+    ------
+    TypeError
+        For an argument of another type.
+    ValueError
+        Unless exactly one of `tendency` and `step` is given, or if the state has no dims, a dim has no length or a
+        name that records need, or labels are not distinct; or if a number is out of range.
+
+    Warns
+    -----
+    XdanWarning
+        If `spin_up_time` is shorter than one step.
+
+    Examples
+    --------
+    >>> import torch
+    >>> decay = CustomDynamics(lambda x: -x, state={"x": 3}, timestep=0.1, spin_up_time=0.0)
+    >>> decay.advance(torch.ones(2, 3), 10).shape
+    torch.Size([2, 3])
+    """
+
+    name = "custom"
+    _vetted = False
+
+    def __init__(
+        self,
+        tendency: Tendency | None = None,
+        *,
+        step: Tendency | None = None,
+        state: Mapping[str, int | Sequence[float] | Sequence[str]],
+        timestep: float,
+        name: str = "custom",
+        spin_up_time: float | None = None,
+        units: str = "1",
+        rest: Tendency | None = None,
+        distance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        time_unit: Any = None,
+    ) -> None:
+        functions = {"tendency": tendency, "step": step, "rest": rest, "distance": distance}
+        for label, function in functions.items():
+            if function is not None and not callable(function):
+                raise TypeError(f"{label}={shown(function)}: expected a torch function")
+        if (tendency is None) == (step is None):
+            raise ValueError("expected exactly one of tendency= and step=")
+        self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
+        self.coordinates = _coordinates(state)
+        self.dims = tuple(self.coordinates)
+        self.timestep = real("timestep", timestep, above=0.0)
+        self.units, self.label = _word("units", units), _word("name", name)
+        if spin_up_time is not None:
+            self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
+            warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
+        self.time_unit = None if time_unit is None else check_time_unit(time_unit)
+
+    def parameters(self) -> dict[str, Any]:
+        """Describe the dynamics; functions are named, not stored."""
+        function = self._tendency or self._step
+        described = {
+            "label": self.label,
+            "function": getattr(function, "__qualname__", type(function).__name__),
+            "state": {dim: list(c.values) for dim, c in self.coordinates.items()},
+            "timestep": self.timestep,
+            "spin_up_time": self.spin_up_time,
+        }
+        return described if self.time_unit is None else {**described, "time_unit": in_words(self.time_unit)}
+
+    def __eq__(self, other: object) -> bool:
+        # The name of a function does not tell it from another of the same scope.
+        return (
+            isinstance(other, CustomDynamics)
+            and super().__eq__(other)
+            and torch.equal(self.fingerprint(), other.fingerprint())
+        )
+
+    __hash__ = Dynamics.__hash__
+
+    def step(self, x: Tensor) -> Tensor:
+        """Advance states of shape (..., *shape) by one `timestep`."""
+        if self._step is not None:
+            return self._isolated(self._step, x, "step=")
+        return self._runge_kutta(x, self.timestep)
+
+    def retreat(self, x: Tensor, steps: int) -> Tensor:
+        """Go back in time with the tendency."""
+        if self._tendency is None:
+            return super().retreat(x, steps)
+        for _ in range(steps):
+            x = self._runge_kutta(x, -self.timestep)
+        return x
+
+    def distances(self, sites: Tensor) -> Tensor | None:
+        """Distances from some components to all."""
+        if self._distance is None:
+            return None
+        size = math.prod(self.shape)
+        both = sites[:, None].clone(), torch.arange(size, device=sites.device)[None]
+        return check_distances(self._distance(*both), sites, size, self._label("distance="))
+
+    def rest(self, noise: Tensor) -> Tensor:
+        """Turn noise into a state to spin up from."""
+        return noise if self._rest is None else self._isolated(self._rest, noise, "rest=")
+
+    def _label(self, part: str) -> str:
+        known = {"step": "tendency=" if self._step is None else "step=", "rest": "rest="}
+        return f"{known.get(part, part)} of the dynamics {self.label!r}"
+
+    def _isolated(self, function: Tendency, x: Tensor, part: str) -> Tensor:
+        shape = self.shape
+        return isolated(function, x, len(shape), shape, self._label(part))
+
+    def _runge_kutta(self, x: Tensor, timestep: float) -> Tensor:
+        shape, label = self.shape, self._label("tendency=")
+        states = x.reshape(x.shape[: x.ndim - len(shape)].numel(), *shape)
+
+        def tendency(z: Tensor) -> Tensor:
+            assert self._tendency is not None
+            return check_answer(call(self._tendency, z, label), tuple(z.shape), z, label)
+
+        return runge_kutta_4(tendency, states, timestep).reshape(x.shape)
+
+
+def _word(label: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{label}={shown(value)}: expected a word")
+    if not value:
+        raise ValueError(f"{label}='': expected a word")
+    return str(value)
+
+
+def _coordinates(state: Any) -> dict[str, Coordinate]:
+    """Coordinates of the dims, made once their sizes are known to be sane."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state={shown(state)}: expected a mapping from dims to lengths, such as {{'x': 40}}")
+    if not state:
+        raise ValueError("state= names no dims; expected for example state={'x': 40}")
+    axes = {_dim(dim): _axis(f"state[{dim!r}]", axis) for dim, axis in state.items()}
+    size = math.prod(len(axis) for axis in axes.values())
+    if size > MOST_COMPONENTS:
+        raise ValueError(f"state={shown(state)} has {size} components: expected at most {MOST_COMPONENTS}")
+    return {dim: Coordinate(tuple(axis)) for dim, axis in axes.items()}
+
+
+def _dim(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"state={{{shown(name)}: ...}}: expected names of dims")
+    if not name or name in _TAKEN or name.endswith("_dual"):
+        raise ValueError(
+            f"state={{{name!r}: ...}}: expected another name for the dim, as records hold a dim or variable so called"
+        )
+    return str(name)
+
+
+def _axis(label: str, axis: Any) -> Sequence[float | str]:
+    """Labels of one dim; those of a length are not made yet."""
+    if isinstance(axis, (int, np.integer)):
+        return range(integer(label, axis, least=1, most=MOST_COMPONENTS))
+    if isinstance(axis, (str, bytes, Mapping)) or not isinstance(axis, Iterable):
+        raise TypeError(f"{label}={shown(axis)}: expected a length or the labels of a dim, numbers or words")
+    values = list(np.atleast_1d(np.asarray(axis))) if hasattr(axis, "__array__") else list(axis)
+    labels = [_plain_label(label, value) for value in values]
+    if not labels:
+        raise ValueError(f"{label}={shown(axis)}: expected at least 1 label")
+    if len({isinstance(value, str) for value in labels}) > 1 or len(set(labels)) < len(labels):
+        raise ValueError(f"{label}={shown(axis)}: expected distinct labels, all of them numbers or all words")
+    return labels
+
+
+def _plain_label(label: str, value: Any) -> float | str:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{label} holds the label {shown(value)}: expected numbers or words")
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{label} holds the label {value}: expected finite numbers")
+    return int(value) if isinstance(value, (int, np.integer)) else number

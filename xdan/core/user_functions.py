@@ -1,0 +1,159 @@
+"""Functions of states that a user wrote: called on copies, answers copied and checked, odd behaviour refused.
+
+A user's function may work in place, or return a buffer that its next call fills again. Neither may reach the states of
+a run, so what goes in and what comes out is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import shown
+
+Function = Callable[[Tensor], Tensor]
+
+_SAME = 1e-7  # of the largest value: two calls at the same states differ by no more, whatever rounding does
+_ALONE = 1e-5  # of the largest value: so far rounding in single precision differs between sizes of a batch
+
+
+def in_transform(x: Tensor) -> bool:
+    """Tell whether a tensor is inside a torch.func transform."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def call(function: Function, x: Tensor, label: str) -> Any:
+    """Call a user's function; an error of torch says which function it was, and on what.
+
+    Raises
+    ------
+    ValueError
+        If torch refuses the states.
+    """
+    try:
+        return function(x)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as reason:
+        if in_transform(x) and "mutate a captured Tensor" in str(reason):
+            raise ValueError(
+                f"{label} has no derivative, as it fills a buffer of its own: expected a torch function that returns "
+                "new tensors"
+            ) from reason
+        if in_transform(x):  # who asks for the derivative can say more
+            raise
+        raise ValueError(
+            f"{label} cannot take states of {x.dtype}, shape {tuple(x.shape)}, on {x.device} ({shown_reason(reason)}): "
+            "expected a torch function of float32 and float64 states on any device, so turn its own tensors "
+            "with .to(x)"
+        ) from reason
+
+
+def check_answer(answer: Any, shape: tuple[int, ...], x: Tensor, label: str) -> Tensor:
+    """Refuse an answer that is no tensor of the shape, dtype and device expected.
+
+    Raises
+    ------
+    ValueError
+    """
+    states = f"for states of shape {tuple(x.shape)}"
+    if not isinstance(answer, Tensor):
+        raise ValueError(f"{label} gave a {type(answer).__name__} {states}: expected a tensor of shape {shape}")
+    if answer.shape != shape:
+        raise ValueError(
+            f"{label} gave shape {tuple(answer.shape)} {states}: expected {shape}; it must act on the last axes, and "
+            "on every state along the first one alike"
+        )
+    if answer.dtype != x.dtype or answer.device != x.device:
+        raise ValueError(
+            f"{label} gave {answer.dtype} on {answer.device} {states}: expected {x.dtype} on {x.device}, like them; "
+            "turn its own tensors with .to(x)"
+        )
+    return answer
+
+
+def isolated(function: Function, x: Tensor, state_dims: int, shape: tuple[int, ...], label: str) -> Tensor:
+    """What a user's function gives for states, without a link to its argument or its buffers.
+
+    Parameters
+    ----------
+    function : callable
+        From states of shape (B, *state) to answers of shape (B, *shape).
+    x : Tensor, shape (..., *state)
+    state_dims : int
+        How many of the last axes are a state's.
+    shape : tuple of int
+        Of the answer for one state.
+    label : str
+        What messages call the function.
+
+    Returns
+    -------
+    Tensor, shape (..., *shape)
+
+    Raises
+    ------
+    ValueError
+        If torch refuses the states, or the answer does not fit.
+    """
+    lead = x.shape[: x.ndim - state_dims]
+    states = x.reshape(lead.numel(), *x.shape[x.ndim - state_dims :])
+    answer = call(function, states.clone(memory_format=torch.contiguous_format), label)
+    checked = check_answer(answer, (len(states), *shape), states, label)
+    return checked.clone(memory_format=torch.contiguous_format).reshape(*lead, *shape)
+
+
+def check_function(function: Function, states: Tensor, label: str) -> None:
+    """Refuse a function that is no function of each state alone.
+
+    Parameters
+    ----------
+    function : callable
+        That leaves its argument alone, such as one that calls `isolated`.
+    states : Tensor, shape (2, ...)
+    label : str
+
+    Raises
+    ------
+    ValueError
+        If it fails, if two calls at the same states differ, or if a state's answer depends on the state beside it.
+    """
+    try:
+        with torch.no_grad():
+            first, second, alone = function(states), function(states), function(states[:1])
+    except ValueError:
+        raise
+    except Exception as reason:
+        raise ValueError(
+            f"{label} failed for states of shape {tuple(states.shape)} ({type(reason).__name__}: "
+            f"{shown_reason(reason)}): expected a torch function of states along the first axis"
+        ) from reason
+    finite = first[first.isfinite()].abs()
+    scale = float(finite.max()) if len(finite) else 0.0
+    if not _close(first, second, _SAME * scale):
+        raise ValueError(
+            f"{label} gave two answers at the same states, {_apart(first, second)}: expected a function of the "
+            "states alone, without random numbers, a clock or a memory of earlier calls"
+        )
+    if not _close(first[:1], alone, _ALONE * scale):
+        raise ValueError(
+            f"{label} mixes the states of a batch: one gives another answer beside another state than by itself, "
+            f"{_apart(first[:1], alone)}; expected every state along the first axis by itself, so take sums, means and "
+            "norms along the last axes only, for example x.mean(-1, keepdim=True)"
+        )
+
+
+def shown_reason(reason: BaseException) -> str:
+    """Show the first line of an error in another's message."""
+    return shown(str(reason).split("\n")[0])[1:-1]
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def _apart(one: Tensor, other: Tensor) -> str:
+    return f"off by {float((one - other).abs().max()):.3g}"

@@ -1,0 +1,222 @@
+"""Why a score is not to be believed: warnings, at once for data in memory, and for lazy data when it is computed."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.delayed import Delayed
+
+from .core.checks import XdanWarning
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_LEAST_CYCLES = 50  # below it, a tenth of the cycles says little
+_FAR, _MATTERS = 1.5, 1.05  # ratios of RMSE: of the beginning, and of all cycles, to the cycles after the beginning
+_SETTLED = 1.1  # ratio of RMSE to that of the second half, below which a run has settled
+
+
+class Cause:
+    """A sentence about small arrays, which is worked out only when it is wanted.
+
+    Parameters
+    ----------
+    sentence : callable
+        Gives what to tell of the evidence, or "" where there is nothing to tell.
+    evidence : callable
+        Gives the sentence's arguments, arrays or lazy arrays of dims (trajectory, time).
+    """
+
+    def __init__(self, sentence: Callable[..., str], evidence: Callable[[], Sequence[xr.DataArray]]) -> None:
+        self.sentence, self.evidence = sentence, evidence
+        self._task: Delayed | None = None
+
+    def now(self) -> str:
+        """The sentence itself."""
+        return self.sentence(*(values.to_numpy() for values in self.evidence()))
+
+    def later(self) -> Delayed:
+        """The sentence as a task of dask, one for all scores that share the cause."""
+        if self._task is None:
+            self._task = dask.delayed(self.sentence, pure=False)(*(values.data for values in self.evidence()))
+        return self._task
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score, what it is, and what may be wrong with it.
+
+    Attributes
+    ----------
+    value : xarray.DataArray
+    long_name, units : str
+    causes : sequence of Cause
+        Told where the score is broken.
+    always : sequence of Cause
+        Told wherever it is.
+    broken : xarray.DataArray of bool, optional
+        Where it is broken, by default where it is not finite.
+    trouble : str
+        What the warning begins with.
+    """
+
+    value: xr.DataArray
+    long_name: str
+    units: str
+    causes: Sequence[Cause] = ()
+    always: Sequence[Cause] = ()
+    broken: xr.DataArray | None = None
+    trouble: str = "scores are not finite"
+
+    def where_broken(self) -> xr.DataArray:
+        """Where the score needs an explanation."""
+        broken: xr.DataArray = ~xr.ufuncs.isfinite(self.value) if self.broken is None else self.broken
+        return broken
+
+
+def told(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
+    """Values of scores: those in memory warn now, together, and lazy ones once they are computed."""
+    here = {name: score for name, score in scores.items() if score.value.chunks is None}
+    broken = [name for name, score in here.items() if bool(score.where_broken().any())]
+    causes = dict.fromkeys(cause for name in broken for cause in here[name].causes)
+    always = dict.fromkeys(cause for score in here.values() for cause in score.always)
+    if broken:
+        _tell(scores[broken[0]].trouble, broken, [cause.now() for cause in causes])
+    _warn(cause.now() for cause in always)
+    return {name: score.value if name in here else _watched(name, score) for name, score in scores.items()}
+
+
+def _watched(name: str, score: Score) -> xr.DataArray:
+    """A lazy score whose blocks warn when they come out broken."""
+    data = da.map_blocks(
+        _tell_block,
+        score.value.data,
+        score.where_broken().data,
+        dtype=score.value.dtype,
+        meta=np.empty((0,) * score.value.ndim, score.value.dtype),
+        trouble=score.trouble,
+        score=name,
+        causes=[cause.later() for cause in score.causes],
+        always=[cause.later() for cause in score.always],
+    )
+    return score.value.copy(data=data)
+
+
+def _tell_block(
+    value: Array, broken: Array, trouble: str, score: str, causes: Sequence[str], always: Sequence[str]
+) -> Array:
+    if broken.any():
+        _tell(trouble, [score], causes)
+    _warn(always)
+    return value
+
+
+def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
+    sentences = list(filter(None, causes))
+    if not sentences:
+        trouble = f"the scores {list(scores)} are not finite"
+        sentences = ["no cause is seen in the input; expected values whose squares are in the range of their dtype"]
+    _warn([f"{trouble}: {'; '.join(sentences)}"])
+
+
+def _warn(messages: Iterable[str]) -> None:
+    """Warn here and, from a worker of a cluster, at its clients too."""
+    cluster = sys.modules.get("distributed")
+    for message in filter(None, messages):
+        if cluster is None:
+            warnings.warn(message, XdanWarning, stacklevel=5)
+        else:
+            cluster.worker.warn(message, XdanWarning, stacklevel=5)
+
+
+def _share(trajectories: Any) -> str:
+    """So many of so many trajectories, and the first of them."""
+    count, total = int(trajectories.sum()), len(trajectories)
+    return f"{count} of {total} trajectories ({count / total:.0%}, the first at position {int(trajectories.argmax())})"
+
+
+def diverged(lost: Array) -> str:
+    """Which share of the trajectories diverged, and from which cycle on.
+
+    Parameters
+    ----------
+    lost : array of bool, shape (trajectories, cycles)
+        At every cycle of the record, burn-in too.
+    """
+    if not lost.any():
+        return ""
+    return (
+        f"{_share(lost.any(axis=1))} diverged, from cycle {int(lost.any(axis=0).argmax())} on, and a mean over them is "
+        "no number; leave them out of record and run with .isel(trajectory=...)"
+    )
+
+
+def gaps(what: str, remedy: str) -> Callable[..., str]:
+    """Make the sentence about a variable that is not finite at some cycles.
+
+    Parameters
+    ----------
+    what : str
+        What is said of the variable.
+    remedy : str
+    """
+
+    def sentence(broken: Array, lost: Array | None = None) -> str:
+        # Once a trajectory has diverged, its gaps are explained.
+        unexplained = broken if lost is None else broken & ~lost
+        if not unexplained.any():
+            return ""
+        cycles = unexplained.any(axis=0)
+        return f"{what} in {_share(unexplained.any(axis=1))}, at {int(cycles.sum())} of {cycles.size} cycles; {remedy}"
+
+    return sentence
+
+
+def unobserved(observed: Array) -> str:
+    """How many trajectories have no observation in the cycles that are scored.
+
+    Parameters
+    ----------
+    observed : array of bool, shape (trajectories, cycles)
+    """
+    nothing = ~observed.any(axis=1)
+    if not nothing.any():
+        return ""
+    return f"nothing is observed in {_share(nothing)}; expected a shorter burn_in, or another variable as observation="
+
+
+def unsettled(rmse: Array, burn_in: int) -> str:
+    """Whether the beginning is far from the rest, and how many cycles to leave out then.
+
+    Parameters
+    ----------
+    rmse : array, shape (trajectories, cycles)
+        After burn-in. Trajectories that are not finite throughout are not looked at.
+    burn_in : int
+        Cycles that are left out already.
+    """
+    whole = rmse[np.isfinite(rmse).all(axis=1)].astype(np.float64)
+    cycles = rmse.shape[1]
+    if not len(whole) or cycles < _LEAST_CYCLES:
+        return ""
+    curve = whole.mean(axis=0)
+    tenth = cycles // 10
+    beginning, rest = curve[:tenth].mean(), curve[tenth:].mean()
+    if not (beginning > _FAR * rest and curve.mean() > _MATTERS * rest):
+        return ""
+    # Means over a twentieth of the cycles: one cycle of one trajectory says little.
+    width = cycles // 20
+    means = np.convolve(curve, np.full(width, 1 / width), mode="valid")
+    settled = np.flatnonzero(means <= _SETTLED * curve[cycles // 2 :].mean())
+    longer = burn_in + (int(settled[0]) if settled.any() else tenth)
+    return (
+        f"the beginning is far from the rest: over the first {tenth} cycles that are scored the RMSE is "
+        f"{beginning:.3g}, over the others {rest:.3g}; leave it out, for example with burn_in={longer}"
+    )

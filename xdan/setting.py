@@ -1,0 +1,116 @@
+"""The setting that a network was trained in, and how a record differs from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from .core.dynamics import dynamics_to_json
+from .experiment import Experiment
+
+_NEAR = 0.05  # relative difference of an error or of an interval that counts as none
+# Parameters of a dynamics that a network trained through it does not feel, or that are compared by themselves.
+_UNFELT = frozenset(("sites", "state", "timestep", "spin_up_time", "function", "label", "time_unit"))
+
+
+def differences(description: Mapping[str, Any], experiment: Experiment) -> list[str]:
+    """Say in what a record differs from what a network was trained on, as far as the network's description tells.
+
+    Parameters
+    ----------
+    description : mapping
+        Of a network; where the network is a committee that was not trained together, its first member's training
+        counts.
+    experiment : Experiment
+
+    Returns
+    -------
+    list of str
+        One entry for each difference, such as "the interval is 0.1, in training it was 0.05".
+    """
+    data = training_data(description)
+    if data is None:
+        return []
+    checks = (_dynamics(data, experiment), _interval(data, experiment), _error(data, experiment))
+    return [text for texts in (*checks, _observing(data, experiment)) for text in texts]
+
+
+def training_data(description: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What the last training of a network was on, or None where its description does not say."""
+    training = description.get("training")
+    while isinstance(training, Mapping) and "data" not in training:
+        members = training.get("committee")
+        training = members[0] if isinstance(members, list) and members else None
+    data = training.get("data") if isinstance(training, Mapping) else None
+    return data if isinstance(data, Mapping) else None
+
+
+def validation_innovation(description: Mapping[str, Any]) -> float | None:
+    """Mean square innovation, in units of R, that the network had on its validation record, where it is known."""
+    training = description.get("training")
+    value = training.get("validation_innovation") if isinstance(training, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) and 0 < value < math.inf else None
+
+
+def _dynamics(data: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    trained = data.get("endless", data.get("dynamics"))
+    if not isinstance(trained, Mapping) or not isinstance(trained.get("parameters"), Mapping):
+        return
+    here = dynamics_to_json(experiment.frame.dynamics)
+    if trained.get("name") != here["name"]:
+        yield f"the dynamics is {here['name']!r}, in training it was {trained.get('name')!r}"
+        return
+    there, now = trained["parameters"], here["parameters"]
+    for name in sorted((set(there) & set(now)) - _UNFELT):
+        if there[name] != now[name]:
+            yield f"the dynamics has {name}={now[name]}, in training it had {there[name]}"
+
+
+def _interval(data: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    trained = _range(data.get("interval"))
+    steps = experiment.frame.steps[1:]
+    if trained is None or not len(steps):
+        return
+    least, most = (float(s) * experiment.frame.dynamics.timestep for s in (steps.min(), steps.max()))
+    if least < trained[0] * (1 - _NEAR) or most > trained[1] * (1 + _NEAR):
+        yield f"the interval is {_text(least, most)}, in training it was {_text(*trained)}"
+
+
+def _error(data: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    trained = _range(data.get("error_std"))
+    if trained is None:
+        return
+    deviation = np.sqrt(experiment.frame.error.variance().numpy())
+    least, most = float(deviation.min()), float(deviation.max())
+    if least < trained[0] * (1 - _NEAR) or most > trained[1] * (1 + _NEAR):
+        yield f"the observation error is {_text(least, most)}, in training it was {_text(*trained)}"
+
+
+def _observing(data: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
+    trained = data.get("observing")
+    here = None if experiment.sites is None else experiment.sites.to_json()
+    if isinstance(trained, Mapping) and here is not None and dict(trained) != here:
+        yield f"the observed sites are {_sites(here)}, in training they were {_sites(trained)}"
+
+
+def _sites(description: Mapping[str, Any]) -> str:
+    parameters = description.get("parameters")
+    return ", ".join(f"{k}={v}" for k, v in parameters.items()) if isinstance(parameters, Mapping) else "unknown"
+
+
+def _range(value: Any) -> tuple[float, float] | None:
+    """Smallest and largest of a number or of a list of numbers; None for anything else."""
+    try:
+        numbers = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    if not numbers.size or not np.isfinite(numbers).all():
+        return None
+    return float(numbers.min()), float(numbers.max())
+
+
+def _text(least: float, most: float) -> str:
+    return f"{least:.4g}" if math.isclose(least, most, rel_tol=1e-6) else f"{least:.4g} to {most:.4g}"
