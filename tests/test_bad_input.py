@@ -227,11 +227,14 @@ BAD_DYNAMICS = {
         lambda a: cycle(a, xdan.twin(circle(), cycles=3)),
         r"dynamics 'custom' is not registered; .* Pass dynamics= with the model that made the record",
     ),
-    "too few sites": (lambda a: xdan.Lorenz96(sites=3), r"sites=3: .* expected at least 4"),
-    "step too long": (lambda a: xdan.Lorenz96(timestep=0.1), r"timestep=0.1: expected a step in \(0, 0.05\]"),
+    "too few sites": (lambda a: xdan.Lorenz96(sites=3), r"sites=3: expected at least 4"),
+    "step too long": (
+        lambda a: xdan.Lorenz96(timestep=0.1),
+        r"timestep=0.1: expected a finite number, above 0 and at most 0.05",
+    ),
     "two ways to step": (lambda a: circle(step=lambda x: x), r"expected exactly one of tendency= and step="),
     "no state": (lambda a: circle(state={}), r"names no dims; expected for example state=\{'x': 40\}"),
-    "step not positive": (lambda a: circle(timestep=0.0), r"timestep=0.0: expected a positive number"),
+    "step not positive": (lambda a: circle(timestep=0.0), r"timestep=0: expected a finite number, above 0"),
 }
 
 BAD_ERRORS = {
@@ -281,9 +284,9 @@ BAD_TWINS = {
         r"chunks along \['x'\]: expected sizes along",
     ),
     "forcing": (lambda a: xdan.Lorenz96(forcing=np.nan), r"forcing=nan: expected a finite number"),
-    "interval not a number": (lambda a: xdan.twin(a.model, interval=np.nan), r"an interval of nan: expected a"),
-    "no cycles": (lambda a: xdan.twin(a.model, cycles=0), r"cycles=0, trajectories=1: expected at least 1 of each"),
-    "no trajectories": (lambda a: xdan.twin(a.model, trajectories=0), r"trajectories=0: expected at least 1 of each"),
+    "interval not a number": (lambda a: xdan.twin(a.model, interval=np.nan), r"interval=nan: expected a number"),
+    "no cycles": (lambda a: xdan.twin(a.model, cycles=0), r"cycles=0: expected at least 1 "),
+    "no trajectories": (lambda a: xdan.twin(a.model, trajectories=0), r"trajectories=0: expected at least 1 "),
     "intervals": (lambda a: xdan.twin(a.model, interval=[0.05] * 3, cycles=3), r"3 intervals for 3 cycles: expected 2"),
     "no multiple of the step": (
         lambda a: xdan.twin(a.model, interval=0.07),
@@ -294,8 +297,11 @@ BAD_TWINS = {
         lambda a: xdan.twin(a.model, interval=-0.05),
         r"interval of -0.05 is not a positive",
     ),
-    "chunk": (lambda a: xdan.twin(a.model, chunks={"time": 0}), r"a chunk of 0: expected at least 1"),
-    "dtype": (lambda a: xdan.twin(a.model, dtype="float16"), r"dtype='float16': expected 'float32' or 'float64'"),
+    "chunk": (lambda a: xdan.twin(a.model, chunks={"time": 0}), r"chunks\['time'\]=0: expected at least 1"),
+    "dtype": (
+        lambda a: xdan.twin(a.model, dtype="float16"),
+        r"dtype='float16': expected one of \['float32', 'float64'\]",
+    ),
     "too many random sites": (
         lambda a: xdan.twin(a.model, observe=Sites.random(3, 9)),
         r"random sites, up to 9 of 8: expected high <= 8",
@@ -304,9 +310,9 @@ BAD_TWINS = {
         lambda a: xdan.twin(a.model, observe=Sites.every(9)),
         r"every 9-th of 8 sites: expected",
     ),
-    "offset": (lambda a: Sites.every(2, 2), r"step=2, offset=2: expected step >= 1 and 0 <= offset < step"),
+    "offset": (lambda a: Sites.every(2, 2), r"step=2, offset=2: expected 0 <= offset < step"),
     "random the wrong way round": (lambda a: Sites.random(5, 3), r"low=5, high=3: expected 0 <= low <= high"),
-    "unknown rule": (lambda a: Sites("some"), r"'some' is unknown; known are 'all', 'every', 'random'"),
+    "unknown rule": (lambda a: Sites("some"), r"kind='some': expected one of \['all', 'every', 'random'\]"),
 }
 
 BAD_TRAINING = {
@@ -563,7 +569,7 @@ def test_seeds(a, seed):
         lambda: xdan.baseline(a.twin.chunk(time=5), "enkf-n", seed=seed),
         lambda: train(a, seed=seed),
     ):
-        with pytest.raises(ValueError, match=rf"seed={seed}: expected an integer from 0 to 2\*\*32 - 1"):
+        with pytest.raises((TypeError, ValueError), match=rf"seed={seed}: expected an integer from 0 to 2\*\*32 - 1"):
             call()
 
 

@@ -76,7 +76,7 @@ def test_a_static_scheme_is_tuned_on_the_truth_where_asked(model):
     fixed = xdan.baseline(ds, "3d-var", scale=_SCALES[best])
     np.testing.assert_allclose(xdan.score(ds, fixed, burn_in=50).rmse, tuned.truth_rmse[best], rtol=1e-6)
     assert "tuned_on" not in fixed.attrs
-    with pytest.raises(ValueError, match="the record has no truth; use tune_on='innovation'"):
+    with pytest.raises(ValueError, match="the record has no truth, expected one; use tune_on='innovation'"):
         xdan.baseline(ds.drop_vars("truth"), "3d-var", tune_on="truth").compute()
 
 
@@ -135,6 +135,39 @@ def test_lazy_even_where_it_is_tuned(twin, untouchable, computed):
     assert computed.calls == 0
     assert lazy.background_scale.chunks is not None
     assert lazy.innovation_rms.chunks is not None
+
+
+def test_candidates_are_tried_and_written_down(twin):
+    asked = {"inflation": "tune", "candidates": {"inflation": [1.2, 1.0, 1.05]}}
+    tuned = xdan.baseline(twin, "etkf", members=6, **asked)
+    np.testing.assert_array_equal(tuned.candidate_inflation, [1.0, 1.05, 1.2])
+    assert '"candidates": {"inflation": [1.0, 1.05, 1.2]}' in tuned.attrs["method_parameters"]
+    best = float(tuned.candidate_inflation[int(tuned.innovation_score.values.argmin())])
+    assert float(tuned.tuned_inflation) == best
+    fixed = xdan.baseline(twin, "etkf", members=6, inflation=best)
+    np.testing.assert_array_equal(tuned.analysis, fixed.analysis)
+    assert "candidates" not in fixed.attrs["method_parameters"]
+
+
+def test_a_run_with_other_candidates_is_another_run(twin, tmp_path):
+    ask = {"inflation": "tune", "store": tmp_path / "run.zarr", "progress": False}
+    first = xdan.baseline(twin, "etkf", members=6, candidates={"inflation": [1.0, 1.05, 1.2]}, **ask)
+    assert first.sizes["candidate_inflation"] == 3
+    with pytest.raises(FileExistsError):
+        xdan.baseline(twin, "etkf", members=6, candidates={"inflation": [1.0, 1.06, 1.2]}, **ask)
+
+
+def test_tuning_that_ends_at_an_end_warns(twin):
+    with pytest.warns(xdan.XdanWarning, match=r"tuning inflation of 'etkf' chose 3, an end .*smaller"):
+        xdan.baseline(twin, "etkf", members=6, inflation="tune", candidates={"inflation": [3.0, 4.0]})
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "kind"), [("etkf", 2, TypeError), ("etkf", "yes", TypeError), ("3d-var", True, ValueError)]
+)
+def test_members_are_kept_by_the_argument_that_a_message_names(twin, name, keep, kind):
+    with pytest.raises(kind, match=r"keep_members=.*expected"):
+        xdan.baseline(twin, name, keep_members=keep)
 
 
 def test_a_background_given_as_an_array_is_used(twin):

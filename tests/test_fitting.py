@@ -1,6 +1,9 @@
 """Training: what is held back, what is kept, and what the weights may depend on."""
 
 import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -171,11 +174,16 @@ def test_carries_on_from_a_network_without_changing_it(single, net, quick):
     further = xdan.train(single, net, **quick)
     for name, value in before.items():
         np.testing.assert_array_equal(net.arrays[name], value)
-    assert not same(further, net)
-    # One step with a vanishing rate shows where it began.
-    began = xdan.train(single, net, **{**quick, "steps": 1}, learning_rate=1e-12, adam_learning_rate=1e-12)
-    for name, value in before.items():
-        np.testing.assert_allclose(began.arrays[name], value, rtol=1e-5, atol=1e-7)
+    assert further.history.step.values.tolist() == [0, 4, 8]
+    assert float(further.history.validation_rmse[0]) == net.description["training"]["validation_rmse"]
+
+
+def test_what_carries_on_is_never_worse_than_what_it_began_with(single, net, quick):
+    wild = xdan.train(single, net, **quick, learning_rate=1.0, adam_learning_rate=1.0)
+    scores = wild.history.validation_rmse.values
+    assert scores[0] < scores[1:].min(), "otherwise nothing is tested"
+    assert same(wild, net)
+    assert wild.description["training"]["validation_rmse"] == scores[0]
 
 
 def test_architecture_is_not_changed(single, architecture, quick):
@@ -483,11 +491,11 @@ def test_teachers_that_cannot_teach(wide, teacher, architecture, quick, change, 
 
 
 def test_a_teacher_has_one_forecast_and_a_record(model, wide, teacher, quick):
-    with pytest.raises(ValueError, match="this network takes members: train it without"):
+    with pytest.raises(ValueError, match="this network takes members: expected no teacher"):
         xdan.train(wide, xdan.EnsembleCNN(members=3, filters=4, blocks=1), teacher=teacher, **quick)
-    with pytest.raises(ValueError, match=r"\['teacher'\] go with a Dataset; an endless twin has error_std="):
+    with pytest.raises(ValueError, match=r"\['teacher'\] go with a Dataset: .* an endless twin has error_std="):
         xdan.train(model, teacher=teacher, **quick)
-    with pytest.raises(TypeError, match="teacher is a str: expected the Dataset"):
+    with pytest.raises(TypeError, match="teacher='enkf-n' on a record: expected the Dataset"):
         xdan.train(wide, teacher="enkf-n", **quick)
 
 
@@ -519,7 +527,7 @@ def test_an_imitation_that_was_cut_short_ends_with_the_same_weights(model, quick
 
     with monkeypatch.context() as context:
         context.setattr(Trainer, "step", cut)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.warns(xdan.XdanWarning, match="interrupted at step 5 of 8"):
             xdan.train(model, ROOT, **settings)
     resumed = xdan.train(model, ROOT, **settings)
     for name, value in whole.arrays.items():
@@ -535,7 +543,7 @@ def test_an_imitation_that_was_cut_short_ends_with_the_same_weights(model, quick
         (ROOT, {"teacher": "nobody"}, "'nobody' is unknown; known are"),
         (ROOT, {"teacher": {"members": 5}}, "expected the name of the method as 'method'"),
         (ROOT, {"teacher": {"method": "etkf", "member": 5}}, r"has no parameters \['member'\]"),
-        ("residual-cnn", {}, r"'residual-cnn' has no covariance of its own; take xdan.LinearInZeta"),
+        ("residual-cnn", {}, r"'residual-cnn' has no covariance of its own; expected xdan.LinearInZeta"),
     ],
 )
 def test_covariances_that_cannot_be_imitated(model, quick, network, more, message):
@@ -554,7 +562,7 @@ def test_a_checkpoint_is_of_what_training_started_from(single, architecture, qui
     with pytest.raises(ValueError, match=r"is of another run \(start: None there, "):
         xdan.train(single, first, **settings)
     shutil.rmtree(tmp_path / "ck.zarr")
-    assert xdan.train(single, first, **settings) != first
+    assert xdan.train(single, first, **settings).description["training"]["start"] == first.digest
 
 
 def test_a_checkpoint_is_of_one_model(architecture, quick, tmp_path):
@@ -567,3 +575,265 @@ def test_a_checkpoint_is_of_one_model(architecture, quick, tmp_path):
     xdan.train(model(8.0), architecture, **settings)
     with pytest.raises(ValueError, match="is of another run"):
         xdan.train(model(4.0), architecture, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interval": 0.1}, "interval: 0.05 before, 0.1 now"),
+        ({"error_std": 0.5}, "error_std: 1.0 before, 0.5 now"),
+        ({"observe": Sites.random(7, 8)}, "observing: .*'all'.* before, .*'random'.* now"),
+    ],
+)
+def test_going_on_in_another_setting_is_told(model, architecture, quick, change, message):
+    net = xdan.train(model, architecture, **quick)
+    with pytest.warns(xdan.XdanWarning, match=f"another setting .*{message}"):
+        xdan.train(model, net, **quick, **change)
+
+
+def test_the_setting_is_written_down(wide, model, architecture, quick):
+    """A record and an endless twin tell the same things."""
+    record = told(xdan.train(wide, architecture, **quick, validation=0.2))
+    assert record["interval"] == 0.05
+    assert record["error_std"] == 1.0
+    assert record["observing"] == {"name": "sites", "parameters": {"kind": "all"}}
+    held = wide.truth[8:].values.astype(float)
+    np.testing.assert_allclose(record["climate"], [held.mean(), held.std()], rtol=1e-4)
+    endless = told(xdan.train(model, architecture, **quick, observe=Sites.every(2), interval=0.1))
+    assert (endless["interval"], endless["error_std"], endless["observing"]["parameters"]["step"]) == (0.1, 1.0, 2)
+    assert endless["dynamics"] == endless["endless"]
+
+
+def test_uneven_settings_are_ranges(model, architecture, quick):
+    deviation = np.linspace(0.5, 2.0, 8)
+    ds = xdan.twin(
+        model, cycles=24, trajectories=4, interval=np.resize([0.05, 0.15], 23), error_std=deviation, seed=2
+    ).compute()
+    ds = ds.assign(observation=ds.observation.where(ds.x % 4 != 0))  # gaps that the attributes do not know of
+    setting = told(xdan.train(ds, architecture, **quick))
+    assert (setting["interval"], setting["error_std"], setting["observing"]) == ([0.05, 0.15], [0.5, 2.0], 0.75)
+
+
+@pytest.mark.parametrize("objective", ["rmse", "forecast"])
+def test_innovations_of_the_best_weights_are_written_down(wide, architecture, quick, objective):
+    noisy = wide.assign(observation_error=("x", np.linspace(0.9, 1.1, 8)))
+    net = xdan.train(noisy, architecture, **{**quick, "steps": 12}, validation=0.2, objective=objective)
+    held = noisy.isel(trajectory=slice(8, None))
+    innovation = (held.observation - xdan.cycle(held, net).forecast) / held.observation_error
+    expected = float((innovation.isel(time=slice(24 // 3, None)) ** 2).mean())
+    assert net.description["training"]["validation_innovation"] == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["rmse", "forecast"])
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (slice(8, None), "0 of the 256 values held back for validation are observed .* expected at least"),
+        (slice(0, 8), "none of the 1536 values to train on is observed"),
+    ],
+)
+def test_unobserved_parts_are_refused(wide, architecture, quick, objective, rows, message):
+    ds = wide.copy(deep=True)
+    ds["observation"][{"trajectory": rows}] = np.nan
+    with pytest.raises(ValueError, match=message):
+        xdan.train(ds, architecture, **quick, validation=0.2, objective=objective)
+
+
+def test_single_trajectories_without_observations_are_told(wide, architecture, quick):
+    ds = wide.copy(deep=True)
+    ds["observation"][{"trajectory": [0, 9]}] = np.nan
+    with pytest.warns(xdan.XdanWarning) as warned:
+        net = xdan.train(ds, architecture, **quick, validation=0.2)
+    words = [str(one.message) for one in warned]
+    assert "1 of the 8 trajectories or segments to train on have no observations" in words[0]
+    assert "1 of the 2 trajectories or segments held back have no observations" in words[1]
+    assert all(np.isfinite(value).all() for value in net.arrays.values())
+
+
+def test_a_record_that_stands_still_is_refused(wide, architecture, quick):
+    still = wide.assign(truth=xr.full_like(wide.truth, 280.0))
+    with (
+        pytest.raises(ValueError, match="deviation 0: expected finite ones that vary"),
+        pytest.warns(xdan.XdanWarning, match="does not follow"),
+    ):
+        xdan.train(still, architecture, **quick)
+
+
+def test_a_dynamics_that_blows_up_is_refused(quick):
+    model = xdan.CustomDynamics(lambda x: 1.0 - torch.sqrt(x), state={"x": 8}, timestep=0.05)
+    with pytest.raises(ValueError, match=r"leave the finite numbers .* rest="):
+        xdan.train(model, xdan.ResidualCNN(filters=4, blocks=1), **quick)
+
+
+WRONG = {
+    "source": [3, None, "lorenz96", xr.DataArray(1.0)],
+    "network": [3, None, object()],
+    "memory": [1.5, -1, True, "1"],
+    "objective": [slice(None), "wrong", None, 1],
+    "window": [2.0, 0, True, None, "4"],
+    "batch": [2.5, 0, np.nan],
+    "steps": [2.0, 0, "3", True, [3]],
+    "epochs": [1.5, 0],
+    "minutes": ["1", 0, np.inf, np.nan, 1j],
+    "learning_rate": [0.0, "x", np.nan, 1j, None, np.ones(2)],
+    "adam_learning_rate": [-1.0, np.inf, True],
+    "weight_decay": [-0.1, np.nan, "0"],
+    "clip": [0, np.inf, None],
+    "validation": [0, 1, 1.5, "0.1", np.nan],
+    "validate_every": [0, 1.5, None],
+    "seed": [-1, 2**32, 1.0, "0", None, True],
+    "device": [0, None, "moon"],
+    "processes": [0, 1.5, "2"],
+    "checkpoint": [3.5, True],
+    "progress": ["no", 1, None],
+    "teacher": [3, ["etkf"]],
+    "dynamics": [3, "lorenz96"],
+    "truth": [3],
+    "observation": [3],
+    "interval": ["x", 0, np.nan, 0.07, [0.05]],
+    "observe": [1, "all", Sites.random(0)],
+    "error_std": [0, "x", 1j, np.nan, [1.0, -1.0], ["a"], [1.0, [2.0]]],
+    "trajectories": [0, 2.5, "4"],
+}
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_wrong_arguments_are_named(model, quick, label):
+    settings = {k: v for k, v in quick.items() if k != "steps" or label not in ("epochs", "minutes")}
+    for value in WRONG[label]:
+        with pytest.raises((TypeError, ValueError), match=r"expected|not a positive multiple") as caught:
+            xdan.train(**{"source": model, "network": "residual-cnn", **settings, label: value})
+        assert label in str(caught.value) or label == "observe" or value == 0.07, value
+
+
+def test_numpy_numbers_are_welcome(single, architecture, quick, tmp_path):
+    plain = {"window": 4, "batch": 2, "steps": 8, "validate_every": 4, "seed": 3, "learning_rate": 0.25, "clip": 2.0}
+    kinds = {int: np.int64, float: np.float32}
+    ours = xdan.train(single, architecture, **plain, progress=False)
+    theirs = xdan.train(
+        single, architecture, **{k: kinds[type(v)](v) for k, v in plain.items()}, progress=np.bool_(False)
+    )
+    assert same(ours, theirs)
+    for name in plain:
+        assert type(theirs.description["training"][name]) is type(plain[name])
+
+
+def test_a_model_without_gradient_is_refused(quick):
+    model = xdan.CustomDynamics(lambda x: -torch.from_numpy(x.detach().numpy()), state={"x": 8}, timestep=0.05)
+    with pytest.raises(ValueError, match="pass window=1"):
+        xdan.train(model, xdan.ResidualCNN(filters=2, blocks=1), **quick)
+
+
+def test_an_operator_with_a_wrong_gradient_is_refused(model, quick):
+    def half(x):
+        return 0.5 * x[..., :4].detach() + 0.5 * x[..., :4]
+
+    with pytest.raises(ValueError, match="the observation operator is wrong"):
+        xdan.train(model, xdan.ResidualCNN(filters=2, blocks=1), operator=half, **quick)
+
+
+@pytest.fixture
+def double():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_default_type_does_not_matter(model, single, architecture, quick, request, processes):
+    settings = {**quick, "processes": processes}
+    expected = [xdan.train(source, architecture, **settings) for source in (single, model)]
+    request.getfixturevalue("double")
+    for source, before in zip((single, model), expected, strict=True):
+        net = xdan.train(source, architecture, **settings)
+        assert same(net, before)
+        assert net.arrays["weights.0"].dtype == np.float32
+    assert torch.get_default_dtype() == torch.float64
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_modes_of_the_caller_do_not_matter(single, architecture, quick, mode):
+    expected = xdan.train(single, architecture, **quick)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    with mode():
+        assert same(xdan.train(single, architecture, **quick), expected)
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert same(
+            xdan.train(xdan.Lorenz96(sites=8), "residual-cnn", **quick),
+            xdan.train(xdan.Lorenz96(sites=8), "residual-cnn", **quick),
+        )
+    assert threads == torch.get_num_threads()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, warnings
+import numpy as np, torch, xdan
+from xdan.core.training import Trainer
+
+folder, at, processes, again = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "again"
+step, armed = Trainer.step, [True]
+
+def stepping(self, window, rate):
+    if self.step_count == at and armed[0]:
+        os.kill(os.getpid(), signal.SIGINT)
+        if again:
+            os.kill(os.getpid(), signal.SIGINT)
+        armed[0] = False
+    return step(self, window, rate)
+
+Trainer.step = stepping
+settings = dict(window=3, batch=4, steps=12, validate_every=5, progress=False, processes=processes)
+network = xdan.ResidualCNN(filters=2, blocks=1, kernel=3)
+
+def train(**more):
+    return xdan.train(xdan.Lorenz96(sites=8), network, **settings, **more)
+
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    net = train(checkpoint=folder + "/checkpoint")
+training = net.description["training"]
+assert training["interrupted"] is True and training["interrupted_at_step"] == at + 1, training
+assert np.isfinite(training["validation_rmse"]), training
+assert f"interrupted at step {at + 1} of 12" in str(told[0].message), told
+assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+resumed, whole = train(checkpoint=folder + "/checkpoint"), train()
+assert "interrupted" not in resumed.description["training"]
+assert resumed == whole
+assert resumed.history.step.values.tolist() == whole.history.step.values.tolist() == [5, 10, 12]
+print("DONE")
+"""
+
+
+@pytest.mark.parametrize(("at", "processes"), [(2, 1), (7, 1), (7, 2)])
+def test_ctrl_c_returns_the_best_network_until_then(tmp_path, at, processes):
+    answer = run_script(INTERRUPTED, tmp_path, at, processes, "once")
+    assert answer.stdout.strip() == "DONE", answer.stderr
+
+
+def test_a_second_ctrl_c_raises(tmp_path):
+    answer = run_script(INTERRUPTED, tmp_path, 7, 1, "again")
+    assert "KeyboardInterrupt" in answer.stderr
+    assert answer.returncode != 0
+
+
+def test_ctrl_c_before_the_first_step_raises(single, architecture, quick, monkeypatch):
+    from xdan.training_loop import Loop
+
+    steps = Loop._steps
+
+    def interrupted(self, *arguments):
+        signal.raise_signal(signal.SIGINT)
+        return steps(self, *arguments)
+
+    monkeypatch.setattr(Loop, "_steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        xdan.train(single, architecture, **quick)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def run_script(text, *arguments):
+    return subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )

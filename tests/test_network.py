@@ -212,10 +212,11 @@ def test_a_committee_averages_trained_networks_and_trains_on(single, architectur
 
 
 def test_networks_that_make_no_committee_are_refused(net, twin, single, quick):
-    with pytest.raises(TypeError, match="a committee of str: expected trained networks"):
+    with pytest.raises(TypeError, match="networks= holds a str: expected trained networks"):
         xdan.committee([net, "lorenz96"])
-    with pytest.raises(TypeError, match="a committee of a Network: expected a list of trained networks"):
-        xdan.committee(net)
+    for wrong in (net, 3, None, np.array(2)):
+        with pytest.raises(TypeError, match=r"networks=.*: expected a list of trained networks"):
+            xdan.committee(wrong)
     with pytest.raises(ValueError, match="expected at least two networks, none of them a committee"):
         xdan.committee(one for one in [net])
     loud = single.assign(observation_error=2 * single.observation_error).dan.train(**quick)
@@ -223,6 +224,28 @@ def test_networks_that_make_no_committee_are_refused(net, twin, single, quick):
         xdan.committee([net, loud])
     with pytest.raises(ValueError, match=r"\['ensemble-cnn'\] take members"):
         xdan.committee([net, single.dan.train(xdan.EnsembleCNN(members=2, filters=4, blocks=1), **quick)])
+
+
+def test_a_committee_of_networks_from_other_settings_warns(net):
+    def trained(**data):
+        return Network({**net.description, "training": {"data": data}}, net.arrays)
+
+    def ring(**parameters):
+        return {"name": "lorenz96", "parameters": {"sites": 8, "forcing": 8.0, "timestep": 0.05, **parameters}}
+
+    usual = {"interval": 0.05, "error_std": [1.0, 1.0], "observing": {"kind": "all", "parameters": {}}}
+    base = trained(**usual, endless=ring())
+    for alike in ({}, {"interval": 0.0500001}, {**usual, "dynamics": ring(sites=40, timestep=0.01)}):
+        assert xdan.committee([base, trained(**alike)]).memory == 2 * net.memory
+    for unlike, message in (
+        ({**usual, "interval": 0.1}, r"interval: 0\.05, 0\.1\)"),
+        ({"observing": {"kind": "every", "parameters": {"step": 2}}}, "observed sites: .*step=2"),
+        ({"error_std": 2.0}, "observation error: 1, 2"),
+        ({"dynamics": ring(forcing=10.0)}, r"the dynamics' forcing: 8\.0, 10\.0"),
+        ({"dynamics": {"name": "lorenz63", "parameters": {}}}, "dynamics: 'lorenz96', 'lorenz63'"),
+    ):
+        with pytest.warns(xdan.XdanWarning, match=message):
+            xdan.committee([base, trained(**unlike)])
 
 
 @pytest.fixture(scope="module", params=["lorenz96", "lorenz96-memory"])

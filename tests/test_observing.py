@@ -232,6 +232,10 @@ def test_four_d_var_needs_one_error(moving):
         (lambda x: 3.0, r"operator= gave float for states of shape \(2, 8\): expected a tensor \(2, P\)"),
         (lambda x: x.sum(), r"operator= gave \(\) for states"),
         (FunctionOperator(lambda x: x[..., :3], 4), "the observation operator gave shape"),
+        (lambda x: x - x.mean(0), "operator= mixes the states of a batch"),
+        (lambda x: x + torch.randn_like(x), "operator= gave two answers at the same states"),
+        (lambda x, y: x, r"operator= failed for states of shape \(2, 8\) .*expected"),
+        (lambda x: x[0, {}], r"operator= failed for states of shape \(2, 8\) .*expected"),
     ],
 )
 def test_operators_that_do_not_fit(given, message, model):
@@ -258,7 +262,7 @@ def test_the_kalman_filter_needs_a_linear_operator():
 
 
 def test_a_model_without_gradients_is_refused(single, quick, architecture):
-    with pytest.raises(ValueError, match=r"no gradient passes through a step of .* or pass window=1"):
+    with pytest.raises(ValueError, match=r"(?s)derivative .* the model .* pass window=1"):
         single.dan.train(architecture, dynamics=Blind(sites=8), **quick)
 
 
@@ -322,11 +326,9 @@ def test_errors_in_another_order_are_refused(twin):
 
 def test_an_operator_of_one_dtype_says_so(model):
     weights = torch.ones(3, 8)
-    with pytest.raises(
-        ValueError, match=r"cannot take states of torch.float64.* turn its own tensors with .to\(x\)"
-    ):
+    with pytest.raises(ValueError, match=r"cannot take states of torch.float64.* turn its own tensors with .to\(x\)"):
         operator_from(lambda x: x @ weights.T, model)
-    with pytest.raises(ValueError, match="the observation operator gave a float: expected a tensor"):
+    with pytest.raises(ValueError, match=r"the observation operator gave a float for states of .*: expected a tensor"):
         operator_from(lambda x: 1.0, model, 3)
 
 
@@ -351,3 +353,16 @@ def test_errors_and_operators_of_another_order_are_refused(model, moving):
     turned = moving.observation_error.isel(time=slice(None, None, -1))
     with pytest.raises(ValueError, match="has other labels along 'time' than the observations"):
         moving.dan.baseline("optimal-interpolation", observation_error=turned)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [1 + 5j, np.complex64(1), np.ones(8) + 5j, np.datetime64("2020-01-01"), np.timedelta64(1, "s"), True, {}, [None]],
+)
+def test_errors_and_operators_are_real_numbers(twin, value):
+    with pytest.raises(TypeError, match=r"observation_error=.*expected real numbers"):
+        twin.dan.baseline("optimal-interpolation", observation_error=value)
+    with pytest.raises(TypeError, match=r"observation error 'observation_error'=.*expected real numbers"):
+        twin.assign(observation_error=((), "a")).dan.baseline("optimal-interpolation")
+    with pytest.raises(TypeError, match=r"operator=.*expected real numbers"):
+        operator_from(value, xdan.Lorenz96(sites=8))

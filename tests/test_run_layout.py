@@ -27,6 +27,7 @@ def experiment(single):
     return read(single)
 
 
+@pytest.mark.filterwarnings("ignore:tuning scale of '4d-var' chose:xdan.XdanWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_holds_what_its_layout_says(single, experiment, name):
     method = method_by_name(name)

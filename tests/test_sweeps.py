@@ -1,6 +1,9 @@
 """Sweeps: cells, sharing, resuming, failing."""
 
 import json
+import shutil
+import signal
+import time
 
 import cloudpickle
 import dask
@@ -278,17 +281,17 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
             {"a": TINY},
             {"depth": [1]},
             {},
-            r"axes \['depth'\] are no parameters of any scheme; known are \['activation'",
+            r"axes \['depth'\] are no parameters of any scheme: expected some of \['activation'",
         ),
         ({"a": TINY}, {"window": []}, {}, "axis 'window' has no values"),
         ({"a": TINY}, {"window": [2, 2]}, {}, "axis 'window' has a value twice"),
         ({"a": {"baseline": "enkf-n"}}, {"members": [1]}, {}, "members=1"),
-        ({"a": {**TINY, "trained_on": {"planet": 3}}}, {}, {}, r"trained_on takes .* not \['planet'\]"),
+        ({"a": {**TINY, "trained_on": {"planet": 3}}}, {}, {}, r"trained_on takes .* expected none of \['planet'\]"),
         ({"a": TINY}, {"window": [4, 0]}, {}, "window=0: expected at least 1"),
         ({"a": {**TINY, "minutes": 1.0}}, {}, {}, "expected one of steps=, epochs= and minutes="),
         ({"a": TINY}, {"kernel": [3, 4]}, {}, "kernel=4"),
-        ({"a": TINY}, {}, {"seeds": []}, "expected distinct ones, at least one"),
-        ({"a": TINY}, {}, {"seeds": [-1]}, "seed=-1: expected an integer from 0"),
+        ({"a": TINY}, {}, {"seeds": []}, "seeds has no values: expected at least one"),
+        ({"a": TINY}, {}, {"seeds": [-1]}, "seeds=-1: expected at least 0"),
         ({"a": TINY}, {"interval": [0.05, 0.07]}, {}, "0.07"),
         ({"a": TINY}, {"interval": ["a", "b"]}, {}, "axis 'interval' has the values .*: expected numbers"),
         ({"a": TINY}, {"interval": [[0.05], [0.1]]}, {}, "axis 'interval' has the values .*: expected numbers"),
@@ -375,3 +378,174 @@ def test_schedulers_of_the_session_are_left_alone(model, tmp_path):
     with dask.config.set(scheduler="threads"):
         xdan.sweep(model, {"EnKF-N": {"baseline": "enkf-n"}}, seeds=4, **SIZES).compute()
         assert dask.config.get("scheduler") == "threads"
+
+
+def test_a_damaged_network_is_trained_again(model, tmp_path, counted):
+    whole = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
+    (folder,) = (path for path in (tmp_path / "s" / "networks").iterdir() if path.is_dir())
+    for number, damage in enumerate(["empty", "flip", "cut", "delete"]):
+        chunk = next(f for f in sorted((folder / "weights.0").rglob("*")) if f.is_file() and f.name != "zarr.json")
+        content = chunk.read_bytes()
+        if damage == "empty":
+            chunk.write_bytes(b"")
+        elif damage == "flip":
+            chunk.write_bytes(content[:-3] + bytes([content[-3] ^ 16]) + content[-2:])
+        elif damage == "cut":
+            (folder / "zarr.json").write_text((folder / "zarr.json").read_text()[:40])
+        else:
+            (folder / "zarr.json").unlink()
+        shutil.rmtree(tmp_path / "s" / "cells")
+        with pytest.warns(xdan.XdanWarning, match=f"networks/{folder.name} .* it is trained again"):
+            again = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
+        xr.testing.assert_identical(again.drop_vars(TIMED), whole.drop_vars(TIMED))
+        assert counted["train"] == number + 2
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b'{"zarr_format": 3, "node_type": "group", "attributes": {"arrays": []}}']
+)
+def test_a_damaged_cell_is_computed_again(model, tmp_path, counted, damage):
+    schemes = {"OI": {"baseline": "optimal-interpolation"}}
+    whole = xdan.sweep(model, schemes, seeds=2, store=tmp_path / "s", **SIZES)
+    cell = next((tmp_path / "s" / "cells").glob("*/zarr.json"))
+    cell.write_bytes(damage)
+    with pytest.warns(xdan.XdanWarning, match=f"cells/{cell.parent.name} .* it is computed again"):
+        again = xdan.sweep(model, schemes, seeds=2, store=tmp_path / "s", **SIZES)
+    xr.testing.assert_identical(again.drop_vars(TIMED), whole.drop_vars(TIMED))
+    assert counted["score"] == 3
+
+
+def test_damage_at_the_root_is_mended(model, tmp_path, counted):
+    schemes = {"OI": {"baseline": "optimal-interpolation"}}
+    whole = xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
+    (tmp_path / "s" / "zarr.json").write_text("{")
+    (tmp_path / "s" / "rmse" / "zarr.json").write_text("")
+    with pytest.warns(xdan.XdanWarning, match=r"zarr.json .* it is written again"):
+        again = xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
+    xr.testing.assert_identical(again, whole)
+    assert counted["score"] == 1
+
+
+def test_a_network_of_another_training_is_not_taken(model, tmp_path, counted, quick):
+    whole = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
+    (folder,) = (path for path in (tmp_path / "s" / "networks").iterdir() if path.is_dir())
+    other = xdan.train(model, xdan.ResidualCNN(filters=4, blocks=1, kernel=3), **{**quick, "seed": 5, "steps": 4})
+    mine = xdan.open_network(folder)
+    training = {**mine.description["training"], "interrupted": True}
+    unfinished = xdan.network.Network({**mine.description, "training": training}, mine.arrays)
+    for network in (other, unfinished):
+        network.to_zarr(folder, mode="w")
+        shutil.rmtree(tmp_path / "s" / "cells")
+        with pytest.warns(xdan.XdanWarning, match="it is of another training, or of one that was cut short"):
+            again = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
+        xr.testing.assert_identical(again.drop_vars(TIMED), whole.drop_vars(TIMED))
+
+
+def test_ctrl_c_in_a_training_ends_the_sweep_and_keeps_its_checkpoint(model, tmp_path, monkeypatch):
+    from xdan.core.training import Trainer
+
+    schemes = {"OI": {"baseline": "optimal-interpolation"}, "DAN": TINY}
+    whole = xdan.sweep(model, schemes, store=tmp_path / "whole", **SIZES)
+    step = Trainer.step
+
+    def stepping(self, window, rate):
+        if self.step_count == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, window, rate)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stepping)
+        with pytest.raises(KeyboardInterrupt, match="interrupted at step 2 of 4"):
+            xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
+    assert len(list((tmp_path / "s" / "networks").glob("*.checkpoint"))) == 1
+    steps = []
+    monkeypatch.setattr(Trainer, "step", lambda self, *args: steps.append(1) or step(self, *args))
+    resumed = xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
+    xr.testing.assert_identical(resumed.drop_vars(TIMED), whole.drop_vars(TIMED))
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("yes", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"seeds": 10**9},
+        {"seeds": range(10**9)},
+        {"axes": {"forcing": range(10**5), "interval": range(1, 10**4 + 1)}},
+        {"axes": {"forcing": range(10**30)}},
+    ],
+)
+def test_cells_are_counted_before_they_are_listed(model, more, yes):
+    begin = time.perf_counter()
+    total = 10**30 if more.get("axes", {}).get("forcing") == range(10**30) else 10**9
+    with pytest.raises(ValueError, match=f"a cube of {total} cells: expected at most"):
+        xdan.sweep(model, {"OI": {"baseline": "optimal-interpolation"}}, yes=yes, **more, **SIZES)
+    assert time.perf_counter() - begin < 1.0
+
+
+def test_numpy_numbers_are_welcome(model, tmp_path):
+    schemes = {"DAN": {**TINY, "steps": np.int64(4), "learning_rate": np.float32(0.25)}}
+    sizes = {name: np.int64(SIZES[name]) for name in ("cycles", "trajectories", "burn_in")}
+    cube = xdan.sweep(
+        model,
+        schemes,
+        {"error_std": np.array([0.5, 1.0], "f4")},
+        seeds=np.arange(1),
+        interval=np.float64(0.05),
+        retry=np.bool_(False),
+        store=tmp_path / "s",
+        progress=False,
+        **sizes,
+    )
+    plain = {"DAN": {**TINY, "learning_rate": 0.25}}
+    again = xdan.sweep(model, plain, {"error_std": [0.5, 1.0]}, seeds=1, store=tmp_path / "s", **SIZES)
+    xr.testing.assert_identical(cube, again)
+
+
+WRONG = {
+    "dynamics": [3, None],
+    "schemes": [
+        2,
+        None,
+        [],
+        {"E": 1j},
+        {"E": {"baseline": 3}},
+        {"E": {"network": 3}},
+        {3: {"baseline": "etkf"}},
+        {"E": {"baseline": "etkf", "members": 1j}},
+        {"N": {**TINY, "trained_on": 3}},
+        {"N": {**TINY, "learning_rate": "fast"}},
+    ],
+    "axes": [
+        3,
+        "forcing",
+        [1],
+        {"forcing": 8.0},
+        {"forcing": iter([8.0])},
+        {"forcing": np.array(8.0)},
+        {3: [1]},
+        {"forcing": [1j]},
+        {"forcing": [np.nan]},
+        {"interval": [True]},
+        {"observe": [object()]},
+    ],
+    "seeds": [1.5, 0, -1, True, None, "1", [0.5], [True], [0, 0], [2**32], range(2**32 - 5, 2**32)],
+    "interval": ["x", 0, np.nan, None],
+    "observe": [1, "all"],
+    "error_std": [0, 1j, "x", np.inf],
+    "cycles": [1.5, 0, None, True],
+    "trajectories": [0, 2.0],
+    "burn_in": [-1, 12, 13, 1.5, None],
+    "store": [1.5, True],
+    "retry": [1, "yes", None],
+    "yes": ["no", 0],
+    "progress": ["no", 1, None, {"desc": "x"}],
+}
+
+
+@pytest.mark.parametrize("label", WRONG)
+def test_wrong_arguments_are_named(model, label):
+    plain = {"dynamics": model, "schemes": {"E": {"baseline": "etkf", "members": 4}}, **SIZES}
+    for value in WRONG[label]:
+        with pytest.raises((TypeError, ValueError), match="expected"):
+            xdan.sweep(**{**plain, label: value})

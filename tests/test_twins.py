@@ -162,3 +162,68 @@ def test_labels_that_are_words_survive_a_store(tmp_path):
     with xr.open_zarr(tmp_path / "l63.zarr", consolidated=False) as opened:
         assert opened.component.values.tolist() == ["x", "y", "z"]
         np.testing.assert_array_equal(opened.truth.sel(component="z"), ds.truth[..., 2])
+
+
+def growing(**options):
+    step = lambda x: 1e3 * x  # noqa: E731
+    return xdan.CustomDynamics(step=step, state={"x": 4}, **{"timestep": 1.0, "spin_up_time": 0.0, **options})
+
+
+def test_a_model_that_blows_up_makes_no_record():
+    with pytest.raises(ValueError, match=r"1 of 1 states of 'custom' are not finite .* give rest= "):
+        xdan.twin(growing(spin_up_time=100.0), interval=1.0, cycles=3)
+    ds = xdan.twin(growing(), interval=1.0, cycles=20, trajectories=2, chunks={"time": 5})
+    ds.truth.isel(time=slice(5)).compute()
+    with pytest.raises(ValueError, match=r"truth of trajectory \d is not finite from time index 1\d on: expected"):
+        ds.compute()
+
+
+def test_the_unit_of_time_stands_beside_the_times(tmp_path):
+    daily = xdan.CustomDynamics(lambda x: -x, state={"x": 3}, timestep=0.1, time_unit=np.timedelta64(5, "D"))
+    ds = xdan.twin(daily, interval=0.1, cycles=3)
+    assert (ds.time.attrs["units"], ds.time.attrs["time_unit"]) == ("1", "5 days")
+    ds.to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    assert xr.open_zarr(tmp_path / "twin.zarr", consolidated=False).time.dtype == np.float64
+    assert "time_unit" not in xdan.twin(xdan.Lorenz96(), cycles=2).time.attrs
+
+
+ODD = [
+    "x",
+    b"x",
+    [],
+    [1, "a"],
+    {"a": 1},
+    xr.Dataset(),
+    1j,
+    np.nan,
+    -1,
+    1.5,
+    True,
+    np.datetime64("2020"),
+    np.ones(3) + 1j,
+]
+ARGUMENTS = ["interval", "cycles", "trajectories", "observe", "operator", "error_std", "error_covariance", "chunks"]
+
+
+@pytest.mark.parametrize("argument", [*ARGUMENTS, "seed", "dtype", "dynamics"])
+def test_wrong_arguments_are_named(model, argument):
+    # A number may be a standard deviation or an interval, and an empty Dataset a mapping of no chunks.
+    right = {"error_std": float, "interval": float, "chunks": xr.Dataset}.get(argument, ())
+    for value in ODD:
+        if isinstance(value, right) and not (isinstance(value, float) and np.isnan(value)):
+            continue
+        with pytest.raises((TypeError, ValueError), match="expected"):
+            xdan.twin(**{"dynamics": model, "cycles": 3, argument: value})
+    if argument in ("trajectories", "cycles", "dtype", "interval", "seed"):
+        with pytest.raises(TypeError, match=f"{argument}=None.*expected"):
+            xdan.twin(model, **{argument: None})
+
+
+def test_errors_are_given_once(model):
+    with pytest.raises(ValueError, match="expected one of error_std= and error_covariance="):
+        xdan.twin(model, error_std=2.0, error_covariance=np.eye(8))
+    with pytest.raises(ValueError, match=r"error_covariance has shape \(8,\): expected \(8, 8\)"):
+        xdan.twin(model, error_covariance=np.ones(8))
+    turned = xr.DataArray(np.eye(8), {"x": np.arange(8)[::-1]}, ("x", "x_dual"))
+    with pytest.raises(ValueError, match="labels of 'x' in another order"):
+        xdan.twin(model, error_covariance=turned)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import multiprocessing
 import threading
 import time
@@ -13,18 +14,21 @@ from typing import Any
 import numpy as np
 
 from .baselines import baseline
+from .core.checks import shown
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import accepted_parameters, method_by_name
 from .core.networks import AnalysisNetwork, network_by_name, network_parameters
 from .core.observing import Sites
 from .cycling import cycle
-from .fitting import check_arguments, train
+from .fitting import building, check_arguments, fit, train
+from .location import StoreLike
 from .network import Network
+from .schema import to_json
 from .scoring import score
-from .store import StoreLike, digest
+from .store import digest
 from .twins import twin
 
-_TEST_SEEDS = 1_000_000  # test records are keyed apart from training
+TEST_SEEDS = 1_000_000  # test records are keyed apart from training
 TWIN = ("interval", "observe", "error_std")
 _TRAINING = frozenset(inspect.signature(train).parameters) - {
     # Given by the cell, or of no use to an endless twin.
@@ -59,6 +63,22 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, np.ndarray)):
         return np.asarray(value).tolist()
     return value.item() if isinstance(value, np.generic) else value
+
+
+def check_plain(label: str, value: Any) -> None:
+    """Refuse what has no JSON to be known by.
+
+    Raises
+    ------
+    TypeError
+        For values other than numbers, names, switches, Sites, and lists and mappings of them.
+    """
+    try:
+        to_json(plain(value))
+    except (TypeError, ValueError, RecursionError):
+        raise TypeError(
+            f"{label}={shown(value)}: expected a number, a name, a switch, Sites, or a list of them"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -107,9 +127,13 @@ class Scheme:
 
         Raises
         ------
+        TypeError
+            If it is no mapping, or a value of it has no plain form.
         ValueError
             If it names both or none of the two kinds, or a parameter that it does not take.
         """
+        if not isinstance(given, Mapping):
+            raise TypeError(f"scheme {label!r} is {shown(given)}: expected a mapping such as {{'baseline': 'enkf-n'}}")
         kinds = [kind for kind in ("baseline", "network") if kind in given]
         if len(kinds) != 1:
             raise ValueError(
@@ -117,20 +141,31 @@ class Scheme:
             )
         (kind,), what = kinds, given[kinds[0]]
         parameters = {key: value for key, value in given.items() if key not in (kind, "trained_on")}
+        trained_on = given.get("trained_on", {})
+        if not isinstance(trained_on, Mapping):
+            raise TypeError(f"scheme {label!r}: trained_on={shown(trained_on)}: expected a mapping of parameters")
         if kind == "baseline":
-            accepts = frozenset(accepted_parameters(what) | {"tune_on"})
+            if not isinstance(what, str):
+                raise TypeError(f"scheme {label!r}: baseline={shown(what)}: expected the name of a method")
+            accepts = frozenset(accepted_parameters(what) | {"tune_on", "candidates"})
         elif isinstance(what, Network):
             what, accepts = Trained(what.digest), frozenset()
         elif isinstance(what, AnalysisNetwork):
             what = Architecture(type(what), what.parameters_json())
             accepts = frozenset(_TRAINING | set(what.parameters))
-        else:
+        elif isinstance(what, str):
             accepts = frozenset(_TRAINING | network_parameters(what))
+        else:
+            raise TypeError(
+                f"scheme {label!r}: network={shown(what)}: expected a registered name, an architecture or a Network"
+            )
+        for name, value in {**parameters, **trained_on}.items():
+            check_plain(f"scheme {label!r}: {name}", value)
         if unknown := set(parameters) - accepts:
             raise ValueError(f"scheme {label!r} takes no {sorted(unknown)}; it takes {sorted(accepts)}")
         if "trained_on" in given and (kind == "baseline" or isinstance(what, Trained)):
             raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
-        return cls(kind, what, parameters, accepts, dict(given.get("trained_on", {})))
+        return cls(kind, what, parameters, accepts, dict(trained_on))
 
     def about(self) -> dict[str, Any]:
         """JSON that tells it from another."""
@@ -188,7 +223,7 @@ class Cell:
         ------
         ValueError
         """
-        twin(self.dynamics, **self.twin, cycles=2, trajectories=1, seed=_TEST_SEEDS + self.seed)
+        twin(self.dynamics, **self.twin, cycles=2, trajectories=1, seed=TEST_SEEDS + self.seed)
         if self.trains:
             twin(self.trained_dynamics, **self.trained_twin, cycles=2, trajectories=1, seed=self.seed)
         if self.scheme.kind == "baseline":
@@ -196,36 +231,70 @@ class Cell:
         elif self.trains:
             check_arguments(**self._asked()[1])
 
+    def made(self, network: Network) -> bool:
+        """Whether a network is of this cell's training, which ended as it should, by what its description says."""
+        training = network.description.get("training", {})
+        data = training.get("data", {})
+        architecture, asked = self._asked()
+        said = {
+            "architecture": training.get("architecture"),
+            "seed": training.get("seed"),
+            "dynamics": data.get("endless"),
+            "interrupted": training.get("interrupted", False),
+            **{name: training[name] for name in asked if name in training},
+        }
+        expected = {
+            "architecture": {"name": architecture.name, **architecture.parameters_json()},
+            "seed": self.seed,
+            "dynamics": dynamics_to_json(self.trained_dynamics),
+            "interrupted": False,
+            **{name: plain(asked[name]) for name in asked if name in training},
+        }
+        if "steps" in said and asked["steps"] is None:
+            del said["steps"], expected["steps"]  # what was the default, or followed from epochs
+        return bool(json.loads(to_json(said)) == json.loads(to_json(expected)))
+
     def _asked(self) -> tuple[AnalysisNetwork, dict[str, Any]]:
         """Architecture, and arguments of training."""
         own = self.scheme.parameters
         training = {name: value for name, value in own.items() if name in _TRAINING}
         shape = {name: value for name, value in own.items() if name not in _TRAINING}
         what = self.scheme.what
-        if isinstance(what, Architecture):
-            return what.kind(**{**what.parameters, **shape}), training
-        return network_by_name(what, shape), training
+        with building():
+            if isinstance(what, Architecture):
+                return what.kind(**{**what.parameters, **shape}), training
+            return network_by_name(what, shape), training
 
     def train(self, checkpoint: StoreLike | None) -> Network:
-        """Train its network."""
+        """Train its network.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            At Ctrl-C, once the checkpoint is saved: a network that is not done is no result.
+        """
         what, training = self._asked()
         if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
             training.setdefault("processes", 1)  # the scheduler has others at work already
-        return train(
-            self.trained_dynamics,
-            what,
+        asked = check_arguments(
+            source=self.trained_dynamics,
+            network=what,
             **training,
             **self.trained_twin,
             seed=self.seed,
             checkpoint=checkpoint,
             progress=False,
         )
+        network, interruption = fit(asked)
+        if interruption is not None:
+            raise KeyboardInterrupt(interruption)
+        return network
 
     def score(self, network: Network | None) -> dict[str, float]:
         """Cycle the test record and score the run."""
         sizes = {name: self.test[name] for name in ("cycles", "trajectories")}
         here = {"scheduler": "synchronous"}  # said in every call: the configuration is the whole process's
-        record = twin(self.dynamics, **self.twin, **sizes, seed=_TEST_SEEDS + self.seed).compute(**here)
+        record = twin(self.dynamics, **self.twin, **sizes, seed=TEST_SEEDS + self.seed).compute(**here)
         begin = time.perf_counter()
         own: dict[str, Any] = {"dynamics": self.dynamics, "seed": self.seed}
         if network is None:

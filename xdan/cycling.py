@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,12 +25,12 @@ from .experiment import (
     LEADING_TRAJECTORIES,
     Experiment,
     Frame,
+    astray,
     check_observed,
     read,
     refuse_fill_values,
-    warn_if_astray,
 )
-from .location import StoreLike, check_rewritable, in_memory, locate, writing
+from .location import StoreLike, check_reachable, check_rewritable, locate, writing
 from .network import Network
 from .observing import identity as observing_identity
 from .run_layout import label_run, named, shapes_of, tuned_shapes_of
@@ -186,11 +185,7 @@ def cycle(
         # The record is known by its first block: another record's differs there.
         np.asarray(observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
     )
-    if in_memory(store) and dask.delayed(os.getpid, pure=False)().compute() != os.getpid():
-        raise ValueError(
-            "store= lives in the memory of this process, and dask's workers are other processes, which would write "
-            "into copies: expected a path, or workers that are threads"
-        )
+    check_reachable(store)
     blank = {
         name: da.zeros(shape, dtype=dtype, chunks=(*observations.chunks[:2], *shape[2:]))
         for name, (_, shape, dtype) in shapes.items()
@@ -340,7 +335,7 @@ def _prepare(
     in_block()
     refuse_fill_values(observation, "observation")
     if truth is not None:
-        warn_if_astray(frame, truth)
+        tell([text] if (text := astray(frame, truth[:, :2])) else [])
     if isinstance(method, Network):
         if frame.error.operator is None:
             during = frame.error.during(slice(0, observation.shape[1]))

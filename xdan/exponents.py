@@ -106,8 +106,8 @@ def lyapunov_spectrum(
     for label, span in (("time", time), ("spin_up", spin_up)):
         if span / dynamics.timestep > _MOST_STEPS:
             raise ValueError(
-                f"{label}={span:g} takes {span / dynamics.timestep:.3g} steps of {dynamics.timestep:g}: expected at most "
-                f"{_MOST_STEPS}; is it in other units than the model's time?"
+                f"{label}={span:g} takes {span / dynamics.timestep:.3g} steps of {dynamics.timestep:g}: expected at "
+                f"most {_MOST_STEPS}; is it in other units than the model's time?"
             )
     lead, repeats = (math.ceil(round(span / step, 6)) for span in (spin_up, time))
     block = dask.delayed(_spectrum_block, pure=False)
@@ -158,8 +158,8 @@ def _spectrum_block(
         exponents, _ = spectrum(dynamics, x, start, between=between, spin_up=spin_up, repeats=repeats)
     if bool(exponents.isnan().any()):
         raise ValueError(
-            f"the exponents of {dynamics!r} are not numbers: expected finite derivatives of its step; ask for fewer with "
-            "vectors=, or orthonormalise more often with interval="
+            f"the exponents of {dynamics!r} are not numbers: expected finite derivatives of its step; ask for fewer "
+            "with vectors=, or orthonormalise more often with interval="
         )
     return tensor_to_array(exponents)
 

@@ -5,31 +5,41 @@ from __future__ import annotations
 import inspect
 import math
 import multiprocessing
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
+from tqdm.dask import TqdmCallback
 
 from .blocks import RecordWindows, pick_device
+from .core.checks import choice, integer, real, switch
+from .core.checks import shown as one_line
+from .core.derivatives import STATES, check_model, check_operator, climate_states
 from .core.dynamics import Dynamics
-from .core.methods import EnsembleMethod
-from .core.networks import AnalysisNetwork, LinearInZeta, network_by_name
+from .core.networks import AnalysisNetwork, network_by_name, registered_name
 from .core.objectives import OBJECTIVES
 from .core.observing import Sites
-from .core.random import Purpose, check_seed, uniform
+from .core.progress import shown
+from .core.random import Purpose, uniform
 from .core.training import Settings, Trainer
 from .experiment import imitate, read
+from .location import StoreLike, check_rewritable, locate, writing
 from .network import Network
-from .schema import XdanWarning, check_counts, check_numbers
-from .store import StoreLike, check_whole
+from .schema import XdanWarning
+from .setting import disagreements
 from .training_data import TrainingData, data_from_dynamics, data_from_record, ensemble_method, taught
 from .training_loop import Loop
 
 _DEFAULT_STEPS = 6000
 _LEAST_SHARE = 12  # trajectories of a batch that are worth a process of their own
+_BUILDING = threading.Lock()
 
 
 def train(
@@ -74,7 +84,7 @@ def train(
         endless twin generated while training (`interval`, `observe`, `error_std`, `trajectories` describe it).
     network : str, AnalysisNetwork or Network
         A registered name; an architecture such as `xdan.ResidualCNN(filters=40)`; or a trained network to carry on
-        from (it is not changed).
+        from (it is not changed). That one is validated first: what is returned is never worse on the validation record.
     memory : int, optional
         Latent channels per site carried from cycle to cycle, where `network` is a name; 0 is the paper's network.
     objective : {"rmse", "mse", "crps", "energy", "forecast", "analysis", "covariance"}
@@ -134,213 +144,389 @@ def train(
 
     Raises
     ------
-    ValueError
-        For data or settings that cannot be trained on, before training starts.
+    TypeError, ValueError
+        For data or settings that cannot be trained on, before training starts: also where nothing, or hardly anything,
+        is observed in what is held back for validation.
     RuntimeError
         If training diverges for good.
+    KeyboardInterrupt
+        At Ctrl-C before the first step, and at a second Ctrl-C.
+
+    Warns
+    -----
+    XdanWarning
+        At Ctrl-C: the best network until then is returned, a checkpoint is saved, and `description["training"]` says
+        "interrupted". Where no validation was finite; where a network goes on in another setting than its own; where
+        some trajectories have no observations.
 
     References
     ----------
     Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: the same authors' slides, Eq. 13
     to 15; the correction: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
     """
-    check_arguments(
-        objective=objective,
-        window=window,
-        batch=batch,
-        steps=steps,
-        epochs=epochs,
-        minutes=minutes,
-        learning_rate=learning_rate,
-        adam_learning_rate=adam_learning_rate,
-        weight_decay=weight_decay,
-        clip=clip,
-        validation=validation,
-        validate_every=validate_every,
-        memory=memory,
-        processes=processes,
-    )
-    supervised = OBJECTIVES[objective].truth
-    device = pick_device(device)
-    processes = _processes(processes, batch, device)
+    asked = check_arguments(**locals())
+    net, interruption = fit(asked)
+    if interruption is not None:
+        warnings.warn(interruption, XdanWarning, stacklevel=2)
+    return net
+
+
+def fit(asked: Mapping[str, Any]) -> tuple[Network, str | None]:
+    """Train as `train` does, and tell apart what Ctrl-C cut short.
+
+    Parameters
+    ----------
+    asked : mapping
+        What `check_arguments` returned, with a source.
+
+    Returns
+    -------
+    network : Network
+    interruption : str or None
+        What to tell of a training that ended early.
+    """
+    device = pick_device(asked["device"])
+    kind = torch.device(device).type
+    # A caller's modes are no part of what was asked for; the caller has them back afterwards.
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
+        return _fit(SimpleNamespace(**{**asked, "device": device}))
+
+
+def _fit(asked: SimpleNamespace) -> tuple[Network, str | None]:
+    objective = OBJECTIVES[asked.objective]
+    processes = _processes(asked.processes, asked.batch, asked.device)
     settings = Settings(
-        learning_rate=learning_rate,
-        adam_learning_rate=adam_learning_rate,
-        weight_decay=weight_decay,
-        objective=objective,
-        clip=clip,
+        learning_rate=asked.learning_rate,
+        adam_learning_rate=asked.adam_learning_rate,
+        weight_decay=asked.weight_decay,
+        objective=asked.objective,
+        clip=asked.clip,
     )
-    seed = check_seed(seed)
-    sizes = {"window": window, "batch": batch, "seed": seed}
-    method: EnsembleMethod | None = None
-    if isinstance(source, Dynamics):
-        own = {
-            "teacher": None if objective == "covariance" else teacher,
-            "dynamics": dynamics,
-            "truth": truth,
-            "observation": observation,
-            "observation_error": observation_error,
-        }
-        if asked := [label for label, value in own.items() if value is not None]:
-            raise ValueError(
-                f"{asked} go with a Dataset; an endless twin has error_std= and operator=, and a teacher by name with "
-                "objective='covariance'"
-            )
-        if objective == "covariance":
-            method = ensemble_method(teacher)
-        data = data_from_dynamics(
-            source,
-            interval=interval,
-            observe=Sites.all() if observe is None else observe,
-            error_std=error_std,
-            operator=operator,
-            trajectories=4 * batch if trajectories is None else trajectories,
-            device=device,
-            supervised=supervised,
-            **sizes,
-        )
-    elif isinstance(source, xr.Dataset):
-        if objective == "covariance":
-            raise ValueError(
-                "objective='covariance' needs an ensemble beside the record: train on the dynamics, as an endless "
-                "twin, with teacher='etkf'; or imitate a run's analyses with objective='mse' and teacher=run"
-            )
-        endless: dict[str, tuple[Any, Any]] = {
-            "observe": (observe, None),
-            "trajectories": (trajectories, None),
-            "interval": (interval, 0.05),
-            "error_std": (error_std, 1.0),
-        }
-        if asked := [label for label, (value, default) in endless.items() if value != default]:
-            raise ValueError(f"{asked} describe an endless twin; a Dataset brings its own, expected none of them")
-        experiment = read(
-            source,
-            dynamics=dynamics,
-            truth=truth,
-            observation=observation,
-            observation_error=observation_error,
-            operator=operator,
-            needs_truth=f"the supervised objective {objective!r} ('forecast' does without)"
-            if supervised and teacher is None
-            else None,
-        )
-        if not supervised:
-            experiment = replace(experiment, truth=None)
-        if teacher is not None:
-            if not supervised or OBJECTIVES[objective].members:
-                raise ValueError(f"objective={objective!r} has no use for a teacher's analyses: take 'mse' or 'rmse'")
-            experiment = imitate(experiment, teacher)
-        check_whole(source, experiment.truth)
-        data = data_from_record(experiment, validation=validation, device=device, **sizes)
-    else:
-        raise TypeError(f"cannot train on {type(source).__name__}: expected an xarray Dataset or an xdan Dynamics")
-    module = _architecture(network, memory, seed, data).to(device)
-    if teacher is not None and module.ensemble:
-        raise ValueError("a teacher has one forecast and one analysis; this network takes members: train it without")
-    if OBJECTIVES[objective].covariance and not isinstance(module, LinearInZeta):
-        raise ValueError(
-            f"objective='covariance': network {module.name!r} has no covariance of its own; take "
-            "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
-        )
-    if method is not None:
-        data = taught(data, method, anew=module.memory > 0)
-    if OBJECTIVES[objective].members and (not module.ensemble or module.members < 2):
-        raise ValueError(
-            f"objective={objective!r} scores members, and the network has a single forecast: take an ensemble network "
-            "such as xdan.EnsembleCNN(members=10), or objective='rmse'"
-        )
-    if epochs is not None:
-        steps = epochs * data.windows.per_epoch
-    limit = steps if steps is not None or minutes is not None else _DEFAULT_STEPS
-    about = {
-        **sizes,
-        **asdict(settings),
-        "steps": limit,
-        "minutes": minutes,
-        "validate_every": validate_every,
-        "data": data.about,
-        "architecture": {"name": module.name, **module.parameters_json()},
-        "start": network.digest if isinstance(network, Network) else None,
-    }
-    if window > 1 and teacher is None and not OBJECTIVES[objective].covariance:
-        _check_differentiable(data)
-    trainer = Trainer(module, data.dynamics, data.error, settings, processes)
+    plan = _plan(asked.network, asked.memory)
+    _check_fits(plan, asked)
+    bars = asked.progress is not False and not (isinstance(asked.progress, Mapping) and asked.progress.get("disable"))
+    # Reading goes through dask's tasks, the rest through loops that are tracked.
+    reading = TqdmCallback(desc="reading the record", delay=2.0, leave=False) if bars else nullcontext()
+    with shown(bars), reading:
+        data = _endless(asked) if isinstance(asked.source, Dynamics) else _of_record(asked)
     try:
-        loop = Loop(trainer, data, limit, minutes, validate_every, checkpoint, about)
-        seconds = loop.run(progress)
+        module = _architecture(asked.network, plan, asked.seed, data).to(asked.device)
+        if bad := _not_finite(module):
+            raise ValueError(
+                f"network={one_line(asked.network)}: {bad} are not finite in single precision, expected numbers"
+            )
+        if objective.covariance:
+            data = taught(data, ensemble_method(asked.teacher), anew=module.memory > 0)
+        steps = asked.steps if asked.epochs is None else asked.epochs * data.windows.per_epoch
+        limit = steps if steps is not None or asked.minutes is not None else _DEFAULT_STEPS
+        trained = asked.network if isinstance(asked.network, Network) else None
+        about = {
+            "window": asked.window,
+            "batch": asked.batch,
+            "seed": asked.seed,
+            **asdict(settings),
+            "steps": limit,
+            "minutes": asked.minutes,
+            "validate_every": asked.validate_every,
+            "data": data.about,
+            "architecture": {"name": registered_name(module), **module.parameters_json()},
+            "start": None if trained is None else trained.digest,
+        }
+        now = {"training": {"data": data.setting}}
+        if trained is not None and (other := disagreements([trained.description, now])):
+            warnings.warn(
+                f"the network goes on in another setting than it was trained in ({'; '.join(other)}, before and now): "
+                "what it knows of the errors may mislead it at first. Go on if that is meant, or train a network from "
+                "the start",
+                XdanWarning,
+                stacklevel=4,
+            )
+        if not objective.covariance:
+            _check_differentiable(data, asked.window > 1 and asked.teacher is None)
+        trainer = Trainer(module, data.dynamics, data.error, settings, processes)
+        checkpoint = asked.checkpoint
+        try:
+            with nullcontext() if checkpoint is None else writing(checkpoint):
+                loop = Loop(
+                    trainer, data, limit, asked.minutes, asked.validate_every, checkpoint, about, trained is not None
+                )
+                seconds = loop.run(asked.progress)
+        finally:
+            trainer.close()
     finally:
-        trainer.close()
         if isinstance(data.windows, RecordWindows):
             data.windows.close()
     module.load_state_dict(trainer.best)
+    if bad := _not_finite(module):
+        raise RuntimeError(f"{bad} of the best network are not finite, expected numbers: nothing is returned")
     if not math.isfinite(trainer.best_score):
         warnings.warn(
             f"no validation of these {trainer.step_count} steps was finite: the network diverges from the validation "
             "trajectories. Train longer, or at lower learning rates",
             XdanWarning,
-            stacklevel=2,
+            stacklevel=4,
         )
-    training = {
+    training: dict[str, Any] = {
         **about,
+        "data": {**data.about, **data.setting},
         "validation_rmse": trainer.best_score,
         "seconds": round(seconds, 1),
-        "device": device,
+        "device": asked.device,
         "processes": processes,
         "torch": torch.__version__,
     }
-    if isinstance(network, Network):
-        training["before"] = network.description["training"]
-    return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
+    if not objective.covariance:
+        training["validation_innovation"] = trainer.best_innovation
+    if loop.interrupted:
+        training |= {"interrupted": True, "interrupted_at_step": trainer.step_count}
+    if trained is not None:
+        training["before"] = trained.description["training"]
+    network = Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
+    return network, _told(asked, limit, trainer, seconds) if loop.interrupted else None
 
 
-def check_arguments(**given: Any) -> None:
+def _told(asked: SimpleNamespace, limit: int | None, trainer: Trainer, seconds: float) -> str:
+    """What to tell of a training that Ctrl-C ended."""
+    budget = f"of {limit}" if limit is not None else f"after {seconds / 60:.2g} of {asked.minutes:g} minutes"
+    more = "" if asked.checkpoint is None else "; the same call goes on from checkpoint="
+    return (
+        f"training was interrupted at step {trainer.step_count} {budget}: the best network until then is returned, "
+        f"validation RMSE {trainer.best_score:.4g}{more}"
+    )
+
+
+def _endless(asked: SimpleNamespace) -> TrainingData:
+    """Data from a dynamics."""
+    _check_state(asked.source)
+    return data_from_dynamics(
+        asked.source,
+        interval=asked.interval,
+        observe=Sites.all() if asked.observe is None else asked.observe,
+        error_std=asked.error_std,
+        operator=asked.operator,
+        trajectories=4 * asked.batch if asked.trajectories is None else asked.trajectories,
+        window=asked.window,
+        batch=asked.batch,
+        seed=asked.seed,
+        device=asked.device,
+        supervised=OBJECTIVES[asked.objective].truth,
+    )
+
+
+def _of_record(asked: SimpleNamespace) -> TrainingData:
+    """Data from a Dataset."""
+    supervised = OBJECTIVES[asked.objective].truth
+    experiment = read(
+        asked.source,
+        dynamics=asked.dynamics,
+        truth=asked.truth,
+        observation=asked.observation,
+        observation_error=asked.observation_error,
+        operator=asked.operator,
+        needs_truth=f"the supervised objective {asked.objective!r} ('forecast' does without)"
+        if supervised and asked.teacher is None
+        else None,
+    )
+    _check_state(experiment.frame.dynamics)
+    if not supervised:
+        experiment = replace(experiment, truth=None)
+    if asked.teacher is not None:
+        experiment = imitate(experiment, asked.teacher)
+    return data_from_record(
+        experiment,
+        validation=asked.validation,
+        window=asked.window,
+        batch=asked.batch,
+        seed=asked.seed,
+        device=asked.device,
+    )
+
+
+def check_arguments(**given: Any) -> dict[str, Any]:
     """Refuse what no training can be asked for; arguments that are not given are those by default.
+
+    Parameters
+    ----------
+    **given
+        Arguments of `train`.
+
+    Returns
+    -------
+    dict
+        All arguments of `train` but a source that was not given; numbers and switches are Python's own.
+
+    Raises
+    ------
+    TypeError
+        For an argument of a wrong type.
+    ValueError
+        For a wrong value, or arguments that do not go together.
+    """
+    defaults = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()}
+    asked = defaults | given
+    _check_kinds(asked)
+    asked["objective"] = choice("objective", asked["objective"], OBJECTIVES)
+    for label in ("window", "batch", "validate_every"):
+        asked[label] = integer(label, asked[label], least=1)
+    asked["seed"] = integer("seed", asked["seed"], least=0, most=2**32 - 1)
+    for label, least in (("steps", 1), ("epochs", 1), ("processes", 1), ("trajectories", 1), ("memory", 0)):
+        if asked[label] is not None:
+            asked[label] = integer(label, asked[label], least=least)
+    for label in ("learning_rate", "adam_learning_rate", "clip", "interval"):
+        asked[label] = real(label, asked[label], above=0.0)
+    if asked["minutes"] is not None:
+        asked["minutes"] = real("minutes", asked["minutes"], above=0.0)
+    asked["weight_decay"] = real("weight_decay", asked["weight_decay"], least=0.0)
+    asked["validation"] = real("validation", asked["validation"], above=0.0, below=1.0)
+    asked["error_std"] = _deviations(asked["error_std"])
+    if not isinstance(asked["progress"], Mapping):
+        asked["progress"] = switch("progress", asked["progress"])
+    lengths = [label for label in ("steps", "epochs", "minutes") if asked[label] is not None]
+    if len(lengths) > 1:
+        raise ValueError(f"{lengths} each say how long to train: expected one of steps=, epochs= and minutes=")
+    if asked["objective"] == "forecast" and asked["window"] < 2:
+        raise ValueError(
+            "window=1 with objective='forecast': a forecast follows from the cycle before, expected a window of at "
+            "least 2"
+        )
+    if asked["memory"] is not None and not isinstance(asked["network"], str):
+        raise ValueError(
+            f"memory={asked['memory']} goes with a network given by name: expected None; set it in the architecture "
+            "instead"
+        )
+    if asked["checkpoint"] is not None:
+        asked["checkpoint"] = locate(asked["checkpoint"], "checkpoint")
+        check_rewritable(asked["checkpoint"], "checkpoint")
+    if "source" in given:
+        _check_together(asked)
+    return asked
+
+
+def _check_kinds(asked: Mapping[str, Any]) -> None:
+    """Refuse arguments of a wrong type, numbers apart."""
+    kinds: dict[str, tuple[Any, str]] = {
+        "network": (
+            (str, AnalysisNetwork, Network),
+            "a registered name, an architecture such as xdan.ResidualCNN(), or a trained Network",
+        ),
+        "device": (str, "'auto', 'cpu', 'cuda' or 'cuda:0' and so on"),
+        "progress": ((bool, np.bool_, Mapping), "True, False or a mapping of tqdm's arguments"),
+        "teacher": (
+            (type(None), xr.Dataset, str, Mapping),
+            "the Dataset that baseline() returned, or with objective='covariance' the name of an ensemble method",
+        ),
+        "dynamics": ((type(None), Dynamics), "an xdan Dynamics such as xdan.Lorenz96()"),
+        "truth": ((type(None), str), "the name of a variable"),
+        "observation": ((type(None), str), "the name of a variable"),
+        "observe": ((type(None), Sites), "Sites, such as xdan.Sites.all() or xdan.Sites.every(2)"),
+    }
+    if asked["source"] is not inspect.Parameter.empty and not isinstance(asked["source"], (xr.Dataset, Dynamics)):
+        raise TypeError(
+            f"cannot train on source={one_line(asked['source'])}: expected an xarray Dataset or an xdan Dynamics"
+        )
+    for label, (kind, expected) in kinds.items():
+        if not isinstance(asked[label], kind):
+            raise TypeError(f"{label}={one_line(asked[label])}: expected {expected}")
+
+
+def _deviations(error_std: Any) -> Any:
+    """Take a standard deviation, or an array of them."""
+    if not isinstance(error_std, (np.ndarray, torch.Tensor, xr.DataArray, list, tuple)):
+        return real("error_std", error_std, above=0.0)
+    try:
+        values = np.asarray(error_std)
+    except ValueError:
+        raise ValueError(f"error_std={one_line(error_std)}: expected an array of positive numbers") from None
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"error_std={one_line(error_std)}: expected positive numbers")
+    if not (np.isfinite(values) & (values > 0)).all():
+        raise ValueError(f"error_std={one_line(error_std)}: expected positive numbers")
+    return values.astype(np.float64)
+
+
+def _check_together(asked: Mapping[str, Any]) -> None:
+    """Refuse arguments that do not go with the source or the objective."""
+    objective = OBJECTIVES[asked["objective"]]
+    if isinstance(asked["source"], Dynamics):
+        labels = ("dynamics", "truth", "observation", "observation_error")
+        of_record = [label for label in labels if asked[label] is not None]
+        if asked["teacher"] is not None and not objective.covariance:
+            of_record = ["teacher", *of_record]
+        if of_record:
+            raise ValueError(
+                f"{of_record} go with a Dataset: expected none of them, an endless twin has error_std= and operator=, "
+                "and a teacher by name with objective='covariance'"
+            )
+        if objective.covariance:
+            ensemble_method(asked["teacher"])
+        return
+    if objective.covariance:
+        raise ValueError(
+            "objective='covariance' needs an ensemble beside the record: expected to train on the dynamics, as an "
+            "endless twin, with teacher='etkf'; or imitate a run's analyses with objective='mse' and teacher=run"
+        )
+    defaults = {"observe": None, "trajectories": None, "interval": 0.05, "error_std": 1.0}
+    if of_twin := [label for label, value in defaults.items() if np.ndim(asked[label]) or asked[label] != value]:
+        raise ValueError(f"{of_twin} describe an endless twin; a Dataset brings its own, expected none of them")
+    if asked["teacher"] is not None:
+        if not isinstance(asked["teacher"], xr.Dataset):
+            raise TypeError(
+                f"teacher={one_line(asked['teacher'])} on a record: expected the Dataset that baseline() returned"
+            )
+        if not objective.truth or objective.members:
+            raise ValueError(
+                f"objective={asked['objective']!r} has no use for a teacher's analyses: expected 'mse' or 'rmse'"
+            )
+
+
+def _check_state(dynamics: Dynamics) -> None:
+    """Refuse states that no network takes."""
+    if len(dynamics.dims) != 1:
+        raise ValueError(f"the state has dims {dynamics.dims}: expected one, as the networks work on a ring")
+
+
+def _check_fits(network: AnalysisNetwork, asked: SimpleNamespace) -> None:
+    """Refuse a network that does not go with the objective or a teacher."""
+    objective = OBJECTIVES[asked.objective]
+    if objective.covariance and not network.forms_covariance:
+        raise ValueError(
+            f"objective='covariance': network {network.name!r} has no covariance of its own; expected "
+            "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
+        )
+    if asked.teacher is not None and network.ensemble:
+        raise ValueError(
+            "a teacher has one forecast and one analysis, and this network takes members: expected no teacher="
+        )
+    if objective.members and (not network.ensemble or network.members < 2):
+        raise ValueError(
+            f"objective={asked.objective!r} scores members, and the network has a single forecast: expected an "
+            "ensemble network such as xdan.EnsembleCNN(members=10), or objective='rmse'"
+        )
+
+
+def _not_finite(module: AnalysisNetwork) -> list[str]:
+    """Names of weights and buffers that hold values which are not finite."""
+    return sorted(name for name, value in module.state_dict().items() if not bool(value.isfinite().all()))
+
+
+def _check_differentiable(data: TrainingData, through_the_model: bool) -> None:
+    """Refuse a model or an observation operator whose derivative is missing or wrong.
 
     Raises
     ------
     ValueError
     """
-    asked = {name: parameter.default for name, parameter in inspect.signature(train).parameters.items()} | given
-
-    def take(*names: str) -> dict[str, Any]:
-        return {name: asked[name] for name in names}
-
-    objective, weight_decay, validation = asked["objective"], asked["weight_decay"], asked["validation"]
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective={objective!r} is unknown; known are {sorted(OBJECTIVES)}")
-    lengths, rates = take("steps", "epochs", "minutes"), take("learning_rate", "adam_learning_rate", "clip")
-    counts = take("window", "batch", "validate_every", "processes")
-    if sum(length is not None for length in lengths.values()) > 1:
-        raise ValueError("expected one of steps=, epochs= and minutes=, not several")
-    check_counts(**counts, **take("steps", "epochs", "memory"))
-    check_numbers(**rates, **take("minutes", "validation", "weight_decay"))
-    for label, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{label}={value}: expected at least 1")
-    for label, number in {**lengths, **rates}.items():
-        if number is not None and not number > 0:
-            raise ValueError(f"{label}={number}: expected a positive number")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay={weight_decay}: expected zero or a positive number")
-    if not 0 < validation < 1:
-        raise ValueError(f"validation={validation}: expected a share between 0 and 1")
-    if objective == "forecast" and asked["window"] < 2:
-        raise ValueError(
-            "window=1 with objective='forecast': a forecast follows from the cycle before, expected a window of at "
-            "least 2"
-        )
-
-
-def _check_differentiable(data: TrainingData) -> None:
-    """Refuse a model that torch cannot go back through."""
-    x = data.validation.observation.new_zeros(1, math.prod(data.dynamics.shape), requires_grad=True)
-    with torch.enable_grad():
-        after = data.dynamics.advance(x.unflatten(1, data.dynamics.shape), 1)
-    if not after.requires_grad:
-        raise ValueError(
-            f"no gradient passes through a step of {data.dynamics.name!r}, so windows of several cycles cannot be "
-            "trained through: write the model in torch operations, without detach() or NumPy; or pass window=1"
-        )
+    record = data.validation
+    if record.truth is not None:
+        states = record.truth.flatten(0, 1)
+        states = states[:: max(1, len(states) // STATES)][:STATES]
+    elif through_the_model or data.error.operator is not None:
+        states = climate_states(data.dynamics, record.seed, record.observation)
+    else:
+        return
+    if through_the_model:
+        check_model(data.dynamics, "backward", states, "windows of several cycles train through it: or pass window=1")
+    check_operator(data.error.operator, "backward", states, "each analysis has its adjoint in it: or pass a matrix")
 
 
 def _processes(asked: int | None, batch: int, device: str) -> int:
@@ -355,29 +541,46 @@ def _processes(asked: int | None, batch: int, device: str) -> int:
     return max(1, min(torch.get_num_threads(), batch // _LEAST_SHARE)) if asked is None else min(asked, batch)
 
 
+@contextmanager
+def building() -> Iterator[None]:
+    """Make modules in single precision, and leave the process's random state and default type as they were.
+
+    One thread at a time: both are the whole process's.
+    """
+    with _BUILDING, torch.random.fork_rng(devices=[]):
+        default = torch.get_default_dtype()
+        if default != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            if default != torch.float32:
+                torch.set_default_dtype(default)
+
+
+def _plan(network: str | AnalysisNetwork | Network, memory: int | None) -> AnalysisNetwork:
+    """Module of the wanted architecture; of a trained network, with its weights."""
+    if isinstance(network, AnalysisNetwork):
+        return network
+    with building():
+        if isinstance(network, Network):
+            return network.module()
+        return network_by_name(network, {} if memory is None else {"memory": memory})
+
+
 def _architecture(
-    network: str | AnalysisNetwork | Network, memory: int | None, seed: int, data: TrainingData
+    network: str | AnalysisNetwork | Network, plan: AnalysisNetwork, seed: int, data: TrainingData
 ) -> AnalysisNetwork:
     """Module to train: normalised to the data, its first weights drawn from the seed; or a trained one, thawed."""
-    if memory is not None and not isinstance(network, str):
-        raise ValueError("memory= goes with a network given by name; set it in the architecture instead")
-    if len(data.dynamics.dims) != 1:
-        raise ValueError(f"the state has dims {data.dynamics.dims}: the residual CNN works on a ring, one state dim")
-    if not isinstance(network, (str, AnalysisNetwork, Network)):
-        raise TypeError(
-            f"network={network!r}: expected a registered name, an architecture such as xdan.ResidualCNN(), or a "
-            "trained Network"
-        )
     if isinstance(network, Network):
         if network.state_dims != data.dynamics.dims:
-            raise ValueError(f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}")
-        return network.module()
-    if isinstance(network, str):
-        network = network_by_name(network, {} if memory is None else {"memory": memory})
-    # A fresh module, so that the caller's is not changed and weights follow from the seed.
-    with torch.random.fork_rng(devices=[]):
+            raise ValueError(
+                f"the network works on dims {network.state_dims}, the record has {data.dynamics.dims}: expected those"
+            )
+        return plan
+    with building():  # a fresh module, so that the caller's is not changed and weights follow from the seed
         draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
         torch.manual_seed(int(draw * 2**31))
-        module = type(network)(**network.parameters_json())
+        module = type(plan)(**plan.parameters_json())
     module.normalise(*data.moments, data.error.scale(data.climate()))
     return module

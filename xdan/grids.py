@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -16,7 +17,8 @@ import xarray as xr
 from dask.delayed import Delayed
 
 from .blocks import Array
-from .cells import SCORES, TWIN, Cell, Scheme, known_by, plain
+from .cells import SCORES, TEST_SEEDS, TWIN, Cell, Scheme, check_plain, known_by, plain
+from .core.checks import integer, shown
 from .core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
 from .network import Network
 
@@ -38,6 +40,7 @@ _AXES = {
     "minutes": ("training time", "min"),
     "steps": ("training steps", ""),
 }
+MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add so much
 _UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}
 
 
@@ -54,30 +57,51 @@ class Grid:
     test: Mapping[str, int]
 
     def check(self) -> None:
-        """Refuse what cannot be, before anything is computed.
+        """Refuse axes, seeds and sizes that cannot be; `check_cells` looks at what they make.
 
         Raises
         ------
         ValueError
         """
-        if not 0 <= self.test["burn_in"] < self.test["cycles"] or self.test["trajectories"] < 1:
-            raise ValueError(f"{dict(self.test)}: expected trajectories, and a burn-in shorter than the cycles")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds={list(self.seeds)}: expected distinct ones, at least one")
+        if self.test["burn_in"] >= self.test["cycles"]:
+            raise ValueError(
+                f"burn_in={self.test['burn_in']} of cycles={self.test['cycles']}: expected a burn-in shorter than the "
+                "cycles"
+            )
         own = set(self._of_dynamics())
         known = own.union(TWIN, *(scheme.accepts for scheme in self.schemes.values()))
         if unknown := sorted(set(self.axes) - known):
-            raise ValueError(f"axes {unknown} are no parameters of any scheme; known are {sorted(known)}")
+            raise ValueError(f"axes {unknown} are no parameters of any scheme: expected some of {sorted(known)}")
         for label, scheme in self.schemes.items():
             if wrong := sorted(set(scheme.trained_on) - own - set(TWIN)):
-                raise ValueError(f"scheme {label!r}: trained_on takes {sorted(own | set(TWIN))}, not {wrong}")
+                raise ValueError(
+                    f"scheme {label!r}: trained_on takes {sorted(own | set(TWIN))}, expected none of {wrong}"
+                )
         for name in {"interval", "error_std"} & set(self.axes):
-            if wrong := [value for value in self.axes[name].values() if not isinstance(value, Real)]:
-                raise ValueError(f"axis {name!r} has the values {wrong}: expected numbers")
+            values = self.axes[name].values()
+            if others := [value for value in values if isinstance(value, bool) or not isinstance(value, Real)]:
+                raise ValueError(f"axis {name!r} has the values {others}: expected numbers")
         if len(several := sorted(_LENGTHS & set(self.axes))) > 1:
             raise ValueError(f"the axes {several} all say how long to train: expected one of them")
-        for cell in self.cells():
-            cell.check()
+
+    def check_cells(self, cells: Iterable[Cell]) -> None:
+        """Refuse experiments that cannot be; those that differ in nothing but their seed are looked at once.
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
+        seen = set()
+        for cell in cells:
+            alike = replace(cell, seed=0).key
+            if alike not in seen:
+                seen.add(alike)
+                cell.check()
+
+    @property
+    def size(self) -> int:
+        """How many cells the cube has, counted without listing them."""
+        return len(self.schemes) * math.prod(len(axis) for axis in self.axes.values()) * len(self.seeds)
 
     def _of_dynamics(self) -> Mapping[str, Any]:
         return dynamics_to_json(self.dynamics)["parameters"] if self._registered() else {}
@@ -164,12 +188,56 @@ class Grid:
         return cube
 
 
+def count(label: str, values: Any) -> int:
+    """Count the values of an axis, or the seeds, without listing them.
+
+    Raises
+    ------
+    TypeError
+        For what is no sequence and no mapping.
+    ValueError
+        If there are none.
+    """
+    listed = isinstance(values, (Sequence, Mapping)) and not isinstance(values, (str, bytes))
+    if not listed and not (isinstance(values, np.ndarray) and values.ndim):
+        raise TypeError(f"{label} is {shown(values)}: expected a sequence of values, or a mapping of labels to values")
+    # A range may be longer than len() can say.
+    size = -((values.start - values.stop) // values.step) if isinstance(values, range) else len(values)
+    if size < 1:
+        raise ValueError(f"{label} has no values: expected at least one")
+    return size
+
+
+def seeds_from(seeds: Any) -> Sequence[int]:
+    """Seeds from their number or a sequence; a range stays one.
+
+    Raises
+    ------
+    TypeError
+        For what is no integer.
+    ValueError
+        For a seed that is no 32-bit word, or stands twice.
+    """
+    if isinstance(seeds, range):
+        for end in (seeds[0], seeds[-1]):
+            integer("seeds", end, least=0, most=MOST_SEED)
+        return seeds
+    distinct = [integer("seeds", seed, least=0, most=MOST_SEED) for seed in seeds]
+    if len(set(distinct)) < len(distinct):
+        raise ValueError(f"seeds={shown(distinct)}: expected distinct ones")
+    return distinct
+
+
 def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, Any]:
-    """Label every value of an axis."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, (Sequence, Mapping, np.ndarray)):
-        raise TypeError(f"axis {name!r} is {values!r}: expected a sequence of values, or a mapping of labels to values")
-    if not len(values):
-        raise ValueError(f"axis {name!r} has no values")
+    """Label every value of an axis.
+
+    Raises
+    ------
+    TypeError
+        For labels or values that have no plain form.
+    ValueError
+        If a value stands twice.
+    """
     labels: list[Any]
     if isinstance(values, Mapping):
         labels, items = list(values), list(values.values())
@@ -177,11 +245,16 @@ def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, 
             raise TypeError(f"axis {name!r} has the labels {wrong}: expected numbers or names")
     else:
         items = [v.item() if isinstance(v, np.generic) else v for v in values]
-        labels = [v if isinstance(v, (int, float, str)) else json.dumps(plain(v)) for v in items]
+        labels = []
+    for value in items:
+        check_plain(f"axis {name!r}: value", value)
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"axis {name!r} has the value {value}: expected numbers")
+    labels = labels or [v if isinstance(v, (int, float, str)) else json.dumps(plain(v)) for v in items]
     if any(isinstance(label, str) for label in labels):  # numbers beside names are names too
         labels = [str(label) for label in labels]
     if len(set(labels)) < len(labels):
-        raise ValueError(f"axis {name!r} has a value twice: {labels}")
+        raise ValueError(f"axis {name!r} has a value twice: {shown(labels)}; expected distinct ones")
     return dict(zip(labels, items, strict=True))
 
 

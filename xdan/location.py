@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import dask
 import zarr
 from filelock import FileLock, Timeout
 from zarr.abc.store import Store
@@ -95,6 +96,20 @@ def check_rewritable(store: StoreLike, label: str = "store") -> None:
         raise ValueError(
             f"{label}= is a ZipStore, in which nothing can be written twice: expected a folder or another store that "
             "can be filled block by block; zip the finished store"
+        )
+
+
+def check_reachable(store: StoreLike, label: str = "store") -> None:
+    """Refuse a store in this process's memory where dask's workers are other processes.
+
+    Raises
+    ------
+    ValueError
+    """
+    if in_memory(store) and dask.delayed(os.getpid, pure=False)().compute() != os.getpid():
+        raise ValueError(
+            f"{label}= lives in the memory of this process, and dask's workers are other processes, which would write "
+            "into copies: expected a path, or workers that are threads"
         )
 
 

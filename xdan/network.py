@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,11 +16,12 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from .blocks import Array, tensor_to_array
-from .core.checks import shown
+from .core.checks import XdanWarning, shown
 from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .experiment import Experiment
-from .location import StoreLike, locate, replacing, writing
+from .location import StoreLike, check_rewritable, locate, replacing, writing
+from .setting import disagreements
 from .store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
 _FORMAT = 1
@@ -165,14 +167,17 @@ class Network:
         ----------
         store : path or Zarr store
         mode : {"w-", "w"}
-            "w" overwrites.
+            "w" overwrites: what was there stays until the new network is whole, where the store is a folder.
 
         Raises
         ------
         FileExistsError
-            If the store exists and mode is not "w".
+            If the store exists and mode is not "w", or another call writes into it.
+        ValueError
+            If the store is an archive.
         """
         store = locate(store)
+        check_rewritable(store)
         with writing(store):
             check_writable(store, mode)
             history = {} if self.history is None else {_HISTORY: _history_digest(self.history)}
@@ -220,19 +225,32 @@ def committee(networks: Iterable[Network]) -> Network:
         For what is no trained network.
     ValueError
         For networks that do not go together.
+
+    Warns
+    -----
+    XdanWarning
+        Where they were trained with another interval, observing network or dynamics, as far as their descriptions tell.
     """
-    if not isinstance(networks, Iterable):
-        raise TypeError(f"a committee of a {type(networks).__name__}: expected a list of trained networks")
-    networks = list(networks)
+    try:
+        networks = list(networks)
+    except TypeError:
+        raise TypeError(f"networks={shown(networks)}: expected a list of trained networks") from None
     for one in networks:
         if not isinstance(one, Network):
-            raise TypeError(f"a committee of {type(one).__name__}: expected trained networks, as train() gives")
+            raise TypeError(f"networks= holds a {type(one).__name__}: expected trained networks, as train() gives")
     dims = {one.state_dims for one in networks}
     errors = {float(one.arrays["error_std"]) for one in networks}
     if len(dims) > 1 or len(errors) > 1:
         raise ValueError(
             f"networks for states with dims {sorted(dims)} and observation errors of {sorted(errors)}: expected the "
             "same for all; train them alike"
+        )
+    if unlike := disagreements([one.description for one in networks]):
+        warnings.warn(
+            f"the committee's networks were trained in other settings ({'; '.join(unlike)}), and one analysis is made "
+            "of all: expected one setting; train them alike, or train the committee on, in the setting that it is for",
+            XdanWarning,
+            stacklevel=2,
         )
     modules = [one.module() for one in networks]
     together = Committee([{"name": m.name, "parameters": m.parameters_json()} for m in modules])

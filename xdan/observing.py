@@ -124,7 +124,7 @@ def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray,
         if given is not None:
             raise ValueError(
                 f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: an observation operator gives "
-                f"observations along {OBS!r}; rename the dim, or drop the operator where sites are observed"
+                f"observations along {OBS!r}; expected that dim, or no operator where sites are observed"
             )
         return None
     if given is None:
@@ -167,9 +167,7 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
             f"before them where it changes in time, or {dims} twice for a covariance"
         )
     if in_time and variable.sizes[TIME] != times:
-        raise ValueError(
-            f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}, as the observations"
-        )
+        raise ValueError(f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}")
     lead = [TIME] if in_time else []
     for dim in (*lead, *dims):
         labelled = dim in variable.coords and dim in observation.coords

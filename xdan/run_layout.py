@@ -23,7 +23,7 @@ _LONG_NAMES = {
     "inflation": "inflation of the analysis anomalies",
     "smoothed": "estimate of the state from the observations up to a window later",
     "iterations": "Gauss-Newton or descent steps of the analysis",
-    "unconverged": "1 from the first analysis on that reached its limit of iterations",
+    "unconverged": "1 where the analysis reached its limit of iterations",
     "effective_sample_size": "number of particles that the weights stand for, before resampling",
     "resampled": "1 where the particles were resampled",
     "innovation_score": "negative log-likelihood of the innovations, a constant left out, with each candidate",

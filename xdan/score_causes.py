@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +12,8 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 
-from .core.checks import XdanWarning
-
-Array = np.ndarray[Any, np.dtype[Any]]
+from .schema import Array
+from .watch import tell
 
 _LEAST_CYCLES = 50  # below it, a tenth of the cycles says little
 _FAR, _MATTERS = 1.5, 1.05  # ratios of RMSE: of the beginning, and of all cycles, to the cycles after the beginning
@@ -89,7 +86,7 @@ def told(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
     always = dict.fromkeys(cause for score in here.values() for cause in score.always)
     if broken:
         _tell(scores[broken[0]].trouble, broken, [cause.now() for cause in causes])
-    _warn(cause.now() for cause in always)
+    tell(cause.now() for cause in always)
     return {name: score.value if name in here else _watched(name, score) for name, score in scores.items()}
 
 
@@ -114,7 +111,7 @@ def _tell_block(
 ) -> Array:
     if broken.any():
         _tell(trouble, [score], causes)
-    _warn(always)
+    tell(always)
     return value
 
 
@@ -123,17 +120,7 @@ def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
     if not sentences:
         trouble = f"the scores {list(scores)} are not finite"
         sentences = ["no cause is seen in the input; expected values whose squares are in the range of their dtype"]
-    _warn([f"{trouble}: {'; '.join(sentences)}"])
-
-
-def _warn(messages: Iterable[str]) -> None:
-    """Warn here and, from a worker of a cluster, at its clients too."""
-    cluster = sys.modules.get("distributed")
-    for message in filter(None, messages):
-        if cluster is None:
-            warnings.warn(message, XdanWarning, stacklevel=5)
-        else:
-            cluster.worker.warn(message, XdanWarning, stacklevel=5)
+    tell([f"{trouble}: {'; '.join(sentences)}"])
 
 
 def _share(trajectories: Any) -> str:

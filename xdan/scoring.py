@@ -14,9 +14,10 @@ from .blocks import see
 from .core import scores as kernels
 from .core.checks import choice, integer, shown
 from .core.dynamics import Dynamics
-from .experiment import Experiment, read, read_run
+from .experiment import Experiment, astray, beginning, read, read_run
 from .schema import MEMBER, TIME, TRAJECTORY, averaged_dims
 from .score_causes import Cause, Score, diverged, gaps, told, unobserved, unsettled
+from .store import check_whole
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
 _SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
@@ -93,7 +94,9 @@ def score(
         scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
     lost = pair.lost().any(TIME)
     scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
-    result = xr.Dataset({name: value.drop_attrs() for name, value in told(scores).items()})
+    # A label left over from a selection gives way to a score of its name.
+    values = {name: value.drop_vars(set(value.coords) & set(scores)) for name, value in told(scores).items()}
+    result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
     for name, one in scores.items():
         result[name].attrs = {"long_name": one.long_name, "units": one.units}
     if "crps" in result:
@@ -150,7 +153,9 @@ def rank_histogram(
     if x is None:
         raise ValueError("a rank histogram needs the truth, which the record lacks: expected a variable 'truth'")
     if of not in pair.run:
-        raise ValueError(f"the run holds no {of!r}: expected what baseline(..., keep_members=True) gives")
+        raise ValueError(
+            f"the run holds no {of!r}: run baseline(..., keep_members=True), expected members of every cycle"
+        )
     members = pair.run[of]
     # Counted at each time, so that blocks stay apart; counts are small beside members.
     counts = xr.apply_ufunc(
@@ -204,12 +209,15 @@ class _Pair:
     flags : xarray.DataArray of bool or None, dims (trajectory, time)
         The run's `diverged`, burn-in too.
     burn_in : int
+    follows : Cause or None
+        That the truth does not follow the dynamics.
     """
 
     experiment: Experiment
     run: xr.Dataset
     flags: xr.DataArray | None
     burn_in: int
+    follows: Cause | None
 
     @property
     def state(self) -> list[Hashable]:
@@ -285,14 +293,15 @@ def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
     causes = (pair.diverged, pair.gaps_of_truth)
     of_analysis = (*causes, pair.gaps_of("analysis"))
     by_time = _rmse(x, run["analysis"], pair.state)
-    beginning = Cause(partial(unsettled, burn_in=pair.burn_in), lambda: (by_time.transpose(TRAJECTORY, TIME),))
+    start = Cause(partial(unsettled, burn_in=pair.burn_in), lambda: (by_time.transpose(TRAJECTORY, TIME),))
+    always = [start] if TIME in dims else []
     scores = {
         "rmse": Score(
             by_time.mean(dims, skipna=False),
             f"analysis RMSE: {_RMSE}",
             units,
             of_analysis,
-            (beginning,) if TIME in dims else (),
+            always if pair.follows is None else [*always, pair.follows],
         )
     }
     if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
@@ -443,8 +452,6 @@ def _match(
     for name in _MEMBERS:
         if name in run:
             variables[name] = _members(experiment, run, name)
-    for name, values in variables.items():
-        _check_state_labels(experiment, name, values)
     cycles = experiment.observation.sizes[TIME]
     burn_in = integer("burn_in", burn_in)
     if not 0 <= burn_in < cycles:
@@ -464,7 +471,16 @@ def _match(
         None if experiment.truth is None else _cast(experiment.truth).isel({TIME: later}),
         experiment.bare,
     )
-    return _Pair(scored, xr.Dataset(arranged).assign_coords(labels).isel({TIME: later}), flags, burn_in)
+    run_later = xr.Dataset(arranged).assign_coords(labels).isel({TIME: later})
+    return _Pair(scored, run_later, flags, burn_in, _follows(experiment))
+
+
+def _follows(experiment: Experiment) -> Cause | None:
+    """That the truth does not follow the dynamics."""
+    if experiment.truth is None:
+        return None
+    first = beginning(experiment.truth)
+    return Cause(partial(astray, experiment.frame), lambda: (first,))
 
 
 def _members(experiment: Experiment, run: xr.Dataset, name: str) -> xr.DataArray:
@@ -473,22 +489,6 @@ def _members(experiment: Experiment, run: xr.Dataset, name: str) -> xr.DataArray
         raise ValueError(f"the run's {name!r} has sizes {dict(run[name].sizes)}: expected one {MEMBER!r} at least")
     members = read_run(experiment, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
     return members.transpose(..., MEMBER)
-
-
-def _check_state_labels(experiment: Experiment, name: str, values: xr.DataArray) -> None:
-    """Refuse a run whose labels of the state are not the record's; NaN is equal to NaN here."""
-    record = experiment.observation if experiment.truth is None else experiment.truth
-    for dim in experiment.frame.dynamics.dims:
-        if dim not in record.coords or dim not in values.coords:
-            continue
-        ours, theirs = record[dim].values, values[dim].values
-        numbers = ours.dtype.kind in "iuf" and theirs.dtype.kind in "iuf"
-        same = np.allclose(ours, theirs, rtol=1e-6, atol=0, equal_nan=True) if numbers else bool((ours == theirs).all())
-        if not same:
-            raise ValueError(
-                f"{name!r} of the run and the record differ in the labels of {dim!r}: {shown(theirs[:3].tolist())} "
-                f"there, expected {shown(ours[:3].tolist())} as here; make the run on this record"
-            )
 
 
 def _cast(values: xr.DataArray) -> xr.DataArray:
@@ -501,6 +501,7 @@ def _flags(experiment: Experiment, run: xr.Dataset) -> xr.DataArray | None:
     if "diverged" not in run:
         return None
     flags = run["diverged"]
+    check_whole(run, flags)
     times = [dim for dim in run.cf.axes.get("T", []) if dim in flags.dims]
     if TIME not in flags.dims and times:
         flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})

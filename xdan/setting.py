@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from .core.checks import shown
 from .core.dynamics import dynamics_to_json
 from .experiment import Experiment
 
@@ -36,6 +37,52 @@ def differences(description: Mapping[str, Any], experiment: Experiment) -> list[
         return []
     checks = (_dynamics(data, experiment), _interval(data, experiment), _error(data, experiment))
     return [text for texts in (*checks, _observing(data, experiment)) for text in texts]
+
+
+def disagreements(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say in what the trainings of several networks differ, as far as their descriptions tell.
+
+    Parameters
+    ----------
+    descriptions : sequence of mapping
+        Of networks.
+
+    Returns
+    -------
+    list of str
+        One entry for each difference, such as "interval: 0.05, 0.1".
+    """
+    told = [_told(data) for data in map(training_data, descriptions) if data is not None]
+    names = sorted({name for one in told for name in one})
+    values = {name: [one[name] for one in told if name in one] for name in names}
+    return [
+        f"{name}: {', '.join(dict.fromkeys(text for _, text in found))}"
+        for name, found in values.items()
+        if not all(_alike(value, found[0][0]) for value, _ in found)
+    ]
+
+
+def _told(data: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """What a training says of its setting, by name: to compare, and as text."""
+    told: dict[str, tuple[Any, str]] = {}
+    for name, key in (("interval", "interval"), ("observation error", "error_std")):
+        if (ends := _range(data.get(key))) is not None:
+            told[name] = ends, _text(*ends)
+    if isinstance(observing := data.get("observing"), Mapping):
+        told["observed sites"] = dict(observing), _sites(observing)
+    dynamics = data.get("endless", data.get("dynamics"))
+    if isinstance(dynamics, Mapping) and isinstance(dynamics.get("parameters"), Mapping):
+        told["dynamics"] = dynamics.get("name"), repr(dynamics.get("name"))
+        felt = {name: value for name, value in dynamics["parameters"].items() if name not in _UNFELT}
+        told |= {f"the dynamics' {name}": (value, shown(value)) for name, value in felt.items()}
+    return told
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same, or two ranges nearly so."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return all(math.isclose(a, b, rel_tol=_NEAR) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
 
 
 def training_data(description: Mapping[str, Any]) -> Mapping[str, Any] | None:

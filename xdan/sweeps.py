@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -20,15 +21,20 @@ from tqdm.auto import tqdm
 
 from .blocks import in_block
 from .cells import Cell, Scheme, Trained
+from .core.checks import integer, real, shown, switch
 from .core.dynamics import Dynamics
 from .core.observing import Sites
-from .grids import Grid, labelled
+from .grids import Grid, count, labelled, seeds_from
+from .location import StoreLike, check_reachable, check_rewritable, exists, is_local, locate, writing
 from .network import Network, open_network
-from .schema import XdanWarning, check_counts
-from .store import OtherRunError, StoreLike, exists, read_arrays, write_arrays
+from .schema import XdanWarning
+from .store import read_arrays, sealed, write_arrays
 
 MOST_CELLS = 500  # more are computed with yes=True only
+_MOST_ASKED, _MOST_LISTED = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+# What Zarr, its codecs and JSON raise where bytes are not what was written.
+_UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
 _KILLED = " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
 
 
@@ -78,7 +84,7 @@ def sweep(
     retry : bool
         Try failed cells again.
     yes : bool
-        Go on though more than 500 cells are to be computed.
+        Go on though more than 500 cells are to be computed, or the cube has more than 10,000.
     progress : bool
         Show a progress bar, with a store.
 
@@ -90,30 +96,36 @@ def sweep(
 
     Raises
     ------
-    ValueError
-        For a parameter that no scheme takes, an axis without values, or too many cells, before anything is computed.
+    TypeError, ValueError
+        For a parameter that no scheme takes, an axis without values, too many cells, or a wrong argument, before
+        anything is computed.
     FileExistsError
         If the store holds another sweep, or something else.
     OSError
         If the disk is full; finished cells are kept, and the same call goes on.
+    KeyboardInterrupt
+        At Ctrl-C; finished cells and the checkpoint of a training are kept, and the same call goes on.
+
+    Warns
+    -----
+    XdanWarning
+        Where a cell or a network in the store is damaged; it is computed again.
     """
-    if not isinstance(dynamics, Dynamics):
-        raise TypeError(f"dynamics={dynamics!r}: expected an xdan Dynamics such as xdan.Lorenz96()")
-    check_counts(cycles=cycles, trajectories=trajectories, burn_in=burn_in)
-    if not schemes:
-        raise ValueError("no schemes: expected at least one, such as {'EnKF-N': {'baseline': 'enkf-n'}}")
-    grid = Grid(
-        {label: Scheme.of(label, given) for label, given in schemes.items()},
-        {net.digest: net for given in schemes.values() if isinstance(net := given.get("network"), Network)},
-        {name: labelled(name, values) for name, values in (axes or {}).items()},
-        [int(s) for s in (range(int(seeds)) if isinstance(seeds, (int, np.integer)) else seeds)],
+    grid, retry, yes, progress = _grid(
         dynamics,
-        {"interval": interval, "observe": Sites.all() if observe is None else observe, "error_std": error_std},
+        schemes,
+        axes,
+        seeds,
+        {"interval": interval, "observe": observe, "error_std": error_std},
         {"cycles": cycles, "trajectories": trajectories, "burn_in": burn_in},
+        {"retry": retry, "yes": yes, "progress": progress},
     )
     grid.check()
-    cells = list(grid.cells())
+    if store is not None:
+        store = locate(store)
+        check_rewritable(store)
     folder = None if store is None else _Folder(store, grid.about())
+    cells = list(grid.cells())
     missing = list({cell.key: cell for cell in cells}.values())
     if folder is not None:
         missing = [cell for cell in missing if folder.missing(cell.key, retry)]
@@ -121,15 +133,19 @@ def sweep(
         minutes = sum(float(cell.minutes) for cell in {c.training_key: c for c in missing}.values())
         raise ValueError(
             f"{len(missing)} cells are to be computed, with {minutes / 60:.1f} hours of training one after the other "
-            "(and as long as their steps take, where no minutes= are given): pass yes=True to go on"
+            f"(and as long as their steps take, where no minutes= are given): expected at most {MOST_CELLS}; pass "
+            "yes=True to go on"
         )
+    grid.check_cells(missing)
     tasks = _tasks(missing, folder, grid.trained)
     if folder is None:
         return grid.cube(tasks)
+    check_reachable(store)
     try:
-        folder.begin()
-        _compute(tasks, folder, progress)
-        folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
+        with writing(store):
+            folder.begin()
+            _compute(tasks, folder, progress)
+            folder.finish(grid.cube({cell.key: folder.read(cell.key) for cell in cells}))
     except OSError as error:
         if error.errno not in _FULL:
             raise
@@ -138,6 +154,54 @@ def sweep(
         ) from error
     cube: xr.Dataset = xr.open_zarr(store, consolidated=False).load()
     return cube  # lazy, it would change its numbers with the next call on the store
+
+
+def _grid(
+    dynamics: Any,
+    schemes: Any,
+    axes: Any,
+    seeds: Any,
+    of_twin: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    switches: Mapping[str, Any],
+) -> tuple[Grid, bool, bool, bool]:
+    """Check what a caller gave, count the cells before any of them is listed, and make a grid and switches of it."""
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(f"dynamics={shown(dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
+    retry, yes, progress = (switch(label, value) for label, value in switches.items())
+    least = {"cycles": 1, "trajectories": 1, "burn_in": 0}
+    test = {label: integer(label, value, least=least[label]) for label, value in sizes.items()}
+    world = {label: real(label, of_twin[label], above=0.0) for label in ("interval", "error_std")}
+    observe = Sites.all() if of_twin["observe"] is None else of_twin["observe"]
+    if not isinstance(observe, Sites):
+        raise TypeError(f"observe={shown(observe)}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)")
+    for label, value in (("schemes", schemes), ("axes", {} if axes is None else axes)):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{label}={shown(value)}: expected a mapping of names")
+        if wrong := [name for name in value if not isinstance(name, str)]:
+            raise TypeError(f"{label} has the names {shown(wrong)}: expected strings")
+    if not schemes:
+        raise ValueError("no schemes: expected at least one, such as {'EnKF-N': {'baseline': 'enkf-n'}}")
+    axes = {} if axes is None else axes
+    if isinstance(seeds, (int, np.integer)):
+        seeds = range(integer("seeds", seeds, least=1))
+    sizes_of_axes = [count(f"axis {name!r}", values) for name, values in axes.items()]
+    total = len(schemes) * math.prod(sizes_of_axes) * count("seeds", seeds)
+    if total > (most := _MOST_LISTED if yes else _MOST_ASKED):
+        raise ValueError(
+            f"a cube of {total} cells: expected at most {most}; take fewer schemes, values or seeds"
+            + ("" if yes else f", or pass yes=True, with which {_MOST_LISTED} may be")
+        )
+    grid = Grid(
+        {label: Scheme.of(label, given) for label, given in schemes.items()},
+        {net.digest: net for given in schemes.values() if isinstance(net := given.get("network"), Network)},
+        {name: labelled(name, values) for name, values in axes.items()},
+        seeds_from(seeds),
+        dynamics,
+        {**world, "observe": observe},
+        test,
+    )
+    return grid, retry, yes, progress
 
 
 class _Folder:
@@ -151,19 +215,22 @@ class _Folder:
     """
 
     def __init__(self, store: StoreLike, about: Mapping[str, Any]) -> None:
-        self.local = isinstance(store, (str, Path)) and "://" not in str(store)
-        self.store = str(Path(store).resolve()) if self.local else store  # workers have folders of their own
-        found = self._about() if exists(store) else None
-        if found is None:
+        self.store, self.local = store, is_local(store)
+        self._torn = False
+        there = self._about() if exists(store) else None
+        if there is None:
             if exists(store):
                 raise FileExistsError(f"{store} exists and holds no sweep: it is left alone; choose another store=")
         else:
-            self._compare(found, about)
-            about = {**about, "schemes": {**found["schemes"], **about["schemes"]}}
+            if not self._torn:
+                self._compare(there, about)
+            about = {**about, "schemes": {**there["schemes"], **about["schemes"]}}
         self.about = about
 
     def begin(self) -> None:
         """Make the store this sweep's."""
+        if self._torn:
+            (Path(self.store) / "zarr.json").unlink()
         about: dict[str, Any] = {"xdan_sweep": json.dumps(self.about)}
         group = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=about)
         group.attrs.update(about)  # with the schemes that were added
@@ -173,9 +240,20 @@ class _Folder:
     def _about(self) -> Any:
         try:
             text = zarr.open_group(self.store, mode="r").attrs.get("xdan_sweep")
+            return None if text is None else json.loads(str(text))
         except (FileNotFoundError, zarr.errors.GroupNotFoundError):
             return None
-        return None if text is None else json.loads(str(text))
+        except _UNREADABLE as error:
+            if (
+                not self.local
+                or not (Path(self.store) / "cells").is_dir()
+                or not (Path(self.store) / "networks").is_dir()
+            ):
+                return None
+            # Cells are known by all that they depend on: whatever sweep this was, those of this one are taken up.
+            _tell("zarr.json", error, "is written again")
+            self._torn = True
+            return {"schemes": {}}
 
     def _compare(self, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         differs = {
@@ -191,10 +269,13 @@ class _Folder:
             raise FileExistsError(f"{self.store} holds another sweep ({shown}); choose another store=")
 
     def missing(self, key: str, retry: bool) -> bool:
-        """Whether a cell is to be computed."""
+        """Whether a cell is to be computed; a damaged one is."""
         try:
             failed = bool(self.read(key)["failed"])
-        except (FileNotFoundError, ValueError):  # never begun, or cut short
+        except FileNotFoundError:
+            return True
+        except _UNREADABLE as error:
+            _tell(f"cells/{key}", error, "is computed again")
             return True
         return failed and retry
 
@@ -211,26 +292,55 @@ class _Folder:
         if not self.local:
             return cell.train(None)
         path = Path(self.store) / "networks" / cell.training_key
-        try:
-            return open_network(path)
-        except (FileNotFoundError, ValueError):
-            pass
-        checkpoint = path.with_suffix(".checkpoint")
-        try:
-            network = cell.train(checkpoint)
-        except (OtherRunError, FileExistsError):  # of no use, and nobody else's
-            shutil.rmtree(checkpoint)
-            network = cell.train(checkpoint)
+        network = self._kept(path, cell)
+        if network is not None:
+            return network
+        network = self._train(cell, path.with_suffix(".checkpoint"))
         network.to_zarr(path, mode="w")
-        shutil.rmtree(checkpoint, ignore_errors=True)
+        shutil.rmtree(path.with_suffix(".checkpoint"), ignore_errors=True)
         return network
+
+    def _kept(self, path: Path, cell: Cell) -> Network | None:
+        """Open a cell's network; one that is damaged, or of another training, is removed."""
+        try:
+            network = open_network(path)
+        except FileNotFoundError:
+            if not path.exists():
+                return None
+            reason: str | Exception = "it holds no network"
+        except _UNREADABLE as error:
+            reason = error
+        else:
+            if cell.made(network):
+                return network
+            reason = "it is of another training, or of one that was cut short"
+        _tell(f"networks/{path.name}", reason, "is trained again")
+        shutil.rmtree(path, ignore_errors=True)
+        return None
+
+    def _train(self, cell: Cell, checkpoint: Path) -> Network:
+        """Train, from a checkpoint where there is one that is of use."""
+        begun = exists(checkpoint)
+        try:
+            return cell.train(checkpoint)
+        except _UNREADABLE as error:
+            # Of another run, of none, or damaged; any other error comes again.
+            if not begun or isinstance(error, RuntimeError) or _is_full(error):
+                raise
+            shutil.rmtree(checkpoint)
+            return cell.train(checkpoint)
 
     def finish(self, cube: xr.Dataset) -> None:
         """Write the cube beside its cells."""
         group = zarr.open_group(self.store, mode="r+")
-        for name in [n for n, _ in group.arrays()]:
-            del group[name]
-        cube.assign_attrs(xdan_sweep=group.attrs["xdan_sweep"]).to_zarr(
+        if self.local:  # whatever state the arrays of an earlier cube are in
+            for path in Path(self.store).iterdir():
+                if path.is_dir() and path.name not in ("cells", "networks"):
+                    shutil.rmtree(path)
+        else:
+            for name in [n for n, _ in group.arrays()]:
+                del group[name]
+        sealed(cube).assign_attrs(xdan_sweep=group.attrs["xdan_sweep"]).to_zarr(
             self.store, mode="a", consolidated=False, zarr_format=3
         )
 
@@ -273,9 +383,18 @@ def _result(cell: Cell, folder: _Folder | None, network: Network | str | None) -
 
 def _why(error: BaseException) -> str:
     """What to keep of a failure; raised again where the disk is full, which is no fault of the cell's."""
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if _is_full(error):
         raise error
     return f"{type(error).__name__}: {error}"
+
+
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _tell(name: str, reason: str | Exception, remedy: str) -> None:
+    """Warn of a piece of a store that is damaged."""
+    warnings.warn(f"{name} in the sweep's store cannot be used ({reason}): it {remedy}", XdanWarning, stacklevel=3)
 
 
 class _Bar(Callback):  # type: ignore[misc]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,18 +22,38 @@ from .core.training import Source
 from .experiment import Experiment, check_follows, check_observed
 from .observing import error_from, operator_from
 from .observing import identity as observing_identity
-from .schema import TIME, TRAJECTORY
+from .schema import TIME, TRAJECTORY, XdanWarning
 from .store import digest
 
 _VALIDATION_LANES, _VALIDATION_CYCLES = 64, 250
 _CLIMATE_STATES = 256
+_BURN_IN = 50  # cycles left out of a validation
+_FEWEST_SEEN = 10  # observations that a validation is made on, at least
+_SCARCE = 0.05  # share of the observations in validation, relative to training, that is too small to choose by
+_ROUNDING = 1e-6  # a deviation that small beside the mean is rounding in single precision
+_NEAR = 0.05  # relative difference of an interval, an error or a share that counts as none
 # First labels of an endless twin's trajectories: no record has those, whatever its seed.
 _ENDLESS_VALIDATION, _ENDLESS_TRAINING = 1_000_000_000, 2_000_000_000
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a loop trains and validates on."""
+    """What a loop trains and validates on.
+
+    Attributes
+    ----------
+    dynamics : Dynamics
+    error : ErrorCovariance
+    windows : Source
+    validation : Record
+    moments : tuple of float
+        Climatological mean and deviation of a site.
+    about : mapping
+        JSON that tells these data from others.
+    setting : mapping
+        JSON of what a trained network should be told apart by: "interval", "error_std", "observing", "climate" and
+        "dynamics".
+    """
 
     dynamics: Dynamics
     error: ErrorCovariance
@@ -40,6 +61,7 @@ class TrainingData:
     validation: Record
     moments: tuple[float, float]
     about: Mapping[str, Any]
+    setting: Mapping[str, Any]
 
     def climate(self) -> torch.Tensor:
         """Some states of the dynamics' climate, shape (B, N); none where the observing system has no operator."""
@@ -48,6 +70,11 @@ class TrainingData:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
         labels = range(_CLIMATE_STATES)
         return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
+
+
+def burn_in(cycles: int) -> int:
+    """Cycles that a validation of so many leaves out at the beginning."""
+    return min(_BURN_IN, cycles // 3)
 
 
 def data_from_dynamics(
@@ -64,8 +91,14 @@ def data_from_dynamics(
     device: str,
     supervised: bool,
 ) -> TrainingData:
-    """Endless twin to train on, and a short one apart to validate on."""
-    like = torch.zeros((), device=device)
+    """Endless twin to train on, and a short one apart to validate on.
+
+    Raises
+    ------
+    ValueError
+        If the dynamics leaves the finite numbers, or nothing is observed.
+    """
+    like = torch.zeros((), dtype=torch.float32, device=device)
     model_steps = dynamics.steps_in(interval)
     seeing = None if operator is None else operator_from(operator, dynamics)
     shape = dynamics.shape if seeing is None else (seeing.size,)
@@ -94,9 +127,9 @@ def data_from_dynamics(
         seed=seed,
         like=like,
         first=_ENDLESS_VALIDATION,
-        supervised=supervised,
     )
     part = held.window(0)
+    held_truth = part.truth
     record = Record(
         dynamics,
         held.error,
@@ -104,7 +137,7 @@ def data_from_dynamics(
         [0, *part.steps[1:]],
         held.trajectory,
         seed,
-        part.truth,
+        held_truth if supervised else None,
     )
     about = {
         "endless": dynamics_to_json(dynamics),
@@ -115,7 +148,19 @@ def data_from_dynamics(
         "trajectories": trajectories,
         "teacher": None,
     }
-    return TrainingData(dynamics, held.error, windows, record, _moments(record), about)
+    assert held_truth is not None
+    lost = ~held_truth.isfinite().flatten(1).all(1)
+    if bool(lost.any()):
+        raise ValueError(
+            f"{int(lost.sum())} of {len(lost)} trajectories of {dynamics.name!r} leave the finite numbers within "
+            f"{_VALIDATION_CYCLES} cycles after spin-up: expected a dynamics that stays finite from its start. Give it "
+            "rest= (from noise to a state that it can bear), or a smaller timestep="
+        )
+    if not bool((~part.observation.isnan()).any()):
+        raise ValueError(f"observe={observe!r} observes nothing: expected at least one site")
+    moments = _moments(record)
+    setting = _setting(record, error, [model_steps], observe, moments)
+    return TrainingData(dynamics, held.error, windows, record, moments, about, setting)
 
 
 def taught(data: TrainingData, method: EnsembleMethod, anew: bool) -> TrainingData:
@@ -152,23 +197,83 @@ def _moments(record: Record) -> tuple[float, float]:
     """Climatological mean and deviation of a site, from the truth or from observations without their errors' part.
 
     Observations by another operator say little of the state: then the dynamics' own climate is taken.
+
+    Raises
+    ------
+    ValueError
+        If they are not finite, or nothing varies.
     """
     states = record.truth
     if states is None and record.error.operator is not None:
         states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation)
     if states is not None:
-        return float(states.double().mean()), float(states.double().std(correction=0))
-    seen = record.observation[~record.observation.isnan()].double()
-    error = float(record.error.variance().mean())
-    # Where errors drown the climate, a tenth of what is seen is as good a guess as any.
-    variance = max(float(seen.var(correction=0)) - error, 0.1 * float(seen.var(correction=0)))
-    return float(seen.mean()), math.sqrt(variance)
+        mean, std = float(states.double().mean()), float(states.double().std(correction=0))
+        source = "states"
+    else:
+        seen = record.observation[~record.observation.isnan()].double()
+        error = float(record.error.variance().mean())
+        # Where errors drown the climate, a tenth of what is seen is as good a guess as any.
+        variance = max(float(seen.var(correction=0)) - error, 0.1 * float(seen.var(correction=0)))
+        mean, std = float(seen.mean()), math.sqrt(variance) if variance >= 0 else math.nan
+        source = "observations"
+    single = np.finfo(np.float32)  # in which networks compute with the variance
+    if not (math.isfinite(mean) and single.tiny < std**2 < single.max and std > _ROUNDING * abs(mean)):
+        raise ValueError(
+            f"the {source} that validation reads have the mean {mean:.6g} and the deviation {std:.6g}: expected finite "
+            "ones that vary by more than rounding in single precision, as a network is normalised by them. Take a "
+            "record that moves, or other units"
+        )
+    return mean, std
+
+
+def _setting(
+    record: Record,
+    error: ErrorCovariance,
+    steps: Sequence[int],
+    sites: Sites | None,
+    moments: tuple[float, float],
+) -> dict[str, Any]:
+    """What a trained network should be told apart by; `error` in double precision, for all times."""
+    timestep = record.dynamics.timestep
+    share = float((~record.observation.isnan()).double().mean())
+    by_rule = sites is not None and error.operator is None and _follows(sites, share, record.observation.shape[-1])
+    return {
+        "dynamics": dynamics_to_json(record.dynamics),
+        "interval": _range([step * timestep for step in (min(steps), max(steps))]),
+        "error_std": _range(error.variance().sqrt().flatten().tolist()),
+        "observing": sites.to_json() if sites is not None and by_rule else round(share, 4),
+        "climate": [_short(moment) for moment in moments],
+    }
+
+
+def _follows(sites: Sites, share: float, size: int) -> bool:
+    """Whether a share of observations can be by a rule: a record may have gaps that its attributes do not know of."""
+    if sites.kind == "random":
+        return sites.low - 0.5 <= share * size <= sites.high + 0.5
+    step = sites.step if sites.kind == "every" else 1
+    return math.isclose(share * size, len(range(sites.offset, size, step)), rel_tol=1e-6)
+
+
+def _short(number: float) -> float:
+    return float(f"{number:.6g}")
+
+
+def _range(numbers: Sequence[float]) -> float | list[float]:
+    """The number where all are even, else the smallest and the largest."""
+    least, most = (_short(number) for number in (min(numbers), max(numbers)))
+    return least if math.isclose(least, most, rel_tol=1e-5) else [least, most]
 
 
 def data_from_record(
     experiment: Experiment, *, validation: float, window: int, batch: int, seed: int, device: str
 ) -> TrainingData:
-    """Lanes of a record to train on, and others to validate on."""
+    """Lanes of a record to train on, and others to validate on.
+
+    Raises
+    ------
+    ValueError
+        If the record is too short, holds values that are not finite, or has nothing observed to train or validate on.
+    """
     frame, whole_truth = replace(experiment.frame, dtype=np.dtype(np.float32)), experiment.truth
     experiment = replace(experiment, frame=frame)
     if whole_truth is not None:
@@ -184,6 +289,7 @@ def data_from_record(
     kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
     held = held[:: max(1, len(held) // _VALIDATION_LANES)][:_VALIDATION_LANES]
     stop = min(length, _VALIDATION_CYCLES)
+    _check_seen(experiment.observation, kept, held, length, stop)
     truth = None if whole_truth is None else read_lanes(whole_truth, held, 0, stop)
     start = held[0][1]
     record = make_record(
@@ -212,7 +318,51 @@ def data_from_record(
         "validation_lanes": len(held),
     }
     error = frame.error.to(record.observation.dtype, device)
-    return TrainingData(frame.dynamics, error, windows, record, _moments(record), about)
+    moments = _moments(record)
+    setting = _setting(record, frame.error, frame.steps[1:].tolist(), experiment.sites, moments)
+    return TrainingData(frame.dynamics, error, windows, record, moments, about, setting)
+
+
+def _check_seen(
+    observation: xr.DataArray,
+    kept: Sequence[tuple[int, int]],
+    held: Sequence[tuple[int, int]],
+    length: int,
+    stop: int,
+) -> None:
+    """Refuse lanes to train on, or to validate on, in which hardly anything is observed; warn where some are empty."""
+    per_time = observation.notnull().sum(observation.dims[2:]).to_numpy()
+    size = math.prod(observation.shape[2:])
+    first = burn_in(stop)
+    trained = np.array([per_time[row, start : start + length].sum() for row, start in kept])
+    read = np.array([per_time[row, start + first : start + stop].sum() for row, start in held])
+    remedy = (
+        "Leave out what is not observed, for example ds.isel(trajectory=slice(...)) or ds.isel(time=slice(...)); or "
+        "choose another validation= or another order, as the last trajectories, or the end of the record, are held back"
+    )
+    wanted = size * (stop - first) * len(held)
+    share = float(trained.sum()) / (size * length * len(kept))
+    if not trained.any():
+        raise ValueError(
+            f"none of the {size * length * len(kept)} values to train on is observed, all that is observed is held "
+            f"back for validation: expected observations in both. {remedy}"
+        )
+    fewest = max(min(_FEWEST_SEEN, wanted), math.ceil(_SCARCE * share * wanted))
+    if read.sum() < fewest:
+        raise ValueError(
+            f"{int(read.sum())} of the {wanted} values held back for validation are observed ({len(held)} trajectories "
+            f"or segments, without {first} cycles of burn-in), of those to train on {share:.1%}: expected at least "
+            f"{fewest}, to choose the best weights by. {remedy}"
+        )
+    for count, words in ((int((trained == 0).sum()), "to train on"), (int((read == 0).sum()), "held back")):
+        if count:
+            total = len(kept) if words == "to train on" else len(held)
+            warnings.warn(
+                f"{count} of the {total} trajectories or segments {words} have no observations at all: they say "
+                f"nothing of an analysis. {remedy}",
+                XdanWarning,
+                stacklevel=2,
+            )
 
 
 def _check_finite(truth: xr.DataArray) -> None:

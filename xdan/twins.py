@@ -177,7 +177,9 @@ def _covariance(given: Any, dims: tuple[str, ...], shape: tuple[int, ...], dynam
                 )
     values = errors("error_covariance", given)
     size = math.prod(shape)
-    return values.reshape(*shape, *shape) if values.shape == (size, size) else values
+    if tuple(values.shape) not in ((size, size), (*shape, *shape)):
+        raise ValueError(f"error_covariance has shape {tuple(values.shape)}: expected {(size, size)}")
+    return values.reshape(*shape, *shape)
 
 
 def _deviations(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,10 +115,14 @@ class Watch:
         return texts
 
 
-def tell(texts: Sequence[str], stacklevel: int = 3) -> None:
-    """Warn of each."""
-    for text in texts:
-        warnings.warn(text, XdanWarning, stacklevel=stacklevel)
+def tell(texts: Iterable[str], stacklevel: int = 3) -> None:
+    """Warn of each text that is not empty, here and, from a worker of a cluster, at its clients too."""
+    cluster = sys.modules.get("distributed")
+    for text in filter(None, texts):
+        if cluster is None:
+            warnings.warn(text, XdanWarning, stacklevel=stacklevel)
+        else:
+            cluster.worker.warn(text, XdanWarning, stacklevel=stacklevel)
 
 
 def attribute(texts: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,12 @@
 """Classical methods against the Kalman filter, finite differences and each other."""
 
+import json
 import math
+import warnings
+from collections import OrderedDict
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from test_core_methods import (
@@ -19,12 +24,15 @@ from test_core_methods import (
 )
 from torch.testing import assert_close
 
+from xdan.core.checks import XdanWarning
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.methods import Method, Record, State, method_by_name, run
+from xdan.core.methods import Method, Record, State, accepted_parameters, climate, method_by_name, run
 from xdan.core.methods.ensemble import InverseRoot, rotation
 from xdan.core.methods.local import gaspari_cohn
 from xdan.core.methods.minimisers import Window, gauss_newton, l_bfgs
 from xdan.core.observing import ErrorCovariance, Sites
+from xdan.core.operators import FunctionOperator
+from xdan.core.random import Purpose
 
 # Exactly the Kalman filter of their own members' moments on linear dynamics, as long as members span the state.
 DETERMINISTIC = {
@@ -402,10 +410,15 @@ def test_the_tuned_inflation_is_the_best_of_those_tried(tune_on):
 
 def test_tuning_of_two_parameters_tries_their_product():
     record = record_of(Lorenz96(8), ErrorCovariance(std=DOUBLE + 1.0), 40, lanes=2)
-    tuned = method_by_name("letkf", members=4, radius="tune", inflation="tune").prepare(record).tuned()
-    assert tuned["innovation_score"][1].shape == (
-        len(tuned["candidate_radius"][1]),
-        len(tuned["candidate_inflation"][1]),
+    tried = {"radius": [1.0, 2.0, 4.0], "inflation": [1.0, 1.1]}
+    method = method_by_name("letkf", members=4, radius="tune", inflation="tune", candidates=tried)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XdanWarning)
+        tuned = method.prepare(record).tuned()
+    assert tuned["innovation_score"][1].shape == (3, 2)
+    best = np.unravel_index(tuned["innovation_score"][1].argmin(), (3, 2))
+    assert (tuned["tuned_radius"][1], tuned["tuned_inflation"][1]) == tuple(
+        tried[name][index] for name, index in zip(("radius", "inflation"), best, strict=True)
     )
 
 
@@ -429,28 +442,403 @@ def test_a_method_to_be_tuned_must_be_prepared():
         method_by_name("etkf", inflation="tune").number("inflation")
 
 
+@pytest.mark.parametrize(("name", "lag"), [("ienks", {"lag": 4}), ("4d-var", {"window": 4, "scale": 0.1})])
+def test_the_smoothed_state_is_that_of_its_lag(name, lag):
+    record = record_of(Lorenz96(10), ErrorCovariance(std=DOUBLE + 1.0), 60, lanes=4, steps=lambda k: 2 * (k > 0))
+    method = method_by_name(name, **lag, **({"members": 14} if name == "ienks" else {})).prepare(record)
+    assert method.lags == {"smoothed": 4}
+    smoothed = run(method, record)[0]["smoothed"]
+    assert smoothed[:, :4].isnan().all()
+    assert smoothed[:, 4:].isfinite().all()
+    off = [(smoothed[:, 20:] - record.truth[:, 20 - k : 60 - k]).square().mean().sqrt() for k in range(8)]
+    assert min(off[:4] + off[5:]) > 2 * off[4]
+
+
+def test_other_methods_have_no_lag():
+    assert method_by_name("etkf").lags == {}
+    assert method_by_name("ienkf-n").lags == {"smoothed": 1}
+
+
+# --- candidates ---
+
+
+def tuned_on_ring(candidates=None, **parameters):
+    record = record_of(Lorenz96(10), ErrorCovariance(std=DOUBLE + 1.0), 60, lanes=2)
+    return method_by_name("etkf", members=6, inflation="tune", candidates=candidates, **parameters).prepare(record)
+
+
+def test_candidates_come_from_the_caller_sorted():
+    method = method_by_name("letkf", radius="tune", candidates={"radius": np.array([6.0, 2.0, 4.0, 2.0])})
+    assert method.parameters()["candidates"] == {"radius": [2.0, 4.0, 6.0]}
+    assert method.tuned_shapes()["candidate_radius"][1] == (3,)
+    assert "candidates" not in method_by_name("letkf", radius="tune").parameters()
+    json.dumps(method.parameters())
+
+
+def test_tuning_tries_the_callers_candidates_only():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XdanWarning)
+        tuned = tuned_on_ring({"inflation": [1.01, 1.05, 1.5]}).tuned()
+    np.testing.assert_array_equal(tuned["candidate_inflation"][1], [1.01, 1.05, 1.5])
+    assert tuned["tuned_inflation"][1] in (1.01, 1.05, 1.5)
+    assert tuned["innovation_score"][1].shape == (3,)
+
+
+def test_an_end_of_the_candidates_warns():
+    with pytest.warns(XdanWarning, match=r"tuning inflation of 'etkf' chose 1.6, an end .*smaller.*candidates="):
+        tuned_on_ring({"inflation": [1.6, 1.8, 2.0]})
+
+
+def test_no_inflation_at_all_is_a_natural_end():
+    method = method_by_name("etkf", inflation="tune", candidates={"inflation": [1.0, 1.1]})
+    method._warn_at_an_end("inflation", 1.0)
+    with pytest.warns(XdanWarning, match="chose 1.1"):
+        method._warn_at_an_end("inflation", 1.1)
+    shrinking = method_by_name("state-covariance", inflation="tune", candidates={"inflation": [1.0, 1.1]})
+    with pytest.warns(XdanWarning, match="smaller"):
+        shrinking._warn_at_an_end("inflation", 1.0)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("3d-var", {}), ("4d-var", {"window": 2})])
+def test_a_scale_is_one_of_the_callers(name, parameters):
+    record = lorenz96_record(40)
+    method = method_by_name(name, **parameters, scale="tune", candidates={"scale": [1e-3, 3e-3]})
+    with pytest.warns(XdanWarning, match="tuning scale of .*larger"):
+        ready = method.prepare(record)
+    tuned = ready.tuned()
+    chosen = tuned["background_scale" if name == "3d-var" else "tuned_scale"][1]
+    assert float(chosen) == 3e-3
+    np.testing.assert_array_equal(tuned["candidate_scale"][1], [1e-3, 3e-3])
+    shapes = {key: value[1] for key, value in method.tuned_shapes().items() if -1 not in value[1]}
+    assert shapes == {key: np.shape(tuned[key][1]) for key in shapes}
+    assert ready.parameters()["candidates"] == {"scale": [1e-3, 3e-3]}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "candidates", "kind", "message"),
+    [
+        ({"inflation": "tune"}, [1.0, 1.1], TypeError, "expected a mapping"),
+        ({"inflation": "tune"}, {"radius": [1.0, 2.0]}, ValueError, r"those are \['inflation'\]"),
+        ({"inflation": 1.1}, {"inflation": [1.0, 1.1]}, ValueError, r"candidates of \['inflation'\]: expected"),
+        ({"inflation": "tune"}, {"inflation": [1.1, 1.1]}, ValueError, "expected at least 2 distinct"),
+        ({"inflation": "tune"}, {"inflation": [1.1, math.nan]}, ValueError, "expected a finite number, above 0"),
+        ({"inflation": "tune"}, {"inflation": [0.0, 1.0]}, ValueError, "expected a finite number, above 0"),
+        ({"inflation": "tune"}, {"inflation": "1.0"}, TypeError, "expected a list of numbers"),
+        ({"inflation": "tune"}, {"inflation": np.array(1.0)}, TypeError, "expected a list of numbers"),
+        ({"inflation": "tune"}, {"inflation": 3}, TypeError, "expected a list of numbers"),
+        ({"inflation": "tune"}, {"inflation": [1.0, True]}, TypeError, "expected a number"),
+    ],
+)
+def test_candidates_that_are_none_are_refused(parameters, candidates, kind, message):
+    with pytest.raises(kind, match=message):
+        method_by_name("etkf", **parameters, candidates=candidates)
+
+
 # --- bad input and bad luck ---
 
 
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
+        ("etkf", {"members": 2.0}, "members=2.0: expected an integer"),
+        ("etkf", {"members": True}, "members=True: expected an integer"),
+        ("etkf", {"inflation": np.ones(3)}, "inflation=.*expected 'tune' or a positive finite number"),
+        ("etkf", {"inflation": None}, "inflation=None: expected 'tune'"),
+        ("etkf", {"rotate": 1}, "rotate=1: expected True or False"),
+        ("etkf", {"spin_up": 1.5}, "spin_up=1.5: expected an integer"),
+        ("etkf", {"tune_on": {}}, "tune_on={}: expected one of"),
+        ("enkf-n", {"capped": "False"}, "capped='False': expected True or False"),
+        ("enkf-n", {"form": ["dual"]}, "form=.*expected one of"),
+        ("ienks", {"lag": "2"}, "lag='2': expected an integer"),
+        ("ienks", {"finite_size": "no"}, "finite_size='no': expected True or False"),
+        ("ienks", {"tolerance": ""}, "tolerance='': expected a number"),
+        ("ienks", {"iterations": 3.0}, "iterations=3.0: expected an integer"),
+        ("4d-var", {"window": math.inf}, "window=inf: expected an integer"),
+        ("4d-var", {"scale": 1j}, "scale=1j: expected 'tune'"),
+        ("4d-var", {"background": np.eye(3) + 0j}, "background holds complex128: expected 'climatology' or a matrix"),
+        ("3d-var", {"background": np.eye(3, dtype="M8[s]")}, "background holds datetime64"),
+        ("3d-var", {"background": np.full((2, 2), None)}, "background holds object"),
+        ("3d-var", {"background": [[1.0, 0.0], [0.0]]}, "background=.*expected 'climatology', 'trained' or a matrix"),
+        ("3d-var", {"background": np.ma.masked_equal(np.eye(2), 0)}, "background holds gaps"),
+        ("particle", {"noise": [1]}, r"noise=\[1\]: expected a number"),
+        ("particle", {"threshold": None}, "threshold=None: expected a number"),
+        ("state-covariance", {"depth": 2.5}, "depth=2.5: expected an integer"),
+        ("state-covariance", {"epsilon": "1"}, "epsilon='1': expected a number"),
+        ([], {}, r"name=\[\]: expected the name"),
+    ],
+)
+def test_arguments_of_another_type_are_named(name, parameters, message):
+    with pytest.raises(TypeError, match=message):
+        method_by_name(name, **parameters)
+
+
+def test_numbers_of_numpy_are_taken_and_written_down_plainly():
+    asked = {"members": np.int64(5), "radius": np.float32(4), "inflation": np.float32(1.5), "spin_up": np.int16(3)}
+    method = method_by_name("letkf", **asked)
+    assert json.loads(json.dumps(method.parameters())) == {key: float(value) for key, value in asked.items()}
+    assert method_by_name("etkf", rotate=np.bool_(True)).parameters()["rotate"] is True
+
+
+@pytest.mark.parametrize("name", ["3d-var", "4d-var"])
+@pytest.mark.parametrize("units", [1.0, 1e-6, 1e6])
+def test_a_background_is_symmetric_relative_to_its_own_size(name, units):
+    scale = units**2 * np.diag([1.0, 1e-4, 1e4])  # components in units of their own
+    full = np.sqrt(scale) @ (np.eye(3) + 0.5) @ np.sqrt(scale)
+    method_by_name(name, scale=1.0, background=full)
+    method_by_name(name, scale=1.0, background=torch.from_numpy(full).float())
+    for row, column in ((0, 1), (1, 2), (2, 0)):
+        skew = full.copy()
+        skew[row, column] *= 1.1
+        with pytest.raises(ValueError, match=r"not symmetric and .*: it is skew; expected"):
+            method_by_name(name, scale=1.0, background=skew)
+
+
+@pytest.mark.parametrize(
+    ("background", "message"),
+    [
+        (np.ones((2, 3)), r"shape \(2, 3\): expected"),
+        (np.ones(4), r"shape \(4,\): expected"),
+        (np.diag([1.0, np.nan]), "not finite: expected"),
+        (np.diag([1.0, -1.0]), "no Cholesky factor; expected"),
+        (np.ones((2, 2)), "no Cholesky factor; expected"),
+        ("trained well", "background='trained well': expected"),
+    ],
+)
+def test_a_background_that_is_no_covariance_is_refused(background, message):
+    for name in ("3d-var", "4d-var", "eda"):
+        with pytest.raises(ValueError, match=message):
+            method_by_name(name, scale=1.0, background=background)
+
+
+def test_a_background_of_another_size_is_refused():
+    for name in ("3d-var", "4d-var"):
+        with pytest.raises(ValueError, match=r"background has shape \(3, 3\): expected \(8, 8\)"):
+            method_by_name(name, scale=1.0, background=np.eye(3)).prepare(lorenz96_record(8))
+
+
+@pytest.mark.parametrize(("name", "parameter"), [("ienkf-n", "finite_size"), ("ienks-n", "finite_size")])
+def test_what_makes_a_method_is_not_a_parameter_of_it(name, parameter):
+    assert parameter not in accepted_parameters(name)
+    with pytest.raises(ValueError, match=f"{name}' has a {parameter} of True, expected no other; take 'ienks'"):
+        method_by_name(name, **{parameter: False})
+
+
+# --- a state of one variable ---
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("climatology", {}),
+        ("optimal-interpolation", {}),
+        ("3d-var", {}),
+        ("3d-var", {"background": "trained", "scale": 0.5}),
+        ("4d-var", {"window": 2, "scale": 0.01}),
+        ("4d-var", {"window": 2, "scale": 0.01, "solver": "l-bfgs"}),
+        ("eda", {"members": 3, "window": 2, "scale": 0.01}),
+        ("extended-kalman", {"inflation": 1.1}),
+        ("state-covariance", {"depth": 2, "inflation": 1.0}),
+        ("enkf-n", {"members": 5}),
+        ("ienks-n", {"members": 5, "lag": 2}),
+        ("letkf", {"members": 5, "radius": 1.0}),
+        ("optimal-particle", {"members": 20}),
+    ],
+)
+def test_a_state_of_one_variable_has_a_covariance_of_one_number(name, parameters):
+    logistic = CustomDynamics(
+        step=lambda x: 3.9 * x * (1 - x),
+        state={"x": 1},
+        timestep=1.0,
+        rest=torch.sigmoid,
+        spin_up_time=50.0,
+        distance=lambda a, b: (a - b).abs(),
+    )
+    record = record_of(logistic, ErrorCovariance(std=DOUBLE + 0.05), 12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", XdanWarning)
+        method = method_by_name(name, **parameters).prepare(record)
+    outputs, _ = run(method, record)
+    assert outputs["analysis"].shape == (2, 12, 1)
+    if name == "optimal-interpolation":
+        x = logistic.climatology(range(4096), 1, purpose=Purpose.CLIMATOLOGY, like=DOUBLE).numpy().ravel()
+        gain = x.var(ddof=1) / (x.var(ddof=1) + 0.05**2)
+        expected = x.mean() + gain * (record.observation.numpy() - x.mean())
+        np.testing.assert_allclose(outputs["analysis"], expected, rtol=1e-10)
+
+
+# --- linear models and derivatives ---
+
+
+def well(x: torch.Tensor) -> torch.Tensor:
+    return x + 0.05 * (x - x**3)
+
+
+@pytest.mark.parametrize(
+    "dynamics",
+    [
+        Lorenz96(8, forcing=0.5),
+        CustomDynamics(well, state={"x": 2}, timestep=0.05, rest=lambda z: z.abs() + 0.1),
+        CustomDynamics(step=well, state={"x": 2}, timestep=0.05, rest=lambda z: z.abs() + 0.1),
+        CustomDynamics(step=lambda x: x - 0.1 * x**3, state={"x": 2}, timestep=1.0, rest=lambda z: 0 * z),
+        CustomDynamics(step=lambda x: 0.9 * x.abs(), state={"x": 2}, timestep=1.0),
+        CustomDynamics(step=lambda x: 1e-6 * well(1e6 * x), state={"x": 2}, timestep=0.05, rest=lambda z: 1e-6 * z),
+    ],
+    ids=["one point", "wells", "one well", "at rest", "kinked", "small units"],
+)
+def test_a_model_that_is_linear_at_its_climate_only_is_refused(dynamics):
+    record = record_of(dynamics, ErrorCovariance(std=DOUBLE + 0.3), 4)
+    with pytest.raises(ValueError, match=r"needs a linear dynamics.*expected f"):
+        method_by_name("kalman").prepare(record)
+
+
+@pytest.mark.parametrize("units", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize("offset", [0.0, 300.0])
+@pytest.mark.parametrize("growth", [0.3, 1.2])
+def test_affine_models_are_linear_in_any_units(units, offset, growth):
+    matrix = growth * torch.linalg.qr(normals(SITES, SITES)).Q
+    dynamics = CustomDynamics(
+        step=lambda x: units * offset + (x - units * offset) @ matrix.T + 0.1 * units,
+        state={"x": SITES},
+        timestep=1.0,
+        spin_up_time=5.0,
+        rest=lambda noise: units * (offset + noise),
+    )
+    record = record_of(dynamics, ErrorCovariance(std=DOUBLE + units), 4, steps=lambda k: 5 * (k > 0))
+    method_by_name("kalman").prepare(record)
+
+
+def test_the_kalman_filter_refuses_a_nonlinear_operator():
+    error = ErrorCovariance(std=DOUBLE + 1.0)
+    record = record_of(linear(model(0.9)), error, 3)
+    for function, right in ((lambda x: x**2, False), (lambda x: 2 * x + 1, True)):
+        bent = replace(record, error=ErrorCovariance(std=DOUBLE + 1.0, operator=FunctionOperator(function, SITES)))
+        if right:
+            method_by_name("kalman").prepare(bent)
+            continue
+        with pytest.raises(ValueError, match="needs a linear observation operator"):
+            method_by_name("kalman").prepare(bent)
+
+
+RING = Lorenz96(8)
+BLACK_BOX = CustomDynamics(
+    step=lambda x: torch.from_numpy(RING.step(x.detach()).numpy()),
+    state={"x": 8},
+    timestep=0.05,
+    rest=RING.rest,
+    name="black box",
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "instead"),
+    [
+        ("4d-var", {"scale": 0.1, "window": 2, "solver": "l-bfgs"}, "solver='gauss-newton'"),
+        ("4d-var", {"scale": 0.1, "window": 2}, "solver='l-bfgs'"),
+        ("eda", {"window": 2}, "'etkf'"),
+        ("extended-kalman", {}, "'etkf'"),
+        ("state-covariance", {}, "'etkf'"),
+    ],
+)
+def test_a_black_box_is_refused_by_what_differentiates_it(name, parameters, instead):
+    record = record_of(BLACK_BOX, ErrorCovariance(std=DOUBLE + 1.0), 4)
+    with pytest.raises(ValueError, match=f"the model 'black box'.*expected.*{instead}"):
+        method_by_name(name, **parameters).prepare(record)
+    run(method_by_name("etkf", members=4).prepare(record), record)
+
+
+@pytest.mark.parametrize("name", ["3d-var", "optimal-interpolation", "etkf", "4d-var", "extended-kalman"])
+def test_an_operator_without_a_derivative_is_refused_before_the_run(name):
+    record = lorenz96_record(8)
+    function = FunctionOperator(lambda x: torch.from_numpy(x.detach().numpy() ** 2), 8)
+    record = replace(record, error=ErrorCovariance(std=DOUBLE + 1.0, operator=function))
+    parameters = {"inflation": 1.1} if name in ("etkf", "extended-kalman") else {}
+    with pytest.raises(ValueError, match=f"the observation operator.*expected.*'{name}' needs it"):
+        method_by_name(name, **parameters).prepare(record)
+
+
+# --- climates ---
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The dynamics whose climate is computed, in a cache that begins empty."""
+    computed, compute = [], climate._moments
+    monkeypatch.setattr(climate, "_known", OrderedDict())
+    monkeypatch.setattr(climate, "_moments", lambda *asked: computed.append(asked[0]) or compute(*asked))
+    return computed
+
+
+def test_a_climate_is_computed_once(drawn):
+    for forcing in (8.0, 8.0, 6.0, 8.0):
+        mean, covariance = climate.climate_moments(Lorenz96(9, forcing=forcing), 5, DOUBLE)
+    x = Lorenz96(9).climatology(range(4096), 5, purpose=Purpose.CLIMATOLOGY, like=DOUBLE).flatten(1).numpy()
+    np.testing.assert_allclose(mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(covariance, np.cov(x.T), rtol=1e-10, atol=1e-12)
+    assert [dynamics.forcing for dynamics in drawn] == [8.0, 6.0]
+    climate.climate_moments(Lorenz96(9), 6, DOUBLE)
+    climate.climate_moments(Lorenz96(9), 5, DOUBLE.float())
+    assert len(drawn) == 4
+
+
+def test_a_climate_is_not_that_of_a_model_of_the_same_description(drawn):
+    def wells(start, far):
+        return CustomDynamics(
+            step=lambda x: torch.where(x.abs() > 5, far * x, 0.5 * x + 1),
+            state={"x": 2},
+            timestep=1.0,
+            spin_up_time=3.0,
+            rest=lambda noise: noise + start,
+        )
+
+    means = [climate.climate_moments(wells(*pair), 0, DOUBLE)[0] for pair in ((0.0, 1.0), (9.0, 1.0), (9.0, 0.9))]
+    assert len(drawn) == 3
+    assert len({round(float(mean[0]), 6) for mean in means}) == 3
+
+
+def test_few_climates_are_kept(drawn):
+    for forcing in range(1, 8):
+        still = CustomDynamics(step=lambda x, f=forcing: 0 * x + f, state={"x": 2}, timestep=1.0, spin_up_time=1.0)
+        climate.climate_moments(still, 0, DOUBLE)
+    assert len(climate._known) == climate._KEPT
+
+
+def test_a_climate_that_blows_up_is_refused():
+    wild = CustomDynamics(step=lambda x: x**3, state={"x": 2}, timestep=1.0, spin_up_time=20.0)
+    with pytest.raises(ValueError, match=r"of 4096 states .*'custom' are not finite .*expected"):
+        climate.climate_moments(wild, 0, DOUBLE)
+
+
+@pytest.mark.parametrize("name", ["extended-kalman", "state-covariance"])
+def test_blocks_of_a_record_take_the_climate_that_was_prepared(name, drawn):
+    record = lorenz96_record(3)
+    method = method_by_name(name, inflation=1.1).prepare(record)
+    climate._known.clear()
+    method.start(record)
+    method.start(record)
+    assert len(drawn) == 1
+    with pytest.raises(RuntimeError, match=r"call prepare\(record\)"):
+        method_by_name(name).start(record)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
         ("etkf", {"members": 1}, "members=1: expected at least 2"),
-        ("etkf", {"inflation": -0.1}, "inflation=-0.1: expected 'tune' or a positive number"),
+        ("etkf", {"inflation": -0.1}, "inflation=-0.1: expected 'tune' or a positive finite number"),
         ("etkf", {"inflation": "best"}, "inflation='best'"),
         ("etkf", {"tune_on": "luck"}, "tune_on='luck': expected one of"),
-        ("letkf", {"radius": 0}, "radius=0: expected 'tune' or a positive distance"),
+        ("letkf", {"radius": 0}, "radius=0: expected 'tune' or a positive finite number"),
         ("ienks", {"lag": 0}, "lag=0: expected at least 1"),
         ("ienks", {"variant": "both"}, "variant='both': expected one of"),
-        ("ienks", {"tolerance": 0.0}, "tolerance=0.0"),
+        ("ienks", {"tolerance": 0.0}, "tolerance=0: expected a finite number, above 0"),
         ("ienks-n", {"inflation": 1.1}, "expected one of the two"),
-        ("ienkf", {"lag": 2}, "lag of 1"),
+        ("ienkf", {"lag": 2}, "lag=2: 'ienkf' has a lag of 1, expected no other; take 'ienks'"),
         ("enkf-n", {"form": "triple"}, "form='triple'"),
         ("4d-var", {"window": 0}, "window=0"),
         ("4d-var", {"scale": -1.0}, "scale=-1.0"),
         ("4d-var", {"solver": "adam"}, "solver='adam'"),
         ("eda", {"scale": "tune"}, "scale='tune' goes with '4d-var'"),
-        ("particle", {"noise": -1.0}, "noise=-1.0"),
+        ("particle", {"noise": -1.0}, "noise=-1: expected a finite number, at least 0"),
         ("state-covariance", {"algorithm": "A3"}, "algorithm='A3'"),
         ("state-covariance", {"depth": 0}, "depth=0"),
     ],
@@ -483,10 +871,24 @@ def test_the_kalman_filter_refuses_nonlinear_dynamics():
         method_by_name("kalman").prepare(lorenz96_record(3))
 
 
-def test_a_trajectory_that_does_not_converge_is_flagged_from_then_on():
-    record = lorenz96_record(6, lanes=3, steps=lambda k: 4 * (k > 0))
-    method = method_by_name("ienkf", members=5, iterations=2, tolerance=1e-9).prepare(record)
-    flags = run(method, record)[0]["unconverged"]
-    assert flags[:, 0].eq(0).all()
-    assert flags[:, -1].eq(1).all()
-    assert (flags.diff(dim=1) >= 0).all()
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("ienkf", {"members": 5}),
+        ("4d-var", {"window": 2, "scale": 0.1}),
+        ("4d-var", {"window": 2, "scale": 0.1, "solver": "l-bfgs"}),
+        ("eda", {"members": 3, "window": 2}),
+    ],
+)
+def test_each_analysis_says_whether_it_converged(name, parameters):
+    record = lorenz96_record(10, lanes=3, steps=lambda k: 4 * (k > 0))
+    blind = record.observation.clone()
+    blind[:, 5:] = torch.nan
+    record = Record(record.dynamics, record.error, blind, record.steps, record.trajectory, 1)
+    method = method_by_name(name, **parameters, iterations=2, tolerance=1e-9).prepare(record)
+    outputs = run(method, record)[0]
+    flags = outputs["unconverged"]
+    assert flags[:, 2:5].eq(1).all()
+    # Without observations in the window there is nothing to fit.
+    assert flags[:, 8:].eq(0).all()
+    assert (outputs["iterations"][:, 8:] <= 1).all()

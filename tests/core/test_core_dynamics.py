@@ -1,17 +1,21 @@
 """Dynamics: the written formula, its symmetries, the integrator's order, every route of `advance`."""
 
+import datetime
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from xdan.core.checks import XdanWarning
 from xdan.core.dynamics import (
     CustomDynamics,
     Dynamics,
+    Lorenz63,
     Lorenz96,
     dynamics_from_json,
     dynamics_to_json,
@@ -281,3 +285,173 @@ def test_custom_dynamics_names_its_dims():
 def test_custom_dynamics_refuses_what_makes_no_model(parameters, message):
     with pytest.raises(ValueError, match=message):
         CustomDynamics(**{"state": {"x": 3}, "timestep": 0.1, **parameters})
+
+
+@pytest.mark.parametrize(("timestep", "expected"), [(0.001, 20.0), (0.05, 20.0), (0.1, 40.0), (21600.0, 400 * 21600.0)])
+def test_the_spin_up_follows_the_step(timestep, expected):
+    dynamics = decay(timestep)
+    assert dynamics.spin_up_time == dynamics.parameters()["spin_up_time"] == pytest.approx(expected)
+    assert dynamics.spin_up_steps() == max(400, round(20 / timestep))
+    assert decay(timestep, spin_up_time=0.0).spin_up_steps() == 0
+    assert Lorenz96().spin_up_steps() == 400
+
+
+def test_a_spin_up_in_other_units_is_told_or_refused():
+    with pytest.warns(XdanWarning, match="spin_up_time=20 is less than one timestep=21600, .* 0 steps"):
+        decay(21600.0, spin_up_time=20.0)
+    with pytest.raises(
+        ValueError, match=r"spin_up_time=1e\+09 takes 1e\+10 steps of timestep=0.1: expected at most 10"
+    ):
+        decay(spin_up_time=1e9)
+    with pytest.warns(XdanWarning, match=r"a spin-up of 5 steps .* moved by .* still the noise that they began from"):
+        decay(rate=1e-6, spin_up_time=0.5).climatology([0, 1], 0)
+
+
+def test_a_start_that_blows_up_is_refused():
+    def outflow(x):  # of tanks, whose levels are positive
+        return 1.0 - torch.sqrt(x)
+
+    with pytest.raises(ValueError, match=r"10 of 10 states of 'custom' are not finite after 400 steps .* give rest= "):
+        CustomDynamics(outflow, state={"x": 8}, timestep=0.05).climatology(range(10), 0)
+    full = CustomDynamics(outflow, state={"x": 8}, timestep=0.05, rest=torch.exp)
+    assert_close(full.climatology([0, 1], 0), torch.ones(2, 1, 8), rtol=0, atol=1e-2)
+    blunt = CustomDynamics(step=lambda x: x * 1e3, state={"x": 2}, timestep=1.0, spin_up_time=50.0)
+    with pytest.raises(ValueError, match="1 of 1 states of 'custom' are not finite after 50 steps"):
+        blunt.try_start(0, 0, torch.zeros((), dtype=torch.float32))
+
+
+@pytest.mark.parametrize("interval", [1e9, 50_000.05])
+def test_intervals_of_too_many_steps_are_refused(interval):
+    with pytest.raises(ValueError, match="expected at most 1000000; is the time in other units"):
+        Lorenz96().steps_in(interval)
+
+
+def test_single_precision_whatever_torchs_default():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert Lorenz96(5).climatology([0], 0).dtype == decay().climatology([0], 0).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("time_unit", "nanoseconds", "words"),
+    [
+        (np.timedelta64(5, "D"), 432_000 * 10**9, "5 days"),
+        (datetime.timedelta(minutes=90), 5_400 * 10**9, "90 minutes"),
+        (np.timedelta64(3, "ms"), 3 * 10**6, "3000000 nanoseconds"),
+    ],
+)
+def test_the_unit_of_time_is_a_duration(time_unit, nanoseconds, words):
+    dynamics = decay(time_unit=time_unit)
+    assert dynamics.time_unit == np.timedelta64(nanoseconds, "ns")
+    assert dynamics.time_unit.dtype == "m8[ns]"
+    assert dynamics.parameters()["time_unit"] == words
+    assert Lorenz96().time_unit is None
+    assert "time_unit" not in decay().parameters()
+
+
+def test_numpys_numbers_are_taken():
+    dynamics = CustomDynamics(
+        lambda x: -x,
+        state={"y": np.int64(2), "x": np.array([1.5, 2.5])},
+        timestep=np.float32(0.25),
+        spin_up_time=np.int8(1),
+    )
+    assert dynamics.parameters()["state"] == {"y": [0, 1], "x": [1.5, 2.5]}
+    assert [type(value) for value in dynamics.coordinates["x"].values] == [float, float]
+    assert (type(dynamics.timestep), type(dynamics.spin_up_time)) == (float, float)
+    assert Lorenz96(np.int32(5), np.float64(6), np.float32(0.03125)).parameters() == {
+        "sites": 5,
+        "forcing": 6.0,
+        "timestep": 0.03125,
+    }
+
+
+ODD = [None, "8", [8], {}, 1j, math.nan, True, np.datetime64("2020"), np.timedelta64(1, "D"), np.ones(2) + 1j]
+
+
+@pytest.mark.parametrize("value", [*ODD, 8.0, 3, 10**12])
+def test_sites_of_a_ring_are_an_integer_of_four_or_more(value):
+    with pytest.raises((TypeError, ValueError), match=r"sites=.*expected"):
+        Lorenz96(sites=value)
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_parameters_of_the_known_models_are_numbers(value):
+    for make, label in ((Lorenz96, "forcing"), (Lorenz63, "rho"), (Lorenz63, "sigma"), (Lorenz96, "timestep")):
+        with pytest.raises((TypeError, ValueError), match=f"{label}=.*expected"):
+            make(**{label: value})
+
+
+@pytest.mark.parametrize(
+    "label", ["timestep", "spin_up_time", "units", "name", "rest", "distance", "time_unit", "state"]
+)
+@pytest.mark.parametrize("value", [*ODD[1:], object()])
+def test_arguments_of_a_model_are_named_when_they_are_wrong(label, value):
+    if (label in ("units", "name") and isinstance(value, str)) or (
+        label == "time_unit" and isinstance(value, np.timedelta64)
+    ):
+        return
+    with pytest.raises((TypeError, ValueError), match=rf"{label}=.*expected"):
+        CustomDynamics(**{"tendency": torch.neg, "state": {"x": 3}, "timestep": 0.1, label: value})
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *({"x": value} for value in (0, -3, 2.5, True, None, "abc", [], {1, 2}, [1, "a"], [1, 1.0], [0.0, math.nan])),
+        *({"x": value} for value in ([True, False], np.array(["2020"], "M8[D]"), np.eye(2), 10**12, [math.inf])),
+        *(
+            {name: 3}
+            for name in ("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "x_dual", "truth", 3)
+        ),
+        {"x": 10**6, "y": 10**6},
+    ],
+)
+def test_states_that_records_cannot_hold_are_refused(state):
+    with pytest.raises((TypeError, ValueError), match=r"state.*expected"):
+        CustomDynamics(torch.neg, state=state, timestep=0.1)
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        None,
+        3,
+        "lorenz96",
+        ["lorenz96"],
+        {},
+        {"name": ["lorenz96"]},
+        {"name": "lorenz96", "parameters": [40]},
+        {"name": "lorenz96", "parameters": None},
+        {"name": nested(100_000)},
+        *(
+            {"name": "lorenz96", "parameters": {"sites": n}}
+            for n in (10**12, 1e3, "40", True, [40], None, nested(100_000))
+        ),
+        {"name": "lorenz63", "parameters": {"rho": math.nan}},
+        {"name": "lorenz96", "parameters": {3: 4}},
+    ],
+)
+def test_odd_descriptions_are_refused_at_once(description):
+    with pytest.raises(ValueError, match="expected"):
+        dynamics_from_json(description)
+
+
+def test_a_description_may_hold_more():
+    assert dynamics_from_json({"name": "lorenz96", "parameters": {"sites": 5}, "comment": "a ring"}) == Lorenz96(5)
+
+
+def test_a_registered_name_is_not_taken_over():
+    with pytest.raises(ValueError, match=r"name='lorenz96' is that of .*expected another name"):
+        register_dynamics(type("Other", (Lorenz96,), {}))
+    with pytest.raises(TypeError, match=r"register_dynamics\(3\): expected a class"):
+        register_dynamics(3)

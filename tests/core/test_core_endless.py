@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from xdan.core.dynamics import Lorenz96
+from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.endless import EndlessTwin
 from xdan.core.observing import ErrorCovariance, Sites
 
@@ -102,3 +102,14 @@ def test_a_restored_twin_leaves_the_stored_arrays_alone():
     source.restore(saved)
     source.window(0)
     assert_equal([saved["truth"]], [twin().truth])
+
+
+def test_a_truth_that_blows_up_is_refused():
+    growing = CustomDynamics(step=lambda x: 1e3 * x, state={"x": 6}, timestep=1.0, spin_up_time=0.0)
+    like = torch.zeros((), dtype=torch.float32)
+    source = EndlessTwin(
+        growing, Sites.all(), ERROR.to(like.dtype, "cpu"), steps=1, trajectories=2, batch=2, cycles=8, seed=0, like=like
+    )
+    source.window(0)
+    with pytest.raises(ValueError, match=r"the truth of trajectory \d is not finite from time index 1\d on: expected"):
+        source.window(1)

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from xdan.core.dynamics import Lorenz96
-from xdan.core.dynamics import CustomDynamics
+from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.endless import EndlessTwin
 from xdan.core.gradient import OneProcess, Shards
 from xdan.core.networks import ResidualCNN

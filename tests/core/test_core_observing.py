@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from xdan.core.observing import ErrorCovariance, Sites, observe, split_observation
+from xdan.core.operators import FunctionOperator
 
 SITES = 6
 MASKS = st.lists(st.booleans(), min_size=SITES, max_size=SITES)
@@ -291,3 +292,94 @@ def test_sites_refuse_rules_that_make_no_sense(make, message):
 def test_more_sites_than_there_are_is_refused(sites):
     with pytest.raises(ValueError, match="of 7"):
         sites.mask(7, labels(1), labels(1), 0)
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, "2", None, True, [2], 1j, math.nan])
+def test_sites_are_counted_in_integers(value):
+    for make in (Sites.every, lambda v: Sites.every(3, v), lambda v: Sites.random(v, 5)):
+        with pytest.raises(TypeError, match=r"=.*expected an integer"):
+            make(value)
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        None,
+        "sites",
+        [],
+        {"name": "sites"},
+        {"name": ["sites"], "parameters": {"kind": "all"}},
+        *({"name": "sites", "parameters": p} for p in (None, [], {}, {"kind": 3}, {"kind": "all", "step": 2})),
+        *({"name": "sites", "parameters": {"kind": "every", "step": s, "offset": 0}} for s in (1.5, "2", [[[]]], None)),
+        {"name": "sites", "parameters": {"kind": "random", "low": 5, "high": 3}},
+    ],
+)
+def test_odd_descriptions_of_an_observing_network_are_refused(description):
+    with pytest.raises(ValueError, match="expected"):
+        Sites.from_json(description)
+
+
+@pytest.mark.parametrize("units", [1.0, 1e-4, 1e-6, 1e4])
+def test_symmetry_is_judged_by_the_size_of_r(units):
+    skew = torch.eye(4, dtype=torch.float64) + 0.9 * torch.eye(4, dtype=torch.float64).roll(1, 1).triu()
+    with pytest.raises(ValueError, match="R is not symmetric"):
+        ErrorCovariance(covariance=units**2 * skew)
+    scales = torch.diag(torch.tensor([1.0, 1e-6, 1e3, 1.0], dtype=torch.float64))
+    rounded = full_covariance(4)
+    rounded[0, 1] *= 1 + 1e-12
+    ErrorCovariance(covariance=units**2 * scales @ rounded @ scales)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_covariance_of_no_numbers_is_refused(bad):
+    matrix = full_covariance()
+    matrix[1, 2] = matrix[2, 1] = bad
+    with pytest.raises(ValueError, match="R holds values that are not finite: expected"):
+        ErrorCovariance(covariance=matrix)
+
+
+@pytest.mark.parametrize(
+    "value", [1.0, None, "1", torch.ones(2, dtype=torch.complex64), torch.ones(2, dtype=torch.bool)]
+)
+def test_errors_are_real_tensors(value):
+    for label in ("std", "covariance"):
+        if value is None:
+            continue
+        with pytest.raises(TypeError, match="expected a tensor of real"):
+            ErrorCovariance(**{label: value})
+
+
+def nearly_singular(share: float) -> torch.Tensor:
+    """Unit variances; the last error is known from the first but for a share of its deviation."""
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[0, 2] = matrix[2, 0] = math.sqrt(1 - share**2)
+    return matrix
+
+
+def test_a_covariance_near_singular_in_single_precision():
+    with pytest.raises(ValueError, match=r"too near to a singular matrix for torch.float32: .* take float64"):
+        ErrorCovariance(covariance=nearly_singular(1e-6)).to(torch.float32, "cpu")
+    matrix = nearly_singular(1e-4)  # rounded to single precision it is not positive definite
+    assert int(torch.linalg.cholesky_ex(matrix.float()).info)
+    rounded = ErrorCovariance(covariance=matrix).to(torch.float32, "cpu")
+    observed = torch.tensor([[True, False, True]])
+    innovation = torch.tensor([[1.0, 0.0, -1.0]])
+    rho = math.sqrt(1 - 1e-8)
+    expected = torch.tensor([[1 / (1 - rho), 0.0, -1 / (1 - rho)]])
+    assert_close(rounded.project(innovation, observed), expected, rtol=1e-2, atol=0)
+    with pytest.raises(ValueError, match="R is not positive definite"):
+        ErrorCovariance(covariance=nearly_singular(1e-9))
+
+
+@pytest.mark.parametrize("std", [1e-25, 1e25])
+def test_a_deviation_whose_square_is_lost_in_single_precision(std):
+    error = ErrorCovariance(std=torch.tensor([1.0, std], dtype=torch.float64))
+    assert error.to(torch.float64, "cpu").variance()[1] == std**2
+    with pytest.raises(ValueError, match=r"expected a square that torch.float32 can hold"):
+        error.to(torch.float32, "cpu")
+
+
+def test_an_operator_that_gives_no_numbers_is_refused():
+    error = ErrorCovariance(std=torch.ones((), dtype=torch.float64), operator=FunctionOperator(torch.log, SITES))
+    with pytest.raises(ValueError, match="observation operator gave values that are not finite at the truth: expected"):
+        observe(normals(2, 3, SITES), Sites.all(), error, labels(2), labels(3), 0)

@@ -1,10 +1,13 @@
 """Derivatives of networks, against torch's own and against closed forms."""
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.func import jacfwd, jacrev
 
-from xdan.core.networks import Committee, LinearInZeta, ResidualCNN
+from xdan.core.networks import AnalysisNetwork, Committee, LinearInZeta, ResidualCNN
 from xdan.core.networks.jets import residual_cnn_jet
 from xdan.core.sensitivity import (
     Points,
@@ -43,16 +46,19 @@ NETWORKS = {
 }
 
 
-class Bilinear:
+class Bilinear(AnalysisNetwork):
     """a_i = sum_jl T[i, j, l] zeta_j x_l, whose marginal gain is T."""
 
-    reach = None
-    memory = 0
+    name = "bilinear"
 
     def __init__(self, tensor):
+        super().__init__()
         self.tensor = tensor
 
-    def __call__(self, x, zeta, memory=None):
+    def parameters_json(self):
+        return {}
+
+    def forward(self, x, zeta, memory=None):
         return x + torch.einsum("ijl,bj,bl->bi", self.tensor, zeta, x), None
 
 
@@ -149,8 +155,8 @@ def test_bilinear_operator_returns_its_tensor():
 class Curved(Bilinear):
     """As linear as the toy on average over Gaussian zeta, but not at any one: a cubic is added."""
 
-    def __call__(self, x, zeta, memory=None):
-        analysis, _ = super().__call__(x, zeta)
+    def forward(self, x, zeta, memory=None):
+        analysis, _ = super().forward(x, zeta)
         return analysis + x * (zeta**3 - 3 * zeta), None
 
 
@@ -217,3 +223,295 @@ def test_one_site_has_the_mean_of_all_where_states_are_turned():
     single = marginal_gain(net, Points.at_rest(turned), 3).mean(0)
     whole = symmetry_average(whole_marginal_gain(net, Points.at_rest(points.x)), group, 3).mean(0)
     torch.testing.assert_close(single, whole, rtol=0, atol=1e-10)
+
+
+class Louder(ResidualCNN):
+    """Three times its parent's increment."""
+
+    def forward(self, x, zeta, memory=None):
+        analysis, memory = super().forward(x, zeta, memory)
+        return x + 3 * (analysis - x), memory
+
+
+class Mixed:
+    def forward(self, x, zeta, memory=None):
+        analysis, memory = super().forward(x, zeta, memory)
+        return analysis + 0.1 * x * zeta, memory
+
+
+class ByMixin(Mixed, ResidualCNN):
+    """The forward pass comes from a class that is no network."""
+
+
+class Farther(ResidualCNN):
+    """It reads a site that its parent does not see."""
+
+    def forward(self, x, zeta, memory=None):
+        far = x.roll(9, -1) * zeta.roll(-11, -1)
+        return super().forward(x, zeta, memory)[0] + 0.1 * far, None
+
+
+class Known(Farther):
+    """It says how far it sees, and has nothing else of its own."""
+
+    @property
+    def reach(self):
+        return 12
+
+
+class Grandchild(Louder):
+    """It changes nothing."""
+
+
+class Hooked(ResidualCNN):
+    """Its forward pass is changed after it is made."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+        self.register_forward_hook(lambda net, args, out: (args[0] + (out[0] - args[0]) ** 3, out[1]))
+
+
+class Replaced(ResidualCNN):
+    """Its forward pass is an attribute."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+        self.forward = lambda x, zeta, memory=None: (x + 0.1 * (x * zeta).roll(7, -1), None)
+
+
+class BySite(ResidualCNN):
+    """One alpha for each of seven sites."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+        self.relative_alpha = nn.Parameter(torch.linspace(0.1, 0.7, 7))
+
+
+class OtherRoots(LinearInZeta):
+    """The covariance is read as a whole; it is that of the increment."""
+
+    def read(self, x, memory=None):
+        roots, memory = super().read(x, memory)
+        return roots * (1.0 + 0.1 * x.roll(3, -1).T), memory
+
+
+class Skewed(LinearInZeta):
+    """The increment is another than the matrix says."""
+
+    def apply_covariance(self, roots, v):
+        return super().apply_covariance(roots, v.roll(1, -1))
+
+
+class Cubic(LinearInZeta):
+    def forward(self, x, zeta, memory=None):
+        analysis, memory = super().forward(x, zeta, memory)
+        return analysis + 0.1 * x * zeta**3, memory
+
+
+class Weighted(Committee):
+    def forward(self, x, zeta, memory=None):
+        analyses = [one(x, zeta, piece)[0] for one, piece in self.parts(memory)]
+        return 0.9 * analyses[0] + 0.1 * analyses[1], None
+
+
+def settled(net):
+    net = net.double().eval().requires_grad_(False)
+    net.normalise(2.3, 3.6, 1.3)
+    for weight in net.parameters():
+        weight.mul_(2)
+    return net
+
+
+def together(*nets):
+    """A committee of networks that no registry knows."""
+    pair = Committee([{"name": "residual-cnn", "parameters": SMALL}] * 2)
+    pair.networks = nn.ModuleList(nets)
+    return pair
+
+
+ROOTS = {"rank": 3, "radius": 1.5, **SMALL}
+DERIVED = {
+    "forward": lambda: Louder(**SMALL),
+    "mixin": lambda: ByMixin(**SMALL),
+    "grandchild": lambda: Grandchild(**SMALL),
+    "hook": lambda: Hooked(**SMALL),
+    "attribute": lambda: Replaced(**SMALL),
+    "numbers by site": lambda: BySite(**SMALL),
+    "other roots": lambda: OtherRoots(**ROOTS),
+    "other product": lambda: Skewed(**ROOTS),
+    "not linear": lambda: Cubic(**ROOTS),
+    "in a committee": lambda: together(Louder(**SMALL), Skewed(**ROOTS)),
+    "hook in a committee": lambda: together(Hooked(**SMALL), ResidualCNN(**SMALL)),
+    "committee": lambda: Weighted([{"name": "residual-cnn", "parameters": SMALL}] * 2),
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_a_derived_class_has_the_derivatives_of_its_own_forward_pass(name):
+    torch.manual_seed(3)
+    net = settled(DERIVED[name]())
+    x, zeta = torch.randn(2, 7, 7, dtype=torch.float64)  # as many states as sites: a wrong broadcast would pass
+    points = Points(2.3 + 3.6 * x, 0.3 * zeta)
+    covariance, gamma = reference(net, points)
+    torch.testing.assert_close(analysis_covariance(net, points), covariance, rtol=0, atol=1e-10)
+    torch.testing.assert_close(whole_marginal_gain(net, points), gamma, rtol=0, atol=1e-10)
+    slope = torch.stack(
+        [jacfwd(lambda s, k=k: net(s[None], points.zeta[k : k + 1])[0][0])(points.x[k]) for k in range(7)]
+    )
+    torch.testing.assert_close(forecast_derivative(net, points, 4), slope[..., 4], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("cls", [Farther, Known])
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: together(net, ResidualCNN(**SMALL))])
+def test_a_derived_class_is_not_cut_at_its_parents_reach(cls, wrap):
+    torch.manual_seed(3)
+    net = settled(wrap(cls(**SMALL)))
+    assert net.reach == (12 if cls is Known else None)
+    x, zeta = torch.randn(2, 1, 53, dtype=torch.float64)
+    points = Points(2.3 + 3.6 * x, 0.3 * zeta)
+    for site in (0, 30):
+        gamma = reference(net, points)[1][..., site] if site == 0 else None
+        found = marginal_gain(net, points, site)
+        # a_i has 0.1 x_(i-9) zeta_(i+11), or half of it in a pair: far beyond what its parent sees.
+        share = 0.05 if isinstance(net, Committee) else 0.1
+        assert found[0, (site + 9) % 53, (site + 20) % 53].item() == pytest.approx(share, rel=1e-9)
+        if gamma is not None:
+            torch.testing.assert_close(found, gamma, rtol=0, atol=1e-10)
+
+
+def test_what_a_class_brings_itself_is_kept():
+    class Own(Louder):
+        def analysis_covariance(self, x, zeta, memory):
+            return 3 * ResidualCNN.analysis_covariance(self, x, zeta, memory) - 2 * torch.eye(x.shape[1])
+
+        def hidden_matrices(self):
+            return []
+
+    class Plain(ResidualCNN):
+        """Nothing of its forward pass is changed."""
+
+        def __init__(self, filters=4):
+            super().__init__(filters=filters)
+
+        def parameters_json(self):
+            return {"filters": self.filters}
+
+    assert Plain.analysis_covariance is ResidualCNN.analysis_covariance
+    assert Plain().reach == ResidualCNN(filters=4).reach
+    assert Own.analysis_covariance is not AnalysisNetwork.analysis_covariance
+    assert Own(**SMALL).reach is None
+    assert Louder.marginal_gain is AnalysisNetwork.marginal_gain
+
+
+def test_only_a_matrix_that_is_the_increments_is_a_networks_own_covariance():
+    assert LinearInZeta(**ROOTS).forms_covariance
+    assert OtherRoots(**ROOTS).forms_covariance
+    for net in (Skewed(**ROOTS), Cubic(**ROOTS), ResidualCNN(**SMALL)):
+        assert not net.forms_covariance
+        with pytest.raises(ValueError, match="forms no P_a of its own: expected"):
+            net.covariance(torch.zeros(1, 7))
+
+
+class Cube(torch.autograd.Function):
+    """z^3, with a backward of torch operations and no forward derivative."""
+
+    @staticmethod
+    def forward(ctx, z):
+        ctx.save_for_backward(z)
+        return z**3
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (z,) = ctx.saved_tensors
+        return 3 * z**2 * gradient
+
+
+class OnceOnly(Cube):
+    """Its backward cannot be differentiated again."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        (z,) = ctx.saved_tensors
+        return 3 * z**2 * gradient
+
+
+ACTIVATIONS = {
+    "glu": lambda z: nn.functional.glu(torch.cat([z, z], -1), -1),
+    "rrelu": nn.functional.rrelu,
+    "silu": nn.functional.silu,
+    "cube": Cube.apply,
+    "in place": lambda z: torch.empty_like(z).copy_(z).mul_(z).mul_(z),
+}
+PLAIN = {
+    "glu": lambda z: z * torch.sigmoid(z),
+    "rrelu": lambda z: torch.where(z > 0, z, (1 / 8 + 1 / 3) / 2 * z),
+    "silu": lambda z: z * torch.sigmoid(z),
+    "cube": lambda z: z**3,
+    "in place": lambda z: z**3,
+}
+
+
+class Activated(AnalysisNetwork):
+    """a = f(x zeta) + f(zeta of the next site) x, with an activation f."""
+
+    name = "activated"
+
+    def __init__(self, activation):
+        super().__init__()
+        self.activation = activation
+
+    def parameters_json(self):
+        return {}
+
+    def forward(self, x, zeta, memory=None):
+        return x + self.activation(x * zeta) + self.activation(zeta.roll(1, -1)) * x, None
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_that_forward_mode_does_not_know(name):
+    net, plain = Activated(ACTIVATIONS[name]).double().eval(), Activated(PLAIN[name]).double()
+    torch.manual_seed(0)
+    x, zeta, u, v = torch.randn(4, 3, 5, dtype=torch.float64)
+    points = Points(x, zeta)
+    covariance, gamma = reference(plain, points)
+    for grad in (torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with grad():
+            torch.testing.assert_close(analysis_covariance(net, points), covariance, rtol=0, atol=1e-12)
+            torch.testing.assert_close(whole_marginal_gain(net, points), gamma, rtol=0, atol=1e-12)
+            expected = torch.einsum("bijl,bj,bl->bi", gamma, v, u)
+            torch.testing.assert_close(mixed_derivative(net, points, v, u), expected, rtol=0, atol=1e-12)
+            expected = forecast_derivative(plain, points, 2)
+            torch.testing.assert_close(forecast_derivative(net, points, 2), expected, rtol=0, atol=1e-12)
+    assert not analysis_covariance(net, points).requires_grad or torch.is_grad_enabled()
+
+
+def test_a_network_that_torch_cannot_differentiate_is_named():
+    points = Points(*torch.randn(2, 3, 5, dtype=torch.float64))
+    numpy = Activated(lambda z: torch.from_numpy(np.tanh(z.detach().numpy())))
+    once = Activated(OnceOnly.apply)
+    detached = Activated(lambda z: torch.tanh(z.detach()))
+    hard = Activated(nn.functional.hardsigmoid)
+    for net in (numpy, once, hard, detached):
+        with pytest.raises(ValueError, match=r"the network 'activated'.*[Ee]xpected torch operations") as caught:
+            whole_marginal_gain(net, points)
+        assert "functorch" not in str(caught.value)
+    for net in (numpy, detached):
+        with pytest.raises(ValueError, match=r"the network 'activated'.*[Ee]xpected torch operations"):
+            analysis_covariance(net, points)
+    # A first derivative is there.
+    expected = analysis_covariance(Activated(PLAIN["cube"]), points)
+    torch.testing.assert_close(analysis_covariance(once, points), expected)
+    # And a network that does not look at the innovation has none.
+    idle = Activated(torch.zeros_like)
+    assert not analysis_covariance(idle, points).any()
+    assert not whole_marginal_gain(idle, points).any()
+
+
+def test_a_network_that_fails_by_itself_says_so_in_its_own_words():
+    def fails(z):
+        raise RuntimeError("no such day")
+
+    with pytest.raises(RuntimeError, match="no such day"):
+        analysis_covariance(Activated(fails), Points(*torch.randn(2, 3, 5)))

@@ -1,7 +1,9 @@
 """The trainer: its gradients, runs that resume exactly, and learning that helps."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -12,7 +14,7 @@ from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
 from xdan.core.objectives import Window, root_squared_error, squared_error, through_the_cycles
 from xdan.core.observing import ErrorCovariance, Sites
-from xdan.core.training import Settings, Trainer, linear_decay
+from xdan.core.training import Settings, Trainer, linear_decay, normalised_innovation
 
 DYNAMICS = Lorenz96(12)
 ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))
@@ -267,3 +269,26 @@ def test_linear_decay_rises_briefly_and_falls_to_zero():
     assert linear_decay(0.5) == 0.5
     assert linear_decay(0.0) == pytest.approx(0.01)
     assert linear_decay(0.005) == pytest.approx(0.51 * 0.995)
+
+
+def test_normalised_innovations_are_of_what_is_observed_after_burn_in():
+    rng = np.random.default_rng(0)
+    forecast, observation = rng.normal(size=(3, 6, 12)), rng.normal(size=(3, 6, 12))
+    observation[rng.random(observation.shape) < 0.3] = np.nan
+    deviation = np.linspace(0.5, 2.0, 12)
+    error = ErrorCovariance(std=torch.from_numpy(deviation))
+    record = Record(DYNAMICS, error, torch.from_numpy(observation), (0, *[1] * 5), torch.arange(3), 0)
+    expected = np.nanmean(((observation - forecast) / deviation)[:, 2:] ** 2)
+    assert normalised_innovation(record, torch.from_numpy(forecast), 2) == round(expected, 4)
+    nothing = replace(record, observation=torch.full_like(record.observation, torch.nan))
+    assert normalised_innovation(nothing, torch.from_numpy(forecast), 2) is None
+
+
+def test_checkpoints_of_earlier_versions_lack_the_innovation():
+    trains, other = trainer(network()), trainer(network(seed=1))
+    trains.validate(validation(), 2)
+    assert trains.best_innovation > 0
+    scalars = {name: value for name, value in trains.scalars().items() if name != "best_innovation"}
+    other.restore(trains.arrays(), scalars)
+    assert other.best_innovation is None
+    assert other.best_score == trains.best_score

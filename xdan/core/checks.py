@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # that Python or NumPy counts among the integers
 _LONGEST = 80  # characters of a value that a message shows
 
 
@@ -41,7 +42,7 @@ def integer(label: str, value: Any, *, least: int | None = None, most: int | Non
     ValueError
         For one out of bounds.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+    if isinstance(value, _NO_NUMBERS) or not isinstance(value, Integral):
         raise TypeError(f"{label}={shown(value)}: expected an integer{_bounds(least, most)}")
     if (least is not None and value < least) or (most is not None and value > most):
         raise ValueError(f"{label}={value}: expected{_bounds(least, most).removeprefix(',')}")
@@ -79,7 +80,7 @@ def real(
     ValueError
         For one out of bounds, infinite or NaN.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+    if isinstance(value, _NO_NUMBERS) or not isinstance(value, Real):
         raise TypeError(f"{label}={shown(value)}: expected a number{_bounds(least, most, above, below)}")
     number = float(value)
     out = (
@@ -121,6 +122,8 @@ def real_array(label: str, value: Any, *, finite: bool = True) -> NDArray[np.flo
         array = np.asarray(value)
     except ValueError as reason:
         raise ValueError(f"{label}={shown(value)}: expected numbers in rows of one length ({reason})") from None
+    except TypeError:
+        raise TypeError(f"{label}={shown(value)}: expected real numbers") from None
     if array.dtype.kind not in "fiu" or np.ma.isMaskedArray(value):
         kind = "a masked array" if np.ma.isMaskedArray(value) else f"of {array.dtype}"
         raise TypeError(f"{label}={shown(value)} is {kind}: expected real numbers")

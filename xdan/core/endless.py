@@ -9,6 +9,7 @@ from .dynamics import Dynamics
 from .methods.base import advance
 from .objectives import Window
 from .observing import ErrorCovariance, Sites, check_truth, observe
+from .progress import track
 
 
 class EndlessTwin:
@@ -68,7 +69,7 @@ class EndlessTwin:
         rows = slice(group * self.batch, (group + 1) * self.batch)
         truth, states = self.truth[rows].clone(), []  # a view would change under the window
         with torch.no_grad():
-            for _ in range(self.cycles):
+            for _ in track(range(self.cycles), "running the truth"):
                 states.append(truth)
                 truth = advance(self.dynamics, truth, self.steps)
             self.truth[rows] = truth

@@ -10,6 +10,7 @@ import copy
 import itertools
 import math
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -190,7 +191,6 @@ class Shards:
         )
 
     def _start(self) -> None:
-        torch.set_num_threads(1)  # threads that wait for work spin, and would take the helpers' cores
         here = self.here
         self._helpers = loky.ProcessPoolExecutor(
             self.processes - 1,
@@ -198,11 +198,15 @@ class Shards:
             initargs=(os.getpid(), copy.deepcopy(here.network), here.dynamics, here.error, here.objective),
             env={"OMP_NUM_THREADS": "1"},
         )
+        torch.set_num_threads(1)  # threads that wait for work spin, and would take the helpers' cores
 
     def close(self) -> None:
         """Stop the helpers, and give torch its threads back."""
-        if self._helpers is not None:
+        if self._helpers is None:
+            return
+        try:
             self._helpers.shutdown(wait=True, kill_workers=True)
+        finally:
             self._helpers = None
             torch.set_num_threads(self._threads)
 
@@ -213,6 +217,7 @@ _helper: OneProcess | None = None
 
 def _prepare(parent: int, *about: Any) -> None:
     global _helper
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the run decides when helpers end
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _helper = OneProcess(*about)

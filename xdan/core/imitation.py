@@ -11,6 +11,7 @@ from .endless import EndlessTwin
 from .methods import Method, Record, State, run
 from .networks import LinearInZeta
 from .objectives import Window
+from .progress import track
 
 _SETTLED = 100  # cycles in which an ensemble settles
 _LIFE = 200  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
@@ -89,7 +90,7 @@ class TaughtTwin:
             return self._next(index)
         before = self.twin.groups * math.ceil(_SETTLED / self.twin.cycles)
         if index == 0:
-            for early in range(before):
+            for early in track(range(before), "settling the teacher"):
                 self._next(early)
         return self._next(before + index)
 

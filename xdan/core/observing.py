@@ -96,7 +96,7 @@ class Sites:
         """
         try:
             name = description.get("name") if isinstance(description, Mapping) else None
-            if name != "sites":
+            if not isinstance(name, str) or name != "sites":
                 raise ValueError(f"observing network {shown(name)} is unknown: expected 'sites'")
             parameters = description.get("parameters")
             if not isinstance(parameters, Mapping):

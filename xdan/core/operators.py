@@ -52,7 +52,7 @@ class Operator(ABC):
 
     def along(self, x: Tensor, directions: Tensor) -> Tensor:
         """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P); here by forward-mode autodiff."""
-        return push_forward(self, x, directions.contiguous())[1]
+        return push_forward(self, x, directions.contiguous(), "the observation operator")[1]
 
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
         """H^T v at x (B, N), for v (B, P), shape (B, N); here by a vector-Jacobian product."""

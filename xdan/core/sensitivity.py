@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
 
-from .networks import AnalysisNetwork, Committee, LinearInZeta, ResidualCNN
-from .networks.jets import residual_cnn_jet
-from .tangent import FORWARD_MODE
+from .networks import AnalysisNetwork
+from .networks.base import formula, is_patched
+from .tangent import mixed_along
 
 
 @dataclass(frozen=True)
@@ -76,21 +75,7 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
     -------
     Tensor, shape (B, N, N)
     """
-    x = points.x
-    directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    if isinstance(network, ResidualCNN):
-        return _square(residual_cnn_jet(network, x, points.zeta, points.memory, zeta_sites=_all_sites(x)).zeta, x)
-    if isinstance(network, LinearInZeta):
-        return network.covariance(x, points.memory)[0]
-    if isinstance(network, Committee):
-        return _mean(network, points, analysis_covariance)
-
-    def column(direction: Tensor) -> Tensor:
-        return _along_zeta(network, points, direction.expand_as(x))
-
-    with FORWARD_MODE:
-        columns: Tensor = vmap(column)(directions)
-    return columns.movedim(0, 2)
+    return formula(network, "analysis_covariance")(points.x, points.zeta, points.memory)
 
 
 def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
@@ -113,13 +98,13 @@ def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor
     Tensor, shape (B, N, N)
         Along i and j.
     """
-    sites = points.x.shape[1]
+    sites, gain = points.x.shape[1], formula(network, "marginal_gain")
     window = sites_that_matter(network, sites)
     if window == sites:
-        return _whole_marginal_gain(network, points, site)
+        return gain(points.x, points.zeta, points.memory, site)
     first = site - window // 2
     narrow = points.apply(lambda value: value.roll(-first, -1)[..., :window].contiguous())
-    inside = _whole_marginal_gain(network, narrow, window // 2)
+    inside = gain(narrow.x, narrow.zeta, narrow.memory, window // 2)
     gamma = points.x.new_zeros(len(points), sites, sites)
     gamma[:, :window, :window] = inside
     return gamma.roll((first, first), (1, 2))
@@ -127,39 +112,9 @@ def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor
 
 def sites_that_matter(network: AnalysisNetwork, sites: int) -> int:
     """Width of the window about l outside of which a marginal gain is zero, or all sites."""
+    reach = None if is_patched(network) else network.reach
     # a_i depends on x_l within the network's reach of l, and on zeta_j within twice the reach.
-    return sites if network.reach is None else min(sites, 4 * network.reach + 1)
-
-
-def _whole_marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
-    x = points.x
-    directions = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    if isinstance(network, ResidualCNN):
-        jet = residual_cnn_jet(network, x, points.zeta, points.memory, x_site=site, zeta_sites=_all_sites(x))
-        return _square(jet.mixed, x)
-    if isinstance(network, LinearInZeta):
-
-        def covariance(state: Tensor) -> Tensor:
-            return network.covariance(state, points.memory)[0]
-
-        with FORWARD_MODE:
-            gamma: Tensor = jvp(covariance, (x,), (directions[site].expand_as(x),))[1]
-        return gamma
-    if isinstance(network, Committee):
-        return _mean(network, points, lambda one, part: _whole_marginal_gain(one, part, site))
-
-    def column(zeta_direction: Tensor) -> Tensor:
-        along = zeta_direction.expand_as(x)
-
-        def response(state: Tensor) -> Tensor:
-            return _along_zeta(network, replace(points, x=state), along)
-
-        derivative: Tensor = jvp(response, (x,), (directions[site].expand_as(x),))[1]
-        return derivative
-
-    with FORWARD_MODE:
-        columns: Tensor = vmap(column)(directions)
-    return columns.movedim(0, 2)
+    return sites if reach is None else min(sites, 4 * reach + 1)
 
 
 def whole_marginal_gain(network: AnalysisNetwork, points: Points) -> Tensor:
@@ -170,56 +125,17 @@ def whole_marginal_gain(network: AnalysisNetwork, points: Points) -> Tensor:
 def mixed_derivative(network: AnalysisNetwork, points: Points, zeta_direction: Tensor, x_direction: Tensor) -> Tensor:
     """sum_jl Gamma[i, j, l] v_j u_l along directions v and u of shape (B, N); shape (B, N)."""
 
-    def response(state: Tensor) -> Tensor:
-        return _along_zeta(network, replace(points, x=state), zeta_direction)
+    def analysis(state: Tensor, zeta: Tensor) -> Tensor:
+        answer: Tensor = network(state, zeta, points.memory)[0]
+        return answer
 
-    with FORWARD_MODE:
-        derivative: Tensor = jvp(response, (points.x,), (x_direction,))[1]
-    return derivative
+    title = f"the network {network.name!r}"
+    return mixed_along(analysis, points.x, points.zeta, x_direction, zeta_direction, title)
 
 
 def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
     """Derivative of the analysis by x_l at one site l, shape (B, N)."""
-    if isinstance(network, ResidualCNN):
-        jet = residual_cnn_jet(network, points.x, points.zeta, points.memory, x_site=site)
-        assert jet.x is not None
-        return jet.x[0, :, 0].T
-    if isinstance(network, Committee):
-        return _mean(network, points, lambda one, part: forecast_derivative(one, part, site))
-    direction = torch.zeros_like(points.x)
-    direction[:, site] = 1.0
-
-    def analysis(state: Tensor) -> Tensor:
-        answer: Tensor = network(state, points.zeta, points.memory)[0]
-        return answer
-
-    with FORWARD_MODE:
-        derivative: Tensor = jvp(analysis, (points.x,), (direction,))[1]
-    return derivative
-
-
-def _mean(network: Committee, points: Points, derivative: Callable[[AnalysisNetwork, Points], Tensor]) -> Tensor:
-    """A derivative of the mean of several networks' analyses."""
-    parts = [derivative(one, replace(points, memory=memory)) for one, memory in network.parts(points.memory)]
-    return torch.stack(parts).mean(0)
-
-
-def _all_sites(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[1], device=x.device)
-
-
-def _square(part: Tensor | None, x: Tensor) -> Tensor:
-    """From (1, N, J, B) to (B, N, J); zeros for a derivative that vanishes."""
-    return x.new_zeros(*x.shape, x.shape[1]) if part is None else part[0].permute(2, 0, 1)
-
-
-def _along_zeta(network: AnalysisNetwork, points: Points, direction: Tensor) -> Tensor:
-    def analysis(zeta: Tensor) -> Tensor:
-        answer: Tensor = network(points.x, zeta, points.memory)[0]
-        return answer
-
-    derivative: Tensor = jvp(analysis, (points.zeta,), (direction,))[1]
-    return derivative
+    return formula(network, "forecast_derivative")(points.x, points.zeta, points.memory, site)
 
 
 def regressed_covariance(network: AnalysisNetwork, points: Points, samples: Tensor) -> Tensor:

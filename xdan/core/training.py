@@ -129,6 +129,7 @@ class Trainer:
         self.fruitless = 0
         self.rewinds = 0
         self.best_score = math.inf
+        self.best_innovation: float | None = None
         self.best = {name: value.clone() for name, value in network.state_dict().items()}
 
     def step(self, window: Window, rate: float) -> StepReport:
@@ -175,8 +176,8 @@ class Trainer:
     def validate(self, record: Record, burn_in: int) -> float:
         """Mean RMSE of the network as it is, of analyses, or of innovations where the record has no truth.
 
-        Keeps the weights when it is the best so far. Where it is far worse than the best, training goes back to that
-        with lower rates.
+        Keeps the weights when it is the best so far, and their `normalised_innovation`. Where it is far worse than the
+        best, training goes back to that with lower rates.
         """
         self.network.eval()
         with torch.no_grad():
@@ -191,7 +192,7 @@ class Trainer:
         score = float(square.sqrt().mean())
         score = score if math.isfinite(score) else math.inf
         if score < self.best_score:
-            self.best_score = score
+            self.best_score, self.best_innovation = score, normalised_innovation(record, outputs["forecast"], burn_in)
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         # A covariance is learned without cycling: how the network cycles meanwhile says little of the way.
         elif score > _WORSE * self.best_score and not OBJECTIVES[self.settings.objective].covariance:
@@ -232,6 +233,7 @@ class Trainer:
             "rewinds": self.rewinds,
             "rates": self.rates,
             "best_score": None if math.isinf(self.best_score) else self.best_score,
+            "best_innovation": self.best_innovation,
         }
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
@@ -256,6 +258,27 @@ class Trainer:
         self.norms, self.rates = list(scalars["norms"]), list(scalars["rates"])
         self.rewinds = scalars["rewinds"]
         self.best_score = math.inf if scalars["best_score"] is None else scalars["best_score"]
+        self.best_innovation = scalars.get("best_innovation")  # checkpoints of earlier versions lack it
+
+
+def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> float | None:
+    """Mean of (y - H x_f)^2 over its entry on the diagonal of R, over what is observed after burn-in.
+
+    Parameters
+    ----------
+    record : Record
+    forecast : Tensor, shape (B, K, N)
+    burn_in : int
+
+    Returns
+    -------
+    float or None
+        Rounded to four digits after the point; None where it is not finite, or nothing is observed.
+    """
+    later = slice(burn_in, None)
+    innovation = (record.observation - record.error.seen(forecast))[:, later]
+    ratio = float((innovation.square() / record.error.during(later).variance()).nanmean())
+    return round(ratio, 4) if math.isfinite(ratio) else None
 
 
 Schedule = Callable[[float], float]

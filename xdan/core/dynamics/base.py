@@ -9,7 +9,7 @@ import math
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -165,7 +165,8 @@ class Dynamics(ABC):
         def flat(z: Tensor) -> Tensor:
             return self.advance(z.reshape(*z.shape[:-1], *shape), steps).reshape(z.shape)
 
-        after, pushed = push_forward(flat, x.flatten(1), directions.flatten(2).contiguous())
+        what = f"the model {getattr(self, 'label', self.name)!r}"
+        after, pushed = push_forward(flat, x.flatten(1), directions.flatten(2).contiguous(), what)
         return after.reshape(x.shape), pushed.reshape(directions.shape)
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
@@ -322,6 +323,8 @@ class Dynamics(ABC):
         """States to spin up from, shape (R members, *shape)."""
         self.vet()
         if not isinstance(labels, (Tensor, range)):
+            if not isinstance(labels, Iterable):
+                raise TypeError(f"labels={shown(labels)}: expected integers, one for each trajectory")
             labels = [integer("labels", label) for label in labels]
         keys, origin = torch.as_tensor(labels, dtype=torch.int64).cpu(), torch.zeros(1, dtype=torch.int64)
         size = math.prod(self.shape)
@@ -374,7 +377,7 @@ class Dynamics(ABC):
             Where the states hardly move in the spin-up.
         """
         like = torch.zeros((), dtype=torch.float32) if like is None else like
-        members, steps = integer("members", members, least=1), self.spin_up_steps()
+        members, steps = integer("members", members, least=1, most=MOST_COMPONENTS), self.spin_up_steps()
         with torch.no_grad():
             start = self._start(labels, seed, members, purpose, like)
             state = self.advance(start, steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,11 @@ from .base import (
 )
 
 # Dims and variables of the Datasets that hold states: a dim of the state with such a name would be taken for them.
-_TAKEN = frozenset(
-    ("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "vector", "mode")
-    + ("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator")
-    + ("forecast", "analysis", "spread", "forecast_spread", "members", "forecast_members", "memory", "diverged")
-)
+_TAKEN = {
+    *("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "vector", "mode"),
+    *("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator"),
+    *("forecast", "analysis", "spread", "forecast_spread", "members", "forecast_members", "memory", "diverged"),
+}
 
 
 class CustomDynamics(Dynamics, pure=True):
@@ -220,9 +220,9 @@ def _axis(label: str, axis: Any) -> Sequence[float | str]:
     """Labels of one dim; those of a length are not made yet."""
     if isinstance(axis, (int, np.integer)):
         return range(integer(label, axis, least=1, most=MOST_COMPONENTS))
-    if isinstance(axis, (str, bytes, Mapping)) or not isinstance(axis, Iterable):
+    if isinstance(axis, (str, bytes, Mapping, Set)) or not isinstance(axis, Iterable) or np.ma.isMaskedArray(axis):
         raise TypeError(f"{label}={shown(axis)}: expected a length or the labels of a dim, numbers or words")
-    values = list(np.atleast_1d(np.asarray(axis))) if hasattr(axis, "__array__") else list(axis)
+    values = np.asarray(axis).ravel() if hasattr(axis, "__array__") else list(axis)
     labels = [_plain_label(label, value) for value in values]
     if not labels:
         raise ValueError(f"{label}={shown(axis)}: expected at least 1 label")

@@ -6,23 +6,30 @@ import copy
 import inspect
 import itertools
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from ..checks import XdanWarning, choice, shown
+from ..derivatives import Mode, check_model, check_operator, climate_states
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance, split_observation
+from ..progress import track
 from ..user_functions import in_transform
+from .arguments import checked_candidates
 
 State = dict[str, Tensor]
 """What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
 
 _CURVES = {"innovation": "innovation_score", "truth": "truth_rmse"}
 _TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 400
+
+Differentiated = Literal["model", "operator"]
 
 LOST = 1e6  # a component so many times as large as those at the start is of a trajectory that has diverged
 
@@ -76,6 +83,10 @@ class Method(ABC):
         What `forecast_outputs` and `analysis_outputs` give: a name to "site" (shape (B, N)) or "cycle" (shape (B,)).
     tunable : dict of str to tuple of float
         Parameters that may be "tune", with the values to try.
+    natural_ends : dict of str to float
+        The value of a parameter that does nothing: where tuning ends there, no better one was left out.
+    fixed : dict of str to object
+        Parameters of a base that the class sets for good.
     tune_on : {"innovation", "truth"}
         What tuning looks at: the likelihood of the innovations, or the analysis RMSE.
     dynamics, seed
@@ -86,6 +97,8 @@ class Method(ABC):
     ensemble: ClassVar[bool] = False
     outputs: ClassVar[dict[str, str]] = {}
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {}
+    natural_ends: ClassVar[dict[str, float]] = {"inflation": 1.0}
+    fixed: ClassVar[dict[str, Any]] = {}
     tune_on: str = "innovation"
     members: int = 1
     dynamics: Dynamics
@@ -93,33 +106,124 @@ class Method(ABC):
     _numbers: Mapping[str, float] | None = None
     _curve: Tensor | None = None
     _chosen: tuple[float, ...] = ()
+    _candidates: Mapping[str, tuple[float, ...]] | None = None
 
     @abstractmethod
     def parameters(self) -> dict[str, Any]:
-        """Plain JSON values that say which method this is."""
+        """Plain JSON values that say which method this is; with `asked_candidates()` where something is tunable."""
+
+    @property
+    def lags(self) -> dict[str, int]:
+        """Outputs that belong to an earlier cycle, and how many cycles earlier."""
+        return {}
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Derivatives that the method takes of the model and of the observation operator."""
+        return ()
 
     def prepare(self, record: Record) -> Method:
-        """Return the method ready for a record, tuned on its leading part where a parameter is "tune"."""
+        """Return the method ready for a record, tuned on its leading part where a parameter is "tune".
+
+        Raises
+        ------
+        ValueError
+            If a derivative that the method takes is missing or wrong, or no value tried follows the record.
+        """
+        self.check_derivatives(record)
         ready = copy.copy(self)
         ready.dynamics, ready.seed = record.dynamics, record.seed
-        names = self._to_tune()
+        names = self.to_tune()
         if not names:
             return ready
+        check_truth(self.tune_on, record)
         record = leading(record)
-        grid = list(itertools.product(*(self.tunable[name] for name in names)))
-        curve = torch.stack([score(ready._at(names, values), record) for values in grid])
-        if not bool(torch.isfinite(curve).any()):
-            raise ValueError(
-                f"no value tried for {names} of {self.name!r} gave a finite score on the leading part of the record: "
-                "every one diverged, or nothing is observed there; give numbers instead of 'tune'"
-            )
+        grid = list(itertools.product(*(self.tried(name) for name in names)))
+        what = f"tuning {' and '.join(names)} of {self.name}"
+        curve = torch.stack([score(ready._at(names, values), record) for values in track(grid, what)])
+        self._check_curve(curve)
         best = grid[int(torch.nan_to_num(curve, nan=math.inf).argmin())]
+        for name, value in zip(names, best, strict=True):
+            self._warn_at_an_end(name, value)
         ready = ready._at(names, best)
-        ready._curve, ready._chosen = curve.reshape([len(self.tunable[name]) for name in names]), best
+        ready._curve, ready._chosen = curve.reshape([len(self.tried(name)) for name in names]), best
         return ready
 
-    def _to_tune(self) -> list[str]:
+    def check_derivatives(self, record: Record) -> None:
+        """Refuse a model or an observation operator whose derivative the method takes and that is missing or wrong.
+
+        Raises
+        ------
+        ValueError
+        """
+        operator = record.error.operator
+        wanted = [pair for pair in self.derivatives if pair[0] == "model" or not (operator is None or operator.linear)]
+        if not wanted:
+            return
+        like = record.observation
+        states = climate_states(record.dynamics, record.seed, like)
+        error = record.error.to(torch.float64, like.device)
+        for what, mode in wanted:
+            if what == "model":
+                check_model(record.dynamics, mode, states, self._instead(mode))
+            else:
+                check_operator(error.operator, mode, states, f"the method {self.name!r} needs it")
+
+    def _instead(self, mode: Mode) -> str:
+        """What to do where the model has no derivative."""
+        return "take a method that needs none, such as 'etkf'"
+
+    def to_tune(self) -> list[str]:
+        """Names of the parameters that are "tune"."""
         return [name for name in self.tunable if isinstance(getattr(self, name), str)]
+
+    def tried(self, name: str) -> tuple[float, ...]:
+        """Values to try for a parameter."""
+        return (self._candidates or {}).get(name, self.tunable[name])
+
+    def take_candidates(self, candidates: Any) -> None:
+        """Set the values to try for parameters that are "tune".
+
+        Parameters
+        ----------
+        candidates : mapping of str to sequence of float
+            At least two distinct positive numbers each.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything else, and parameters that are not to be tuned.
+        """
+        self._candidates = checked_candidates(candidates, self.to_tune())
+
+    def asked_candidates(self) -> dict[str, Any]:
+        """The candidates that were asked for, as a part of `parameters`; empty for the method's own."""
+        if not self._candidates:
+            return {}
+        return {"candidates": {name: list(values) for name, values in self._candidates.items()}}
+
+    def _check_curve(self, curve: Tensor) -> None:
+        """Refuse a tuning in which no candidate has a finite score."""
+        if not bool(torch.isfinite(curve).any()):
+            raise ValueError(
+                f"no value tried for {self.to_tune()} of {self.name!r} gave a finite score on the leading part of the "
+                "record, expected one at least: every one diverged, or nothing is observed there; give candidates= "
+                "or numbers instead of 'tune'"
+            )
+
+    def _warn_at_an_end(self, name: str, value: float) -> None:
+        """Warn where the value chosen for a parameter has no candidate on one of its sides."""
+        values = self.tried(name)
+        if min(values) < value < max(values) or (value == self.natural_ends.get(name) and value == min(values)):
+            return
+        side = "smaller" if value == min(values) else "larger"
+        warnings.warn(
+            f"tuning {name} of {self.name!r} chose {value:g}, an end of its candidates ({min(values):g} to "
+            f"{max(values):g}): a {side} value may be better; give others with candidates={{{name!r}: [...]}}, or a "
+            "number",
+            XdanWarning,
+            stacklevel=2,
+        )
 
     def _at(self, names: Sequence[str], values: Sequence[float]) -> Method:
         """Return a copy with some parameters at numbers; `parameters()` keeps what was asked for."""
@@ -142,27 +246,28 @@ class Method(ABC):
 
     def tuned(self) -> dict[str, tuple[tuple[str, ...], Any]]:
         """What `prepare` chose, as name to (dims, values); its names and shapes are known beforehand."""
-        names = self._to_tune()
+        names = self.to_tune()
         if not names or self._curve is None:
             return {}
         chosen: dict[str, tuple[tuple[str, ...], Any]] = {}
         for name, value in zip(names, self._chosen, strict=True):
             chosen[f"tuned_{name}"] = ((), value)
-            chosen[f"candidate_{name}"] = ((f"candidate_{name}",), torch.tensor(self.tunable[name]).numpy())
+            values = torch.tensor(self.tried(name), dtype=torch.float64)
+            chosen[f"candidate_{name}"] = ((f"candidate_{name}",), values.numpy())
         chosen[_CURVES[self.tune_on]] = (tuple(f"candidate_{name}" for name in names), self._curve.cpu().numpy())
         return chosen
 
     def tuned_shapes(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
         """Names, dims and shapes of `tuned`; -1 stands for the number of sites."""
-        names = self._to_tune()
+        names = self.to_tune()
         if not names:
             return {}
         shapes: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {}
         for name in names:
             shapes[f"tuned_{name}"] = ((), ())
-            shapes[f"candidate_{name}"] = ((f"candidate_{name}",), (len(self.tunable[name]),))
+            shapes[f"candidate_{name}"] = ((f"candidate_{name}",), (len(self.tried(name)),))
         dims = tuple(f"candidate_{name}" for name in names)
-        shapes[_CURVES[self.tune_on]] = (dims, tuple(len(self.tunable[name]) for name in names))
+        shapes[_CURVES[self.tune_on]] = (dims, tuple(len(self.tried(name)) for name in names))
         return shapes
 
     @abstractmethod
@@ -224,7 +329,7 @@ def advance_along(dynamics: Dynamics, x: Tensor, directions: Tensor, steps: int)
 
 
 def run(
-    method: Method, record: Record, state: State | None = None, members: bool = False
+    method: Method, record: Record, state: State | None = None, members: bool = False, what: str | None = None
 ) -> tuple[dict[str, Tensor], State]:
     """Cycle a method over a record, the forecast before the analysis at every time.
 
@@ -240,6 +345,8 @@ def run(
         What an earlier block of the same record left; None starts the record.
     members : bool
         Also return the members of an ensemble method, or what a network with memory remembers.
+    what : str, optional
+        Name of a bar over the cycles, where bars are shown.
 
     Returns
     -------
@@ -252,7 +359,8 @@ def run(
     """
     columns: dict[str, list[Tensor]] = {}
     keep = members and method.ensemble
-    for k, steps in enumerate(record.steps):
+    cycles = enumerate(record.steps)
+    for k, steps in cycles if what is None else track(list(cycles), what):
         observation, observed = split_observation(record.observation[:, k])
         if state is None:
             state, analyse = method.start(record), method.first
@@ -295,6 +403,17 @@ def burn_in(record: Record) -> int:
     return min(150, record.observation.shape[1] // 3)
 
 
+def check_truth(tune_on: str, record: Record) -> None:
+    """Refuse to tune on a truth that a record lacks.
+
+    Raises
+    ------
+    ValueError
+    """
+    if tune_on == "truth" and record.truth is None:
+        raise ValueError("tune_on='truth': the record has no truth, expected one; use tune_on='innovation'")
+
+
 def score(method: Method, record: Record) -> Tensor:
     """Score of a method on a record, smaller is better; infinite where a trajectory diverged, shape ().
 
@@ -312,8 +431,8 @@ def score(method: Method, record: Record) -> Tensor:
     if bool(outputs["diverged"].any()):
         return torch.full((), math.inf)
     if method.tune_on == "truth":
-        if record.truth is None:
-            raise ValueError("tune_on='truth': the record has no truth; use tune_on='innovation'")
+        check_truth(method.tune_on, record)
+        assert record.truth is not None
         return (outputs["analysis"] - record.truth)[:, first:].square().mean(-1).sqrt().mean().cpu()
     innovation = (record.observation - record.error.seen(outputs["forecast"]))[:, first:]
     if "forecast_spread" not in outputs or record.error.operator is not None:
@@ -341,7 +460,7 @@ def _bury(state: State) -> State:
     return {**kept, "alive": alive}
 
 
-_METHODS: dict[str, Callable[..., Method]] = {}
+_METHODS: dict[str, type[Method]] = {}
 
 
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
@@ -355,21 +474,41 @@ def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
     return register
 
 
-def method_by_name(name: str, *, tune_on: str = "innovation", **parameters: Any) -> Method:
+def method_by_name(
+    name: str,
+    *,
+    tune_on: str = "innovation",
+    candidates: Any = None,
+    **parameters: Any,
+) -> Method:
     """Make a registered method.
+
+    Parameters
+    ----------
+    name : str
+    tune_on : {"innovation", "truth"}
+    candidates : mapping of str to sequence of float, optional
+        Values to try for parameters that are "tune", instead of the method's own.
+    **parameters
+        The method's.
 
     Raises
     ------
+    TypeError
+        If an argument is of another type.
     ValueError
-        If the name is unknown, or a parameter is.
+        If the name is unknown, or a parameter is, or one is out of range.
     """
     accepted = accepted_parameters(name)
-    if unknown := set(parameters) - accepted:
-        raise ValueError(f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}")
-    if tune_on not in _CURVES:
-        raise ValueError(f"tune_on={tune_on!r}: expected one of {sorted(_CURVES)}")
+    if unknown := set(parameters) - accepted - set(_METHODS[name].fixed):
+        raise ValueError(
+            f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}, expected no others"
+        )
+    tune_on = choice("tune_on", tune_on, _CURVES)
     method = _METHODS[name](**parameters)
     method.tune_on = tune_on
+    if candidates is not None:
+        method.take_candidates(candidates)
     return method
 
 
@@ -378,17 +517,21 @@ def accepted_parameters(name: str) -> set[str]:
 
     Raises
     ------
+    TypeError
+        If the name is none.
     ValueError
         If the name is unknown.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name={shown(name)}: expected the name of a method, one of {sorted(_METHODS)}")
     if name not in _METHODS:
-        raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}")
+        raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}, expected one of them")
     cls, names = _METHODS[name], set[str]()
-    for base in inspect.getmro(cls) if isinstance(cls, type) else ():
+    for base in inspect.getmro(cls):
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(base).parameters
         names |= {n for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
         if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             break
-    return names
+    return names - set(cls.fixed)

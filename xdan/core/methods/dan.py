@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..derivatives import Mode
 from ..networks import AnalysisNetwork
 from ..observing import ErrorCovariance
 from ..random import Purpose, normal
-from .base import Method, Record, State
+from .base import Differentiated, Method, Record, State
 
 
 class DataAssimilationNetwork(Method):
@@ -38,6 +39,11 @@ class DataAssimilationNetwork(Method):
     def of(cls, network: AnalysisNetwork) -> DataAssimilationNetwork:
         """Return the method for a network of one forecast, or of members."""
         return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Of the observation operator: in the first analysis, and its adjoint in the projected innovation."""
+        return ("operator", "forward"), ("operator", "backward")
 
     def start(self, record: Record) -> State:
         """Begin at the climatological mean, with empty memory."""

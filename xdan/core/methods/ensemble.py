@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..checks import integer
+from ..derivatives import Mode
 from ..observing import ErrorCovariance
 from ..random import Purpose, normal
-from .base import Method, Record, State
+from .base import Differentiated, Method, Record, State
 
 INFLATIONS = (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45)
 
@@ -26,6 +28,8 @@ class EnsembleMethod(Method):
 
     Raises
     ------
+    TypeError
+        For what is no integer.
     ValueError
         For fewer than 2 members.
     """
@@ -34,11 +38,14 @@ class EnsembleMethod(Method):
     outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
 
     def __init__(self, members: int) -> None:
-        if int(members) != members:
-            raise ValueError(f"members={members}: expected an integer")
-        if members < 2:
-            raise ValueError(f"members={members}: expected at least 2, a spread needs them")
-        self.members = int(members)
+        self.members = integer("members", members)
+        if self.members < 2:
+            raise ValueError(f"members={self.members}: expected at least 2, a spread needs them")
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Of the observation operator, in the first analysis."""
+        return (("operator", "forward"),)
 
     def start(self, record: Record) -> State:
         """Members drawn from the dynamics' climatology."""
@@ -85,18 +92,6 @@ class Labelled(EnsembleMethod):
         """Standard normal numbers of this cycle, shape (B, size), of the members' dtype."""
         labels, cycle = state["label"], state["cycle"][:1]
         return normal(self.seed, purpose, labels, cycle, size)[:, 0].to(state["x"])
-
-
-def check_inflation(inflation: float | str) -> float | str:
-    """Refuse an inflation that is neither "tune" nor a positive number.
-
-    Raises
-    ------
-    ValueError
-    """
-    if inflation != "tune" and not (isinstance(inflation, (int, float)) and inflation > 0):
-        raise ValueError(f"inflation={inflation!r}: expected 'tune' or a positive number such as 1.02")
-    return inflation
 
 
 def compare(x: Tensor, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> tuple[Tensor, Tensor]:

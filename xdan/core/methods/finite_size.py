@@ -8,11 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import choice, integer, switch
 from ..observing import ErrorCovariance
+from .arguments import number_or_tune
 from .base import Record, State, register_method
-from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, check_inflation, compare
+from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, compare
 
 _BISECTIONS, _NEWTON = 24, 2
+_LOWEST, _GRID = 1e-6, 32  # smallest zeta, relative to the largest, and points between them
+_EQUAL = 1e-7  # of a cost, or of one where it is small: minima closer than this are as good as each other
 FORMS = ("dual", "primal")
 
 
@@ -35,6 +39,8 @@ class FiniteSizeEnKF(EnsembleMethod):
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
         For fewer than 2 members or an unknown form.
 
@@ -48,9 +54,7 @@ class FiniteSizeEnKF(EnsembleMethod):
 
     def __init__(self, members: int = 40, capped: bool = True, form: str = "dual") -> None:
         super().__init__(members)
-        if form not in FORMS:
-            raise ValueError(f"form={form!r}: expected one of {FORMS}")
-        self.capped, self.form = bool(capped), form
+        self.capped, self.form = switch("capped", capped), choice("form", form, FORMS)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
@@ -95,21 +99,22 @@ class SpunUp(Labelled):
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
-        For a negative number of cycles.
+        For a negative number of cycles, or an inflation that is not positive.
     """
 
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
 
     def __init__(self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100) -> None:
         super().__init__(members)
-        if spin_up < 0:
-            raise ValueError(f"spin_up={spin_up}: expected a number of cycles, 0 for none")
-        self.inflation, self.spin_up = check_inflation(inflation), int(spin_up)
+        self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"members": self.members, "inflation": self.inflation, "spin_up": self.spin_up}
+        own = {"members": self.members, "inflation": self.inflation, "spin_up": self.spin_up}
+        return own | self.asked_candidates()
 
     def spins_up(self, state: State) -> bool:
         """Whether the coming analysis is among the first."""
@@ -181,11 +186,15 @@ def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tenso
     values of the whitened anomalies and d = c / s the rotated innovation. The part of the innovation outside the
     anomalies' span does not depend on zeta.
 
+    Large innovations make several minima. The result is the lowest of them in the range from a millionth of its top to
+    its top, both ends included: the slope's sign on a logarithmic grid tells the minima apart, and each of its terms
+    is a hump eight grid points wide. Two that lie between neighbouring points are taken for one.
+
     Parameters
     ----------
-    values : Tensor, shape (B, M)
+    values : Tensor, shape (..., M)
         s^2.
-    c : Tensor, shape (B, M)
+    c : Tensor, shape (..., M)
         s d.
     members : int
         M.
@@ -194,12 +203,24 @@ def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tenso
 
     Returns
     -------
-    Tensor, shape (B,)
+    Tensor, shape (...)
     """
     squared = c**2
     top = float(members - 1) if capped else (members + 1) * (members - 1) / members
     high = torch.full_like(values[..., 0], top)
-    low = high * 1e-6
+    low = high * _LOWEST
+    zeta = _refined(low, high, values, squared, members, top)
+    grid = torch.logspace(math.log10(_LOWEST), 0.0, _GRID, dtype=values.dtype, device=values.device) * top
+    inverse = (grid[:, None] + values[..., None, :]).reciprocal()
+    slope = (inverse.square() @ squared[..., None])[..., 0] + members / (members - 1) - (members + 1) / grid
+    several = _starts(slope).sum(-1) > 1
+    if bool(several.any()):
+        zeta[several] = _lowest(zeta[several], grid, slope[several], values[several], squared[several], members)
+    return zeta
+
+
+def _refined(low: Tensor, high: Tensor, values: Tensor, squared: Tensor, members: int, top: float) -> Tensor:
+    """Bisect from where the dual cost falls to where it grows, then take Newton steps."""
     for _ in range(_BISECTIONS):
         middle = (low * high).sqrt()
         rising = _derivatives(middle, values, squared, members)[0] > 0
@@ -210,3 +231,29 @@ def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tenso
         # At the cap there is no root to find.
         high = torch.where((high < top) & (second > 0) & (better > low), better.clamp_max(top), high)
     return high
+
+
+def _starts(slope: Tensor) -> Tensor:
+    """Flags of the stretches, from the one below the grid to the one above, that hold a minimum, (..., G + 1)."""
+    falling = torch.nn.functional.pad(slope <= 0, (1, 0), value=True)  # what is outside the range is no place to go
+    rising = torch.nn.functional.pad(slope > 0, (0, 1), value=True)
+    return falling & rising
+
+
+def _lowest(zeta: Tensor, grid: Tensor, slope: Tensor, values: Tensor, squared: Tensor, members: int) -> Tensor:
+    """Lowest of several minima, (B,), or `zeta`, (B,), where no other is lower by more than rounding."""
+    row, stretch = _starts(slope).nonzero(as_tuple=True)
+    low, high = grid[(stretch - 1).clamp_min(0)], grid[stretch.clamp_max(len(grid) - 1)]
+    minimum = _refined(low, high, values[row], squared[row], members, float(grid[-1]))
+    cost = _dual_cost(minimum, values[row], squared[row], members)
+    least = torch.full_like(zeta, torch.inf, dtype=cost.dtype).scatter_reduce(0, row, cost, "amin")
+    other = torch.zeros_like(zeta).index_put((row[cost == least[row]],), minimum[cost == least[row]])
+    known = _dual_cost(zeta, values, squared, members)
+    return torch.where(least < known - _EQUAL * (1 + known.abs()), other, zeta)
+
+
+def _dual_cost(zeta: Tensor, values: Tensor, squared: Tensor, members: int) -> Tensor:
+    """Dual cost less sum_k d_k^2, in double precision."""
+    zeta, values, squared = zeta.double(), values.double(), squared.double()
+    fit = (squared / (zeta[..., None] + values)).sum(-1)
+    return members / (members - 1) * zeta - (members + 1) * zeta.log() - fit

@@ -9,13 +9,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import choice, integer, real
+from ..derivatives import Mode
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from ..random import Purpose
-from .base import Method, Record, State, advance, register_method
+from .arguments import background_or_name, fitted, number_or_tune, plain_background
+from .base import Differentiated, Method, Record, State, advance, register_method
+from .climate import climate_moments
 from .ensemble import Labelled
 from .minimisers import MINIMISERS, Window
-from .variational import climate_moments
 
 SCALES = tuple(10.0 ** (-k / 4) for k in range(-1, 14))
 _WINDOW_STATE = ("x", "begin", "steps", "window", "smoothed", "iterations", "unconverged")
@@ -41,12 +44,15 @@ class FourDVar(Method):
     tolerance : float
         On the root mean square step of the control variable L^{-1} (x - x_b), B = L L^T.
     iterations : int
-        Limit; a trajectory that reaches it is flagged `unconverged` from then on.
+        Limit; an analysis that reaches it is flagged `unconverged`.
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
-        For an unknown solver or background, sizes or numbers that are not positive.
+        For an unknown solver or background, a background that is no covariance, sizes or numbers that are not
+        positive.
 
     References
     ----------
@@ -66,26 +72,35 @@ class FourDVar(Method):
         tolerance: float = 1e-3,
         iterations: int = 10,
     ) -> None:
-        if window < 1:
-            raise ValueError(f"window={window}: expected at least 1 interval")
-        if isinstance(background, str) and background != "climatology":
-            raise ValueError(f"background={background!r}: expected 'climatology' or a matrix of shape (N, N)")
-        if scale != "tune" and not (isinstance(scale, (int, float)) and scale > 0):
-            raise ValueError(f"scale={scale!r}: expected 'tune' or a positive number")
-        if solver not in MINIMISERS:
-            raise ValueError(f"solver={solver!r}: expected one of {sorted(MINIMISERS)}")
-        if not tolerance > 0 or iterations < 1:
-            raise ValueError(f"tolerance={tolerance}, iterations={iterations}: expected positive numbers")
-        self.window, self.background, self.scale, self.solver = int(window), background, scale, solver
-        self.tolerance, self.iterations = float(tolerance), int(iterations)
+        self.window, self.scale = integer("window", window, least=1), number_or_tune("scale", scale)
+        self.background = background_or_name(background, ("climatology",))
+        self.solver = choice("solver", solver, MINIMISERS)
+        self.tolerance = real("tolerance", tolerance, above=0.0)
+        self.iterations = integer("iterations", iterations, least=1)
         self._root: Tensor | None = None
         self._mean: Tensor | None = None
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        given = self.background if isinstance(self.background, str) else torch.as_tensor(self.background).tolist()
         names = ("window", "scale", "solver", "tolerance", "iterations")
-        return {"background": given, **{name: getattr(self, name) for name in names}}
+        own = {"background": plain_background(self.background), **{name: getattr(self, name) for name in names}}
+        return own | self.asked_candidates()
+
+    @property
+    def lags(self) -> dict[str, int]:
+        """The smoothed state belongs to the start of the window."""
+        return {"smoothed": self.window}
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Of the model and of the observation operator, in the solver's way."""
+        mode: Mode = "backward" if self.solver == "l-bfgs" else "forward"
+        return ("model", mode), ("operator", mode)
+
+    def _instead(self, mode: Mode) -> str:
+        """The other solver takes the other derivative."""
+        other = "gauss-newton" if mode == "backward" else "l-bfgs"
+        return f"try solver={other!r}, which goes the other way, or {super()._instead(mode)}"
 
     def prepare(self, record: Record) -> Method:
         """Factor B, and tune its scale.
@@ -158,7 +173,7 @@ class FourDVar(Method):
             "window": window,
             "smoothed": found.x if steps[0] else torch.full_like(found.x, torch.nan),
             "iterations": found.iterations,
-            "unconverged": torch.maximum(state["unconverged"], found.unconverged.to(found.iterations.dtype)),
+            "unconverged": found.unconverged.to(found.iterations.dtype),
         }
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
@@ -166,14 +181,12 @@ class FourDVar(Method):
         return {name: state[name] for name in self.outputs}
 
 
-def background_root(background: Any, record: Record) -> tuple[Tensor, Tensor]:
+def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, Tensor]:
     """Cholesky factor of B, (N, N), and the climatological mean, (N,)."""
     like = record.observation
     mean, covariance = climate_moments(record.dynamics, record.seed, like)
     if not isinstance(background, str):
-        covariance = torch.as_tensor(background).to(like)
-        if covariance.shape != (len(mean), len(mean)):
-            raise ValueError(f"background has shape {tuple(covariance.shape)}: expected ({len(mean)}, {len(mean)})")
+        covariance = fitted(background, len(mean), like)
     factor, info = torch.linalg.cholesky_ex(covariance)
     if int(info):
         raise ValueError("the background error covariance is not positive definite; expected one of full rank")
@@ -189,6 +202,11 @@ class EnsembleOf4DVar(Labelled):
     members : int
     window, background, scale, solver, tolerance, iterations
         As for "4d-var"; the scale is a number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for "4d-var", and for a scale that is to be tuned.
 
     References
     ----------
@@ -209,7 +227,7 @@ class EnsembleOf4DVar(Labelled):
     ) -> None:
         super().__init__(members)
         if isinstance(scale, str):
-            raise ValueError("scale='tune' goes with '4d-var': tune that, and give its scale here")
+            raise ValueError(f"scale={scale!r}: expected a number; scale='tune' goes with '4d-var': tune that first")
         self._inner = FourDVar(window, background, scale, solver, tolerance, iterations)
 
     def parameters(self) -> dict[str, Any]:
@@ -224,6 +242,11 @@ class EnsembleOf4DVar(Labelled):
         assert isinstance(inner, FourDVar)
         ready._inner = inner
         return ready
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """None beside those of the 4D-Var that the members share."""
+        return ()
 
     def start(self, record: Record) -> State:
         """Members from the climatology, a window each."""

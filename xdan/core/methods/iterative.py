@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import choice, integer, real, shown, switch
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
+from .arguments import number_or_tune
 from .base import Method, Record, State, advance, register_method
-from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, check_inflation, compare
+from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, compare
 
 VARIANTS = ("transform", "bundle")
 _BUNDLE = 1e-4
@@ -103,10 +106,12 @@ class IterativeEnKS(EnsembleMethod):
     tolerance : float
         Gauss-Newton stops when the root mean square of the step of the weights is below this.
     iterations : int
-        Limit. A trajectory that reaches it is flagged `unconverged` from then on.
+        Limit. An analysis that reaches it is flagged `unconverged`.
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
         For sizes below their minimum, an unknown variant, or inflation beside `finite_size`.
 
@@ -137,22 +142,33 @@ class IterativeEnKS(EnsembleMethod):
         iterations: int = 10,
     ) -> None:
         super().__init__(members)
-        if lag < 1:
-            raise ValueError(f"lag={lag}: expected at least 1 interval (1 is the iterative EnKF)")
-        if variant not in VARIANTS:
-            raise ValueError(f"variant={variant!r}: expected one of {VARIANTS}")
-        if not tolerance > 0 or iterations < 1:
-            raise ValueError(f"tolerance={tolerance}, iterations={iterations}: expected positive numbers")
-        if finite_size and inflation != 1.0:
+        self.lag, self.inflation = integer("lag", lag, least=1), number_or_tune("inflation", inflation)
+        self.finite_size, self.capped = switch("finite_size", finite_size), switch("capped", capped)
+        self.variant = choice("variant", variant, VARIANTS)
+        self.tolerance = real("tolerance", tolerance, above=0.0)
+        self.iterations = integer("iterations", iterations, least=1)
+        if self.finite_size and self.inflation != 1.0:
             raise ValueError(f"inflation={inflation!r} with finite_size=True: expected one of the two")
-        self.lag, self.inflation, self.finite_size = int(lag), check_inflation(inflation), bool(finite_size)
-        self.capped, self.variant = bool(capped), variant
-        self.tolerance, self.iterations = float(tolerance), int(iterations)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         names = ("members", "lag", "inflation", "finite_size", "capped", "variant", "tolerance", "iterations")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.asked_candidates()
+
+    @property
+    def lags(self) -> dict[str, int]:
+        """The smoothed state belongs to the start of the window."""
+        return {"smoothed": self.lag}
+
+    @classmethod
+    def _refuse(cls, parameters: Mapping[str, Any]) -> None:
+        """Refuse parameters that the class sets for good."""
+        for name, value in cls.fixed.items():
+            if name in parameters:
+                raise ValueError(
+                    f"{name}={shown(parameters[name])}: {cls.name!r} has a {name} of {value!r}, expected no other; "
+                    "take 'ienks' to choose it"
+                )
 
     def prepare(self, record: Record) -> Method:
         """Bind the dynamics, and tune.
@@ -252,7 +268,7 @@ class IterativeEnKS(EnsembleMethod):
             "smoothed": x0[:, 0] if bool(state["steps"][0, 0]) else torch.full_like(x0[:, 0], torch.nan),
             "inflation": ((m - 1) / at.zeta).sqrt() * self.number("inflation"),
             "iterations": at.count,
-            "unconverged": torch.maximum(state["unconverged"], unconverged.to(at.count.dtype)),
+            "unconverged": unconverged.to(at.count.dtype),
         }
 
     def _zeta(self, weights: Tensor) -> Tensor:
@@ -287,23 +303,30 @@ class IterativeEnKS(EnsembleMethod):
 class IterativeEnKF(IterativeEnKS):
     """Iterative EnKF: the IEnKS with a lag of one interval."""
 
+    fixed: ClassVar[dict[str, Any]] = {"lag": 1}
+
     def __init__(self, members: int = 40, **parameters: Any) -> None:
-        if "lag" in parameters:
-            raise ValueError(f"the iterative EnKF has a lag of 1; take {self.name.replace('kf', 'ks')!r} for another")
-        super().__init__(members, **parameters)
+        self._refuse(parameters)
+        super().__init__(members, **self.fixed, **parameters)
 
 
 @register_method("ienks-n")
 class FiniteSizeIEnKS(IterativeEnKS):
     """IEnKS-N: no inflation to tune."""
 
+    fixed: ClassVar[dict[str, Any]] = {"finite_size": True}
+
     def __init__(self, members: int = 40, lag: int = 1, **parameters: Any) -> None:
-        super().__init__(members, lag, finite_size=True, **parameters)
+        self._refuse(parameters)
+        super().__init__(members, lag, **self.fixed, **parameters)
 
 
 @register_method("ienkf-n")
-class FiniteSizeIEnKF(IterativeEnKF):
+class FiniteSizeIEnKF(IterativeEnKS):
     """IEnKF-N: the IEnKS-N with a lag of one interval."""
 
+    fixed: ClassVar[dict[str, Any]] = {"lag": 1, "finite_size": True}
+
     def __init__(self, members: int = 40, **parameters: Any) -> None:
-        super().__init__(members, finite_size=True, **parameters)
+        self._refuse(parameters)
+        super().__init__(members, **self.fixed, **parameters)

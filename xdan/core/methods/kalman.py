@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..derivatives import Mode, climate_states, random_directions, sizes
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from ..tangent import identity_directions
-from .base import Method, Record, State, advance, advance_along, register_method
-from .ensemble import INFLATIONS, check_inflation
-from .variational import Static, climate_moments
+from .arguments import number_or_tune
+from .base import Differentiated, Method, Record, State, advance, advance_along, register_method
+from .climate import climate_moments
+from .ensemble import INFLATIONS
+from .variational import Static
+
+_FACTORS = (0.1, 1.0, 10.0)  # of a size: how far from the climate a model is looked at
+_NONLINEAR, _CANCELLED = 1e-6, 1e-12  # relative to a component's values, and to those of the largest component
 
 
 @register_method("extended-kalman")
@@ -31,18 +41,37 @@ class ExtendedKalmanFilter(Method):
 
     outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
+    _climate: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, inflation: float | str = "tune") -> None:
-        self.inflation = check_inflation(inflation)
+        self.inflation = number_or_tune("inflation", inflation)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"inflation": self.inflation}
+        return {"inflation": self.inflation} | self.asked_candidates()
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Of the model, and of the observation operator."""
+        return ("model", "forward"), ("operator", "forward")
+
+    def prepare(self, record: Record) -> Method:
+        """Take the moments of the climatology, and tune."""
+        ready = copy.copy(self)
+        ready._climate = climate_moments(record.dynamics, record.seed, record.observation)
+        return super(ExtendedKalmanFilter, ready).prepare(record)
 
     def start(self, record: Record) -> State:
-        """Climatological mean and covariance."""
-        like = record.observation
-        mean, covariance = climate_moments(record.dynamics, record.seed, like)
+        """Climatological mean and covariance.
+
+        Raises
+        ------
+        RuntimeError
+            If the method is not prepared.
+        """
+        if self._climate is None:
+            raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
+        mean, covariance = self._climate
         x = mean.expand(record.shape)
         return {"x": x, "covariance": covariance.expand(*x.shape, x.shape[1])}
 
@@ -100,21 +129,61 @@ class KalmanFilter(ExtendedKalmanFilter):
         """Refuse dynamics and observations that are not linear."""
         dynamics = record.dynamics
         like = torch.zeros((), dtype=torch.float64, device=record.observation.device)
-        a, b = dynamics.climatology([0, 1], record.seed, like=like).flatten(2)[:, 0]
-        steps = max(1, *record.steps[:2]) if len(record.steps) > 1 else 1
-        points = torch.stack([a, b, 0.5 * (a + b)])
-        apart = torch.linspace(1.0, 2.0, points.shape[1]).to(points)  # where the climate is a single point
-        ends = torch.stack([a + apart, b - apart.flip(0)])
-        seen = record.error.to(points.dtype, points.device).seen(torch.cat([ends, ends.mean(0, keepdim=True)]))
-        for what, values in (("dynamics", advance(dynamics, points, steps)), ("observation operator", seen)):
-            first, second, middle = values
-            off = float((middle - 0.5 * (first + second)).abs().max())
-            if off > 1e-6 * max(float(values.abs().max()), 1.0):
-                raise ValueError(
-                    f"the Kalman filter needs a linear {what}, and that of {dynamics.name!r} is not: halfway between "
-                    f"two states it is off by {off:.3g}; take 'extended-kalman' or an ensemble method"
-                )
+        states = climate_states(dynamics, record.seed, like)
+        error = record.error.to(states.dtype, states.device)
+        lengths = [sizes(states), states.square().mean(0).sqrt(), torch.ones_like(states[0])]
+        for steps in sorted({1, max([1, *record.steps])}):
+            off = nonlinearity(partial(advance, dynamics, steps=steps), states, lengths, finite=steps == 1)
+            _check_linear(off, "dynamics", dynamics.name)
+        _check_linear(nonlinearity(error.seen, states, lengths), "observation operator", dynamics.name)
         return super().prepare(record)
+
+
+def nonlinearity(
+    function: Callable[[Tensor], Tensor], states: Tensor, lengths: Sequence[Tensor], *, finite: bool = True
+) -> float:
+    """How far a function is from f(x + u + v) - f(x + u) - f(x + v) + f(x) = 0, relative to the rounding allowed.
+
+    Parameters
+    ----------
+    function : callable
+        From states (B, N) to values (B, P).
+    states : Tensor, shape (S, N)
+        x.
+    lengths : sequence of Tensor, shape (N,)
+        u and v are random with these deviations, some tenths of them, and some multiples.
+    finite : bool
+        Whether values that are not finite tell of a function that is not affine.
+
+    Returns
+    -------
+    float
+        At most 1 for an affine function; infinite for one that has no value somewhere.
+    """
+    labels = torch.arange(len(states), device=states.device)
+    u, v = (random_directions(labels, stream, states) for stream in (0, 1))
+    worst = 0.0
+    for length in lengths:
+        for factor in _FACTORS:
+            ends = torch.cat([states + factor * length * d for d in (u + v, u, v, torch.zeros_like(u))])
+            values = function(ends).unflatten(0, (4, -1))
+            if not bool(values.isfinite().all()):
+                worst = max(worst, math.inf if finite else 0.0)
+                continue
+            off = (values[0] - values[1] - values[2] + values[3]).abs().amax(0)
+            size = values.abs().amax((0, 1))
+            allowed = _NONLINEAR * size + _CANCELLED * size.max() + torch.finfo(size.dtype).tiny
+            worst = max(worst, float((off / allowed).max()))
+    return worst
+
+
+def _check_linear(off: float, what: str, name: str) -> None:
+    if off > 1.0:
+        raise ValueError(
+            f"the Kalman filter needs a linear {what}, and that of {name!r} is not: expected f(x + u + v) - f(x + u) - "
+            f"f(x + v) + f(x) = 0, and about the climate it is off by {off * _NONLINEAR:.3g} of the values; take "
+            "'extended-kalman' or an ensemble method"
+        )
 
 
 class _FromClimate(Method):
@@ -178,6 +247,11 @@ class OptimalInterpolation(_FromClimate):
     ----------
     Gandin (1963); Daley (1991), Atmospheric Data Analysis, Chapter 4.
     """
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Of the observation operator, in the gain."""
+        return (("operator", "forward"),)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
         """One analysis from the climatology."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..observing import ErrorCovariance
 from ..tapers import gaspari_cohn
+from .arguments import number_or_tune
 from .base import Method, Record, State, register_method
 from .ensemble import INFLATIONS, Precision, centre, compare
 from .finite_size import SpunUp
@@ -55,9 +56,7 @@ class LETKF(SpunUp):
         spin_up: int = 100,
     ) -> None:
         super().__init__(members, inflation, spin_up)
-        if radius != "tune" and not (isinstance(radius, (int, float)) and radius > 0):
-            raise ValueError(f"radius={radius!r}: expected 'tune' or a positive distance")
-        self.radius = radius
+        self.radius = number_or_tune("radius", radius)
         self._neighbours: tuple[Tensor, Tensor] | None = None
 
     def parameters(self) -> dict[str, Any]:

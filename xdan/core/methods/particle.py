@@ -8,10 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..checks import real
+from ..derivatives import Mode
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from ..random import Purpose, uniform
-from .base import Method, Record, State, advance, register_method
+from .base import Differentiated, Method, Record, State, advance, register_method
 from .ensemble import Labelled
 
 
@@ -30,6 +32,8 @@ class ParticleFilter(Labelled):
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
         For fewer than 2 particles, negative noise, or a threshold outside [0, 1].
     """
@@ -42,9 +46,13 @@ class ParticleFilter(Labelled):
 
     def __init__(self, members: int = 500, noise: float = 0.1, threshold: float = 0.5) -> None:
         super().__init__(members)
-        if noise < 0 or not 0 <= threshold <= 1:
-            raise ValueError(f"noise={noise}, threshold={threshold}: expected noise >= 0 and a share in [0, 1]")
-        self.noise, self.threshold = float(noise), float(threshold)
+        self.noise = real("noise", noise, least=0.0)
+        self.threshold = real("threshold", threshold, least=0.0, most=1.0)
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """None: the first analysis weighs the particles too."""
+        return ()
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""

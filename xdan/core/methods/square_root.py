@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks import switch
 from ..observing import ErrorCovariance
 from ..random import Purpose
 from .base import State, register_method
@@ -38,7 +39,7 @@ class ETKF(SpunUp):
         self, members: int = 40, inflation: float | str = 1.01, rotate: bool = False, spin_up: int = 100
     ) -> None:
         super().__init__(members, inflation, spin_up)
-        self.rotate = bool(rotate)
+        self.rotate = switch("rotate", rotate)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""

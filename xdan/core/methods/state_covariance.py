@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import choice, integer, real
+from ..derivatives import Mode
 from ..dynamics import Dynamics
 from ..observing import ErrorCovariance
 from ..tangent import identity_directions
-from .base import Method, Record, State, advance, advance_along, register_method
-from .ensemble import INFLATIONS, Precision, check_inflation
-from .variational import climate_moments
+from .arguments import number_or_tune
+from .base import Differentiated, Method, Record, State, advance, advance_along, register_method
+from .climate import climate_moments
+from .ensemble import INFLATIONS, Precision
 
 ALGORITHMS = ("A1", "A2")
 PASTS = ("analyses", "dynamics")
@@ -39,6 +43,8 @@ class CovarianceFromState(Method):
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
         For unknown names, or numbers that are not positive.
 
@@ -51,6 +57,8 @@ class CovarianceFromState(Method):
     tunable: ClassVar[dict[str, tuple[float, ...]]] = {
         "inflation": (*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS, 1.6, 2.0),
     }
+    natural_ends: ClassVar[dict[str, float]] = {}  # less than one is as natural as more
+    _mean: Tensor | None = None
 
     def __init__(
         self,
@@ -60,22 +68,37 @@ class CovarianceFromState(Method):
         epsilon: float = 1.0,
         inflation: float | str = "tune",
     ) -> None:
-        if algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm={algorithm!r}: expected one of {ALGORITHMS}")
-        if past not in PASTS:
-            raise ValueError(f"past={past!r}: expected one of {PASTS}")
-        if depth < 1 or not epsilon > 0:
-            raise ValueError(f"depth={depth}, epsilon={epsilon}: expected positive numbers")
-        self.algorithm, self.depth, self.past = algorithm, int(depth), past
-        self.epsilon, self.inflation = float(epsilon), check_inflation(inflation)
+        self.algorithm, self.past = choice("algorithm", algorithm, ALGORITHMS), choice("past", past, PASTS)
+        self.depth, self.epsilon = integer("depth", depth, least=1), real("epsilon", epsilon, above=0.0)
+        self.inflation = number_or_tune("inflation", inflation)
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {name: getattr(self, name) for name in ("algorithm", "depth", "past", "epsilon", "inflation")}
+        own = {name: getattr(self, name) for name in ("algorithm", "depth", "past", "epsilon", "inflation")}
+        return own | self.asked_candidates()
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Of the model along the past, and of the observation operator."""
+        return ("model", "forward"), ("operator", "forward")
+
+    def prepare(self, record: Record) -> Method:
+        """Take the climatological mean, and tune."""
+        ready = copy.copy(self)
+        ready._mean = climate_moments(record.dynamics, record.seed, record.observation)[0]
+        return super(CovarianceFromState, ready).prepare(record)
 
     def start(self, record: Record) -> State:
-        """Climatological mean; an empty past."""
-        x = climate_moments(record.dynamics, record.seed, record.observation)[0].expand(record.shape)
+        """Climatological mean; an empty past.
+
+        Raises
+        ------
+        RuntimeError
+            If the method is not prepared.
+        """
+        if self._mean is None:
+            raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
+        x = self._mean.expand(record.shape)
         return {
             "x": x,
             "steps": torch.zeros(len(x), self.depth, dtype=torch.int64, device=x.device),

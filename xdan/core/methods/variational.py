@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..dynamics import Dynamics
+from ..derivatives import Mode
 from ..observing import ErrorCovariance
-from ..random import Purpose
-from .base import Method, Record, State, register_method, run
+from ..progress import track
+from .arguments import background_or_name, fitted, number_or_tune, plain_background
+from .base import Differentiated, Method, Record, State, check_truth, register_method, run
+from .climate import climate_moments, covariance_of
 
-_CLIMATE_STATES = 4096
 _TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 250
 _SCALES = tuple(2.0 ** (k / 2) for k in range(4, -21, -1))  # 4 down to about 0.001
 _TRAINING_ROUNDS = 4
@@ -34,12 +36,14 @@ class ThreeDVar(Method):
     scale : float or "tune"
         The factor s. "tune" takes the scale with the smallest mean square innovation on the leading part of
         the record. No truth is needed: E|y - H x_f|^2 is the forecast error's plus tr R. With `tune_on` "truth",
-        that with the smallest analysis RMSE.
+        that with the smallest analysis RMSE. The method's own candidates are refined by a parabola.
 
     Raises
     ------
+    TypeError
+        For arguments of another type.
     ValueError
-        For another name or a scale that is not positive.
+        For another name, a matrix that is no covariance, or a scale that is not positive.
 
     References
     ----------
@@ -47,48 +51,104 @@ class ThreeDVar(Method):
     """
 
     outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"scale": _SCALES}
 
     def __init__(self, background: Any = "climatology", scale: float | str = "tune") -> None:
-        if isinstance(background, str) and background not in ("climatology", "trained"):
-            raise ValueError(
-                f"background={background!r}: expected 'climatology', 'trained' or a matrix of shape (N, N)"
-            )
-        if scale != "tune" and not (isinstance(scale, (int, float)) and scale > 0):
-            raise ValueError(f"scale={scale!r}: expected 'tune' or a positive number")
-        self.background, self.scale = background, scale
+        self.background = background_or_name(background, ("climatology", "trained"))
+        self.scale = number_or_tune("scale", scale)
         self._static: Static | None = None
         self._curve: Tensor | None = None
 
     def parameters(self) -> dict[str, Any]:
         """Plain JSON parameters, as asked for."""
-        given = self.background if isinstance(self.background, str) else torch.as_tensor(self.background).tolist()
-        return {"background": given, "scale": self.scale}
+        return {"background": plain_background(self.background), "scale": self.scale} | self.asked_candidates()
+
+    @property
+    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
+        """Of the observation operator, in the gain."""
+        return (("operator", "forward"),)
 
     def prepare(self, record: Record) -> Method:
         """Build B, and tune its scale on the record given."""
+        self.check_derivatives(record)
+        if isinstance(self.scale, str):
+            check_truth(self.tune_on, record)
         like = record.observation
         mean, climate = climate_moments(record.dynamics, record.seed, like)
-        b, sites = climate, len(mean)
-        if not isinstance(self.background, str):
-            b = torch.as_tensor(self.background).to(like)
-            if b.shape != (sites, sites):
-                raise ValueError(f"background has shape {tuple(b.shape)}: expected ({sites}, {sites})")
-            if not torch.allclose(b, b.T, rtol=1e-5) or int(torch.linalg.cholesky_ex(b).info):
-                raise ValueError("background is not symmetric and positive definite; expected a covariance matrix")
+        b = climate if isinstance(self.background, str) else fitted(self.background, len(mean), like)
         static = Static(mean, climate, b, like.new_ones(()))
         if isinstance(self.background, str) and self.background == "trained":
-            static = _train(record, static, self.tune_on)
-        curve = None
-        if isinstance(self.scale, str):
-            static, curve = _tune(record, static, self.tune_on)
-        else:
-            static = replace(static, scale=like.new_tensor(self.scale))
+            static = self._trained(record, static)
+        if not isinstance(self.scale, str):
+            return self._with(replace(static, scale=like.new_tensor(self.scale)))
+        static, curve, best = self._tuned(record, static)
+        self._warn_at_an_end("scale", self.tried("scale")[best])
         return self._with(static, curve)
 
     def _with(self, static: Static, curve: Tensor | None = None) -> ThreeDVar:
-        ready = ThreeDVar(self.background, self.scale)
-        ready._static, ready._curve, ready.tune_on = static, curve, self.tune_on
+        ready = copy.copy(self)
+        ready._static, ready._curve = static, curve
         return ready
+
+    def _scales(self, like: Tensor) -> Tensor:
+        """Scales to try; the method's own are rounded to single precision in every record."""
+        dtype = torch.float64 if self._candidates else torch.float32
+        return torch.tensor(self.tried("scale"), dtype=dtype).to(like)
+
+    def _tuned(self, record: Record, static: Static) -> tuple[Static, Tensor, int]:
+        """Choose the scale by innovations or by the truth; every candidate is a copy of the trajectories."""
+        part = slice(_TUNE_TRAJECTORIES), slice(_TUNE_CYCLES)
+        record = replace(
+            record,
+            observation=record.observation[part],
+            steps=record.steps[part[1]],
+            trajectory=record.trajectory[part[0]],
+            truth=record.truth[part] if self.tune_on == "truth" and record.truth is not None else None,
+        )
+        scale = self._scales(static.b)
+        copies, lanes = len(scale), len(record.observation)
+        method = self._with(replace(static, scale=scale.repeat_interleave(lanes)))
+        many = replace(
+            record,
+            observation=record.observation.repeat(copies, 1, 1),
+            trajectory=record.trajectory.repeat(copies),
+            truth=None,
+        )
+        outputs, _ = run(method, many, what=f"tuning scale of {self.name}")
+        later = (slice(None), slice(_burn_in(record), None))
+        if record.truth is not None:
+            error = outputs["analysis"].unflatten(0, (copies, lanes)) - record.truth
+            curve = error[:, *later].square().mean(-1).sqrt().flatten(1).mean(1)
+        else:
+            innovation = (many.observation - many.error.seen(outputs["forecast"]))[later].reshape(copies, -1)
+            curve = innovation.square().nanmean(1).sqrt()
+            curve[outputs["diverged"].reshape(copies, -1).any(1)] = torch.inf
+        self._check_curve(curve)
+        best = int(torch.nan_to_num(curve, nan=torch.inf).argmin())
+        # A parabola needs candidates that are evenly spaced.
+        chosen = scale[best] if self._candidates else _vertex(scale, curve, best)
+        return replace(static, scale=chosen), curve, best
+
+    def _trained(self, record: Record, static: Static) -> Static:
+        """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
+        if record.truth is None:
+            raise ValueError(
+                "background='trained': expected a record with a truth; training needs the truth, which the record "
+                "lacks; use background='climatology'"
+            )
+        if not bool(torch.isfinite(record.truth).all()):
+            raise ValueError(
+                "background='trained': the truth holds values that are not finite on the record's leading part, "
+                "expected a finite one"
+            )
+        tuning = copy.copy(self)
+        tuning.scale, tuning._candidates = "tune", None
+        for _ in track(range(_TRAINING_ROUNDS), f"training the background of {self.name}"):
+            scaled, _, _ = tuning._tuned(record, static)
+            outputs, _ = run(self._with(scaled), record)
+            errors = (outputs["forecast"] - record.truth)[:, _burn_in(record) :].flatten(0, 1)
+            static = replace(static, b=covariance_of(errors[torch.isfinite(errors).all(1)]))
+        return static
 
     @property
     def static(self) -> Static:
@@ -104,7 +164,7 @@ class ThreeDVar(Method):
             "background_covariance": (("state", "state_dual"), self.static.b.cpu().numpy()),
         }
         if self._curve is not None:
-            chosen["candidate_scale"] = (("candidate",), torch.tensor(_SCALES).to(self._curve).cpu().numpy())
+            chosen["candidate_scale"] = (("candidate",), self._scales(self._curve).cpu().numpy())
             chosen[_CURVES[self.tune_on]] = (("candidate",), self._curve.cpu().numpy())
         return chosen
 
@@ -115,7 +175,7 @@ class ThreeDVar(Method):
             "background_covariance": (("state", "state_dual"), (-1, -1)),
         }
         if isinstance(self.scale, str):
-            shapes["candidate_scale"] = shapes[_CURVES[self.tune_on]] = (("candidate",), (len(_SCALES),))
+            shapes["candidate_scale"] = shapes[_CURVES[self.tune_on]] = (("candidate",), (len(self.tried("scale")),))
         return shapes
 
     def start(self, record: Record) -> State:
@@ -180,52 +240,9 @@ class Static:
         return answer
 
 
-def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (N,) and covariance (N, N) of the dynamics' climatology."""
-    labels = torch.arange(_CLIMATE_STATES)
-    x = dynamics.climatology(labels, seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
-    return x.mean(0), torch.cov(x.T)
-
-
 def _burn_in(record: Record) -> int:
     """Leading cycles that a tuning run leaves out."""
     return min(50, record.observation.shape[1] // 3)
-
-
-def _tune(record: Record, static: Static, tune_on: str) -> tuple[Static, Tensor]:
-    """Choose the scale by innovations or by the truth; every candidate is a copy of the trajectories."""
-    if tune_on == "truth" and record.truth is None:
-        raise ValueError("tune_on='truth': the record has no truth; use tune_on='innovation'")
-    part = slice(_TUNE_TRAJECTORIES), slice(_TUNE_CYCLES)
-    record = replace(
-        record,
-        observation=record.observation[part],
-        steps=record.steps[part[1]],
-        trajectory=record.trajectory[part[0]],
-        truth=record.truth[part] if tune_on == "truth" and record.truth is not None else None,
-    )
-    copies, lanes = len(_SCALES), len(record.observation)
-    scale = torch.tensor(_SCALES).to(static.b)
-    method = ThreeDVar()._with(replace(static, scale=scale.repeat_interleave(lanes)))
-    many = replace(
-        record,
-        observation=record.observation.repeat(copies, 1, 1),
-        trajectory=record.trajectory.repeat(copies),
-        truth=None,
-    )
-    outputs, _ = run(method, many)
-    later = (slice(None), slice(_burn_in(record), None))
-    if record.truth is not None:
-        error = outputs["analysis"].unflatten(0, (copies, lanes)) - record.truth
-        curve = error[:, *later].square().mean(-1).sqrt().flatten(1).mean(1)
-    else:
-        innovation = (many.observation - many.error.seen(outputs["forecast"]))[later].reshape(copies, -1)
-        curve = innovation.square().nanmean(1).sqrt()
-        curve[outputs["diverged"].reshape(copies, -1).any(1)] = torch.inf
-    if not bool(torch.isfinite(curve).any()):
-        raise ValueError("the leading part of the record holds no observations to tune scale= on; give it as a number")
-    best = int(torch.nan_to_num(curve, nan=torch.inf).argmin())
-    return replace(static, scale=_vertex(scale, curve, best)), curve
 
 
 def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
@@ -236,19 +253,3 @@ def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
     bend = left - 2 * middle + right
     shift = torch.where(bend > 0, 0.5 * (left - right) / bend, torch.zeros_like(bend)).clamp(-0.5, 0.5)
     return scale[best] * (scale[best + 1] / scale[best]) ** shift
-
-
-def _train(record: Record, static: Static, tune_on: str) -> Static:
-    """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
-    if record.truth is None:
-        raise ValueError("background='trained' needs the truth, which the record lacks; use background='climatology'")
-    if not bool(torch.isfinite(record.truth).all()):
-        raise ValueError(
-            "background='trained': the truth holds values that are not finite on the record's leading part"
-        )
-    for _ in range(_TRAINING_ROUNDS):
-        tuned, _ = _tune(record, static, tune_on)
-        outputs, _ = run(ThreeDVar()._with(tuned), record)
-        errors = (outputs["forecast"] - record.truth)[:, _burn_in(record) :].flatten(0, 1)
-        static = replace(static, b=torch.cov(errors[torch.isfinite(errors).all(1)].T))
-    return static

@@ -7,21 +7,34 @@ import inspect
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import shown
+from ..tangent import along, jacobian, mixed_jacobian, unit_direction
 
 _SPARE = 16  # tensors that a constructor may register and then replace
 _SHOWN = 4  # names that a message lists
+_METHODS = (property, classmethod, staticmethod)
+
+
+# What a class may know better than autodiff does, as long as nothing below it changes the forward pass.
+_FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
+# What else of a class says nothing of the forward pass.
+_BESIDE = {"parameters_json", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
 
 
 class AnalysisNetwork(nn.Module, ABC):
     """The increment a_theta of Eq. 2 or 22, with the normalisation it was trained with.
+
+    Derivatives of the analysis are taken by autodiff. A class may override `reach`, `analysis_covariance`,
+    `marginal_gain` and `forecast_derivative` by what is faster. A class derived from it that overrides `forward`, or
+    any method that `forward` may call, has those of this class again, unless it brings its own.
 
     Attributes
     ----------
@@ -44,6 +57,12 @@ class AnalysisNetwork(nn.Module, ABC):
     state_mean: Tensor
     state_std: Tensor
     error_std: Tensor
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _FORMULAS:
+            if outdated(cls, name):
+                setattr(cls, name, vars(AnalysisNetwork)[name])
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,6 +108,96 @@ class AnalysisNetwork(nn.Module, ABC):
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Parameters that an optimiser for matrices may treat as such."""
         return []
+
+    def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
+        """P_a[i, j] = d a_i / d zeta_j, Eq. 5, at x and zeta (B, N) and memory (B, n, N); shape (B, N, N).
+
+        Raises
+        ------
+        ValueError
+            If torch cannot differentiate the network.
+        """
+        return jacobian(lambda z: self._analysis(x, z, memory), zeta, self._title)
+
+    def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
+        """Gamma[i, j, l] = d^2 a_i / (dx_l dzeta_j) at one site l, Eq. 9, shape (B, N, N) along i and j.
+
+        Raises
+        ------
+        ValueError
+            If torch cannot differentiate the network twice.
+        """
+        return mixed_jacobian(
+            lambda state, z: self._analysis(state, z, memory), x, zeta, unit_direction(x, site), self._title
+        )
+
+    def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
+        """Derivative of the analysis by x_l at one site l, shape (B, N).
+
+        Raises
+        ------
+        ValueError
+            If torch cannot differentiate the network.
+        """
+        return along(lambda state: self._analysis(state, zeta, memory), x, unit_direction(x, site), self._title)
+
+    def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """P_a as the network forms it, (B, N, N), and the new memory: only of networks that have such a matrix.
+
+        Raises
+        ------
+        ValueError
+            For others.
+        """
+        raise ValueError(f"{self._title} forms no P_a of its own: expected one whose increment is P_a zeta")
+
+    @property
+    def forms_covariance(self) -> bool:
+        """Whether the increment is `covariance` times zeta."""
+        return type(self).covariance is not AnalysisNetwork.covariance
+
+    @property
+    def _is_one_climate(self) -> bool:
+        """Whether the normalisation is one for all sites; a derived class may have one for each."""
+        return all(scale.ndim == 0 for scale in (self.state_mean, self.state_std, self.error_std))
+
+    @property
+    def _title(self) -> str:
+        return f"the network {self.name!r}"
+
+    def _analysis(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
+        analysis: Tensor = self(x, zeta, memory)[0]
+        return analysis
+
+
+def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | None = None) -> bool:
+    """Whether a class inherits a formula of a forward pass that it changes.
+
+    Parameters
+    ----------
+    cls : type
+    name : str
+        Of the formula.
+    parts : collection of str, optional
+        Methods of which the formula knows what they do; all of the class that has it by default.
+    """
+    owner = next(base for base in cls.__mro__ if name in vars(base))
+    if parts is None:
+        lineage = [base for base in owner.__mro__ if issubclass(base, AnalysisNetwork)]
+        values = {label: value for base in lineage for label, value in vars(base).items() if label[:2] != "__"}
+        parts = {label for label, value in values.items() if callable(value) or isinstance(value, _METHODS)} - _BESIDE
+    changed = {label for base in cls.__mro__ if base not in owner.__mro__ for label in vars(base)}
+    return not changed.isdisjoint({*parts, "forward", "__call__", "__getattr__"})
+
+
+def formula(network: AnalysisNetwork, name: str) -> Callable[..., Tensor]:
+    """What a network's class knows of a derivative; by autodiff where hooks or an attribute change this one alone."""
+    return partial(getattr(AnalysisNetwork if is_patched(network) else type(network), name), network)
+
+
+def is_patched(network: AnalysisNetwork) -> bool:
+    """Whether something but its classes decides what a network, or a part of it, computes."""
+    return any("forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks for part in network.modules())
 
 
 _NETWORKS: dict[str, tuple[type[AnalysisNetwork], Mapping[str, Any]]] = {}

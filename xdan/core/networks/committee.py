@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import shown
-from .base import AnalysisNetwork, network_by_name, register_network, registered_name
+from .base import AnalysisNetwork, formula, is_patched, network_by_name, register_network, registered_name
 from .ring import LARGEST
 
 
@@ -80,8 +80,8 @@ class Committee(AnalysisNetwork):
     @property
     def reach(self) -> int | None:
         """Sites to each side that an output can depend on: the farthest of all."""
-        found = [one.reach for one in self._all()]
-        return None if None in found else max(cast(list[int], found))
+        reaches = [None if is_patched(one) else one.reach for one in self._all()]
+        return None if None in reaches else max(cast(list[int], reaches))
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Those of all."""
@@ -92,6 +92,21 @@ class Committee(AnalysisNetwork):
         pieces = [None] * len(self.networks) if memory is None else memory.split(self._channels(), 1)
         for one, piece in zip(self._all(), pieces, strict=True):
             yield one, piece if one.memory else None
+
+    def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
+        """Mean of the networks' P_a."""
+        return self._mean("analysis_covariance", x, zeta, memory)
+
+    def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
+        """Mean of the networks' Gamma at one site l."""
+        return self._mean("marginal_gain", x, zeta, memory, site)
+
+    def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
+        """Mean of the networks' derivatives by x_l."""
+        return self._mean("forecast_derivative", x, zeta, memory, site)
+
+    def _mean(self, name: str, x: Tensor, zeta: Tensor, memory: Tensor | None, *site: int) -> Tensor:
+        return torch.stack([formula(one, name)(x, zeta, piece, *site) for one, piece in self.parts(memory)]).mean(0)
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Analysis and new memory; shapes as in the base class."""

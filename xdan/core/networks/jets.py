@@ -8,14 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from .fused import FAR, WIDEST
-from .residual_cnn import ResidualCNN
 from .ring import circular_convolution
+
+if TYPE_CHECKING:
+    from .residual_cnn import ResidualCNN
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import choice, real
+from ..tangent import along, unit_direction
 from ..tapers import gaspari_cohn
-from .base import AnalysisNetwork, register_network
+from .base import AnalysisNetwork, outdated, register_network
 from .ring import LARGEST, RingCNN, cnn_sizes, odd, renew, size, soften
 
 FORMS = ("localised", "low-rank", "hypernetwork")
@@ -54,6 +55,12 @@ class LinearInZeta(AnalysisNetwork):
     """
 
     name: ClassVar[str] = "linear-in-zeta"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # The matrix is made of what `read` gives, as the increment is: of the rest of the class it knows these two.
+        if outdated(cls, "covariance", ("forward", "apply_covariance")):
+            setattr(cls, "covariance", AnalysisNetwork.covariance)  # noqa: B010
 
     def __init__(
         self,
@@ -102,7 +109,7 @@ class LinearInZeta(AnalysisNetwork):
     @property
     def reach(self) -> int | None:
         """Sites to each side that an output can depend on; all where nothing localises."""
-        if self.form == "low-rank":
+        if self.form == "low-rank" or type(self.cnn) is not RingCNN or not self._is_one_climate:
             return None
         return self.cnn.reach + (math.ceil(2 * self.radius) if self.form == "localised" else 2 * (self.width // 2))
 
@@ -168,6 +175,18 @@ class LinearInZeta(AnalysisNetwork):
                 taper = self._taper(torch.eye(sites, dtype=x.dtype, device=x.device)[:, :, None])
                 answer = answer * taper[:, :, 0]
         return answer * self.error_std**2, memory
+
+    def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
+        """P_a as the network forms it."""
+        if not self._is_one_climate:
+            return super().analysis_covariance(x, zeta, memory)
+        return self.covariance(x, memory)[0]
+
+    def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
+        """Gamma at one site l: the derivative of P_a by x_l."""
+        if not self._is_one_climate:
+            return super().marginal_gain(x, zeta, memory, site)
+        return along(lambda state: self.covariance(state, memory)[0], x, unit_direction(x, site), self._title)
 
     def apply_covariance(self, roots: Tensor, v: Tensor) -> Tensor:
         """P_a v / sigma^2, v of shape (B, N)."""

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..checks import switch
 from .base import AnalysisNetwork, register_network, register_preset
 from .fused import WIDEST, Analysis, Trunk
-from .ring import WRITTEN_OUT, cnn_sizes, make_layers, renew, residual_trunk, size, soften
+from .jets import residual_cnn_jet
+from .ring import ACTIVATIONS, WRITTEN_OUT, cnn_sizes, make_layers, renew, residual_trunk, size, soften
 
 
 @register_network
@@ -81,8 +82,10 @@ class ResidualCNN(AnalysisNetwork):
         return self.relative_alpha * self.error_std**2
 
     @property
-    def reach(self) -> int:
+    def reach(self) -> int | None:
         """Sites to each side that an output can depend on."""
+        if not self._is_as_written():
+            return None
         return (self.kernel // 2) * len(self.weights)  # within one analysis; memory reaches further over cycles
 
     def parameters_json(self) -> dict[str, Any]:
@@ -120,14 +123,36 @@ class ResidualCNN(AnalysisNetwork):
         gate, candidate = out[1:].chunk(2)
         return analysis, renew(memory, gate.permute(2, 0, 1), candidate.permute(2, 0, 1))
 
+    def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
+        """P_a, carried forward layer by layer."""
+        if not self._is_as_written():
+            return super().analysis_covariance(x, zeta, memory)
+        return _square(residual_cnn_jet(self, x, zeta, memory, zeta_sites=_all_sites(x)).zeta, x)
+
+    def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
+        """Gamma at one site l, carried forward layer by layer."""
+        if not self._is_as_written():
+            return super().marginal_gain(x, zeta, memory, site)
+        return _square(residual_cnn_jet(self, x, zeta, memory, x_site=site, zeta_sites=_all_sites(x)).mixed, x)
+
+    def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
+        """Derivative of the analysis by x_l, carried forward layer by layer."""
+        if not self._is_as_written():
+            return super().forecast_derivative(x, zeta, memory, site)
+        jet = residual_cnn_jet(self, x, zeta, memory, x_site=site)
+        assert jet.x is not None
+        return jet.x[0, :, 0].T
+
+    def _is_as_written(self) -> bool:
+        """Whether activation and scales are those that derivatives are written out for: one number for all sites."""
+        return self.activation in ACTIVATIONS and self._is_one_climate and self.relative_alpha.ndim == 0
+
     def _is_written_out(self, x: Tensor) -> bool:
         """Whether the written-out gradient is that of these states and this network."""
         wide = x.shape[1] >= self.kernel // 2  # a shorter ring has no ghosts to copy
-        normalisation = self.state_mean, self.state_std, self.error_std
-        # A derived class may have a scale for every site, or train the normalisation.
-        numbers = all(scale.ndim == 0 for scale in (*normalisation, self.relative_alpha))
-        fixed = not any(scale.requires_grad for scale in normalisation)
-        return self.activation in WRITTEN_OUT and self.sees_forecast and wide and numbers and fixed
+        # A derived class may train the normalisation.
+        fixed = not any(scale.requires_grad for scale in (self.state_mean, self.state_std, self.error_std))
+        return self.activation in WRITTEN_OUT and self.sees_forecast and wide and fixed and self._is_as_written()
 
     def _for_training(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         weights, biases = list(self.weights), list(self.biases)
@@ -137,6 +162,15 @@ class ResidualCNN(AnalysisNetwork):
         scales = self.state_mean, self.state_std, self.error_std, self.relative_alpha
         answer: tuple[Tensor, Tensor | None] = Analysis.apply(x, zeta, memory, *scales, self._trunk, *alternating)  # type: ignore[no-untyped-call]
         return answer
+
+
+def _all_sites(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[1], device=x.device)
+
+
+def _square(part: Tensor | None, x: Tensor) -> Tensor:
+    """From (1, N, J, B) to (B, N, J); zeros for a derivative that vanishes."""
+    return x.new_zeros(*x.shape, x.shape[1]) if part is None else part[0].permute(2, 0, 1)
 
 
 # What each lacks shows what it is for.

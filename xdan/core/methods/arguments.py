@@ -1,0 +1,125 @@
+"""Checks of arguments that several methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import choice, real, shown
+
+_ASYMMETRY = 1e-5  # of a matrix, relative to the root of the product of two of its variances
+
+
+def number_or_tune(label: str, value: Any) -> float | str:
+    """Take "tune" or a positive finite number.
+
+    Raises
+    ------
+    TypeError
+        For what is neither a number nor a name.
+    ValueError
+        For another name, or a number that is not positive and finite.
+    """
+    if isinstance(value, str) and value == "tune":
+        return value
+    expected = f"{label}={shown(value)}: expected 'tune' or a positive finite number"
+    if isinstance(value, str):
+        raise ValueError(expected)
+    try:
+        return real(label, value, above=0.0)
+    except (TypeError, ValueError) as error:
+        raise type(error)(expected) from None
+
+
+def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
+    """Take one of some names, or a background error covariance as a matrix of real numbers.
+
+    Returns
+    -------
+    str, or Tensor of float64, shape (N, N)
+
+    Raises
+    ------
+    TypeError
+        For what is neither, such as complex numbers, dates or objects.
+    ValueError
+        For an unknown name, and a matrix that is not square, finite, symmetric relative to its variances and positive
+        definite.
+    """
+    expected = f"expected {', '.join(map(repr, sorted(names)))} or a matrix of shape (N, N) of real numbers"
+    if isinstance(value, str):
+        if value not in names:
+            raise ValueError(f"background={value!r}: {expected}")
+        return choice("background", value, names)
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # rows of several lengths, or no array at all
+        raise TypeError(f"background={shown(value)}: {expected}") from None
+    if array.dtype.kind not in "iuf" or np.ma.is_masked(value):
+        raise TypeError(f"background holds {'gaps' if np.ma.is_masked(value) else array.dtype}: {expected}")
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
+        raise ValueError(f"background has shape {array.shape}: {expected}")
+    matrix = torch.from_numpy(np.array(array, np.float64))
+    if not bool(matrix.isfinite().all()):
+        raise ValueError(f"background holds values that are not finite: {expected}")
+    no_covariance = "background is not symmetric and positive definite"
+    deviation = matrix.diagonal().abs().sqrt()
+    if bool(((matrix - matrix.T).abs() > _ASYMMETRY * deviation[:, None] * deviation).any()):
+        raise ValueError(f"{no_covariance}: it is skew; expected a covariance matrix")
+    if int(torch.linalg.cholesky_ex(matrix).info):
+        raise ValueError(f"{no_covariance}: it has no Cholesky factor; expected a covariance matrix of full rank")
+    return matrix
+
+
+def fitted(background: Tensor, size: int, like: Tensor) -> Tensor:
+    """Return a background error covariance in the dtype and on the device of a tensor.
+
+    Raises
+    ------
+    ValueError
+        If it is not that of a state of so many components.
+    """
+    if len(background) != size:
+        raise ValueError(f"background has shape {tuple(background.shape)}: expected ({size}, {size})")
+    return background.to(like)
+
+
+def plain_background(background: Tensor | str) -> Any:
+    """Return a background as JSON."""
+    return background if isinstance(background, str) else background.tolist()
+
+
+def checked_candidates(candidates: Any, to_tune: Collection[str]) -> dict[str, tuple[float, ...]]:
+    """Take values to try for parameters that are "tune", sorted.
+
+    Raises
+    ------
+    TypeError
+        For what is no mapping of names to numbers.
+    ValueError
+        For a parameter that is not to be tuned, and fewer than two distinct positive finite numbers.
+    """
+    if not isinstance(candidates, Mapping):
+        raise TypeError(f"candidates={shown(candidates)}: expected a mapping such as {{'inflation': [1.0, 1.02]}}")
+    if unknown := [name for name in candidates if name not in to_tune]:
+        raise ValueError(
+            f"candidates of {unknown}: expected names of parameters that are 'tune'; those are {sorted(to_tune)}"
+        )
+    checked = {}
+    for name, values in candidates.items():
+        label = f"candidates[{name!r}]"
+        if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+            raise TypeError(f"{label}={shown(values)}: expected a list of numbers to try")
+        try:
+            tried = list(values)
+        except TypeError:  # an array without an axis
+            raise TypeError(f"{label}={shown(values)}: expected a list of numbers to try") from None
+        numbers = sorted({real(label, value, above=0.0) for value in tried})
+        if len(numbers) < 2:
+            raise ValueError(f"{label}={shown(values)}: expected at least 2 distinct positive finite numbers")
+        checked[name] = tuple(numbers)
+    return checked

@@ -1,0 +1,95 @@
+"""Moments of a dynamics' climatology, computed once for all methods that need them."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..random import Purpose, normal
+
+_STATES = 4096
+_KEPT, _LARGEST = 4, 1 << 26  # climates that are kept, and bytes of the largest of them
+
+_Moments = tuple[Tensor, Tensor]
+_known: OrderedDict[tuple[object, ...], _Moments] = OrderedDict()
+_lock = threading.Lock()
+
+
+def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (N,) and covariance (N, N) of the dynamics' climatology, in the dtype and on the device of a tensor.
+
+    A few climates are kept on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If a state of the climatology is not finite.
+    """
+    key = _key(dynamics, seed, like)
+    with _lock:
+        moments = _known.get(key)
+        if moments is not None:
+            _known.move_to_end(key)
+    if moments is None:
+        moments = _moments(dynamics, seed, like)
+        with _lock:
+            if moments[1].nbytes <= _LARGEST:
+                _known[key] = moments
+            while len(_known) > _KEPT:
+                _known.popitem(last=False)
+    mean, covariance = moments
+    return mean.to(like.device), covariance.to(like.device)
+
+
+def covariance_of(states: Tensor) -> Tensor:
+    """Sample covariance of states (S, N), shape (N, N), for a single component too."""
+    size = states.shape[1]
+    return torch.cov(states.T).reshape(size, size)
+
+
+def _moments(dynamics: Dynamics, seed: int, like: Tensor) -> _Moments:
+    labels = torch.arange(_STATES)
+    x = dynamics.climatology(labels, seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
+    lost = int((~x.isfinite()).any(1).sum())
+    if lost:
+        raise ValueError(
+            f"{lost} of {_STATES} states of the climatology of {dynamics.name!r} are not finite after a spin-up of "
+            f"{dynamics.spin_up_time:g}: expected a model that stays finite; take a smaller timestep=, or another "
+            "rest= to start from"
+        )
+    return x.mean(0).cpu(), covariance_of(x).cpu()
+
+
+def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
+    """What tells a climate from others.
+
+    Two models may share a description, which holds no functions. Their functions, and a step from where the spin-up
+    starts, tell them apart.
+    """
+    labels = torch.arange(2)
+    with torch.no_grad():
+        noise = normal(seed, Purpose.CLIMATOLOGY, labels, labels[:1], math.prod(dynamics.shape))[:, 0].to(like)
+        start = dynamics.rest(noise.reshape(-1, *dynamics.shape))
+        begins = start.detach().cpu().numpy().tobytes()
+        ends = dynamics.advance(start, 1).detach().cpu().numpy().tobytes()
+    functions = tuple(_Same(value) for value in vars(dynamics).values() if callable(value))
+    described = type(dynamics), repr(dynamics.parameters()), dynamics.timestep, dynamics.spin_up_time, functions
+    return *described, begins, ends, seed, like.dtype, str(like.device)
+
+
+class _Same:
+    """An object that equals itself only, and stays alive as long as it is part of a key."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
