@@ -30,6 +30,7 @@ from children import End, side_by_side
 from small_stores import OUTCOMES, STORES, Expected, Outcome, ask, begin, judge, make, without_numbers
 
 FAILURES = ("SILENT", "hung", "crashed")
+_IN_DIGITS = 0.5  # share of the flips in JSON that leave it JSON, with another number
 LIMIT = 60.0  # seconds for the reads of one case
 
 
@@ -43,6 +44,9 @@ def _truncate(path: Path, rng: np.random.Generator) -> str:
 def _flip(path: Path, rng: np.random.Generator) -> str:
     content = bytearray(path.read_bytes())
     place, bit = int(rng.integers(len(content))), int(rng.integers(8))
+    digits = [index for index, byte in enumerate(content) if chr(byte).isdigit()] if path.suffix == ".json" else []
+    if digits and rng.random() < _IN_DIGITS:
+        place, bit = int(rng.choice(digits)), 0  # the last bit makes a digit another digit
     before = bytes(content[max(0, place - 12) : place + 12])
     content[place] ^= 1 << bit
     path.write_bytes(content)

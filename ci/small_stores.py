@@ -368,10 +368,12 @@ def _of_error(error: Exception) -> tuple[str, str]:
         return "refused", text
     if isinstance(error, NotOpenedError):
         return "unopened", text
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    if last.filename.startswith(_INSIDE) and (last.line or "").startswith("raise"):
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if frame.filename.startswith(_INSIDE)]
+    if inside[-1:] == frames[-1:] and (frames[-1].line or "").startswith("raise"):
         return "refused", text
-    return "bare", f"{text} ({Path(last.filename).name}:{last.lineno} in {last.name})"
+    by = f", called by xdan at {Path(inside[-1].filename).name}:{inside[-1].lineno}" if inside else ""
+    return "bare", f"{text} (raised in {Path(frames[-1].filename).name}{by})"
 
 
 def without_numbers(text: str) -> str:
