@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .blocks import Array, array_to_tensor, in_block, tensor_to_array
+from .blocks import array_to_tensor, in_block, tensor_to_array
 from .core.networks import AnalysisNetwork
 from .core.observing import ErrorCovariance, split_observation
 from .core.random import Purpose, normal
 from .core.sensitivity import Points
 from .experiment import Frame
 from .network import Network
+from .schema import Array
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ import numpy as np
 import xarray as xr
 
 from .batches import Batch
-from .blocks import Array
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import bias
 from .network import Network
-from .schema import MEMBER, TIME, TRAJECTORY
+from .schema import MEMBER, TIME, TRAJECTORY, Array
 from .states import read_states
 
 

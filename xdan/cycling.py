@@ -15,10 +15,11 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from .blocks import Array, Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
+from .blocks import Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
 from .core.checks import choice, switch
 from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import Method
+from .core.progress import shown
 from .core.random import Purpose, check_seed, normal
 from .experiment import (
     LEADING_CYCLES,
@@ -34,6 +35,7 @@ from .location import StoreLike, check_reachable, check_rewritable, locate, writ
 from .network import Network
 from .observing import identity as observing_identity
 from .run_layout import label_run, named, shapes_of, tuned_shapes_of
+from .schema import Array
 from .setting import differences, validation_innovation
 from .store import check_apart, digest, sealed
 from .streams import Stream
@@ -159,7 +161,7 @@ def cycle(
     prototype = _at_work(method, frame, device)
     shapes = shapes_of(prototype, experiment, members)
     tuned = tuned_shapes_of(prototype, frame)
-    lags = getattr(prototype, "lags", {})
+    lags = prototype.lags
     arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
     label = partial(label_run, method=method, prototype=prototype, experiment=experiment, seed=seed)
     outside = _outside(method, experiment)
@@ -333,16 +335,24 @@ def _prepare(
 ) -> _Prepared:
     """Look at the leading part of a record, and prepare a method on it; a network is ready."""
     in_block()
+    with shown(progress):
+        return _made_ready(method, frame, observation, truth, seed, device)
+
+
+def _made_ready(
+    method: Method | Network, frame: Frame, observation: Array, truth: Array | None, seed: int, device: str
+) -> _Prepared:
     refuse_fill_values(observation, "observation")
     if truth is not None:
         tell([text] if (text := astray(frame, truth[:, :2])) else [])
+    whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
+    record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
     if isinstance(method, Network):
+        _at_work(method, frame, device).check_derivatives(record)
         if frame.error.operator is None:
             during = frame.error.during(slice(0, observation.shape[1]))
             method.check_climate(observation, float(during.variance().mean()))
         return _Prepared(method, _watch_network(method, frame))
-    whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
-    record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
     with torch.no_grad():
         return _Prepared(method.prepare(record), _watch_method(method, frame, seed))
 

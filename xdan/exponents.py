@@ -10,11 +10,11 @@ import numpy as np
 import torch
 import xarray as xr
 
-from .blocks import Array, in_block, tensor_to_array
+from .blocks import in_block, tensor_to_array
 from .core.dynamics import Dynamics
 from .core.lyapunov import kaplan_yorke_dimension, random_directions, spectrum
 from .core.random import check_seed
-from .schema import attributes, check_counts, check_numbers
+from .schema import Array, attributes, check_counts, check_numbers
 
 VECTOR = "vector"
 VECTOR_ATTRIBUTES = {"long_name": "Lyapunov vector, the fastest growing first", "units": "1"}

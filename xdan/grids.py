@@ -16,11 +16,11 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 
-from .blocks import Array
 from .cells import SCORES, TEST_SEEDS, TWIN, Cell, Scheme, check_plain, known_by, plain
 from .core.checks import integer, shown
 from .core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
 from .network import Network
+from .schema import Array
 
 SCHEME, SEED = "scheme", "seed"
 _LENGTHS = frozenset(("steps", "epochs", "minutes"))  # each says how long to train

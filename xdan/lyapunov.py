@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from .blocks import Array, array_to_tensor, in_block, tensor_to_array
+from .blocks import array_to_tensor, in_block, tensor_to_array
 from .core.dynamics import Dynamics
 from .core.lyapunov import backward_vectors, covariant_vectors, random_coefficients, random_directions
 from .core.random import check_seed
 from .experiment import Experiment, Frame, read
 from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_together, vector_count
-from .schema import TIME, TRAJECTORY, attributes, check_counts, find
+from .schema import TIME, TRAJECTORY, Array, attributes, check_counts, find
 from .store import check_whole
 
 _BYTES = 1 << 27  # of a block of vectors, and of what one pass keeps

@@ -15,12 +15,13 @@ import xarray as xr
 import zarr
 from zarr.errors import GroupNotFoundError
 
-from .blocks import Array, tensor_to_array
+from .blocks import tensor_to_array
 from .core.checks import XdanWarning, shown
 from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .experiment import Experiment
 from .location import StoreLike, check_rewritable, locate, replacing, writing
+from .schema import Array
 from .setting import disagreements
 from .store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
@@ -340,7 +341,7 @@ def _read_history(store: StoreLike, expected: str | None) -> xr.Dataset | None:
             missing = expected is not None and array.nchunks_initialized < array.nchunks
             if array.size > _LONGEST_HISTORY or missing:
                 raise ValueError(f"{name!r} has {array.size} values, not all of which are there")
-        history = xr.open_zarr(store, group="history", consolidated=False, chunks=None).load()
+        history: xr.Dataset = xr.open_zarr(store, group="history", consolidated=False, chunks=None).load()
     except Exception as reason:
         raise ValueError(f"{store}: the history was cut short or changed: {reason}") from None
     if expected is not None and _history_digest(history) != expected:

@@ -10,9 +10,8 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import least_squares
 
-from .blocks import Array
 from .core.random import check_seed
-from .schema import check_counts
+from .schema import Array, check_counts
 
 PUBLISHED_RATIO = 0.58  # beta / alpha for Lorenz-96, every site observed, interval 0.05
 _PARAMETERS = 6

@@ -150,7 +150,7 @@ def digest(*values: Any) -> str:
 
 def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
     """Write named arrays, one chunk each, and a JSON description as one group, replacing what is there."""
-    attributes = {
+    attributes: dict[str, Any] = {
         "description": to_json(description),
         "arrays": sorted(arrays),
         "digest": _digest(arrays, description),
@@ -328,7 +328,7 @@ class Checkpoint:
         """Write the other slot, then point to it."""
         slot = 1 - self._slot
         packed, shapes = _pack(arrays)
-        about = {"xdan_checkpoint": to_json(self.identity)}
+        about: dict[str, Any] = {"xdan_checkpoint": to_json(self.identity)}
         if is_local(self.store) and not exists(self.store):
             with replacing(self.store) as place:  # a kill leaves no group that is no checkpoint
                 zarr.open_group(place, mode="w", zarr_format=3, attributes=about)

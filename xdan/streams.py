@@ -11,8 +11,9 @@ import xarray as xr
 import zarr
 from zarr.errors import GroupNotFoundError
 
-from .blocks import Array, Carry, Plan
+from .blocks import Carry, Plan
 from .location import StoreLike, exists, is_local, replacing
+from .schema import Array
 from .store import STATUS, check_writable, read_arrays, write_arrays
 
 _RESUME = "xdan_resume"

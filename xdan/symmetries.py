@@ -15,7 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from .batches import Batch
-from .blocks import Array, array_to_tensor, tensor_to_array
+from .blocks import array_to_tensor, tensor_to_array
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.networks import AnalysisNetwork
 from .core.random import Purpose, normal
@@ -23,7 +23,7 @@ from .core.sensitivity import mixed_derivative
 from .core.symmetry import Group, commutes, invariant_shifts, spread_out
 from .experiment import Experiment, read
 from .network import Network
-from .schema import TIME, TRAJECTORY, reference_site
+from .schema import TIME, TRAJECTORY, Array, reference_site
 from .states import States, read_states
 
 _TRIED = 64  # elements of a group at which a network is tried

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from .blocks import Array, Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array
+from .blocks import Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array
 from .core.checks import choice, integer, real_array, shown
 from .core.dynamics import Dynamics
 from .core.dynamics.base import in_words
@@ -28,6 +28,7 @@ from .schema import (
     TIME_ATTRIBUTES,
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
+    Array,
     attributes,
     check_order,
     state_coordinates,

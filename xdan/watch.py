@@ -92,7 +92,7 @@ class Watch:
             Those that are looked at.
         """
         texts = []
-        lost = diverged.any(1)
+        lost: Array = np.any(diverged, axis=1)
         if lost.all() and len(lost) == len(trajectory):
             first = int(diverged.argmax(1).min())
             texts.append(

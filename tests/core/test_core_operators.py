@@ -220,7 +220,7 @@ def test_operators_that_do_not_fit_are_refused():
         LinearOperator(torch.zeros(3))
     with pytest.raises(ValueError, match="size=0"):
         FunctionOperator(torch.sin, 0)
-    with pytest.raises(ValueError, match=r"gave shape \(2, 8\) for states \(2, 8\): expected \(2, 3\)"):
+    with pytest.raises(ValueError, match=r"gave shape \(2, 8\) for states of shape \(2, 8\): expected \(2, 3\)"):
         FunctionOperator(torch.sin, 3)(torch.zeros(2, 8))
     rec = record(ErrorCovariance(std=torch.tensor(0.3), operator=CURVED))
     for name, remedy in (("letkf", "etkf"), ("optimal-particle", "particle")):

@@ -44,9 +44,10 @@ def integer(label: str, value: Any, *, least: int | None = None, most: int | Non
     """
     if isinstance(value, _NO_NUMBERS) or not isinstance(value, Integral):
         raise TypeError(f"{label}={shown(value)}: expected an integer{_bounds(least, most)}")
-    if (least is not None and value < least) or (most is not None and value > most):
-        raise ValueError(f"{label}={value}: expected{_bounds(least, most).removeprefix(',')}")
-    return int(value)
+    number = int(value)
+    if (least is not None and number < least) or (most is not None and number > most):
+        raise ValueError(f"{label}={number}: expected{_bounds(least, most).removeprefix(',')}")
+    return number
 
 
 def real(

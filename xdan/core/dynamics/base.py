@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..checks import XdanWarning, integer, real, shown
+from ..progress import track
 from ..random import Purpose, normal
 from ..tangent import push_forward
 from ..user_functions import check_function, isolated
@@ -28,6 +29,7 @@ MOST_STEPS = 10**6  # of an interval or a spin-up: more are taken for a time in 
 MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
 _LEAST_SPIN_UP, _LEAST_SPIN_UP_STEPS = 20.0, 400
 _STILL = 1e-2  # of the spread: states that move by less in a spin-up are what it began with
+_SPIN_UP_PIECES = 20  # that a bar shows
 _TRIAL_SECONDS = 0.5  # that the trial of a start takes, at most
 _TRIAL_STEPS = 50  # between two looks at the clock
 
@@ -379,8 +381,10 @@ class Dynamics(ABC):
         like = torch.zeros((), dtype=torch.float32) if like is None else like
         members, steps = integer("members", members, least=1, most=MOST_COMPONENTS), self.spin_up_steps()
         with torch.no_grad():
-            start = self._start(labels, seed, members, purpose, like)
-            state = self.advance(start, steps)
+            state = start = self._start(labels, seed, members, purpose, like)
+            piece = max(1, -(-steps // _SPIN_UP_PIECES))
+            for done in track(range(0, steps, piece), f"spin-up of {self.name}"):
+                state = self.advance(state, min(piece, steps - done))
         self._check_spun_up(state, steps)
         self._warn_of_rest(start, state, steps)
         return state.reshape(-1, members, *self.shape)

@@ -85,8 +85,9 @@ def _made(description: Any) -> Dynamics:
     accepted = set(inspect.signature(cls).parameters)
     if unknown := set(parameters) - accepted:
         raise ValueError(
-            f"dynamics {name!r} has no parameters {sorted(map(str, unknown))}; it takes {sorted(accepted)}, and no others are expected. "
-            "Was the store written by a newer xdan? Otherwise pass dynamics="
+            f"dynamics {name!r} has no parameters {sorted(map(str, unknown))}; it takes "
+            f"{sorted(accepted)}, and no others are expected. Was the store written by a newer xdan? "
+            "Otherwise pass dynamics="
         )
     try:
         return cls(**parameters)
