@@ -196,7 +196,7 @@ def test_only_what_is_shown_is_read(twin):
         (lambda ds, run, cube, ring: ds.dan.explore({}), "runs is empty"),
         (
             lambda ds, run, cube, ring: ds.dan.explore(run.isel(time=slice(3))),
-            "run 'run' and record differ in time: 3 lab",
+            "run 'run' and record differ in time: expected 24",
         ),
         (lambda ds, run, cube, ring: ds.dan.explore(run.assign_coords(time=run.time + 1)), "and record differ in time"),
         (lambda ds, run, cube, ring: ds.dan.explore(run.drop_vars("analysis")), r"the run 'run' lacks \['analysis'\]"),

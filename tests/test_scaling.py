@@ -72,12 +72,12 @@ def test_missing_cells_and_one_scheme():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.rename(batch="b"), "name them with size= and batch="),
+        (lambda d: d.rename(batch="b"), "batch='batch': expected one of"),
         (lambda d: d.isel(trajectories=[0]), "two values of each"),
         (lambda d: d.isel(trajectories=[0, 1], batch=[0, 1, 2]), "at least 8 cells"),
-        (lambda d: xr.concat([d, d], xr.Variable("scheme", ["a", "b"])), "choose one value"),
-        (lambda d: d.rename(rmse="crps"), "the cube has"),
-        (lambda d: -d, "must be positive"),
+        (lambda d: xr.concat([d, d], xr.Variable("scheme", ["a", "b"])), "expected one value of each"),
+        (lambda d: d.rename(rmse="crps"), "value='rmse': expected one of"),
+        (lambda d: -d, "expected positive rmse"),
     ],
 )
 def test_what_cannot_be_fitted(change, message):

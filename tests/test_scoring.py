@@ -11,6 +11,7 @@ from scipy import stats
 import xdan
 
 DIMS = ("trajectory", "time", "x")
+astray = pytest.mark.filterwarnings("ignore:the truth does not follow:xdan.XdanWarning")  # noise, or another model
 
 
 def statistics(ds, run, error_variance=1.0):
@@ -180,6 +181,7 @@ def consistent():
     return ds, run, p
 
 
+@astray
 def test_statistics_of_a_consistent_filter(consistent):
     """Innovation variance P + R, residual variance R (P + R)^-1 R, diagnosed error R; each within 5 standard errors."""
     ds, run, p = consistent
@@ -199,6 +201,7 @@ def test_statistics_of_a_consistent_filter(consistent):
     assert float(found.rmse) == pytest.approx(expected, rel=0.1)
 
 
+@astray
 def test_overconfident_filter_shows(consistent):
     ds, run, _ = consistent
     found = xdan.score(ds, run.assign(forecast_spread=0.5 * run.forecast_spread))
@@ -311,18 +314,19 @@ def test_a_run_of_the_users_own(twin):
 @pytest.mark.parametrize("name", ["time", "trajectory"])
 def test_another_records_run_is_refused(twin, run, name):
     shifted = run.assign_coords({name: run[name] + 1})
-    with pytest.raises(ValueError, match=f"run and record differ in {name}: .* make the run on this record"):
+    with pytest.raises(ValueError, match=f"run and record differ in {name}: expected .* Make the run on this record"):
         xdan.score(twin, shifted)
     shorter = run.isel({name: slice(3)})
-    with pytest.raises(ValueError, match=f"run and record differ in {name}: 3 labels there"):
+    with pytest.raises(ValueError, match=f"run and record differ in {name}: expected .* has 3"):
         xdan.score(twin, shorter)
 
 
 def test_another_state_is_refused(twin, run):
-    with pytest.raises(ValueError, match="'x'"):
+    with pytest.raises(ValueError, match="run and record differ in x"):
         xdan.score(twin, run.assign_coords(x=run.x + 1))
 
 
+@astray
 def test_units(twin, ensemble):
     metres = xdan.CustomDynamics(lambda x: -x, state={"x": 8}, timestep=0.05, units="m")
     found = xdan.score(twin, ensemble, dynamics=metres)
@@ -485,6 +489,7 @@ def test_a_beginning_far_from_the_rest_is_told(settling, computed):
     xdan.score(ds.isel(time=slice(49)), run.isel(time=slice(49)))
 
 
+@astray
 def test_another_types_values_score_the_same(twin, ensemble):
     plain = ensemble.drop_dims("member")
     expected = xdan.score(twin, plain)
@@ -516,10 +521,10 @@ WRONG = {
     "members' labels": (
         lambda ds, run: xdan.rank_histogram(ds, run.assign_coords(x=range(5, 13))),
         ValueError,
-        r"differ in the labels of 'x': \[5, 6, 7\] there, expected",
+        r"run and record differ in x: expected .*\[5, 6, 7\]",
     ),
     "labels that are NaN": (
-        lambda ds, run: xdan.score(ds, run.assign_coords(x=[np.nan] * 8)), ValueError, "differ in the labels of 'x'",
+        lambda ds, run: xdan.score(ds, run.assign_coords(x=[np.nan] * 8)), ValueError, "missing or stand twice",
     ),
     "spread of other dims": (
         lambda ds, run: xdan.score(ds, run.assign(spread=("trajectory", np.ones(4)))), ValueError, "'spread' has dims",

@@ -21,6 +21,7 @@ import xarray as xr
 from dask.delayed import Delayed
 from torch import Tensor
 
+from .core.checks import shown
 from .core.methods import Method, Record, run
 from .core.objectives import Window
 from .experiment import Experiment, Frame
@@ -49,15 +50,21 @@ def pick_device(device: str = "auto") -> str:
 
     Raises
     ------
+    TypeError
+        If it is no name.
     ValueError
         If the device that is asked for is not there.
     """
+    if not isinstance(device, str):
+        raise TypeError(f"device={shown(device)}: expected 'auto', 'cpu', 'cuda' or 'cuda:0' and so on")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError):
         raise ValueError(f"device={device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:0' and so on") from None
+    if kind == "meta":
+        raise ValueError("device='meta' holds no numbers: expected 'auto', 'cpu', 'cuda' or 'cuda:0' and so on")
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}: this machine has no CUDA device; use device='auto' or 'cpu'")
     return device

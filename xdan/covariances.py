@@ -8,11 +8,12 @@ import numpy as np
 import xarray as xr
 
 from .batches import Batch
+from .core.checks import choice, integer
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import bias
 from .network import Network
 from .schema import MEMBER, TIME, TRAJECTORY, Array
-from .states import read_states
+from .states import check_labelled, read_states
 
 
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
@@ -35,10 +36,10 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
     ValueError
         If the run holds no members, or one only.
     """
-    if of not in ("members", "forecast_members"):
-        raise ValueError(f"of={of!r}: expected 'members' or 'forecast_members'")
-    if of not in run:
-        raise ValueError(f"the run holds no {of!r}: run baseline(..., keep_members=True)")
+    check_labelled("run", run, xr.Dataset)
+    choice("of", of, ("members", "forecast_members"))
+    if of not in run or MEMBER not in run[of].dims:
+        raise ValueError(f"the run holds no {of!r}: expected one made with baseline(..., keep_members=True)")
     members = run[of]
     count = members.sizes[MEMBER]
     if count < 2:
@@ -142,8 +143,12 @@ def principal_angles(
     ----------
     Bjorck and Golub (1973), doi:10.2307/2005662.
     """
-    sizes = (modes, modes if other_modes is None else other_modes)
-    spans = [_span(variable, size) for variable, size in zip((one, other), sizes, strict=True)]
+    modes = integer("modes", modes, least=1)
+    sizes = (modes, modes if other_modes is None else integer("other_modes", other_modes, least=1))
+    spans = [
+        _span(label, variable, count)
+        for label, variable, count in zip(("one", "other"), (one, other), sizes, strict=True)
+    ]
     spans.sort(key=lambda span: -span.sizes["mode"])
     # The dims of their own keep the two from being matched mode by mode.
     spans = [span.rename(mode=name) for span, name in zip(spans, ("wide", "narrow"), strict=True)]
@@ -170,8 +175,9 @@ def principal_angles(
     return angles
 
 
-def _span(variable: xr.DataArray, modes: int) -> xr.DataArray:
+def _span(label: str, variable: xr.DataArray, modes: int) -> xr.DataArray:
     """Vectors that span a subspace, dims (..., mode, i) without labels of i."""
+    check_labelled(label, variable, xr.DataArray)
     if {"i", "j"} <= set(variable.dims):
         vectors = covariance_spectrum(variable)["eigenvector"]
     elif "vector" in variable.dims:
@@ -180,9 +186,12 @@ def _span(variable: xr.DataArray, modes: int) -> xr.DataArray:
             raise ValueError(f"vectors with dims {variable.dims}: expected one dim of the state; stack the others")
         vectors = variable.rename({"vector": "mode", inside[0]: "i"})
     else:
-        raise ValueError(f"dims {variable.dims}: expected covariances (..., i, j) or vectors (..., vector, i)")
-    if not 1 <= modes <= vectors.sizes["mode"]:
-        raise ValueError(f"modes={modes}: expected 1 to {vectors.sizes['mode']}")
+        raise ValueError(
+            f"{label}= has dims {variable.dims}: expected covariances (..., i, j) or vectors (..., vector, i)"
+        )
+    if modes > vectors.sizes["mode"]:
+        argument = "modes" if label == "one" else "other_modes"
+        raise ValueError(f"{argument}={modes}: expected 1 to {vectors.sizes['mode']}, as many as {label}= has")
     vectors = vectors.isel(mode=slice(0, modes))
     return vectors.drop_vars([c for c in ("mode", "i") if c in vectors.coords])
 
@@ -257,5 +266,6 @@ def _bias(network: AnalysisNetwork, batch: Batch) -> Any:
 
 
 def _check_square(covariance: xr.DataArray) -> None:
+    check_labelled("covariance", covariance, xr.DataArray)
     if not {"i", "j"} <= set(covariance.dims) or covariance.sizes["i"] != covariance.sizes["j"]:
         raise ValueError(f"a covariance with sizes {dict(covariance.sizes)}: expected dims i and j of one size")

@@ -11,10 +11,11 @@ import torch
 import xarray as xr
 
 from .blocks import in_block, tensor_to_array
+from .core.checks import integer, real, shown
 from .core.dynamics import Dynamics
 from .core.lyapunov import kaplan_yorke_dimension, random_directions, spectrum
 from .core.random import check_seed
-from .schema import Array, attributes, check_counts, check_numbers
+from .schema import Array, attributes
 
 VECTOR = "vector"
 VECTOR_ATTRIBUTES = {"long_name": "Lyapunov vector, the fastest growing first", "units": "1"}
@@ -22,6 +23,7 @@ _TOGETHER, _NUMBERS = (
     64,
     1 << 14,
 )  # trajectories of a pass, at most, and numbers in their vectors: they stay in the cache
+_MOST_TRAJECTORIES = 10**6
 _MOST_STEPS = 10**8  # of a trajectory: more are taken for a time in other units
 _STEPS_BETWEEN = 10  # two orthonormalisations: far fewer than it takes for the vectors to fall into one
 _ZERO = "an exponent within three standard errors plus one e-folding over the whole time of 0 is taken as zero"
@@ -89,19 +91,15 @@ def lyapunov_spectrum(
     """
     if not isinstance(dynamics, Dynamics):
         raise TypeError(
-            f"dynamics={dynamics!r}: expected an xdan Dynamics such as xdan.Lorenz96(); "
+            f"dynamics={shown(dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96(); "
             "wrap a torch function as xdan.CustomDynamics(tendency, state=..., timestep=...)"
         )
     seed, count, between = check_seed(seed), vector_count(dynamics, vectors), steps_between(dynamics, interval)
-    check_counts(trajectories=trajectories)
-    check_numbers(time=time, spin_up=spin_up)
-    if trajectories < 1:
-        raise ValueError(f"trajectories={trajectories}: expected at least 1")
-    if not (math.isfinite(time) and time > 0):
-        raise ValueError(f"time={time}: expected a positive model time to average over")
-    spin_up = dynamics.spin_up_time if spin_up is None else spin_up
-    if not (math.isfinite(spin_up) and spin_up >= 0):
-        raise ValueError(f"spin_up={spin_up}: expected a model time of 0 or more")
+    trajectories, time = (
+        integer("trajectories", trajectories, least=1, most=_MOST_TRAJECTORIES),
+        real("time", time, above=0),
+    )
+    spin_up = real("spin_up", dynamics.spin_up_time if spin_up is None else spin_up, least=0)
     step = between * dynamics.timestep
     for label, span in (("time", time), ("spin_up", spin_up)):
         if span / dynamics.timestep > _MOST_STEPS:
@@ -128,11 +126,8 @@ def lyapunov_spectrum(
 
 def vector_count(dynamics: Dynamics, vectors: int | None) -> int:
     """How many vectors."""
-    check_counts(vectors=vectors)
     size = math.prod(dynamics.shape)
-    if vectors is not None and not 1 <= vectors <= size:
-        raise ValueError(f"vectors={vectors}: expected from 1 to {size}, the number of components of {dynamics!r}")
-    return size if vectors is None else int(vectors)
+    return size if vectors is None else integer("vectors", vectors, least=1, most=size)
 
 
 def trajectories_together(dynamics: Dynamics, vectors: int) -> int:
@@ -142,8 +137,7 @@ def trajectories_together(dynamics: Dynamics, vectors: int) -> int:
 
 def steps_between(dynamics: Dynamics, interval: float | None) -> int:
     """Steps between orthonormalisations."""
-    check_numbers(interval=interval)
-    return _STEPS_BETWEEN if interval is None else dynamics.steps_in(float(interval))
+    return _STEPS_BETWEEN if interval is None else dynamics.steps_in(real("interval", interval, above=0))
 
 
 def _spectrum_block(

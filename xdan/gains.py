@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from .batches import Batch, Kernel
+from .core.checks import choice, integer, switch
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import (
     Points,
@@ -24,8 +25,8 @@ from .core.sensitivity import (
 )
 from .core.symmetry import Group
 from .network import Network
-from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, check_counts
-from .states import States, read_states
+from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims
+from .states import INNOVATIONS, States, read_states
 from .symmetries import commuting, fitting_group
 
 KINDS = {
@@ -35,6 +36,7 @@ KINDS = {
     "kalman": "gain of the network",
 }
 METHODS = ("autodiff", "regression")
+MOST_SAMPLES = 10**7  # at a state
 _LARGE = 2**30  # bytes from which a lazy result warns
 _COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the working set stays in the cache
 
@@ -115,6 +117,8 @@ def gain(
 
     Raises
     ------
+    TypeError
+        If an argument is of another type than expected.
     ValueError
         For unknown kinds, sites or dims; a group that does not fit; too few samples; before anything is computed. For
         states that are not finite, when they are read.
@@ -128,12 +132,11 @@ def gain(
     ----------
     Bocquet et al., Eq. 5 to 15 and App. C to H. Regression for P_a: Bocquet et al. (2024), doi:10.1063/5.0230837.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r} is unknown; known are {sorted(KINDS)}")
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: expected one of {METHODS}")
-    if method == "autodiff" and samples is not None:
-        raise ValueError(f"samples={samples} go with method='regression'; exact derivatives take none")
+    choice("kind", kind, KINDS)
+    choice("innovation", innovation, INNOVATIONS)
+    samples = check_samples(samples, method)
+    all_sites = None if all_sites is None else switch("all_sites", all_sites)
+    reference = None if reference is None else integer("reference", reference, least=0)
     if method == "autodiff" and forecast_error is not None and innovation != "sampled":
         raise ValueError(
             f"forecast_error= widens samples; with innovation={innovation!r} and method='autodiff' there are none: "
@@ -141,7 +144,7 @@ def gain(
         )
     averaging = {"group": group, "reference": reference, "all_sites": all_sites}
     if kind != "mean" and (asked := [name for name, value in averaging.items() if value is not None]):
-        raise ValueError(f"{asked} go with the symmetry average, kind='mean', not with kind={kind!r}")
+        raise ValueError(f"{asked} go with the symmetry average: expected kind='mean', not kind={kind!r}")
     over = _dims(dim, kind)
     states = read_states(
         ds,
@@ -158,7 +161,9 @@ def gain(
     )
     regresses = method == "regression"
     if regresses and innovation != "zero":
-        raise ValueError(f"innovation={innovation!r}: a regression is over samples about zero; use method='autodiff'")
+        raise ValueError(
+            f"innovation={innovation!r}: a regression is over samples about zero; expected method='autodiff'"
+        )
     count = sample_count(samples, states) if regresses else None
     sites = states.sites
     square = (sites, sites)
@@ -274,8 +279,7 @@ def _symmetry_kernel(
 ) -> tuple[SymmetryAverage, int, Group, int]:
     sites = states.sites
     reference = sites // 2 if reference is None else reference
-    check_counts(reference=reference)
-    if not 0 <= reference < sites:
+    if reference >= sites:
         raise ValueError(f"reference={reference}: expected a site from 0 to {sites - 1}")
     group = fitting_group(states, group)
     if all_sites is None:
@@ -287,6 +291,23 @@ def _symmetry_kernel(
     return kernel, sites_that_matter(states.module, sites), group, reference
 
 
+def check_samples(samples: int | None, method: str) -> int | None:
+    """Take the number of samples of a method, None where it takes none or by default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no number of samples or no method, or a number that goes with the other method.
+    """
+    choice("method", method, METHODS)
+    if samples is None:
+        return None
+    samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
+    if method == "autodiff":
+        raise ValueError(f"samples={samples} go with method='regression': expected none for exact derivatives")
+    return samples
+
+
 def sample_count(samples: int | None, states: States) -> int:
     """N_p of a regression.
 
@@ -295,15 +316,14 @@ def sample_count(samples: int | None, states: States) -> int:
     ValueError
         If there are fewer than the directions that are sampled and one, for the mean.
     """
-    check_counts(samples=samples)
     size = states.experiment.observation[0, 0].size
     rank = min(size, states.sites)
     if samples is None:
         return 4 * states.sites
     if samples < rank + 1:
         raise ValueError(
-            f"samples={samples}: up to {rank} directions are sampled and the mean is subtracted, so that a regression "
-            f"needs at least {rank + 1}"
+            f"samples={samples}: up to {rank} directions are sampled and the mean is subtracted: expected at "
+            f"least {rank + 1} for a regression"
         )
     return samples
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import dask.array as da
@@ -13,14 +14,16 @@ import xarray as xr
 from torch import Tensor
 
 from .batches import Batch
+from .core.checks import integer, real, real_array, shown
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import analysis_covariance, increment, increment_scaling, regress
-from .gains import METHODS, Covariance, sample_count, site_labels
+from .gains import MOST_SAMPLES, Covariance, check_samples, sample_count, site_labels
 from .network import Network
-from .schema import TIME, TRAJECTORY, averaged_dims, check_counts
+from .schema import TIME, TRAJECTORY, Array, averaged_dims
 from .states import read_states
 
 _POINTS_AT_ONCE = 64
+_MOST_BINS = 10**6
 
 
 def scaling_of_increments(
@@ -75,17 +78,12 @@ def scaling_of_increments(
     ----------
     Bocquet et al., Eq. 23 and Fig. 6.
     """
-    values = np.atleast_1d(np.asarray(scales, dtype=np.float64))
-    if values.ndim != 1 or not len(values) or not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"scales={np.asarray(scales).tolist()}: expected positive numbers")
-    over = averaged_dims(dim)
+    values = np.atleast_1d(real_array("scales", scales))
+    if values.ndim != 1 or not len(values) or not (values > 0).all():
+        raise ValueError(f"scales={values.tolist()}: expected positive numbers, one or several")
+    over, samples = averaged_dims(dim), check_samples(samples, method)
+    cutoff = None if cutoff is None else real("cutoff", cutoff, least=0, below=1)
     states = read_states(ds, network, run=run, innovation="run", every=every, burn_in=burn_in, device=device, **roles)
-    if method not in METHODS:
-        raise ValueError(f"method={method!r}: expected one of {METHODS}")
-    if cutoff is not None and not 0 <= cutoff < 1:
-        raise ValueError(f"cutoff={cutoff}: expected a share of the largest singular value, from 0 to 1")
-    if method == "autodiff" and samples is not None:
-        raise ValueError(f"samples={samples} go with method='regression'; exact derivatives take none")
     count = sample_count(samples, states) if method == "regression" else None
     kernel = _Scaling(tuple(values.tolist()), Covariance(to_gain=False, samples=count), cutoff or None)
     mean = states.mean(kernel, (len(values), 3), over, at_once=64, observed=True, dtype=np.dtype(np.float64))
@@ -165,7 +163,7 @@ def stein_identity(
     ----------
     Bocquet et al., Eq. 12, C3 and C4.
     """
-    check_counts(samples=samples)
+    samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
     states = read_states(
         ds,
         network,
@@ -180,7 +178,7 @@ def stein_identity(
     )
     sites = states.sites
     if samples < sites + 2:
-        raise ValueError(f"samples={samples}: a regression on {sites} sites needs at least {sites + 2}")
+        raise ValueError(f"samples={samples}: expected at least {sites + 2} for a regression on {sites} sites")
     mean = states.mean(
         _Stein(samples), (sites, sites, 4), [TRAJECTORY, TIME], at_once=1, observed=True, dtype=np.dtype(np.float64)
     )
@@ -252,18 +250,14 @@ def innovation_histogram(
     ----------
     Bocquet et al., Fig. 7.
     """
+    limit = None if limit is None else real("limit", limit, above=0)
+    counted = _check_bins(bins)
     states = read_states(ds, network, run=run, innovation="run", burn_in=burn_in, **roles)
-    if isinstance(bins, int):
-        if bins < 1:
-            raise ValueError(f"bins={bins}: expected at least 1")
-        widest = limit if limit is not None else 6.0 / states.frame.error.scale(_climate(states.sites))
-        if not widest > 0:
-            raise ValueError(f"limit={limit}: expected a positive number")
-        edges = np.linspace(-widest, widest, bins + 1)
+    if isinstance(counted, int):
+        widest = 6.0 / states.frame.error.scale(_climate(states.sites)) if limit is None else limit
+        edges = np.linspace(-widest, widest, counted + 1)
     else:
-        edges = np.asarray(list(bins), dtype=np.float64)
-        if len(edges) < 2 or not (np.diff(edges) > 0).all():
-            raise ValueError("bins: expected a number, or increasing edges")
+        edges = counted
     counts = states.mean(
         _Histogram(tuple(edges.tolist())), (len(edges),), [TRAJECTORY, TIME], at_once=1024, observed=True
     )
@@ -273,6 +267,16 @@ def innovation_histogram(
     middle = ("zeta", (edges[:-1] + edges[1:]) / 2, {"long_name": "projected innovation", "units": inverse})
     attributes = {"long_name": "density of projected innovations", "units": units, **states.about}
     return xr.DataArray(density, {"zeta": middle, "width": ("zeta", np.diff(edges))}, ("zeta",), "density", attributes)
+
+
+def _check_bins(bins: Any) -> int | Array:
+    """A number of bins, or their edges."""
+    if isinstance(bins, Integral):
+        return integer("bins", bins, least=1, most=_MOST_BINS)
+    edges = real_array("bins", bins)
+    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise ValueError(f"bins={shown(bins)}: expected a number of bins, or their edges in increasing order")
+    return edges
 
 
 def _climate(sites: int) -> Tensor:

@@ -11,12 +11,14 @@ import torch
 import xarray as xr
 
 from .blocks import array_to_tensor, in_block, tensor_to_array
+from .core.checks import choice, integer, shown
 from .core.dynamics import Dynamics
 from .core.lyapunov import backward_vectors, covariant_vectors, random_coefficients, random_directions
 from .core.random import check_seed
 from .experiment import Experiment, Frame, read
 from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_together, vector_count
-from .schema import TIME, TRAJECTORY, Array, attributes, check_counts, find
+from .schema import TIME, TRAJECTORY, Array, attributes, find
+from .states import check_labelled
 from .store import check_whole
 
 _BYTES = 1 << 27  # of a block of vectors, and of what one pass keeps
@@ -70,7 +72,7 @@ def lyapunov_vectors(
     Raises
     ------
     TypeError
-        If the dynamics is not a Dynamics.
+        If the dynamics is not a Dynamics, or an argument is of another type than expected.
     ValueError
         For another kind, more vectors than the state has components, fewer cycles than the spin-up leaves out, no
         truth, or one that is not finite: where it lies in memory at once, else when it is computed.
@@ -87,9 +89,11 @@ def lyapunov_vectors(
     >>> dict(xdan.lyapunov_vectors(truth, kind="covariant", spin_up=100).lyapunov_vector.sizes)
     {'trajectory': 2, 'time': 100, 'vector': 3, 'component': 3}
     """
-    if kind not in ("backward", "covariant"):
-        raise ValueError(f"kind={kind!r} is unknown; known are 'backward' and 'covariant'")
-    check_counts(spin_up=spin_up)
+    check_labelled("ds", ds, xr.Dataset)
+    if truth is not None and not isinstance(truth, str):
+        raise TypeError(f"truth={shown(truth)}: expected the name of a variable")
+    choice("kind", kind, ("backward", "covariant"))
+    spin_up = None if spin_up is None else integer("spin_up", spin_up, least=1)
     seed = check_seed(seed)
     experiment = _read_truth(ds, dynamics, truth)
     frame, states = experiment.frame, experiment.truth
@@ -117,6 +121,8 @@ def lyapunov_vectors(
 
 
 def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> Experiment:
+    if name is not None and name not in ds.variables:
+        raise ValueError(f"truth={shown(name)}: expected one of {sorted(map(str, ds.data_vars))}")
     found = find(ds, "truth", name)
     if found is None:
         raise ValueError(
@@ -136,8 +142,6 @@ def _kept(frame: Frame, kind: str, spin_up: int | None) -> slice:
     if spin_up is None:
         enough = np.cumsum(frame.steps) * model.timestep >= model.spin_up_time - 1e-9
         spin_up = max(1, int(np.argmax(enough)) if enough.any() else total)
-    elif spin_up < 1:
-        raise ValueError(f"spin_up={spin_up}: expected at least 1 cycle, as the vectors start at random")
     stop = total - spin_up if kind == "covariant" else total
     if spin_up >= stop:
         ends, needed = ("first and the last", 2 * spin_up) if kind == "covariant" else ("first", spin_up)

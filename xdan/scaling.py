@@ -10,11 +10,13 @@ import numpy as np
 import xarray as xr
 from scipy.optimize import least_squares
 
+from .core.checks import choice, integer, shown
 from .core.random import check_seed
-from .schema import Array, check_counts
+from .schema import Array
 
 PUBLISHED_RATIO = 0.58  # beta / alpha for Lorenz-96, every site observed, interval 0.05
 _PARAMETERS = 6
+_MOST_FITS = 100_000  # some hours
 _STARTS = list(itertools.product((0.05, 0.2, 0.6), (0.2, 0.6, 1.2), (0.6, 1.5)))  # alpha, ratio, gamma
 _OUTSIDE = 0.16  # share of the fits beyond either end of a bar
 _LOWEST, _HIGHEST = np.array([0.01, -1.0, 0.2]), np.array([2.0, 3.0, 5.0])
@@ -63,7 +65,7 @@ def scaling_law(
     ----------
     Bocquet et al., Eq. A1 and Fig. A3: alpha = 0.103, beta = 0.060, gamma = 1.435, ratio 0.58.
     """
-    check_counts(bootstrap=bootstrap)
+    bootstrap = integer("bootstrap", bootstrap, least=0, most=_MOST_FITS)
     rng = np.random.default_rng(check_seed(seed))
     observed = _cells(cube, size, batch, value)
     grid = np.meshgrid(observed[size].values, observed[batch].values, indexing="ij")
@@ -75,7 +77,7 @@ def scaling_law(
             f"{_PARAMETERS + 2} cells, to determine {_PARAMETERS} parameters, and two values of each"
         )
     if not (y > 0).all() or not (n > 0).all() or not (s > 0).all():
-        raise ValueError(f"{value}, {size} and {batch} must be positive")
+        raise ValueError(f"expected positive {value}, {size} and {batch}; some are zero or negative")
     best = min((_fit(n, s, y, np.array(start)) for start in _STARTS), key=lambda fit: fit.cost)
     draws = []
     for _ in range(bootstrap):
@@ -120,15 +122,20 @@ def _fit(n: Array, s: Array, y: Array, start: Array) -> _Fit:
 
 def _cells(cube: xr.Dataset | xr.DataArray, size: str, batch: str, value: str) -> xr.DataArray:
     """Mean over seeds, dims (size, batch)."""
+    if not isinstance(cube, (xr.Dataset, xr.DataArray)):
+        raise TypeError(f"cube={shown(cube)}: expected an xarray Dataset, as sweep() gives, or DataArray")
     if isinstance(cube, xr.Dataset):
-        if value not in cube:
-            raise ValueError(f"value={value!r}: the cube has {sorted(map(str, cube.data_vars))}")
-        cube = cube[value]
-    if missing := [dim for dim in (size, batch) if dim not in cube.dims]:
-        raise ValueError(f"the cube has the dims {cube.dims}, without {missing}: name them with size= and batch=")
+        cube = cube[choice("value", value, {str(name) for name in cube.data_vars})]
+    dims = {str(dim) for dim in cube.dims}
+    choice("size", size, dims)
+    choice("batch", batch, dims)
+    if size == batch:
+        raise ValueError(f"size={size!r}, batch={batch!r}: expected two dims of the cube")
+    if cube.dtype.kind not in "fiu":
+        raise TypeError(f"{cube.name!r} is of {cube.dtype}: expected real numbers")
     many = [str(dim) for dim in cube.dims if dim not in (size, batch, "seed") and cube.sizes[dim] > 1]
     if many:
-        raise ValueError(f"the cube has the dims {many} too: choose one value of each, cube.sel({many[0]}=...)")
+        raise ValueError(f"the cube has the dims {many} too: expected one value of each, cube.sel({many[0]}=...)")
     cube = cube.squeeze([d for d in cube.dims if d not in (size, batch, "seed")], drop=True)
     mean: xr.DataArray = cube.mean("seed") if "seed" in cube.dims else cube
     return mean.transpose(size, batch).load()

@@ -81,12 +81,16 @@ def averaged_dims(dim: str | Sequence[str]) -> list[str]:
     ValueError
         For other names.
     """
-    dims = [dim] if isinstance(dim, str) else list(dim) if isinstance(dim, (Sequence, Set, np.ndarray)) else [dim]
+    dims: list[Any] = list(dim) if _has_items(dim) and not isinstance(dim, str) else [dim]
     if not all(isinstance(d, str) for d in dims):
         raise TypeError(f"dim={shown(dim)}: expected some of ['trajectory', 'time']")
     if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
         raise ValueError(f"dim={unknown}: expected some of ['trajectory', 'time'], and none of the state's dims")
     return list(dict.fromkeys(dims))
+
+
+def _has_items(value: Any) -> bool:
+    return isinstance(value, (Sequence, Set)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 def check_counts(**counts: Any) -> None:

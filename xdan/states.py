@@ -17,11 +17,12 @@ from torch import Tensor
 
 from .batches import Kernel, Work, work_on_block
 from .blocks import Plan, pick_device
+from .core.checks import choice, integer, real_array, shown
 from .core.networks import AnalysisNetwork
 from .core.random import check_seed
 from .experiment import Experiment, Frame, read, read_run
 from .network import Network
-from .schema import CHANNEL, TIME, TRAJECTORY, check_counts
+from .schema import CHANNEL, TIME, TRAJECTORY
 from .store import digest
 
 INNOVATIONS = ("zero", "sampled", "run")
@@ -197,25 +198,30 @@ def read_states(
 
     Raises
     ------
+    TypeError
+        If an argument is of another type than expected.
     ValueError
         If the record or the run lacks something or does not fit the network, or a number cannot be.
     """
+    check_labelled("ds", ds, xr.Dataset)
     if not isinstance(network, Network):
-        raise TypeError(
-            f"network is a {type(network).__name__}: expected a Network, as train() and open_network() give"
-        )
-    if innovation not in INNOVATIONS:
-        raise ValueError(f"innovation={innovation!r}: expected one of {INNOVATIONS}")
-    if innovation == "run" and run is None:
-        raise ValueError("innovation='run' takes the innovations of a run: pass run=, as ds.dan.cycle(network) gives")
-    check_counts(every=every, burn_in=burn_in)
+        raise TypeError(f"network={shown(network)}: expected a Network, as train() and open_network() give")
+    choice("innovation", innovation, INNOVATIONS)
+    if run is not None:
+        check_labelled("run", run, xr.Dataset)
+    elif innovation == "run":
+        raise ValueError("run=None: expected the run whose innovations are taken, as ds.dan.cycle(network) gives")
+    if not isinstance(device, str):
+        raise TypeError(f"device={shown(device)}: expected 'auto', or a device of torch such as 'cpu' or 'cuda'")
+    every, burn_in = integer("every", every, least=1), integer("burn_in", burn_in, least=0)
+    background, seed = _background(forecast_error), check_seed(seed)
     experiment = read(ds, **roles, needs_truth=needs if run is None else None)
     network.check(experiment)
     if network.ensemble:
         raise ValueError("derivatives are those of a network of one forecast; this one takes members")
     cycles = experiment.observation.sizes[TIME]
-    if every < 1 or not 0 <= burn_in < cycles:
-        raise ValueError(f"every={every}, burn_in={burn_in}: expected every >= 1 and 0 <= burn_in < {cycles} cycles")
+    if burn_in >= cycles:
+        raise ValueError(f"burn_in={burn_in}: expected fewer than the record's {cycles} cycles")
     taken = {TIME: slice(burn_in, None, every)}
     memory = None
     if run is None:
@@ -235,22 +241,38 @@ def read_states(
         None if memory is None else memory.isel(taken),
         np.arange(cycles)[taken[TIME]],
         innovation,
-        _background(forecast_error, math.prod(experiment.frame.dynamics.shape)),
-        check_seed(seed),
+        _factor(background, math.prod(experiment.frame.dynamics.shape)),
+        seed,
         pick_device(device),
         "truth" if run is None else f"forecasts of {run.attrs.get('method', 'a run')}",
     )
 
 
-def _background(given: Any, sites: int) -> Tensor | None:
-    """A deviation, or a Cholesky factor of a covariance."""
-    if given is None:
+def check_labelled(label: str, value: Any, kind: type) -> None:
+    """Refuse what is no xarray object of a kind.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{label}={shown(value)}: expected an xarray {kind.__name__}")
+
+
+def _background(forecast_error: Any) -> Tensor | None:
+    """A deviation, or a covariance."""
+    if forecast_error is None:
         return None
-    values = torch.as_tensor(np.array(given, dtype=np.float64))
-    if values.ndim == 0 and bool(values >= 0):
-        return values
-    if values.ndim == 0:
+    values = torch.as_tensor(real_array("forecast_error", forecast_error))
+    if values.ndim == 0 and bool(values < 0):
         raise ValueError(f"forecast_error={float(values)}: expected a standard deviation, zero or positive")
+    return values
+
+
+def _factor(values: Tensor | None, sites: int) -> Tensor | None:
+    """A deviation, or a Cholesky factor of a covariance."""
+    if values is None or values.ndim == 0:
+        return values
     if values.shape != (sites, sites):
         raise ValueError(
             f"forecast_error has shape {tuple(values.shape)}: expected a standard deviation, or a covariance "

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .batches import Batch
 from .blocks import array_to_tensor, tensor_to_array
+from .core.checks import integer, real, shown
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.networks import AnalysisNetwork
 from .core.random import Purpose, normal
@@ -24,7 +25,7 @@ from .core.symmetry import Group, commutes, invariant_shifts, spread_out
 from .experiment import Experiment, read
 from .network import Network
 from .schema import TIME, TRAJECTORY, Array, reference_site
-from .states import States, read_states
+from .states import States, check_labelled, read_states
 
 _TRIED = 64  # elements of a group at which a network is tried
 _LEADING = 100  # times that say which sites are observed, where no rule does
@@ -58,6 +59,7 @@ def symmetry_group(ds: xr.Dataset, **roles: Any) -> Group:
     ----------
     Bocquet et al., Sect. 3.2.2 and App. E.
     """
+    check_labelled("ds", ds, xr.Dataset)
     return find_group(read(ds, **roles))
 
 
@@ -114,9 +116,9 @@ def fitting_group(states: States, group: Group | None) -> Group:
     if group is None:
         return find_group(states.experiment)
     if not isinstance(group, Group):
-        raise TypeError(f"group={group!r}: expected an xdan.Group, such as xdan.Group.ring({states.sites})")
+        raise TypeError(f"group={shown(group)}: expected an xdan.Group, such as xdan.Group.ring({states.sites})")
     if group.sites != states.sites:
-        raise ValueError(f"{group!r} does not fit a state of {states.sites} sites")
+        raise ValueError(f"group={group!r}: expected one on the state's {states.sites} sites")
     return group
 
 
@@ -206,6 +208,7 @@ def equivariance_error(
         Root mean square difference over root mean square, 0 for an equivariant network and about 1.4 for one that
         knows nothing of the symmetry. `image` says where an element carries site 0.
     """
+    elements = integer("elements", elements, least=1)
     states = read_states(
         ds, network, run=run, innovation=innovation, every=every, burn_in=burn_in, seed=seed, device=device, **roles
     )
@@ -265,6 +268,15 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
         If the averages leave out an orbit, the message says which sites lack one; if they are over another group, or
         do not belong together.
     """
+    if not isinstance(group, Group):
+        raise TypeError(f"group={shown(group)}: expected the xdan.Group that the averages are over")
+    if not averages:
+        raise ValueError("averages=(): expected at least one, as ds.dan.gain(net) gives")
+    for average in averages:
+        check_labelled("averages", average, xr.DataArray)
+        reference_site(average)
+        if average.sizes["i"] != group.sites:
+            raise ValueError(f"group={group!r}: expected one on the {average.sizes['i']} sites of the averages")
     covered = {site for average in averages for site in group.images(reference_site(average))}
     for name, own in (("group", {repr(group)}), ("network_digest", set()), ("states", set())):
         if len(made := own | {average.attrs[name] for average in averages if name in average.attrs}) > 1:
@@ -275,7 +287,7 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
     if left := sorted(set(range(group.sites)) - covered):
         raise ValueError(
             f"sites {left[:8]} are carried to none of the references "
-            f"{[int(a.attrs['reference']) for a in averages]}: give an average with reference={left[0]} too"
+            f"{[int(a.attrs['reference']) for a in averages]}: expected an average with reference={left[0]} too"
         )
     total: xr.DataArray | None = None
     for average in averages:
@@ -323,13 +335,20 @@ def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynami
     ValueError
         If the dynamics knows no distances, or the share is not between 0 and 1.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share={share}: expected a number between 0 and 1")
-    reference = reference_site(omega)
+    share = real("share", share, above=0, below=1)
+    reference = reference_site(omega, "omega")
+    if dynamics is not None and not isinstance(dynamics, Dynamics):
+        raise TypeError(f"dynamics={shown(dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
+    if dynamics is None and not isinstance(omega.attrs.get("dynamics"), str):
+        raise ValueError("the attributes of omega name no dynamics: expected dynamics=, for example xdan.Lorenz96()")
     model = dynamics if dynamics is not None else dynamics_from_json(json.loads(omega.attrs["dynamics"]))
+    if len(omega["i"]) != math.prod(model.shape):
+        raise ValueError(f"dynamics={model!r}: expected one of the {len(omega['i'])} sites that omega has")
     distances = model.distances(torch.tensor([reference]))
     if distances is None:
-        raise ValueError(f"the dynamics {model.name!r} knows no distances; give CustomDynamics distance=")
+        raise ValueError(
+            f"the dynamics {model.name!r} knows no distances: expected one that does; give CustomDynamics distance="
+        )
     away = distances[0].numpy()
     pair = np.maximum(away[:, None], away[None, :])
     values = np.abs(omega.transpose("i", "j").to_numpy())

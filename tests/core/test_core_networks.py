@@ -318,3 +318,65 @@ def test_an_unknown_network_is_refused():
 def test_an_unknown_parameter_of_a_network_is_refused():
     with pytest.raises(ValueError, match=r"no parameters \['width'\].*'filters'"):
         network_by_name("residual-cnn", {"width": 3})
+
+
+class Scaled(ResidualCNN):
+    """Three times its parent's increment, with the parent's own forward pass inside."""
+
+    def forward(self, x, zeta, memory=None):
+        analysis, memory = super().forward(x, zeta, memory)
+        return x + 3 * (analysis - x), memory
+
+
+class BySite(ResidualCNN):
+    """One alpha for each of seven sites."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+        self.relative_alpha = torch.nn.Parameter(torch.linspace(0.1, 0.7, 7))
+
+
+class Learned(ResidualCNN):
+    """Its unit of increments is trained."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+        del self.error_std
+        self.error_std = torch.nn.Parameter(torch.ones(()))
+
+
+class Positive(ResidualCNN):
+    """Its alpha is the square of what is trained."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+        self.root = torch.nn.Parameter(torch.tensor(0.6))
+        del self.relative_alpha
+
+    @property
+    def relative_alpha(self):
+        return self.root**2
+
+
+class Other(ResidualCNN):
+    """Its activation is one that the written-out gradient does not know."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters, activation="silu")
+        self.activation = "none"
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+@pytest.mark.parametrize("cls", [Scaled, BySite, Learned, Positive, Other])
+def test_a_derived_class_is_trained_by_the_gradient_of_its_own_forward_pass(cls, memory):
+    net = cls(filters=3, blocks=2, kernel=3, memory=memory).double()
+    with torch.no_grad():
+        for index, parameter in enumerate(net.parameters()):
+            parameter.copy_(normals(*parameter.shape, seed=index) * 0.5)
+    tensors = inputs(net, batch=7)  # as many states as sites: a wrong broadcast would pass
+    assert_same(value_and_gradients(net.train(), tensors, 2), value_and_gradients(net.eval(), tensors, 2))
+    net.eval()
+    x, zeta, *rest = tensors
+    covariance = net.analysis_covariance(x, zeta, *(rest or [None]))
+    one = torch.func.jacrev(lambda z: net(x[:1], z, *(part[:1] for part in rest))[0][0])(zeta[:1])[:, 0]
+    assert_close(covariance[0], one, rtol=1e-10, atol=1e-10)

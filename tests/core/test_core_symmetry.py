@@ -99,7 +99,7 @@ def test_commuting_functions():
     [
         (lambda: Group.ring(6, 4), "divisor of the 6 sites"),
         (lambda: Group.grid((4, 6), (3, 1)), "divisors of the grid"),
-        (lambda: Group.generated_by([0, 0, 1]), "no permutation of 3 sites"),
+        (lambda: Group.generated_by([0, 0, 1]), "expected the numbers of 3 sites, each once"),
         (lambda: Group.generated_by(), "at least one permutation"),
         (lambda: Group.translations((6,), [(0,), (1,)]), "expected a group"),
         (lambda: Group.generated_by([1, 0, *range(2, 12)], [*range(1, 12), 0]), "more than 100000"),

@@ -5,11 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import integer, shown
+
 _ALL_SHIFTS = 4096  # states with more sites are tried along their dims only
+_MOST_SITES = 10**8  # a permutation of more would take gigabytes
 _LARGEST = 100_000  # elements of a group that permutations generate
 _TOLERANCE = 1e-9
 
@@ -45,8 +50,15 @@ class Group:
             All shifts of the group, as many numbers each as the grid has dims.
         name : str
         """
-        shape = tuple(int(n) for n in shape)
-        found = sorted({tuple(int(o) % n for o, n in zip(offset, shape, strict=True)) for offset in offsets})
+        shape = _integers("shape", shape, least=1)
+        if math.prod(shape) > _MOST_SITES:
+            raise ValueError(f"shape={shape}: expected at most {_MOST_SITES} sites")
+        if not isinstance(name, str):
+            raise TypeError(f"name={shown(name)}: expected a string")
+        turns = [_integers("offsets", offset) for offset in _items("offsets", offsets)]
+        if not turns or any(len(turn) != len(shape) for turn in turns):
+            raise ValueError(f"offsets={shown(turns)}: expected shifts of {len(shape)} numbers each")
+        found = sorted({tuple(o % n for o, n in zip(turn, shape, strict=True)) for turn in turns})
         known = set(found)
         for one in found[: min(len(found), 64)]:
             for other in found:
@@ -69,7 +81,8 @@ class Group:
         ValueError
             If the step does not divide the number of sites.
         """
-        if step < 1 or sites % step:
+        sites, step = integer("sites", sites, least=1, most=_MOST_SITES), integer("step", step, least=1)
+        if sites % step:
             raise ValueError(f"step={step}: expected a divisor of the {sites} sites")
         return cls.translations((sites,), [(o,) for o in range(0, sites, step)], f"turns of the ring by {step}")
 
@@ -82,21 +95,26 @@ class Group:
         ValueError
             If a step does not divide its dim.
         """
-        for step, size in zip(steps, shape, strict=True):
-            if step < 1 or size % step:
-                raise ValueError(f"steps={tuple(steps)}: expected divisors of the grid {tuple(shape)}")
+        shape, steps = _integers("shape", shape, least=1), _integers("steps", steps, least=1)
+        if len(steps) != len(shape) or any(size % step for step, size in zip(steps, shape, strict=True)):
+            raise ValueError(f"steps={steps}: expected divisors of the grid {shape}, one for each dim")
+        if math.prod(size // step for step, size in zip(steps, shape, strict=True)) > _LARGEST:
+            raise ValueError(f"shape={shape}, steps={steps}: expected a group of at most {_LARGEST} shifts")
         ranges = [range(0, size, step) for step, size in zip(steps, shape, strict=True)]
-        name = f"translations of the grid {tuple(shape)} by {tuple(steps)}"
+        name = f"translations of the grid {shape} by {steps}"
         return cls.translations(shape, list(itertools.product(*ranges)), name)
 
     @classmethod
     def rotations(cls, latitudes: int, longitudes: int, step: int = 1) -> Group:
         """Rotations of a (lat, lon) grid about the axis."""
+        latitudes, longitudes = integer("latitudes", latitudes, least=1), integer("longitudes", longitudes, least=1)
+        step = integer("step", step, least=1)
         return cls.grid((latitudes, longitudes), (latitudes, step))
 
     @classmethod
     def trivial(cls, sites: int) -> Group:
         """The identity alone."""
+        sites = integer("sites", sites, least=1, most=_MOST_SITES)
         return cls("the identity alone", sites, lambda index: torch.arange(sites), 1)
 
     @classmethod
@@ -109,12 +127,16 @@ class Group:
             If one is no permutation, they differ in length, or generate too many.
         """
         if not permutations:
-            raise ValueError("expected at least one permutation of the sites")
-        given = [torch.as_tensor(p, dtype=torch.int64).flatten() for p in permutations]
+            raise ValueError("permutations=(): expected at least one permutation of the sites")
+        if not isinstance(name, str):
+            raise TypeError(f"name={shown(name)}: expected a string")
+        given = [torch.tensor(_integers("permutations", p), dtype=torch.int64) for p in permutations]
         identity = torch.arange(len(given[0]))
         for p in given:
-            if len(p) != len(identity) or not torch.equal(p.sort().values, identity):
-                raise ValueError(f"{p.tolist()[:8]}... is no permutation of {len(identity)} sites, each standing once")
+            if not len(p) or len(p) != len(identity) or not torch.equal(p.sort().values, identity):
+                raise ValueError(
+                    f"permutations={shown(p.tolist())}: expected the numbers of {len(identity)} sites, each once"
+                )
         known = {tuple(identity.tolist()): identity}
         frontier = [identity]
         while frontier:
@@ -122,7 +144,7 @@ class Group:
             known |= {tuple(g.tolist()): g for g in frontier}
             frontier = list({tuple(g.tolist()): g for g in frontier}.values())
             if len(known) > _LARGEST:
-                raise ValueError(f"the permutations generate more than {_LARGEST} elements")
+                raise ValueError(f"the permutations generate more than {_LARGEST} elements: expected a smaller group")
         elements = list(known.values())
         return cls(name or "permutations", len(identity), lambda index: elements[index], len(elements))
 
@@ -149,6 +171,21 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<xdan.Group: {self.name}, {len(self)} elements on {self.sites} sites>"
+
+
+def _items(label: str, values: Any) -> list[Any]:
+    """The items of a sequence, NumPy's or torch's too."""
+    if not isinstance(values, (Sequence, range, np.ndarray, Tensor)) or isinstance(values, (str, bytes)):
+        raise TypeError(f"{label}={shown(values)}: expected a sequence of integers")
+    try:
+        return list(values)
+    except TypeError:
+        raise TypeError(f"{label}={shown(values)}: expected a sequence of integers") from None
+
+
+def _integers(label: str, values: Any, least: int | None = None) -> tuple[int, ...]:
+    items = values.tolist() if isinstance(values, (np.ndarray, Tensor)) else values
+    return tuple(integer(label, item, least=least) for item in _items(label, items))
 
 
 def invariant_shifts(shape: Sequence[int], unchanged: Callable[[Tensor], bool]) -> Group:
