@@ -281,6 +281,7 @@ def test_reading_is_the_twins_own(matrix_twin):
     np.testing.assert_array_equal(turned.frame.error.operator.matrix, MATRIX)
 
 
+@pytest.mark.filterwarnings("ignore:the observations are far from the truth")
 def test_functions_are_known_by_what_they_give(model, function_twin, tmp_path, monkeypatch, quick, architecture):
     from xdan.streams import Stream
 
@@ -338,7 +339,10 @@ def test_a_matrix_is_no_standard_deviation(model):
 
 
 def test_dataset_words_are_refused_by_an_endless_twin(model, quick):
-    with pytest.raises(ValueError, match=r"\['observation_error'\] go with a Dataset; an endless twin has error_std="):
+    with pytest.raises(
+        ValueError,
+        match=r"\['observation_error'\] go with a Dataset: expected none of them, an endless twin has error_std=",
+    ):
         xdan.train(model, observation_error=0.5, **quick)
 
 

@@ -71,9 +71,9 @@ def arm(point, when, log):
 
     patch(Stream, "write", writing)
 
-    def finishing(self, real):
+    def finishing(self, attributes, real):
         armed[0] = False
-        return real(self)
+        return real(self, attributes)
 
     patch(Stream, "finish", finishing)
 

@@ -14,6 +14,8 @@ from .core.sensitivity import bias
 from .network import Network
 from .schema import MEMBER, TIME, TRAJECTORY, Array
 from .states import check_labelled, read_states
+from .store import check_contents, check_whole, sealed
+from .watch import tell
 
 
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
@@ -41,6 +43,8 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
     if of not in run or MEMBER not in run[of].dims:
         raise ValueError(f"the run holds no {of!r}: expected one made with baseline(..., keep_members=True)")
     members = run[of]
+    check_contents(run)
+    check_whole(run, members)
     count = members.sizes[MEMBER]
     if count < 2:
         raise ValueError("one member has no covariance: expected at least 2")
@@ -58,7 +62,7 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
         "units": units if units == "1" else f"({units})2",
     }
     lead = [dim for dim in (TRAJECTORY, TIME) if dim in found.dims]
-    return found.transpose(*lead, "i", "j").rename("ensemble_covariance")
+    return sealed(found.transpose(*lead, "i", "j").rename("ensemble_covariance"))
 
 
 def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
@@ -107,6 +111,10 @@ def _finite(p: Array) -> Array:
 
 def _spectrum(p: Array) -> tuple[Array, Array, Array]:
     whole = _finite(p)
+    if not whole.all():
+        gone = int((~whole).sum())
+        text = f"{gone} of {whole.size} covariances are not finite and have no eigenvalues"
+        tell([f"{text}: trajectories were lost, or a store was cut short"])
     p = np.where(whole[..., None, None], p, np.eye(p.shape[-1], dtype=p.dtype))
     symmetric, rest = (p + p.swapaxes(-1, -2)) / 2, (p - p.swapaxes(-1, -2)) / 2
     values, vectors = np.linalg.eigh(symmetric)

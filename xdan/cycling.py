@@ -177,7 +177,7 @@ def cycle(
         if not lazy:
             (result, ready) = dask.compute(result, prepared)
             result = result.assign_attrs(attribute([*outside, *_judge(result, ready, frame)]))
-        return experiment.as_given(result)
+        return sealed(experiment.as_given(result))
     identity = digest(
         [prototype.name, prototype.parameters(), prototype.tune_on, dynamics_to_json(frame.dynamics), seed, members],
         method.digest if isinstance(method, Network) else "",

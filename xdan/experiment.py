@@ -18,7 +18,7 @@ from .core.dynamics import Dynamics, dynamics_from_json
 from .core.observing import ErrorCovariance, Sites
 from .observing import read_error, read_operator
 from .schema import DIGEST, OBS, TIME, TRAJECTORY, changed_descriptions, check_order, find
-from .store import check_whole
+from .store import check_contents, check_whole
 from .times import intervals_of
 from .values import check_packing, check_units, fill_value
 
@@ -160,6 +160,7 @@ def read(
         raise ValueError(
             "the store is unfinished: the run that writes it was cut short. Run the same call again to resume it"
         )
+    check_contents(ds)
     model = read_dynamics(ds, dynamics)
     y = find(ds, "observation", observation)
     if y is None:
@@ -408,6 +409,7 @@ def read_run(
         raise ValueError(f"the {what}'s store is unfinished; run the same call again to resume it")
     if missing := [name for name in names if name not in run]:
         raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
+    check_contents(run)
     model = experiment.frame.dynamics
     sizes = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
     variables = {}

@@ -27,6 +27,7 @@ from .core.symmetry import Group
 from .network import Network
 from .schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims
 from .states import INNOVATIONS, States, read_states
+from .store import sealed
 from .symmetries import commuting, fitting_group
 
 KINDS = {
@@ -350,7 +351,7 @@ def _label(found: Any, states: States, over: Sequence[str], tail: Sequence[int],
     spelled = "1" if units == "1" or not powers else units if powers == 1 else f"({units}){powers}"
     about = attributes(dynamics, long_name=KINDS[kind], units=spelled)
     result = xr.DataArray(found, coordinates, [*dims, *factors], _kind_name(kind), about)
-    return states.experiment.as_given(result)
+    return sealed(states.experiment.as_given(result))
 
 
 def _kind_name(kind: str) -> str:

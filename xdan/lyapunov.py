@@ -19,7 +19,7 @@ from .experiment import Experiment, Frame, read
 from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_together, vector_count
 from .schema import TIME, TRAJECTORY, Array, attributes, find
 from .states import check_labelled
-from .store import check_whole
+from .store import check_whole, sealed
 
 _BYTES = 1 << 27  # of a block of vectors, and of what one pass keeps
 
@@ -117,7 +117,7 @@ def lyapunov_vectors(
         first += held
     found, growth = (da.concatenate(into) for into in pieces)
     result = _label_vectors(found, growth, experiment, kind, kept, seed)
-    return experiment.as_given(result)
+    return sealed(experiment.as_given(result))
 
 
 def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> Experiment:

@@ -21,7 +21,7 @@ from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .experiment import Experiment
 from .location import StoreLike, check_rewritable, locate, replacing, writing
-from .schema import Array
+from .schema import WHOLE, Array
 from .setting import disagreements
 from .store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
@@ -344,6 +344,7 @@ def _read_history(store: StoreLike, expected: str | None) -> xr.Dataset | None:
         history: xr.Dataset = xr.open_zarr(store, group="history", consolidated=False, chunks=None).load()
     except Exception as reason:
         raise ValueError(f"{store}: the history was cut short or changed: {reason}") from None
+    history.attrs.pop(WHOLE, None)
     if expected is not None and _history_digest(history) != expected:
         raise ValueError(f"{store}: the history was changed: its digest does not match")
     return history

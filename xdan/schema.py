@@ -23,7 +23,7 @@ OBS = "obs"  # observations that are no sites of the state
 DUAL = "_dual"  # suffix of the second dim of a covariance
 CONVENTIONS = "CF-1.11"
 DIGEST = "xdan_digest"  # attribute: of what the attributes say of dynamics and observing network
-WHOLE = "xdan_whole"  # attribute: every chunk of every array is written, those of nothing but NaN too
+WHOLE = "xdan_whole"  # attribute: names of the arrays of which every chunk is written, those of nothing but NaN too
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -163,7 +163,7 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
         "dynamics": to_json(dynamics_to_json(model)),
         **plain,
     }
-    return {**described, WHOLE: 1, DIGEST: description_digest(described)}
+    return {**described, DIGEST: description_digest(described)}
 
 
 def description_digest(attributes: Mapping[Any, Any]) -> str:

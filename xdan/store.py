@@ -32,8 +32,8 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 def sealed(data: Labelled) -> Labelled:
     """Ask Zarr to write every chunk of a Dataset or DataArray, those of nothing but NaN too, with a checksum.
 
-    A chunk that is missing, or differs from what was written, is then known for damage when it is read. Only Zarr's
-    format 3 has the checksum: for format 2 take `drop_encoding()` first.
+    A chunk or an array that is missing, or differs from what was written, is then known for damage when it is read.
+    Only Zarr's format 3 has the checksum: for format 2 take `drop_encoding()` first.
     """
     sealed_copy: Labelled = data.copy(deep=False)
     inside = [*sealed_copy.coords.values(), *(sealed_copy.data_vars.values() if isinstance(data, xr.Dataset) else ())]
@@ -41,7 +41,8 @@ def sealed(data: Labelled) -> Labelled:
         array.variable.encoding = _seal()
     if isinstance(sealed_copy, xr.DataArray):
         sealed_copy.encoding = _seal()
-    return sealed_copy
+        return sealed_copy
+    return sealed_copy.assign_attrs({WHOLE: sorted(map(str, data.variables))})
 
 
 def _seal() -> dict[str, Any]:
@@ -97,8 +98,28 @@ def check_apart(ds: xr.Dataset, store: StoreLike, observation: str) -> None:
         raise ValueError(f"store={str(store)!r} holds a record ({held[0]!r}), no run; choose another path")
 
 
+def check_contents(ds: xr.Dataset) -> None:
+    """Warn where a local store lacks arrays that the attributes of its Dataset list.
+
+    Warns
+    -----
+    XdanWarning
+    """
+    folder, names = _folder(ds), ds.attrs.get(WHOLE)
+    if folder is None or not isinstance(names, (list, tuple)):
+        return
+    lacking = sorted(str(name) for name in names if not (folder / str(name) / "zarr.json").exists())
+    if lacking:
+        warnings.warn(
+            f"{folder} lacks the arrays {lacking}, which its attributes list: it is damaged, or was saved without "
+            f"them. Drop the attribute {WHOLE!r} where that was meant",
+            XdanWarning,
+            stacklevel=4,
+        )
+
+
 def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: bool = False) -> None:
-    """Refuse a variable whose local Zarr array lacks chunks: they would read as NaN.
+    """Refuse a variable whose local Zarr array, or whose labels there, lack chunks: they would read as NaN or zero.
 
     A Dataset that xdan made says in its attributes that every chunk is written. Without that a chunk of nothing but
     NaN may lawfully be absent.
@@ -122,28 +143,52 @@ def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: 
     XdanWarning
         If chunks are missing that may be empty.
     """
-    source = ds.encoding.get("source")
-    if variable is None or not isinstance(source, str) or "://" in source or not Path(source).is_dir():
+    folder = _folder(ds)
+    if variable is None or folder is None:
         return
-    try:
-        array = zarr.open_array(source, path=str(variable.name), mode="r")
-        missing = array.nchunks - array.nchunks_initialized
-    except (FileNotFoundError, zarr.errors.ContainsGroupError, *_DAMAGE):
-        return
-    if sorted(array.shape) != sorted(variable.shape) or not missing:
-        return
-    told = f"{source}: {variable.name!r} has {array.nchunks - missing} of {array.nchunks} chunks"
-    if may_be_empty and WHOLE not in ds.attrs:
-        warnings.warn(
-            f"{told}. Where chunks are missing nothing is observed; if the store was cut short, write it again",
-            XdanWarning,
-            stacklevel=2,
+    said = WHOLE in ds.attrs
+    labels = [variable[dim] for dim in variable.dims if dim in variable.coords] if said else []
+    for array in (variable, *labels):
+        chunks = _chunks(folder, str(array.name), array.shape)
+        if chunks is None or chunks[0] == chunks[1]:
+            continue
+        told = f"{folder}: {array.name!r} has {chunks[0]} of {chunks[1]} chunks"
+        if may_be_empty and not said:
+            warnings.warn(
+                f"{told}. Where chunks are missing nothing is observed; if the store was cut short, write it again",
+                XdanWarning,
+                stacklevel=3,
+            )
+            continue
+        raise ValueError(
+            f"{told}: it was cut short or damaged. Write it again, or select the part that is whole"
+            + (f"; if Zarr left empty chunks out on purpose, drop the attribute {WHOLE!r}" if said else "")
         )
-        return
-    raise ValueError(
-        f"{told}: it was cut short or damaged. Write it again, or select the part that is whole"
-        + (f"; if Zarr left empty chunks out on purpose, drop the attribute {WHOLE!r}" if may_be_empty else "")
-    )
+
+
+def _folder(ds: xr.Dataset) -> Path | None:
+    """The local folder that a Dataset was opened from, if any."""
+    source = ds.encoding.get("source")
+    return Path(source) if isinstance(source, str) and "://" not in source and Path(source).is_dir() else None
+
+
+def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """How many chunks of an array are there, and how many it has; None for an array that is not the one opened."""
+    try:
+        array = zarr.open_array(folder, path=name, mode="r")
+        there = array.nchunks_initialized
+    except FileNotFoundError:
+        # Consolidated metadata may know of an array whose folder is gone.
+        try:
+            array = zarr.open_group(folder, mode="r").get(name)  # type: ignore[assignment]
+        except (FileNotFoundError, GroupNotFoundError, *_DAMAGE):
+            return None
+        there = 0
+    except (zarr.errors.ContainsGroupError, *_DAMAGE):
+        return None
+    if not isinstance(array, zarr.Array) or sorted(array.shape) != sorted(shape):
+        return None
+    return there, array.nchunks
 
 
 def digest(*values: Any) -> str:

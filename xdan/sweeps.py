@@ -235,7 +235,15 @@ class _Folder:
         group = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=about)
         group.attrs.update(about)  # with the schemes that were added
         for name in ("cells", "networks"):
-            group.require_group(name)
+            try:
+                group.require_group(name)
+            except _UNREADABLE as error:
+                description = Path(self.store) / name / "zarr.json"
+                if not self.local or not description.exists():
+                    raise
+                _tell(f"{name}/zarr.json", error, "is written again")
+                description.unlink()
+                group.require_group(name)
 
     def _about(self) -> Any:
         try:
@@ -294,6 +302,7 @@ class _Folder:
         path = Path(self.store) / "networks" / cell.training_key
         network = self._kept(path, cell)
         if network is not None:
+            shutil.rmtree(path.with_suffix(".checkpoint"), ignore_errors=True)  # of a call that was killed in between
             return network
         network = self._train(cell, path.with_suffix(".checkpoint"))
         network.to_zarr(path, mode="w")
@@ -334,6 +343,8 @@ class _Folder:
         """Write the cube beside its cells."""
         group = zarr.open_group(self.store, mode="r+")
         if self.local:  # whatever state the arrays of an earlier cube are in
+            for leftover in Path(self.store).rglob("*.partial"):
+                leftover.unlink()
             for path in Path(self.store).iterdir():
                 if path.is_dir() and path.name not in ("cells", "networks"):
                     shutil.rmtree(path)
