@@ -113,6 +113,7 @@ def test_refusals(ensemble):
         xdan.principal_angles(square, ensemble.spread, modes=1)
 
 
+@pytest.mark.filterwarnings("ignore:.* covariances are not finite")
 def test_matrices_of_a_lost_trajectory_are_left_out():
     rng = np.random.default_rng(0)
     roots = rng.normal(size=(3, 2, 6, 6))

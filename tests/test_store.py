@@ -264,3 +264,106 @@ def test_numpys_numbers_are_numbers(model, architecture, quick, tmp_path):
     net.to_zarr(tmp_path / "net.zarr")
     assert xdan.open_network(tmp_path / "net.zarr").description["training"]["window"] == 4
     assert xdan.twin(model, cycles=4, observe=xdan.Sites.every(np.int64(2))).attrs["observing"]
+
+
+def test_every_chunk_has_a_checksum(twin, tmp_path):
+    """A flipped bit anywhere in the values is an error, not another number."""
+    twin.chunk(time=12).to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    chunk = tmp_path / "twin.zarr" / "truth" / "c" / "0" / "1" / "0"
+    good = chunk.read_bytes()
+    ds = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
+    xr.testing.assert_identical(ds.truth.load(), twin.truth)
+    for place in np.random.default_rng(0).integers(0, len(good), 12):
+        bad = bytearray(good)
+        bad[place] ^= 4
+        chunk.write_bytes(bad)
+        with pytest.raises((ValueError, RuntimeError)):
+            xr.open_zarr(tmp_path / "twin.zarr", consolidated=False).truth.load()
+
+
+@pytest.mark.parametrize("name", ["observation/c/0/1/0", "truth/c/0/0/0", "trajectory/c/0", "x/c/0", "time/c/0"])
+def test_a_missing_chunk_is_no_gap(model, tmp_path, name):
+    sparse = xdan.twin(model, cycles=24, trajectories=4, observe=xdan.Sites.every(2)).chunk(time=12).compute()
+    sparse.chunk(time=12).to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    read = lambda: xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)  # noqa: E731
+    run = read().dan.baseline("optimal-interpolation").load()
+    (tmp_path / "twin.zarr" / name).unlink()
+    for call in (
+        lambda: read().dan.baseline("optimal-interpolation"),
+        lambda: read().dan.score(run),
+        lambda: read().dan.train(objective="forecast", steps=1, window=2, progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"chunks: it was cut short or damaged|expected"):
+            call()
+
+
+def test_chunks_of_nothing_but_gaps_are_written(model, tmp_path):
+    silent = xdan.twin(model, cycles=24, trajectories=4).compute()
+    silent["observation"][{"time": slice(12, None)}] = np.nan
+    silent.chunk(time=12).to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    assert (tmp_path / "twin.zarr" / "observation" / "c" / "0" / "1" / "0").exists()
+    ds = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
+    assert int(ds.dan.score(ds.dan.baseline("optimal-interpolation")).diverged) == 0
+
+
+def test_missing_chunks_of_another_program_warn(model, tmp_path):
+    """There an empty chunk may lawfully be absent."""
+    silent = xdan.twin(model, cycles=24, trajectories=4).compute().drop_encoding()
+    silent["observation"][{"time": slice(12, None)}] = np.nan
+    silent.attrs.pop("xdan_whole")
+    silent.chunk(time=12).to_zarr(tmp_path / "record.zarr", consolidated=False)
+    with pytest.warns(xdan.XdanWarning, match="1 of 2 chunks. Where chunks are missing nothing is observed"):
+        xr.open_zarr(tmp_path / "record.zarr", consolidated=False).dan.baseline("optimal-interpolation")
+
+
+def test_an_array_that_vanished_is_told(twin, run, tmp_path):
+    twin.to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    shutil.rmtree(tmp_path / "twin.zarr" / "truth")
+    with pytest.warns(xdan.XdanWarning, match=r"lacks the arrays \['truth'\], which its attributes list"):
+        xr.open_zarr(tmp_path / "twin.zarr", consolidated=False).dan.score(run)
+
+
+@pytest.mark.parametrize("name", ["dynamics", "observing"])
+def test_changed_attributes_are_refused(twin, name):
+    changed = twin.assign_attrs({name: twin.attrs[name].replace("8", "9").replace("all", "every")})
+    with pytest.raises(ValueError, match=rf"the attributes \['{name}'\] are not what xdan wrote"):
+        changed.dan.baseline("3d-var")
+
+
+def test_a_network_is_replaced_as_a_whole(net, tmp_path, monkeypatch):
+    """What fails while it is written leaves the old one."""
+    net.to_zarr(tmp_path / "net.zarr")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as m:
+        m.setattr(xr.Dataset, "to_zarr", full)
+        with pytest.raises(OSError, match="No space"):
+            net.to_zarr(tmp_path / "net.zarr", mode="w")
+    assert xdan.open_network(tmp_path / "net.zarr") == net
+    assert [p.name for p in tmp_path.iterdir()] == ["net.zarr"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, "[1, 2]", '"x"', "{", "null"])
+def test_odd_descriptions_are_refused(tmp_path, text):
+    write_arrays(tmp_path / "s", "", ARRAYS, {})
+    zarr.open_group(tmp_path / "s", mode="r+").attrs["description"] = text
+    with pytest.raises(ValueError, match=r"is damaged|expected a JSON object"):
+        read_arrays(tmp_path / "s", "")
+
+
+def test_a_torn_slot_gives_the_save_before(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "c", {"run": 1})
+    for step in (1.0, 2.0):
+        checkpoint.save({"w": np.full(3, step)}, {"step": step})
+    latest = json.loads((tmp_path / "c" / "zarr.json").read_text())["attributes"]["latest"]
+    chunks = [p for p in (tmp_path / "c" / f"slot{latest}").rglob("*") if p.is_file() and p.name != "zarr.json"]
+    chunks[0].write_bytes(b"")
+    with pytest.warns(xdan.XdanWarning, match="last save is damaged, the one before is taken"):
+        arrays, scalars = Checkpoint(tmp_path / "c", {"run": 1}).load()
+    np.testing.assert_array_equal(arrays["w"], 1.0)
+    assert scalars["step"] == 1.0
+    shutil.rmtree(tmp_path / "c" / f"slot{1 - latest}")
+    with pytest.raises(ValueError, match="both saves in the checkpoint"):
+        Checkpoint(tmp_path / "c", {"run": 1}).load()

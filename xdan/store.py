@@ -106,7 +106,7 @@ def check_contents(ds: xr.Dataset) -> None:
     XdanWarning
     """
     folder, names = _folder(ds), ds.attrs.get(WHOLE)
-    if folder is None or not isinstance(names, (list, tuple)):
+    if folder is None or not isinstance(names, (list, tuple)) or not (folder / "zarr.json").exists():
         return
     lacking = sorted(str(name) for name in names if not (folder / str(name) / "zarr.json").exists())
     if lacking:
