@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from .batches import Batch
-from .core.checks import choice, integer
+from .core.checks import choice, integer, shown
 from .core.networks import AnalysisNetwork
 from .core.sensitivity import bias
 from .network import Network
@@ -277,3 +277,10 @@ def _check_square(covariance: xr.DataArray) -> None:
     check_labelled("covariance", covariance, xr.DataArray)
     if not {"i", "j"} <= set(covariance.dims) or covariance.sizes["i"] != covariance.sizes["j"]:
         raise ValueError(f"a covariance with sizes {dict(covariance.sizes)}: expected dims i and j of one size")
+    for dim in {TRAJECTORY, TIME} & set(covariance.indexes):
+        labels = covariance.indexes[dim]
+        if labels.hasnans or not labels.is_unique:
+            raise ValueError(
+                f"a covariance whose labels of {dim!r} are missing or stand twice, {shown(labels.tolist())}: expected "
+                "distinct ones; was the store cut short?"
+            )

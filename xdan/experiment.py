@@ -231,7 +231,9 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
         )
     extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
     if extra:
-        raise ValueError(f"{variable.name!r} has dims {extra} beyond (trajectory, time, {', '.join(dims)})")
+        raise ValueError(
+            f"{variable.name!r} has dims {extra} beyond those expected, (trajectory, time, {', '.join(dims)})"
+        )
     sizes = {dim: variable.sizes[dim] for dim in dims}
     if sizes != own:
         raise ValueError(

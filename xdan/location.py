@@ -56,7 +56,11 @@ def locate(store: Any, label: str = "store") -> StoreLike:
         if text.startswith("file://"):
             text = unquote(urlparse(text).path)
         return text if "://" in text else Path(text).expanduser().absolute()
-    if not isinstance(store, (Store, StorePath, MutableMapping)):
+    if isinstance(store, MutableMapping):
+        if not all(isinstance(key, str) and hasattr(value, "to_bytes") for key, value in store.items()):
+            raise ValueError(f"{label}={shown(store)}: expected a dict of Zarr's buffers, such as an empty one")
+        return store
+    if not isinstance(store, (Store, StorePath)):
         raise TypeError(f"{label}={shown(store)}: expected a path, a URL or a Zarr store")
     return store
 

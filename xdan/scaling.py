@@ -67,6 +67,8 @@ def scaling_law(
     """
     bootstrap = integer("bootstrap", bootstrap, least=0, most=_MOST_FITS)
     rng = np.random.default_rng(check_seed(seed))
+    if not isinstance(value, str):
+        raise TypeError(f"value={shown(value)}: expected the name of a score")
     observed = _cells(cube, size, batch, value)
     grid = np.meshgrid(observed[size].values, observed[batch].values, indexing="ij")
     present = np.isfinite(observed.values)

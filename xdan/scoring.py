@@ -174,6 +174,7 @@ def rank_histogram(
         f"rank of the truth among {of.replace('_', ' ')}",
         "1",
         (pair.diverged, pair.gaps_of_truth, pair.gaps_of(of)),
+        always=() if pair.follows is None else (pair.follows,),
         broken=(counts.sum("rank") < everything - 0.5).broadcast_like(counts),
         trouble="some states are not counted",
     )

@@ -343,8 +343,8 @@ class _Folder:
         """Write the cube beside its cells."""
         group = zarr.open_group(self.store, mode="r+")
         if self.local:  # whatever state the arrays of an earlier cube are in
-            for leftover in Path(self.store).rglob("*.partial"):
-                leftover.unlink()
+            for leftover in [*Path(self.store).rglob("*.partial"), *(Path(self.store) / "networks").glob(".*.lock")]:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()  # of calls that were killed
             for path in Path(self.store).iterdir():
                 if path.is_dir() and path.name not in ("cells", "networks"):
                     shutil.rmtree(path)
