@@ -1,6 +1,7 @@
 """Small twins and a small network, shared by all tests; scheduler and threads that keep to one core."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -20,6 +21,10 @@ settings.register_profile(
     "xdan", deadline=None, max_examples=10, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("xdan")
+
+
+# Shells start what runs in the background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

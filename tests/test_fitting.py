@@ -772,6 +772,7 @@ import os, signal, sys, threading, warnings
 import numpy as np, torch, xdan
 from xdan.core.training import Trainer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
 folder, at, processes, again = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "again"
 step, armed = Trainer.step, [True]
 
