@@ -21,6 +21,7 @@ from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import Method
 from .core.progress import shown
 from .core.random import Purpose, check_seed, normal
+from .core.user_functions import finest
 from .experiment import (
     LEADING_CYCLES,
     LEADING_TRAJECTORIES,
@@ -378,9 +379,9 @@ def _watch_method(method: Method, frame: Frame, seed: int) -> Watch:
     """How large a classical method's innovations should be."""
     if "forecast_spread" in method.outputs and frame.error.operator is None:
         return Watch("spread", None, _REMEDY)
-    like = torch.zeros((), dtype=torch.float64)
+    like = finest(frame.dynamics.step, torch.zeros(1, *frame.dynamics.shape))
     states = frame.dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
-    return Watch("climate", frame.error.seen(states.flatten(1)).var(0), _REMEDY)
+    return Watch("climate", frame.error.seen(states.double().flatten(1)).var(0), _REMEDY)
 
 
 def _chosen(prepared: _Prepared, dtype: np.dtype[Any]) -> dict[str, Array]:

@@ -16,6 +16,7 @@ import xarray as xr
 from .core.checks import XdanWarning, shown
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.observing import ErrorCovariance, Sites
+from .core.user_functions import finest
 from .observing import read_error, read_operator
 from .schema import DIGEST, OBS, TIME, TRAJECTORY, changed_descriptions, check_order, find
 from .store import check_contents, check_whole
@@ -363,8 +364,9 @@ def astray(frame: Frame, truth: np.ndarray[Any, Any]) -> str:
     some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
     if not len(some):
         return ""
+    start = finest(frame.dynamics.step, torch.from_numpy(some[:, 0].copy()))
     with torch.no_grad():
-        after = frame.dynamics.advance(torch.from_numpy(some[:, 0].copy()), int(frame.steps[1])).numpy()
+        after = frame.dynamics.advance(start, int(frame.steps[1])).double().numpy()
     axes = tuple(range(1, after.ndim))
     error = np.sqrt(np.mean((after - some[:, 1]) ** 2, axis=axes))
     size = np.sqrt(np.mean((some[:, 1] - some[:, 0]) ** 2, axis=axes))

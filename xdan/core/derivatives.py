@@ -17,6 +17,7 @@ from torch import Tensor
 from .dynamics import Dynamics
 from .operators import Operator
 from .random import Purpose, normal
+from .user_functions import finest
 
 Function = Callable[[Tensor], Tensor]
 Along = Callable[[Tensor, Tensor], Tensor]
@@ -53,8 +54,7 @@ def check_derivative(
     function : callable
         From states (B, N) to values (B, P), each row by itself.
     states : Tensor, shape (S, N)
-        Where to compare; their spread sets the length of the directions. They are compared in double precision, or
-        in their own where the function takes no other.
+        Where to compare, in the precision that `finest` gives; their spread sets the length of the directions.
     label : str
         What a message calls the function, such as "the model 'lorenz96'".
     remedy : str
@@ -70,7 +70,7 @@ def check_derivative(
     ValueError
         If a derivative cannot be computed, or is not that of the function.
     """
-    states = _finest(function, states)
+    states = finest(function, states)
     size = sizes(states)
     rows = torch.arange(len(states) * _DIRECTIONS, device=states.device)
     x = states.repeat_interleave(_DIRECTIONS, 0)
@@ -185,17 +185,6 @@ def sizes(states: Tensor) -> Tensor:
     whole = size.square().mean().sqrt()
     size = torch.where(size > 0, size, torch.where(whole > 0, whole, torch.ones_like(whole)))
     return torch.where(deviation > _COLLAPSED * size, deviation, size)
-
-
-def _finest(function: Function, states: Tensor) -> Tensor:
-    """States in double precision, where the function takes them."""
-    fine = states.detach().double()
-    try:
-        with torch.no_grad():
-            function(fine[:1])
-    except Exception:  # a model with weights in single precision takes no others
-        return states.detach()
-    return fine
 
 
 def random_directions(rows: Tensor, stream: int, like: Tensor) -> Tensor:

@@ -106,6 +106,20 @@ def isolated(function: Function, x: Tensor, state_dims: int, shape: tuple[int, .
     return checked.clone(memory_format=torch.contiguous_format).reshape(*lead, *shape)
 
 
+def finest(function: Callable[[Tensor], Any], states: Tensor) -> Tensor:
+    """Copy states (B, ...) in double precision, or in single precision where the function does not take double.
+
+    A model with weights in single precision takes no other states.
+    """
+    double = states.detach().double()
+    try:
+        with torch.no_grad():
+            function(double[:1].clone())
+    except Exception:  # whatever torch or the function says of the type
+        return states.detach().float()
+    return double
+
+
 def check_function(function: Function, states: Tensor, label: str) -> None:
     """Refuse a function that is no function of each state alone.
 

@@ -21,7 +21,7 @@ from ..checks import XdanWarning, integer, real, shown
 from ..progress import track
 from ..random import Purpose, normal
 from ..tangent import push_forward
-from ..user_functions import check_function, isolated
+from ..user_functions import check_function, finest, isolated
 
 Tendency = Callable[[Tensor], Tensor]
 
@@ -248,7 +248,7 @@ class Dynamics(ABC):
         self.vet()
         x = torch.linspace(0.1, 1.0, math.prod(self.shape), dtype=torch.float64).reshape(1, *self.shape)
         with torch.no_grad():
-            return self.advance(x, 1).cpu().round(decimals=9)
+            return self.advance(finest(self.step, x), 1).cpu().round(decimals=9)
 
     def vet(self) -> None:
         """Try what a user wrote, once for an object, at two states; the classes of xdan are not tried.
