@@ -438,8 +438,6 @@ def _match(
     operator: Any,
 ) -> _Pair:
     """Record and run on the same labels, burn-in left out."""
-    if not isinstance(ds, xr.Dataset):
-        raise TypeError(f"ds={shown(ds)}: expected the Dataset of a twin or of a record")
     experiment = read(
         ds,
         dynamics=dynamics,
