@@ -1,4 +1,4 @@
-"""Zarr stores: groups of named arrays with a digest, checkpoints, and whether what is read is whole."""
+"""Zarr stores: groups of named arrays with a digest, checkpoints, and checks for missing chunks."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 
 def sealed(data: Labelled) -> Labelled:
-    """Ask Zarr to write every chunk of a Dataset or DataArray, those of nothing but NaN too, with a checksum.
+    """Ask Zarr to write every chunk of a Dataset or DataArray with a checksum, also chunks of nothing but NaN.
 
-    A chunk or an array that is missing, or differs from what was written, is then known for damage when it is read.
+    A reader then knows that a chunk is damaged where it is missing, or differs from what was written.
     Only Zarr's format 3 has the checksum: for format 2 take `drop_encoding()` first.
     """
     sealed_copy: Labelled = data.copy(deep=False)

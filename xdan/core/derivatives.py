@@ -1,4 +1,4 @@
-"""Checks of derivatives: what a model or an operator says of itself, against finite differences, before it is used.
+"""Checks of derivatives: those of a model or an operator are compared with finite differences before they are used.
 
 `check_derivative(function, states, label, remedy, along=..., adjoint=...)` is the whole check; `check_model` and
 `check_operator` call it for a dynamics (one step, never an interval) and for an observation operator. All raise
@@ -31,7 +31,7 @@ _TOLERANCE = 1e-2  # of the difference from finite differences, relative to them
 # Finite differences step by these parts of a state's deviation: large and small, by precision.
 _STEPS = {torch.float64: (1e-3, 1e-4), torch.float32: (3e-2, 1e-2)}
 _ROUNDING = 100  # roundings of a value that a difference may be off by
-_COLLAPSED = 1e-4  # a deviation so small, relative to the values, is of a climate that is a single point
+_COLLAPSED = 1e-4  # of the values: where deviations are smaller, the climate is a single point
 
 
 def check_derivative(
@@ -236,7 +236,10 @@ def _derived(derive: Callable[[], Tensor], label: str, mode: Mode, remedy: str) 
 def _judge(
     off: Tensor, derivative: Tensor, expected: Tensor, fine: Tensor, label: str, mode: Mode, remedy: str
 ) -> None:
-    """Refuse a derivative that is off at every state, where it is off the least; all of shape (S * directions,)."""
+    """Refuse a derivative that is wrong at every state; the message is about the state where it is wrong the least.
+
+    All tensors have shape (S * directions,).
+    """
     off = torch.where(fine, off.nan_to_num(math.inf), -1.0).reshape(-1, _DIRECTIONS)
     derivative, expected = (v.reshape(-1, _DIRECTIONS) for v in (derivative, expected))
     worst, direction = off.max(1)
