@@ -452,3 +452,18 @@ def test_states_of_large_units_are_not_lost(model, name):
     ds = xdan.twin(scaled, cycles=20, trajectories=2, error_std=unit, dtype="float64")
     run = ds.dan.baseline(name, dynamics=scaled, **({} if name == "3d-var" else {"members": 9}))
     assert not run.diverged.compute().any()
+
+
+def test_a_model_in_single_precision_cycles_into_a_store_and_is_scored(tmp_path):
+    weights = torch.linspace(-0.5, 0.5, 16, dtype=torch.float32).reshape(4, 4)
+    model = xdan.CustomDynamics(
+        step=lambda x: x + 0.1 * torch.tanh(x @ weights), state={"x": 4}, timestep=0.1, spin_up_time=2.0
+    )
+    assert model == model
+    truth = xdan.twin(model, interval=0.1, cycles=6, trajectories=2, seed=0).load()
+    run = truth.dan.baseline(
+        "etkf", dynamics=model, members=5, inflation=1.0, store=tmp_path / "run.zarr", progress=False
+    )
+    assert np.isfinite(float(truth.dan.score(run, dynamics=model).rmse))
+    variational = truth.dan.baseline("4d-var", dynamics=model, window=2, scale=1.0)
+    assert bool(np.isfinite(variational.innovation_ratio).all())

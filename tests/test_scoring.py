@@ -224,7 +224,7 @@ def test_rank_histogram_dims_and_burn_in(twin, ensemble):
     np.testing.assert_array_equal(by_run.sum("trajectory"), xdan.rank_histogram(twin, ensemble, burn_in=4))
 
 
-@pytest.mark.filterwarnings("ignore:the truth does not follow")
+@astray
 def test_rank_histogram_is_flat_for_exchangeable_members(consistent):
     ds, run, _ = consistent
     rng = np.random.default_rng(2)

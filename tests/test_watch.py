@@ -57,6 +57,18 @@ def test_an_ensemble_that_is_lost_warns(long, tmp_path):
         lazy.analysis.compute()
 
 
+def test_few_observations_say_little():
+    """Five observed cycles of a chi-square ratio pass the limit by chance; twenty do not."""
+    few = np.full((1, 100), np.nan)
+    few[0, 50::10] = 4.0
+    many = np.where(np.arange(100) % 2, 4.0, np.nan)[None]
+    watch, never = Watch("spread", None, "Look at R."), np.zeros((1, 100), dtype=bool)
+    assert watch.verdict(few, never, [0], slice(0, 1)) == []
+    assert "1 of 1 trajectories have lost the truth" in watch.verdict(many, never, [0], slice(0, 1))[0]
+    assert watch.verdict(100 * few, never, [0], slice(0, 1)) != []
+    assert watch.verdict(np.full((1, 100), np.nan), never, [0], slice(0, 1)) == []
+
+
 def test_every_trajectory_diverged(twin):
     wild = xdan.CustomDynamics(lambda x: 0.1 * x**3, state={"x": 8}, timestep=0.05, spin_up_time=0.0)
     blind = twin.assign(observation=twin.observation.where(twin.time < 0.01)).drop_vars("truth")

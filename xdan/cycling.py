@@ -21,6 +21,7 @@ from .core.dynamics import Dynamics, dynamics_to_json
 from .core.methods import Method
 from .core.progress import shown
 from .core.random import Purpose, check_seed, normal
+from .core.user_functions import finest
 from .experiment import (
     LEADING_CYCLES,
     LEADING_TRAJECTORIES,
@@ -41,7 +42,7 @@ from .store import check_apart, check_mode, digest, sealed
 from .streams import Stream
 from .watch import RATIO, Watch, attribute, far_from_truth, tell
 
-_CLIMATE_STATES = 64  # that say how far apart climate and observations are
+_CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
 _REMEDY = "Take more members, inflation= or localisation, or look whether units, R and the model's time step are right"
 
 
@@ -196,7 +197,7 @@ def cycle(
     unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
     with writing(store):
         (ready,) = dask.persist(prepared)
-        dask.delayed(_at_hand)(ready).compute()  # what is refused now leaves the store as it is
+        dask.delayed(_is_prepared)(ready).compute()  # what is refused now leaves the store as it is
         template = label(named(shapes, blank) | named(tuned, unset)).drop_encoding()
         coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
         stream = Stream(store, sealed(template.assign_coords(coordinates)), plan, identity, mode, lags)
@@ -216,7 +217,7 @@ class _Prepared:
 
 
 def _outside(method: Network | Method, experiment: Experiment) -> list[str]:
-    """Say in what a record is outside of what a network was trained in, and what to do."""
+    """Say in what a record differs from a network's training, and what to do."""
     differing = differences(method.description, experiment) if isinstance(method, Network) else []
     if not differing:
         return []
@@ -227,14 +228,14 @@ def _outside(method: Network | Method, experiment: Experiment) -> list[str]:
 
 
 def _judge(run: xr.Dataset, prepared: _Prepared, frame: Frame) -> list[str]:
-    """Warn of what is wrong with a run that is at hand, and say it."""
+    """Warn of what is wrong with a run in memory, and return the sentences."""
     texts = prepared.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), frame.trajectory, slice(None))
     tell(texts, stacklevel=4)
     return texts
 
 
 def _moved(array: da.Array, lag: int) -> da.Array:
-    """Values along (trajectory, time) at the times that they belong to, so many cycles before; NaN at the end."""
+    """Values (trajectory, time, ...) moved to the times that they belong to, `lag` cycles earlier; NaN at the end."""
     if not lag:
         return array
     kept = array[:, lag:]
@@ -248,7 +249,7 @@ def _regular(chunks: tuple[int, ...]) -> int | tuple[int, ...]:
     return chunks if set(chunks[:-1]) <= {largest} else largest
 
 
-def _at_hand(prepared: _Prepared) -> bool:
+def _is_prepared(prepared: _Prepared) -> bool:
     return isinstance(prepared, _Prepared)
 
 
@@ -310,7 +311,7 @@ def _cycle_block(
     prepared: _Prepared,
     *rest: Any,
 ) -> tuple[dict[str, Array], Carry]:
-    """Cycle over one block; `tells` where nobody looks at the whole run, so that the block warns for itself."""
+    """Cycle over one block; with `tells` the block warns by itself, as nothing looks at the whole of a lazy run."""
     method = _at_work(prepared.method, frame, rest[-1])
     outputs, after = cycle_block(carry, rows, columns, arrays, frame, method, prepared.watch, *rest)
     if tells:
@@ -378,9 +379,9 @@ def _watch_method(method: Method, frame: Frame, seed: int) -> Watch:
     """How large a classical method's innovations should be."""
     if "forecast_spread" in method.outputs and frame.error.operator is None:
         return Watch("spread", None, _REMEDY)
-    like = torch.zeros((), dtype=torch.float64)
+    like = finest(frame.dynamics.step, torch.zeros(1, *frame.dynamics.shape))
     states = frame.dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
-    return Watch("climate", frame.error.seen(states.flatten(1)).var(0), _REMEDY)
+    return Watch("climate", frame.error.seen(states.double().flatten(1)).var(0), _REMEDY)
 
 
 def _chosen(prepared: _Prepared, dtype: np.dtype[Any]) -> dict[str, Array]:

@@ -16,6 +16,7 @@ import xarray as xr
 from .core.checks import XdanWarning, shown
 from .core.dynamics import Dynamics, dynamics_from_json
 from .core.observing import ErrorCovariance, Sites
+from .core.user_functions import finest
 from .observing import read_error, read_operator
 from .schema import DIGEST, OBS, TIME, TRAJECTORY, changed_descriptions, check_order, find
 from .store import check_contents, check_whole
@@ -210,8 +211,8 @@ def _read_sites(ds: xr.Dataset) -> Sites | None:
         return None
 
 
-def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) -> tuple[xr.DataArray, bool]:
-    """Give a variable the dims (trajectory, time, *own), its own dims whole, and check sizes, labels and type."""
+def _arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]) -> tuple[xr.DataArray, bool]:
+    """Give a variable the dims (trajectory, time, *expected), the latter in one chunk; check sizes, labels and type."""
     _check_values(variable)
     times = variable.cf.axes.get("T", [])
     time = TIME if TIME in variable.dims else next((t for t in times if t in variable.dims), None)
@@ -222,7 +223,7 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
         )
     if time != TIME:
         variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})
-    dims = tuple(own)
+    dims = tuple(expected)
     missing = [dim for dim in dims if dim not in variable.dims]
     if missing:
         raise ValueError(
@@ -235,9 +236,9 @@ def _arrange(variable: xr.DataArray, model: Dynamics, own: Mapping[str, int]) ->
             f"{variable.name!r} has dims {extra} beyond those expected, (trajectory, time, {', '.join(dims)})"
         )
     sizes = {dim: variable.sizes[dim] for dim in dims}
-    if sizes != own:
+    if sizes != expected:
         raise ValueError(
-            f"{variable.name!r} has state sizes {sizes}, the dynamics {model!r} expects {dict(own)}; "
+            f"{variable.name!r} has state sizes {sizes}, the dynamics {model!r} expects {dict(expected)}; "
             "pass the dynamics= of this record"
         )
     for dim in set(dims) & set(model.dims):
@@ -363,8 +364,9 @@ def astray(frame: Frame, truth: np.ndarray[Any, Any]) -> str:
     some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
     if not len(some):
         return ""
+    start = finest(frame.dynamics.step, torch.from_numpy(some[:, 0].copy()))
     with torch.no_grad():
-        after = frame.dynamics.advance(torch.from_numpy(some[:, 0].copy()), int(frame.steps[1])).numpy()
+        after = frame.dynamics.advance(start, int(frame.steps[1])).double().numpy()
     axes = tuple(range(1, after.ndim))
     error = np.sqrt(np.mean((after - some[:, 1]) ** 2, axis=axes))
     size = np.sqrt(np.mean((some[:, 1] - some[:, 0]) ** 2, axis=axes))
@@ -378,15 +380,15 @@ def astray(frame: Frame, truth: np.ndarray[Any, Any]) -> str:
 
 
 def imitate(experiment: Experiment, teacher: Any) -> Experiment:
-    """Put a run in the truth's place: its analyses are what is aimed at, its forecasts what they start from.
+    """Put a run in the truth's place: a network is to make its analyses from its forecasts.
 
     Raises
     ------
     ValueError
         If the run lacks one of them, is unfinished, or is of another record.
     """
-    found = read_run(experiment, teacher, ("forecast", "analysis"), "teacher")
-    return replace(experiment, truth=found["analysis"], forecast=found["forecast"])
+    states = read_run(experiment, teacher, ("forecast", "analysis"), "teacher")
+    return replace(experiment, truth=states["analysis"], forecast=states["forecast"])
 
 
 def read_run(

@@ -172,7 +172,7 @@ def train(
 
 
 def fit(asked: Mapping[str, Any]) -> tuple[Network, str | None]:
-    """Train as `train` does, and tell apart what Ctrl-C cut short.
+    """Train as `train` does, and say whether Ctrl-C cut it short.
 
     Parameters
     ----------
@@ -183,11 +183,11 @@ def fit(asked: Mapping[str, Any]) -> tuple[Network, str | None]:
     -------
     network : Network
     interruption : str or None
-        What to tell of a training that ended early.
+        The warning where Ctrl-C ended the training early.
     """
     device = pick_device(asked["device"])
     kind = torch.device(device).type
-    # A caller's modes are no part of what was asked for; the caller has them back afterwards.
+    # Training does not depend on the caller's modes of torch, which are restored afterwards.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(kind, enabled=False):
         return _fit(SimpleNamespace(**{**asked, "device": device}))
 
@@ -282,11 +282,11 @@ def _fit(asked: SimpleNamespace) -> tuple[Network, str | None]:
     if trained is not None:
         training["before"] = trained.description["training"]
     network = Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
-    return network, _told(asked, limit, trainer, seconds) if loop.interrupted else None
+    return network, _interruption_text(asked, limit, trainer, seconds) if loop.interrupted else None
 
 
-def _told(asked: SimpleNamespace, limit: int | None, trainer: Trainer, seconds: float) -> str:
-    """What to tell of a training that Ctrl-C ended."""
+def _interruption_text(asked: SimpleNamespace, limit: int | None, trainer: Trainer, seconds: float) -> str:
+    """The warning about a training that Ctrl-C ended."""
     budget = f"of {limit}" if limit is not None else f"after {seconds / 60:.2g} of {asked.minutes:g} minutes"
     more = "" if asked.checkpoint is None else "; the same call goes on from checkpoint="
     return (
@@ -343,17 +343,17 @@ def _of_record(asked: SimpleNamespace) -> TrainingData:
 
 
 def check_arguments(**given: Any) -> dict[str, Any]:
-    """Refuse what no training can be asked for; arguments that are not given are those by default.
+    """Refuse wrong arguments of `train`, and fill in the defaults of those that are left out.
 
     Parameters
     ----------
     **given
-        Arguments of `train`.
+        Arguments of `train`; `source` may be left out.
 
     Returns
     -------
     dict
-        All arguments of `train` but a source that was not given; numbers and switches are Python's own.
+        All arguments of `train`; numbers and switches are Python's own.
 
     Raises
     ------

@@ -46,7 +46,22 @@ _UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1
 
 @dataclass(frozen=True)
 class Grid:
-    """Schemes, the trained networks among them by digest, axes and seeds, and what all cells share."""
+    """What a sweep computes: a cell for every scheme, every combination of the axes' values, and every seed.
+
+    Attributes
+    ----------
+    schemes : mapping of str to Scheme
+    trained : mapping of str to Network
+        The trained networks among the schemes, by digest.
+    axes : mapping of str to mapping
+        Each axis' labels and their values.
+    seeds : sequence of int
+    dynamics : Dynamics
+    twin : mapping
+        `interval`, `observe` and `error_std` of every twin that no axis changes.
+    test : mapping of str to int
+        `cycles`, `trajectories` and `burn_in` of the test records.
+    """
 
     schemes: Mapping[str, Scheme]
     trained: Mapping[str, Network]
@@ -156,23 +171,23 @@ class Grid:
         }
 
     def cube(self, results: Mapping[str, Any]) -> xr.Dataset:
-        """Arrange results, at hand or to come."""
+        """Arrange the cells' results, which may be Delayed, as a labelled cube."""
         dims = (SCHEME, *self.axes, SEED)
         labels: dict[Hashable, list[Any]] = {SCHEME: list(self.schemes), **{n: list(a) for n, a in self.axes.items()}}
         labels[SEED] = list(self.seeds)
         shape = tuple(len(values) for values in labels.values())
-        found = [results[cell.key] for cell in self.cells()]
+        of_cells = [results[cell.key] for cell in self.cells()]
         variables = {}
         for name, long_name in SCORES.items():
-            if any(isinstance(result, Delayed) for result in found):
-                values = [da.from_delayed(_pick(result, name), (), np.float64) for result in found]
+            if any(isinstance(result, Delayed) for result in of_cells):
+                values = [da.from_delayed(_pick(result, name), (), np.float64) for result in of_cells]
                 array: Any = da.stack(values).reshape(shape)
             else:
-                array = np.array([result.get(name, np.nan) for result in found]).reshape(shape)
+                array = np.array([result.get(name, np.nan) for result in of_cells]).reshape(shape)
             units = _UNITS.get(name, self.dynamics.units)
             units = units if name != "innovation_variance" or units == "1" else f"({units})2"
             variables[name] = (dims, array, {"long_name": long_name, "units": units})
-        errors = sorted({result["error"] for result in found if isinstance(result, dict) and "error" in result})
+        errors = sorted({result["error"] for result in of_cells if isinstance(result, dict) and "error" in result})
         attributes = {"title": "sweep", "errors": json.dumps(errors), **_text(self.test), "source": "xdan"}
         # Strings as objects: Zarr has a specification for those of any length only.
         coordinates = {

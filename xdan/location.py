@@ -1,4 +1,4 @@
-"""Where a store lies: one place for every spelling of it, written by one writer at a time, and replaced whole."""
+"""Where a store lies: paths are made absolute, one writer works at a time, and a store is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def locate(store: Any, label: str = "store") -> StoreLike:
     Raises
     ------
     TypeError
-        For what is none of them.
+        If `store` is neither a path nor a store.
     ValueError
-        For an empty path.
+        If a path is empty or holds a null character, or a dict holds anything but Zarr's buffers.
     """
     if isinstance(store, LocalStore) and not store.read_only:
         store = store.root
@@ -89,7 +89,7 @@ def exists(store: StoreLike) -> bool:
 
 
 def check_rewritable(store: StoreLike, label: str = "store") -> None:
-    """Refuse archives, in which what is written stays as it is.
+    """Refuse archives: nothing in them can be written twice.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def check_reachable(store: StoreLike, label: str = "store") -> None:
 
 @contextmanager
 def writing(store: StoreLike) -> Iterator[None]:
-    """Be the only writer of a local store; a lock file beside it says who writes, and goes when the writer does.
+    """Be the only writer of a local store. A lock file beside it names the writer, and is removed at the end.
 
     Raises
     ------
@@ -152,10 +152,9 @@ def writing(store: StoreLike) -> Iterator[None]:
 
 @contextmanager
 def replacing(store: StoreLike) -> Iterator[StoreLike]:
-    """Give a place to write what is to stand in a local store: it takes the store's place when it is whole.
+    """Give a folder to write into; it takes the place of a local store when the context ends without an error.
 
-    What stood there before stays until then, whatever happens. Stores that are no local paths are written to as they
-    are.
+    Until then the old store stays as it is, also after an error. Stores that are no local paths are written in place.
     """
     if not is_local(store):
         yield store

@@ -152,12 +152,12 @@ class Network:
             return
         mean, std = float(self.arrays["state_mean"]), float(self.arrays["state_std"])
         expected = math.hypot(std, math.sqrt(error_variance))
-        low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])  # whatever a few outliers are
-        found = float(high - low) / 2
-        if not std / 3 < found < 3 * expected or abs(float(middle) - mean) > 3 * expected:
+        low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])  # a few outliers do not move these
+        deviation = float(high - low) / 2
+        if not std / 3 < deviation < 3 * expected or abs(float(middle) - mean) > 3 * expected:
             raise ValueError(
                 f"the network was trained on states of mean {mean:.3g} and deviation {std:.3g}; the observations have "
-                f"{float(middle):.3g} and {found:.3g}: bring the record to the units of the training, or "
+                f"{float(middle):.3g} and {deviation:.3g}: bring the record to the units of the training, or "
                 "train a network on it"
             )
 
@@ -200,9 +200,9 @@ class Network:
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.description["parameters"].items())
         score = self.description.get("training", {}).get("validation_rmse")
-        shown = "" if score is None else f", validation RMSE {score:.3f}"
+        validation = "" if score is None else f", validation RMSE {score:.3f}"
         weights = sum(value.size for value in self.arrays.values())
-        return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{shown}>"
+        return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{validation}>"
 
 
 def committee(networks: Iterable[Network]) -> Network:

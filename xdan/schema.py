@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence, Set
 from importlib.metadata import version
-from numbers import Integral, Real
 from typing import Any
 
 import cf_xarray
@@ -97,32 +96,6 @@ def averaged_dims(dim: str | Sequence[str]) -> list[str]:
 
 def _has_items(value: Any) -> bool:
     return isinstance(value, (Sequence, Set)) or (isinstance(value, np.ndarray) and value.ndim > 0)
-
-
-def check_counts(**counts: Any) -> None:
-    """Refuse counts that are not integers.
-
-    Raises
-    ------
-    TypeError
-    """
-    _check_kind(Integral, "an integer", counts)
-
-
-def check_numbers(**numbers: Any) -> None:
-    """Refuse what is given for a number and is none.
-
-    Raises
-    ------
-    TypeError
-    """
-    _check_kind(Real, "a number", numbers)
-
-
-def _check_kind(kind: type, expected: str, values: Mapping[str, Any]) -> None:
-    for label, value in values.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
-            raise TypeError(f"{label}={value!r}: expected {expected}")
 
 
 def check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:

@@ -1,4 +1,4 @@
-"""Why a score is not to be believed: warnings, at once for data in memory, and for lazy data when it is computed."""
+"""Warnings about scores, with their causes. Data in memory warn at once, lazy data when they are computed."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _SETTLED = 1.1  # ratio of RMSE to that of the second half, below which a run ha
 
 
 class Cause:
-    """A sentence about small arrays, which is worked out only when it is wanted.
+    """One possible cause of a bad score: a sentence about small arrays, made only when a warning needs it.
 
     Parameters
     ----------
     sentence : callable
-        Gives what to tell of the evidence, or "" where there is nothing to tell.
+        Turns the evidence into a sentence, or into "" where this is not the cause.
     evidence : callable
         Gives the sentence's arguments, arrays or lazy arrays of dims (trajectory, time).
     """
@@ -48,20 +48,20 @@ class Cause:
 
 @dataclass(frozen=True)
 class Score:
-    """A score, what it is, and what may be wrong with it.
+    """A score with its name and units, and the causes that a warning may name.
 
     Attributes
     ----------
     value : xarray.DataArray
     long_name, units : str
     causes : sequence of Cause
-        Told where the score is broken.
+        A warning names them where the score is broken.
     always : sequence of Cause
-        Told wherever it is.
+        A warning names them whether or not the score is broken.
     broken : xarray.DataArray of bool, optional
-        Where it is broken, by default where it is not finite.
+        Where the score is broken; by default where it is not finite.
     trouble : str
-        What the warning begins with.
+        First words of the warning.
     """
 
     value: xr.DataArray
@@ -78,8 +78,8 @@ class Score:
         return broken
 
 
-def told(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
-    """Values of scores: those in memory warn now, together, and lazy ones once they are computed."""
+def with_warnings(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
+    """Values of scores. Those in memory warn now, in one warning; lazy ones warn when they are computed."""
     here = {name: score for name, score in scores.items() if score.value.chunks is None}
     broken = [name for name, score in here.items() if bool(score.where_broken().any())]
     causes = dict.fromkeys(cause for name in broken for cause in here[name].causes)
@@ -124,7 +124,7 @@ def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
 
 
 def _share(trajectories: Any) -> str:
-    """So many of so many trajectories, and the first of them."""
+    """How many of the trajectories are flagged, and the first of them, in words."""
     count, total = int(trajectories.sum()), len(trajectories)
     return f"{count} of {total} trajectories ({count / total:.0%}, the first at position {int(trajectories.argmax())})"
 
@@ -151,8 +151,9 @@ def gaps(what: str, remedy: str) -> Callable[..., str]:
     Parameters
     ----------
     what : str
-        What is said of the variable.
+        The sentence's beginning, such as "the truth has gaps".
     remedy : str
+        The sentence's end: what to do.
     """
 
     def sentence(broken: Array, lost: Array | None = None) -> str:

@@ -16,7 +16,7 @@ from .core.checks import choice, integer, shown
 from .core.dynamics import Dynamics
 from .experiment import Experiment, astray, beginning, read, read_run
 from .schema import MEMBER, TIME, TRAJECTORY, averaged_dims
-from .score_causes import Cause, Score, diverged, gaps, told, unobserved, unsettled
+from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
 from .store import check_whole
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
@@ -90,12 +90,12 @@ def score(
     """
     pair = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
     dims = _dims(dim)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is told below, with its cause
+    with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
         scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
     lost = pair.lost().any(TIME)
     scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
     # A label left over from a selection gives way to a score of its name.
-    values = {name: value.drop_vars(set(value.coords) & set(scores)) for name, value in told(scores).items()}
+    values = {name: value.drop_vars(set(value.coords) & set(scores)) for name, value in with_warnings(scores).items()}
     result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
     for name, one in scores.items():
         result[name].attrs = {"long_name": one.long_name, "units": one.units}
@@ -178,7 +178,7 @@ def rank_histogram(
         broken=(counts.sum("rank") < everything - 0.5).broadcast_like(counts),
         trouble="some states are not counted",
     )
-    result = told({"histogram_rank": histogram})["histogram_rank"].rename("histogram_rank")
+    result = with_warnings({"histogram_rank": histogram})["histogram_rank"].rename("histogram_rank")
     result = result.assign_coords(rank=np.arange(1, members.sizes[MEMBER] + 2))
     result.attrs = {"long_name": histogram.long_name, "units": histogram.units}
     return result
@@ -211,7 +211,7 @@ class _Pair:
         The run's `diverged`, burn-in too.
     burn_in : int
     follows : Cause or None
-        That the truth does not follow the dynamics.
+        The cause that the truth does not follow the dynamics; None without a truth.
     """
 
     experiment: Experiment
@@ -240,12 +240,12 @@ class _Pair:
 
     @cached_property
     def diverged(self) -> Cause:
-        """That the run says so."""
+        """The cause that trajectories diverged, as the run's flags say."""
         return Cause(diverged, lambda: (self.flags if self.flags is not None else xr.zeros_like(self.lost()),))
 
     @cached_property
     def gaps_of_truth(self) -> Cause:
-        """That the truth is not finite."""
+        """The cause that the truth is not finite."""
 
         def evidence() -> tuple[xr.DataArray, ...]:
             assert self.experiment.truth is not None
@@ -256,13 +256,13 @@ class _Pair:
         )
 
     def gaps_of(self, name: str, seen: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
-        """That a variable of the run is not finite though nothing has diverged.
+        """The cause that a variable of the run is not finite, though nothing has diverged.
 
         Parameters
         ----------
         name : str
         seen : callable, optional
-            Gives what is seen of it in observation space, and where it is observed: the rest does not matter then.
+            Gives the variable in observation space, and where observations exist. Other places do not matter.
         """
 
         def evidence() -> tuple[xr.DataArray, ...]:
@@ -389,7 +389,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
     def add(name: str, value: xr.DataArray, long_name: str, in_units: str, *causes: Cause) -> None:
         broken = ~xr.ufuncs.isfinite(value)
         if TIME not in dims:
-            # Times without an observation are nothing to tell of while there are others.
+            # A time without an observation has no score, and needs no warning while other times have one.
             broken = broken & ((count > 0) | ~observed.any())
         scores[name] = Score(value, long_name, in_units, (pair.diverged, nothing, infinite, *causes), broken=broken)
 
@@ -438,8 +438,6 @@ def _match(
     operator: Any,
 ) -> _Pair:
     """Record and run on the same labels, burn-in left out."""
-    if not isinstance(ds, xr.Dataset):
-        raise TypeError(f"ds={shown(ds)}: expected the Dataset of a twin or of a record")
     experiment = read(
         ds,
         dynamics=dynamics,
@@ -461,7 +459,7 @@ def _match(
     unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in variables.items()}
     # Members stay as they are: the kernels cast them piece by piece.
     arranged = {name: values if name in _MEMBERS else _cast(values) for name, values in unlabelled.items()}
-    # What is below zero is no spread.
+    # A negative number is no spread: it counts as missing.
     arranged |= {name: values.where(values >= 0) for name, values in arranged.items() if name in _SPREADS}
     flags = _flags(experiment, run)
     # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
@@ -477,7 +475,7 @@ def _match(
 
 
 def _follows(experiment: Experiment) -> Cause | None:
-    """That the truth does not follow the dynamics."""
+    """The cause that the truth does not follow the dynamics; None without a truth."""
     if experiment.truth is None:
         return None
     first = beginning(experiment.truth)

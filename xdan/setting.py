@@ -13,8 +13,8 @@ from .core.dynamics import dynamics_to_json
 from .experiment import Experiment
 
 _NEAR = 0.05  # relative difference of an error or of an interval that counts as none
-# Parameters of a dynamics that a network trained through it does not feel, or that are compared by themselves.
-_UNFELT = frozenset(("sites", "state", "timestep", "spin_up_time", "function", "label", "time_unit"))
+# Parameters of a dynamics that do not matter to a trained network, or that are compared apart.
+_NOT_COMPARED = frozenset(("sites", "state", "timestep", "spin_up_time", "function", "label", "time_unit"))
 
 
 def differences(description: Mapping[str, Any], experiment: Experiment) -> list[str]:
@@ -52,30 +52,30 @@ def disagreements(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
     list of str
         One entry for each difference, such as "interval: 0.05, 0.1".
     """
-    told = [_told(data) for data in map(training_data, descriptions) if data is not None]
-    names = sorted({name for one in told for name in one})
-    values = {name: [one[name] for one in told if name in one] for name in names}
+    settings = [_setting(data) for data in map(training_data, descriptions) if data is not None]
+    names = sorted({name for setting in settings for name in setting})
+    entries = {name: [setting[name] for setting in settings if name in setting] for name in names}
     return [
-        f"{name}: {', '.join(dict.fromkeys(text for _, text in found))}"
-        for name, found in values.items()
-        if not all(_alike(value, found[0][0]) for value, _ in found)
+        f"{name}: {', '.join(dict.fromkeys(text for _, text in pairs))}"
+        for name, pairs in entries.items()
+        if not all(_alike(value, pairs[0][0]) for value, _ in pairs)
     ]
 
 
-def _told(data: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
-    """What a training says of its setting, by name: to compare, and as text."""
-    told: dict[str, tuple[Any, str]] = {}
+def _setting(data: Mapping[str, Any]) -> dict[str, tuple[Any, str]]:
+    """A training's setting by name: each value to compare, and its text for a message."""
+    setting: dict[str, tuple[Any, str]] = {}
     for name, key in (("interval", "interval"), ("observation error", "error_std")):
         if (ends := _range(data.get(key))) is not None:
-            told[name] = ends, _text(*ends)
+            setting[name] = ends, _text(*ends)
     if isinstance(observing := data.get("observing"), Mapping):
-        told["observed sites"] = dict(observing), _sites(observing)
+        setting["observed sites"] = dict(observing), _sites(observing)
     dynamics = data.get("endless", data.get("dynamics"))
     if isinstance(dynamics, Mapping) and isinstance(dynamics.get("parameters"), Mapping):
-        told["dynamics"] = dynamics.get("name"), repr(dynamics.get("name"))
-        felt = {name: value for name, value in dynamics["parameters"].items() if name not in _UNFELT}
-        told |= {f"the dynamics' {name}": (value, shown(value)) for name, value in felt.items()}
-    return told
+        setting["dynamics"] = dynamics.get("name"), repr(dynamics.get("name"))
+        compared = {name: value for name, value in dynamics["parameters"].items() if name not in _NOT_COMPARED}
+        setting |= {f"the dynamics' {name}": (value, shown(value)) for name, value in compared.items()}
+    return setting
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -111,7 +111,7 @@ def _dynamics(data: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
         yield f"the dynamics is {here['name']!r}, in training it was {trained.get('name')!r}"
         return
     there, now = trained["parameters"], here["parameters"]
-    for name in sorted((set(there) & set(now)) - _UNFELT):
+    for name in sorted((set(there) & set(now)) - _NOT_COMPARED):
         if there[name] != now[name]:
             yield f"the dynamics has {name}={now[name]}, in training it had {there[name]}"
 

@@ -1,4 +1,4 @@
-"""A store of a run that is filled block by block, and that a killed run takes up again."""
+"""A store that a run fills block by block; after a kill, the same run goes on where it was."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _RESUME = "xdan_resume"
 class Stream:
     """A store that is filled block by block.
 
-    The template is written first, then whole regions; what is done, and the state to carry on with, lie in a group
-    apart that is removed at the end, so that an unbroken run and a resumed one leave the same store.
+    The template is written first, then whole regions. A group apart counts the blocks that are done, and holds the
+    state to carry on with. It is removed at the end, so that an unbroken run and a resumed one leave the same store.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class Stream:
     mode : {"w-", "w"}
         An unfinished run of the same identity is taken up whatever the mode.
     lags : mapping of str to int, optional
-        Variables whose value of a cycle belongs to a time so many cycles before; the last times have none.
+        Variables whose values belong to an earlier cycle, and how many cycles earlier; the last times have none.
 
     Raises
     ------
@@ -56,11 +56,11 @@ class Stream:
         lags: Mapping[str, int] | None = None,
     ) -> None:
         self.store, self.plan, self.lags = store, plan, dict(lags or {})
-        known, unfinished = self._found() if exists(store) else (None, False)
-        if known is None and unfinished:
+        stored_identity, unfinished = self._stored() if exists(store) else (None, False)
+        if stored_identity is None and unfinished:
             mode = "w"  # killed before the first block
-        if known != identity:
-            if known is not None and mode != "w":
+        if stored_identity != identity:
+            if stored_identity is not None and mode != "w":
                 raise FileExistsError(
                     f"{store} holds an unfinished run of another method, record or setting; pass mode='w' to "
                     "overwrite it, or another path"
@@ -78,8 +78,8 @@ class Stream:
         resume.create_array("done", shape=(self.plan.shape[0],), chunks=(1,), dtype="int64", fill_value=0)
         resume.attrs["identity"] = identity
 
-    def _found(self) -> tuple[str | None, bool]:
-        """Identity of the run that the store holds, if it can be resumed; whether it says that it is unfinished."""
+    def _stored(self) -> tuple[str | None, bool]:
+        """Identity of the run in the store, None where it cannot be resumed; and whether the store is unfinished."""
         try:
             unfinished = zarr.open_group(self.store, mode="r").attrs.get(STATUS) == "unfinished"
         except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ValueError):

@@ -6,7 +6,6 @@ import errno
 import json
 import math
 import shutil
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,8 @@ from .core.observing import Sites
 from .grids import Grid, count, labelled, seeds_from
 from .location import StoreLike, check_reachable, check_rewritable, exists, is_local, locate, writing
 from .network import Network, open_network
-from .schema import XdanWarning
 from .store import read_arrays, sealed, write_arrays
+from .watch import tell
 
 MOST_CELLS = 500  # more are computed with yes=True only
 _MOST_ASKED, _MOST_LISTED = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
@@ -241,7 +240,7 @@ class _Folder:
                 description = Path(self.store) / name / "zarr.json"
                 if not self.local or not description.exists():
                     raise
-                _tell(f"{name}/zarr.json", error, "is written again")
+                _tell_damage(f"{name}/zarr.json", error, "is written again")
                 description.unlink()
                 group.require_group(name)
 
@@ -259,22 +258,23 @@ class _Folder:
             ):
                 return None
             # Cells are known by all that they depend on: whatever sweep this was, those of this one are taken up.
-            _tell("zarr.json", error, "is written again")
+            _tell_damage("zarr.json", error, "is written again")
             self._torn = True
             return {"schemes": {}}
 
-    def _compare(self, found: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    def _compare(self, stored: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+        """Refuse the store of another sweep; schemes that only one of both has do not matter."""
         differs = {
-            name: (found.get(name), about[name])
+            name: (stored.get(name), about[name])
             for name in about
-            if name != "schemes" and found.get(name) != about[name]
+            if name != "schemes" and stored.get(name) != about[name]
         }
-        for label in set(found["schemes"]) & set(about["schemes"]):
-            if found["schemes"][label] != json.loads(json.dumps(about["schemes"][label])):
-                differs[f"scheme {label!r}"] = (found["schemes"][label], about["schemes"][label])
+        for label in set(stored["schemes"]) & set(about["schemes"]):
+            if stored["schemes"][label] != json.loads(json.dumps(about["schemes"][label])):
+                differs[f"scheme {label!r}"] = (stored["schemes"][label], about["schemes"][label])
         if differs:
-            shown = "; ".join(f"{name}: {there} there, {here} now" for name, (there, here) in sorted(differs.items()))
-            raise FileExistsError(f"{self.store} holds another sweep ({shown}); choose another store=")
+            listed = "; ".join(f"{name}: {there} there, {here} now" for name, (there, here) in sorted(differs.items()))
+            raise FileExistsError(f"{self.store} holds another sweep ({listed}); choose another store=")
 
     def missing(self, key: str, retry: bool) -> bool:
         """Whether a cell is to be computed; a damaged one is."""
@@ -283,7 +283,7 @@ class _Folder:
         except FileNotFoundError:
             return True
         except _UNREADABLE as error:
-            _tell(f"cells/{key}", error, "is computed again")
+            _tell_damage(f"cells/{key}", error, "is computed again")
             return True
         return failed and retry
 
@@ -323,7 +323,7 @@ class _Folder:
             if cell.made(network):
                 return network
             reason = "it is of another training, or of one that was cut short"
-        _tell(f"networks/{path.name}", reason, "is trained again")
+        _tell_damage(f"networks/{path.name}", reason, "is trained again")
         shutil.rmtree(path, ignore_errors=True)
         return None
 
@@ -357,14 +357,14 @@ class _Folder:
 
 
 def _tasks(cells: Sequence[Cell], folder: _Folder | None, trained: Mapping[str, Network]) -> dict[str, Delayed]:
-    """Delayed results by key; a training that cells share is one task, a network that was given stands once."""
-    given = {key: dask.delayed(network, traverse=False) for key, network in trained.items()}
+    """Delayed results by key; a training that cells share is one task, and so is a trained network."""
+    trained_tasks = {key: dask.delayed(network, traverse=False) for key, network in trained.items()}
     networks: dict[str, Delayed] = {}
     for cell in cells:
         if cell.trains:
             networks[cell.training_key] = _network(cell, folder)
         elif isinstance(cell.scheme.what, Trained):
-            networks[cell.training_key] = given[cell.scheme.what.digest]
+            networks[cell.training_key] = trained_tasks[cell.scheme.what.digest]
     return {cell.key: _result(cell, folder, networks.get(cell.training_key)) for cell in cells}
 
 
@@ -388,7 +388,7 @@ def _result(cell: Cell, folder: _Folder | None, network: Network | str | None) -
     if folder is not None:
         folder.write(cell.key, scores)
     elif "error" in scores:
-        warnings.warn(f"a cell failed: {scores['error']}", XdanWarning, stacklevel=2)
+        tell([f"a cell failed: {scores['error']}"])
     return scores
 
 
@@ -403,9 +403,9 @@ def _is_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _FULL
 
 
-def _tell(name: str, reason: str | Exception, remedy: str) -> None:
+def _tell_damage(name: str, reason: str | Exception, remedy: str) -> None:
     """Warn of a piece of a store that is damaged."""
-    warnings.warn(f"{name} in the sweep's store cannot be used ({reason}): it {remedy}", XdanWarning, stacklevel=3)
+    tell([f"{name} in the sweep's store cannot be used ({reason}): it {remedy}"], stacklevel=4)
 
 
 class _Bar(Callback):  # type: ignore[misc]

@@ -41,7 +41,7 @@ def intervals_of(variable: xr.DataArray, model: Dynamics) -> tuple[np.ndarray[An
     if TIME not in variable.coords:
         raise ValueError("dim 'time' has no coordinate: expected analysis times in model time units")
     times = variable[TIME].values
-    if not np.issubdtype(times.dtype, np.number) or times.dtype.kind not in "fiu":
+    if times.dtype.kind not in "fiu":
         raise ValueError(
             f"time is of {times.dtype}: expected numbers in model time units. Convert, for example "
             "ds.assign_coords(time=(ds.time - ds.time[0]) / np.timedelta64(5, 'D')), one unit being 5 days"

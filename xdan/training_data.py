@@ -51,7 +51,7 @@ class TrainingData:
     about : mapping
         JSON that tells these data from others.
     setting : mapping
-        JSON of what a trained network should be told apart by: "interval", "error_std", "observing", "climate" and
+        JSON of the setting, which a trained network keeps: "interval", "error_std", "observing", "climate" and
         "dynamics".
     """
 
@@ -212,7 +212,7 @@ def _moments(record: Record) -> tuple[float, float]:
     else:
         seen = record.observation[~record.observation.isnan()].double()
         error = float(record.error.variance().mean())
-        # Where errors drown the climate, a tenth of what is seen is as good a guess as any.
+        # Where errors are larger than the climate, a tenth of the observations' variance is a guess.
         variance = max(float(seen.var(correction=0)) - error, 0.1 * float(seen.var(correction=0)))
         mean, std = float(seen.mean()), math.sqrt(variance) if variance >= 0 else math.nan
         source = "observations"
@@ -233,7 +233,7 @@ def _setting(
     sites: Sites | None,
     moments: tuple[float, float],
 ) -> dict[str, Any]:
-    """What a trained network should be told apart by; `error` in double precision, for all times."""
+    """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
     timestep = record.dynamics.timestep
     share = float((~record.observation.isnan()).double().mean())
     by_rule = sites is not None and error.operator is None and _follows(sites, share, record.observation.shape[-1])
@@ -247,7 +247,7 @@ def _setting(
 
 
 def _follows(sites: Sites, share: float, size: int) -> bool:
-    """Whether a share of observations can be by a rule: a record may have gaps that its attributes do not know of."""
+    """Whether a rule of observing gives such a share of observations; a record with gaps has fewer."""
     if sites.kind == "random":
         return sites.low - 0.5 <= share * size <= sites.high + 0.5
     step = sites.step if sites.kind == "every" else 1
@@ -259,7 +259,7 @@ def _short(number: float) -> float:
 
 
 def _range(numbers: Sequence[float]) -> float | list[float]:
-    """The number where all are even, else the smallest and the largest."""
+    """The number where all are equal, else the smallest and the largest."""
     least, most = (_short(number) for number in (min(numbers), max(numbers)))
     return least if math.isclose(least, most, rel_tol=1e-5) else [least, most]
 

@@ -1,4 +1,4 @@
-"""What the values of a record are: packed or plain, in which units, and fill values among them."""
+"""Checks of a record's values: packed values, fill values and units that do not match."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _FILLS = (
     *(-32767.0, -32768.0, 32767.0, -2147483647.0, -2147483648.0, 9.969209968386869e36, 1e15, 1e20, 1e30, 1e35, 1e36),
     *(-1e15, -1e20, -1e30, -1e34, -1e36, 3.4028234663852886e38, -3.4028234663852886e38),
 )
-_FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 100.0  # deviations from the others that tell a fill value, and any repeated one
-_REPEATED = 10  # times that a value stands which is no common fill value
+_FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 100.0  # deviations from the others: of a common fill value, and of another one
+_REPEATED = 10  # times that an uncommon fill value occurs, at least
 _PACKING = {"scale_factor": 1.0, "add_offset": 0.0}
 _SPELLINGS = {
     "k": ("k", "kelvin", "degk", "degree_k", "degrees_k", "deg_k"),
@@ -79,10 +79,10 @@ def check_units(variable: xr.DataArray, other: xr.DataArray) -> None:
     ours, theirs = (v.attrs.get("units") for v in (variable, other))
     if not isinstance(ours, str) or not isinstance(theirs, str) or _plain(ours) == _plain(theirs):
         return
-    told = f"{variable.name!r} is in {ours!r} and {other.name!r} in {theirs!r}"
+    both = f"{variable.name!r} is in {ours!r} and {other.name!r} in {theirs!r}"
     if _plain(ours) in _SPELLINGS and _plain(theirs) in _SPELLINGS:
-        raise ValueError(f"{told}: expected one unit for both; convert one of them")
-    warnings.warn(f"{told}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
+        raise ValueError(f"{both}: expected one unit for both; convert one of them")
+    warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
 
 
 def _plain(units: str) -> str:
@@ -94,8 +94,8 @@ def _plain(units: str) -> str:
 def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
     """Find a value that stands for nothing: the smallest or largest, far from all others.
 
-    A common fill value counts where it is 10 deviations away, any other value where it stands often and is 100
-    deviations away. Deviations are half the distance of the quantiles at 16 and 84 %.
+    A common fill value counts where it is 10 deviations away. Any other value counts where it occurs 10 times and is
+    100 deviations away. Deviations are half the distance of the quantiles at 16 and 84 %.
 
     Returns
     -------

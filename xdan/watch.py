@@ -1,4 +1,4 @@
-"""Whether a run is as good as it says: its innovations against their expected variance, and what it lost."""
+"""Warnings about a run: its innovations are larger than expected, or its trajectories diverged."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .schema import Array
 
 RATIO = "innovation_ratio"
 _FORGOTTEN = 50  # cycles after which no method should remember its start
-_FEWEST = 20  # cycles that a mean is taken over
+_FEWEST = 20  # observed cycles that a mean is taken over
 _MEDIAN = 0.4549  # of the square of a standard normal number
 _UNEXPLAINED = 9.0  # ratio of observations minus truth: errors of three times the deviation that R says
-_HOPELESS = 100.0  # ratio that nothing explains but wrong units, or a wrong R, however short the run
+_HOPELESS = 100.0  # ratio that only wrong units or a wrong R explain, however few cycles are observed
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Watch:
 
     @property
     def words(self) -> str:
-        """What is compared with."""
+        """What the innovations are compared with, as a part of a sentence."""
         return {
             "spread": "forecast variance and R expect",
             "training": "the network had in training",
@@ -89,10 +89,18 @@ class Watch:
         Parameters
         ----------
         ratio, diverged : array, shape (R, K)
+            Of the trajectories in `rows`. A ratio is NaN where nothing is observed.
         trajectory : sequence of int
             Labels of all trajectories of the record.
         rows : slice
-            Those that are looked at.
+            Positions of the R trajectories in the record.
+
+        Returns
+        -------
+        list of str
+            One sentence for each thing that is wrong. A trajectory has lost the truth if its mean ratio from cycle 50
+            on is above `limit`. Where fewer than 20 of these cycles are observed, the mean over all cycles but the
+            first must be above 100.
         """
         texts = []
         lost: Array = np.any(diverged, axis=1)
@@ -102,21 +110,30 @@ class Watch:
                 f"every trajectory diverged, the first at time index {first}: its output is NaN from there on. Look at "
                 "the model's time step, the units of the record and of R, and the method's inflation"
             )
-        short = ratio.shape[1] < _FORGOTTEN + _FEWEST
-        later, limit = (ratio[:, 1:], _HOPELESS) if short else (ratio[:, _FORGOTTEN:], self.limit)
-        if later.size:
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # of trajectories of which nothing is observed
-                mean = np.nanmean(later, axis=1)
-            astray = (mean > limit) & ~lost
-            if astray.any():
-                labels = np.asarray(trajectory)[rows][astray]
-                shown = f"{labels[:5].tolist()}{'...' if len(labels) > 5 else ''}"
-                texts.append(
-                    f"{int(astray.sum())} of {len(mean)} trajectories have lost the truth ({shown}): their innovations "
-                    f"have {float(mean[astray].mean()):.3g} times the variance that {self.words}. {self.remedy}"
-                )
+        settled = ratio[:, _FORGOTTEN:]
+        enough = np.isfinite(settled).sum(axis=1) >= _FEWEST  # the mean of a few ratios is large by chance
+        mean = np.where(enough, _mean_observed(settled), _mean_observed(ratio[:, 1:]))
+        astray = (mean > np.where(enough, self.limit, _HOPELESS)) & ~lost
+        if astray.any():
+            labels = np.asarray(trajectory)[rows][astray]
+            first_labels = f"{labels[:5].tolist()}{'...' if len(labels) > 5 else ''}"
+            texts.append(
+                f"{int(astray.sum())} of {len(mean)} trajectories have lost the truth ({first_labels}): their "
+                f"innovations have {float(mean[astray].mean()):.3g} times the variance that {self.words}. "
+                f"{self.remedy}"
+            )
         return texts
+
+
+def _mean_observed(ratio: Array) -> Array:
+    """Mean over the observed times, shape (R,); NaN where nothing is observed.
+
+    NumPy's nanmean warns there, and threads share the filters that would silence it.
+    """
+    observed = ~np.isnan(ratio)
+    with np.errstate(invalid="ignore"):
+        mean: Array = np.where(observed, ratio, 0.0).sum(axis=1) / observed.sum(axis=1)
+    return mean
 
 
 def far_from_truth(record: Record) -> str:
@@ -125,7 +142,7 @@ def far_from_truth(record: Record) -> str:
     misfit = (record.observation - record.error.seen(record.truth)).square() / record.error.variance()
     # The median, as a few trajectories that are lost do not speak for all.
     ratio = float(misfit.nanmedian()) / _MEDIAN
-    if not ratio > _UNEXPLAINED:  # nor where nothing is observed
+    if not ratio > _UNEXPLAINED:  # true too where nothing is observed: the ratio is NaN
         return ""
     return (
         f"the observations are far from the truth: their median square difference is {ratio:.3g} times what R expects. "

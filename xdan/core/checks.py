@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # that Python or NumPy counts among the integers
+_NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # Python or NumPy counts these types among the integers
 _LONGEST = 80  # characters of a value that a message shows
 
 
@@ -135,7 +135,7 @@ def real_array(label: str, value: Any, *, finite: bool = True) -> NDArray[np.flo
 
 
 def switch(label: str, value: Any) -> bool:
-    """Take True or False, NumPy's too, and nothing for its truth value.
+    """Take True or False, NumPy's too; other values are refused, even where Python would read them as one of both.
 
     Raises
     ------

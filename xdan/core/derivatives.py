@@ -1,4 +1,4 @@
-"""Checks of derivatives: what a model or an operator says of itself, against finite differences, before it is used.
+"""Checks of derivatives: those of a model or an operator are compared with finite differences before they are used.
 
 `check_derivative(function, states, label, remedy, along=..., adjoint=...)` is the whole check; `check_model` and
 `check_operator` call it for a dynamics (one step, never an interval) and for an observation operator. All raise
@@ -17,6 +17,7 @@ from torch import Tensor
 from .dynamics import Dynamics
 from .operators import Operator
 from .random import Purpose, normal
+from .user_functions import finest
 
 Function = Callable[[Tensor], Tensor]
 Along = Callable[[Tensor, Tensor], Tensor]
@@ -30,7 +31,7 @@ _TOLERANCE = 1e-2  # of the difference from finite differences, relative to them
 # Finite differences step by these parts of a state's deviation: large and small, by precision.
 _STEPS = {torch.float64: (1e-3, 1e-4), torch.float32: (3e-2, 1e-2)}
 _ROUNDING = 100  # roundings of a value that a difference may be off by
-_COLLAPSED = 1e-4  # a deviation so small, relative to the values, is of a climate that is a single point
+_COLLAPSED = 1e-4  # of the values: where deviations are smaller, the climate is a single point
 
 
 def check_derivative(
@@ -53,8 +54,7 @@ def check_derivative(
     function : callable
         From states (B, N) to values (B, P), each row by itself.
     states : Tensor, shape (S, N)
-        Where to compare; their spread sets the length of the directions. They are compared in double precision, or
-        in their own where the function takes no other.
+        Where to compare, in the precision that `finest` gives; their spread sets the length of the directions.
     label : str
         What a message calls the function, such as "the model 'lorenz96'".
     remedy : str
@@ -70,7 +70,7 @@ def check_derivative(
     ValueError
         If a derivative cannot be computed, or is not that of the function.
     """
-    states = _finest(function, states)
+    states = finest(function, states)
     size = sizes(states)
     rows = torch.arange(len(states) * _DIRECTIONS, device=states.device)
     x = states.repeat_interleave(_DIRECTIONS, 0)
@@ -187,17 +187,6 @@ def sizes(states: Tensor) -> Tensor:
     return torch.where(deviation > _COLLAPSED * size, deviation, size)
 
 
-def _finest(function: Function, states: Tensor) -> Tensor:
-    """States in double precision, where the function takes them."""
-    fine = states.detach().double()
-    try:
-        with torch.no_grad():
-            function(fine[:1])
-    except Exception:  # a model with weights in single precision takes no others
-        return states.detach()
-    return fine
-
-
 def random_directions(rows: Tensor, stream: int, like: Tensor) -> Tensor:
     """Standard normal numbers keyed by labels (B,) and a stream, as long as the rows of `like`, shape (B, N)."""
     return normal(0, Purpose.DIRECTION, rows, torch.zeros_like(rows[:1]), like.shape[1], stream)[:, 0].to(like)
@@ -247,7 +236,10 @@ def _derived(derive: Callable[[], Tensor], label: str, mode: Mode, remedy: str) 
 def _judge(
     off: Tensor, derivative: Tensor, expected: Tensor, fine: Tensor, label: str, mode: Mode, remedy: str
 ) -> None:
-    """Refuse a derivative that is off at every state, where it is off the least; all of shape (S * directions,)."""
+    """Refuse a derivative that is wrong at every state; the message is about the state where it is wrong the least.
+
+    All tensors have shape (S * directions,).
+    """
     off = torch.where(fine, off.nan_to_num(math.inf), -1.0).reshape(-1, _DIRECTIONS)
     derivative, expected = (v.reshape(-1, _DIRECTIONS) for v in (derivative, expected))
     worst, direction = off.max(1)

@@ -18,7 +18,7 @@ from .random import Purpose, normal, uniform
 
 _KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
 
-_SYMMETRIC = 1e-5  # of the two standard deviations: by so much may R's halves differ
+_SYMMETRIC = 1e-5  # of the two standard deviations: by so much may the halves of a covariance differ
 _PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or solutions with R lose their digits
 
 
@@ -437,8 +437,7 @@ def covariance_factor(label: str, matrix: Tensor) -> Tensor:
         raise ValueError(f"{label} has shape {tuple(matrix.shape)}: expected a square matrix")
     if not bool(matrix.isfinite().all()):
         raise ValueError(f"{label} holds values that are not finite: expected a covariance matrix")
-    deviation = matrix.diagonal().abs().sqrt()
-    if bool(((matrix - matrix.T).abs() > _SYMMETRIC * deviation[:, None] * deviation).any()):
+    if not is_symmetric(matrix):
         raise ValueError(f"{label} is not symmetric; expected a covariance matrix")
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
@@ -446,6 +445,12 @@ def covariance_factor(label: str, matrix: Tensor) -> Tensor:
     if int(info) or not bool((_pivots(factor, matrix) ** 2 > singular).all()):
         raise ValueError(f"{label} is not positive definite; expected a covariance matrix of full rank")
     return factor
+
+
+def is_symmetric(matrix: Tensor) -> bool:
+    """Whether the halves of a covariance matrix (P, P) are equal, relative to its standard deviations."""
+    deviation = matrix.diagonal().abs().sqrt()
+    return not bool(((matrix - matrix.T).abs() > _SYMMETRIC * deviation[:, None] * deviation).any())
 
 
 def _pivots(factor: Tensor, matrix: Tensor) -> Tensor:

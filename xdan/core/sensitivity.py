@@ -41,7 +41,7 @@ class Points:
         return len(self.x)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Points:
-        """Do the same to all tensors."""
+        """Apply a function to each of the tensors."""
         memory = None if self.memory is None else function(self.memory)
         return Points(function(self.x), function(self.zeta), memory)
 
@@ -231,8 +231,8 @@ def increment_scaling(
     def size(scale: Tensor | float) -> Tensor:
         step = increment(network, replace(points, zeta=scale * points.zeta)) - rest
         # |V S^-1 U^T step| = |S^-1 U^T step|.
-        found: Tensor = (inverse * (left.mT @ step[..., None])[..., 0]).norm(dim=1)
-        return found
+        length: Tensor = (inverse * (left.mT @ step[..., None])[..., 0]).norm(dim=1)
+        return length
 
     unit = size(1.0)
     return torch.stack([size(scale) / unit for scale in scales], 1)

@@ -159,7 +159,7 @@ def _slope(function: Pair, x: Tensor, x_direction: Tensor) -> Function:
 
 
 def _nested(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, z_direction: Tensor) -> Tensor:
-    """The same along a direction of both, forward."""
+    """Second derivative along a direction of x and one of z, by two nested forward derivatives."""
 
     def response(state: Tensor) -> Tensor:
         inner: Tensor = jvp(lambda at: function(state, at), (z,), (z_direction,), strict=True)[1]
@@ -195,7 +195,7 @@ def _either(
 
 
 def _leaf(x: Tensor) -> Tensor:
-    """Something to differentiate by."""
+    """A tensor of these values that autograd can differentiate by."""
     return x if x.requires_grad else x.detach().clone().requires_grad_()
 
 
@@ -255,7 +255,7 @@ def _double_backward(
 
 
 def _rows(function: Function, x: Tensor, *, what: str | None = None, recorded: bool) -> Tensor:
-    """Derivatives (B, P, N), of one of the P values of all states after the other."""
+    """Derivatives (B, P, N), taken backward for one of the P values at a time, for all states at once."""
     x = _leaf(x)
     value = function(x)
     rows: list[Tensor | None] = [None]

@@ -1,7 +1,7 @@
 """Functions of states that a user wrote: called on copies, answers copied and checked, odd behaviour refused.
 
-A user's function may work in place, or return a buffer that its next call fills again. Neither may reach the states of
-a run, so what goes in and what comes out is copied.
+A user's function may work in place, or return a buffer that its next call fills again. Neither may change the states of
+a run: arguments and results are copied.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def check_answer(answer: Any, shape: tuple[int, ...], x: Tensor, label: str) -> 
 
 
 def isolated(function: Function, x: Tensor, state_dims: int, shape: tuple[int, ...], label: str) -> Tensor:
-    """What a user's function gives for states, without a link to its argument or its buffers.
+    """Call a user's function on a copy of states, and copy its answer.
 
     Parameters
     ----------
@@ -106,8 +106,22 @@ def isolated(function: Function, x: Tensor, state_dims: int, shape: tuple[int, .
     return checked.clone(memory_format=torch.contiguous_format).reshape(*lead, *shape)
 
 
+def finest(function: Callable[[Tensor], Any], states: Tensor) -> Tensor:
+    """Copy states (B, ...) in double precision, or in single precision where the function does not take double.
+
+    A model with weights in single precision takes no other states.
+    """
+    double = states.detach().double()
+    try:
+        with torch.no_grad():
+            function(double[:1].clone())
+    except Exception:  # whatever torch or the function says of the type
+        return states.detach().float()
+    return double
+
+
 def check_function(function: Function, states: Tensor, label: str) -> None:
-    """Refuse a function that is no function of each state alone.
+    """Refuse a function whose value at a state depends on anything but that state.
 
     Parameters
     ----------

@@ -21,19 +21,19 @@ from ..checks import XdanWarning, integer, real, shown
 from ..progress import track
 from ..random import Purpose, normal
 from ..tangent import push_forward
-from ..user_functions import check_function, isolated
+from ..user_functions import check_function, finest, isolated
 
 Tendency = Callable[[Tensor], Tensor]
 
 MOST_STEPS = 10**6  # of an interval or a spin-up: more are taken for a time in other units than the model's
 MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
 _LEAST_SPIN_UP, _LEAST_SPIN_UP_STEPS = 20.0, 400
-_STILL = 1e-2  # of the spread: states that move by less in a spin-up are what it began with
+_STILL = 1e-2  # of the spread: states that move by less in a spin-up are still its noise
 _SPIN_UP_PIECES = 20  # that a bar shows
-_TRIAL_SECONDS = 0.5  # that the trial of a start takes, at most
+_TRIAL_SECONDS = 0.5  # that `try_start` takes, at most
 _TRIAL_STEPS = 50  # between two looks at the clock
 
-# What a class inherits, written out for one model, says nothing of a model whose step it replaces.
+# A class that replaces the method on the left loses the inherited methods on the right: they belong to the old step.
 _FOLLOWS = {
     "tendency": ("advance", "advance_along"),
     "step": ("advance", "advance_along", "retreat"),
@@ -73,7 +73,7 @@ def runge_kutta_4(tendency: Tendency, x: Tensor, timestep: float, *, pure: bool 
 
 
 class _DefaultSpinUp:
-    """The spin-up of a dynamics that says nothing of it: it follows the step, whatever the unit of time."""
+    """The default spin-up time of a dynamics: it grows with the time step, whatever the unit of time is."""
 
     def __get__(self, dynamics: Any, owner: type | None = None) -> float:
         timestep = 0.0 if dynamics is None else float(dynamics.timestep)
@@ -116,7 +116,7 @@ class Dynamics(ABC):
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
-        """Put copies around what the class defines, and drop what it inherits and no longer holds."""
+        """Guard the class's methods with copies, and drop inherited methods that do not fit its new step."""
         super().__init_subclass__(**options)
         if "_vetted" not in vars(cls):
             cls._vetted = pure and cls.__module__.startswith("xdan.")
@@ -244,20 +244,20 @@ class Dynamics(ABC):
         return round(ratio)
 
     def fingerprint(self) -> Tensor:
-        """Where a step takes a fixed state, rounded: tells dynamics of one name and description from each other."""
+        """One step from a fixed state, rounded: it differs between dynamics that share a name and a description."""
         self.vet()
         x = torch.linspace(0.1, 1.0, math.prod(self.shape), dtype=torch.float64).reshape(1, *self.shape)
         with torch.no_grad():
-            return self.advance(x, 1).cpu().round(decimals=9)
+            return self.advance(finest(self.step, x), 1).cpu().round(decimals=9)
 
     def vet(self) -> None:
-        """Try what a user wrote, once for an object, at two states; the classes of xdan are not tried.
+        """Try a user's methods at two states, once for each object; the classes of xdan are not tried.
 
         Raises
         ------
         ValueError
-            If a step, or what a spin-up begins from, fails, is random, or mixes the states of a batch; if `advance`
-            is not so many steps; or if the spin-up cannot be.
+            If `step` or `rest` fails, is random, or mixes the states of a batch; if `advance` differs from repeated
+            calls of `step`; or if `spin_up_time` is refused.
         TypeError
             If `time_unit` is no time.
         """
@@ -305,7 +305,7 @@ class Dynamics(ABC):
         return f"{method}() of the dynamics {self.name!r}"
 
     def try_start(self, label: int, seed: int, like: Tensor) -> None:
-        """Spin up one start for half a second at most, to learn early of a model that cannot bear it.
+        """Spin up one state for half a second at most, to refuse early a model whose states become infinite.
 
         Raises
         ------
@@ -390,7 +390,7 @@ class Dynamics(ABC):
         return state.reshape(-1, members, *self.shape)
 
     def _warn_of_rest(self, start: Tensor, state: Tensor, steps: int) -> None:
-        """Warn where a spin-up ends where it began; a model whose states stay for ever is left in peace."""
+        """Warn where a spin-up hardly moves the states. A model whose states do not move at all does not warn."""
         if not steps or type(self)._vetted or start.numel() < 2:
             return
         moved, spread = float((state - start).square().mean().sqrt()), float(start.std())

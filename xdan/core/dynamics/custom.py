@@ -24,7 +24,7 @@ from .base import (
     warn_of_short_spin_up,
 )
 
-# Dims and variables of the Datasets that hold states: a dim of the state with such a name would be taken for them.
+# Names of dims and variables in records and runs; a dim of the state must have another name.
 _TAKEN = {
     *("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "vector", "mode"),
     *("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator"),
@@ -194,7 +194,7 @@ def _word(label: str, value: Any) -> str:
 
 
 def _coordinates(state: Any) -> dict[str, Coordinate]:
-    """Coordinates of the dims, made once their sizes are known to be sane."""
+    """Coordinates of the dims; sizes are checked before any coordinate is made."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state={shown(state)}: expected a mapping from dims to lengths, such as {{'x': 40}}")
     if not state:
@@ -217,7 +217,7 @@ def _dim(name: Any) -> str:
 
 
 def _axis(label: str, axis: Any) -> Sequence[float | str]:
-    """Labels of one dim; those of a length are not made yet."""
+    """Labels of one dim; for a length, a range that takes no memory."""
     if isinstance(axis, (int, np.integer)):
         return range(integer(label, axis, least=1, most=MOST_COMPONENTS))
     if isinstance(axis, (str, bytes, Mapping, Set)) or not isinstance(axis, Iterable) or np.ma.isMaskedArray(axis):

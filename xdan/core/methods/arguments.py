@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, real, shown
-
-_ASYMMETRY = 1e-5  # of a matrix, relative to the root of the product of two of its variances
+from ..observing import is_symmetric
 
 
 def number_or_tune(label: str, value: Any) -> float | str:
@@ -67,8 +66,7 @@ def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
     if not bool(matrix.isfinite().all()):
         raise ValueError(f"background holds values that are not finite: {expected}")
     no_covariance = "background is not symmetric and positive definite"
-    deviation = matrix.diagonal().abs().sqrt()
-    if bool(((matrix - matrix.T).abs() > _ASYMMETRY * deviation[:, None] * deviation).any()):
+    if not is_symmetric(matrix):
         raise ValueError(f"{no_covariance}: it is skew; expected a covariance matrix")
     if int(torch.linalg.cholesky_ex(matrix).info):
         raise ValueError(f"{no_covariance}: it has no Cholesky factor; expected a covariance matrix of full rank")
@@ -76,12 +74,12 @@ def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
 
 
 def fitted(background: Tensor, size: int, like: Tensor) -> Tensor:
-    """Return a background error covariance in the dtype and on the device of a tensor.
+    """Return a background error covariance (N, N) in the dtype and on the device of a tensor.
 
     Raises
     ------
     ValueError
-        If it is not that of a state of so many components.
+        If it is not of `size` components.
     """
     if len(background) != size:
         raise ValueError(f"background has shape {tuple(background.shape)}: expected ({size}, {size})")

@@ -31,7 +31,7 @@ _TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 400
 
 Differentiated = Literal["model", "operator"]
 
-LOST = 1e6  # a component so many times as large as those at the start is of a trajectory that has diverged
+LOST = 1e6  # a trajectory has diverged once a component is so many times as large as the largest at the start
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Method(ABC):
     tunable : dict of str to tuple of float
         Parameters that may be "tune", with the values to try.
     natural_ends : dict of str to float
-        The value of a parameter that does nothing: where tuning ends there, no better one was left out.
+        The value with which a parameter does nothing. Tuning that ends there does not warn: nothing lies beyond it.
     fixed : dict of str to object
         Parameters of a base that the class sets for good.
     tune_on : {"innovation", "truth"}

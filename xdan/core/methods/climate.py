@@ -13,7 +13,7 @@ from ..dynamics import Dynamics
 from ..random import Purpose, normal
 
 _STATES = 4096
-_KEPT, _LARGEST = 4, 1 << 26  # climates that are kept, and bytes of the largest of them
+_KEPT, _LARGEST = 4, 1 << 26  # how many climates are kept, and the bytes that one of them may have
 
 _Moments = tuple[Tensor, Tensor]
 _known: OrderedDict[tuple[object, ...], _Moments] = OrderedDict()
@@ -66,10 +66,10 @@ def _moments(dynamics: Dynamics, seed: int, like: Tensor) -> _Moments:
 
 
 def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
-    """What tells a climate from others.
+    """Key of a climate among those that are kept.
 
-    Two models may share a description, which holds no functions. Their functions, and a step from where the spin-up
-    starts, tell them apart.
+    Two models may share a description, as it holds no functions. The key therefore has the functions too, and one step
+    from the state that the spin-up starts from.
     """
     labels = torch.arange(2)
     with torch.no_grad():

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from ..checks import shown
 from ..tangent import along, jacobian, mixed_jacobian, unit_direction
 
-_SPARE = 16  # tensors that a constructor may register and then replace
+_SPARE = 16  # tensors, and values, that a constructor may register beyond twice those known
 _SHOWN = 4  # names that a message lists
 _METHODS = (property, classmethod, staticmethod)
 
 
-# What a class may know better than autodiff does, as long as nothing below it changes the forward pass.
+# Methods that a class may override by something faster than autodiff, as long as no derived class changes `forward`.
 _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
-# What else of a class says nothing of the forward pass.
+# Methods that the forward pass does not call: overriding them leaves the formulas right.
 _BESIDE = {"parameters_json", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
 
 
@@ -171,15 +171,15 @@ class AnalysisNetwork(nn.Module, ABC):
 
 
 def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | None = None) -> bool:
-    """Whether a class inherits a formula of a forward pass that it changes.
+    """Whether a class inherits a formula, and changes the forward pass that the formula belongs to.
 
     Parameters
     ----------
     cls : type
     name : str
-        Of the formula.
+        Of the formula's method.
     parts : collection of str, optional
-        Methods of which the formula knows what they do; all of the class that has it by default.
+        Methods that the formula relies on; by default all methods of the class that defines it.
     """
     owner = next(base for base in cls.__mro__ if name in vars(base))
     if parts is None:
@@ -191,12 +191,12 @@ def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | Non
 
 
 def formula(network: AnalysisNetwork, name: str) -> Callable[..., Tensor]:
-    """What a network's class knows of a derivative; by autodiff where hooks or an attribute change this one alone."""
+    """A derivative by the class's formula; by autodiff where hooks or an attribute change this one network."""
     return partial(getattr(AnalysisNetwork if is_patched(network) else type(network), name), network)
 
 
 def is_patched(network: AnalysisNetwork) -> bool:
-    """Whether something but its classes decides what a network, or a part of it, computes."""
+    """Whether hooks or an attribute `forward` change what a network, or a part of it, computes."""
     return any("forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks for part in network.modules())
 
 
