@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlparse
 import dask
 import zarr
 from filelock import FileLock, Timeout
+from zarr.abc.buffer import Buffer
 from zarr.abc.store import Store
 from zarr.errors import GroupNotFoundError
 from zarr.storage import LocalStore, MemoryStore, StorePath, ZipStore
@@ -57,7 +58,7 @@ def locate(store: Any, label: str = "store") -> StoreLike:
             text = unquote(urlparse(text).path)
         return text if "://" in text else Path(text).expanduser().absolute()
     if isinstance(store, MutableMapping):
-        if not all(isinstance(key, str) and hasattr(value, "to_bytes") for key, value in store.items()):
+        if not all(isinstance(key, str) and isinstance(value, Buffer) for key, value in store.items()):
             raise ValueError(f"{label}={shown(store)}: expected a dict of Zarr's buffers, such as an empty one")
         return store
     if not isinstance(store, (Store, StorePath)):
