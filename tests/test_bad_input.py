@@ -90,7 +90,10 @@ RECORDS = {
         lambda ds: ds.rename(x="site"),
         r"dims \('trajectory', 'time', 'site'\), without \['x'\]: .* rename the record's dims",
     ),
-    "a dim too many": (lambda ds: ds.expand_dims(level=2), r"has dims \['level'\] beyond \(trajectory, time, x\)"),
+    "a dim too many": (
+        lambda ds: ds.expand_dims(level=2),
+        r"has dims \['level'\] beyond those expected, \(trajectory, time, x\)",
+    ),
     "other number of sites": (
         lambda ds: ds.isel(x=slice(7)),
         r"state sizes \{'x': 7\}, the dynamics Lorenz96\(sites=8.* expects \{'x': 8\}; pass the dynamics=",
