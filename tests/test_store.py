@@ -367,3 +367,13 @@ def test_a_torn_slot_gives_the_save_before(tmp_path):
     shutil.rmtree(tmp_path / "c" / f"slot{1 - latest}")
     with pytest.raises(ValueError, match="both saves in the checkpoint"):
         Checkpoint(tmp_path / "c", {"run": 1}).load()
+
+
+def test_a_masked_record_that_a_user_saved_is_read(tmp_path):
+    ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=9, trajectories=2, seed=0, chunks={"time": 3})
+    ds.to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    opened = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
+    gap = opened.assign(observation=opened.observation.where((opened.time < 0.12) | (opened.time > 0.28)))
+    gap.to_zarr(tmp_path / "gap.zarr", consolidated=False)
+    with pytest.warns(xdan.XdanWarning, match="Where chunks are missing nothing is observed"):
+        xr.open_zarr(tmp_path / "gap.zarr", consolidated=False).dan.baseline("etkf", members=4, inflation=1.0)

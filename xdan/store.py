@@ -9,6 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -123,8 +124,8 @@ def check_contents(ds: xr.Dataset) -> None:
 def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: bool = False) -> None:
     """Refuse a variable whose local Zarr array, or whose labels there, lack chunks: they would read as NaN or zero.
 
-    A Dataset that xdan made says in its attributes that every chunk is written. Without that a chunk of nothing but
-    NaN may lawfully be absent.
+    A Dataset that xdan made says in its attributes that every chunk is written, and each of its arrays has a checksum.
+    An array without either, such as one that a user has masked and saved, may lack chunks of nothing but NaN.
 
     Parameters
     ----------
@@ -132,8 +133,8 @@ def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: 
         As it was opened.
     variable : xarray.DataArray or None
     may_be_empty : bool
-        Whether a chunk may hold nothing but NaN, as of observations: where the Dataset does not say that every chunk
-        is written, a warning then takes the place of the error.
+        Whether a chunk may hold nothing but NaN, as of observations. A warning then takes the place of the error,
+        unless xdan wrote the array.
 
     Raises
     ------
@@ -152,10 +153,11 @@ def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: 
     labels = [variable[dim] for dim in variable.dims if dim in variable.coords] if sealed_whole else []
     for array in (variable, *labels):
         chunks = _chunks(folder, str(array.name), array.shape)
-        if chunks is None or chunks[0] == chunks[1]:
+        if chunks is None or chunks.there == chunks.total:
             continue
-        lack = f"{folder}: {array.name!r} has {chunks[0]} of {chunks[1]} chunks"
-        if may_be_empty and not sealed_whole:
+        written_whole = sealed_whole and chunks.checksum
+        lack = f"{folder}: {array.name!r} has {chunks.there} of {chunks.total} chunks"
+        if may_be_empty and not written_whole:
             warnings.warn(
                 f"{lack}. Where chunks are missing nothing is observed; if the store was cut short, write it again",
                 XdanWarning,
@@ -164,7 +166,7 @@ def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: 
             continue
         raise ValueError(
             f"{lack}: it was cut short or damaged. Write it again, or select the part that is whole"
-            + (f"; if Zarr left empty chunks out on purpose, drop the attribute {WHOLE!r}" if sealed_whole else "")
+            + (f"; if Zarr left empty chunks out on purpose, drop the attribute {WHOLE!r}" if written_whole else "")
         )
 
 
@@ -174,11 +176,17 @@ def _folder(ds: xr.Dataset) -> Path | None:
     return Path(source) if isinstance(source, str) and "://" not in source and Path(source).is_dir() else None
 
 
-def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """How many chunks of an array are there, and how many it has; None for an array that is not the one opened.
+@dataclass(frozen=True)
+class _Chunks:
+    """How many chunks of an array are there, of how many, and whether they have a checksum; a shard is one chunk."""
 
-    A shard counts as one chunk.
-    """
+    there: int
+    total: int
+    checksum: bool
+
+
+def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> _Chunks | None:
+    """Count the chunks of an array; None for an array that is not the one opened."""
     try:
         array = zarr.open_array(folder, path=name, mode="r")
     except FileNotFoundError:
@@ -198,7 +206,8 @@ def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> tuple[int, int] 
     grid = [range(-(-length // max(1, step))) for length, step in zip(array.shape, sizes, strict=True)]
     # Zarr's own count lists the folder: for a million chunks that takes minutes, and looking for each file seconds.
     files = (f"{folder}/{name}/{array.metadata.encode_chunk_key(place)}" for place in itertools.product(*grid))
-    return sum(map(os.path.isfile, files)), math.prod(map(len, grid))
+    checksum = any(isinstance(codec, Crc32cCodec) for codec in array.compressors)
+    return _Chunks(sum(map(os.path.isfile, files)), math.prod(map(len, grid)), checksum)
 
 
 def digest(*values: Any) -> str:
