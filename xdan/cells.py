@@ -290,7 +290,7 @@ class Cell:
             raise KeyboardInterrupt(interruption)
         return network
 
-    def score(self, network: Network | None) -> dict[str, float]:
+    def score(self, network: Network | None) -> dict[str, Any]:
         """Cycle the test record and score the run."""
         sizes = {name: self.test[name] for name in ("cycles", "trajectories")}
         here = {"scheduler": "synchronous"}  # said in every call: the configuration is the whole process's
@@ -304,7 +304,9 @@ class Cell:
             run = cycle(record.chunk(), network, **own).compute(**here)
         seconds = time.perf_counter() - begin
         found = score(record, run, burn_in=self.test["burn_in"], dynamics=self.dynamics)
-        values = {name: float(found[name]) for name in SCORES if name in found}
+        values: dict[str, Any] = {name: float(found[name]) for name in SCORES if name in found}
+        if "crps_of" in found.coords:
+            values["crps_of"] = str(found["crps_of"].values)
         if network is not None and self.trains:
             training = network.description["training"]
             values |= {"validation_rmse": training["validation_rmse"], "training_seconds": training["seconds"]}

@@ -37,7 +37,7 @@ from .network import Network
 from .observing import identity as observing_identity
 from .run_layout import label_run, named, shapes_of, tuned_shapes_of
 from .schema import Array
-from .setting import differences, validation_innovation
+from .setting import differences, observed_otherwise, validation_innovation
 from .store import check_apart, check_mode, digest, sealed
 from .streams import Stream
 from .watch import RATIO, Watch, attribute, far_from_truth, tell
@@ -156,8 +156,17 @@ def cycle(
     truths = None if experiment.truth is None else experiment.truth.chunk().data
     plan = Plan.from_chunks(*observations.chunks[:2])
     leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
+    outside = _outside(method, experiment)
+    tell(outside)
     prepared = dask.delayed(_prepare, pure=False)(
-        method, frame, observations[leading], None if truths is None else truths[leading], seed, device, progress
+        method,
+        frame,
+        observations[leading],
+        None if truths is None else truths[leading],
+        seed,
+        device,
+        progress,
+        bool(outside),
     )
     prototype = _at_work(method, frame, device)
     shapes = shapes_of(prototype, experiment, members)
@@ -166,8 +175,6 @@ def cycle(
     lags = prototype.lags
     arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
     label = partial(label_run, method=method, prototype=prototype, experiment=experiment, seed=seed)
-    outside = _outside(method, experiment)
-    tell(outside)
     if store is None:
         outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
         arrays = scan(partial(_cycle_block, lazy), plan, [observations], outputs, *arguments)
@@ -177,7 +184,7 @@ def cycle(
         result = label(named(shapes, arrays) | named(tuned, scalars)).assign_attrs(attribute(outside))
         if not lazy:
             (result, ready) = dask.compute(result, prepared)
-            result = result.assign_attrs(attribute([*outside, *_judge(result, ready, frame)]))
+            result = result.assign_attrs(attribute([*outside, *ready.texts, *_judge(result, ready, frame)]))
         return sealed(experiment.as_given(result))
     identity = digest(
         [prototype.name, prototype.parameters(), prototype.tune_on, dynamics_to_json(frame.dynamics), seed, members],
@@ -203,7 +210,8 @@ def cycle(
         stream = Stream(store, sealed(template.assign_coords(coordinates)), plan, identity, mode, lags)
         _stream(stream, observations, ready, arguments, progress)
         whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
-        stream.finish(attribute([*outside, *_judge(whole, dask.compute(ready)[0], frame)]))
+        (made,) = dask.compute(ready)
+        stream.finish(attribute([*outside, *made.texts, *_judge(whole, made, frame)]))
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
 
@@ -214,6 +222,7 @@ class _Prepared:
 
     method: Method | Network
     watch: Watch
+    texts: Sequence[str]
 
 
 def _outside(method: Network | Method, experiment: Experiment) -> list[str]:
@@ -334,29 +343,42 @@ def _prepare(
     seed: int,
     device: str,
     progress: bool,
+    outside: bool,
 ) -> _Prepared:
-    """Look at the leading part of a record, and prepare a method on it; a network is ready."""
+    """Look at the leading part of a record, and prepare a method on it; a network is ready.
+
+    `outside` says that a network is out of its setting, as was told already.
+    """
     in_block()
     with shown(progress):
-        return _made_ready(method, frame, observation, truth, seed, device)
+        return _made_ready(method, frame, observation, truth, seed, device, outside)
 
 
 def _made_ready(
-    method: Method | Network, frame: Frame, observation: Array, truth: Array | None, seed: int, device: str
+    method: Method | Network,
+    frame: Frame,
+    observation: Array,
+    truth: Array | None,
+    seed: int,
+    device: str,
+    outside: bool,
 ) -> _Prepared:
     refuse_fill_values(observation, "observation")
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
-    if truth is not None:
-        tell([astray(frame, truth[:, :2]), far_from_truth(record)])
+    texts = [] if truth is None else [astray(frame, truth[:, :2]), far_from_truth(record)]
+    if isinstance(method, Network) and not outside:
+        texts.append(observed_otherwise(method.description, observation))
+    texts = list(filter(None, texts))
+    tell(texts)
     if isinstance(method, Network):
         _at_work(method, frame, device).check_derivatives(record)
         if frame.error.operator is None:
             during = frame.error.during(slice(0, observation.shape[1]))
             method.check_climate(observation, float(during.variance().mean()))
-        return _Prepared(method, _watch_network(method, frame))
+        return _Prepared(method, _watch_network(method, frame), texts)
     with torch.no_grad():
-        return _Prepared(method.prepare(record), _watch_method(method, frame, seed))
+        return _Prepared(method.prepare(record), _watch_method(method, frame, seed), texts)
 
 
 def _watch_network(network: Network, frame: Frame) -> Watch:

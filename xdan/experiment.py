@@ -420,6 +420,8 @@ def read_run(
     for name in names:
         check_whole(run, run[name])
         variables[name] = _arrange(run[name], model, sizes)[0]
+        if experiment.truth is not None:
+            check_units(run[name], experiment.truth, warns=False)
         for dim in (TRAJECTORY, TIME, *model.dims):
             _check_same_labels(experiment, variables[name], dim, what)
     return variables

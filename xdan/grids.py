@@ -195,12 +195,23 @@ class Grid:
             for dim, values in labels.items()
         }
         cube = xr.Dataset(variables, coordinates, attributes)
+        if crps_of := self._crps_of(of_cells):
+            label = {"long_name": "what the CRPS is of"}
+            cube = cube.assign_coords(crps_of=(SCHEME, np.array(crps_of, dtype=object), label))
         for name, (long_name, units) in _AXES.items():
             if name in self.axes:
                 cube[name].attrs = {"long_name": long_name, **({"units": units} if units else {})}
         if "error_std" in self.axes:
             cube["error_std"].attrs["units"] = self.dynamics.units
         return cube
+
+    def _crps_of(self, results: Sequence[Any]) -> list[str]:
+        """What the CRPS of each scheme is of, where the results are at hand and say so."""
+        if not all(isinstance(result, dict) for result in results):
+            return []
+        each = np.array([result.get("crps_of", "") for result in results], dtype=object).reshape(len(self.schemes), -1)
+        words = [", ".join(sorted({word for word in row if word})) for row in each]
+        return words if any(words) else []
 
 
 def count(label: str, values: Any) -> int:

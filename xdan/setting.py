@@ -10,8 +10,12 @@ import numpy as np
 
 from .core.checks import shown
 from .core.dynamics import dynamics_to_json
+from .core.observing import Sites
 from .experiment import Experiment
+from .schema import Array
 
+_FEW = 0.1  # share of other intervals that counts as none
+_NEAR_SHARE = 0.25  # difference of the share of observations that counts as none
 _NEAR = 0.05  # relative difference of an error or of an interval that counts as none
 # Parameters of a dynamics that do not matter to a trained network, or that are compared apart.
 _NOT_COMPARED = frozenset(("sites", "state", "timestep", "spin_up_time", "function", "label", "time_unit"))
@@ -95,6 +99,40 @@ def training_data(description: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return data if isinstance(data, Mapping) else None
 
 
+def observed_otherwise(description: Mapping[str, Any], observation: Array) -> str:
+    """Say that another share of the state is observed than in training; nothing where it is about the same.
+
+    Parameters
+    ----------
+    description : mapping
+        Of a network.
+    observation : array, shape (R, K, *observations)
+        NaN where nothing is observed.
+    """
+    data = training_data(description)
+    trained = None if data is None else _share(data.get("observing"), math.prod(observation.shape[2:]))
+    here = float(np.isfinite(observation).mean())
+    if trained is None or abs(here - trained) <= _NEAR_SHARE:
+        return ""
+    return (
+        f"the network sees {here:.0%} of the observations that there may be, in training it saw {trained:.0%}: it may "
+        "lose the truth. Compare with baseline('enkf-n'), or train a network on this record with ds.dan.train()"
+    )
+
+
+def _share(observing: Any, size: int) -> float | None:
+    """Share of the observations that a description of an observing network makes, or None where it does not say."""
+    if isinstance(observing, (int, float)) and not isinstance(observing, bool):
+        return float(observing) if 0 < observing <= 1 else None
+    try:
+        sites = Sites.from_json(observing)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return None
+    if sites.kind == "random":
+        return (sites.low + sites.high) / (2 * size)
+    return len(range(sites.offset, size, sites.step)) / size if sites.kind == "every" else 1.0
+
+
 def validation_innovation(description: Mapping[str, Any]) -> float | None:
     """Mean square innovation, in units of R, that the network had on its validation record, where it is known."""
     training = description.get("training")
@@ -121,8 +159,10 @@ def _interval(data: Mapping[str, Any], experiment: Experiment) -> Iterator[str]:
     steps = experiment.frame.steps[1:]
     if trained is None or not len(steps):
         return
-    least, most = (float(s) * experiment.frame.dynamics.timestep for s in (steps.min(), steps.max()))
-    if least < trained[0] * (1 - _NEAR) or most > trained[1] * (1 + _NEAR):
+    intervals = steps * experiment.frame.dynamics.timestep
+    least, most = float(intervals.min()), float(intervals.max())
+    other = (intervals < trained[0] * (1 - _NEAR)) | (intervals > trained[1] * (1 + _NEAR))
+    if other.mean() > _FEW:  # a gap here and there is no other setting
         yield f"the interval is {_text(least, most)}, in training it was {_text(*trained)}"
 
 

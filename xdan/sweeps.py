@@ -332,9 +332,9 @@ class _Folder:
         begun = exists(checkpoint)
         try:
             return cell.train(checkpoint)
-        except _UNREADABLE as error:
+        except (FileExistsError, ValueError):
             # Of another run, of none, or damaged; any other error comes again.
-            if not begun or isinstance(error, RuntimeError) or _is_full(error):
+            if not begun:
                 raise
             shutil.rmtree(checkpoint)
             return cell.train(checkpoint)

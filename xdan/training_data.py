@@ -19,11 +19,12 @@ from .core.imitation import TaughtTwin
 from .core.methods import EnsembleMethod, Record, method_by_name
 from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
-from .experiment import Experiment, check_follows, check_observed
+from .experiment import Experiment, check_follows, check_observed, refuse_fill_values
 from .observing import error_from, operator_from
 from .observing import identity as observing_identity
 from .schema import TIME, TRAJECTORY, XdanWarning
 from .store import digest
+from .watch import far_from_truth, tell
 
 _VALIDATION_LANES, _VALIDATION_CYCLES = 64, 250
 _CLIMATE_STATES = 256
@@ -301,6 +302,10 @@ def data_from_record(
         truth=truth,
         device=device,
     )
+    if truth is not None:
+        refuse_fill_values(truth, str(whole_truth.name) if whole_truth is not None else "truth")
+        if experiment.forecast is None:
+            tell([far_from_truth(record)])
     windows = RecordWindows(
         experiment, kept, length, batch=min(batch, len(kept)), cycles=window, seed=seed, device=device
     )

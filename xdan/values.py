@@ -63,8 +63,14 @@ def _is(value: Any, number: float) -> bool:
         return False
 
 
-def check_units(variable: xr.DataArray, other: xr.DataArray) -> None:
+def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = True) -> None:
     """Refuse two variables of one quantity in units that are known to differ; warn where they are spelled apart.
+
+    Parameters
+    ----------
+    variable, other : xarray.DataArray
+    warns : bool
+        Whether words that differ are told.
 
     Raises
     ------
@@ -82,7 +88,8 @@ def check_units(variable: xr.DataArray, other: xr.DataArray) -> None:
     both = f"{variable.name!r} is in {ours!r} and {other.name!r} in {theirs!r}"
     if _plain(ours) in _SPELLINGS and _plain(theirs) in _SPELLINGS:
         raise ValueError(f"{both}: expected one unit for both; convert one of them")
-    warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
+    if warns:
+        warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
 
 
 def _plain(units: str) -> str:

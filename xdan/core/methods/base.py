@@ -464,9 +464,21 @@ _METHODS: dict[str, type[Method]] = {}
 
 
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Register a method's class under the name that `baseline` takes."""
+    """Register a method's class under the name that `baseline` takes.
+
+    Raises
+    ------
+    ValueError
+        If the name is another class's. A class that is defined anew takes its own place.
+    """
 
     def register(cls: type[Method]) -> type[Method]:
+        known = _METHODS.get(name)
+        if isinstance(known, type) and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"name={name!r} is that of {known.__module__}.{known.__qualname__}: expected another name for "
+                f"{cls.__module__}.{cls.__qualname__}"
+            )
         _METHODS[name] = cls
         cls.name = name
         return cls
