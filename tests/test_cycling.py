@@ -242,6 +242,7 @@ def test_single_precision_stays_so(single, net, run):
     np.testing.assert_allclose(found.analysis, run.analysis, rtol=0, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:the network sees")
 def test_nothing_observed_is_a_free_forecast(twin, net, model):
     """Only the first time is observed: zeta is zero after it, and for 3D-Var the analysis is the forecast."""
     blind = twin.assign(observation=twin.observation.where(twin.time < 0.01))

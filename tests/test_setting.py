@@ -74,3 +74,20 @@ def test_a_run_out_of_its_setting_warns_and_says_so(tmp_path):
 def test_the_setting_itself_is_quiet():
     ds = xdan.twin(xdan.Lorenz96(), cycles=6, trajectories=2).compute()
     assert "xdan_warnings" not in ds.dan.cycle(xdan.open_network("lorenz96")).attrs
+
+
+@pytest.mark.parametrize(
+    ("observing", "warns"), [(TRAINED["observing"], True), (0.5, False), (1.0, True), ("x", False)]
+)
+def test_another_share_of_observations_is_told(twin, observing, warns):
+    """Also where no attribute says which sites are observed."""
+    half = twin.observation.where(twin.x % 2 == 0).values
+    text = setting.observed_otherwise({"training": {"data": {"observing": observing}}}, half)
+    assert ("sees 50% of the observations that there may be, in training it saw 100%" in text) == warns
+    assert setting.observed_otherwise({}, half) == ""
+
+
+def test_a_gap_in_time_is_no_other_setting(model):
+    intervals = [0.05] * 30
+    intervals[7] = 0.5
+    assert told(xdan.twin(model, cycles=31, interval=intervals)) == []

@@ -100,3 +100,23 @@ def test_a_record_in_two_units_is_refused(twin):
     )
     with pytest.raises(ValueError, match="'truth' is in 'degC' and 'observation' in 'K'"):
         apart.dan.baseline("etkf", members=4)
+
+
+def test_observations_far_from_the_truth_warn(twin):
+    """Units that no attribute names."""
+    kelvin = twin.assign(observation=twin.observation + 273.15)
+    with pytest.warns(xdan.XdanWarning) as caught:
+        run = kelvin.dan.baseline("climatology")
+    texts = [str(warning.message) for warning in caught]
+    assert "the observations are far from the truth" in texts[0]
+    assert "4 of 4 trajectories have lost the truth" in texts[1]
+    assert run.attrs["xdan_warnings"] == texts
+
+
+def test_a_run_in_other_units_is_refused(twin, run):
+    celsius = twin.assign(
+        truth=twin.truth.assign_attrs(units="degC"), observation=twin.observation.assign_attrs(units="degC")
+    )
+    kelvin = run.assign(analysis=(run.analysis + 273.15).assign_attrs(units="K"))
+    with pytest.raises(ValueError, match="'analysis' is in 'K' and 'truth' in 'degC': expected one unit"):
+        celsius.dan.score(kelvin)
