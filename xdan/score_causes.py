@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.delayed import Delayed
 
 from .schema import Array
 from .watch import tell
@@ -33,17 +31,32 @@ class Cause:
 
     def __init__(self, sentence: Callable[..., str], evidence: Callable[[], Sequence[xr.DataArray]]) -> None:
         self.sentence, self.evidence = sentence, evidence
-        self._task: Delayed | None = None
+        self._lazy: da.Array | None = None
 
     def now(self) -> str:
         """The sentence itself."""
         return self.sentence(*(values.to_numpy() for values in self.evidence()))
 
-    def later(self) -> Delayed:
-        """The sentence as a task of dask, one for all scores that share the cause."""
-        if self._task is None:
-            self._task = dask.delayed(self.sentence, pure=False)(*(values.data for values in self.evidence()))
-        return self._task
+    def later(self) -> da.Array:
+        """The sentence as a lazy array without dims, one for all scores that share the cause.
+
+        It is an array among arrays, no delayed object: dask then shares with the scores what the evidence is made of,
+        and a lazy run is computed once for all of them.
+        """
+        if self._lazy is None:
+            arrays = [da.asarray(values.data) for values in self.evidence()]
+            pairs: list[Any] = []
+            for number, array in enumerate(arrays):
+                pairs += [array, tuple(f"{number}-{axis}" for axis in range(array.ndim))]
+            self._lazy = da.blockwise(
+                _sentence, (), *pairs, of=self.sentence, concatenate=True, dtype=object, meta=np.empty((), dtype=object)
+            )
+        return self._lazy
+
+
+def _sentence(*evidence: Array, of: Callable[..., str]) -> Array:
+    """A sentence as an array without dims."""
+    return np.array(of(*evidence), dtype=object)
 
 
 @dataclass(frozen=True)
@@ -96,22 +109,22 @@ def _watched(name: str, score: Score) -> xr.DataArray:
         _tell_block,
         score.value.data,
         score.where_broken().data,
+        *(cause.later() for cause in (*score.causes, *score.always)),
         dtype=score.value.dtype,
         meta=np.empty((0,) * score.value.ndim, score.value.dtype),
         trouble=score.trouble,
         score=name,
-        causes=[cause.later() for cause in score.causes],
-        always=[cause.later() for cause in score.always],
+        of_broken=len(score.causes),
     )
     return score.value.copy(data=data)
 
 
-def _tell_block(
-    value: Array, broken: Array, trouble: str, score: str, causes: Sequence[str], always: Sequence[str]
-) -> Array:
+def _tell_block(value: Array, broken: Array, *sentences: Array, trouble: str, score: str, of_broken: int) -> Array:
+    """Warn of a block; the first sentences are told where it is broken, the others wherever it is."""
+    texts = [str(np.asarray(sentence).item()) for sentence in sentences]
     if broken.any():
-        _tell(trouble, [score], causes)
-    tell(always)
+        _tell(trouble, [score], texts[:of_broken])
+    tell(texts[of_broken:])
     return value
 
 
