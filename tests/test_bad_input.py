@@ -129,7 +129,7 @@ RECORDS = {
     ),
     "interval no multiple of the step": (
         lambda ds: ds.assign_coords(time=0.07 * np.arange(24)),
-        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; choose the interval or ",
+        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; expected a multiple",
     ),
     "labels that are no integers": (
         lambda ds: ds.assign_coords(trajectory=list("abcd")),
@@ -157,7 +157,7 @@ RECORDS = {
     ),
     "dynamics of an unknown name": (
         lambda ds: ds.assign_attrs(dynamics='{"name": "os.system", "parameters": {}}'),
-        r"dynamics 'os.system' is not registered; known are \[.*'lorenz96'.*\]. Pass dynamics=",
+        r"dynamics 'os.system' is not registered: expected one of \[.*'lorenz96'.*\]. Pass dynamics=",
     ),
     "dynamics of unknown parameters": (
         lambda ds: ds.assign_attrs(dynamics='{"name": "lorenz96", "parameters": {"c": 1}}'),
@@ -302,7 +302,7 @@ BAD_TWINS = {
     "intervals": (lambda a: xdan.twin(a.model, interval=[0.05] * 3, cycles=3), r"3 intervals for 3 cycles: expected 2"),
     "no multiple of the step": (
         lambda a: xdan.twin(a.model, interval=0.07),
-        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; choose the interval or ",
+        r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; expected a multiple",
     ),
     "interval zero": (lambda a: xdan.twin(a.model, interval=0.0), r"interval of 0 is not a positive multiple"),
     "interval negative": (
@@ -659,7 +659,7 @@ def test_records_whose_values_are_no_numbers_or_keep_their_fill_value(a, verb):
     for ds, error, message in (
         (a.twin.assign(observation=a.twin.observation.astype(complex)), TypeError, "dtype complex128: expected real"),
         (a.twin.assign(observation=a.twin.observation.astype(str)), TypeError, "expected real numbers"),
-        (a.twin.assign(observation=filled), ValueError, r"_FillValue=-9999.0: its gaps are not NaN"),
+        (a.twin.assign(observation=filled), ValueError, r"_FillValue=-9999.0: expected NaN for its gaps"),
         (twice, ValueError, r"trajectory label 1 stands 2 times"),
     ):
         with pytest.raises(error, match=message):

@@ -58,7 +58,7 @@ def test_fill_values_stop_every_verb(twin, net):
     [
         ({"scale_factor": 0.01}, "scale_factor=0.01: its values are packed"),
         ({"add_offset": np.float32(273.15)}, "add_offset="),
-        ({"_FillValue": -999.0}, "_FillValue=-999.0: its gaps are not NaN"),
+        ({"_FillValue": -999.0}, "_FillValue=-999.0: expected NaN for its gaps"),
         ({"missing_value": np.array([1e20])}, "missing_value="),
         ({"_FillValue": "x"}, "_FillValue='x'"),
     ],

@@ -364,6 +364,8 @@ def _made_ready(
     outside: bool,
 ) -> _Prepared:
     refuse_fill_values(observation, "observation")
+    if truth is not None:
+        refuse_fill_values(truth, "truth")
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
     texts = [] if truth is None else [astray(frame, truth[:, :2]), far_from_truth(record)]

@@ -133,6 +133,7 @@ def writing(store: StoreLike) -> Iterator[None]:
     path = Path(store)
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.with_name(f".{path.name}.lock")
+    name.touch()  # where nothing can be written, the system says so
     lock = FileLock(name, timeout=0)
     try:
         lock.acquire()

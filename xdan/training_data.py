@@ -19,7 +19,14 @@ from .core.imitation import TaughtTwin
 from .core.methods import EnsembleMethod, Record, method_by_name
 from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
-from .experiment import Experiment, check_follows, check_observed, refuse_fill_values
+from .experiment import (
+    LEADING_CYCLES,
+    LEADING_TRAJECTORIES,
+    Experiment,
+    check_follows,
+    check_observed,
+    refuse_fill_values,
+)
 from .observing import error_from, operator_from
 from .observing import identity as observing_identity
 from .schema import TIME, TRAJECTORY, XdanWarning
@@ -283,6 +290,8 @@ def data_from_record(
         else:
             _check_finite(experiment.forecast)
         _check_finite(whole_truth)
+        leading = whole_truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
+        refuse_fill_values(leading.to_numpy(), str(whole_truth.name))
     check_observed(experiment.observation)
     lanes, length = _lanes(experiment, window, batch, validation)
     held_count = min(len(lanes) - 1, max(1, round(validation * len(lanes))))
@@ -302,10 +311,8 @@ def data_from_record(
         truth=truth,
         device=device,
     )
-    if truth is not None:
-        refuse_fill_values(truth, str(whole_truth.name) if whole_truth is not None else "truth")
-        if experiment.forecast is None:
-            tell([far_from_truth(record)])
+    if truth is not None and experiment.forecast is None:
+        tell([far_from_truth(record)])
     windows = RecordWindows(
         experiment, kept, length, batch=min(batch, len(kept)), cycles=window, seed=seed, device=device
     )

@@ -16,7 +16,7 @@ _FILLS = (
     *(-32767.0, -32768.0, 32767.0, -2147483647.0, -2147483648.0, 9.969209968386869e36, 1e15, 1e20, 1e30, 1e35, 1e36),
     *(-1e15, -1e20, -1e30, -1e34, -1e36, 3.4028234663852886e38, -3.4028234663852886e38),
 )
-_FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 100.0  # deviations from the others: of a common fill value, and of another one
+_FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 20.0  # deviations from the others: of a common fill value, and of another one
 _REPEATED = 10  # times that an uncommon fill value occurs, at least
 _PACKING = {"scale_factor": 1.0, "add_offset": 0.0}
 _SPELLINGS = {
@@ -37,7 +37,7 @@ def check_packing(variable: xr.DataArray) -> None:
         value = variable.attrs.get(label)
         if value is not None and not _is_nan(value):
             raise ValueError(
-                f"{variable.name!r} has the attribute {label}={shown(value)}: its gaps are not NaN, as expected. Open "
+                f"{variable.name!r} has the attribute {label}={shown(value)}: expected NaN for its gaps. Open "
                 "the record with mask_and_scale=True, or use xr.decode_cf(ds)"
             )
     for label, neutral in _PACKING.items():
@@ -102,7 +102,7 @@ def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
     """Find a value that stands for nothing: the smallest or largest, far from all others.
 
     A common fill value counts where it is 10 deviations away. Any other value counts where it occurs 10 times and is
-    100 deviations away. Deviations are half the distance of the quantiles at 16 and 84 %.
+    20 deviations away. Deviations are half the distance of the quantiles at 16 and 84 %.
 
     Returns
     -------

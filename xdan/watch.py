@@ -19,7 +19,12 @@ RATIO = "innovation_ratio"
 _FORGOTTEN = 50  # cycles after which no method should remember its start
 _FEWEST = 20  # observed cycles that a mean is taken over
 _MEDIAN = 0.4549  # of the square of a standard normal number
+_TOO_CLOSE = 0.02  # ratio of observations minus truth: errors of a seventh of the deviation that R says
 _UNEXPLAINED = 9.0  # ratio of observations minus truth: errors of three times the deviation that R says
+_STRAY, _LEAST = (
+    6.0,
+    5,
+)  # ratio in the second half of a short run of a network, and observed cycles that it is a mean of
 _HOPELESS = 100.0  # ratio that only wrong units or a wrong R explain, however few cycles are observed
 
 
@@ -100,7 +105,8 @@ class Watch:
         list of str
             One sentence for each thing that is wrong. A trajectory has lost the truth if its mean ratio from cycle 50
             on is above `limit`. Where fewer than 20 of these cycles are observed, the mean over all cycles but the
-            first must be above 100.
+            first must be above 100; of a network the mean over the second half, where 5 cycles of it are observed,
+            above 6.
         """
         texts = []
         lost: Array = np.any(diverged, axis=1)
@@ -113,7 +119,12 @@ class Watch:
         settled = ratio[:, _FORGOTTEN:]
         enough = np.isfinite(settled).sum(axis=1) >= _FEWEST  # the mean of a few ratios is large by chance
         mean = np.where(enough, _mean_observed(settled), _mean_observed(ratio[:, 1:]))
-        astray = (mean > np.where(enough, self.limit, _HOPELESS)) & ~lost
+        limit = np.where(enough, self.limit, _HOPELESS)
+        if self.expected == "training":  # a network does not take long to settle
+            half = ratio[:, max(1, ratio.shape[1] // 2) :]
+            short = ~enough & (np.isfinite(half).sum(axis=1) >= _LEAST)
+            mean, limit = np.where(short, _mean_observed(half), mean), np.where(short, _STRAY, limit)
+        astray = (mean > limit) & ~lost
         if astray.any():
             labels = np.asarray(trajectory)[rows][astray]
             first_labels = f"{labels[:5].tolist()}{'...' if len(labels) > 5 else ''}"
@@ -142,6 +153,11 @@ def far_from_truth(record: Record) -> str:
     misfit = (record.observation - record.error.seen(record.truth)).square() / record.error.variance()
     # The median, as a few trajectories that are lost do not speak for all.
     ratio = float(misfit.nanmedian()) / _MEDIAN
+    if ratio < _TOO_CLOSE:
+        return (
+            f"R is far larger than the observations' errors: their median square is {ratio:.2g} times what R expects. Look "
+            "whether the observation error is a standard deviation, and in the units of the observations"
+        )
     if not ratio > _UNEXPLAINED:  # true too where nothing is observed: the ratio is NaN
         return ""
     return (

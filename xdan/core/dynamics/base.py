@@ -218,7 +218,7 @@ class Dynamics(ABC):
         if steps < 1 or not math.isclose(ratio, steps, rel_tol=1e-4):
             raise ValueError(
                 f"an interval of {interval:g} is not a positive multiple of the {self.name} time step "
-                f"{self.timestep:g}; choose the interval or the dynamics' timestep= so that it is, as expected"
+                f"{self.timestep:g}; expected a multiple; choose another interval, or another timestep= of the dynamics"
             )
         if steps > MOST_STEPS:
             raise ValueError(

@@ -78,7 +78,7 @@ def _made(description: Any) -> Dynamics:
             f"the dynamics is described by {shown(description)}: expected a name and its parameters. {remedy}"
         )
     if name not in _REGISTRY:
-        raise ValueError(f"dynamics {name!r} is not registered; known are {sorted(_REGISTRY)}. {remedy}, as expected")
+        raise ValueError(f"dynamics {name!r} is not registered: expected one of {sorted(_REGISTRY)}. {remedy}")
     cls, parameters = _REGISTRY[name], description.get("parameters", {})
     if not isinstance(parameters, Mapping):
         raise ValueError(f"dynamics {name!r} has parameters={shown(parameters)}: expected a mapping. {remedy}")
