@@ -234,7 +234,7 @@ BAD_RECORDS = {
 BAD_DYNAMICS = {
     "the user's own, opened again": (
         lambda a: cycle(a, xdan.twin(circle(), cycles=3)),
-        r"dynamics 'custom' is not registered; .* Pass dynamics= with the model that made the record",
+        r"dynamics 'custom' is not registered: .* Pass dynamics= with the model that made the record",
     ),
     "too few sites": (lambda a: xdan.Lorenz96(sites=3), r"sites=3: expected at least 4"),
     "step too long": (

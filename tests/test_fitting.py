@@ -319,6 +319,7 @@ def test_checkpoint_of_other_settings(single, architecture, quick, tmp_path):
         xdan.train(single, architecture, **settings, learning_rate=0.5)
 
 
+@pytest.mark.filterwarnings("ignore:the observations are far from the truth")
 def test_a_checkpoint_of_another_record_is_refused(single, architecture, quick, tmp_path):
     settings = {**quick, "checkpoint": tmp_path / "checkpoint.zarr"}
     xdan.train(single, architecture, **settings)
@@ -650,6 +651,7 @@ def test_single_trajectories_without_observations_are_told(wide, architecture, q
     assert all(np.isfinite(value).all() for value in net.arrays.values())
 
 
+@pytest.mark.filterwarnings("ignore:the observations are far from the truth")
 def test_a_record_that_stands_still_is_refused(wide, architecture, quick):
     still = wide.assign(truth=xr.full_like(wide.truth, 280.0))
     with (

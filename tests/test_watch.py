@@ -95,3 +95,22 @@ def test_smoothed_states_lie_where_they_belong(tmp_path):
     stored = cut.dan.baseline("ienks-n", **options, store=tmp_path / "run.zarr", progress=False)
     np.testing.assert_allclose(stored.smoothed[:, :30], whole.smoothed[:, :30], atol=1e-4)
     np.testing.assert_array_equal(stored.smoothed.isnull(), whole.smoothed.isnull())
+
+
+@pytest.mark.filterwarnings("ignore:the network is used out of the setting")
+def test_a_network_that_is_lost_warns_in_a_short_run():
+    """Half of the sites are observed; it was trained on all."""
+    ds = xdan.twin(xdan.Lorenz96(), cycles=60, trajectories=4).compute(scheduler="synchronous")
+    sparse = ds.assign(observation=ds.observation.where(ds.x % 2 == 0))
+    net = xdan.open_network("lorenz96")
+    assert "xdan_warnings" not in ds.dan.cycle(net).attrs
+    with pytest.warns(xdan.XdanWarning) as caught:
+        sparse.dan.cycle(net)
+    texts = " ".join(str(warning.message) for warning in caught)
+    assert "the network sees 50% of the observations" in texts
+    assert "trajectories have lost the truth" in texts
+
+
+def test_an_error_given_as_a_variance_of_a_large_unit(twin):
+    with pytest.warns(xdan.XdanWarning, match="R is far larger than the observations' errors"):
+        twin.dan.baseline("optimal-interpolation", observation_error=10.0)

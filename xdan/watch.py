@@ -21,10 +21,7 @@ _FEWEST = 20  # observed cycles that a mean is taken over
 _MEDIAN = 0.4549  # of the square of a standard normal number
 _TOO_CLOSE = 0.02  # ratio of observations minus truth: errors of a seventh of the deviation that R says
 _UNEXPLAINED = 9.0  # ratio of observations minus truth: errors of three times the deviation that R says
-_STRAY, _LEAST = (
-    6.0,
-    5,
-)  # ratio in the second half of a short run of a network, and observed cycles that it is a mean of
+_STRAY, _LEAST = 6.0, 5  # ratio in the second half of a network's short run, and observed cycles of it
 _HOPELESS = 100.0  # ratio that only wrong units or a wrong R explain, however few cycles are observed
 
 
@@ -155,8 +152,8 @@ def far_from_truth(record: Record) -> str:
     ratio = float(misfit.nanmedian()) / _MEDIAN
     if ratio < _TOO_CLOSE:
         return (
-            f"R is far larger than the observations' errors: their median square is {ratio:.2g} times what R expects. Look "
-            "whether the observation error is a standard deviation, and in the units of the observations"
+            f"R is far larger than the observations' errors: their median square is {ratio:.2g} times what R expects. "
+            "Look whether the observation error is a standard deviation, and in the units of the observations"
         )
     if not ratio > _UNEXPLAINED:  # true too where nothing is observed: the ratio is NaN
         return ""
