@@ -180,7 +180,9 @@ def test_repr(net):
     assert f"{sum(v.size for v in net.arrays.values())} weights, validation RMSE 0." in repr(net)
 
 
-@pytest.mark.filterwarnings("ignore:the observations are far from the truth", "ignore:R is far larger")
+@pytest.mark.filterwarnings(
+    "ignore:the observations are far from the truth", "ignore:R is far larger", "ignore:the network sees"
+)
 @pytest.mark.filterwarnings("ignore:the network is used out of the setting")
 def test_records_of_another_climate_are_refused(twin, single, architecture, quick, tmp_path):
     net = single.dan.train(architecture, **quick)
