@@ -150,6 +150,7 @@ def test_lazy_without_a_store(model, counted):
 
 
 @pytest.mark.filterwarnings("ignore:the network is used out of the setting")
+@pytest.mark.filterwarnings("ignore:.* trajectories have lost the truth")
 def test_a_trained_network_is_tested_only(model, tmp_path, counted, quick):
     net = xdan.train(model, xdan.ResidualCNN(filters=4, blocks=1), **quick)
     counted["train"] = 0

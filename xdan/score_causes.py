@@ -44,7 +44,7 @@ class Cause:
         and a lazy run is computed once for all of them.
         """
         if self._lazy is None:
-            arrays = [da.asarray(values.data) for values in self.evidence()]
+            arrays = [da.asarray(values.data).rechunk(-1) for values in self.evidence()]
             pairs: list[Any] = []
             for number, array in enumerate(arrays):
                 pairs += [array, tuple(f"{number}-{axis}" for axis in range(array.ndim))]
