@@ -218,7 +218,17 @@ def cycle(
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A method that is ready for a record, a network as a handle, and how large its innovations should be."""
+    """A method that is ready for a record.
+
+    Attributes
+    ----------
+    method : Method or Network
+        A network as a handle.
+    watch : Watch
+        How large its innovations should be.
+    texts : sequence of str
+        What was warned of while the record was looked at.
+    """
 
     method: Method | Network
     watch: Watch
@@ -350,19 +360,6 @@ def _prepare(
     `outside` says that a network is out of its setting, as was told already.
     """
     in_block()
-    with shown(progress):
-        return _made_ready(method, frame, observation, truth, seed, device, outside)
-
-
-def _made_ready(
-    method: Method | Network,
-    frame: Frame,
-    observation: Array,
-    truth: Array | None,
-    seed: int,
-    device: str,
-    outside: bool,
-) -> _Prepared:
     refuse_fill_values(observation, "observation")
     if truth is not None:
         refuse_fill_values(truth, "truth")
@@ -374,12 +371,13 @@ def _made_ready(
     texts = list(filter(None, texts))
     tell(texts)
     if isinstance(method, Network):
-        _at_work(method, frame, device).check_derivatives(record)
+        with shown(progress):
+            _at_work(method, frame, device).check_derivatives(record)
         if frame.error.operator is None:
             during = frame.error.during(slice(0, observation.shape[1]))
             method.check_climate(observation, float(during.variance().mean()))
         return _Prepared(method, _watch_network(method, frame), texts)
-    with torch.no_grad():
+    with torch.no_grad(), shown(progress):
         return _Prepared(method.prepare(record), _watch_method(method, frame, seed), texts)
 
 

@@ -21,7 +21,7 @@ from .observing import read_error, read_operator
 from .schema import DIGEST, OBS, TIME, TRAJECTORY, changed_descriptions, check_order, find
 from .store import check_contents, check_whole
 from .times import intervals_of
-from .values import check_packing, check_units, fill_value
+from .values import check_packing, check_units, fill_text
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -318,8 +318,7 @@ def check_observed(observation: xr.DataArray) -> None:
             f"every value of {observation.name!r} is NaN, which means that nothing is observed; expected some numbers: "
             "was the store cut short, or does observation= name the wrong variable?"
         )
-    leading = observation.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
-    refuse_fill_values(leading.to_numpy(), str(observation.name))
+    refuse_fill_values(leading(observation).to_numpy(), str(observation.name))
 
 
 def refuse_fill_values(values: np.ndarray[Any, Any], name: str) -> None:
@@ -329,13 +328,13 @@ def refuse_fill_values(values: np.ndarray[Any, Any], name: str) -> None:
     ------
     ValueError
     """
-    filled = fill_value(values)
-    if filled is not None:
-        value, count = filled
-        raise ValueError(
-            f"{count} of {values.size} values of {name!r} are {value:g}, far from all others, as fill values are: "
-            f"expected NaN where there is nothing; for example ds.where(ds.{name} != {value:g})"
-        )
+    if text := fill_text(values, name):
+        raise ValueError(text)
+
+
+def leading(variable: xr.DataArray) -> xr.DataArray:
+    """The first trajectories and cycles of a variable, which stand for all of it."""
+    return variable.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
 
 
 def check_follows(experiment: Experiment) -> None:

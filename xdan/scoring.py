@@ -14,11 +14,11 @@ from .blocks import see
 from .core import scores as kernels
 from .core.checks import choice, integer, shown
 from .core.dynamics import Dynamics
-from .experiment import LEADING_CYCLES, LEADING_TRAJECTORIES, Experiment, astray, beginning, read, read_run
-from .schema import MEMBER, TIME, TRAJECTORY, Array, averaged_dims
+from .experiment import Experiment, astray, beginning, leading, read, read_run
+from .schema import MEMBER, TIME, TRAJECTORY, averaged_dims
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
 from .store import check_whole
-from .values import fill_value
+from .values import fill_text
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
 _SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
@@ -324,18 +324,8 @@ def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
 
 def _fills(values: xr.DataArray, name: str) -> Cause:
     """That the leading part of a variable holds values that stand for nothing."""
-    leading = values.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
-
-    def sentence(numbers: Array) -> str:
-        filled = fill_value(numbers)
-        if filled is None:
-            return ""
-        return (
-            f"{filled[1]} of {numbers.size} values of the {name} are {filled[0]:g}, far from all others, as fill "
-            "values are; expected NaN where there is nothing"
-        )
-
-    return Cause(sentence, lambda: (leading,))
+    first = leading(values)
+    return Cause(partial(fill_text, name=name), lambda: (first,))
 
 
 def _rmse(x: xr.DataArray, estimate: xr.DataArray, state: list[Hashable]) -> xr.DataArray:
@@ -408,7 +398,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
         if TIME not in dims:
             # A time without an observation has no score, and needs no warning while other times have one.
             broken = broken & ((count > 0) | ~observed.any())
-        always = (_fills(y, "observations"),) if name == "innovation_mean" else ()
+        always = (_fills(y, "observation"),) if name == "innovation_mean" else ()
         scores[name] = Score(value, long_name, in_units, (pair.diverged, nothing, infinite, *causes), always, broken)
 
     for name, value, label, cause in (

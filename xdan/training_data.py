@@ -20,11 +20,10 @@ from .core.methods import EnsembleMethod, Record, method_by_name
 from .core.observing import ErrorCovariance, Sites
 from .core.training import Source
 from .experiment import (
-    LEADING_CYCLES,
-    LEADING_TRAJECTORIES,
     Experiment,
     check_follows,
     check_observed,
+    leading,
     refuse_fill_values,
 )
 from .observing import error_from, operator_from
@@ -290,8 +289,7 @@ def data_from_record(
         else:
             _check_finite(experiment.forecast)
         _check_finite(whole_truth)
-        leading = whole_truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
-        refuse_fill_values(leading.to_numpy(), str(whole_truth.name))
+        refuse_fill_values(leading(whole_truth).to_numpy(), str(whole_truth.name))
     check_observed(experiment.observation)
     lanes, length = _lanes(experiment, window, batch, validation)
     held_count = min(len(lanes) - 1, max(1, round(validation * len(lanes))))

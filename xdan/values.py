@@ -98,6 +98,18 @@ def _plain(units: str) -> str:
     return next((name for name, words in _SPELLINGS.items() if word in words), word)
 
 
+def fill_text(values: np.ndarray[Any, Any], name: str) -> str:
+    """Say that values that stand for nothing, such as -999, are among the values of a variable; or nothing."""
+    filled = fill_value(values)
+    if filled is None:
+        return ""
+    value, count = filled
+    return (
+        f"{count} of {values.size} values of {name!r} are {value:g}, far from all others, as fill values are: expected "
+        f"NaN where there is nothing; for example ds.where(ds.{name} != {value:g})"
+    )
+
+
 def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
     """Find a value that stands for nothing: the smallest or largest, far from all others.
 
