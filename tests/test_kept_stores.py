@@ -1,0 +1,137 @@
+"""Stores of earlier versions open, resume and score as they did.
+
+Each archive in `data/` holds stores that an earlier version wrote (its name says which), and in `answers.npz` what that
+version read from them. `ci/kept_stores.py` writes such an archive.
+"""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import xdan
+
+ARCHIVES = sorted((Path(__file__).parent / "data").glob("*.zip"))
+NETWORKS = ("network", "linear", "ensemble", "memory", "committee")
+OTHER_EVERY_TIME = ("seconds", "training_seconds")
+
+Answer = dict[str, np.ndarray[Any, Any]]
+
+
+def opened(store: Path) -> xr.Dataset:
+    return xr.open_zarr(store, consolidated=False)
+
+
+def values(result: xr.Dataset | xr.DataArray) -> Answer:
+    ds = result.to_dataset(name="value") if isinstance(result, xr.DataArray) else result
+    arrays = {str(name): v.values for name, v in ds.load().variables.items() if name not in OTHER_EVERY_TIME}
+    plain = {name: array for name, array in arrays.items() if array.dtype.kind in "fiubU"}
+    return plain | {name: np.array([str(x) for x in arrays[name].flat]) for name in arrays.keys() - plain.keys()}
+
+
+def run(folder: Path, name: str) -> Answer:
+    ds = opened(folder / "twin").isel(time=slice(0, 6))  # few cycles: rounding grows with every one
+    result = ds.dan.cycle(xdan.open_network(folder / name))
+    return values(result) | values(ds.dan.score(result, dim=[]))
+
+
+def weights(folder: Path, name: str) -> Answer:
+    net = xdan.open_network(folder / name)
+    return {"digest": np.array(net.digest), **({} if net.history is None else values(net.history))}
+
+
+def resumed_run(folder: Path) -> Answer:
+    """An ensemble's run whose first blocks are done."""
+    before = {
+        path: path.read_bytes() for path in (folder / "unfinished" / "analysis" / "c").rglob("0") if path.is_file()
+    }
+    ds = opened(folder / "twin").chunk(time=5)
+    ds.dan.baseline("etkf", members=5, store=folder / "unfinished", progress=False)
+    assert before
+    assert all(path.read_bytes() == content for path, content in before.items())
+    return values(opened(folder / "unfinished"))
+
+
+def resumed_training(folder: Path) -> Answer:
+    """A training of 14 steps that ended after some of them."""
+    architecture = xdan.ResidualCNN(filters=3, blocks=1, kernel=3)
+    settings: dict[str, Any] = {"window": 2, "batch": 2, "progress": False, "processes": 1}
+    settings |= {"steps": 14, "validate_every": 5, "seed": 3}
+    ds = opened(folder / "twin")
+    net = ds.dan.train(architecture, checkpoint=folder / "checkpoint", **settings)
+    assert net.history is not None
+    return values(net.history) | {"validation": np.array(net.description["training"]["validation_rmse"])}
+
+
+def resumed_sweep(folder: Path) -> Answer:
+    """A sweep whose cells are done."""
+    schemes: dict[str, Any] = {
+        "network": {
+            "network": "residual-cnn",
+            "filters": 3,
+            "blocks": 1,
+            "kernel": 3,
+            "steps": 2,
+            "batch": 2,
+            "window": 2,
+        },
+        "ensemble": {"baseline": "etkf", "members": 5},
+    }
+    settings: dict[str, Any] = {"cycles": 8, "trajectories": 2, "burn_in": 1, "progress": False}
+    cube = xdan.sweep(xdan.Lorenz96(sites=8), schemes, store=folder / "sweep", **settings)
+    assert not cube["failed"].any()
+    return values(cube)
+
+
+def gains(folder: Path, name: str) -> Answer:
+    ds, net = opened(folder / "twin").isel(time=slice(0, 3)), xdan.open_network(folder / name)
+    return values(ds.dan.gain(net, kind="mean")) | {
+        f"covariance_{key}": value for key, value in values(ds.dan.gain(net, kind="covariance")).items()
+    }
+
+
+READS: Mapping[str, Callable[[Path], Answer]] = {
+    **{f"weights of {name}": lambda folder, name=name: weights(folder, name) for name in NETWORKS},  # type: ignore[misc]
+    **{f"run of {name}": lambda folder, name=name: run(folder, name) for name in NETWORKS},  # type: ignore[misc]
+    **{f"gains of {name}": lambda folder, name=name: gains(folder, name) for name in ("network", "linear")},  # type: ignore[misc]
+    "score": lambda folder: values(opened(folder / "twin").dan.score(opened(folder / "run"), dim=[])),
+    "ranks": lambda folder: values(opened(folder / "twin").dan.rank_histogram(opened(folder / "run"))),
+    "every second site": lambda folder: values(opened(folder / "consolidated").dan.baseline("3d-var", scale=0.02)),
+    "operator": lambda folder: values(opened(folder / "operator").dan.baseline("enkf-n", members=6)),
+    "spectrum": lambda folder: values(xdan.covariance_spectrum(opened(folder / "gain")["analysis_covariance"])),
+    "resumed run": resumed_run,
+    "resumed training": resumed_training,
+    "resumed sweep": resumed_sweep,
+}
+
+
+@pytest.fixture(scope="module", params=ARCHIVES, ids=lambda path: path.stem)
+def stores(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kept")
+    with zipfile.ZipFile(request.param) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", READS)
+def test_kept_stores_read_as_they_did(stores: Path, name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "stores"
+    shutil.copytree(stores, folder)
+    answer = READS[name](folder)
+    prefix = f"{name}: "
+    with np.load(stores / "answers.npz") as kept:
+        expected = {key[len(prefix) :]: kept[key] for key in kept.files if key.startswith(prefix)}
+    assert expected
+    assert set(expected) <= set(answer)
+    for key, array in expected.items():
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(answer[key], array, rtol=2e-4, atol=2e-5, err_msg=key)
+        else:
+            np.testing.assert_array_equal(answer[key], array, err_msg=key)
