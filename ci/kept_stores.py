@@ -17,7 +17,7 @@ import xarray as xr
 from small_stores import CHUNKS, MODEL, TRAINING, BrokenOffError, begin, make, opened, twin
 
 import xdan
-from xdan.streams import Stream
+from xdan.records.streams import Stream
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from test_kept_stores import READS

@@ -18,8 +18,8 @@ import numpy as np
 import xarray as xr
 
 import xdan
-from xdan import training_loop
-from xdan.fitting import train
+from xdan.training import loop as training_loop
+from xdan.training.fitting import train
 
 Answer = dict[str, Any]
 """Named arrays, texts and bytes."""

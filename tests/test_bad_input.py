@@ -9,8 +9,8 @@ import torch
 import xarray as xr
 
 import xdan
-from xdan.core.observing import Sites
-from xdan.streams import Stream
+from xdan.core.observing.system import Sites
+from xdan.records.streams import Stream
 
 
 @pytest.fixture(scope="module")

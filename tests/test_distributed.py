@@ -15,7 +15,7 @@ import pytest
 import xarray as xr
 
 import xdan
-from xdan import sweeps
+from xdan.sweeps import sweeps
 
 TINY = {"network": "residual-cnn", "filters": 4, "blocks": 1, "kernel": 3, "steps": 30, "window": 4, "batch": 2}
 SIZES = {"cycles": 60, "trajectories": 6, "burn_in": 10, "progress": False}

@@ -12,6 +12,7 @@ import pytest
 import xdan
 
 ROOT = Path(xdan.__file__).parent
+FLOORS = 12  # above the wall
 MODULES = {
     ".".join(("xdan", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
@@ -79,14 +80,52 @@ def imported(module):
 @pytest.fixture(scope="module")
 def graph():
     found = {module: {name for name in imported(module) if name in MODULES} - {module} for module in MODULES}
-    assert "xdan.cycling" in found["xdan.baselines"]  # the walk does find imports
-    assert "xdan.fitting" in found["xdan.accessor"]
+    assert "xdan.assimilation.cycling" in found["xdan.assimilation.baselines"]  # the walk does find imports
+    assert "xdan.training.fitting" in found["xdan.accessor"]
     return found
 
 
 def test_no_import_cycle(graph):
     """Imports inside functions count: they only hide a cycle."""
     TopologicalSorter(graph).prepare()
+
+
+# What each wing may import beside itself; what stands above is for no one to import.
+BELOW = {
+    "core": (),
+    "records": ("core",),
+    "network": ("core", "records"),
+    "assimilation": ("core", "records", "network"),
+    "training": ("core", "records", "network"),
+    "diagnostics": ("core", "records", "network"),
+    "sweeps": ("core", "records", "network", "assimilation", "training"),
+    "plots": ("core", "records", "network", "assimilation"),
+}
+
+
+def wing(module):
+    return ".".join(module.split(".")[1:2])
+
+
+def test_wings_import_downward(graph):
+    upward = {
+        (module, name)
+        for module, names in graph.items()
+        if wing(module) in BELOW
+        for name in names
+        if wing(name) not in ("", wing(module), *BELOW[wing(module)])
+    }
+    assert not upward
+    assert {wing(module) for module in MODULES} - set(BELOW) == {"", "accessor", "store", "training_loop"}
+
+
+def test_the_house_has_few_floors(graph):
+    """Longest way down from the accessor to the wall."""
+    floors = {}
+    for module in TopologicalSorter(graph).static_order():
+        above = [floors[name] for name in graph[module] if not name.startswith("xdan.core")]
+        floors[module] = 0 if module.startswith("xdan.core") else 1 + max(above, default=0)
+    assert max(floors.values()) <= FLOORS
 
 
 def test_below_the_wall_no_labels():

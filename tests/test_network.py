@@ -14,7 +14,7 @@ import zarr
 import xdan
 from xdan import network
 from xdan.network import Network
-from xdan.store import write_arrays
+from xdan.records.store import write_arrays
 
 
 @pytest.fixture

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 from . import accessor as _accessor  # noqa: F401 - registers .dan
 
 if TYPE_CHECKING:
-    from .baselines import baseline as baseline
+    from .assimilation.baselines import baseline as baseline
+    from .assimilation.cycling import cycle as cycle
+    from .assimilation.scoring import rank_histogram as rank_histogram
+    from .assimilation.scoring import score as score
+    from .assimilation.twins import twin as twin
     from .core.dynamics import CustomDynamics as CustomDynamics
     from .core.dynamics import Dynamics as Dynamics
     from .core.dynamics import Lorenz63 as Lorenz63
@@ -26,44 +30,40 @@ if TYPE_CHECKING:
     from .core.networks import EnsembleCNN as EnsembleCNN
     from .core.networks import LinearInZeta as LinearInZeta
     from .core.networks import ResidualCNN as ResidualCNN
-    from .core.observing import Sites as Sites
+    from .core.observing.system import Sites as Sites
     from .core.symmetry import Group as Group
-    from .covariances import covariance_spectrum as covariance_spectrum
-    from .covariances import ensemble_covariance as ensemble_covariance
-    from .covariances import principal_angles as principal_angles
-    from .covariances import zero_innovation_bias as zero_innovation_bias
-    from .cycling import cycle as cycle
-    from .explorer import explore as explore
-    from .exponents import lyapunov_spectrum as lyapunov_spectrum
-    from .fitting import train as train
-    from .gain_plots import angle_curves as angle_curves
-    from .gain_plots import gain_map as gain_map
-    from .gain_plots import histogram_curves as histogram_curves
-    from .gain_plots import scaling_curves as scaling_curves
-    from .gain_plots import spectrum_curves as spectrum_curves
-    from .gains import gain as gain
-    from .linearity import innovation_histogram as innovation_histogram
-    from .linearity import scaling_of_increments as scaling_of_increments
-    from .linearity import stein_identity as stein_identity
-    from .lyapunov import lyapunov_vectors as lyapunov_vectors
+    from .diagnostics.covariances import covariance_spectrum as covariance_spectrum
+    from .diagnostics.covariances import ensemble_covariance as ensemble_covariance
+    from .diagnostics.covariances import principal_angles as principal_angles
+    from .diagnostics.covariances import zero_innovation_bias as zero_innovation_bias
+    from .diagnostics.exponents import lyapunov_spectrum as lyapunov_spectrum
+    from .diagnostics.gains import gain as gain
+    from .diagnostics.linearity import innovation_histogram as innovation_histogram
+    from .diagnostics.linearity import scaling_of_increments as scaling_of_increments
+    from .diagnostics.linearity import stein_identity as stein_identity
+    from .diagnostics.lyapunov import lyapunov_vectors as lyapunov_vectors
+    from .diagnostics.symmetries import equivariance_error as equivariance_error
+    from .diagnostics.symmetries import pattern_extent as pattern_extent
+    from .diagnostics.symmetries import reconstruct_gain as reconstruct_gain
+    from .diagnostics.symmetries import symmetry_group as symmetry_group
     from .network import Network as Network
     from .network import committee as committee
     from .network import open_network as open_network
-    from .plotting import hovmoller as hovmoller
-    from .plotting import rmse_in_time as rmse_in_time
-    from .plotting import save_page as save_page
-    from .plotting import sweep_curves as sweep_curves
-    from .plotting import training_history as training_history
-    from .scaling import scaling_law as scaling_law
-    from .schema import XdanWarning as XdanWarning
-    from .scoring import rank_histogram as rank_histogram
-    from .scoring import score as score
-    from .sweeps import sweep as sweep
-    from .symmetries import equivariance_error as equivariance_error
-    from .symmetries import pattern_extent as pattern_extent
-    from .symmetries import reconstruct_gain as reconstruct_gain
-    from .symmetries import symmetry_group as symmetry_group
-    from .twins import twin as twin
+    from .plots.explorer import explore as explore
+    from .plots.gain_plots import angle_curves as angle_curves
+    from .plots.gain_plots import gain_map as gain_map
+    from .plots.gain_plots import histogram_curves as histogram_curves
+    from .plots.gain_plots import scaling_curves as scaling_curves
+    from .plots.gain_plots import spectrum_curves as spectrum_curves
+    from .plots.plotting import hovmoller as hovmoller
+    from .plots.plotting import rmse_in_time as rmse_in_time
+    from .plots.plotting import save_page as save_page
+    from .plots.plotting import sweep_curves as sweep_curves
+    from .plots.plotting import training_history as training_history
+    from .records.schema import XdanWarning as XdanWarning
+    from .sweeps.scaling_law import scaling_law as scaling_law
+    from .sweeps.sweeps import sweep as sweep
+    from .training.fitting import train as train
 
 __version__ = "0.1.0"
 
@@ -80,45 +80,45 @@ _HOMES = {
     "Method": "core.methods",
     "Network": "network",
     "ResidualCNN": "core.networks",
-    "Sites": "core.observing",
+    "Sites": "core.observing.system",
     "ThreeDVar": "core.methods",
-    "XdanWarning": "schema",
-    "angle_curves": "gain_plots",
-    "baseline": "baselines",
+    "XdanWarning": "records.schema",
+    "angle_curves": "plots.gain_plots",
+    "baseline": "assimilation.baselines",
     "committee": "network",
-    "covariance_spectrum": "covariances",
-    "cycle": "cycling",
-    "ensemble_covariance": "covariances",
-    "equivariance_error": "symmetries",
-    "explore": "explorer",
-    "gain": "gains",
-    "gain_map": "gain_plots",
-    "histogram_curves": "gain_plots",
-    "hovmoller": "plotting",
-    "innovation_histogram": "linearity",
-    "lyapunov_spectrum": "exponents",
-    "lyapunov_vectors": "lyapunov",
+    "covariance_spectrum": "diagnostics.covariances",
+    "cycle": "assimilation.cycling",
+    "ensemble_covariance": "diagnostics.covariances",
+    "equivariance_error": "diagnostics.symmetries",
+    "explore": "plots.explorer",
+    "gain": "diagnostics.gains",
+    "gain_map": "plots.gain_plots",
+    "histogram_curves": "plots.gain_plots",
+    "hovmoller": "plots.plotting",
+    "innovation_histogram": "diagnostics.linearity",
+    "lyapunov_spectrum": "diagnostics.exponents",
+    "lyapunov_vectors": "diagnostics.lyapunov",
     "open_network": "network",
-    "pattern_extent": "symmetries",
-    "principal_angles": "covariances",
-    "rank_histogram": "scoring",
-    "reconstruct_gain": "symmetries",
+    "pattern_extent": "diagnostics.symmetries",
+    "principal_angles": "diagnostics.covariances",
+    "rank_histogram": "assimilation.scoring",
+    "reconstruct_gain": "diagnostics.symmetries",
     "register_dynamics": "core.dynamics",
-    "rmse_in_time": "plotting",
-    "save_page": "plotting",
-    "scaling_curves": "gain_plots",
-    "scaling_of_increments": "linearity",
-    "scaling_law": "scaling",
-    "score": "scoring",
-    "spectrum_curves": "gain_plots",
-    "stein_identity": "linearity",
-    "sweep": "sweeps",
-    "sweep_curves": "plotting",
-    "symmetry_group": "symmetries",
-    "train": "fitting",
-    "training_history": "plotting",
-    "twin": "twins",
-    "zero_innovation_bias": "covariances",
+    "rmse_in_time": "plots.plotting",
+    "save_page": "plots.plotting",
+    "scaling_curves": "plots.gain_plots",
+    "scaling_of_increments": "diagnostics.linearity",
+    "scaling_law": "sweeps.scaling_law",
+    "score": "assimilation.scoring",
+    "spectrum_curves": "plots.gain_plots",
+    "stein_identity": "diagnostics.linearity",
+    "sweep": "sweeps.sweeps",
+    "sweep_curves": "plots.plotting",
+    "symmetry_group": "diagnostics.symmetries",
+    "train": "training.fitting",
+    "training_history": "plots.plotting",
+    "twin": "assimilation.twins",
+    "zero_innovation_bias": "diagnostics.covariances",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -21,96 +21,96 @@ class DanAccessor:
 
     def train(self, *args: Any, **kwargs: Any) -> Network:
         """Train a network on this record: `xdan.train`."""
-        from .fitting import train
+        from .training.fitting import train
 
         return train(self._ds, *args, **kwargs)
 
     def cycle(self, method: Network | Method, **kwargs: Any) -> xr.Dataset:
         """Run a method over this record: `xdan.cycle`."""
-        from .cycling import cycle
+        from .assimilation.cycling import cycle
 
         return cycle(self._ds, method, **kwargs)
 
     def baseline(self, name: str, **kwargs: Any) -> xr.Dataset:
         """Tune and run a classical method over this record: `xdan.baseline`."""
-        from .baselines import baseline
+        from .assimilation.baselines import baseline
 
         return baseline(self._ds, name, **kwargs)
 
     def gain(self, network: Network, **kwargs: Any) -> xr.DataArray:
         """Differentiate a network at this record's states: `xdan.gain`."""
-        from .gains import gain
+        from .diagnostics.gains import gain
 
         return gain(self._ds, network, **kwargs)
 
     def explore(self, *args: Any, **kwargs: Any) -> Any:
         """Look around in this record, runs and gains with widgets: `xdan.explore`."""
-        from .explorer import explore
+        from .plots.explorer import explore
 
         return explore(self._ds, *args, **kwargs)
 
     def symmetry_group(self, **kwargs: Any) -> Group:
         """Find this record's symmetries: `xdan.symmetry_group`."""
-        from .symmetries import symmetry_group
+        from .diagnostics.symmetries import symmetry_group
 
         return symmetry_group(self._ds, **kwargs)
 
     def equivariance_error(self, network: Network, **kwargs: Any) -> xr.DataArray:
         """Measure how far a network is from this record's symmetries: `xdan.equivariance_error`."""
-        from .symmetries import equivariance_error
+        from .diagnostics.symmetries import equivariance_error
 
         return equivariance_error(self._ds, network, **kwargs)
 
     def zero_innovation_bias(self, network: Network, **kwargs: Any) -> xr.Dataset:
         """Measure a network's increments without innovation: `xdan.zero_innovation_bias`."""
-        from .covariances import zero_innovation_bias
+        from .diagnostics.covariances import zero_innovation_bias
 
         return zero_innovation_bias(self._ds, network, **kwargs)
 
     def scaling_of_increments(self, network: Network, run: xr.Dataset, *args: Any, **kwargs: Any) -> xr.Dataset:
         """Measure how increments grow with innovations: `xdan.scaling_of_increments`."""
-        from .linearity import scaling_of_increments
+        from .diagnostics.linearity import scaling_of_increments
 
         return scaling_of_increments(self._ds, network, run, *args, **kwargs)
 
     def stein_identity(self, network: Network, **kwargs: Any) -> xr.Dataset:
         """Compare mean derivatives with regression slopes: `xdan.stein_identity`."""
-        from .linearity import stein_identity
+        from .diagnostics.linearity import stein_identity
 
         return stein_identity(self._ds, network, **kwargs)
 
     def innovation_histogram(self, network: Network, run: xr.Dataset, **kwargs: Any) -> xr.DataArray:
         """Count the projected innovations of a run: `xdan.innovation_histogram`."""
-        from .linearity import innovation_histogram
+        from .diagnostics.linearity import innovation_histogram
 
         return innovation_histogram(self._ds, network, run, **kwargs)
 
     def lyapunov_vectors(self, **kwargs: Any) -> xr.Dataset:
         """Find the Lyapunov vectors at this record's states: `xdan.lyapunov_vectors`."""
-        from .lyapunov import lyapunov_vectors
+        from .diagnostics.lyapunov import lyapunov_vectors
 
         return lyapunov_vectors(self._ds, **kwargs)
 
     def score(self, run: xr.Dataset, **kwargs: Any) -> xr.Dataset:
         """Score a run on this record: `xdan.score`."""
-        from .scoring import score
+        from .assimilation.scoring import score
 
         return score(self._ds, run, **kwargs)
 
     def rank_histogram(self, run: xr.Dataset, **kwargs: Any) -> xr.DataArray:
         """Rank the truth among a run's members: `xdan.rank_histogram`."""
-        from .scoring import rank_histogram
+        from .assimilation.scoring import rank_histogram
 
         return rank_histogram(self._ds, run, **kwargs)
 
     def hovmoller(self, run: xr.Dataset, **kwargs: Any) -> Any:
         """Draw truth, analysis and error in space and time: `xdan.hovmoller`."""
-        from .plotting import hovmoller
+        from .plots.plotting import hovmoller
 
         return hovmoller(self._ds, run, **kwargs)
 
     def rmse_in_time(self, runs: dict[str, xr.Dataset], **kwargs: Any) -> Any:
         """Draw the RMSE of several runs in time: `xdan.rmse_in_time`."""
-        from .plotting import rmse_in_time
+        from .plots.plotting import rmse_in_time
 
         return rmse_in_time(self._ds, runs, **kwargs)

@@ -15,15 +15,15 @@ import xarray as xr
 import zarr
 from zarr.errors import GroupNotFoundError
 
-from .blocks import tensor_to_array
 from .core.checks import XdanWarning, shown
 from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
-from .experiment import Experiment
-from .location import StoreLike, check_rewritable, locate, replacing, writing
-from .schema import WHOLE, Array
-from .setting import disagreements
-from .store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
+from .records.blocks import tensor_to_array
+from .records.experiment import Experiment
+from .records.location import StoreLike, check_rewritable, locate, replacing, writing
+from .records.schema import WHOLE, Array
+from .records.setting import disagreements
+from .records.store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
 _FORMAT = 1
 _HISTORY = "history_digest"

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import xdan
-from xdan.core import gradient, objectives, training
+from xdan.core.learning import gradient, objectives
+from xdan.core.learning import trainer as training
 
 WORLDS: dict[str, tuple[xdan.Dynamics, float]] = {
     "interval 0.05": (xdan.Lorenz96(), 0.05),

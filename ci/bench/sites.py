@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 
 import xdan
-from xdan.blocks import make_record
 from xdan.core.methods import Record, method_by_name, run
-from xdan.experiment import read
+from xdan.records.blocks import make_record
+from xdan.records.experiment import read
 
 SIZES = (40, 160, 640, 2500, 10_000)
 METHODS = {

@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 import xdan
-from xdan.core.endless import EndlessTwin
-from xdan.core.gradient import OneProcess
+from xdan.core.learning.gradient import OneProcess
+from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing import ErrorCovariance, Sites
+from xdan.core.observing.system import ErrorCovariance, Sites
 
 WINDOW = 12
 MODEL, ERROR = xdan.Lorenz96(), ErrorCovariance(torch.tensor(1.0))

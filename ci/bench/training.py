@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 import xdan
-from xdan.core.endless import EndlessTwin
+from xdan.core.learning.online_twin import EndlessTwin
+from xdan.core.learning.trainer import Settings, Trainer
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing import ErrorCovariance, Sites
-from xdan.core.training import Settings, Trainer
+from xdan.core.observing.system import ErrorCovariance, Sites
 
 WINDOW = 12
 

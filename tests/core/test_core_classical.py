@@ -30,8 +30,8 @@ from xdan.core.methods import Method, Record, State, accepted_parameters, climat
 from xdan.core.methods.ensemble import InverseRoot, rotation
 from xdan.core.methods.local import gaspari_cohn
 from xdan.core.methods.minimisers import Window, gauss_newton, l_bfgs
-from xdan.core.observing import ErrorCovariance, Sites
-from xdan.core.operators import FunctionOperator
+from xdan.core.observing.operators import FunctionOperator
+from xdan.core.observing.system import ErrorCovariance, Sites
 from xdan.core.random import Purpose
 
 # Exactly the Kalman filter of their own members' moments on linear dynamics, as long as members span the state.

@@ -8,12 +8,12 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
-from xdan.core.endless import EndlessTwin
-from xdan.core.gradient import OneProcess
+from xdan.core.learning.gradient import OneProcess
+from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import Committee, EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
 from xdan.core.networks.ring import soften
-from xdan.core.observing import ErrorCovariance, Sites
+from xdan.core.observing.system import ErrorCovariance, Sites
 from xdan.core.tapers import gaspari_cohn
 
 SMALL = {"filters": 4, "blocks": 2, "kernel": 3}

@@ -12,11 +12,11 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.endless import EndlessTwin
-from xdan.core.gradient import OneProcess, Shards
+from xdan.core.learning.gradient import OneProcess, Shards
+from xdan.core.learning.online_twin import EndlessTwin
+from xdan.core.learning.trainer import Settings, Trainer
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing import ErrorCovariance, Sites
-from xdan.core.training import Settings, Trainer
+from xdan.core.observing.system import ErrorCovariance, Sites
 
 ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))
 

@@ -5,13 +5,13 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
-from xdan.core.endless import EndlessTwin
-from xdan.core.gradient import OneProcess, Shards
-from xdan.core.imitation import TaughtTwin, covariance_errors
+from xdan.core.learning.gradient import OneProcess, Shards
+from xdan.core.learning.imitation import TaughtTwin, covariance_errors
+from xdan.core.learning.online_twin import EndlessTwin
+from xdan.core.learning.trainer import Settings, Trainer
 from xdan.core.methods import ETKF, Record, run
 from xdan.core.networks import LinearInZeta
-from xdan.core.observing import ErrorCovariance, Sites
-from xdan.core.training import Settings, Trainer
+from xdan.core.observing.system import ErrorCovariance, Sites
 
 N = 12
 MODEL = Lorenz96(N)

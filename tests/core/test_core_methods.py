@@ -22,7 +22,7 @@ from xdan.core.methods import (
 )
 from xdan.core.methods.finite_size import _refined, dual_minimum
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing import ErrorCovariance, Sites, observe
+from xdan.core.observing.system import ErrorCovariance, Sites, observe
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 SITES = 4

@@ -5,9 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.methods import DataAssimilationNetwork, Record, run
-from xdan.core.networks import ResidualCNN
-from xdan.core.objectives import (
+from xdan.core.learning.objectives import (
     OBJECTIVES,
     CappedGradient,
     Window,
@@ -18,8 +16,10 @@ from xdan.core.objectives import (
     squared_error,
     through_the_cycles,
 )
-from xdan.core.observing import ErrorCovariance, Sites, observe
-from xdan.core.operators import LinearOperator
+from xdan.core.methods import DataAssimilationNetwork, Record, run
+from xdan.core.networks import ResidualCNN
+from xdan.core.observing.operators import LinearOperator
+from xdan.core.observing.system import ErrorCovariance, Sites, observe
 
 DYNAMICS = Lorenz96(5)
 ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))

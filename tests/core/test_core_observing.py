@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from xdan.core.observing import ErrorCovariance, Sites, observe, split_observation
-from xdan.core.operators import FunctionOperator
+from xdan.core.observing.operators import FunctionOperator
+from xdan.core.observing.system import ErrorCovariance, Sites, observe, split_observation
 
 SITES = 6
 MASKS = st.lists(st.booleans(), min_size=SITES, max_size=SITES)

@@ -10,10 +10,10 @@ from test_core_methods import network, normals
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
+from xdan.core.learning.objectives import OBJECTIVES, Window, through_the_cycles
 from xdan.core.methods import DataAssimilationNetwork, Record, method_by_name, run
-from xdan.core.objectives import OBJECTIVES, Window, through_the_cycles
-from xdan.core.observing import ErrorCovariance, Sites, observe
-from xdan.core.operators import FunctionOperator, LinearOperator
+from xdan.core.observing.operators import FunctionOperator, LinearOperator
+from xdan.core.observing.system import ErrorCovariance, Sites, observe
 
 N = 8
 CURVED = FunctionOperator(lambda x: torch.stack([x[..., 0] * x[..., 3], (0.3 * x[..., 5]).tanh(), x[..., 6]], -1), 3)

@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from xdan.core.dynamics import CustomDynamics
-from xdan.core.operators import FunctionOperator
+from xdan.core.observing.operators import FunctionOperator
 from xdan.core.tangent import push_forward
 
 

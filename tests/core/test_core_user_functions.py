@@ -8,7 +8,7 @@ from torch.func import jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Dynamics, Lorenz63, Lorenz96, dynamics_to_json, runge_kutta_4
-from xdan.core.operators import FunctionOperator, LinearOperator, Operator
+from xdan.core.observing.operators import FunctionOperator, LinearOperator, Operator
 
 N = 6
 DOUBLE = torch.zeros((), dtype=torch.float64)

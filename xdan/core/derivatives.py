@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .dynamics import Dynamics
-from .operators import Operator
+from .observing.operators import Operator
 from .random import Purpose, normal
 from .user_functions import finest
 

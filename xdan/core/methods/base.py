@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checks import XdanWarning, choice, shown
 from ..derivatives import Mode, check_model, check_operator, climate_states
 from ..dynamics import Dynamics
-from ..observing import ErrorCovariance, split_observation
+from ..observing.system import ErrorCovariance, split_observation
 from ..progress import track
 from ..user_functions import in_transform
 from .arguments import checked_candidates

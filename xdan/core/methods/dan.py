@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..derivatives import Mode
 from ..networks import AnalysisNetwork
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..random import Purpose, normal
 from .base import Differentiated, Method, Record, State
 

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..checks import integer
 from ..derivatives import Mode
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..random import Purpose, normal
 from .base import Differentiated, Method, Record, State
 

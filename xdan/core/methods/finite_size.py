@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, switch
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from .arguments import number_or_tune
 from .base import Record, State, register_method
 from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, compare

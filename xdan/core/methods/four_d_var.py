@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import choice, integer, real
 from ..derivatives import Mode
 from ..dynamics import Dynamics
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..random import Purpose
 from .arguments import background_or_name, fitted, number_or_tune, plain_background
 from .base import Differentiated, Method, Record, State, advance, register_method

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import choice, integer, real, shown, switch
 from ..dynamics import Dynamics
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from .arguments import number_or_tune
 from .base import Method, Record, State, advance, register_method
 from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, compare

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..derivatives import Mode, climate_states, random_directions, sizes
 from ..dynamics import Dynamics
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..tangent import identity_directions
 from .arguments import number_or_tune
 from .base import Differentiated, Method, Record, State, advance, advance_along, register_method

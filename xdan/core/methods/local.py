@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..tapers import gaspari_cohn
 from .arguments import number_or_tune
 from .base import Method, Record, State, register_method

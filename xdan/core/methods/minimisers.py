@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from .base import advance, advance_along
 
 _MEMORY = 10  # pairs that L-BFGS remembers

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import real
 from ..derivatives import Mode
 from ..dynamics import Dynamics
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..random import Purpose, uniform
 from .base import Differentiated, Method, Record, State, advance, register_method
 from .ensemble import Labelled

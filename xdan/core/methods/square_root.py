@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import switch
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..random import Purpose
 from .base import State, register_method
 from .ensemble import Precision, centre, compare, rotation

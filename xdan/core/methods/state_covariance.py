@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import choice, integer, real
 from ..derivatives import Mode
 from ..dynamics import Dynamics
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..tangent import identity_directions
 from .arguments import number_or_tune
 from .base import Differentiated, Method, Record, State, advance, advance_along, register_method

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..random import Purpose
 from .base import State, register_method
 from .ensemble import Precision, centre, compare

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..derivatives import Mode
-from ..observing import ErrorCovariance
+from ..observing.system import ErrorCovariance
 from ..progress import track
 from .arguments import background_or_name, fitted, number_or_tune, plain_background
 from .base import Differentiated, Method, Record, State, check_truth, register_method, run

@@ -1,0 +1,213 @@
+"""Blocks: arrays to tensors and back, graphs that carry state along time, and windows read from a record."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xdan.records import experiment
+from xdan.records.blocks import Plan, RecordWindows, array_to_tensor, pick_device, read_lanes, scan, tensor_to_array
+
+
+def cuts(total):
+    """Chunk sizes that add up to a total."""
+    edges = st.sets(st.integers(1, total - 1)).map(lambda inner: [0, *sorted(inner), total])
+    return edges.map(lambda e: tuple(np.diff(e).tolist()))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0).reshape(2, 3)[::-1, ::-1],
+        np.arange(6, dtype=">f8").reshape(2, 3),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.broadcast_to(np.float32(3), (2, 3)),
+        np.float64(2.5),
+    ],
+    ids=["negative strides", "big-endian", "columns first", "read-only", "scalar"],
+)
+def test_any_array_becomes_a_plain_tensor(array):
+    tensor = array_to_tensor(array)
+    assert tensor.is_contiguous()
+    np.testing.assert_array_equal(tensor_to_array(tensor), array)
+    np.testing.assert_array_equal(tensor_to_array(array_to_tensor(array, np.dtype("f4"))), np.asarray(array, "f4"))
+
+
+def test_a_tensor_does_not_share_the_arrays_memory():
+    array = np.zeros(3)
+    array_to_tensor(array).add_(1)
+    assert not array.any()
+
+
+def test_device():
+    assert pick_device("cpu") == "cpu"
+    assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def running_sum(carry, rows, columns, arrays, offset):
+    (x,) = arrays
+    assert x.shape[:2] == (rows.stop - rows.start, columns.stop - columns.start)
+    start = np.zeros(x[:, 0].shape) if carry is None else carry["sum"]
+    total = start[:, None] + np.cumsum(x, axis=1)
+    return {"total": total + offset, "first": x.sum(2)}, {"sum": total[:, -1]}
+
+
+@given(cuts(5), cuts(9), st.booleans())
+def test_scan_carries_along_time_and_not_across_trajectories(rows, columns, chunked_otherwise):
+    x = np.random.default_rng(0).integers(-9, 9, (5, 9, 2)).astype(float)
+    array = da.from_array(x, chunks=(2, 4, 1) if chunked_otherwise else (rows, columns, 2))
+    outputs = {"total": ((2,), np.dtype("f8")), "first": ((), np.dtype("f8"))}
+    found = scan(running_sum, Plan.from_chunks(rows, columns), [array], outputs, 10.0)
+    assert found["total"].chunks == (rows, columns, (2,))
+    assert found["first"].chunks == (rows, columns)
+    total, first = dask.compute(found["total"], found["first"])
+    np.testing.assert_array_equal(total, np.cumsum(x, axis=1) + 10)
+    np.testing.assert_array_equal(first, x.sum(2))
+
+
+def test_scan_computes_nothing(computed):
+    array = da.zeros((4, 6, 2), chunks=(2, 3, 2))
+    scan(running_sum, Plan.from_chunks((2, 2), (3, 3)), [array], {"total": ((2,), np.dtype("f8"))}, 0.0)
+    assert computed.calls == 0
+
+
+def labelled(twin, rows, cycles, chunks=None, loads=None):
+    """A record whose truth says where it is from, 1000 * trajectory + time; its observation the same, negative."""
+    where = 1000.0 * np.arange(rows)[:, None, None] + np.arange(cycles)[:, None] + np.zeros(8)
+    data = where
+    if chunks:
+        data = da.from_array(where, chunks=(*chunks, 8))
+    if loads is not None:
+        data = data.map_blocks(lambda block, block_info=None: loads.append(block.shape) or block, dtype=float)
+    coordinates = {"time": 0.05 * np.arange(cycles), "trajectory": np.arange(rows), "x": np.arange(8)}
+    truth = xr.DataArray(data, dims=("trajectory", "time", "x"), coords=coordinates)
+    ds = xr.Dataset({"truth": truth, "observation": -truth, "observation_error": 1.0}, attrs=twin.attrs)
+    return experiment.read(ds)
+
+
+def windows_of(experiment, lanes, length, batch, cycles, seed=0):
+    return RecordWindows(experiment, lanes, length, batch=batch, cycles=cycles, seed=seed, device="cpu")
+
+
+def places(window):
+    """Trajectories of a window and its first time."""
+    where = window.truth[..., 0].numpy()
+    return (where[:, 0] // 1000).astype(int).tolist(), (where[:, 0] % 1000).astype(int).tolist()
+
+
+@given(
+    rows=st.integers(2, 7),
+    batch=st.integers(1, 4),
+    cycles=st.integers(1, 5),
+    length=st.integers(10, 23),
+    chunk=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 23)),
+    segments=st.integers(1, 2),
+)
+def test_windows_follow_the_record(twin, rows, batch, cycles, length, chunk, segments):
+    experiment = labelled(twin, rows, length * segments, chunk)
+    lanes = [(row, piece * length) for piece in range(segments) for row in range(rows)]
+    batch = min(batch, len(lanes))
+    source = windows_of(experiment, lanes, length, batch, cycles)
+    last, seen = {}, set()
+    count = 3 * source.groups * (length // cycles) * len(source.batches)
+    for index in range(count):
+        window = source.window(index)
+        assert window.truth.shape == (batch, cycles, 8)
+        assert len(window.steps) == cycles
+        np.testing.assert_array_equal(window.observation, -window.truth)
+        np.testing.assert_array_equal(np.diff(window.truth[..., 0], axis=1), 1)
+        trajectories, times = places(window)
+        seen |= set(zip(trajectories, times, strict=True))
+        assert (window.group in last) or window.fresh
+        if window.fresh and window.group in last:
+            assert {(row, time) for row, time in zip(trajectories, times, strict=True)} <= set(lanes)
+        elif not window.fresh:
+            before, ends = last[window.group]
+            assert (trajectories, times) == (before, ends)
+        last[window.group] = (trajectories, [time + cycles for time in times])
+    source.close()
+    assert seen == {(row, start + cycles * w) for row, start in lanes for w in range(length // cycles)}
+
+
+def test_windows_take_their_lanes_intervals(twin):
+    experiment = labelled(twin, 3, 8)
+    experiment.frame.steps[:] = [0, 1, 2, 3, 4, 5, 6, 7]
+    source = windows_of(experiment, [(0, 0), (1, 0), (2, 0)], 8, 1, 4)
+    for index in range(12):
+        window = source.window(index)
+        assert list(window.steps) == list(range(places(window)[1][0], places(window)[1][0] + 4))
+    source.close()
+
+
+def test_windows_depend_on_seed_and_epoch_alone(twin):
+    experiment = labelled(twin, 8, 12)
+    lanes = [(row, 0) for row in range(8)]
+
+    def order(seed):
+        source = windows_of(experiment, lanes, 12, 2, 4, seed)
+        found = [places(source.window(index)) for index in range(48)]
+        source.close()
+        return found
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+    skipped = windows_of(experiment, lanes, 12, 2, 4, 1)  # a resumed run asks from the middle on
+    assert [places(skipped.window(index)) for index in range(20, 48)] == order(1)[20:]
+    skipped.close()
+
+
+def test_memory_holds_a_few_blocks_of_any_record(twin):
+    """Every batch has as many cycles as a chunk, and twice as many wait as take turns."""
+    loads = []
+    experiment = labelled(twin, 40, 400, (2, 20), loads)
+    loads.clear()  # dask probes with an empty block
+    source = windows_of(experiment, [(row, 0) for row in range(40)], 400, 2, 5)
+    for index in range(400):
+        source.window(index)
+        held = [future.result()[0].shape for future in source._loaded.values()]
+        assert len(held) <= 2 * source.groups <= 8
+        assert set(held) <= {(2, 20, 8)}
+    source.close()
+    # No read but of the lanes and times wanted: the blocks are of one batch, and twice in all (truth, observation).
+    assert set(loads) == {(2, 20, 8)}
+    # 400 windows of 2 x 5 are a quarter of 40 x 400, once for truth and once for observations; some were read ahead.
+    assert len(loads) <= 2 * (400 * 10 // 40 + 2 * source.groups)
+
+
+def test_lanes_side_by_side_or_not(twin):
+    variable = labelled(twin, 5, 20, (2, 7)).truth
+    together = read_lanes(variable, [(1, 4), (2, 4), (3, 4)], 2, 6)
+    np.testing.assert_array_equal(together[..., 0], 1000 * np.arange(1, 4)[:, None] + np.arange(6, 10))
+    apart = read_lanes(variable, [(4, 0), (1, 10)], 2, 6)
+    np.testing.assert_array_equal(apart[..., 0], [[4002, 4003, 4004, 4005], [1012, 1013, 1014, 1015]])
+
+
+FAULTS = """
+import resource, torch
+from xdan.records.blocks import in_block
+in_block()
+for _ in range(3):
+    torch.empty(1 << 18).fill_(1.0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(100):
+    torch.empty(1 << 18).fill_(1.0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the nanny's setting is glibc's")
+@pytest.mark.parametrize(("told", "lasting"), [({}, False), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, True)])
+def test_memory_is_used_again_under_a_nanny(told, lasting):
+    """One MiB a hundred times is 25,600 page faults when it is mapped anew; what a user says of it holds."""
+    environment = {**os.environ, "MALLOC_TRIM_THRESHOLD_": "65536", **told}
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, env=environment)
+    assert (int(done.stdout) > 20_000) is lasting

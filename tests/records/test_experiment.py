@@ -1,0 +1,170 @@
+"""How a Dataset is understood: roles, dims, times, errors and dynamics."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import xdan
+from xdan.records import experiment, schema
+from xdan.records.experiment import read
+
+
+@pytest.fixture
+def anonymous(twin):
+    """The twin without xdan's roles or attributes, under names of the user's own."""
+    bare = twin.rename(truth="nature", observation="sondes", observation_error="sigma").drop_attrs(deep=True)
+    return bare.assign_attrs(dynamics=twin.attrs["dynamics"])
+
+
+def test_role_by_name(twin):
+    found = experiment.read(twin.drop_attrs().assign_attrs(dynamics=twin.attrs["dynamics"]))
+    assert found.observation.name == "observation"
+    assert found.truth.name == "truth"
+
+
+def test_role_by_attribute(twin):
+    renamed = twin.rename(truth="nature", observation="sondes", observation_error="sigma")
+    found = experiment.read(renamed)
+    assert (found.observation.name, found.truth.name) == ("sondes", "nature")
+
+
+def test_role_by_the_callers_word(anonymous):
+    found = experiment.read(anonymous, truth="nature", observation="sondes", observation_error="sigma")
+    assert (found.observation.name, found.truth.name) == ("sondes", "nature")
+    assert float(found.frame.error.std) == 1.0
+
+
+def test_callers_word_beats_the_role(twin):
+    both = twin.assign(other=twin.observation.drop_attrs())
+    assert experiment.read(both, observation="other").observation.name == "other"
+
+
+def test_two_claims_are_refused(anonymous):
+    anonymous["a"] = anonymous.sondes.assign_attrs(xdan_role="observation")
+    anonymous["b"] = anonymous.sondes.assign_attrs(xdan_role="observation")
+    with pytest.raises(
+        ValueError, match=r"\['a', 'b'\] all claim the role 'observation'; choose one with observation=: expected"
+    ):
+        experiment.read(anonymous, observation_error=1.0)
+
+
+def test_any_order_of_dims(twin):
+    turned = twin.transpose("x", "time", "trajectory")
+    found = experiment.read(turned)
+    assert found.observation.dims == found.truth.dims == ("trajectory", "time", "x")
+    np.testing.assert_array_equal(found.observation, twin.observation)
+
+
+def test_time_by_axis(twin):
+    named = twin.rename(time="cycle")
+    np.testing.assert_array_equal(experiment.read(named).frame.steps, experiment.read(twin).frame.steps)
+    named.cycle.attrs.clear()
+    with pytest.raises(ValueError, match=r"none is time: expected 'time', or a dim whose .*axis='T'"):
+        experiment.read(named)
+
+
+def test_steps_count_the_model_steps_before_each_analysis(twin):
+    times = np.concatenate([[0.0], np.cumsum([0.05, 0.1, 0.05, 0.25])])
+    found = experiment.read(twin.isel(time=slice(5)).assign_coords(time=times))
+    assert found.frame.steps.tolist() == [0, 1, 2, 1, 5]
+
+
+def test_steps_survive_rounding_of_long_times(twin):
+    times = np.float64(1e4) + 0.05 * np.arange(24)
+    assert set(experiment.read(twin.assign_coords(time=times)).frame.steps[1:]) == {1}
+
+
+@pytest.mark.parametrize("given", [2.0, [2.0] * 8, np.full(8, 2.0), xr.DataArray(np.full(8, 2.0), dims="x")])
+def test_standard_deviation(twin, given):
+    error = experiment.read(twin, observation_error=given).frame.error
+    np.testing.assert_array_equal(np.broadcast_to(error.variance(), 8), 4.0)
+    assert error.variance().dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", [np.array, lambda m: xr.DataArray(m, dims=("x", "x_dual"))])
+def test_covariance(twin, kind):
+    matrix = np.diag(np.arange(1.0, 9)) + 0.1
+    error = experiment.read(twin, observation_error=kind(matrix)).frame.error
+    np.testing.assert_array_equal(error.covariance, matrix)
+
+
+def test_reading_touches_no_data(twin, untouchable):
+    found = experiment.read(untouchable(twin, "truth", "observation"))
+    assert found.observation.shape == twin.observation.shape
+
+
+def test_state_dims_become_one_block(twin):
+    found = experiment.read(twin.chunk(x=3, time=5))
+    assert found.observation.chunks[2] == (8,)
+
+
+@pytest.mark.parametrize(
+    ("stored", "computed"), [("f2", "f4"), (">f4", "f4"), (">f8", "f8"), ("i2", "f4"), ("i8", "f8")]
+)
+def test_dtype_to_compute_in(twin, stored, computed):
+    changed = twin.assign(observation=twin.observation.astype(stored))
+    assert experiment.read(changed).frame.dtype == np.dtype(computed)
+
+
+def test_a_store_names_a_registered_dynamics(twin):
+    @xdan.register_dynamics
+    class Decay(xdan.Dynamics):
+        name = "decay-of-test"
+        dims = ("x",)
+        timestep = 0.05
+
+        def __init__(self, rate=1.0):
+            self.rate = rate
+            self.coordinates = xdan.Lorenz96(sites=8).coordinates
+
+        def parameters(self):
+            return {"rate": self.rate}
+
+        def step(self, x):
+            return x * (1 - self.rate * self.timestep)
+
+    described = twin.assign_attrs(schema.attributes(Decay(rate=3.0)))
+    assert json.loads(described.attrs["dynamics"]) == {"name": "decay-of-test", "parameters": {"rate": 3.0}}
+    assert experiment.read(described).frame.dynamics == Decay(rate=3.0)
+
+
+def test_callers_dynamics_beats_the_stores(twin, model):
+    other = xdan.Lorenz96(sites=8, forcing=6.0)
+    assert experiment.read(twin, dynamics=other).frame.dynamics == other
+    assert experiment.read(twin).frame.dynamics == model
+
+
+def test_truth_that_does_not_follow_warns(twin):
+    shuffled = twin.assign(truth=twin.truth[:, ::-1].assign_coords(time=twin.time))
+    with pytest.warns(xdan.XdanWarning, match=r"does not follow Lorenz96\(.*Check dynamics= and the time units"):
+        experiment.check_follows(experiment.read(shuffled))
+
+
+def test_truth_that_follows_is_quiet(twin, single):
+    experiment.check_follows(experiment.read(twin))
+    experiment.check_follows(experiment.read(single))
+
+
+def test_own_data_are_not_changed(twin):
+    before = twin.copy(deep=True)
+    experiment.read(twin.transpose("x", ...), observation_error=2.0)
+    xr.testing.assert_identical(twin, before)
+
+
+def test_labels_of_another_order_are_refused_whatever_their_type(twin):
+    floats = twin.assign_coords(x=np.arange(8.0))
+    read(floats)
+    with pytest.raises(ValueError, match="labels of 'x' in another order"):
+        read(floats.isel(x=slice(None, None, -1)))
+    read(twin.assign_coords(x=np.linspace(0, 315, 8)).isel(x=slice(None, None, -1)))  # longitudes are the user's
+
+
+def test_times_of_single_precision(model):
+    ds = xdan.twin(model, cycles=3000, trajectories=1)
+    found = read(ds.assign_coords(time=ds.time.astype("float32")))
+    assert set(found.frame.steps[1:]) == {1}
+    with pytest.raises(ValueError, match="not a positive multiple"):
+        read(ds.assign_coords(time=(1.01 * ds.time).astype("float32")))

@@ -1,0 +1,1 @@
+"""Twin experiments, cycling, baselines and their scores."""

@@ -1,0 +1,223 @@
+"""Warnings about scores, with their causes. Data in memory warn at once, lazy data when they are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from ..records.schema import Array
+from ..records.watch import tell
+
+_LEAST_CYCLES = 50  # below it, a tenth of the cycles says little
+_FAR, _MATTERS = 1.5, 1.05  # ratios of RMSE: of the beginning, and of all cycles, to the cycles after the beginning
+_SETTLED = 1.1  # ratio of RMSE to that of the second half, below which a run has settled
+
+
+class Cause:
+    """One possible cause of a bad score: a sentence about small arrays, made only when a warning needs it.
+
+    Parameters
+    ----------
+    sentence : callable
+        Turns the evidence into a sentence, or into "" where this is not the cause.
+    evidence : callable
+        Gives the sentence's arguments, arrays or lazy arrays of dims (trajectory, time).
+    """
+
+    def __init__(self, sentence: Callable[..., str], evidence: Callable[[], Sequence[xr.DataArray]]) -> None:
+        self.sentence, self.evidence = sentence, evidence
+        self._lazy: da.Array | None = None
+
+    def now(self) -> str:
+        """The sentence itself."""
+        return self.sentence(*(values.to_numpy() for values in self.evidence()))
+
+    def later(self) -> da.Array:
+        """The sentence as a lazy array without dims, one for all scores that share the cause.
+
+        It is an array among arrays, no delayed object: dask then shares with the scores what the evidence is made of,
+        and a lazy run is computed once for all of them.
+        """
+        if self._lazy is None:
+            arrays = [da.asarray(values.data).rechunk(-1) for values in self.evidence()]
+            pairs: list[Any] = []
+            for number, array in enumerate(arrays):
+                pairs += [array, tuple(f"{number}-{axis}" for axis in range(array.ndim))]
+            self._lazy = da.blockwise(
+                _sentence, (), *pairs, of=self.sentence, concatenate=True, dtype=object, meta=np.empty((), dtype=object)
+            )
+        return self._lazy
+
+
+def _sentence(*evidence: Array, of: Callable[..., str]) -> Array:
+    """A sentence as an array without dims."""
+    return np.array(of(*evidence), dtype=object)
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score with its name and units, and the causes that a warning may name.
+
+    Attributes
+    ----------
+    value : xarray.DataArray
+    long_name, units : str
+    causes : sequence of Cause
+        A warning names them where the score is broken.
+    always : sequence of Cause
+        A warning names them whether or not the score is broken.
+    broken : xarray.DataArray of bool, optional
+        Where the score is broken; by default where it is not finite.
+    trouble : str
+        First words of the warning.
+    """
+
+    value: xr.DataArray
+    long_name: str
+    units: str
+    causes: Sequence[Cause] = ()
+    always: Sequence[Cause] = ()
+    broken: xr.DataArray | None = None
+    trouble: str = "scores are not finite"
+
+    def where_broken(self) -> xr.DataArray:
+        """Where the score needs an explanation."""
+        broken: xr.DataArray = ~xr.ufuncs.isfinite(self.value) if self.broken is None else self.broken
+        return broken
+
+
+def with_warnings(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
+    """Values of scores. Those in memory warn now, in one warning; lazy ones warn when they are computed."""
+    here = {name: score for name, score in scores.items() if score.value.chunks is None}
+    broken = [name for name, score in here.items() if bool(score.where_broken().any())]
+    causes = dict.fromkeys(cause for name in broken for cause in here[name].causes)
+    always = dict.fromkeys(cause for score in here.values() for cause in score.always)
+    if broken:
+        _tell(scores[broken[0]].trouble, broken, [cause.now() for cause in causes])
+    tell(cause.now() for cause in always)
+    return {name: score.value if name in here else _watched(name, score) for name, score in scores.items()}
+
+
+def _watched(name: str, score: Score) -> xr.DataArray:
+    """A lazy score whose blocks warn when they come out broken."""
+    data = da.map_blocks(
+        _tell_block,
+        score.value.data,
+        score.where_broken().data,
+        *(cause.later() for cause in (*score.causes, *score.always)),
+        dtype=score.value.dtype,
+        meta=np.empty((0,) * score.value.ndim, score.value.dtype),
+        trouble=score.trouble,
+        score=name,
+        of_broken=len(score.causes),
+    )
+    return score.value.copy(data=data)
+
+
+def _tell_block(value: Array, broken: Array, *sentences: Array, trouble: str, score: str, of_broken: int) -> Array:
+    """Warn of a block; the first sentences are told where it is broken, the others wherever it is."""
+    texts = [str(np.asarray(sentence).item()) for sentence in sentences]
+    if broken.any():
+        _tell(trouble, [score], texts[:of_broken])
+    tell(texts[of_broken:])
+    return value
+
+
+def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
+    sentences = list(filter(None, causes))
+    if not sentences:
+        trouble = f"the scores {list(scores)} are not finite"
+        sentences = ["no cause is seen in the input; expected values whose squares are in the range of their dtype"]
+    tell([f"{trouble}: {'; '.join(sentences)}"])
+
+
+def _share(trajectories: Any) -> str:
+    """How many of the trajectories are flagged, and the first of them, in words."""
+    count, total = int(trajectories.sum()), len(trajectories)
+    return f"{count} of {total} trajectories ({count / total:.0%}, the first at position {int(trajectories.argmax())})"
+
+
+def diverged(lost: Array) -> str:
+    """Which share of the trajectories diverged, and from which cycle on.
+
+    Parameters
+    ----------
+    lost : array of bool, shape (trajectories, cycles)
+        At every cycle of the record, burn-in too.
+    """
+    if not lost.any():
+        return ""
+    return (
+        f"{_share(lost.any(axis=1))} diverged, from cycle {int(lost.any(axis=0).argmax())} on, and a mean over them is "
+        "no number; leave them out of record and run with .isel(trajectory=...)"
+    )
+
+
+def gaps(what: str, remedy: str) -> Callable[..., str]:
+    """Make the sentence about a variable that is not finite at some cycles.
+
+    Parameters
+    ----------
+    what : str
+        The sentence's beginning, such as "the truth has gaps".
+    remedy : str
+        The sentence's end: what to do.
+    """
+
+    def sentence(broken: Array, lost: Array | None = None) -> str:
+        # Once a trajectory has diverged, its gaps are explained.
+        unexplained = broken if lost is None else broken & ~lost
+        if not unexplained.any():
+            return ""
+        cycles = unexplained.any(axis=0)
+        return f"{what} in {_share(unexplained.any(axis=1))}, at {int(cycles.sum())} of {cycles.size} cycles; {remedy}"
+
+    return sentence
+
+
+def unobserved(observed: Array) -> str:
+    """How many trajectories have no observation in the cycles that are scored.
+
+    Parameters
+    ----------
+    observed : array of bool, shape (trajectories, cycles)
+    """
+    nothing = ~observed.any(axis=1)
+    if not nothing.any():
+        return ""
+    return f"nothing is observed in {_share(nothing)}; expected a shorter burn_in, or another variable as observation="
+
+
+def unsettled(rmse: Array, burn_in: int) -> str:
+    """Whether the beginning is far from the rest, and how many cycles to leave out then.
+
+    Parameters
+    ----------
+    rmse : array, shape (trajectories, cycles)
+        After burn-in. Trajectories that are not finite throughout are not looked at.
+    burn_in : int
+        Cycles that are left out already.
+    """
+    whole = rmse[np.isfinite(rmse).all(axis=1)].astype(np.float64)
+    cycles = rmse.shape[1]
+    if not len(whole) or cycles < _LEAST_CYCLES:
+        return ""
+    curve = whole.mean(axis=0)
+    tenth = cycles // 10
+    beginning, rest = curve[:tenth].mean(), curve[tenth:].mean()
+    if not (beginning > _FAR * rest and curve.mean() > _MATTERS * rest):
+        return ""
+    # Means over a twentieth of the cycles: one cycle of one trajectory says little.
+    width = cycles // 20
+    means = np.convolve(curve, np.full(width, 1 / width), mode="valid")
+    settled = np.flatnonzero(means <= _SETTLED * curve[cycles // 2 :].mean())
+    longer = burn_in + (int(settled[0]) if settled.any() else tenth)
+    return (
+        f"the beginning is far from the rest: over the first {tenth} cycles that are scored the RMSE is "
+        f"{beginning:.3g}, over the others {rest:.3g}; leave it out, for example with burn_in={longer}"
+    )

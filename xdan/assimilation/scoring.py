@@ -1,0 +1,523 @@
+"""Scores of a run: against the truth of a twin, and against the observations alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..core import scores as kernels
+from ..core.checks import choice, integer, shown
+from ..core.dynamics import Dynamics
+from ..records.blocks import see
+from ..records.experiment import Experiment, astray, beginning, leading, read, read_run
+from ..records.schema import MEMBER, TIME, TRAJECTORY, averaged_dims
+from ..records.store import check_whole
+from ..records.values import fill_text
+from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
+
+_RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
+_SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
+_CRPS = {
+    "members": "members, the same in the mean for any number of them",
+    "Gaussian": "Gaussian of analysis and spread",
+    "analysis": "analysis, its absolute error",
+}
+_SPREADS, _MEMBERS = ("forecast_spread", "spread"), ("members", "forecast_members")
+_ROLES = ("dynamics", "truth", "observation", "observation_error", "operator")
+
+
+def score(
+    ds: xr.Dataset,
+    run: xr.Dataset,
+    *,
+    dim: str | Sequence[str] = (TRAJECTORY, TIME),
+    burn_in: int = 0,
+    dynamics: Dynamics | None = None,
+    truth: str | None = None,
+    observation: str | None = None,
+    observation_error: Any = None,
+    operator: Any = None,
+) -> xr.Dataset:
+    """Score a run.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        The twin or the record that was cycled.
+    run : xarray.Dataset
+        Of `cycle` or `baseline`; or any `forecast` and `analysis` on the record's coordinates.
+    dim : str or sequence of str
+        Dims to average over, of `trajectory` and `time`. The state's dims always go into the root.
+    burn_in : int
+        Leading cycles to leave out.
+    dynamics, truth, observation, observation_error, operator
+        As for `cycle`.
+
+    Returns
+    -------
+    xarray.Dataset
+        With a truth: `rmse` of the analysis, its standard error where trajectories are averaged,
+        `forecast_rmse` and `crps`: of the members where the run keeps them, in its fair form, else of a Gaussian of its
+        spread, else of the analysis alone, the mean absolute error. These are three scores: the coordinate `crps_of`,
+        "members", "Gaussian" or "analysis", says which. With a spread: `spread`, `forecast_spread`. From observations
+        alone:
+        `innovation_mean` and `innovation_variance` of y - H x_f and, with a spread,
+        `innovation_variance_expected` (where sites are observed); `residual_mean` and `residual_variance` of
+        y - H x_a; and
+        `error_variance_diagnosed`, the mean of (y - H x_a)(y - H x_f), which for a consistent method is
+        `error_variance`. `diverged` counts lost trajectories: their scores, and means over them, are NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, the run does not fit the record, or burn-in leaves nothing.
+
+    Warns
+    -----
+    XdanWarning
+        Where a score is not finite, with the cause that is seen: trajectories that diverged, gaps in truth or run,
+        nothing observed. Where the RMSE of the beginning is far from the rest, with a burn-in that leaves it out. For
+        lazy data when the scores are computed.
+
+    References
+    ----------
+    CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437; of members: Ferro (2014), doi:10.1002/qj.2270.
+    Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
+    """
+    pair = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
+    dims = _dims(dim)
+    with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
+        scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
+    lost = pair.lost().any(TIME)
+    scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
+    # A label left over from a selection gives way to a score of its name.
+    values = {name: value.drop_vars(set(value.coords) & set(scores)) for name, value in with_warnings(scores).items()}
+    result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
+    for name, one in scores.items():
+        result[name].attrs = {"long_name": one.long_name, "units": one.units}
+    if "crps" in result:
+        # A string as an object: Zarr has a specification for strings of any length only.
+        of = xr.Variable((), np.array(pair.crps_of, dtype=object), {"long_name": "what the CRPS is of"})
+        result = result.assign_coords(crps_of=of)
+    return result.assign_attrs(
+        title=f"scores of {run.attrs.get('method', 'a run')}",
+        burn_in=pair.burn_in,
+        cycles=pair.run.sizes[TIME] * pair.run.sizes[TRAJECTORY],
+        rmse_convention=_RMSE,
+    )
+
+
+def rank_histogram(
+    ds: xr.Dataset,
+    run: xr.Dataset,
+    *,
+    dim: str | Sequence[str] = (TRAJECTORY, TIME),
+    burn_in: int = 0,
+    of: str = "members",
+    **roles: Any,
+) -> xr.DataArray:
+    """Count the truth's rank among the members; flat for a reliable ensemble.
+
+    Parameters
+    ----------
+    ds, run, dim, burn_in
+        As for `score`; the run with its members, from `baseline(..., keep_members=True)`.
+    of : {"members", "forecast_members"}
+        Rank in the analysis or in the forecast.
+    **roles
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `score`.
+
+    Returns
+    -------
+    xarray.DataArray
+        Counts along `rank`, 1 to members + 1. A truth that equals t members counts as 1 / (t + 1) in each of the t + 1
+        ranks that it may have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, the run holds no members or the record no truth.
+
+    Warns
+    -----
+    XdanWarning
+        Where truth or members are NaN: these are not counted.
+    """
+    of = choice("of", of, _MEMBERS)
+    pair = _match(ds, run, burn_in, **check_roles(roles))
+    x, dims = pair.experiment.truth, _dims(dim)
+    if x is None:
+        raise ValueError("a rank histogram needs the truth, which the record lacks: expected a variable 'truth'")
+    if of not in pair.run:
+        raise ValueError(
+            f"the run holds no {of!r}: run baseline(..., keep_members=True), expected members of every cycle"
+        )
+    members = pair.run[of]
+    # Counted at each time, so that blocks stay apart; counts are small beside members.
+    counts = xr.apply_ufunc(
+        partial(kernels.rank_counts, axes=len(pair.state)),
+        x,
+        members,
+        input_core_dims=[pair.state, [*pair.state, MEMBER]],
+        output_core_dims=[["rank"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"rank": members.sizes[MEMBER] + 1}},
+    ).sum(dims)
+    everything = float(np.prod([x.sizes[name] for name in (*dims, *pair.state)]))
+    histogram = Score(
+        counts,
+        f"rank of the truth among {of.replace('_', ' ')}",
+        "1",
+        (pair.diverged, pair.gaps_of_truth, pair.gaps_of(of)),
+        always=() if pair.follows is None else (pair.follows,),
+        broken=(counts.sum("rank") < everything - 0.5).broadcast_like(counts),
+        trouble="some states are not counted",
+    )
+    result = with_warnings({"histogram_rank": histogram})["histogram_rank"].rename("histogram_rank")
+    result = result.assign_coords(rank=np.arange(1, members.sizes[MEMBER] + 2))
+    result.attrs = {"long_name": histogram.long_name, "units": histogram.units}
+    return result
+
+
+def check_roles(roles: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that say what plays which role in a record; those that are left out are None.
+
+    Raises
+    ------
+    TypeError
+        For others.
+    """
+    if unknown := [name for name in roles if name not in _ROLES]:
+        raise TypeError(f"{unknown[0]}={shown(roles[unknown[0]])}: expected no argument beyond {list(_ROLES)}")
+    return {**dict.fromkeys(_ROLES), **roles}
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A record and a run on it under the record's labels, burn-in left out.
+
+    Attributes
+    ----------
+    experiment : Experiment
+    run : xarray.Dataset
+        `forecast`, `analysis` and, where the run has them, spreads and members; dims (trajectory, time, *state), and
+        `member` last.
+    flags : xarray.DataArray of bool or None, dims (trajectory, time)
+        The run's `diverged`, burn-in too.
+    burn_in : int
+    follows : Cause or None
+        The cause that the truth does not follow the dynamics; None without a truth.
+    """
+
+    experiment: Experiment
+    run: xr.Dataset
+    flags: xr.DataArray | None
+    burn_in: int
+    follows: Cause | None
+
+    @property
+    def state(self) -> list[Hashable]:
+        """Dims of the state."""
+        return list(self.experiment.frame.dynamics.dims)
+
+    @property
+    def crps_of(self) -> str:
+        """What the CRPS is of: the most that the run tells."""
+        return "members" if "members" in self.run else "Gaussian" if "spread" in self.run else "analysis"
+
+    def lost(self) -> xr.DataArray:
+        """Where a trajectory has diverged, dims (trajectory, time): as the run says, or where it is not finite."""
+        return _not_finite(self.run["analysis"]) if self.flags is None else self._later_flags()
+
+    def _later_flags(self) -> xr.DataArray:
+        assert self.flags is not None
+        return self.flags.isel({TIME: slice(self.burn_in, None)})
+
+    @cached_property
+    def diverged(self) -> Cause:
+        """The cause that trajectories diverged, as the run's flags say."""
+        return Cause(diverged, lambda: (self.flags if self.flags is not None else xr.zeros_like(self.lost()),))
+
+    @cached_property
+    def gaps_of_truth(self) -> Cause:
+        """The cause that the truth is not finite."""
+
+        def evidence() -> tuple[xr.DataArray, ...]:
+            assert self.experiment.truth is not None
+            return (_not_finite(self.experiment.truth),)
+
+        return Cause(
+            gaps("the truth has gaps", "expected a truth without NaN: fill them, or select around them"), evidence
+        )
+
+    def gaps_of(self, name: str, seen: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
+        """The cause that a variable of the run is not finite, though nothing has diverged.
+
+        Parameters
+        ----------
+        name : str
+        seen : callable, optional
+            Gives the variable in observation space, and where observations exist. Other places do not matter.
+        """
+
+        def evidence() -> tuple[xr.DataArray, ...]:
+            values, where = (self.run[name], None) if seen is None else seen()
+            broken = _not_finite(values, where)
+            return (broken,) if self.flags is None else (broken, self._later_flags())
+
+        what = f"the run's {name!r} has NaN or infinite values"
+        if name in _SPREADS:
+            what = f"the run's {name!r} has values that are NaN, infinite or negative"
+        if self.flags is not None:
+            what += " where nothing has diverged"
+        return Cause(gaps(what, "expected numbers: was the run cut short, or merged with other labels?"), evidence)
+
+
+def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.DataArray:
+    """Whether some value at a time is no finite number, dims (trajectory, time)."""
+    broken = ~xr.ufuncs.isfinite(values)
+    if where is not None:
+        broken = broken & where
+    at_time: xr.DataArray = broken.any([dim for dim in broken.dims if dim not in (TRAJECTORY, TIME)])
+    return at_time.transpose(TRAJECTORY, TIME)
+
+
+def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+    x, run, units = pair.experiment.truth, pair.run, pair.experiment.frame.dynamics.units
+    if x is None:
+        return {}
+    causes = (pair.diverged, pair.gaps_of_truth)
+    of_analysis = (*causes, pair.gaps_of("analysis"))
+    by_time = _rmse(x, run["analysis"], pair.state)
+    start = Cause(partial(unsettled, burn_in=pair.burn_in), lambda: (by_time.transpose(TRAJECTORY, TIME),))
+    always = [_fills(x, "truth"), *([start] if TIME in dims else [])]
+    scores = {
+        "rmse": Score(
+            by_time.mean(dims, skipna=False),
+            f"analysis RMSE: {_RMSE}",
+            units,
+            of_analysis,
+            always if pair.follows is None else [*always, pair.follows],
+        )
+    }
+    if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
+        by_run = by_time.mean([d for d in dims if d != TRAJECTORY], skipna=False)
+        error = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
+        scores["rmse_standard_error"] = Score(error, "standard error of the mean over trajectories", units, of_analysis)
+    of_forecast = _rmse(x, run["forecast"], pair.state).mean(dims, skipna=False)
+    scores["forecast_rmse"] = Score(of_forecast, f"forecast RMSE: {_RMSE}", units, (*causes, pair.gaps_of("forecast")))
+    inputs = {"members": ("members",), "Gaussian": ("analysis", "spread"), "analysis": ("analysis",)}[pair.crps_of]
+    scores["crps"] = Score(
+        _crps(x, [run[name] for name in inputs], pair.crps_of).mean(pair.state, skipna=False).mean(dims, skipna=False),
+        f"continuous ranked probability score of the {_CRPS[pair.crps_of]}",
+        units,
+        (*causes, *map(pair.gaps_of, inputs)),
+    )
+    return scores
+
+
+def _fills(values: xr.DataArray, name: str) -> Cause:
+    """That the leading part of a variable holds values that stand for nothing."""
+    first = leading(values)
+    return Cause(partial(fill_text, name=name), lambda: (first,))
+
+
+def _rmse(x: xr.DataArray, estimate: xr.DataArray, state: list[Hashable]) -> xr.DataArray:
+    root: xr.DataArray = xr.apply_ufunc(
+        partial(kernels.rmse, axes=len(state)),
+        x,
+        estimate,
+        input_core_dims=[state, state],
+        dask="parallelized",
+        output_dtypes=[kernels.working_dtype(x.dtype, estimate.dtype)],
+    )
+    return root
+
+
+def _crps(x: xr.DataArray, inputs: list[xr.DataArray], of: str) -> xr.DataArray:
+    """Score of each variable of the state at each time."""
+    kernel_of: dict[str, Callable[..., Any]] = {
+        "members": kernels.members_crps,
+        "Gaussian": kernels.gaussian_crps,
+        "analysis": kernels.absolute_error,
+    }
+    score: xr.DataArray = xr.apply_ufunc(
+        kernel_of[of],
+        x,
+        *inputs,
+        input_core_dims=[[], *([dim for dim in value.dims if dim == MEMBER] for value in inputs)],
+        dask="parallelized",
+        output_dtypes=[kernels.working_dtype(x.dtype, *(value.dtype for value in inputs))],
+    )
+    return score
+
+
+def _spreads(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+    scores = {}
+    for name in _SPREADS:
+        if name in pair.run:
+            spread = pair.run[name]
+            by_time = xr.ufuncs.sqrt((spread**2).mean(pair.state, skipna=False))
+            label = f"{spread.attrs.get('long_name', name)}: {_SPREAD}"
+            units = pair.experiment.frame.dynamics.units
+            scores[name] = Score(by_time.mean(dims, skipna=False), label, units, (pair.diverged, pair.gaps_of(name)))
+    return scores
+
+
+def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+    y, frame, run = pair.experiment.observation, pair.experiment.frame, pair.run
+    units = frame.dynamics.units
+    square = units if units == "1" else f"({units})2"
+    everything = [*dims, *y.dims[2:]]
+    observed = y.notnull()
+    count = observed.sum(everything)
+    forecast, analysis = see(run["forecast"], frame), see(run["analysis"], frame)
+    innovation, residual = y - forecast, y - analysis
+    variance = _error_variance(pair.experiment)
+    nothing = Cause(unobserved, lambda: (observed.any(y.dims[2:]),))
+    infinite = Cause(
+        gaps("the observations have infinite values", "expected numbers, and NaN where nothing is observed"),
+        lambda: (xr.ufuncs.isinf(y).any(y.dims[2:]),),
+    )
+    of_forecast = pair.gaps_of("forecast", lambda: (forecast, observed))
+    of_analysis = pair.gaps_of("analysis", lambda: (analysis, observed))
+    scores = {}
+
+    def average(value: xr.DataArray) -> xr.DataArray:
+        # Where nothing is observed drops out; where a run is lost, NaN stays.
+        return value.where(observed, 0.0).sum(everything, skipna=False) / count.where(count > 0)
+
+    def add(name: str, value: xr.DataArray, long_name: str, in_units: str, *causes: Cause) -> None:
+        broken = ~xr.ufuncs.isfinite(value)
+        if TIME not in dims:
+            # A time without an observation has no score, and needs no warning while other times have one.
+            broken = broken & ((count > 0) | ~observed.any())
+        always = (_fills(y, "observation"),) if name == "innovation_mean" else ()
+        scores[name] = Score(value, long_name, in_units, (pair.diverged, nothing, infinite, *causes), always, broken)
+
+    for name, value, label, cause in (
+        ("innovation", innovation, "forecast", of_forecast),
+        ("residual", residual, "analysis", of_analysis),
+    ):
+        mean = average(value)
+        add(f"{name}_mean", mean, f"mean of observation minus {label}", units, cause)
+        spread = average(value**2) - mean**2
+        add(f"{name}_variance", spread, f"variance of observation minus {label}", square, cause)
+    if "forecast_spread" in run and frame.error.operator is None:
+        expected = average(run["forecast_spread"] ** 2 + variance)
+        cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
+        label = "forecast variance plus observation error variance"
+        add("innovation_variance_expected", expected, label, square, cause)
+    add("error_variance", average(variance * xr.ones_like(y)), "observation error variance in use", square)
+    diagnosed = average(innovation * residual)
+    label = "mean of innovation times residual"
+    add("error_variance_diagnosed", diagnosed, label, square, of_forecast, of_analysis)
+    return scores
+
+
+def _error_variance(experiment: Experiment) -> xr.DataArray:
+    """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
+    y, error = experiment.observation, experiment.frame.error
+    dims, shape = (y.dims[1:], y.shape[1:]) if error.in_time else (y.dims[2:], y.shape[2:])
+    values = error.variance().numpy()
+    if values.ndim:
+        values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
+    return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
+
+
+def _dims(dim: str | Sequence[str]) -> list[Hashable]:
+    return list(averaged_dims(dim))
+
+
+def _match(
+    ds: xr.Dataset,
+    run: xr.Dataset,
+    burn_in: int,
+    dynamics: Dynamics | None,
+    truth: str | None,
+    observation: str | None,
+    observation_error: Any,
+    operator: Any,
+) -> _Pair:
+    """Record and run on the same labels, burn-in left out."""
+    experiment = read(
+        ds,
+        dynamics=dynamics,
+        truth=truth,
+        observation=observation,
+        observation_error=observation_error,
+        operator=operator,
+    )
+    variables = read_run(experiment, run, ("forecast", "analysis"))
+    variables |= read_run(experiment, run, [name for name in _SPREADS if name in run])
+    for name in _MEMBERS:
+        if name in run:
+            variables[name] = _members(experiment, run, name)
+    cycles = experiment.observation.sizes[TIME]
+    burn_in = integer("burn_in", burn_in)
+    if not 0 <= burn_in < cycles:
+        raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
+    later = slice(burn_in, None)
+    unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in variables.items()}
+    # Members stay as they are: the kernels cast them piece by piece.
+    arranged = {name: values if name in _MEMBERS else _cast(values) for name, values in unlabelled.items()}
+    # A negative number is no spread: it counts as missing.
+    arranged |= {name: values.where(values >= 0) for name, values in arranged.items() if name in _SPREADS}
+    flags = _flags(experiment, run)
+    # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
+    labels = {name: experiment.observation[name] for name in (TRAJECTORY, TIME)}
+    scored = Experiment(
+        replace(experiment.frame, error=experiment.frame.error.during(later)),
+        _cast(experiment.observation).isel({TIME: later}),
+        None if experiment.truth is None else _cast(experiment.truth).isel({TIME: later}),
+        experiment.bare,
+    )
+    run_later = xr.Dataset(arranged).assign_coords(labels).isel({TIME: later})
+    return _Pair(scored, run_later, flags, burn_in, _follows(experiment))
+
+
+def _follows(experiment: Experiment) -> Cause | None:
+    """The cause that the truth does not follow the dynamics; None without a truth."""
+    if experiment.truth is None:
+        return None
+    first = beginning(experiment.truth)
+    return Cause(partial(astray, experiment.frame), lambda: (first,))
+
+
+def _members(experiment: Experiment, run: xr.Dataset, name: str) -> xr.DataArray:
+    """Members of a run, dims (trajectory, time, *state, member)."""
+    if not run[name].sizes.get(MEMBER):
+        raise ValueError(f"the run's {name!r} has sizes {dict(run[name].sizes)}: expected one {MEMBER!r} at least")
+    members = read_run(experiment, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
+    return members.transpose(..., MEMBER)
+
+
+def _cast(values: xr.DataArray) -> xr.DataArray:
+    """Values in a type to compute in: half precision would overflow in the squares."""
+    return values.astype(kernels.working_dtype(values.dtype), copy=False)
+
+
+def _flags(experiment: Experiment, run: xr.Dataset) -> xr.DataArray | None:
+    """Where the run says that a trajectory has diverged, dims (trajectory, time)."""
+    if "diverged" not in run:
+        return None
+    flags = run["diverged"]
+    check_whole(run, flags)
+    times = [dim for dim in run.cf.axes.get("T", []) if dim in flags.dims]
+    if TIME not in flags.dims and times:
+        flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
+    if experiment.bare and TRAJECTORY not in flags.dims:
+        flags = flags.drop_vars(TRAJECTORY, errors="ignore").expand_dims(TRAJECTORY)
+    expected = {name: experiment.observation.sizes[name] for name in (TRAJECTORY, TIME)}
+    if dict(flags.sizes) != expected or flags.dtype.kind not in "biuf":
+        raise ValueError(
+            f"the run's 'diverged' is of {flags.dtype} with sizes {dict(flags.sizes)}: expected True and False with "
+            f"{expected}"
+        )
+    return (flags != 0).drop_vars(list(flags.coords)).transpose(TRAJECTORY, TIME)

@@ -1,0 +1,1 @@
+"""Training below the wall: rollouts through the cycles, objectives, gradients and steps."""

@@ -1,0 +1,140 @@
+"""Imitating an ensemble's analysis error covariance, before a network is trained through the cycles."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..methods import Method, Record, State, run
+from ..networks import LinearInZeta
+from ..progress import track
+from .objectives import Window
+from .online_twin import EndlessTwin
+
+_SETTLED = 100  # cycles in which an ensemble settles
+_LIFE = 200  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
+
+
+def covariance_errors(network: LinearInZeta, window: Window, state: State | None) -> tuple[Tensor, State]:
+    """How far the network's P_a is from a teacher's, at the teacher's forecasts.
+
+    The squared Frobenius norm of P_a - P_teacher, divided by that of P_teacher: the mean square by which the increments
+    P zeta differ, relative to the teacher's, for projected innovations whose sites are independent and of one variance,
+    all of them at once instead of one draw. Without memory, divided by the mean of the window.
+
+    Parameters
+    ----------
+    network : LinearInZeta
+    window : Window
+        With `forecast` and `covariance`.
+    state : dict of Tensor, or None where the trajectories start
+        The memory that the window before left.
+
+    Returns
+    -------
+    errors : Tensor, shape (B, T), or (B, T - 1) where the trajectories start
+    state : dict of Tensor
+        The last forecast, and the memory; detached.
+    """
+    assert window.forecast is not None
+    assert window.covariance is not None
+    memory = None if state is None else state.get("memory")
+    # The first analysis of a trajectory is not the network's.
+    first = 1 if state is None and len(window.steps) > 1 else 0
+    forecast = window.forecast[:, first:]
+    if network.memory:
+        found = []
+        for x in forecast.unbind(1):
+            matrix, memory = network.covariance(x, memory)
+            found.append(matrix)
+        answer = torch.stack(found, 1)
+    else:
+        answer = network.covariance(forecast.flatten(0, 1))[0].unflatten(0, forecast.shape[:2])
+    asked = window.covariance[:, first:]
+    # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
+    tiny = forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
+    size = asked.square().sum((2, 3)).clamp_min(tiny)
+    # Relative each, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
+    errors = (answer - asked).square().sum((2, 3)) / (size if network.memory else size.mean())
+    after = {"x": window.forecast[:, -1]}
+    if memory is not None:
+        after["memory"] = memory.detach()
+    return errors, after
+
+
+class TaughtTwin:
+    """An endless twin beside which an ensemble method runs: windows have its forecasts and its P_a.
+
+    Where one of its trajectories diverges, the method starts anew for a whole batch.
+
+    Parameters
+    ----------
+    twin : EndlessTwin
+    teacher : Method
+        With members; prepared.
+    anew : bool
+        Whether it starts anew from time to time, too: then windows show how ensembles settle. Otherwise they have
+        settled before the first; a network without memory cannot tell the ones from the others.
+    """
+
+    def __init__(self, twin: EndlessTwin, teacher: Method, anew: bool = True) -> None:
+        self.twin, self.teacher, self.anew = twin, teacher, anew
+        self.per_epoch = twin.per_epoch
+        self.states: dict[int, State] = {}
+
+    def window(self, index: int) -> Window:
+        """Give the next cycles of the group whose turn it is."""
+        if self.anew:
+            return self._next(index)
+        before = self.twin.groups * math.ceil(_SETTLED / self.twin.cycles)
+        if index == 0:
+            for early in track(range(before), "settling the teacher"):
+                self._next(early)
+        return self._next(before + index)
+
+    def _next(self, index: int) -> Window:
+        window = self.twin.window(index)
+        life = max(1, _LIFE // self.twin.cycles)
+        turn = index // self.twin.groups + window.group * life // self.twin.groups  # not all batches together
+        fresh = window.fresh or (self.anew and turn % life == 0)
+        outputs = self._run(window, None if fresh else self.states.get(window.group))
+        if bool(outputs["diverged"].any()):
+            fresh, outputs = True, self._run(window, None)
+        anomalies = outputs["members"] - outputs["analysis"][:, :, None]
+        covariance = anomalies.mT @ anomalies / (self.teacher.members - 1)
+        return Window(
+            window.truth,
+            window.observation,
+            window.steps,
+            window.group,
+            fresh,
+            forecast=outputs["forecast"],
+            covariance=covariance,
+        )
+
+    def _run(self, window: Window, state: State | None) -> dict[str, Tensor]:
+        twin = self.twin
+        rows = slice(window.group * twin.batch, (window.group + 1) * twin.batch)
+        steps = window.steps if state is not None else (0, *window.steps[1:])
+        record = Record(twin.dynamics, twin.error, window.observation, steps, twin.trajectory[rows], twin.seed)
+        with torch.no_grad():
+            outputs, self.states[window.group] = run(self.teacher, record, state, members=True)
+        return outputs
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Truth and members to carry on from."""
+        found = self.twin.arrays()
+        for group, state in self.states.items():
+            found |= {f"teacher/{group}/{name}": value for name, value in state.items()}
+        return found
+
+    def restore(self, arrays: dict[str, Tensor]) -> None:
+        """Carry on from stored arrays."""
+        self.twin.restore(arrays)
+        self.states = {}
+        for name, value in arrays.items():
+            if name.startswith("teacher/"):
+                _, group, key = name.split("/")
+                self.states.setdefault(int(group), {})[key] = value.clone()

@@ -1,0 +1,91 @@
+"""An endless twin experiment, generated as it is asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..methods.base import advance
+from ..observing.system import ErrorCovariance, Sites, check_truth, observe
+from ..progress import track
+from .objectives import Window
+
+
+class EndlessTwin:
+    """Truth and observations that never end nor repeat.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    sites : Sites
+    error : ErrorCovariance
+    steps : int
+        Model steps in an interval.
+    trajectories, batch : int
+        How many trajectories go on side by side, and how many a window holds; they take turns.
+    cycles : int
+        Cycles of a window.
+    seed : int
+    like : Tensor
+        Dtype and device.
+    first : int
+        Label of the first trajectory.
+    supervised : bool
+        Whether windows have their truth.
+    """
+
+    def __init__(
+        self,
+        dynamics: Dynamics,
+        sites: Sites,
+        error: ErrorCovariance,
+        *,
+        steps: int,
+        trajectories: int,
+        batch: int,
+        cycles: int,
+        seed: int,
+        like: Tensor,
+        first: int = 0,
+        supervised: bool = True,
+    ) -> None:
+        self.dynamics, self.sites, self.error = dynamics, sites, error
+        self.steps, self.batch, self.cycles, self.seed = steps, batch, cycles, seed
+        self.groups = self.per_epoch = max(1, trajectories // batch)
+        self.supervised = supervised
+        self.trajectory = torch.arange(first, first + self.groups * batch)
+        self.truth = dynamics.climatology(self.trajectory, seed, like=like).flatten(1)
+
+    def window(self, index: int) -> Window:
+        """Give the next cycles of the group whose turn it is.
+
+        Raises
+        ------
+        ValueError
+            If the truth becomes not finite.
+        """
+        turn, group = divmod(index, self.groups)
+        rows = slice(group * self.batch, (group + 1) * self.batch)
+        truth, states = self.truth[rows].clone(), []  # a view would change under the window
+        with torch.no_grad():
+            for _ in track(range(self.cycles), "running the truth"):
+                states.append(truth)
+                truth = advance(self.dynamics, truth, self.steps)
+            self.truth[rows] = truth
+            record = torch.stack(states, 1)
+            check_truth(self.dynamics, record, self.trajectory[rows], turn * self.cycles)
+            time = torch.arange(turn * self.cycles, (turn + 1) * self.cycles)
+            trajectory = self.trajectory[rows]
+            device = record.device
+            observation = observe(record, self.sites, self.error, trajectory.to(device), time.to(device), self.seed)
+        steps = (self.steps,) * self.cycles
+        return Window(record if self.supervised else None, observation, steps, group, fresh=turn == 0)
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Truth to carry on from."""
+        return {"truth": self.truth}
+
+    def restore(self, arrays: dict[str, Tensor]) -> None:
+        """Carry on from a stored truth."""
+        self.truth = arrays["truth"].clone()

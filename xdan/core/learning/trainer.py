@@ -1,0 +1,289 @@
+"""Truncated backpropagation through the cycles: one step of training, and all that a resumed run needs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..methods import DataAssimilationNetwork, Record, State, run
+from ..networks import AnalysisNetwork
+from ..observing.system import ErrorCovariance
+from .gradient import Gradient, OneProcess, Shards
+from .objectives import OBJECTIVES, Window
+
+_NORMS = 101  # gradient norms that the median is taken over
+_WORSE, _SLOWER = 1.3, 0.7  # a validation that many times the best goes back to that, the rates times so much
+_PATIENCE = 50  # steps in a row without a finite gradient before training gives up
+
+
+class Source(Protocol):
+    """Where windows come from; window(index) is a function of the index and of what `arrays` holds.
+
+    Attributes
+    ----------
+    per_epoch : int
+        Windows until all trajectories have had their turn: once for an endless twin, over all its cycles for a record.
+    """
+
+    per_epoch: int
+
+    def window(self, index: int) -> Window:
+        """Give the index-th window; asked for in order."""
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What to store to carry on."""
+
+    def restore(self, arrays: dict[str, Tensor]) -> None:
+        """Carry on from stored arrays."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to optimise.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Of Muon on the hidden convolutions.
+    adam_learning_rate : float
+        Of Adam on everything else.
+    weight_decay : float
+        Of the hidden convolutions: with every step they shrink by the learning rate times this.
+    objective : str
+        A key of `OBJECTIVES`.
+    clip : float
+        A gradient is shortened to this many times the running median of its norm.
+    """
+
+    learning_rate: float = 0.01
+    adam_learning_rate: float = 2e-3
+    weight_decay: float = 0.0
+    objective: str = "rmse"
+    clip: float = 2.0
+
+
+@dataclass
+class StepReport:
+    """What one step saw: mean loss, root of the mean square that `WindowGradient` gives, gradient norm, restarts."""
+
+    loss: float
+    rmse: float
+    gradient_norm: float
+    restarts: int
+
+
+class Trainer:
+    """Optimises a network window by window.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+        Changed in place.
+    dynamics : Dynamics
+    error : ErrorCovariance
+    settings : Settings
+    processes : int
+        How many share the trajectories of a batch, this one included. More than one on the CPU only.
+
+    References
+    ----------
+    Loss and truncation: Eq. 4 and Sect. 2.2.1. Muon: Jordan et al. (2024), as in `torch.optim.Muon`.
+    """
+
+    def __init__(
+        self,
+        network: AnalysisNetwork,
+        dynamics: Dynamics,
+        error: ErrorCovariance,
+        settings: Settings,
+        processes: int = 1,
+    ) -> None:
+        self.network, self.settings = network, settings
+        self.method = DataAssimilationNetwork.of(network)
+        self.gradient: Gradient = (
+            OneProcess(network, dynamics, error, settings.objective)
+            if processes == 1
+            else Shards(network, dynamics, error, settings.objective, processes)
+        )
+        self.parameters = list(network.parameters())
+        hidden = network.hidden_matrices()
+        chosen = {id(p) for p in hidden}
+        rest = [p for p in self.parameters if id(p) not in chosen]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(rest, lr=settings.adam_learning_rate, betas=(0.9, 0.99))
+        ]
+        if hidden:
+            rate, decay = settings.learning_rate, settings.weight_decay
+            self.optimisers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, momentum=0.95))
+        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
+        self.states: dict[int, State] = {}
+        self.step_count = 0
+        self.norms: list[float] = []
+        self.fruitless = 0
+        self.rewinds = 0
+        self.best_score = math.inf
+        self.best_innovation: float | None = None
+        self.best = {name: value.clone() for name, value in network.state_dict().items()}
+
+    def step(self, window: Window, rate: float) -> StepReport:
+        """Take one gradient step on a window, the learning rates multiplied by `rate`.
+
+        Raises
+        ------
+        RuntimeError
+            When no gradient was finite for many steps in a row.
+        """
+        state = None if window.fresh else self.states.get(window.group)
+        found = self.gradient(window, state)
+        self.states[window.group] = found.state
+        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in found.gradients])))
+        self.step_count += 1
+        if norm == 0:
+            pass  # nothing to learn from; a step along the momentum would say otherwise
+        elif math.isfinite(norm):
+            self.fruitless = 0
+            self._apply(found.gradients, norm, rate)
+        else:
+            self.fruitless += 1
+            if self.fruitless >= _PATIENCE:
+                raise RuntimeError(
+                    f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: every batch holds a "
+                    "diverging trajectory. Try a lower learning_rate=, a shorter window= or a smaller interval"
+                )
+        kept = found.square[~found.lost]
+        kept = kept[~kept.isnan()]
+        rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
+        return StepReport(found.loss, rmse, norm, int(found.lost.sum()))
+
+    def _apply(self, gradients: Sequence[Tensor], norm: float, rate: float) -> None:
+        self.norms = [*self.norms[1 - _NORMS :], norm]
+        typical = statistics.median(self.norms)
+        shorten = min(1.0, self.settings.clip * typical / norm) if norm > 0 else 1.0
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient.mul_(shorten)
+        for optimiser, base in zip(self.optimisers, self.rates, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = base * rate
+            optimiser.step()
+
+    def validate(self, record: Record, burn_in: int) -> float:
+        """Mean RMSE of the network as it is, of analyses, or of innovations where the record has no truth.
+
+        Keeps the weights when it is the best so far, and their `normalised_innovation`. Where it is far worse than the
+        best, training goes back to that with lower rates.
+        """
+        self.network.eval()
+        with torch.no_grad():
+            outputs, _ = run(self.method, record)
+        if record.truth is not None:
+            square = (outputs["analysis"] - record.truth)[:, burn_in:].square().mean(-1)
+        else:
+            square = (record.error.seen(outputs["forecast"]) - record.observation)[:, burn_in:].square().nanmean(-1)
+            # A time without observations says nothing; a lost trajectory, everything.
+            square = torch.where(outputs["diverged"][:, burn_in:], math.inf, square)
+            square = square[~square.isnan()]
+        score = float(square.sqrt().mean())
+        score = score if math.isfinite(score) else math.inf
+        if score < self.best_score:
+            self.best_score, self.best_innovation = score, normalised_innovation(record, outputs["forecast"], burn_in)
+            self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
+        # A covariance is learned without cycling: how the network cycles meanwhile says little of the way.
+        elif score > _WORSE * self.best_score and not OBJECTIVES[self.settings.objective].covariance:
+            self._rewind()
+        return score
+
+    def _rewind(self) -> None:
+        """Go back to the best weights, with lower rates and trajectories that start anew: this way led astray."""
+        self.network.load_state_dict(self.best)
+        self.rates = [_SLOWER * rate for rate in self.rates]
+        for optimiser in self.optimisers:
+            optimiser.state.clear()
+        self.states.clear()
+        self.norms.clear()
+        self.rewinds += 1
+
+    def close(self) -> None:
+        """Give back the processes that helped."""
+        self.gradient.close()
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs, as named tensors."""
+        found = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        found |= {f"best/{name}": value for name, value in self.best.items()}
+        for number, optimiser in enumerate(self.optimisers):
+            for index, slots in optimiser.state_dict()["state"].items():
+                found |= {f"optimiser/{number}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
+        for group, state in self.states.items():
+            found |= {f"state/{group}/{name}": value for name, value in state.items()}
+        return found
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of what a resumed run needs, as JSON values."""
+        return {
+            "step_count": self.step_count,
+            "norms": self.norms,
+            "fruitless": self.fruitless,
+            "rewinds": self.rewinds,
+            "rates": self.rates,
+            "best_score": None if math.isinf(self.best_score) else self.best_score,
+            "best_innovation": self.best_innovation,
+        }
+
+    def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
+        """Carry on from `arrays` and `scalars` of a run with the same settings."""
+
+        def under(prefix: str) -> dict[str, Tensor]:
+            return {name[len(prefix) :]: v for name, v in arrays.items() if name.startswith(prefix)}
+
+        self.network.load_state_dict(under("network/"))
+        self.best = under("best/")
+        for number, optimiser in enumerate(self.optimisers):
+            slots: dict[int, dict[str, Tensor]] = {}
+            for name, value in under(f"optimiser/{number}/").items():
+                index, key = name.split("/")
+                slots.setdefault(int(index), {})[key] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+        self.states = {}
+        for name, value in under("state/").items():
+            group, key = name.split("/")
+            self.states.setdefault(int(group), {})[key] = value
+        self.step_count, self.fruitless = scalars["step_count"], scalars["fruitless"]
+        self.norms, self.rates = list(scalars["norms"]), list(scalars["rates"])
+        self.rewinds = scalars["rewinds"]
+        self.best_score = math.inf if scalars["best_score"] is None else scalars["best_score"]
+        self.best_innovation = scalars.get("best_innovation")  # checkpoints of earlier versions lack it
+
+
+def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> float | None:
+    """Mean of (y - H x_f)^2 over its entry on the diagonal of R, over what is observed after burn-in.
+
+    Parameters
+    ----------
+    record : Record
+    forecast : Tensor, shape (B, K, N)
+    burn_in : int
+
+    Returns
+    -------
+    float or None
+        Rounded to four digits after the point; None where it is not finite, or nothing is observed.
+    """
+    later = slice(burn_in, None)
+    innovation = (record.observation - record.error.seen(forecast))[:, later]
+    ratio = float((innovation.square() / record.error.during(later).variance()).nanmean())
+    return round(ratio, 4) if math.isfinite(ratio) else None
+
+
+Schedule = Callable[[float], float]
+
+
+def linear_decay(progress: float) -> float:
+    """Learning rate factor: a short rise, then straight down to zero at the end."""
+    return min(1.0, progress / 0.01 + 0.01) * max(0.0, 1.0 - progress)

@@ -1,0 +1,1 @@
+"""H and R: which sites are observed, through what operator, and with what errors."""

@@ -1,0 +1,146 @@
+"""Observation operators H: a matrix, or a torch function with its derivatives by autodiff."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import vjp
+
+from ..checks import integer, shown
+from ..tangent import push_forward
+from ..user_functions import isolated
+
+
+class Operator(ABC):
+    """An observation operator H, differentiable and batched over leading axes.
+
+    A subclass may work in place or return a buffer of its own: states and observations are copied, with leading axes
+    as one. A class that does neither says so, `class Mine(Operator, pure=True)`, and saves the copies.
+
+    Attributes
+    ----------
+    size : int
+        Observations that it gives, P.
+    linear : bool
+        Whether H x is a product with a matrix.
+    """
+
+    size: int
+    linear: bool = False
+
+    def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
+        """Put copies around what the class defines, and drop what it inherits for another H."""
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            for follower in {"along", "adjoint", "linear"} - set(vars(cls)):
+                setattr(cls, follower, getattr(Operator, follower))
+        guards: dict[str, Callable[..., Any]] = {"along": _guard_derivative, "adjoint": _guard_derivative}
+        for name, guard in {"__call__": _guard_call, **guards}.items():
+            method = None if pure else vars(cls).get(name)
+            if inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
+                setattr(cls, name, guard(method))
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Observe states of shape (..., N), shape (..., P)."""
+
+    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+        """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P); here by forward-mode autodiff."""
+        return push_forward(self, x, directions.contiguous(), "the observation operator")[1]
+
+    def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
+        """H^T v at x (B, N), for v (B, P), shape (B, N); here by a vector-Jacobian product."""
+        return vjp(self, x)[1](v)[0]  # type: ignore[no-any-return]
+
+
+def _guard_call(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Put copies around an operator's call."""
+
+    @functools.wraps(method)
+    def guarded(self: Operator, x: Tensor) -> Tensor:
+        return isolated(functools.partial(method, self), x, 1, (self.size,), "the observation operator")
+
+    return guarded
+
+
+def _guard_derivative(method: Callable[[Any, Tensor, Tensor], Tensor]) -> Callable[[Any, Tensor, Tensor], Tensor]:
+    """Put copies around an operator's derivative or adjoint."""
+
+    @functools.wraps(method)
+    def guarded(self: Operator, x: Tensor, vectors: Tensor) -> Tensor:
+        return method(self, x.clone(), vectors.clone()).clone()
+
+    return guarded
+
+
+class LinearOperator(Operator, pure=True):
+    """H x with a matrix of shape (P, N).
+
+    Raises
+    ------
+    TypeError
+        If it is no tensor of real numbers.
+    ValueError
+        If it is no matrix of finite numbers.
+    """
+
+    linear = True
+
+    def __init__(self, matrix: Tensor) -> None:
+        if not isinstance(matrix, Tensor) or matrix.is_complex() or matrix.dtype == torch.bool:
+            kind = matrix.dtype if isinstance(matrix, Tensor) else shown(matrix)
+            raise TypeError(f"H is {kind}: expected a tensor of real numbers, shape (P, N)")
+        if matrix.ndim != 2 or not len(matrix) or not bool(matrix.isfinite().all()):
+            raise ValueError(f"H has shape {tuple(matrix.shape)}: expected a matrix (P, N) of finite numbers")
+        self.matrix, self.size = matrix, len(matrix)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """H x."""
+        return x @ self.matrix.to(x).T
+
+    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+        """H itself."""
+        return self(directions)
+
+    def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
+        """H^T v."""
+        return v @ self.matrix.to(v)
+
+
+class FunctionOperator(Operator, pure=True):
+    """A torch function of states (B, N) that gives observations (B, P), called on copies.
+
+    Parameters
+    ----------
+    function : callable
+    size : int
+        P.
+
+    Raises
+    ------
+    TypeError
+        For another type.
+    ValueError
+        For a size below 1.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], size: int) -> None:
+        if not callable(function):
+            raise TypeError(f"function={shown(function)}: expected a torch function of states")
+        self.function, self.size = function, integer("size", size, least=1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Apply the function.
+
+        Raises
+        ------
+        ValueError
+            If it cannot take the states, or gives anything but a tensor of `size` observations for each.
+        """
+        return isolated(self.function, x, 1, (self.size,), "the observation operator")

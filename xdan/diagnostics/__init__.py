@@ -1,0 +1,1 @@
+"""What a network has learned, and what the model amplifies."""

@@ -1,0 +1,286 @@
+"""Error covariances of networks and of ensembles side by side: spectra, alignment, and the bias without innovation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..core.checks import choice, integer, shown
+from ..core.networks import AnalysisNetwork
+from ..core.sensitivity import bias
+from ..network import Network
+from ..records.schema import MEMBER, TIME, TRAJECTORY, Array
+from ..records.store import check_contents, check_whole, sealed
+from ..records.watch import tell
+from .evaluation_points import check_labelled, read_states
+from .kernels import Batch
+
+
+def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
+    """Covariance of a run's members at every time, lazily.
+
+    Parameters
+    ----------
+    run : xarray.Dataset
+        Of an ensemble method with its members, `baseline(..., keep_members=True)`.
+    of : {"members", "forecast_members"}
+        Analysis or forecast.
+
+    Returns
+    -------
+    xarray.DataArray, dims (trajectory, time, i, j)
+        With the divisor M - 1; in squared units of the state.
+
+    Raises
+    ------
+    ValueError
+        If the run holds no members, or one only.
+    """
+    check_labelled("run", run, xr.Dataset)
+    choice("of", of, ("members", "forecast_members"))
+    if of not in run or MEMBER not in run[of].dims:
+        raise ValueError(f"the run holds no {of!r}: expected one made with baseline(..., keep_members=True)")
+    members = run[of]
+    check_contents(run)
+    check_whole(run, members)
+    count = members.sizes[MEMBER]
+    if count < 2:
+        raise ValueError("one member has no covariance: expected at least 2")
+    state = [dim for dim in members.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
+    anomalies = members - members.mean(MEMBER)
+    if len(state) > 1:
+        anomalies = anomalies.stack(site=state).drop_vars(["site", *map(str, state)])
+        state = ["site"]
+    found: xr.DataArray = xr.dot(anomalies.rename({state[0]: "i"}), anomalies.rename({state[0]: "j"}), dim=MEMBER) / (
+        count - 1
+    )
+    units = members.attrs.get("units", "1")
+    found.attrs = {
+        "long_name": f"covariance of the {of.replace('_', ' ')}",
+        "units": units if units == "1" else f"({units})2",
+    }
+    lead = [dim for dim in (TRAJECTORY, TIME) if dim in found.dims]
+    return sealed(found.transpose(*lead, "i", "j").rename("ensemble_covariance"))
+
+
+def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
+    """Eigenvalues of covariances, lazily.
+
+    Parameters
+    ----------
+    covariance : xarray.DataArray, dims (..., i, j)
+        Of `gain(kind="covariance")` or `ensemble_covariance`.
+
+    Returns
+    -------
+    xarray.Dataset
+        `eigenvalue` of the symmetric part (P + P^T) / 2 along `mode`, the largest first; `asymmetry`, the Frobenius
+        norm of (P - P^T) / 2 over that of the symmetric part; `eigenvector` along `mode` and `i`, of unit length.
+
+    Raises
+    ------
+    ValueError
+        If i and j are missing or of different sizes.
+    """
+    _check_square(covariance)
+    n = covariance.sizes["i"]
+    values, vectors, asymmetry = xr.apply_ufunc(
+        _spectrum,
+        covariance,
+        input_core_dims=[["i", "j"]],
+        output_core_dims=[["mode"], ["mode", "i"], []],
+        dask="parallelized",
+        output_dtypes=[covariance.dtype] * 3,
+        dask_gufunc_kwargs={"output_sizes": {"mode": n}},
+    )
+    units = covariance.attrs.get("units", "1")
+    result = xr.Dataset({"eigenvalue": values, "eigenvector": vectors, "asymmetry": asymmetry})
+    result = result.assign_coords(mode=np.arange(1, n + 1), i=covariance["i"])
+    result["eigenvalue"].attrs = {"long_name": "eigenvalue of the symmetric part", "units": units}
+    result["eigenvector"].attrs = {"long_name": "eigenvector of the symmetric part", "units": "1"}
+    result["asymmetry"].attrs = {"long_name": "size of the antisymmetric over the symmetric part", "units": "1"}
+    return result
+
+
+def _finite(p: Array) -> Array:
+    """Which matrices are whole: those of a lost trajectory are not."""
+    return np.asarray(np.isfinite(p).all((-1, -2)))
+
+
+def _spectrum(p: Array) -> tuple[Array, Array, Array]:
+    whole = _finite(p)
+    if not whole.all():
+        gone = int((~whole).sum())
+        text = f"{gone} of {whole.size} covariances are not finite and have no eigenvalues"
+        tell([f"{text}: trajectories were lost, or a store was cut short"])
+    p = np.where(whole[..., None, None], p, np.eye(p.shape[-1], dtype=p.dtype))
+    symmetric, rest = (p + p.swapaxes(-1, -2)) / 2, (p - p.swapaxes(-1, -2)) / 2
+    values, vectors = np.linalg.eigh(symmetric)
+    asymmetry = np.linalg.norm(rest, axis=(-2, -1)) / np.linalg.norm(symmetric, axis=(-2, -1))
+    vectors = np.where(whole[..., None, None], vectors[..., ::-1].swapaxes(-1, -2), np.nan)
+    return np.where(whole[..., None], values[..., ::-1], np.nan), vectors, np.where(whole, asymmetry, np.nan)
+
+
+def principal_angles(
+    one: xr.DataArray, other: xr.DataArray, *, modes: int, other_modes: int | None = None
+) -> xr.DataArray:
+    """Angles between two subspaces at every state, lazily.
+
+    Parameters
+    ----------
+    one, other : xarray.DataArray
+        Covariances, dims (..., i, j), whose leading eigenvectors span a subspace; or vectors, dims (..., vector, i) or
+        (..., vector, state dim), the leading ones of which do, such as Lyapunov vectors. They need not be orthogonal.
+    modes, other_modes : int
+        Dimensions of the subspaces, the same by default.
+
+    Returns
+    -------
+    xarray.DataArray, dims (..., angle)
+        In degrees, the smallest first, as many as the smaller subspace has dimensions: all 0 where it lies within the
+        other, 90 for a direction that the other lacks.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer modes than wanted, or the states of neither are all among the other's.
+
+    References
+    ----------
+    Bjorck and Golub (1973), doi:10.2307/2005662.
+    """
+    modes = integer("modes", modes, least=1)
+    sizes = (modes, modes if other_modes is None else integer("other_modes", other_modes, least=1))
+    spans = [
+        _span(label, variable, count)
+        for label, variable, count in zip(("one", "other"), (one, other), sizes, strict=True)
+    ]
+    spans.sort(key=lambda span: -span.sizes["mode"])
+    # The dims of their own keep the two from being matched mode by mode.
+    spans = [span.rename(mode=name) for span, name in zip(spans, ("wide", "narrow"), strict=True)]
+    matched = list(xr.align(*spans, join="inner"))
+    for dim in set(spans[0].dims) & set(spans[1].dims) - {"i"}:
+        fewest, common = min(span.sizes[dim] for span in spans), matched[0].sizes[dim]
+        if common < fewest:
+            raise ValueError(
+                f"the two share {common} of {fewest} labels along {dim!r}: expected covariances or vectors at the same "
+                "states, or those of one at some of the other's"
+            )
+    spans = matched
+    angles: xr.DataArray = xr.apply_ufunc(
+        _angles,
+        *spans,
+        input_core_dims=[["wide", "i"], ["narrow", "i"]],
+        output_core_dims=[["angle"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"angle": min(sizes)}},
+    )
+    angles = angles.assign_coords(angle=np.arange(1, min(sizes) + 1)).rename("principal_angle")
+    angles.attrs = {"long_name": "principal angle", "units": "degree"}
+    return angles
+
+
+def _span(label: str, variable: xr.DataArray, modes: int) -> xr.DataArray:
+    """Vectors that span a subspace, dims (..., mode, i) without labels of i."""
+    check_labelled(label, variable, xr.DataArray)
+    if {"i", "j"} <= set(variable.dims):
+        vectors = covariance_spectrum(variable)["eigenvector"]
+    elif "vector" in variable.dims:
+        inside = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, "vector")]
+        if len(inside) != 1:
+            raise ValueError(f"vectors with dims {variable.dims}: expected one dim of the state; stack the others")
+        vectors = variable.rename({"vector": "mode", inside[0]: "i"})
+    else:
+        raise ValueError(
+            f"{label}= has dims {variable.dims}: expected covariances (..., i, j) or vectors (..., vector, i)"
+        )
+    if modes > vectors.sizes["mode"]:
+        argument = "modes" if label == "one" else "other_modes"
+        raise ValueError(f"{argument}={modes}: expected 1 to {vectors.sizes['mode']}, as many as {label}= has")
+    vectors = vectors.isel(mode=slice(0, modes))
+    return vectors.drop_vars([c for c in ("mode", "i") if c in vectors.coords])
+
+
+def _angles(wide: Array, narrow: Array) -> Array:
+    whole = _finite(wide) & _finite(narrow)
+    one, other = np.eye(*wide.shape[-2:]), np.eye(*narrow.shape[-2:])
+    wide, narrow = (np.where(whole[..., None, None], v, unit) for v, unit in ((wide, one), (narrow, other)))
+    q, p = (np.linalg.qr(v.swapaxes(-1, -2).astype(np.float64))[0] for v in (wide, narrow))
+    inner = q.swapaxes(-1, -2) @ p
+    cosines = np.linalg.svd(inner, compute_uv=False)
+    # Small angles by their sines, which the cosine cannot tell from 0.
+    sines = np.linalg.svd(p - q @ inner, compute_uv=False)[..., ::-1]
+    angles: Array = np.degrees(
+        np.where(cosines**2 > 0.5, np.arcsin(np.clip(sines, 0, 1)), np.arccos(np.clip(cosines, 0, 1)))
+    )
+    return np.where(whole[..., None], angles, np.nan)
+
+
+def zero_innovation_bias(
+    ds: xr.Dataset,
+    network: Network,
+    *,
+    run: xr.Dataset | None = None,
+    every: int = 1,
+    burn_in: int = 0,
+    device: str = "auto",
+    **roles: Any,
+) -> xr.Dataset:
+    """Increment where there is no innovation, which should be small against the analysis error; lazily.
+
+    Parameters
+    ----------
+    ds, network, run, every, burn_in, device, **roles
+        As for `gain`.
+
+    Returns
+    -------
+    xarray.Dataset
+        `bias` b = |a(x, 0)| / sqrt(N) (trajectory, time), in units of the state; its `mean` and `deviation` over them.
+
+    References
+    ----------
+    Bocquet et al. (2024), doi:10.1063/5.0230837.
+    """
+    states = read_states(
+        ds,
+        network,
+        run=run,
+        every=every,
+        burn_in=burn_in,
+        device=device,
+        needs="the bias at the truth's states",
+        **roles,
+    )
+    found = xr.DataArray(
+        states.each(_bias, (), at_once=256),
+        {dim: states.x[dim] for dim in (TRAJECTORY, TIME)},
+        (TRAJECTORY, TIME),
+    )
+    found = states.experiment.as_given(found)
+    result = xr.Dataset({"bias": found, "mean": found.mean(), "deviation": found.std()})
+    units = states.frame.dynamics.units
+    for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):
+        result[name].attrs = {"long_name": text, "units": units}
+    result.attrs = {"title": "increment without innovation", **states.about}
+    return result
+
+
+def _bias(network: AnalysisNetwork, batch: Batch) -> Any:
+    return bias(network, batch.points)
+
+
+def _check_square(covariance: xr.DataArray) -> None:
+    check_labelled("covariance", covariance, xr.DataArray)
+    if not {"i", "j"} <= set(covariance.dims) or covariance.sizes["i"] != covariance.sizes["j"]:
+        raise ValueError(f"a covariance with sizes {dict(covariance.sizes)}: expected dims i and j of one size")
+    for dim in {TRAJECTORY, TIME} & set(covariance.indexes):
+        labels = covariance.indexes[dim]
+        if labels.hasnans or not labels.is_unique:
+            raise ValueError(
+                f"a covariance whose labels of {dim!r} are missing or stand twice, {shown(labels.tolist())}: expected "
+                "distinct ones; was the store cut short?"
+            )

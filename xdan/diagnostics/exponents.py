@@ -1,0 +1,200 @@
+"""Lyapunov exponents of a dynamics, labelled."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import dask
+import numpy as np
+import torch
+import xarray as xr
+
+from ..core.checks import integer, real, shown
+from ..core.dynamics import Dynamics
+from ..core.lyapunov import kaplan_yorke_dimension, random_directions, spectrum
+from ..core.random import check_seed
+from ..records.blocks import in_block, tensor_to_array
+from ..records.schema import Array, attributes
+
+VECTOR = "vector"
+VECTOR_ATTRIBUTES = {"long_name": "Lyapunov vector, the fastest growing first", "units": "1"}
+_TOGETHER, _NUMBERS = (
+    64,
+    1 << 14,
+)  # trajectories of a pass, at most, and numbers in their vectors: they stay in the cache
+_MOST_TRAJECTORIES = 10**6
+_MOST_STEPS = 10**8  # of a trajectory: more are taken for a time in other units
+_STEPS_BETWEEN = 10  # two orthonormalisations: far fewer than it takes for the vectors to fall into one
+_ZERO = "an exponent within three standard errors plus one e-folding over the whole time of 0 is taken as zero"
+
+
+def lyapunov_spectrum(
+    dynamics: Dynamics,
+    *,
+    vectors: int | None = None,
+    time: float = 500.0,
+    spin_up: float | None = None,
+    interval: float | None = None,
+    trajectories: int = 8,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Lyapunov exponents of a dynamics and what follows from them, computed at once.
+
+    Orthonormal vectors are carried along trajectories on the attractor by the tangent linear model, and
+    orthonormalised again and again; the exponents are the mean rates at which they stretch. Trajectories run side by
+    side on dask's scheduler, some to a task. An exponent within three standard errors plus 1 / `time` of 0 is taken
+    as zero: over the whole time it grows by less than a factor e.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    vectors : int, optional
+        How many of the N exponents, from the largest; all by default. The work grows faster than their number.
+    time : float
+        Model time averaged over, on every trajectory; rounded up to whole intervals.
+    spin_up : float, optional
+        Model time in which the vectors converge, before; the dynamics' own spin-up by default.
+    interval : float, optional
+        Model time between orthonormalisations, 10 steps by default. The result does not depend on it until it is so
+        long that the vectors fall into one in float64.
+    trajectories : int
+        Independent runs; standard errors are over them, NaN for one alone.
+    seed : int
+
+    Returns
+    -------
+    xarray.Dataset
+        Along `vector`: `exponent` and `exponent_standard_error`, per unit of model time. Without dims, each with a
+        standard error: `kaplan_yorke_dimension`; `entropy`, the sum of positive exponents, an upper bound of the
+        Kolmogorov-Sinai entropy; `doubling_time`, ln 2 over the first exponent, NaN where it is not positive. Numbers
+        of `positive` and `zero` exponents. Dimension and entropy are NaN where `vectors` are too few to tell.
+
+    Raises
+    ------
+    TypeError
+        If the dynamics is not a Dynamics, or a number is none.
+    ValueError
+        For times or counts that cannot be, before anything is computed; or if a trajectory blows up.
+
+    References
+    ----------
+    Benettin et al. (1980), doi:10.1007/BF02128236; Shimada and Nagashima (1979), doi:10.1143/PTP.61.1605;
+    Kaplan and Yorke (1979), doi:10.1007/BFb0064319; Ruelle (1978), doi:10.1007/BF02584795 (entropy).
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.lyapunov_spectrum(xdan.Lorenz63(), time=10.0, trajectories=2)
+    >>> float(ds.exponent.sum().round(2))  # the divergence of the flow, -(sigma + 1 + beta)
+    -13.67
+    """
+    if not isinstance(dynamics, Dynamics):
+        raise TypeError(
+            f"dynamics={shown(dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96(); "
+            "wrap a torch function as xdan.CustomDynamics(tendency, state=..., timestep=...)"
+        )
+    seed, count, between = check_seed(seed), vector_count(dynamics, vectors), steps_between(dynamics, interval)
+    trajectories, time = (
+        integer("trajectories", trajectories, least=1, most=_MOST_TRAJECTORIES),
+        real("time", time, above=0),
+    )
+    spin_up = real("spin_up", dynamics.spin_up_time if spin_up is None else spin_up, least=0)
+    step = between * dynamics.timestep
+    for label, span in (("time", time), ("spin_up", spin_up)):
+        if span / dynamics.timestep > _MOST_STEPS:
+            raise ValueError(
+                f"{label}={span:g} takes {span / dynamics.timestep:.3g} steps of {dynamics.timestep:g}: expected at "
+                f"most {_MOST_STEPS}; is it in other units than the model's time?"
+            )
+    lead, repeats = (math.ceil(round(span / step, 6)) for span in (spin_up, time))
+    block = dask.delayed(_spectrum_block, pure=False)
+    together = trajectories_together(dynamics, count)
+    starts = range(0, trajectories, together)
+    parts = dask.compute(
+        *(
+            block(dynamics, range(s, min(s + together, trajectories)), seed, count, between, lead, repeats)
+            for s in starts
+        )
+    )
+    settings = {"time": repeats * step, "spin_up": lead * step, "interval": step, "trajectories": trajectories}
+    title = "Lyapunov exponents"
+    return _label_spectrum(np.concatenate(parts), dynamics, repeats * step).assign_attrs(
+        attributes(dynamics, title=title, seed=seed, zero=_ZERO, **settings)
+    )
+
+
+def vector_count(dynamics: Dynamics, vectors: int | None) -> int:
+    """How many vectors."""
+    size = math.prod(dynamics.shape)
+    return size if vectors is None else integer("vectors", vectors, least=1, most=size)
+
+
+def trajectories_together(dynamics: Dynamics, vectors: int) -> int:
+    """How many trajectories to carry vectors along at a time."""
+    return max(1, min(_TOGETHER, _NUMBERS // (vectors * math.prod(dynamics.shape))))
+
+
+def steps_between(dynamics: Dynamics, interval: float | None) -> int:
+    """Steps between orthonormalisations."""
+    return _STEPS_BETWEEN if interval is None else dynamics.steps_in(real("interval", interval, above=0))
+
+
+def _spectrum_block(
+    dynamics: Dynamics, labels: range, seed: int, vectors: int, between: int, spin_up: int, repeats: int
+) -> Array:
+    """Exponents of some trajectories, (R, M)."""
+    in_block()
+    keys = torch.tensor(labels)
+    with torch.no_grad():
+        x = dynamics.climatology(keys, seed, like=torch.zeros((), dtype=torch.float64))[:, 0].flatten(1)
+        start = random_directions(keys, seed, vectors, x.shape[1])
+        exponents, _ = spectrum(dynamics, x, start, between=between, spin_up=spin_up, repeats=repeats)
+    if bool(exponents.isnan().any()):
+        raise ValueError(
+            f"the exponents of {dynamics!r} are not numbers: expected finite derivatives of its step; ask for fewer "
+            "with vectors=, or orthonormalise more often with interval="
+        )
+    return tensor_to_array(exponents)
+
+
+def _label_spectrum(values: Array, dynamics: Dynamics, time: float) -> xr.Dataset:
+    """What follows from exponents (trajectory, vector)."""
+    size, count = math.prod(dynamics.shape), values.shape[1]
+    rate, one = "per unit of model time", "1"
+
+    def error(value: Array) -> Any:
+        many = len(value) > 1
+        return value.std(0, ddof=1) / math.sqrt(len(value)) if many else np.full(value.shape[1:], np.nan)
+
+    def dimension(exponents: Array) -> Array:
+        return tensor_to_array(kaplan_yorke_dimension(torch.from_numpy(exponents), whole=count == size))
+
+    mean, spread = values.mean(0), error(values)
+    tolerance = 3 * np.nan_to_num(spread) + 1 / time
+    positive, zero = mean > tolerance, np.abs(mean) <= tolerance
+    entropies = values[:, positive].sum(1) if count == size or not positive[-1] else np.full(len(values), np.nan)
+    doubling = math.log(2) / mean[0] if positive[0] else math.nan
+    error_of = "standard error over trajectories of the"
+    variables: dict[str, tuple[Any, str]] = {
+        "exponent": (mean, f"Lyapunov exponent, {rate}"),
+        "exponent_standard_error": (spread, f"{error_of} exponent"),
+        "kaplan_yorke_dimension": (dimension(np.where(zero, 0.0, mean)), "Kaplan-Yorke dimension of the attractor"),
+        "kaplan_yorke_dimension_standard_error": (error(dimension(values)), f"{error_of} dimension"),
+        "entropy": (
+            entropies.mean(),
+            f"sum of positive exponents, upper bound of the Kolmogorov-Sinai entropy, {rate}",
+        ),
+        "entropy_standard_error": (error(entropies), f"{error_of} entropy"),
+        "doubling_time": (doubling, "time in which small errors double: ln 2 over the first exponent, model time"),
+        "doubling_time_standard_error": (doubling * spread[0] / mean[0], f"{error_of} doubling time"),
+        "positive": (int(positive.sum()), "number of positive exponents"),
+        "zero": (int(zero.sum()), "number of exponents taken as zero"),
+    }
+    return xr.Dataset(
+        {
+            name: ((VECTOR,) if np.ndim(value) else (), value, {"long_name": label, "units": one})
+            for name, (value, label) in variables.items()
+        },
+        {VECTOR: (VECTOR, np.arange(1, count + 1), VECTOR_ATTRIBUTES)},
+    )

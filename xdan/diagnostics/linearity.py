@@ -1,0 +1,302 @@
+"""How linear a network is in the projected innovation: scaling of increments, Stein's identity, and what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..core.checks import integer, real, real_array, shown
+from ..core.networks import AnalysisNetwork
+from ..core.sensitivity import analysis_covariance, increment, increment_scaling, regress
+from ..network import Network
+from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims
+from .evaluation_points import read_states
+from .gains import MOST_SAMPLES, Covariance, check_samples, sample_count, site_labels
+from .kernels import Batch
+
+_POINTS_AT_ONCE = 64
+_MOST_BINS = 10**6
+
+
+def scaling_of_increments(
+    ds: xr.Dataset,
+    network: Network,
+    run: xr.Dataset,
+    scales: Sequence[float],
+    *,
+    dim: str | Sequence[str] = (TRAJECTORY, TIME),
+    method: str = "autodiff",
+    samples: int | None = None,
+    cutoff: float | None = None,
+    every: int = 1,
+    burn_in: int = 0,
+    device: str = "auto",
+    **roles: Any,
+) -> xr.Dataset:
+    """r(lambda): how increments grow when the projected innovation is multiplied by lambda, lazily.
+
+    Equal to lambda for a network that is linear in zeta; computed in float64.
+
+    Parameters
+    ----------
+    ds, network, every, burn_in, device, **roles
+        As for `gain`.
+    run : xarray.Dataset
+        Whose forecasts and innovations are taken.
+    scales : sequence of float
+        lambda, all positive.
+    dim : str or sequence of str
+        What of `trajectory` and `time` to average over.
+    method : {"autodiff", "regression"}
+        P_a as the derivative at zeta = 0, or as slopes over samples as wide as the observation error.
+    samples : int, optional
+        N_p of the regression; 4 N by default.
+    cutoff : float, optional
+        Leave out the directions of P_a whose singular value is below this share of the largest, in which the
+        standardised increment is large whatever its size. By default, and with 0, none, and a singular P_a is refused.
+
+    Returns
+    -------
+    xarray.Dataset
+        `ratio` along `scale`, and its `standard_error` over states, which are taken as independent, where both dims are
+        averaged. States without an innovation say nothing, and are left out.
+
+    Raises
+    ------
+    ValueError
+        If a scale is not positive, or there are too few samples; where P_a is singular, when it is computed.
+
+    References
+    ----------
+    Bocquet et al., Eq. 23 and Fig. 6.
+    """
+    values = np.atleast_1d(real_array("scales", scales))
+    if values.ndim != 1 or not len(values) or not (values > 0).all():
+        raise ValueError(f"scales={values.tolist()}: expected positive numbers, one or several")
+    over, samples = averaged_dims(dim), check_samples(samples, method)
+    cutoff = None if cutoff is None else real("cutoff", cutoff, least=0, below=1)
+    states = read_states(ds, network, run=run, innovation="run", every=every, burn_in=burn_in, device=device, **roles)
+    count = sample_count(samples, states) if method == "regression" else None
+    kernel = _Scaling(tuple(values.tolist()), Covariance(to_gain=False, samples=count), cutoff or None)
+    mean = states.mean(kernel, (len(values), 3), over, at_once=64, observed=True, dtype=np.dtype(np.float64))
+    mean, share = mean[..., :2] / mean[..., 2:], mean[..., 0, 2]
+    dims = [d for d in (TRAJECTORY, TIME) if d not in over]
+    coordinates = {**{d: states.x[d] for d in dims}, "scale": ("scale", values, {"long_name": "lambda", "units": "1"})}
+    result = xr.Dataset({"ratio": ([*dims, "scale"], mean[..., 0])}, coordinates)
+    result["ratio"].attrs = {"long_name": "size of the standardised increment over that at lambda = 1", "units": "1"}
+    if not dims and states.count > 1:
+        variance = da.maximum(mean[:, 1] - mean[:, 0] ** 2, 0.0) / da.maximum(share * states.count - 1, 1)
+        result["standard_error"] = ("scale", da.sqrt(variance), {"long_name": "standard error", "units": "1"})
+    result.attrs = {**states.about, "method": method, "cutoff": cutoff or 0.0}
+    return result
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """Kernel: r, r^2 and 1 for each lambda, or zeros where there is no innovation, shape (B, L, 3)."""
+
+    scales: tuple[float, ...]
+    covariance: Covariance
+    cutoff: float | None
+
+    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
+        """Compute."""
+        scales = batch.points.x.new_tensor(self.scales)
+        at_rest = replace(batch, points=replace(batch.points, zeta=torch.zeros_like(batch.points.x)))
+        covariance = self.covariance(network, at_rest)
+        ratio = increment_scaling(network, batch.points, covariance, scales, cutoff=self.cutoff)
+        seen = (batch.points.zeta != 0).any(1)[:, None]
+        ratio = torch.where(seen, ratio, 0.0)
+        return torch.stack([ratio, ratio.square(), seen.to(ratio).expand_as(ratio)], -1)
+
+
+def stein_identity(
+    ds: xr.Dataset,
+    network: Network,
+    *,
+    samples: int = 400,
+    forecast_error: Any = None,
+    run: xr.Dataset | None = None,
+    every: int = 1,
+    burn_in: int = 0,
+    seed: int = 0,
+    device: str = "auto",
+    **roles: Any,
+) -> xr.Dataset:
+    """Both sides of Stein's identity for a network, averaged over states, lazily.
+
+    For Gaussian zeta, E[grad_zeta a] = Sigma^+ Cov[zeta, a]: the mean of derivatives is the slope of a regression. On
+    the left each derivative is taken within the space that the samples span, where some sites are not observed.
+
+    Parameters
+    ----------
+    ds, network, run, every, burn_in, device, **roles
+        As for `gain`.
+    samples : int
+        Draws of zeta for each state, more than sites. The network is differentiated at each: 400 of them take some
+        seconds for a state of 40 sites, so take few states, with `every`.
+    forecast_error : float or array, optional
+        As for `gain`.
+    seed : int
+        Keys the samples.
+
+    Returns
+    -------
+    xarray.Dataset
+        `mean_gradient` and `regression` (i, j), their `difference` and its `standard_error` over the states. The
+        regression has a bias of order 1 / samples.
+
+    Raises
+    ------
+    ValueError
+        For too few samples.
+
+    References
+    ----------
+    Bocquet et al., Eq. 12, C3 and C4.
+    """
+    samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
+    states = read_states(
+        ds,
+        network,
+        run=run,
+        forecast_error=forecast_error,
+        every=every,
+        burn_in=burn_in,
+        seed=seed,
+        device=device,
+        needs="Stein's identity at the truth's states",
+        **roles,
+    )
+    sites = states.sites
+    if samples < sites + 2:
+        raise ValueError(f"samples={samples}: expected at least {sites + 2} for a regression on {sites} sites")
+    mean = states.mean(
+        _Stein(samples), (sites, sites, 4), [TRAJECTORY, TIME], at_once=1, observed=True, dtype=np.dtype(np.float64)
+    )
+    coordinates = site_labels(states.frame.dynamics, "i") | site_labels(states.frame.dynamics, "j")
+    names = ("mean_gradient", "regression", "difference")
+    result = xr.Dataset({name: (("i", "j"), mean[..., k]) for k, name in enumerate(names)}, coordinates)
+    if states.count > 1:
+        variance = da.maximum(mean[..., 3] - mean[..., 2] ** 2, 0.0) / (states.count - 1)
+        result["standard_error"] = (("i", "j"), da.sqrt(variance))
+    units = states.frame.dynamics.units
+    for name in result.data_vars:
+        text = {"regression": "slope in the samples", "mean_gradient": "mean derivative"}.get(str(name), str(name))
+        result[name].attrs = {"long_name": text.replace("_", " "), "units": units if units == "1" else f"({units})2"}
+    result.attrs = {**states.about, "innovation": "sampled", "samples": samples, "seed": states.seed}
+    return result
+
+
+@dataclass(frozen=True)
+class _Stein:
+    """Kernel: left side, right side, difference and its square, shape (B, N, N, 4)."""
+
+    samples: int
+
+    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
+        """Compute."""
+        zeta = batch.samples(self.samples)
+        points = batch.points.sampled(zeta)
+        slopes = regress(zeta, increment(network, points).unflatten(0, zeta.shape[:2]))
+        parts = torch.arange(len(points)).split(_POINTS_AT_ONCE)
+        gradients = torch.cat([analysis_covariance(network, points.at(part)) for part in parts])
+        centred = zeta - zeta.mean(1, keepdim=True)
+        second = centred.mT @ centred
+        inside = torch.linalg.pinv(second, rtol=1e-9, hermitian=True) @ second
+        gradient = gradients.unflatten(0, zeta.shape[:2]).mean(1) @ inside
+        difference = gradient - slopes
+        return torch.stack([gradient, slopes, difference, difference.square()], -1)
+
+
+def innovation_histogram(
+    ds: xr.Dataset,
+    network: Network,
+    run: xr.Dataset,
+    *,
+    bins: int | Sequence[float] = 80,
+    limit: float | None = None,
+    burn_in: int = 0,
+    **roles: Any,
+) -> xr.DataArray:
+    """Density of the projected innovations of a run, over all observed sites, lazily.
+
+    Parameters
+    ----------
+    ds, network, **roles
+        As for `gain`.
+    run : xarray.Dataset
+    bins : int or sequence of float
+        How many between -limit and limit, or their edges.
+    limit : float, optional
+        Six standard deviations of the observation error, projected, by default.
+    burn_in : int
+        Leading times to leave out.
+
+    Returns
+    -------
+    xarray.DataArray, dims (zeta,)
+        Integrates to the share that lies inside the edges.
+
+    References
+    ----------
+    Bocquet et al., Fig. 7.
+    """
+    limit = None if limit is None else real("limit", limit, above=0)
+    counted = _check_bins(bins)
+    states = read_states(ds, network, run=run, innovation="run", burn_in=burn_in, **roles)
+    if isinstance(counted, int):
+        widest = 6.0 / states.frame.error.scale(_climate(states.sites)) if limit is None else limit
+        edges = np.linspace(-widest, widest, counted + 1)
+    else:
+        edges = counted
+    counts = states.mean(
+        _Histogram(tuple(edges.tolist())), (len(edges),), [TRAJECTORY, TIME], at_once=1024, observed=True
+    )
+    density = counts[:-1] / counts[-1] / np.diff(edges)
+    units = states.frame.dynamics.units
+    inverse = "1" if units == "1" else f"({units})-1"
+    middle = ("zeta", (edges[:-1] + edges[1:]) / 2, {"long_name": "projected innovation", "units": inverse})
+    attributes = {"long_name": "density of projected innovations", "units": units, **states.about}
+    return xr.DataArray(density, {"zeta": middle, "width": ("zeta", np.diff(edges))}, ("zeta",), "density", attributes)
+
+
+def _check_bins(bins: Any) -> int | Array:
+    """A number of bins, or their edges."""
+    if isinstance(bins, Integral):
+        return integer("bins", bins, least=1, most=_MOST_BINS)
+    edges = real_array("bins", bins)
+    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise ValueError(f"bins={shown(bins)}: expected a number of bins, or their edges in increasing order")
+    return edges
+
+
+def _climate(sites: int) -> Tensor:
+    return torch.zeros(1, sites, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class _Histogram:
+    """Kernel: counts in each bin, and of all observed sites, shape (B, bins + 1)."""
+
+    edges: tuple[float, ...]
+
+    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
+        """Compute."""
+        zeta = batch.points.zeta.double()
+        edges = zeta.new_tensor(self.edges)
+        # Sites that nothing observes have zeta = 0 exactly; they are no sample.
+        place = torch.bucketize(zeta, edges, right=True) - 1
+        counted = (zeta != 0) & (place >= 0) & (place < len(edges) - 1)
+        found = zeta.new_zeros(len(zeta), len(edges))
+        found.scatter_add_(1, place.clamp(0, len(edges) - 2), counted.double())
+        found[:, -1] = (zeta != 0).sum(1)
+        return found

@@ -1,0 +1,216 @@
+"""Lyapunov vectors at the states of a truth, labelled."""
+
+from __future__ import annotations
+
+import math
+
+import dask
+import dask.array as da
+import numpy as np
+import torch
+import xarray as xr
+
+from ..core.checks import choice, integer, shown
+from ..core.dynamics import Dynamics
+from ..core.lyapunov import backward_vectors, covariant_vectors, random_coefficients, random_directions
+from ..core.random import check_seed
+from ..records.blocks import array_to_tensor, in_block, tensor_to_array
+from ..records.experiment import Experiment, Frame, read
+from ..records.schema import TIME, TRAJECTORY, Array, attributes, find
+from ..records.store import check_whole, sealed
+from .evaluation_points import check_labelled
+from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_together, vector_count
+
+_BYTES = 1 << 27  # of a block of vectors, and of what one pass keeps
+
+
+def lyapunov_vectors(
+    ds: xr.Dataset,
+    *,
+    kind: str = "backward",
+    vectors: int | None = None,
+    spin_up: int | None = None,
+    interval: float | None = None,
+    dynamics: Dynamics | None = None,
+    truth: str | None = None,
+    seed: int = 0,
+) -> xr.Dataset:
+    """Lyapunov vectors at the states of a truth, lazily.
+
+    The tangent linear model carries vectors from each record time to the next, starting every interval from the
+    truth's own state. Backward vectors are orthonormal: the first m of them span what m perturbations of the distant
+    past have grown into. Covariant ones are mapped onto each other by the tangent linear model; they are as many
+    directions as exponents, each growing at its own. Both are known up to their sign, which is kept along a trajectory.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        With a truth; observations are not needed.
+    kind : {"backward", "covariant"}
+    vectors : int, optional
+        How many of the N, from the fastest growing; all by default.
+    spin_up : int, optional
+        Cycles in which vectors converge. The first so many times are left out and, for covariant vectors, which look
+        into the future too, the last. By default as many as the dynamics' own spin-up takes. Neighbours part at the
+        rate by which their exponents differ: where that is 0.1, only some 100 units of model time bring them to 1e-4.
+    interval : float, optional
+        Model time between orthonormalisations, at most; 10 steps by default.
+    dynamics, truth
+        As for `cycle`.
+    seed : int
+        Of the directions at the first time and, for covariant vectors, at the last. Converged vectors do not depend
+        on it, but for signs: two seeds tell how far they have converged.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dask-backed, float64: `lyapunov_vector` (trajectory, time, vector, *state) of length 1, and `growth`
+        (trajectory, time, vector), each vector's finite-time exponent over the interval that ends at this time, per
+        unit of model time. A task takes some trajectories with all their K times, a few of them at once, and keeps
+        K M (N + M) numbers for each of these.
+
+    Raises
+    ------
+    TypeError
+        If the dynamics is not a Dynamics, or an argument is of another type than expected.
+    ValueError
+        For another kind, more vectors than the state has components, fewer cycles than the spin-up leaves out, no
+        truth, or one that is not finite: where it lies in memory at once, else when it is computed.
+
+    References
+    ----------
+    Ginelli et al. (2007), doi:10.1103/PhysRevLett.99.130601; Kuptsov and Parlitz (2012),
+    doi:10.1007/s00332-012-9126-5.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> truth = xdan.twin(xdan.Lorenz63(), interval=0.1, cycles=300, trajectories=2, dtype="float64")
+    >>> dict(xdan.lyapunov_vectors(truth, kind="covariant", spin_up=100).lyapunov_vector.sizes)
+    {'trajectory': 2, 'time': 100, 'vector': 3, 'component': 3}
+    """
+    check_labelled("ds", ds, xr.Dataset)
+    if truth is not None and not isinstance(truth, str):
+        raise TypeError(f"truth={shown(truth)}: expected the name of a variable")
+    choice("kind", kind, ("backward", "covariant"))
+    spin_up = None if spin_up is None else integer("spin_up", spin_up, least=1)
+    seed = check_seed(seed)
+    experiment = _read_truth(ds, dynamics, truth)
+    frame, states = experiment.frame, experiment.truth
+    assert states is not None
+    count, between = vector_count(frame.dynamics, vectors), steps_between(frame.dynamics, interval)
+    kept = _kept(frame, kind, spin_up)
+    if states.chunks is None:
+        _check_finite(states.values, frame.trajectory)
+    size, times = math.prod(frame.dynamics.shape), states.sizes[TIME]
+    array = states.chunk().data
+    rows = min(max(array.chunks[0]), max(1, _BYTES // (8 * times * count * size)))
+    array = array.rechunk((rows, *(-1 for _ in array.shape[1:])))
+    block, shared = dask.delayed(_vectors_block, nout=2, pure=False), dask.delayed(frame, traverse=False)
+    pieces: tuple[list[da.Array], list[da.Array]] = ([], [])
+    first = 0
+    for part, held in zip(array.to_delayed().ravel(), array.chunks[0], strict=True):
+        two = block(part, shared, slice(first, first + held), kind, count, between, kept, seed)
+        shape = (held, kept.stop - kept.start, count)
+        for one, tail, into in zip(two, (frame.dynamics.shape, ()), pieces, strict=True):
+            into.append(da.from_delayed(one, (*shape, *tail), np.float64))
+        first += held
+    found, growth = (da.concatenate(into) for into in pieces)
+    result = _label_vectors(found, growth, experiment, kind, kept, seed)
+    return sealed(experiment.as_given(result))
+
+
+def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> Experiment:
+    if name is not None and name not in ds.variables:
+        raise ValueError(f"truth={shown(name)}: expected one of {sorted(map(str, ds.data_vars))}")
+    found = find(ds, "truth", name)
+    if found is None:
+        raise ValueError(
+            f"Lyapunov vectors need the truth: expected a variable 'truth', found {sorted(map(str, ds.data_vars))}; "
+            "name it with truth="
+        )
+    # The states are all that is needed: in the observations' place they pass every check, whatever was observed.
+    label = str(found.name)
+    experiment = read(ds[[label]], dynamics=dynamics, truth=label, observation=label, observation_error=1.0)
+    check_whole(ds, experiment.truth)
+    return experiment
+
+
+def _kept(frame: Frame, kind: str, spin_up: int | None) -> slice:
+    """Times at which the vectors have converged."""
+    model, total = frame.dynamics, len(frame.steps)
+    if spin_up is None:
+        enough = np.cumsum(frame.steps) * model.timestep >= model.spin_up_time - 1e-9
+        spin_up = max(1, int(np.argmax(enough)) if enough.any() else total)
+    stop = total - spin_up if kind == "covariant" else total
+    if spin_up >= stop:
+        ends, needed = ("first and the last", 2 * spin_up) if kind == "covariant" else ("first", spin_up)
+        raise ValueError(
+            f"the record has {total} cycles, and kind={kind!r} leaves out the {ends} {spin_up}, in which the vectors "
+            f"converge: expected at least {needed + 1} cycles; take a longer record or a smaller spin_up="
+        )
+    return slice(spin_up, stop)
+
+
+def _check_finite(states: Array, labels: Array) -> None:
+    lost = ~np.isfinite(states).all(axis=tuple(range(1, states.ndim)))
+    if lost.any():
+        raise ValueError(
+            f"the truth of trajectories {labels[lost][:8].tolist()} holds values that are not finite: no vectors can "
+            "be carried through them; leave these trajectories or times out, for example with "
+            "ds.dropna('trajectory', subset=['truth']) or ds.isel(time=...)"
+        )
+
+
+def _vectors_block(
+    states: Array, frame: Frame, rows: slice, kind: str, vectors: int, between: int, kept: slice, seed: int
+) -> tuple[Array, Array]:
+    """Vectors and growth of some trajectories at the times kept."""
+    in_block()
+    labels = frame.trajectory[rows]
+    _check_finite(np.asarray(states), labels)
+    x, keys = array_to_tensor(states, np.dtype(np.float64)).flatten(2), torch.from_numpy(labels.copy())
+    steps = frame.steps.tolist()
+    span = torch.tensor(steps[1:], dtype=torch.float64) * frame.dynamics.timestep
+    fitting = max(1, _BYTES // (8 * x.shape[1] * vectors * (x.shape[2] + vectors)))
+    together = min(trajectories_together(frame.dynamics, vectors), fitting)
+    found, rates = [], []
+    for part, key in zip(x.split(together), keys.split(together), strict=True):
+        start = random_directions(key, seed, vectors, x.shape[2])
+        with torch.no_grad():
+            directions, factors = backward_vectors(frame.dynamics, part, steps, start, between=between)
+            growth = factors.diagonal(dim1=-2, dim2=-1).log()
+            if kind == "covariant":
+                directions, growth = covariant_vectors(directions, factors, random_coefficients(key, seed, vectors))
+        found.append(directions[:, kept].clone())
+        rates.append((growth / span[:, None])[:, kept.start - 1 : kept.stop - 1])
+    answer = torch.cat(found)
+    if not bool(torch.isfinite(answer).all()):
+        raise ValueError(
+            f"some of the {vectors} vectors are not finite: the tangent linear model loses a direction altogether; "
+            "ask for fewer with vectors=, or orthonormalise more often with interval="
+        )
+    return tensor_to_array(answer.unflatten(-1, frame.dynamics.shape)), tensor_to_array(torch.cat(rates))
+
+
+def _label_vectors(
+    vectors: da.Array, growth: da.Array, experiment: Experiment, kind: str, kept: slice, seed: int
+) -> xr.Dataset:
+    """Attach coordinates and attributes."""
+    assert experiment.truth is not None
+    dynamics, lead = experiment.frame.dynamics, (TRAJECTORY, TIME, VECTOR)
+    rate = "finite-time Lyapunov exponent over the interval that ends at this time, per unit of model time"
+    variables = {
+        "lyapunov_vector": (
+            (*lead, *dynamics.dims),
+            vectors,
+            {"long_name": f"{kind} Lyapunov vector of length 1", "units": "1"},
+        ),
+        "growth": (lead, growth, {"long_name": rate, "units": "1"}),
+    }
+    coordinates = dict(experiment.truth.isel({TIME: kept}).coords)
+    coordinates[VECTOR] = (VECTOR, np.arange(1, vectors.shape[2] + 1), VECTOR_ATTRIBUTES)
+    title = f"{kind} Lyapunov vectors"
+    return xr.Dataset(
+        variables, coordinates, attributes(dynamics, title=title, kind=kind, spin_up=kept.start, seed=seed)
+    )

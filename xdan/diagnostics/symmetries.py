@@ -1,0 +1,366 @@
+"""Symmetries of an experiment and of a network, and what they make of its marginal gain."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..core.checks import integer, real, shown
+from ..core.dynamics import Dynamics, dynamics_from_json
+from ..core.networks import AnalysisNetwork
+from ..core.random import Purpose, normal
+from ..core.sensitivity import mixed_derivative
+from ..core.symmetry import Group, commutes, invariant_shifts, spread_out
+from ..network import Network
+from ..records.blocks import array_to_tensor, tensor_to_array
+from ..records.experiment import Experiment, read
+from ..records.schema import TIME, TRAJECTORY, Array, reference_site
+from .evaluation_points import States, check_labelled, read_states
+from .kernels import Batch
+
+_TRIED = 64  # elements of a group at which a network is tried
+_LEADING = 100  # times that say which sites are observed, where no rule does
+
+
+def symmetry_group(ds: xr.Dataset, **roles: Any) -> Group:
+    """Find the shifts of the state's grid under which an experiment does not change.
+
+    They are those that commute with the dynamics and leave H^T R^-1 H as it is: all turns of the ring for Lorenz-96
+    observed at every site, or at random ones; turns by two where every other site is observed; on a (lat, lon) grid the
+    rotations about the axis. Every shift of the grid is tried, as if it were periodic along every dim.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Twin or record. Observations at random sites are taken to be as likely at each, where its attributes say that
+        they are random.
+    **roles
+        `dynamics`, `observation`, `observation_error`, `operator` as for `cycle`.
+
+    Returns
+    -------
+    Group
+
+    Raises
+    ------
+    ValueError
+        If the sites observed change in time by a rule that the attributes do not state.
+
+    References
+    ----------
+    Bocquet et al., Sect. 3.2.2 and App. E.
+    """
+    check_labelled("ds", ds, xr.Dataset)
+    return find_group(read(ds, **roles))
+
+
+def find_group(experiment: Experiment) -> Group:
+    """The same of a record that was understood."""
+    frame = experiment.frame
+    dynamics, error = frame.dynamics, frame.error
+    sites = math.prod(dynamics.shape)
+    observed = _observed(experiment)
+    labels = torch.arange(2)
+    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], sites)[:, 0]
+    x = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
+
+    # Every R that there is, once.
+    times = [0]
+    if error.in_time and error.std is not None:
+        times = np.unique(error.std.numpy(), axis=0, return_index=True)[1].tolist()
+
+    def step(z: Tensor) -> Tensor:
+        return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
+
+    def information(z: Tensor) -> Tensor:
+        """H^T R^-1 H, or its diagonal where it has no more, of every state, or of every time."""
+        if error.operator is None and error.std is not None:
+            return observed / error.variance().expand(*error.variance().shape[:-1], sites)
+        unit = torch.eye(sites, dtype=z.dtype)
+        size = sites if error.operator is None else error.operator.size
+        seen = error.along(z, unit.expand(len(z), sites, sites)).reshape(-1, size)
+        flags, states = observed.bool().expand(len(seen), size), z.repeat_interleave(sites, 0)
+        each = [error.at(k).project(seen, flags, states).unflatten(0, (len(z), sites)) for k in times]
+        return torch.cat(each)
+
+    with torch.no_grad():
+        known = information(x)
+
+        def unchanged(g: Tensor) -> bool:
+            if not commutes(step, x, g):
+                return False
+            turned = known[..., g] if known.ndim < 3 else known[:, g][:, :, g]
+            found = known if known.ndim < 3 else information(x[:, g])
+            return bool(torch.allclose(found, turned, rtol=1e-9, atol=1e-12))
+
+        return invariant_shifts(dynamics.shape, unchanged)
+
+
+def fitting_group(states: States, group: Group | None) -> Group:
+    """Give the group that was asked for, or the one that is found.
+
+    Raises
+    ------
+    ValueError
+        If it is of other sites.
+    """
+    if group is None:
+        return find_group(states.experiment)
+    if not isinstance(group, Group):
+        raise TypeError(f"group={shown(group)}: expected an xdan.Group, such as xdan.Group.ring({states.sites})")
+    if group.sites != states.sites:
+        raise ValueError(f"group={group!r}: expected one on the state's {states.sites} sites")
+    return group
+
+
+def _observed(experiment: Experiment) -> Tensor:
+    """Which observations are made: 1 or 0, or 1 for all where they are as likely at each, shape (P,)."""
+    y = experiment.observation
+    size = math.prod(y.shape[2:])
+    rule = experiment.sites
+    if rule is not None and rule.kind == "random":
+        return torch.ones(size).double()
+    if rule is not None and y.chunks is not None:  # nothing lazy is read before it is asked for
+        zero = torch.zeros(1, dtype=torch.int64)
+        return rule.mask(size, zero, zero, 0)[0, 0].double()
+    part = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
+    seen = part.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
+    if not (seen == seen[0]).all():
+        raise ValueError(
+            "the sites observed change in time, and no attribute 'observing' states the rule: pass group=, for example "
+            f"xdan.Group.ring({size})"
+        )
+    return torch.from_numpy(seen[0].astype(np.float64))
+
+
+def commuting(network: AnalysisNetwork, group: Group) -> bool:
+    """Whether a network, in float64, commutes with a group, at some random states."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(2, *shape, group.sites, generator=generator, dtype=torch.float64)
+
+    x = network.state_mean + network.state_std * draw()
+    zeta, memory = draw() / network.error_std, draw(network.memory) if network.memory else None
+
+    def function(g: Tensor) -> Tensor:
+        answer: Tensor = network(x[:, g], zeta[:, g], None if memory is None else memory[..., g])[0]
+        return answer
+
+    with torch.no_grad():
+        whole = function(torch.arange(group.sites))
+        tolerance = 1e-10 * float(1.0 + whole.abs().max())
+        return all(
+            bool((function(g := group.permutation(index)) - whole[:, g]).abs().max() <= tolerance)
+            for index in _some(group, _TRIED)
+        )
+
+
+def _some(group: Group, most: int) -> list[int]:
+    """Indices of so many elements, the second one, which may generate all, among them."""
+    if len(group) <= most:
+        return list(range(len(group)))
+    return sorted({0, 1, *np.linspace(2, len(group) - 1, most - 2).astype(int).tolist()})
+
+
+def equivariance_error(
+    ds: xr.Dataset,
+    network: Network,
+    *,
+    group: Group | None = None,
+    elements: int = 16,
+    every: int = 1,
+    burn_in: int = 0,
+    run: xr.Dataset | None = None,
+    innovation: str = "zero",
+    seed: int = 0,
+    device: str = "auto",
+    **roles: Any,
+) -> xr.DataArray:
+    """How far the marginal gain at a transformed state is from the transformed marginal gain, lazily.
+
+    Gamma(g x, g zeta)[i, j, l] should be Gamma(x, zeta)[g(i), g(j), g(l)], Eq. 16. Both are compared along one random
+    direction of zeta and of x for each state, whose mean square is the tensor's: no Gamma is formed.
+
+    Parameters
+    ----------
+    ds, network, every, burn_in, run, innovation, device, **roles
+        As for `gain`.
+    group : Group, optional
+        That of `symmetry_group` by default.
+    elements : int
+        Elements that are tried, spread over the group.
+    seed : int
+        Keys the directions.
+
+    Returns
+    -------
+    xarray.DataArray, dims (element,)
+        Root mean square difference over root mean square, 0 for an equivariant network and about 1.4 for one that
+        knows nothing of the symmetry. `image` says where an element carries site 0.
+    """
+    elements = integer("elements", elements, least=1)
+    states = read_states(
+        ds, network, run=run, innovation=innovation, every=every, burn_in=burn_in, seed=seed, device=device, **roles
+    )
+    group = fitting_group(states, group)
+    chosen = _some(group, max(elements, 3))
+    kernel = _Mismatch(tuple(group.permutation(index) for index in chosen))
+    mean = states.mean(kernel, (len(chosen), 2), [TRAJECTORY, TIME], at_once=64, observed=innovation != "zero")
+    images = [int(g[0]) for g in kernel.permutations]
+    attributes = {"long_name": "relative error of the marginal gain's equivariance", "units": "1", "group": repr(group)}
+    attributes |= states.about
+    coordinates = {"element": chosen, "image": ("element", images)}
+    return xr.DataArray(da.sqrt(mean[:, 0] / mean[:, 1]), coordinates, ("element",), "equivariance_error", attributes)
+
+
+@dataclass(frozen=True)
+class _Mismatch:
+    """Kernel: square of the difference and of the value, for every element, shape (B, G, 2)."""
+
+    permutations: tuple[Tensor, ...]
+
+    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
+        """Compute."""
+        x = batch.points.x
+        directions = batch.draw(2, x.shape[1], 2).to(x)
+        v, u = directions[:, 0], directions[:, 1]
+        whole = mixed_derivative(network, batch.points, v, u)
+        found = []
+        for permutation in self.permutations:
+            g = permutation.to(x.device)
+            turned = batch.points.apply(_turn(g))
+            difference = mixed_derivative(network, turned, v[:, g], u[:, g]) - whole[:, g]
+            found.append(torch.stack([difference.square().sum(1), whole.square().sum(1)], -1))
+        return torch.stack(found, 1)
+
+
+def _turn(g: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda value: value[..., g]
+
+
+def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
+    """Mean marginal gain along i, j and l from its symmetry averages, Eq. F5.
+
+    Parameters
+    ----------
+    *averages : xarray.DataArray, dims (..., i, j)
+        Of `gain(kind="mean")`, one for a reference site in each orbit of the group.
+    group : Group
+        That they were averaged over.
+
+    Returns
+    -------
+    xarray.DataArray, dims (..., i, j, l)
+
+    Raises
+    ------
+    ValueError
+        If the averages leave out an orbit, the message says which sites lack one; if they are over another group, or
+        do not belong together.
+    """
+    if not isinstance(group, Group):
+        raise TypeError(f"group={shown(group)}: expected the xdan.Group that the averages are over")
+    if not averages:
+        raise ValueError("averages=(): expected at least one, as ds.dan.gain(net) gives")
+    for average in averages:
+        check_labelled("averages", average, xr.DataArray)
+        reference_site(average)
+        if average.sizes["i"] != group.sites:
+            raise ValueError(f"group={group!r}: expected one on the {average.sizes['i']} sites of the averages")
+    covered = {site for average in averages for site in group.images(reference_site(average))}
+    for name, own in (("group", {repr(group)}), ("network_digest", set()), ("states", set())):
+        if len(made := own | {average.attrs[name] for average in averages if name in average.attrs}) > 1:
+            raise ValueError(
+                f"{name} differs: {sorted(made)}. Expected averages over the group that is given, of one network at "
+                "the same states"
+            )
+    if left := sorted(set(range(group.sites)) - covered):
+        raise ValueError(
+            f"sites {left[:8]} are carried to none of the references "
+            f"{[int(a.attrs['reference']) for a in averages]}: expected an average with reference={left[0]} too"
+        )
+    total: xr.DataArray | None = None
+    for average in averages:
+        reference = reference_site(average)
+
+        def block(omega: Array, reference: int = reference) -> Array:
+            return tensor_to_array(spread_out(array_to_tensor(omega), group, reference))
+
+        found = xr.apply_ufunc(
+            block,
+            average,
+            input_core_dims=[["i", "j"]],
+            output_core_dims=[["i", "j", "l"]],
+            dask="parallelized",
+            output_dtypes=[average.dtype],
+            dask_gufunc_kwargs={"output_sizes": {"l": group.sites}},
+        )
+        total = found if total is None else total.fillna(found)
+    assert total is not None
+    total = total.assign_coords(l=averages[0]["i"].values)
+    total.attrs = {k: v for k, v in averages[0].attrs.items() if k != "reference"} | {"long_name": "mean marginal gain"}
+    return total
+
+
+def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynamics | None = None) -> xr.Dataset:
+    """How far from the reference site a symmetry average reaches.
+
+    Parameters
+    ----------
+    omega : xarray.DataArray, dims (i, j)
+        Of `gain(kind="mean")`.
+    share : float
+        Of the mass, the sum of absolute values, that the radius holds.
+    dynamics : Dynamics, optional
+        Whose distances are taken, where the attributes name none that is registered.
+
+    Returns
+    -------
+    xarray.Dataset
+        `mass` at each distance, the larger one of d(i, r) and d(j, r); `mass_within` it, which sums up to 1; the
+        smallest `radius` within which `share` of the mass is; `largest` absolute value at each distance.
+
+    Raises
+    ------
+    ValueError
+        If the dynamics knows no distances, or the share is not between 0 and 1.
+    """
+    share = real("share", share, above=0, below=1)
+    reference = reference_site(omega, "omega")
+    if dynamics is not None and not isinstance(dynamics, Dynamics):
+        raise TypeError(f"dynamics={shown(dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
+    if dynamics is None and not isinstance(omega.attrs.get("dynamics"), str):
+        raise ValueError("the attributes of omega name no dynamics: expected dynamics=, for example xdan.Lorenz96()")
+    model = dynamics if dynamics is not None else dynamics_from_json(json.loads(omega.attrs["dynamics"]))
+    if len(omega["i"]) != math.prod(model.shape):
+        raise ValueError(f"dynamics={model!r}: expected one of the {len(omega['i'])} sites that omega has")
+    distances = model.distances(torch.tensor([reference]))
+    if distances is None:
+        raise ValueError(
+            f"the dynamics {model.name!r} knows no distances: expected one that does; give CustomDynamics distance="
+        )
+    away = distances[0].numpy()
+    pair = np.maximum(away[:, None], away[None, :])
+    values = np.abs(omega.transpose("i", "j").to_numpy())
+    steps, place = np.unique(pair, return_inverse=True)
+    mass = np.bincount(place.ravel(), values.ravel(), len(steps)) / values.sum()
+    largest = np.zeros(len(steps))
+    np.maximum.at(largest, place.ravel(), values.ravel())
+    within = np.cumsum(mass)
+    names = {
+        "mass": ("distance", mass, {"long_name": "share of absolute values at this distance", "units": "1"}),
+        "mass_within": ("distance", within, {"long_name": "share of absolute values up to it", "units": "1"}),
+        "largest": ("distance", largest, {"long_name": "largest absolute value", "units": omega.attrs["units"]}),
+        "radius": ((), steps[int(np.searchsorted(within, share))], {"long_name": f"radius of {share:.0%}"}),
+    }
+    return xr.Dataset(names, {"distance": steps}, {"reference": reference, "share": share})

@@ -1,0 +1,245 @@
+"""Pictures of what a network has learned, each a function of labelled results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..core.checks import integer, switch
+from ..records.schema import TIME, TRAJECTORY, reference_site
+from .plotting import LEGEND_WIDTH, PADDING, WIDTH, cycle_colours, mapping
+
+_PANEL = 330
+
+
+def gain_map(
+    averages: xr.DataArray | Mapping[str, xr.DataArray],
+    *,
+    together: bool = False,
+    within: int | None = 15,
+    columns: int = 2,
+) -> Any:
+    """Symmetry-averaged marginal gains about their reference sites, normalised by the largest absolute value.
+
+    Parameters
+    ----------
+    averages : DataArray or mapping of title to DataArray, dims (i, j)
+        Of `gain(kind="mean")`.
+    together : bool
+        Normalise by the largest of all panels, instead of each panel by its own.
+    within : int, optional
+        Sites to each side of the reference that are shown; None shows all.
+    columns : int
+        Panels side by side.
+
+    Returns
+    -------
+    holoviews.Layout
+        i - r upwards and j - r to the right, r in the middle; red where the gain grows with the forecast at r.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, or a gain is no symmetry average.
+
+    References
+    ----------
+    Bocquet et al., Fig. 1 and 2.
+    """
+    import holoviews as hv
+    import hvplot.xarray  # noqa: F401
+
+    named = {"": averages} if isinstance(averages, xr.DataArray) else averages
+    named = mapping("averages", named, xr.DataArray, "a gain, a DataArray")
+    together, columns = switch("together", together), integer("columns", columns, least=1)
+    within = None if within is None else integer("within", within, least=0)
+    loaded = {title: about_reference(omega, within) for title, omega in named.items()}
+    largest = {title: float(np.abs(omega).max()) for title, omega in loaded.items()}
+    overall = max(map(float, np.nan_to_num(list(largest.values()))))
+    panels = []
+    for title, omega in loaded.items():
+        scale = (overall if together else largest[title]) or 1.0  # a gain of zeros stays zero
+        panel = (omega / scale).hvplot.heatmap(
+            x="j",
+            y="i",
+            C="value",
+            cmap="RdBu_r",
+            clim=(-1, 1),
+            clabel="share of the largest",
+            title=f"{title} (largest {largest[title]:.2g})".strip(),
+            xlabel="j - r, site of the projected innovation",
+            ylabel="i - r, site of the increment",
+            width=_PANEL + 90,
+            height=_PANEL,
+        )
+        panels.append(panel)
+    return hv.Layout(panels).cols(columns).opts(shared_axes=False)
+
+
+def about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
+    """The ring cut open opposite to r, labels relative to r."""
+    reference, sites = reference_site(omega), omega.sizes["i"]
+    half = sites // 2
+    values = np.roll(omega.transpose("i", "j").to_numpy(), half - reference, axis=(0, 1))
+    away = np.arange(sites) - half
+    found = xr.DataArray(values, {"i": away, "j": away}, ("i", "j"), "value")
+    if within is None or within >= half:
+        return found
+    return found.sel(i=slice(-within, within), j=slice(-within, within))
+
+
+def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
+    """Eigenvalues of covariances, averaged over their states, against their rank.
+
+    Parameters
+    ----------
+    spectra : mapping of name to Dataset
+        Of `covariance_spectrum`.
+
+    Returns
+    -------
+    holoviews.Overlay
+        Logarithmic; negative averages are left out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no spectrum.
+    """
+    spectra = mapping("spectra", spectra, xr.Dataset, "what xdan.covariance_spectrum gives")
+    for name, spectrum in spectra.items():
+        if "eigenvalue" not in spectrum:
+            raise ValueError(f"{name!r} holds no eigenvalues: expected what xdan.covariance_spectrum gives")
+    means = {name: _mean(spectrum["eigenvalue"]) for name, spectrum in spectra.items()}
+    shown = {name: mean.where(mean > 0) for name, mean in means.items()}
+    return _curves(
+        shown,
+        "mode",
+        logy=True,
+        xlabel="rank",
+        ylabel="eigenvalue",
+        title="spectra of analysis error covariances, time mean",
+    )
+
+
+def angle_curves(angles: Mapping[str, xr.DataArray]) -> Any:
+    """Principal angles, averaged over their states.
+
+    Parameters
+    ----------
+    angles : mapping of name to DataArray
+        Of `principal_angles`.
+
+    Returns
+    -------
+    holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what are no angles.
+    """
+    angles = mapping("angles", angles, xr.DataArray, "what xdan.principal_angles gives")
+    means = {name: _mean(value) for name, value in angles.items()}
+    return _curves(
+        means, "angle", xlabel="angle", ylabel="principal angle (degrees)", title="alignment, time mean", ylim=(0, 90)
+    )
+
+
+def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
+    """r(lambda), Eq. 23, beside the straight line of a network that is linear in zeta.
+
+    Parameters
+    ----------
+    scalings : mapping of name to Dataset
+        Of `scaling_of_increments`.
+
+    Returns
+    -------
+    holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
+    References
+    ----------
+    Bocquet et al., Fig. 6.
+    """
+    import holoviews as hv
+    import hvplot.pandas  # noqa: F401
+
+    scalings = mapping("scalings", scalings, xr.Dataset, "what xdan.scaling_of_increments gives")
+    for name, scaling in scalings.items():
+        if "ratio" not in scaling:
+            raise ValueError(f"{name!r} holds no ratio: expected what xdan.scaling_of_increments gives")
+    ratios = {name: _mean(value["ratio"]) for name, value in scalings.items()}
+    scales = np.unique(np.concatenate([ratio["scale"].values for ratio in ratios.values()]))
+    line = hv.Curve((scales, scales), label="linear").opts(color="black", line_dash="dashed")
+    return line * _curves(
+        ratios, "scale", logx=True, logy=True, xlabel="lambda", ylabel="r(lambda)", title="scaling of increments"
+    )
+
+
+def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = False) -> Any:
+    """Densities of projected innovations.
+
+    Parameters
+    ----------
+    histograms : mapping of name to DataArray
+        Of `innovation_histogram`.
+    logy : bool
+        Logarithmic density.
+
+    Returns
+    -------
+    holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong.
+
+    References
+    ----------
+    Bocquet et al., Fig. 7.
+    """
+    logy = switch("logy", logy)
+    histograms = mapping("histograms", histograms, xr.DataArray, "what xdan.innovation_histogram gives")
+    shown = {name: value.where(value > 0) if logy else value for name, value in histograms.items()}
+    return _curves(
+        shown,
+        "zeta",
+        logy=logy,
+        points=False,
+        xlabel="projected innovation",
+        ylabel="density",
+        title="projected innovations",
+    )
+
+
+def _mean(variable: xr.DataArray) -> xr.DataArray:
+    return variable.mean([dim for dim in (TRAJECTORY, TIME) if dim in variable.dims])
+
+
+def _curves(values: Mapping[str, xr.DataArray], along: str, *, points: bool = True, **options: Any) -> Any:
+    """A line, with points, for each of some arrays of one dim."""
+    import holoviews as hv
+    import hvplot.pandas  # noqa: F401
+
+    for name, value in values.items():
+        if value.dims != (along,):
+            raise ValueError(f"{name!r} has dims {value.dims} beside trajectory and time: expected {(along,)}")
+
+    drawn = []
+    for (name, value), colour in zip(values.items(), cycle_colours(len(values)), strict=True):
+        frame = value.load().to_series().rename("value").reset_index()
+        sizes = {"width": WIDTH + LEGEND_WIDTH, "height": 360, "padding": PADDING}
+        drawn.append(frame.hvplot.line(along, "value", label=name, color=colour, **sizes, **options))
+        if points:
+            drawn.append(frame.hvplot.scatter(along, "value", label=name, color=colour, size=18, **options))
+    return hv.Overlay(drawn).opts(legend_position="right")

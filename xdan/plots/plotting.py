@@ -1,0 +1,439 @@
+"""Pictures of labelled results, with hvplot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..assimilation.scoring import check_roles, score
+from ..core.checks import integer, shown, switch
+from ..records.experiment import Experiment, read, read_run
+from ..records.schema import TIME, TRAJECTORY
+
+WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
+_TICKS = 12  # names on an axis that can be read
+PADDING = 0.04  # share of a picture's axes beyond its points
+# Okabe and Ito's colours, told apart with every kind of colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+def hovmoller(
+    ds: xr.Dataset,
+    run: xr.Dataset,
+    *,
+    trajectory: int = 0,
+    cycles: slice | None = None,
+    title: str = "",
+    **roles: Any,
+) -> Any:
+    """Truth, analysis and error of one trajectory in space and time.
+
+    Parameters
+    ----------
+    ds, run : xarray.Dataset
+        Twin, and a run on it.
+    trajectory : int
+        Position along `trajectory`.
+    cycles : slice, optional
+        Positions along `time`; the last 200 by default.
+    title : str
+        Of the method.
+    **roles
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
+
+    Returns
+    -------
+    holoviews.Layout
+        Three panels that share their axes; truth and analysis share one colour scale.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, there is no truth, the run is of another record, or the state has more than one dim.
+    """
+    import hvplot.xarray  # noqa: F401
+
+    title, cut = _text("title", title), {TIME: _cycles(cycles, slice(-200, None))}
+    experiment = one_dim_experiment(ds, roles, "a picture of the error")
+    assert experiment.truth is not None
+    row = {TRAJECTORY: position("trajectory", trajectory, experiment.truth.sizes[TRAJECTORY])}
+    (dim,), units = experiment.frame.dynamics.dims, experiment.frame.dynamics.units
+    x = experiment.truth.isel(row, drop=True).isel(cut)
+    analysis = read_run(experiment, run, ("analysis",))["analysis"].isel(row, drop=True)
+    if not x.sizes[TIME]:
+        raise ValueError(f"cycles={cycles}: expected some of the {experiment.truth.sizes[TIME]} cycles")
+    if dim not in x.coords:
+        x = x.assign_coords({dim: list(experiment.frame.dynamics.coordinates[dim].values)})
+    heights, ticks = _heights(x[dim])
+    x = x.load().assign_coords({dim: heights})
+    analysis = analysis.isel(cut).load().assign_coords(x.coords)
+    bound = _largest(x, 1.0)
+    error = analysis - x
+    reach = _largest(error, 0.995)
+    suffix = "" if units == "1" else f" ({units})"
+    panels = []
+    for label, field, limit in (("truth", x, bound), ("analysis", analysis, bound), ("error", error, reach)):
+        heading = f"{label}{' of ' + title if title and label != 'truth' else ''}"
+        panel = (
+            field.drop_attrs()
+            .rename(label + suffix)
+            .hvplot.quadmesh(
+                x=TIME,
+                y=dim,
+                cmap="RdBu_r",
+                clim=(-limit, limit),
+                title=heading,
+                xlabel="model time",
+                ylabel="site",
+                width=WIDTH,
+                height=_HEIGHT,
+                rasterize=False,
+                **ticks,
+            )
+        )
+        panels.append(panel)
+    return (panels[0] + panels[1] + panels[2]).cols(1)
+
+
+def one_dim_experiment(ds: xr.Dataset, roles: Mapping[str, Any], what: str) -> Experiment:
+    """A record with its truth, whose state has one dim.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another.
+    """
+    experiment = read(dataset("ds", ds), **check_roles(roles), needs_truth=what)
+    dims = experiment.frame.dynamics.dims
+    if len(dims) != 1:
+        raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one, expected one")
+    return experiment
+
+
+def dataset(label: str, value: Any) -> xr.Dataset:
+    """Take a Dataset.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
+    if not isinstance(value, xr.Dataset):
+        raise TypeError(f"{label}={shown(value)}: expected an xarray.Dataset")
+    return value
+
+
+def mapping(label: str, values: Any, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
+    """Take a mapping of name to values of a kind, not an empty one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{label} is a {type(values).__name__}: expected a mapping of name to {what}")
+    if not values:
+        raise ValueError(f"{label} is empty: expected at least one")
+    for name, value in values.items():
+        if not isinstance(value, kind):
+            raise TypeError(f"{label}[{name!r}]={shown(value)}: expected {what}")
+    return {str(name): value for name, value in values.items()}
+
+
+def position(label: str, value: Any, size: int) -> int:
+    """Take a position along a dim, from the end where it is negative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+    """
+    return integer(label, value, least=-size, most=size - 1)
+
+
+def _text(label: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{label}={shown(value)}: expected text")
+    return value
+
+
+def _cycles(value: Any, default: slice) -> slice:
+    """Positions along time."""
+    if value is None:
+        return default
+    if not isinstance(value, slice):
+        raise TypeError(f"cycles={shown(value)}: expected a slice of positions along time, such as slice(0, 200)")
+    for end in (value.start, value.stop, value.step):
+        if end is not None:
+            integer("cycles", end)
+    return value
+
+
+def _heights(labels: xr.DataArray) -> tuple[Any, dict[str, Any]]:
+    """Where the sites are drawn, and ticks: at their labels, or at their positions where labels are no axis."""
+    values = labels.values
+    steps = np.diff(values) if values.dtype.kind in "iuf" else np.array([np.nan])
+    if values.dtype.kind in "iuf" and np.isfinite(values).all() and ((steps > 0).all() or (steps < 0).all()):
+        return values, {}
+    every = math.ceil(len(values) / _TICKS)
+    return np.arange(len(values)), {"yticks": [(k, str(values[k])) for k in range(0, len(values), every)]}
+
+
+def _largest(values: xr.DataArray, quantile: float) -> float:
+    """A quantile of the finite sizes, for a scale: 1 where there are none, or all are zero."""
+    sizes = np.abs(values.values[np.isfinite(values.values)])
+    return (float(np.quantile(sizes, quantile)) if sizes.size else 0.0) or 1.0
+
+
+def rmse_in_time(
+    ds: xr.Dataset,
+    runs: Mapping[str, xr.Dataset],
+    *,
+    cycles: slice | None = None,
+    log: bool = False,
+    **roles: Any,
+) -> Any:
+    """Analysis RMSE of several runs in time, mean over the trajectories.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        Twin.
+    runs : mapping
+        Name to run.
+    cycles : slice, optional
+        Positions along `time`.
+    log : bool
+        Logarithmic RMSE.
+    **roles
+        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
+
+    Returns
+    -------
+    holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, there is no truth, or a run is of another record.
+    """
+    import holoviews as hv
+    import hvplot.xarray  # noqa: F401
+
+    cut, log = {TIME: _cycles(cycles, slice(None))}, switch("log", log)
+    runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
+    read(dataset("ds", ds), **check_roles(roles), needs_truth="a picture of the error")
+    curves = []
+    for (name, run), colour in zip(runs.items(), cycle_colours(len(runs)), strict=True):
+        curve = score(ds, run, dim=TRAJECTORY, **roles)["rmse"].isel(cut).drop_vars("crps_of").load()
+        if not curve.size:
+            raise ValueError(f"cycles={cycles}: expected some of the record's cycles")
+        if log:
+            curve = curve.where(curve > 0)
+        if curve.size == 1:  # a line through one point is invisible
+            curves.append(hv.Scatter((curve[TIME].values, curve.values)).opts(color=colour))
+        curves.append(
+            curve.hvplot.line(
+                x=TIME,
+                label=name,
+                color=colour,
+                logy=log,
+                xlabel="model time",
+                ylabel="analysis RMSE",
+                title="analysis RMSE, mean over trajectories",
+                width=WIDTH + LEGEND_WIDTH,
+                height=_HEIGHT + 60,
+            )
+        )
+    return hv.Overlay(curves).opts(legend_position="right")
+
+
+def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
+    """Validation and training RMSE against training time.
+
+    Parameters
+    ----------
+    histories : Dataset or mapping of name to Dataset
+        `Network.history` of one or several networks.
+
+    Returns
+    -------
+    holoviews.Overlay
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no history.
+    """
+    import holoviews as hv
+    import hvplot.xarray  # noqa: F401
+
+    named = {"network": histories} if isinstance(histories, xr.Dataset) else histories
+    named = mapping("histories", named, xr.Dataset, "the history of a network")
+    for name, history in named.items():
+        if missing := {"seconds", "validation_rmse", "rmse"} - set(history.variables):
+            raise ValueError(f"histories[{name!r}] lacks {sorted(missing)}: expected the history of a network")
+    curves = []
+    for (name, history), colour in zip(named.items(), cycle_colours(len(named)), strict=True):
+        against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(step="minutes")
+        for variable, label, dash in (
+            ("validation_rmse", "validation", "solid"),
+            ("rmse", "training", "dotted"),
+        ):
+            if history.sizes["step"] == 1:  # a line through one point is invisible
+                curves.append(hv.Scatter((against["minutes"].values, against[variable].values)).opts(color=colour))
+            curves.append(
+                against[variable].hvplot.line(
+                    x="minutes",
+                    label=f"{name}, {label}",
+                    color=colour,
+                    line_dash=dash,
+                    logy=True,
+                    xlabel="training time (minutes)",
+                    ylabel="analysis RMSE",
+                    title="training",
+                    width=WIDTH + LEGEND_WIDTH,
+                    height=_HEIGHT + 60,
+                )
+            )
+    return hv.Overlay(curves).opts(legend_position="right")
+
+
+def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: bool = False, logy: bool = False) -> Any:
+    """A score of a sweep against one of its axes, a line for each scheme.
+
+    Parameters
+    ----------
+    cube : xarray.Dataset
+        Of `sweep`, with no more axes than the one that is drawn: select first.
+    along : str
+        The axis.
+    value : str
+        Which score.
+    logx, logy : bool
+        Logarithmic axes.
+
+    Returns
+    -------
+    holoviews.Overlay
+        Means over the seeds; bars are a standard error, over seeds, or where there is one over its trajectories.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, the cube lacks the axis or the score, or has more axes.
+    """
+    import holoviews as hv
+    import hvplot.pandas  # noqa: F401
+
+    cube, along, value = dataset("cube", cube), _text("along", along), _text("value", value)
+    logx, logy = switch("logx", logx), switch("logy", logy)
+    wanted = {"scheme", along, "seed"}
+    if value not in cube.data_vars or not wanted <= set(cube[value].dims):
+        raise ValueError(
+            f"value={value!r}, along={along!r}: the cube has scores {sorted(map(str, cube.data_vars))} and axes "
+            f"{[str(d) for d in cube.dims]}, expected a score and one of its axes"
+        )
+    more = [str(dim) for dim in cube[value].dims if dim not in ("scheme", along, "seed") and cube.sizes[dim] > 1]
+    if more:
+        raise ValueError(f"the cube has the axes {more} too: choose one value of each, cube.sel({more[0]}=...)")
+    cube = cube.squeeze([d for d in cube.dims if d not in ("scheme", along, "seed")], drop=True).load()
+    # A scheme that failed for one seed has no mean.
+    mean, seeds = cube[value].mean("seed", skipna=False), cube.sizes["seed"]
+    if seeds > 1:
+        error = cube[value].std("seed", ddof=1, skipna=False) / np.sqrt(seeds)
+    else:
+        error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
+    labels = {"xlabel": _axis_label(cube[along]), "ylabel": _axis_label(cube[value])}
+    sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "padding": PADDING}
+    sizes |= {"logx": logx, "logy": logy}
+    if cube[along].dtype.kind in "iuf":
+        # With their labels: a logarithmic axis would write powers of ten under 256 and 4096.
+        sizes["xticks"] = [(label, f"{label:g}") for label in cube[along].values.tolist()]
+    if logy:
+        sizes["yticks"] = _log_ticks(mean.values)
+    drawn = []
+    for number, (scheme, colour) in enumerate(
+        zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True)
+    ):
+        dash, marker = ("solid", "circle") if number < len(_COLOURS) else ("dashed", "square")
+        frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
+        frame["bar"] = error.sel(scheme=scheme).values
+        frame = frame.dropna(subset=[value])  # where it was lost, or was not run
+        if frame.empty:
+            continue
+        line = frame.hvplot.line(along, value, label=scheme, color=colour, line_dash=dash, **labels, **sizes)
+        points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30, marker=marker)
+        drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour, padding=PADDING)]
+    return hv.Overlay(drawn).opts(legend_position="right")
+
+
+def _axis_label(values: xr.DataArray) -> str:
+    """What an axis shows, and in which units."""
+    name, units = str(values.attrs.get("long_name", values.name)), values.attrs.get("units", "1")
+    return name if units == "1" else f"{name} ({units})"
+
+
+def _log_ticks(values: Any) -> list[float]:
+    """Round numbers over the range of values, closer where it is narrow."""
+    seen = values[np.isfinite(values) & (values > 0)]
+    if not len(seen):
+        return [1.0]
+    low, high = float(seen.min()), float(seen.max())
+    steps: tuple[float, ...] = (1.0, 2.0, 5.0)
+    if high < 2 * low:
+        steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
+    elif high < 12 * low:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in steps]
+
+
+def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan", notes: str = "") -> None:
+    """Save figures as one HTML page that needs no network.
+
+    Parameters
+    ----------
+    path : path
+    sections : mapping
+        Heading to figure, top to bottom.
+    title : str
+    notes : str
+        Markdown, shown first.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    TypeError, ValueError
+        If an argument is wrong.
+    """
+    import panel as pn
+    from bokeh.resources import INLINE
+
+    if not isinstance(path, (str, Path)):
+        raise TypeError(f"path={shown(path)}: expected a path")
+    title, notes = _text("title", title), _text("notes", notes)
+    sections = mapping("sections", sections, object, "a figure")
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {Path(path).parent} to save {Path(path).name} in: expected one, make it first"
+        )
+    # Headings as HTML: Markdown's carry a mark for links that only a style sheet from the network would hide.
+    column = pn.Column(pn.pane.HTML(f"<h1>{escape(title)}</h1>"), pn.pane.Markdown(notes, width=WIDTH + 300))
+    for heading, figure in sections.items():
+        column.append(pn.pane.HTML(f"<h2>{escape(heading)}</h2>"))
+        column.append(pn.pane.HoloViews(figure, linked_axes=False))
+    column.save(str(path), title=title, resources=INLINE)
+
+
+def cycle_colours(count: int) -> list[str]:
+    """Colours for so many curves."""
+    return [_COLOURS[k % len(_COLOURS)] for k in range(count)]

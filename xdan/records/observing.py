@@ -1,0 +1,247 @@
+"""Observing systems as labels: observation operators and error covariances, found in a Dataset and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import cf_xarray  # noqa: F401
+import numpy as np
+import torch
+import xarray as xr
+
+from ..core.checks import integer, real_array
+from ..core.dynamics import Dynamics
+from ..core.observing.operators import FunctionOperator, LinearOperator, Operator
+from ..core.observing.system import ErrorCovariance
+from ..core.random import Purpose, normal
+from ..core.user_functions import call, check_function, shown_reason
+from .schema import OBS, TIME, TRAJECTORY, check_order, find
+
+
+def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
+    """Make what a caller gave for H into an operator, and try it on a state.
+
+    Parameters
+    ----------
+    given : matrix of shape (P, *state), xarray.DataArray with dims (obs, *state), Operator, or callable
+        A callable is a torch function of flattened states (..., N).
+    dynamics : Dynamics
+    size : int, optional
+        P, where it is known; a function is asked otherwise.
+
+    Raises
+    ------
+    TypeError
+        For what is neither numbers nor a function.
+    ValueError
+        If shapes do not fit, or a function fails, is random, or mixes the states of a batch.
+    """
+    sites = math.prod(dynamics.shape)
+    if isinstance(given, Operator):
+        operator = given
+        integer("operator.size", getattr(operator, "size", None), least=1)
+    elif callable(given):
+        operator = FunctionOperator(given, _number_given(given, sites) if size is None else size)
+    else:
+        operator = LinearOperator(_matrix(given, dynamics))
+    if size is not None and operator.size != size:
+        raise ValueError(
+            f"the observation operator gives {operator.size} observations, the record has {size}: expected the same"
+        )
+    if not isinstance(operator, LinearOperator):
+        _try_out(operator, dynamics)
+    return operator
+
+
+def _number_given(function: Callable[[torch.Tensor], Any], sites: int) -> int:
+    """How many observations a function gives for a state."""
+    like = torch.zeros(2, sites, dtype=torch.float64)
+    answer = _asked(function, like)
+    if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != 2:
+        kind = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
+        raise ValueError(
+            f"operator= gave {kind} for states of shape (2, {sites}): expected a tensor (2, P); it must act "
+            "on the last axis"
+        )
+    return answer.shape[-1]
+
+
+def _matrix(given: Any, dynamics: Dynamics) -> torch.Tensor:
+    """H as a matrix (P, N) of float64."""
+    sites = math.prod(dynamics.shape)
+    if isinstance(given, xr.DataArray):
+        wanted = (OBS, *dynamics.dims)
+        if set(given.dims) != set(wanted):
+            raise ValueError(f"the observation operator has dims {given.dims}: expected {wanted}")
+        for dim in dynamics.dims:
+            check_order(given, dim, dynamics)
+        given = given.transpose(*wanted)
+    matrix = torch.from_numpy(real_array("operator", given, finite=False))
+    if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
+        raise ValueError(
+            f"the observation operator has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each "
+            "observation"
+        )
+    return matrix.reshape(len(matrix), sites)
+
+
+def _try_out(operator: Operator, dynamics: Dynamics) -> None:
+    """Refuse an operator that fails, is random, or mixes the states of a batch."""
+    labels = torch.arange(2)
+    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))
+    dynamics.vet()
+    with torch.no_grad():
+        states = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
+    check_function(operator, states, "operator=")
+
+
+def _asked(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
+    try:
+        with torch.no_grad():
+            return call(function, states, "operator=")
+    except ValueError:
+        raise
+    except Exception as reason:
+        raise ValueError(
+            f"operator= failed for states of shape {tuple(states.shape)} ({type(reason).__name__}: "
+            f"{shown_reason(reason)}): expected a matrix (P, sites), or a torch function of states (..., sites)"
+        ) from reason
+
+
+def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray, given: Any) -> Operator | None:
+    """H from the caller or from the Dataset; None where observations lie at the state's sites.
+
+    Raises
+    ------
+    ValueError
+        If observations and operator do not fit each other, or one is missing.
+    """
+    if given is None or isinstance(given, str):
+        given = find(ds, "observation_operator", given)
+    if OBS not in observation.dims:
+        if given is not None:
+            raise ValueError(
+                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: an observation operator gives "
+                f"observations along {OBS!r}; expected that dim, or no operator where sites are observed"
+            )
+        return None
+    if given is None:
+        raise ValueError(
+            f"{observation.name!r} has the dim {OBS!r} and the Dataset no 'observation_operator': pass operator=, a "
+            f"matrix of shape ({observation.sizes[OBS]}, sites) or a torch function of states (..., sites)"
+        )
+    return operator_from(given, dynamics, observation.sizes[OBS])
+
+
+def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | None, given: Any) -> ErrorCovariance:
+    """R from the caller or from the Dataset, float64 on the CPU, for observations (trajectory, time, ...).
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is of the wrong size, not positive, or not positive definite.
+    """
+    dims, shape, times = observation.dims[2:], observation.shape[2:], observation.sizes[TIME]
+    variable: xr.DataArray | None = given if isinstance(given, xr.DataArray) else None
+    if given is None:
+        variable = find(ds, "observation_error", None)
+        if variable is None:
+            variable = find(ds, "observation_error_covariance", None)
+        if variable is None:
+            raise ValueError(
+                "no observation error: expected a variable 'observation_error' (standard deviation) or "
+                "'observation_error_covariance'; or pass observation_error="
+            )
+    elif isinstance(given, str):
+        variable = find(ds, "observation_error", given)
+    if variable is None:
+        return error_from(errors("observation_error", given), shape, operator)
+    if TIME not in variable.dims:
+        variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
+    in_time = TIME in variable.dims
+    if TRAJECTORY in variable.dims:
+        raise ValueError(
+            f"observation error {variable.name!r} varies along 'trajectory': expected dims () or {dims}, with 'time' "
+            f"before them where it changes in time, or {dims} twice for a covariance"
+        )
+    if in_time and variable.sizes[TIME] != times:
+        raise ValueError(f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}")
+    lead = [TIME] if in_time else []
+    for dim in (*lead, *dims):
+        labelled = dim in variable.coords and dim in observation.coords
+        if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
+            raise ValueError(
+                f"observation error {variable.name!r} has other labels along {dim!r} than the observations, or in "
+                "another order: bring them into that of the observations with .sel()"
+            )
+    if set(dims) <= set(variable.dims):
+        variable = variable.transpose(*lead, *dims, ...)
+    else:
+        variable = variable.transpose(*lead, ...)
+    values = errors(f"observation error {variable.name!r}", variable)
+    return error_from(values, shape, operator, times if in_time else None)
+
+
+def errors(label: str, value: Any) -> torch.Tensor:
+    """Standard deviations or covariances as float64, whatever of real numbers they were given as.
+
+    Raises
+    ------
+    TypeError
+        For anything but real numbers.
+    ValueError
+        For rows of uneven length.
+    """
+    return torch.from_numpy(real_array(label, value, finite=False))  # R itself says which values may not be
+
+
+def error_from(
+    values: torch.Tensor, shape: tuple[int, ...], operator: Operator | None = None, times: int | None = None
+) -> ErrorCovariance:
+    """R from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
+
+    Parameters
+    ----------
+    values : Tensor
+    shape : tuple of int
+        Of the observations of one time.
+    operator : Operator, optional
+    times : int, optional
+        Where standard deviations differ in time, how many times; the first axis of `values`.
+
+    Raises
+    ------
+    ValueError
+        For any other shape.
+    """
+    size = math.prod(shape)
+    if times is not None:
+        if tuple(values.shape) not in ((times,), (times, *shape)):
+            raise ValueError(
+                f"observation error in time has shape {tuple(values.shape)}: expected ({times},) or "
+                f"{(times, *shape)}, standard deviations; a covariance that changes in time is not supported"
+            )
+        return ErrorCovariance(std=values.reshape(times, -1), operator=operator, in_time=True)
+    if values.ndim == 0:
+        return ErrorCovariance(std=values, operator=operator)
+    if tuple(values.shape) == shape:
+        return ErrorCovariance(std=values.reshape(size), operator=operator)
+    if tuple(values.shape) == (*shape, *shape):
+        return ErrorCovariance(covariance=values.reshape(size, size), operator=operator)
+    raise ValueError(
+        f"observation error has shape {tuple(values.shape)}: expected () or {shape} for standard deviations, "
+        f"or {(*shape, *shape)} for a covariance matrix"
+    )
+
+
+def identity(error: ErrorCovariance, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
+    """What tells an experiment from another, as arrays: a step of the dynamics, R, what H gives for a few states."""
+    arrays = [dynamics.fingerprint().numpy()]
+    arrays += [value.numpy() for value in (error.std, error.covariance) if value is not None]
+    if error.operator is not None:
+        sites = math.prod(dynamics.shape)
+        states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
+        arrays.append(error.operator(states).detach().numpy().round(9))
+    return arrays

@@ -1,0 +1,169 @@
+"""Dims, attributes and roles: the words in which a Dataset says what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence, Set
+from importlib.metadata import version
+from typing import Any
+
+import cf_xarray
+import numpy as np
+import xarray as xr
+
+from ..core.checks import XdanWarning as XdanWarning
+from ..core.checks import shown
+from ..core.dynamics import Dynamics, dynamics_to_json
+
+TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
+CHANNEL = "channel"  # of a network's memory
+OBS = "obs"  # observations that are no sites of the state
+DUAL = "_dual"  # suffix of the second dim of a covariance
+CONVENTIONS = "CF-1.11"
+DIGEST = "xdan_digest"  # attribute: of what the attributes say of dynamics and observing network
+WHOLE = "xdan_whole"  # attribute: names of the arrays of which every chunk is written, those of nothing but NaN too
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+TIME_ATTRIBUTES = {"axis": "T", "long_name": "model time", "units": "1"}
+TRAJECTORY_ATTRIBUTES = {"long_name": "independent run", "units": "1"}
+MEMBER_ATTRIBUTES = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
+
+_ROLES = ("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator")
+_CRITERIA = {role: {"xdan_role": f"^{role}$", "name": f"^{role}$"} for role in _ROLES}
+
+
+def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
+    """Find the variable that plays a role: the one named by the caller, or by `xdan_role`, or by the role's name.
+
+    Raises
+    ------
+    TypeError
+        If the caller's name is no name.
+    ValueError
+        If the caller's name is not there, or several variables claim the role.
+    """
+    if name is not None:
+        if not isinstance(name, str):
+            raise TypeError(f"{role}={shown(name)}: expected the name of a variable")
+        if name not in ds.variables:
+            raise ValueError(f"no variable {name!r} for {role}=: expected one of {sorted(map(str, ds.data_vars))}")
+        return ds[name]
+    with cf_xarray.set_options(custom_criteria=_CRITERIA):
+        try:
+            found = ds.cf[[role]]
+        except KeyError:
+            return None
+    names = sorted(str(n) for n in found.data_vars)  # cf-xarray gives them in any order
+    if role in names:
+        return ds[role]
+    if len(names) > 1:
+        raise ValueError(
+            f"variables {names} all claim the role {role!r}; choose one with {role}=: expected one of them"
+        )
+    return ds[names[0]] if names else None
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """JSON of plain values, and of NumPy's numbers and arrays as plain ones."""
+
+    def plain(v: Any) -> Any:
+        if isinstance(v, (np.generic, np.ndarray)):
+            return v.tolist()
+        raise TypeError(f"{v!r} of type {type(v).__name__} has no JSON")
+
+    return json.dumps(value, default=plain, **options)
+
+
+def averaged_dims(dim: str | Sequence[str]) -> list[str]:
+    """Dims to average over, of `trajectory` and `time`.
+
+    Raises
+    ------
+    TypeError
+        For what is no name, or no sequence of names.
+    ValueError
+        For other names.
+    """
+    dims: list[Any] = list(dim) if _has_items(dim) and not isinstance(dim, str) else [dim]
+    if not all(isinstance(d, str) for d in dims):
+        raise TypeError(f"dim={shown(dim)}: expected some of ['trajectory', 'time']")
+    if unknown := [d for d in dims if d not in (TRAJECTORY, TIME)]:
+        raise ValueError(f"dim={unknown}: expected some of ['trajectory', 'time'], and none of the state's dims")
+    return list(dict.fromkeys(dims))
+
+
+def _has_items(value: Any) -> bool:
+    return isinstance(value, (Sequence, Set)) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
+    """Refuse labels that are the dynamics' own in another order; other labels, such as longitudes, are the user's.
+
+    Raises
+    ------
+    ValueError
+    """
+    expected = list(model.coordinates[dim].values)
+    found = variable[dim].values.tolist() if dim in variable.coords else expected
+    names = any(isinstance(label, str) for label in [*found, *expected])
+    key = str if names else float
+    if found != expected and sorted(found, key=key) == sorted(expected, key=key):
+        raise ValueError(
+            f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {found[:4]}..., expected "
+            f"{expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
+        )
+
+
+def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:
+    """Coordinates of the state's dims, as xarray takes them."""
+
+    def labels(values: tuple[float | str, ...]) -> Any:
+        # Strings as objects: Zarr has a specification for those of any length only.
+        return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)
+
+    return {dim: (dim, labels(c.values), dict(c.attributes)) for dim, c in model.coordinates.items()}
+
+
+def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
+    """Attributes that make a store self-describing; values that are not plain are written as JSON."""
+    values = {key: value.item() if isinstance(value, np.generic) else value for key, value in more.items()}
+    plain = {key: value if isinstance(value, (str, int, float)) else to_json(value) for key, value in values.items()}
+    described = {
+        "Conventions": CONVENTIONS,
+        "source": f"xdan {version('xdan')}",
+        "dynamics": to_json(dynamics_to_json(model)),
+        **plain,
+    }
+    return {**described, DIGEST: description_digest(described)}
+
+
+def description_digest(attributes: Mapping[Any, Any]) -> str:
+    """Digests of what attributes say of dynamics and observing network, each behind its name."""
+    words = {name: str(attributes[name]) for name in ("dynamics", "observing") if name in attributes}
+    return " ".join(f"{name}:{hashlib.sha256(word.encode()).hexdigest()[:16]}" for name, word in words.items())
+
+
+def changed_descriptions(attributes: Mapping[Any, Any]) -> list[str]:
+    """Names of the attributes that are there and not what xdan wrote, by their digests."""
+    told = (entry.partition(":") for entry in str(attributes.get(DIGEST, "")).split())
+    now = dict(entry.split(":") for entry in description_digest(attributes).split())
+    return [name for name, _, word in told if name in now and now[name] != word]
+
+
+def reference_site(average: xr.DataArray, what: str = "the gain") -> int:
+    """Site r that a symmetry average is about.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    if not isinstance(average, xr.DataArray) or not {"i", "j"} <= set(average.dims) or "reference" not in average.attrs:
+        found = getattr(average, "dims", type(average).__name__)
+        raise ValueError(
+            f"{what} is no symmetry average, but has dims {found}: expected what ds.dan.gain(net) gives, with dims i "
+            "and j and a reference site in its attributes"
+        )
+    return int(average.attrs["reference"])

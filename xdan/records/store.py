@@ -1,0 +1,422 @@
+"""Zarr stores: groups of named arrays with a digest, checkpoints, and checks for missing chunks."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.errors import GroupNotFoundError
+
+from ..core.checks import XdanWarning, shown
+from .location import StoreLike, check_rewritable, exists, is_local, locate, replacing
+from .schema import WHOLE, Array, to_json
+
+_PACKED = 2  # format of checkpoints
+_COMPRESSORS = (ZstdCodec(), Crc32cCodec())
+# What Zarr, its codecs and JSON raise where bytes are not what was written.
+_DAMAGE = (ValueError, RuntimeError, KeyError, TypeError, IndexError, AttributeError, ArithmeticError, MemoryError)
+STATUS = "xdan_status"
+
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+
+def sealed(data: Labelled) -> Labelled:
+    """Ask Zarr to write every chunk of a Dataset or DataArray with a checksum, also chunks of nothing but NaN.
+
+    A reader then knows that a chunk is damaged where it is missing, or differs from what was written.
+    Only Zarr's format 3 has the checksum: for format 2 take `drop_encoding()` first.
+    """
+    sealed_copy: Labelled = data.copy(deep=False)
+    arrays = [*sealed_copy.coords.values(), *(sealed_copy.data_vars.values() if isinstance(data, xr.Dataset) else ())]
+    for array in arrays:
+        array.variable.encoding = _seal()
+    if isinstance(sealed_copy, xr.DataArray):
+        sealed_copy.encoding = _seal()
+        return sealed_copy
+    return sealed_copy.assign_attrs({WHOLE: sorted(map(str, data.variables))})
+
+
+def _seal() -> dict[str, Any]:
+    return {"compressors": _COMPRESSORS, "write_empty_chunks": True}
+
+
+def check_mode(mode: Any) -> None:
+    """Refuse what is no mode of writing.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not isinstance(mode, str) or mode not in ("w", "w-"):
+        raise ValueError(f"mode={shown(mode)}: expected 'w-' (new store) or 'w' (overwrite)")
+
+
+def check_writable(store: StoreLike, mode: str) -> None:
+    """Refuse to overwrite, and never overwrite what is no Zarr store.
+
+    Raises
+    ------
+    ValueError
+        For an unknown mode.
+    FileExistsError
+        If something is there and mode is not "w", or it is a file or a folder of other things.
+    """
+    check_mode(mode)
+    if not exists(store):
+        return
+    if mode == "w-":
+        raise FileExistsError(f"{store} exists; pass mode='w' to overwrite it, or another path")
+    if is_local(store) and not any((Path(store) / name).exists() for name in ("zarr.json", ".zgroup", ".zarray")):
+        raise FileExistsError(f"{store} exists and is no Zarr store: it is left alone; choose another path")
+
+
+def check_apart(ds: xr.Dataset, store: StoreLike, observation: str) -> None:
+    """Refuse to write into the store that a Dataset is read from, or into one that holds a record.
+
+    Raises
+    ------
+    ValueError
+        If it is the same folder, or there are observations in it.
+    """
+    source = ds.encoding.get("source")
+    if isinstance(source, str) and is_local(source) and is_local(store) and Path(source).resolve() == store.resolve():
+        raise ValueError(f"store={str(store)!r} is the store that the record is read from; choose another path")
+    try:
+        group = zarr.open_group(store, mode="r")
+    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, *_DAMAGE):
+        return
+    if held := [name for name in dict.fromkeys((observation, "observation")) if name in group]:
+        raise ValueError(f"store={str(store)!r} holds a record ({held[0]!r}), no run; choose another path")
+
+
+def check_contents(ds: xr.Dataset) -> None:
+    """Warn where a local store lacks arrays that the attributes of its Dataset list.
+
+    Warns
+    -----
+    XdanWarning
+    """
+    folder, names = _folder(ds), ds.attrs.get(WHOLE)
+    if folder is None or not isinstance(names, (list, tuple)) or not (folder / "zarr.json").exists():
+        return
+    lacking = sorted(str(name) for name in names if not (folder / str(name) / "zarr.json").exists())
+    if lacking:
+        warnings.warn(
+            f"{folder} lacks the arrays {lacking}, which its attributes list: it is damaged, or was saved without "
+            f"them. Drop the attribute {WHOLE!r} where that was meant",
+            XdanWarning,
+            stacklevel=4,
+        )
+
+
+def check_whole(ds: xr.Dataset, variable: xr.DataArray | None, *, may_be_empty: bool = False) -> None:
+    """Refuse a variable whose local Zarr array, or whose labels there, lack chunks: they would read as NaN or zero.
+
+    A Dataset that xdan made says in its attributes that every chunk is written, and each of its arrays has a checksum.
+    An array without either, such as one that a user has masked and saved, may lack chunks of nothing but NaN.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        As it was opened.
+    variable : xarray.DataArray or None
+    may_be_empty : bool
+        Whether a chunk may hold nothing but NaN, as of observations. A warning then takes the place of the error,
+        unless xdan wrote the array.
+
+    Raises
+    ------
+    ValueError
+        If chunks are missing.
+
+    Warns
+    -----
+    XdanWarning
+        If chunks are missing that may be empty.
+    """
+    folder = _folder(ds)
+    if variable is None or folder is None:
+        return
+    sealed_whole = WHOLE in ds.attrs
+    labels = [variable[dim] for dim in variable.dims if dim in variable.coords] if sealed_whole else []
+    for array in (variable, *labels):
+        chunks = _chunks(folder, str(array.name), array.shape)
+        if chunks is None or chunks.there == chunks.total:
+            continue
+        written_whole = sealed_whole and chunks.checksum
+        lack = f"{folder}: {array.name!r} has {chunks.there} of {chunks.total} chunks"
+        if may_be_empty and not written_whole:
+            warnings.warn(
+                f"{lack}. Where chunks are missing nothing is observed; if the store was cut short, write it again",
+                XdanWarning,
+                stacklevel=3,
+            )
+            continue
+        raise ValueError(
+            f"{lack}: it was cut short or damaged. Write it again, or select the part that is whole"
+            + (f"; if Zarr left empty chunks out on purpose, drop the attribute {WHOLE!r}" if written_whole else "")
+        )
+
+
+def _folder(ds: xr.Dataset) -> Path | None:
+    """The local folder that a Dataset was opened from, if any."""
+    source = ds.encoding.get("source")
+    return Path(source) if isinstance(source, str) and "://" not in source and Path(source).is_dir() else None
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """How many chunks of an array are there, of how many, and whether they have a checksum; a shard is one chunk."""
+
+    there: int
+    total: int
+    checksum: bool
+
+
+def _chunks(folder: Path, name: str, shape: tuple[int, ...]) -> _Chunks | None:
+    """Count the chunks of an array; None for an array that is not the one opened."""
+    try:
+        array = zarr.open_array(folder, path=name, mode="r")
+    except FileNotFoundError:
+        # Consolidated metadata may know of an array whose folder is gone.
+        try:
+            array = zarr.open_group(folder, mode="r").get(name)  # type: ignore[assignment]
+        except (FileNotFoundError, GroupNotFoundError, *_DAMAGE):
+            return None
+    except (zarr.errors.ContainsGroupError, *_DAMAGE):
+        return None
+    if not isinstance(array, zarr.Array) or sorted(array.shape) != sorted(shape):
+        return None
+    try:
+        sizes = array.shards or array.chunks
+    except NotImplementedError:  # chunks of no one size
+        return None
+    grid = [range(-(-length // max(1, step))) for length, step in zip(array.shape, sizes, strict=True)]
+    # Zarr's own count lists the folder: for a million chunks that takes minutes, and looking for each file seconds.
+    files = (f"{folder}/{name}/{array.metadata.encode_chunk_key(place)}" for place in itertools.product(*grid))
+    checksum = any(isinstance(codec, Crc32cCodec) for codec in array.compressors)
+    return _Chunks(sum(map(os.path.isfile, files)), math.prod(map(len, grid)), checksum)
+
+
+def digest(*values: Any) -> str:
+    """Hash JSON values and arrays."""
+    h = hashlib.sha256()
+    for value in values:
+        if isinstance(value, np.ndarray):
+            h.update(f"{value.dtype.str}{value.shape}".encode())
+            h.update(np.ascontiguousarray(value).tobytes())
+        else:
+            h.update(to_json(value, sort_keys=True).encode())
+    return h.hexdigest()
+
+
+def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], description: Mapping[str, Any]) -> None:
+    """Write named arrays, one chunk each, and a JSON description as one group, replacing what is there."""
+    attributes: dict[str, Any] = {
+        "description": to_json(description),
+        "arrays": sorted(arrays),
+        "digest": _digest(arrays, description),
+    }
+    mode: Literal["w", "w-"] = "w" if path else _new(store)
+    group = zarr.open_group(store, path=path, mode=mode, zarr_format=3, attributes=attributes)
+    for name, value in arrays.items():
+        value = np.asarray(value, order="C")
+        array = group.create_array(
+            name,
+            shape=value.shape,
+            chunks=tuple(max(1, n) for n in value.shape),
+            dtype=value.dtype,
+            compressors=_COMPRESSORS,
+            config={"write_empty_chunks": True},
+        )
+        if value.size:
+            array[...] = value
+
+
+def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
+    """Read what a group of arrays says of itself, and the arrays' shapes, but none of their values.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such group.
+    ValueError
+        If it is not of that kind, or was cut short or changed.
+    """
+    place = f"{store} ({path or 'root'})"
+    try:
+        group = zarr.open_group(store, path=path, mode="r")
+    except (FileNotFoundError, NotADirectoryError, GroupNotFoundError):
+        raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
+    except _DAMAGE as reason:
+        raise ValueError(f"{place} is no Zarr group, or is damaged: {reason}") from None
+    try:
+        names, text = group.attrs.get("arrays"), group.attrs.get("description")
+        if not isinstance(names, list) or not isinstance(text, str):
+            raise ValueError(f"{place} is not a group of arrays that xdan wrote, or was cut short")
+        missing = [name for name in names if not isinstance(group.get(str(name)), zarr.Array)]
+        if missing:
+            raise ValueError(f"{place} was cut short: arrays {missing} are missing")
+        description = json.loads(text)
+        shapes = {str(name): tuple(group[str(name)].shape) for name in names}  # type: ignore[union-attr]
+    except _DAMAGE as reason:
+        raise (reason if str(store) in str(reason) else ValueError(f"{place} is damaged: {reason}")) from None
+    if not isinstance(description, dict):
+        raise ValueError(f"{place} has a description of {type(description).__name__}: expected a JSON object")
+    return description, shapes
+
+
+def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Read what `write_arrays` wrote; nothing is unpickled, imported or executed.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such group.
+    ValueError
+        If it is not of that kind, or was cut short or changed.
+    """
+    description, shapes = read_description(store, path)
+    group = zarr.open_group(store, path=path, mode="r")
+    try:
+        arrays = {name: np.asarray(group[name][...]) for name in shapes}  # type: ignore[index]
+        same = _digest(arrays, description) == group.attrs.get("digest")
+    except _DAMAGE as reason:
+        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: {reason}") from None
+    if not same:
+        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: its digest does not match")
+    return arrays, description
+
+
+def _new(store: StoreLike) -> Literal["w", "w-"]:
+    """Zarr's mode for a store that may be written to: "w", which empties it, only where there is a Zarr group."""
+    return "w" if exists(store) else "w-"
+
+
+def _digest(arrays: Mapping[str, Array], description: Mapping[str, Any]) -> str:
+    return digest(json.loads(to_json(description)), *(part for name in sorted(arrays) for part in (name, arrays[name])))
+
+
+class OtherRunError(ValueError):
+    """A checkpoint is of another run."""
+
+
+class Checkpoint:
+    """Two slots in a store, written in turn; the pointer moves once a slot is whole.
+
+    The many small arrays of a training are packed, one for each dtype: writing each by itself takes milliseconds.
+
+    Parameters
+    ----------
+    store : path or Zarr store
+    identity : dict
+        JSON description of the run; a checkpoint of another run is refused.
+    """
+
+    def __init__(self, store: StoreLike, identity: Mapping[str, Any]) -> None:
+        self.store = locate(store, "checkpoint")
+        check_rewritable(self.store, "checkpoint")
+        self.identity = {**identity, "format": _PACKED}
+        self._slot = 0
+
+    def load(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
+        """Arrays and scalars of the last save that is whole, or None where there is none.
+
+        Raises
+        ------
+        OtherRunError
+            If the store holds another run's checkpoint.
+        FileExistsError
+            If it holds something else.
+        ValueError
+            If both slots are damaged.
+
+        Warns
+        -----
+        XdanWarning
+            If the last save is damaged, and the one before is taken.
+        """
+        if not exists(self.store):
+            return None
+        try:
+            attributes = dict(zarr.open_group(self.store, mode="r").attrs)
+        except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, *_DAMAGE):
+            attributes = {}
+        if "xdan_checkpoint" not in attributes:
+            raise FileExistsError(
+                f"{self.store} exists and is no checkpoint; choose another path for checkpoint=, or remove "
+                "what is there"
+            )
+        self._compare(str(attributes["xdan_checkpoint"]))
+        if "latest" not in attributes:
+            return None
+        latest = 1 if attributes["latest"] == 1 else 0
+        try:
+            self._slot, saved = latest, self._read(latest)
+        except (FileNotFoundError, ValueError) as reason:
+            try:
+                self._slot, saved = 1 - latest, self._read(1 - latest)
+            except (FileNotFoundError, ValueError):
+                raise ValueError(
+                    f"both saves in the checkpoint {self.store} are damaged: {reason}; remove it"
+                ) from None
+            warnings.warn(f"the checkpoint's last save is damaged, the one before is taken: {reason}", XdanWarning, 2)
+        return saved
+
+    def _compare(self, text: str) -> None:
+        """Refuse another run's checkpoint."""
+        try:
+            identity = json.loads(text)
+        except (ValueError, RecursionError):
+            identity = None
+        if not isinstance(identity, dict):
+            raise FileExistsError(f"{self.store} is a damaged checkpoint; remove it, or choose another path")
+        if differs := sorted(k for k in {*identity, *self.identity} if identity.get(k) != self.identity.get(k)):
+            listed = ", ".join(f"{k}: {identity.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
+            raise OtherRunError(
+                f"checkpoint {self.store} is of another run ({listed}); use the same settings, or another path"
+            )
+
+    def _read(self, slot: int) -> tuple[dict[str, Array], dict[str, Any]]:
+        packed, scalars = read_arrays(self.store, f"slot{slot}")
+        arrays: dict[str, Array] = {}
+        for dtype, members in scalars.pop("_packed").items():
+            edges = np.cumsum([math.prod(shape) for _, shape in members])[:-1]
+            parts = np.split(packed[dtype], edges)
+            arrays |= {name: part.reshape(shape) for (name, shape), part in zip(members, parts, strict=True)}
+        return arrays, scalars
+
+    def save(self, arrays: Mapping[str, Array], scalars: Mapping[str, Any]) -> None:
+        """Write the other slot, then point to it."""
+        slot = 1 - self._slot
+        packed, shapes = _pack(arrays)
+        attributes: dict[str, Any] = {"xdan_checkpoint": to_json(self.identity)}
+        if is_local(self.store) and not exists(self.store):
+            with replacing(self.store) as place:  # a kill leaves no group that is no checkpoint
+                zarr.open_group(place, mode="w", zarr_format=3, attributes=attributes)
+        root = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=attributes)
+        write_arrays(self.store, f"slot{slot}", packed, {**scalars, "_packed": shapes})
+        root.attrs["latest"] = slot
+        self._slot = slot
+
+
+def _pack(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, list[tuple[str, tuple[int, ...]]]]]:
+    """One array for each dtype, and the names and shapes of its parts."""
+    parts: dict[str, list[tuple[str, Array]]] = {}
+    for name, value in arrays.items():
+        value = np.asarray(value)
+        parts.setdefault(value.dtype.name, []).append((name, value))
+    packed = {dtype: np.concatenate([value.ravel() for _, value in some]) for dtype, some in parts.items()}
+    return packed, {dtype: [(name, value.shape) for name, value in some] for dtype, some in parts.items()}

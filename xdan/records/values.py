@@ -1,0 +1,137 @@
+"""Checks of a record's values: packed values, fill values and units that do not match."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..core.checks import XdanWarning, shown
+
+# Values that formats and agencies write for "nothing": CF, netCDF's defaults, and what stands in many text files.
+_FILLS = (
+    *(-99.0, -999.0, -9999.0, -99999.0, -999999.0, -999.9, -9999.9, -99.9, 999.0, 9999.0, 99999.0, 999999.0, 999.9),
+    *(-32767.0, -32768.0, 32767.0, -2147483647.0, -2147483648.0, 9.969209968386869e36, 1e15, 1e20, 1e30, 1e35, 1e36),
+    *(-1e15, -1e20, -1e30, -1e34, -1e36, 3.4028234663852886e38, -3.4028234663852886e38),
+)
+_FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 20.0  # deviations from the others: of a common fill value, and of another one
+_REPEATED = 10  # times that an uncommon fill value occurs, at least
+_PACKING = {"scale_factor": 1.0, "add_offset": 0.0}
+_SPELLINGS = {
+    "k": ("k", "kelvin", "degk", "degree_k", "degrees_k", "deg_k"),
+    "degc": ("c", "degc", "celsius", "degree_celsius", "degrees_celsius", "degree_c", "degrees_c", "°c", "deg_c"),
+    "degf": ("f", "degf", "fahrenheit", "degree_fahrenheit", "degrees_fahrenheit", "°f", "degree_f", "degrees_f"),
+}
+
+
+def check_packing(variable: xr.DataArray) -> None:
+    """Refuse packed values, and fill values that were not turned into NaN, where the attributes say so.
+
+    Raises
+    ------
+    ValueError
+    """
+    for label in ("_FillValue", "missing_value"):
+        value = variable.attrs.get(label)
+        if value is not None and not _is_nan(value):
+            raise ValueError(
+                f"{variable.name!r} has the attribute {label}={shown(value)}: expected NaN for its gaps. Open "
+                "the record with mask_and_scale=True, or use xr.decode_cf(ds)"
+            )
+    for label, neutral in _PACKING.items():
+        value = variable.attrs.get(label)
+        if value is not None and not _is(value, neutral):
+            raise ValueError(
+                f"{variable.name!r} has the attribute {label}={shown(value)}: its values are packed, expected plain "
+                "ones. Open the record with mask_and_scale=True, or use xr.decode_cf(ds)"
+            )
+
+
+def _is_nan(value: Any) -> bool:
+    try:
+        return bool(np.isnan(np.asarray(value, dtype=np.float64)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def _is(value: Any, number: float) -> bool:
+    try:
+        return bool((np.asarray(value, dtype=np.float64) == number).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = True) -> None:
+    """Refuse two variables of one quantity in units that are known to differ; warn where they are spelled apart.
+
+    Parameters
+    ----------
+    variable, other : xarray.DataArray
+    warns : bool
+        Whether words that differ are told.
+
+    Raises
+    ------
+    ValueError
+        For kelvin beside degrees Celsius and the like.
+
+    Warns
+    -----
+    XdanWarning
+        Where the units are other words.
+    """
+    ours, theirs = (v.attrs.get("units") for v in (variable, other))
+    if not isinstance(ours, str) or not isinstance(theirs, str) or _plain(ours) == _plain(theirs):
+        return
+    both = f"{variable.name!r} is in {ours!r} and {other.name!r} in {theirs!r}"
+    if _plain(ours) in _SPELLINGS and _plain(theirs) in _SPELLINGS:
+        raise ValueError(f"{both}: expected one unit for both; convert one of them")
+    if warns:
+        warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
+
+
+def _plain(units: str) -> str:
+    """One spelling of a unit."""
+    word = units.strip().lower().replace("deg ", "deg").replace(" ", "_")
+    return next((name for name, words in _SPELLINGS.items() if word in words), word)
+
+
+def fill_text(values: np.ndarray[Any, Any], name: str) -> str:
+    """Say that values that stand for nothing, such as -999, are among the values of a variable; or nothing."""
+    filled = fill_value(values)
+    if filled is None:
+        return ""
+    value, count = filled
+    return (
+        f"{count} of {values.size} values of {name!r} are {value:g}, far from all others, as fill values are: expected "
+        f"NaN where there is nothing; for example ds.where(ds.{name} != {value:g})"
+    )
+
+
+def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
+    """Find a value that stands for nothing: the smallest or largest, far from all others.
+
+    A common fill value counts where it is 10 deviations away. Any other value counts where it occurs 10 times and is
+    20 deviations away. Deviations are half the distance of the quantiles at 16 and 84 %.
+
+    Returns
+    -------
+    value, count
+        Or None where there is none.
+    """
+    numbers = values[np.isfinite(values)].astype(np.float64)
+    if numbers.size < 2:
+        return None
+    for extreme in (numbers.min(), numbers.max()):
+        others = numbers[numbers != extreme]
+        count = numbers.size - others.size
+        known = bool(np.isclose(extreme, _FILLS, rtol=1e-6, atol=0).any())
+        if not others.size or not (known or count >= _REPEATED):
+            continue
+        low, middle, high = np.quantile(others, [0.16, 0.5, 0.84])
+        far = (_FAR_FOR_A_FILL if known else _FAR_FOR_ANY) * (high - low) / 2
+        if high > low and abs(extreme - middle) > far:
+            return float(extreme), int(count)
+    return None

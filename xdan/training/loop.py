@@ -1,0 +1,275 @@
+"""The loop of a training: steps, validations, checkpoints, and the history that they leave."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time as clock
+from collections.abc import Mapping
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, fields
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+
+from ..core.learning.trainer import Trainer, linear_decay
+from ..core.progress import shown
+from ..records.blocks import array_to_tensor, tensor_to_array
+from ..records.location import StoreLike
+from ..records.store import Checkpoint
+from .data import TrainingData, burn_in
+
+
+class Interruption:
+    """Let Ctrl-C end a training between two steps, where weights and checkpoint fit each other.
+
+    The first Ctrl-C is noted; a second one raises KeyboardInterrupt at once. Outside the main thread, and where the
+    process has a way of its own with Ctrl-C, nothing changes.
+
+    Attributes
+    ----------
+    noted : bool
+        Whether there was a Ctrl-C.
+    """
+
+    def __init__(self) -> None:
+        self.noted = False
+        self._listening = False
+
+    def __enter__(self) -> Interruption:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._note)
+            self._listening = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def _note(self, *_: Any) -> None:
+        self.noted = True
+        self._leave()
+
+    def _leave(self) -> None:
+        if self._listening:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._listening = False
+
+
+class Loop:
+    """Steps, validations and checkpoints until the budget is spent.
+
+    Parameters
+    ----------
+    trainer : Trainer
+    data : TrainingData
+    steps, minutes : optional
+        The budget, one of them.
+    validate_every : int
+    checkpoint : path or Zarr store, optional
+        What is found there is taken up.
+    about : mapping
+        JSON that tells this training from another.
+    from_trained : bool
+        Whether the weights at the start are a candidate for the best ones.
+
+    Attributes
+    ----------
+    interrupted : bool
+        Whether Ctrl-C ended the training before its budget was spent.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        data: TrainingData,
+        steps: int | None,
+        minutes: float | None,
+        validate_every: int,
+        checkpoint: StoreLike | None,
+        about: Mapping[str, Any],
+        from_trained: bool = False,
+    ) -> None:
+        self.trainer, self.data, self.from_trained = trainer, data, from_trained
+        self.steps, self.minutes, self.validate_every = steps, minutes, validate_every
+        self.interrupted = False
+        self._begin = 0.0
+        self.rows: list[_Row] = []
+        self._since: list[tuple[float, float, int]] = []
+        self.elapsed_before = 0.0
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, about)
+        saved = None if self.checkpoint is None else self.checkpoint.load()
+        if saved is not None:
+            self._restore(*saved)
+
+    def run(self, progress: bool | Mapping[str, Any]) -> float:
+        """Train; returns the seconds it took, those before a resumption included.
+
+        Ctrl-C ends the training early, and `interrupted` says so.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            At Ctrl-C before the first step, and at a second one.
+        """
+        self._begin = clock.perf_counter()
+        form = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
+        asked = {
+            "desc": "training",
+            "mininterval": 1.0,
+            **(progress if isinstance(progress, Mapping) else {}),
+        }
+        with (
+            Interruption() as interruption,
+            tqdm(total=self._total, disable=progress is False, bar_format=form, **asked) as bar,
+        ):
+            try:
+                elapsed = self._steps(interruption, bar, not bar.disable)
+            except KeyboardInterrupt:  # in the middle of a step, from elsewhere than the first Ctrl-C
+                if interruption.noted or not self.trainer.step_count:
+                    raise
+                self.interrupted, elapsed = True, self._elapsed()
+            except BrokenProcessPool as error:
+                if not interruption.noted:
+                    raise
+                if not self.trainer.step_count:  # the Ctrl-C met helpers that were still starting
+                    raise KeyboardInterrupt from error
+                self.interrupted, elapsed = True, self._elapsed()
+            else:  # otherwise weights and source do not fit each other, and the last save stays
+                if self.checkpoint is not None:
+                    self._save(elapsed)
+            if self.interrupted and not any(row.step for row in self.rows):
+                self._validate(elapsed, linear_decay(self._progress(elapsed)))
+        return elapsed
+
+    def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
+        """Take steps until the budget is spent or Ctrl-C is noted; returns the seconds so far."""
+        saved = self._begin
+        if self.from_trained and not self.trainer.step_count:
+            self._validate(self._elapsed(), linear_decay(0.0))
+        while True:
+            now = clock.perf_counter()
+            elapsed = self.elapsed_before + now - self._begin
+            done = self._progress(elapsed)
+            bar.n = min(self._total, int(done * self._total))
+            if done >= 1.0:
+                break
+            if interruption.noted:
+                if not self.trainer.step_count:
+                    raise KeyboardInterrupt
+                self.interrupted = True
+                return elapsed
+            if self.checkpoint is not None and now - saved > 30.0:
+                self._save(elapsed)
+                saved = clock.perf_counter()
+            with shown(bars and not self.trainer.step_count):  # a teacher settles before the first window
+                window = self.data.windows.window(self.trainer.step_count)
+            report = self.trainer.step(window, linear_decay(done))
+            self._since.append((report.loss, report.rmse, report.restarts))
+            if self.trainer.step_count % self.validate_every == 0:
+                self._validate(elapsed, linear_decay(done))
+                bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
+            bar.update(0)
+        if not self.rows or self.rows[-1].step != self.trainer.step_count:
+            self._validate(elapsed, 0.0)
+        bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
+        return elapsed
+
+    @property
+    def _total(self) -> int:
+        """Units of the progress bar."""
+        return self.steps if self.steps is not None else 1000
+
+    def _elapsed(self) -> float:
+        return self.elapsed_before + clock.perf_counter() - self._begin
+
+    def _progress(self, elapsed: float) -> float:
+        if self.steps is not None:
+            return self.trainer.step_count / self.steps
+        assert self.minutes is not None
+        return elapsed / (60.0 * self.minutes)
+
+    def _validate(self, elapsed: float, rate: float) -> None:
+        score = self.trainer.validate(self.data.validation, burn_in(self.data.validation.observation.shape[1]))
+        since = np.array(self._since) if self._since else np.full((1, 3), np.nan)
+        finite = since[np.isfinite(since[:, :2]).all(1)]
+        loss, rmse = finite[:, :2].mean(0) if len(finite) else (np.nan, np.nan)
+        row = _Row(
+            self.trainer.step_count,
+            float(loss),
+            float(rmse),
+            score,
+            rate,
+            int(np.nansum(since[:, 2])),
+            self.trainer.rewinds,
+            elapsed,
+        )
+        self.rows.append(row)
+        self._since = []
+
+    def history(self) -> xr.Dataset:
+        """What was seen, along `step`."""
+        columns = {field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)}
+        step = columns.pop("step")
+        return xr.Dataset(
+            {name: ("step", values, _HISTORY[name]) for name, values in columns.items()},
+            {"step": ("step", step, {"long_name": "gradient steps", "units": "1"})},
+            {"title": "training history"},
+        )
+
+    def _save(self, elapsed: float) -> None:
+        assert self.checkpoint is not None
+        arrays = {f"trainer/{name}": value for name, value in self.trainer.arrays().items()}
+        arrays |= {f"source/{name}": value for name, value in self.data.windows.arrays().items()}
+        scalars = {
+            "trainer": self.trainer.scalars(),
+            "rows": [list(asdict(row).values()) for row in self.rows],
+            "since": self._since,
+            "elapsed": elapsed,
+        }
+        self.checkpoint.save({name: tensor_to_array(value) for name, value in arrays.items()}, scalars)
+
+    def _restore(self, arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
+        device = str(next(self.trainer.network.parameters()).device)
+        named = {name: array_to_tensor(value, device=device) for name, value in arrays.items()}
+
+        def under(prefix: str) -> dict[str, torch.Tensor]:
+            return {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
+
+        self.trainer.restore(under("trainer/"), scalars["trainer"])
+        self.data.windows.restore(under("source/"))
+        self.rows = [_Row(*row) for row in scalars["rows"]]
+        self._since = [tuple(entry) for entry in scalars["since"]]
+        self.elapsed_before = float(scalars["elapsed"])
+
+
+@dataclass(frozen=True)
+class _Row:
+    step: int
+    loss: float
+    rmse: float
+    validation_rmse: float
+    rate: float
+    restarts: int
+    rewinds: int
+    seconds: float
+
+
+_HISTORY = {
+    "loss": {"long_name": "mean training loss since the last entry", "units": "1"},
+    "rmse": {
+        "long_name": "training analysis RMSE since the last entry, lost trajectories left out",
+        "units": "1",
+    },
+    "validation_rmse": {"long_name": "validation analysis RMSE", "units": "1"},
+    "rate": {"long_name": "learning rate, relative", "units": "1"},
+    "restarts": {"long_name": "trajectories lost and restarted since the last entry", "units": "1"},
+    "rewinds": {"long_name": "times so far that training went back to the best weights", "units": "1"},
+    "seconds": {"long_name": "time spent training", "units": "s"},
+}
