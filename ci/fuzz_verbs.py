@@ -175,7 +175,7 @@ def record(
     }
     attributes = {"title": "made by NumPy"}
     if made.registered:
-        description = {"name": made.dynamics.name, "parameters": made.dynamics.parameters()}
+        description = {"name": made.dynamics.name, "parameters": made.dynamics.config()}
         attributes["dynamics"] = json.dumps(description)
     if observing is not None:
         attributes["observing"] = json.dumps({"name": "sites", "parameters": dict(observing)})
@@ -628,7 +628,7 @@ def check_step(call: Call, made: Any) -> None:
     expected = runge_kutta(tendencies[call.verb.name], x, made.timestep, 3)
     after = made.advance(torch.from_numpy(x).reshape(1, *made.shape), 3).numpy().reshape(size)
     close("three steps", after, expected, 1e-9, 1e-9)
-    json.dumps(made.parameters())
+    json.dumps(made.config())
 
 
 def check_sites(call: Call, sites: xdan.Sites) -> None:
@@ -730,7 +730,7 @@ def _check_forecast(call: Call, run: Dataset, before: str, after: str) -> None:
 
 def _check_etkf(call: Call, run: Dataset) -> None:
     """Mean and covariance of the members after the first cycle, against the Kalman update of those before."""
-    factor, r, y = float(call.get("inflation", 1.01)) ** 2, call.source.error, call.source.values("observation")
+    factor, r, y = float(call.get("inflation", 1.01)) ** 2, call.source.observing, call.source.values("observation")
     before, after = arranged(run, "forecast_members"), arranged(run, "members")
     for i, k in np.ndindex(before.shape[0], before.shape[1] - 1):
         x, p = before[i, k + 1], np.cov(before[i, k + 1].T)
@@ -741,7 +741,7 @@ def _check_etkf(call: Call, run: Dataset) -> None:
 
 def _check_finite_size(call: Call, run: Dataset) -> None:
     """Zeta is a minimum of the capped dual, on a fine grid; the mean is the update that it stands for."""
-    r, y, members = call.source.error, call.source.values("observation"), arranged(run, "forecast_members")
+    r, y, members = call.source.observing, call.source.values("observation"), arranged(run, "forecast_members")
     m = members.shape[2]
     if call.get("form", "dual") != "dual":
         return
@@ -771,7 +771,7 @@ def _check_given_background(call: Call, run: Dataset) -> None:
         return
     x, after, y = arranged(run, "forecast"), arranged(run, "analysis"), call.source.values("observation")
     for i, k in np.ndindex(x.shape[0], x.shape[1] - 1):
-        mean, p = update(x[i, k + 1], float(scale) * b, y[i, k + 1], call.source.error)
+        mean, p = update(x[i, k + 1], float(scale) * b, y[i, k + 1], call.source.observing)
         close("analysis", after[i, k + 1], mean)
         close("spread", arranged(run, "spread")[i, k + 1], np.sqrt(np.diag(p)))
 
@@ -789,7 +789,7 @@ def _check_interpolation(call: Call, run: Dataset) -> None:
         arranged(run, "forecast"),
         arranged(run, "analysis"),
         call.source.values("observation"),
-        call.source.error,
+        call.source.observing,
     )
     close("forecast", x, np.broadcast_to(x[0, 0], x.shape))
     size = x.shape[-1]
@@ -809,7 +809,7 @@ def _check_kalman(call: Call, run: Dataset) -> None:
         arranged(run, "forecast"),
         arranged(run, "analysis"),
         call.source.values("observation"),
-        call.source.error,
+        call.source.observing,
     )
     gain = _solve_gain((y - x)[:, 0], (after - x)[:, 0])
     start = np.linalg.solve(np.eye(len(gain)) - gain, gain @ r)
@@ -983,7 +983,7 @@ def check_cycle(call: Call, run: Dataset) -> None:
     if net.memory:
         return
     x, y = arranged(run, "forecast"), made.values("observation")
-    analysis = forward(net, x, projected(y - x, made.error))
+    analysis = forward(net, x, projected(y - x, made.observing))
     close("analysis", arranged(run, "analysis")[:, 1:], analysis[:, 1:])  # the first is made from the climate
 
 
@@ -1191,7 +1191,9 @@ def check_score(call: Call, scores: Dataset) -> None:
         "error_variance_diagnosed": average(d * residual),
     }
     if "forecast_spread" in part:
-        expected["innovation_variance_expected"] = average(part["forecast_spread"] ** 2 + np.diag(call.source.error))
+        expected["innovation_variance_expected"] = average(
+            part["forecast_spread"] ** 2 + np.diag(call.source.observing)
+        )
     for name, value in expected.items():
         if name in scores:
             close(name, scores[name], value, 5e-3, 5e-3)
@@ -1297,7 +1299,7 @@ def check_gain(call: Call, gain: DataArray) -> None:
         expected = jacobian(net, x, np.zeros_like(x))
         if kind == "kalman":
             y = call.source.values("observation")[:, call.get("burn_in", 0) :: call.get("every", 1)]
-            seen, inverse = np.isfinite(y), np.linalg.inv(call.source.error)
+            seen, inverse = np.isfinite(y), np.linalg.inv(call.source.observing)
             expected = expected @ (inverse * seen[..., None, :])
         order = [*lead, "i", "j"]
     else:
@@ -1504,7 +1506,7 @@ def check_histogram(call: Call, density: DataArray) -> None:
     """Projected innovations counted by NumPy."""
     run, burn_in = call.plain["run"], call.get("burn_in", 0)
     y, x = call.source.values("observation", burn_in), arranged(run, "forecast")[:, burn_in:]
-    zeta = projected(y - x, call.source.error)
+    zeta = projected(y - x, call.source.observing)
     seen = zeta[zeta != 0]
     width = density["width"].values
     edges = np.concatenate([density["zeta"].values - width / 2, density["zeta"].values[-1:] + width[-1:] / 2])

@@ -9,7 +9,7 @@ import torch
 import xarray as xr
 
 import xdan
-from xdan.core.observing.system import Sites
+from xdan.core.observing import Sites
 from xdan.records.streams import Stream
 
 

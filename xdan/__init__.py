@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .core.networks import EnsembleCNN as EnsembleCNN
     from .core.networks import LinearInZeta as LinearInZeta
     from .core.networks import ResidualCNN as ResidualCNN
-    from .core.observing.system import Sites as Sites
+    from .core.observing import Sites as Sites
     from .core.symmetry import Group as Group
     from .diagnostics.covariances import covariance_spectrum as covariance_spectrum
     from .diagnostics.covariances import ensemble_covariance as ensemble_covariance
@@ -80,7 +80,7 @@ _HOMES = {
     "Method": "core.methods",
     "Network": "network",
     "ResidualCNN": "core.networks",
-    "Sites": "core.observing.system",
+    "Sites": "core.observing",
     "ThreeDVar": "core.methods",
     "XdanWarning": "records.schema",
     "angle_curves": "plots.gain_plots",

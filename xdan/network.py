@@ -19,8 +19,8 @@ from .core.checks import XdanWarning, shown
 from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
 from .records.blocks import tensor_to_array
-from .records.experiment import Experiment
 from .records.location import StoreLike, check_rewritable, locate, replacing, writing
+from .records.record import LabelledRecord
 from .records.schema import WHOLE, Array
 from .records.setting import disagreements
 from .records.store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
@@ -76,7 +76,7 @@ class Network:
         description = {
             "format": _FORMAT,
             "name": registered_name(module),
-            "parameters": module.parameters_json(),
+            "parameters": module.config(),
             "state_dims": list(dims),
             "training": dict(training),
         }
@@ -125,7 +125,7 @@ class Network:
         """Return the method to cycle with; one torch module for each process."""
         return _method(self, dtype, device)
 
-    def check(self, experiment: Experiment) -> None:
+    def check(self, labelled: LabelledRecord) -> None:
         """Refuse records that the network cannot work on.
 
         Raises
@@ -133,10 +133,10 @@ class Network:
         ValueError
             If the state's dims are not those it was trained on.
         """
-        if experiment.frame.dynamics.dims != self.state_dims:
+        if labelled.setup.dynamics.dims != self.state_dims:
             raise ValueError(
                 f"the network works on states with dims {self.state_dims}, the record's state has "
-                f"{experiment.frame.dynamics.dims}: rename the record's dims, or train a network on this record"
+                f"{labelled.setup.dynamics.dims}: rename the record's dims, or train a network on this record"
             )
 
     def check_climate(self, observation: Array, error_variance: float) -> None:
@@ -254,7 +254,7 @@ def committee(networks: Iterable[Network]) -> Network:
             stacklevel=2,
         )
     modules = [one.module() for one in networks]
-    together = Committee([{"name": m.name, "parameters": m.parameters_json()} for m in modules])
+    together = Committee([{"name": m.name, "parameters": m.config()} for m in modules])
     mean, std = (float(np.mean([one.arrays[n] for one in networks])) for n in ("state_mean", "state_std"))
     together.normalise(mean, std, float(networks[0].arrays["error_std"]))
     for place, module in zip(together.networks, modules, strict=True):

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import xdan
-from xdan.core.learning import gradient, objectives
-from xdan.core.learning import trainer as training
+from xdan.core.learning import gradient, rollout
+from xdan.core.learning import trainer
 
 WORLDS: dict[str, tuple[xdan.Dynamics, float]] = {
     "interval 0.05": (xdan.Lorenz96(), 0.05),
@@ -40,7 +40,7 @@ def without(guard: str) -> Iterator[float]:
     if guard == "bound through cycles" or everything:
         patches.append(patch.object(gradient, "_CAP", float("inf")))
     if guard == "restarts" or everything:
-        patches.append(patch.object(objectives, "_is_lost", only_broken))
+        patches.append(patch.object(rollout, "_is_lost", only_broken))
     if guard == "return to the best" or everything:
         patches.append(patch.object(training, "_WORSE", float("inf")))
     for each in patches:

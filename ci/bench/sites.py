@@ -16,7 +16,7 @@ import torch
 import xdan
 from xdan.core.methods import Record, method_by_name, run
 from xdan.records.blocks import make_record
-from xdan.records.experiment import read
+from xdan.records.record import read
 
 SIZES = (40, 160, 640, 2500, 10_000)
 METHODS = {

@@ -21,10 +21,10 @@ import xdan
 from xdan.core.learning.gradient import OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import ObservingSystem, Sites
 
 WINDOW = 12
-MODEL, ERROR = xdan.Lorenz96(), ErrorCovariance(torch.tensor(1.0))
+MODEL, ERROR = xdan.Lorenz96(), ObservingSystem(torch.tensor(1.0))
 
 
 def networks(count: int, filters: int) -> list[ResidualCNN]:

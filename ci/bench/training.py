@@ -21,7 +21,7 @@ import xdan
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.trainer import Settings, Trainer
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import ObservingSystem, Sites
 
 WINDOW = 12
 
@@ -106,12 +106,12 @@ def plain_step(network: ResidualCNN, batch: int) -> Callable[[], None]:
 
 def our_step(network: ResidualCNN, batch: int, processes: int) -> tuple[Callable[[], None], Trainer]:
     """One gradient step of the trainer, its batch shared between processes; and the trainer, to be closed."""
-    model, error = xdan.Lorenz96(), ErrorCovariance(torch.tensor(1.0))
+    model, observing = xdan.Lorenz96(), ObservingSystem(torch.tensor(1.0))
     network.normalise(2.3, 3.6, 1.0)
     source = EndlessTwin(
         model,
         Sites.all(),
-        error,
+        observing,
         steps=1,
         trajectories=batch,
         batch=batch,
@@ -119,7 +119,7 @@ def our_step(network: ResidualCNN, batch: int, processes: int) -> tuple[Callable
         seed=0,
         like=torch.zeros(()),
     )
-    trainer = Trainer(network, model, error, Settings(), processes)
+    trainer = Trainer(network, model, observing, Settings(), processes)
 
     def step() -> None:
         trainer.step(source.window(trainer.step_count), 0.5)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xdan
-from xdan.core.observing.system import Sites
+from xdan.core.observing import Sites
 from xdan.records.streams import Stream
 
 # The network is used on gaps and uneven intervals, which it was not trained on.

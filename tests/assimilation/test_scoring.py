@@ -101,8 +101,8 @@ def test_burn_in_leaves_out_exactly_that_many(sparse, ensemble, burn_in):
     assert found.attrs["cycles"] == 4 * (24 - burn_in)
 
 
-def gaussian_crps(error, spread):
-    z = error / spread
+def gaussian_crps(observing, spread):
+    z = observing / spread
     return spread * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / math.sqrt(math.pi))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import xdan
 from xdan.core.dynamics import dynamics_from_json
-from xdan.core.observing.system import Sites
+from xdan.core.observing import Sites
 
 
 @given(st.integers(1, 5), st.integers(1, 30), st.sampled_from(["all", "every", "random"]))

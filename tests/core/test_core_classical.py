@@ -30,8 +30,7 @@ from xdan.core.methods import Method, Record, State, accepted_parameters, climat
 from xdan.core.methods.ensemble import InverseRoot, rotation
 from xdan.core.methods.local import gaspari_cohn
 from xdan.core.methods.minimisers import Window, gauss_newton, l_bfgs
-from xdan.core.observing.operators import FunctionOperator
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import FunctionOperator, ObservingSystem, Sites
 from xdan.core.random import Purpose
 
 # Exactly the Kalman filter of their own members' moments on linear dynamics, as long as members span the state.
@@ -58,7 +57,7 @@ def everywhere(matrix: torch.Tensor) -> CustomDynamics:
 def moments_after_first(outputs, record: Record, matrix: torch.Tensor, r: torch.Tensor, lane: int):
     """Textbook analyses and covariances after the first, from the moments of the members at the first."""
     members = outputs["members"][lane, 0]
-    rest = Record(record.dynamics, record.error, record.observation[:, 1:], record.steps[1:], record.trajectory, 1)
+    rest = Record(record.dynamics, record.observing, record.observation[:, 1:], record.steps[1:], record.trajectory, 1)
     return moments(rest, matrix, r, lane, members.mean(0), torch.cov(members.T))
 
 
@@ -78,8 +77,8 @@ def moments(record: Record, matrix: torch.Tensor, r: torch.Tensor, lane: int, me
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.random(1, 3)])
 def test_kalman_filter_is_the_textbook_one(kind, sites):
-    matrix, (error, r) = model(), error_and_matrix(kind)
-    record = record_of(linear(matrix), error, 15, sites=sites)
+    matrix, (observing, r) = model(), error_and_matrix(kind)
+    record = record_of(linear(matrix), observing, 15, sites=sites)
     for name in ("kalman", "extended-kalman"):
         method = method_by_name(name, inflation=1.0).prepare(record)
         start = method.start(record)
@@ -97,8 +96,8 @@ def test_kalman_filter_is_the_textbook_one(kind, sites):
 def test_deterministic_ensembles_are_the_kalman_filter_of_their_moments(name, kind, sites):
     if name == "letkf" and kind == "full":
         pytest.skip("refused, as tested below")
-    matrix, (error, r) = model(), error_and_matrix(kind)
-    record = record_of(everywhere(matrix), error, 8, sites=sites, steps=lambda k: (1 + k % 2) if k else 0)
+    matrix, (observing, r) = model(), error_and_matrix(kind)
+    record = record_of(everywhere(matrix), observing, 8, sites=sites, steps=lambda k: (1 + k % 2) if k else 0)
     method = method_by_name(name.split()[0], members=9, **DETERMINISTIC[name]).prepare(record)
     outputs, _ = run(method, record, members=True)
     accuracy = 2e-4 if "bundle" in name else 1e-7
@@ -111,8 +110,8 @@ def test_deterministic_ensembles_are_the_kalman_filter_of_their_moments(name, ki
 
 def test_smoother_is_the_rauch_tung_striebel_one():
     # With a lag of one: E[x_{k-1} | y_1..k], from the joint Gaussian of both times.
-    matrix, (error, r) = model(), error_and_matrix("full")
-    record = record_of(linear(matrix), error, 6)
+    matrix, (observing, r) = model(), error_and_matrix("full")
+    record = record_of(linear(matrix), observing, 6)
     method = method_by_name("ienks", members=9, lag=1).prepare(record)
     outputs, _ = run(method, record, members=True)
     means, covariances = moments_after_first(outputs, record, matrix, r, 0)
@@ -125,8 +124,8 @@ def test_smoother_is_the_rauch_tung_striebel_one():
 
 
 def test_stochastic_enkf_converges_like_one_over_the_root_of_the_members():
-    error, _ = error_and_matrix("scalar")
-    record = record_of(linear(model()), error, 30, lanes=8)
+    observing, _ = error_and_matrix("scalar")
+    record = record_of(linear(model()), observing, 30, lanes=8)
     method = method_by_name("kalman").prepare(record)
     exact, _ = run(method, record)
     distance = []
@@ -141,8 +140,8 @@ def test_stochastic_enkf_converges_like_one_over_the_root_of_the_members():
 def test_particle_filters_converge_to_the_kalman_filter_with_model_noise(name):
     growth, noise, sigma = 0.9, 0.4, 0.7
     dynamics = CustomDynamics(step=lambda x: growth * x, state={"x": 1}, timestep=1.0, spin_up_time=0.0)
-    error = ErrorCovariance(std=DOUBLE + sigma)
-    record = record_of(dynamics, error, 12, lanes=4)
+    observing = ObservingSystem(std=DOUBLE + sigma)
+    record = record_of(dynamics, observing, 12, lanes=4)
     method = method_by_name(name, members=20_000, noise=noise).prepare(record)
     outputs, _ = run(method, record)
     mean, variance = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
@@ -156,7 +155,7 @@ def test_particle_filters_converge_to_the_kalman_filter_with_model_noise(name):
 
 
 def test_optimal_proposal_keeps_more_particles():
-    record = record_of(Lorenz96(8), ErrorCovariance(std=DOUBLE + 0.5), 20)
+    record = record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 0.5), 20)
     sizes = [
         run(method_by_name(name, members=200, noise=0.5).prepare(record), record)[0]["effective_sample_size"].mean()
         for name in ("particle", "optimal-particle")
@@ -170,11 +169,11 @@ def test_optimal_proposal_keeps_more_particles():
 @pytest.mark.parametrize("minimise", [gauss_newton, l_bfgs])
 @pytest.mark.parametrize("kind", KINDS)
 def test_4d_var_on_linear_dynamics_is_the_least_squares_solution(minimise, kind):
-    matrix, (error, r) = model(), error_and_matrix(kind)
+    matrix, (observing, r) = model(), error_and_matrix(kind)
     observation = normals(2, 3, SITES)
     observation[0, 1, 2] = torch.nan
     background, root = normals(2, SITES, seed=3), torch.linalg.cholesky(IDENTITY + 0.3)
-    window = Window(linear(matrix), error, observation, (0, 1, 2))
+    window = Window(linear(matrix), observing, observation, (0, 1, 2))
     found = minimise(window, background, root, 1e-9, 200)
     assert not found.unconverged.any()
     for lane in range(2):
@@ -241,7 +240,7 @@ def test_letkf_does_not_look_beyond_twice_its_radius():
     method = method_by_name("letkf", members=5, radius=1.2).prepare(record)
     moved = record.observation.clone()
     moved[:, 1, 0] += 3.0
-    shifted = Record(record.dynamics, record.error, moved, record.steps, record.trajectory, 1)
+    shifted = Record(record.dynamics, record.observing, moved, record.steps, record.trajectory, 1)
     change = (run(method, shifted)[0]["analysis"] - run(method, record)[0]["analysis"])[:, 1].abs().amax(0)
     assert (change[[0, 1, 2, 6, 7]] > 0).all()
     assert not change[3:6].any()
@@ -252,9 +251,9 @@ def test_letkf_does_not_look_beyond_twice_its_radius():
 
 def test_state_covariance_a2_on_linear_dynamics_is_the_kalman_filters_own():
     # A past as long as the record, from epsilon^2 I at its beginning: the Kalman filter of that prior.
-    matrix, (error, r) = model(), error_and_matrix("full")
+    matrix, (observing, r) = model(), error_and_matrix("full")
     cycles = 6
-    record = record_of(linear(matrix), error, cycles)
+    record = record_of(linear(matrix), observing, cycles)
     method = method_by_name("state-covariance", depth=cycles, epsilon=1.5, inflation=1.0).prepare(record)
     start = method.start(record)["x"]
     outputs, _ = run(method, record)
@@ -268,7 +267,7 @@ def test_the_past_of_the_dynamics_is_that_of_the_analyses_where_nothing_is_corre
     record = lorenz96_record(5)
     blind = record.observation.clone()
     blind[:, 1:4] = torch.nan
-    record = Record(record.dynamics, record.error, blind, record.steps, record.trajectory, 1)
+    record = Record(record.dynamics, record.observing, blind, record.steps, record.trajectory, 1)
     found = [
         run(method_by_name("state-covariance", depth=3, inflation=1.0, past=past).prepare(record), record)[0]
         for past in ("analyses", "dynamics")
@@ -304,7 +303,7 @@ DIFFERENTIABLE = {
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_gradient_through_a_cycle_is_the_finite_difference(name):
-    record = record_of(Lorenz96(5), ErrorCovariance(std=DOUBLE + 0.6), 3, lanes=1)
+    record = record_of(Lorenz96(5), ObservingSystem(std=DOUBLE + 0.6), 3, lanes=1)
     method = method_by_name(name.split()[0], **DIFFERENTIABLE[name]).prepare(record)
     _, begin = run(method, record)
 
@@ -315,7 +314,7 @@ def test_gradient_through_a_cycle_is_the_finite_difference(name):
         state: State = {**begin, source: x}
         state = method.forecast(state, record.dynamics, 1)
         observed = torch.ones_like(observation, dtype=torch.bool)
-        after = method.analyse(state, observation, observed, record.error)
+        after = method.analyse(state, observation, observed, record.observing)
         return method.mean(after) + (after["x"].square().mean(1) if method.ensemble else 0.0)
 
     x, y = begin[source].clone(), record.observation[:, 2] + 2.0
@@ -362,14 +361,14 @@ def rmse(method: Method, record: Record, burn_in: int) -> float:
 
 
 def test_iterations_help_where_the_dynamics_is_nonlinear():
-    record = record_of(Lorenz96(10), ErrorCovariance(std=DOUBLE + 1.0), 60, lanes=8, steps=lambda k: 8 * (k > 0))
+    record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 60, lanes=8, steps=lambda k: 8 * (k > 0))
     assert rmse(method_by_name("ienkf-n", members=12).prepare(record), record, 20) < 0.85 * rmse(
         method_by_name("enkf-n", members=12).prepare(record), record, 20
     )
 
 
 def test_a_longer_lag_helps_the_smoother():
-    record = record_of(Lorenz96(10), ErrorCovariance(std=DOUBLE + 1.0), 100, lanes=8)
+    record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 100, lanes=8)
     outputs, _ = run(method_by_name("ienks-n", members=12, lag=5).prepare(record), record)
     filtered = (outputs["analysis"] - record.truth)[:, 45:95].square().mean().sqrt()
     smoothed = (outputs["smoothed"][:, 50:] - record.truth[:, 45:95]).square().mean().sqrt()
@@ -377,7 +376,7 @@ def test_a_longer_lag_helps_the_smoother():
 
 
 def test_the_spin_up_finds_the_truth_from_the_climatology():
-    record = record_of(Lorenz96(40), ErrorCovariance(std=DOUBLE + 1.0), 220, lanes=8)
+    record = record_of(Lorenz96(40), ObservingSystem(std=DOUBLE + 1.0), 220, lanes=8)
     errors = [
         rmse(method_by_name("etkf", members=18, inflation=1.03, spin_up=cycles).prepare(record), record, 120)
         for cycles in (0, 100)
@@ -391,14 +390,14 @@ def test_the_spin_up_finds_the_truth_from_the_climatology():
 
 @pytest.mark.parametrize("tune_on", ["innovation", "truth"])
 def test_the_tuned_inflation_is_the_best_of_those_tried(tune_on):
-    record = record_of(Lorenz96(10), ErrorCovariance(std=DOUBLE + 1.0), 120, lanes=4)
+    record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 120, lanes=4)
     asked = method_by_name("etkf", members=5, inflation="tune", tune_on=tune_on)
     ready = asked.prepare(record)
     tuned = ready.tuned()
     curve = torch.from_numpy(tuned["innovation_score" if tune_on == "innovation" else "truth_rmse"][1])
     candidates = tuned["candidate_inflation"][1]
     assert tuned["tuned_inflation"][1] == pytest.approx(candidates[int(curve.argmin())])
-    assert ready.parameters()["inflation"] == "tune"
+    assert ready.config()["inflation"] == "tune"
     # What a run with that number gives, and what one without inflation loses.
     number = float(tuned["tuned_inflation"][1])
     plain = run(method_by_name("etkf", members=5, inflation=number).prepare(record), record)[0]
@@ -409,7 +408,7 @@ def test_the_tuned_inflation_is_the_best_of_those_tried(tune_on):
 
 
 def test_tuning_of_two_parameters_tries_their_product():
-    record = record_of(Lorenz96(8), ErrorCovariance(std=DOUBLE + 1.0), 40, lanes=2)
+    record = record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 1.0), 40, lanes=2)
     tried = {"radius": [1.0, 2.0, 4.0], "inflation": [1.0, 1.1]}
     method = method_by_name("letkf", members=4, radius="tune", inflation="tune", candidates=tried)
     with warnings.catch_warnings():
@@ -424,7 +423,7 @@ def test_tuning_of_two_parameters_tries_their_product():
 
 def test_tuning_on_the_truth_needs_it():
     record = lorenz96_record(12)
-    blind = Record(record.dynamics, record.error, record.observation, record.steps, record.trajectory, 1)
+    blind = Record(record.dynamics, record.observing, record.observation, record.steps, record.trajectory, 1)
     with pytest.raises(ValueError, match=r"tune_on=.truth.*no truth"):
         method_by_name("etkf", members=4, inflation="tune", tune_on="truth").prepare(blind)
 
@@ -432,7 +431,7 @@ def test_tuning_on_the_truth_needs_it():
 def test_tuning_without_observations_says_so():
     record = lorenz96_record(12)
     blind = torch.full_like(record.observation, math.nan)
-    record = Record(record.dynamics, record.error, blind, record.steps, record.trajectory, 1)
+    record = Record(record.dynamics, record.observing, blind, record.steps, record.trajectory, 1)
     with pytest.raises(ValueError, match=r"finite score.*nothing is observed"):
         method_by_name("etkf", members=4, inflation="tune").prepare(record)
 
@@ -444,7 +443,7 @@ def test_a_method_to_be_tuned_must_be_prepared():
 
 @pytest.mark.parametrize(("name", "lag"), [("ienks", {"lag": 4}), ("4d-var", {"window": 4, "scale": 0.1})])
 def test_the_smoothed_state_is_that_of_its_lag(name, lag):
-    record = record_of(Lorenz96(10), ErrorCovariance(std=DOUBLE + 1.0), 60, lanes=4, steps=lambda k: 2 * (k > 0))
+    record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 60, lanes=4, steps=lambda k: 2 * (k > 0))
     method = method_by_name(name, **lag, **({"members": 14} if name == "ienks" else {})).prepare(record)
     assert method.lags == {"smoothed": 4}
     smoothed = run(method, record)[0]["smoothed"]
@@ -463,16 +462,16 @@ def test_other_methods_have_no_lag():
 
 
 def tuned_on_ring(candidates=None, **parameters):
-    record = record_of(Lorenz96(10), ErrorCovariance(std=DOUBLE + 1.0), 60, lanes=2)
+    record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 60, lanes=2)
     return method_by_name("etkf", members=6, inflation="tune", candidates=candidates, **parameters).prepare(record)
 
 
 def test_candidates_come_from_the_caller_sorted():
     method = method_by_name("letkf", radius="tune", candidates={"radius": np.array([6.0, 2.0, 4.0, 2.0])})
-    assert method.parameters()["candidates"] == {"radius": [2.0, 4.0, 6.0]}
+    assert method.config()["candidates"] == {"radius": [2.0, 4.0, 6.0]}
     assert method.tuned_shapes()["candidate_radius"][1] == (3,)
-    assert "candidates" not in method_by_name("letkf", radius="tune").parameters()
-    json.dumps(method.parameters())
+    assert "candidates" not in method_by_name("letkf", radius="tune").config()
+    json.dumps(method.config())
 
 
 def test_tuning_tries_the_callers_candidates_only():
@@ -511,7 +510,7 @@ def test_a_scale_is_one_of_the_callers(name, parameters):
     np.testing.assert_array_equal(tuned["candidate_scale"][1], [1e-3, 3e-3])
     shapes = {key: value[1] for key, value in method.tuned_shapes().items() if -1 not in value[1]}
     assert shapes == {key: np.shape(tuned[key][1]) for key in shapes}
-    assert ready.parameters()["candidates"] == {"scale": [1e-3, 3e-3]}
+    assert ready.config()["candidates"] == {"scale": [1e-3, 3e-3]}
 
 
 @pytest.mark.parametrize(
@@ -575,8 +574,8 @@ def test_arguments_of_another_type_are_named(name, parameters, message):
 def test_numbers_of_numpy_are_taken_and_written_down_plainly():
     asked = {"members": np.int64(5), "radius": np.float32(4), "inflation": np.float32(1.5), "spin_up": np.int16(3)}
     method = method_by_name("letkf", **asked)
-    assert json.loads(json.dumps(method.parameters())) == {key: float(value) for key, value in asked.items()}
-    assert method_by_name("etkf", rotate=np.bool_(True)).parameters()["rotate"] is True
+    assert json.loads(json.dumps(method.config())) == {key: float(value) for key, value in asked.items()}
+    assert method_by_name("etkf", rotate=np.bool_(True)).config()["rotate"] is True
 
 
 @pytest.mark.parametrize("name", ["3d-var", "4d-var"])
@@ -653,7 +652,7 @@ def test_a_state_of_one_variable_has_a_covariance_of_one_number(name, parameters
         spin_up_time=50.0,
         distance=lambda a, b: (a - b).abs(),
     )
-    record = record_of(logistic, ErrorCovariance(std=DOUBLE + 0.05), 12)
+    record = record_of(logistic, ObservingSystem(std=DOUBLE + 0.05), 12)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XdanWarning)
         method = method_by_name(name, **parameters).prepare(record)
@@ -686,7 +685,7 @@ def well(x: torch.Tensor) -> torch.Tensor:
     ids=["one point", "wells", "one well", "at rest", "kinked", "small units"],
 )
 def test_a_model_that_is_linear_at_its_climate_only_is_refused(dynamics):
-    record = record_of(dynamics, ErrorCovariance(std=DOUBLE + 0.3), 4)
+    record = record_of(dynamics, ObservingSystem(std=DOUBLE + 0.3), 4)
     with pytest.raises(ValueError, match=r"needs a linear dynamics.*expected f"):
         method_by_name("kalman").prepare(record)
 
@@ -703,15 +702,15 @@ def test_affine_models_are_linear_in_any_units(units, offset, growth):
         spin_up_time=5.0,
         rest=lambda noise: units * (offset + noise),
     )
-    record = record_of(dynamics, ErrorCovariance(std=DOUBLE + units), 4, steps=lambda k: 5 * (k > 0))
+    record = record_of(dynamics, ObservingSystem(std=DOUBLE + units), 4, steps=lambda k: 5 * (k > 0))
     method_by_name("kalman").prepare(record)
 
 
 def test_the_kalman_filter_refuses_a_nonlinear_operator():
-    error = ErrorCovariance(std=DOUBLE + 1.0)
-    record = record_of(linear(model(0.9)), error, 3)
+    observing = ObservingSystem(std=DOUBLE + 1.0)
+    record = record_of(linear(model(0.9)), observing, 3)
     for function, right in ((lambda x: x**2, False), (lambda x: 2 * x + 1, True)):
-        bent = replace(record, error=ErrorCovariance(std=DOUBLE + 1.0, operator=FunctionOperator(function, SITES)))
+        bent = replace(record, observing=ObservingSystem(std=DOUBLE + 1.0, operator=FunctionOperator(function, SITES)))
         if right:
             method_by_name("kalman").prepare(bent)
             continue
@@ -740,7 +739,7 @@ BLACK_BOX = CustomDynamics(
     ],
 )
 def test_a_black_box_is_refused_by_what_differentiates_it(name, parameters, instead):
-    record = record_of(BLACK_BOX, ErrorCovariance(std=DOUBLE + 1.0), 4)
+    record = record_of(BLACK_BOX, ObservingSystem(std=DOUBLE + 1.0), 4)
     with pytest.raises(ValueError, match=f"the model 'black box'.*expected.*{instead}"):
         method_by_name(name, **parameters).prepare(record)
     run(method_by_name("etkf", members=4).prepare(record), record)
@@ -750,7 +749,7 @@ def test_a_black_box_is_refused_by_what_differentiates_it(name, parameters, inst
 def test_an_operator_without_a_derivative_is_refused_before_the_run(name):
     record = lorenz96_record(8)
     function = FunctionOperator(lambda x: torch.from_numpy(x.detach().numpy() ** 2), 8)
-    record = replace(record, error=ErrorCovariance(std=DOUBLE + 1.0, operator=function))
+    record = replace(record, observing=ObservingSystem(std=DOUBLE + 1.0, operator=function))
     parameters = {"inflation": 1.1} if name in ("etkf", "extended-kalman") else {}
     with pytest.raises(ValueError, match=f"the observation operator.*expected.*'{name}' needs it"):
         method_by_name(name, **parameters).prepare(record)
@@ -855,15 +854,15 @@ def test_a_window_longer_than_the_record_is_refused(name, parameter):
 
 
 def test_localisation_needs_a_distance():
-    record = record_of(linear(model()), ErrorCovariance(std=DOUBLE + 1.0), 3)
+    record = record_of(linear(model()), ObservingSystem(std=DOUBLE + 1.0), 3)
     with pytest.raises(ValueError, match="localisation needs a distance"):
         method_by_name("letkf", members=4).prepare(record)
 
 
 def test_letkf_needs_a_diagonal_r():
-    error, _ = error_and_matrix("full")
+    observing, _ = error_and_matrix("full")
     with pytest.raises(ValueError, match="diagonal R"):
-        method_by_name("letkf", members=4).prepare(record_of(linear(model()), error, 3))
+        method_by_name("letkf", members=4).prepare(record_of(linear(model()), observing, 3))
 
 
 def test_the_kalman_filter_refuses_nonlinear_dynamics():
@@ -884,7 +883,7 @@ def test_each_analysis_says_whether_it_converged(name, parameters):
     record = lorenz96_record(10, lanes=3, steps=lambda k: 4 * (k > 0))
     blind = record.observation.clone()
     blind[:, 5:] = torch.nan
-    record = Record(record.dynamics, record.error, blind, record.steps, record.trajectory, 1)
+    record = Record(record.dynamics, record.observing, blind, record.steps, record.trajectory, 1)
     method = method_by_name(name, **parameters, iterations=2, tolerance=1e-9).prepare(record)
     outputs = run(method, record)[0]
     flags = outputs["unconverged"]

@@ -8,7 +8,7 @@ import torch
 
 from xdan.core.derivatives import check_derivative, check_model, check_operator, climate_states, pull_back, sizes
 from xdan.core.dynamics import CustomDynamics, Lorenz63, Lorenz96
-from xdan.core.observing.operators import FunctionOperator
+from xdan.core.observing import FunctionOperator
 
 LIKE = torch.zeros((), dtype=torch.float64)
 RING = Lorenz96(8)

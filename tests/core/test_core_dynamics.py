@@ -290,7 +290,7 @@ def test_custom_dynamics_refuses_what_makes_no_model(parameters, message):
 @pytest.mark.parametrize(("timestep", "expected"), [(0.001, 20.0), (0.05, 20.0), (0.1, 40.0), (21600.0, 400 * 21600.0)])
 def test_the_spin_up_follows_the_step(timestep, expected):
     dynamics = decay(timestep)
-    assert dynamics.spin_up_time == dynamics.parameters()["spin_up_time"] == pytest.approx(expected)
+    assert dynamics.spin_up_time == dynamics.config()["spin_up_time"] == pytest.approx(expected)
     assert dynamics.spin_up_steps() == max(400, round(20 / timestep))
     assert decay(timestep, spin_up_time=0.0).spin_up_steps() == 0
     assert Lorenz96().spin_up_steps() == 400
@@ -346,9 +346,9 @@ def test_the_unit_of_time_is_a_duration(time_unit, nanoseconds, words):
     dynamics = decay(time_unit=time_unit)
     assert dynamics.time_unit == np.timedelta64(nanoseconds, "ns")
     assert dynamics.time_unit.dtype == "m8[ns]"
-    assert dynamics.parameters()["time_unit"] == words
+    assert dynamics.config()["time_unit"] == words
     assert Lorenz96().time_unit is None
-    assert "time_unit" not in decay().parameters()
+    assert "time_unit" not in decay().config()
 
 
 def test_numpys_numbers_are_taken():
@@ -358,10 +358,10 @@ def test_numpys_numbers_are_taken():
         timestep=np.float32(0.25),
         spin_up_time=np.int8(1),
     )
-    assert dynamics.parameters()["state"] == {"y": [0, 1], "x": [1.5, 2.5]}
+    assert dynamics.config()["state"] == {"y": [0, 1], "x": [1.5, 2.5]}
     assert [type(value) for value in dynamics.coordinates["x"].values] == [float, float]
     assert (type(dynamics.timestep), type(dynamics.spin_up_time)) == (float, float)
-    assert Lorenz96(np.int32(5), np.float64(6), np.float32(0.03125)).parameters() == {
+    assert Lorenz96(np.int32(5), np.float64(6), np.float32(0.03125)).config() == {
         "sites": 5,
         "forcing": 6.0,
         "timestep": 0.03125,

@@ -13,7 +13,7 @@ from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import Committee, EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
 from xdan.core.networks.ring import soften
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import ObservingSystem, Sites
 from xdan.core.tapers import gaspari_cohn
 
 SMALL = {"filters": 4, "blocks": 2, "kernel": 3}
@@ -101,7 +101,7 @@ def test_training_mode_has_the_values_and_gradients_of_plain_operations(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_a_saved_state_and_the_parameters_determine_the_outputs(name):
     net = make(name)
-    opened = network_by_name(net.name, net.parameters_json()).double().eval()
+    opened = network_by_name(net.name, net.config()).double().eval()
     opened.load_state_dict(net.state_dict())
     assert torch.equal(opened(*inputs(net))[0], net(*inputs(net))[0])
 
@@ -109,16 +109,16 @@ def test_a_saved_state_and_the_parameters_determine_the_outputs(name):
 @pytest.mark.parametrize("name", FAMILY)
 def test_cycles_and_gradients_through_them_are_finite(name):
     net = make(name)
-    dynamics, error = Lorenz96(N), ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
+    dynamics, observing = Lorenz96(N), ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
     like = torch.zeros((), dtype=torch.float64)
     source = EndlessTwin(
-        dynamics, Sites.random(6, N), error, steps=1, trajectories=3, batch=3, cycles=4, seed=0, like=like
+        dynamics, Sites.random(6, N), observing, steps=1, trajectories=3, batch=3, cycles=4, seed=0, like=like
     )
     window = source.window(0)
-    found = OneProcess(net, dynamics, error, "mse")(window, None)
+    found = OneProcess(net, dynamics, observing, "mse")(window, None)
     assert all(bool(g.isfinite().all()) for g in found.gradients)
     assert sum(float(g.abs().sum()) > 0 for g in found.gradients) > len(found.gradients) // 2
-    record = Record(dynamics, error, window.observation, (0, 1, 1, 1), torch.arange(3), 0)
+    record = Record(dynamics, observing, window.observation, (0, 1, 1, 1), torch.arange(3), 0)
     method = DataAssimilationNetwork.of(net.eval())
     outputs, _ = run(method, record, members=True)
     assert outputs["analysis"].shape == (3, 4, N)
@@ -234,11 +234,11 @@ def test_an_exchangeable_ensemble_may_be_reordered_and_another_size():
 
 
 def test_zeta_of_an_ensemble_comes_from_its_mean():
-    net, error = make("ensemble-cnn"), ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
+    net, observing = make("ensemble-cnn"), ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
     method = DataAssimilationNetwork.of(net)
     x, _ = inputs(net)
     y, observed = normals(2, N, seed=3), torch.ones(2, N, dtype=torch.bool)
-    after = method.analyse({"x": x}, y, observed, error)
+    after = method.analyse({"x": x}, y, observed, observing)
     assert_close(after["x"], net(x, (y - x.mean(1)) / 0.49)[0], rtol=1e-12, atol=1e-12)
 
 
@@ -306,8 +306,8 @@ def test_sizes_of_numpy_are_kept_as_plain_ones():
         LinearInZeta(rank=np.int64(2), radius=np.float32(1.5), width=np.int64(3), memory=np.uint8(1), **sizes),
     ]
     for net in nets:
-        again = json.loads(json.dumps(net.parameters_json()))
-        assert again == net.parameters_json()
+        again = json.loads(json.dumps(net.config()))
+        assert again == net.config()
         assert {type(value) for value in again.values()} <= {int, float, bool, str}
 
 

@@ -16,9 +16,9 @@ from xdan.core.learning.gradient import OneProcess, Shards
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.trainer import Settings, Trainer
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import ObservingSystem, Sites
 
-ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))
+ERROR = ObservingSystem(std=torch.tensor(1.0, dtype=torch.float64))
 
 
 def network() -> ResidualCNN:
@@ -136,7 +136,7 @@ def test_units_change_no_gradient(objective, power, unit):
     expected = OneProcess(network(), plain, ERROR, objective)(window, None)
     net = network()
     net.normalise(2.3 * unit, 3.6 * unit, unit)
-    found = OneProcess(net, scaled, ErrorCovariance(std=unit * ERROR.std), objective)(other, None)
+    found = OneProcess(net, scaled, ObservingSystem(std=unit * ERROR.std), objective)(other, None)
     assert found.loss == pytest.approx(unit**power * expected.loss, rel=1e-6)
     for a, b in zip(found.gradients, expected.gradients, strict=True):
         assert_close(a, unit**power * b, rtol=1e-5, atol=1e-7 * float(unit**power))

@@ -11,11 +11,11 @@ from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.trainer import Settings, Trainer
 from xdan.core.methods import ETKF, Record, run
 from xdan.core.networks import LinearInZeta
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import ObservingSystem, Sites
 
 N = 12
 MODEL = Lorenz96(N)
-ERROR = ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
+ERROR = ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
 FORMS = {
     "localised": {"form": "localised", "rank": 3, "radius": 2.0},
     "low-rank": {"form": "low-rank", "rank": 3},

@@ -22,7 +22,7 @@ from xdan.core.methods import (
 )
 from xdan.core.methods.finite_size import _refined, dual_minimum
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing.system import ErrorCovariance, Sites, observe
+from xdan.core.observing import ObservingSystem, Sites, observe
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 SITES = 4
@@ -45,12 +45,12 @@ def linear(matrix: torch.Tensor) -> CustomDynamics:
     return CustomDynamics(step=lambda x: x @ matrix.T, state={"x": SITES}, timestep=1.0, spin_up_time=0.0)
 
 
-def error_and_matrix(kind: str) -> tuple[ErrorCovariance, torch.Tensor]:
+def error_and_matrix(kind: str) -> tuple[ObservingSystem, torch.Tensor]:
     if kind == "scalar":
-        return ErrorCovariance(std=DOUBLE + 0.8), 0.64 * IDENTITY
+        return ObservingSystem(std=DOUBLE + 0.8), 0.64 * IDENTITY
     root = normals(SITES, SITES, seed=9)
     matrix = root @ root.T + 0.5 * IDENTITY
-    return ErrorCovariance(covariance=matrix), matrix
+    return ObservingSystem(covariance=matrix), matrix
 
 
 def kalman_analysis(
@@ -64,7 +64,7 @@ def kalman_analysis(
 
 def record_of(
     dynamics: Dynamics,
-    error: ErrorCovariance,
+    observing: ObservingSystem,
     cycles: int,
     *,
     lanes: int = 2,
@@ -80,12 +80,12 @@ def record_of(
             state = dynamics.advance(state, count)
             states.append(state)
         truth = torch.stack(states, 1)
-    observation = observe(truth, sites or Sites.all(), error, trajectory, torch.arange(cycles), 1)
-    return Record(dynamics, error, observation, every, trajectory, 1, truth)
+    observation = observe(truth, sites or Sites.all(), observing, trajectory, torch.arange(cycles), 1)
+    return Record(dynamics, observing, observation, every, trajectory, 1, truth)
 
 
 def lorenz96_record(cycles: int = 12, **options) -> Record:
-    return record_of(Lorenz96(8), ErrorCovariance(std=DOUBLE + 1.0), cycles, **options)
+    return record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 1.0), cycles, **options)
 
 
 def network(memory: int = 0, zero: bool = False) -> ResidualCNN:
@@ -135,8 +135,8 @@ def enkf_analysis(
     method: FiniteSizeEnKF, x: torch.Tensor, y: torch.Tensor, observed: torch.Tensor, kind: str
 ) -> tuple[torch.Tensor, float, torch.Tensor]:
     """Members after the analysis, inflation, and R."""
-    error, r = error_and_matrix(kind)
-    after = method.analyse({"x": x[None]}, y[None], observed[None], error)
+    observing, r = error_and_matrix(kind)
+    after = method.analyse({"x": x[None]}, y[None], observed[None], observing)
     return after["x"][0], float(after["inflation"]), r
 
 
@@ -202,8 +202,8 @@ def kalman_filter(record: Record, matrix: torch.Tensor, r: torch.Tensor, p: torc
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cycled_enkf_n_of_many_members_converges_to_the_kalman_filter(kind):
-    matrix, (error, r) = model(), error_and_matrix(kind)
-    record = record_of(linear(matrix), error, 50, sites=Sites.random(2, SITES))
+    matrix, (observing, r) = model(), error_and_matrix(kind)
+    record = record_of(linear(matrix), observing, 50, sites=Sites.random(2, SITES))
     exact = kalman_filter(record, matrix, r, IDENTITY)
     distances = []
     for members in (100, 400):
@@ -326,12 +326,12 @@ def stationary_covariance(matrix: torch.Tensor, r: torch.Tensor, observed: torch
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.every(2)])
 def test_3d_var_with_the_stationary_covariance_becomes_the_kalman_filter(kind, sites):
-    matrix, (error, r) = model(1.3), error_and_matrix(kind)
+    matrix, (observing, r) = model(1.3), error_and_matrix(kind)
     observed = sites.mask(SITES, torch.arange(1), torch.arange(1), 0)[0, 0]
     p = stationary_covariance(matrix, r, observed)
     # The truth rests at zero: errors are those of any truth, and nothing grows out of bounds.
     truth = torch.zeros(2, 220, SITES, dtype=torch.float64)
-    record = record_of(linear(matrix), error, 220, sites=sites, truth=truth)
+    record = record_of(linear(matrix), observing, 220, sites=sites, truth=truth)
     method = ThreeDVar(background=p, scale=1.0).prepare(record)
     exact = kalman_filter(record, matrix, r, IDENTITY)
     outputs, _ = run(method, record)
@@ -348,19 +348,19 @@ def test_3d_var_with_the_stationary_covariance_becomes_the_kalman_filter(kind, s
     scale=st.floats(0.01, 10),
 )
 def test_3d_var_analysis_is_the_dense_formula(kind, masks, scale):
-    error, r = error_and_matrix(kind)
+    observing, r = error_and_matrix(kind)
     root = normals(SITES, SITES, seed=5)
     b, observed = root @ root.T, torch.tensor(masks)
     x, y = normals(len(masks), SITES, seed=6), normals(len(masks), SITES, seed=7)
-    after = prepared_3d_var(b, scale, error).analyse({"x": x}, y, observed, error)
+    after = prepared_3d_var(b, scale, observing).analyse({"x": x}, y, observed, observing)
     for i, mask in enumerate(observed):
         analysis, p = kalman_analysis(x[i], scale * b, y[i], mask, r)
         assert_close(after["x"][i], analysis, rtol=1e-9, atol=1e-10)
         assert_close(after["spread"][i] ** 2, p.diagonal(), rtol=1e-8, atol=1e-10)
 
 
-def prepared_3d_var(b: torch.Tensor, scale: float, error: ErrorCovariance) -> ThreeDVar:
-    record = record_of(linear(model()), error, 1, lanes=1)
+def prepared_3d_var(b: torch.Tensor, scale: float, observing: ObservingSystem) -> ThreeDVar:
+    record = record_of(linear(model()), observing, 1, lanes=1)
     return ThreeDVar(background=b, scale=scale).prepare(record)
 
 
@@ -369,14 +369,14 @@ def test_3d_var_gain_is_not_kept_for_another_error_covariance():
     observed, y = torch.ones(1, SITES, dtype=torch.bool), torch.ones(1, SITES, dtype=torch.float64)
     errors = [error_and_matrix(kind) for kind in KINDS]
     method = prepared_3d_var(b, 1.0, errors[0][0])
-    for error, r in errors:
-        analysis = method.analyse({"x": torch.zeros_like(y)}, y, observed, error)["x"][0]
+    for observing, r in errors:
+        analysis = method.analyse({"x": torch.zeros_like(y)}, y, observed, observing)["x"][0]
         assert_close(analysis, torch.linalg.solve(b + r, y[0]), rtol=1e-11, atol=1e-12)
 
 
 def test_first_analysis_of_3d_var_starts_from_the_climate():
-    error, r = error_and_matrix("full")
-    record = record_of(linear(model()), error, 1, sites=Sites.every(2))
+    observing, r = error_and_matrix("full")
+    record = record_of(linear(model()), observing, 1, sites=Sites.every(2))
     mean = torch.full((SITES,), 1.5, dtype=torch.float64)
     spread = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
     mixing = torch.diag(spread) + 0.5 * torch.diag(spread[1:], -1)
@@ -387,7 +387,7 @@ def test_first_analysis_of_3d_var_starts_from_the_climate():
         spin_up_time=0.0,
         rest=lambda noise: mean + noise @ mixing.T,
     )
-    record = Record(climate, error, record.observation, record.steps, record.trajectory, 1)
+    record = Record(climate, observing, record.observation, record.steps, record.trajectory, 1)
     outputs, _ = run(ThreeDVar(background=IDENTITY, scale=0.1).prepare(record), record)
     sample = climate.climatology(range(4096), 1, purpose=6, like=DOUBLE)[:, 0]
     moments = sample.mean(0), torch.cov(sample.T)
@@ -398,8 +398,8 @@ def test_first_analysis_of_3d_var_starts_from_the_climate():
 
 
 def test_tuned_scale_of_3d_var_is_as_good_as_the_best_of_a_scan():
-    error = ErrorCovariance(std=DOUBLE + 1.5)
-    record = record_of(Lorenz96(8), error, 250, lanes=16)
+    observing = ObservingSystem(std=DOUBLE + 1.5)
+    record = record_of(Lorenz96(8), observing, 250, lanes=16)
     method = ThreeDVar(background=torch.eye(8), scale="tune").prepare(record)
     chosen = float(method.tuned()["background_scale"][1])
 
@@ -425,8 +425,8 @@ def test_tuned_scale_of_3d_var_is_as_good_as_the_best_of_a_scan():
 
 def test_trained_background_is_the_covariance_of_the_forecast_errors():
     # The fixed point of the iteration, up to what one more round changes.
-    error = ErrorCovariance(std=DOUBLE + 1.0)
-    record = record_of(Lorenz96(6), error, 200, lanes=8)
+    observing = ObservingSystem(std=DOUBLE + 1.0)
+    record = record_of(Lorenz96(6), observing, 200, lanes=8)
     trained = ThreeDVar(background="trained", scale="tune").prepare(record)
     b = torch.from_numpy(trained.tuned()["background_covariance"][1])
     again = (run(trained, record)[0]["forecast"] - record.truth)[:, 50:].flatten(0, 1)
@@ -462,7 +462,7 @@ def test_3d_var_refuses_a_background_of_another_size():
 
 def test_trained_background_needs_the_truth():
     record = lorenz96_record(2)
-    blind = Record(record.dynamics, record.error, record.observation, record.steps, record.trajectory, 1)
+    blind = Record(record.dynamics, record.observing, record.observation, record.steps, record.trajectory, 1)
     with pytest.raises(ValueError, match="needs the truth"):
         ThreeDVar(background="trained").prepare(blind)
 
@@ -472,8 +472,8 @@ def test_trained_background_needs_the_truth():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_analysis_of_a_network_is_optimal_interpolation(kind):
-    error, r = error_and_matrix(kind)
-    record = record_of(linear(model()), error, 1, lanes=3, sites=Sites.random(1, 3))
+    observing, r = error_and_matrix(kind)
+    record = record_of(linear(model()), observing, 1, lanes=3, sites=Sites.random(1, 3))
     outputs, _ = run(DataAssimilationNetwork(network(memory=2)), record)
     climate = 3.6**2 * IDENTITY
     mean = torch.full((SITES,), 2.3, dtype=torch.float64)
@@ -485,8 +485,8 @@ def test_first_analysis_of_a_network_is_optimal_interpolation(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_silent_network_nudges_by_alpha_zeta(kind):
-    error, r = error_and_matrix(kind)
-    record = record_of(linear(model(1.0)), error, 5, sites=Sites.every(2))
+    observing, r = error_and_matrix(kind)
+    record = record_of(linear(model(1.0)), observing, 5, sites=Sites.every(2))
     net = network(zero=True)
     outputs, _ = run(DataAssimilationNetwork(net), record)
     h = IDENTITY[::2]
@@ -536,7 +536,7 @@ def test_analyses_are_drawn_to_the_observations_of_their_own_time(name):
     method = METHODS[name]().prepare(record)
     moved = record.observation.clone()
     moved[:, 7] += 0.5
-    shifted = Record(record.dynamics, record.error, moved, record.steps, record.trajectory, 1)
+    shifted = Record(record.dynamics, record.observing, moved, record.steps, record.trajectory, 1)
     one, other = (run(method, r)[0] for r in (record, shifted))
     assert torch.equal(one["analysis"][:, :7], other["analysis"][:, :7])
     assert torch.equal(one["forecast"][:, :8], other["forecast"][:, :8])
@@ -553,7 +553,7 @@ def test_a_record_in_blocks_gives_what_the_whole_gives(name, cuts):
     for low, high in zip((0, *cuts), (*cuts, 12), strict=True):
         block = Record(
             record.dynamics,
-            record.error,
+            record.observing,
             record.observation[:, low:high],
             record.steps[low:high],
             record.trajectory,
@@ -599,11 +599,11 @@ SIMPLE = [
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize(("sites", "row"), [(Sites.all(), 1), (Sites.every(2), 0)])
 def test_a_diverging_trajectory_is_flagged_and_harms_no_other(name, sites, row):
-    error, _ = error_and_matrix("scalar")
-    calm = record_of(explosive(), error, 12, lanes=4, sites=sites)
+    observing, _ = error_and_matrix("scalar")
+    calm = record_of(explosive(), observing, 12, lanes=4, sites=sites)
     wild = calm.observation.clone()
     wild[row, 4] += 5000.0
-    record = Record(calm.dynamics, error, wild, calm.steps, calm.trajectory, 1)
+    record = Record(calm.dynamics, observing, wild, calm.steps, calm.trajectory, 1)
     method, rest = METHODS[name](), [k for k in range(4) if k != row]
     if hasattr(method, "spin_up"):
         method.spin_up = 3
@@ -627,35 +627,35 @@ def test_a_diverging_trajectory_is_flagged_and_harms_no_other(name, sites, row):
 
 
 def test_a_lost_trajectory_stays_lost_when_another_is_lost():
-    error, _ = error_and_matrix("scalar")
-    calm = record_of(explosive(), error, 8, lanes=3)
+    observing, _ = error_and_matrix("scalar")
+    calm = record_of(explosive(), observing, 8, lanes=3)
     wild = calm.observation.clone()
     wild[1, 2] += 5000.0
     wild[2, 4] += 5000.0
-    record = Record(calm.dynamics, error, wild, calm.steps, calm.trajectory, 1)
+    record = Record(calm.dynamics, observing, wild, calm.steps, calm.trajectory, 1)
     outputs, _ = run(ThreeDVar(scale=0.1).prepare(calm), record)
     assert outputs["diverged"].sum(1).tolist() == [0, 5, 3]
 
 
 def test_a_lost_trajectory_stays_lost_in_the_next_block():
-    error, _ = error_and_matrix("scalar")
-    calm = record_of(explosive(), error, 8)
+    observing, _ = error_and_matrix("scalar")
+    calm = record_of(explosive(), observing, 8)
     wild = calm.observation.clone()
     wild[1, 2] += 5000.0
     method = ThreeDVar(scale=0.1).prepare(calm)
-    first = Record(calm.dynamics, error, wild[:, :5], calm.steps[:5], calm.trajectory, 1)
-    second = Record(calm.dynamics, error, wild[:, 5:], calm.steps[5:], calm.trajectory, 1)
+    first = Record(calm.dynamics, observing, wild[:, :5], calm.steps[:5], calm.trajectory, 1)
+    second = Record(calm.dynamics, observing, wild[:, 5:], calm.steps[5:], calm.trajectory, 1)
     outputs, _ = run(method, second, run(method, first)[1])
     assert outputs["diverged"].tolist() == [[False] * 3, [True] * 3]
     assert outputs["analysis"][1].isnan().all()
 
 
 def test_an_analysis_that_diverges_is_flagged_in_its_own_cycle():
-    error, _ = error_and_matrix("scalar")
-    calm = record_of(explosive(), error, 4)
+    observing, _ = error_and_matrix("scalar")
+    calm = record_of(explosive(), observing, 4)
     wild = calm.observation.clone()
     wild[1, 2, 0] = 1e12
-    record = Record(calm.dynamics, error, wild, calm.steps, calm.trajectory, 1)
+    record = Record(calm.dynamics, observing, wild, calm.steps, calm.trajectory, 1)
     outputs, _ = run(ThreeDVar(scale=0.1).prepare(calm), record)
     assert outputs["diverged"].tolist() == [[False] * 4, [False, False, True, True]]
 
@@ -666,7 +666,7 @@ def test_trajectories_do_not_know_of_each_other(name):
     method = METHODS[name]().prepare(record)
     rows = [3, 1]
     observation, trajectory = record.observation[rows], record.trajectory[rows]
-    some = Record(record.dynamics, record.error, observation, record.steps, trajectory, 1)
+    some = Record(record.dynamics, record.observing, observation, record.steps, trajectory, 1)
     whole, part = run(method, record)[0], run(method, some)[0]
     for key, value in part.items():
         assert_close(value, whole[key][rows], rtol=1e-9, atol=1e-9, equal_nan=True)
@@ -676,7 +676,7 @@ def test_nothing_observed_leaves_the_forecast():
     record = lorenz96_record(4)
     blind = record.observation.clone()
     blind[:, 1:] = torch.nan
-    record = Record(record.dynamics, record.error, blind, record.steps, record.trajectory, 1)
+    record = Record(record.dynamics, record.observing, blind, record.steps, record.trajectory, 1)
     for method in (
         FiniteSizeEnKF(5),
         ThreeDVar(scale=0.1).prepare(record),
@@ -689,7 +689,7 @@ def test_nothing_observed_leaves_the_forecast():
 def test_a_method_is_made_by_its_name():
     method = method_by_name("enkf-n", members=7, capped=False)
     assert isinstance(method, FiniteSizeEnKF)
-    assert method.parameters() == {"members": 7, "capped": False, "form": "dual"}
+    assert method.config() == {"members": 7, "capped": False, "form": "dual"}
 
 
 def test_an_unknown_method_is_refused():

@@ -280,7 +280,7 @@ def test_a_silent_trunk_leaves_alpha_zeta():
 @pytest.mark.parametrize("parameters", [{}, {"memory": 2, "activation": "silu", "sub_blocks": 2}])
 def test_a_saved_state_and_the_parameters_determine_the_outputs(parameters):
     net = network(1, **parameters).eval()
-    opened = network_by_name(net.name, net.parameters_json()).double().eval()
+    opened = network_by_name(net.name, net.config()).double().eval()
     opened.load_state_dict(net.state_dict())
     tensors = inputs(net)
     for one, other in zip(opened(*tensors), net(*tensors), strict=True):

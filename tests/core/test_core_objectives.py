@@ -5,24 +5,14 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.learning.objectives import (
-    OBJECTIVES,
-    CappedGradient,
-    Window,
-    _coin,
-    crps,
-    energy_score,
-    root_squared_error,
-    squared_error,
-    through_the_cycles,
-)
+from xdan.core.learning.objectives import OBJECTIVES, crps, energy_score, root_squared_error, squared_error
+from xdan.core.learning.rollout import CappedGradient, Window, _coin, roll_out
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing.operators import LinearOperator
-from xdan.core.observing.system import ErrorCovariance, Sites, observe
+from xdan.core.observing import LinearOperator, ObservingSystem, Sites, observe
 
 DYNAMICS = Lorenz96(5)
-ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))
+ERROR = ObservingSystem(std=torch.tensor(1.0, dtype=torch.float64))
 STEPS = (2, 1, 3)
 
 
@@ -31,8 +21,8 @@ SUPERVISED = {"mse": squared_error, "rmse": root_squared_error}
 
 def triple(*arguments):
     """Analyses, lost trajectories and the state at the end."""
-    passage = through_the_cycles(*arguments)
-    return passage.analysis, passage.lost, passage.state
+    rollout = roll_out(*arguments)
+    return rollout.analysis, rollout.lost, rollout.state
 
 
 def normals(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -281,14 +271,14 @@ def test_scores_of_members_are_proper(score):
 def test_forecasts_are_scored_by_the_next_observations():
     dan, w = method(), window()
     blind = Window(None, w.observation, w.steps)
-    passage = through_the_cycles(dan, DYNAMICS, ERROR, blind, carried_state(w))
+    rollout = roll_out(dan, DYNAMICS, ERROR, blind, carried_state(w))
     seen = ~w.observation.isnan()
-    expected = torch.where(seen, (w.observation.nan_to_num() - passage.forecast) ** 2, 0.0).mean(-1)
-    assert_close(OBJECTIVES["forecast"].loss(passage), expected, rtol=1e-12, atol=1e-12)
-    state = DYNAMICS.advance(passage.analysis[:, 0], w.steps[1])
-    assert_close(passage.forecast[:, 1], state, rtol=1e-12, atol=1e-12)
+    expected = torch.where(seen, (w.observation.nan_to_num() - rollout.forecast) ** 2, 0.0).mean(-1)
+    assert_close(OBJECTIVES["forecast"].loss(rollout), expected, rtol=1e-12, atol=1e-12)
+    state = DYNAMICS.advance(rollout.analysis[:, 0], w.steps[1])
+    assert_close(rollout.forecast[:, 1], state, rtol=1e-12, atol=1e-12)
     # The last analysis is scored by nothing, the ones before by their forecasts.
-    (gradient,) = torch.autograd.grad(OBJECTIVES["forecast"].loss(passage)[:, 1:].sum(), dan.network.relative_alpha)
+    (gradient,) = torch.autograd.grad(OBJECTIVES["forecast"].loss(rollout)[:, 1:].sum(), dan.network.relative_alpha)
     assert gradient != 0
 
 
@@ -296,26 +286,26 @@ def linear_method(gain: torch.Tensor) -> DataAssimilationNetwork:
     """An analysis x + K (y - x) that is linear in the observations."""
 
     class Linear(DataAssimilationNetwork):
-        def analyse(self, state, observation, observed, error):
-            innovation = torch.where(observed, observation - error.seen(state["x"]), 0.0)
+        def analyse(self, state, observation, observed, observing):
+            innovation = torch.where(observed, observation - observing.observe(state["x"]), 0.0)
             return {**state, "x": state["x"] + innovation @ gain.T}
 
     return Linear(method().network)
 
 
-CORRELATED = ErrorCovariance(covariance=0.8 ** (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs().double())
+CORRELATED = ObservingSystem(covariance=0.8 ** (torch.arange(5.0)[:, None] - torch.arange(5.0)).abs().double())
 
 
-@pytest.mark.parametrize("error", [ERROR, CORRELATED])
-def test_divergence_of_a_linear_analysis_is_the_trace(error):
+@pytest.mark.parametrize("observing", [ERROR, CORRELATED])
+def test_divergence_of_a_linear_analysis_is_the_trace(observing):
     gain = 0.3 * normals(5, 5, seed=4)
     dan, w = linear_method(gain), window((1,) * 400, lanes=3)
-    passage = through_the_cycles(dan, Lorenz96(5, forcing=0.0), error, w, carried_state(w), divergence=True)
+    rollout = roll_out(dan, Lorenz96(5, forcing=0.0), observing, w, carried_state(w), divergence=True)
     seen = ~w.observation.isnan()
     # Of the sites that are observed; the off-diagonal part of a random sign's estimate has mean zero.
     trace = (seen * gain.diagonal()).sum(-1)
-    kept = ~passage.lost
-    off = (passage.divergence - trace)[kept]
+    kept = ~rollout.lost
+    off = (rollout.divergence - trace)[kept]
     assert len(off) > 500
     assert abs(float(off.mean())) < 4 * float(off.std()) / len(off) ** 0.5
     assert float(off.std()) > 0
@@ -328,10 +318,10 @@ def test_the_corrected_misfit_is_the_error_of_the_analysis():
     dan, lanes, cycles = linear_method(gain), 60, 50
     truth = normals(lanes, 1, 5).expand(lanes, cycles, 5).clone()
     w = Window(truth, truth + normals(lanes, cycles, 5, seed=3), (1,) * cycles)
-    passage = through_the_cycles(dan, still, ERROR, w, {"x": truth[:, 0] + 0.1}, divergence=True)
-    actual = squared_error(passage.analysis, truth)[:, 10:].mean()
-    corrected = OBJECTIVES["analysis"].loss(passage)[:, 10:].mean()
-    plain = passage.misfit(passage.analysis)[:, 10:].mean()
+    rollout = roll_out(dan, still, ERROR, w, {"x": truth[:, 0] + 0.1}, divergence=True)
+    actual = squared_error(rollout.analysis, truth)[:, 10:].mean()
+    corrected = OBJECTIVES["analysis"].loss(rollout)[:, 10:].mean()
+    plain = rollout.misfit(rollout.analysis)[:, 10:].mean()
     assert float(corrected) == pytest.approx(float(actual) + 1.0, abs=0.05)
     assert float(plain) == pytest.approx(float(actual), abs=0.15)  # as if the errors had no part in it
 
@@ -340,16 +330,16 @@ def test_the_corrected_misfit_is_the_error_of_the_analysis():
 def test_the_corrected_misfit_is_the_error_of_what_is_seen(rows):
     """The same through an operator: a mean over observations, fewer or more than there are sites."""
     h = normals(rows, 5, seed=6)
-    error = ErrorCovariance(ERROR.std, operator=LinearOperator(h))
+    observing = ObservingSystem(ERROR.std, operator=LinearOperator(h))
     still = CustomDynamics(step=lambda x: x, state={"x": 5}, timestep=1.0)
     dan, lanes, cycles = linear_method(0.05 * h.T), 60, 50
     truth = normals(lanes, 1, 5).expand(lanes, cycles, 5).clone()
     w = Window(truth, truth @ h.T + normals(lanes, cycles, rows, seed=3), (1,) * cycles)
-    passage = through_the_cycles(dan, still, error, w, {"x": truth[:, 0] + 0.1}, divergence=True)
-    actual = squared_error(passage.analysis @ h.T, truth @ h.T)[:, 10:].mean()
-    corrected = OBJECTIVES["analysis"].loss(passage)[:, 10:].mean()
+    rollout = roll_out(dan, still, observing, w, {"x": truth[:, 0] + 0.1}, divergence=True)
+    actual = squared_error(rollout.analysis @ h.T, truth @ h.T)[:, 10:].mean()
+    corrected = OBJECTIVES["analysis"].loss(rollout)[:, 10:].mean()
     assert float(corrected) == pytest.approx(float(actual) + 1.0, abs=0.05)
-    assert abs(float(passage.misfit(passage.analysis)[:, 10:].mean()) - float(corrected)) > 0.1
+    assert abs(float(rollout.misfit(rollout.analysis)[:, 10:].mean()) - float(corrected)) > 0.1
 
 
 @pytest.mark.parametrize("objective", ["forecast", "analysis"])
@@ -362,7 +352,7 @@ def test_gradients_without_the_truth_are_finite_differences(objective, memory):
 
     def loss() -> torch.Tensor:
         state = carried_state(window(), memory)
-        return chosen.loss(through_the_cycles(dan, DYNAMICS, ERROR, w, state, divergence=chosen.divergence)).mean()
+        return chosen.loss(roll_out(dan, DYNAMICS, ERROR, w, state, divergence=chosen.divergence)).mean()
 
     gradients = torch.autograd.grad(loss(), parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -379,9 +369,9 @@ def test_without_the_truth_a_trajectory_far_from_its_observations_is_lost():
     w = window((2, 1, 3, 1))
     w.observation[1, 1] += 50.0
     blind = Window(None, w.observation, w.steps)
-    passage = through_the_cycles(method(), DYNAMICS, ERROR, blind, carried_state(w))
-    assert passage.lost[1, 1]
-    assert not passage.lost[[0, 2]].any()
+    rollout = roll_out(method(), DYNAMICS, ERROR, blind, carried_state(w))
+    assert rollout.lost[1, 1]
+    assert not rollout.lost[[0, 2]].any()
 
 
 @pytest.mark.parametrize("memory", [0, 2])
@@ -390,13 +380,13 @@ def test_with_a_teacher_every_analysis_starts_from_its_forecast(memory):
     forecast = plain.truth + 0.3 * normals(*plain.truth.shape, seed=9)
     taught = Window(plain.truth, plain.observation, plain.steps, forecast=forecast)
     still = CustomDynamics(lambda x: 1 / 0, state={"x": 5}, timestep=0.05)  # never asked
-    passage = through_the_cycles(own, still, ERROR, taught, None)
-    assert_close(passage.forecast[:, 1:], forecast[:, 1:])
+    rollout = roll_out(own, still, ERROR, taught, None)
+    assert_close(rollout.forecast[:, 1:], forecast[:, 1:])
     state = {} if not memory else {"memory": torch.zeros(3, 2, 5, dtype=torch.float64)}
     for k in (1, 2):
         observed = ~plain.observation[:, k].isnan()
         state = own.analyse({**state, "x": forecast[:, k]}, plain.observation[:, k].nan_to_num(0.0), observed, ERROR)
-        assert_close(passage.analysis[:, k], state["x"])
+        assert_close(rollout.analysis[:, k], state["x"])
 
 
 @pytest.mark.parametrize(("level", "spread"), [(0.0, 1.0), (101325.0, 800.0), (1e-5, 1e-6), (3.0, 0.0)])

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from xdan.core.observing.operators import FunctionOperator
-from xdan.core.observing.system import ErrorCovariance, Sites, observe, split_observation
+from xdan.core.observing import FunctionOperator, ObservingSystem, Sites, observe, split_observation
 
 SITES = 6
 MASKS = st.lists(st.booleans(), min_size=SITES, max_size=SITES)
@@ -27,13 +26,13 @@ def full_covariance(size: int = SITES, seed: int = 0) -> torch.Tensor:
     return root @ root.T + 0.5 * torch.eye(size, dtype=torch.float64)
 
 
-def error_and_matrix(kind: str, seed: int = 0) -> tuple[ErrorCovariance, torch.Tensor]:
+def error_and_matrix(kind: str, seed: int = 0) -> tuple[ObservingSystem, torch.Tensor]:
     """An error covariance and its R written as a matrix."""
     if kind == "full":
         matrix = full_covariance(seed=seed)
-        return ErrorCovariance(covariance=matrix), matrix
+        return ObservingSystem(covariance=matrix), matrix
     std = 0.5 + normals(*(() if kind == "scalar" else (SITES,)), seed=seed).abs()
-    return ErrorCovariance(std=std), torch.diag((std**2).expand(SITES))
+    return ObservingSystem(std=std), torch.diag((std**2).expand(SITES))
 
 
 def selection(observed: torch.Tensor) -> torch.Tensor:
@@ -49,29 +48,29 @@ def labels(count: int) -> torch.Tensor:
 @settings(max_examples=30, deadline=None)
 @given(masks=st.lists(MASKS, min_size=1, max_size=3), seed=SEEDS)
 def test_projected_innovation_is_the_matrix_product(kind, masks, seed):
-    error, r = error_and_matrix(kind, seed)
+    observing, r = error_and_matrix(kind, seed)
     observed = torch.tensor(masks)
     innovation = normals(len(masks), SITES, seed=seed + 1)
     expected = []
     for row, v in zip(observed, innovation, strict=True):
         h = selection(row)
         expected.append(h.T @ torch.linalg.inv(h @ r @ h.T) @ (h @ v))
-    assert_close(error.project(innovation, observed), torch.stack(expected), rtol=1e-9, atol=1e-11)
+    assert_close(observing.project_innovation(innovation, observed), torch.stack(expected), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=20, deadline=None)
 @given(masks=st.lists(MASKS, min_size=1, max_size=3), seed=SEEDS)
 def test_projection_is_whitening_and_its_adjoint(kind, masks, seed):
-    error, _ = error_and_matrix(kind, seed)
+    observing, _ = error_and_matrix(kind, seed)
     observed = torch.tensor(masks)
     x, y = (
         normals(len(masks), SITES, seed=seed + 1),
         normals(len(masks), SITES, seed=seed + 2).requires_grad_(),
     )
-    white, vector = error.whiten(y, observed), error.whiten(x, observed)
+    white, vector = observing.whiten(y, observed), observing.whiten(x, observed)
     (adjoint,) = torch.autograd.grad(white, y, vector)
-    assert_close(adjoint, error.project(x, observed), rtol=1e-9, atol=1e-11)
+    assert_close(adjoint, observing.project_innovation(x, observed), rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -79,72 +78,74 @@ def test_projection_is_whitening_and_its_adjoint(kind, masks, seed):
 @given(mask=MASKS, seed=SEEDS)
 def test_selecting_sites_and_putting_back_are_adjoint(kind, mask, seed):
     # <H x, R^-1 y> = <x, H^T R^-1 y> with y on the observed sites.
-    error, r = error_and_matrix(kind, seed)
+    observing, r = error_and_matrix(kind, seed)
     observed = torch.tensor(mask)
     h = selection(observed)
     x, y = normals(SITES, seed=seed + 1), normals(len(h), seed=seed + 2)
     there = (h @ x) @ torch.linalg.solve(h @ r @ h.T, y)
-    back = x @ error.project((h.T @ y)[None], observed[None])[0]
+    back = x @ observing.project_innovation((h.T @ y)[None], observed[None])[0]
     assert_close(there, back, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_whitened_errors_have_unit_covariance(kind):
-    error, r = error_and_matrix(kind)
+    observing, r = error_and_matrix(kind)
     observed = torch.tensor([[True, False, True, True, False, True]])
-    w = error.whiten(torch.eye(SITES, dtype=torch.float64)[None], observed)[0].mT
+    w = observing.whiten(torch.eye(SITES, dtype=torch.float64)[None], observed)[0].mT
     assert_close(w @ r @ w.T, torch.diag(observed[0].double()), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_are_whitened_one_by_one(kind):
-    error, _ = error_and_matrix(kind)
+    observing, _ = error_and_matrix(kind)
     observed = torch.tensor([[True, False, True, True, False, True], [False, True, True, False, True, True]])
     v = normals(2, 3, SITES)
-    alone = torch.stack([error.whiten(v[:, m], observed) for m in range(3)], 1)
-    assert_close(error.whiten(v, observed), alone, rtol=1e-13, atol=1e-13)
+    alone = torch.stack([observing.whiten(v[:, m], observed) for m in range(3)], 1)
+    assert_close(observing.whiten(v, observed), alone, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_at_unobserved_sites_are_not_read(kind):
-    error, _ = error_and_matrix(kind)
+    observing, _ = error_and_matrix(kind)
     observed = torch.tensor([[True, False, True, True, False, True]])
     innovation = normals(1, SITES)
     holes = torch.where(observed, innovation, torch.nan)
-    assert torch.equal(error.project(holes, observed), error.project(innovation, observed))
+    assert torch.equal(
+        observing.project_innovation(holes, observed), observing.project_innovation(innovation, observed)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_r_of_the_observed_sites_and_its_diagonal(kind):
-    error, r = error_and_matrix(kind)
+    observing, r = error_and_matrix(kind)
     observed = torch.tensor([True, False, True, True, False, True])
     h, rest = selection(observed), selection(~observed)
-    assert_close(error.masked(observed[None])[0], h.T @ h @ r @ h.T @ h + rest.T @ rest)
-    assert_close(error.variance().expand(SITES), r.diagonal())
+    assert_close(observing.covariance_of(observed[None])[0], h.T @ h @ r @ h.T @ h + rest.T @ rest)
+    assert_close(observing.error_variance().expand(SITES), r.diagonal())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_coloured_noise_has_covariance_r(kind):
-    error, r = error_and_matrix(kind)
-    columns = error.color(torch.eye(SITES, dtype=torch.float64))
+    observing, r = error_and_matrix(kind)
+    columns = observing.errors_from(torch.eye(SITES, dtype=torch.float64))
     assert_close(columns.T @ columns, r, rtol=1e-12, atol=1e-12)
 
 
 def test_an_error_covariance_moves_to_another_dtype():
     for kind in KINDS:
-        error, r = error_and_matrix(kind)
-        moved = error.to(torch.float32, "cpu")
+        observing, r = error_and_matrix(kind)
+        moved = observing.to(torch.float32, "cpu")
         observed = torch.ones(1, SITES, dtype=torch.bool)
         ones = torch.ones(1, SITES)
-        assert moved.project(ones, observed).dtype == torch.float32
+        assert moved.project_innovation(ones, observed).dtype == torch.float32
         expected = torch.linalg.solve(r, ones[0].double())
-        assert_close(moved.project(ones, observed)[0].double(), expected, rtol=1e-3, atol=1e-4)
+        assert_close(moved.project_innovation(ones, observed)[0].double(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf])
 def test_a_standard_deviation_that_is_not_positive_and_finite_is_refused(bad):
     with pytest.raises(ValueError, match="expected positive finite values"):
-        ErrorCovariance(std=torch.tensor([1.0, bad]))
+        ObservingSystem(std=torch.tensor([1.0, bad]))
 
 
 @pytest.mark.parametrize(
@@ -160,14 +161,14 @@ def test_a_standard_deviation_that_is_not_positive_and_finite_is_refused(bad):
 )
 def test_a_matrix_that_is_no_covariance_is_refused(matrix, message):
     with pytest.raises(ValueError, match=message):
-        ErrorCovariance(covariance=torch.tensor(matrix))
+        ObservingSystem(covariance=torch.tensor(matrix))
 
 
 def test_exactly_one_description_of_r_is_expected():
     with pytest.raises(ValueError, match="exactly one"):
-        ErrorCovariance()
+        ObservingSystem()
     with pytest.raises(ValueError, match="exactly one"):
-        ErrorCovariance(std=torch.ones(()), covariance=torch.eye(2))
+        ObservingSystem(std=torch.ones(()), covariance=torch.eye(2))
 
 
 def test_all_sites_are_observed():
@@ -221,18 +222,18 @@ def test_random_sites_are_redrawn_for_every_time_and_trajectory():
 @settings(max_examples=15, deadline=None)
 @given(rows=POSITIONS, columns=POSITIONS)
 def test_random_sites_and_errors_are_keyed_by_label(rows, columns):
-    sites, (error, _) = Sites.random(1, SITES), error_and_matrix("per-site")
+    sites, (observing, _) = Sites.random(1, SITES), error_and_matrix("per-site")
     truth = normals(5, 5, SITES)
-    whole = observe(truth, sites, error, 7 + labels(5), 9 + labels(5), 3)
+    whole = observe(truth, sites, observing, 7 + labels(5), 9 + labels(5), 3)
     trajectory, time = 7 + torch.tensor(rows), 9 + torch.tensor(columns)
-    some = observe(truth[rows][:, columns], sites, error, trajectory, time, 3)
+    some = observe(truth[rows][:, columns], sites, observing, trajectory, time, 3)
     assert_close(some, whole[rows][:, columns], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.every(2, 1), Sites.random(0, SITES)])
 def test_nan_stands_exactly_where_nothing_is_observed(sites):
-    error, _ = error_and_matrix("full")
-    observation = observe(normals(5, 4, SITES), sites, error, labels(5), labels(4), 3)
+    observing, _ = error_and_matrix("full")
+    observation = observe(normals(5, 4, SITES), sites, observing, labels(5), labels(4), 3)
     mask = sites.mask(SITES, labels(5), labels(4), 3)
     assert torch.equal(~observation.isnan(), mask)
     values, observed = split_observation(observation)
@@ -242,9 +243,9 @@ def test_nan_stands_exactly_where_nothing_is_observed(sites):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_observation_errors_have_zero_mean_and_covariance_r(kind):
-    error, r = error_and_matrix(kind)
+    observing, r = error_and_matrix(kind)
     truth = normals(200, 100, SITES)
-    noise = (observe(truth, Sites.all(), error, labels(200), labels(100), 0) - truth).reshape(-1, SITES)
+    noise = (observe(truth, Sites.all(), observing, labels(200), labels(100), 0) - truth).reshape(-1, SITES)
     variance = r.diagonal()
     draws = len(noise)
     assert (noise.mean(0).abs() < 4 * (variance / draws).sqrt()).all()
@@ -254,10 +255,10 @@ def test_observation_errors_have_zero_mean_and_covariance_r(kind):
 
 
 def test_observation_errors_do_not_know_which_sites_are_observed():
-    error, _ = error_and_matrix("full")
+    observing, _ = error_and_matrix("full")
     truth = normals(5, 4, SITES)
-    every = observe(truth, Sites.all(), error, labels(5), labels(4), 0)
-    some = observe(truth, Sites.random(2, 4), error, labels(5), labels(4), 0)
+    every = observe(truth, Sites.all(), observing, labels(5), labels(4), 0)
+    some = observe(truth, Sites.random(2, 4), observing, labels(5), labels(4), 0)
     seen = ~some.isnan()
     assert torch.equal(some[seen], every[seen])
 
@@ -323,11 +324,11 @@ def test_odd_descriptions_of_an_observing_network_are_refused(description):
 def test_symmetry_is_judged_by_the_size_of_r(units):
     skew = torch.eye(4, dtype=torch.float64) + 0.9 * torch.eye(4, dtype=torch.float64).roll(1, 1).triu()
     with pytest.raises(ValueError, match="R is not symmetric"):
-        ErrorCovariance(covariance=units**2 * skew)
+        ObservingSystem(covariance=units**2 * skew)
     scales = torch.diag(torch.tensor([1.0, 1e-6, 1e3, 1.0], dtype=torch.float64))
     rounded = full_covariance(4)
     rounded[0, 1] *= 1 + 1e-12
-    ErrorCovariance(covariance=units**2 * scales @ rounded @ scales)
+    ObservingSystem(covariance=units**2 * scales @ rounded @ scales)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -335,7 +336,7 @@ def test_a_covariance_of_no_numbers_is_refused(bad):
     matrix = full_covariance()
     matrix[1, 2] = matrix[2, 1] = bad
     with pytest.raises(ValueError, match="R holds values that are not finite: expected"):
-        ErrorCovariance(covariance=matrix)
+        ObservingSystem(covariance=matrix)
 
 
 @pytest.mark.parametrize(
@@ -346,7 +347,7 @@ def test_errors_are_real_tensors(value):
         if value is None:
             continue
         with pytest.raises(TypeError, match="expected a tensor of real"):
-            ErrorCovariance(**{label: value})
+            ObservingSystem(**{label: value})
 
 
 def nearly_singular(share: float) -> torch.Tensor:
@@ -358,28 +359,28 @@ def nearly_singular(share: float) -> torch.Tensor:
 
 def test_a_covariance_near_singular_in_single_precision():
     with pytest.raises(ValueError, match=r"too near to a singular matrix for torch.float32: .* take float64"):
-        ErrorCovariance(covariance=nearly_singular(1e-6)).to(torch.float32, "cpu")
+        ObservingSystem(covariance=nearly_singular(1e-6)).to(torch.float32, "cpu")
     matrix = nearly_singular(1e-4)  # rounded to single precision it is not positive definite
     assert int(torch.linalg.cholesky_ex(matrix.float()).info)
-    rounded = ErrorCovariance(covariance=matrix).to(torch.float32, "cpu")
+    rounded = ObservingSystem(covariance=matrix).to(torch.float32, "cpu")
     observed = torch.tensor([[True, False, True]])
     innovation = torch.tensor([[1.0, 0.0, -1.0]])
     rho = math.sqrt(1 - 1e-8)
     expected = torch.tensor([[1 / (1 - rho), 0.0, -1 / (1 - rho)]])
-    assert_close(rounded.project(innovation, observed), expected, rtol=1e-2, atol=0)
+    assert_close(rounded.project_innovation(innovation, observed), expected, rtol=1e-2, atol=0)
     with pytest.raises(ValueError, match="R is not positive definite"):
-        ErrorCovariance(covariance=nearly_singular(1e-9))
+        ObservingSystem(covariance=nearly_singular(1e-9))
 
 
 @pytest.mark.parametrize("std", [1e-25, 1e25])
 def test_a_deviation_whose_square_is_lost_in_single_precision(std):
-    error = ErrorCovariance(std=torch.tensor([1.0, std], dtype=torch.float64))
-    assert error.to(torch.float64, "cpu").variance()[1] == std**2
+    observing = ObservingSystem(std=torch.tensor([1.0, std], dtype=torch.float64))
+    assert observing.to(torch.float64, "cpu").error_variance()[1] == std**2
     with pytest.raises(ValueError, match=r"expected a square that torch.float32 can hold"):
-        error.to(torch.float32, "cpu")
+        observing.to(torch.float32, "cpu")
 
 
 def test_an_operator_that_gives_no_numbers_is_refused():
-    error = ErrorCovariance(std=torch.ones((), dtype=torch.float64), operator=FunctionOperator(torch.log, SITES))
+    observing = ObservingSystem(std=torch.ones((), dtype=torch.float64), operator=FunctionOperator(torch.log, SITES))
     with pytest.raises(ValueError, match="observation operator gave values that are not finite at the truth: expected"):
-        observe(normals(2, 3, SITES), Sites.all(), error, labels(2), labels(3), 0)
+        observe(normals(2, 3, SITES), Sites.all(), observing, labels(2), labels(3), 0)

@@ -6,10 +6,10 @@ from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.learning.online_twin import EndlessTwin
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import ObservingSystem, Sites
 
 DYNAMICS = Lorenz96(6)
-ERROR = ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
+ERROR = ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
 
 
 def twin(sites: Sites | None = None, **options) -> EndlessTwin:

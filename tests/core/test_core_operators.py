@@ -10,10 +10,10 @@ from test_core_methods import network, normals
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
-from xdan.core.learning.objectives import OBJECTIVES, Window, through_the_cycles
+from xdan.core.learning.objectives import OBJECTIVES
+from xdan.core.learning.rollout import Window, roll_out
 from xdan.core.methods import DataAssimilationNetwork, Record, method_by_name, run
-from xdan.core.observing.operators import FunctionOperator, LinearOperator
-from xdan.core.observing.system import ErrorCovariance, Sites, observe
+from xdan.core.observing import FunctionOperator, LinearOperator, ObservingSystem, Sites, observe
 
 N = 8
 CURVED = FunctionOperator(lambda x: torch.stack([x[..., 0] * x[..., 3], (0.3 * x[..., 5]).tanh(), x[..., 6]], -1), 3)
@@ -44,7 +44,7 @@ def full_r(size: int) -> torch.Tensor:
     return 0.3 * torch.eye(size, dtype=torch.float64) + 0.1 * root @ root.T
 
 
-def record(error: ErrorCovariance, cycles: int = 6, lanes: int = 2, dynamics=None) -> Record:
+def record(observing: ObservingSystem, cycles: int = 6, lanes: int = 2, dynamics=None) -> Record:
     dynamics = dynamics or Lorenz96(N)
     label = torch.arange(lanes)
     x, states = dynamics.climatology(label, 0, like=normals(1)).flatten(1), []
@@ -52,9 +52,9 @@ def record(error: ErrorCovariance, cycles: int = 6, lanes: int = 2, dynamics=Non
         states.append(x)
         x = dynamics.advance(x, 1)
     truth = torch.stack(states, 1)
-    y = observe(truth, Sites.all(), error, label, torch.arange(cycles), 0)
+    y = observe(truth, Sites.all(), observing, label, torch.arange(cycles), 0)
     y[0, 2, 1] = y[1, 3] = torch.nan
-    return Record(dynamics, error, y, (0, *[1] * (cycles - 1)), label, 1, truth)
+    return Record(dynamics, observing, y, (0, *[1] * (cycles - 1)), label, 1, truth)
 
 
 @given(seed=st.integers(0, 10**6), rows=st.integers(1, 12))
@@ -69,7 +69,7 @@ def test_adjoint_of_a_matrix(seed, rows):
 @settings(deadline=None, max_examples=30)
 def test_adjoint_and_tangent_of_a_function(seed):
     x, dx, y = normals(3, N, seed=seed), normals(3, 4, N, seed=seed + 1), normals(3, 3, seed=seed + 2)
-    pushed = CURVED.along(x, dx)
+    pushed = CURVED.tangent(x, dx)
     assert_close((pushed * y[:, None]).sum(2), (dx * CURVED.adjoint(x, y)[:, None]).sum(2), rtol=1e-12, atol=1e-12)
     h = 1e-6
     assert_close(pushed, (CURVED(x[:, None] + h * dx) - CURVED(x[:, None] - h * dx)) / (2 * h), rtol=1e-7, atol=1e-7)
@@ -77,34 +77,34 @@ def test_adjoint_and_tangent_of_a_function(seed):
 
 def test_projected_innovation_is_the_dense_product():
     h, r = matrix(), full_r(5)
-    error = ErrorCovariance(covariance=r, operator=LinearOperator(h))
+    observing = ObservingSystem(covariance=r, operator=LinearOperator(h))
     d, x = normals(2, 5, seed=6), normals(2, N, seed=7)
     observed = torch.tensor([[True] * 5, [True, False, True, True, False]])
     for lane in range(2):
         rows = observed[lane]
         dense = h[rows].T @ torch.linalg.inv(r[rows][:, rows]) @ d[lane, rows]
-        assert_close(error.project(d, observed, x)[lane], dense, rtol=1e-11, atol=1e-11)
+        assert_close(observing.project_innovation(d, observed, x)[lane], dense, rtol=1e-11, atol=1e-11)
 
 
 def test_increment_is_optimal_interpolation():
     h, r, v = matrix(), full_r(5), normals(N, seed=3).square() + 0.1
-    error = ErrorCovariance(covariance=r, operator=LinearOperator(h))
+    observing = ObservingSystem(covariance=r, operator=LinearOperator(h))
     x, d = normals(2, N), normals(2, 5, seed=6)
     observed = torch.tensor([[True] * 5, [True, False, True, True, False]])
-    found = error.increment(x, v, d, observed)
+    found = observing.interpolate(x, v, d, observed)
     for lane in range(2):
         rows = h[observed[lane]]
         total = rows @ torch.diag(v) @ rows.T + r[observed[lane]][:, observed[lane]]
         expected = torch.diag(v) @ rows.T @ torch.linalg.inv(total) @ d[lane, observed[lane]]
         assert_close(found[lane], expected, rtol=1e-11, atol=1e-12)
-    assert_close(error.increment(x, v, d[:, None].expand(2, 3, 5), observed)[:, 1], found)
+    assert_close(observing.interpolate(x, v, d[:, None].expand(2, 3, 5), observed)[:, 1], found)
 
 
 def test_the_kalman_filter_with_a_matrix_is_its_closed_form():
     h, r = matrix(), full_r(5)
-    error = ErrorCovariance(covariance=r, operator=LinearOperator(h))
+    observing = ObservingSystem(covariance=r, operator=LinearOperator(h))
     m = normals(N, N, seed=9) / 4
-    rec = record(error, dynamics=_linear(m))
+    rec = record(observing, dynamics=_linear(m))
     method = method_by_name("kalman").prepare(rec)
     outputs, _ = run(method, rec)
     state = method.start(rec)
@@ -132,7 +132,7 @@ def test_a_function_that_is_a_matrix_gives_what_the_matrix_gives(name):
     h = matrix()
     found = []
     for operator in (LinearOperator(h), FunctionOperator(lambda x: x @ h.to(x).T, 5)):
-        rec = record(ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64), operator=operator))
+        rec = record(ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64), operator=operator))
         found.append(run(method_by_name(name, **METHODS[name]).prepare(rec), rec)[0])
     assert not found[0]["diverged"].any()
     for key, value in found[0].items():
@@ -146,12 +146,12 @@ SAME_DRAWS = ("3d-var", "optimal-interpolation", "extended-kalman", "4d-var", "s
 @pytest.mark.parametrize("name", SAME_DRAWS)
 def test_rows_of_the_identity_are_sites_that_are_observed(name):
     sites = torch.arange(0, N, 2)
-    error = ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
-    rec = record(error)
+    observing = ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
+    rec = record(observing)
     gaps = torch.full_like(rec.observation, torch.nan)
     gaps[..., ::2] = rec.observation[..., ::2]
-    chosen = ErrorCovariance(std=error.std, operator=LinearOperator(torch.eye(N, dtype=torch.float64)[sites]))
-    masked = Record(rec.dynamics, error, gaps, rec.steps, rec.trajectory, 1, rec.truth)
+    chosen = ObservingSystem(std=observing.std, operator=LinearOperator(torch.eye(N, dtype=torch.float64)[sites]))
+    masked = Record(rec.dynamics, observing, gaps, rec.steps, rec.trajectory, 1, rec.truth)
     picked = Record(rec.dynamics, chosen, rec.observation[..., ::2], rec.steps, rec.trajectory, 1, rec.truth)
     one, other = (run(method_by_name(name, **METHODS[name]).prepare(r), r)[0] for r in (masked, picked))
     assert_close(one["analysis"], other["analysis"], rtol=1e-8, atol=1e-8)
@@ -159,12 +159,12 @@ def test_rows_of_the_identity_are_sites_that_are_observed(name):
 
 @pytest.mark.parametrize("memory", [0, 2])
 def test_the_network_sees_rows_of_the_identity_as_sites(memory):
-    error = ErrorCovariance(std=torch.tensor(0.7, dtype=torch.float64))
-    chosen = ErrorCovariance(std=error.std, operator=LinearOperator(torch.eye(N, dtype=torch.float64)[::2]))
-    rec = record(error)
+    observing = ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
+    chosen = ObservingSystem(std=observing.std, operator=LinearOperator(torch.eye(N, dtype=torch.float64)[::2]))
+    rec = record(observing)
     gaps = torch.full_like(rec.observation, torch.nan)
     gaps[..., ::2] = rec.observation[..., ::2]
-    masked = Record(rec.dynamics, error, gaps, rec.steps, rec.trajectory, 1)
+    masked = Record(rec.dynamics, observing, gaps, rec.steps, rec.trajectory, 1)
     picked = Record(rec.dynamics, chosen, rec.observation[..., ::2], rec.steps, rec.trajectory, 1)
     method = DataAssimilationNetwork(network(memory=memory))
     one, other = (run(method, r)[0]["analysis"] for r in (masked, picked))
@@ -172,17 +172,17 @@ def test_the_network_sees_rows_of_the_identity_as_sites(memory):
 
 
 def test_the_networks_zeta_is_the_gradient_of_the_misfit():
-    error = ErrorCovariance(std=torch.tensor([0.5, 0.2, 0.9], dtype=torch.float64), operator=CURVED)
+    observing = ObservingSystem(std=torch.tensor([0.5, 0.2, 0.9], dtype=torch.float64), operator=CURVED)
     x, y = normals(2, N, seed=1).requires_grad_(), normals(2, 3, seed=2)
-    (gradient,) = torch.autograd.grad(0.5 * ((y - CURVED(x)) / error.std).square().sum(), x)
+    (gradient,) = torch.autograd.grad(0.5 * ((y - CURVED(x)) / observing.std).square().sum(), x)
     observed = torch.ones_like(y, dtype=torch.bool)
-    assert_close(error.project(y - CURVED(x), observed, x), -gradient, rtol=1e-12, atol=1e-12)
+    assert_close(observing.project_innovation(y - CURVED(x), observed, x), -gradient, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_curved_operator_draws_the_analysis_to_its_observations(name):
-    error = ErrorCovariance(std=torch.tensor(0.3, dtype=torch.float64), operator=CURVED)
-    rec = record(error)
+    observing = ObservingSystem(std=torch.tensor(0.3, dtype=torch.float64), operator=CURVED)
+    rec = record(observing)
     outputs, _ = run(method_by_name(name, **METHODS[name]).prepare(rec), rec)
     if name == "climatology":
         return
@@ -194,16 +194,16 @@ def test_a_curved_operator_draws_the_analysis_to_its_observations(name):
 def test_gradients_through_cycles_with_a_curved_operator_are_finite_differences(objective):
     # Gentle enough for a network of random weights.
     bounded = FunctionOperator(lambda x: 2 * (0.3 * x[..., ::2]).tanh(), 4)
-    error = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64), operator=bounded)
-    rec = record(error, cycles=4)
+    observing = ObservingSystem(std=torch.tensor(1.0, dtype=torch.float64), operator=bounded)
+    rec = record(observing, cycles=4)
     net, chosen = network(memory=1), OBJECTIVES[objective]
     window = Window(rec.truth if chosen.truth else None, rec.observation, rec.steps)
     method = DataAssimilationNetwork(net.train().requires_grad_(True))
     alpha = net.relative_alpha
 
     def loss() -> torch.Tensor:
-        passage = through_the_cycles(method, rec.dynamics, error, window, None, divergence=chosen.divergence)
-        return chosen.loss(passage).mean()
+        rollout = roll_out(method, rec.dynamics, observing, window, None, divergence=chosen.divergence)
+        return chosen.loss(rollout).mean()
 
     (gradient,) = torch.autograd.grad(loss(), alpha)
     ends = []
@@ -222,7 +222,7 @@ def test_operators_that_do_not_fit_are_refused():
         FunctionOperator(torch.sin, 0)
     with pytest.raises(ValueError, match=r"gave shape \(2, 8\) for states of shape \(2, 8\): expected \(2, 3\)"):
         FunctionOperator(torch.sin, 3)(torch.zeros(2, 8))
-    rec = record(ErrorCovariance(std=torch.tensor(0.3), operator=CURVED))
+    rec = record(ObservingSystem(std=torch.tensor(0.3), operator=CURVED))
     for name, remedy in (("letkf", "etkf"), ("optimal-particle", "particle")):
         with pytest.raises(ValueError, match=f"take '{remedy}'"):
             method_by_name(name).prepare(rec)

@@ -45,7 +45,7 @@ def test_a_description_that_fits_its_arrays_takes_no_memory(name):
     made = network_of_shapes(name, DESCRIBED[name], shapes(name))
     assert type(made) is _NETWORKS[name][0]
     assert {value.device.type for value in made.state_dict().values()} == {"meta"}
-    assert made.parameters_json() == network_by_name(name, DESCRIBED[name]).parameters_json()
+    assert made.config() == network_by_name(name, DESCRIBED[name]).config()
 
 
 LAYER = {"filters": 3, "blocks": 9_000, "kernel": 3}
@@ -119,7 +119,7 @@ def test_a_class_that_reads_its_tensors_while_it_is_made_is_bounded_too(registry
             for _ in range(layers):
                 self.layers.append(nn.Parameter(torch.zeros(2)))
 
-        def parameters_json(self):
+        def config(self):
             return {"layers": len(self.layers)}
 
         def forward(self, x, zeta, memory=None):

@@ -55,7 +55,7 @@ class Bilinear(AnalysisNetwork):
         super().__init__()
         self.tensor = tensor
 
-    def parameters_json(self):
+    def config(self):
         return {}
 
     def forward(self, x, zeta, memory=None):
@@ -393,7 +393,7 @@ def test_what_a_class_brings_itself_is_kept():
         def __init__(self, filters=4):
             super().__init__(filters=filters)
 
-        def parameters_json(self):
+        def config(self):
             return {"filters": self.filters}
 
     assert Plain.analysis_covariance is ResidualCNN.analysis_covariance
@@ -461,7 +461,7 @@ class Activated(AnalysisNetwork):
         super().__init__()
         self.activation = activation
 
-    def parameters_json(self):
+    def config(self):
         return {}
 
     def forward(self, x, zeta, memory=None):

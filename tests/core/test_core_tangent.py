@@ -6,7 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from xdan.core.dynamics import CustomDynamics
-from xdan.core.observing.operators import FunctionOperator
+from xdan.core.observing import FunctionOperator
 from xdan.core.tangent import push_forward
 
 
@@ -75,7 +75,7 @@ def test_what_torch_cannot_differentiate_is_refused_by_name(function):
     model = CustomDynamics(step=function, state={"x": 3}, timestep=0.1, name="mine", spin_up_time=0.0)
     calls = {
         "a function of the state": lambda: push_forward(function, x, v),
-        "the observation operator": lambda: FunctionOperator(function, 3).along(x, v),
+        "the observation operator": lambda: FunctionOperator(function, 3).tangent(x, v),
         "the model 'mine'": lambda: model.advance_along(x, v, 2),
     }
     for title, call in calls.items():

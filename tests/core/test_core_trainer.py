@@ -9,15 +9,16 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
-from xdan.core.learning.objectives import Window, root_squared_error, squared_error, through_the_cycles
+from xdan.core.learning.objectives import root_squared_error, squared_error
 from xdan.core.learning.online_twin import EndlessTwin
+from xdan.core.learning.rollout import Window, roll_out
 from xdan.core.learning.trainer import Settings, Trainer, linear_decay, normalised_innovation
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
-from xdan.core.observing.system import ErrorCovariance, Sites
+from xdan.core.observing import ObservingSystem, Sites
 
 DYNAMICS = Lorenz96(12)
-ERROR = ErrorCovariance(std=torch.tensor(1.0, dtype=torch.float64))
+ERROR = ObservingSystem(std=torch.tensor(1.0, dtype=torch.float64))
 
 
 SUPERVISED = {"mse": squared_error, "rmse": root_squared_error}
@@ -25,8 +26,8 @@ SUPERVISED = {"mse": squared_error, "rmse": root_squared_error}
 
 def triple(*arguments):
     """Analyses, lost trajectories and the state at the end."""
-    passage = through_the_cycles(*arguments)
-    return passage.analysis, passage.lost, passage.state
+    rollout = roll_out(*arguments)
+    return rollout.analysis, rollout.lost, rollout.state
 
 
 def network(seed: int = 0, memory: int = 2, filters: int = 4) -> ResidualCNN:
@@ -276,8 +277,8 @@ def test_normalised_innovations_are_of_what_is_observed_after_burn_in():
     forecast, observation = rng.normal(size=(3, 6, 12)), rng.normal(size=(3, 6, 12))
     observation[rng.random(observation.shape) < 0.3] = np.nan
     deviation = np.linspace(0.5, 2.0, 12)
-    error = ErrorCovariance(std=torch.from_numpy(deviation))
-    record = Record(DYNAMICS, error, torch.from_numpy(observation), (0, *[1] * 5), torch.arange(3), 0)
+    observing = ObservingSystem(std=torch.from_numpy(deviation))
+    record = Record(DYNAMICS, observing, torch.from_numpy(observation), (0, *[1] * 5), torch.arange(3), 0)
     expected = np.nanmean(((observation - forecast) / deviation)[:, 2:] ** 2)
     assert normalised_innovation(record, torch.from_numpy(forecast), 2) == round(expected, 4)
     nothing = replace(record, observation=torch.full_like(record.observation, torch.nan))

@@ -8,7 +8,7 @@ from torch.func import jacfwd, jacrev, jvp, vmap
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Dynamics, Lorenz63, Lorenz96, dynamics_to_json, runge_kutta_4
-from xdan.core.observing.operators import FunctionOperator, LinearOperator, Operator
+from xdan.core.observing import FunctionOperator, LinearOperator, Operator
 
 N = 6
 DOUBLE = torch.zeros((), dtype=torch.float64)
@@ -100,7 +100,7 @@ class Written(Dynamics):
     name, dims, timestep, spin_up_time = "written-by-a-user", ("x",), 0.1, 0.5
     coordinates = CustomDynamics(step=torch.clone, state={"x": N}, timestep=1.0).coordinates
 
-    def parameters(self):
+    def config(self):
         return {}
 
     def step(self, x):
@@ -254,7 +254,7 @@ def test_operators_work_on_copies(function, shape):
 
 def test_derivatives_of_an_operator_in_place():
     h, x = FunctionOperator(lambda x: x.pow_(2)[..., :2], 2), states(2)
-    assert_close(h.along(x, torch.ones(2, 1, N, dtype=torch.float64))[:, 0], 2 * x[:, :2])
+    assert_close(h.tangent(x, torch.ones(2, 1, N, dtype=torch.float64))[:, 0], 2 * x[:, :2])
     expected = torch.zeros_like(x)
     expected[:, :2] = 2 * x[:, :2]
     assert_close(h.adjoint(x, torch.ones(2, 2, dtype=torch.float64)), expected)
@@ -271,6 +271,6 @@ def test_a_subclass_of_an_operator_has_derivatives_of_its_own():
     h, x = Squares(torch.eye(N, dtype=torch.float64)), states(2)
     assert not h.linear
     assert_close(h(x), states(2) ** 2)
-    assert_close(h.along(x, torch.ones(2, 1, N, dtype=torch.float64))[:, 0], 2 * x)
+    assert_close(h.tangent(x, torch.ones(2, 1, N, dtype=torch.float64))[:, 0], 2 * x)
     assert_close(h.adjoint(x, torch.ones_like(x)), 2 * x)
     assert issubclass(Squares, Operator)

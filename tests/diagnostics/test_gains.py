@@ -46,7 +46,7 @@ def toy():
             super().__init__()
             self.register_buffer("tensor", torch.zeros(sites, sites, sites))
 
-        def parameters_json(self):
+        def config(self):
             return {"sites": len(self.tensor)}
 
         def forward(self, x, zeta, memory=None):

@@ -71,7 +71,7 @@ def lopsided_network():
     class Lopsided(AnalysisNetwork):
         name = "lopsided-toy"
 
-        def parameters_json(self):
+        def config(self):
             return {}
 
         def forward(self, x, zeta, memory=None):

@@ -64,7 +64,7 @@ class Page:
         self.page = browser.new_page(viewport={"width": 1280, "height": 800})
         self.wrong = []
         self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("pageerror", lambda observing: self.wrong.append(str(observing)))
         self.page.on("requestfailed", lambda request: self.wrong.append(request.url))
         for _ in range(100):
             try:

@@ -14,7 +14,7 @@ import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdan.records import experiment
+from xdan.records import record
 from xdan.records.blocks import Plan, RecordWindows, array_to_tensor, pick_device, read_lanes, scan, tensor_to_array
 
 
@@ -80,7 +80,7 @@ def test_scan_computes_nothing(computed):
     assert computed.calls == 0
 
 
-def labelled(twin, rows, cycles, chunks=None, loads=None):
+def labelled_record(twin, rows, cycles, chunks=None, loads=None):
     """A record whose truth says where it is from, 1000 * trajectory + time; its observation the same, negative."""
     where = 1000.0 * np.arange(rows)[:, None, None] + np.arange(cycles)[:, None] + np.zeros(8)
     data = where
@@ -91,11 +91,11 @@ def labelled(twin, rows, cycles, chunks=None, loads=None):
     coordinates = {"time": 0.05 * np.arange(cycles), "trajectory": np.arange(rows), "x": np.arange(8)}
     truth = xr.DataArray(data, dims=("trajectory", "time", "x"), coords=coordinates)
     ds = xr.Dataset({"truth": truth, "observation": -truth, "observation_error": 1.0}, attrs=twin.attrs)
-    return experiment.read(ds)
+    return record.read(ds)
 
 
-def windows_of(experiment, lanes, length, batch, cycles, seed=0):
-    return RecordWindows(experiment, lanes, length, batch=batch, cycles=cycles, seed=seed, device="cpu")
+def windows_of(labelled, lanes, length, batch, cycles, seed=0):
+    return RecordWindows(labelled, lanes, length, batch=batch, cycles=cycles, seed=seed, device="cpu")
 
 
 def places(window):
@@ -113,10 +113,10 @@ def places(window):
     segments=st.integers(1, 2),
 )
 def test_windows_follow_the_record(twin, rows, batch, cycles, length, chunk, segments):
-    experiment = labelled(twin, rows, length * segments, chunk)
+    labelled = labelled_record(twin, rows, length * segments, chunk)
     lanes = [(row, piece * length) for piece in range(segments) for row in range(rows)]
     batch = min(batch, len(lanes))
-    source = windows_of(experiment, lanes, length, batch, cycles)
+    source = windows_of(labelled, lanes, length, batch, cycles)
     last, seen = {}, set()
     count = 3 * source.groups * (length // cycles) * len(source.batches)
     for index in range(count):
@@ -139,9 +139,9 @@ def test_windows_follow_the_record(twin, rows, batch, cycles, length, chunk, seg
 
 
 def test_windows_take_their_lanes_intervals(twin):
-    experiment = labelled(twin, 3, 8)
-    experiment.frame.steps[:] = [0, 1, 2, 3, 4, 5, 6, 7]
-    source = windows_of(experiment, [(0, 0), (1, 0), (2, 0)], 8, 1, 4)
+    labelled = labelled_record(twin, 3, 8)
+    labelled.setup.steps[:] = [0, 1, 2, 3, 4, 5, 6, 7]
+    source = windows_of(labelled, [(0, 0), (1, 0), (2, 0)], 8, 1, 4)
     for index in range(12):
         window = source.window(index)
         assert list(window.steps) == list(range(places(window)[1][0], places(window)[1][0] + 4))
@@ -149,18 +149,18 @@ def test_windows_take_their_lanes_intervals(twin):
 
 
 def test_windows_depend_on_seed_and_epoch_alone(twin):
-    experiment = labelled(twin, 8, 12)
+    labelled = labelled_record(twin, 8, 12)
     lanes = [(row, 0) for row in range(8)]
 
     def order(seed):
-        source = windows_of(experiment, lanes, 12, 2, 4, seed)
+        source = windows_of(labelled, lanes, 12, 2, 4, seed)
         found = [places(source.window(index)) for index in range(48)]
         source.close()
         return found
 
     assert order(1) == order(1)
     assert order(1) != order(2)
-    skipped = windows_of(experiment, lanes, 12, 2, 4, 1)  # a resumed run asks from the middle on
+    skipped = windows_of(labelled, lanes, 12, 2, 4, 1)  # a resumed run asks from the middle on
     assert [places(skipped.window(index)) for index in range(20, 48)] == order(1)[20:]
     skipped.close()
 
@@ -168,9 +168,9 @@ def test_windows_depend_on_seed_and_epoch_alone(twin):
 def test_memory_holds_a_few_blocks_of_any_record(twin):
     """Every batch has as many cycles as a chunk, and twice as many wait as take turns."""
     loads = []
-    experiment = labelled(twin, 40, 400, (2, 20), loads)
+    labelled = labelled_record(twin, 40, 400, (2, 20), loads)
     loads.clear()  # dask probes with an empty block
-    source = windows_of(experiment, [(row, 0) for row in range(40)], 400, 2, 5)
+    source = windows_of(labelled, [(row, 0) for row in range(40)], 400, 2, 5)
     for index in range(400):
         source.window(index)
         held = [future.result()[0].shape for future in source._loaded.values()]
@@ -184,7 +184,7 @@ def test_memory_holds_a_few_blocks_of_any_record(twin):
 
 
 def test_lanes_side_by_side_or_not(twin):
-    variable = labelled(twin, 5, 20, (2, 7)).truth
+    variable = labelled_record(twin, 5, 20, (2, 7)).truth
     together = read_lanes(variable, [(1, 4), (2, 4), (3, 4)], 2, 6)
     np.testing.assert_array_equal(together[..., 0], 1000 * np.arange(1, 4)[:, None] + np.arange(6, 10))
     apart = read_lanes(variable, [(4, 0), (1, 10)], 2, 6)

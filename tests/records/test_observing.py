@@ -6,9 +6,9 @@ import torch
 import xarray as xr
 
 import xdan
-from xdan.core.observing.operators import FunctionOperator
-from xdan.records.experiment import read
+from xdan.core.observing import FunctionOperator
 from xdan.records.observing import operator_from
+from xdan.records.record import read
 
 RANDOM = np.random.default_rng(0)
 MATRIX = RANDOM.normal(size=(5, 8))
@@ -275,10 +275,10 @@ class Blind(xdan.Lorenz96):
 
 def test_reading_is_the_twins_own(matrix_twin):
     found = read(matrix_twin)
-    np.testing.assert_array_equal(found.frame.error.operator.matrix, MATRIX)
+    np.testing.assert_array_equal(found.setup.observing.operator.matrix, MATRIX)
     assert found.observation.dims == ("trajectory", "time", "obs")
     turned = read(matrix_twin.transpose("x", "obs", "time", "trajectory"))
-    np.testing.assert_array_equal(turned.frame.error.operator.matrix, MATRIX)
+    np.testing.assert_array_equal(turned.setup.observing.operator.matrix, MATRIX)
 
 
 @pytest.mark.filterwarnings("ignore:the observations are far from the truth")

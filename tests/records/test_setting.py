@@ -8,7 +8,7 @@ import xarray as xr
 
 import xdan
 from xdan.records import setting
-from xdan.records.experiment import read
+from xdan.records.record import read
 
 TRAINED = {
     "dynamics": {"name": "lorenz96", "parameters": {"sites": 40, "forcing": 8.0, "timestep": 0.05}},

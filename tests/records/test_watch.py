@@ -7,13 +7,13 @@ import xarray as xr
 
 import xdan
 from xdan.core.methods import Record
-from xdan.core.observing.system import ErrorCovariance
+from xdan.core.observing import ObservingSystem
 from xdan.records.watch import Watch
 
 
 def record(y, std):
-    error = ErrorCovariance(std=torch.tensor(std, dtype=torch.float64))
-    return Record(xdan.Lorenz96(sites=4), error, torch.from_numpy(y), [0, 1], torch.arange(len(y)), 0)
+    observing = ObservingSystem(std=torch.tensor(std, dtype=torch.float64))
+    return Record(xdan.Lorenz96(sites=4), observing, torch.from_numpy(y), [0, 1], torch.arange(len(y)), 0)
 
 
 @pytest.mark.parametrize("expected", ["spread", "training", "climate"])

@@ -13,7 +13,7 @@ import zarr
 
 import xdan
 from xdan.core.learning.trainer import Trainer
-from xdan.core.observing.system import Sites
+from xdan.core.observing import Sites
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def test_truth_of_another_model_warns(single, architecture, quick):
 def test_how_it_was_made_is_written_down(net, model):
     training = net.description["training"]
     assert (training["steps"], training["window"], training["batch"], training["seed"]) == (30, 4, 2, 0)
-    assert training["data"]["dynamics"]["parameters"] == model.parameters()
+    assert training["data"]["dynamics"]["parameters"] == model.config()
     assert training["torch"] == torch.__version__
 
 

@@ -5,13 +5,13 @@ import pytest
 
 import xdan
 from xdan.records.blocks import RecordWindows
-from xdan.records.experiment import read
+from xdan.records.record import read
 from xdan.training.data import data_from_dynamics, data_from_record
 
 
 def windows(ds, lanes, length, **settings):
-    experiment = read(ds)
-    return RecordWindows(experiment, lanes, length, **{"batch": 2, "cycles": 4, "seed": 0, "device": "cpu", **settings})
+    labelled = read(ds)
+    return RecordWindows(labelled, lanes, length, **{"batch": 2, "cycles": 4, "seed": 0, "device": "cpu", **settings})
 
 
 def test_validation_trajectories_are_not_trained_on(model):

@@ -23,18 +23,18 @@ from ..core.random import Purpose, check_seed, normal
 from ..core.user_functions import finest
 from ..network import Network
 from ..records.blocks import Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
-from ..records.experiment import (
+from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
+from ..records.observing import identity as observing_identity
+from ..records.record import (
     LEADING_CYCLES,
     LEADING_TRAJECTORIES,
-    Experiment,
-    Frame,
+    LabelledRecord,
+    Setup,
     astray,
     check_observed,
     read,
     refuse_fill_values,
 )
-from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
-from ..records.observing import identity as observing_identity
 from ..records.schema import Array
 from ..records.setting import differences, observed_otherwise, validation_innovation
 from ..records.store import check_apart, check_mode, digest, sealed
@@ -125,7 +125,7 @@ def cycle(
     ----------
     Bocquet et al., Eq. 2 and 3.
     """
-    experiment = read(
+    labelled = read(
         ds,
         dynamics=dynamics,
         truth=truth,
@@ -140,27 +140,27 @@ def cycle(
         )
     seed, progress = check_seed(seed), switch("progress", progress)
     check_mode(mode)
-    frame, device = experiment.frame, pick_device(device)
+    setup, device = labelled.setup, pick_device(device)
     if isinstance(method, Network):
-        method.check(experiment)
+        method.check(labelled)
     if store is not None:
         store = locate(store)
         check_rewritable(store)
-        check_apart(ds, store, str(experiment.observation.name))
-    lazy = experiment.observation.chunks is not None
+        check_apart(ds, store, str(labelled.observation.name))
+    lazy = labelled.observation.chunks is not None
     if store is not None or not lazy:
-        check_observed(experiment.observation)
-    observations = experiment.observation.chunk().data
+        check_observed(labelled.observation)
+    observations = labelled.observation.chunk().data
     if store is not None:
         observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
-    truths = None if experiment.truth is None else experiment.truth.chunk().data
+    truths = None if labelled.truth is None else labelled.truth.chunk().data
     plan = Plan.from_chunks(*observations.chunks[:2])
     leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
-    outside = _outside(method, experiment)
+    outside = _outside(method, labelled)
     tell(outside)
     prepared = dask.delayed(_prepare, pure=False)(
         method,
-        frame,
+        setup,
         observations[leading],
         None if truths is None else truths[leading],
         seed,
@@ -168,31 +168,31 @@ def cycle(
         progress,
         bool(outside),
     )
-    prototype = _at_work(method, frame, device)
-    shapes = shapes_of(prototype, experiment, members)
+    prototype = _at_work(method, setup, device)
+    shapes = shapes_of(prototype, labelled, members)
     members = bool(members)
-    tuned = tuned_shapes_of(prototype, frame)
+    tuned = tuned_shapes_of(prototype, setup)
     lags = prototype.lags
-    arguments = (dask.delayed(frame, traverse=False), prepared, seed, members, device)
-    label = partial(label_run, method=method, prototype=prototype, experiment=experiment, seed=seed)
+    arguments = (dask.delayed(setup, traverse=False), prepared, seed, members, device)
+    label = partial(label_run, method=method, prototype=prototype, labelled=labelled, seed=seed)
     if store is None:
         outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
         arrays = scan(partial(_cycle_block, lazy), plan, [observations], outputs, *arguments)
         arrays |= {name: _moved(arrays[name], lag) for name, lag in lags.items()}
-        chosen = dask.delayed(_chosen)(prepared, frame.dtype)
+        chosen = dask.delayed(_chosen)(prepared, setup.dtype)
         scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
         result = label(named(shapes, arrays) | named(tuned, scalars)).assign_attrs(attribute(outside))
         if not lazy:
             (result, ready) = dask.compute(result, prepared)
-            result = result.assign_attrs(attribute([*outside, *ready.texts, *_judge(result, ready, frame)]))
-        return sealed(experiment.as_given(result))
+            result = result.assign_attrs(attribute([*outside, *ready.texts, *_judge(result, ready, setup)]))
+        return sealed(labelled.as_given(result))
     identity = digest(
-        [prototype.name, prototype.parameters(), prototype.tune_on, dynamics_to_json(frame.dynamics), seed, members],
+        [prototype.name, prototype.config(), prototype.tune_on, dynamics_to_json(setup.dynamics), seed, members],
         method.digest if isinstance(method, Network) else "",
-        frame.steps,
-        frame.trajectory,
-        [list(plan.trajectory), list(plan.time), str(frame.dtype)],
-        *observing_identity(frame.error, frame.dynamics),
+        setup.steps,
+        setup.trajectory,
+        [list(plan.trajectory), list(plan.time), str(setup.dtype)],
+        *observing_identity(setup.observing, setup.dynamics),
         # The record is known by its first block: another record's differs there.
         np.asarray(observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
     )
@@ -211,7 +211,7 @@ def cycle(
         _stream(stream, observations, ready, arguments, progress)
         whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
         (made,) = dask.compute(ready)
-        stream.finish(attribute([*outside, *made.texts, *_judge(whole, made, frame)]))
+        stream.finish(attribute([*outside, *made.texts, *_judge(whole, made, setup)]))
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
 
@@ -235,9 +235,9 @@ class _Prepared:
     texts: Sequence[str]
 
 
-def _outside(method: Network | Method, experiment: Experiment) -> list[str]:
+def _outside(method: Network | Method, labelled: LabelledRecord) -> list[str]:
     """Say in what a record differs from a network's training, and what to do."""
-    differing = differences(method.description, experiment) if isinstance(method, Network) else []
+    differing = differences(method.description, labelled) if isinstance(method, Network) else []
     if not differing:
         return []
     return [
@@ -246,9 +246,9 @@ def _outside(method: Network | Method, experiment: Experiment) -> list[str]:
     ]
 
 
-def _judge(run: xr.Dataset, prepared: _Prepared, frame: Frame) -> list[str]:
+def _judge(run: xr.Dataset, prepared: _Prepared, setup: Setup) -> list[str]:
     """Warn of what is wrong with a run in memory, and return the sentences."""
-    texts = prepared.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), frame.trajectory, slice(None))
+    texts = prepared.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), setup.trajectory, slice(None))
     tell(texts, stacklevel=4)
     return texts
 
@@ -274,7 +274,7 @@ def _is_prepared(prepared: _Prepared) -> bool:
 
 def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple[Any, ...], progress: bool) -> None:
     """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
-    frame, _, seed, members, device = arguments
+    setup, _, seed, members, device = arguments
     rows, columns = stream.plan.shape
     done = [stream.done(i) for i in range(rows)]
     task = dask.delayed(_stream_block, pure=False)
@@ -288,7 +288,7 @@ def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple
                     (i, done[i]),
                     carries[i],
                     observations[stream.plan.rows(i), stream.plan.columns(done[i])],
-                    frame,
+                    setup,
                     ready,
                     seed,
                     members,
@@ -300,7 +300,7 @@ def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple
                 carries[i] = carry
                 done[i] += 1
                 bar.update()
-    stream.write_scalars(dask.compute(dask.delayed(_chosen)(ready, frame.dtype))[0])
+    stream.write_scalars(dask.compute(dask.delayed(_chosen)(ready, setup.dtype))[0])
 
 
 def _stream_block(
@@ -308,14 +308,14 @@ def _stream_block(
     place: tuple[int, int],
     carry: Carry | None,
     block: Array,
-    frame: Frame,
+    setup: Setup,
     prepared: _Prepared,
     seed: int,
     members: bool,
     device: str,
 ) -> Carry:
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    outputs, after = _cycle_block(False, carry, rows, columns, [block], frame, prepared, seed, members, device)
+    outputs, after = _cycle_block(False, carry, rows, columns, [block], setup, prepared, seed, members, device)
     stream.write(*place, outputs, after)
     return after
 
@@ -326,28 +326,28 @@ def _cycle_block(
     rows: slice,
     columns: slice,
     arrays: Sequence[Any],
-    frame: Frame,
+    setup: Setup,
     prepared: _Prepared,
     *rest: Any,
 ) -> tuple[dict[str, Array], Carry]:
     """Cycle over one block; with `tells` the block warns by itself, as nothing looks at the whole of a lazy run."""
-    method = _at_work(prepared.method, frame, rest[-1])
-    outputs, after = cycle_block(carry, rows, columns, arrays, frame, method, prepared.watch, *rest)
+    method = _at_work(prepared.method, setup, rest[-1])
+    outputs, after = cycle_block(carry, rows, columns, arrays, setup, method, prepared.watch, *rest)
     if tells:
-        tell(prepared.watch.verdict(outputs[RATIO], outputs["diverged"], frame.trajectory, rows))
+        tell(prepared.watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
     return outputs, after
 
 
-def _at_work(method: Method | Network, frame: Frame, device: str) -> Method:
+def _at_work(method: Method | Network, setup: Setup, device: str) -> Method:
     """Turn a network, a handle until here, into the method that it is."""
     if not isinstance(method, Network):
         return method
-    return method.method(torch.float64 if frame.dtype == np.float64 else torch.float32, device)
+    return method.method(torch.float64 if setup.dtype == np.float64 else torch.float32, device)
 
 
 def _prepare(
     method: Method | Network,
-    frame: Frame,
+    setup: Setup,
     observation: Array,
     truth: Array | None,
     seed: int,
@@ -364,46 +364,46 @@ def _prepare(
     if truth is not None:
         refuse_fill_values(truth, "truth")
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
-    record = make_record(frame, observation, **whole, seed=seed, truth=truth, device=device)
-    texts = [] if truth is None else [astray(frame, truth[:, :2]), far_from_truth(record)]
+    record = make_record(setup, observation, **whole, seed=seed, truth=truth, device=device)
+    texts = [] if truth is None else [astray(setup, truth[:, :2]), far_from_truth(record)]
     if isinstance(method, Network) and not outside:
         texts.append(observed_otherwise(method.description, observation))
     texts = list(filter(None, texts))
     tell(texts)
     if isinstance(method, Network):
         with shown(progress):
-            _at_work(method, frame, device).check_derivatives(record)
-        if frame.error.operator is None:
-            during = frame.error.during(slice(0, observation.shape[1]))
-            method.check_climate(observation, float(during.variance().mean()))
-        return _Prepared(method, _watch_network(method, frame), texts)
+            _at_work(method, setup, device).check_derivatives(record)
+        if setup.observing.operator is None:
+            during = setup.observing.during(slice(0, observation.shape[1]))
+            method.check_climate(observation, float(during.error_variance().mean()))
+        return _Prepared(method, _watch_network(method, setup), texts)
     with torch.no_grad(), shown(progress):
-        return _Prepared(method.prepare(record), _watch_method(method, frame, seed), texts)
+        return _Prepared(method.prepare(record), _watch_method(method, setup, seed), texts)
 
 
-def _watch_network(network: Network, frame: Frame) -> Watch:
+def _watch_network(network: Network, setup: Setup) -> Watch:
     """How large a network's innovations should be."""
     remedy = "Train a network on this record with ds.dan.train(), or for longer, or compare with baseline('enkf-n')"
-    factor, error = validation_innovation(network.description), frame.error
-    if network.ensemble and error.operator is None:
+    factor, observing = validation_innovation(network.description), setup.observing
+    if network.ensemble and observing.operator is None:
         return Watch("spread", None, remedy)
     if factor is not None:
         return Watch("training", torch.tensor(factor, dtype=torch.float64), remedy)
     mean, std = (torch.tensor(float(network.arrays[name]), dtype=torch.float64) for name in ("state_mean", "state_std"))
-    if error.operator is None:
+    if observing.operator is None:
         return Watch("climate", std**2, remedy)
     keys, origin = torch.arange(_CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
-    noise = normal(0, Purpose.CLIMATOLOGY, keys, origin, math.prod(frame.dynamics.shape))[:, 0]
-    return Watch("climate", error.seen(mean + std * noise).var(0), remedy)
+    noise = normal(0, Purpose.CLIMATOLOGY, keys, origin, math.prod(setup.dynamics.shape))[:, 0]
+    return Watch("climate", observing.observe(mean + std * noise).var(0), remedy)
 
 
-def _watch_method(method: Method, frame: Frame, seed: int) -> Watch:
+def _watch_method(method: Method, setup: Setup, seed: int) -> Watch:
     """How large a classical method's innovations should be."""
-    if "forecast_spread" in method.outputs and frame.error.operator is None:
+    if "forecast_spread" in method.outputs and setup.observing.operator is None:
         return Watch("spread", None, _REMEDY)
-    like = finest(frame.dynamics.step, torch.zeros(1, *frame.dynamics.shape))
-    states = frame.dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
-    return Watch("climate", frame.error.seen(states.double().flatten(1)).var(0), _REMEDY)
+    like = finest(setup.dynamics.step, torch.zeros(1, *setup.dynamics.shape))
+    states = setup.dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
+    return Watch("climate", setup.observing.observe(states.double().flatten(1)).var(0), _REMEDY)
 
 
 def _chosen(prepared: _Prepared, dtype: np.dtype[Any]) -> dict[str, Array]:

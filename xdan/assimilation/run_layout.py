@@ -11,7 +11,7 @@ import xarray as xr
 from ..core.checks import shown
 from ..core.methods import DataAssimilationNetwork, Method
 from ..network import Network
-from ..records.experiment import Experiment, Frame
+from ..records.record import LabelledRecord, Setup
 from ..records.schema import CHANNEL, DUAL, MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, attributes
 from ..records.store import sealed
 from ..records.watch import RATIO
@@ -54,7 +54,7 @@ _IN_STATE_UNITS = (
 Shapes = dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]]
 
 
-def shapes_of(method: Method, experiment: Experiment, members: bool) -> Shapes:
+def shapes_of(method: Method, labelled: LabelledRecord, members: bool) -> Shapes:
     """Dims, shape and dtype of every variable along trajectory and time.
 
     Raises
@@ -74,32 +74,32 @@ def shapes_of(method: Method, experiment: Experiment, members: bool) -> Shapes:
         raise ValueError(
             f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory"
         )
-    frame = experiment.frame
-    lead, state = experiment.observation.shape[:2], frame.dynamics.shape
-    sites = ((TRAJECTORY, TIME, *frame.dynamics.dims), (*lead, *state), frame.dtype)
-    cycles = ((TRAJECTORY, TIME), lead, frame.dtype)
+    setup = labelled.setup
+    lead, state = labelled.observation.shape[:2], setup.dynamics.shape
+    sites = ((TRAJECTORY, TIME, *setup.dynamics.dims), (*lead, *state), setup.dtype)
+    cycles = ((TRAJECTORY, TIME), lead, setup.dtype)
     shapes: Shapes = {"forecast": sites, "analysis": sites}
     shapes |= {name: sites if kind == "site" else cycles for name, kind in method.outputs.items()}
     if members and channels:
-        shapes["memory"] = ((TRAJECTORY, TIME, CHANNEL, *frame.dynamics.dims), (*lead, channels, *state), frame.dtype)
+        shapes["memory"] = ((TRAJECTORY, TIME, CHANNEL, *setup.dynamics.dims), (*lead, channels, *state), setup.dtype)
     elif members:
-        dims, shape = (TRAJECTORY, TIME, MEMBER, *frame.dynamics.dims), (*lead, method.members, *state)
-        shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, frame.dtype))
+        dims, shape = (TRAJECTORY, TIME, MEMBER, *setup.dynamics.dims), (*lead, method.members, *state)
+        shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, setup.dtype))
     shapes[RATIO] = cycles
     shapes["diverged"] = ((TRAJECTORY, TIME), lead, np.dtype(bool))
     return shapes
 
 
-def tuned_shapes_of(method: Method, frame: Frame) -> Shapes:
+def tuned_shapes_of(method: Method, setup: Setup) -> Shapes:
     """Dims, shape and dtype of what `prepare` chooses."""
-    sites = int(np.prod(frame.dynamics.shape))
-    alone = frame.dynamics.dims if len(frame.dynamics.dims) == 1 else ("state",)
+    sites = int(np.prod(setup.dynamics.shape))
+    alone = setup.dynamics.dims if len(setup.dynamics.dims) == 1 else ("state",)
     names = {"state": alone[0], "state_dual": alone[0] + DUAL}
     return {
         name: (
             tuple(names.get(dim, dim) for dim in dims),
             tuple(sites if size == -1 else size for size in shape),
-            frame.dtype,
+            setup.dtype,
         )
         for name, (dims, shape) in method.tuned_shapes().items()
     }
@@ -122,33 +122,33 @@ def label_run(
     *,
     method: Method | Network,
     prototype: Method,
-    experiment: Experiment,
+    labelled: LabelledRecord,
     seed: int,
 ) -> xr.Dataset:
     """Attach coordinates and attributes."""
-    frame = experiment.frame
-    units = dict.fromkeys(_IN_STATE_UNITS, frame.dynamics.units)
-    labelled = {
+    setup = labelled.setup
+    units = dict.fromkeys(_IN_STATE_UNITS, setup.dynamics.units)
+    described = {
         name: (dims, data, {"long_name": _long_name(name), "units": units.get(name, "1")})
         for name, (dims, data) in variables.items()
     }
     dims = {dim for sizes, _ in variables.values() for dim in sizes}
-    shared = {TRAJECTORY, TIME, *frame.dynamics.dims}
+    shared = {TRAJECTORY, TIME, *setup.dynamics.dims}
     # A label left over from a selection gives way to a dim or a variable of its name.
-    taken = (dims - shared) | set(labelled)
+    taken = (dims - shared) | set(described)
     coordinates = {
         name: coordinate
-        for name, coordinate in experiment.observation.coords.items()
+        for name, coordinate in labelled.observation.coords.items()
         if set(coordinate.dims) <= shared and name not in taken
     }
     coordinates = {n: c.drop_vars([other for other in c.coords if other in taken]) for n, c in coordinates.items()}
-    result = xr.Dataset(labelled, coordinates)
+    result = xr.Dataset(described, coordinates)
     if MEMBER in result.dims:
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
     more: dict[str, Any] = {"title": f"cycled with {prototype.name}", "seed": seed, "method": prototype.name}
-    more["method_parameters"] = prototype.parameters()
+    more["method_parameters"] = prototype.config()
     if any(name.startswith("candidate") for name in prototype.tuned_shapes()):
         more["tuned_on"] = prototype.tune_on
     if isinstance(method, Network):
         more["network_digest"] = method.digest
-    return sealed(result).assign_attrs(attributes(frame.dynamics, **more))
+    return sealed(result).assign_attrs(attributes(setup.dynamics, **more))

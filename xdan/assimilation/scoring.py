@@ -14,7 +14,7 @@ from ..core import scores as kernels
 from ..core.checks import choice, integer, shown
 from ..core.dynamics import Dynamics
 from ..records.blocks import see
-from ..records.experiment import Experiment, astray, beginning, leading, read, read_run
+from ..records.record import LabelledRecord, astray, beginning, leading, read, read_run
 from ..records.schema import MEMBER, TIME, TRAJECTORY, averaged_dims
 from ..records.store import check_whole
 from ..records.values import fill_text
@@ -150,7 +150,7 @@ def rank_histogram(
     """
     of = choice("of", of, _MEMBERS)
     pair = _match(ds, run, burn_in, **check_roles(roles))
-    x, dims = pair.experiment.truth, _dims(dim)
+    x, dims = pair.labelled.truth, _dims(dim)
     if x is None:
         raise ValueError("a rank histogram needs the truth, which the record lacks: expected a variable 'truth'")
     if of not in pair.run:
@@ -204,7 +204,7 @@ class _Pair:
 
     Attributes
     ----------
-    experiment : Experiment
+    labelled : LabelledRecord
     run : xarray.Dataset
         `forecast`, `analysis` and, where the run has them, spreads and members; dims (trajectory, time, *state), and
         `member` last.
@@ -215,7 +215,7 @@ class _Pair:
         The cause that the truth does not follow the dynamics; None without a truth.
     """
 
-    experiment: Experiment
+    labelled: LabelledRecord
     run: xr.Dataset
     flags: xr.DataArray | None
     burn_in: int
@@ -224,7 +224,7 @@ class _Pair:
     @property
     def state(self) -> list[Hashable]:
         """Dims of the state."""
-        return list(self.experiment.frame.dynamics.dims)
+        return list(self.labelled.setup.dynamics.dims)
 
     @property
     def crps_of(self) -> str:
@@ -249,8 +249,8 @@ class _Pair:
         """The cause that the truth is not finite."""
 
         def evidence() -> tuple[xr.DataArray, ...]:
-            assert self.experiment.truth is not None
-            return (_not_finite(self.experiment.truth),)
+            assert self.labelled.truth is not None
+            return (_not_finite(self.labelled.truth),)
 
         return Cause(
             gaps("the truth has gaps", "expected a truth without NaN: fill them, or select around them"), evidence
@@ -289,7 +289,7 @@ def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.D
 
 
 def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
-    x, run, units = pair.experiment.truth, pair.run, pair.experiment.frame.dynamics.units
+    x, run, units = pair.labelled.truth, pair.run, pair.labelled.setup.dynamics.units
     if x is None:
         return {}
     causes = (pair.diverged, pair.gaps_of_truth)
@@ -365,21 +365,21 @@ def _spreads(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
             spread = pair.run[name]
             by_time = xr.ufuncs.sqrt((spread**2).mean(pair.state, skipna=False))
             label = f"{spread.attrs.get('long_name', name)}: {_SPREAD}"
-            units = pair.experiment.frame.dynamics.units
+            units = pair.labelled.setup.dynamics.units
             scores[name] = Score(by_time.mean(dims, skipna=False), label, units, (pair.diverged, pair.gaps_of(name)))
     return scores
 
 
 def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
-    y, frame, run = pair.experiment.observation, pair.experiment.frame, pair.run
-    units = frame.dynamics.units
+    y, setup, run = pair.labelled.observation, pair.labelled.setup, pair.run
+    units = setup.dynamics.units
     square = units if units == "1" else f"({units})2"
     everything = [*dims, *y.dims[2:]]
     observed = y.notnull()
     count = observed.sum(everything)
-    forecast, analysis = see(run["forecast"], frame), see(run["analysis"], frame)
+    forecast, analysis = see(run["forecast"], setup), see(run["analysis"], setup)
     innovation, residual = y - forecast, y - analysis
-    variance = _error_variance(pair.experiment)
+    variance = _error_variance(pair.labelled)
     nothing = Cause(unobserved, lambda: (observed.any(y.dims[2:]),))
     infinite = Cause(
         gaps("the observations have infinite values", "expected numbers, and NaN where nothing is observed"),
@@ -409,7 +409,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
         add(f"{name}_mean", mean, f"mean of observation minus {label}", units, cause)
         spread = average(value**2) - mean**2
         add(f"{name}_variance", spread, f"variance of observation minus {label}", square, cause)
-    if "forecast_spread" in run and frame.error.operator is None:
+    if "forecast_spread" in run and setup.observing.operator is None:
         expected = average(run["forecast_spread"] ** 2 + variance)
         cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
         label = "forecast variance plus observation error variance"
@@ -421,11 +421,11 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
     return scores
 
 
-def _error_variance(experiment: Experiment) -> xr.DataArray:
+def _error_variance(labelled: LabelledRecord) -> xr.DataArray:
     """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
-    y, error = experiment.observation, experiment.frame.error
-    dims, shape = (y.dims[1:], y.shape[1:]) if error.in_time else (y.dims[2:], y.shape[2:])
-    values = error.variance().numpy()
+    y, observing = labelled.observation, labelled.setup.observing
+    dims, shape = (y.dims[1:], y.shape[1:]) if observing.in_time else (y.dims[2:], y.shape[2:])
+    values = observing.error_variance().numpy()
     if values.ndim:
         values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
     return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
@@ -446,7 +446,7 @@ def _match(
     operator: Any,
 ) -> _Pair:
     """Record and run on the same labels, burn-in left out."""
-    experiment = read(
+    labelled = read(
         ds,
         dynamics=dynamics,
         truth=truth,
@@ -454,12 +454,12 @@ def _match(
         observation_error=observation_error,
         operator=operator,
     )
-    variables = read_run(experiment, run, ("forecast", "analysis"))
-    variables |= read_run(experiment, run, [name for name in _SPREADS if name in run])
+    variables = read_run(labelled, run, ("forecast", "analysis"))
+    variables |= read_run(labelled, run, [name for name in _SPREADS if name in run])
     for name in _MEMBERS:
         if name in run:
-            variables[name] = _members(experiment, run, name)
-    cycles = experiment.observation.sizes[TIME]
+            variables[name] = _members(labelled, run, name)
+    cycles = labelled.observation.sizes[TIME]
     burn_in = integer("burn_in", burn_in)
     if not 0 <= burn_in < cycles:
         raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
@@ -469,32 +469,32 @@ def _match(
     arranged = {name: values if name in _MEMBERS else _cast(values) for name, values in unlabelled.items()}
     # A negative number is no spread: it counts as missing.
     arranged |= {name: values.where(values >= 0) for name, values in arranged.items() if name in _SPREADS}
-    flags = _flags(experiment, run)
+    flags = _flags(labelled, run)
     # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
-    labels = {name: experiment.observation[name] for name in (TRAJECTORY, TIME)}
-    scored = Experiment(
-        replace(experiment.frame, error=experiment.frame.error.during(later)),
-        _cast(experiment.observation).isel({TIME: later}),
-        None if experiment.truth is None else _cast(experiment.truth).isel({TIME: later}),
-        experiment.bare,
+    labels = {name: labelled.observation[name] for name in (TRAJECTORY, TIME)}
+    scored = LabelledRecord(
+        replace(labelled.setup, observing=labelled.setup.observing.during(later)),
+        _cast(labelled.observation).isel({TIME: later}),
+        None if labelled.truth is None else _cast(labelled.truth).isel({TIME: later}),
+        labelled.bare,
     )
     run_later = xr.Dataset(arranged).assign_coords(labels).isel({TIME: later})
-    return _Pair(scored, run_later, flags, burn_in, _follows(experiment))
+    return _Pair(scored, run_later, flags, burn_in, _follows(labelled))
 
 
-def _follows(experiment: Experiment) -> Cause | None:
+def _follows(labelled: LabelledRecord) -> Cause | None:
     """The cause that the truth does not follow the dynamics; None without a truth."""
-    if experiment.truth is None:
+    if labelled.truth is None:
         return None
-    first = beginning(experiment.truth)
-    return Cause(partial(astray, experiment.frame), lambda: (first,))
+    first = beginning(labelled.truth)
+    return Cause(partial(astray, labelled.setup), lambda: (first,))
 
 
-def _members(experiment: Experiment, run: xr.Dataset, name: str) -> xr.DataArray:
+def _members(labelled: LabelledRecord, run: xr.Dataset, name: str) -> xr.DataArray:
     """Members of a run, dims (trajectory, time, *state, member)."""
     if not run[name].sizes.get(MEMBER):
         raise ValueError(f"the run's {name!r} has sizes {dict(run[name].sizes)}: expected one {MEMBER!r} at least")
-    members = read_run(experiment, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
+    members = read_run(labelled, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
     return members.transpose(..., MEMBER)
 
 
@@ -503,7 +503,7 @@ def _cast(values: xr.DataArray) -> xr.DataArray:
     return values.astype(kernels.working_dtype(values.dtype), copy=False)
 
 
-def _flags(experiment: Experiment, run: xr.Dataset) -> xr.DataArray | None:
+def _flags(labelled: LabelledRecord, run: xr.Dataset) -> xr.DataArray | None:
     """Where the run says that a trajectory has diverged, dims (trajectory, time)."""
     if "diverged" not in run:
         return None
@@ -512,9 +512,9 @@ def _flags(experiment: Experiment, run: xr.Dataset) -> xr.DataArray | None:
     times = [dim for dim in run.cf.axes.get("T", []) if dim in flags.dims]
     if TIME not in flags.dims and times:
         flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
-    if experiment.bare and TRAJECTORY not in flags.dims:
+    if labelled.bare and TRAJECTORY not in flags.dims:
         flags = flags.drop_vars(TRAJECTORY, errors="ignore").expand_dims(TRAJECTORY)
-    expected = {name: experiment.observation.sizes[name] for name in (TRAJECTORY, TIME)}
+    expected = {name: labelled.observation.sizes[name] for name in (TRAJECTORY, TIME)}
     if dict(flags.sizes) != expected or flags.dtype.kind not in "biuf":
         raise ValueError(
             f"the run's 'diverged' is of {flags.dtype} with sizes {dict(flags.sizes)}: expected True and False with "

@@ -16,8 +16,7 @@ from ..core.checks import choice, integer, real_array, shown
 from ..core.dynamics import Dynamics
 from ..core.dynamics.base import in_words
 from ..core.methods.base import advance
-from ..core.observing.operators import LinearOperator, Operator
-from ..core.observing.system import ErrorCovariance, Sites, check_truth, observe
+from ..core.observing import LinearOperator, ObservingSystem, Operator, Sites, check_truth, observe
 from ..core.random import check_seed
 from ..records.blocks import Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array
 from ..records.observing import error_from, errors, operator_from
@@ -127,14 +126,14 @@ def twin(
         if not isinstance(error_std, (int, float)) or error_std != 1.0:
             raise ValueError("expected one of error_std= and error_covariance=, both were given")
         values = _covariance(error_covariance, dims, shape, dynamics)
-    error = error_from(values, shape, seeing, cycles if in_time else None)
+    observing = error_from(values, shape, seeing, cycles if in_time else None)
     sites.mask(size, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), seed)  # checks the sizes
     like = torch.zeros((), dtype=getattr(torch, dtype))
-    error.to(like.dtype, "cpu")  # checks that the errors can be held
+    observing.to(like.dtype, "cpu")  # checks that the errors can be held
     dynamics.try_start(0, seed, like)
 
     outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
-    shared = dask.delayed(error, traverse=False)  # one copy in the graph
+    shared = dask.delayed(observing, traverse=False)  # one copy in the graph
     arrays = scan(_twin_block, plan, [], outputs, dynamics, sites, shared, steps, seed, dtype)
     variables = _error_variable(dims, values, in_time, dynamics.units) | _operator_variable(seeing, dynamics)
     return _label(dynamics, sites, dims, arrays, variables, intervals, seed)
@@ -218,7 +217,7 @@ def _twin_block(
     arrays: Sequence[Any],
     dynamics: Dynamics,
     sites: Sites,
-    error: ErrorCovariance,
+    observing: ObservingSystem,
     steps: Array,
     seed: int,
     dtype: str,
@@ -239,8 +238,8 @@ def _twin_block(
             states.append(x)
         truth = torch.stack(states, 1)
         check_truth(dynamics, truth, trajectory, columns.start)
-        observation = observe(truth, sites, error.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
-    seen = observation if error.operator is not None else observation.unflatten(-1, dynamics.shape)
+        observation = observe(truth, sites, observing.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
+    seen = observation if observing.operator is not None else observation.unflatten(-1, dynamics.shape)
     shaped = {"truth": truth.unflatten(-1, dynamics.shape), "observation": seen}
     return {name: tensor_to_array(value) for name, value in shaped.items()}, {"x": tensor_to_array(x)}
 

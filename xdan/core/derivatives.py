@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .dynamics import Dynamics
-from .observing.operators import Operator
+from .observing import Operator
 from .random import Purpose, normal
 from .user_functions import finest
 
@@ -150,7 +150,7 @@ def check_operator(operator: Operator | None, mode: Mode, states: Tensor, remedy
         return
     label = "the observation operator"
     if mode == "forward":
-        check_derivative(operator, states, label, remedy, along=operator.along)
+        check_derivative(operator, states, label, remedy, along=operator.tangent)
     else:
         check_derivative(operator, states, label, remedy, adjoint=pull_back(operator))
 

@@ -260,9 +260,9 @@ def zero_innovation_bias(
         {dim: states.x[dim] for dim in (TRAJECTORY, TIME)},
         (TRAJECTORY, TIME),
     )
-    found = states.experiment.as_given(found)
+    found = states.labelled.as_given(found)
     result = xr.Dataset({"bias": found, "mean": found.mean(), "deviation": found.std()})
-    units = states.frame.dynamics.units
+    units = states.setup.dynamics.units
     for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):
         result[name].attrs = {"long_name": text, "units": units}
     result.attrs = {"title": "increment without innovation", **states.about}

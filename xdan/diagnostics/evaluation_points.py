@@ -20,7 +20,7 @@ from ..core.networks import AnalysisNetwork
 from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Plan, pick_device
-from ..records.experiment import Experiment, Frame, read, read_run
+from ..records.record import LabelledRecord, Setup, read, read_run
 from ..records.schema import CHANNEL, TIME, TRAJECTORY
 from ..records.store import digest
 from .kernels import Kernel, Work, work_on_block
@@ -36,7 +36,7 @@ class States:
 
     Attributes
     ----------
-    experiment : Experiment
+    labelled : LabelledRecord
     network : Network
     x : xarray.DataArray, dims (trajectory, time, *state)
     memory : xarray.DataArray, dims (trajectory, time, channel, *state), or None
@@ -50,7 +50,7 @@ class States:
         What has these states.
     """
 
-    experiment: Experiment
+    labelled: LabelledRecord
     network: Network
     x: xr.DataArray
     memory: xr.DataArray | None
@@ -78,9 +78,9 @@ class States:
         return found
 
     @property
-    def frame(self) -> Frame:
+    def setup(self) -> Setup:
         """What is known of the record."""
-        return self.experiment.frame
+        return self.labelled.setup
 
     @property
     def _taken(self) -> slice:
@@ -90,7 +90,7 @@ class States:
     @property
     def sites(self) -> int:
         """N."""
-        return math.prod(self.frame.dynamics.shape)
+        return math.prod(self.setup.dynamics.shape)
 
     @property
     def count(self) -> int:
@@ -153,17 +153,17 @@ class States:
         dtype: np.dtype[Any] | None,
         reduced: tuple[bool, bool],
     ) -> da.Array:
-        wanted = np.dtype(dtype or self.frame.dtype)
+        wanted = np.dtype(dtype or self.setup.dtype)
         reads = observed or self.innovation != "zero"
         inputs = [self.x.chunk().data]
-        inputs.append(self.experiment.observation.isel({TIME: self._taken}).chunk().data if reads else None)
+        inputs.append(self.labelled.observation.isel({TIME: self._taken}).chunk().data if reads else None)
         inputs.append(None if self.memory is None else self.memory.chunk().data)
         kept = 1 if all(reduced) else math.prod(tail) * wanted.itemsize
         limit = _STATES_IN_BLOCK if all(reduced) else max(1, min(_STATES_IN_BLOCK, _BYTES_IN_BLOCK // kept))
         plan = _cut_small(inputs[0].chunks[:2], limit)
         network = dask.delayed(self.network, traverse=False)
         work = Work(kernel, at_once, self.innovation, self.background, self.seed, self.device, wanted, reduced, tail)
-        frame = dask.delayed(self.frame, traverse=False)
+        setup = dask.delayed(self.setup, traverse=False)
         task = dask.delayed(work_on_block, pure=False)
         cut = [None if array is None else plan.cut(array) for array in inputs]
         rows = []
@@ -172,7 +172,7 @@ class States:
             for t in range(plan.shape[1]):
                 r, k = plan.rows(i), plan.columns(t)
                 arrays = [None if c is None else c[i][t] for c in cut]
-                found = task(arrays, r, self.positions[k], frame, network, work)
+                found = task(arrays, r, self.positions[k], setup, network, work)
                 size = (1 if reduced[0] else r.stop - r.start, 1 if reduced[1] else k.stop - k.start)
                 # Sums are exact to the last digit of the result; they are taken in float64.
                 row.append(da.from_delayed(found, (*size, *tail), np.float64 if any(reduced) else wanted))
@@ -215,33 +215,33 @@ def read_states(
         raise TypeError(f"device={shown(device)}: expected 'auto', or a device of torch such as 'cpu' or 'cuda'")
     every, burn_in = integer("every", every, least=1), integer("burn_in", burn_in, least=0)
     background, seed = _background(forecast_error), check_seed(seed)
-    experiment = read(ds, **roles, needs_truth=needs if run is None else None)
-    network.check(experiment)
+    labelled = read(ds, **roles, needs_truth=needs if run is None else None)
+    network.check(labelled)
     if network.ensemble:
         raise ValueError("derivatives are those of a network of one forecast; this one takes members")
-    cycles = experiment.observation.sizes[TIME]
+    cycles = labelled.observation.sizes[TIME]
     if burn_in >= cycles:
         raise ValueError(f"burn_in={burn_in}: expected fewer than the record's {cycles} cycles")
     taken = {TIME: slice(burn_in, None, every)}
     memory = None
     if run is None:
-        assert experiment.truth is not None
-        x = experiment.truth
+        assert labelled.truth is not None
+        x = labelled.truth
     elif network.memory:
         if "memory" not in run:
             raise ValueError("the run lacks the network's memory: make it with ds.dan.cycle(network, members=True)")
-        x = read_run(experiment, run, ["forecast"])["forecast"]
-        memory = read_run(experiment, run, ["memory"], extra={CHANNEL: network.memory})["memory"]
+        x = read_run(labelled, run, ["forecast"])["forecast"]
+        memory = read_run(labelled, run, ["memory"], extra={CHANNEL: network.memory})["memory"]
     else:
-        x = read_run(experiment, run, ["forecast"])["forecast"]
+        x = read_run(labelled, run, ["forecast"])["forecast"]
     return States(
-        experiment,
+        labelled,
         network,
         x.isel(taken),
         None if memory is None else memory.isel(taken),
         np.arange(cycles)[taken[TIME]],
         innovation,
-        _factor(background, math.prod(experiment.frame.dynamics.shape)),
+        _factor(background, math.prod(labelled.setup.dynamics.shape)),
         seed,
         pick_device(device),
         "truth" if run is None else f"forecasts of {run.attrs.get('method', 'a run')}",

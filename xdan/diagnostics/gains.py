@@ -178,7 +178,7 @@ def gain(
     elif kind == "marginal":
         kernel, cost, tail = MarginalGain(tuple(range(sites)), count), sites, (*square, sites)
     else:
-        size = states.experiment.observation[0, 0].size if kind == "kalman" else sites
+        size = states.labelled.observation[0, 0].size if kind == "kalman" else sites
         kernel, cost, tail = Covariance(kind == "kalman", count), count or sites, (sites, size)
     found = states.mean(
         kernel, tail, over, at_once=max(1, _COLUMNS_AT_ONCE // (count or cost)), observed=regresses or kind == "kalman"
@@ -222,7 +222,7 @@ def _projection(batch: Batch) -> Tensor:
     states, size = batch.observed.shape
     unit = torch.eye(size, dtype=batch.points.x.dtype, device=batch.points.x.device).repeat(states, 1)
     x, observed = batch.points.x.repeat_interleave(size, 0), batch.observed.repeat_interleave(size, 0)
-    columns: Tensor = batch.error.of_rows(size).project(unit, observed, x).unflatten(0, (states, size)).mT
+    columns: Tensor = batch.observing.repeat(size).project_innovation(unit, observed, x).unflatten(0, (states, size)).mT
     return columns
 
 
@@ -317,7 +317,7 @@ def sample_count(samples: int | None, states: States) -> int:
     ValueError
         If there are fewer than the directions that are sampled and one, for the mean.
     """
-    size = states.experiment.observation[0, 0].size
+    size = states.labelled.observation[0, 0].size
     rank = min(size, states.sites)
     if samples is None:
         return 4 * states.sites
@@ -337,10 +337,10 @@ def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
 
 def _label(found: Any, states: States, over: Sequence[str], tail: Sequence[int], kind: str) -> xr.DataArray:
     """Attach dims, coordinates and units to what was computed for i, j and l."""
-    dynamics, frame = states.frame.dynamics, states.frame
+    dynamics, setup = states.setup.dynamics, states.setup
     dims: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
     factors = ["i", "j", "l"][: len(tail)]
-    if kind == "kalman" and frame.error.operator is not None:
+    if kind == "kalman" and setup.observing.operator is not None:
         factors[1] = OBS
     coordinates: dict[str, Any] = {d: states.x[d] for d in dims}
     for factor, size in zip(factors, tail, strict=True):
@@ -351,7 +351,7 @@ def _label(found: Any, states: States, over: Sequence[str], tail: Sequence[int],
     spelled = "1" if units == "1" or not powers else units if powers == 1 else f"({units}){powers}"
     about = attributes(dynamics, long_name=KINDS[kind], units=spelled)
     result = xr.DataArray(found, coordinates, [*dims, *factors], _kind_name(kind), about)
-    return sealed(states.experiment.as_given(result))
+    return sealed(states.labelled.as_given(result))
 
 
 def _kind_name(kind: str) -> str:

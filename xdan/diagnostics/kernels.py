@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..core.networks import AnalysisNetwork
-from ..core.observing.system import ErrorCovariance, split_observation
+from ..core.observing import ObservingSystem, split_observation
 from ..core.random import Purpose, normal
 from ..core.sensitivity import Points
 from ..network import Network
 from ..records.blocks import array_to_tensor, in_block, tensor_to_array
-from ..records.experiment import Frame, refuse_fill_values
+from ..records.record import Setup, refuse_fill_values
 from ..records.schema import Array
 
 
@@ -27,7 +27,7 @@ class Batch:
     Attributes
     ----------
     points : Points
-    error : ErrorCovariance
+    observing : ObservingSystem
         Of each state's time.
     observed : Tensor of bool, shape (B, P), optional
         Which observations are made; where the kernel asked for it.
@@ -38,7 +38,7 @@ class Batch:
     """
 
     points: Points
-    error: ErrorCovariance
+    observing: ObservingSystem
     observed: Tensor | None
     draw: Callable[[int, int, int], Tensor]
     background: Tensor | None
@@ -55,14 +55,14 @@ class Batch:
         size = observed.shape[1]
         noise = self.draw(count, size, 0)
         # One row of R for every sample of a state.
-        repeated = self.error.of_rows(count)
+        repeated = self.observing.repeat(count)
         x, observed = x.repeat_interleave(count, 0), observed.repeat_interleave(count, 0)
-        innovation = repeated.color(noise.flatten(0, 1).to(x))
+        innovation = repeated.errors_from(noise.flatten(0, 1).to(x))
         if self.background is not None:
             errors = self.draw(count, x.shape[1], 1).flatten(0, 1).to(x)
             errors = errors * self.background if self.background.ndim == 0 else errors @ self.background.T
-            innovation = innovation + repeated.along(x, errors[:, None])[:, 0]
-        zeta: Tensor = repeated.project(innovation, observed, x).unflatten(0, (-1, count))
+            innovation = innovation + repeated.tangent(x, errors[:, None])[:, 0]
+        zeta: Tensor = repeated.project_innovation(innovation, observed, x).unflatten(0, (-1, count))
         return zeta
 
 
@@ -107,7 +107,7 @@ def work_on_block(
     arrays: Sequence[Any],
     rows: slice,
     positions: np.ndarray[Any, np.dtype[np.int64]],
-    frame: Frame,
+    setup: Setup,
     network: Network,
     work: Work,
 ) -> Array:
@@ -127,16 +127,16 @@ def work_on_block(
         if values is not None:
             refuse_fill_values(values.cpu().numpy(), name)
     module = network.method(wanted, work.device).network
-    error = frame.error.to(wanted, work.device)
+    observing = setup.observing.to(wanted, work.device)
     background = None if work.background is None else work.background.to(states)
-    labels = torch.from_numpy(frame.trajectory[rows].copy())
+    labels = torch.from_numpy(setup.trajectory[rows].copy())
     times = torch.from_numpy(positions.copy())
     lead = tuple(1 if gone else size for gone, size in zip(work.reduced, shape, strict=True))
     summed = any(work.reduced)
     found = torch.zeros(*lead, *work.tail, dtype=torch.float64 if summed else wanted, device=states.device)
     with torch.no_grad():
         for r, k in _rectangles(shape, work.at_once):
-            batch = _batch(states[r, k], observation, memory, (r, k), error, labels[r], times[k], work, background)
+            batch = _batch(states[r, k], observation, memory, (r, k), observing, labels[r], times[k], work, background)
             values = work.kernel(module, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(found.dtype)
             if not summed:
                 found[r, k] = values
@@ -162,14 +162,14 @@ def _batch(
     observation: Tensor | None,
     memory: Tensor | None,
     place: tuple[slice, slice],
-    error: ErrorCovariance,
+    observing: ObservingSystem,
     labels: Tensor,
     times: Tensor,
     work: Work,
     background: Tensor | None,
 ) -> Batch:
     x = states.flatten(0, 1).flatten(1)
-    error = error.of_times(times.repeat(len(labels)).to(x.device))
+    observing = observing.at_times(times.repeat(len(labels)).to(x.device))
 
     def draw(count: int, size: int, stream: int) -> Tensor:
         numbers = normal(work.seed, Purpose.SENSITIVITY, labels, times, count * size, stream)
@@ -181,10 +181,14 @@ def _batch(
         values, observed = split_observation(observation[place].flatten(0, 1).flatten(1))
     channels = None if memory is None else memory[place].flatten(0, 1).flatten(2)
     points = replace(Points.at_rest(x), memory=channels)
-    batch = Batch(points, error, observed, draw, background)
+    batch = Batch(points, observing, observed, draw, background)
     if work.innovation == "zero":
         return batch
     assert values is not None
     assert observed is not None
-    zeta = error.project(values - error.seen(x), observed, x) if work.innovation == "run" else batch.samples(1)[:, 0]
+    zeta = (
+        observing.project_innovation(values - observing.observe(x), observed, x)
+        if work.innovation == "run"
+        else batch.samples(1)[:, 0]
+    )
     return replace(batch, points=replace(points, zeta=zeta))

@@ -182,13 +182,13 @@ def stein_identity(
     mean = states.mean(
         _Stein(samples), (sites, sites, 4), [TRAJECTORY, TIME], at_once=1, observed=True, dtype=np.dtype(np.float64)
     )
-    coordinates = site_labels(states.frame.dynamics, "i") | site_labels(states.frame.dynamics, "j")
+    coordinates = site_labels(states.setup.dynamics, "i") | site_labels(states.setup.dynamics, "j")
     names = ("mean_gradient", "regression", "difference")
     result = xr.Dataset({name: (("i", "j"), mean[..., k]) for k, name in enumerate(names)}, coordinates)
     if states.count > 1:
         variance = da.maximum(mean[..., 3] - mean[..., 2] ** 2, 0.0) / (states.count - 1)
         result["standard_error"] = (("i", "j"), da.sqrt(variance))
-    units = states.frame.dynamics.units
+    units = states.setup.dynamics.units
     for name in result.data_vars:
         text = {"regression": "slope in the samples", "mean_gradient": "mean derivative"}.get(str(name), str(name))
         result[name].attrs = {"long_name": text.replace("_", " "), "units": units if units == "1" else f"({units})2"}
@@ -254,7 +254,7 @@ def innovation_histogram(
     counted = _check_bins(bins)
     states = read_states(ds, network, run=run, innovation="run", burn_in=burn_in, **roles)
     if isinstance(counted, int):
-        widest = 6.0 / states.frame.error.scale(_climate(states.sites)) if limit is None else limit
+        widest = 6.0 / states.setup.observing.typical_error(_climate(states.sites)) if limit is None else limit
         edges = np.linspace(-widest, widest, counted + 1)
     else:
         edges = counted
@@ -262,7 +262,7 @@ def innovation_histogram(
         _Histogram(tuple(edges.tolist())), (len(edges),), [TRAJECTORY, TIME], at_once=1024, observed=True
     )
     density = counts[:-1] / counts[-1] / np.diff(edges)
-    units = states.frame.dynamics.units
+    units = states.setup.dynamics.units
     inverse = "1" if units == "1" else f"({units})-1"
     middle = ("zeta", (edges[:-1] + edges[1:]) / 2, {"long_name": "projected innovation", "units": inverse})
     attributes = {"long_name": "density of projected innovations", "units": units, **states.about}

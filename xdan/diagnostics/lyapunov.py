@@ -15,7 +15,7 @@ from ..core.dynamics import Dynamics
 from ..core.lyapunov import backward_vectors, covariant_vectors, random_coefficients, random_directions
 from ..core.random import check_seed
 from ..records.blocks import array_to_tensor, in_block, tensor_to_array
-from ..records.experiment import Experiment, Frame, read
+from ..records.record import LabelledRecord, Setup, read
 from ..records.schema import TIME, TRAJECTORY, Array, attributes, find
 from ..records.store import check_whole, sealed
 from .evaluation_points import check_labelled
@@ -95,32 +95,32 @@ def lyapunov_vectors(
     choice("kind", kind, ("backward", "covariant"))
     spin_up = None if spin_up is None else integer("spin_up", spin_up, least=1)
     seed = check_seed(seed)
-    experiment = _read_truth(ds, dynamics, truth)
-    frame, states = experiment.frame, experiment.truth
+    labelled = _read_truth(ds, dynamics, truth)
+    setup, states = labelled.setup, labelled.truth
     assert states is not None
-    count, between = vector_count(frame.dynamics, vectors), steps_between(frame.dynamics, interval)
-    kept = _kept(frame, kind, spin_up)
+    count, between = vector_count(setup.dynamics, vectors), steps_between(setup.dynamics, interval)
+    kept = _kept(setup, kind, spin_up)
     if states.chunks is None:
-        _check_finite(states.values, frame.trajectory)
-    size, times = math.prod(frame.dynamics.shape), states.sizes[TIME]
+        _check_finite(states.values, setup.trajectory)
+    size, times = math.prod(setup.dynamics.shape), states.sizes[TIME]
     array = states.chunk().data
     rows = min(max(array.chunks[0]), max(1, _BYTES // (8 * times * count * size)))
     array = array.rechunk((rows, *(-1 for _ in array.shape[1:])))
-    block, shared = dask.delayed(_vectors_block, nout=2, pure=False), dask.delayed(frame, traverse=False)
+    block, shared = dask.delayed(_vectors_block, nout=2, pure=False), dask.delayed(setup, traverse=False)
     pieces: tuple[list[da.Array], list[da.Array]] = ([], [])
     first = 0
     for part, held in zip(array.to_delayed().ravel(), array.chunks[0], strict=True):
         two = block(part, shared, slice(first, first + held), kind, count, between, kept, seed)
         shape = (held, kept.stop - kept.start, count)
-        for one, tail, into in zip(two, (frame.dynamics.shape, ()), pieces, strict=True):
+        for one, tail, into in zip(two, (setup.dynamics.shape, ()), pieces, strict=True):
             into.append(da.from_delayed(one, (*shape, *tail), np.float64))
         first += held
     found, growth = (da.concatenate(into) for into in pieces)
-    result = _label_vectors(found, growth, experiment, kind, kept, seed)
-    return sealed(experiment.as_given(result))
+    result = _label_vectors(found, growth, labelled, kind, kept, seed)
+    return sealed(labelled.as_given(result))
 
 
-def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> Experiment:
+def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> LabelledRecord:
     if name is not None and name not in ds.variables:
         raise ValueError(f"truth={shown(name)}: expected one of {sorted(map(str, ds.data_vars))}")
     found = find(ds, "truth", name)
@@ -131,16 +131,16 @@ def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> 
         )
     # The states are all that is needed: in the observations' place they pass every check, whatever was observed.
     label = str(found.name)
-    experiment = read(ds[[label]], dynamics=dynamics, truth=label, observation=label, observation_error=1.0)
-    check_whole(ds, experiment.truth)
-    return experiment
+    labelled = read(ds[[label]], dynamics=dynamics, truth=label, observation=label, observation_error=1.0)
+    check_whole(ds, labelled.truth)
+    return labelled
 
 
-def _kept(frame: Frame, kind: str, spin_up: int | None) -> slice:
+def _kept(setup: Setup, kind: str, spin_up: int | None) -> slice:
     """Times at which the vectors have converged."""
-    model, total = frame.dynamics, len(frame.steps)
+    model, total = setup.dynamics, len(setup.steps)
     if spin_up is None:
-        enough = np.cumsum(frame.steps) * model.timestep >= model.spin_up_time - 1e-9
+        enough = np.cumsum(setup.steps) * model.timestep >= model.spin_up_time - 1e-9
         spin_up = max(1, int(np.argmax(enough)) if enough.any() else total)
     stop = total - spin_up if kind == "covariant" else total
     if spin_up >= stop:
@@ -163,22 +163,22 @@ def _check_finite(states: Array, labels: Array) -> None:
 
 
 def _vectors_block(
-    states: Array, frame: Frame, rows: slice, kind: str, vectors: int, between: int, kept: slice, seed: int
+    states: Array, setup: Setup, rows: slice, kind: str, vectors: int, between: int, kept: slice, seed: int
 ) -> tuple[Array, Array]:
     """Vectors and growth of some trajectories at the times kept."""
     in_block()
-    labels = frame.trajectory[rows]
+    labels = setup.trajectory[rows]
     _check_finite(np.asarray(states), labels)
     x, keys = array_to_tensor(states, np.dtype(np.float64)).flatten(2), torch.from_numpy(labels.copy())
-    steps = frame.steps.tolist()
-    span = torch.tensor(steps[1:], dtype=torch.float64) * frame.dynamics.timestep
+    steps = setup.steps.tolist()
+    span = torch.tensor(steps[1:], dtype=torch.float64) * setup.dynamics.timestep
     fitting = max(1, _BYTES // (8 * x.shape[1] * vectors * (x.shape[2] + vectors)))
-    together = min(trajectories_together(frame.dynamics, vectors), fitting)
+    together = min(trajectories_together(setup.dynamics, vectors), fitting)
     found, rates = [], []
     for part, key in zip(x.split(together), keys.split(together), strict=True):
         start = random_directions(key, seed, vectors, x.shape[2])
         with torch.no_grad():
-            directions, factors = backward_vectors(frame.dynamics, part, steps, start, between=between)
+            directions, factors = backward_vectors(setup.dynamics, part, steps, start, between=between)
             growth = factors.diagonal(dim1=-2, dim2=-1).log()
             if kind == "covariant":
                 directions, growth = covariant_vectors(directions, factors, random_coefficients(key, seed, vectors))
@@ -190,15 +190,15 @@ def _vectors_block(
             f"some of the {vectors} vectors are not finite: the tangent linear model loses a direction altogether; "
             "ask for fewer with vectors=, or orthonormalise more often with interval="
         )
-    return tensor_to_array(answer.unflatten(-1, frame.dynamics.shape)), tensor_to_array(torch.cat(rates))
+    return tensor_to_array(answer.unflatten(-1, setup.dynamics.shape)), tensor_to_array(torch.cat(rates))
 
 
 def _label_vectors(
-    vectors: da.Array, growth: da.Array, experiment: Experiment, kind: str, kept: slice, seed: int
+    vectors: da.Array, growth: da.Array, labelled: LabelledRecord, kind: str, kept: slice, seed: int
 ) -> xr.Dataset:
     """Attach coordinates and attributes."""
-    assert experiment.truth is not None
-    dynamics, lead = experiment.frame.dynamics, (TRAJECTORY, TIME, VECTOR)
+    assert labelled.truth is not None
+    dynamics, lead = labelled.setup.dynamics, (TRAJECTORY, TIME, VECTOR)
     rate = "finite-time Lyapunov exponent over the interval that ends at this time, per unit of model time"
     variables = {
         "lyapunov_vector": (
@@ -208,7 +208,7 @@ def _label_vectors(
         ),
         "growth": (lead, growth, {"long_name": rate, "units": "1"}),
     }
-    coordinates = dict(experiment.truth.isel({TIME: kept}).coords)
+    coordinates = dict(labelled.truth.isel({TIME: kept}).coords)
     coordinates[VECTOR] = (VECTOR, np.arange(1, vectors.shape[2] + 1), VECTOR_ATTRIBUTES)
     title = f"{kind} Lyapunov vectors"
     return xr.Dataset(

@@ -22,7 +22,7 @@ from ..core.sensitivity import mixed_derivative
 from ..core.symmetry import Group, commutes, invariant_shifts, spread_out
 from ..network import Network
 from ..records.blocks import array_to_tensor, tensor_to_array
-from ..records.experiment import Experiment, read
+from ..records.record import LabelledRecord, read
 from ..records.schema import TIME, TRAJECTORY, Array, reference_site
 from .evaluation_points import States, check_labelled, read_states
 from .kernels import Batch
@@ -63,33 +63,33 @@ def symmetry_group(ds: xr.Dataset, **roles: Any) -> Group:
     return find_group(read(ds, **roles))
 
 
-def find_group(experiment: Experiment) -> Group:
+def find_group(labelled: LabelledRecord) -> Group:
     """The same of a record that was understood."""
-    frame = experiment.frame
-    dynamics, error = frame.dynamics, frame.error
+    setup = labelled.setup
+    dynamics, observing = setup.dynamics, setup.observing
     sites = math.prod(dynamics.shape)
-    observed = _observed(experiment)
+    observed = _observed(labelled)
     labels = torch.arange(2)
     noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], sites)[:, 0]
     x = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
 
     # Every R that there is, once.
     times = [0]
-    if error.in_time and error.std is not None:
-        times = np.unique(error.std.numpy(), axis=0, return_index=True)[1].tolist()
+    if observing.in_time and observing.std is not None:
+        times = np.unique(observing.std.numpy(), axis=0, return_index=True)[1].tolist()
 
     def step(z: Tensor) -> Tensor:
         return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
 
     def information(z: Tensor) -> Tensor:
         """H^T R^-1 H, or its diagonal where it has no more, of every state, or of every time."""
-        if error.operator is None and error.std is not None:
-            return observed / error.variance().expand(*error.variance().shape[:-1], sites)
+        if observing.operator is None and observing.std is not None:
+            return observed / observing.error_variance().expand(*observing.error_variance().shape[:-1], sites)
         unit = torch.eye(sites, dtype=z.dtype)
-        size = sites if error.operator is None else error.operator.size
-        seen = error.along(z, unit.expand(len(z), sites, sites)).reshape(-1, size)
+        size = sites if observing.operator is None else observing.operator.size
+        seen = observing.tangent(z, unit.expand(len(z), sites, sites)).reshape(-1, size)
         flags, states = observed.bool().expand(len(seen), size), z.repeat_interleave(sites, 0)
-        each = [error.at(k).project(seen, flags, states).unflatten(0, (len(z), sites)) for k in times]
+        each = [observing.at(k).project_innovation(seen, flags, states).unflatten(0, (len(z), sites)) for k in times]
         return torch.cat(each)
 
     with torch.no_grad():
@@ -114,7 +114,7 @@ def fitting_group(states: States, group: Group | None) -> Group:
         If it is of other sites.
     """
     if group is None:
-        return find_group(states.experiment)
+        return find_group(states.labelled)
     if not isinstance(group, Group):
         raise TypeError(f"group={shown(group)}: expected an xdan.Group, such as xdan.Group.ring({states.sites})")
     if group.sites != states.sites:
@@ -122,11 +122,11 @@ def fitting_group(states: States, group: Group | None) -> Group:
     return group
 
 
-def _observed(experiment: Experiment) -> Tensor:
+def _observed(labelled: LabelledRecord) -> Tensor:
     """Which observations are made: 1 or 0, or 1 for all where they are as likely at each, shape (P,)."""
-    y = experiment.observation
+    y = labelled.observation
     size = math.prod(y.shape[2:])
-    rule = experiment.sites
+    rule = labelled.sites
     if rule is not None and rule.kind == "random":
         return torch.ones(size).double()
     if rule is not None and y.chunks is not None:  # nothing lazy is read before it is asked for

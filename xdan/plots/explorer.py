@@ -8,10 +8,10 @@ from typing import Any
 
 import xarray as xr
 
-from ..records.experiment import read_run
+from ..records.record import read_run
 from ..records.schema import TIME, TRAJECTORY, reference_site
 from .gain_plots import about_reference, gain_map
-from .plotting import dataset, hovmoller, mapping, one_dim_experiment, sweep_curves
+from .plotting import dataset, hovmoller, mapping, one_dim_record, sweep_curves
 
 _WIDGETS = 260  # pixels
 _SHOWN = 100  # cycles at first
@@ -97,11 +97,9 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], roles: Mapping[
     """Truth, analysis and error of a chosen run, trajectory and stretch of time."""
     import panel as pn
 
-    experiment = one_dim_experiment(ds, roles, "the explorer")
-    cycles, trajectories = (experiment.observation.sizes[dim] for dim in (TIME, TRAJECTORY))
-    analyses = {
-        name: read_run(experiment, run, ("analysis",), f"run {name!r}")["analysis"] for name, run in runs.items()
-    }
+    labelled = one_dim_record(ds, roles, "the explorer")
+    cycles, trajectories = (labelled.observation.sizes[dim] for dim in (TIME, TRAJECTORY))
+    analyses = {name: read_run(labelled, run, ("analysis",), f"run {name!r}")["analysis"] for name, run in runs.items()}
     method = pn.widgets.Select(label="method", options=list(runs), width=_WIDGETS)
     trajectory = pn.widgets.IntInput(
         label="trajectory", value=0, start=0, end=trajectories - 1, width=_WIDGETS, disabled=trajectories == 1
@@ -124,8 +122,8 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], roles: Mapping[
     def table() -> io.StringIO:
         seen = window(method.value, trajectory.value, first.value, shown.value)
         cut = {TRAJECTORY: seen["trajectory"], TIME: seen["cycles"]}
-        assert experiment.truth is not None
-        truth = experiment.truth.isel(cut)
+        assert labelled.truth is not None
+        truth = labelled.truth.isel(cut)
         analysis = analyses[method.value].isel(cut).assign_coords(truth.coords)
         pair = xr.Dataset({"truth": truth, "analysis": analysis, "error": analysis - truth})
         return _csv(pair.to_dataframe())
@@ -233,8 +231,8 @@ def _cube_view(cube: xr.Dataset) -> Any:
     return pn.Row(widgets, pn.panel(picture, linked_axes=False))
 
 
-def _csv(frame: Any) -> io.StringIO:
-    return io.StringIO(frame.to_csv())
+def _csv(setup: Any) -> io.StringIO:
+    return io.StringIO(setup.to_csv())
 
 
 def _download(table: Any, filename: str) -> Any:

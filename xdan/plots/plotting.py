@@ -13,7 +13,7 @@ import xarray as xr
 
 from ..assimilation.scoring import check_roles, score
 from ..core.checks import integer, shown, switch
-from ..records.experiment import Experiment, read, read_run
+from ..records.record import LabelledRecord, read, read_run
 from ..records.schema import TIME, TRAJECTORY
 
 WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
@@ -60,16 +60,16 @@ def hovmoller(
     import hvplot.xarray  # noqa: F401
 
     title, cut = _text("title", title), {TIME: _cycles(cycles, slice(-200, None))}
-    experiment = one_dim_experiment(ds, roles, "a picture of the error")
-    assert experiment.truth is not None
-    row = {TRAJECTORY: position("trajectory", trajectory, experiment.truth.sizes[TRAJECTORY])}
-    (dim,), units = experiment.frame.dynamics.dims, experiment.frame.dynamics.units
-    x = experiment.truth.isel(row, drop=True).isel(cut)
-    analysis = read_run(experiment, run, ("analysis",))["analysis"].isel(row, drop=True)
+    labelled = one_dim_record(ds, roles, "a picture of the error")
+    assert labelled.truth is not None
+    row = {TRAJECTORY: position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])}
+    (dim,), units = labelled.setup.dynamics.dims, labelled.setup.dynamics.units
+    x = labelled.truth.isel(row, drop=True).isel(cut)
+    analysis = read_run(labelled, run, ("analysis",))["analysis"].isel(row, drop=True)
     if not x.sizes[TIME]:
-        raise ValueError(f"cycles={cycles}: expected some of the {experiment.truth.sizes[TIME]} cycles")
+        raise ValueError(f"cycles={cycles}: expected some of the {labelled.truth.sizes[TIME]} cycles")
     if dim not in x.coords:
-        x = x.assign_coords({dim: list(experiment.frame.dynamics.coordinates[dim].values)})
+        x = x.assign_coords({dim: list(labelled.setup.dynamics.coordinates[dim].values)})
     heights, ticks = _heights(x[dim])
     x = x.load().assign_coords({dim: heights})
     analysis = analysis.isel(cut).load().assign_coords(x.coords)
@@ -101,7 +101,7 @@ def hovmoller(
     return (panels[0] + panels[1] + panels[2]).cols(1)
 
 
-def one_dim_experiment(ds: xr.Dataset, roles: Mapping[str, Any], what: str) -> Experiment:
+def one_dim_record(ds: xr.Dataset, roles: Mapping[str, Any], what: str) -> LabelledRecord:
     """A record with its truth, whose state has one dim.
 
     Raises
@@ -109,11 +109,11 @@ def one_dim_experiment(ds: xr.Dataset, roles: Mapping[str, Any], what: str) -> E
     TypeError, ValueError
         For another.
     """
-    experiment = read(dataset("ds", ds), **check_roles(roles), needs_truth=what)
-    dims = experiment.frame.dynamics.dims
+    labelled = read(dataset("ds", ds), **check_roles(roles), needs_truth=what)
+    dims = labelled.setup.dynamics.dims
     if len(dims) != 1:
         raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one, expected one")
-    return experiment
+    return labelled
 
 
 def dataset(label: str, value: Any) -> xr.Dataset:

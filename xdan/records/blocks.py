@@ -22,9 +22,9 @@ from dask.delayed import Delayed
 from torch import Tensor
 
 from ..core.checks import shown
-from ..core.learning.objectives import Window
+from ..core.learning.rollout import Window
 from ..core.methods import Method, Record, run
-from .experiment import Experiment, Frame
+from .record import LabelledRecord, Setup
 from .schema import OBS, TIME, TRAJECTORY, Array
 from .watch import RATIO, Watch
 
@@ -176,7 +176,7 @@ def scan(
 
 
 def make_record(
-    frame: Frame,
+    setup: Setup,
     observation: Any,
     *,
     rows: slice,
@@ -186,22 +186,22 @@ def make_record(
     device: str = "cpu",
 ) -> Record:
     """Tensors of one block of a record, states flattened."""
-    dtype = frame.dtype
+    dtype = setup.dtype
     y = array_to_tensor(observation, dtype, device).flatten(2)
     return Record(
-        dynamics=frame.dynamics,
-        error=frame.error.during(columns).to(y.dtype, y.device),
+        dynamics=setup.dynamics,
+        observing=setup.observing.during(columns).to(y.dtype, y.device),
         observation=y,
-        steps=frame.steps[columns].tolist(),
-        trajectory=torch.from_numpy(frame.trajectory[rows].copy()),
+        steps=setup.steps[columns].tolist(),
+        trajectory=torch.from_numpy(setup.trajectory[rows].copy()),
         seed=seed,
         truth=None if truth is None else array_to_tensor(truth, dtype, device).flatten(2),
     )
 
 
-def see(states: xr.DataArray, frame: Frame) -> xr.DataArray:
+def see(states: xr.DataArray, setup: Setup) -> xr.DataArray:
     """H of labelled states, lazily; the states themselves where sites are observed."""
-    operator, dims = frame.error.operator, frame.dynamics.dims
+    operator, dims = setup.observing.operator, setup.dynamics.dims
     if operator is None:
         return states
 
@@ -225,7 +225,7 @@ def cycle_block(
     rows: slice,
     columns: slice,
     arrays: Sequence[Any],
-    frame: Frame,
+    setup: Setup,
     method: Method,
     watch: Watch,
     seed: int,
@@ -234,12 +234,12 @@ def cycle_block(
 ) -> tuple[dict[str, Array], Carry]:
     """Cycle a prepared method over one block."""
     in_block()
-    record = make_record(frame, arrays[0], rows=rows, columns=columns, seed=seed, device=device)
+    record = make_record(setup, arrays[0], rows=rows, columns=columns, seed=seed, device=device)
     state = None if carry is None else {name: array_to_tensor(value, device=device) for name, value in carry.items()}
     with torch.no_grad():
         outputs, state = run(method, record, state, members)
         outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
-    shape = frame.dynamics.shape
+    shape = setup.dynamics.shape
     shaped = {
         name: tensor_to_array(value if value.ndim == 2 else value.unflatten(-1, shape))
         for name, value in outputs.items()
@@ -256,7 +256,7 @@ class RecordWindows:
 
     Parameters
     ----------
-    experiment : Experiment
+    labelled : LabelledRecord
         Windows have a truth where it has one.
     lanes : sequence of (row, start)
         First indices of the lanes in the record.
@@ -270,7 +270,7 @@ class RecordWindows:
 
     def __init__(
         self,
-        experiment: Experiment,
+        labelled: LabelledRecord,
         lanes: Sequence[tuple[int, int]],
         length: int,
         *,
@@ -279,7 +279,7 @@ class RecordWindows:
         seed: int,
         device: str,
     ) -> None:
-        self.experiment, self.length = experiment, length
+        self.labelled, self.length = labelled, length
         self.cycles, self.seed, self.device = cycles, seed, device
         count = -(-len(lanes) // batch)
         # The last batch is filled from the front.
@@ -287,7 +287,7 @@ class RecordWindows:
         self.windows = length // cycles
         self.per_epoch = self.windows * count
         self.groups = min(4, count)
-        chunks = experiment.observation.chunksizes.get(TIME)
+        chunks = labelled.observation.chunksizes.get(TIME)
         per_block = max(1, (max(chunks) if chunks else 256) // cycles)
         self.block = min(per_block, self.windows)
         self._loaded: dict[tuple[int, int], Future[tuple[Array | None, Array, Array | None]]] = {}
@@ -318,8 +318,8 @@ class RecordWindows:
         truth, observation, forecast = self._loaded[wanted[0]].result()
         inside = slice((window % self.block) * self.cycles, (window % self.block + 1) * self.cycles)
         start = self.batches[batch][0][1] + window * self.cycles
-        steps = self.experiment.frame.steps[start : start + self.cycles]
-        dtype = self.experiment.frame.dtype
+        steps = self.labelled.setup.steps[start : start + self.cycles]
+        dtype = self.labelled.setup.dtype
 
         def tensor(array: Array) -> Tensor:
             return array_to_tensor(array[:, inside], dtype, self.device).flatten(2)
@@ -338,10 +338,10 @@ class RecordWindows:
         first = block * self.block * self.cycles
         stop = min(first + self.block * self.cycles, self.windows * self.cycles)
         lanes = self.batches[batch]
-        truth, forecast = self.experiment.truth, self.experiment.forecast
+        truth, forecast = self.labelled.truth, self.labelled.forecast
         return (
             None if truth is None else read_lanes(truth, lanes, first, stop),
-            read_lanes(self.experiment.observation, lanes, first, stop),
+            read_lanes(self.labelled.observation, lanes, first, stop),
             None if forecast is None else read_lanes(forecast, lanes, first, stop),
         )
 

@@ -13,8 +13,7 @@ import xarray as xr
 
 from ..core.checks import integer, real_array
 from ..core.dynamics import Dynamics
-from ..core.observing.operators import FunctionOperator, LinearOperator, Operator
-from ..core.observing.system import ErrorCovariance
+from ..core.observing import FunctionOperator, LinearOperator, ObservingSystem, Operator
 from ..core.random import Purpose, normal
 from ..core.user_functions import call, check_function, shown_reason
 from .schema import OBS, TIME, TRAJECTORY, check_order, find
@@ -135,7 +134,7 @@ def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray,
     return operator_from(given, dynamics, observation.sizes[OBS])
 
 
-def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | None, given: Any) -> ErrorCovariance:
+def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | None, given: Any) -> ObservingSystem:
     """R from the caller or from the Dataset, float64 on the CPU, for observations (trajectory, time, ...).
 
     Raises
@@ -199,7 +198,7 @@ def errors(label: str, value: Any) -> torch.Tensor:
 
 def error_from(
     values: torch.Tensor, shape: tuple[int, ...], operator: Operator | None = None, times: int | None = None
-) -> ErrorCovariance:
+) -> ObservingSystem:
     """R from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
 
     Parameters
@@ -223,25 +222,25 @@ def error_from(
                 f"observation error in time has shape {tuple(values.shape)}: expected ({times},) or "
                 f"{(times, *shape)}, standard deviations; a covariance that changes in time is not supported"
             )
-        return ErrorCovariance(std=values.reshape(times, -1), operator=operator, in_time=True)
+        return ObservingSystem(std=values.reshape(times, -1), operator=operator, in_time=True)
     if values.ndim == 0:
-        return ErrorCovariance(std=values, operator=operator)
+        return ObservingSystem(std=values, operator=operator)
     if tuple(values.shape) == shape:
-        return ErrorCovariance(std=values.reshape(size), operator=operator)
+        return ObservingSystem(std=values.reshape(size), operator=operator)
     if tuple(values.shape) == (*shape, *shape):
-        return ErrorCovariance(covariance=values.reshape(size, size), operator=operator)
+        return ObservingSystem(covariance=values.reshape(size, size), operator=operator)
     raise ValueError(
         f"observation error has shape {tuple(values.shape)}: expected () or {shape} for standard deviations, "
         f"or {(*shape, *shape)} for a covariance matrix"
     )
 
 
-def identity(error: ErrorCovariance, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
+def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
     """What tells an experiment from another, as arrays: a step of the dynamics, R, what H gives for a few states."""
     arrays = [dynamics.fingerprint().numpy()]
-    arrays += [value.numpy() for value in (error.std, error.covariance) if value is not None]
-    if error.operator is not None:
+    arrays += [value.numpy() for value in (observing.std, observing.covariance) if value is not None]
+    if observing.operator is not None:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
-        arrays.append(error.operator(states).detach().numpy().round(9))
+        arrays.append(observing.operator(states).detach().numpy().round(9))
     return arrays

@@ -72,7 +72,7 @@ class Watch:
         -------
         Tensor, shape (B, K)
         """
-        variance = record.error.variance()
+        variance = record.observing.error_variance()
         if self.expected == "training":
             assert self.value is not None
             variance = variance * self.value.to(variance)
@@ -82,7 +82,7 @@ class Watch:
         else:
             assert spread is not None
             variance = variance + spread.square()
-        innovation = record.observation - record.error.seen(forecast)
+        innovation = record.observation - record.observing.observe(forecast)
         return (innovation.square() / variance).nanmean(-1)
 
     def verdict(self, ratio: Array, diverged: Array, trajectory: Sequence[int] | Array, rows: slice) -> list[str]:
@@ -147,7 +147,7 @@ def _mean_observed(ratio: Array) -> Array:
 def far_from_truth(record: Record) -> str:
     """Say how far observations are from the truth, where R does not explain it; nothing where it does."""
     assert record.truth is not None
-    misfit = (record.observation - record.error.seen(record.truth)).square() / record.error.variance()
+    misfit = (record.observation - record.observing.observe(record.truth)).square() / record.observing.error_variance()
     # The median, as a few trajectories that are lost do not speak for all.
     ratio = float(misfit.nanmedian()) / _MEDIAN
     if ratio < _TOO_CLOSE:

@@ -21,7 +21,7 @@ from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.methods import accepted_parameters, method_by_name
 from ..core.networks import AnalysisNetwork, network_by_name, network_parameters
-from ..core.observing.system import Sites
+from ..core.observing import Sites
 from ..network import Network
 from ..records.location import StoreLike
 from ..records.schema import to_json
@@ -151,7 +151,7 @@ class Scheme:
         elif isinstance(what, Network):
             what, accepts = Trained(what.digest), frozenset()
         elif isinstance(what, AnalysisNetwork):
-            what = Architecture(type(what), what.parameters_json())
+            what = Architecture(type(what), what.config())
             accepts = frozenset(_TRAINING | set(what.parameters))
         elif isinstance(what, str):
             accepts = frozenset(_TRAINING | network_parameters(what))
@@ -244,7 +244,7 @@ class Cell:
             **{name: training[name] for name in asked if name in training},
         }
         expected = {
-            "architecture": {"name": architecture.name, **architecture.parameters_json()},
+            "architecture": {"name": architecture.name, **architecture.config()},
             "seed": self.seed,
             "dynamics": dynamics_to_json(self.trained_dynamics),
             "interrupted": False,

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..core.checks import integer, real, shown, switch
 from ..core.dynamics import Dynamics
-from ..core.observing.system import Sites
+from ..core.observing import Sites
 from ..network import Network, open_network
 from ..records.blocks import in_block
 from ..records.location import StoreLike, check_reachable, check_rewritable, exists, is_local, locate, writing

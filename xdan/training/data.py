@@ -17,17 +17,17 @@ from ..core.learning.imitation import TaughtTwin
 from ..core.learning.online_twin import EndlessTwin
 from ..core.learning.trainer import Source
 from ..core.methods import EnsembleMethod, Record, method_by_name
-from ..core.observing.system import ErrorCovariance, Sites
+from ..core.observing import ObservingSystem, Sites
 from ..records.blocks import RecordWindows, make_record, read_lanes
-from ..records.experiment import (
-    Experiment,
+from ..records.observing import error_from, operator_from
+from ..records.observing import identity as observing_identity
+from ..records.record import (
+    LabelledRecord,
     check_follows,
     check_observed,
     leading,
     refuse_fill_values,
 )
-from ..records.observing import error_from, operator_from
-from ..records.observing import identity as observing_identity
 from ..records.schema import TIME, TRAJECTORY, XdanWarning
 from ..records.store import digest
 from ..records.watch import far_from_truth, tell
@@ -50,7 +50,7 @@ class TrainingData:
     Attributes
     ----------
     dynamics : Dynamics
-    error : ErrorCovariance
+    observing : ObservingSystem
     windows : Source
     validation : Record
     moments : tuple of float
@@ -63,7 +63,7 @@ class TrainingData:
     """
 
     dynamics: Dynamics
-    error: ErrorCovariance
+    observing: ObservingSystem
     windows: Source
     validation: Record
     moments: tuple[float, float]
@@ -73,7 +73,7 @@ class TrainingData:
     def climate(self) -> torch.Tensor:
         """Some states of the dynamics' climate, shape (B, N); none where the observing system has no operator."""
         like = self.validation.observation
-        if self.error.operator is None:
+        if self.observing.operator is None:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
         labels = range(_CLIMATE_STATES)
         return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
@@ -109,11 +109,11 @@ def data_from_dynamics(
     model_steps = dynamics.steps_in(interval)
     seeing = None if operator is None else operator_from(operator, dynamics)
     shape = dynamics.shape if seeing is None else (seeing.size,)
-    error = error_from(torch.as_tensor(np.asarray(error_std), dtype=torch.float64), shape, seeing)
+    observing = error_from(torch.as_tensor(np.asarray(error_std), dtype=torch.float64), shape, seeing)
     windows = EndlessTwin(
         dynamics,
         observe,
-        error.to(like.dtype, device),
+        observing.to(like.dtype, device),
         steps=model_steps,
         trajectories=max(trajectories, batch),
         batch=batch,
@@ -126,7 +126,7 @@ def data_from_dynamics(
     held = EndlessTwin(
         dynamics,
         observe,
-        error.to(like.dtype, device),
+        observing.to(like.dtype, device),
         steps=model_steps,
         trajectories=_VALIDATION_LANES,
         batch=_VALIDATION_LANES,
@@ -139,7 +139,7 @@ def data_from_dynamics(
     held_truth = part.truth
     record = Record(
         dynamics,
-        held.error,
+        held.observing,
         part.observation,
         [0, *part.steps[1:]],
         held.trajectory,
@@ -151,7 +151,7 @@ def data_from_dynamics(
         "interval": interval,
         "observing": observe.to_json(),
         "error_std": np.asarray(error_std).tolist(),
-        "fingerprint": digest(*observing_identity(error, dynamics)),
+        "fingerprint": digest(*observing_identity(observing, dynamics)),
         "trajectories": trajectories,
         "teacher": None,
     }
@@ -166,14 +166,14 @@ def data_from_dynamics(
     if not bool((~part.observation.isnan()).any()):
         raise ValueError(f"observe={observe!r} observes nothing: expected at least one site")
     moments = _moments(record)
-    setting = _setting(record, error, [model_steps], observe, moments)
-    return TrainingData(dynamics, held.error, windows, record, moments, about, setting)
+    setting = _setting(record, observing, [model_steps], observe, moments)
+    return TrainingData(dynamics, held.observing, windows, record, moments, about, setting)
 
 
 def taught(data: TrainingData, method: EnsembleMethod, anew: bool) -> TrainingData:
     """Put an ensemble method beside the endless twin, for its covariance to be imitated; `anew` as in `TaughtTwin`."""
     assert isinstance(data.windows, EndlessTwin)
-    about = {**data.about, "teacher": {"method": method.name, **method.parameters()}}
+    about = {**data.about, "teacher": {"method": method.name, **method.config()}}
     return replace(data, windows=TaughtTwin(data.windows, method.prepare(data.validation), anew), about=about)
 
 
@@ -211,16 +211,16 @@ def _moments(record: Record) -> tuple[float, float]:
         If they are not finite, or nothing varies.
     """
     states = record.truth
-    if states is None and record.error.operator is not None:
+    if states is None and record.observing.operator is not None:
         states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation)
     if states is not None:
         mean, std = float(states.double().mean()), float(states.double().std(correction=0))
         source = "states"
     else:
         seen = record.observation[~record.observation.isnan()].double()
-        error = float(record.error.variance().mean())
+        observing = float(record.observing.error_variance().mean())
         # Where errors are larger than the climate, a tenth of the observations' variance is a guess.
-        variance = max(float(seen.var(correction=0)) - error, 0.1 * float(seen.var(correction=0)))
+        variance = max(float(seen.var(correction=0)) - observing, 0.1 * float(seen.var(correction=0)))
         mean, std = float(seen.mean()), math.sqrt(variance) if variance >= 0 else math.nan
         source = "observations"
     single = np.finfo(np.float32)  # in which networks compute with the variance
@@ -235,7 +235,7 @@ def _moments(record: Record) -> tuple[float, float]:
 
 def _setting(
     record: Record,
-    error: ErrorCovariance,
+    observing: ObservingSystem,
     steps: Sequence[int],
     sites: Sites | None,
     moments: tuple[float, float],
@@ -243,11 +243,11 @@ def _setting(
     """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
     timestep = record.dynamics.timestep
     share = float((~record.observation.isnan()).double().mean())
-    by_rule = sites is not None and error.operator is None and _follows(sites, share, record.observation.shape[-1])
+    by_rule = sites is not None and observing.operator is None and _follows(sites, share, record.observation.shape[-1])
     return {
         "dynamics": dynamics_to_json(record.dynamics),
         "interval": _range([step * timestep for step in (min(steps), max(steps))]),
-        "error_std": _range(error.variance().sqrt().flatten().tolist()),
+        "error_std": _range(observing.error_variance().sqrt().flatten().tolist()),
         "observing": sites.to_json() if sites is not None and by_rule else round(share, 4),
         "climate": [_short(moment) for moment in moments],
     }
@@ -272,7 +272,7 @@ def _range(numbers: Sequence[float]) -> float | list[float]:
 
 
 def data_from_record(
-    experiment: Experiment, *, validation: float, window: int, batch: int, seed: int, device: str
+    labelled: LabelledRecord, *, validation: float, window: int, batch: int, seed: int, device: str
 ) -> TrainingData:
     """Lanes of a record to train on, and others to validate on.
 
@@ -281,56 +281,56 @@ def data_from_record(
     ValueError
         If the record is too short, holds values that are not finite, or has nothing observed to train or validate on.
     """
-    frame, whole_truth = replace(experiment.frame, dtype=np.dtype(np.float32)), experiment.truth
-    experiment = replace(experiment, frame=frame)
+    setup, whole_truth = replace(labelled.setup, dtype=np.dtype(np.float32)), labelled.truth
+    labelled = replace(labelled, setup=setup)
     if whole_truth is not None:
-        if experiment.forecast is None:
-            check_follows(experiment)
+        if labelled.forecast is None:
+            check_follows(labelled)
         else:
-            _check_finite(experiment.forecast)
+            _check_finite(labelled.forecast)
         _check_finite(whole_truth)
         refuse_fill_values(leading(whole_truth).to_numpy(), str(whole_truth.name))
-    check_observed(experiment.observation)
-    lanes, length = _lanes(experiment, window, batch, validation)
+    check_observed(labelled.observation)
+    lanes, length = _lanes(labelled, window, batch, validation)
     held_count = min(len(lanes) - 1, max(1, round(validation * len(lanes))))
     # The last lanes are held back: in the store they are blocks of their own.
     kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
     held = held[:: max(1, len(held) // _VALIDATION_LANES)][:_VALIDATION_LANES]
     stop = min(length, _VALIDATION_CYCLES)
-    _check_seen(experiment.observation, kept, held, length, stop)
+    _check_seen(labelled.observation, kept, held, length, stop)
     truth = None if whole_truth is None else read_lanes(whole_truth, held, 0, stop)
     start = held[0][1]
     record = make_record(
-        frame,
-        read_lanes(experiment.observation, held, 0, stop),
+        setup,
+        read_lanes(labelled.observation, held, 0, stop),
         rows=slice(0, len(held)),
         columns=slice(start, start + stop),
         seed=seed,
         truth=truth,
         device=device,
     )
-    if truth is not None and experiment.forecast is None:
+    if truth is not None and labelled.forecast is None:
         tell([far_from_truth(record)])
     windows = RecordWindows(
-        experiment, kept, length, batch=min(batch, len(kept)), cycles=window, seed=seed, device=device
+        labelled, kept, length, batch=min(batch, len(kept)), cycles=window, seed=seed, device=device
     )
     about = {
-        "dynamics": dynamics_to_json(frame.dynamics),
-        "sizes": {str(dim): size for dim, size in experiment.observation.sizes.items()},
+        "dynamics": dynamics_to_json(setup.dynamics),
+        "sizes": {str(dim): size for dim, size in labelled.observation.sizes.items()},
         # What the record holds, by the part that validation reads: a resumed run must be on the same one.
         "fingerprint": digest(
-            *observing_identity(frame.error, frame.dynamics),
+            *observing_identity(setup.observing, setup.dynamics),
             record.observation.cpu().numpy(),
             *(() if truth is None else (truth,)),
         ),
-        "teacher": experiment.forecast is not None,
+        "teacher": labelled.forecast is not None,
         "training_lanes": len(kept),
         "validation_lanes": len(held),
     }
-    error = frame.error.to(record.observation.dtype, device)
+    observing = setup.observing.to(record.observation.dtype, device)
     moments = _moments(record)
-    setting = _setting(record, frame.error, frame.steps[1:].tolist(), experiment.sites, moments)
-    return TrainingData(frame.dynamics, error, windows, record, moments, about, setting)
+    setting = _setting(record, setup.observing, setup.steps[1:].tolist(), labelled.sites, moments)
+    return TrainingData(setup.dynamics, observing, windows, record, moments, about, setting)
 
 
 def _check_seen(
@@ -388,13 +388,13 @@ def _check_finite(truth: xr.DataArray) -> None:
         )
 
 
-def _lanes(experiment: Experiment, window: int, batch: int, validation: float) -> tuple[list[tuple[int, int]], int]:
+def _lanes(labelled: LabelledRecord, window: int, batch: int, validation: float) -> tuple[list[tuple[int, int]], int]:
     """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few."""
-    count, cycles = experiment.observation.shape[:2]
-    steps = experiment.frame.steps
+    count, cycles = labelled.observation.shape[:2]
+    steps = labelled.setup.steps
     wanted = math.ceil((batch + 1) / (1 - validation))
     pieces = 1
-    if count < wanted and len(np.unique(steps[1:])) <= 1 and not experiment.frame.error.in_time:
+    if count < wanted and len(np.unique(steps[1:])) <= 1 and not labelled.setup.observing.in_time:
         pieces = max(1, min(math.ceil(wanted / count), cycles // (8 * window)))
     length = cycles // pieces
     if length < 2 * window or count * pieces < 2:

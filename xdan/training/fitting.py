@@ -25,13 +25,13 @@ from ..core.dynamics import Dynamics
 from ..core.learning.objectives import OBJECTIVES
 from ..core.learning.trainer import Settings, Trainer
 from ..core.networks import AnalysisNetwork, network_by_name, registered_name
-from ..core.observing.system import Sites
+from ..core.observing import Sites
 from ..core.progress import shown
 from ..core.random import Purpose, check_seed, uniform
 from ..network import Network
 from ..records.blocks import RecordWindows, pick_device
-from ..records.experiment import imitate, read
 from ..records.location import StoreLike, check_rewritable, locate, writing
+from ..records.record import imitate, read
 from ..records.schema import XdanWarning
 from ..records.setting import disagreements
 from .data import TrainingData, data_from_dynamics, data_from_record, ensemble_method, taught
@@ -229,7 +229,7 @@ def _fit(asked: SimpleNamespace) -> tuple[Network, str | None]:
             "minutes": asked.minutes,
             "validate_every": asked.validate_every,
             "data": data.about,
-            "architecture": {"name": registered_name(module), **module.parameters_json()},
+            "architecture": {"name": registered_name(module), **module.config()},
             "start": None if trained is None else trained.digest,
         }
         now = {"training": {"data": data.setting}}
@@ -243,7 +243,7 @@ def _fit(asked: SimpleNamespace) -> tuple[Network, str | None]:
             )
         if not objective.covariance:
             _check_differentiable(data, asked.window > 1 and asked.teacher is None)
-        trainer = Trainer(module, data.dynamics, data.error, settings, processes)
+        trainer = Trainer(module, data.dynamics, data.observing, settings, processes)
         checkpoint = asked.checkpoint
         try:
             with nullcontext() if checkpoint is None else writing(checkpoint):
@@ -316,7 +316,7 @@ def _endless(asked: SimpleNamespace) -> TrainingData:
 def _of_record(asked: SimpleNamespace) -> TrainingData:
     """Data from a Dataset."""
     supervised = OBJECTIVES[asked.objective].truth
-    experiment = read(
+    labelled = read(
         asked.source,
         dynamics=asked.dynamics,
         truth=asked.truth,
@@ -327,13 +327,13 @@ def _of_record(asked: SimpleNamespace) -> TrainingData:
         if supervised and asked.teacher is None
         else None,
     )
-    _check_state(experiment.frame.dynamics)
+    _check_state(labelled.setup.dynamics)
     if not supervised:
-        experiment = replace(experiment, truth=None)
+        labelled = replace(labelled, truth=None)
     if asked.teacher is not None:
-        experiment = imitate(experiment, asked.teacher)
+        labelled = imitate(labelled, asked.teacher)
     return data_from_record(
-        experiment,
+        labelled,
         validation=asked.validation,
         window=asked.window,
         batch=asked.batch,
@@ -520,13 +520,13 @@ def _check_differentiable(data: TrainingData, through_the_model: bool) -> None:
     if record.truth is not None:
         states = record.truth.flatten(0, 1)
         states = states[:: max(1, len(states) // STATES)][:STATES]
-    elif through_the_model or data.error.operator is not None:
+    elif through_the_model or data.observing.operator is not None:
         states = climate_states(data.dynamics, record.seed, record.observation)
     else:
         return
     if through_the_model:
         check_model(data.dynamics, "backward", states, "windows of several cycles train through it: or pass window=1")
-    check_operator(data.error.operator, "backward", states, "each analysis has its adjoint in it: or pass a matrix")
+    check_operator(data.observing.operator, "backward", states, "each analysis has its adjoint in it: or pass a matrix")
 
 
 def _processes(asked: int | None, batch: int, device: str) -> int:
@@ -581,6 +581,6 @@ def _architecture(
     with building():  # a fresh module, so that the caller's is not changed and weights follow from the seed
         draw = uniform(seed, Purpose.NETWORK, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), 1)
         torch.manual_seed(int(draw * 2**31))
-        module = type(plan)(**plan.parameters_json())
-    module.normalise(*data.moments, data.error.scale(data.climate()))
+        module = type(plan)(**plan.config())
+    module.normalise(*data.moments, data.observing.typical_error(data.climate()))
     return module

@@ -135,7 +135,7 @@ class Dynamics(ABC):
         return tuple(len(self.coordinates[dim].values) for dim in self.dims)
 
     @abstractmethod
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics."""
 
     @abstractmethod
@@ -404,13 +404,13 @@ class Dynamics(ABC):
             )
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.parameters() == other.parameters()
+        return type(self) is type(other) and self.config() == other.config()
 
     def __hash__(self) -> int:
-        return hash((type(self), repr(self.parameters())))
+        return hash((type(self), repr(self.config())))
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{key}={value!r}" for key, value in self.parameters().items())
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
         return f"{type(self).__name__}({inside})"
 
 

@@ -118,7 +118,7 @@ class CustomDynamics(Dynamics, pure=True):
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
         self.time_unit = None if time_unit is None else check_time_unit(time_unit)
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Describe the dynamics; functions are named, not stored."""
         function = self._tendency or self._step
         described = {

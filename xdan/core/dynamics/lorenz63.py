@@ -50,7 +50,7 @@ class Lorenz63(Dynamics, pure=True):
             "component": Coordinate(("x", "y", "z"), {"long_name": "component of the state", "units": "1"})
         }
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"sigma": self.sigma, "rho": self.rho, "beta": self.beta, "timestep": self.timestep}
 

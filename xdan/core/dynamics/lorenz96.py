@@ -56,7 +56,7 @@ class Lorenz96(Dynamics, pure=True):
         axis = {"axis": "X", "long_name": "site on the ring", "units": "1"}
         self.coordinates = {"x": Coordinate(tuple(range(self.sites)), axis)}
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"sites": self.sites, "forcing": self.forcing, "timestep": self.timestep}
 

@@ -46,7 +46,7 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
     name, kind = dynamics.name, type(dynamics)
     if _REGISTRY.get(name, kind) is not kind:
         name = kind.__qualname__
-    return {"name": name, "parameters": dynamics.parameters()}
+    return {"name": name, "parameters": dynamics.config()}
 
 
 def dynamics_from_json(description: Mapping[str, Any]) -> Dynamics:

@@ -25,9 +25,10 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
 from ..networks import AnalysisNetwork, LinearInZeta
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from .imitation import covariance_errors
-from .objectives import OBJECTIVES, Window, through_the_cycles
+from .objectives import OBJECTIVES
+from .rollout import Window, roll_out
 
 _TENSORS = ("truth", "observation", "forecast", "covariance")  # of a window
 _CAP = 4.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
@@ -76,13 +77,15 @@ class OneProcess:
     ----------
     network : AnalysisNetwork
     dynamics : Dynamics
-    error : ErrorCovariance
+    observing : ObservingSystem
     objective : str
         A key of `OBJECTIVES`.
     """
 
-    def __init__(self, network: AnalysisNetwork, dynamics: Dynamics, error: ErrorCovariance, objective: str) -> None:
-        self.network, self.dynamics, self.error, self.objective = network, dynamics, error, objective
+    def __init__(
+        self, network: AnalysisNetwork, dynamics: Dynamics, observing: ObservingSystem, objective: str
+    ) -> None:
+        self.network, self.dynamics, self.observing, self.objective = network, dynamics, observing, objective
         self.method = DataAssimilationNetwork.of(network)
         self.parameters = list(network.parameters())
 
@@ -98,21 +101,19 @@ class OneProcess:
         unit = float(self.network.error_std) ** objective.power
         cap = _CAP * unit / (batch * cycles * math.sqrt(size))
         with torch.enable_grad():
-            passage = through_the_cycles(
-                self.method, self.dynamics, self.error, window, state, cap, objective.divergence
-            )
+            rollout = roll_out(self.method, self.dynamics, self.observing, window, state, cap, objective.divergence)
             # The first analysis of a record is not the network's.
-            loss = objective.loss(passage.since(1 if state is None and cycles > 1 else 0)).mean()
+            loss = objective.loss(rollout.since(1 if state is None and cycles > 1 else 0)).mean()
             if loss.requires_grad:
                 found = torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
             else:  # a window of one cycle that starts a record: nothing in it is the network's
                 found = tuple(torch.zeros_like(parameter) for parameter in self.parameters)
         with torch.no_grad():
             if window.truth is not None:
-                square = (passage.analysis - window.truth).square().mean(-1)
+                square = (rollout.analysis - window.truth).square().mean(-1)
             else:
-                square = (self.error.seen(passage.forecast) - window.observation).square().nanmean(-1)
-        return WindowGradient(float(loss.detach()), list(found), square.detach(), passage.lost, passage.state)
+                square = (self.observing.observe(rollout.forecast) - window.observation).square().nanmean(-1)
+        return WindowGradient(float(loss.detach()), list(found), square.detach(), rollout.lost, rollout.state)
 
     def _imitate(self, window: Window, state: State | None) -> WindowGradient:
         """Of a teacher's covariance."""
@@ -136,7 +137,7 @@ class Shards:
 
     Parameters
     ----------
-    network, dynamics, error, objective
+    network, dynamics, observing, objective
         As for `OneProcess`.
     processes : int
         This one included.
@@ -150,9 +151,9 @@ class Shards:
     """
 
     def __init__(
-        self, network: AnalysisNetwork, dynamics: Dynamics, error: ErrorCovariance, objective: str, processes: int
+        self, network: AnalysisNetwork, dynamics: Dynamics, observing: ObservingSystem, objective: str, processes: int
     ) -> None:
-        for what, value in ((f"dynamics {dynamics.name!r}", dynamics), ("observation operator", error)):
+        for what, value in ((f"dynamics {dynamics.name!r}", dynamics), ("observation operator", observing)):
             try:
                 cloudpickle.dumps(value)  # as it will travel
             except Exception as reason:
@@ -160,7 +161,7 @@ class Shards:
                     f"the {what} cannot be sent to the processes that share a batch ({reason}); pass processes=1, or "
                     "make its functions free of open files, locks and modules that refuse"
                 ) from None
-        self.here = OneProcess(network, dynamics, error, objective)
+        self.here = OneProcess(network, dynamics, observing, objective)
         self.processes = processes
         self._helpers: Any = None
         self._threads = torch.get_num_threads()
@@ -195,7 +196,7 @@ class Shards:
         self._helpers = loky.ProcessPoolExecutor(
             self.processes - 1,
             initializer=_prepare,
-            initargs=(os.getpid(), copy.deepcopy(here.network), here.dynamics, here.error, here.objective),
+            initargs=(os.getpid(), copy.deepcopy(here.network), here.dynamics, here.observing, here.objective),
             env={"OMP_NUM_THREADS": "1"},
         )
         torch.set_num_threads(1)  # threads that wait for work spin, and would take the helpers' cores

@@ -10,8 +10,8 @@ from torch import Tensor
 from ..methods import Method, Record, State, run
 from ..networks import LinearInZeta
 from ..progress import track
-from .objectives import Window
 from .online_twin import EndlessTwin
+from .rollout import Window
 
 _SETTLED = 100  # cycles in which an ensemble settles
 _LIFE = 200  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
@@ -118,7 +118,7 @@ class TaughtTwin:
         twin = self.twin
         rows = slice(window.group * twin.batch, (window.group + 1) * twin.batch)
         steps = window.steps if state is not None else (0, *window.steps[1:])
-        record = Record(twin.dynamics, twin.error, window.observation, steps, twin.trajectory[rows], twin.seed)
+        record = Record(twin.dynamics, twin.observing, window.observation, steps, twin.trajectory[rows], twin.seed)
         with torch.no_grad():
             outputs, self.states[window.group] = run(self.teacher, record, state, members=True)
         return outputs

@@ -2,114 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from ..dynamics import Dynamics
-from ..methods import DataAssimilationNetwork, State
-from ..observing.system import ErrorCovariance, split_observation
+from .rollout import Rollout
 
 _TINY = 1e-30  # keeps the root's gradient finite at zero, in any units
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of consecutive cycles of some trajectories.
-
-    Attributes
-    ----------
-    truth : Tensor, shape (B, T, N), or None where the objective does without
-    observation : Tensor, shape (B, T, N)
-    steps : tuple of int, length T
-        Model steps before each analysis.
-    group : int
-        Which set of trajectories; a set's windows follow one another in time.
-    fresh : bool
-        Whether the set starts anew with this window.
-    start : int
-        Index of the first time, for errors that differ in time.
-    forecast : Tensor, shape (B, T, N), or None
-        A teacher's: every analysis starts from it instead of from the network's own forecast.
-    covariance : Tensor, shape (B, T, N, N), or None
-        Of a teacher's analyses, to be imitated.
-    """
-
-    truth: Tensor | None
-    observation: Tensor
-    steps: tuple[int, ...]
-    group: int = 0
-    fresh: bool = False
-    start: int = 0
-    forecast: Tensor | None = None
-    covariance: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Passage:
-    """What the cycles of a window gave, differentiable.
-
-    Attributes
-    ----------
-    forecast, analysis : Tensor, shape (B, T, N)
-        The mean, where the method carries members.
-    members : Tensor, shape (B, T, M, N), or None
-        Analysis members.
-    divergence : Tensor, shape (B, T), or None
-        Estimate of the trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), where it was asked for.
-    lost : Tensor of bool, shape (B, T)
-        Where a trajectory was restarted.
-    state : dict of Tensor
-        Analysis state at the window's end, detached.
-    window : Window
-    error : ErrorCovariance
-    """
-
-    forecast: Tensor
-    analysis: Tensor
-    members: Tensor | None
-    divergence: Tensor | None
-    lost: Tensor
-    state: State
-    window: Window
-    error: ErrorCovariance
-
-    def since(self, first: int) -> Passage:
-        """Leave the first cycles out."""
-
-        def cut(value: Tensor | None) -> Any:
-            return None if value is None else value[:, first:]
-
-        window = self.window
-        later = replace(
-            window,
-            truth=cut(window.truth),
-            observation=cut(window.observation),
-            forecast=cut(window.forecast),
-            steps=window.steps[first:],
-            start=window.start + first,
-        )
-        names = ("forecast", "analysis", "members", "divergence", "lost")
-        return replace(self, window=later, **{name: cut(getattr(self, name)) for name in names})
-
-    def truth(self) -> Tensor:
-        """Give the truth, which a supervised objective needs."""
-        assert self.window.truth is not None
-        return self.window.truth
-
-    def misfit(self, of: Tensor) -> Tensor:
-        """Mean over observations of |R^{-1/2} (y - H x)|^2 of estimates (B, T, N), missing ones as zeros; (B, T)."""
-        columns = []
-        for k in range(of.shape[1]):
-            observation, observed = split_observation(self.window.observation[:, k])
-            error = self.error.at(self.window.start + k)
-            columns.append(error.whiten(observation - error.seen(of[:, k]), observed).square().mean(-1))
-        return torch.stack(columns, 1)
 
 
 def squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
@@ -152,14 +53,14 @@ class Objective:
     Attributes
     ----------
     loss : callable, or None
-        From a passage to losses (B, T). None: nothing is cycled, a teacher's P_a is imitated, see `imitation`.
+        From a rollout to losses (B, T). None: nothing is cycled, a teacher's P_a is imitated, see `imitation`.
     truth, members, divergence : bool
         Whether it needs the truth, members, or the derivative of the analysis by the observations.
     power : int
         Of the observation error in the loss's gradient, of an analysis whose error is of that size.
     """
 
-    loss: Callable[[Passage], Tensor] | None
+    loss: Callable[[Rollout], Tensor] | None
     truth: bool = True
     members: bool = False
     divergence: bool = False
@@ -171,15 +72,15 @@ class Objective:
         return self.loss is None
 
 
-def _members(passage: Passage) -> Tensor:
-    assert passage.members is not None
-    return passage.members
+def _members(rollout: Rollout) -> Tensor:
+    assert rollout.members is not None
+    return rollout.members
 
 
-def _corrected(passage: Passage) -> Tensor:
+def _corrected(rollout: Rollout) -> Tensor:
     """Misfit of the analysis to the observations that made it, corrected for having seen them."""
-    assert passage.divergence is not None
-    return passage.misfit(passage.analysis) + 2 * passage.divergence / passage.window.observation.shape[-1]
+    assert rollout.divergence is not None
+    return rollout.misfit(rollout.analysis) + 2 * rollout.divergence / rollout.window.observation.shape[-1]
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -194,140 +95,3 @@ OBJECTIVES: dict[str, Objective] = {
     "analysis": Objective(_corrected, truth=False, divergence=True, power=-1),
     "covariance": Objective(None),
 }
-_ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # multipliers that mix bits
-_PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors
-
-
-class CappedGradient(torch.autograd.Function):
-    """Identity whose gradient is shortened, row by row, to a norm; a row that is not finite becomes zero.
-
-    A trajectory on the verge of divergence has a gradient that grows without bound from cycle to cycle, and would
-    drown those of all others in the batch.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cap: float) -> Tensor:
-        """Pass x on."""
-        ctx.cap = cap
-        return x.view_as(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Shorten the rows."""
-        norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
-        factor = (ctx.cap / norm.clamp_min(1e-30)).clamp_max(1.0)
-        return torch.where(norm.isfinite(), gradient * factor, 0.0), None
-
-
-def through_the_cycles(
-    method: DataAssimilationNetwork,
-    dynamics: Dynamics,
-    error: ErrorCovariance,
-    window: Window,
-    state: State | None,
-    cap: float = math.inf,
-    divergence: bool = False,
-) -> Passage:
-    """Forecasts and analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
-
-    A trajectory whose analysis is as wrong as a random state of the climate is lost: it starts anew from the
-    observations of that time, and no gradient passes from there to what comes after. Without the truth, it is lost
-    where it is that far from the observations.
-
-    Parameters
-    ----------
-    method : DataAssimilationNetwork
-    dynamics : Dynamics
-    error : ErrorCovariance
-    window : Window
-        With a teacher's forecasts no dynamics is run, and gradients pass from cycle to cycle through the memory alone.
-    state : dict of Tensor, or None where the trajectories start
-        Analysis that the previous window left.
-    cap : float
-        Bound on the norm of the gradient by the state that a trajectory passes back from one cycle to the cycle before.
-    divergence : bool
-        Estimate the divergence too, by a second analysis of slightly other observations (Ramani et al., 2008,
-        doi:10.1109/TIP.2008.2001404).
-
-    Returns
-    -------
-    Passage
-    """
-    columns: dict[str, list[Tensor]] = {}
-    shape = len(window.observation), math.prod(dynamics.shape)
-    for k, steps in enumerate(window.steps):
-        observation, observed = split_observation(window.observation[:, k])
-        now = error.at(window.start + k)
-        if state is None:
-            forecast = method.start_like(observation, shape)
-            state = method.first(forecast, observation, observed, now)
-            lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
-            trace = observation.new_zeros(len(observation))
-        else:
-            if math.isfinite(cap) and k > 0:
-                # Memory is a number of order one: in units of the observation error, as the increments are.
-                caps = {name: cap if name == "x" else cap * float(method.network.error_std) for name in state}
-                state = {name: CappedGradient.apply(v, caps[name]) for name, v in state.items()}  # type: ignore[no-untyped-call]
-            if window.forecast is None:
-                forecast = method.forecast(state, dynamics, steps)
-            else:
-                forecast = {**state, "x": window.forecast[:, k]}
-            state = method.analyse(forecast, observation, observed, now)
-            lost = _is_lost(method, state, window, k, now)
-            if divergence:
-                trace = _divergence(method, forecast, state, observation, observed, now)
-        row = {"forecast": method.mean(forecast), "analysis": method.mean(state), "lost": lost}
-        row |= {"members": state["x"]} if method.ensemble else {}
-        row |= {"divergence": trace} if divergence else {}
-        for name, value in row.items():
-            columns.setdefault(name, []).append(value)
-        if bool(lost.any()):
-            anew = method.first(method.start_like(observation, shape), observation, observed, now)
-            state = {
-                name: torch.where(lost.reshape(-1, *(1 for _ in value.shape[1:])), anew[name], value)
-                for name, value in state.items()
-            }
-    assert state is not None
-    stacked: dict[str, Any] = {name: torch.stack(column, 1) for name, column in columns.items()}
-    end = {name: value.detach() for name, value in state.items()}
-    return Passage(**{"members": None, "divergence": None, **stacked}, state=end, window=window, error=error)
-
-
-def _is_lost(method: DataAssimilationNetwork, state: State, window: Window, k: int, error: ErrorCovariance) -> Tensor:
-    """Whether analyses are as wrong as random states of the climate, shape (B,)."""
-    x, climate = method.mean(state).detach(), method.network.state_std**2
-    if window.truth is not None:
-        return ~((x - window.truth[:, k]).square().mean(1) < climate)
-    broken = ~x.isfinite().all(1)
-    if error.operator is not None:  # how far apart two random states are seen is not known
-        return broken
-    observation, observed = split_observation(window.observation[:, k])
-    # Expected of a random state: the climate's variance twice, and the observation's.
-    excess = torch.where(observed, (x - observation).square() - error.variance() - climate, 0.0)
-    return (excess.sum(1) > 0) | broken
-
-
-def _divergence(
-    method: DataAssimilationNetwork,
-    forecast: State,
-    state: State,
-    observation: Tensor,
-    observed: Tensor,
-    error: ErrorCovariance,
-) -> Tensor:
-    """Trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), from one direction of random signs; shape (B,)."""
-    sign = _coin(observation) * observed
-    moved = method.analyse(forecast, observation + _PROBE * error.color(sign, observed), observed, error)
-    answer = error.whiten(error.seen(method.mean(moved)) - error.seen(method.mean(state)), observed) / _PROBE
-    return (answer * sign).sum(1)
-
-
-def _coin(observation: Tensor) -> Tensor:
-    """Signs from the bits of observations (B, P): as good as a coin in any units, and the same in any process."""
-    kind = torch.int32 if observation.element_size() == 4 else torch.int64
-    site = torch.arange(observation.shape[1], device=observation.device)
-    bits = observation.contiguous().view(kind).to(torch.int64) + _ODD[0] * site
-    for factor in _ODD[1:]:
-        bits = (bits ^ (bits >> 30)) * factor
-    return torch.where((bits >> 40) & 1 == 0, 1.0, -1.0).to(observation)

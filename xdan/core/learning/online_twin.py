@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..methods.base import advance
-from ..observing.system import ErrorCovariance, Sites, check_truth, observe
+from ..observing import ObservingSystem, Sites, check_truth, observe
 from ..progress import track
-from .objectives import Window
+from .rollout import Window
 
 
 class EndlessTwin:
@@ -19,7 +19,7 @@ class EndlessTwin:
     ----------
     dynamics : Dynamics
     sites : Sites
-    error : ErrorCovariance
+    observing : ObservingSystem
     steps : int
         Model steps in an interval.
     trajectories, batch : int
@@ -39,7 +39,7 @@ class EndlessTwin:
         self,
         dynamics: Dynamics,
         sites: Sites,
-        error: ErrorCovariance,
+        observing: ObservingSystem,
         *,
         steps: int,
         trajectories: int,
@@ -50,7 +50,7 @@ class EndlessTwin:
         first: int = 0,
         supervised: bool = True,
     ) -> None:
-        self.dynamics, self.sites, self.error = dynamics, sites, error
+        self.dynamics, self.sites, self.observing = dynamics, sites, observing
         self.steps, self.batch, self.cycles, self.seed = steps, batch, cycles, seed
         self.groups = self.per_epoch = max(1, trajectories // batch)
         self.supervised = supervised
@@ -78,7 +78,7 @@ class EndlessTwin:
             time = torch.arange(turn * self.cycles, (turn + 1) * self.cycles)
             trajectory = self.trajectory[rows]
             device = record.device
-            observation = observe(record, self.sites, self.error, trajectory.to(device), time.to(device), self.seed)
+            observation = observe(record, self.sites, self.observing, trajectory.to(device), time.to(device), self.seed)
         steps = (self.steps,) * self.cycles
         return Window(record if self.supervised else None, observation, steps, group, fresh=turn == 0)
 

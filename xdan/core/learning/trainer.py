@@ -14,9 +14,10 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, Record, State, run
 from ..networks import AnalysisNetwork
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from .gradient import Gradient, OneProcess, Shards
-from .objectives import OBJECTIVES, Window
+from .objectives import OBJECTIVES
+from .rollout import Window
 
 _NORMS = 101  # gradient norms that the median is taken over
 _WORSE, _SLOWER = 1.3, 0.7  # a validation that many times the best goes back to that, the rates times so much
@@ -87,7 +88,7 @@ class Trainer:
     network : AnalysisNetwork
         Changed in place.
     dynamics : Dynamics
-    error : ErrorCovariance
+    observing : ObservingSystem
     settings : Settings
     processes : int
         How many share the trajectories of a batch, this one included. More than one on the CPU only.
@@ -101,16 +102,16 @@ class Trainer:
         self,
         network: AnalysisNetwork,
         dynamics: Dynamics,
-        error: ErrorCovariance,
+        observing: ObservingSystem,
         settings: Settings,
         processes: int = 1,
     ) -> None:
         self.network, self.settings = network, settings
         self.method = DataAssimilationNetwork.of(network)
         self.gradient: Gradient = (
-            OneProcess(network, dynamics, error, settings.objective)
+            OneProcess(network, dynamics, observing, settings.objective)
             if processes == 1
-            else Shards(network, dynamics, error, settings.objective, processes)
+            else Shards(network, dynamics, observing, settings.objective, processes)
         )
         self.parameters = list(network.parameters())
         hidden = network.hidden_matrices()
@@ -185,7 +186,9 @@ class Trainer:
         if record.truth is not None:
             square = (outputs["analysis"] - record.truth)[:, burn_in:].square().mean(-1)
         else:
-            square = (record.error.seen(outputs["forecast"]) - record.observation)[:, burn_in:].square().nanmean(-1)
+            square = (
+                (record.observing.observe(outputs["forecast"]) - record.observation)[:, burn_in:].square().nanmean(-1)
+            )
             # A time without observations says nothing; a lost trajectory, everything.
             square = torch.where(outputs["diverged"][:, burn_in:], math.inf, square)
             square = square[~square.isnan()]
@@ -276,8 +279,8 @@ def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> flo
         Rounded to four digits after the point; None where it is not finite, or nothing is observed.
     """
     later = slice(burn_in, None)
-    innovation = (record.observation - record.error.seen(forecast))[:, later]
-    ratio = float((innovation.square() / record.error.during(later).variance()).nanmean())
+    innovation = (record.observation - record.observing.observe(forecast))[:, later]
+    ratio = float((innovation.square() / record.observing.during(later).error_variance()).nanmean())
     return round(ratio, 4) if math.isfinite(ratio) else None
 
 

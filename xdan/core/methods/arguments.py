@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, real, shown
-from ..observing.system import is_symmetric
+from ..observing import is_symmetric
 
 
 def number_or_tune(label: str, value: Any) -> float | str:

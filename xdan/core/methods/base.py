@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checks import XdanWarning, choice, shown
 from ..derivatives import Mode, check_model, check_operator, climate_states
 from ..dynamics import Dynamics
-from ..observing.system import ErrorCovariance, split_observation
+from ..observing import ObservingSystem, split_observation
 from ..progress import track
 from ..user_functions import in_transform
 from .arguments import checked_candidates
@@ -41,7 +41,7 @@ class Record:
     Attributes
     ----------
     dynamics : Dynamics
-    error : ErrorCovariance
+    observing : ObservingSystem
         Of these times, where it differs in time.
     observation : Tensor, shape (B, K, P)
         NaN where nothing is observed.
@@ -54,7 +54,7 @@ class Record:
     """
 
     dynamics: Dynamics
-    error: ErrorCovariance
+    observing: ObservingSystem
     observation: Tensor
     steps: Sequence[int]
     trajectory: Tensor
@@ -109,7 +109,7 @@ class Method(ABC):
     _candidates: Mapping[str, tuple[float, ...]] | None = None
 
     @abstractmethod
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON values that say which method this is; with `asked_candidates()` where something is tunable."""
 
     @property
@@ -156,18 +156,18 @@ class Method(ABC):
         ------
         ValueError
         """
-        operator = record.error.operator
+        operator = record.observing.operator
         wanted = [pair for pair in self.derivatives if pair[0] == "model" or not (operator is None or operator.linear)]
         if not wanted:
             return
         like = record.observation
         states = climate_states(record.dynamics, record.seed, like)
-        error = record.error.to(torch.float64, like.device)
+        observing = record.observing.to(torch.float64, like.device)
         for what, mode in wanted:
             if what == "model":
                 check_model(record.dynamics, mode, states, self._instead(mode))
             else:
-                check_operator(error.operator, mode, states, f"the method {self.name!r} needs it")
+                check_operator(observing.operator, mode, states, f"the method {self.name!r} needs it")
 
     def _instead(self, mode: Mode) -> str:
         """What to do where the model has no derivative."""
@@ -197,7 +197,7 @@ class Method(ABC):
         self._candidates = checked_candidates(candidates, self.to_tune())
 
     def asked_candidates(self) -> dict[str, Any]:
-        """The candidates that were asked for, as a part of `parameters`; empty for the method's own."""
+        """The candidates that were asked for, as a part of `config`; empty for the method's own."""
         if not self._candidates:
             return {}
         return {"candidates": {name: list(values) for name, values in self._candidates.items()}}
@@ -226,7 +226,7 @@ class Method(ABC):
         )
 
     def _at(self, names: Sequence[str], values: Sequence[float]) -> Method:
-        """Return a copy with some parameters at numbers; `parameters()` keeps what was asked for."""
+        """Return a copy with some parameters at numbers; `config()` keeps what was asked for."""
         chosen = copy.copy(self)
         chosen._numbers = {**(self._numbers or {}), **dict(zip(names, values, strict=True))}
         return chosen
@@ -275,7 +275,7 @@ class Method(ABC):
         """Forecast state at the first time, before any observation."""
 
     @abstractmethod
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Turn a forecast state into an analysis state.
 
         Parameters
@@ -284,12 +284,12 @@ class Method(ABC):
         observation : Tensor, shape (B, N)
             Zero where nothing is observed.
         observed : Tensor of bool, shape (B, N)
-        error : ErrorCovariance
+        observing : ObservingSystem
         """
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Make the first analysis of a record, or of a trajectory that starts anew."""
-        return self.analyse(state, observation, observed, error)
+        return self.analyse(state, observation, observed, observing)
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state to the next analysis time, Eq. 3."""
@@ -369,7 +369,7 @@ def run(
         else:
             state, analyse = _bury(method.forecast(state, record.dynamics, steps)), method.analyse
         forecast = state
-        state = _bury(analyse(state, observation, observed, record.error.at(k)))
+        state = _bury(analyse(state, observation, observed, record.observing.at(k)))
         row = {"forecast": method.mean(forecast), "analysis": method.mean(state)}
         row |= method.forecast_outputs(forecast) | method.analysis_outputs(state)
         if keep:
@@ -390,7 +390,7 @@ def leading(record: Record) -> Record:
     """Cut the part of a record that tuning looks at."""
     return replace(
         record,
-        error=record.error.during(slice(0, _TUNE_CYCLES)),
+        observing=record.observing.during(slice(0, _TUNE_CYCLES)),
         observation=record.observation[:_TUNE_TRAJECTORIES, :_TUNE_CYCLES],
         steps=record.steps[:_TUNE_CYCLES],
         trajectory=record.trajectory[:_TUNE_TRAJECTORIES],
@@ -434,10 +434,10 @@ def score(method: Method, record: Record) -> Tensor:
         check_truth(method.tune_on, record)
         assert record.truth is not None
         return (outputs["analysis"] - record.truth)[:, first:].square().mean(-1).sqrt().mean().cpu()
-    innovation = (record.observation - record.error.seen(outputs["forecast"]))[:, first:]
-    if "forecast_spread" not in outputs or record.error.operator is not None:
+    innovation = (record.observation - record.observing.observe(outputs["forecast"]))[:, first:]
+    if "forecast_spread" not in outputs or record.observing.operator is not None:
         return innovation.square().nanmean().cpu()
-    variance = outputs["forecast_spread"][:, first:] ** 2 + record.error.during(slice(first, None)).variance()
+    variance = outputs["forecast_spread"][:, first:] ** 2 + record.observing.during(slice(first, None)).error_variance()
     return (0.5 * (variance.log() + innovation.square() / variance)).nanmean().cpu()
 
 

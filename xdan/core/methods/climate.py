@@ -78,7 +78,7 @@ def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
         begins = start.detach().cpu().numpy().tobytes()
         ends = dynamics.advance(start, 1).detach().cpu().numpy().tobytes()
     functions = tuple(_Same(value) for value in vars(dynamics).values() if callable(value))
-    described = type(dynamics), repr(dynamics.parameters()), dynamics.timestep, dynamics.spin_up_time, functions
+    described = type(dynamics), repr(dynamics.config()), dynamics.timestep, dynamics.spin_up_time, functions
     return *described, begins, ends, seed, like.dtype, str(like.device)
 
 

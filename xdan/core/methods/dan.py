@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..derivatives import Mode
 from ..networks import AnalysisNetwork
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..random import Purpose, normal
 from .base import Differentiated, Method, Record, State
 
@@ -31,9 +31,9 @@ class DataAssimilationNetwork(Method):
     def __init__(self, network: AnalysisNetwork) -> None:
         self.network, self.members = network, network.members
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"network": self.network.name, **self.network.parameters_json()}
+        return {"network": self.network.name, **self.network.config()}
 
     @classmethod
     def of(cls, network: AnalysisNetwork) -> DataAssimilationNetwork:
@@ -56,15 +56,15 @@ class DataAssimilationNetwork(Method):
             state["memory"] = like.new_zeros(shape[0], self.network.memory, shape[1])
         return state
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation from the climatology, each site by itself."""
         x, variance = state["x"], self.network.state_std.to(observation) ** 2
-        return {**state, "x": x + error.increment(x, variance, observation - error.seen(x), observed)}
+        return {**state, "x": x + observing.interpolate(x, variance, observation - observing.observe(x), observed)}
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis by the network."""
         x = self.mean(state)
-        zeta = error.project(observation - error.seen(x), observed, x)
+        zeta = observing.project_innovation(observation - observing.observe(x), observed, x)
         analysis, memory = self.network(state["x"], zeta, state.get("memory"))
         after = {**state, "x": analysis}
         if memory is not None:
@@ -86,14 +86,16 @@ class EnsembleNetwork(DataAssimilationNetwork):
         """Members at the climatological mean."""
         return {"x": self.network.state_mean.to(like).expand(shape[0], self.network.members, shape[1])}
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation, and about it the same pattern for every trajectory."""
         m, n = state["x"].shape[1:]
-        middle = super().first({"x": state["x"][:, 0]}, observation, observed, error)["x"]
+        middle = super().first({"x": state["x"][:, 0]}, observation, observed, observing)["x"]
         prior = self.network.state_std.to(observation) ** 2
         variance = prior.expand(middle.shape)
-        if error.operator is None:  # otherwise as wide as the climate
-            variance = torch.where(observed, prior * error.variance() / (prior + error.variance()), prior)
+        if observing.operator is None:  # otherwise as wide as the climate
+            variance = torch.where(
+                observed, prior * observing.error_variance() / (prior + observing.error_variance()), prior
+            )
         label = torch.arange(m, device=observation.device)
         pattern = normal(0, Purpose.ENSEMBLE, label, torch.zeros_like(label[:1]), n)[:, 0].to(observation)
         pattern = pattern - pattern.mean(0)

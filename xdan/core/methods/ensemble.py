@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..checks import integer
 from ..derivatives import Mode
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..random import Purpose, normal
 from .base import Differentiated, Method, Record, State
 
@@ -61,15 +61,15 @@ class EnsembleMethod(Method):
         noise = normal(record.seed, Purpose.PERTURBATION, labels, torch.zeros_like(labels[:1]), size)
         return {"x": x.flatten(2), "noise": noise.to(x).reshape(len(x), self.members, -1)}
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Draw each member to the first observations, site by site: optimal interpolation with perturbations.
 
         A few members cannot carry the climatology's covariance; this start has every direction and the right size.
         """
         state = dict(state)
-        x, noise = state["x"], error.color(state.pop("noise"))
-        innovation = observation[:, None] + noise - error.seen(x)
-        return {**state, "x": x + error.increment(x.mean(1), x.var(1), innovation, observed)}
+        x, noise = state["x"], observing.errors_from(state.pop("noise"))
+        innovation = observation[:, None] + noise - observing.observe(x)
+        return {**state, "x": x + observing.interpolate(x.mean(1), x.var(1), innovation, observed)}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""
@@ -94,10 +94,10 @@ class Labelled(EnsembleMethod):
         return normal(self.seed, purpose, labels, cycle, size)[:, 0].to(state["x"])
 
 
-def compare(x: Tensor, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> tuple[Tensor, Tensor]:
+def compare(x: Tensor, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> tuple[Tensor, Tensor]:
     """Members as observed: whitened anomalies of H(x), (B, M, P), and whitened innovation of their mean, (B, P)."""
-    mean, anomalies = centre(error.seen(x))
-    return error.whiten(anomalies, observed), error.whiten(observation - mean[:, 0], observed)
+    mean, anomalies = centre(observing.observe(x))
+    return observing.whiten(anomalies, observed), observing.whiten(observation - mean[:, 0], observed)
 
 
 def centre(x: Tensor) -> tuple[Tensor, Tensor]:

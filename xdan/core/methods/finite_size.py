@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, switch
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from .arguments import number_or_tune
 from .base import Record, State, register_method
 from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, compare
@@ -56,7 +56,7 @@ class FiniteSizeEnKF(EnsembleMethod):
         super().__init__(members)
         self.capped, self.form = switch("capped", capped), choice("form", form, FORMS)
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"members": self.members, "capped": self.capped, "form": self.form}
 
@@ -65,11 +65,11 @@ class FiniteSizeEnKF(EnsembleMethod):
         state = super().start(record)
         return {**state, "inflation": state["x"].new_ones(len(state["x"]))}
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis, symmetric square root."""
         m = self.members
         mean, anomalies = centre(state["x"])
-        precision = Precision(*compare(state["x"], observation, observed, error))
+        precision = Precision(*compare(state["x"], observation, observed, observing))
         if self.form == "dual":
             zeta = effective_zeta(precision, m, self.capped)
             weights, root = precision.solve(zeta)
@@ -111,7 +111,7 @@ class SpunUp(Labelled):
         super().__init__(members)
         self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         own = {"members": self.members, "inflation": self.inflation, "spin_up": self.spin_up}
         return own | self.asked_candidates()

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import choice, integer, real
 from ..derivatives import Mode
 from ..dynamics import Dynamics
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..random import Purpose
 from .arguments import background_or_name, fitted, number_or_tune, plain_background
 from .base import Differentiated, Method, Record, State, advance, register_method
@@ -80,7 +80,7 @@ class FourDVar(Method):
         self._root: Tensor | None = None
         self._mean: Tensor | None = None
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         names = ("window", "scale", "solver", "tolerance", "iterations")
         own = {"background": plain_background(self.background), **{name: getattr(self, name) for name in names}}
@@ -110,7 +110,7 @@ class FourDVar(Method):
         ValueError
             If the record is shorter than the window, or a given B does not fit or is not positive definite.
         """
-        if record.error.in_time:
+        if record.observing.in_time:
             raise ValueError(
                 "4D-Var fits the observations of several times and needs an error that is the same at all of them; "
                 "the record's differs in time: take an ensemble method or '3d-var'"
@@ -150,21 +150,23 @@ class FourDVar(Method):
             "steps": torch.cat([state["steps"][:, 1:], newest], 1),
         }
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """The climate's whole covariance is the error of its mean."""
-        return self._fit(state, observation, observed, error, 1.0)
+        return self._fit(state, observation, observed, observing, 1.0)
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Fit the observations of the window."""
-        return self._fit(state, observation, observed, error, self.number("scale"))
+        return self._fit(state, observation, observed, observing, self.number("scale"))
 
-    def _fit(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance, scale: float) -> State:
+    def _fit(
+        self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem, scale: float
+    ) -> State:
         assert self._root is not None
         newest = torch.where(observed, observation, torch.full_like(observation, torch.nan))
         window = torch.cat([state["window"][:, 1:], newest[:, None]], 1)
         steps = state["steps"][0].tolist()
         minimise = MINIMISERS[self.solver]
-        problem = Window(self.dynamics, error, window, steps)
+        problem = Window(self.dynamics, observing, window, steps)
         found = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
         return {
             **state,
@@ -230,9 +232,9 @@ class EnsembleOf4DVar(Labelled):
             raise ValueError(f"scale={scale!r}: expected a number; scale='tune' goes with '4d-var': tune that first")
         self._inner = FourDVar(window, background, scale, solver, tolerance, iterations)
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"members": self.members, **self._inner.parameters()}
+        return {"members": self.members, **self._inner.config()}
 
     def prepare(self, record: Record) -> Method:
         """Prepare the 4D-Var that the members share."""
@@ -266,20 +268,20 @@ class EnsembleOf4DVar(Labelled):
         """Advance all members and their windows."""
         return {**state, **self._outside(self._inner.forecast(self._inside(state), dynamics, steps))}
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One 4D-Var for each member, with perturbations of zero mean."""
-        return self._fit(state, observation, observed, error, self._inner.analyse)
+        return self._fit(state, observation, observed, observing, self._inner.analyse)
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """The same, with the climate's whole covariance."""
-        return self._fit(state, observation, observed, error, self._inner.first)
+        return self._fit(state, observation, observed, observing, self._inner.first)
 
-    def _fit(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance, fit: Any) -> State:
+    def _fit(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem, fit: Any) -> State:
         b, m, p = len(observation), self.members, observation.shape[1]
-        noise = error.color(self.draw(state, Purpose.PERTURBATION, m * p).reshape(b, m, p))
+        noise = observing.errors_from(self.draw(state, Purpose.PERTURBATION, m * p).reshape(b, m, p))
         noise = (noise - noise.mean(1, keepdim=True)) * math.sqrt(m / (m - 1))
         perturbed = (observation[:, None] + noise).flatten(0, 1)
-        after = fit(self._inside(state), perturbed, observed.repeat_interleave(m, 0), error)
+        after = fit(self._inside(state), perturbed, observed.repeat_interleave(m, 0), observing)
         return {**state, **self._outside(after), "cycle": state["cycle"] + 1}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import choice, integer, real, shown, switch
 from ..dynamics import Dynamics
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from .arguments import number_or_tune
 from .base import Method, Record, State, advance, register_method
 from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, compare
@@ -150,7 +150,7 @@ class IterativeEnKS(EnsembleMethod):
         if self.finite_size and self.inflation != 1.0:
             raise ValueError(f"inflation={inflation!r} with finite_size=True: expected one of the two")
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         names = ("members", "lag", "inflation", "finite_size", "capped", "variant", "tolerance", "iterations")
         return {name: getattr(self, name) for name in names} | self.asked_candidates()
@@ -193,9 +193,9 @@ class IterativeEnKS(EnsembleMethod):
         more = {"inflation": zero + 1, "iterations": zero, "unconverged": zero}
         return {**state, "begin": x, "steps": steps, "smoothed": torch.full_like(x[:, 0], torch.nan), **more}
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Start as every ensemble does; the window begins here."""
-        after = super().first(state, observation, observed, error)
+        after = super().first(state, observation, observed, observing)
         return {**after, "begin": after["x"]}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
@@ -206,7 +206,7 @@ class IterativeEnKS(EnsembleMethod):
         after = torch.cat([state["steps"][:, 1:], newest], 1)
         return {**state, "x": advance(dynamics, state["x"], steps), "begin": begin, "steps": after}
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Damped Gauss-Newton until every trajectory has converged; those that have stay as they are."""
         m = self.members
         steps = int(state["steps"][0].sum())
@@ -224,7 +224,7 @@ class IterativeEnKS(EnsembleMethod):
                 x = advance(self.dynamics, mean[active] + (trial[:, None] + inside) @ anomalies[active], steps)
             fine = x.isfinite().flatten(1).all(1)
             seen = observed[active]
-            s, missed = compare(torch.where(fine[:, None, None], x, 0.0), observation[active], seen, error)
+            s, missed = compare(torch.where(fine[:, None, None], x, 0.0), observation[active], seen, observing)
             if iteration:
                 s = now.back @ s if self.variant == "transform" else s / _BUNDLE
             zeta = self._zeta(trial)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..derivatives import Mode, climate_states, random_directions, sizes
 from ..dynamics import Dynamics
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..tangent import identity_directions
 from .arguments import number_or_tune
 from .base import Differentiated, Method, Record, State, advance, advance_along, register_method
@@ -46,7 +46,7 @@ class ExtendedKalmanFilter(Method):
     def __init__(self, inflation: float | str = "tune") -> None:
         self.inflation = number_or_tune("inflation", inflation)
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"inflation": self.inflation} | self.asked_candidates()
 
@@ -82,14 +82,14 @@ class ExtendedKalmanFilter(Method):
         propagated = rows.mT @ covariance @ rows
         return {**state, "x": advance(dynamics, x, steps), "covariance": propagated}
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One Kalman update, Joseph form: P_a = (I - K H) P (I - K H)^T + K R K^T."""
         x, p = state["x"], state["covariance"]
-        rows, both = error.products(x, p, observed)
-        r = error.masked(observed)
+        rows, both = observing.observed_covariances(x, p, observed)
+        r = observing.covariance_of(observed)
         gain = torch.linalg.solve_ex(both + r, rows).result.mT  # not finite where the covariance is not: a lost lane
-        innovation = torch.where(observed, observation - error.seen(x), torch.zeros_like(observation))
-        left = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - error.after(gain, x)
+        innovation = torch.where(observed, observation - observing.observe(x), torch.zeros_like(observation))
+        left = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - observing.gain_on_state(gain, x)
         p = left @ p @ left.mT + gain @ r @ gain.mT
         p = self.number("inflation") ** 2 * 0.5 * (p + p.mT)
         return {**state, "x": x + (gain @ innovation[..., None])[..., 0], "covariance": p}
@@ -130,12 +130,12 @@ class KalmanFilter(ExtendedKalmanFilter):
         dynamics = record.dynamics
         like = torch.zeros((), dtype=torch.float64, device=record.observation.device)
         states = climate_states(dynamics, record.seed, like)
-        error = record.error.to(states.dtype, states.device)
+        observing = record.observing.to(states.dtype, states.device)
         lengths = [sizes(states), states.square().mean(0).sqrt(), torch.ones_like(states[0])]
         for steps in sorted({1, max([1, *record.steps])}):
             off = nonlinearity(partial(advance, dynamics, steps=steps), states, lengths, finite=steps == 1)
             _check_linear(off, "dynamics", dynamics.name)
-        _check_linear(nonlinearity(error.seen, states, lengths), "observation operator", dynamics.name)
+        _check_linear(nonlinearity(observing.observe, states, lengths), "observation operator", dynamics.name)
         return super().prepare(record)
 
 
@@ -192,7 +192,7 @@ class _FromClimate(Method):
     outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
     _static: Static | None = None
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """No parameters."""
         return {}
 
@@ -234,7 +234,7 @@ class _FromClimate(Method):
 class Climatology(_FromClimate):
     """The climatological mean, whatever is observed: the score that any use of observations must beat."""
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Do nothing."""
         return state
 
@@ -253,10 +253,10 @@ class OptimalInterpolation(_FromClimate):
         """Of the observation operator, in the gain."""
         return (("operator", "forward"),)
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis from the climatology."""
-        gain, _, variance = self.static.gain(observed, error, state["x"])
-        innovation = torch.where(observed, observation - error.seen(state["x"]), torch.zeros_like(observation))
+        gain, _, variance = self.static.gain(observed, observing, state["x"])
+        innovation = torch.where(observed, observation - observing.observe(state["x"]), torch.zeros_like(observation))
         x = state["x"] + (gain @ innovation[..., None])[..., 0]
         return {**state, "x": x, "spread": variance.sqrt().expand(x.shape)}
 

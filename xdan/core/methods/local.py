@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..tapers import gaspari_cohn
 from .arguments import number_or_tune
 from .base import Method, Record, State, register_method
@@ -59,17 +59,17 @@ class LETKF(SpunUp):
         self.radius = number_or_tune("radius", radius)
         self._neighbours: tuple[Tensor, Tensor] | None = None
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {**super().parameters(), "radius": self.radius}
+        return {**super().config(), "radius": self.radius}
 
     def prepare(self, record: Record) -> Method:
         """Tune, and find each site's neighbours."""
-        if record.error.covariance is not None:
+        if record.observing.covariance is not None:
             raise ValueError(
                 "the LETKF weighs observations one by one and needs a diagonal R; the record has a full one"
             )
-        if record.error.operator is not None:
+        if record.observing.operator is not None:
             raise ValueError("the LETKF needs observations that lie at sites of the state; take 'etkf' for another H")
         ready = super().prepare(record)
         assert isinstance(ready, LETKF)
@@ -102,13 +102,13 @@ class LETKF(SpunUp):
         self._neighbours = indices, values.sqrt()
         return self
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """All local analyses as one batch, some thousands at a time."""
         assert self._neighbours is not None
         x = state["x"]
         m = self.members
         mean, anomalies = centre(x)
-        s, innovation = compare(x, observation, observed, error)
+        s, innovation = compare(x, observation, observed, observing)
         indices, taper = self._neighbours[0].to(x.device), self._neighbours[1].to(x)
         parts = []
         for sites in torch.arange(x.shape[2], device=x.device).split(max(1, _ROWS // len(x))):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from .base import advance, advance_along
 
 _MEMORY = 10  # pairs that L-BFGS remembers
@@ -21,13 +21,13 @@ class Window:
     """What 4D-Var fits: observations of shape (B, W, N), NaN where there are none, each after some model steps."""
 
     dynamics: Dynamics
-    error: ErrorCovariance
+    observing: ObservingSystem
     observation: Tensor
     steps: Sequence[int]
 
     def rows(self, rows: Tensor) -> Window:
         """Keep some of the trajectories."""
-        return Window(self.dynamics, self.error, self.observation[rows], self.steps)
+        return Window(self.dynamics, self.observing, self.observation[rows], self.steps)
 
     def misfits(self, x: Tensor) -> Tensor:
         """Whitened y - H M(x) at every time, shape (B, W, N)."""
@@ -35,7 +35,9 @@ class Window:
         for j, steps in enumerate(self.steps):
             x = advance(self.dynamics, x, steps)
             observed = ~self.observation[:, j].isnan()
-            found.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - self.error.seen(x), observed))
+            found.append(
+                self.observing.whiten(self.observation[:, j].nan_to_num(0.0) - self.observing.observe(x), observed)
+            )
         return torch.stack(found, 1)
 
     def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,8 +46,10 @@ class Window:
         for j, steps in enumerate(self.steps):
             x, directions = advance_along(self.dynamics, x, directions, steps)
             observed = ~self.observation[:, j].isnan()
-            misfits.append(self.error.whiten(self.observation[:, j].nan_to_num(0.0) - self.error.seen(x), observed))
-            slopes.append(self.error.whiten(self.error.along(x, directions), observed))
+            misfits.append(
+                self.observing.whiten(self.observation[:, j].nan_to_num(0.0) - self.observing.observe(x), observed)
+            )
+            slopes.append(self.observing.whiten(self.observing.tangent(x, directions), observed))
         return torch.cat(misfits, 1), torch.cat(slopes, 2)
 
 

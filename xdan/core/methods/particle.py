@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import real
 from ..derivatives import Mode
 from ..dynamics import Dynamics
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..random import Purpose, uniform
 from .base import Differentiated, Method, Record, State, advance, register_method
 from .ensemble import Labelled
@@ -54,7 +54,7 @@ class ParticleFilter(Labelled):
         """None: the first analysis weighs the particles too."""
         return ()
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"members": self.members, "noise": self.noise, "threshold": self.threshold}
 
@@ -109,14 +109,14 @@ class ParticleFilter(Labelled):
         x = state["x"]
         return self.draw(state, Purpose.MODEL_NOISE, x[0].numel()).reshape(x.shape)
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Weigh the climatological particles; no model noise has acted yet."""
         state = {name: value for name, value in state.items() if name != "noise"}
-        return self._weigh(state, observation, observed, error)
+        return self._weigh(state, observation, observed, observing)
 
-    def _weigh(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def _weigh(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Weigh the particles where they are."""
-        misfit = error.whiten(observation[:, None] - error.seen(state["x"]), observed)
+        misfit = observing.whiten(observation[:, None] - observing.observe(state["x"]), observed)
         return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
 
 
@@ -134,9 +134,9 @@ class BootstrapParticleFilter(ParticleFilter):
         x = advance(dynamics, state["x"], steps)
         return {**state, "x": x + self.noise * self._model_noise(state)}
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Weigh, and resample."""
-        return self._weigh(state, observation, observed, error)
+        return self._weigh(state, observation, observed, observing)
 
 
 @register_method("optimal-particle")
@@ -153,22 +153,22 @@ class OptimalParticleFilter(ParticleFilter):
 
     def prepare(self, record: Record) -> Method:
         """Refuse what has no optimal proposal here."""
-        if record.error.operator is not None:
+        if record.observing.operator is not None:
             raise ValueError("the optimal proposal is for observations of the state's own sites; take 'particle'")
         return super().prepare(record)
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Draw, weigh, and resample."""
         x, q = state["x"], self.noise**2
         pair = observed[:, :, None] & observed[:, None, :]
         identity = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
-        total = error.masked(observed) + torch.where(pair, q * identity, torch.zeros_like(identity))
+        total = observing.covariance_of(observed) + torch.where(pair, q * identity, torch.zeros_like(identity))
         factor = torch.linalg.cholesky(total)
         innovation = torch.where(observed[:, None], observation[:, None] - x, torch.zeros_like(x))
         white = torch.linalg.solve_triangular(factor, innovation.mT, upper=False).mT
         # With the noise e ~ N(0, Q) and an error r ~ N(0, R): e + K (y - H x - H e - r) has the proposal's moments.
         e = self.noise * self._model_noise(state)
-        r = error.color(self.draw(state, Purpose.PERTURBATION, x[0].numel()).reshape(x.shape))
+        r = observing.errors_from(self.draw(state, Purpose.PERTURBATION, x[0].numel()).reshape(x.shape))
         rest = torch.where(observed[:, None], innovation - e - r, torch.zeros_like(x))
         pulled = e + q * torch.cholesky_solve(rest.mT, factor).mT * observed[:, None]
         return self._reweigh(state, x + pulled, -0.5 * white.square().sum(2))

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..checks import switch
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..random import Purpose
 from .base import State, register_method
 from .ensemble import Precision, centre, compare, rotation
@@ -41,15 +41,15 @@ class ETKF(SpunUp):
         super().__init__(members, inflation, spin_up)
         self.rotate = switch("rotate", rotate)
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {**super().parameters(), "rotate": self.rotate}
+        return {**super().config(), "rotate": self.rotate}
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis in the space of the members."""
         m = self.members
         mean, anomalies = centre(state["x"])
-        precision = Precision(*compare(state["x"], observation, observed, error))
+        precision = Precision(*compare(state["x"], observation, observed, observing))
         weights, root = precision.solve(self.zeta(precision, state))
         root = self.number("inflation") * math.sqrt(m - 1) * root
         if self.rotate:

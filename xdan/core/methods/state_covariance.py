@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks import choice, integer, real
 from ..derivatives import Mode
 from ..dynamics import Dynamics
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..tangent import identity_directions
 from .arguments import number_or_tune
 from .base import Differentiated, Method, Record, State, advance, advance_along, register_method
@@ -72,7 +72,7 @@ class CovarianceFromState(Method):
         self.depth, self.epsilon = integer("depth", depth, least=1), real("epsilon", epsilon, above=0.0)
         self.inflation = number_or_tune("inflation", inflation)
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         own = {name: getattr(self, name) for name in ("algorithm", "depth", "past", "epsilon", "inflation")}
         return own | self.asked_candidates()
@@ -120,13 +120,13 @@ class CovarianceFromState(Method):
             "analyses": torch.cat([state["analyses"][:, 1:], state["x"][:, None]], 1),
         }
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Build the covariance's root from the past, and update with it."""
         x = state["x"]
         # Where the past cannot be followed the root is not finite, and the trajectory is lost and flagged.
-        root = self.number("inflation") * self._root(state, error)
-        innovation = error.whiten(observation - error.seen(x), observed)
-        weights, inverse = Precision(error.whiten(error.along(x, root), observed), innovation).solve(1.0)
+        root = self.number("inflation") * self._root(state, observing)
+        innovation = observing.whiten(observation - observing.observe(x), observed)
+        weights, inverse = Precision(observing.whiten(observing.tangent(x, root), observed), innovation).solve(1.0)
         after = inverse @ root
         return {
             **state,
@@ -136,7 +136,7 @@ class CovarianceFromState(Method):
             "spread": after.square().sum(1).sqrt(),
         }
 
-    def _root(self, state: State, error: ErrorCovariance) -> Tensor:
+    def _root(self, state: State, observing: ObservingSystem) -> Tensor:
         """Rows whose outer products add up to the forecast error covariance, shape (B, N, N)."""
         x, steps = state["x"], state["steps"][0].tolist()
         dynamics = self.dynamics
@@ -153,7 +153,7 @@ class CovarianceFromState(Method):
                 continue
             observed = state["observed"][:, index]
             if self.algorithm == "A2":
-                seen = error.whiten(error.along(point, root), observed)
+                seen = observing.whiten(observing.tangent(point, root), observed)
                 root = Precision(seen, torch.zeros_like(seen[:, 0])).solve(1.0)[1] @ root
             _, root = advance_along(dynamics, point, root, count)
         if self.algorithm == "A1":

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..random import Purpose
 from .base import State, register_method
 from .ensemble import Precision, centre, compare
@@ -31,19 +31,19 @@ class StochasticEnKF(SpunUp):
     Burgers, van Leeuwen and Evensen (1998), doi:10.1175/1520-0493(1998)126<1719:ASITEK>2.0.CO;2.
     """
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Each member is drawn to observations of its own, their perturbations of zero mean."""
         x, (b, m, _) = state["x"], state["x"].shape
         drawn = self.draw(state, Purpose.PERTURBATION, m * observation.shape[1]).reshape(b, m, -1)
-        _, noise = centre(error.color(drawn))
+        _, noise = centre(observing.errors_from(drawn))
         noise = noise * math.sqrt(m / (m - 1))
         mean, anomalies = centre(x)
         if self.spins_up(state):
-            zeta = effective_zeta(Precision(*compare(x, observation, observed, error)), m, capped=True)
+            zeta = effective_zeta(Precision(*compare(x, observation, observed, observing)), m, capped=True)
             anomalies = anomalies * ((m - 1) / zeta).sqrt()[:, None, None]
             x = mean + anomalies
-        s, _ = compare(x, observation, observed, error)
-        innovation = error.whiten(observation[:, None] + noise - error.seen(x), observed)
+        s, _ = compare(x, observation, observed, observing)
+        innovation = observing.whiten(observation[:, None] + noise - observing.observe(x), observed)
         p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
         weights = torch.linalg.solve(p, s @ innovation.mT)
         mean, anomalies = centre(x + weights.mT @ anomalies)

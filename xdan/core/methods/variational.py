@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..derivatives import Mode
-from ..observing.system import ErrorCovariance
+from ..observing import ObservingSystem
 from ..progress import track
 from .arguments import background_or_name, fitted, number_or_tune, plain_background
 from .base import Differentiated, Method, Record, State, check_truth, register_method, run
@@ -59,7 +59,7 @@ class ThreeDVar(Method):
         self._static: Static | None = None
         self._curve: Tensor | None = None
 
-    def parameters(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters, as asked for."""
         return {"background": plain_background(self.background), "scale": self.scale} | self.asked_candidates()
 
@@ -120,7 +120,7 @@ class ThreeDVar(Method):
             error = outputs["analysis"].unflatten(0, (copies, lanes)) - record.truth
             curve = error[:, *later].square().mean(-1).sqrt().flatten(1).mean(1)
         else:
-            innovation = (many.observation - many.error.seen(outputs["forecast"]))[later].reshape(copies, -1)
+            innovation = (many.observation - many.observing.observe(outputs["forecast"]))[later].reshape(copies, -1)
             curve = innovation.square().nanmean(1).sqrt()
             curve[outputs["diverged"].reshape(copies, -1).any(1)] = torch.inf
         self._check_curve(curve)
@@ -183,17 +183,17 @@ class ThreeDVar(Method):
         x = self.static.mean.expand(record.shape)
         return {"x": x, "forecast_spread": torch.zeros_like(x), "spread": torch.zeros_like(x)}
 
-    def first(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Take the climate's whole covariance for the error of its mean."""
         static = self.static
         whole = replace(static, b=static.climate, scale=torch.ones_like(static.scale))
-        return self._with(whole).analyse(state, observation, observed, error)
+        return self._with(whole).analyse(state, observation, observed, observing)
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, error: ErrorCovariance) -> State:
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis, the gain solved for once where every site is observed."""
         static = self.static
-        gain, forecast_variance, variance = static.gain(observed, error, state["x"])
-        innovation = torch.where(observed, observation - error.seen(state["x"]), torch.zeros_like(observation))
+        gain, forecast_variance, variance = static.gain(observed, observing, state["x"])
+        innovation = torch.where(observed, observation - observing.observe(state["x"]), torch.zeros_like(observation))
         return {
             **state,
             "x": state["x"] + (gain @ innovation[..., None])[..., 0],
@@ -217,26 +217,26 @@ class Static:
     climate: Tensor
     b: Tensor
     scale: Tensor
-    _cache: dict[ErrorCovariance, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[ObservingSystem, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
 
-    def gain(self, observed: Tensor, error: ErrorCovariance, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gain(self, observed: Tensor, observing: ObservingSystem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
         # One gain for all times and trajectories.
-        same = bool(observed.all()) and (error.operator is None or error.operator.linear)
-        if same and (known := self._cache.get(error)) is not None:
+        same = bool(observed.all()) and (observing.operator is None or observing.operator.linear)
+        if same and (known := self._cache.get(observing)) is not None:
             return known
         if same and self.scale.ndim == 0:
             observed, x = observed[:1], x[:1]
         p = self.scale[..., None, None] * self.b
-        rows, both = error.products(x, p, observed)
+        rows, both = observing.observed_covariances(x, p, observed)
         # Rows of sites that are not observed are those of the identity, so they solve to zero.
-        gain = torch.linalg.solve(both + error.masked(observed), rows).mT
+        gain = torch.linalg.solve(both + observing.covariance_of(observed), rows).mT
         forecast = p.diagonal(dim1=-2, dim2=-1).clone()
         analysis = forecast - (gain * rows.mT).sum(-1)
         answer = gain, forecast, analysis.clamp_min(0.0)
         if same:
             self._cache.clear()  # an error that differs in time is another at every cycle
-            self._cache[error] = answer
+            self._cache[observing] = answer
         return answer
 
 

@@ -26,7 +26,7 @@ _METHODS = (property, classmethod, staticmethod)
 # Methods that a class may override by something faster than autodiff, as long as no derived class changes `forward`.
 _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
 # Methods that the forward pass does not call: overriding them leaves the formulas right.
-_BESIDE = {"parameters_json", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
+_BESIDE = {"config", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
 
 
 class AnalysisNetwork(nn.Module, ABC):
@@ -71,7 +71,7 @@ class AnalysisNetwork(nn.Module, ABC):
         self.register_buffer("error_std", torch.ones((), dtype=torch.float32))
 
     @abstractmethod
-    def parameters_json(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same architecture."""
 
     @abstractmethod
@@ -352,7 +352,7 @@ def network_of_shapes(
         raise
     except (Exception, MemoryError) as error:
         raise ValueError(
-            f"the {title} cannot be made from its parameters: {error}; expected those that its parameters_json() gives"
+            f"the {title} cannot be made from its parameters: {error}; expected those that its config() gives"
         ) from error
     state = {label: tuple(value.shape) for label, value in network.state_dict().items()}
     known = {label: tuple(shape) for label, shape in shapes.items()}

@@ -64,11 +64,9 @@ class Committee(AnalysisNetwork):
     def _channels(self) -> list[int]:
         return [one.memory for one in self._all()]
 
-    def parameters_json(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {
-            "networks": [{"name": registered_name(one), "parameters": one.parameters_json()} for one in self._all()]
-        }
+        return {"networks": [{"name": registered_name(one), "parameters": one.config()} for one in self._all()]}
 
     @torch.no_grad()
     def normalise(self, mean: float, std: float, error_std: float) -> None:

@@ -69,7 +69,7 @@ class EnsembleCNN(AnalysisNetwork):
         )
         self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
 
-    def parameters_json(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         names = ("members", "exchangeable", "filters", "blocks", "sub_blocks", "kernel", "activation")
         return {name: getattr(self, name) for name in names}

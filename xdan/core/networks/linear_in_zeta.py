@@ -101,7 +101,7 @@ class LinearInZeta(AnalysisNetwork):
         with torch.no_grad():
             self.cnn.biases[-1][:outputs].copy_(start)
 
-    def parameters_json(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         names = ("form", "rank", "radius", "width", "filters", "blocks", "sub_blocks", "kernel", "activation", "memory")
         return {name: getattr(self, name) for name in names}

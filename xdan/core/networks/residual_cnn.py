@@ -88,7 +88,7 @@ class ResidualCNN(AnalysisNetwork):
             return None
         return (self.kernel // 2) * len(self.weights)  # within one analysis; memory reaches further over cycles
 
-    def parameters_json(self) -> dict[str, Any]:
+    def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         names = ("filters", "blocks", "sub_blocks", "kernel", "memory", "activation", "sees_forecast")
         return {name: getattr(self, name) for name in names}

@@ -38,9 +38,9 @@ class Operator(ABC):
         """Put copies around what the class defines, and drop what it inherits for another H."""
         super().__init_subclass__(**options)
         if "__call__" in vars(cls):
-            for follower in {"along", "adjoint", "linear"} - set(vars(cls)):
+            for follower in {"tangent", "adjoint", "linear"} - set(vars(cls)):
                 setattr(cls, follower, getattr(Operator, follower))
-        guards: dict[str, Callable[..., Any]] = {"along": _guard_derivative, "adjoint": _guard_derivative}
+        guards: dict[str, Callable[..., Any]] = {"tangent": _guard_derivative, "adjoint": _guard_derivative}
         for name, guard in {"__call__": _guard_call, **guards}.items():
             method = None if pure else vars(cls).get(name)
             if inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
@@ -50,7 +50,7 @@ class Operator(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """Observe states of shape (..., N), shape (..., P)."""
 
-    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+    def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
         """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P); here by forward-mode autodiff."""
         return push_forward(self, x, directions.contiguous(), "the observation operator")[1]
 
@@ -104,7 +104,7 @@ class LinearOperator(Operator, pure=True):
         """H x."""
         return x @ self.matrix.to(x).T
 
-    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+    def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
         """H itself."""
         return self(directions)
 

@@ -1,153 +1,25 @@
-"""Which sites are observed, how large the errors are, and the projected innovation."""
+"""The observing system: H and R together, and the projected innovation."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import choice, integer, shown
+from ..checks import shown
 from ..dynamics import Dynamics
-from ..random import Purpose, normal, uniform
+from ..random import Purpose, normal
 from .operators import Operator
-
-_KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
+from .sites import Sites
 
 _SYMMETRIC = 1e-5  # of the two standard deviations: by so much may the halves of a covariance differ
 _PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or solutions with R lose their digits
 
 
-@dataclass(frozen=True)
-class Sites:
-    """An observing network that reads off some of the state's sites.
-
-    Made by `Sites.all`, `Sites.every` or `Sites.random`.
-
-    Parameters
-    ----------
-    kind : {"all", "every", "random"}
-        The rule.
-    step, offset : int
-        Of "every": sites offset, offset + step, ...
-    low, high : int
-        Of "random": how many sites, drawn evenly from low to high, ends included, at every time.
-
-    Raises
-    ------
-    TypeError
-        If the kind is no name, or another parameter no integer.
-    ValueError
-        For an unknown kind, or numbers out of range.
-    """
-
-    kind: str
-    step: int = 1
-    offset: int = 0
-    low: int = 0
-    high: int = 0
-
-    def __post_init__(self) -> None:
-        choice("kind", self.kind, _KEYS)
-        for label in ("step", "offset", "low", "high"):
-            least = 1 if label == "step" else 0
-            object.__setattr__(self, label, integer(label, getattr(self, label), least=least))
-        if not self.offset < self.step:
-            raise ValueError(f"step={self.step}, offset={self.offset}: expected 0 <= offset < step")
-        if not self.low <= self.high:
-            raise ValueError(f"low={self.low}, high={self.high}: expected 0 <= low <= high")
-
-    @classmethod
-    def all(cls) -> Sites:
-        """Every site."""
-        return cls("all")
-
-    @classmethod
-    def every(cls, step: int, offset: int = 0) -> Sites:
-        """Every `step`-th site of the flattened state, from `offset` on."""
-        return cls("every", step=step, offset=offset)
-
-    @classmethod
-    def random(cls, low: int, high: int | None = None) -> Sites:
-        """Distinct random sites, redrawn at every time; their number drawn from low to high, ends included."""
-        return cls("random", low=low, high=low if high is None else high)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON description."""
-        return {"name": "sites", "parameters": {key: getattr(self, key) for key in ("kind", *_KEYS[self.kind])}}
-
-    @classmethod
-    def from_json(cls, description: Mapping[str, Any]) -> Sites:
-        """The observing network that a store names.
-
-        Parameters
-        ----------
-        description : mapping
-            With "name" and "parameters"; whatever else it holds is not looked at.
-
-        Raises
-        ------
-        ValueError
-            If it is no such mapping, the name is not known, or the parameters do not fit.
-        """
-        try:
-            name = description.get("name") if isinstance(description, Mapping) else None
-            if not isinstance(name, str) or name != "sites":
-                raise ValueError(f"observing network {shown(name)} is unknown: expected 'sites'")
-            parameters = description.get("parameters")
-            if not isinstance(parameters, Mapping):
-                raise ValueError(f"an observing network has parameters={shown(parameters)}: expected a mapping")
-            kind = parameters.get("kind")
-            known = {"kind", *_KEYS[choice("kind", kind, _KEYS)]}
-            if set(parameters) != known:
-                keys = sorted(map(str, parameters))
-                raise ValueError(
-                    f"an observing network of kind {kind!r} has parameters {keys}: expected {sorted(known)}"
-                )
-            return cls(**parameters)
-        except (TypeError, RecursionError) as reason:
-            raise ValueError(f"an observing network cannot be made as it is described: {reason}") from None
-
-    def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
-        """Which sites are observed.
-
-        Parameters
-        ----------
-        sites : int
-            Number of sites of the flattened state.
-        trajectory, time : Tensor of int64, shape (R,) and (K,)
-            Labels that key the random draws.
-
-        Returns
-        -------
-        Tensor of bool, shape (R, K, sites)
-
-        Raises
-        ------
-        ValueError
-            If there are fewer sites than the rule wants.
-        """
-        shape = (len(trajectory), len(time), sites)
-        if self.kind == "all":
-            return torch.ones(shape, dtype=torch.bool, device=trajectory.device)
-        if self.kind == "every":
-            if self.step > sites:
-                raise ValueError(f"every {self.step}-th of {sites} sites: expected step <= {sites}")
-            index = torch.arange(sites, device=trajectory.device)
-            return (index % self.step == self.offset).expand(shape)
-        if self.high > sites:
-            raise ValueError(f"random sites, up to {self.high} of {sites}: expected high <= {sites}")
-        u = uniform(seed, Purpose.OBSERVED_SITES, trajectory, time, sites + 1)
-        count = self.low + (u[..., -1:] * (self.high - self.low + 1)).floor()
-        rank = u[..., :-1].argsort(-1).argsort(-1)
-        return rank < count
-
-
-class ErrorCovariance:
+class ObservingSystem:
     """Gaussian observation errors: R diagonal, or full; and the operator H that they are errors of.
 
     Sites that are not observed are handled by a mask: their rows and columns of R drop out.
@@ -192,7 +64,7 @@ class ErrorCovariance:
         if covariance is not None:
             self._factor = covariance_factor("R", covariance)
 
-    def to(self, dtype: torch.dtype, device: torch.device | str) -> ErrorCovariance:
+    def to(self, dtype: torch.dtype, device: torch.device | str) -> ObservingSystem:
         """The same R in another dtype or on another device.
 
         Raises
@@ -225,19 +97,19 @@ class ErrorCovariance:
             moved._exact = exact.to(device=device)
         return moved
 
-    def at(self, k: int) -> ErrorCovariance:
+    def at(self, k: int) -> ObservingSystem:
         """R of the k-th time."""
         return self._picked(k, False) if self.in_time else self
 
-    def during(self, times: slice) -> ErrorCovariance:
+    def during(self, times: slice) -> ObservingSystem:
         """R of some of the times."""
         return self._picked(times, True) if self.in_time else self
 
-    def of_times(self, times: Tensor) -> ErrorCovariance:
+    def at_times(self, times: Tensor) -> ObservingSystem:
         """R for a batch, each of whose rows has the time at a position of its own, (B,)."""
         return self._picked(times, False) if self.in_time else self
 
-    def of_rows(self, count: int) -> ErrorCovariance:
+    def repeat(self, count: int) -> ObservingSystem:
         """R for a batch, each of whose rows stands `count` times; where R is the same for all, that."""
         if self.std is None or self.std.ndim < 2:
             return self
@@ -245,38 +117,38 @@ class ErrorCovariance:
         repeated.std = self.std.repeat_interleave(count, 0)
         return repeated
 
-    def _picked(self, times: int | slice | Tensor, in_time: bool) -> ErrorCovariance:
+    def _picked(self, times: int | slice | Tensor, in_time: bool) -> ObservingSystem:
         assert self.std is not None
         picked = copy.copy(self)
         picked.std, picked.in_time = self.std[times], in_time
         return picked
 
-    def seen(self, x: Tensor) -> Tensor:
+    def observe(self, x: Tensor) -> Tensor:
         """H(x) of states (..., N), shape (..., P)."""
         return x if self.operator is None else self.operator(x)
 
-    def along(self, x: Tensor, directions: Tensor) -> Tensor:
+    def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
         """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P)."""
-        return directions if self.operator is None else self.operator.along(x, directions)
+        return directions if self.operator is None else self.operator.tangent(x, directions)
 
-    def products(self, x: Tensor, p: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
+    def observed_covariances(self, x: Tensor, p: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """H P and H P H^T of symmetric P (..., N, N), shapes (..., P, N) and (..., P, P), zero where not observed."""
         if self.operator is None:
             rows = torch.where(observed[..., :, None], p, torch.zeros_like(p))
             return rows, torch.where(observed[..., None, :], rows, torch.zeros_like(p))
         p = p.expand(len(x), *p.shape[-2:])
-        rows = self.operator.along(x, p).mT * observed[..., None]
-        return rows, self.operator.along(x, rows) * observed[..., None, :]
+        rows = self.operator.tangent(x, p).mT * observed[..., None]
+        return rows, self.operator.tangent(x, rows) * observed[..., None, :]
 
-    def after(self, gain: Tensor, x: Tensor) -> Tensor:
+    def gain_on_state(self, gain: Tensor, x: Tensor) -> Tensor:
         """K H of a gain (B, N, P) whose columns are zero where not observed, shape (B, N, N)."""
         if self.operator is None:
             return gain
         size = x.shape[1]
         unit = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
-        return gain @ self.operator.along(x, unit).mT
+        return gain @ self.operator.tangent(x, unit).mT
 
-    def increment(self, x: Tensor, variance: Tensor, innovation: Tensor, observed: Tensor) -> Tensor:
+    def interpolate(self, x: Tensor, variance: Tensor, innovation: Tensor, observed: Tensor) -> Tensor:
         """Increment V H^T (H V H^T + R)^-1 d of optimal interpolation with independent background errors.
 
         Parameters
@@ -294,19 +166,19 @@ class ErrorCovariance:
         """
         many = innovation.ndim > observed.ndim
         if self.operator is None:
-            gain = torch.where(observed, variance / (variance + self.variance()), torch.zeros_like(x))
+            gain = torch.where(observed, variance / (variance + self.error_variance()), torch.zeros_like(x))
             return (gain[:, None] if many else gain) * innovation
         size = x.shape[1]
         unit = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
-        slopes = self.operator.along(x, unit) * observed[:, None]  # rows of H^T
+        slopes = self.operator.tangent(x, unit) * observed[:, None]  # rows of H^T
         weighted = variance.expand(x.shape)[..., None] * slopes
-        total = slopes.mT @ weighted + self.masked(observed)
+        total = slopes.mT @ weighted + self.covariance_of(observed)
         rows = innovation if many else innovation[:, None]
         solved = torch.linalg.solve(total, (rows * observed[:, None]).mT)
         answer: Tensor = (weighted @ solved).mT
         return answer if many else answer[:, 0]
 
-    def color(self, noise: Tensor, observed: Tensor | None = None) -> Tensor:
+    def errors_from(self, noise: Tensor, observed: Tensor | None = None) -> Tensor:
         """Turn standard normal noise of shape (..., P) into errors with covariance R, or R of what is observed."""
         if self.std is not None:
             return noise * self.std
@@ -316,28 +188,28 @@ class ErrorCovariance:
         colored: Tensor = (self._masked_factor(observed) @ noise[..., None])[..., 0]
         return colored
 
-    def variance(self) -> Tensor:
+    def error_variance(self) -> Tensor:
         """Diagonal of R, broadcastable to the observations, (..., P), or (..., K, P) where it differs in time."""
         if self.std is not None:
             return self.std**2
         assert self.covariance is not None
         return self.covariance.diagonal()
 
-    def scale(self, climate: Tensor) -> float:
+    def typical_error(self, climate: Tensor) -> float:
         """Typical standard deviation of an observation of a site, to normalise with.
 
         With an operator, that of the direction seen best from states of the climate, shape (B, N): the projected
         innovation times its square is then no step too long, lambda_max(H^T R^-1 H)^(-1/2).
         """
         if self.operator is None:
-            return math.sqrt(float(self.variance().mean()))
+            return math.sqrt(float(self.error_variance().mean()))
         unit = torch.eye(climate.shape[1], dtype=climate.dtype, device=climate.device)
-        slopes = self.operator.along(climate, unit.expand(len(climate), *unit.shape))
+        slopes = self.operator.tangent(climate, unit.expand(len(climate), *unit.shape))
         now = self.at(int(self.std.mean(1).argmin()) if self.in_time and self.std is not None else 0)
         white = now.whiten(slopes, torch.ones_like(slopes[:, 0], dtype=torch.bool))
         return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
 
-    def masked(self, observed: Tensor) -> Tensor:
+    def covariance_of(self, observed: Tensor) -> Tensor:
         """R of the observed sites, unit diagonal elsewhere, shape (..., N, N)."""
         pair = observed[..., :, None] & observed[..., None, :]
         if self.covariance is not None:
@@ -371,7 +243,7 @@ class ErrorCovariance:
         white: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
         return white[..., 0] if v.ndim == observed.ndim else white.mT
 
-    def project(self, innovation: Tensor, observed: Tensor, x: Tensor | None = None) -> Tensor:
+    def project_innovation(self, innovation: Tensor, observed: Tensor, x: Tensor | None = None) -> Tensor:
         """Projected innovation zeta = H^T R^{-1} (y - H(x_f)) of Eq. 2, zero at sites that nothing observes.
 
         Parameters
@@ -403,16 +275,16 @@ class ErrorCovariance:
         return zeta[..., 0]
 
     def _masked_factor(self, observed: Tensor) -> Tensor:
-        """Lower Cholesky factor of `masked`, shape (..., N, N)."""
+        """Lower Cholesky factor of `covariance_of`, shape (..., N, N)."""
         assert self._factor is not None
         if bool(observed.all()):
             return self._factor
         factor: Tensor
-        factor, info = torch.linalg.cholesky_ex(self.masked(observed))
+        factor, info = torch.linalg.cholesky_ex(self.covariance_of(observed))
         if bool(info.any()):  # rounded, it is not positive definite any more
             assert self._exact is not None
-            exact = ErrorCovariance(covariance=self._exact)
-            factor = torch.linalg.cholesky(exact.masked(observed)).to(factor.dtype)
+            exact = ObservingSystem(covariance=self._exact)
+            factor = torch.linalg.cholesky(exact.covariance_of(observed)).to(factor.dtype)
         return factor
 
 
@@ -499,7 +371,7 @@ def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
 def observe(
     truth: Tensor,
     sites: Sites,
-    error: ErrorCovariance,
+    observing: ObservingSystem,
     trajectory: Tensor,
     time: Tensor,
     seed: int,
@@ -522,15 +394,17 @@ def observe(
     ValueError
         If the operator gives values that are not finite.
     """
-    seen = error.seen(truth)
-    if error.operator is not None and not bool(seen.isfinite().all()):
+    seen = observing.observe(truth)
+    if observing.operator is not None and not bool(seen.isfinite().all()):
         raise ValueError(
             "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
             "that nothing is observed; choose with observe= which observations are made"
         )
     size = seen.shape[-1]
     noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
-    observation = seen + error.color(noise.to(truth))  # (K, P) deviations, one row a time, where they differ in time
+    observation = seen + observing.errors_from(
+        noise.to(truth)
+    )  # (K, P) deviations, one row a time, where they differ in time
     if sites.kind == "all":
         return observation
     mask = sites.mask(size, trajectory, time, seed)

@@ -15,7 +15,7 @@ import xarray as xr
 
 from ..core.checks import XdanWarning, shown
 from ..core.dynamics import Dynamics, dynamics_from_json
-from ..core.observing.system import ErrorCovariance, Sites
+from ..core.observing import ObservingSystem, Sites
 from ..core.user_functions import finest
 from .observing import read_error, read_operator
 from .schema import DIGEST, OBS, TIME, TRAJECTORY, changed_descriptions, check_order, find
@@ -30,13 +30,13 @@ _FOLLOWED = 8  # trajectories of a truth that are followed over an interval
 
 
 @dataclass(frozen=True)
-class Frame:
+class Setup:
     """What is known of a record beside its data; small, so that it travels with every block.
 
     Attributes
     ----------
     dynamics : Dynamics
-    error : ErrorCovariance
+    observing : ObservingSystem
         Float64, on the CPU; with the observation operator.
     steps : numpy.ndarray of int, length K
         Model steps before each analysis; 0 before the first.
@@ -47,19 +47,19 @@ class Frame:
     """
 
     dynamics: Dynamics
-    error: ErrorCovariance
+    observing: ObservingSystem
     steps: np.ndarray[Any, np.dtype[np.int64]]
     trajectory: np.ndarray[Any, np.dtype[np.int64]]
     dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
-class Experiment:
+class LabelledRecord:
     """A Dataset that was understood: what the verbs need of it.
 
     Attributes
     ----------
-    frame : Frame
+    setup : Setup
     observation : xarray.DataArray, dims (trajectory, time, *state), or (trajectory, time, obs)
     truth : xarray.DataArray or None, dims (trajectory, time, *state)
     bare : bool
@@ -72,7 +72,7 @@ class Experiment:
         Whether a bare record has no trajectory label either.
     """
 
-    frame: Frame
+    setup: Setup
     observation: xr.DataArray
     truth: xr.DataArray | None
     bare: bool
@@ -133,7 +133,7 @@ def read(
     observation_error: Any = None,
     operator: Any = None,
     needs_truth: str | None = None,
-) -> Experiment:
+) -> LabelledRecord:
     """Understand a Dataset, reading its coordinates and attributes but none of its data.
 
     Parameters
@@ -186,15 +186,15 @@ def read(
         x, _ = _arrange(x, model, state)
         if x.shape[:2] != y.shape[:2]:
             raise ValueError(f"truth has sizes {dict(x.sizes)}, observation {dict(y.sizes)}: expected the same")
-    frame = Frame(
+    setup = Setup(
         dynamics=model,
-        error=read_error(ds, y, seeing, observation_error),
+        observing=read_error(ds, y, seeing, observation_error),
         steps=_steps(y, model),
         trajectory=np.asarray(y[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(y.dtype),
     )
     unlabelled = bare and TRAJECTORY not in ds.coords
-    return Experiment(frame, y, x, bare, sites=_read_sites(ds), unlabelled=unlabelled)
+    return LabelledRecord(setup, y, x, bare, sites=_read_sites(ds), unlabelled=unlabelled)
 
 
 def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -337,9 +337,9 @@ def leading(variable: xr.DataArray) -> xr.DataArray:
     return variable.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
 
 
-def check_follows(experiment: Experiment) -> None:
+def check_follows(labelled: LabelledRecord) -> None:
     """Warn where the truth, which is read, does not follow the named dynamics."""
-    if experiment.truth is not None and (text := astray(experiment.frame, beginning(experiment.truth).to_numpy())):
+    if labelled.truth is not None and (text := astray(labelled.setup, beginning(labelled.truth).to_numpy())):
         warnings.warn(text, XdanWarning, stacklevel=3)
 
 
@@ -349,12 +349,12 @@ def beginning(truth: xr.DataArray) -> xr.DataArray:
     return truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES, step), TIME: slice(0, 2)})
 
 
-def astray(frame: Frame, truth: np.ndarray[Any, Any]) -> str:
+def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
     """Say how far a truth is from the named dynamics over the first interval, or nothing where it follows.
 
     Parameters
     ----------
-    frame : Frame
+    setup : Setup
     truth : array, shape (R, K, *state)
     """
     if truth.shape[1] < 2:
@@ -363,9 +363,9 @@ def astray(frame: Frame, truth: np.ndarray[Any, Any]) -> str:
     some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
     if not len(some):
         return ""
-    start = finest(frame.dynamics.step, torch.from_numpy(some[:, 0].copy()))
+    start = finest(setup.dynamics.step, torch.from_numpy(some[:, 0].copy()))
     with torch.no_grad():
-        after = frame.dynamics.advance(start, int(frame.steps[1])).double().numpy()
+        after = setup.dynamics.advance(start, int(setup.steps[1])).double().numpy()
     axes = tuple(range(1, after.ndim))
     error = np.sqrt(np.mean((after - some[:, 1]) ** 2, axis=axes))
     size = np.sqrt(np.mean((some[:, 1] - some[:, 0]) ** 2, axis=axes))
@@ -373,12 +373,12 @@ def astray(frame: Frame, truth: np.ndarray[Any, Any]) -> str:
     if error[worst] <= 1e-2 * size[worst]:
         return ""
     return (
-        f"the truth does not follow {frame.dynamics!r}: over one interval it is off by {error[worst]:.3g} where it "
+        f"the truth does not follow {setup.dynamics!r}: over one interval it is off by {error[worst]:.3g} where it "
         f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong on purpose"
     )
 
 
-def imitate(experiment: Experiment, teacher: Any) -> Experiment:
+def imitate(labelled: LabelledRecord, teacher: Any) -> LabelledRecord:
     """Put a run in the truth's place: a network is to make its analyses from its forecasts.
 
     Raises
@@ -386,12 +386,12 @@ def imitate(experiment: Experiment, teacher: Any) -> Experiment:
     ValueError
         If the run lacks one of them, is unfinished, or is of another record.
     """
-    states = read_run(experiment, teacher, ("forecast", "analysis"), "teacher")
-    return replace(experiment, truth=states["analysis"], forecast=states["forecast"])
+    states = read_run(labelled, teacher, ("forecast", "analysis"), "teacher")
+    return replace(labelled, truth=states["analysis"], forecast=states["forecast"])
 
 
 def read_run(
-    experiment: Experiment,
+    labelled: LabelledRecord,
     run: xr.Dataset,
     names: Sequence[str],
     what: str = "run",
@@ -413,22 +413,22 @@ def read_run(
     if missing := [name for name in names if name not in run]:
         raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
     check_contents(run)
-    model = experiment.frame.dynamics
+    model = labelled.setup.dynamics
     sizes = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
     variables = {}
     for name in names:
         check_whole(run, run[name])
         variables[name] = _arrange(run[name], model, sizes)[0]
-        if experiment.truth is not None:
-            check_units(run[name], experiment.truth, warns=False)
+        if labelled.truth is not None:
+            check_units(run[name], labelled.truth, warns=False)
         for dim in (TRAJECTORY, TIME, *model.dims):
-            _check_same_labels(experiment, variables[name], dim, what)
+            _check_same_labels(labelled, variables[name], dim, what)
     return variables
 
 
-def _check_same_labels(experiment: Experiment, variable: xr.DataArray, dim: str, what: str) -> None:
+def _check_same_labels(labelled: LabelledRecord, variable: xr.DataArray, dim: str, what: str) -> None:
     """Refuse a run's variable whose labels are not the record's."""
-    reference = experiment.observation if dim in experiment.observation.dims else experiment.truth
+    reference = labelled.observation if dim in labelled.observation.dims else labelled.truth
     if reference is None or dim not in reference.coords or dim not in variable.coords:
         return
     ours, theirs = reference[dim].values, variable[dim].values

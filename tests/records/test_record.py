@@ -8,8 +8,8 @@ import torch
 import xarray as xr
 
 import xdan
-from xdan.records import experiment, schema
-from xdan.records.experiment import read
+from xdan.records import record, schema
+from xdan.records.record import read
 
 
 @pytest.fixture
@@ -20,26 +20,26 @@ def anonymous(twin):
 
 
 def test_role_by_name(twin):
-    found = experiment.read(twin.drop_attrs().assign_attrs(dynamics=twin.attrs["dynamics"]))
+    found = record.read(twin.drop_attrs().assign_attrs(dynamics=twin.attrs["dynamics"]))
     assert found.observation.name == "observation"
     assert found.truth.name == "truth"
 
 
 def test_role_by_attribute(twin):
     renamed = twin.rename(truth="nature", observation="sondes", observation_error="sigma")
-    found = experiment.read(renamed)
+    found = record.read(renamed)
     assert (found.observation.name, found.truth.name) == ("sondes", "nature")
 
 
 def test_role_by_the_callers_word(anonymous):
-    found = experiment.read(anonymous, truth="nature", observation="sondes", observation_error="sigma")
+    found = record.read(anonymous, truth="nature", observation="sondes", observation_error="sigma")
     assert (found.observation.name, found.truth.name) == ("sondes", "nature")
-    assert float(found.frame.error.std) == 1.0
+    assert float(found.setup.observing.std) == 1.0
 
 
 def test_callers_word_beats_the_role(twin):
     both = twin.assign(other=twin.observation.drop_attrs())
-    assert experiment.read(both, observation="other").observation.name == "other"
+    assert record.read(both, observation="other").observation.name == "other"
 
 
 def test_two_claims_are_refused(anonymous):
@@ -48,56 +48,56 @@ def test_two_claims_are_refused(anonymous):
     with pytest.raises(
         ValueError, match=r"\['a', 'b'\] all claim the role 'observation'; choose one with observation=: expected"
     ):
-        experiment.read(anonymous, observation_error=1.0)
+        record.read(anonymous, observation_error=1.0)
 
 
 def test_any_order_of_dims(twin):
     turned = twin.transpose("x", "time", "trajectory")
-    found = experiment.read(turned)
+    found = record.read(turned)
     assert found.observation.dims == found.truth.dims == ("trajectory", "time", "x")
     np.testing.assert_array_equal(found.observation, twin.observation)
 
 
 def test_time_by_axis(twin):
     named = twin.rename(time="cycle")
-    np.testing.assert_array_equal(experiment.read(named).frame.steps, experiment.read(twin).frame.steps)
+    np.testing.assert_array_equal(record.read(named).setup.steps, record.read(twin).setup.steps)
     named.cycle.attrs.clear()
     with pytest.raises(ValueError, match=r"none is time: expected 'time', or a dim whose .*axis='T'"):
-        experiment.read(named)
+        record.read(named)
 
 
 def test_steps_count_the_model_steps_before_each_analysis(twin):
     times = np.concatenate([[0.0], np.cumsum([0.05, 0.1, 0.05, 0.25])])
-    found = experiment.read(twin.isel(time=slice(5)).assign_coords(time=times))
-    assert found.frame.steps.tolist() == [0, 1, 2, 1, 5]
+    found = record.read(twin.isel(time=slice(5)).assign_coords(time=times))
+    assert found.setup.steps.tolist() == [0, 1, 2, 1, 5]
 
 
 def test_steps_survive_rounding_of_long_times(twin):
     times = np.float64(1e4) + 0.05 * np.arange(24)
-    assert set(experiment.read(twin.assign_coords(time=times)).frame.steps[1:]) == {1}
+    assert set(record.read(twin.assign_coords(time=times)).setup.steps[1:]) == {1}
 
 
 @pytest.mark.parametrize("given", [2.0, [2.0] * 8, np.full(8, 2.0), xr.DataArray(np.full(8, 2.0), dims="x")])
 def test_standard_deviation(twin, given):
-    error = experiment.read(twin, observation_error=given).frame.error
-    np.testing.assert_array_equal(np.broadcast_to(error.variance(), 8), 4.0)
-    assert error.variance().dtype == torch.float64
+    observing = record.read(twin, observation_error=given).setup.observing
+    np.testing.assert_array_equal(np.broadcast_to(observing.error_variance(), 8), 4.0)
+    assert observing.error_variance().dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", [np.array, lambda m: xr.DataArray(m, dims=("x", "x_dual"))])
 def test_covariance(twin, kind):
     matrix = np.diag(np.arange(1.0, 9)) + 0.1
-    error = experiment.read(twin, observation_error=kind(matrix)).frame.error
-    np.testing.assert_array_equal(error.covariance, matrix)
+    observing = record.read(twin, observation_error=kind(matrix)).setup.observing
+    np.testing.assert_array_equal(observing.covariance, matrix)
 
 
 def test_reading_touches_no_data(twin, untouchable):
-    found = experiment.read(untouchable(twin, "truth", "observation"))
+    found = record.read(untouchable(twin, "truth", "observation"))
     assert found.observation.shape == twin.observation.shape
 
 
 def test_state_dims_become_one_block(twin):
-    found = experiment.read(twin.chunk(x=3, time=5))
+    found = record.read(twin.chunk(x=3, time=5))
     assert found.observation.chunks[2] == (8,)
 
 
@@ -106,7 +106,7 @@ def test_state_dims_become_one_block(twin):
 )
 def test_dtype_to_compute_in(twin, stored, computed):
     changed = twin.assign(observation=twin.observation.astype(stored))
-    assert experiment.read(changed).frame.dtype == np.dtype(computed)
+    assert record.read(changed).setup.dtype == np.dtype(computed)
 
 
 def test_a_store_names_a_registered_dynamics(twin):
@@ -120,7 +120,7 @@ def test_a_store_names_a_registered_dynamics(twin):
             self.rate = rate
             self.coordinates = xdan.Lorenz96(sites=8).coordinates
 
-        def parameters(self):
+        def config(self):
             return {"rate": self.rate}
 
         def step(self, x):
@@ -128,29 +128,29 @@ def test_a_store_names_a_registered_dynamics(twin):
 
     described = twin.assign_attrs(schema.attributes(Decay(rate=3.0)))
     assert json.loads(described.attrs["dynamics"]) == {"name": "decay-of-test", "parameters": {"rate": 3.0}}
-    assert experiment.read(described).frame.dynamics == Decay(rate=3.0)
+    assert record.read(described).setup.dynamics == Decay(rate=3.0)
 
 
 def test_callers_dynamics_beats_the_stores(twin, model):
     other = xdan.Lorenz96(sites=8, forcing=6.0)
-    assert experiment.read(twin, dynamics=other).frame.dynamics == other
-    assert experiment.read(twin).frame.dynamics == model
+    assert record.read(twin, dynamics=other).setup.dynamics == other
+    assert record.read(twin).setup.dynamics == model
 
 
 def test_truth_that_does_not_follow_warns(twin):
     shuffled = twin.assign(truth=twin.truth[:, ::-1].assign_coords(time=twin.time))
     with pytest.warns(xdan.XdanWarning, match=r"does not follow Lorenz96\(.*Check dynamics= and the time units"):
-        experiment.check_follows(experiment.read(shuffled))
+        record.check_follows(record.read(shuffled))
 
 
 def test_truth_that_follows_is_quiet(twin, single):
-    experiment.check_follows(experiment.read(twin))
-    experiment.check_follows(experiment.read(single))
+    record.check_follows(record.read(twin))
+    record.check_follows(record.read(single))
 
 
 def test_own_data_are_not_changed(twin):
     before = twin.copy(deep=True)
-    experiment.read(twin.transpose("x", ...), observation_error=2.0)
+    record.read(twin.transpose("x", ...), observation_error=2.0)
     xr.testing.assert_identical(twin, before)
 
 
@@ -165,6 +165,6 @@ def test_labels_of_another_order_are_refused_whatever_their_type(twin):
 def test_times_of_single_precision(model):
     ds = xdan.twin(model, cycles=3000, trajectories=1)
     found = read(ds.assign_coords(time=ds.time.astype("float32")))
-    assert set(found.frame.steps[1:]) == {1}
+    assert set(found.setup.steps[1:]) == {1}
     with pytest.raises(ValueError, match="not a positive multiple"):
         read(ds.assign_coords(time=(1.01 * ds.time).astype("float32")))

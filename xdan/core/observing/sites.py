@@ -1,0 +1,140 @@
+"""Observing networks: which sites of the state are observed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import choice, integer, shown
+from ..random import Purpose, uniform
+
+_KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
+
+
+@dataclass(frozen=True)
+class Sites:
+    """An observing network that reads off some of the state's sites.
+
+    Made by `Sites.all`, `Sites.every` or `Sites.random`.
+
+    Parameters
+    ----------
+    kind : {"all", "every", "random"}
+        The rule.
+    step, offset : int
+        Of "every": sites offset, offset + step, ...
+    low, high : int
+        Of "random": how many sites, drawn evenly from low to high, ends included, at every time.
+
+    Raises
+    ------
+    TypeError
+        If the kind is no name, or another parameter no integer.
+    ValueError
+        For an unknown kind, or numbers out of range.
+    """
+
+    kind: str
+    step: int = 1
+    offset: int = 0
+    low: int = 0
+    high: int = 0
+
+    def __post_init__(self) -> None:
+        choice("kind", self.kind, _KEYS)
+        for label in ("step", "offset", "low", "high"):
+            least = 1 if label == "step" else 0
+            object.__setattr__(self, label, integer(label, getattr(self, label), least=least))
+        if not self.offset < self.step:
+            raise ValueError(f"step={self.step}, offset={self.offset}: expected 0 <= offset < step")
+        if not self.low <= self.high:
+            raise ValueError(f"low={self.low}, high={self.high}: expected 0 <= low <= high")
+
+    @classmethod
+    def all(cls) -> Sites:
+        """Every site."""
+        return cls("all")
+
+    @classmethod
+    def every(cls, step: int, offset: int = 0) -> Sites:
+        """Every `step`-th site of the flattened state, from `offset` on."""
+        return cls("every", step=step, offset=offset)
+
+    @classmethod
+    def random(cls, low: int, high: int | None = None) -> Sites:
+        """Distinct random sites, redrawn at every time; their number drawn from low to high, ends included."""
+        return cls("random", low=low, high=low if high is None else high)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON description."""
+        return {"name": "sites", "parameters": {key: getattr(self, key) for key in ("kind", *_KEYS[self.kind])}}
+
+    @classmethod
+    def from_json(cls, description: Mapping[str, Any]) -> Sites:
+        """The observing network that a store names.
+
+        Parameters
+        ----------
+        description : mapping
+            With "name" and "parameters"; whatever else it holds is not looked at.
+
+        Raises
+        ------
+        ValueError
+            If it is no such mapping, the name is not known, or the parameters do not fit.
+        """
+        try:
+            name = description.get("name") if isinstance(description, Mapping) else None
+            if not isinstance(name, str) or name != "sites":
+                raise ValueError(f"observing network {shown(name)} is unknown: expected 'sites'")
+            parameters = description.get("parameters")
+            if not isinstance(parameters, Mapping):
+                raise ValueError(f"an observing network has parameters={shown(parameters)}: expected a mapping")
+            kind = parameters.get("kind")
+            known = {"kind", *_KEYS[choice("kind", kind, _KEYS)]}
+            if set(parameters) != known:
+                keys = sorted(map(str, parameters))
+                raise ValueError(
+                    f"an observing network of kind {kind!r} has parameters {keys}: expected {sorted(known)}"
+                )
+            return cls(**parameters)
+        except (TypeError, RecursionError) as reason:
+            raise ValueError(f"an observing network cannot be made as it is described: {reason}") from None
+
+    def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
+        """Which sites are observed.
+
+        Parameters
+        ----------
+        sites : int
+            Number of sites of the flattened state.
+        trajectory, time : Tensor of int64, shape (R,) and (K,)
+            Labels that key the random draws.
+
+        Returns
+        -------
+        Tensor of bool, shape (R, K, sites)
+
+        Raises
+        ------
+        ValueError
+            If there are fewer sites than the rule wants.
+        """
+        shape = (len(trajectory), len(time), sites)
+        if self.kind == "all":
+            return torch.ones(shape, dtype=torch.bool, device=trajectory.device)
+        if self.kind == "every":
+            if self.step > sites:
+                raise ValueError(f"every {self.step}-th of {sites} sites: expected step <= {sites}")
+            index = torch.arange(sites, device=trajectory.device)
+            return (index % self.step == self.offset).expand(shape)
+        if self.high > sites:
+            raise ValueError(f"random sites, up to {self.high} of {sites}: expected high <= {sites}")
+        u = uniform(seed, Purpose.OBSERVED_SITES, trajectory, time, sites + 1)
+        count = self.low + (u[..., -1:] * (self.high - self.low + 1)).floor()
+        rank = u[..., :-1].argsort(-1).argsort(-1)
+        return rank < count
