@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import xdan
-from xdan.core.learning import gradient, rollout
-from xdan.core.learning import trainer
+from xdan.core.learning import gradient, rollout, trainer
 
 WORLDS: dict[str, tuple[xdan.Dynamics, float]] = {
     "interval 0.05": (xdan.Lorenz96(), 0.05),
@@ -42,7 +41,7 @@ def without(guard: str) -> Iterator[float]:
     if guard == "restarts" or everything:
         patches.append(patch.object(rollout, "_is_lost", only_broken))
     if guard == "return to the best" or everything:
-        patches.append(patch.object(training, "_WORSE", float("inf")))
+        patches.append(patch.object(trainer, "_WORSE", float("inf")))
     for each in patches:
         each.start()
     try:
