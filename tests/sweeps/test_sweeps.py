@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 
 import xdan
+from xdan.core.twin import TwinExperiment
 from xdan.sweeps import sweeps
 
 TINY = {"network": "residual-cnn", "filters": 4, "blocks": 1, "kernel": 3, "steps": 4, "window": 4, "batch": 2}
@@ -58,7 +59,7 @@ def test_a_cell_is_the_experiment_by_hand(model, tmp_path):
     assert float(cube.rmse.sel(scheme="EnKF-N", **place)) == float(test.dan.score(run, burn_in=2).rmse)
     settings = {key: TINY[key] for key in ("steps", "window", "batch")}
     network = xdan.ResidualCNN(filters=4, blocks=1, kernel=3)
-    net = xdan.train(other, network, interval=0.1, seed=1, progress=False, **settings)
+    net = xdan.train(TwinExperiment(other, interval=0.1), network, seed=1, progress=False, **settings)
     score = test.dan.score(test.dan.cycle(net), burn_in=2)
     assert float(cube.rmse.sel(scheme="DAN", **place)) == float(score.rmse)
     assert float(cube.validation_rmse.sel(scheme="DAN", **place)) == net.description["training"]["validation_rmse"]

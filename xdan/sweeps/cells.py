@@ -8,7 +8,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,21 +19,25 @@ from ..assimilation.scoring import score
 from ..assimilation.twins import twin
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.learning import Optimiser, objective_by_name
 from ..core.methods import accepted_parameters, method_by_name
 from ..core.networks import AnalysisNetwork, network_by_name, network_parameters
 from ..core.observing import Sites
+from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.location import StoreLike
 from ..records.schema import to_json
 from ..records.store import digest
-from ..training.fitting import building, check_arguments, fit, train
+from ..training.arguments import TrainingArguments
+from ..training.fitting import fit, train
+from ..training.plan import building, plan
 
 TEST_SEEDS = 1_000_000  # test records are keyed apart from training
 TWIN = ("interval", "observe", "error_std")
-_TRAINING = frozenset(inspect.signature(train).parameters) - {
+_OPTIMISER = frozenset(entry.name for entry in fields(Optimiser))
+_TRAINING = (frozenset(inspect.signature(train).parameters) | _OPTIMISER) - {
     # Given by the cell, or of no use to an endless twin.
-    *("source", "network", "memory", "seed", "checkpoint", "progress", "teacher", "validation", *TWIN),
-    *("dynamics", "truth", "observation", "observation_error", "operator"),
+    *("source", "network", "memory", "seed", "checkpoint", "progress", "teacher", "validation", "optimiser", "words"),
 }
 SCORES = {
     "rmse": "analysis RMSE",
@@ -229,13 +233,15 @@ class Cell:
         if self.scheme.kind == "baseline":
             method_by_name(self.scheme.what, **self.scheme.parameters)
         elif self.trains:
-            check_arguments(**self._asked()[1])
+            plan(self._arguments())
 
     def made(self, network: Network) -> bool:
         """Whether a network is of this cell's training, which ended as it should, by what its description says."""
         training = network.description.get("training", {})
         data = training.get("data", {})
         architecture, asked = self._asked()
+        if "objective" in asked:
+            asked["objective"] = objective_by_name(asked["objective"]).to_json()
         said = {
             "architecture": training.get("architecture"),
             "seed": training.get("seed"),
@@ -265,6 +271,20 @@ class Cell:
                 return what.kind(**{**what.parameters, **shape}), training
             return network_by_name(what, shape), training
 
+    def _arguments(self, checkpoint: StoreLike | None = None, **defaults: Any) -> TrainingArguments:
+        """Arguments of its training."""
+        network, training = self._asked()
+        rates = {name: training.pop(name) for name in _OPTIMISER & set(training)}
+        return TrainingArguments(
+            source=TwinExperiment(self.trained_dynamics, **self.trained_twin),
+            network=network,
+            optimiser=Optimiser(**rates),
+            **{**defaults, **training},
+            seed=self.seed,
+            checkpoint=checkpoint,
+            progress=False,
+        )
+
     def train(self, checkpoint: StoreLike | None) -> Network:
         """Train its network.
 
@@ -273,19 +293,10 @@ class Cell:
         KeyboardInterrupt
             At Ctrl-C, once the checkpoint is saved: a network that is not done is no result.
         """
-        what, training = self._asked()
-        if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
-            training.setdefault("processes", 1)  # the scheduler has others at work already
-        asked = check_arguments(
-            source=self.trained_dynamics,
-            network=what,
-            **training,
-            **self.trained_twin,
-            seed=self.seed,
-            checkpoint=checkpoint,
-            progress=False,
-        )
-        network, interruption = fit(asked)
+        alone = threading.current_thread() is threading.main_thread() and not multiprocessing.parent_process()
+        processes = {} if alone else {"processes": 1}  # the scheduler has others at work already
+        arguments = self._arguments(checkpoint, **processes)
+        network, interruption = fit(arguments)
         if interruption is not None:
             raise KeyboardInterrupt(interruption)
         return network
