@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,8 +24,10 @@ import zarr.storage
 from xarray import DataArray, Dataset, DataTree
 
 import xdan
+from xdan.core.learning import Optimiser
 from xdan.core.methods import accepted_parameters
 from xdan.core.methods.base import _METHODS
+from xdan.core.twin import TwinExperiment
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Numbers = dict[str, Any]
@@ -1034,6 +1036,21 @@ def check_train(call: Call, net: xdan.Network) -> None:
     json.dumps(net.description)
 
 
+_RATES = tuple(entry.name for entry in fields(Optimiser))
+_OF_TWIN = ("interval", "observe", "error_std")
+
+
+def train(**words: Any) -> xdan.Network:
+    """`xdan.train`, the parameters of its optimiser and of its twin experiment side by side with its own."""
+    rates = {name: words.pop(name) for name in _RATES if name in words}
+    twin = {name: words.pop(name) for name in _OF_TWIN if name in words}
+    if rates:
+        words["optimiser"] = Optimiser(**rates)
+    if isinstance(words.get("source"), xdan.Dynamics):
+        words["source"] = TwinExperiment(words["source"], **twin)
+    return xdan.train(**words)
+
+
 _TRAINING = {
     "network": free(
         *(Fresh(lambda _, name=name: NETWORKS[name]()) for name in ("cnn", "memory", "linear-in-zeta")),
@@ -1058,7 +1075,7 @@ _TRAINING = {
 _TRAINED = ("source", "network", "steps", "batch", "window", "validation", "processes")
 TRAIN = Verb(
     "train",
-    xdan.train,
+    train,
     {"source": thing(of=(Dataset, xdan.Dynamics)), **_TRAINING, **ROLES},
     check_train,
     needs=_TRAINED,
@@ -1070,7 +1087,7 @@ TRAIN = Verb(
 )
 TRAIN_ENDLESS = Verb(
     "train, endless twin",
-    xdan.train,
+    train,
     {
         "source": thing(MODELS["lorenz96"].dynamics, of=(Dataset, xdan.Dynamics)),
         **_TRAINING,

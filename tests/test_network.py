@@ -13,6 +13,7 @@ import zarr
 
 import xdan
 from xdan import network
+from xdan.core.learning import Optimiser
 from xdan.network import Network
 from xdan.records.store import write_arrays
 
@@ -208,7 +209,7 @@ def test_a_committee_averages_trained_networks_and_trains_on(single, architectur
     few = single.isel(time=slice(2))  # one analysis by the networks, from the same forecast
     alone = [few.dan.cycle(net).analysis.isel(time=1) for net in pair]
     xr.testing.assert_allclose(few.dan.cycle(both).analysis.isel(time=1), sum(alone) / 2, rtol=1e-5)
-    onward = single.dan.train(both, **{**quick, "steps": 40}, learning_rate=1e-3, adam_learning_rate=2e-4)
+    onward = single.dan.train(both, **{**quick, "steps": 40}, optimiser=Optimiser(1e-3, 2e-4))
     assert onward != both
     told = onward.description["training"]["before"]
     assert told == {"committee": [net.description["training"] for net in pair]}

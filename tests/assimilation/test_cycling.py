@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xdan
+from xdan.core.learning import Optimiser
 from xdan.core.observing import Sites
 from xdan.records.streams import Stream
 
@@ -320,7 +321,7 @@ def test_seed_is_of_the_ensemble(twin):
 def test_training_further_does_not_change_what_was_built(twin, single, net, run, quick):
     lazy = xdan.cycle(twin.chunk(time=6), net)
     digest = net.digest
-    gently = {"learning_rate": 1e-3, "adam_learning_rate": 2e-4, "steps": 40}
+    gently = {"optimiser": Optimiser(1e-3, 2e-4), "steps": 40}
     further = xdan.train(single, net, **{**quick, **gently})
     assert further != net
     assert net.digest == digest

@@ -193,6 +193,25 @@ def test_an_objective_that_cannot_be_sent_names_the_remedy():
         Shards(network(), MODEL, ERROR, objective, 2)
 
 
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda rollout: rollout.analysis.square().mean(), r"gave shape \(\): expected a tensor of shape \(4, 3\)"),
+        (lambda rollout: rollout.analysis.square(), r"gave shape \(4, 3, 8\): expected"),
+        (lambda rollout: 1.0, "gave 1.0: expected"),
+    ],
+)
+def test_a_loss_of_another_shape_is_refused(loss, message):
+    class Wrong(Objective):
+        name = "wrong"
+
+        def loss(self, rollout):
+            return loss(rollout)
+
+    with pytest.raises(ValueError, match=f"the loss of objective 'wrong' {message}"):
+        OneProcess(network(), MODEL, ERROR, Wrong())(window(), None)
+
+
 def test_the_history_shows_the_root_of_what_the_objective_says():
     class Largest(quartic()):
         def square(self, rollout):

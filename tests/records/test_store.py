@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import xdan
+from xdan.core.learning import Optimiser
 from xdan.records.blocks import Plan
 from xdan.records.location import exists
 from xdan.records.store import Checkpoint, check_writable, digest, read_arrays, write_arrays
@@ -261,7 +262,8 @@ def test_what_has_no_json_leaves_the_store_as_it_is(net, tmp_path):
 
 def test_numpys_numbers_are_numbers(model, architecture, quick, tmp_path):
     ds = xdan.twin(xdan.Lorenz96(sites=np.int64(8), forcing=np.float32(8)), cycles=24, trajectories=4, seed=np.int64(3))
-    settings = {**quick, "window": np.int64(4), "learning_rate": np.float32(0.01), "steps": np.int64(4)}
+    settings = {**quick, "window": np.int64(4), "steps": np.int64(4)}
+    settings["optimiser"] = Optimiser(learning_rate=np.float32(0.01))
     net = ds.dan.train("residual-cnn", memory=np.int64(1), **settings)
     net.to_zarr(tmp_path / "net.zarr")
     assert xdan.open_network(tmp_path / "net.zarr").description["training"]["window"] == 4

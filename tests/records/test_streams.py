@@ -109,6 +109,7 @@ def tasks(kind):
     import dask
 
     import xdan
+    from xdan.core.learning import Optimiser
     from xdan.training import loop
 
     model = xdan.Lorenz96(sites=8)
@@ -118,7 +119,7 @@ def tasks(kind):
     architecture = xdan.ResidualCNN(filters=3, blocks=1, kernel=3, memory=1)
     settings = {"window": 4, "batch": 2, "steps": 12, "validate_every": 3, "progress": False}
     # So fast that the best network is an early one, which a checkpoint must keep beside the last.
-    settings |= {"learning_rate": 0.5, "adam_learning_rate": 0.1}
+    settings["optimiser"] = Optimiser(learning_rate=0.5, adam_learning_rate=0.1)
     dask.config.set(scheduler="threads", num_workers=2)
     if kind == "stream":
         # A training would start threads in the parent: the network is made in a child.

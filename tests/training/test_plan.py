@@ -1,6 +1,7 @@
 """The plan of a training: what is refused before data are read, and the defaults of its arguments."""
 
 import inspect
+import threading
 from dataclasses import MISSING, fields
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_a_twin_is_refused_before_it_runs(model, monkeypatch, changes, message):
     monkeypatch.setattr(TwinSource, "data", lambda *_: pytest.fail("the twin was run"))
     with pytest.raises((TypeError, ValueError), match=message):
         xdan.train(**{"source": model, "network": SMALL, "progress": False, "steps": 1, **changes})
+
+
+def test_what_cannot_be_sent_or_saved_is_refused_before_data_are_read(single, untouchable):
+    class Unknown(xdan.ResidualCNN):
+        name = "unknown"
+
+    objective, ds = Absolute(), untouchable(single, "truth", "observation")
+    objective.lock = threading.Lock()
+    for network, changes, message in (
+        (SMALL, {"objective": objective, "processes": 2}, "the objective 'absolute' cannot be sent to .*processes=1"),
+        (Unknown(), {}, "Unknown is not registered, and a saved one could not be opened"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            xdan.train(ds, network, batch=2, window=4, steps=1, progress=False, **changes)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.derivatives import check_model, check_operator
-from ..core.networks import AnalysisNetwork, network_by_name
+from ..core.learning.gradient import check_travels
+from ..core.networks import AnalysisNetwork, network_by_name, registered_name
 from ..core.random import Purpose, uniform
 from ..network import Network
 from .data import TrainingData, TrainingSource
@@ -99,6 +100,9 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
             )
         _check_finite(network, trained)
     arguments.objective.check(network, source.contents)
+    registered_name(network)  # a store must open as what it is
+    if processes > 1:
+        check_travels(dynamics, source.operator, arguments.objective)
     if arguments.objective.cycles_network:
         _check_differentiable(source, device)
     return TrainingPlan(source, network, trained, processes, arguments.seed)

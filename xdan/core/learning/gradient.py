@@ -23,7 +23,7 @@ import torch
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
 from ..networks import AnalysisNetwork
-from ..observing import ObservingSystem
+from ..observing import ObservingSystem, Operator
 from .objectives import Objective, WindowGradient
 from .rollout import Window
 
@@ -67,6 +67,28 @@ class OneProcess:
         """Nothing to give back."""
 
 
+def check_travels(dynamics: Dynamics, operator: Operator | None, objective: Objective) -> None:
+    """Refuse what cannot be sent to another process.
+
+    Raises
+    ------
+    ValueError
+    """
+    travellers = {
+        f"dynamics {dynamics.name!r}": dynamics,
+        "observation operator": operator,
+        f"objective {objective.name!r}": objective,
+    }
+    for what, value in travellers.items():
+        try:
+            cloudpickle.dumps(value)  # as it will travel
+        except Exception as reason:
+            raise ValueError(
+                f"the {what} cannot be sent to the processes that share a batch ({reason}); pass processes=1, or make "
+                "its functions free of open files, locks and modules that refuse"
+            ) from None
+
+
 class Shards:
     """The gradient, its trajectories shared between this process and helpers; on the CPU, one thread each.
 
@@ -96,19 +118,7 @@ class Shards:
         objective: Objective,
         processes: int,
     ) -> None:
-        travellers = {
-            f"dynamics {dynamics.name!r}": dynamics,
-            "observation operator": observing,
-            f"objective {objective.name!r}": objective,
-        }
-        for what, value in travellers.items():
-            try:
-                cloudpickle.dumps(value)  # as it will travel
-            except Exception as reason:
-                raise ValueError(
-                    f"the {what} cannot be sent to the processes that share a batch ({reason}); pass processes=1, or "
-                    "make its functions free of open files, locks and modules that refuse"
-                ) from None
+        check_travels(dynamics, observing.operator, objective)
         self.here = OneProcess(network, dynamics, observing, objective)
         self.processes = processes
         self._helpers: Any = None

@@ -242,11 +242,22 @@ class Objective(ABC):
         cap = _CAP * unit / (batch * cycles * math.sqrt(size))
         with torch.enable_grad():
             rollout = roll_out(method, dynamics, observing, window, state, cap, self.needs_divergence)
-            loss = self.loss(rollout.since(1 if state is None and cycles > 1 else 0)).mean()
+            loss = self._losses(rollout.since(1 if state is None and cycles > 1 else 0)).mean()
             gradients = gradients_of(loss, method.network.parameters())
         with torch.no_grad():
             square = self.square(rollout)
         return WindowGradient(float(loss.detach()), gradients, square.detach(), rollout.lost, rollout.state)
+
+    def _losses(self, rollout: Rollout) -> Tensor:
+        losses: Any = self.loss(rollout)
+        shape = tuple(rollout.lost.shape)
+        if not isinstance(losses, Tensor) or tuple(losses.shape) != shape:
+            answer = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else shown(losses)
+            raise ValueError(
+                f"the loss of objective {self.name!r} gave {answer}: expected a tensor of shape {shape}, a loss for "
+                "every trajectory and cycle"
+            )
+        return losses
 
 
 def gradients_of(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[Tensor]:

@@ -171,7 +171,8 @@ class Trainer:
             if self.fruitless >= _PATIENCE:
                 raise RuntimeError(
                     f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: every batch holds a "
-                    "diverging trajectory. Try a lower learning_rate=, a shorter window= or a smaller interval"
+                    "diverging trajectory. Try a lower learning_rate= of xdan.Optimiser, a shorter window= or a "
+                    "smaller interval"
                 )
         kept = result.square[~result.lost]
         kept = kept[~kept.isnan()]
