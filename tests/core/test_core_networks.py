@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from xdan.core.networks import ResidualCNN, network_by_name
-from xdan.core.networks.ring import circular_convolution
+from xdan.core.networks.convolutions import circular_convolution
 
 ARCHITECTURES = [
     {"activation": activation, "kernel": kernel, "sub_blocks": sub_blocks, "memory": memory}

@@ -15,7 +15,7 @@ from xdan.core.networks import (
     register_preset,
     registered_name,
 )
-from xdan.core.networks.base import _NETWORKS
+from xdan.core.networks.registry import _NETWORKS
 
 SMALL = {"filters": 3, "blocks": 2, "kernel": 3}
 DESCRIBED = {

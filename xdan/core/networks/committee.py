@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import shown
-from .base import AnalysisNetwork, formula, is_patched, network_by_name, register_network, registered_name
-from .ring import LARGEST
+from .base import AnalysisNetwork, formula, is_patched
+from .registry import network_by_name, register_network, registered_name
+from .sizes import LARGEST
 
 
 @register_network

@@ -11,8 +11,12 @@ from torch import Tensor, nn
 from ..checks import choice, real
 from ..tangent import along, unit_direction
 from ..tapers import gaspari_cohn
-from .base import AnalysisNetwork, outdated, register_network
-from .ring import LARGEST, RingCNN, cnn_sizes, odd, renew, size, soften
+from .base import AnalysisNetwork, outdated
+from .heads import renew, soften
+from .layers import trunk_sizes
+from .registry import register_network
+from .sizes import LARGEST, odd, size
+from .trunk import ResidualTrunk
 
 FORMS = ("localised", "low-rank", "hypernetwork")
 
@@ -78,22 +82,12 @@ class LinearInZeta(AnalysisNetwork):
         super().__init__()
         self.form, self.rank, self.width = choice("form", form, FORMS), size("rank", rank), odd("width", width)
         self.radius, self.memory = real("radius", radius, above=0, most=LARGEST), size("memory", memory, 0)
-        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = cnn_sizes(
-            filters, blocks, sub_blocks, kernel, activation
-        )
+        sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         outputs = self.rank * self.width if self.form == "hypernetwork" else self.rank
         if outputs > LARGEST:
             raise ValueError(f"rank={self.rank}, width={self.width}: expected at most {LARGEST} weights for a site")
-        self.cnn = RingCNN(
-            1 + self.memory,
-            outputs + 2 * self.memory,
-            filters=self.filters,
-            blocks=self.blocks,
-            sub_blocks=self.sub_blocks,
-            kernel=self.kernel,
-            activation=self.activation,
-            quiet=0.3,
-        )
+        self.cnn = ResidualTrunk(1 + self.memory, outputs + 2 * self.memory, sizes, quiet=0.3)
         # At the start P_a is about 0.2 R, its root spread evenly over the columns.
         start = torch.full((outputs,), math.sqrt(0.2 / self.rank), dtype=torch.float32)
         if self.form == "hypernetwork":
@@ -101,15 +95,10 @@ class LinearInZeta(AnalysisNetwork):
         with torch.no_grad():
             self.cnn.biases[-1][:outputs].copy_(start)
 
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        names = ("form", "rank", "radius", "width", "filters", "blocks", "sub_blocks", "kernel", "activation", "memory")
-        return {name: getattr(self, name) for name in names}
-
     @property
     def reach(self) -> int | None:
         """Sites to each side that an output can depend on; all where nothing localises."""
-        if self.form == "low-rank" or type(self.cnn) is not RingCNN or not self._is_one_climate:
+        if self.form == "low-rank" or type(self.cnn) is not ResidualTrunk or not self._is_one_climate:
             return None
         return self.cnn.reach + (math.ceil(2 * self.radius) if self.form == "localised" else 2 * (self.width // 2))
 
