@@ -167,8 +167,9 @@ def chain(
 
 def chain_by_autograd(function: Callable[..., Tensor], fields: Sequence[FieldWithDerivatives]) -> FieldWithDerivatives:
     """Apply f(z_1, ..., z_k) as `chain` does, its first and second derivatives taken by autograd."""
-    recorded, along_x = torch.is_grad_enabled(), [field.x for field in fields if field.x is not None]
+    recorded = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
+        along_x = [field.x if field.x.requires_grad else field.x.clone() for field in fields if field.x is not None]
         leaves = [z if (z := field.value).requires_grad else z.detach().clone().requires_grad_() for field in fields]
         value = function(*leaves)
         slopes = _gradients(value, leaves, recorded or bool(along_x))

@@ -227,7 +227,7 @@ class ResidualCNN(AnalysisNetwork):
     def _for_training(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         scales = self.state_mean, self.state_std, self.error_std, self.relative_alpha
         answer: tuple[Tensor, Tensor | None] = _FastAnalysis.apply(  # type: ignore[no-untyped-call]
-            x, zeta, memory, *scales, self.cnn.fast(), *self.cnn.alternating()
+            x, zeta, memory, *scales, *self.cnn.fast()
         )
         return answer
 

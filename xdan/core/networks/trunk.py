@@ -52,8 +52,7 @@ class ResidualTrunk(nn.Module):
     def forward(self, features: Tensor, *, fast: bool = True) -> Tensor:
         """From (inputs, N, B) to (outputs, N, B); in training mode, if `fast`, with a gradient that is written out."""
         if fast and self.is_fast(features.shape[1]):
-            trunk = self.fast()
-            answer: Tensor = TrunkFunction.apply(features, trunk, *self.alternating())  # type: ignore[no-untyped-call]
+            answer: Tensor = TrunkFunction.apply(features, *self.fast())  # type: ignore[no-untyped-call]
             return answer
         layers, weights, biases = self.layers, list(self.weights), list(self.biases)
         activation = layers.activation
@@ -95,16 +94,12 @@ class ResidualTrunk(nn.Module):
         # A ring shorter than half a kernel has no ghosts to copy.
         return self.training and self.layers.activation.fast and sites >= self.layers.kernel // 2
 
-    def fast(self) -> FastTrunk:
-        """The forward pass and gradient that are written out, of the weights as they are now."""
+    def fast(self) -> tuple[FastTrunk, *tuple[Tensor, ...]]:
+        """The passes that are written out, of the weights as they are now, and weights and biases in turn."""
         weights, biases = list(self.weights), list(self.biases)
         if self._fast is None or not self._fast.fits(weights, biases):
             self._fast = FastTrunk(self.layers, weights, biases)
-        return self._fast
-
-    def alternating(self) -> list[Tensor]:
-        """Weights and biases in turn."""
-        return [tensor for pair in zip(self.weights, self.biases, strict=True) for tensor in pair]
+        return self._fast, *(tensor for pair in zip(weights, biases, strict=True) for tensor in pair)
 
     def train(self, mode: bool = True) -> ResidualTrunk:
         """Set training or evaluation mode; buffers are for training only."""
