@@ -25,11 +25,46 @@ _BESIDE = {"config", "check_state", "hidden_matrices", "normalise", "forms_covar
 
 
 class AnalysisNetwork(nn.Module, ABC):
-    """The increment a_theta of Eq. 2 or 22, with the normalisation it was trained with.
+    """A network that makes the analysis from the forecast and the projected innovation, x_a = a_theta(x_f, zeta).
 
-    Derivatives of the analysis are taken by autodiff. A class may override `reach`, `analysis_covariance`,
-    `marginal_gain` and `forecast_derivative` by what is faster. A class derived from it that overrides `forward`, or
-    any method that `forward` may call, has those of this class again, unless it brings its own.
+    A new network is one class in one file. It needs a `name`, the decorator `register_network`, a constructor of plain
+    values with a default for each, which it keeps as attributes of the same names, and a `forward`::
+
+        import torch
+        from xdan.core.networks import AnalysisNetwork, register_network
+
+
+        @register_network
+        class Nudging(AnalysisNetwork):
+            "Each site moves towards the observations near it."
+
+            name = "nudging"
+
+            def __init__(self, width: int = 3) -> None:
+                super().__init__()
+                self.width = width
+                self.weights = torch.nn.Parameter(torch.full((width,), 0.1))
+
+            def forward(self, x, zeta, memory=None):
+                innovation = zeta * self.error_std
+                shifted = [innovation.roll(self.width // 2 - k, -1) for k in range(self.width)]
+                increment = sum(weight * one for weight, one in zip(self.weights, shifted))
+                return x + self.error_std * increment, memory
+
+    `xdan.train(xdan.Lorenz96(), "nudging")` then trains it, or an instance, `Nudging(width=5)`. It cycles, is saved and
+    is opened as the others are; a process that opens it must have run the file, for nothing that a store names is
+    imported. A store has the constructor's values (`config`) and the tensors of `state_dict`.
+
+    A class says by attributes and methods what depends on its kind; callers ask no network for its class:
+
+    - `ensemble`, `members`: whether it takes members, and how many. `memory`: latent channels that it carries.
+    - `check_state`: which states it takes.
+    - `normalise`: takes the climate and the observation error, before training.
+    - `hidden_matrices`: which parameters an optimiser for matrices may take.
+    - `covariance`: the matrix P_a where the increment is P_a zeta; `forms_covariance` then says so.
+    - `reach`, `analysis_covariance`, `marginal_gain`, `forecast_derivative`: derivatives of the analysis, taken
+      by autodiff unless a class brings what is faster. A class derived from such a one that overrides `forward`, or any
+      method that `forward` may call, has those of autodiff again, unless it brings its own.
 
     Attributes
     ----------
@@ -39,10 +74,16 @@ class AnalysisNetwork(nn.Module, ABC):
         Latent channels per site that are carried from cycle to cycle.
     ensemble : bool
         Whether states are members, `members` of them, of shape (B, M, N).
+    members : int
+        1 for a network of one forecast.
     state_mean, state_std : Tensor, shape ()
         Climatological moments of a site of the state, in its units.
     error_std : Tensor, shape ()
         Typical observation error; the unit of increments, and its inverse that of projected innovations.
+
+    References
+    ----------
+    Bocquet et al. (2024), doi:10.1063/5.0230837, Eq. 2 and 22.
     """
 
     name: ClassVar[str]

@@ -69,6 +69,11 @@ class Committee(AnalysisNetwork):
         """Plain JSON parameters."""
         return {"networks": [{"name": registered_name(one), "parameters": one.config()} for one in self._all()]}
 
+    def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
+        """Refuse states that one of the networks does not take."""
+        for one in self._all():
+            one.check_state(dims, shape)
+
     @torch.no_grad()
     def normalise(self, mean: float, std: float, error_std: float) -> None:
         """Set the normalisation of all."""

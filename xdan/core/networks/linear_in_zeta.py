@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +103,11 @@ class LinearInZeta(AnalysisNetwork):
             return None
         return self.cnn.reach + (math.ceil(2 * self.radius) if self.form == "localised" else 2 * (self.width // 2))
 
+    def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
+        """Refuse states off the ring, and rings that are shorter than what the taper or W spans."""
+        super().check_state(dims, shape)
+        self._check_sites(shape[0])
+
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Every convolution but the last."""
         return self.cnn.hidden_matrices()
@@ -149,7 +155,7 @@ class LinearInZeta(AnalysisNetwork):
         roots, memory = self.read(x, memory)
         sites = roots.shape[1]
         if self.form == "hypernetwork":
-            self._check_width(sites)
+            self._check_sites(sites)
             # Row (c, s) of W holds its weights around site s.
             places = torch.arange(sites, device=x.device)[:, None] + torch.arange(self.width, device=x.device)
             places = (places - self.width // 2) % sites
@@ -185,24 +191,25 @@ class LinearInZeta(AnalysisNetwork):
         if self.form == "localised":
             return (roots * self._taper(roots * v)).sum(0).T
         half = self.width // 2
-        self._check_width(roots.shape[1])
+        self._check_sites(roots.shape[1])
         parts = roots.unflatten(0, (self.rank, self.width)).unbind(1)
         inside = torch.stack([part * v.roll(half - k, 0) for k, part in enumerate(parts)]).sum(0)
         return torch.stack([(part * inside).sum(0).roll(k - half, 0) for k, part in enumerate(parts)]).sum(0).T
 
-    def _check_width(self, sites: int) -> None:
-        if sites < self.width:
+    def _check_sites(self, sites: int) -> None:
+        if self.form == "hypernetwork" and sites < self.width:
             raise ValueError(f"width={self.width}: the state has {sites} sites; expected at least the width")
+        spanned = 2 * math.ceil(2 * self.radius) - 1
+        if self.form == "localised" and spanned > sites:
+            raise ValueError(
+                f"radius={self.radius}: the taper spans {spanned} sites, the state has {sites}; expected a "
+                f"radius of at most {(sites + 1) / 4:g}"
+            )
 
     def _taper(self, columns: Tensor) -> Tensor:
         """Rho times columns of shape (C, N, B): a sum over its band."""
+        self._check_sites(columns.shape[1])
         reach = math.ceil(2 * self.radius) - 1
-        sites = columns.shape[1]
-        if 2 * reach + 1 > sites:
-            raise ValueError(
-                f"radius={self.radius}: the taper spans {2 * reach + 1} sites, the state has {sites}; expected a "
-                f"radius of at most {(sites + 1) / 4:g}"
-            )
         taper = gaspari_cohn(torch.arange(reach + 1, dtype=columns.dtype, device=columns.device), self.radius)
         answer = taper[0] * columns
         for distance in range(1, reach + 1):

@@ -14,7 +14,20 @@ _NETWORKS: dict[str, tuple[type[AnalysisNetwork], Mapping[str, Any]]] = {}
 
 
 def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
-    """Register a network class under its `name`.
+    """Register a network class under its `name`, as a decorator of the class.
+
+    `train("name")` and sweeps then make it by that name, and stores that name it open as this class. A store names the
+    class and its `config()`; it holds no code, and opening one imports nothing: run the class's file before.
+
+    Parameters
+    ----------
+    cls : class derived from AnalysisNetwork
+        With an attribute `name` of its own.
+
+    Returns
+    -------
+    class
+        The same.
 
     Raises
     ------
