@@ -3,7 +3,9 @@
 import copy
 import gc
 import pickle
+import re
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -227,6 +229,19 @@ def test_no_buffer_outlives_a_training():
     net.eval()
     gc.collect()
     assert buffers() is None
+    net.train()(*tensors)[0].sum().backward()
+    buffers = weakref.ref(net.cnn._fast)
+    net.float()
+    gc.collect()
+    assert buffers() is None
+
+
+def test_the_activation_in_the_docs_is_the_one_of_its_name():
+    page = (Path(__file__).parents[2] / "docs" / "network.md").read_text()
+    block = re.search(r"```python\n(import torch\nfrom xdan.core.networks import Activation.*?)```", page, re.DOTALL)
+    exec(compile(block[1], "mish.py", "exec"), {"__name__": "mish"})
+    z = normals(3, 5)
+    assert_close(activation_by_name("mish").value(z), torch.nn.functional.mish(z))
 
 
 def test_the_trunk_of_a_residual_cnn_does_not_show_in_its_state():

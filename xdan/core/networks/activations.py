@@ -91,8 +91,8 @@ class Activation(ABC):
         with torch.enable_grad():
             leaves = [z.detach().requires_grad_() for z in sums]
             value = self.value(*leaves)
-        found = torch.autograd.grad(value, leaves, gradient, allow_unused=True, materialize_grads=True)
-        for one, other in zip(out, found, strict=True):
+        gradients = torch.autograd.grad(value, leaves, gradient, allow_unused=True, materialize_grads=True)
+        for one, other in zip(out, gradients, strict=True):
             one.copy_(other)
 
 

@@ -41,15 +41,15 @@ class FieldWithDerivatives:
         """Take values (C, N, 1, B) where the derivatives by zeta stand."""
         return field if field is None or self.window is None else field[:, self.window, 0]
 
-    def apply(self, value: Tensor, slope: Tensor, bend: Tensor) -> FieldWithDerivatives:
+    def apply(self, value: Tensor, slope: Tensor, curvature: Tensor) -> FieldWithDerivatives:
         """Apply a function f of each element.
 
         Parameters
         ----------
-        value, slope, bend : Tensor, shape (C, N, 1, B)
+        value, slope, curvature : Tensor, shape (C, N, 1, B)
             f, f' and f'' of this field's values.
         """
-        return chain([self], value, [slope], [_times(bend, self.x)])
+        return chain([self], value, [slope], [_times(curvature, self.x)])
 
     def tanh(self) -> FieldWithDerivatives:
         """Hyperbolic tangent."""
@@ -139,7 +139,7 @@ class FieldWithDerivatives:
 
 
 def chain(
-    fields: Sequence[FieldWithDerivatives], value: Tensor, slopes: Sequence[Tensor], bends: Sequence[Tensor | None]
+    fields: Sequence[FieldWithDerivatives], value: Tensor, slopes: Sequence[Tensor], curvatures: Sequence[Tensor | None]
 ) -> FieldWithDerivatives:
     """Apply f(z_1, ..., z_k), element by element, to k fields of one window, by the chain rule.
 
@@ -153,7 +153,7 @@ def chain(
         f.
     slopes : sequence of Tensor, shape (C, N, 1, B)
         f_a.
-    bends : sequence of Tensor, shape (C, N, 1, B)
+    curvatures : sequence of Tensor, shape (C, N, 1, B)
         sum_b f_ab dz_b/dx; None where it vanishes.
     """
     first = fields[0]
@@ -161,8 +161,8 @@ def chain(
     x = _sum(_times(slope, field.x) for slope, field in zip(slopes, fields, strict=True))
     zeta = _sum(_times(slope, field.zeta) for slope, field in zip(at, fields, strict=True))
     mixed = _sum(_times(slope, field.mixed) for slope, field in zip(at, fields, strict=True))
-    bent = _sum(_times(first.at(bend), field.zeta) for bend, field in zip(bends, fields, strict=True))
-    return FieldWithDerivatives(value, x, zeta, _plus(mixed, bent), first.window)
+    curved = _sum(_times(first.at(curvature), field.zeta) for curvature, field in zip(curvatures, fields, strict=True))
+    return FieldWithDerivatives(value, x, zeta, _plus(mixed, curved), first.window)
 
 
 def chain_by_autograd(function: Callable[..., Tensor], fields: Sequence[FieldWithDerivatives]) -> FieldWithDerivatives:
@@ -173,13 +173,13 @@ def chain_by_autograd(function: Callable[..., Tensor], fields: Sequence[FieldWit
         leaves = [z if (z := field.value).requires_grad else z.detach().clone().requires_grad_() for field in fields]
         value = function(*leaves)
         slopes = _gradients(value, leaves, recorded or bool(along_x))
-        bends: list[Tensor | None] = [None for _ in fields]
+        curvatures: list[Tensor | None] = [None for _ in fields]
         if along_x:
             change = torch.stack([slope * x for slope, x in zip(slopes, along_x, strict=True)])
-            bends = [*_gradients(change, leaves, recorded)]
+            curvatures = [*_gradients(change, leaves, recorded)]
     if not recorded:
         value, slopes = value.detach(), [slope.detach() for slope in slopes]
-    return chain(fields, value, slopes, bends)
+    return chain(fields, value, slopes, curvatures)
 
 
 def _gradients(value: Tensor, leaves: list[Tensor], again: bool) -> list[Tensor]:

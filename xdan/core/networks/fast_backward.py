@@ -106,8 +106,8 @@ class FastTrunk:
 
     Serves one training at a time: its buffers are not shared among threads. They are keyed by the features' sites,
     batch, dtype and device; those of a few shapes are kept (`Pool`), as many as had been in use at once. All belong to
-    the `ResidualTrunk` that made this object, which drops it in evaluation mode, when it is copied or pickled, and when
-    its weights move: no memory of a device outlives a training.
+    the `ResidualTrunk` that made this object, which drops it in evaluation mode and when its weights move, and leaves
+    it out of copies and pickles: no memory of a device outlives a training.
 
     Parameters
     ----------

@@ -114,7 +114,7 @@ class ResidualCNN(AnalysisNetwork):
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Analysis and new memory; shapes as in the base class."""
-        memory = self._before(x, memory)
+        memory = self._remembered(x, memory)
         if self.training and self._is_written_out(x):
             return self._for_training(x, zeta, memory)
         innovation = zeta * self.error_std
@@ -175,7 +175,7 @@ class ResidualCNN(AnalysisNetwork):
             inputs.insert(0, FieldWithDerivatives(field((x - self.state_mean) / self.state_std), slope))
         if self._is_bounded():
             inputs = [one.bounded(torch.full_like(self.state_std, FAR)) for one in inputs]
-        if (before := self._before(x, memory)) is not None:
+        if (before := self._remembered(x, memory)) is not None:
             inputs.append(FieldWithDerivatives(before.permute(1, 2, 0)[:, :, None]))
         step = self.cnn.propagate(stack(inputs, window), outputs=1)
         if self._is_bounded():
@@ -203,7 +203,7 @@ class ResidualCNN(AnalysisNetwork):
         assert slope is not None
         return slope[0, :, 0].T
 
-    def _before(self, x: Tensor, memory: Tensor | None) -> Tensor | None:
+    def _remembered(self, x: Tensor, memory: Tensor | None) -> Tensor | None:
         """The memory, empty where it is not passed."""
         if self.memory and memory is None:
             return x.new_zeros(len(x), self.memory, x.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,6 +107,11 @@ class ResidualTrunk(nn.Module):
         if not mode:
             self._fast = None
         return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResidualTrunk:
+        """Move or convert the tensors; buffers belong to those before."""
+        self._fast = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_fast": None}
