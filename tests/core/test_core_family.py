@@ -13,7 +13,7 @@ from xdan.core.learning.gradient import OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import Committee, EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
-from xdan.core.networks.ring import soften
+from xdan.core.networks.heads import soften
 from xdan.core.observing import ObservingSystem, Sites
 from xdan.core.tapers import gaspari_cohn
 

@@ -1,13 +1,17 @@
 """The residual CNN: its formula, symmetry and reach, and the written-out gradient against the plain one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from xdan.core.networks import ResidualCNN, network_by_name
-from xdan.core.networks.ring import circular_convolution
+from xdan.core.networks import Activation, ResidualCNN, network_by_name
+from xdan.core.networks.base import formula
+from xdan.core.networks.convolutions import circular_convolution
+from xdan.core.networks.trunk import ResidualTrunk
 
 ARCHITECTURES = [
     {"activation": activation, "kernel": kernel, "sub_blocks": sub_blocks, "memory": memory}
@@ -358,16 +362,46 @@ class Positive(ResidualCNN):
         return self.root**2
 
 
+class Cubic(Activation):
+    """An activation of which nothing is written out."""
+
+    name = "cubic"
+
+    def value(self, *sums):
+        return sums[0] + 0.1 * sums[0] ** 3
+
+
 class Other(ResidualCNN):
     """Its activation is one that the written-out gradient does not know."""
 
     def __init__(self, **parameters):
         super().__init__(**parameters, activation="silu")
-        self.activation = "none"
+        self.cnn.layers = replace(self.cnn.layers, activation=Cubic())
+
+
+class OtherTrunk(ResidualCNN):
+    """Its trunk is another than that of its parent."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+
+        class Doubled(ResidualTrunk):
+            def forward(self, features, *, fast=True):
+                return 2 * super().forward(features, fast=fast)
+
+        self.cnn.__class__ = Doubled
+
+
+class HookedTrunk(ResidualCNN):
+    """A hook changes what comes out of its trunk."""
+
+    def __init__(self, **parameters):
+        super().__init__(**parameters)
+        self.cnn.register_forward_hook(lambda _, args, out: 2 * out)
 
 
 @pytest.mark.parametrize("memory", [0, 2])
-@pytest.mark.parametrize("cls", [Scaled, BySite, Learned, Positive, Other])
+@pytest.mark.parametrize("cls", [Scaled, BySite, Learned, Positive, Other, OtherTrunk, HookedTrunk])
 def test_a_derived_class_is_trained_by_the_gradient_of_its_own_forward_pass(cls, memory):
     net = cls(filters=3, blocks=2, kernel=3, memory=memory).double()
     with torch.no_grad():
@@ -377,6 +411,6 @@ def test_a_derived_class_is_trained_by_the_gradient_of_its_own_forward_pass(cls,
     assert_same(value_and_gradients(net.train(), tensors, 2), value_and_gradients(net.eval(), tensors, 2))
     net.eval()
     x, zeta, *rest = tensors
-    covariance = net.analysis_covariance(x, zeta, *(rest or [None]))
+    covariance = formula(net, "analysis_covariance")(x, zeta, *(rest or [None]))
     one = torch.func.jacrev(lambda z: net(x[:1], z, *(part[:1] for part in rest))[0][0])(zeta[:1])[:, 0]
     assert_close(covariance[0], one, rtol=1e-10, atol=1e-10)

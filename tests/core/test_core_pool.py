@@ -32,3 +32,14 @@ def test_a_pickled_pool_is_empty():
     pool.lease("a", lambda: [0.0] * 1000)
     copy = pickle.loads(pickle.dumps(pool))
     assert copy.lease("a", list).value == []
+
+
+def test_buffers_of_the_keys_used_last_are_kept():
+    pool: Pool[list] = Pool(most=2)
+    waiting = pool.lease("a", list)  # in use while its key is forgotten
+    first, second = (pool.lease(key, list).value for key in "bc")
+    del waiting
+    assert pool.lease("b", list).value is first
+    pool.lease("d", list)  # takes the place of "c", which was used before "b"
+    assert pool.lease("b", list).value is first
+    assert pool.lease("c", list).value is not second

@@ -1,7 +1,11 @@
 """The registry of networks: names, and descriptions that fit stored arrays or are refused before they take memory."""
 
+import inspect
+import re
+import textwrap
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +19,7 @@ from xdan.core.networks import (
     register_preset,
     registered_name,
 )
-from xdan.core.networks.base import _NETWORKS
+from xdan.core.networks.registry import _NETWORKS
 
 SMALL = {"filters": 3, "blocks": 2, "kernel": 3}
 DESCRIBED = {
@@ -168,3 +172,77 @@ def test_what_has_no_name_or_is_no_network_is_not_registered(cls):
 def test_a_class_without_a_name_of_its_own_is_not_saved_as_its_parent():
     with pytest.raises(ValueError, match=r"Nameless is not registered.*expected a `name` of its own"):
         registered_name(Nameless(**SMALL))
+
+
+def test_the_network_in_the_docstring_is_a_whole_one(registry):
+    """As a user would write it in a file: it is made by name, is described, and moves sites towards observations."""
+    block = re.search(r"::\n\n(        import torch.*?\n)(?=    \S)", AnalysisNetwork.__doc__, re.DOTALL)
+    exec(compile(textwrap.dedent(block[1]), "nudging.py", "exec"), {"__name__": "nudging"})
+    net = network_by_name("nudging", {"width": 5})
+    assert net.config() == {"width": 5}
+    assert network_of_shapes("nudging", {"width": 5}, {k: tuple(v.shape) for k, v in net.state_dict().items()})
+    net.normalise(2.3, 3.6, 2.0)
+    zeta = torch.zeros(1, 9)
+    zeta[0, 4] = 1.0
+    analysis, memory = net(torch.zeros(1, 9), zeta)
+    assert memory is None
+    torch.testing.assert_close(analysis[0], torch.tensor([0, 0, 0.4, 0.4, 0.4, 0.4, 0.4, 0, 0]))
+    expected = torch.stack([0.4 * torch.eye(9).roll(k, 0) for k in range(-2, 3)]).sum(0)
+    torch.testing.assert_close(net.analysis_covariance(torch.zeros(1, 9), zeta, None)[0], expected)
+
+
+class Described(AnalysisNetwork):
+    """It has no config of its own."""
+
+    name = "described"
+
+    def __init__(self, size=2, *, label="a", factor=0.5, **unused):
+        super().__init__()
+        self.size, self.label = size, label
+
+    def forward(self, x, zeta, memory=None):
+        return x, memory
+
+
+class Handing(ResidualCNN):
+    """It has one parameter more than its parent."""
+
+    def __init__(self, power=2, **parameters):
+        super().__init__(**parameters)
+        self.power = power
+
+
+def test_a_config_is_the_constructors_parameters_by_default():
+    net = Handing(power=3, **SMALL)
+    parameters = inspect.signature(ResidualCNN).parameters
+    assert list(net.config()) == ["power", *parameters]
+    assert Handing(**net.config()).config() == net.config() == {**ResidualCNN(**SMALL).config(), "power": 3}
+
+
+def test_what_no_config_can_be_made_of_is_named():
+    net = Described()
+    with pytest.raises(TypeError, match=r"Described\.factor is missing: expected the plain value that __init__ was"):
+        net.config()
+    for value in (np.int64(3), torch.ones(2), (1, 2), float("nan"), len):
+        net.factor = value
+        with pytest.raises(TypeError, match=r"Described\.factor is .*: expected the plain value .* or a method config"):
+            net.config()
+    net.factor = [1, "b", {"c": None}]
+    assert net.config() == {"size": 2, "label": "a", "factor": [1, "b", {"c": None}]}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "shape", "message"),
+    [
+        ("residual-cnn", SMALL, (4, 5), r"dims \('y', 'x'\): expected one, as the networks work on a ring"),
+        ("ensemble-cnn", SMALL, (), r"the state has dims \(\): expected one"),
+        ("linear-in-zeta", {"radius": 4.0}, (13,), r"the taper spans 15 sites, the state has 13; .* at most 3.5"),
+        ("linear-in-zeta", {"form": "hypernetwork"}, (8,), "width=9: the state has 8 sites; expected at least"),
+        ("committee", {"networks": [{"name": "residual-cnn"}, {"name": "linear-in-zeta"}]}, (18,), "spans 19 sites"),
+    ],
+)
+def test_states_that_a_network_does_not_take_are_refused(name, parameters, shape, message):
+    net = network_by_name(name, parameters)
+    with pytest.raises(ValueError, match=message):
+        net.check_state(("y", "x")[: len(shape)], shape)
+    net.check_state(["x"], [40])

@@ -8,7 +8,6 @@ from torch.autograd.function import once_differentiable
 from torch.func import jacfwd, jacrev
 
 from xdan.core.networks import AnalysisNetwork, Committee, LinearInZeta, ResidualCNN
-from xdan.core.networks.jets import residual_cnn_jet
 from xdan.core.sensitivity import (
     Points,
     analysis_covariance,
@@ -114,18 +113,18 @@ def test_a_window_of_the_ring_is_all_that_matters(name):
 
 
 @pytest.mark.parametrize("name", ["gated", "memory", "silu", "sub-blocks", "linear"])
-def test_jet_gives_the_analysis_and_its_derivative_by_the_forecast(name):
+def test_propagation_gives_the_analysis_and_its_derivative_by_the_forecast(name):
     net, points = make(name)
     direction = torch.zeros(7, dtype=torch.float64)
     direction[4] = 1.0
-    jet = residual_cnn_jet(net, points.x, points.zeta, points.memory, x_site=4)
-    torch.testing.assert_close(jet.value[0, :, 0].T, net(points.x, points.zeta, points.memory)[0], rtol=0, atol=1e-12)
+    field = net.propagate(points.x, points.zeta, points.memory, x_site=4)
+    torch.testing.assert_close(field.value[0, :, 0].T, net(points.x, points.zeta, points.memory)[0], rtol=0, atol=1e-12)
     step = 1e-5
     moved = [net(points.x + s * step * direction, points.zeta, points.memory)[0] for s in (1, -1)]
     slope = (moved[0] - moved[1]) / (2 * step)
-    torch.testing.assert_close(jet.x[0, :, 0].T, slope, rtol=0, atol=1e-8)
-    assert jet.zeta is None
-    assert jet.mixed is None
+    torch.testing.assert_close(field.x[0, :, 0].T, slope, rtol=0, atol=1e-8)
+    assert field.zeta is None
+    assert field.mixed is None
     torch.testing.assert_close(forecast_derivative(net, points, 4), slope, rtol=0, atol=1e-8)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import xdan
 from xdan.core.networks import AnalysisNetwork, ResidualCNN, register_network
-from xdan.core.networks.base import _NETWORKS
+from xdan.core.networks.registry import _NETWORKS
 from xdan.core.sensitivity import Points, analysis_covariance, whole_marginal_gain
 from xdan.core.symmetry import symmetry_average
 from xdan.network import Network

@@ -7,7 +7,7 @@ import xarray as xr
 
 import xdan
 from xdan.core.networks import AnalysisNetwork, ResidualCNN, register_network
-from xdan.core.networks.base import _NETWORKS
+from xdan.core.networks.registry import _NETWORKS
 from xdan.network import Network
 
 

@@ -21,15 +21,26 @@ class Lease(Generic[T]):
 
 
 class Pool(Generic[T]):
-    """Buffers by key, made where none is free. Copies of a pool, pickled ones too, are empty."""
+    """Buffers by key, made where none is free; those of the `most` keys that were used last are kept.
 
-    def __init__(self) -> None:
+    Copies of a pool, pickled ones too, are empty.
+
+    Parameters
+    ----------
+    most : int
+        Keys. A key has as many buffers as were in use at once.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self._most = most
         self._free: dict[Hashable, list[T]] = {}
 
     def lease(self, key: Hashable, make: Callable[[], T]) -> Lease[T]:
         """Take buffers that nobody uses, from `make` if there are none."""
-        free = self._free.setdefault(key, [])
+        free = self._free[key] = self._free.pop(key, [])  # the last in the dict is the one that was used last
+        for forgotten in list(self._free)[: -self._most]:
+            self._free.pop(forgotten, None)  # another thread may have been here
         return Lease(free.pop() if free else make(), free)
 
-    def __reduce__(self) -> tuple[type[Pool[T]], tuple[()]]:
-        return Pool, ()
+    def __reduce__(self) -> tuple[type[Pool[T]], tuple[int]]:
+        return Pool, (self._most,)

@@ -1,20 +1,16 @@
 """Networks: the analysis operators that are learned, registered by name."""
 
-from .base import (
-    AnalysisNetwork,
-    network_by_name,
-    network_of_shapes,
-    network_parameters,
-    register_network,
-    register_preset,
-    registered_name,
-)
+from .activations import Activation, register_activation
+from .base import AnalysisNetwork
 from .committee import Committee
 from .ensemble_cnn import EnsembleCNN
 from .linear_in_zeta import LinearInZeta
+from .opening import network_of_shapes
+from .registry import network_by_name, network_parameters, register_network, register_preset, registered_name
 from .residual_cnn import ResidualCNN
 
 __all__ = [
+    "Activation",
     "AnalysisNetwork",
     "Committee",
     "EnsembleCNN",
@@ -23,6 +19,7 @@ __all__ = [
     "network_by_name",
     "network_of_shapes",
     "network_parameters",
+    "register_activation",
     "register_network",
     "register_preset",
     "registered_name",

@@ -1,14 +1,11 @@
-"""What an analysis network is, and the registry that opens one by name."""
+"""What an analysis network is: the protocol that every network keeps."""
 
 from __future__ import annotations
 
-import functools
 import inspect
-import math
-import threading
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,10 +15,8 @@ from torch import Tensor, nn
 from ..checks import shown
 from ..tangent import along, jacobian, mixed_jacobian, unit_direction
 
-_SPARE = 16  # tensors, and values, that a constructor may register beyond twice those known
-_SHOWN = 4  # names that a message lists
 _METHODS = (property, classmethod, staticmethod)
-
+_MISSING = object()
 
 # Methods that a class may override by something faster than autodiff, as long as no derived class changes `forward`.
 _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
@@ -30,11 +25,46 @@ _BESIDE = {"config", "check_state", "hidden_matrices", "normalise", "forms_covar
 
 
 class AnalysisNetwork(nn.Module, ABC):
-    """The increment a_theta of Eq. 2 or 22, with the normalisation it was trained with.
+    """A network that makes the analysis from the forecast and the projected innovation, x_a = a_theta(x_f, zeta).
 
-    Derivatives of the analysis are taken by autodiff. A class may override `reach`, `analysis_covariance`,
-    `marginal_gain` and `forecast_derivative` by what is faster. A class derived from it that overrides `forward`, or
-    any method that `forward` may call, has those of this class again, unless it brings its own.
+    A new network is one class in one file. It needs a `name`, the decorator `register_network`, a constructor of plain
+    values with a default for each, which it keeps as attributes of the same names, and a `forward`::
+
+        import torch
+        from xdan.core.networks import AnalysisNetwork, register_network
+
+
+        @register_network
+        class Nudging(AnalysisNetwork):
+            "Each site moves towards the observations near it."
+
+            name = "nudging"
+
+            def __init__(self, width: int = 3) -> None:
+                super().__init__()
+                self.width = width
+                self.weights = torch.nn.Parameter(torch.full((width,), 0.1))
+
+            def forward(self, x, zeta, memory=None):
+                innovation = zeta * self.error_std
+                shifted = [innovation.roll(self.width // 2 - k, -1) for k in range(self.width)]
+                increment = sum(weight * one for weight, one in zip(self.weights, shifted))
+                return x + self.error_std * increment, memory
+
+    `xdan.train(xdan.Lorenz96(), "nudging")` then trains it, or an instance, `Nudging(width=5)`. It cycles, is saved and
+    is opened as the others are; a process that opens it must have run the file, for nothing that a store names is
+    imported. A store has the constructor's values (`config`) and the tensors of `state_dict`.
+
+    A class says by attributes and methods what depends on its kind; callers ask no network for its class:
+
+    - `ensemble`, `members`: whether it takes members, and how many. `memory`: latent channels that it carries.
+    - `check_state`: which states it takes.
+    - `normalise`: takes the climate and the observation error, before training.
+    - `hidden_matrices`: which parameters an optimiser for matrices may take.
+    - `covariance`: the matrix P_a where the increment is P_a zeta; `forms_covariance` then says so.
+    - `reach`, `analysis_covariance`, `marginal_gain`, `forecast_derivative`: derivatives of the analysis, taken
+      by autodiff unless a class brings what is faster. A class derived from such a one that overrides `forward`, or any
+      method that `forward` may call, has those of autodiff again, unless it brings its own.
 
     Attributes
     ----------
@@ -44,10 +74,16 @@ class AnalysisNetwork(nn.Module, ABC):
         Latent channels per site that are carried from cycle to cycle.
     ensemble : bool
         Whether states are members, `members` of them, of shape (B, M, N).
+    members : int
+        1 for a network of one forecast.
     state_mean, state_std : Tensor, shape ()
         Climatological moments of a site of the state, in its units.
     error_std : Tensor, shape ()
         Typical observation error; the unit of increments, and its inverse that of projected innovations.
+
+    References
+    ----------
+    Bocquet et al. (2024), doi:10.1063/5.0230837, Eq. 2 and 22.
     """
 
     name: ClassVar[str]
@@ -70,9 +106,25 @@ class AnalysisNetwork(nn.Module, ABC):
         self.register_buffer("state_std", torch.ones((), dtype=torch.float32))
         self.register_buffer("error_std", torch.ones((), dtype=torch.float32))
 
-    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain JSON values from which `type(self)(**parameters)` makes the same architecture."""
+        """Plain JSON values from which `type(self)(**parameters)` makes the same architecture.
+
+        By default the attributes that are named as the constructor's parameters.
+
+        Raises
+        ------
+        TypeError
+            Where such an attribute is missing, or no plain value.
+        """
+        values = {name: getattr(self, name, _MISSING) for name in constructor_parameters(type(self))}
+        for name, value in values.items():
+            if value is _MISSING or not _is_plain(value):
+                problem = "is missing" if value is _MISSING else f"is {shown(value)}"
+                raise TypeError(
+                    f"{type(self).__name__}.{name} {problem}: expected the plain value that __init__ was called with, "
+                    "kept as an attribute of that name, or a method config() that gives such values"
+                )
+        return values
 
     @abstractmethod
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -101,21 +153,22 @@ class AnalysisNetwork(nn.Module, ABC):
         self.error_std.fill_(error_std)
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
-        """Refuse states that the network does not take.
+        """Refuse states that this network does not take: by default those on more than one dim, as it is for a ring.
 
         Parameters
         ----------
         dims : sequence of str
-            Dims of the state.
+            Names of the state's dims.
         shape : sequence of int
-            Sizes along them.
+            Their lengths.
 
         Raises
         ------
         ValueError
+            For such states.
         """
         if len(dims) != 1:
-            raise ValueError(f"the state has dims {dims}: expected one, as the networks work on a ring")
+            raise ValueError(f"the state has dims {tuple(dims)}: expected one, as the networks work on a ring")
 
     @property
     def reach(self) -> int | None:
@@ -187,6 +240,26 @@ class AnalysisNetwork(nn.Module, ABC):
         return analysis
 
 
+def constructor_parameters(cls: type) -> list[str]:
+    """Names of a class's parameters, and of those that it hands on to its parent's by `**`, in their order."""
+    names: list[str] = []
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            names += [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                break
+    return list(dict.fromkeys(names))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives a value back as it was."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
 def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | None = None) -> bool:
     """Whether a class inherits a formula, and changes the forward pass that the formula belongs to.
 
@@ -212,228 +285,6 @@ def formula(network: AnalysisNetwork, name: str) -> Callable[..., Tensor]:
     return partial(getattr(AnalysisNetwork if is_patched(network) else type(network), name), network)
 
 
-def is_patched(network: AnalysisNetwork) -> bool:
+def is_patched(network: nn.Module) -> bool:
     """Whether hooks or an attribute `forward` change what a network, or a part of it, computes."""
     return any("forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks for part in network.modules())
-
-
-_NETWORKS: dict[str, tuple[type[AnalysisNetwork], Mapping[str, Any]]] = {}
-
-
-def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
-    """Register a network class under its `name`.
-
-    Raises
-    ------
-    TypeError
-        For what is no class of networks, or has no name of its own.
-    ValueError
-        If another class has the name: stores that hold it would open as this one.
-    """
-    if not isinstance(cls, type) or not issubclass(cls, AnalysisNetwork):
-        raise TypeError(f"cls={shown(cls)}: expected a class derived from AnalysisNetwork")
-    if not isinstance(vars(cls).get("name"), str):
-        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which stores refer to")
-    _register(cls.name, cls, {})
-    return cls
-
-
-def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) -> None:
-    """Register a class with some of its parameters set, under another name; it is saved under its own.
-
-    Raises
-    ------
-    TypeError
-        For a name that is no string, or what is no class of networks.
-    ValueError
-        If another class has the name.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"name={shown(name)}: expected a string")
-    if not isinstance(cls, type) or not issubclass(cls, AnalysisNetwork):
-        raise TypeError(f"cls={shown(cls)}: expected a class derived from AnalysisNetwork")
-    _register(name, cls, parameters)
-
-
-def _register(name: str, cls: type[AnalysisNetwork], parameters: Mapping[str, Any]) -> None:
-    holder = _NETWORKS[name][0] if name in _NETWORKS else cls
-    # A notebook's cell that runs again defines its class anew.
-    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"the name {name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another `name` for "
-            f"{cls.__qualname__}, as stores refer to networks by it"
-        )
-    _NETWORKS[name] = cls, parameters
-
-
-def registered_name(network: AnalysisNetwork) -> str:
-    """Name under which a network's class is registered, so that a store of its weights opens as the same class.
-
-    Raises
-    ------
-    ValueError
-        If the class is not registered.
-    """
-    cls = type(network)
-    name = getattr(cls, "name", None)
-    if name not in _NETWORKS or _NETWORKS[name][0] is not cls:
-        raise ValueError(
-            f"{cls.__name__} is not registered, and a saved one could not be opened as what it is: expected a `name` "
-            "of its own and the decorator register_network of xdan.core.networks"
-        )
-    return str(name)
-
-
-def network_parameters(name: str) -> set[str]:
-    """Names of a registered network's parameters, and of those that it hands on to its parent's by `**`.
-
-    Raises
-    ------
-    TypeError
-        If the name is no string.
-    ValueError
-        If the name is not registered.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"network={shown(name)}: expected one of {sorted(_NETWORKS)}")
-    if name not in _NETWORKS:
-        raise ValueError(f"network {shown(name)} is unknown; known are {sorted(_NETWORKS)}: expected one of them")
-    names: set[str] = set()
-    for cls in _NETWORKS[name][0].__mro__:
-        if "__init__" in vars(cls):
-            _, *parameters = inspect.signature(vars(cls)["__init__"]).parameters.values()
-            names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
-            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
-                break
-    return names
-
-
-def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
-    """Make a registered network, its weights at their random start.
-
-    Raises
-    ------
-    TypeError
-        If the name is no string, the parameters are no mapping, or one of them has the wrong type.
-    ValueError
-        If the name is not registered, or a parameter is unknown or cannot be; nothing is imported.
-    """
-    accepted = network_parameters(name)
-    if not isinstance(parameters, Mapping):
-        raise TypeError(f"parameters={shown(parameters)}: expected a mapping of the network's parameters")
-    cls, preset = _NETWORKS[name]
-    if unknown := sorted(str(label) for label in parameters if label not in accepted):
-        raise ValueError(
-            f"network {name!r} has no parameters {unknown[:_SHOWN]}; it takes {sorted(accepted)}: expected some"
-        )
-    return cls(**{**preset, **parameters})
-
-
-def network_of_shapes(
-    name: str, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
-) -> AnalysisNetwork:
-    """Make a registered network that has tensors of some names and shapes, without memory for them.
-
-    It is made on torch's meta device, and its making ends as soon as it has more tensors, or values, than are known:
-    a description may claim any size. A class that cannot be made on that device is made on the CPU, with that bound.
-
-    Parameters
-    ----------
-    name : str
-        A registered name.
-    parameters : mapping
-        Of the network.
-    shapes : mapping of str to tuple of int
-        What its `state_dict` should hold.
-
-    Returns
-    -------
-    AnalysisNetwork
-        To ask for its sizes; its tensors have no values.
-
-    Raises
-    ------
-    ValueError
-        If there is no such network, or its names or shapes are others.
-    """
-    title = f"network {shown(name) if isinstance(name, str) else type(name).__name__}"
-    try:
-        network = _bounded(name, parameters, shapes)
-    except _LargerError:
-        values = sum(map(math.prod, shapes.values()))
-        raise ValueError(
-            f"the arrays do not fit the {title}: with these parameters it has more than {len(shapes)} arrays or "
-            f"{values} values; expected the arrays and the parameters of one network"
-        ) from None
-    except ValueError:
-        raise
-    except (Exception, MemoryError) as error:
-        raise ValueError(
-            f"the {title} cannot be made from its parameters: {error}; expected those that its config() gives"
-        ) from error
-    state = {label: tuple(value.shape) for label, value in network.state_dict().items()}
-    known = {label: tuple(shape) for label, shape in shapes.items()}
-    if state != known:
-        raise ValueError(f"the arrays do not fit the {title}: {_difference(known, state)}")
-    return network
-
-
-class _LargerError(Exception):
-    """A network has more tensors, or values, than are known."""
-
-
-def _bounded(name: str, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AnalysisNetwork:
-    try:
-        with _at_most(shapes), torch.device("meta"):
-            return network_by_name(name, parameters)
-    except RecursionError:
-        raise
-    except RuntimeError:  # its constructor asks for values
-        with _at_most(shapes):
-            return network_by_name(name, parameters)
-
-
-_budget = threading.local()
-
-
-@contextmanager
-def _at_most(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[None]:
-    """Raise where this thread's modules register more than twice what is known."""
-    _count_registrations()
-    values = sum(map(math.prod, shapes.values()))
-    _budget.left = [2 * len(shapes) + _SPARE, 2 * values + _SPARE]
-    try:
-        yield
-    finally:
-        _budget.left = None
-
-
-@functools.cache
-def _count_registrations() -> None:
-    # The hooks stay: torch goes through them in every thread, which must not see them change.
-    nn.modules.module.register_module_parameter_registration_hook(_count)
-    nn.modules.module.register_module_buffer_registration_hook(_count)
-
-
-def _count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
-    left = getattr(_budget, "left", None)
-    if left is None or tensor is None:
-        return
-    left[0] -= 1
-    left[1] -= tensor.numel()
-    if min(left) < 0:
-        raise _LargerError
-
-
-def _difference(known: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]) -> str:
-    """How the names and shapes that are known differ from those of a network."""
-    parts = [
-        f"{name!r} has shape {known[name]}, expected {shape}"
-        for name, shape in state.items()
-        if name in known and known[name] != shape
-    ]
-    if missing := [name for name in state if name not in known]:
-        parts.append(f"expected {missing[:_SHOWN]} too")
-    if left_over := [name for name in known if name not in state]:
-        parts.append(f"expected no {left_over[:_SHOWN]}")
-    return "; ".join(parts[:_SHOWN])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import shown
-from .base import AnalysisNetwork, formula, is_patched, network_by_name, register_network, registered_name
-from .ring import LARGEST
+from .base import AnalysisNetwork, formula, is_patched
+from .registry import network_by_name, register_network, registered_name
+from .sizes import LARGEST
 
 
 @register_network
@@ -67,6 +68,11 @@ class Committee(AnalysisNetwork):
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"networks": [{"name": registered_name(one), "parameters": one.config()} for one in self._all()]}
+
+    def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
+        """Refuse states that one of the networks does not take."""
+        for one in self._all():
+            one.check_state(dims, shape)
 
     @torch.no_grad()
     def normalise(self, mean: float, std: float, error_std: float) -> None:

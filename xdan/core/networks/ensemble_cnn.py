@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import switch
-from .base import AnalysisNetwork, register_network
-from .fused import WIDEST
-from .ring import RingCNN, cnn_sizes, size, soften
+from .base import AnalysisNetwork
+from .heads import saturate, soften
+from .layers import trunk_sizes
+from .registry import register_network
+from .sizes import size
+from .trunk import ResidualTrunk
 
 
 @register_network
@@ -55,24 +58,11 @@ class EnsembleCNN(AnalysisNetwork):
     ) -> None:
         super().__init__()
         self.members, self.exchangeable = size("members", members), switch("exchangeable", exchangeable)
-        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = cnn_sizes(
-            filters, blocks, sub_blocks, kernel, activation
-        )
-        self.cnn = RingCNN(
-            4 if self.exchangeable else self.members + 1,
-            1 if self.exchangeable else self.members,
-            filters=self.filters,
-            blocks=self.blocks,
-            sub_blocks=self.sub_blocks,
-            kernel=self.kernel,
-            activation=self.activation,
-        )
+        sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
+        inputs, outputs = (4, 1) if self.exchangeable else (self.members + 1, self.members)
+        self.cnn = ResidualTrunk(inputs, outputs, sizes)
         self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        names = ("members", "exchangeable", "filters", "blocks", "sub_blocks", "kernel", "activation")
-        return {name: getattr(self, name) for name in names}
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Every convolution but the last."""
@@ -87,8 +77,8 @@ class EnsembleCNN(AnalysisNetwork):
             )
         innovation = zeta * self.error_std
         read = self._exchangeable if self.exchangeable else self._placed
-        widest = WIDEST * self.state_std / self.error_std
-        step = widest * (read(x, innovation) / widest).tanh() + (self.relative_alpha * innovation)[:, None]
+        step = saturate(read(x, innovation), self.state_std, self.error_std)
+        step = step + (self.relative_alpha * innovation)[:, None]
         return torch.addcmul(x, self.error_std, step), None
 
     def _placed(self, x: Tensor, innovation: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 from ..checks import choice, real
 from ..tangent import along, unit_direction
 from ..tapers import gaspari_cohn
-from .base import AnalysisNetwork, outdated, register_network
-from .ring import LARGEST, RingCNN, cnn_sizes, odd, renew, size, soften
+from .base import AnalysisNetwork, outdated
+from .heads import renew, soften
+from .layers import trunk_sizes
+from .registry import register_network
+from .sizes import LARGEST, odd, size
+from .trunk import ResidualTrunk
 
 FORMS = ("localised", "low-rank", "hypernetwork")
 
@@ -78,22 +83,12 @@ class LinearInZeta(AnalysisNetwork):
         super().__init__()
         self.form, self.rank, self.width = choice("form", form, FORMS), size("rank", rank), odd("width", width)
         self.radius, self.memory = real("radius", radius, above=0, most=LARGEST), size("memory", memory, 0)
-        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = cnn_sizes(
-            filters, blocks, sub_blocks, kernel, activation
-        )
+        sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         outputs = self.rank * self.width if self.form == "hypernetwork" else self.rank
         if outputs > LARGEST:
             raise ValueError(f"rank={self.rank}, width={self.width}: expected at most {LARGEST} weights for a site")
-        self.cnn = RingCNN(
-            1 + self.memory,
-            outputs + 2 * self.memory,
-            filters=self.filters,
-            blocks=self.blocks,
-            sub_blocks=self.sub_blocks,
-            kernel=self.kernel,
-            activation=self.activation,
-            quiet=0.3,
-        )
+        self.cnn = ResidualTrunk(1 + self.memory, outputs + 2 * self.memory, sizes, quiet=0.3)
         # At the start P_a is about 0.2 R, its root spread evenly over the columns.
         start = torch.full((outputs,), math.sqrt(0.2 / self.rank), dtype=torch.float32)
         if self.form == "hypernetwork":
@@ -101,17 +96,17 @@ class LinearInZeta(AnalysisNetwork):
         with torch.no_grad():
             self.cnn.biases[-1][:outputs].copy_(start)
 
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        names = ("form", "rank", "radius", "width", "filters", "blocks", "sub_blocks", "kernel", "activation", "memory")
-        return {name: getattr(self, name) for name in names}
-
     @property
     def reach(self) -> int | None:
         """Sites to each side that an output can depend on; all where nothing localises."""
-        if self.form == "low-rank" or type(self.cnn) is not RingCNN or not self._is_one_climate:
+        if self.form == "low-rank" or type(self.cnn) is not ResidualTrunk or not self._is_one_climate:
             return None
         return self.cnn.reach + (math.ceil(2 * self.radius) if self.form == "localised" else 2 * (self.width // 2))
+
+    def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
+        """Refuse states off the ring, and rings that are shorter than what the taper or W spans."""
+        super().check_state(dims, shape)
+        self._check_sites(shape[0])
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Every convolution but the last."""
@@ -160,7 +155,7 @@ class LinearInZeta(AnalysisNetwork):
         roots, memory = self.read(x, memory)
         sites = roots.shape[1]
         if self.form == "hypernetwork":
-            self._check_width(sites)
+            self._check_sites(sites)
             # Row (c, s) of W holds its weights around site s.
             places = torch.arange(sites, device=x.device)[:, None] + torch.arange(self.width, device=x.device)
             places = (places - self.width // 2) % sites
@@ -196,24 +191,25 @@ class LinearInZeta(AnalysisNetwork):
         if self.form == "localised":
             return (roots * self._taper(roots * v)).sum(0).T
         half = self.width // 2
-        self._check_width(roots.shape[1])
+        self._check_sites(roots.shape[1])
         parts = roots.unflatten(0, (self.rank, self.width)).unbind(1)
         inside = torch.stack([part * v.roll(half - k, 0) for k, part in enumerate(parts)]).sum(0)
         return torch.stack([(part * inside).sum(0).roll(k - half, 0) for k, part in enumerate(parts)]).sum(0).T
 
-    def _check_width(self, sites: int) -> None:
-        if sites < self.width:
+    def _check_sites(self, sites: int) -> None:
+        if self.form == "hypernetwork" and sites < self.width:
             raise ValueError(f"width={self.width}: the state has {sites} sites; expected at least the width")
+        spanned = 2 * math.ceil(2 * self.radius) - 1
+        if self.form == "localised" and spanned > sites:
+            raise ValueError(
+                f"radius={self.radius}: the taper spans {spanned} sites, the state has {sites}; expected a "
+                f"radius of at most {(sites + 1) / 4:g}"
+            )
 
     def _taper(self, columns: Tensor) -> Tensor:
         """Rho times columns of shape (C, N, B): a sum over its band."""
+        self._check_sites(columns.shape[1])
         reach = math.ceil(2 * self.radius) - 1
-        sites = columns.shape[1]
-        if 2 * reach + 1 > sites:
-            raise ValueError(
-                f"radius={self.radius}: the taper spans {2 * reach + 1} sites, the state has {sites}; expected a "
-                f"radius of at most {(sites + 1) / 4:g}"
-            )
         taper = gaspari_cohn(torch.arange(reach + 1, dtype=columns.dtype, device=columns.device), self.radius)
         answer = taper[0] * columns
         for distance in range(1, reach + 1):

@@ -1,0 +1,220 @@
+"""The residual trunk with its gradient written out, for training.
+
+Features are matrices (channels, sites * batch) in buffers with ghost rows at both ends of the ring: a circular shift is
+an offset, a convolution a few matrix products on shifted views. Small products dominate, so buffers and views are made
+once and used again: `FastTrunk` keeps a tape for every cycle that waits for its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..pool import Lease, Pool
+from .layers import Layers
+
+Shape = tuple[int, int, torch.dtype, torch.device]
+"""Sites, batch, dtype and device."""
+
+
+class Ring:
+    """Features on the ring, with ghosts so that shifted copies are views.
+
+    Attributes
+    ----------
+    flat : Tensor, shape (C, N * B)
+        The sites.
+    taps : tuple of Tensor, each (C, N * B)
+        The k-th is `flat` shifted by k - kernel // 2 sites, once `close` has filled the ghosts.
+    columns : Tensor, shape (kernel, C, N * B)
+        All taps as one view.
+    """
+
+    __slots__ = ("_ghosts", "columns", "flat", "taps")
+
+    def __init__(self, channels: int, kernel: int, shape: Shape) -> None:
+        n, batch, dtype, device = shape
+        r = kernel // 2
+        whole = torch.empty(channels, n + 2 * r, batch, dtype=dtype, device=device)
+        strides = (batch, (n + 2 * r) * batch, 1)
+        self.columns = whole.as_strided((kernel, channels, n * batch), strides)
+        self.taps = self.columns.unbind(0)
+        self.flat = self.taps[r]
+        self._ghosts = [] if r == 0 else [(whole[:, :r], whole[:, n : n + r]), (whole[:, n + r :], whole[:, r : 2 * r])]
+
+    def close(self) -> Ring:
+        """Fill the ghosts from the sites."""
+        for ghost, site in self._ghosts:
+            ghost.copy_(site)
+        return self
+
+
+class Tape:
+    """What one forward pass leaves for its gradient.
+
+    Attributes
+    ----------
+    rings : list of Ring
+        Every layer's input.
+    sums : list of tuple of Tensor, each (filters, N * B)
+        The arguments of every hidden layer's activation, as it left them.
+    features : Tensor, shape (C_in, N, B)
+        To be filled before `FastTrunk.forward`.
+    output : Tensor, shape (C_out, N, B)
+    """
+
+    def __init__(self, layers: Layers, shape: Shape) -> None:
+        n, batch, dtype, device = shape
+        self.rings = [Ring(inside, layers.kernel, shape) for inside, _ in layers.channels]
+        hidden = [torch.empty(layers.wide, n * batch, dtype=dtype, device=device) for _ in layers.hidden]
+        self.sums = [z.chunk(layers.activation.parts) for z in hidden]
+        self.features = self.rings[0].flat.view(-1, n, batch)
+        out = torch.empty(layers.outputs, n * batch, dtype=dtype, device=device)
+        self.output = out.view(-1, n, batch)
+        self.convolutions = [self.rings[1].flat, *hidden, out]
+
+
+class Scratch:
+    """Buffers of the backward pass.
+
+    Attributes
+    ----------
+    output : Tensor, shape (C_out, N, B)
+        To be filled with the gradient of the output before `FastTrunk.backward`.
+    """
+
+    def __init__(self, layers: Layers, shape: Shape) -> None:
+        n, batch, dtype, device = shape
+        filters, kernel = layers.filters, layers.kernel
+        self.hidden = Ring(layers.wide, kernel, shape)
+        self.first, self.last = Ring(filters, kernel, shape), Ring(layers.outputs, kernel, shape)
+        self.output = self.last.flat.view(-1, n, batch)
+        self.sums = self.hidden.flat.chunk(layers.activation.parts)
+        most = max(inside for inside, _ in layers.channels)
+        self.columns = torch.empty(kernel * most, n * batch, dtype=dtype, device=device)
+        self.features = [torch.empty(filters, n * batch, dtype=dtype, device=device) for _ in range(3)]
+        self.spare = torch.empty_like(self.features[0])
+        self.input = torch.empty(layers.inputs, n * batch, dtype=dtype, device=device)
+
+
+class FastTrunk:
+    """A trunk's forward pass and its gradient, in buffers that are used again.
+
+    Serves one training at a time: its buffers are not shared among threads. They are keyed by the features' sites,
+    batch, dtype and device; those of a few shapes are kept (`Pool`), as many as had been in use at once. All belong to
+    the `ResidualTrunk` that made this object, which drops it in evaluation mode and when its weights move, and leaves
+    it out of copies and pickles: no memory of a device outlives a training.
+
+    Parameters
+    ----------
+    layers : Layers
+    weights, biases : sequence of Tensor
+        Of every layer; weights (out, kernel * in), tap-major. Views of them are kept: they change in place only.
+    """
+
+    def __init__(self, layers: Layers, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+        self.layers = layers
+        self.inside = [inside for inside, _ in layers.channels]
+        self.pointers = [tensor.data_ptr() for tensor in (*weights, *biases)]
+        self.parts = [w.detach().split(inside, 1) for w, inside in zip(weights, self.inside, strict=True)]
+        # The adjoint of a shift is the opposite shift: the last part meets the first tap.
+        self.adjoints = [[part.T for part in reversed(parts)] for parts in self.parts]
+        self.biases = [b.detach()[:, None] for b in biases]
+        self._tapes: Pool[Tape] = Pool()
+        self._scratches: Pool[Scratch] = Pool()
+
+    def fits(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
+        """Whether the views are still those of the weights and biases."""
+        return self.pointers == [tensor.data_ptr() for tensor in (*weights, *biases)]
+
+    def tape(self, shape: Shape) -> Lease[Tape]:
+        """Take a tape, its features to be filled."""
+        return self._tapes.lease(shape, lambda: Tape(self.layers, shape))
+
+    def scratch(self, shape: Shape) -> Lease[Scratch]:
+        """Buffers of the backward pass, the gradient of the output to be filled in."""
+        return self._scratches.lease(shape, lambda: Scratch(self.layers, shape))
+
+    def forward(self, tape: Tape) -> None:
+        """From the tape's features to its output."""
+        value_into = self.layers.activation.value_into
+
+        def convolve(layer: int, _: Tensor) -> Tensor:
+            out, parts, taps = tape.convolutions[layer], self.parts[layer], tape.rings[layer].close().taps
+            torch.addmm(self.biases[layer], parts[0], taps[0], out=out)
+            for part, tap in zip(parts[1:], taps[1:], strict=True):
+                out.addmm_(part, tap)
+            return out
+
+        def activate(layer: int, _: Tensor, start: Tensor | None) -> Tensor:
+            out = tape.rings[layer + 1].flat
+            value_into(out, tape.sums[layer - 1], start)
+            return out
+
+        self.layers.run(tape.features, convolve, activate)
+
+    def backward(self, tape: Tape, scratch: Scratch) -> tuple[Tensor, list[Tensor]]:
+        """Gradients of the features, flat and in a buffer, and of weights and biases in turn; of `scratch.output`."""
+        layers, kernel = self.layers, self.layers.kernel
+        gradients: list[Tensor] = []
+
+        def through(layer: int, g: Ring, out: Tensor, accumulate: bool) -> None:
+            """Gradients of one layer's weight and bias, and that of its input into `out`."""
+            inside = self.inside[layer]
+            columns = scratch.columns[: kernel * inside]
+            columns.view(kernel, inside, -1).copy_(tape.rings[layer].columns)
+            gradients[:0] = [g.flat @ columns.T, g.flat.sum(1)]
+            g.close()
+            first, *rest = zip(self.adjoints[layer], g.taps, strict=True)
+            if accumulate:
+                out.addmm_(*first)
+            else:
+                torch.mm(*first, out=out)
+            for part, tap in rest:
+                out.addmm_(part, tap)
+
+        d_u = d_h = scratch.features[0]
+        through(layers.last, scratch.last, d_u, accumulate=False)
+        for layer in reversed(layers.hidden):
+            if layers.ends_block(layer):
+                d_h = d_u
+            layers.activation.gradient_into(scratch.sums, tape.sums[layer - 1], d_u, scratch.spare)
+            if layers.begins_block(layer):
+                # The block's input feeds the skip too: add to the gradient that came past the block.
+                through(layer, scratch.hidden, d_h, accumulate=True)
+                d_u = d_h
+            else:
+                d_u = next(f for f in scratch.features if f is not d_h and f is not d_u)
+                through(layer, scratch.hidden, d_u, accumulate=False)
+        scratch.first.flat.copy_(d_u)
+        through(0, scratch.first, scratch.input, accumulate=False)
+        return scratch.input, gradients
+
+
+class TrunkFunction(torch.autograd.Function):
+    """A trunk by itself for autograd; first derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, trunk: FastTrunk, *weights: Tensor) -> Tensor:
+        """From features (C_in, N, B) to (C_out, N, B); weights and biases in turn, the ones that `trunk` views."""
+        _, n, batch = features.shape
+        shape = (n, batch, features.dtype, features.device)
+        lease = trunk.tape(shape)
+        lease.value.features.copy_(features)
+        trunk.forward(lease.value)
+        ctx.kept = trunk, lease, shape
+        return lease.value.output.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of features and of every weight and bias."""
+        trunk, lease, shape = ctx.kept
+        scratch = trunk.scratch(shape)
+        scratch.value.output.copy_(gradient)
+        d_features, gradients = trunk.backward(lease.value, scratch.value)
+        return d_features.view(lease.value.features.shape).clone(), None, *gradients

@@ -1,0 +1,34 @@
+"""Sizes of networks, as their constructors take them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..checks import integer
+
+LARGEST = 10_000  # channels, layers or sites of a window: no network comes near, and a store may claim any
+
+
+def size(label: str, value: Any, least: int = 1) -> int:
+    """Take a number of channels, layers or members.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no integer, or out of bounds.
+    """
+    return integer(label, value, least=least, most=LARGEST)
+
+
+def odd(label: str, value: Any) -> int:
+    """Take the width of a window that has a centre.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no integer, out of bounds, or even.
+    """
+    width = size(label, value)
+    if width % 2 == 0:
+        raise ValueError(f"{label}={width}: expected an odd number, so that a window has a centre")
+    return width

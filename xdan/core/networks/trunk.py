@@ -1,0 +1,126 @@
+"""The residual trunk as a part of networks: its weights, and the ways to run through its layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .activations import activation_by_name
+from .convolutions import circular_convolution
+from .derivatives import FieldWithDerivatives
+from .fast_backward import FastTrunk, TrunkFunction
+from .layers import Layers, TrunkSizes
+
+
+class ResidualTrunk(nn.Module):
+    """A residual CNN on the ring; features have shape (channels, sites, batch).
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        Channels.
+    sizes : TrunkSizes
+    quiet : float
+        Size of the output at the start.
+
+    Attributes
+    ----------
+    layers : Layers
+        What is run through.
+    weights : ParameterList of (out, kernel * in)
+        Of every layer, tap-major.
+    biases : ParameterList of (out,)
+    """
+
+    def __init__(self, inputs: int, outputs: int, sizes: TrunkSizes, quiet: float = 0.02) -> None:
+        super().__init__()
+        filters, blocks, sub_blocks, kernel, activation = sizes
+        self.layers = Layers(inputs, outputs, filters, blocks, sub_blocks, kernel, activation_by_name(activation))
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for layer, (inside, outside) in enumerate(self.layers.channels):
+            gain = self.layers.activation.gain if layer in self.layers.hidden else 1.0 if layer == 0 else quiet
+            fan_in = kernel * inside
+            random = gain / math.sqrt(fan_in) * torch.randn(outside, fan_in, dtype=torch.float32)
+            # Every parameter is registered as soon as it is made, so that one who counts them can stop early.
+            self.weights.append(nn.Parameter(random))
+            self.biases.append(nn.Parameter(torch.zeros(outside, dtype=torch.float32)))
+        self._fast: FastTrunk | None = None
+
+    def forward(self, features: Tensor, *, fast: bool = True) -> Tensor:
+        """From (inputs, N, B) to (outputs, N, B); in training mode, if `fast`, with a gradient that is written out."""
+        if fast and self.is_fast(features.shape[1]):
+            answer: Tensor = TrunkFunction.apply(features, *self.fast())  # type: ignore[no-untyped-call]
+            return answer
+        layers, weights, biases = self.layers, list(self.weights), list(self.biases)
+        activation = layers.activation
+
+        def convolve(layer: int, field: Tensor) -> Tensor:
+            return circular_convolution(field, weights[layer], biases[layer], layers.kernel)
+
+        def activate(_: int, sums: Tensor, start: Tensor | None) -> Tensor:
+            value = activation.value(*sums.chunk(activation.parts))
+            return value if start is None else start + value
+
+        return layers.run(features, convolve, activate)
+
+    def propagate(self, features: FieldWithDerivatives, outputs: int | None = None) -> FieldWithDerivatives:
+        """Run fields through the layers that carry their derivatives.
+
+        Parameters
+        ----------
+        features : FieldWithDerivatives
+            Of `inputs` channels.
+        outputs : int, optional
+            Of the output's channels, how many to compute; all by default.
+        """
+        layers, weights, biases = self.layers, list(self.weights), list(self.biases)
+        weights[-1], biases[-1] = weights[-1][:outputs], biases[-1][:outputs]
+        activation = layers.activation
+
+        def convolve(layer: int, field: FieldWithDerivatives) -> FieldWithDerivatives:
+            return field.convolved(weights[layer], biases[layer], layers.kernel)
+
+        def activate(_: int, sums: FieldWithDerivatives, start: FieldWithDerivatives | None) -> FieldWithDerivatives:
+            value = activation.propagate(*sums.split(activation.parts))
+            return value if start is None else start.plus(value)
+
+        return layers.run(features, convolve, activate)
+
+    def is_fast(self, sites: int) -> bool:
+        """Whether the gradient is the written-out one on a ring of so many sites."""
+        # A ring shorter than half a kernel has no ghosts to copy.
+        return self.training and self.layers.activation.fast and sites >= self.layers.kernel // 2
+
+    def fast(self) -> tuple[FastTrunk, *tuple[Tensor, ...]]:
+        """The passes that are written out, of the weights as they are now, and weights and biases in turn."""
+        weights, biases = list(self.weights), list(self.biases)
+        if self._fast is None or not self._fast.fits(weights, biases):
+            self._fast = FastTrunk(self.layers, weights, biases)
+        return self._fast, *(tensor for pair in zip(weights, biases, strict=True) for tensor in pair)
+
+    def train(self, mode: bool = True) -> ResidualTrunk:
+        """Set training or evaluation mode; buffers are for training only."""
+        if not mode:
+            self._fast = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResidualTrunk:
+        """Move or convert the tensors; buffers belong to those before."""
+        self._fast = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fast": None}
+
+    @property
+    def reach(self) -> int:
+        """Sites to each side that an output can depend on."""
+        return self.layers.reach
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Every convolution but the last, as (out, kernel * in) matrices."""
+        return list(self.weights)[:-1]
