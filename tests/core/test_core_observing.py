@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from xdan.core.observing import FunctionOperator, ObservingSystem, Sites, observe, split_observation
+from xdan.core.observing import FunctionOperator, LinearOperator, ObservingSystem, Sites, observe, split_observation
 
 SITES = 6
 MASKS = st.lists(st.booleans(), min_size=SITES, max_size=SITES)
@@ -85,6 +85,28 @@ def test_selecting_sites_and_putting_back_are_adjoint(kind, mask, seed):
     there = (h @ x) @ torch.linalg.solve(h @ r @ h.T, y)
     back = x @ observing.project_innovation((h.T @ y)[None], observed[None])[0]
     assert_close(there, back, rtol=1e-9, atol=1e-11)
+
+
+def curved(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x[..., 0] * x[..., 1], x[..., 2].sin(), x[..., 3:].sum(-1)], -1)
+
+
+@pytest.mark.parametrize("operator", [None, LinearOperator(normals(3, SITES)), FunctionOperator(curved, 3)])
+def test_tangent_and_adjoint_are_transposes(operator):
+    """<H'(x) u, v> = <u, H'(x)^T v>, and H'(x) u is the slope of H along u."""
+    system = ObservingSystem(std=torch.ones((), dtype=torch.float64), operator=operator)
+    size = system.size(SITES)
+    assert size == (SITES if operator is None else 3)
+    assert system.sees_sites is (operator is None)
+    assert system.linear is not isinstance(operator, FunctionOperator)
+    x, u, v = normals(4, SITES), normals(4, 1, SITES, seed=1), normals(4, size, seed=2)
+    along = system.tangent(x, u)[:, 0]
+    back = system.adjoint(x, v)
+    assert back.shape == x.shape
+    assert_close((along * v).sum(-1), (u[:, 0] * back).sum(-1), rtol=1e-12, atol=1e-12)
+    step = 1e-5
+    slope = (system.observe(x + step * u[:, 0]) - system.observe(x - step * u[:, 0])) / (2 * step)
+    assert_close(along, slope, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,14 +20,15 @@ _PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or so
 
 
 class ObservingSystem:
-    """Gaussian observation errors: R diagonal, or full; and the operator H that they are errors of.
+    """H and R of y = H(x) + e, e normal with covariance R; P observations of a state of N sites.
 
-    Sites that are not observed are handled by a mask: their rows and columns of R drop out.
+    H is the identity on the state's sites, or an operator. R is diagonal, or full. What is not observed at a time is
+    told by a mask (B, P): its rows of H, and rows and columns of R, drop out.
 
     Parameters
     ----------
-    std : Tensor, shape () or state shape, or broadcastable to the observations
-        Standard deviations of independent errors. Exclusive with `covariance`.
+    std : Tensor, shape () or (P,), or broadcastable to the observations
+        Standard deviations of independent errors, in units of the observations. Exclusive with `covariance`.
     covariance : Tensor, shape (P, P)
         Full R over the observations.
     operator : Operator, optional
@@ -64,8 +65,22 @@ class ObservingSystem:
         if covariance is not None:
             self._factor = covariance_factor("R", covariance)
 
+    @property
+    def sees_sites(self) -> bool:
+        """Whether observations lie at the state's sites: H is the identity, and P = N."""
+        return self.operator is None
+
+    @property
+    def linear(self) -> bool:
+        """Whether H x is a product with a matrix."""
+        return self.operator is None or self.operator.linear
+
+    def size(self, sites: int) -> int:
+        """P, of a state of so many sites."""
+        return sites if self.operator is None else self.operator.size
+
     def to(self, dtype: torch.dtype, device: torch.device | str) -> ObservingSystem:
-        """The same R in another dtype or on another device.
+        """R in another dtype or on another device, and the same H.
 
         Raises
         ------
@@ -98,19 +113,19 @@ class ObservingSystem:
         return moved
 
     def at(self, k: int) -> ObservingSystem:
-        """R of the k-th time."""
+        """H and R of the k-th time."""
         return self._picked(k, False) if self.in_time else self
 
     def during(self, times: slice) -> ObservingSystem:
-        """R of some of the times."""
+        """H and R of some of the times."""
         return self._picked(times, True) if self.in_time else self
 
     def at_times(self, times: Tensor) -> ObservingSystem:
-        """R for a batch, each of whose rows has the time at a position of its own, (B,)."""
+        """H and R for a batch whose rows are at these positions in time, int64 of shape (B,)."""
         return self._picked(times, False) if self.in_time else self
 
     def repeat(self, count: int) -> ObservingSystem:
-        """R for a batch, each of whose rows stands `count` times; where R is the same for all, that."""
+        """H and R for a batch whose rows are repeated, each `count` times side by side."""
         if self.std is None or self.std.ndim < 2:
             return self
         repeated = copy.copy(self)
@@ -128,8 +143,12 @@ class ObservingSystem:
         return x if self.operator is None else self.operator(x)
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
-        """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P)."""
+        """H'(x) v, the derivative of H at x (B, N) along directions v (B, M, N), shape (B, M, P)."""
         return directions if self.operator is None else self.operator.tangent(x, directions)
+
+    def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
+        """H'(x)^T v, of v (B, P) in observation space, at x (B, N), shape (B, N)."""
+        return v if self.operator is None else self.operator.adjoint(x, v)
 
     def observed_covariances(self, x: Tensor, p: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """H P and H P H^T of symmetric P (..., N, N), shapes (..., P, N) and (..., P, P), zero where not observed."""
@@ -196,10 +215,18 @@ class ObservingSystem:
         return self.covariance.diagonal()
 
     def typical_error(self, climate: Tensor) -> float:
-        """Typical standard deviation of an observation of a site, to normalise with.
+        """Typical standard deviation of an observation of a site, to normalise with, in units of the state.
 
-        With an operator, that of the direction seen best from states of the climate, shape (B, N): the projected
-        innovation times its square is then no step too long, lambda_max(H^T R^-1 H)^(-1/2).
+        Parameters
+        ----------
+        climate : Tensor, shape (B, N)
+            States of the climate, where H is linearised; read where there is an operator.
+
+        Returns
+        -------
+        float
+            Root of the mean variance in R; with an operator lambda_max(H^T R^-1 H)^(-1/2), the deviation of the
+            direction that is seen best. The projected innovation times its square is then no step too long.
         """
         if self.operator is None:
             return math.sqrt(float(self.error_variance().mean()))
@@ -210,7 +237,7 @@ class ObservingSystem:
         return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
 
     def covariance_of(self, observed: Tensor) -> Tensor:
-        """R of the observed sites, unit diagonal elsewhere, shape (..., N, N)."""
+        """R of what is observed (..., P), unit diagonal elsewhere, shape (..., P, P)."""
         pair = observed[..., :, None] & observed[..., None, :]
         if self.covariance is not None:
             full = self.covariance
@@ -221,18 +248,18 @@ class ObservingSystem:
         return torch.where(pair, full, eye)
 
     def whiten(self, v: Tensor, observed: Tensor) -> Tensor:
-        """R^{-1/2} H v, with zeros where nothing is observed.
+        """R^{-1/2} v of v in observation space, with zeros where nothing is observed.
 
         Parameters
         ----------
-        v : Tensor, shape (B, N) or (B, M, N)
-            States or anomalies.
-        observed : Tensor of bool, shape (B, N)
+        v : Tensor, shape (B, P) or (B, M, P)
+            Innovations, or anomalies H(x).
+        observed : Tensor of bool, shape (B, P)
 
         Returns
         -------
         Tensor, shape of `v`
-            H is the selection of the observed sites; R^{-1/2} is the inverse Cholesky factor.
+            R^{-1/2} is the inverse of the lower Cholesky factor of R of what is observed.
         """
         rows = observed if v.ndim == observed.ndim else observed[:, None]
         selected = torch.where(rows, v, torch.zeros((), dtype=v.dtype, device=v.device))
@@ -259,10 +286,10 @@ class ObservingSystem:
         Tensor, shape (B, N)
         """
         weighted = self._precise(innovation, observed)
-        if self.operator is None:
+        if x is None:
+            assert self.sees_sites
             return weighted
-        assert x is not None
-        return self.operator.adjoint(x, weighted)
+        return self.adjoint(x, weighted)
 
     def _precise(self, innovation: Tensor, observed: Tensor) -> Tensor:
         """R^{-1} of what is observed, zero elsewhere."""
@@ -275,7 +302,7 @@ class ObservingSystem:
         return zeta[..., 0]
 
     def _masked_factor(self, observed: Tensor) -> Tensor:
-        """Lower Cholesky factor of `covariance_of`, shape (..., N, N)."""
+        """Lower Cholesky factor of `covariance_of`, shape (..., P, P)."""
         assert self._factor is not None
         if bool(observed.all()):
             return self._factor
@@ -395,16 +422,14 @@ def observe(
         If the operator gives values that are not finite.
     """
     seen = observing.observe(truth)
-    if observing.operator is not None and not bool(seen.isfinite().all()):
+    if not observing.sees_sites and not bool(seen.isfinite().all()):
         raise ValueError(
             "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
             "that nothing is observed; choose with observe= which observations are made"
         )
     size = seen.shape[-1]
     noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
-    observation = seen + observing.errors_from(
-        noise.to(truth)
-    )  # (K, P) deviations, one row a time, where they differ in time
+    observation = seen + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
     if sites.kind == "all":
         return observation
     mask = sites.mask(size, trajectory, time, seed)
