@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import xdan
-from xdan.records.blocks import RecordWindows
 from xdan.records.record import read
+from xdan.records.windows import RecordWindows
 from xdan.training.data import data_from_dynamics, data_from_record
 
 

@@ -18,19 +18,16 @@ from ..core.learning.online_twin import EndlessTwin
 from ..core.learning.trainer import Source
 from ..core.methods import EnsembleMethod, Record, method_by_name
 from ..core.observing import ObservingSystem, Sites
-from ..records.blocks import RecordWindows, make_record, read_lanes
-from ..records.observing import error_from, operator_from
+from ..records.blocks import make_record
+from ..records.following import check_follows
 from ..records.observing import identity as observing_identity
-from ..records.record import (
-    LabelledRecord,
-    check_follows,
-    check_observed,
-    leading,
-    refuse_fill_values,
-)
+from ..records.observing import observing_from, operator_from
+from ..records.record import LabelledRecord
 from ..records.schema import TIME, TRAJECTORY, XdanWarning
 from ..records.store import digest
+from ..records.values import check_observed, leading, refuse_fill_values
 from ..records.watch import far_from_truth, tell
+from ..records.windows import RecordWindows, read_lanes
 
 _VALIDATION_LANES, _VALIDATION_CYCLES = 64, 250
 _CLIMATE_STATES = 256
@@ -73,7 +70,7 @@ class TrainingData:
     def climate(self) -> torch.Tensor:
         """Some states of the dynamics' climate, shape (B, N); none where the observing system has no operator."""
         like = self.validation.observation
-        if self.observing.operator is None:
+        if self.observing.sees_sites:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
         labels = range(_CLIMATE_STATES)
         return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
@@ -109,7 +106,7 @@ def data_from_dynamics(
     model_steps = dynamics.steps_in(interval)
     seeing = None if operator is None else operator_from(operator, dynamics)
     shape = dynamics.shape if seeing is None else (seeing.size,)
-    observing = error_from(torch.as_tensor(np.asarray(error_std), dtype=torch.float64), shape, seeing)
+    observing = observing_from(torch.as_tensor(np.asarray(error_std), dtype=torch.float64), shape, seeing)
     windows = EndlessTwin(
         dynamics,
         observe,
@@ -211,7 +208,7 @@ def _moments(record: Record) -> tuple[float, float]:
         If they are not finite, or nothing varies.
     """
     states = record.truth
-    if states is None and record.observing.operator is not None:
+    if states is None and not record.observing.sees_sites:
         states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation)
     if states is not None:
         mean, std = float(states.double().mean()), float(states.double().std(correction=0))
@@ -243,7 +240,7 @@ def _setting(
     """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
     timestep = record.dynamics.timestep
     share = float((~record.observation.isnan()).double().mean())
-    by_rule = sites is not None and observing.operator is None and _follows(sites, share, record.observation.shape[-1])
+    by_rule = sites is not None and observing.sees_sites and _follows(sites, share, record.observation.shape[-1])
     return {
         "dynamics": dynamics_to_json(record.dynamics),
         "interval": _range([step * timestep for step in (min(steps), max(steps))]),

@@ -29,11 +29,13 @@ from ..core.observing import Sites
 from ..core.progress import shown
 from ..core.random import Purpose, check_seed, uniform
 from ..network import Network
-from ..records.blocks import RecordWindows, pick_device
+from ..records.blocks import pick_device
 from ..records.location import StoreLike, check_rewritable, locate, writing
-from ..records.record import imitate, read
+from ..records.record import read
+from ..records.runs import imitate
 from ..records.schema import XdanWarning
 from ..records.setting import disagreements
+from ..records.windows import RecordWindows
 from .data import TrainingData, data_from_dynamics, data_from_record, ensemble_method, taught
 from .loop import Loop
 
@@ -520,7 +522,7 @@ def _check_differentiable(data: TrainingData, through_the_model: bool) -> None:
     if record.truth is not None:
         states = record.truth.flatten(0, 1)
         states = states[:: max(1, len(states) // STATES)][:STATES]
-    elif through_the_model or data.observing.operator is not None:
+    elif through_the_model or not data.observing.sees_sites:
         states = climate_states(data.dynamics, record.seed, record.observation)
     else:
         return
