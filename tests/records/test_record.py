@@ -72,10 +72,10 @@ def test_a_twin_writes_its_roles_as_they_are_read(role, model):
     """Dims and units of what `twin` writes are those that the role describes."""
     r = np.eye(3) if role is schema.ERROR_COVARIANCE else None
     ds = xdan.twin(model, cycles=2, operator=np.ones((3, 8)), error_covariance=r)
-    found = schema.find(ds, role)
+    variable = schema.find(ds, role)
     expected = role.dims_in(("x",), ("obs",))
-    assert found.dims == (() if role is schema.ERROR else expected)
-    assert found.attrs["xdan_role"] == role.name
+    assert variable.dims == (() if role is schema.ERROR else expected)
+    assert variable.attrs == role.attributes(variable.attrs["long_name"], model.units)
     assert role.keyword in record.RecordWords.__annotations__
 
 

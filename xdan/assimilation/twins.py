@@ -22,11 +22,16 @@ from ..records.blocks import Plan, block, block_graph
 from ..records.observing import errors, observing_from, operator_from
 from ..records.schema import (
     DUAL,
+    ERROR,
+    ERROR_COVARIANCE,
     OBS,
+    OBSERVATION,
+    OPERATOR,
     TIME,
     TIME_ATTRIBUTES,
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
+    TRUTH,
     Array,
     attributes,
     check_order,
@@ -243,22 +248,20 @@ def _twin_block(
 def _error_variable(dims: tuple[str, ...], values: torch.Tensor, in_time: bool, units: str) -> dict[str, Any]:
     """Name and hold R: standard deviations, in time or not, or a covariance."""
     if in_time or values.ndim <= len(dims):
-        label = {"long_name": "standard deviation of the observation error", "xdan_role": "observation_error"}
-        own = ((TIME, *dims) if in_time else dims)[: values.ndim]
-        return {"observation_error": (own, values.numpy(), {**label, "units": units})}
-    label = {"long_name": "observation error covariance", "xdan_role": "observation_error_covariance"}
-    square = units if units == "1" else f"({units})2"
-    both = (*dims, *(dim + DUAL for dim in dims))
-    return {"observation_error_covariance": (both, values.numpy(), {**label, "units": square})}
+        deviation_dims = (ERROR.dims_in((), dims) if in_time else dims)[: values.ndim]
+        label = ERROR.attributes("standard deviation of the observation error", units)
+        return {ERROR.name: (deviation_dims, values.numpy(), label)}
+    label = ERROR_COVARIANCE.attributes("observation error covariance", units)
+    return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), dims), values.numpy(), label)}
 
 
 def _operator_variable(operator: Operator | None, dynamics: Dynamics) -> dict[str, Any]:
     """Name and hold H where it is a matrix."""
     if not isinstance(operator, LinearOperator):
         return {}
-    label = {"long_name": "observation operator", "xdan_role": "observation_operator", "units": "1"}
+    label = OPERATOR.attributes("observation operator", dynamics.units)
     matrix = operator.matrix.reshape(operator.size, *dynamics.shape).numpy()
-    return {"observation_operator": ((OBS, *dynamics.dims), matrix, label)}
+    return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), matrix, label)}
 
 
 def _time_attributes(dynamics: Dynamics) -> dict[str, str]:
@@ -278,15 +281,14 @@ def _label(
     intervals: Array,
     seed: int,
 ) -> xr.Dataset:
-    own = {"truth": dynamics.dims, "observation": dims}
-    names = {"truth": "true state", "observation": "observation, NaN where nothing is observed"}
+    long_names = {TRUTH: "true state", OBSERVATION: "observation, NaN where nothing is observed"}
     variables = {
-        name: (
-            (TRAJECTORY, TIME, *own[name]),
-            array,
-            {"long_name": names[name], "xdan_role": name, "units": dynamics.units},
+        role.name: (
+            role.dims_in(dynamics.dims, dims),
+            arrays[role.name],
+            role.attributes(long_name, dynamics.units),
         )
-        for name, array in arrays.items()
+        for role, long_name in long_names.items()
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(arrays["truth"].shape[0]), TRAJECTORY_ATTRIBUTES),

@@ -190,6 +190,9 @@ def _evaluate_tensors(
         x = states[r, k].flatten(0, 1)
         batch = _point_batch(x, observed, channels, observing, labels[r], times[k], work, background)
         values = work.kernel(network, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(total.dtype)
+        if not any(work.summed):
+            total[r, k] = values
+            continue
         for axis, gone in enumerate(work.summed):
             values = values.sum(axis, keepdim=True) if gone else values
         place = tuple(slice(0, 1) if gone else part for gone, part in zip(work.summed, (r, k), strict=True))

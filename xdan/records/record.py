@@ -28,7 +28,7 @@ from .schema import (
     changed_descriptions,
     find,
 )
-from .store import check_contents, check_whole
+from .store import STATUS, check_contents, check_whole
 from .times import intervals_of
 from .values import check_units
 
@@ -196,7 +196,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     if not isinstance(ds, xr.Dataset):
         raise TypeError(f"ds={shown(ds)}: expected the Dataset of a twin or of a record")
     check_words(words)
-    if ds.attrs.get("xdan_status") == "unfinished":
+    if ds.attrs.get(STATUS) == "unfinished":
         raise ValueError(
             "the store is unfinished: the run that writes it was cut short. Run the same call again to resume it"
         )

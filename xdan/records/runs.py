@@ -13,7 +13,7 @@ from ..core.checks import shown
 from .arranging import arrange
 from .record import LabelledRecord
 from .schema import TIME, TRAJECTORY
-from .store import check_contents, check_whole
+from .store import STATUS, check_contents, check_whole
 from .values import check_units
 
 
@@ -47,7 +47,7 @@ def read_run(
     """
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
-    if run.attrs.get("xdan_status") == "unfinished":
+    if run.attrs.get(STATUS) == "unfinished":
         raise ValueError(f"the {what}'s store is unfinished; run the same call again to resume it")
     if missing := [name for name in names if name not in run]:
         raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import shown
-from ..dynamics import Dynamics
-from ..random import Purpose, normal
+from .covariances import check_real, covariance_factor, pivots
 from .operators import Operator
-from .sites import Sites
 
-_SYMMETRIC = 1e-5  # of the two standard deviations: by so much may the halves of a covariance differ
 _PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or solutions with R lose their digits
 
 
@@ -57,7 +52,7 @@ class ObservingSystem:
         self._factor: Tensor | None = None
         self._exact: Tensor | None = None  # R as it was given, where `to` has rounded it
         if std is not None:
-            _check_real("observation error standard deviation", std)
+            check_real("observation error standard deviation", std)
             positive = (std > 0) & torch.isfinite(std)
             if not bool(positive.all()):
                 bad = std[~positive].flatten()[0]
@@ -101,7 +96,7 @@ class ObservingSystem:
                     f"observation error standard deviation {bad:g}: expected a square that {dtype} can hold; {remedy}"
                 )
         if self._factor is not None and self.covariance is not None and self.covariance.dtype != dtype:
-            smallest = float(_pivots(self._factor, self.covariance).min())
+            smallest = float(pivots(self._factor, self.covariance).min())
             if smallest < _PIVOTS * torch.finfo(dtype).eps:
                 raise ValueError(
                     f"R is too near to a singular matrix for {dtype}: an observation's error is known from the others' "
@@ -285,14 +280,14 @@ class ObservingSystem:
         -------
         Tensor, shape (B, N)
         """
-        weighted = self._precise(innovation, observed)
+        weighted = self._weigh(innovation, observed)
         if x is None:
             assert self.sees_sites
             return weighted
         return self.adjoint(x, weighted)
 
-    def _precise(self, innovation: Tensor, observed: Tensor) -> Tensor:
-        """R^{-1} of what is observed, zero elsewhere."""
+    def _weigh(self, innovation: Tensor, observed: Tensor) -> Tensor:
+        """R^{-1} d of what is observed (B, P), zero elsewhere."""
         if self.std is not None:
             zero = torch.zeros((), dtype=innovation.dtype, device=innovation.device)
             return torch.where(observed, innovation, zero) / self.std**2
@@ -313,124 +308,3 @@ class ObservingSystem:
             exact = ObservingSystem(covariance=self._exact)
             factor = torch.linalg.cholesky(exact.covariance_of(observed)).to(factor.dtype)
         return factor
-
-
-def covariance_factor(label: str, matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor of a covariance matrix.
-
-    Parameters
-    ----------
-    label : str
-        What messages call the matrix.
-    matrix : Tensor, shape (P, P)
-
-    Raises
-    ------
-    TypeError
-        For what is no tensor of real numbers.
-    ValueError
-        If it is not square, finite, symmetric relative to its variances, and positive definite in its dtype.
-    """
-    _check_real(label, matrix)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
-        raise ValueError(f"{label} has shape {tuple(matrix.shape)}: expected a square matrix")
-    if not bool(matrix.isfinite().all()):
-        raise ValueError(f"{label} holds values that are not finite: expected a covariance matrix")
-    if not is_symmetric(matrix):
-        raise ValueError(f"{label} is not symmetric; expected a covariance matrix")
-    factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    singular = 10 * len(matrix) * torch.finfo(matrix.dtype).eps  # of a variance: rounding alone leaves as much
-    if int(info) or not bool((_pivots(factor, matrix) ** 2 > singular).all()):
-        raise ValueError(f"{label} is not positive definite; expected a covariance matrix of full rank")
-    return factor
-
-
-def is_symmetric(matrix: Tensor) -> bool:
-    """Whether the halves of a covariance matrix (P, P) are equal, relative to its standard deviations."""
-    deviation = matrix.diagonal().abs().sqrt()
-    return not bool(((matrix - matrix.T).abs() > _SYMMETRIC * deviation[:, None] * deviation).any())
-
-
-def _pivots(factor: Tensor, matrix: Tensor) -> Tensor:
-    """Share of each deviation that the variables before it do not tell, shape (P,)."""
-    return factor.diagonal() / matrix.diagonal().sqrt()
-
-
-def _check_real(label: str, value: Any) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, Tensor) else shown(value)
-        raise TypeError(f"{label} is {kind}: expected a tensor of real floating-point numbers")
-
-
-def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: int) -> None:
-    """Refuse a truth that is not finite: in a record it would be read as not observed.
-
-    Parameters
-    ----------
-    dynamics : Dynamics
-    truth : Tensor, shape (R, K, N)
-    trajectory : Tensor of int64, shape (R,)
-    first : int
-        Index of the first time.
-
-    Raises
-    ------
-    ValueError
-        It names the trajectory and the time.
-    """
-    lost = ~truth.isfinite().all(-1)
-    if bool(lost.any()):
-        row, k = (int(i) for i in lost.nonzero()[lost.nonzero()[:, 1].argmin()])
-        raise ValueError(
-            f"the truth of trajectory {int(trajectory[row])} is not finite from time index {first + k} on: expected a "
-            f"model whose states stay finite; give {dynamics.name!r} a smaller timestep=, or rest= that turns noise "
-            "into states that it can bear"
-        )
-
-
-def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
-    """Values with zeros for NaN, and the mask of what is observed; both of the observation's shape."""
-    observed = ~torch.isnan(observation)
-    return torch.nan_to_num(observation, nan=0.0), observed
-
-
-def observe(
-    truth: Tensor,
-    sites: Sites,
-    observing: ObservingSystem,
-    trajectory: Tensor,
-    time: Tensor,
-    seed: int,
-) -> Tensor:
-    """Observations y = H x + noise of Eq. 1b, NaN where nothing is observed.
-
-    Parameters
-    ----------
-    truth : Tensor, shape (R, K, N)
-        Flattened states.
-    trajectory, time : Tensor of int64, shape (R,) and (K,)
-        Labels that key the noise and the sites.
-
-    Returns
-    -------
-    Tensor, shape (R, K, P)
-
-    Raises
-    ------
-    ValueError
-        If the operator gives values that are not finite.
-    """
-    seen = observing.observe(truth)
-    if not observing.sees_sites and not bool(seen.isfinite().all()):
-        raise ValueError(
-            "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
-            "that nothing is observed; choose with observe= which observations are made"
-        )
-    size = seen.shape[-1]
-    noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
-    observation = seen + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
-    if sites.kind == "all":
-        return observation
-    mask = sites.mask(size, trajectory, time, seed)
-    return torch.where(mask, observation, torch.full((), torch.nan, dtype=truth.dtype, device=truth.device))
