@@ -16,11 +16,11 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from .core.checks import XdanWarning, shown
+from .core.dynamics import Dynamics
 from .core.methods import DataAssimilationNetwork
 from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
-from .records.blocks import tensor_to_array
+from .records.blocks import array_to_tensor, tensor_to_array
 from .records.location import StoreLike, check_rewritable, locate, replacing, writing
-from .records.record import LabelledRecord
 from .records.schema import WHOLE, Array
 from .records.setting import disagreements
 from .records.store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
@@ -112,7 +112,7 @@ class Network:
             )
         network_of_shapes(name, parameters, {label: value.shape for label, value in self.arrays.items()})
         module = network_by_name(name, parameters)
-        weights = {name: torch.from_numpy(np.array(value)) for name, value in self.arrays.items()}
+        weights = {name: array_to_tensor(value) for name, value in self.arrays.items()}
         if any(value.dtype == torch.float64 for value in weights.values()):
             module.double()  # loading would round them
         try:
@@ -125,18 +125,18 @@ class Network:
         """Return the method to cycle with; one torch module for each process."""
         return _method(self, dtype, device)
 
-    def check(self, labelled: LabelledRecord) -> None:
-        """Refuse records that the network cannot work on.
+    def check(self, dynamics: Dynamics) -> None:
+        """Refuse a record of a dynamics whose states the network cannot work on.
 
         Raises
         ------
         ValueError
             If the state's dims are not those it was trained on.
         """
-        if labelled.setup.dynamics.dims != self.state_dims:
+        if dynamics.dims != self.state_dims:
             raise ValueError(
                 f"the network works on states with dims {self.state_dims}, the record's state has "
-                f"{labelled.setup.dynamics.dims}: rename the record's dims, or train a network on this record"
+                f"{dynamics.dims}: rename the record's dims, or train a network on this record"
             )
 
     def check_climate(self, observation: Array, error_variance: float) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from xdan.core.observing import FunctionOperator, ObservingSystem, Sites, observe, split_observation
+from xdan.core.observing import FunctionOperator, LinearOperator, ObservingSystem, Sites, observe, split_observation
 
 SITES = 6
 MASKS = st.lists(st.booleans(), min_size=SITES, max_size=SITES)
@@ -26,8 +26,8 @@ def full_covariance(size: int = SITES, seed: int = 0) -> torch.Tensor:
     return root @ root.T + 0.5 * torch.eye(size, dtype=torch.float64)
 
 
-def error_and_matrix(kind: str, seed: int = 0) -> tuple[ObservingSystem, torch.Tensor]:
-    """An error covariance and its R written as a matrix."""
+def system_and_matrix(kind: str, seed: int = 0) -> tuple[ObservingSystem, torch.Tensor]:
+    """An observing system and its R written as a matrix."""
     if kind == "full":
         matrix = full_covariance(seed=seed)
         return ObservingSystem(covariance=matrix), matrix
@@ -48,7 +48,7 @@ def labels(count: int) -> torch.Tensor:
 @settings(max_examples=30, deadline=None)
 @given(masks=st.lists(MASKS, min_size=1, max_size=3), seed=SEEDS)
 def test_projected_innovation_is_the_matrix_product(kind, masks, seed):
-    observing, r = error_and_matrix(kind, seed)
+    observing, r = system_and_matrix(kind, seed)
     observed = torch.tensor(masks)
     innovation = normals(len(masks), SITES, seed=seed + 1)
     expected = []
@@ -62,7 +62,7 @@ def test_projected_innovation_is_the_matrix_product(kind, masks, seed):
 @settings(max_examples=20, deadline=None)
 @given(masks=st.lists(MASKS, min_size=1, max_size=3), seed=SEEDS)
 def test_projection_is_whitening_and_its_adjoint(kind, masks, seed):
-    observing, _ = error_and_matrix(kind, seed)
+    observing, _ = system_and_matrix(kind, seed)
     observed = torch.tensor(masks)
     x, y = (
         normals(len(masks), SITES, seed=seed + 1),
@@ -78,7 +78,7 @@ def test_projection_is_whitening_and_its_adjoint(kind, masks, seed):
 @given(mask=MASKS, seed=SEEDS)
 def test_selecting_sites_and_putting_back_are_adjoint(kind, mask, seed):
     # <H x, R^-1 y> = <x, H^T R^-1 y> with y on the observed sites.
-    observing, r = error_and_matrix(kind, seed)
+    observing, r = system_and_matrix(kind, seed)
     observed = torch.tensor(mask)
     h = selection(observed)
     x, y = normals(SITES, seed=seed + 1), normals(len(h), seed=seed + 2)
@@ -87,9 +87,31 @@ def test_selecting_sites_and_putting_back_are_adjoint(kind, mask, seed):
     assert_close(there, back, rtol=1e-9, atol=1e-11)
 
 
+def curved(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x[..., 0] * x[..., 1], x[..., 2].sin(), x[..., 3:].sum(-1)], -1)
+
+
+@pytest.mark.parametrize("operator", [None, LinearOperator(normals(3, SITES)), FunctionOperator(curved, 3)])
+def test_tangent_and_adjoint_are_transposes(operator):
+    """<H'(x) u, v> = <u, H'(x)^T v>, and H'(x) u is the slope of H along u."""
+    system = ObservingSystem(std=torch.ones((), dtype=torch.float64), operator=operator)
+    size = system.size(SITES)
+    assert size == (SITES if operator is None else 3)
+    assert system.sees_sites is (operator is None)
+    assert system.linear is not isinstance(operator, FunctionOperator)
+    x, u, v = normals(4, SITES), normals(4, 1, SITES, seed=1), normals(4, size, seed=2)
+    along = system.tangent(x, u)[:, 0]
+    back = system.adjoint(x, v)
+    assert back.shape == x.shape
+    assert_close((along * v).sum(-1), (u[:, 0] * back).sum(-1), rtol=1e-12, atol=1e-12)
+    step = 1e-5
+    slope = (system.observe(x + step * u[:, 0]) - system.observe(x - step * u[:, 0])) / (2 * step)
+    assert_close(along, slope, rtol=1e-7, atol=1e-8)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_whitened_errors_have_unit_covariance(kind):
-    observing, r = error_and_matrix(kind)
+    observing, r = system_and_matrix(kind)
     observed = torch.tensor([[True, False, True, True, False, True]])
     w = observing.whiten(torch.eye(SITES, dtype=torch.float64)[None], observed)[0].mT
     assert_close(w @ r @ w.T, torch.diag(observed[0].double()), rtol=1e-12, atol=1e-12)
@@ -97,7 +119,7 @@ def test_whitened_errors_have_unit_covariance(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_members_are_whitened_one_by_one(kind):
-    observing, _ = error_and_matrix(kind)
+    observing, _ = system_and_matrix(kind)
     observed = torch.tensor([[True, False, True, True, False, True], [False, True, True, False, True, True]])
     v = normals(2, 3, SITES)
     alone = torch.stack([observing.whiten(v[:, m], observed) for m in range(3)], 1)
@@ -106,7 +128,7 @@ def test_members_are_whitened_one_by_one(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_at_unobserved_sites_are_not_read(kind):
-    observing, _ = error_and_matrix(kind)
+    observing, _ = system_and_matrix(kind)
     observed = torch.tensor([[True, False, True, True, False, True]])
     innovation = normals(1, SITES)
     holes = torch.where(observed, innovation, torch.nan)
@@ -117,7 +139,7 @@ def test_values_at_unobserved_sites_are_not_read(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_r_of_the_observed_sites_and_its_diagonal(kind):
-    observing, r = error_and_matrix(kind)
+    observing, r = system_and_matrix(kind)
     observed = torch.tensor([True, False, True, True, False, True])
     h, rest = selection(observed), selection(~observed)
     assert_close(observing.covariance_of(observed[None])[0], h.T @ h @ r @ h.T @ h + rest.T @ rest)
@@ -126,14 +148,14 @@ def test_r_of_the_observed_sites_and_its_diagonal(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_coloured_noise_has_covariance_r(kind):
-    observing, r = error_and_matrix(kind)
+    observing, r = system_and_matrix(kind)
     columns = observing.errors_from(torch.eye(SITES, dtype=torch.float64))
     assert_close(columns.T @ columns, r, rtol=1e-12, atol=1e-12)
 
 
-def test_an_error_covariance_moves_to_another_dtype():
+def test_a_system_moves_to_another_dtype():
     for kind in KINDS:
-        observing, r = error_and_matrix(kind)
+        observing, r = system_and_matrix(kind)
         moved = observing.to(torch.float32, "cpu")
         observed = torch.ones(1, SITES, dtype=torch.bool)
         ones = torch.ones(1, SITES)
@@ -222,7 +244,7 @@ def test_random_sites_are_redrawn_for_every_time_and_trajectory():
 @settings(max_examples=15, deadline=None)
 @given(rows=POSITIONS, columns=POSITIONS)
 def test_random_sites_and_errors_are_keyed_by_label(rows, columns):
-    sites, (observing, _) = Sites.random(1, SITES), error_and_matrix("per-site")
+    sites, (observing, _) = Sites.random(1, SITES), system_and_matrix("per-site")
     truth = normals(5, 5, SITES)
     whole = observe(truth, sites, observing, 7 + labels(5), 9 + labels(5), 3)
     trajectory, time = 7 + torch.tensor(rows), 9 + torch.tensor(columns)
@@ -232,7 +254,7 @@ def test_random_sites_and_errors_are_keyed_by_label(rows, columns):
 
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.every(2, 1), Sites.random(0, SITES)])
 def test_nan_stands_exactly_where_nothing_is_observed(sites):
-    observing, _ = error_and_matrix("full")
+    observing, _ = system_and_matrix("full")
     observation = observe(normals(5, 4, SITES), sites, observing, labels(5), labels(4), 3)
     mask = sites.mask(SITES, labels(5), labels(4), 3)
     assert torch.equal(~observation.isnan(), mask)
@@ -243,7 +265,7 @@ def test_nan_stands_exactly_where_nothing_is_observed(sites):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_observation_errors_have_zero_mean_and_covariance_r(kind):
-    observing, r = error_and_matrix(kind)
+    observing, r = system_and_matrix(kind)
     truth = normals(200, 100, SITES)
     noise = (observe(truth, Sites.all(), observing, labels(200), labels(100), 0) - truth).reshape(-1, SITES)
     variance = r.diagonal()
@@ -255,7 +277,7 @@ def test_observation_errors_have_zero_mean_and_covariance_r(kind):
 
 
 def test_observation_errors_do_not_know_which_sites_are_observed():
-    observing, _ = error_and_matrix("full")
+    observing, _ = system_and_matrix("full")
     truth = normals(5, 4, SITES)
     every = observe(truth, Sites.all(), observing, labels(5), labels(4), 0)
     some = observe(truth, Sites.random(2, 4), observing, labels(5), labels(4), 0)

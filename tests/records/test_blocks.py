@@ -1,5 +1,6 @@
-"""Blocks: arrays to tensors and back, graphs that carry state along time, and windows read from a record."""
+"""Blocks: arrays to tensors and back, and graphs of blocks, with and without a state that is carried along time."""
 
+import itertools
 import os
 import platform
 import subprocess
@@ -10,12 +11,10 @@ import dask.array as da
 import numpy as np
 import pytest
 import torch
-import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xdan.records import record
-from xdan.records.blocks import Plan, RecordWindows, array_to_tensor, pick_device, read_lanes, scan, tensor_to_array
+from xdan.records.blocks import Plan, array_to_tensor, block, block_graph, pick_device, tensor_to_array
 
 
 def cuts(total):
@@ -53,8 +52,8 @@ def test_device():
     assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def running_sum(carry, rows, columns, arrays, offset):
-    (x,) = arrays
+def running_sum(data, carry, rows, columns, offset):
+    (x,) = data
     assert x.shape[:2] == (rows.stop - rows.start, columns.stop - columns.start)
     start = np.zeros(x[:, 0].shape) if carry is None else carry["sum"]
     total = start[:, None] + np.cumsum(x, axis=1)
@@ -62,133 +61,82 @@ def running_sum(carry, rows, columns, arrays, offset):
 
 
 @given(cuts(5), cuts(9), st.booleans())
-def test_scan_carries_along_time_and_not_across_trajectories(rows, columns, chunked_otherwise):
+def test_a_carry_goes_along_time_and_not_across_trajectories(rows, columns, chunked_otherwise):
     x = np.random.default_rng(0).integers(-9, 9, (5, 9, 2)).astype(float)
     array = da.from_array(x, chunks=(2, 4, 1) if chunked_otherwise else (rows, columns, 2))
     outputs = {"total": ((2,), np.dtype("f8")), "first": ((), np.dtype("f8"))}
-    found = scan(running_sum, Plan.from_chunks(rows, columns), [array], outputs, 10.0)
-    assert found["total"].chunks == (rows, columns, (2,))
-    assert found["first"].chunks == (rows, columns)
-    total, first = dask.compute(found["total"], found["first"])
+    made = block_graph(running_sum, Plan.from_chunks(rows, columns), [array], outputs, 10.0, carries=True)
+    assert made["total"].chunks == (rows, columns, (2,))
+    assert made["first"].chunks == (rows, columns)
+    total, first = dask.compute(made["total"], made["first"])
     np.testing.assert_array_equal(total, np.cumsum(x, axis=1) + 10)
     np.testing.assert_array_equal(first, x.sum(2))
 
 
-def test_scan_computes_nothing(computed):
+def test_a_graph_computes_nothing(computed):
     array = da.zeros((4, 6, 2), chunks=(2, 3, 2))
-    scan(running_sum, Plan.from_chunks((2, 2), (3, 3)), [array], {"total": ((2,), np.dtype("f8"))}, 0.0)
+    outputs = {"total": ((2,), np.dtype("f8"))}
+    block_graph(running_sum, Plan.from_chunks((2, 2), (3, 3)), [array], outputs, 0.0, carries=True)
     assert computed.calls == 0
 
 
-def labelled_record(twin, rows, cycles, chunks=None, loads=None):
-    """A record whose truth says where it is from, 1000 * trajectory + time; its observation the same, negative."""
-    where = 1000.0 * np.arange(rows)[:, None, None] + np.arange(cycles)[:, None] + np.zeros(8)
-    data = where
-    if chunks:
-        data = da.from_array(where, chunks=(*chunks, 8))
-    if loads is not None:
-        data = data.map_blocks(lambda block, block_info=None: loads.append(block.shape) or block, dtype=float)
-    coordinates = {"time": 0.05 * np.arange(cycles), "trajectory": np.arange(rows), "x": np.arange(8)}
-    truth = xr.DataArray(data, dims=("trajectory", "time", "x"), coords=coordinates)
-    ds = xr.Dataset({"truth": truth, "observation": -truth, "observation_error": 1.0}, attrs=twin.attrs)
-    return record.read(ds)
+def mean_over_times(data, rows, columns, factor, *, offset):
+    x, nothing = data
+    assert nothing is None
+    return {"mean": factor * x.mean(1, keepdims=True) + offset}
 
 
-def windows_of(labelled, lanes, length, batch, cycles, seed=0):
-    return RecordWindows(labelled, lanes, length, batch=batch, cycles=cycles, seed=seed, device="cpu")
+@given(cuts(5), cuts(9))
+def test_blocks_without_a_carry_may_give_other_sizes(rows, columns):
+    x = np.random.default_rng(0).integers(-9, 9, (5, 9, 2)).astype(float)
+    made = block_graph(
+        mean_over_times,
+        Plan.from_chunks(rows, columns),
+        [da.from_array(x, chunks=(2, 4, 1)), None],
+        {"mean": ((2,), np.dtype("f8"))},
+        2.0,
+        sizes=lambda rows, columns: (rows.stop - rows.start, 1),
+        offset=10.0,
+    )["mean"]
+    assert made.chunks == (rows, (1,) * len(columns), (2,))
+    edges = np.cumsum([0, *columns])
+    expected = [2 * x[:, i:j].mean(1) + 10 for i, j in itertools.pairwise(edges)]
+    np.testing.assert_allclose(made.compute(), np.stack(expected, 1), rtol=1e-15)
 
 
-def places(window):
-    """Trajectories of a window and its first time."""
-    where = window.truth[..., 0].numpy()
-    return (where[:, 0] // 1000).astype(int).tolist(), (where[:, 0] % 1000).astype(int).tolist()
+def test_what_crosses_and_what_does_not():
+    """The block's data take the dtype; other arrays keep theirs; everything else passes as it is."""
+    told = {}
+
+    @block
+    def function(data, labels, state, size, *, weights):
+        told.update(data=data, labels=labels, state=state, size=size, weights=weights, grad=torch.is_grad_enabled())
+        return {"sum": data[0].sum(0) * weights, "pair": (labels, size), "state": state}
+
+    size, state = object(), {"flag": np.array([True, False]), "x": np.ones(2, ">f8"), "none": None}
+    data, labels = [np.arange(6, dtype="i2").reshape(2, 3), None], np.array([7, 9])
+    answer = function(data, labels, state, size, weights=np.arange(3.0), dtype=np.dtype("f4"), device="cpu")
+    assert [told["data"][0].dtype, told["data"][1]] == [torch.float32, None]
+    assert told["labels"].dtype == torch.int64
+    assert [told["state"]["flag"].dtype, told["state"]["x"].dtype] == [torch.bool, torch.float64]
+    assert told["weights"].dtype == torch.float64
+    assert told["size"] is size
+    assert not told["grad"]
+    assert torch.is_grad_enabled()
+    np.testing.assert_array_equal(answer["sum"], np.array([3.0, 5, 7]) * np.arange(3))
+    assert [type(value) for value in (*answer["pair"], answer["state"]["x"])] == [np.ndarray, object, np.ndarray]
+    np.testing.assert_array_equal(answer["pair"][0], labels)
 
 
-@given(
-    rows=st.integers(2, 7),
-    batch=st.integers(1, 4),
-    cycles=st.integers(1, 5),
-    length=st.integers(10, 23),
-    chunk=st.none() | st.tuples(st.integers(1, 4), st.integers(1, 23)),
-    segments=st.integers(1, 2),
-)
-def test_windows_follow_the_record(twin, rows, batch, cycles, length, chunk, segments):
-    labelled = labelled_record(twin, rows, length * segments, chunk)
-    lanes = [(row, piece * length) for piece in range(segments) for row in range(rows)]
-    batch = min(batch, len(lanes))
-    source = windows_of(labelled, lanes, length, batch, cycles)
-    last, seen = {}, set()
-    count = 3 * source.groups * (length // cycles) * len(source.batches)
-    for index in range(count):
-        window = source.window(index)
-        assert window.truth.shape == (batch, cycles, 8)
-        assert len(window.steps) == cycles
-        np.testing.assert_array_equal(window.observation, -window.truth)
-        np.testing.assert_array_equal(np.diff(window.truth[..., 0], axis=1), 1)
-        trajectories, times = places(window)
-        seen |= set(zip(trajectories, times, strict=True))
-        assert (window.group in last) or window.fresh
-        if window.fresh and window.group in last:
-            assert {(row, time) for row, time in zip(trajectories, times, strict=True)} <= set(lanes)
-        elif not window.fresh:
-            before, ends = last[window.group]
-            assert (trajectories, times) == (before, ends)
-        last[window.group] = (trajectories, [time + cycles for time in times])
-    source.close()
-    assert seen == {(row, start + cycles * w) for row, start in lanes for w in range(length // cycles)}
-
-
-def test_windows_take_their_lanes_intervals(twin):
-    labelled = labelled_record(twin, 3, 8)
-    labelled.setup.steps[:] = [0, 1, 2, 3, 4, 5, 6, 7]
-    source = windows_of(labelled, [(0, 0), (1, 0), (2, 0)], 8, 1, 4)
-    for index in range(12):
-        window = source.window(index)
-        assert list(window.steps) == list(range(places(window)[1][0], places(window)[1][0] + 4))
-    source.close()
-
-
-def test_windows_depend_on_seed_and_epoch_alone(twin):
-    labelled = labelled_record(twin, 8, 12)
-    lanes = [(row, 0) for row in range(8)]
-
-    def order(seed):
-        source = windows_of(labelled, lanes, 12, 2, 4, seed)
-        found = [places(source.window(index)) for index in range(48)]
-        source.close()
-        return found
-
-    assert order(1) == order(1)
-    assert order(1) != order(2)
-    skipped = windows_of(labelled, lanes, 12, 2, 4, 1)  # a resumed run asks from the middle on
-    assert [places(skipped.window(index)) for index in range(20, 48)] == order(1)[20:]
-    skipped.close()
-
-
-def test_memory_holds_a_few_blocks_of_any_record(twin):
-    """Every batch has as many cycles as a chunk, and twice as many wait as take turns."""
-    loads = []
-    labelled = labelled_record(twin, 40, 400, (2, 20), loads)
-    loads.clear()  # dask probes with an empty block
-    source = windows_of(labelled, [(row, 0) for row in range(40)], 400, 2, 5)
-    for index in range(400):
-        source.window(index)
-        held = [future.result()[0].shape for future in source._loaded.values()]
-        assert len(held) <= 2 * source.groups <= 8
-        assert set(held) <= {(2, 20, 8)}
-    source.close()
-    # No read but of the lanes and times wanted: the blocks are of one batch, and twice in all (truth, observation).
-    assert set(loads) == {(2, 20, 8)}
-    # 400 windows of 2 x 5 are a quarter of 40 x 400, once for truth and once for observations; some were read ahead.
-    assert len(loads) <= 2 * (400 * 10 // 40 + 2 * source.groups)
-
-
-def test_lanes_side_by_side_or_not(twin):
-    variable = labelled_record(twin, 5, 20, (2, 7)).truth
-    together = read_lanes(variable, [(1, 4), (2, 4), (3, 4)], 2, 6)
-    np.testing.assert_array_equal(together[..., 0], 1000 * np.arange(1, 4)[:, None] + np.arange(6, 10))
-    apart = read_lanes(variable, [(4, 0), (1, 10)], 2, 6)
-    np.testing.assert_array_equal(apart[..., 0], [[4002, 4003, 4004, 4005], [1012, 1013, 1014, 1015]])
+def test_a_block_keeps_a_thread_of_dask_to_one_core():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        threads = dask.delayed(block(lambda data: torch.get_num_threads()))([])
+        assert threads.compute(scheduler="threads", num_workers=1) == 1
+        assert block(lambda data: torch.get_num_threads())([]) == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 FAULTS = """

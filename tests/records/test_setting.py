@@ -18,14 +18,19 @@ TRAINED = {
 }
 
 
+def differing(description, ds):
+    labelled = read(ds)
+    return setting.differences(description, labelled.setup, labelled.sites)
+
+
 def told(ds, **changes):
-    return setting.differences({"training": {"data": {**TRAINED, **changes}}}, read(ds))
+    return differing({"training": {"data": {**TRAINED, **changes}}}, ds)
 
 
 def test_a_record_like_the_training(twin):
     assert told(twin) == []
-    assert setting.differences({}, read(twin)) == []
-    assert setting.differences({"training": {"committee": [{"data": TRAINED}]}}, read(twin)) == []
+    assert differing({}, twin) == []
+    assert differing({"training": {"committee": [{"data": TRAINED}]}}, twin) == []
 
 
 @pytest.mark.parametrize(
@@ -54,7 +59,7 @@ def test_another_model_is_named(twin):
 
 @pytest.mark.parametrize("data", [None, 3, [], {"interval": "x", "error_std": {}, "observing": 1, "dynamics": [1]}])
 def test_odd_descriptions_tell_nothing(twin, data):
-    assert setting.differences({"training": {"data": data}}, read(twin)) == []
+    assert differing({"training": {"data": data}}, twin) == []
 
 
 def test_a_run_out_of_its_setting_warns_and_says_so(tmp_path):

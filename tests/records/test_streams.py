@@ -24,7 +24,7 @@ def arm(point, when, log):
     from zarr.storage import LocalStore
 
     from xdan.core.learning.trainer import Trainer
-    from xdan.records.store import Checkpoint
+    from xdan.records.checkpoint import Checkpoint
     from xdan.records.streams import Stream
 
     lock, counts = threading.Lock(), {"step": 0, "write": 0}

@@ -6,8 +6,8 @@ import pytest
 import xdan
 from xdan.core.learning import objective_by_name
 from xdan.core.twin import TwinExperiment
-from xdan.records.blocks import RecordWindows
 from xdan.records.record import read
+from xdan.records.windows import RecordWindows
 from xdan.training.record_source import RecordSource
 from xdan.training.twin_source import TwinSource
 

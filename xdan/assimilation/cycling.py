@@ -18,27 +18,22 @@ from tqdm.auto import tqdm
 from ..core.checks import switch
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.methods import Method
+from ..core.methods import run as run_method
+from ..core.methods.base import State
 from ..core.progress import shown
 from ..core.random import Purpose, check_seed, normal
 from ..core.user_functions import finest
 from ..network import Network
-from ..records.blocks import Carry, Plan, cycle_block, in_block, make_record, pick_device, scan
+from ..records.blocks import Carry, Plan, Setup, block, block_graph, in_block, make_record, pick_device
+from ..records.following import astray
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.observing import identity as observing_identity
-from ..records.record import (
-    LEADING_CYCLES,
-    LEADING_TRAJECTORIES,
-    LabelledRecord,
-    Setup,
-    astray,
-    check_observed,
-    read,
-    refuse_fill_values,
-)
+from ..records.record import LabelledRecord, read
 from ..records.schema import Array
 from ..records.setting import differences, observed_otherwise, validation_innovation
 from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
+from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES, check_observed, refuse_fill_values
 from ..records.watch import RATIO, Watch, attribute, far_from_truth, tell
 from .run_layout import label_run, named, shapes_of, tuned_shapes_of
 
@@ -142,7 +137,7 @@ def cycle(
     check_mode(mode)
     setup, device = labelled.setup, pick_device(device)
     if isinstance(method, Network):
-        method.check(labelled)
+        method.check(setup.dynamics)
     if store is not None:
         store = locate(store)
         check_rewritable(store)
@@ -177,7 +172,7 @@ def cycle(
     label = partial(label_run, method=method, prototype=prototype, labelled=labelled, seed=seed)
     if store is None:
         outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
-        arrays = scan(partial(_cycle_block, lazy), plan, [observations], outputs, *arguments)
+        arrays = block_graph(partial(_cycle_block, lazy), plan, [observations], outputs, *arguments, carries=True)
         arrays |= {name: _moved(arrays[name], lag) for name, lag in lags.items()}
         chosen = dask.delayed(_chosen)(prepared, setup.dtype)
         scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
@@ -237,7 +232,9 @@ class _Prepared:
 
 def _outside(method: Network | Method, labelled: LabelledRecord) -> list[str]:
     """Say in what a record differs from a network's training, and what to do."""
-    differing = differences(method.description, labelled) if isinstance(method, Network) else []
+    if not isinstance(method, Network):
+        return []
+    differing = differences(method.description, labelled.setup, labelled.sites)
     if not differing:
         return []
     return [
@@ -307,7 +304,7 @@ def _stream_block(
     stream: Stream,
     place: tuple[int, int],
     carry: Carry | None,
-    block: Array,
+    observation: Array,
     setup: Setup,
     prepared: _Prepared,
     seed: int,
@@ -315,27 +312,51 @@ def _stream_block(
     device: str,
 ) -> Carry:
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    outputs, after = _cycle_block(False, carry, rows, columns, [block], setup, prepared, seed, members, device)
+    outputs, after = _cycle_block(False, [observation], carry, rows, columns, setup, prepared, seed, members, device)
     stream.write(*place, outputs, after)
     return after
 
 
 def _cycle_block(
     tells: bool,
+    arrays: Sequence[Any],
     carry: Carry | None,
     rows: slice,
     columns: slice,
-    arrays: Sequence[Any],
     setup: Setup,
     prepared: _Prepared,
-    *rest: Any,
+    seed: int,
+    members: bool,
+    device: str,
 ) -> tuple[dict[str, Array], Carry]:
     """Cycle over one block; with `tells` the block warns by itself, as nothing looks at the whole of a lazy run."""
-    method = _at_work(prepared.method, setup, rest[-1])
-    outputs, after = cycle_block(carry, rows, columns, arrays, setup, method, prepared.watch, *rest)
+    method = _at_work(prepared.method, setup, device)
+    outputs, after = _cycle_tensors(
+        arrays[0], carry, rows, columns, setup, method, prepared.watch, seed, members, dtype=setup.dtype, device=device
+    )
     if tells:
         tell(prepared.watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
     return outputs, after
+
+
+@block
+def _cycle_tensors(
+    observation: torch.Tensor,
+    carry: State | None,
+    rows: slice,
+    columns: slice,
+    setup: Setup,
+    method: Method,
+    watch: Watch,
+    seed: int,
+    members: bool,
+) -> tuple[dict[str, torch.Tensor], State]:
+    """Outputs of a prepared method over one block, dims (B, K, ...), and the state to carry on with."""
+    record = setup.record(observation, rows=rows, columns=columns, seed=seed)
+    outputs, after = run_method(method, record, carry, members)
+    outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
+    shape = setup.dynamics.shape
+    return {name: value if value.ndim == 2 else value.unflatten(-1, shape) for name, value in outputs.items()}, after
 
 
 def _at_work(method: Method | Network, setup: Setup, device: str) -> Method:
@@ -373,7 +394,7 @@ def _prepare(
     if isinstance(method, Network):
         with shown(progress):
             _at_work(method, setup, device).check_derivatives(record)
-        if setup.observing.operator is None:
+        if setup.observing.sees_sites:
             during = setup.observing.during(slice(0, observation.shape[1]))
             method.check_climate(observation, float(during.error_variance().mean()))
         return _Prepared(method, _watch_network(method, setup), texts)
@@ -385,12 +406,12 @@ def _watch_network(network: Network, setup: Setup) -> Watch:
     """How large a network's innovations should be."""
     remedy = "Train a network on this record with ds.dan.train(), or for longer, or compare with baseline('enkf-n')"
     factor, observing = validation_innovation(network.description), setup.observing
-    if network.ensemble and observing.operator is None:
+    if network.ensemble and observing.sees_sites:
         return Watch("spread", None, remedy)
     if factor is not None:
         return Watch("training", torch.tensor(factor, dtype=torch.float64), remedy)
     mean, std = (torch.tensor(float(network.arrays[name]), dtype=torch.float64) for name in ("state_mean", "state_std"))
-    if observing.operator is None:
+    if observing.sees_sites:
         return Watch("climate", std**2, remedy)
     keys, origin = torch.arange(_CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
     noise = normal(0, Purpose.CLIMATOLOGY, keys, origin, math.prod(setup.dynamics.shape))[:, 0]
@@ -399,7 +420,7 @@ def _watch_network(network: Network, setup: Setup) -> Watch:
 
 def _watch_method(method: Method, setup: Setup, seed: int) -> Watch:
     """How large a classical method's innovations should be."""
-    if "forecast_spread" in method.outputs and setup.observing.operator is None:
+    if "forecast_spread" in method.outputs and setup.observing.sees_sites:
         return Watch("spread", None, _REMEDY)
     like = finest(setup.dynamics.step, torch.zeros(1, *setup.dynamics.shape))
     states = setup.dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from ..core import scores as kernels
-from ..core.checks import choice, integer, shown
-from ..core.dynamics import Dynamics
-from ..records.blocks import see
-from ..records.record import LabelledRecord, astray, beginning, leading, read, read_run
-from ..records.schema import MEMBER, TIME, TRAJECTORY, averaged_dims
+from ..core.checks import choice, integer
+from ..core.observing import ObservingSystem
+from ..records.blocks import Setup, block, tensor_to_array
+from ..records.following import astray, beginning
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.runs import read_run
+from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, to_power
 from ..records.store import check_whole
-from ..records.values import fill_text
+from ..records.values import fill_text, leading
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
@@ -28,7 +32,6 @@ _CRPS = {
     "analysis": "analysis, its absolute error",
 }
 _SPREADS, _MEMBERS = ("forecast_spread", "spread"), ("members", "forecast_members")
-_ROLES = ("dynamics", "truth", "observation", "observation_error", "operator")
 
 
 def score(
@@ -37,11 +40,7 @@ def score(
     *,
     dim: str | Sequence[str] = (TRAJECTORY, TIME),
     burn_in: int = 0,
-    dynamics: Dynamics | None = None,
-    truth: str | None = None,
-    observation: str | None = None,
-    observation_error: Any = None,
-    operator: Any = None,
+    **words: Unpack[RecordWords],
 ) -> xr.Dataset:
     """Score a run.
 
@@ -55,8 +54,8 @@ def score(
         Dims to average over, of `trajectory` and `time`. The state's dims always go into the root.
     burn_in : int
         Leading cycles to leave out.
-    dynamics, truth, observation, observation_error, operator
-        As for `cycle`.
+    **words
+        dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -89,7 +88,7 @@ def score(
     CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437; of members: Ferro (2014), doi:10.1002/qj.2270.
     Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
     """
-    pair = _match(ds, run, burn_in, dynamics, truth, observation, observation_error, operator)
+    pair = _match(ds, run, burn_in, words)
     dims = _dims(dim)
     with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
         scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
@@ -119,7 +118,7 @@ def rank_histogram(
     dim: str | Sequence[str] = (TRAJECTORY, TIME),
     burn_in: int = 0,
     of: str = "members",
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> xr.DataArray:
     """Count the truth's rank among the members; flat for a reliable ensemble.
 
@@ -129,8 +128,8 @@ def rank_histogram(
         As for `score`; the run with its members, from `baseline(..., keep_members=True)`.
     of : {"members", "forecast_members"}
         Rank in the analysis or in the forecast.
-    **roles
-        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `score`.
+    **words
+        dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -149,7 +148,7 @@ def rank_histogram(
         Where truth or members are NaN: these are not counted.
     """
     of = choice("of", of, _MEMBERS)
-    pair = _match(ds, run, burn_in, **check_roles(roles))
+    pair = _match(ds, run, burn_in, words)
     x, dims = pair.labelled.truth, _dims(dim)
     if x is None:
         raise ValueError("a rank histogram needs the truth, which the record lacks: expected a variable 'truth'")
@@ -183,19 +182,6 @@ def rank_histogram(
     result = result.assign_coords(rank=np.arange(1, members.sizes[MEMBER] + 2))
     result.attrs = {"long_name": histogram.long_name, "units": histogram.units}
     return result
-
-
-def check_roles(roles: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that say what plays which role in a record; those that are left out are None.
-
-    Raises
-    ------
-    TypeError
-        For others.
-    """
-    if unknown := [name for name in roles if name not in _ROLES]:
-        raise TypeError(f"{unknown[0]}={shown(roles[unknown[0]])}: expected no argument beyond {list(_ROLES)}")
-    return {**dict.fromkeys(_ROLES), **roles}
 
 
 @dataclass(frozen=True)
@@ -373,11 +359,11 @@ def _spreads(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
 def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
     y, setup, run = pair.labelled.observation, pair.labelled.setup, pair.run
     units = setup.dynamics.units
-    square = units if units == "1" else f"({units})2"
+    square = to_power(units, 2)
     everything = [*dims, *y.dims[2:]]
     observed = y.notnull()
     count = observed.sum(everything)
-    forecast, analysis = see(run["forecast"], setup), see(run["analysis"], setup)
+    forecast, analysis = _seen(run["forecast"], setup), _seen(run["analysis"], setup)
     innovation, residual = y - forecast, y - analysis
     variance = _error_variance(pair.labelled)
     nothing = Cause(unobserved, lambda: (observed.any(y.dims[2:]),))
@@ -409,7 +395,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
         add(f"{name}_mean", mean, f"mean of observation minus {label}", units, cause)
         spread = average(value**2) - mean**2
         add(f"{name}_variance", spread, f"variance of observation minus {label}", square, cause)
-    if "forecast_spread" in run and setup.observing.operator is None:
+    if "forecast_spread" in run and setup.observing.sees_sites:
         expected = average(run["forecast_spread"] ** 2 + variance)
         cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
         label = "forecast variance plus observation error variance"
@@ -421,11 +407,35 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
     return scores
 
 
+def _seen(states: xr.DataArray, setup: Setup) -> xr.DataArray:
+    """H of labelled states, lazily; the states themselves where sites are observed."""
+    if setup.observing.sees_sites:
+        return states
+    dims, observing = setup.dynamics.dims, setup.observing
+    seen: xr.DataArray = xr.apply_ufunc(
+        _observe,
+        states,
+        kwargs={"observing": observing, "state_dims": len(dims)},
+        input_core_dims=[dims],
+        output_core_dims=[[OBS]],
+        dask="parallelized",
+        output_dtypes=[states.dtype],
+        dask_gufunc_kwargs={"output_sizes": {OBS: observing.size(math.prod(setup.dynamics.shape))}},
+    )
+    return seen
+
+
+@block
+def _observe(states: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
+    """H of states (..., *state), shape (..., P)."""
+    return observing.observe(states.flatten(-state_dims))
+
+
 def _error_variance(labelled: LabelledRecord) -> xr.DataArray:
     """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
     y, observing = labelled.observation, labelled.setup.observing
     dims, shape = (y.dims[1:], y.shape[1:]) if observing.in_time else (y.dims[2:], y.shape[2:])
-    values = observing.error_variance().numpy()
+    values = tensor_to_array(observing.error_variance())
     if values.ndim:
         values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
     return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
@@ -439,21 +449,10 @@ def _match(
     ds: xr.Dataset,
     run: xr.Dataset,
     burn_in: int,
-    dynamics: Dynamics | None,
-    truth: str | None,
-    observation: str | None,
-    observation_error: Any,
-    operator: Any,
+    words: RecordWords,
 ) -> _Pair:
     """Record and run on the same labels, burn-in left out."""
-    labelled = read(
-        ds,
-        dynamics=dynamics,
-        truth=truth,
-        observation=observation,
-        observation_error=observation_error,
-        operator=operator,
-    )
+    labelled = read(ds, **words)
     variables = read_run(labelled, run, ("forecast", "analysis"))
     variables |= read_run(labelled, run, [name for name in _SPREADS if name in run])
     for name in _MEMBERS:

@@ -18,15 +18,20 @@ from ..core.dynamics.base import in_words
 from ..core.methods.base import advance
 from ..core.observing import LinearOperator, ObservingSystem, Operator, Sites, check_truth, observe
 from ..core.random import check_seed
-from ..records.blocks import Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array
-from ..records.observing import error_from, errors, operator_from
+from ..records.blocks import Plan, block, block_graph
+from ..records.observing import errors, observing_from, operator_from
 from ..records.schema import (
     DUAL,
+    ERROR,
+    ERROR_COVARIANCE,
     OBS,
+    OBSERVATION,
+    OPERATOR,
     TIME,
     TIME_ATTRIBUTES,
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
+    TRUTH,
     Array,
     attributes,
     check_order,
@@ -126,7 +131,7 @@ def twin(
         if not isinstance(error_std, (int, float)) or error_std != 1.0:
             raise ValueError("expected one of error_std= and error_covariance=, both were given")
         values = _covariance(error_covariance, dims, shape, dynamics)
-    observing = error_from(values, shape, seeing, cycles if in_time else None)
+    observing = observing_from(values, shape, seeing, cycles if in_time else None)
     sites.mask(size, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), seed)  # checks the sizes
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
@@ -134,7 +139,7 @@ def twin(
 
     outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
     shared = dask.delayed(observing, traverse=False)  # one copy in the graph
-    arrays = scan(_twin_block, plan, [], outputs, dynamics, sites, shared, steps, seed, dtype)
+    arrays = block_graph(_twin_block, plan, [], outputs, dynamics, sites, shared, steps, seed, dtype, carries=True)
     variables = _error_variable(dims, values, in_time, dynamics.units) | _operator_variable(seeing, dynamics)
     return _label(dynamics, sites, dims, arrays, variables, intervals, seed)
 
@@ -210,59 +215,53 @@ def _even(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
+@block
 def _twin_block(
-    carry: Carry | None,
+    data: Sequence[Any],
+    carry: dict[str, torch.Tensor] | None,
     rows: slice,
     columns: slice,
-    arrays: Sequence[Any],
     dynamics: Dynamics,
     sites: Sites,
     observing: ObservingSystem,
-    steps: Array,
+    steps: torch.Tensor,
     seed: int,
     dtype: str,
-) -> tuple[dict[str, Array], Carry]:
-    """One block of truth and observations; the carry is the last state."""
-    in_block()
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """One block of truth and observations, from no data; the carry is the last state."""
     trajectory = torch.arange(rows.start, rows.stop)
     time = torch.arange(columns.start, columns.stop)
     like = torch.zeros((), dtype=getattr(torch, dtype))
-    with torch.no_grad():
-        if carry is None:
-            x = dynamics.climatology(trajectory, seed, like=like).flatten(1)
-        else:
-            x = array_to_tensor(carry["x"])
-        states = []
-        for step in steps[columns].tolist():
-            x = advance(dynamics, x, step)
-            states.append(x)
-        truth = torch.stack(states, 1)
-        check_truth(dynamics, truth, trajectory, columns.start)
-        observation = observe(truth, sites, observing.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
-    seen = observation if observing.operator is not None else observation.unflatten(-1, dynamics.shape)
-    shaped = {"truth": truth.unflatten(-1, dynamics.shape), "observation": seen}
-    return {name: tensor_to_array(value) for name, value in shaped.items()}, {"x": tensor_to_array(x)}
+    x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
+    states = []
+    for step in steps[columns].tolist():
+        x = advance(dynamics, x, step)
+        states.append(x)
+    truth = torch.stack(states, 1)
+    check_truth(dynamics, truth, trajectory, columns.start)
+    observation = observe(truth, sites, observing.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
+    if observing.sees_sites:
+        observation = observation.unflatten(-1, dynamics.shape)
+    return {"truth": truth.unflatten(-1, dynamics.shape), "observation": observation}, {"x": x}
 
 
 def _error_variable(dims: tuple[str, ...], values: torch.Tensor, in_time: bool, units: str) -> dict[str, Any]:
     """Name and hold R: standard deviations, in time or not, or a covariance."""
     if in_time or values.ndim <= len(dims):
-        label = {"long_name": "standard deviation of the observation error", "xdan_role": "observation_error"}
-        own = ((TIME, *dims) if in_time else dims)[: values.ndim]
-        return {"observation_error": (own, values.numpy(), {**label, "units": units})}
-    label = {"long_name": "observation error covariance", "xdan_role": "observation_error_covariance"}
-    square = units if units == "1" else f"({units})2"
-    both = (*dims, *(dim + DUAL for dim in dims))
-    return {"observation_error_covariance": (both, values.numpy(), {**label, "units": square})}
+        deviation_dims = (ERROR.dims_in((), dims) if in_time else dims)[: values.ndim]
+        label = ERROR.attributes("standard deviation of the observation error", units)
+        return {ERROR.name: (deviation_dims, values.numpy(), label)}
+    label = ERROR_COVARIANCE.attributes("observation error covariance", units)
+    return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), dims), values.numpy(), label)}
 
 
 def _operator_variable(operator: Operator | None, dynamics: Dynamics) -> dict[str, Any]:
     """Name and hold H where it is a matrix."""
     if not isinstance(operator, LinearOperator):
         return {}
-    label = {"long_name": "observation operator", "xdan_role": "observation_operator", "units": "1"}
+    label = OPERATOR.attributes("observation operator", dynamics.units)
     matrix = operator.matrix.reshape(operator.size, *dynamics.shape).numpy()
-    return {"observation_operator": ((OBS, *dynamics.dims), matrix, label)}
+    return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), matrix, label)}
 
 
 def _time_attributes(dynamics: Dynamics) -> dict[str, str]:
@@ -282,15 +281,14 @@ def _label(
     intervals: Array,
     seed: int,
 ) -> xr.Dataset:
-    own = {"truth": dynamics.dims, "observation": dims}
-    names = {"truth": "true state", "observation": "observation, NaN where nothing is observed"}
+    long_names = {TRUTH: "true state", OBSERVATION: "observation, NaN where nothing is observed"}
     variables = {
-        name: (
-            (TRAJECTORY, TIME, *own[name]),
-            array,
-            {"long_name": names[name], "xdan_role": name, "units": dynamics.units},
+        role.name: (
+            role.dims_in(dynamics.dims, dims),
+            arrays[role.name],
+            role.attributes(long_name, dynamics.units),
         )
-        for name, array in arrays.items()
+        for role, long_name in long_names.items()
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(arrays["truth"].shape[0]), TRAJECTORY_ATTRIBUTES),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import xarray as xr
 
 from ..core.checks import choice, integer, shown
-from ..core.networks import AnalysisNetwork
-from ..core.sensitivity import bias
 from ..network import Network
-from ..records.schema import MEMBER, TIME, TRAJECTORY, Array
+from ..records.record import RecordWords
+from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, to_power
 from ..records.store import check_contents, check_whole, sealed
 from ..records.watch import tell
-from .evaluation_points import check_labelled, read_states
-from .kernels import Batch
+from .evaluation import evaluate
+from .evaluation_points import check_labelled, read_points
+from .kernels import zero_innovation_increment
 
 
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
@@ -53,16 +53,14 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
     if len(state) > 1:
         anomalies = anomalies.stack(site=state).drop_vars(["site", *map(str, state)])
         state = ["site"]
-    found: xr.DataArray = xr.dot(anomalies.rename({state[0]: "i"}), anomalies.rename({state[0]: "j"}), dim=MEMBER) / (
-        count - 1
-    )
-    units = members.attrs.get("units", "1")
-    found.attrs = {
+    pair = [anomalies.rename({state[0]: factor}) for factor in ("i", "j")]
+    covariance: xr.DataArray = xr.dot(*pair, dim=MEMBER) / (count - 1)
+    covariance.attrs = {
         "long_name": f"covariance of the {of.replace('_', ' ')}",
-        "units": units if units == "1" else f"({units})2",
+        "units": to_power(members.attrs.get("units", "1"), 2),
     }
-    lead = [dim for dim in (TRAJECTORY, TIME) if dim in found.dims]
-    return sealed(found.transpose(*lead, "i", "j").rename("ensemble_covariance"))
+    lead = [dim for dim in (TRAJECTORY, TIME) if dim in covariance.dims]
+    return sealed(covariance.transpose(*lead, "i", "j").rename("ensemble_covariance"))
 
 
 def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
@@ -227,13 +225,13 @@ def zero_innovation_bias(
     every: int = 1,
     burn_in: int = 0,
     device: str = "auto",
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> xr.Dataset:
     """Increment where there is no innovation, which should be small against the analysis error; lazily.
 
     Parameters
     ----------
-    ds, network, run, every, burn_in, device, **roles
+    ds, network, run, every, burn_in, device, **words
         As for `gain`.
 
     Returns
@@ -245,7 +243,7 @@ def zero_innovation_bias(
     ----------
     Bocquet et al. (2024), doi:10.1063/5.0230837.
     """
-    states = read_states(
+    points = read_points(
         ds,
         network,
         run=run,
@@ -253,24 +251,17 @@ def zero_innovation_bias(
         burn_in=burn_in,
         device=device,
         needs="the bias at the truth's states",
-        **roles,
+        **words,
     )
-    found = xr.DataArray(
-        states.each(_bias, (), at_once=256),
-        {dim: states.x[dim] for dim in (TRAJECTORY, TIME)},
-        (TRAJECTORY, TIME),
-    )
-    found = states.labelled.as_given(found)
-    result = xr.Dataset({"bias": found, "mean": found.mean(), "deviation": found.std()})
-    units = states.setup.dynamics.units
+    values = evaluate(points, zero_innovation_increment, (), at_once=256)
+    at_state = xr.DataArray(values, {dim: points.x[dim] for dim in (TRAJECTORY, TIME)}, (TRAJECTORY, TIME))
+    at_state = points.labelled.as_given(at_state)
+    result = xr.Dataset({"bias": at_state, "mean": at_state.mean(), "deviation": at_state.std()})
+    units = points.setup.dynamics.units
     for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):
         result[name].attrs = {"long_name": text, "units": units}
-    result.attrs = {"title": "increment without innovation", **states.about}
+    result.attrs = {"title": "increment without innovation", **points.attributes}
     return result
-
-
-def _bias(network: AnalysisNetwork, batch: Batch) -> Any:
-    return bias(network, batch.points)
 
 
 def _check_square(covariance: xr.DataArray) -> None:

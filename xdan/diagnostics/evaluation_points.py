@@ -1,15 +1,12 @@
-"""States of a record or of a run with what belongs to them, and lazy graphs of what is computed at each."""
+"""Points at which a network is looked at: states of a truth, or forecasts of a run, with what belongs to them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Unpack
 
-import dask
-import dask.array as da
 import numpy as np
 import torch
 import xarray as xr
@@ -19,20 +16,20 @@ from ..core.checks import choice, integer, real_array, shown
 from ..core.networks import AnalysisNetwork
 from ..core.random import check_seed
 from ..network import Network
-from ..records.blocks import Plan, pick_device
-from ..records.record import LabelledRecord, Setup, read, read_run
+from ..records.blocks import Setup, pick_device, tensor_to_array
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.runs import read_run
 from ..records.schema import CHANNEL, TIME, TRAJECTORY
 from ..records.store import digest
-from .kernels import Kernel, Work, work_on_block
 
 INNOVATIONS = ("zero", "sampled", "run")
-_STATES_IN_BLOCK = 512  # some seconds of work: more are cut, so that workers end together
-_BYTES_IN_BLOCK = 64 * 2**20  # of a result that is kept for every state
+METHODS = ("autodiff", "regression")
+MOST_SAMPLES = 10**7  # at a state
 
 
 @dataclass(frozen=True)
-class States:
-    """Where a network is looked at: states of the truth, or forecasts of a run.
+class EvaluationPoints:
+    """Points at which a network is looked at: a state, a projected innovation and a memory at each.
 
     Attributes
     ----------
@@ -43,10 +40,13 @@ class States:
     positions : numpy.ndarray of int
         Of the times in the record.
     innovation : {"zero", "sampled", "run"}
-    background : Tensor or None
+        Where in zeta.
+    background : Tensor, shape () or (N, N), or None
+        Deviation of forecast errors, or a Cholesky factor of their covariance, that samples have beside R's.
     seed : int
+        Keys the samples.
     device : str
-    source : str
+    states_of : str
         What has these states.
     """
 
@@ -59,23 +59,24 @@ class States:
     background: Tensor | None
     seed: int
     device: str
-    source: str
+    states_of: str
 
     @property
-    def about(self) -> dict[str, Any]:
+    def attributes(self) -> dict[str, Any]:
         """Attributes that say which states and innovations these are."""
-        found: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "network_digest": self.network.digest,
-            "states_of": self.source,
+            "states_of": self.states_of,
             "states": self.count,
             "burn_in": int(self.positions[0]),
-            "every": self._taken.step,
+            "every": self.times.step,
             "innovation": self.innovation,
         }
         if self.background is not None:
             scalar = self.background.ndim == 0
-            found["forecast_error"] = float(self.background) if scalar else digest(self.background.numpy())
-        return found
+            values = float(self.background) if scalar else digest(tensor_to_array(self.background))
+            attributes["forecast_error"] = values
+        return attributes
 
     @property
     def setup(self) -> Setup:
@@ -83,7 +84,8 @@ class States:
         return self.labelled.setup
 
     @property
-    def _taken(self) -> slice:
+    def times(self) -> slice:
+        """Their times in the record."""
         step = int(self.positions[1] - self.positions[0]) if len(self.positions) > 1 else 1
         return slice(int(self.positions[0]), int(self.positions[-1]) + 1, step)
 
@@ -102,85 +104,27 @@ class States:
         """The network in float64, to ask it what it is."""
         return self.network.method(torch.float64).network
 
-    def each(
-        self,
-        kernel: Kernel,
-        tail: tuple[int, ...],
-        *,
-        at_once: int,
-        observed: bool = False,
-        dtype: np.dtype[Any] | None = None,
-    ) -> da.Array:
-        """Compute a kernel at every state, lazily, shape (R, K, *tail).
+    def sample_count(self, samples: int | None) -> int:
+        """N_p of a regression.
 
-        Parameters
-        ----------
-        kernel : callable
-        tail : tuple of int
-            Shape of what it gives for a state.
-        at_once : int
-            States in a pass; bounds the memory of a block.
-        observed : bool
-            Whether it wants to know which observations are made.
-        dtype : numpy.dtype, optional
-            To compute in; the record's by default.
+        Raises
+        ------
+        ValueError
+            If there are fewer than the directions that are sampled and one, for the mean.
         """
-        return self._graph(kernel, tail, at_once, observed, dtype, (False, False))
-
-    def mean(
-        self,
-        kernel: Kernel,
-        tail: tuple[int, ...],
-        over: Sequence[str],
-        *,
-        at_once: int,
-        observed: bool = False,
-        dtype: np.dtype[Any] | None = None,
-    ) -> da.Array:
-        """Average a kernel over trajectories, times or both, block by block; those dims are gone."""
-        reduced = (TRAJECTORY in over, TIME in over)
-        sums = self._graph(kernel, tail, at_once, observed, dtype, reduced)
-        axes = tuple(axis for axis, gone in enumerate(reduced) if gone)
-        sizes = (self.x.sizes[TRAJECTORY], self.x.sizes[TIME])
-        return sums.sum(axes) / math.prod(sizes[axis] for axis in axes) if axes else sums
-
-    def _graph(
-        self,
-        kernel: Kernel,
-        tail: tuple[int, ...],
-        at_once: int,
-        observed: bool,
-        dtype: np.dtype[Any] | None,
-        reduced: tuple[bool, bool],
-    ) -> da.Array:
-        wanted = np.dtype(dtype or self.setup.dtype)
-        reads = observed or self.innovation != "zero"
-        inputs = [self.x.chunk().data]
-        inputs.append(self.labelled.observation.isel({TIME: self._taken}).chunk().data if reads else None)
-        inputs.append(None if self.memory is None else self.memory.chunk().data)
-        kept = 1 if all(reduced) else math.prod(tail) * wanted.itemsize
-        limit = _STATES_IN_BLOCK if all(reduced) else max(1, min(_STATES_IN_BLOCK, _BYTES_IN_BLOCK // kept))
-        plan = _cut_small(inputs[0].chunks[:2], limit)
-        network = dask.delayed(self.network, traverse=False)
-        work = Work(kernel, at_once, self.innovation, self.background, self.seed, self.device, wanted, reduced, tail)
-        setup = dask.delayed(self.setup, traverse=False)
-        task = dask.delayed(work_on_block, pure=False)
-        cut = [None if array is None else plan.cut(array) for array in inputs]
-        rows = []
-        for i in range(plan.shape[0]):
-            row = []
-            for t in range(plan.shape[1]):
-                r, k = plan.rows(i), plan.columns(t)
-                arrays = [None if c is None else c[i][t] for c in cut]
-                found = task(arrays, r, self.positions[k], setup, network, work)
-                size = (1 if reduced[0] else r.stop - r.start, 1 if reduced[1] else k.stop - k.start)
-                # Sums are exact to the last digit of the result; they are taken in float64.
-                row.append(da.from_delayed(found, (*size, *tail), np.float64 if any(reduced) else wanted))
-            rows.append(da.concatenate(row, axis=1))
-        return da.concatenate(rows, axis=0)
+        size = self.labelled.observation[0, 0].size
+        rank = min(size, self.sites)
+        if samples is None:
+            return 4 * self.sites
+        if samples < rank + 1:
+            raise ValueError(
+                f"samples={samples}: up to {rank} directions are sampled and the mean is subtracted: expected at "
+                f"least {rank + 1} for a regression"
+            )
+        return samples
 
 
-def read_states(
+def read_points(
     ds: xr.Dataset,
     network: Network,
     *,
@@ -192,9 +136,9 @@ def read_states(
     seed: int = 0,
     device: str = "auto",
     needs: str = "the mean over states",
-    **roles: Any,
-) -> States:
-    """Understand where a network is to be looked at; none of the data is read.
+    **words: Unpack[RecordWords],
+) -> EvaluationPoints:
+    """Understand where a network is to be looked at, as for `gain`; none of the data is read.
 
     Raises
     ------
@@ -215,8 +159,8 @@ def read_states(
         raise TypeError(f"device={shown(device)}: expected 'auto', or a device of torch such as 'cpu' or 'cuda'")
     every, burn_in = integer("every", every, least=1), integer("burn_in", burn_in, least=0)
     background, seed = _background(forecast_error), check_seed(seed)
-    labelled = read(ds, **roles, needs_truth=needs if run is None else None)
-    network.check(labelled)
+    labelled = read(ds, **words, needs_truth=needs if run is None else None)
+    network.check(labelled.setup.dynamics)
     if network.ensemble:
         raise ValueError("derivatives are those of a network of one forecast; this one takes members")
     cycles = labelled.observation.sizes[TIME]
@@ -234,7 +178,7 @@ def read_states(
         memory = read_run(labelled, run, ["memory"], extra={CHANNEL: network.memory})["memory"]
     else:
         x = read_run(labelled, run, ["forecast"])["forecast"]
-    return States(
+    return EvaluationPoints(
         labelled,
         network,
         x.isel(taken),
@@ -285,13 +229,18 @@ def _factor(values: Tensor | None, sites: int) -> Tensor | None:
     return lower
 
 
-def _cut_small(chunks: Sequence[Sequence[int]], limit: int) -> Plan:
-    """Blocks of a record's chunks, none with more states than a limit."""
-    rows, columns = chunks
-    height = min(max(rows), limit)
-    width = max(1, limit // height)
+def check_samples(samples: int | None, method: str) -> int | None:
+    """Take the number of samples of a method, None where it takes none or by default.
 
-    def even(sizes: Sequence[int], most: int) -> list[int]:
-        return [min(most, size - start) for size in sizes for start in range(0, size, most)]
-
-    return Plan.from_chunks(even(rows, height), even(columns, width))
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no number of samples or no method, or a number that goes with the other method.
+    """
+    choice("method", method, METHODS)
+    if samples is None:
+        return None
+    samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
+    if method == "autodiff":
+        raise ValueError(f"samples={samples} go with method='regression': expected none for exact derivatives")
+    return samples

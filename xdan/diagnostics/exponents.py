@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-import dask
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics
 from ..core.lyapunov import kaplan_yorke_dimension, random_directions, spectrum
 from ..core.random import check_seed
-from ..records.blocks import in_block, tensor_to_array
+from ..records.blocks import Plan, block, block_graph
 from ..records.schema import Array, attributes
 
 VECTOR = "vector"
 VECTOR_ATTRIBUTES = {"long_name": "Lyapunov vector, the fastest growing first", "units": "1"}
-_TOGETHER, _NUMBERS = (
-    64,
-    1 << 14,
-)  # trajectories of a pass, at most, and numbers in their vectors: they stay in the cache
+_TOGETHER = 64  # trajectories of a pass, at most
+_NUMBERS = 1 << 14  # in the vectors of a pass: they stay in the cache
 _MOST_TRAJECTORIES = 10**6
 _MOST_STEPS = 10**8  # of a trajectory: more are taken for a time in other units
 _STEPS_BETWEEN = 10  # two orthonormalisations: far fewer than it takes for the vectors to fall into one
@@ -108,18 +107,18 @@ def lyapunov_spectrum(
                 f"most {_MOST_STEPS}; is it in other units than the model's time?"
             )
     lead, repeats = (math.ceil(round(span / step, 6)) for span in (spin_up, time))
-    block = dask.delayed(_spectrum_block, pure=False)
     together = trajectories_together(dynamics, count)
-    starts = range(0, trajectories, together)
-    parts = dask.compute(
-        *(
-            block(dynamics, range(s, min(s + together, trajectories)), seed, count, between, lead, repeats)
-            for s in starts
-        )
-    )
+    sizes = [min(together, trajectories - start) for start in range(0, trajectories, together)]
+    exponents = block_graph(
+        _spectrum_block,
+        Plan.from_chunks(sizes, (1,)),
+        [],
+        {"exponent": ((count,), np.dtype(np.float64))},
+        *(dynamics, seed, count, between, lead, repeats),
+    )["exponent"].compute()[:, 0]
     settings = {"time": repeats * step, "spin_up": lead * step, "interval": step, "trajectories": trajectories}
     title = "Lyapunov exponents"
-    return _label_spectrum(np.concatenate(parts), dynamics, repeats * step).assign_attrs(
+    return _label_spectrum(exponents, dynamics, repeats * step).assign_attrs(
         attributes(dynamics, title=title, seed=seed, zero=_ZERO, **settings)
     )
 
@@ -140,22 +139,29 @@ def steps_between(dynamics: Dynamics, interval: float | None) -> int:
     return _STEPS_BETWEEN if interval is None else dynamics.steps_in(real("interval", interval, above=0))
 
 
+@block
 def _spectrum_block(
-    dynamics: Dynamics, labels: range, seed: int, vectors: int, between: int, spin_up: int, repeats: int
-) -> Array:
-    """Exponents of some trajectories, (R, M)."""
-    in_block()
-    keys = torch.tensor(labels)
-    with torch.no_grad():
-        x = dynamics.climatology(keys, seed, like=torch.zeros((), dtype=torch.float64))[:, 0].flatten(1)
-        start = random_directions(keys, seed, vectors, x.shape[1])
-        exponents, _ = spectrum(dynamics, x, start, between=between, spin_up=spin_up, repeats=repeats)
+    data: Sequence[Tensor],
+    rows: slice,
+    columns: slice,
+    dynamics: Dynamics,
+    seed: int,
+    vectors: int,
+    between: int,
+    spin_up: int,
+    repeats: int,
+) -> dict[str, Tensor]:
+    """Exponents of some trajectories, (B, 1, M), from no data."""
+    keys = torch.arange(rows.start, rows.stop)
+    x = dynamics.climatology(keys, seed, like=torch.zeros((), dtype=torch.float64))[:, 0].flatten(1)
+    start = random_directions(keys, seed, vectors, x.shape[1])
+    exponents, _ = spectrum(dynamics, x, start, between=between, spin_up=spin_up, repeats=repeats)
     if bool(exponents.isnan().any()):
         raise ValueError(
             f"the exponents of {dynamics!r} are not numbers: expected finite derivatives of its step; ask for fewer "
             "with vectors=, or orthonormalise more often with interval="
         )
-    return tensor_to_array(exponents)
+    return {"exponent": exponents[:, None]}
 
 
 def _label_spectrum(values: Array, dynamics: Dynamics, time: float) -> xr.Dataset:
@@ -168,7 +174,8 @@ def _label_spectrum(values: Array, dynamics: Dynamics, time: float) -> xr.Datase
         return value.std(0, ddof=1) / math.sqrt(len(value)) if many else np.full(value.shape[1:], np.nan)
 
     def dimension(exponents: Array) -> Array:
-        return tensor_to_array(kaplan_yorke_dimension(torch.from_numpy(exponents), whole=count == size))
+        dimensions: Array = block(kaplan_yorke_dimension)(exponents, whole=count == size)
+        return dimensions
 
     mean, spread = values.mean(0), error(values)
     tolerance = 3 * np.nan_to_num(spread) + 1 / time

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 import xarray as xr
-from torch import Tensor
 
 from ..core.checks import choice, integer, switch
-from ..core.networks import AnalysisNetwork
-from ..core.sensitivity import (
-    Points,
-    analysis_covariance,
-    composite_marginal_gain,
-    marginal_gain,
-    regressed_covariance,
-    sites_that_matter,
-)
+from ..core.sensitivity import sites_that_matter
 from ..core.symmetry import Group
 from ..network import Network
-from ..records.schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims
+from ..records.record import RecordWords
+from ..records.schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, site_labels, to_power
 from ..records.store import sealed
-from .evaluation_points import INNOVATIONS, States, read_states
-from .kernels import Batch, Kernel
+from .evaluation import evaluate
+from .evaluation_points import INNOVATIONS, EvaluationPoints, check_samples, read_points
+from .kernels import CovarianceKernel, Kernel, MarginalGainKernel, SymmetryAverageKernel
 from .symmetries import commuting, fitting_group
 
 KINDS = {
@@ -36,8 +26,6 @@ KINDS = {
     "covariance": "analysis error covariance of the network",
     "kalman": "gain of the network",
 }
-METHODS = ("autodiff", "regression")
-MOST_SAMPLES = 10**7  # at a state
 _LARGE = 2**30  # bytes from which a lazy result warns
 _COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the working set stays in the cache
 
@@ -60,7 +48,7 @@ def gain(
     burn_in: int = 0,
     seed: int = 0,
     device: str = "auto",
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> xr.DataArray:
     """Derivatives of a network at the truth's states, or at a run's forecasts, lazily.
 
@@ -82,7 +70,7 @@ def gain(
     dim : str or sequence of str, optional
         What of `trajectory` and `time` to average over: both for "mean", none otherwise.
     run : xarray.Dataset, optional
-        Of `cycle(network)`; its forecasts are the states. With a network with memory it must hold the memory,
+        Of `cycle(network)`; its forecasts are the points. With a network with memory it must hold the memory,
         `cycle(network, members=True)`; at the truth's states memory is taken as empty.
     innovation : {"zero", "sampled", "run"}
         Where in zeta the exact derivatives are taken: at 0 (Gamma-bar, Eq. 11), at a draw for every state
@@ -107,8 +95,8 @@ def gain(
         Keys the samples.
     device : str
         "auto" takes the GPU where there is one.
-    **roles
-        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
+    **words
+        dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -144,10 +132,10 @@ def gain(
             "expected innovation='sampled' or method='regression'"
         )
     averaging = {"group": group, "reference": reference, "all_sites": all_sites}
-    if kind != "mean" and (asked := [name for name, value in averaging.items() if value is not None]):
-        raise ValueError(f"{asked} go with the symmetry average: expected kind='mean', not kind={kind!r}")
+    if kind != "mean" and (names := [name for name, value in averaging.items() if value is not None]):
+        raise ValueError(f"{names} go with the symmetry average: expected kind='mean', not kind={kind!r}")
     over = _dims(dim, kind)
-    states = read_states(
+    points = read_points(
         ds,
         network,
         run=run,
@@ -158,37 +146,36 @@ def gain(
         seed=seed,
         device=device,
         needs=f"gain(kind={kind!r}) without run=",
-        **roles,
+        **words,
     )
     regresses = method == "regression"
     if regresses and innovation != "zero":
         raise ValueError(
             f"innovation={innovation!r}: a regression is over samples about zero; expected method='autodiff'"
         )
-    count = sample_count(samples, states) if regresses else None
-    sites = states.sites
+    count = points.sample_count(samples) if regresses else None
+    sites = points.sites
     square = (sites, sites)
     kernel: Kernel
     more: dict[str, Any] = {"method": method}
     if kind == "mean":
-        kernel, cost, group, reference = _symmetry_kernel(states, group, reference, all_sites, count)
+        kernel, cost, group, reference = _symmetry_kernel(points, group, reference, all_sites, count)
         more |= {"group": repr(group), "group_size": len(group), "reference": reference}
         more |= {"sites_differentiated": len({int(g[reference]) for g in kernel.permutations})}
         tail: tuple[int, ...] = square
     elif kind == "marginal":
-        kernel, cost, tail = MarginalGain(tuple(range(sites)), count), sites, (*square, sites)
+        kernel, cost, tail = MarginalGainKernel(tuple(range(sites)), count), sites, (*square, sites)
     else:
-        size = states.labelled.observation[0, 0].size if kind == "kalman" else sites
-        kernel, cost, tail = Covariance(kind == "kalman", count), count or sites, (sites, size)
-    found = states.mean(
-        kernel, tail, over, at_once=max(1, _COLUMNS_AT_ONCE // (count or cost)), observed=regresses or kind == "kalman"
-    )
-    result = _label(found, states, over, tail, kind)
-    result.attrs |= states.about | more
+        size = points.labelled.observation[0, 0].size if kind == "kalman" else sites
+        kernel, cost, tail = CovarianceKernel(kind == "kalman", count), count or sites, (sites, size)
+    at_once = max(1, _COLUMNS_AT_ONCE // (count or cost))
+    values = evaluate(points, kernel, tail, over=over, at_once=at_once, observed=regresses or kind == "kalman")
+    result = _label(values, points, over, tail, kind)
+    result.attrs |= points.attributes | more
     if regresses:
         result.attrs |= {"innovation": "sampled", "samples": count}
     if result.attrs["innovation"] == "sampled":
-        result.attrs["seed"] = states.seed
+        result.attrs["seed"] = points.seed
     if result.nbytes > _LARGE:
         warnings.warn(
             f"this lazy {KINDS[kind]} has {result.nbytes / 2**30:.1f} GiB: take fewer states, with every= or of the "
@@ -200,133 +187,21 @@ def gain(
     return result
 
 
-@dataclass(frozen=True)
-class Covariance:
-    """Kernel of P_a or of K, shape (B, N, N) or (B, N, P)."""
-
-    to_gain: bool
-    samples: int | None
-
-    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
-        """Compute."""
-        if self.samples is None:
-            covariance = analysis_covariance(network, batch.points)
-        else:
-            covariance = regressed_covariance(network, batch.points, batch.samples(self.samples))
-        return covariance @ _projection(batch) if self.to_gain else covariance
-
-
-def _projection(batch: Batch) -> Tensor:
-    """H^T R^-1 of every state, shape (B, N, P)."""
-    assert batch.observed is not None
-    states, size = batch.observed.shape
-    unit = torch.eye(size, dtype=batch.points.x.dtype, device=batch.points.x.device).repeat(states, 1)
-    x, observed = batch.points.x.repeat_interleave(size, 0), batch.observed.repeat_interleave(size, 0)
-    columns: Tensor = batch.observing.repeat(size).project_innovation(unit, observed, x).unflatten(0, (states, size)).mT
-    return columns
-
-
-@dataclass(frozen=True)
-class MarginalGain:
-    """Kernel of Gamma at some sites l, shape (B, N, N, len(sites))."""
-
-    sites: tuple[int, ...]
-    samples: int | None
-
-    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
-        """Compute."""
-        samples = None if self.samples is None else batch.samples(self.samples)
-        return torch.stack([_at_site(network, batch.points, site, samples) for site in self.sites], -1)
-
-
-@dataclass(frozen=True)
-class SymmetryAverage:
-    """Kernel of Omega_r, one Gamma[:, :, g(r)] at a time, shape (B, N, N).
-
-    Attributes
-    ----------
-    permutations : tuple of Tensor
-        Elements g of the group, those with the same g(r) side by side; the identity alone where the network commutes
-        with all.
-    """
-
-    permutations: tuple[Tensor, ...]
-    reference: int
-    samples: int | None
-
-    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
-        """Compute."""
-        x = batch.points.x
-        samples = None if self.samples is None else batch.samples(self.samples)
-        total = x.new_zeros(*x.shape, x.shape[1])
-        last, gamma = -1, total
-        for permutation in self.permutations:
-            g = permutation.to(x.device)
-            site = int(g[self.reference])
-            if site != last:  # one site's gain at a time: all of them are the tensor that is not formed
-                last, gamma = site, _at_site(network, batch.points, site, samples)
-            total += gamma[:, g][:, :, g]
-        return total / len(self.permutations)
-
-
-def _at_site(network: AnalysisNetwork, points: Points, site: int, samples: Tensor | None) -> Tensor:
-    if samples is None:
-        return marginal_gain(network, points, site)
-    return composite_marginal_gain(network, points, samples, site)
-
-
 def _symmetry_kernel(
-    states: States, group: Group | None, reference: int | None, all_sites: bool | None, samples: int | None
-) -> tuple[SymmetryAverage, int, Group, int]:
-    sites = states.sites
+    points: EvaluationPoints, group: Group | None, reference: int | None, all_sites: bool | None, samples: int | None
+) -> tuple[SymmetryAverageKernel, int, Group, int]:
+    sites = points.sites
     reference = sites // 2 if reference is None else reference
     if reference >= sites:
         raise ValueError(f"reference={reference}: expected a site from 0 to {sites - 1}")
-    group = fitting_group(states, group)
+    group = fitting_group(points, group)
     if all_sites is None:
-        all_sites = not commuting(states.module, group)
+        all_sites = not commuting(points.module, group)
     elements = range(len(group)) if all_sites else [0]
     # The identity comes first in every group.
     permutations = sorted((group.permutation(index) for index in elements), key=lambda g: int(g[reference]))
-    kernel = SymmetryAverage(tuple(permutations), reference, samples)
-    return kernel, sites_that_matter(states.module, sites), group, reference
-
-
-def check_samples(samples: int | None, method: str) -> int | None:
-    """Take the number of samples of a method, None where it takes none or by default.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For what is no number of samples or no method, or a number that goes with the other method.
-    """
-    choice("method", method, METHODS)
-    if samples is None:
-        return None
-    samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
-    if method == "autodiff":
-        raise ValueError(f"samples={samples} go with method='regression': expected none for exact derivatives")
-    return samples
-
-
-def sample_count(samples: int | None, states: States) -> int:
-    """N_p of a regression.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than the directions that are sampled and one, for the mean.
-    """
-    size = states.labelled.observation[0, 0].size
-    rank = min(size, states.sites)
-    if samples is None:
-        return 4 * states.sites
-    if samples < rank + 1:
-        raise ValueError(
-            f"samples={samples}: up to {rank} directions are sampled and the mean is subtracted: expected at "
-            f"least {rank + 1} for a regression"
-        )
-    return samples
+    kernel = SymmetryAverageKernel(tuple(permutations), reference, samples)
+    return kernel, sites_that_matter(points.module, sites), group, reference
 
 
 def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
@@ -335,39 +210,23 @@ def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
     return averaged_dims(dim)
 
 
-def _label(found: Any, states: States, over: Sequence[str], tail: Sequence[int], kind: str) -> xr.DataArray:
+def _label(values: Any, points: EvaluationPoints, over: Sequence[str], tail: Sequence[int], kind: str) -> xr.DataArray:
     """Attach dims, coordinates and units to what was computed for i, j and l."""
-    dynamics, setup = states.setup.dynamics, states.setup
+    dynamics, setup = points.setup.dynamics, points.setup
     dims: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
     factors = ["i", "j", "l"][: len(tail)]
-    if kind == "kalman" and setup.observing.operator is not None:
+    if kind == "kalman" and not setup.observing.sees_sites:
         factors[1] = OBS
-    coordinates: dict[str, Any] = {d: states.x[d] for d in dims}
+    coordinates: dict[str, Any] = {d: points.x[d] for d in dims}
     for factor, size in zip(factors, tail, strict=True):
-        if size == states.sites and factor != OBS:
+        if size == points.sites and factor != OBS:
             coordinates |= site_labels(dynamics, factor)
-    units = dynamics.units
-    powers = {"covariance": 2, "marginal": 1, "mean": 1, "kalman": 0}[kind]
-    spelled = "1" if units == "1" or not powers else units if powers == 1 else f"({units}){powers}"
-    about = attributes(dynamics, long_name=KINDS[kind], units=spelled)
-    result = xr.DataArray(found, coordinates, [*dims, *factors], _kind_name(kind), about)
-    return sealed(states.labelled.as_given(result))
+    power = {"covariance": 2, "marginal": 1, "mean": 1, "kalman": 0}[kind]
+    described = attributes(dynamics, long_name=KINDS[kind], units=to_power(dynamics.units, power))
+    result = xr.DataArray(values, coordinates, [*dims, *factors], _kind_name(kind), described)
+    return sealed(points.labelled.as_given(result))
 
 
 def _kind_name(kind: str) -> str:
     """Name of the variable of a kind."""
     return {"covariance": "analysis_covariance", "kalman": "gain"}.get(kind, "marginal_gain")
-
-
-def site_labels(dynamics: Any, factor: str) -> dict[str, Any]:
-    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim."""
-    dims, shape = dynamics.dims, dynamics.shape
-    if len(dims) == 1:
-        return {factor: (factor, list(dynamics.coordinates[dims[0]].values))}
-    number = torch.arange(math.prod(shape)).reshape(shape)
-    found: dict[str, Any] = {factor: (factor, number.flatten().tolist())}
-    for axis, dim in enumerate(dims):
-        index = (number // math.prod(shape[axis + 1 :])) % shape[axis]
-        values = dynamics.coordinates[dim].values
-        found[f"{factor}_{dim}"] = (factor, [values[k] for k in index.flatten().tolist()])
-    return found

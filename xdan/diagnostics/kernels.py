@@ -1,28 +1,34 @@
-"""What is computed at the states of one block: a kernel, a few states at a time."""
+"""Kernels: functions of a network and of B evaluation points, tensors in and a tensor (B, ...) out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.networks import AnalysisNetwork
-from ..core.observing import ObservingSystem, split_observation
-from ..core.random import Purpose, normal
-from ..core.sensitivity import Points
-from ..network import Network
-from ..records.blocks import array_to_tensor, in_block, tensor_to_array
-from ..records.record import Setup, refuse_fill_values
-from ..records.schema import Array
+from ..core.observing import ObservingSystem
+from ..core.sensitivity import (
+    Points,
+    analysis_covariance,
+    bias,
+    composite_marginal_gain,
+    increment,
+    increment_scaling,
+    marginal_gain,
+    mixed_derivative,
+    regress,
+    regressed_covariance,
+)
+
+_POINTS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A few states, as a kernel sees them.
+class PointBatch:
+    """B evaluation points, as a kernel sees them.
 
     Attributes
     ----------
@@ -32,7 +38,7 @@ class Batch:
     observed : Tensor of bool, shape (B, P), optional
         Which observations are made; where the kernel asked for it.
     draw : callable
-        draw(P', stream) gives standard normal numbers of shape (B, P', size), keyed by trajectory and time.
+        draw(count, size, stream) gives standard normal numbers (B, count, size), keyed by trajectory and time.
     background : Tensor, shape () or (N, N), optional
         Deviation of forecast errors, or a Cholesky factor of their covariance, that samples have beside R's.
     """
@@ -42,6 +48,10 @@ class Batch:
     observed: Tensor | None
     draw: Callable[[int, int, int], Tensor]
     background: Tensor | None
+
+    def at_innovation(self, zeta: Tensor) -> PointBatch:
+        """The same states at projected innovations zeta, (B, N)."""
+        return replace(self, points=replace(self.points, zeta=zeta))
 
     def samples(self, count: int) -> Tensor:
         """Draw projected innovations H^T R^-1 (eps + H e), of covariance H^T R^-1 (R + H P_f H^T) R^-1 H, App. H.
@@ -66,129 +76,169 @@ class Batch:
         return zeta
 
 
-Kernel = Callable[[AnalysisNetwork, Batch], Tensor]
-"""What is computed: from a network and B states to a tensor of shape (B, ...)."""
+Kernel = Callable[[AnalysisNetwork, PointBatch], Tensor]
+"""What is computed: from a network and B points to a tensor of shape (B, ...)."""
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is to be done with every block.
+class CovarianceKernel:
+    """P_a, or with `to_gain` K = P_a H^T R^-1, shape (B, N, N) or (B, N, P)."""
+
+    to_gain: bool
+    samples: int | None
+
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        if self.samples is None:
+            covariance = analysis_covariance(network, batch.points)
+        else:
+            covariance = regressed_covariance(network, batch.points, batch.samples(self.samples))
+        return covariance @ _projection(batch) if self.to_gain else covariance
+
+
+def _projection(batch: PointBatch) -> Tensor:
+    """H^T R^-1 of every state, shape (B, N, P)."""
+    assert batch.observed is not None
+    states, size = batch.observed.shape
+    unit = torch.eye(size, dtype=batch.points.x.dtype, device=batch.points.x.device).repeat(states, 1)
+    x, observed = batch.points.x.repeat_interleave(size, 0), batch.observed.repeat_interleave(size, 0)
+    columns: Tensor = batch.observing.repeat(size).project_innovation(unit, observed, x).unflatten(0, (states, size)).mT
+    return columns
+
+
+@dataclass(frozen=True)
+class MarginalGainKernel:
+    """Gamma at some sites l, shape (B, N, N, len(sites))."""
+
+    sites: tuple[int, ...]
+    samples: int | None
+
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        samples = None if self.samples is None else batch.samples(self.samples)
+        return torch.stack([_at_site(network, batch.points, site, samples) for site in self.sites], -1)
+
+
+@dataclass(frozen=True)
+class SymmetryAverageKernel:
+    """Omega_r, one Gamma[:, :, g(r)] at a time, shape (B, N, N).
 
     Attributes
     ----------
-    kernel : callable
-    at_once : int
-        States in a batch.
-    innovation : {"zero", "sampled", "run"}
-    background : Tensor or None
-        As in `Batch`.
-    seed : int
-    device : str
-    dtype : numpy.dtype
-        To compute in.
-    reduced : tuple of bool
-        Whether to sum over trajectories, and over times.
-    tail : tuple of int
-        Shape of what the kernel gives for a state.
+    permutations : tuple of Tensor
+        Elements g of the group, those with the same g(r) side by side; the identity alone where the network commutes
+        with all.
     """
 
-    kernel: Kernel
-    at_once: int
-    innovation: str
-    background: Tensor | None
-    seed: int
-    device: str
-    dtype: np.dtype[Any]
-    reduced: tuple[bool, bool]
-    tail: tuple[int, ...]
+    permutations: tuple[Tensor, ...]
+    reference: int
+    samples: int | None
+
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        x = batch.points.x
+        samples = None if self.samples is None else batch.samples(self.samples)
+        total = x.new_zeros(*x.shape, x.shape[1])
+        last, gamma = -1, total
+        for permutation in self.permutations:
+            g = permutation.to(x.device)
+            site = int(g[self.reference])
+            if site != last:  # one site's gain at a time: all of them are the tensor that is not formed
+                last, gamma = site, _at_site(network, batch.points, site, samples)
+            total += gamma[:, g][:, :, g]
+        return total / len(self.permutations)
 
 
-def work_on_block(
-    arrays: Sequence[Any],
-    rows: slice,
-    positions: np.ndarray[Any, np.dtype[np.int64]],
-    setup: Setup,
-    network: Network,
-    work: Work,
-) -> Array:
-    """Compute a kernel over the states of one block, a few at a time so that memory stays flat."""
-    in_block()
-    states, observation, memory = (None if a is None else array_to_tensor(a, work.dtype, work.device) for a in arrays)
-    assert states is not None
-    shape, wanted = states.shape[:2], states.dtype
-    if not bool(torch.isfinite(states).all()):
-        raise ValueError(
-            "some states are not finite: the record has gaps or the run diverged; leave them out, for example with "
-            "ds.isel(trajectory=...) or burn_in=; expected finite states"
-        )
-    if observation is not None and bool(torch.isinf(observation).any()):
-        raise ValueError("some observations are infinite: expected numbers, or NaN where nothing is observed")
-    for name, values in (("state", states), ("observation", observation)):
-        if values is not None:
-            refuse_fill_values(values.cpu().numpy(), name)
-    module = network.method(wanted, work.device).network
-    observing = setup.observing.to(wanted, work.device)
-    background = None if work.background is None else work.background.to(states)
-    labels = torch.from_numpy(setup.trajectory[rows].copy())
-    times = torch.from_numpy(positions.copy())
-    lead = tuple(1 if gone else size for gone, size in zip(work.reduced, shape, strict=True))
-    summed = any(work.reduced)
-    found = torch.zeros(*lead, *work.tail, dtype=torch.float64 if summed else wanted, device=states.device)
-    with torch.no_grad():
-        for r, k in _rectangles(shape, work.at_once):
-            batch = _batch(states[r, k], observation, memory, (r, k), observing, labels[r], times[k], work, background)
-            values = work.kernel(module, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(found.dtype)
-            if not summed:
-                found[r, k] = values
-                continue
-            for axis, gone in enumerate(work.reduced):
-                values = values.sum(axis, keepdim=True) if gone else values
-            here = tuple(slice(0, 1) if gone else part for gone, part in zip(work.reduced, (r, k), strict=True))
-            found[here] += values
-    return tensor_to_array(found)
+def _at_site(network: AnalysisNetwork, points: Points, site: int, samples: Tensor | None) -> Tensor:
+    if samples is None:
+        return marginal_gain(network, points, site)
+    return composite_marginal_gain(network, points, samples, site)
 
 
-def _rectangles(shape: Sequence[int], at_once: int) -> Iterator[tuple[slice, slice]]:
-    """Cut rows and columns into rectangles of about so many states."""
-    height = min(shape[0], at_once)
-    width = max(1, at_once // height)
-    for first in range(0, shape[0], height):
-        for start in range(0, shape[1], width):
-            yield slice(first, min(first + height, shape[0])), slice(start, min(start + width, shape[1]))
+@dataclass(frozen=True)
+class ScalingKernel:
+    """r, r^2 and 1 for each lambda, or zeros where there is no innovation, shape (B, L, 3)."""
+
+    scales: tuple[float, ...]
+    covariance: CovarianceKernel
+    cutoff: float | None
+
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        scales = batch.points.x.new_tensor(self.scales)
+        at_rest = batch.at_innovation(torch.zeros_like(batch.points.x))
+        covariance = self.covariance(network, at_rest)
+        ratio = increment_scaling(network, batch.points, covariance, scales, cutoff=self.cutoff)
+        seen = (batch.points.zeta != 0).any(1)[:, None]
+        ratio = torch.where(seen, ratio, 0.0)
+        return torch.stack([ratio, ratio.square(), seen.to(ratio).expand_as(ratio)], -1)
 
 
-def _batch(
-    states: Tensor,
-    observation: Tensor | None,
-    memory: Tensor | None,
-    place: tuple[slice, slice],
-    observing: ObservingSystem,
-    labels: Tensor,
-    times: Tensor,
-    work: Work,
-    background: Tensor | None,
-) -> Batch:
-    x = states.flatten(0, 1).flatten(1)
-    observing = observing.at_times(times.repeat(len(labels)).to(x.device))
+@dataclass(frozen=True)
+class SteinKernel:
+    """Left side of Stein's identity, right side, difference and its square, shape (B, N, N, 4)."""
 
-    def draw(count: int, size: int, stream: int) -> Tensor:
-        numbers = normal(work.seed, Purpose.SENSITIVITY, labels, times, count * size, stream)
-        drawn: Tensor = numbers.flatten(0, 1).unflatten(1, (count, size)).to(x.device)
-        return drawn
+    samples: int
 
-    values = observed = None
-    if observation is not None:
-        values, observed = split_observation(observation[place].flatten(0, 1).flatten(1))
-    channels = None if memory is None else memory[place].flatten(0, 1).flatten(2)
-    points = replace(Points.at_rest(x), memory=channels)
-    batch = Batch(points, observing, observed, draw, background)
-    if work.innovation == "zero":
-        return batch
-    assert values is not None
-    assert observed is not None
-    zeta = (
-        observing.project_innovation(values - observing.observe(x), observed, x)
-        if work.innovation == "run"
-        else batch.samples(1)[:, 0]
-    )
-    return replace(batch, points=replace(points, zeta=zeta))
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        zeta = batch.samples(self.samples)
+        points = batch.points.sampled(zeta)
+        slopes = regress(zeta, increment(network, points).unflatten(0, zeta.shape[:2]))
+        parts = torch.arange(len(points)).split(_POINTS_AT_ONCE)
+        gradients = torch.cat([analysis_covariance(network, points.at(part)) for part in parts])
+        centred = zeta - zeta.mean(1, keepdim=True)
+        second = centred.mT @ centred
+        inside = torch.linalg.pinv(second, rtol=1e-9, hermitian=True) @ second
+        gradient = gradients.unflatten(0, zeta.shape[:2]).mean(1) @ inside
+        difference = gradient - slopes
+        return torch.stack([gradient, slopes, difference, difference.square()], -1)
+
+
+@dataclass(frozen=True)
+class HistogramKernel:
+    """Counts of zeta in each bin, and of all observed sites, shape (B, bins + 1)."""
+
+    edges: tuple[float, ...]
+
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        zeta = batch.points.zeta.double()
+        edges = zeta.new_tensor(self.edges)
+        # Sites that nothing observes have zeta = 0 exactly; they are no sample.
+        place = torch.bucketize(zeta, edges, right=True) - 1
+        counted = (zeta != 0) & (place >= 0) & (place < len(edges) - 1)
+        counts = zeta.new_zeros(len(zeta), len(edges))
+        counts.scatter_add_(1, place.clamp(0, len(edges) - 2), counted.double())
+        counts[:, -1] = (zeta != 0).sum(1)
+        return counts
+
+
+@dataclass(frozen=True)
+class EquivarianceKernel:
+    """Square of the difference and of the value, for every element, shape (B, G, 2)."""
+
+    permutations: tuple[Tensor, ...]
+
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        x = batch.points.x
+        directions = batch.draw(2, x.shape[1], 2).to(x)
+        v, u = directions[:, 0], directions[:, 1]
+        whole = mixed_derivative(network, batch.points, v, u)
+        squares = []
+        for permutation in self.permutations:
+            g = permutation.to(x.device)
+            turned = batch.points.apply(_turn(g))
+            difference = mixed_derivative(network, turned, v[:, g], u[:, g]) - whole[:, g]
+            squares.append(torch.stack([difference.square().sum(1), whole.square().sum(1)], -1))
+        return torch.stack(squares, 1)
+
+
+def _turn(g: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda value: value[..., g]
+
+
+def zero_innovation_increment(network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+    """Kernel of the bias |a(x, 0)| / sqrt(N), shape (B,)."""
+    return bias(network, batch.points)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Any
+from typing import Any, Unpack
 
 import dask.array as da
 import numpy as np
@@ -14,15 +13,13 @@ import xarray as xr
 from torch import Tensor
 
 from ..core.checks import integer, real, real_array, shown
-from ..core.networks import AnalysisNetwork
-from ..core.sensitivity import analysis_covariance, increment, increment_scaling, regress
 from ..network import Network
-from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims
-from .evaluation_points import read_states
-from .gains import MOST_SAMPLES, Covariance, check_samples, sample_count, site_labels
-from .kernels import Batch
+from ..records.record import RecordWords
+from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, site_labels, to_power
+from .evaluation import evaluate
+from .evaluation_points import MOST_SAMPLES, check_samples, read_points
+from .kernels import CovarianceKernel, HistogramKernel, ScalingKernel, SteinKernel
 
-_POINTS_AT_ONCE = 64
 _MOST_BINS = 10**6
 
 
@@ -39,7 +36,7 @@ def scaling_of_increments(
     every: int = 1,
     burn_in: int = 0,
     device: str = "auto",
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> xr.Dataset:
     """r(lambda): how increments grow when the projected innovation is multiplied by lambda, lazily.
 
@@ -47,7 +44,7 @@ def scaling_of_increments(
 
     Parameters
     ----------
-    ds, network, every, burn_in, device, **roles
+    ds, network, every, burn_in, device, **words
         As for `gain`.
     run : xarray.Dataset
         Whose forecasts and innovations are taken.
@@ -83,39 +80,20 @@ def scaling_of_increments(
         raise ValueError(f"scales={values.tolist()}: expected positive numbers, one or several")
     over, samples = averaged_dims(dim), check_samples(samples, method)
     cutoff = None if cutoff is None else real("cutoff", cutoff, least=0, below=1)
-    states = read_states(ds, network, run=run, innovation="run", every=every, burn_in=burn_in, device=device, **roles)
-    count = sample_count(samples, states) if method == "regression" else None
-    kernel = _Scaling(tuple(values.tolist()), Covariance(to_gain=False, samples=count), cutoff or None)
-    mean = states.mean(kernel, (len(values), 3), over, at_once=64, observed=True, dtype=np.dtype(np.float64))
+    points = read_points(ds, network, run=run, innovation="run", every=every, burn_in=burn_in, device=device, **words)
+    count = points.sample_count(samples) if method == "regression" else None
+    kernel = ScalingKernel(tuple(values.tolist()), CovarianceKernel(to_gain=False, samples=count), cutoff or None)
+    mean = evaluate(points, kernel, (len(values), 3), over=over, at_once=64, observed=True, dtype=np.dtype(np.float64))
     mean, share = mean[..., :2] / mean[..., 2:], mean[..., 0, 2]
     dims = [d for d in (TRAJECTORY, TIME) if d not in over]
-    coordinates = {**{d: states.x[d] for d in dims}, "scale": ("scale", values, {"long_name": "lambda", "units": "1"})}
+    coordinates = {**{d: points.x[d] for d in dims}, "scale": ("scale", values, {"long_name": "lambda", "units": "1"})}
     result = xr.Dataset({"ratio": ([*dims, "scale"], mean[..., 0])}, coordinates)
     result["ratio"].attrs = {"long_name": "size of the standardised increment over that at lambda = 1", "units": "1"}
-    if not dims and states.count > 1:
-        variance = da.maximum(mean[:, 1] - mean[:, 0] ** 2, 0.0) / da.maximum(share * states.count - 1, 1)
+    if not dims and points.count > 1:
+        variance = da.maximum(mean[:, 1] - mean[:, 0] ** 2, 0.0) / da.maximum(share * points.count - 1, 1)
         result["standard_error"] = ("scale", da.sqrt(variance), {"long_name": "standard error", "units": "1"})
-    result.attrs = {**states.about, "method": method, "cutoff": cutoff or 0.0}
+    result.attrs = {**points.attributes, "method": method, "cutoff": cutoff or 0.0}
     return result
-
-
-@dataclass(frozen=True)
-class _Scaling:
-    """Kernel: r, r^2 and 1 for each lambda, or zeros where there is no innovation, shape (B, L, 3)."""
-
-    scales: tuple[float, ...]
-    covariance: Covariance
-    cutoff: float | None
-
-    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
-        """Compute."""
-        scales = batch.points.x.new_tensor(self.scales)
-        at_rest = replace(batch, points=replace(batch.points, zeta=torch.zeros_like(batch.points.x)))
-        covariance = self.covariance(network, at_rest)
-        ratio = increment_scaling(network, batch.points, covariance, scales, cutoff=self.cutoff)
-        seen = (batch.points.zeta != 0).any(1)[:, None]
-        ratio = torch.where(seen, ratio, 0.0)
-        return torch.stack([ratio, ratio.square(), seen.to(ratio).expand_as(ratio)], -1)
 
 
 def stein_identity(
@@ -129,7 +107,7 @@ def stein_identity(
     burn_in: int = 0,
     seed: int = 0,
     device: str = "auto",
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> xr.Dataset:
     """Both sides of Stein's identity for a network, averaged over states, lazily.
 
@@ -138,7 +116,7 @@ def stein_identity(
 
     Parameters
     ----------
-    ds, network, run, every, burn_in, device, **roles
+    ds, network, run, every, burn_in, device, **words
         As for `gain`.
     samples : int
         Draws of zeta for each state, more than sites. The network is differentiated at each: 400 of them take some
@@ -151,7 +129,7 @@ def stein_identity(
     Returns
     -------
     xarray.Dataset
-        `mean_gradient` and `regression` (i, j), their `difference` and its `standard_error` over the states. The
+        `mean_gradient` and `regression` (i, j), their `difference` and its `standard_error` over the points. The
         regression has a bias of order 1 / samples.
 
     Raises
@@ -164,7 +142,7 @@ def stein_identity(
     Bocquet et al., Eq. 12, C3 and C4.
     """
     samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
-    states = read_states(
+    points = read_points(
         ds,
         network,
         run=run,
@@ -174,47 +152,32 @@ def stein_identity(
         seed=seed,
         device=device,
         needs="Stein's identity at the truth's states",
-        **roles,
+        **words,
     )
-    sites = states.sites
+    sites = points.sites
     if samples < sites + 2:
         raise ValueError(f"samples={samples}: expected at least {sites + 2} for a regression on {sites} sites")
-    mean = states.mean(
-        _Stein(samples), (sites, sites, 4), [TRAJECTORY, TIME], at_once=1, observed=True, dtype=np.dtype(np.float64)
+    mean = evaluate(
+        points,
+        SteinKernel(samples),
+        (sites, sites, 4),
+        over=(TRAJECTORY, TIME),
+        at_once=1,
+        observed=True,
+        dtype=np.dtype(np.float64),
     )
-    coordinates = site_labels(states.setup.dynamics, "i") | site_labels(states.setup.dynamics, "j")
+    coordinates = site_labels(points.setup.dynamics, "i") | site_labels(points.setup.dynamics, "j")
     names = ("mean_gradient", "regression", "difference")
     result = xr.Dataset({name: (("i", "j"), mean[..., k]) for k, name in enumerate(names)}, coordinates)
-    if states.count > 1:
-        variance = da.maximum(mean[..., 3] - mean[..., 2] ** 2, 0.0) / (states.count - 1)
+    if points.count > 1:
+        variance = da.maximum(mean[..., 3] - mean[..., 2] ** 2, 0.0) / (points.count - 1)
         result["standard_error"] = (("i", "j"), da.sqrt(variance))
-    units = states.setup.dynamics.units
+    units = points.setup.dynamics.units
     for name in result.data_vars:
         text = {"regression": "slope in the samples", "mean_gradient": "mean derivative"}.get(str(name), str(name))
-        result[name].attrs = {"long_name": text.replace("_", " "), "units": units if units == "1" else f"({units})2"}
-    result.attrs = {**states.about, "innovation": "sampled", "samples": samples, "seed": states.seed}
+        result[name].attrs = {"long_name": text.replace("_", " "), "units": to_power(units, 2)}
+    result.attrs = {**points.attributes, "innovation": "sampled", "samples": samples, "seed": points.seed}
     return result
-
-
-@dataclass(frozen=True)
-class _Stein:
-    """Kernel: left side, right side, difference and its square, shape (B, N, N, 4)."""
-
-    samples: int
-
-    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
-        """Compute."""
-        zeta = batch.samples(self.samples)
-        points = batch.points.sampled(zeta)
-        slopes = regress(zeta, increment(network, points).unflatten(0, zeta.shape[:2]))
-        parts = torch.arange(len(points)).split(_POINTS_AT_ONCE)
-        gradients = torch.cat([analysis_covariance(network, points.at(part)) for part in parts])
-        centred = zeta - zeta.mean(1, keepdim=True)
-        second = centred.mT @ centred
-        inside = torch.linalg.pinv(second, rtol=1e-9, hermitian=True) @ second
-        gradient = gradients.unflatten(0, zeta.shape[:2]).mean(1) @ inside
-        difference = gradient - slopes
-        return torch.stack([gradient, slopes, difference, difference.square()], -1)
 
 
 def innovation_histogram(
@@ -225,13 +188,13 @@ def innovation_histogram(
     bins: int | Sequence[float] = 80,
     limit: float | None = None,
     burn_in: int = 0,
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> xr.DataArray:
     """Density of the projected innovations of a run, over all observed sites, lazily.
 
     Parameters
     ----------
-    ds, network, **roles
+    ds, network, **words
         As for `gain`.
     run : xarray.Dataset
     bins : int or sequence of float
@@ -252,20 +215,25 @@ def innovation_histogram(
     """
     limit = None if limit is None else real("limit", limit, above=0)
     counted = _check_bins(bins)
-    states = read_states(ds, network, run=run, innovation="run", burn_in=burn_in, **roles)
+    points = read_points(ds, network, run=run, innovation="run", burn_in=burn_in, **words)
     if isinstance(counted, int):
-        widest = 6.0 / states.setup.observing.typical_error(_climate(states.sites)) if limit is None else limit
+        widest = 6.0 / points.setup.observing.typical_error(_climate(points.sites)) if limit is None else limit
         edges = np.linspace(-widest, widest, counted + 1)
     else:
         edges = counted
-    counts = states.mean(
-        _Histogram(tuple(edges.tolist())), (len(edges),), [TRAJECTORY, TIME], at_once=1024, observed=True
+    counts = evaluate(
+        points,
+        HistogramKernel(tuple(edges.tolist())),
+        (len(edges),),
+        over=(TRAJECTORY, TIME),
+        at_once=1024,
+        observed=True,
     )
     density = counts[:-1] / counts[-1] / np.diff(edges)
-    units = states.setup.dynamics.units
-    inverse = "1" if units == "1" else f"({units})-1"
+    units = points.setup.dynamics.units
+    inverse = to_power(units, -1)
     middle = ("zeta", (edges[:-1] + edges[1:]) / 2, {"long_name": "projected innovation", "units": inverse})
-    attributes = {"long_name": "density of projected innovations", "units": units, **states.about}
+    attributes = {"long_name": "density of projected innovations", "units": units, **points.attributes}
     return xr.DataArray(density, {"zeta": middle, "width": ("zeta", np.diff(edges))}, ("zeta",), "density", attributes)
 
 
@@ -281,22 +249,3 @@ def _check_bins(bins: Any) -> int | Array:
 
 def _climate(sites: int) -> Tensor:
     return torch.zeros(1, sites, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class _Histogram:
-    """Kernel: counts in each bin, and of all observed sites, shape (B, bins + 1)."""
-
-    edges: tuple[float, ...]
-
-    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
-        """Compute."""
-        zeta = batch.points.zeta.double()
-        edges = zeta.new_tensor(self.edges)
-        # Sites that nothing observes have zeta = 0 exactly; they are no sample.
-        place = torch.bucketize(zeta, edges, right=True) - 1
-        counted = (zeta != 0) & (place >= 0) & (place < len(edges) - 1)
-        found = zeta.new_zeros(len(zeta), len(edges))
-        found.scatter_add_(1, place.clamp(0, len(edges) - 2), counted.double())
-        found[:, -1] = (zeta != 0).sum(1)
-        return found

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import dask
 import dask.array as da
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 
 from ..core.checks import choice, integer, shown
 from ..core.dynamics import Dynamics
 from ..core.lyapunov import backward_vectors, covariant_vectors, random_coefficients, random_directions
 from ..core.random import check_seed
-from ..records.blocks import array_to_tensor, in_block, tensor_to_array
-from ..records.record import LabelledRecord, Setup, read
-from ..records.schema import TIME, TRAJECTORY, Array, attributes, find
+from ..records.blocks import Plan, Setup, block, block_graph
+from ..records.record import LabelledRecord, read
+from ..records.schema import TIME, TRAJECTORY, TRUTH, Array, attributes, find
 from ..records.store import check_whole, sealed
 from .evaluation_points import check_labelled
 from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_together, vector_count
@@ -101,36 +103,36 @@ def lyapunov_vectors(
     count, between = vector_count(setup.dynamics, vectors), steps_between(setup.dynamics, interval)
     kept = _kept(setup, kind, spin_up)
     if states.chunks is None:
-        _check_finite(states.values, setup.trajectory)
+        _check_finite(np.isfinite(states.values).all(axis=tuple(range(1, states.ndim))), setup.trajectory)
     size, times = math.prod(setup.dynamics.shape), states.sizes[TIME]
     array = states.chunk().data
     rows = min(max(array.chunks[0]), max(1, _BYTES // (8 * times * count * size)))
     array = array.rechunk((rows, *(-1 for _ in array.shape[1:])))
-    block, shared = dask.delayed(_vectors_block, nout=2, pure=False), dask.delayed(setup, traverse=False)
-    pieces: tuple[list[da.Array], list[da.Array]] = ([], [])
-    first = 0
-    for part, held in zip(array.to_delayed().ravel(), array.chunks[0], strict=True):
-        two = block(part, shared, slice(first, first + held), kind, count, between, kept, seed)
-        shape = (held, kept.stop - kept.start, count)
-        for one, tail, into in zip(two, (setup.dynamics.shape, ()), pieces, strict=True):
-            into.append(da.from_delayed(one, (*shape, *tail), np.float64))
-        first += held
-    found, growth = (da.concatenate(into) for into in pieces)
-    result = _label_vectors(found, growth, labelled, kind, kept, seed)
+    double = np.dtype(np.float64)
+    arrays = block_graph(
+        _vectors_block,
+        Plan.from_chunks(array.chunks[0], (times,)),
+        [array],
+        {"lyapunov_vector": ((count, *setup.dynamics.shape), double), "growth": ((count,), double)},
+        *(dask.delayed(setup, traverse=False), kind, count, between, kept, seed),
+        sizes=lambda rows, columns: (rows.stop - rows.start, kept.stop - kept.start),
+        dtype=double,
+    )
+    result = _label_vectors(arrays["lyapunov_vector"], arrays["growth"], labelled, kind, kept, seed)
     return sealed(labelled.as_given(result))
 
 
 def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> LabelledRecord:
     if name is not None and name not in ds.variables:
         raise ValueError(f"truth={shown(name)}: expected one of {sorted(map(str, ds.data_vars))}")
-    found = find(ds, "truth", name)
-    if found is None:
+    states = find(ds, TRUTH, name)
+    if states is None:
         raise ValueError(
             f"Lyapunov vectors need the truth: expected a variable 'truth', found {sorted(map(str, ds.data_vars))}; "
             "name it with truth="
         )
     # The states are all that is needed: in the observations' place they pass every check, whatever was observed.
-    label = str(found.name)
+    label = str(states.name)
     labelled = read(ds[[label]], dynamics=dynamics, truth=label, observation=label, observation_error=1.0)
     check_whole(ds, labelled.truth)
     return labelled
@@ -152,8 +154,9 @@ def _kept(setup: Setup, kind: str, spin_up: int | None) -> slice:
     return slice(spin_up, stop)
 
 
-def _check_finite(states: Array, labels: Array) -> None:
-    lost = ~np.isfinite(states).all(axis=tuple(range(1, states.ndim)))
+def _check_finite(finite: Array, labels: Array) -> None:
+    """Refuse trajectories that are not finite throughout."""
+    lost = ~finite
     if lost.any():
         raise ValueError(
             f"the truth of trajectories {labels[lost][:8].tolist()} holds values that are not finite: no vectors can "
@@ -162,35 +165,42 @@ def _check_finite(states: Array, labels: Array) -> None:
         )
 
 
+@block
 def _vectors_block(
-    states: Array, setup: Setup, rows: slice, kind: str, vectors: int, between: int, kept: slice, seed: int
-) -> tuple[Array, Array]:
-    """Vectors and growth of some trajectories at the times kept."""
-    in_block()
-    labels = setup.trajectory[rows]
-    _check_finite(np.asarray(states), labels)
-    x, keys = array_to_tensor(states, np.dtype(np.float64)).flatten(2), torch.from_numpy(labels.copy())
+    tensors: Sequence[Tensor],
+    rows: slice,
+    columns: slice,
+    setup: Setup,
+    kind: str,
+    vectors: int,
+    between: int,
+    kept: slice,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Vectors (B, K, M, *state) and growth (B, K, M) of some trajectories at the times kept."""
+    x, keys = tensors[0].flatten(2), setup.keys(rows)
+    finite = [bool(trajectory.isfinite().all()) for trajectory in x]
+    _check_finite(np.array(finite, dtype=bool), setup.trajectory[rows])
     steps = setup.steps.tolist()
     span = torch.tensor(steps[1:], dtype=torch.float64) * setup.dynamics.timestep
     fitting = max(1, _BYTES // (8 * x.shape[1] * vectors * (x.shape[2] + vectors)))
     together = min(trajectories_together(setup.dynamics, vectors), fitting)
-    found, rates = [], []
+    pieces, rates = [], []
     for part, key in zip(x.split(together), keys.split(together), strict=True):
         start = random_directions(key, seed, vectors, x.shape[2])
-        with torch.no_grad():
-            directions, factors = backward_vectors(setup.dynamics, part, steps, start, between=between)
-            growth = factors.diagonal(dim1=-2, dim2=-1).log()
-            if kind == "covariant":
-                directions, growth = covariant_vectors(directions, factors, random_coefficients(key, seed, vectors))
-        found.append(directions[:, kept].clone())
+        directions, factors = backward_vectors(setup.dynamics, part, steps, start, between=between)
+        growth = factors.diagonal(dim1=-2, dim2=-1).log()
+        if kind == "covariant":
+            directions, growth = covariant_vectors(directions, factors, random_coefficients(key, seed, vectors))
+        pieces.append(directions[:, kept].clone())
         rates.append((growth / span[:, None])[:, kept.start - 1 : kept.stop - 1])
-    answer = torch.cat(found)
-    if not bool(torch.isfinite(answer).all()):
+    directions = torch.cat(pieces)
+    if not bool(torch.isfinite(directions).all()):
         raise ValueError(
             f"some of the {vectors} vectors are not finite: the tangent linear model loses a direction altogether; "
             "ask for fewer with vectors=, or orthonormalise more often with interval="
         )
-    return tensor_to_array(answer.unflatten(-1, setup.dynamics.shape)), tensor_to_array(torch.cat(rates))
+    return {"lyapunov_vector": directions.unflatten(-1, setup.dynamics.shape), "growth": torch.cat(rates)}
 
 
 def _label_vectors(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Unpack
 
 import dask.array as da
 import numpy as np
@@ -18,20 +16,20 @@ from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics, dynamics_from_json
 from ..core.networks import AnalysisNetwork
 from ..core.random import Purpose, normal
-from ..core.sensitivity import mixed_derivative
 from ..core.symmetry import Group, commutes, invariant_shifts, spread_out
 from ..network import Network
-from ..records.blocks import array_to_tensor, tensor_to_array
-from ..records.record import LabelledRecord, read
-from ..records.schema import TIME, TRAJECTORY, Array, reference_site
-from .evaluation_points import States, check_labelled, read_states
-from .kernels import Batch
+from ..records.blocks import array_to_tensor, block, tensor_to_array
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.schema import TIME, TRAJECTORY, reference_site
+from .evaluation import evaluate
+from .evaluation_points import EvaluationPoints, check_labelled, read_points
+from .kernels import EquivarianceKernel
 
 _TRIED = 64  # elements of a group at which a network is tried
 _LEADING = 100  # times that say which sites are observed, where no rule does
 
 
-def symmetry_group(ds: xr.Dataset, **roles: Any) -> Group:
+def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
     """Find the shifts of the state's grid under which an experiment does not change.
 
     They are those that commute with the dynamics and leave H^T R^-1 H as it is: all turns of the ring for Lorenz-96
@@ -43,8 +41,8 @@ def symmetry_group(ds: xr.Dataset, **roles: Any) -> Group:
     ds : xarray.Dataset
         Twin or record. Observations at random sites are taken to be as likely at each, where its attributes say that
         they are random.
-    **roles
-        `dynamics`, `observation`, `observation_error`, `operator` as for `cycle`.
+    **words
+        dynamics, observation, observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -60,7 +58,7 @@ def symmetry_group(ds: xr.Dataset, **roles: Any) -> Group:
     Bocquet et al., Sect. 3.2.2 and App. E.
     """
     check_labelled("ds", ds, xr.Dataset)
-    return find_group(read(ds, **roles))
+    return find_group(read(ds, **words))
 
 
 def find_group(labelled: LabelledRecord) -> Group:
@@ -76,17 +74,17 @@ def find_group(labelled: LabelledRecord) -> Group:
     # Every R that there is, once.
     times = [0]
     if observing.in_time and observing.std is not None:
-        times = np.unique(observing.std.numpy(), axis=0, return_index=True)[1].tolist()
+        times = np.unique(tensor_to_array(observing.std), axis=0, return_index=True)[1].tolist()
 
     def step(z: Tensor) -> Tensor:
         return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
 
     def information(z: Tensor) -> Tensor:
         """H^T R^-1 H, or its diagonal where it has no more, of every state, or of every time."""
-        if observing.operator is None and observing.std is not None:
+        if observing.sees_sites and observing.std is not None:
             return observed / observing.error_variance().expand(*observing.error_variance().shape[:-1], sites)
         unit = torch.eye(sites, dtype=z.dtype)
-        size = sites if observing.operator is None else observing.operator.size
+        size = observing.size(sites)
         seen = observing.tangent(z, unit.expand(len(z), sites, sites)).reshape(-1, size)
         flags, states = observed.bool().expand(len(seen), size), z.repeat_interleave(sites, 0)
         each = [observing.at(k).project_innovation(seen, flags, states).unflatten(0, (len(z), sites)) for k in times]
@@ -99,13 +97,13 @@ def find_group(labelled: LabelledRecord) -> Group:
             if not commutes(step, x, g):
                 return False
             turned = known[..., g] if known.ndim < 3 else known[:, g][:, :, g]
-            found = known if known.ndim < 3 else information(x[:, g])
-            return bool(torch.allclose(found, turned, rtol=1e-9, atol=1e-12))
+            there = known if known.ndim < 3 else information(x[:, g])
+            return bool(torch.allclose(there, turned, rtol=1e-9, atol=1e-12))
 
         return invariant_shifts(dynamics.shape, unchanged)
 
 
-def fitting_group(states: States, group: Group | None) -> Group:
+def fitting_group(points: EvaluationPoints, group: Group | None) -> Group:
     """Give the group that was asked for, or the one that is found.
 
     Raises
@@ -114,11 +112,11 @@ def fitting_group(states: States, group: Group | None) -> Group:
         If it is of other sites.
     """
     if group is None:
-        return find_group(states.labelled)
+        return find_group(points.labelled)
     if not isinstance(group, Group):
-        raise TypeError(f"group={shown(group)}: expected an xdan.Group, such as xdan.Group.ring({states.sites})")
-    if group.sites != states.sites:
-        raise ValueError(f"group={group!r}: expected one on the state's {states.sites} sites")
+        raise TypeError(f"group={shown(group)}: expected an xdan.Group, such as xdan.Group.ring({points.sites})")
+    if group.sites != points.sites:
+        raise ValueError(f"group={group!r}: expected one on the state's {points.sites} sites")
     return group
 
 
@@ -139,7 +137,7 @@ def _observed(labelled: LabelledRecord) -> Tensor:
             "the sites observed change in time, and no attribute 'observing' states the rule: pass group=, for example "
             f"xdan.Group.ring({size})"
         )
-    return torch.from_numpy(seen[0].astype(np.float64))
+    return array_to_tensor(seen[0], np.dtype(np.float64))
 
 
 def commuting(network: AnalysisNetwork, group: Group) -> bool:
@@ -184,7 +182,7 @@ def equivariance_error(
     innovation: str = "zero",
     seed: int = 0,
     device: str = "auto",
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> xr.DataArray:
     """How far the marginal gain at a transformed state is from the transformed marginal gain, lazily.
 
@@ -193,7 +191,7 @@ def equivariance_error(
 
     Parameters
     ----------
-    ds, network, every, burn_in, run, innovation, device, **roles
+    ds, network, every, burn_in, run, innovation, device, **words
         As for `gain`.
     group : Group, optional
         That of `symmetry_group` by default.
@@ -209,43 +207,19 @@ def equivariance_error(
         knows nothing of the symmetry. `image` says where an element carries site 0.
     """
     elements = integer("elements", elements, least=1)
-    states = read_states(
-        ds, network, run=run, innovation=innovation, every=every, burn_in=burn_in, seed=seed, device=device, **roles
+    points = read_points(
+        ds, network, run=run, innovation=innovation, every=every, burn_in=burn_in, seed=seed, device=device, **words
     )
-    group = fitting_group(states, group)
+    group = fitting_group(points, group)
     chosen = _some(group, max(elements, 3))
-    kernel = _Mismatch(tuple(group.permutation(index) for index in chosen))
-    mean = states.mean(kernel, (len(chosen), 2), [TRAJECTORY, TIME], at_once=64, observed=innovation != "zero")
+    kernel = EquivarianceKernel(tuple(group.permutation(index) for index in chosen))
+    observed = innovation != "zero"
+    mean = evaluate(points, kernel, (len(chosen), 2), over=(TRAJECTORY, TIME), at_once=64, observed=observed)
     images = [int(g[0]) for g in kernel.permutations]
     attributes = {"long_name": "relative error of the marginal gain's equivariance", "units": "1", "group": repr(group)}
-    attributes |= states.about
+    attributes |= points.attributes
     coordinates = {"element": chosen, "image": ("element", images)}
     return xr.DataArray(da.sqrt(mean[:, 0] / mean[:, 1]), coordinates, ("element",), "equivariance_error", attributes)
-
-
-@dataclass(frozen=True)
-class _Mismatch:
-    """Kernel: square of the difference and of the value, for every element, shape (B, G, 2)."""
-
-    permutations: tuple[Tensor, ...]
-
-    def __call__(self, network: AnalysisNetwork, batch: Batch) -> Tensor:
-        """Compute."""
-        x = batch.points.x
-        directions = batch.draw(2, x.shape[1], 2).to(x)
-        v, u = directions[:, 0], directions[:, 1]
-        whole = mixed_derivative(network, batch.points, v, u)
-        found = []
-        for permutation in self.permutations:
-            g = permutation.to(x.device)
-            turned = batch.points.apply(_turn(g))
-            difference = mixed_derivative(network, turned, v[:, g], u[:, g]) - whole[:, g]
-            found.append(torch.stack([difference.square().sum(1), whole.square().sum(1)], -1))
-        return torch.stack(found, 1)
-
-
-def _turn(g: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda value: value[..., g]
 
 
 def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
@@ -278,10 +252,10 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
         if average.sizes["i"] != group.sites:
             raise ValueError(f"group={group!r}: expected one on the {average.sizes['i']} sites of the averages")
     covered = {site for average in averages for site in group.images(reference_site(average))}
-    for name, own in (("group", {repr(group)}), ("network_digest", set()), ("states", set())):
-        if len(made := own | {average.attrs[name] for average in averages if name in average.attrs}) > 1:
+    for name, expected in (("group", {repr(group)}), ("network_digest", set()), ("states", set())):
+        if len(values := expected | {average.attrs[name] for average in averages if name in average.attrs}) > 1:
             raise ValueError(
-                f"{name} differs: {sorted(made)}. Expected averages over the group that is given, of one network at "
+                f"{name} differs: {sorted(values)}. Expected averages over the group that is given, of one network at "
                 "the same states"
             )
     if left := sorted(set(range(group.sites)) - covered):
@@ -291,21 +265,17 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
         )
     total: xr.DataArray | None = None
     for average in averages:
-        reference = reference_site(average)
-
-        def block(omega: Array, reference: int = reference) -> Array:
-            return tensor_to_array(spread_out(array_to_tensor(omega), group, reference))
-
-        found = xr.apply_ufunc(
-            block,
+        spread = xr.apply_ufunc(
+            block(spread_out),
             average,
+            kwargs={"group": group, "reference": reference_site(average)},
             input_core_dims=[["i", "j"]],
             output_core_dims=[["i", "j", "l"]],
             dask="parallelized",
             output_dtypes=[average.dtype],
             dask_gufunc_kwargs={"output_sizes": {"l": group.sites}},
         )
-        total = found if total is None else total.fillna(found)
+        total = spread if total is None else total.fillna(spread)
     assert total is not None
     total = total.assign_coords(l=averages[0]["i"].values)
     total.attrs = {k: v for k, v in averages[0].attrs.items() if k != "reference"} | {"long_name": "mean marginal gain"}
@@ -349,7 +319,7 @@ def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynami
         raise ValueError(
             f"the dynamics {model.name!r} knows no distances: expected one that does; give CustomDynamics distance="
         )
-    away = distances[0].numpy()
+    away = tensor_to_array(distances[0])
     pair = np.maximum(away[:, None], away[None, :])
     values = np.abs(omega.transpose("i", "j").to_numpy())
     steps, place = np.unique(pair, return_inverse=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import xarray as xr
 
-from ..records.record import read_run
+from ..records.record import RecordWords
+from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY, reference_site
 from .gain_plots import about_reference, gain_map
-from .plotting import dataset, hovmoller, mapping, one_dim_record, sweep_curves
+from .plotting import dataset, hovmoller, mapping, read_one_dim, sweep_curves
 
 _WIDGETS = 260  # pixels
 _SHOWN = 100  # cycles at first
@@ -23,7 +24,7 @@ def explore(
     source: xr.Dataset,
     runs: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
     gains: xr.DataArray | Mapping[str, xr.DataArray | Sequence[xr.DataArray]] | None = None,
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> Any:
     """Look around in a record, runs on it and gains, or in a sweep's cube, with widgets.
 
@@ -36,8 +37,8 @@ def explore(
         Runs on the record, of `cycle` or `baseline`.
     gains : DataArray or mapping of name to one or several DataArrays, optional
         Symmetry averages, of `gain(kind="mean")`, by observing system; several where there are several orbits of sites.
-    **roles
-        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
+    **words
+        dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -60,14 +61,14 @@ def explore(
     _extend()
     source = dataset("source", source)
     if _SCHEME in source.dims:
-        if runs is not None or gains is not None or roles:
+        if runs is not None or gains is not None or words:
             raise ValueError("source is a sweep's cube: expected no runs, gains or roles beside it")
         return _cube_view(source)
     pages = []
     if runs is not None:
         named = {"run": runs} if isinstance(runs, xr.Dataset) else runs
         named = mapping("runs", named, xr.Dataset, "a run, of cycle() or baseline()")
-        pages.append(("States", _record_view(source, named, roles)))
+        pages.append(("States", _record_view(source, named, words)))
     if gains is not None:
         systems = {"": gains} if isinstance(gains, xr.DataArray) else gains
         systems = mapping("gains", systems, (xr.DataArray, list, tuple), "a gain, or several")
@@ -93,11 +94,11 @@ def _extend() -> None:
     pn.extension(notifications=False)
 
 
-def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], roles: Mapping[str, Any]) -> Any:
+def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], words: RecordWords) -> Any:
     """Truth, analysis and error of a chosen run, trajectory and stretch of time."""
     import panel as pn
 
-    labelled = one_dim_record(ds, roles, "the explorer")
+    labelled = read_one_dim(ds, words, "the explorer")
     cycles, trajectories = (labelled.observation.sizes[dim] for dim in (TIME, TRAJECTORY))
     analyses = {name: read_run(labelled, run, ("analysis",), f"run {name!r}")["analysis"] for name, run in runs.items()}
     method = pn.widgets.Select(label="method", options=list(runs), width=_WIDGETS)
@@ -117,7 +118,7 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], roles: Mapping[
         return {"run": runs[name], "trajectory": row, "cycles": slice(start, start + length), "title": name}
 
     def draw(name: str, row: int, start: int, length: int) -> Any:
-        return hovmoller(ds, **window(name, row, start, length), **roles)
+        return hovmoller(ds, **window(name, row, start, length), **words)
 
     def table() -> io.StringIO:
         seen = window(method.value, trajectory.value, first.value, shown.value)
@@ -231,8 +232,8 @@ def _cube_view(cube: xr.Dataset) -> Any:
     return pn.Row(widgets, pn.panel(picture, linked_axes=False))
 
 
-def _csv(setup: Any) -> io.StringIO:
-    return io.StringIO(setup.to_csv())
+def _csv(frame: Any) -> io.StringIO:
+    return io.StringIO(frame.to_csv())
 
 
 def _download(table: Any, filename: str) -> Any:

@@ -85,10 +85,10 @@ def about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
     half = sites // 2
     values = np.roll(omega.transpose("i", "j").to_numpy(), half - reference, axis=(0, 1))
     away = np.arange(sites) - half
-    found = xr.DataArray(values, {"i": away, "j": away}, ("i", "j"), "value")
+    centred = xr.DataArray(values, {"i": away, "j": away}, ("i", "j"), "value")
     if within is None or within >= half:
-        return found
-    return found.sel(i=slice(-within, within), j=slice(-within, within))
+        return centred
+    return centred.sel(i=slice(-within, within), j=slice(-within, within))
 
 
 def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:

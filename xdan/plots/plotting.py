@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import xarray as xr
 
-from ..assimilation.scoring import check_roles, score
+from ..assimilation.scoring import score
 from ..core.checks import integer, shown, switch
-from ..records.record import LabelledRecord, read, read_run
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY
 
 WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
@@ -30,7 +31,7 @@ def hovmoller(
     trajectory: int = 0,
     cycles: slice | None = None,
     title: str = "",
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> Any:
     """Truth, analysis and error of one trajectory in space and time.
 
@@ -44,8 +45,8 @@ def hovmoller(
         Positions along `time`; the last 200 by default.
     title : str
         Of the method.
-    **roles
-        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
+    **words
+        dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def hovmoller(
     import hvplot.xarray  # noqa: F401
 
     title, cut = _text("title", title), {TIME: _cycles(cycles, slice(-200, None))}
-    labelled = one_dim_record(ds, roles, "a picture of the error")
+    labelled = read_one_dim(ds, words, "a picture of the error")
     assert labelled.truth is not None
     row = {TRAJECTORY: position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])}
     (dim,), units = labelled.setup.dynamics.dims, labelled.setup.dynamics.units
@@ -101,15 +102,22 @@ def hovmoller(
     return (panels[0] + panels[1] + panels[2]).cols(1)
 
 
-def one_dim_record(ds: xr.Dataset, roles: Mapping[str, Any], what: str) -> LabelledRecord:
-    """A record with its truth, whose state has one dim.
+def read_one_dim(ds: xr.Dataset, words: RecordWords, purpose: str) -> LabelledRecord:
+    """Understand a record with a truth, whose state has one dim.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+    words : RecordWords
+    purpose : str
+        What the truth is needed for, the subject of the error's sentence.
 
     Raises
     ------
     TypeError, ValueError
-        For another.
+        For another record.
     """
-    labelled = read(dataset("ds", ds), **check_roles(roles), needs_truth=what)
+    labelled = read(dataset("ds", ds), needs_truth=purpose, **words)
     dims = labelled.setup.dynamics.dims
     if len(dims) != 1:
         raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one, expected one")
@@ -198,7 +206,7 @@ def rmse_in_time(
     *,
     cycles: slice | None = None,
     log: bool = False,
-    **roles: Any,
+    **words: Unpack[RecordWords],
 ) -> Any:
     """Analysis RMSE of several runs in time, mean over the trajectories.
 
@@ -212,8 +220,8 @@ def rmse_in_time(
         Positions along `time`.
     log : bool
         Logarithmic RMSE.
-    **roles
-        `dynamics`, `truth`, `observation`, `observation_error`, `operator` as for `cycle`.
+    **words
+        dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -229,10 +237,10 @@ def rmse_in_time(
 
     cut, log = {TIME: _cycles(cycles, slice(None))}, switch("log", log)
     runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
-    read(dataset("ds", ds), **check_roles(roles), needs_truth="a picture of the error")
+    read(dataset("ds", ds), needs_truth="a picture of the error", **words)
     curves = []
     for (name, run), colour in zip(runs.items(), cycle_colours(len(runs)), strict=True):
-        curve = score(ds, run, dim=TRAJECTORY, **roles)["rmse"].isel(cut).drop_vars("crps_of").load()
+        curve = score(ds, run, dim=TRAJECTORY, **words)["rmse"].isel(cut).drop_vars("crps_of").load()
         if not curve.size:
             raise ValueError(f"cycles={cycles}: expected some of the record's cycles")
         if log:

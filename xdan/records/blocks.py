@@ -1,4 +1,4 @@
-"""Where labelled blocks become tensors and back: graphs over trajectories and time, and the reading of windows."""
+"""The crossing between arrays and tensors: what a block's arrays become on the way, and lazy graphs of blocks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,19 +16,69 @@ import dask
 import dask.array as da
 import numpy as np
 import torch
-import xarray as xr
 from dask.delayed import Delayed
 from torch import Tensor
 
 from ..core.checks import shown
-from ..core.learning.rollout import Window
-from ..core.methods import Method, Record, run
-from .record import LabelledRecord, Setup
-from .schema import OBS, TIME, TRAJECTORY, Array
-from .watch import RATIO, Watch
+from ..core.dynamics import Dynamics
+from ..core.methods import Record
+from ..core.observing import ObservingSystem
+from .schema import Array
 
 Carry = dict[str, Array]
-Block = Callable[..., tuple[dict[str, Array], Carry]]
+Labels = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is known of a record beside its data; small, so that it travels with every block.
+
+    Attributes
+    ----------
+    dynamics : Dynamics
+    observing : ObservingSystem
+        Float64, on the CPU; with the observation operator.
+    steps : numpy.ndarray of int, shape (K,)
+        Model steps before each analysis; 0 before the first.
+    trajectory : numpy.ndarray of int, shape (R,)
+        Labels that key random draws.
+    dtype : numpy.dtype
+        Floating type to compute in.
+    """
+
+    dynamics: Dynamics
+    observing: ObservingSystem
+    steps: Labels
+    trajectory: Labels
+    dtype: np.dtype[Any]
+
+    def keys(self, rows: slice) -> Tensor:
+        """Labels of some trajectories, int64, shape (B,)."""
+        return torch.from_numpy(self.trajectory[rows].copy())
+
+    def record(
+        self, observation: Tensor, *, rows: slice, columns: slice, seed: int, truth: Tensor | None = None
+    ) -> Record:
+        """A block of the record as methods take it, states flattened.
+
+        Parameters
+        ----------
+        observation : Tensor, shape (B, K, *state) or (B, K, P)
+        rows, columns : slice
+            Positions of its trajectories and times in the whole record.
+        seed : int
+        truth : Tensor, shape (B, K, *state), optional
+        """
+        y = observation.flatten(2)
+        return Record(
+            dynamics=self.dynamics,
+            observing=self.observing.during(columns).to(y.dtype, y.device),
+            observation=y,
+            steps=self.steps[columns].tolist(),
+            trajectory=self.keys(rows),
+            seed=seed,
+            truth=None if truth is None else truth.flatten(2),
+        )
 
 
 def array_to_tensor(array: Any, dtype: np.dtype[Any] | None = None, device: str = "cpu") -> Tensor:
@@ -43,6 +92,22 @@ def tensor_to_array(tensor: Tensor) -> Array:
     """Give a NumPy array."""
     array: Array = tensor.detach().cpu().numpy()
     return array
+
+
+def make_record(
+    setup: Setup,
+    observation: Any,
+    *,
+    rows: slice,
+    columns: slice,
+    seed: int,
+    truth: Any = None,
+    device: str = "cpu",
+) -> Record:
+    """`Setup.record` of arrays: tensors of the type to compute in, on a device."""
+    y = array_to_tensor(observation, setup.dtype, device)
+    x = None if truth is None else array_to_tensor(truth, setup.dtype, device)
+    return setup.record(y, rows=rows, columns=columns, seed=seed, truth=x)
 
 
 def pick_device(device: str = "auto") -> str:
@@ -101,6 +166,51 @@ def in_block() -> None:
         _thread.ready = True
 
 
+def block(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function of tensors into one of arrays, which a task of dask can run; a decorator.
+
+    The decorated function takes `dtype` and `device` beside the function's own arguments. Arrays become tensors on the
+    device, within lists, tuples and dicts too: those in the first argument, the block's data, of that dtype; all others
+    of their own type. Tensors in the answer become arrays. Nothing is recorded for gradients, and a thread of dask
+    keeps to one core.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> @block
+    ... def total(x, weights):
+    ...     return (weights * x).sum()
+    >>> total(np.ones(3, dtype="f4"), np.arange(3.0), dtype=np.dtype("f8"))
+    array(3.)
+    """
+
+    @functools.wraps(function)
+    def crossing(
+        data: Any, *arguments: Any, dtype: np.dtype[Any] | None = None, device: str = "cpu", **named: Any
+    ) -> Any:
+        in_block()
+        inside = [_across(value, np.ndarray, lambda a: array_to_tensor(a, device=device)) for value in arguments]
+        inside_named = _across(named, np.ndarray, lambda a: array_to_tensor(a, device=device))
+        with torch.no_grad():
+            answer = function(
+                _across(data, np.ndarray, lambda a: array_to_tensor(a, dtype, device)), *inside, **inside_named
+            )
+        return _across(answer, Tensor, tensor_to_array)
+
+    return crossing
+
+
+def _across(value: Any, kind: type, convert: Callable[[Any], Any]) -> Any:
+    """Convert what is of a kind, also within lists, tuples and dicts."""
+    if isinstance(value, kind):
+        return convert(value)
+    if type(value) in (list, tuple):
+        return type(value)(_across(item, kind, convert) for item in value)
+    if type(value) is dict:
+        return {key: _across(item, kind, convert) for key, item in value.items()}
+    return value
+
+
 @dataclass(frozen=True)
 class Plan:
     """How a record is cut into blocks: edges along trajectory and time."""
@@ -136,236 +246,59 @@ class Plan:
         ]
 
 
-def scan(
-    block: Block,
+def block_graph(
+    function: Callable[..., Any],
     plan: Plan,
-    inputs: Sequence[da.Array],
+    inputs: Sequence[da.Array | None],
     outputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
     *shared: Any,
+    carries: bool = False,
+    sizes: Callable[[slice, slice], tuple[int, int]] | None = None,
+    **options: Any,
 ) -> dict[str, da.Array]:
-    """Lazy arrays from a block function that carries state along time; trajectories are independent.
+    """Lazy arrays from a function of one block, each block a task.
 
     Parameters
     ----------
-    block : callable
-        block(carry, rows, columns, arrays, *shared) -> (outputs, carry); carry is None at the start.
+    function : callable
+        function(data, rows, columns, *shared, **options) -> outputs, with the block's part of every input in the list
+        `data` and its place as slices; with `carries`, function(data, carry, rows, columns, *shared, **options) ->
+        (outputs, carry). Outputs are arrays by name.
     plan : Plan
-    inputs : sequence of dask arrays, dims (trajectory, time, ...)
+    inputs : sequence of dask arrays, dims (trajectory, time, ...), or None
     outputs : mapping
         Name to (shape beyond trajectory and time, dtype).
     *shared : object or Delayed
         Passed to every block.
+    carries : bool
+        Whether blocks hand a state on along time; carry is None at the first time. Trajectories are independent.
+    sizes : callable, optional
+        sizes(rows, columns) -> trajectories and times of a block's outputs; those of the block by default.
+    **options
+        Passed to every block by name.
+
+    Returns
+    -------
+    dict of dask arrays, dims (trajectory, time, ...)
     """
-    task = dask.delayed(block, nout=2, pure=False)
-    cut = [plan.cut(array) for array in inputs]
+    task = dask.delayed(function, nout=2 if carries else None, pure=False)
+    cut = [None if array is None else plan.cut(array) for array in inputs]
     pieces: dict[str, list[list[da.Array]]] = {name: [] for name in outputs}
     for i in range(plan.shape[0]):
         carry: Any = None
         row: dict[str, list[da.Array]] = {name: [] for name in outputs}
         for t in range(plan.shape[1]):
             rows, columns = plan.rows(i), plan.columns(t)
-            found, carry = task(carry, rows, columns, [c[i][t] for c in cut], *shared)
-            size = (rows.stop - rows.start, columns.stop - columns.start)
+            data = [None if blocks is None else blocks[i][t] for blocks in cut]
+            if carries:
+                answer, carry = task(data, carry, rows, columns, *shared, **options)
+            else:
+                answer = task(data, rows, columns, *shared, **options)
+            size = (rows.stop - rows.start, columns.stop - columns.start) if sizes is None else sizes(rows, columns)
             for name, (tail, dtype) in outputs.items():
-                row[name].append(da.from_delayed(found[name], (*size, *tail), dtype=dtype))
+                row[name].append(da.from_delayed(answer[name], (*size, *tail), dtype=dtype))
         for name in outputs:
             pieces[name].append(row[name])
     return {
         name: da.concatenate([da.concatenate(row, axis=1) for row in rows], axis=0) for name, rows in pieces.items()
     }
-
-
-def make_record(
-    setup: Setup,
-    observation: Any,
-    *,
-    rows: slice,
-    columns: slice,
-    seed: int,
-    truth: Any = None,
-    device: str = "cpu",
-) -> Record:
-    """Tensors of one block of a record, states flattened."""
-    dtype = setup.dtype
-    y = array_to_tensor(observation, dtype, device).flatten(2)
-    return Record(
-        dynamics=setup.dynamics,
-        observing=setup.observing.during(columns).to(y.dtype, y.device),
-        observation=y,
-        steps=setup.steps[columns].tolist(),
-        trajectory=torch.from_numpy(setup.trajectory[rows].copy()),
-        seed=seed,
-        truth=None if truth is None else array_to_tensor(truth, dtype, device).flatten(2),
-    )
-
-
-def see(states: xr.DataArray, setup: Setup) -> xr.DataArray:
-    """H of labelled states, lazily; the states themselves where sites are observed."""
-    operator, dims = setup.observing.operator, setup.dynamics.dims
-    if operator is None:
-        return states
-
-    def block(x: Array) -> Array:
-        return tensor_to_array(operator(array_to_tensor(x).flatten(x.ndim - len(dims))))
-
-    seen: xr.DataArray = xr.apply_ufunc(
-        block,
-        states,
-        input_core_dims=[dims],
-        output_core_dims=[[OBS]],
-        dask="parallelized",
-        output_dtypes=[states.dtype],
-        dask_gufunc_kwargs={"output_sizes": {OBS: operator.size}},
-    )
-    return seen
-
-
-def cycle_block(
-    carry: Carry | None,
-    rows: slice,
-    columns: slice,
-    arrays: Sequence[Any],
-    setup: Setup,
-    method: Method,
-    watch: Watch,
-    seed: int,
-    members: bool,
-    device: str,
-) -> tuple[dict[str, Array], Carry]:
-    """Cycle a prepared method over one block."""
-    in_block()
-    record = make_record(setup, arrays[0], rows=rows, columns=columns, seed=seed, device=device)
-    state = None if carry is None else {name: array_to_tensor(value, device=device) for name, value in carry.items()}
-    with torch.no_grad():
-        outputs, state = run(method, record, state, members)
-        outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
-    shape = setup.dynamics.shape
-    shaped = {
-        name: tensor_to_array(value if value.ndim == 2 else value.unflatten(-1, shape))
-        for name, value in outputs.items()
-    }
-    return shaped, {name: tensor_to_array(value) for name, value in state.items()}
-
-
-class RecordWindows:
-    """Windows of a record in Zarr or in memory, read ahead block by block while the last ones are computed on.
-
-    A lane is a trajectory, or a segment of one where there are fewer trajectories than a batch wants. Batches of
-    lanes that lie together in the store are drawn in an order that is new in every epoch; a few of them take turns,
-    so that consecutive steps see different weather.
-
-    Parameters
-    ----------
-    labelled : LabelledRecord
-        Windows have a truth where it has one.
-    lanes : sequence of (row, start)
-        First indices of the lanes in the record.
-    length : int
-        Cycles of a lane.
-    batch, cycles : int
-        Lanes and cycles of a window.
-    seed : int
-    device : str
-    """
-
-    def __init__(
-        self,
-        labelled: LabelledRecord,
-        lanes: Sequence[tuple[int, int]],
-        length: int,
-        *,
-        batch: int,
-        cycles: int,
-        seed: int,
-        device: str,
-    ) -> None:
-        self.labelled, self.length = labelled, length
-        self.cycles, self.seed, self.device = cycles, seed, device
-        count = -(-len(lanes) // batch)
-        # The last batch is filled from the front.
-        self.batches = [[lanes[i % len(lanes)] for i in range(b * batch, (b + 1) * batch)] for b in range(count)]
-        self.windows = length // cycles
-        self.per_epoch = self.windows * count
-        self.groups = min(4, count)
-        chunks = labelled.observation.chunksizes.get(TIME)
-        per_block = max(1, (max(chunks) if chunks else 256) // cycles)
-        self.block = min(per_block, self.windows)
-        self._loaded: dict[tuple[int, int], Future[tuple[Array | None, Array, Array | None]]] = {}
-        self._reader = ThreadPoolExecutor(1)
-
-    def _place(self, index: int) -> tuple[int, int, int, bool]:
-        """Group, batch and window-in-lane of the index-th window, and whether the lanes start anew."""
-        turn, group = divmod(index, self.groups)
-        # Groups are staggered along the record, so that not all of them start anew together.
-        pass_, window = divmod(turn + group * self.windows // self.groups, self.windows)
-        epoch, position = divmod(pass_ * self.groups + group, len(self.batches))
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.batches))
-        return group, int(order[position]), window, window == 0 or turn == 0
-
-    def _need(self, index: int) -> tuple[int, int]:
-        _, batch, window, _ = self._place(index)
-        return batch, window // self.block
-
-    def window(self, index: int) -> Window:
-        """Give the index-th window, and read ahead for those that follow."""
-        wanted = list(dict.fromkeys(self._need(index + ahead) for ahead in range(2 * self.groups)))
-        for key in wanted:
-            if key not in self._loaded:
-                self._loaded[key] = self._reader.submit(self._load, *key)
-        for key in [key for key in self._loaded if key not in wanted]:
-            del self._loaded[key]
-        group, batch, window, fresh = self._place(index)
-        truth, observation, forecast = self._loaded[wanted[0]].result()
-        inside = slice((window % self.block) * self.cycles, (window % self.block + 1) * self.cycles)
-        start = self.batches[batch][0][1] + window * self.cycles
-        steps = self.labelled.setup.steps[start : start + self.cycles]
-        dtype = self.labelled.setup.dtype
-
-        def tensor(array: Array) -> Tensor:
-            return array_to_tensor(array[:, inside], dtype, self.device).flatten(2)
-
-        return Window(
-            None if truth is None else tensor(truth),
-            tensor(observation),
-            tuple(steps.tolist()),
-            group,
-            fresh,
-            start,
-            None if forecast is None else tensor(forecast),
-        )
-
-    def _load(self, batch: int, block: int) -> tuple[Array | None, Array, Array | None]:
-        first = block * self.block * self.cycles
-        stop = min(first + self.block * self.cycles, self.windows * self.cycles)
-        lanes = self.batches[batch]
-        truth, forecast = self.labelled.truth, self.labelled.forecast
-        return (
-            None if truth is None else read_lanes(truth, lanes, first, stop),
-            read_lanes(self.labelled.observation, lanes, first, stop),
-            None if forecast is None else read_lanes(forecast, lanes, first, stop),
-        )
-
-    def arrays(self) -> dict[str, Tensor]:
-        """Nothing: a window follows from its index."""
-        return {}
-
-    def restore(self, arrays: dict[str, Tensor]) -> None:
-        """Nothing to restore."""
-
-    def close(self) -> None:
-        """End the reader."""
-        self._reader.shutdown(cancel_futures=True)
-
-
-def read_lanes(variable: xr.DataArray, lanes: Sequence[tuple[int, int]], first: int, stop: int) -> Array:
-    """Cycles first to stop of some lanes, in one read where the lanes lie side by side."""
-    rows = [row for row, _ in lanes]
-    starts = {start for _, start in lanes}
-
-    def read(row: int | slice, start: int) -> Array:
-        part = variable.isel({TRAJECTORY: row, TIME: slice(start + first, start + stop)})
-        return part.compute(scheduler="synchronous").to_numpy()
-
-    if len(starts) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
-        return read(slice(rows[0], rows[-1] + 1), starts.pop())
-    return np.stack([read(row, start) for row, start in lanes])

@@ -1,4 +1,4 @@
-"""Observing systems as labels: observation operators and error covariances, found in a Dataset and checked."""
+"""Observing systems of a record: H and R built from labelled or plain arrays, and checked."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from ..core.dynamics import Dynamics
 from ..core.observing import FunctionOperator, LinearOperator, ObservingSystem, Operator
 from ..core.random import Purpose, normal
 from ..core.user_functions import call, check_function, shown_reason
-from .schema import OBS, TIME, TRAJECTORY, check_order, find
+from .blocks import array_to_tensor, tensor_to_array
+from .schema import OBS, OPERATOR, TIME, TRAJECTORY, check_order
 
 
-def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
+def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
     """Make what a caller gave for H into an operator, and try it on a state.
 
     Parameters
     ----------
-    given : matrix of shape (P, *state), xarray.DataArray with dims (obs, *state), Operator, or callable
+    matrix_or_function : matrix of shape (P, *state), xarray.DataArray with dims (obs, *state), Operator, or callable
         A callable is a torch function of flattened states (..., N).
     dynamics : Dynamics
     size : int, optional
@@ -38,13 +39,14 @@ def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Op
         If shapes do not fit, or a function fails, is random, or mixes the states of a batch.
     """
     sites = math.prod(dynamics.shape)
-    if isinstance(given, Operator):
-        operator = given
+    if isinstance(matrix_or_function, Operator):
+        operator = matrix_or_function
         integer("operator.size", getattr(operator, "size", None), least=1)
-    elif callable(given):
-        operator = FunctionOperator(given, _number_given(given, sites) if size is None else size)
+    elif callable(matrix_or_function):
+        number = _observations_of(matrix_or_function, sites) if size is None else size
+        operator = FunctionOperator(matrix_or_function, number)
     else:
-        operator = LinearOperator(_matrix(given, dynamics))
+        operator = LinearOperator(_matrix(matrix_or_function, dynamics))
     if size is not None and operator.size != size:
         raise ValueError(
             f"the observation operator gives {operator.size} observations, the record has {size}: expected the same"
@@ -54,10 +56,10 @@ def operator_from(given: Any, dynamics: Dynamics, size: int | None = None) -> Op
     return operator
 
 
-def _number_given(function: Callable[[torch.Tensor], Any], sites: int) -> int:
+def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int:
     """How many observations a function gives for a state."""
     like = torch.zeros(2, sites, dtype=torch.float64)
-    answer = _asked(function, like)
+    answer = _call(function, like)
     if not isinstance(answer, torch.Tensor) or answer.ndim != 2 or len(answer) != 2:
         kind = tuple(answer.shape) if isinstance(answer, torch.Tensor) else type(answer).__name__
         raise ValueError(
@@ -67,17 +69,17 @@ def _number_given(function: Callable[[torch.Tensor], Any], sites: int) -> int:
     return answer.shape[-1]
 
 
-def _matrix(given: Any, dynamics: Dynamics) -> torch.Tensor:
+def _matrix(values: Any, dynamics: Dynamics) -> torch.Tensor:
     """H as a matrix (P, N) of float64."""
     sites = math.prod(dynamics.shape)
-    if isinstance(given, xr.DataArray):
-        wanted = (OBS, *dynamics.dims)
-        if set(given.dims) != set(wanted):
-            raise ValueError(f"the observation operator has dims {given.dims}: expected {wanted}")
+    if isinstance(values, xr.DataArray):
+        dims = OPERATOR.dims_in(dynamics.dims, (OBS,))
+        if set(values.dims) != set(dims):
+            raise ValueError(f"the observation operator has dims {values.dims}: expected {dims}")
         for dim in dynamics.dims:
-            check_order(given, dim, dynamics)
-        given = given.transpose(*wanted)
-    matrix = torch.from_numpy(real_array("operator", given, finite=False))
+            check_order(values, dim, dynamics)
+        values = values.transpose(*dims)
+    matrix = array_to_tensor(real_array("operator", values, finite=False))
     if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
         raise ValueError(
             f"the observation operator has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each "
@@ -96,7 +98,7 @@ def _try_out(operator: Operator, dynamics: Dynamics) -> None:
     check_function(operator, states, "operator=")
 
 
-def _asked(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
+def _call(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
     try:
         with torch.no_grad():
             return call(function, states, "operator=")
@@ -109,54 +111,57 @@ def _asked(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any
         ) from reason
 
 
-def read_operator(ds: xr.Dataset, dynamics: Dynamics, observation: xr.DataArray, given: Any) -> Operator | None:
-    """H from the caller or from the Dataset; None where observations lie at the state's sites.
+def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.DataArray) -> Operator | None:
+    """H of a record; None where observations lie at the state's sites.
+
+    Parameters
+    ----------
+    matrix_or_function : as for `operator_from`, or None
+        What the Dataset or the caller has for H.
+    dynamics : Dynamics
+    observation : xarray.DataArray
+        With the dim `obs` where it is H of states.
 
     Raises
     ------
     ValueError
         If observations and operator do not fit each other, or one is missing.
     """
-    if given is None or isinstance(given, str):
-        given = find(ds, "observation_operator", given)
     if OBS not in observation.dims:
-        if given is not None:
+        if matrix_or_function is not None:
             raise ValueError(
                 f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: an observation operator gives "
                 f"observations along {OBS!r}; expected that dim, or no operator where sites are observed"
             )
         return None
-    if given is None:
+    if matrix_or_function is None:
         raise ValueError(
             f"{observation.name!r} has the dim {OBS!r} and the Dataset no 'observation_operator': pass operator=, a "
             f"matrix of shape ({observation.sizes[OBS]}, sites) or a torch function of states (..., sites)"
         )
-    return operator_from(given, dynamics, observation.sizes[OBS])
+    return operator_from(matrix_or_function, dynamics, observation.sizes[OBS])
 
 
-def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | None, given: Any) -> ObservingSystem:
-    """R from the caller or from the Dataset, float64 on the CPU, for observations (trajectory, time, ...).
+def read_observing(error: Any, operator: Operator | None, observation: xr.DataArray) -> ObservingSystem:
+    """H and R of a record, float64 on the CPU.
+
+    Parameters
+    ----------
+    error : xarray.DataArray or array_like
+        R as the Dataset or the caller has it: standard deviations, which may differ in time, or a covariance.
+    operator : Operator or None
+        H.
+    observation : xarray.DataArray, dims (trajectory, time, ...)
 
     Raises
     ------
     ValueError
-        If there is none, or it is of the wrong size, not positive, or not positive definite.
+        If R is of the wrong size or under other labels, not positive, or not positive definite.
     """
     dims, shape, times = observation.dims[2:], observation.shape[2:], observation.sizes[TIME]
-    variable: xr.DataArray | None = given if isinstance(given, xr.DataArray) else None
-    if given is None:
-        variable = find(ds, "observation_error", None)
-        if variable is None:
-            variable = find(ds, "observation_error_covariance", None)
-        if variable is None:
-            raise ValueError(
-                "no observation error: expected a variable 'observation_error' (standard deviation) or "
-                "'observation_error_covariance'; or pass observation_error="
-            )
-    elif isinstance(given, str):
-        variable = find(ds, "observation_error", given)
-    if variable is None:
-        return error_from(errors("observation_error", given), shape, operator)
+    if not isinstance(error, xr.DataArray):
+        return observing_from(errors("observation_error", error), shape, operator)
+    variable = error
     if TIME not in variable.dims:
         variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
     in_time = TIME in variable.dims
@@ -180,7 +185,7 @@ def read_error(ds: xr.Dataset, observation: xr.DataArray, operator: Operator | N
     else:
         variable = variable.transpose(*lead, ...)
     values = errors(f"observation error {variable.name!r}", variable)
-    return error_from(values, shape, operator, times if in_time else None)
+    return observing_from(values, shape, operator, times if in_time else None)
 
 
 def errors(label: str, value: Any) -> torch.Tensor:
@@ -193,13 +198,13 @@ def errors(label: str, value: Any) -> torch.Tensor:
     ValueError
         For rows of uneven length.
     """
-    return torch.from_numpy(real_array(label, value, finite=False))  # R itself says which values may not be
+    return array_to_tensor(real_array(label, value, finite=False))  # R itself says which values may not be
 
 
-def error_from(
+def observing_from(
     values: torch.Tensor, shape: tuple[int, ...], operator: Operator | None = None, times: int | None = None
 ) -> ObservingSystem:
-    """R from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
+    """H and R, from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
 
     Parameters
     ----------
@@ -237,10 +242,10 @@ def error_from(
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
     """What tells an experiment from another, as arrays: a step of the dynamics, R, what H gives for a few states."""
-    arrays = [dynamics.fingerprint().numpy()]
-    arrays += [value.numpy() for value in (observing.std, observing.covariance) if value is not None]
-    if observing.operator is not None:
+    tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
+    arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
+    if not observing.sees_sites:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
-        arrays.append(observing.operator(states).detach().numpy().round(9))
+        arrays.append(tensor_to_array(observing.observe(states)).round(9))
     return arrays

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -30,11 +32,48 @@ TIME_ATTRIBUTES = {"axis": "T", "long_name": "model time", "units": "1"}
 TRAJECTORY_ATTRIBUTES = {"long_name": "independent run", "units": "1"}
 MEMBER_ATTRIBUTES = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
 
-_ROLES = ("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator")
-_CRITERIA = {role: {"xdan_role": f"^{role}$", "name": f"^{role}$"} for role in _ROLES}
+
+@dataclass(frozen=True)
+class Role:
+    """What a variable of a record stands for.
+
+    Attributes
+    ----------
+    name : str
+        Of the role: the attribute `xdan_role` says it, or else the variable's own name.
+    keyword : str
+        The verbs' argument by which a caller names the variable.
+    dims : tuple of str
+        Its dims: "state" stands for those of a state, "observed" for those of the observations of one time.
+    power : int
+        Its units are those of the state to this power.
+    """
+
+    name: str
+    keyword: str
+    dims: tuple[str, ...]
+    power: int = 1
+
+    def dims_in(self, state: Sequence[str], observed: Sequence[str]) -> tuple[str, ...]:
+        """The dims in a record whose states and observations have these."""
+        words = {"state": state, "observed": observed, "observed_dual": [dim + DUAL for dim in observed]}
+        return tuple(dim for word in self.dims for dim in words.get(word, (word,)))
+
+    def attributes(self, long_name: str, units: str) -> dict[str, str]:
+        """Attributes of a variable that plays the role, for states in these units."""
+        return {"long_name": long_name, "xdan_role": self.name, "units": to_power(units, self.power)}
 
 
-def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
+OBSERVATION = Role("observation", "observation", (TRAJECTORY, TIME, "observed"))
+TRUTH = Role("truth", "truth", (TRAJECTORY, TIME, "state"))
+ERROR = Role("observation_error", "observation_error", (TIME, "observed"))  # time only where errors differ in it
+ERROR_COVARIANCE = Role("observation_error_covariance", "observation_error", ("observed", "observed_dual"), power=2)
+OPERATOR = Role("observation_operator", "operator", (OBS, "state"), power=0)
+ROLES = (OBSERVATION, TRUTH, ERROR, ERROR_COVARIANCE, OPERATOR)
+_CRITERIA = {role.name: {"xdan_role": f"^{role.name}$", "name": f"^{role.name}$"} for role in ROLES}
+
+
+def find(ds: xr.Dataset, role: Role, name: str | None = None) -> xr.DataArray | None:
     """Find the variable that plays a role: the one named by the caller, or by `xdan_role`, or by the role's name.
 
     Raises
@@ -46,23 +85,32 @@ def find(ds: xr.Dataset, role: str, name: str | None) -> xr.DataArray | None:
     """
     if name is not None:
         if not isinstance(name, str):
-            raise TypeError(f"{role}={shown(name)}: expected the name of a variable")
+            raise TypeError(f"{role.keyword}={shown(name)}: expected the name of a variable")
         if name not in ds.variables:
-            raise ValueError(f"no variable {name!r} for {role}=: expected one of {sorted(map(str, ds.data_vars))}")
+            raise ValueError(
+                f"no variable {name!r} for {role.keyword}=: expected one of {sorted(map(str, ds.data_vars))}"
+            )
         return ds[name]
     with cf_xarray.set_options(custom_criteria=_CRITERIA):
         try:
-            found = ds.cf[[role]]
+            claimants = ds.cf[[role.name]]
         except KeyError:
             return None
-    names = sorted(str(n) for n in found.data_vars)  # cf-xarray gives them in any order
-    if role in names:
-        return ds[role]
+    names = sorted(str(n) for n in claimants.data_vars)  # cf-xarray gives them in any order
+    if role.name in names:
+        return ds[role.name]
     if len(names) > 1:
         raise ValueError(
-            f"variables {names} all claim the role {role!r}; choose one with {role}=: expected one of them"
+            f"variables {names} all claim the role {role.name!r}; choose one with {role.keyword}=: expected one of them"
         )
     return ds[names[0]] if names else None
+
+
+def to_power(units: str, power: int) -> str:
+    """Units to an integer power, as CF spells them: "(m s-1)2"."""
+    if units == "1" or not power:
+        return "1"
+    return units if power == 1 else f"({units}){power}"
 
 
 def to_json(value: Any, **options: Any) -> str:
@@ -106,13 +154,13 @@ def check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
     ValueError
     """
     expected = list(model.coordinates[dim].values)
-    found = variable[dim].values.tolist() if dim in variable.coords else expected
-    names = any(isinstance(label, str) for label in [*found, *expected])
+    labels = variable[dim].values.tolist() if dim in variable.coords else expected
+    names = any(isinstance(label, str) for label in [*labels, *expected])
     key = str if names else float
-    if found != expected and sorted(found, key=key) == sorted(expected, key=key):
+    if labels != expected and sorted(labels, key=key) == sorted(expected, key=key):
         raise ValueError(
-            f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {found[:4]}..., expected "
-            f"{expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
+            f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {labels[:4]}..., "
+            f"expected {expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
         )
 
 
@@ -124,6 +172,20 @@ def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, st
         return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)
 
     return {dim: (dim, labels(c.values), dict(c.attributes)) for dim, c in model.coordinates.items()}
+
+
+def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
+    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim."""
+    dims, shape = model.dims, model.shape
+    if len(dims) == 1:
+        return {factor: (factor, list(model.coordinates[dims[0]].values))}
+    number = np.arange(math.prod(shape)).reshape(shape)
+    labels: dict[str, Any] = {factor: (factor, number.ravel().tolist())}
+    for axis, dim in enumerate(dims):
+        index = (number // math.prod(shape[axis + 1 :])) % shape[axis]
+        values = model.coordinates[dim].values
+        labels[f"{factor}_{dim}"] = (factor, [values[k] for k in index.ravel().tolist()])
+    return labels
 
 
 def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
@@ -161,9 +223,9 @@ def reference_site(average: xr.DataArray, what: str = "the gain") -> int:
         If it is none.
     """
     if not isinstance(average, xr.DataArray) or not {"i", "j"} <= set(average.dims) or "reference" not in average.attrs:
-        found = getattr(average, "dims", type(average).__name__)
+        dims = getattr(average, "dims", type(average).__name__)
         raise ValueError(
-            f"{what} is no symmetry average, but has dims {found}: expected what ds.dan.gain(net) gives, with dims i "
+            f"{what} is no symmetry average, but has dims {dims}: expected what ds.dan.gain(net) gives, with dims i "
             "and j and a reference site in its attributes"
         )
     return int(average.attrs["reference"])

@@ -11,7 +11,7 @@ import numpy as np
 from ..core.checks import shown
 from ..core.dynamics import dynamics_to_json
 from ..core.observing import Sites
-from .record import LabelledRecord
+from .blocks import Setup, tensor_to_array
 from .schema import Array
 
 _FEW = 0.1  # share of other intervals that counts as none
@@ -21,7 +21,7 @@ _NEAR = 0.05  # relative difference of an error or of an interval that counts as
 _NOT_COMPARED = frozenset(("sites", "state", "timestep", "spin_up_time", "function", "label", "time_unit"))
 
 
-def differences(description: Mapping[str, Any], labelled: LabelledRecord) -> list[str]:
+def differences(description: Mapping[str, Any], setup: Setup, sites: Sites | None) -> list[str]:
     """Say in what a record differs from what a network was trained on, as far as the network's description tells.
 
     Parameters
@@ -29,7 +29,10 @@ def differences(description: Mapping[str, Any], labelled: LabelledRecord) -> lis
     description : mapping
         Of a network; where the network is a committee that was not trained together, its first member's training
         counts.
-    labelled : LabelledRecord
+    setup : Setup
+        Of the record.
+    sites : Sites or None
+        The rule by which the record's observations are made, where it is known.
 
     Returns
     -------
@@ -39,8 +42,8 @@ def differences(description: Mapping[str, Any], labelled: LabelledRecord) -> lis
     data = training_data(description)
     if data is None:
         return []
-    checks = (_dynamics(data, labelled), _interval(data, labelled), _error(data, labelled))
-    return [text for texts in (*checks, _observing(data, labelled)) for text in texts]
+    checks = (_dynamics(data, setup), _interval(data, setup), _error(data, setup))
+    return [text for texts in (*checks, _observing(data, sites)) for text in texts]
 
 
 def disagreements(descriptions: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -140,11 +143,11 @@ def validation_innovation(description: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, (int, float)) and 0 < value < math.inf else None
 
 
-def _dynamics(data: Mapping[str, Any], labelled: LabelledRecord) -> Iterator[str]:
+def _dynamics(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:
     trained = data.get("endless", data.get("dynamics"))
     if not isinstance(trained, Mapping) or not isinstance(trained.get("parameters"), Mapping):
         return
-    here = dynamics_to_json(labelled.setup.dynamics)
+    here = dynamics_to_json(setup.dynamics)
     if trained.get("name") != here["name"]:
         yield f"the dynamics is {here['name']!r}, in training it was {trained.get('name')!r}"
         return
@@ -154,31 +157,31 @@ def _dynamics(data: Mapping[str, Any], labelled: LabelledRecord) -> Iterator[str
             yield f"the dynamics has {name}={now[name]}, in training it had {there[name]}"
 
 
-def _interval(data: Mapping[str, Any], labelled: LabelledRecord) -> Iterator[str]:
+def _interval(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:
     trained = _range(data.get("interval"))
-    steps = labelled.setup.steps[1:]
+    steps = setup.steps[1:]
     if trained is None or not len(steps):
         return
-    intervals = steps * labelled.setup.dynamics.timestep
+    intervals = steps * setup.dynamics.timestep
     least, most = float(intervals.min()), float(intervals.max())
     other = (intervals < trained[0] * (1 - _NEAR)) | (intervals > trained[1] * (1 + _NEAR))
     if other.mean() > _FEW:  # a gap here and there is no other setting
         yield f"the interval is {_text(least, most)}, in training it was {_text(*trained)}"
 
 
-def _error(data: Mapping[str, Any], labelled: LabelledRecord) -> Iterator[str]:
+def _error(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:
     trained = _range(data.get("error_std"))
     if trained is None:
         return
-    deviation = np.sqrt(labelled.setup.observing.error_variance().numpy())
+    deviation = np.sqrt(tensor_to_array(setup.observing.error_variance()))
     least, most = float(deviation.min()), float(deviation.max())
     if least < trained[0] * (1 - _NEAR) or most > trained[1] * (1 + _NEAR):
         yield f"the observation error is {_text(least, most)}, in training it was {_text(*trained)}"
 
 
-def _observing(data: Mapping[str, Any], labelled: LabelledRecord) -> Iterator[str]:
+def _observing(data: Mapping[str, Any], sites: Sites | None) -> Iterator[str]:
     trained = data.get("observing")
-    here = None if labelled.sites is None else labelled.sites.to_json()
+    here = None if sites is None else sites.to_json()
     if isinstance(trained, Mapping) and here is not None and dict(trained) != here:
         yield f"the observed sites are {_sites(here)}, in training they were {_sites(trained)}"
 

@@ -1,4 +1,4 @@
-"""Checks of a record's values: packed values, fill values and units that do not match."""
+"""Checks of a record's values: packed, infinite and fill values, nothing observed, and units that do not match."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import XdanWarning, shown
+from .schema import TIME, TRAJECTORY
 
+LEADING_TRAJECTORIES, LEADING_CYCLES = 64, 400  # what of a record is looked at, and tuned on
 # Values that formats and agencies write for "nothing": CF, netCDF's defaults, and what stands in many text files.
 _FILLS = (
     *(-99.0, -999.0, -9999.0, -99999.0, -999999.0, -999.9, -9999.9, -99.9, 999.0, 9999.0, 99999.0, 999999.0, 999.9),
@@ -135,3 +137,41 @@ def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
         if high > low and abs(extreme - middle) > far:
             return float(extreme), int(count)
     return None
+
+
+def check_observed(observation: xr.DataArray) -> None:
+    """Refuse a record without a single observation, with infinite ones, or with fill values among them.
+
+    Raises
+    ------
+    ValueError
+        If every observation is NaN, some are infinite, or a value that stands for nothing is among them.
+    """
+    infinite = int(np.isinf(observation).sum())
+    if infinite:
+        raise ValueError(
+            f"{infinite} values of {observation.name!r} are infinite: expected numbers, or NaN where nothing is "
+            "observed; for example ds.where(np.isfinite(ds.observation))"
+        )
+    if not bool(observation.notnull().any()):
+        raise ValueError(
+            f"every value of {observation.name!r} is NaN, which means that nothing is observed; expected some numbers: "
+            "was the store cut short, or does observation= name the wrong variable?"
+        )
+    refuse_fill_values(leading(observation).to_numpy(), str(observation.name))
+
+
+def refuse_fill_values(values: np.ndarray[Any, Any], name: str) -> None:
+    """Refuse values that stand for nothing, such as -999.
+
+    Raises
+    ------
+    ValueError
+    """
+    if text := fill_text(values, name):
+        raise ValueError(text)
+
+
+def leading(variable: xr.DataArray) -> xr.DataArray:
+    """The first trajectories and cycles of a variable, which stand for all of it."""
+    return variable.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})

@@ -24,7 +24,7 @@ from ..core.observing import Sites
 from ..network import Network, open_network
 from ..records.blocks import in_block
 from ..records.location import StoreLike, check_reachable, check_rewritable, exists, is_local, locate, writing
-from ..records.store import read_arrays, sealed, write_arrays
+from ..records.store import DAMAGE, read_arrays, sealed, write_arrays
 from ..records.watch import tell
 from .cells import Cell, Scheme, Trained
 from .plan import Grid, count, labelled, seeds_from
@@ -32,8 +32,7 @@ from .plan import Grid, count, labelled, seeds_from
 MOST_CELLS = 500  # more are computed with yes=True only
 _MOST_ASKED, _MOST_LISTED = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
-# What Zarr, its codecs and JSON raise where bytes are not what was written.
-_UNREADABLE = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError)
+_UNREADABLE = (OSError, *DAMAGE)
 _KILLED = " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
 
 

@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from ..core.learning.trainer import Trainer, linear_decay
 from ..core.progress import shown
 from ..records.blocks import array_to_tensor, tensor_to_array
+from ..records.checkpoint import Checkpoint
 from ..records.location import StoreLike
-from ..records.store import Checkpoint
 from .data import TrainingData, burn_in
 
 

@@ -18,21 +18,16 @@ from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import Objective, WindowContents
 from ..core.networks import AnalysisNetwork
 from ..core.observing import Operator
-from ..records.blocks import RecordWindows, array_to_tensor, make_record, read_lanes
+from ..records.blocks import array_to_tensor, make_record
+from ..records.following import check_follows
 from ..records.observing import identity as observing_identity
-from ..records.record import (
-    LabelledRecord,
-    RecordWords,
-    check_follows,
-    check_observed,
-    imitate,
-    leading,
-    read,
-    refuse_fill_values,
-)
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.runs import imitate
 from ..records.schema import TIME, TRAJECTORY
 from ..records.store import digest
+from ..records.values import check_observed, leading, refuse_fill_values
 from ..records.watch import far_from_truth, tell
+from ..records.windows import RecordWindows, read_lanes
 from .data import (
     VALIDATION_CYCLES,
     VALIDATION_LANES,

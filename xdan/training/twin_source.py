@@ -20,7 +20,7 @@ from ..core.methods import EnsembleMethod, Record, method_by_name
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
 from ..core.twin import TwinExperiment
-from ..records.observing import error_from, errors, operator_from
+from ..records.observing import errors, observing_from, operator_from
 from ..records.observing import identity as observing_identity
 from ..records.store import digest
 from .data import VALIDATION_CYCLES, VALIDATION_LANES, TrainingData, TrainingSource, climate_moments, describe_setting
@@ -187,12 +187,12 @@ def _observing_system(experiment: TwinExperiment) -> ObservingSystem:
     shape = dynamics.shape if operator is None else (operator.size,)
     if experiment.error_covariance is None:
         deviation = _deviations(experiment.error_std)
-        return error_from(torch.as_tensor(np.asarray(deviation), dtype=torch.float64), shape, operator)
+        return observing_from(torch.as_tensor(np.asarray(deviation), dtype=torch.float64), shape, operator)
     covariance = errors("error_covariance", experiment.error_covariance)
     size = int(np.prod(shape))
     if tuple(covariance.shape) not in ((size, size), (*shape, *shape)):
         raise ValueError(f"error_covariance has shape {tuple(covariance.shape)}: expected {(size, size)}")
-    return error_from(covariance.reshape(*shape, *shape), shape, operator)
+    return observing_from(covariance.reshape(*shape, *shape), shape, operator)
 
 
 def _deviations(error_std: Any) -> Any:

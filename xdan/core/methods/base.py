@@ -156,8 +156,7 @@ class Method(ABC):
         ------
         ValueError
         """
-        operator = record.observing.operator
-        wanted = [pair for pair in self.derivatives if pair[0] == "model" or not (operator is None or operator.linear)]
+        wanted = [pair for pair in self.derivatives if pair[0] == "model" or not record.observing.linear]
         if not wanted:
             return
         like = record.observation
@@ -435,7 +434,7 @@ def score(method: Method, record: Record) -> Tensor:
         assert record.truth is not None
         return (outputs["analysis"] - record.truth)[:, first:].square().mean(-1).sqrt().mean().cpu()
     innovation = (record.observation - record.observing.observe(outputs["forecast"]))[:, first:]
-    if "forecast_spread" not in outputs or record.observing.operator is not None:
+    if "forecast_spread" not in outputs or not record.observing.sees_sites:
         return innovation.square().nanmean().cpu()
     variance = outputs["forecast_spread"][:, first:] ** 2 + record.observing.during(slice(first, None)).error_variance()
     return (0.5 * (variance.log() + innovation.square() / variance)).nanmean().cpu()

@@ -92,7 +92,7 @@ class EnsembleNetwork(DataAssimilationNetwork):
         middle = super().first({"x": state["x"][:, 0]}, observation, observed, observing)["x"]
         prior = self.network.state_std.to(observation) ** 2
         variance = prior.expand(middle.shape)
-        if observing.operator is None:  # otherwise as wide as the climate
+        if observing.sees_sites:  # otherwise as wide as the climate
             variance = torch.where(
                 observed, prior * observing.error_variance() / (prior + observing.error_variance()), prior
             )

@@ -153,7 +153,7 @@ class OptimalParticleFilter(ParticleFilter):
 
     def prepare(self, record: Record) -> Method:
         """Refuse what has no optimal proposal here."""
-        if record.observing.operator is not None:
+        if not record.observing.sees_sites:
             raise ValueError("the optimal proposal is for observations of the state's own sites; take 'particle'")
         return super().prepare(record)
 

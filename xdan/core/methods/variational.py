@@ -222,7 +222,7 @@ class Static:
     def gain(self, observed: Tensor, observing: ObservingSystem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
         # One gain for all times and trajectories.
-        same = bool(observed.all()) and (observing.operator is None or observing.operator.linear)
+        same = bool(observed.all()) and observing.linear
         if same and (known := self._cache.get(observing)) is not None:
             return known
         if same and self.scale.ndim == 0:

@@ -1,11 +1,11 @@
 """H and R: which sites are observed, through what operator, and with what errors."""
 
+from .covariances import is_symmetric as is_symmetric
+from .observations import check_truth as check_truth
+from .observations import observe as observe
+from .observations import split_observation as split_observation
 from .operators import FunctionOperator as FunctionOperator
 from .operators import LinearOperator as LinearOperator
 from .operators import Operator as Operator
 from .sites import Sites as Sites
 from .system import ObservingSystem as ObservingSystem
-from .system import check_truth as check_truth
-from .system import is_symmetric as is_symmetric
-from .system import observe as observe
-from .system import split_observation as split_observation

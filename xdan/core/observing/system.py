@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import shown
-from ..dynamics import Dynamics
-from ..random import Purpose, normal
+from .covariances import check_real, covariance_factor, pivots
 from .operators import Operator
-from .sites import Sites
 
-_SYMMETRIC = 1e-5  # of the two standard deviations: by so much may the halves of a covariance differ
 _PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or solutions with R lose their digits
 
 
 class ObservingSystem:
-    """Gaussian observation errors: R diagonal, or full; and the operator H that they are errors of.
+    """H and R of y = H(x) + e, e normal with covariance R; P observations of a state of N sites.
 
-    Sites that are not observed are handled by a mask: their rows and columns of R drop out.
+    H is the identity on the state's sites, or an operator. R is diagonal, or full. What is not observed at a time is
+    told by a mask (B, P): its rows of H, and rows and columns of R, drop out.
 
     Parameters
     ----------
-    std : Tensor, shape () or state shape, or broadcastable to the observations
-        Standard deviations of independent errors. Exclusive with `covariance`.
+    std : Tensor, shape () or (P,), or broadcastable to the observations
+        Standard deviations of independent errors, in units of the observations. Exclusive with `covariance`.
     covariance : Tensor, shape (P, P)
         Full R over the observations.
     operator : Operator, optional
@@ -56,7 +52,7 @@ class ObservingSystem:
         self._factor: Tensor | None = None
         self._exact: Tensor | None = None  # R as it was given, where `to` has rounded it
         if std is not None:
-            _check_real("observation error standard deviation", std)
+            check_real("observation error standard deviation", std)
             positive = (std > 0) & torch.isfinite(std)
             if not bool(positive.all()):
                 bad = std[~positive].flatten()[0]
@@ -64,8 +60,22 @@ class ObservingSystem:
         if covariance is not None:
             self._factor = covariance_factor("R", covariance)
 
+    @property
+    def sees_sites(self) -> bool:
+        """Whether observations lie at the state's sites: H is the identity, and P = N."""
+        return self.operator is None
+
+    @property
+    def linear(self) -> bool:
+        """Whether H x is a product with a matrix."""
+        return self.operator is None or self.operator.linear
+
+    def size(self, sites: int) -> int:
+        """P, of a state of so many sites."""
+        return sites if self.operator is None else self.operator.size
+
     def to(self, dtype: torch.dtype, device: torch.device | str) -> ObservingSystem:
-        """The same R in another dtype or on another device.
+        """R in another dtype or on another device, and the same H.
 
         Raises
         ------
@@ -86,7 +96,7 @@ class ObservingSystem:
                     f"observation error standard deviation {bad:g}: expected a square that {dtype} can hold; {remedy}"
                 )
         if self._factor is not None and self.covariance is not None and self.covariance.dtype != dtype:
-            smallest = float(_pivots(self._factor, self.covariance).min())
+            smallest = float(pivots(self._factor, self.covariance).min())
             if smallest < _PIVOTS * torch.finfo(dtype).eps:
                 raise ValueError(
                     f"R is too near to a singular matrix for {dtype}: an observation's error is known from the others' "
@@ -98,19 +108,19 @@ class ObservingSystem:
         return moved
 
     def at(self, k: int) -> ObservingSystem:
-        """R of the k-th time."""
+        """H and R of the k-th time."""
         return self._picked(k, False) if self.in_time else self
 
     def during(self, times: slice) -> ObservingSystem:
-        """R of some of the times."""
+        """H and R of some of the times."""
         return self._picked(times, True) if self.in_time else self
 
     def at_times(self, times: Tensor) -> ObservingSystem:
-        """R for a batch, each of whose rows has the time at a position of its own, (B,)."""
+        """H and R for a batch whose rows are at these positions in time, int64 of shape (B,)."""
         return self._picked(times, False) if self.in_time else self
 
     def repeat(self, count: int) -> ObservingSystem:
-        """R for a batch, each of whose rows stands `count` times; where R is the same for all, that."""
+        """H and R for a batch whose rows are repeated, each `count` times side by side."""
         if self.std is None or self.std.ndim < 2:
             return self
         repeated = copy.copy(self)
@@ -128,8 +138,12 @@ class ObservingSystem:
         return x if self.operator is None else self.operator(x)
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
-        """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P)."""
+        """H'(x) v, the derivative of H at x (B, N) along directions v (B, M, N), shape (B, M, P)."""
         return directions if self.operator is None else self.operator.tangent(x, directions)
+
+    def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
+        """H'(x)^T v, of v (B, P) in observation space, at x (B, N), shape (B, N)."""
+        return v if self.operator is None else self.operator.adjoint(x, v)
 
     def observed_covariances(self, x: Tensor, p: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
         """H P and H P H^T of symmetric P (..., N, N), shapes (..., P, N) and (..., P, P), zero where not observed."""
@@ -196,10 +210,18 @@ class ObservingSystem:
         return self.covariance.diagonal()
 
     def typical_error(self, climate: Tensor) -> float:
-        """Typical standard deviation of an observation of a site, to normalise with.
+        """Typical standard deviation of an observation of a site, to normalise with, in units of the state.
 
-        With an operator, that of the direction seen best from states of the climate, shape (B, N): the projected
-        innovation times its square is then no step too long, lambda_max(H^T R^-1 H)^(-1/2).
+        Parameters
+        ----------
+        climate : Tensor, shape (B, N)
+            States of the climate, where H is linearised; read where there is an operator.
+
+        Returns
+        -------
+        float
+            Root of the mean variance in R; with an operator lambda_max(H^T R^-1 H)^(-1/2), the deviation of the
+            direction that is seen best. The projected innovation times its square is then no step too long.
         """
         if self.operator is None:
             return math.sqrt(float(self.error_variance().mean()))
@@ -210,7 +232,7 @@ class ObservingSystem:
         return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
 
     def covariance_of(self, observed: Tensor) -> Tensor:
-        """R of the observed sites, unit diagonal elsewhere, shape (..., N, N)."""
+        """R of what is observed (..., P), unit diagonal elsewhere, shape (..., P, P)."""
         pair = observed[..., :, None] & observed[..., None, :]
         if self.covariance is not None:
             full = self.covariance
@@ -221,18 +243,18 @@ class ObservingSystem:
         return torch.where(pair, full, eye)
 
     def whiten(self, v: Tensor, observed: Tensor) -> Tensor:
-        """R^{-1/2} H v, with zeros where nothing is observed.
+        """R^{-1/2} v of v in observation space, with zeros where nothing is observed.
 
         Parameters
         ----------
-        v : Tensor, shape (B, N) or (B, M, N)
-            States or anomalies.
-        observed : Tensor of bool, shape (B, N)
+        v : Tensor, shape (B, P) or (B, M, P)
+            Innovations, or anomalies H(x).
+        observed : Tensor of bool, shape (B, P)
 
         Returns
         -------
         Tensor, shape of `v`
-            H is the selection of the observed sites; R^{-1/2} is the inverse Cholesky factor.
+            R^{-1/2} is the inverse of the lower Cholesky factor of R of what is observed.
         """
         rows = observed if v.ndim == observed.ndim else observed[:, None]
         selected = torch.where(rows, v, torch.zeros((), dtype=v.dtype, device=v.device))
@@ -258,14 +280,14 @@ class ObservingSystem:
         -------
         Tensor, shape (B, N)
         """
-        weighted = self._precise(innovation, observed)
-        if self.operator is None:
+        weighted = self._weigh(innovation, observed)
+        if x is None:
+            assert self.sees_sites
             return weighted
-        assert x is not None
-        return self.operator.adjoint(x, weighted)
+        return self.adjoint(x, weighted)
 
-    def _precise(self, innovation: Tensor, observed: Tensor) -> Tensor:
-        """R^{-1} of what is observed, zero elsewhere."""
+    def _weigh(self, innovation: Tensor, observed: Tensor) -> Tensor:
+        """R^{-1} d of what is observed (B, P), zero elsewhere."""
         if self.std is not None:
             zero = torch.zeros((), dtype=innovation.dtype, device=innovation.device)
             return torch.where(observed, innovation, zero) / self.std**2
@@ -275,7 +297,7 @@ class ObservingSystem:
         return zeta[..., 0]
 
     def _masked_factor(self, observed: Tensor) -> Tensor:
-        """Lower Cholesky factor of `covariance_of`, shape (..., N, N)."""
+        """Lower Cholesky factor of `covariance_of`, shape (..., P, P)."""
         assert self._factor is not None
         if bool(observed.all()):
             return self._factor
@@ -286,126 +308,3 @@ class ObservingSystem:
             exact = ObservingSystem(covariance=self._exact)
             factor = torch.linalg.cholesky(exact.covariance_of(observed)).to(factor.dtype)
         return factor
-
-
-def covariance_factor(label: str, matrix: Tensor) -> Tensor:
-    """Lower Cholesky factor of a covariance matrix.
-
-    Parameters
-    ----------
-    label : str
-        What messages call the matrix.
-    matrix : Tensor, shape (P, P)
-
-    Raises
-    ------
-    TypeError
-        For what is no tensor of real numbers.
-    ValueError
-        If it is not square, finite, symmetric relative to its variances, and positive definite in its dtype.
-    """
-    _check_real(label, matrix)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
-        raise ValueError(f"{label} has shape {tuple(matrix.shape)}: expected a square matrix")
-    if not bool(matrix.isfinite().all()):
-        raise ValueError(f"{label} holds values that are not finite: expected a covariance matrix")
-    if not is_symmetric(matrix):
-        raise ValueError(f"{label} is not symmetric; expected a covariance matrix")
-    factor: Tensor
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    singular = 10 * len(matrix) * torch.finfo(matrix.dtype).eps  # of a variance: rounding alone leaves as much
-    if int(info) or not bool((_pivots(factor, matrix) ** 2 > singular).all()):
-        raise ValueError(f"{label} is not positive definite; expected a covariance matrix of full rank")
-    return factor
-
-
-def is_symmetric(matrix: Tensor) -> bool:
-    """Whether the halves of a covariance matrix (P, P) are equal, relative to its standard deviations."""
-    deviation = matrix.diagonal().abs().sqrt()
-    return not bool(((matrix - matrix.T).abs() > _SYMMETRIC * deviation[:, None] * deviation).any())
-
-
-def _pivots(factor: Tensor, matrix: Tensor) -> Tensor:
-    """Share of each deviation that the variables before it do not tell, shape (P,)."""
-    return factor.diagonal() / matrix.diagonal().sqrt()
-
-
-def _check_real(label: str, value: Any) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, Tensor) else shown(value)
-        raise TypeError(f"{label} is {kind}: expected a tensor of real floating-point numbers")
-
-
-def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: int) -> None:
-    """Refuse a truth that is not finite: in a record it would be read as not observed.
-
-    Parameters
-    ----------
-    dynamics : Dynamics
-    truth : Tensor, shape (R, K, N)
-    trajectory : Tensor of int64, shape (R,)
-    first : int
-        Index of the first time.
-
-    Raises
-    ------
-    ValueError
-        It names the trajectory and the time.
-    """
-    lost = ~truth.isfinite().all(-1)
-    if bool(lost.any()):
-        row, k = (int(i) for i in lost.nonzero()[lost.nonzero()[:, 1].argmin()])
-        raise ValueError(
-            f"the truth of trajectory {int(trajectory[row])} is not finite from time index {first + k} on: expected a "
-            f"model whose states stay finite; give {dynamics.name!r} a smaller timestep=, or rest= that turns noise "
-            "into states that it can bear"
-        )
-
-
-def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
-    """Values with zeros for NaN, and the mask of what is observed; both of the observation's shape."""
-    observed = ~torch.isnan(observation)
-    return torch.nan_to_num(observation, nan=0.0), observed
-
-
-def observe(
-    truth: Tensor,
-    sites: Sites,
-    observing: ObservingSystem,
-    trajectory: Tensor,
-    time: Tensor,
-    seed: int,
-) -> Tensor:
-    """Observations y = H x + noise of Eq. 1b, NaN where nothing is observed.
-
-    Parameters
-    ----------
-    truth : Tensor, shape (R, K, N)
-        Flattened states.
-    trajectory, time : Tensor of int64, shape (R,) and (K,)
-        Labels that key the noise and the sites.
-
-    Returns
-    -------
-    Tensor, shape (R, K, P)
-
-    Raises
-    ------
-    ValueError
-        If the operator gives values that are not finite.
-    """
-    seen = observing.observe(truth)
-    if observing.operator is not None and not bool(seen.isfinite().all()):
-        raise ValueError(
-            "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
-            "that nothing is observed; choose with observe= which observations are made"
-        )
-    size = seen.shape[-1]
-    noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
-    observation = seen + observing.errors_from(
-        noise.to(truth)
-    )  # (K, P) deviations, one row a time, where they differ in time
-    if sites.kind == "all":
-        return observation
-    mask = sites.mask(size, trajectory, time, seed)
-    return torch.where(mask, observation, torch.full((), torch.nan, dtype=truth.dtype, device=truth.device))

@@ -1,0 +1,84 @@
+"""Observations of a truth: made with errors, checked, and split into values and a mask."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..random import Purpose, normal
+from .sites import Sites
+from .system import ObservingSystem
+
+
+def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: int) -> None:
+    """Refuse a truth that is not finite: in a record it would be read as not observed.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    truth : Tensor, shape (R, K, N)
+    trajectory : Tensor of int64, shape (R,)
+    first : int
+        Index of the first time.
+
+    Raises
+    ------
+    ValueError
+        It names the trajectory and the time.
+    """
+    lost = ~truth.isfinite().all(-1)
+    if bool(lost.any()):
+        row, k = (int(i) for i in lost.nonzero()[lost.nonzero()[:, 1].argmin()])
+        raise ValueError(
+            f"the truth of trajectory {int(trajectory[row])} is not finite from time index {first + k} on: expected a "
+            f"model whose states stay finite; give {dynamics.name!r} a smaller timestep=, or rest= that turns noise "
+            "into states that it can bear"
+        )
+
+
+def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
+    """Values with zeros for NaN, and the mask of what is observed; both of the observation's shape."""
+    observed = ~torch.isnan(observation)
+    return torch.nan_to_num(observation, nan=0.0), observed
+
+
+def observe(
+    truth: Tensor,
+    sites: Sites,
+    observing: ObservingSystem,
+    trajectory: Tensor,
+    time: Tensor,
+    seed: int,
+) -> Tensor:
+    """Observations y = H x + noise of Eq. 1b, NaN where nothing is observed.
+
+    Parameters
+    ----------
+    truth : Tensor, shape (R, K, N)
+        Flattened states.
+    trajectory, time : Tensor of int64, shape (R,) and (K,)
+        Labels that key the noise and the sites.
+
+    Returns
+    -------
+    Tensor, shape (R, K, P)
+
+    Raises
+    ------
+    ValueError
+        If the operator gives values that are not finite.
+    """
+    seen = observing.observe(truth)
+    if not observing.sees_sites and not bool(seen.isfinite().all()):
+        raise ValueError(
+            "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
+            "that nothing is observed; choose with observe= which observations are made"
+        )
+    size = seen.shape[-1]
+    noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
+    observation = seen + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
+    if sites.kind == "all":
+        return observation
+    mask = sites.mask(size, trajectory, time, seed)
+    return torch.where(mask, observation, torch.full((), torch.nan, dtype=truth.dtype, device=truth.device))

@@ -1,0 +1,244 @@
+"""Kernels at evaluation points: lazy graphs over blocks of a record, and what a task computes on one of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.networks import AnalysisNetwork
+from ..core.observing import ObservingSystem, split_observation
+from ..core.random import Purpose, normal
+from ..core.sensitivity import Points
+from ..network import Network
+from ..records.blocks import Plan, Setup, block, block_graph
+from ..records.schema import TIME, TRAJECTORY, Array
+from ..records.values import refuse_fill_values
+from .evaluation_points import EvaluationPoints
+from .kernels import Kernel, PointBatch
+
+_STATES_IN_BLOCK = 512  # some seconds of work: more are cut, so that workers end together
+_BYTES_IN_BLOCK = 64 * 2**20  # of a result that is kept for every state
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is computed on every block.
+
+    Attributes
+    ----------
+    kernel : callable
+    at_once : int
+        States in a batch.
+    innovation : {"zero", "sampled", "run"}
+    background : Tensor or None
+        As in `EvaluationPoints`.
+    seed : int
+    positions : numpy.ndarray of int
+        Of all times in the record.
+    summed : tuple of bool
+        Whether to sum over trajectories, and over times.
+    tail : tuple of int
+        Shape of what the kernel gives for a state.
+    """
+
+    kernel: Kernel
+    at_once: int
+    innovation: str
+    background: Tensor | None
+    seed: int
+    positions: np.ndarray[Any, np.dtype[np.int64]]
+    summed: tuple[bool, bool]
+    tail: tuple[int, ...]
+
+    def lead(self, rows: slice, columns: slice) -> tuple[int, int]:
+        """Trajectories and times of a block's result."""
+        return (
+            1 if self.summed[0] else rows.stop - rows.start,
+            1 if self.summed[1] else columns.stop - columns.start,
+        )
+
+
+def evaluate(
+    points: EvaluationPoints,
+    kernel: Kernel,
+    tail: tuple[int, ...],
+    *,
+    over: Sequence[str] = (),
+    at_once: int,
+    observed: bool = False,
+    dtype: np.dtype[Any] | None = None,
+) -> da.Array:
+    """Compute a kernel at every point, or its mean over trajectories, times or both, lazily.
+
+    Parameters
+    ----------
+    points : EvaluationPoints
+    kernel : callable
+    tail : tuple of int
+        Shape of what it gives for a state.
+    over : sequence of str
+        What of `trajectory` and `time` to average over; those dims are gone.
+    at_once : int
+        States in a batch; bounds the memory of a block.
+    observed : bool
+        Whether the kernel wants to know which observations are made.
+    dtype : numpy.dtype, optional
+        To compute in; the record's by default.
+
+    Returns
+    -------
+    dask.array.Array, shape (R, K, *tail) without what is averaged over
+    """
+    dtype = np.dtype(dtype or points.setup.dtype)
+    summed = (TRAJECTORY in over, TIME in over)
+    reads = observed or points.innovation != "zero"
+    observation = points.labelled.observation.isel({TIME: points.times}).chunk().data if reads else None
+    inputs = [points.x.chunk().data, observation, None if points.memory is None else points.memory.chunk().data]
+    kept = 1 if all(summed) else math.prod(tail) * dtype.itemsize
+    limit = _STATES_IN_BLOCK if all(summed) else max(1, min(_STATES_IN_BLOCK, _BYTES_IN_BLOCK // kept))
+    work = _Evaluation(
+        kernel, at_once, points.innovation, points.background, points.seed, points.positions, summed, tail
+    )
+    values = block_graph(
+        _evaluate_block,
+        _cut_small(inputs[0].chunks[:2], limit),
+        inputs,
+        # Sums are exact to the last digit of the result; they are taken in float64.
+        {"values": (tail, np.dtype(np.float64) if any(summed) else dtype)},
+        *(dask.delayed(shared, traverse=False) for shared in (points.setup, points.network, work)),
+        sizes=work.lead,
+        dtype=dtype,
+        device=points.device,
+    )["values"]
+    axes = tuple(axis for axis, gone in enumerate(summed) if gone)
+    sizes = (points.x.sizes[TRAJECTORY], points.x.sizes[TIME])
+    return values.sum(axes) / math.prod(sizes[axis] for axis in axes) if axes else values
+
+
+def _cut_small(chunks: Sequence[Sequence[int]], limit: int) -> Plan:
+    """Blocks of a record's chunks, none with more states than a limit."""
+    rows, columns = chunks
+    height = min(max(rows), limit)
+    width = max(1, limit // height)
+
+    def even(sizes: Sequence[int], most: int) -> list[int]:
+        return [min(most, size - start) for size in sizes for start in range(0, size, most)]
+
+    return Plan.from_chunks(even(rows, height), even(columns, width))
+
+
+def _evaluate_block(
+    arrays: Sequence[Array | None],
+    rows: slice,
+    columns: slice,
+    setup: Setup,
+    network: Network,
+    work: _Evaluation,
+    *,
+    dtype: np.dtype[Any],
+    device: str,
+) -> dict[str, Array]:
+    """Check a block's arrays, states (B, K, *state), observation and memory, and compute on them."""
+    for name, values in zip(("state", "observation"), arrays, strict=False):
+        if values is not None:
+            refuse_fill_values(np.asarray(values), name)
+    module = network.method(torch.float64 if dtype == np.float64 else torch.float32, device).network
+    values = _evaluate_tensors(arrays, rows, columns, setup, module, work, dtype=dtype, device=device)
+    return {"values": values}
+
+
+@block
+def _evaluate_tensors(
+    tensors: Sequence[Tensor | None],
+    rows: slice,
+    columns: slice,
+    setup: Setup,
+    network: AnalysisNetwork,
+    work: _Evaluation,
+) -> Tensor:
+    """A kernel at the points of one block, a few at a time so that memory stays flat, dims (B, K, *tail) or summed."""
+    states, observation, memory = tensors
+    assert states is not None
+    if not bool(torch.isfinite(states).all()):
+        raise ValueError(
+            "some states are not finite: the record has gaps or the run diverged; leave them out, for example with "
+            "ds.isel(trajectory=...) or burn_in=; expected finite states"
+        )
+    if observation is not None and bool(torch.isinf(observation).any()):
+        raise ValueError("some observations are infinite: expected numbers, or NaN where nothing is observed")
+    shape, dtype = states.shape[:2], states.dtype
+    observing = setup.observing.to(dtype, states.device)
+    background = None if work.background is None else work.background.to(states)
+    labels, times = setup.keys(rows), torch.tensor(work.positions[columns].tolist(), dtype=torch.int64)
+    total = torch.zeros(
+        *work.lead(rows, columns),
+        *work.tail,
+        dtype=torch.float64 if any(work.summed) else dtype,
+        device=states.device,
+    )
+    for r, k in _rectangles(shape, work.at_once):
+        observed, channels = (None if some is None else some[r, k].flatten(0, 1) for some in (observation, memory))
+        x = states[r, k].flatten(0, 1)
+        batch = _point_batch(x, observed, channels, observing, labels[r], times[k], work, background)
+        values = work.kernel(network, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(total.dtype)
+        if not any(work.summed):
+            total[r, k] = values
+            continue
+        for axis, gone in enumerate(work.summed):
+            values = values.sum(axis, keepdim=True) if gone else values
+        place = tuple(slice(0, 1) if gone else part for gone, part in zip(work.summed, (r, k), strict=True))
+        total[place] += values
+    return total
+
+
+def _rectangles(shape: Sequence[int], at_once: int) -> Iterator[tuple[slice, slice]]:
+    """Cut rows and columns into rectangles of about so many states."""
+    height = min(shape[0], at_once)
+    width = max(1, at_once // height)
+    for first in range(0, shape[0], height):
+        for start in range(0, shape[1], width):
+            yield slice(first, min(first + height, shape[0])), slice(start, min(start + width, shape[1]))
+
+
+def _point_batch(
+    states: Tensor,
+    observation: Tensor | None,
+    memory: Tensor | None,
+    observing: ObservingSystem,
+    labels: Tensor,
+    times: Tensor,
+    work: _Evaluation,
+    background: Tensor | None,
+) -> PointBatch:
+    """The points of some trajectories and times, side by side in a batch of shape (B, ...)."""
+    x = states.flatten(1)
+    observing = observing.at_times(times.repeat(len(labels)).to(x.device))
+    values = observed = None
+    if observation is not None:
+        values, observed = split_observation(observation.flatten(1))
+    points = Points(x, torch.zeros_like(x), None if memory is None else memory.flatten(2))
+    draw = partial(_draw, labels, times, work.seed, x.device)
+    batch = PointBatch(points, observing, observed, draw, background)
+    if work.innovation == "zero":
+        return batch
+    if work.innovation == "sampled":
+        return batch.at_innovation(batch.samples(1)[:, 0])
+    assert values is not None
+    assert observed is not None
+    return batch.at_innovation(observing.project_innovation(values - observing.observe(x), observed, x))
+
+
+def _draw(labels: Tensor, times: Tensor, seed: int, device: torch.device, count: int, size: int, stream: int) -> Tensor:
+    """Standard normal numbers keyed by trajectory and time, shape (B, count, size)."""
+    numbers = normal(seed, Purpose.SENSITIVITY, labels, times, count * size, stream)
+    drawn: Tensor = numbers.flatten(0, 1).unflatten(1, (count, size)).to(device)
+    return drawn

@@ -1,0 +1,109 @@
+"""One order of dims for every variable of a record or of a run: (trajectory, time, ...)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import cf_xarray  # noqa: F401
+import numpy as np
+import xarray as xr
+
+from ..core.checks import shown
+from ..core.dynamics import Dynamics
+from .schema import TIME, TRAJECTORY, check_order
+from .values import check_packing
+
+Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+
+def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]) -> xr.DataArray:
+    """Give a variable the dims (trajectory, time, *expected), the latter in one chunk.
+
+    Parameters
+    ----------
+    variable : xarray.DataArray
+        With a dim of time, which may have another name where its coordinate says `axis="T"`; `trajectory` may lack.
+    model : Dynamics
+    expected : mapping of str to int
+        The other dims and their sizes.
+
+    Raises
+    ------
+    TypeError
+        For values that are no real numbers.
+    ValueError
+        For dims, sizes or labels that do not fit; for packed values.
+    """
+    _check_values(variable)
+    times = variable.cf.axes.get("T", [])
+    time = TIME if TIME in variable.dims else next((t for t in times if t in variable.dims), None)
+    if time is None:
+        raise ValueError(
+            f"{variable.name!r} has dims {variable.dims} and none is time: expected 'time', or a dim whose "
+            "coordinate has the attribute axis='T'"
+        )
+    if time != TIME:
+        variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})
+    dims = tuple(expected)
+    missing = [dim for dim in dims if dim not in variable.dims]
+    if missing:
+        raise ValueError(
+            f"{variable.name!r} has dims {variable.dims}, without {missing}: expected the dynamics' state dims "
+            f"{model.dims}; rename the record's dims"
+        )
+    extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
+    if extra:
+        raise ValueError(
+            f"{variable.name!r} has dims {extra} beyond those expected, (trajectory, time, {', '.join(dims)})"
+        )
+    sizes = {dim: variable.sizes[dim] for dim in dims}
+    if sizes != expected:
+        raise ValueError(
+            f"{variable.name!r} has state sizes {sizes}, the dynamics {model!r} expects {dict(expected)}; "
+            "pass the dynamics= of this record"
+        )
+    for dim in set(dims) & set(model.dims):
+        _check_labels(variable, dim)
+        check_order(variable, dim, model)
+    if TRAJECTORY not in variable.dims:
+        variable = label_trajectory(variable)
+    elif TRAJECTORY not in variable.coords:
+        variable = variable.assign_coords({TRAJECTORY: np.arange(variable.sizes[TRAJECTORY])})
+    if not np.issubdtype(variable[TRAJECTORY].dtype, np.integer):
+        raise ValueError(f"trajectory labels are of {variable[TRAJECTORY].dtype}: expected integers")
+    labels, counts = np.unique(variable[TRAJECTORY].values, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(
+            f"trajectory label {labels[counts > 1][0]} stands {counts.max()} times: random draws are keyed by the "
+            "labels, expected distinct ones, for example ds.assign_coords(trajectory=range(ds.sizes['trajectory']))"
+        )
+    variable = variable.transpose(TRAJECTORY, TIME, *dims)
+    if variable.chunks is not None:
+        variable = variable.chunk(dict.fromkeys(dims, -1))
+    return variable
+
+
+def label_trajectory(variable: Labelled) -> Labelled:
+    """Give a Dataset or DataArray of one trajectory the dim, labelled as its scalar coordinate is, or 0."""
+    return variable.expand_dims(TRAJECTORY if TRAJECTORY in variable.coords else {TRAJECTORY: [0]})
+
+
+def _check_labels(variable: xr.DataArray, dim: str) -> None:
+    """Refuse labels of the state that are missing or stand twice: variables are matched by them."""
+    if dim not in variable.coords:
+        return
+    labels = variable[dim]
+    if bool(labels.isnull().any()) or len(np.unique(labels.values.astype(object).astype(str))) < labels.size:
+        raise ValueError(
+            f"{variable.name!r} has labels of {dim!r} that are missing or stand twice, "
+            f"{shown(labels.values.tolist())}: expected distinct ones, for example "
+            f"ds.assign_coords({dim}=range(ds.sizes[{dim!r}]))"
+        )
+
+
+def _check_values(variable: xr.DataArray) -> None:
+    """Refuse values that are no real numbers, and packed values and fill values that were not decoded."""
+    if variable.dtype.kind not in "fiu":
+        raise TypeError(f"{variable.name!r} is of dtype {variable.dtype}: expected real numbers")
+    check_packing(variable)

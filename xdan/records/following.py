@@ -1,0 +1,64 @@
+"""Whether a truth follows the dynamics that a record names."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from ..core.checks import XdanWarning
+from ..core.user_functions import finest
+from .blocks import Setup, block
+from .record import LabelledRecord
+from .schema import TIME, TRAJECTORY
+from .values import LEADING_TRAJECTORIES
+
+_FOLLOWED = 8  # trajectories of a truth that are followed over an interval
+
+
+def check_follows(labelled: LabelledRecord) -> None:
+    """Warn where the truth, which is read, does not follow the named dynamics."""
+    if labelled.truth is not None and (text := astray(labelled.setup, beginning(labelled.truth).to_numpy())):
+        warnings.warn(text, XdanWarning, stacklevel=3)
+
+
+def beginning(truth: xr.DataArray) -> xr.DataArray:
+    """The first interval of some trajectories, which `astray` looks at."""
+    step = max(1, min(truth.sizes[TRAJECTORY], LEADING_TRAJECTORIES) // _FOLLOWED)
+    return truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES, step), TIME: slice(0, 2)})
+
+
+def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
+    """Say how far a truth is from the named dynamics over the first interval, or nothing where it follows.
+
+    Parameters
+    ----------
+    setup : Setup
+    truth : array, shape (R, K, *state)
+    """
+    if truth.shape[1] < 2:
+        return ""
+    some = truth[:, :2].astype(np.float64)
+    some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
+    if not len(some):
+        return ""
+    after = _forecast(some[:, 0], setup)
+    axes = tuple(range(1, after.ndim))
+    error = np.sqrt(np.mean((after - some[:, 1]) ** 2, axis=axes))
+    size = np.sqrt(np.mean((some[:, 1] - some[:, 0]) ** 2, axis=axes))
+    worst = int(np.argmax(np.where(np.isfinite(error), error - 1e-2 * size, np.inf)))
+    if error[worst] <= 1e-2 * size[worst]:
+        return ""
+    return (
+        f"the truth does not follow {setup.dynamics!r}: over one interval it is off by {error[worst]:.3g} where it "
+        f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong on purpose"
+    )
+
+
+@block
+def _forecast(start: Tensor, setup: Setup) -> Tensor:
+    """States after the first interval, from states (R, *state), in float64."""
+    return setup.dynamics.advance(finest(setup.dynamics.step, start), int(setup.steps[1])).double()

@@ -1,0 +1,86 @@
+"""Runs on a record: their variables under the record's labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..core.checks import shown
+from .arranging import arrange
+from .record import LabelledRecord
+from .schema import TIME, TRAJECTORY
+from .store import STATUS, check_contents, check_whole
+from .values import check_units
+
+
+def imitate(labelled: LabelledRecord, teacher: Any) -> LabelledRecord:
+    """Put a run in the truth's place: a network is to make its analyses from its forecasts.
+
+    Raises
+    ------
+    ValueError
+        If the run lacks one of them, is unfinished, or is of another record.
+    """
+    states = read_run(labelled, teacher, ("forecast", "analysis"), "teacher")
+    return replace(labelled, truth=states["analysis"], forecast=states["forecast"])
+
+
+def read_run(
+    labelled: LabelledRecord,
+    run: xr.Dataset,
+    names: Sequence[str],
+    what: str = "run",
+    extra: Mapping[str, int] | None = None,
+) -> dict[str, xr.DataArray]:
+    """Variables of a run on this record, with the dims (trajectory, time, *extra, *state).
+
+    Raises
+    ------
+    TypeError
+        If it is no Dataset.
+    ValueError
+        If the run lacks one of them, is unfinished, or is of another record.
+    """
+    if not isinstance(run, xr.Dataset):
+        raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
+    if run.attrs.get(STATUS) == "unfinished":
+        raise ValueError(f"the {what}'s store is unfinished; run the same call again to resume it")
+    if missing := [name for name in names if name not in run]:
+        raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
+    check_contents(run)
+    model = labelled.setup.dynamics
+    sizes = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
+    variables = {}
+    for name in names:
+        check_whole(run, run[name])
+        variables[name] = arrange(run[name], model, sizes)
+        if labelled.truth is not None:
+            check_units(run[name], labelled.truth, warns=False)
+        for dim in (TRAJECTORY, TIME, *model.dims):
+            _check_same_labels(labelled, variables[name], dim, what)
+    return variables
+
+
+def _check_same_labels(labelled: LabelledRecord, variable: xr.DataArray, dim: str, what: str) -> None:
+    """Refuse a run's variable whose labels are not the record's."""
+    reference = labelled.observation if dim in labelled.observation.dims else labelled.truth
+    if reference is None or dim not in reference.coords or dim not in variable.coords:
+        return
+    ours, theirs = reference[dim].values, variable[dim].values
+    numbers = all(np.issubdtype(labels.dtype, np.number) for labels in (ours, theirs))
+    if dim == TIME and not numbers:
+        raise ValueError(f"time of the {what} is of {theirs.dtype}: expected numbers, as in the record")
+    near = 1e-3 * float(np.diff(ours).min()) if dim == TIME and len(ours) > 1 and numbers else 0.0
+    relative = 0.0 if dim in (TRAJECTORY, TIME) else 1e-6  # labels of the state may be in single precision
+    same = ours.shape == theirs.shape and (
+        np.allclose(ours, theirs, rtol=relative, atol=near) if numbers else bool((ours == theirs).all())
+    )
+    if not same:
+        raise ValueError(
+            f"{what} and record differ in {dim}: expected {len(ours)} labels {shown(ours[:3].tolist())}, as in the "
+            f"record; {variable.name!r} has {len(theirs)}, {shown(theirs[:3].tolist())}. Make the run on this record"
+        )

@@ -1,0 +1,139 @@
+"""Windows of a record to train on, read ahead from its store or from memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from ..core.learning.rollout import Window
+from .blocks import array_to_tensor
+from .record import LabelledRecord
+from .schema import TIME, TRAJECTORY, Array
+
+
+class RecordWindows:
+    """Windows of a record in Zarr or in memory, read ahead block by block while the last ones are computed on.
+
+    A lane is a trajectory, or a segment of one where there are fewer trajectories than a batch wants. Batches of
+    lanes that lie together in the store are drawn in an order that is new in every epoch; a few of them take turns,
+    so that consecutive steps see different weather.
+
+    Parameters
+    ----------
+    labelled : LabelledRecord
+        Windows have a truth where it has one.
+    lanes : sequence of (row, start)
+        First indices of the lanes in the record.
+    length : int
+        Cycles of a lane.
+    batch, cycles : int
+        Lanes and cycles of a window.
+    seed : int
+    device : str
+    """
+
+    def __init__(
+        self,
+        labelled: LabelledRecord,
+        lanes: Sequence[tuple[int, int]],
+        length: int,
+        *,
+        batch: int,
+        cycles: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.labelled, self.length = labelled, length
+        self.cycles, self.seed, self.device = cycles, seed, device
+        count = -(-len(lanes) // batch)
+        # The last batch is filled from the front.
+        self.batches = [[lanes[i % len(lanes)] for i in range(b * batch, (b + 1) * batch)] for b in range(count)]
+        self.windows = length // cycles
+        self.per_epoch = self.windows * count
+        self.groups = min(4, count)
+        chunks = labelled.observation.chunksizes.get(TIME)
+        per_block = max(1, (max(chunks) if chunks else 256) // cycles)
+        self.block = min(per_block, self.windows)
+        self._loaded: dict[tuple[int, int], Future[tuple[Array | None, Array, Array | None]]] = {}
+        self._reader = ThreadPoolExecutor(1)
+
+    def _place(self, index: int) -> tuple[int, int, int, bool]:
+        """Group, batch and window-in-lane of the index-th window, and whether the lanes start anew."""
+        turn, group = divmod(index, self.groups)
+        # Groups are staggered along the record, so that not all of them start anew together.
+        pass_, window = divmod(turn + group * self.windows // self.groups, self.windows)
+        epoch, position = divmod(pass_ * self.groups + group, len(self.batches))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.batches))
+        return group, int(order[position]), window, window == 0 or turn == 0
+
+    def _need(self, index: int) -> tuple[int, int]:
+        _, batch, window, _ = self._place(index)
+        return batch, window // self.block
+
+    def window(self, index: int) -> Window:
+        """Give the index-th window, and read ahead for those that follow."""
+        wanted = list(dict.fromkeys(self._need(index + ahead) for ahead in range(2 * self.groups)))
+        for key in wanted:
+            if key not in self._loaded:
+                self._loaded[key] = self._reader.submit(self._load, *key)
+        for key in [key for key in self._loaded if key not in wanted]:
+            del self._loaded[key]
+        group, batch, window, fresh = self._place(index)
+        truth, observation, forecast = self._loaded[wanted[0]].result()
+        inside = slice((window % self.block) * self.cycles, (window % self.block + 1) * self.cycles)
+        start = self.batches[batch][0][1] + window * self.cycles
+        steps = self.labelled.setup.steps[start : start + self.cycles]
+        dtype = self.labelled.setup.dtype
+
+        def tensor(array: Array) -> Tensor:
+            return array_to_tensor(array[:, inside], dtype, self.device).flatten(2)
+
+        return Window(
+            None if truth is None else tensor(truth),
+            tensor(observation),
+            tuple(steps.tolist()),
+            group,
+            fresh,
+            start,
+            None if forecast is None else tensor(forecast),
+        )
+
+    def _load(self, batch: int, block: int) -> tuple[Array | None, Array, Array | None]:
+        first = block * self.block * self.cycles
+        stop = min(first + self.block * self.cycles, self.windows * self.cycles)
+        lanes = self.batches[batch]
+        truth, forecast = self.labelled.truth, self.labelled.forecast
+        return (
+            None if truth is None else read_lanes(truth, lanes, first, stop),
+            read_lanes(self.labelled.observation, lanes, first, stop),
+            None if forecast is None else read_lanes(forecast, lanes, first, stop),
+        )
+
+    def arrays(self) -> dict[str, Tensor]:
+        """Nothing: a window follows from its index."""
+        return {}
+
+    def restore(self, arrays: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+    def close(self) -> None:
+        """End the reader."""
+        self._reader.shutdown(cancel_futures=True)
+
+
+def read_lanes(variable: xr.DataArray, lanes: Sequence[tuple[int, int]], first: int, stop: int) -> Array:
+    """Cycles first to stop of some lanes, in one read where the lanes lie side by side."""
+    rows = [row for row, _ in lanes]
+    starts = {start for _, start in lanes}
+
+    def read(row: int | slice, start: int) -> Array:
+        part = variable.isel({TRAJECTORY: row, TIME: slice(start + first, start + stop)})
+        return part.compute(scheduler="synchronous").to_numpy()
+
+    if len(starts) == 1 and rows == list(range(rows[0], rows[0] + len(rows))):
+        return read(slice(rows[0], rows[-1] + 1), starts.pop())
+    return np.stack([read(row, start) for row, start in lanes])
