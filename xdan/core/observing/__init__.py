@@ -5,7 +5,6 @@ from .operators import LinearOperator as LinearOperator
 from .operators import Operator as Operator
 from .sites import Sites as Sites
 from .system import ObservingSystem as ObservingSystem
-from .system import check_truth as check_truth
 from .system import is_symmetric as is_symmetric
 from .system import observe as observe
 from .system import split_observation as split_observation

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..checks import shown
-from ..dynamics import Dynamics
 from ..random import Purpose, normal
 from .operators import Operator
 from .sites import Sites
@@ -334,32 +333,6 @@ def _check_real(label: str, value: Any) -> None:
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else shown(value)
         raise TypeError(f"{label} is {kind}: expected a tensor of real floating-point numbers")
-
-
-def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: int) -> None:
-    """Refuse a truth that is not finite: in a record it would be read as not observed.
-
-    Parameters
-    ----------
-    dynamics : Dynamics
-    truth : Tensor, shape (R, K, N)
-    trajectory : Tensor of int64, shape (R,)
-    first : int
-        Index of the first time.
-
-    Raises
-    ------
-    ValueError
-        It names the trajectory and the time.
-    """
-    lost = ~truth.isfinite().all(-1)
-    if bool(lost.any()):
-        row, k = (int(i) for i in lost.nonzero()[lost.nonzero()[:, 1].argmin()])
-        raise ValueError(
-            f"the truth of trajectory {int(trajectory[row])} is not finite from time index {first + k} on: expected a "
-            f"model whose states stay finite; give {dynamics.name!r} a smaller timestep=, or rest= that turns noise "
-            "into states that it can bear"
-        )
 
 
 def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
