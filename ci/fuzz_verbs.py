@@ -555,7 +555,7 @@ def arranged(result: Dataset, name: str) -> Array:
 
 def check_twin(call: Call, ds: Dataset) -> None:
     """The truth follows NumPy's model, and the observations scatter about it as they should."""
-    model = next(m for m in MODELS.values() if m.dynamics is call.plain["dynamics"])
+    model = next(m for m in MODELS.values() if m.dynamics is call.plain["experiment"])
     cycles, trajectories = call.get("cycles", 1000), call.get("trajectories", 1)
     single = call.get("dtype", "float32") == "float32"
     truth, y = (ds[name].values.astype(np.float64) for name in ("truth", "observation"))
@@ -593,12 +593,12 @@ TWIN = Verb(
     "twin",
     lambda **a: xdan.twin(**a).compute(),
     {
-        "dynamics": thing(*(m.dynamics for m in MODELS.values()), of=xdan.Dynamics),
+        "experiment": thing(*(m.dynamics for m in MODELS.values()), of=xdan.Dynamics),
         "interval": number(0.1, 0.2, above=0, arrays=True, work=True),
         "cycles": count(1, 4, 12, least=1),
         "trajectories": count(1, 2, 3, least=1),
         "observe": SITES_OBSERVED,
-        "error_std": number(1.0, 0.5, 2, above=0, arrays=True),
+        "error_std": number(1.0, 0.5, 2, above=0, arrays=True, optional=True),
         "error_covariance": free(None, wrong=(bool, complex, str, bytes, set, slice, dict)),
         "operator": free(None, wrong=(bool, complex, str, bytes, set, slice)),
         "seed": SEED,
@@ -606,7 +606,7 @@ TWIN = Verb(
         "dtype": choice("float32", "float64"),
     },
     check_twin,
-    needs=("dynamics", "cycles", "interval"),
+    needs=("experiment", "cycles", "interval"),
     weight=4,
 )
 
@@ -1027,6 +1027,34 @@ CYCLE = Verb(
 )
 
 
+# Parameters of a twin experiment and of an optimiser, which the tables below list beside a verb's own.
+_SETTING = ("interval", "observe", "error_std")
+_RATES = ("learning_rate", "adam_learning_rate", "weight_decay", "clip")
+
+
+def _parted(arguments: Numbers, names: Sequence[str]) -> Numbers:
+    """Take some arguments out of others."""
+    return {name: arguments.pop(name) for name in names if name in arguments}
+
+
+def train(**arguments: Any) -> xdan.Network:
+    """`xdan.train` with the parameters of its optimiser."""
+    rates = _parted(arguments, _RATES)
+    return xdan.train(**arguments, optimiser=xdan.Optimiser(**rates))
+
+
+def train_endless(source: Any, **arguments: Any) -> xdan.Network:
+    """The same on an endless twin, with the parameters of its experiment."""
+    setting = _parted(arguments, _SETTING)
+    return train(source=xdan.TwinExperiment(source, **setting), **arguments)
+
+
+def sweep(experiment: Any, **arguments: Any) -> Dataset:
+    """`xdan.sweep` with the parameters of its experiment."""
+    setting = _parted(arguments, _SETTING)
+    return xdan.sweep(xdan.TwinExperiment(experiment, **setting), **arguments).compute()
+
+
 def check_train(call: Call, net: xdan.Network) -> None:
     """Weights are finite, and the network is described."""
     check_weights(call, net)
@@ -1058,7 +1086,7 @@ _TRAINING = {
 _TRAINED = ("source", "network", "steps", "batch", "window", "validation", "processes")
 TRAIN = Verb(
     "train",
-    xdan.train,
+    train,
     {"source": thing(of=(Dataset, xdan.Dynamics)), **_TRAINING, **ROLES},
     check_train,
     needs=_TRAINED,
@@ -1070,13 +1098,13 @@ TRAIN = Verb(
 )
 TRAIN_ENDLESS = Verb(
     "train, endless twin",
-    xdan.train,
+    train_endless,
     {
-        "source": thing(MODELS["lorenz96"].dynamics, of=(Dataset, xdan.Dynamics)),
+        "source": thing(MODELS["lorenz96"].dynamics, of=xdan.Dynamics),
         **_TRAINING,
         "interval": number(0.05, 0.1, above=0, work=True),
         "observe": SITES_OBSERVED,
-        "error_std": number(1.0, 0.5, 2, above=0),
+        "error_std": number(1.0, 0.5, 2, above=0, optional=True),
         "trajectories": count(4, 6, least=1, work=True),
     },
     check_train,
@@ -1095,9 +1123,9 @@ def check_sweep(call: Call, scores: Dataset) -> None:
 
 SWEEP = Verb(
     "sweep",
-    lambda **a: xdan.sweep(**a).compute(),
+    sweep,
     {
-        "dynamics": thing(MODELS["lorenz96"].dynamics, of=xdan.Dynamics),
+        "experiment": thing(MODELS["lorenz96"].dynamics, of=xdan.Dynamics),
         "schemes": free(
             {"E": {"baseline": "etkf", "members": 3}},
             {"C": {"baseline": "climatology"}},
@@ -1108,7 +1136,7 @@ SWEEP = Verb(
         "seeds": free(1, 2, [3], wrong=(bool, float, complex, str, bytes, slice)),
         "interval": number(0.05, 0.1, above=0, work=True),
         "observe": SITES_OBSERVED,
-        "error_std": number(1.0, 0.5, above=0),
+        "error_std": number(1.0, 0.5, above=0, optional=True),
         "cycles": count(3, 5, least=1, work=True),
         "trajectories": count(1, 2, least=1, work=True),
         "burn_in": count(0, 1, least=0),
@@ -1118,7 +1146,7 @@ SWEEP = Verb(
         "progress": PROGRESS,
     },
     check_sweep,
-    needs=("dynamics", "schemes", "cycles", "trajectories", "burn_in"),
+    needs=("experiment", "schemes", "cycles", "trajectories", "burn_in"),
     weight=1.5,
 )
 
