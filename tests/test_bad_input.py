@@ -9,7 +9,9 @@ import torch
 import xarray as xr
 
 import xdan
+from xdan.core.learning import Optimiser
 from xdan.core.observing import Sites
+from xdan.core.twin import TwinExperiment
 from xdan.records.streams import Stream
 
 
@@ -282,7 +284,7 @@ BAD_ERRORS = {
         r"R is not positive definite",
     ),
     "endless twin, zero": (
-        lambda a: train(a, a.model, error_std=0.0),
+        lambda a: train(a, TwinExperiment(a.model, error_std=0.0)),
         "error_std=0: expected a finite number",
     ),
 }
@@ -329,9 +331,23 @@ BAD_TWINS = {
 
 BAD_TRAINING = {
     "half a step": (lambda a: train(a, steps=2.5), r"steps=2.5: expected an integer"),
-    "clip": (lambda a: train(a, clip=0.0), r"clip=0: expected a finite number, above 0"),
-    "weight decay": (lambda a: train(a, weight_decay=-0.1), r"weight_decay=-0.1: expected a finite number, at least 0"),
-    "an endless twin's arguments": (lambda a: train(a, interval=0.1), r"\['interval'\] describe an endless twin"),
+    "clip": (lambda a: Optimiser(clip=0.0), r"clip=0: expected a finite number, above 0"),
+    "weight decay": (
+        lambda a: Optimiser(weight_decay=-0.1),
+        r"weight_decay=-0.1: expected a finite number, at least 0",
+    ),
+    "an endless twin's arguments": (
+        lambda a: train(a, trajectories=8),
+        r"\['trajectories'\] describe an endless twin",
+    ),
+    "a twin experiment's parameter": (
+        lambda a: train(a, interval=0.1),
+        r"unexpected keyword argument 'interval': expected .*\['dynamics', .*of xdan.TwinExperiment",
+    ),
+    "an optimiser's parameter": (
+        lambda a: train(a, clip=1.0),
+        r"unexpected keyword argument 'clip': expected .* parameter of xdan.Optimiser",
+    ),
     "members": (
         lambda a: train(a, objective="crps"),
         r"objective='crps' scores members.*xdan.EnsembleCNN\(members=10\)",
@@ -344,7 +360,7 @@ BAD_TRAINING = {
     "no epochs": (lambda a: train(a, steps=None, epochs=0), r"epochs=0: expected at least 1"),
     "no steps": (lambda a: train(a, steps=0), r"steps=0: expected at least 1"),
     "no minutes": (lambda a: train(a, steps=None, minutes=-1.0), r"minutes=-1: expected a finite number, above 0"),
-    "learning rate": (lambda a: train(a, learning_rate=0.0), r"learning_rate=0: expected a finite number, above 0"),
+    "learning rate": (lambda a: Optimiser(learning_rate=0.0), r"learning_rate=0: expected a finite number, above 0"),
     "window": (lambda a: train(a, window=0), r"window=0: expected at least 1"),
     "window of forecasts": (lambda a: train(a, window=1, objective="forecast"), r"expected a window of at least"),
     "batch": (lambda a: train(a, batch=0), r"batch=0: expected at least 1"),
@@ -382,7 +398,7 @@ BAD_TRAINING = {
         r"the network works on dims \('x',\), the record has \('lon',\)",
     ),
     "interval of an endless twin": (
-        lambda a: train(a, a.model, interval=0.07),
+        lambda a: train(a, TwinExperiment(a.model, interval=0.07)),
         r"interval of 0.07 is not a positive",
     ),
     "checkpoint on another store": (
@@ -531,6 +547,8 @@ OTHER_TYPES = {
     "twin: no sites": TypeError,
     "twin: half a cycle": TypeError,
     "training: half a step": TypeError,
+    "training: a twin experiment's parameter": TypeError,
+    "training: an optimiser's parameter": TypeError,
     "cycling: a path for a network": TypeError,
     "cycling: a folder of other things": FileExistsError,
     "cycling: same run with another R unfinished": FileExistsError,
@@ -610,9 +628,26 @@ def test_training_on_another_type(given):
 def test_bad_settings_are_refused_before_any_data_is_read(a, untouchable):
     """Observations of a cluster's size are not to be read for a typing error."""
     ds = untouchable(a.single, "truth", "observation")
-    for changes in ({"objective": "mae"}, {"steps": 0}, {"validation": 2.0}, {"window": 0}, {"truth": "nature"}):
-        with pytest.raises(ValueError, match=r"expected|known|no variable"):
+    for changes in (
+        {"objective": "mae"},
+        {"steps": 0},
+        {"validation": 2.0},
+        {"window": 0},
+        {"truth": "nature"},
+        {"objective": "crps"},
+        {"objective": "covariance", "teacher": "etkf"},
+        {"objective": "forecast", "window": 1},
+        {"objective": "forecast", "teacher": a.run},
+        {"teacher": a.run.isel(time=slice(9))},
+        {"window": 13},
+        {"architecture": "residual-cnn", "memory": -1},
+        {"processes": 2, "device": "cuda"},
+    ):
+        with pytest.raises(ValueError, match=r"[Ee]xpected|known|no variable|no CUDA"):
             train(a, ds, **changes)
+    flat = untouchable(a.single.rename(x="lon"), "truth", "observation")
+    with pytest.raises(ValueError, match=r"the network works on dims \('x',\), the record has \('lon',\)"):
+        train(a, flat, architecture=a.net, dynamics=circle())
     for call in (
         lambda: xdan.baseline(ds, "3d-var", keep_members=True),
         lambda: xdan.baseline(ds, "3d-var", scale=-1.0),
@@ -637,7 +672,6 @@ def test_lazy_nan_record_says_so_when_streamed(a):
         ({"device": "gpu"}, ValueError, r"device='gpu': expected 'auto', 'cpu'"),
         ({"minutes": "3", "steps": None}, TypeError, r"minutes='3': expected a number"),
         ({"validation": "0.1"}, TypeError, r"validation='0.1': expected a number"),
-        ({"learning_rate": True}, TypeError, r"learning_rate=True: expected a number"),
     ],
 )
 def test_settings_of_another_type(a, changes, error, message):

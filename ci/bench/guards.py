@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 import xdan
-from xdan.core.learning import gradient, rollout, trainer
+from xdan.core.learning import Optimiser, objectives, rollout, trainer
+from xdan.core.twin import TwinExperiment
 
 WORLDS: dict[str, tuple[xdan.Dynamics, float]] = {
     "interval 0.05": (xdan.Lorenz96(), 0.05),
@@ -37,7 +38,7 @@ def without(guard: str) -> Iterator[float]:
     everything = guard == "all of these"
     patches = []
     if guard == "bound through cycles" or everything:
-        patches.append(patch.object(gradient, "_CAP", float("inf")))
+        patches.append(patch.object(objectives, "_CAP", float("inf")))
     if guard == "restarts" or everything:
         patches.append(patch.object(rollout, "_is_lost", only_broken))
     if guard == "return to the best" or everything:
@@ -72,8 +73,8 @@ def main() -> None:
             with without(guard) as clip:
                 try:
                     net = xdan.train(
-                        model, network, interval=interval, steps=options.steps, clip=clip, processes=1,
-                        validate_every=100, seed=options.seed, progress=False,
+                        TwinExperiment(model, interval=interval), network, steps=options.steps, processes=1,
+                        optimiser=Optimiser(clip=clip), validate_every=100, seed=options.seed, progress=False,
                     )  # fmt: skip
                 except RuntimeError as error:
                     found = {"best": float("nan"), "note": str(error).split(":")[0]}

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 import xdan
+from xdan.core.learning import objective_by_name
 from xdan.core.learning.gradient import OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.networks import ResidualCNN
@@ -93,7 +94,7 @@ def hand_written(nets: list[ResidualCNN], batch: int) -> Callable[[], None]:
             seed=seed,
             like=torch.zeros(()),
         )
-        own.append((source.window(0), OneProcess(net.train(), MODEL, ERROR, "rmse")))
+        own.append((source.window(0), OneProcess(net.train(), MODEL, ERROR, objective_by_name("rmse"))))
 
     def step() -> None:
         for window, gradient in own:

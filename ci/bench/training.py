@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import xdan
+from xdan.core.learning import Optimiser, objective_by_name
 from xdan.core.learning.online_twin import EndlessTwin
-from xdan.core.learning.trainer import Settings, Trainer
+from xdan.core.learning.trainer import Trainer
 from xdan.core.networks import ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites
 
@@ -119,7 +120,7 @@ def our_step(network: ResidualCNN, batch: int, processes: int) -> tuple[Callable
         seed=0,
         like=torch.zeros(()),
     )
-    trainer = Trainer(network, model, observing, Settings(), processes)
+    trainer = Trainer(network, model, observing, objective_by_name("rmse"), Optimiser(), processes)
 
     def step() -> None:
         trainer.step(source.window(trainer.step_count), 0.5)

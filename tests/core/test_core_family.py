@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
+from xdan.core.learning import objective_by_name
 from xdan.core.learning.gradient import OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.methods import DataAssimilationNetwork, Record, run
@@ -115,7 +116,7 @@ def test_cycles_and_gradients_through_them_are_finite(name):
         dynamics, Sites.random(6, N), observing, steps=1, trajectories=3, batch=3, cycles=4, seed=0, like=like
     )
     window = source.window(0)
-    found = OneProcess(net, dynamics, observing, "mse")(window, None)
+    found = OneProcess(net, dynamics, observing, objective_by_name("mse"))(window, None)
     assert all(bool(g.isfinite().all()) for g in found.gradients)
     assert sum(float(g.abs().sum()) > 0 for g in found.gradients) > len(found.gradients) // 2
     record = Record(dynamics, observing, window.observation, (0, 1, 1, 1), torch.arange(3), 0)

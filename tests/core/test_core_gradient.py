@@ -12,9 +12,10 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
+from xdan.core.learning import objective_by_name
 from xdan.core.learning.gradient import OneProcess, Shards
 from xdan.core.learning.online_twin import EndlessTwin
-from xdan.core.learning.trainer import Settings, Trainer
+from xdan.core.learning.trainer import Optimiser, Trainer
 from xdan.core.networks import ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites
 
@@ -57,8 +58,8 @@ def test_shares_make_the_gradient_of_the_whole_batch(objective):
     )
     net, source = network(), twin(dynamics)
     alone, shared = (
-        OneProcess(net, dynamics, ERROR, objective),
-        Shards(net, dynamics, ERROR, objective, 3),
+        OneProcess(net, dynamics, ERROR, objective_by_name(objective)),
+        Shards(net, dynamics, ERROR, objective_by_name(objective), 3),
     )
     try:
         window = source.window(0)
@@ -82,7 +83,7 @@ def test_more_processes_than_trajectories_and_threads_given_back():
     dynamics, net = Lorenz96(12), network()
     torch.set_num_threads(2)
     try:
-        trainer = Trainer(net, dynamics, ERROR, Settings(), processes=2)
+        trainer = Trainer(net, dynamics, ERROR, objective_by_name("rmse"), Optimiser(), processes=2)
         window = twin(dynamics, batch=1).window(0)
         report = trainer.step(window, 0.0)
         assert torch.get_num_threads() == 1
@@ -90,7 +91,7 @@ def test_more_processes_than_trajectories_and_threads_given_back():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-    assert report.loss == Trainer(net, dynamics, ERROR, Settings()).step(window, 0.0).loss
+    assert report.loss == Trainer(net, dynamics, ERROR, objective_by_name("rmse"), Optimiser()).step(window, 0.0).loss
 
 
 @pytest.mark.slow
@@ -133,10 +134,10 @@ def test_units_change_no_gradient(objective, power, unit):
     plain, window = Lorenz96(12), twin(Lorenz96(12)).window(0)
     scaled = CustomDynamics(tendency, state={"site": 12}, timestep=0.05)
     other = replace(window, truth=unit * window.truth, observation=unit * window.observation)
-    expected = OneProcess(network(), plain, ERROR, objective)(window, None)
+    expected = OneProcess(network(), plain, ERROR, objective_by_name(objective))(window, None)
     net = network()
     net.normalise(2.3 * unit, 3.6 * unit, unit)
-    found = OneProcess(net, scaled, ObservingSystem(std=unit * ERROR.std), objective)(other, None)
+    found = OneProcess(net, scaled, ObservingSystem(std=unit * ERROR.std), objective_by_name(objective))(other, None)
     assert found.loss == pytest.approx(unit**power * expected.loss, rel=1e-6)
     for a, b in zip(found.gradients, expected.gradients, strict=True):
         assert_close(a, unit**power * b, rtol=1e-5, atol=1e-7 * float(unit**power))

@@ -5,10 +5,11 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
+from xdan.core.learning import CovarianceImitation, objective_by_name
 from xdan.core.learning.gradient import OneProcess, Shards
 from xdan.core.learning.imitation import TaughtTwin, covariance_errors
 from xdan.core.learning.online_twin import EndlessTwin
-from xdan.core.learning.trainer import Settings, Trainer
+from xdan.core.learning.trainer import Optimiser, Trainer
 from xdan.core.methods import ETKF, Record, run
 from xdan.core.networks import LinearInZeta
 from xdan.core.observing import ObservingSystem, Sites
@@ -112,8 +113,8 @@ def test_a_restored_source_goes_on_with_the_same_windows():
 
 def test_processes_share_what_one_computes():
     net, window = make(), taught().window(0)
-    one = OneProcess(net, MODEL, ERROR, "covariance")(window, None)
-    many = Shards(net, MODEL, ERROR, "covariance", 2)
+    one = OneProcess(net, MODEL, ERROR, CovarianceImitation())(window, None)
+    many = Shards(net, MODEL, ERROR, CovarianceImitation(), 2)
     try:
         other = many(window, None)
     finally:
@@ -127,7 +128,7 @@ def test_processes_share_what_one_computes():
 def test_the_gradient_is_that_of_finite_differences():
     net, source = make(), taught()
     window, state = source.window(0), {"memory": torch.zeros(3, 2, N, dtype=torch.float64)}
-    gradient = OneProcess(net, MODEL, ERROR, "covariance")
+    gradient = OneProcess(net, MODEL, ERROR, CovarianceImitation())
     found = gradient(window, state)
     for parameter, slope in zip(gradient.parameters, found.gradients, strict=True):
         place = int(slope.abs().argmax())
@@ -142,7 +143,7 @@ def test_the_gradient_is_that_of_finite_differences():
 
 def test_steps_bring_the_covariance_nearer():
     net, source = make(memory=0), taught(members=20)
-    trainer = Trainer(net, MODEL, ERROR, Settings(objective="covariance"))
+    trainer = Trainer(net, MODEL, ERROR, CovarianceImitation(), Optimiser())
     reports = [trainer.step(source.window(index), 1.0) for index in range(60)]
     first, last = (sum(r.loss for r in part) for part in (reports[10:20], reports[-10:]))
     assert last < 0.7 * first
@@ -182,7 +183,7 @@ def test_a_settled_source_is_restored_as_it_was():
 def test_cycling_badly_meanwhile_does_not_send_an_imitation_back(objective, rewinds):
     window = twin().window(0)
     record = Record(MODEL, ERROR, window.observation, (0, 1, 1, 1), torch.arange(3), 0, window.truth)
-    trainer = Trainer(make(), MODEL, ERROR, Settings(objective=objective))
+    trainer = Trainer(make(), MODEL, ERROR, objective_by_name(objective), Optimiser())
     trainer.best_score = 1e-3
     trainer.validate(record, 1)
     assert trainer.rewinds == rewinds

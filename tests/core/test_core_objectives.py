@@ -5,7 +5,13 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.learning.objectives import OBJECTIVES, crps, energy_score, root_squared_error, squared_error
+from xdan.core.learning.objectives import (
+    crps,
+    energy_score,
+    objective_by_name,
+    root_squared_error,
+    squared_error,
+)
 from xdan.core.learning.rollout import CappedGradient, Window, _coin, roll_out
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
@@ -274,11 +280,13 @@ def test_forecasts_are_scored_by_the_next_observations():
     rollout = roll_out(dan, DYNAMICS, ERROR, blind, carried_state(w))
     seen = ~w.observation.isnan()
     expected = torch.where(seen, (w.observation.nan_to_num() - rollout.forecast) ** 2, 0.0).mean(-1)
-    assert_close(OBJECTIVES["forecast"].loss(rollout), expected, rtol=1e-12, atol=1e-12)
+    assert_close(objective_by_name("forecast").loss(rollout), expected, rtol=1e-12, atol=1e-12)
     state = DYNAMICS.advance(rollout.analysis[:, 0], w.steps[1])
     assert_close(rollout.forecast[:, 1], state, rtol=1e-12, atol=1e-12)
     # The last analysis is scored by nothing, the ones before by their forecasts.
-    (gradient,) = torch.autograd.grad(OBJECTIVES["forecast"].loss(rollout)[:, 1:].sum(), dan.network.relative_alpha)
+    (gradient,) = torch.autograd.grad(
+        objective_by_name("forecast").loss(rollout)[:, 1:].sum(), dan.network.relative_alpha
+    )
     assert gradient != 0
 
 
@@ -320,7 +328,7 @@ def test_the_corrected_misfit_is_the_error_of_the_analysis():
     w = Window(truth, truth + normals(lanes, cycles, 5, seed=3), (1,) * cycles)
     rollout = roll_out(dan, still, ERROR, w, {"x": truth[:, 0] + 0.1}, divergence=True)
     actual = squared_error(rollout.analysis, truth)[:, 10:].mean()
-    corrected = OBJECTIVES["analysis"].loss(rollout)[:, 10:].mean()
+    corrected = objective_by_name("analysis").loss(rollout)[:, 10:].mean()
     plain = rollout.misfit(rollout.analysis)[:, 10:].mean()
     assert float(corrected) == pytest.approx(float(actual) + 1.0, abs=0.05)
     assert float(plain) == pytest.approx(float(actual), abs=0.15)  # as if the errors had no part in it
@@ -337,7 +345,7 @@ def test_the_corrected_misfit_is_the_error_of_what_is_seen(rows):
     w = Window(truth, truth @ h.T + normals(lanes, cycles, rows, seed=3), (1,) * cycles)
     rollout = roll_out(dan, still, observing, w, {"x": truth[:, 0] + 0.1}, divergence=True)
     actual = squared_error(rollout.analysis @ h.T, truth @ h.T)[:, 10:].mean()
-    corrected = OBJECTIVES["analysis"].loss(rollout)[:, 10:].mean()
+    corrected = objective_by_name("analysis").loss(rollout)[:, 10:].mean()
     assert float(corrected) == pytest.approx(float(actual) + 1.0, abs=0.05)
     assert abs(float(rollout.misfit(rollout.analysis)[:, 10:].mean()) - float(corrected)) > 0.1
 
@@ -348,11 +356,11 @@ def test_gradients_without_the_truth_are_finite_differences(objective, memory):
     dan, w = method(memory), window()
     w = Window(None, w.observation, w.steps)
     parameters = list(dan.network.parameters())
-    chosen = OBJECTIVES[objective]
+    chosen = objective_by_name(objective)
 
     def loss() -> torch.Tensor:
         state = carried_state(window(), memory)
-        return chosen.loss(roll_out(dan, DYNAMICS, ERROR, w, state, divergence=chosen.divergence)).mean()
+        return chosen.loss(roll_out(dan, DYNAMICS, ERROR, w, state, divergence=chosen.needs_divergence)).mean()
 
     gradients = torch.autograd.grad(loss(), parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):

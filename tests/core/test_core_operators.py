@@ -10,7 +10,7 @@ from test_core_methods import network, normals
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
-from xdan.core.learning.objectives import OBJECTIVES
+from xdan.core.learning.objectives import objective_by_name
 from xdan.core.learning.rollout import Window, roll_out
 from xdan.core.methods import DataAssimilationNetwork, Record, method_by_name, run
 from xdan.core.observing import FunctionOperator, LinearOperator, ObservingSystem, Sites, observe
@@ -196,13 +196,13 @@ def test_gradients_through_cycles_with_a_curved_operator_are_finite_differences(
     bounded = FunctionOperator(lambda x: 2 * (0.3 * x[..., ::2]).tanh(), 4)
     observing = ObservingSystem(std=torch.tensor(1.0, dtype=torch.float64), operator=bounded)
     rec = record(observing, cycles=4)
-    net, chosen = network(memory=1), OBJECTIVES[objective]
-    window = Window(rec.truth if chosen.truth else None, rec.observation, rec.steps)
+    net, chosen = network(memory=1), objective_by_name(objective)
+    window = Window(rec.truth if chosen.needs_truth else None, rec.observation, rec.steps)
     method = DataAssimilationNetwork(net.train().requires_grad_(True))
     alpha = net.relative_alpha
 
     def loss() -> torch.Tensor:
-        rollout = roll_out(method, rec.dynamics, observing, window, None, divergence=chosen.divergence)
+        rollout = roll_out(method, rec.dynamics, observing, window, None, divergence=chosen.needs_divergence)
         return chosen.loss(rollout).mean()
 
     (gradient,) = torch.autograd.grad(loss(), alpha)

@@ -1,6 +1,7 @@
 """The trainer: its gradients, runs that resume exactly, and learning that helps."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,10 +10,10 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
-from xdan.core.learning.objectives import root_squared_error, squared_error
+from xdan.core.learning.objectives import objective_by_name, root_squared_error, squared_error
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.rollout import Window, roll_out
-from xdan.core.learning.trainer import Settings, Trainer, linear_decay, normalised_innovation
+from xdan.core.learning.trainer import Optimiser, Trainer, linear_decay, normalised_innovation
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites
@@ -53,8 +54,8 @@ def twin(batch: int = 5, cycles: int = 4, sites: Sites | None = None, first: int
     )
 
 
-def trainer(net: ResidualCNN, **settings) -> Trainer:
-    return Trainer(net, DYNAMICS, ERROR, Settings(**settings))
+def trainer(net: ResidualCNN, objective: str = "rmse", **settings) -> Trainer:
+    return Trainer(net, DYNAMICS, ERROR, objective_by_name(objective), Optimiser(**settings))
 
 
 def gradients_of_a_step(window: Window, **settings) -> tuple[list[torch.Tensor], float]:
@@ -293,3 +294,34 @@ def test_checkpoints_of_earlier_versions_lack_the_innovation():
     other.restore(trains.arrays(), scalars)
     assert other.best_innovation is None
     assert other.best_score == trains.best_score
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error"),
+    [
+        ({"learning_rate": 0.0}, ValueError),
+        ({"learning_rate": "x"}, TypeError),
+        ({"learning_rate": math.nan}, ValueError),
+        ({"learning_rate": 1j}, TypeError),
+        ({"learning_rate": None}, TypeError),
+        ({"learning_rate": np.ones(2)}, TypeError),
+        ({"adam_learning_rate": -1.0}, ValueError),
+        ({"adam_learning_rate": math.inf}, ValueError),
+        ({"adam_learning_rate": True}, TypeError),
+        ({"weight_decay": -0.1}, ValueError),
+        ({"weight_decay": math.nan}, ValueError),
+        ({"weight_decay": "0"}, TypeError),
+        ({"clip": 0}, ValueError),
+        ({"clip": math.inf}, ValueError),
+        ({"clip": None}, TypeError),
+    ],
+)
+def test_an_optimiser_that_cannot_be_is_refused(parameters, error):
+    (name,) = parameters
+    with pytest.raises(error, match=rf"{name}=.*expected"):
+        Optimiser(**parameters)
+
+
+def test_rates_are_plain_numbers():
+    assert type(Optimiser(learning_rate=np.float32(0.25)).learning_rate) is float
+    assert Optimiser(clip=3) == Optimiser(clip=3.0)

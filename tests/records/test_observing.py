@@ -7,6 +7,7 @@ import xarray as xr
 
 import xdan
 from xdan.core.observing import FunctionOperator
+from xdan.core.twin import TwinExperiment
 from xdan.records.observing import operator_from
 from xdan.records.record import read
 
@@ -124,7 +125,7 @@ def test_a_network_of_all_sites_runs_through_an_operator(model, twin, quick, arc
 
 
 def test_endless_twin_through_an_operator(model, quick, architecture):
-    net = xdan.train(model, architecture, operator=halves, error_std=0.5, **quick)
+    net = xdan.train(TwinExperiment(model, operator=halves, error_std=0.5), architecture, **quick)
     assert np.isfinite(net.history.validation_rmse).all()
     assert len(net.description["training"]["data"]["fingerprint"]) == 64
 
@@ -296,9 +297,11 @@ def test_functions_are_known_by_what_they_give(model, function_twin, tmp_path, m
     with pytest.raises(FileExistsError, match="unfinished run of another method, record or setting"):
         xdan.baseline(function_twin, "enkf-n", operator=lambda x: 2 * halves(x), **settings)
     xdan.baseline(function_twin, "enkf-n", operator=halves, **settings)
-    one = xdan.train(model, architecture, operator=halves, checkpoint=tmp_path / "ck", **quick)
+    checkpoint = tmp_path / "ck"
+    one = xdan.train(TwinExperiment(model, operator=halves), architecture, checkpoint=checkpoint, **quick)
+    other = TwinExperiment(model, operator=lambda x: 2 * halves(x))
     with pytest.raises(ValueError, match=r"checkpoint .* is of another run"):
-        xdan.train(model, architecture, operator=lambda x: 2 * halves(x), checkpoint=tmp_path / "ck", **quick)
+        xdan.train(other, architecture, checkpoint=checkpoint, **quick)
     assert isinstance(one, xdan.Network)
 
 

@@ -12,8 +12,10 @@ import xarray as xr
 import zarr
 
 import xdan
+from xdan.core.learning import Optimiser
 from xdan.core.learning.trainer import Trainer
 from xdan.core.observing import Sites
+from xdan.core.twin import TwinExperiment
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def test_validation_share_is_held_back(wide, architecture, quick, windows):
 
 def test_best_network_is_the_one_returned(wide, architecture, quick):
     """Its score is the least of the history, and what cycling it over the held back trajectories gives."""
-    net = xdan.train(wide, architecture, **{**quick, "steps": 40}, validation=0.2, learning_rate=0.5)
+    net = xdan.train(wide, architecture, **{**quick, "steps": 40}, validation=0.2, optimiser=Optimiser(0.5))
     scores = net.history.validation_rmse
     assert np.argmin(scores.values) != scores.size - 1, "otherwise nothing is tested"
     best = net.description["training"]["validation_rmse"]
@@ -70,7 +72,7 @@ def test_best_network_is_the_one_returned(wide, architecture, quick):
 
 
 def test_a_network_that_only_diverges_is_told(model, quick):
-    wild = {**quick, "learning_rate": 1e3, "adam_learning_rate": 1e3, "steps": 2}
+    wild = {**quick, "optimiser": Optimiser(1e3, 1e3), "steps": 2}
     with pytest.warns(xdan.XdanWarning, match="no validation of these 2 steps was finite"):
         net = xdan.train(model, "residual-cnn-linear", **wild)
     assert net.description["training"]["validation_rmse"] == np.inf
@@ -179,7 +181,7 @@ def test_carries_on_from_a_network_without_changing_it(single, net, quick):
 
 
 def test_what_carries_on_is_never_worse_than_what_it_began_with(single, net, quick):
-    wild = xdan.train(single, net, **quick, learning_rate=1.0, adam_learning_rate=1.0)
+    wild = xdan.train(single, net, **quick, optimiser=Optimiser(1.0, 1.0))
     scores = wild.history.validation_rmse.values
     assert scores[0] < scores[1:].min(), "otherwise nothing is tested"
     assert same(wild, net)
@@ -224,17 +226,17 @@ def test_windows_of_one_cycle(single, quick, memory, processes):
     settings = {**quick, "window": 1, "steps": 24, "validate_every": 8, "processes": processes}
     net = xdan.train(single, network, **settings)
     assert net.description["training"]["window"] == 1
-    start = xdan.train(single, network, **{**settings, "learning_rate": 1e-9, "adam_learning_rate": 1e-9})
+    start = xdan.train(single, network, optimiser=Optimiser(1e-9, 1e-9), **settings)
     moved = [abs(net.arrays[name] - start.arrays[name]).max() for name in net.arrays if name.startswith("weights")]
     assert min(moved) > 1e-4
 
 
 def test_endless_twin(model, architecture, quick, windows):
-    settings = {**quick, "steps": 10, "trajectories": 4, "interval": 0.1}
-    first = xdan.train(model, architecture, **settings)
+    settings, twin = {**quick, "steps": 10, "trajectories": 4}, TwinExperiment(model, interval=0.1)
+    first = xdan.train(twin, architecture, **settings)
     seen = [window.copy() for window in windows]
-    assert same(first, xdan.train(model, architecture, **settings))
-    assert not same(first, xdan.train(model, architecture, **settings, seed=1))
+    assert same(first, xdan.train(twin, architecture, **settings))
+    assert not same(first, xdan.train(twin, architecture, **settings, seed=1))
     # Two groups of two take turns and go on where they were; a cycle is two model steps.
     for before, after in zip(seen, seen[2:], strict=False):
         last = torch.from_numpy(before[:, -1])
@@ -274,7 +276,8 @@ def test_endless_twin_as_observed(model, architecture, quick, monkeypatch):
         return step(self, window, rate)
 
     monkeypatch.setattr(Trainer, "step", note)
-    net = xdan.train(model, architecture, **{**quick, "steps": 6}, observe=Sites.random(3, 5), error_std=0.5)
+    twin = TwinExperiment(model, observe=Sites.random(3, 5), error_std=0.5)
+    net = xdan.train(twin, architecture, **{**quick, "steps": 6})
     assert set(counts) == {3, 4, 5}
     assert float(net.arrays["error_std"]) == 0.5
 
@@ -316,7 +319,7 @@ def test_checkpoint_of_other_settings(single, architecture, quick, tmp_path):
     ):
         xdan.train(single, architecture, **{**settings, "steps": 9})
     with pytest.raises(ValueError, match=r"of another run \(learning_rate: .* there, 0.5 now\)"):
-        xdan.train(single, architecture, **settings, learning_rate=0.5)
+        xdan.train(single, architecture, **settings, optimiser=Optimiser(0.5))
 
 
 @pytest.mark.filterwarnings("ignore:the observations are far from the truth")
@@ -589,7 +592,7 @@ def test_a_checkpoint_is_of_one_model(architecture, quick, tmp_path):
 def test_going_on_in_another_setting_is_told(model, architecture, quick, change, message):
     net = xdan.train(model, architecture, **quick)
     with pytest.warns(xdan.XdanWarning, match=f"another setting .*{message}"):
-        xdan.train(model, net, **quick, **change)
+        xdan.train(TwinExperiment(model, **change), net, **quick)
 
 
 def test_the_setting_is_written_down(wide, model, architecture, quick):
@@ -600,7 +603,7 @@ def test_the_setting_is_written_down(wide, model, architecture, quick):
     assert record["observing"] == {"name": "sites", "parameters": {"kind": "all"}}
     held = wide.truth[8:].values.astype(float)
     np.testing.assert_allclose(record["climate"], [held.mean(), held.std()], rtol=1e-4)
-    endless = told(xdan.train(model, architecture, **quick, observe=Sites.every(2), interval=0.1))
+    endless = told(xdan.train(TwinExperiment(model, 0.1, Sites.every(2)), architecture, **quick))
     assert (endless["interval"], endless["error_std"], endless["observing"]["parameters"]["step"]) == (0.1, 1.0, 2)
     assert endless["dynamics"] == endless["endless"]
 
@@ -677,10 +680,7 @@ WRONG = {
     "steps": [2.0, 0, "3", True, [3]],
     "epochs": [1.5, 0],
     "minutes": ["1", 0, np.inf, np.nan, 1j],
-    "learning_rate": [0.0, "x", np.nan, 1j, None, np.ones(2)],
-    "adam_learning_rate": [-1.0, np.inf, True],
-    "weight_decay": [-0.1, np.nan, "0"],
-    "clip": [0, np.inf, None],
+    "optimiser": [0, "adam", 0.01, Optimiser],
     "validation": [0, 1, 1.5, "0.1", np.nan],
     "validate_every": [0, 1.5, None],
     "seed": [-1, 2**32, 1.0, "0", None, True],
@@ -692,9 +692,6 @@ WRONG = {
     "dynamics": [3, "lorenz96"],
     "truth": [3],
     "observation": [3],
-    "interval": ["x", 0, np.nan, 0.07, [0.05]],
-    "observe": [1, "all", Sites.random(0)],
-    "error_std": [0, "x", 1j, np.nan, [1.0, -1.0], ["a"], [1.0, [2.0]]],
     "trajectories": [0, 2.5, "4"],
 }
 
@@ -705,17 +702,38 @@ def test_wrong_arguments_are_named(model, quick, label):
     for value in WRONG[label]:
         with pytest.raises((TypeError, ValueError), match=r"expected|not a positive multiple") as caught:
             xdan.train(**{"source": model, "network": "residual-cnn", **settings, label: value})
+        assert label in str(caught.value), value
+
+
+WRONG_TWIN = {
+    "interval": ["x", 0, np.nan, 0.07, [0.05]],
+    "observe": [1, "all", Sites.random(0)],
+    "error_std": [0, "x", 1j, np.nan, [1.0, -1.0], ["a"], [1.0, [2.0]]],
+    "error_covariance": [np.eye(3), "x"],
+}
+
+
+@pytest.mark.parametrize("label", WRONG_TWIN)
+def test_wrong_twins_are_named(model, quick, label):
+    for value in WRONG_TWIN[label]:
+        with pytest.raises((TypeError, ValueError), match=r"expected|not a positive multiple") as caught:
+            xdan.train(TwinExperiment(model, **{label: value}), "residual-cnn", **quick)
         assert label in str(caught.value) or label == "observe" or value == 0.07, value
 
 
 def test_numpy_numbers_are_welcome(single, architecture, quick, tmp_path):
-    plain = {"window": 4, "batch": 2, "steps": 8, "validate_every": 4, "seed": 3, "learning_rate": 0.25, "clip": 2.0}
-    kinds = {int: np.int64, float: np.float32}
-    ours = xdan.train(single, architecture, **plain, progress=False)
+    plain = {"window": 4, "batch": 2, "steps": 8, "validate_every": 4, "seed": 3}
+    rates = {"learning_rate": 0.25, "clip": 2.0}
+    ours = xdan.train(single, architecture, **plain, optimiser=Optimiser(**rates), progress=False)
     theirs = xdan.train(
-        single, architecture, **{k: kinds[type(v)](v) for k, v in plain.items()}, progress=np.bool_(False)
+        single,
+        architecture,
+        **{name: np.int64(value) for name, value in plain.items()},
+        optimiser=Optimiser(**{name: np.float32(value) for name, value in rates.items()}),
+        progress=np.bool_(False),
     )
     assert same(ours, theirs)
+    plain |= rates
     for name in plain:
         assert type(theirs.description["training"][name]) is type(plain[name])
 
@@ -731,7 +749,7 @@ def test_an_operator_with_a_wrong_gradient_is_refused(model, quick):
         return 0.5 * x[..., :4].detach() + 0.5 * x[..., :4]
 
     with pytest.raises(ValueError, match="the observation operator is wrong"):
-        xdan.train(model, xdan.ResidualCNN(filters=2, blocks=1), operator=half, **quick)
+        xdan.train(TwinExperiment(model, operator=half), xdan.ResidualCNN(filters=2, blocks=1), **quick)
 
 
 @pytest.fixture

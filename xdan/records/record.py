@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import cf_xarray  # noqa: F401
 import numpy as np
@@ -27,6 +27,28 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 LEADING_TRAJECTORIES, LEADING_CYCLES = 64, 400  # what of a record is looked at, and tuned on
 _FOLLOWED = 8  # trajectories of a truth that are followed over an interval
+
+
+class RecordWords(TypedDict, total=False):
+    """The words by which a Dataset is read, where its attributes and names do not say enough.
+
+    Attributes
+    ----------
+    dynamics : Dynamics
+        Where the attributes name none.
+    truth, observation : str
+        Names of the variables, where roles do not tell.
+    observation_error : str, float or array
+        A variable's name, or standard deviations (scalar or one per observation), or R as a matrix.
+    operator : str, array or callable
+        H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N).
+    """
+
+    dynamics: Dynamics | None
+    truth: str | None
+    observation: str | None
+    observation_error: Any
+    operator: Any
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import multiprocessing
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..assimilation.baselines import baseline
 from ..assimilation.cycling import cycle
 from ..core.checks import shown
 from ..core.dynamics import dynamics_to_json
+from ..core.learning import Optimiser, objective_by_name
 from ..core.methods import accepted_parameters, method_by_name
 from ..core.networks import AnalysisNetwork, network_by_name, network_parameters
 from ..core.observing import Sites
@@ -24,9 +25,11 @@ from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.location import StoreLike
 from ..records.schema import to_json
-from ..training.fitting import building, check_arguments, fit
+from ..training.arguments import TrainingArguments
+from ..training.fitting import fit
+from ..training.plan import building, plan
 
-_OPTIMISER = ("learning_rate", "adam_learning_rate", "weight_decay", "clip")
+_OPTIMISER = tuple(parameter.name for parameter in fields(Optimiser))
 _LENGTHS = ("steps", "epochs", "minutes")
 # Parameters of training that a scheme may set; the cell gives the others, or an endless twin has no use for them.
 TRAINING = frozenset(
@@ -200,7 +203,7 @@ class TrainingScheme(Scheme):
 
     def check(self, experiment: TwinExperiment, seed: int) -> None:
         """Refuse a network or a training that cannot be."""
-        self._training_arguments(experiment, seed, None)
+        plan(self._training_arguments(experiment, seed, None))
 
     def run(self, record: xr.Dataset, network: Network | None, **options: Any) -> xr.Dataset:
         """Cycle the network that was trained."""
@@ -232,6 +235,8 @@ class TrainingScheme(Scheme):
             "interrupted": training.get("interrupted", False),
         }
         expected = {name: plain(settings[name]) for name in settings if name in training}
+        if "objective" in expected:
+            expected["objective"] = objective_by_name(settings["objective"]).to_json()
         expected |= {
             "architecture": {"name": architecture.name, **architecture.config()},
             "seed": seed,
@@ -256,18 +261,16 @@ class TrainingScheme(Scheme):
 
     def _training_arguments(
         self, experiment: TwinExperiment, seed: int, checkpoint: StoreLike | None
-    ) -> Mapping[str, Any]:
-        """Arguments of `fit`, refused as `train` refuses them."""
+    ) -> TrainingArguments:
+        """Arguments of training, as `train` takes them."""
         settings = self._settings()
+        rates = {name: settings.pop(name) for name in _OPTIMISER if name in settings}
         if threading.current_thread() is not threading.main_thread() or multiprocessing.parent_process():
             settings.setdefault("processes", 1)  # the scheduler has others at work already
-        return check_arguments(
-            source=experiment.dynamics,
-            interval=experiment.interval,
-            observe=experiment.observe,
-            error_std=experiment.error_std,
-            operator=experiment.operator,
+        return TrainingArguments(
+            source=experiment,
             network=self._network(),
+            optimiser=Optimiser(**rates),
             **settings,
             seed=seed,
             checkpoint=checkpoint,

@@ -74,7 +74,7 @@ class Loop:
     validate_every : int
     checkpoint : path or Zarr store, optional
         What is found there is taken up.
-    about : mapping
+    identity : mapping
         JSON that tells this training from another.
     from_trained : bool
         Whether the weights at the start are a candidate for the best ones.
@@ -93,7 +93,7 @@ class Loop:
         minutes: float | None,
         validate_every: int,
         checkpoint: StoreLike | None,
-        about: Mapping[str, Any],
+        identity: Mapping[str, Any],
         from_trained: bool = False,
     ) -> None:
         self.trainer, self.data, self.from_trained = trainer, data, from_trained
@@ -103,7 +103,7 @@ class Loop:
         self.rows: list[_Row] = []
         self._since: list[tuple[float, float, int]] = []
         self.elapsed_before = 0.0
-        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, about)
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, identity)
         saved = None if self.checkpoint is None else self.checkpoint.load()
         if saved is not None:
             self._restore(*saved)
@@ -120,14 +120,14 @@ class Loop:
         """
         self._begin = clock.perf_counter()
         form = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
-        asked = {
+        options = {
             "desc": "training",
             "mininterval": 1.0,
             **(progress if isinstance(progress, Mapping) else {}),
         }
         with (
             Interruption() as interruption,
-            tqdm(total=self._total, disable=progress is False, bar_format=form, **asked) as bar,
+            tqdm(total=self._total, disable=progress is False, bar_format=form, **options) as bar,
         ):
             try:
                 elapsed = self._steps(interruption, bar, not bar.disable)

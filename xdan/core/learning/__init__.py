@@ -1,1 +1,23 @@
 """Training below the wall: rollouts through the cycles, objectives, gradients and steps."""
+
+from .imitation import CovarianceImitation
+from .objectives import (
+    Objective,
+    WindowContents,
+    WindowGradient,
+    objective_by_name,
+    objective_names,
+    register_objective,
+)
+from .trainer import Optimiser
+
+__all__ = [
+    "CovarianceImitation",
+    "Objective",
+    "Optimiser",
+    "WindowContents",
+    "WindowGradient",
+    "objective_by_name",
+    "objective_names",
+    "register_objective",
+]

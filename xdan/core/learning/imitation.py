@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..methods import Method, Record, State, run
-from ..networks import LinearInZeta
+from ..dynamics import Dynamics
+from ..methods import DataAssimilationNetwork, Method, Record, State, run
+from ..networks import AnalysisNetwork
+from ..observing import ObservingSystem
 from ..progress import track
+from .objectives import Objective, WindowContents, WindowGradient, gradients_of, register_objective
 from .online_twin import EndlessTwin
 from .rollout import Window
 
@@ -17,7 +21,45 @@ _SETTLED = 100  # cycles in which an ensemble settles
 _LIFE = 200  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
 
 
-def covariance_errors(network: LinearInZeta, window: Window, state: State | None) -> tuple[Tensor, State]:
+@register_objective
+class CovarianceImitation(Objective):
+    """Distance of the network's P_a from a teacher's, at the teacher's forecasts: `covariance_errors`.
+
+    Nothing is cycled: a start for networks that form a covariance, before they are trained through the cycles.
+    """
+
+    name: ClassVar[str] = "covariance"
+    needs_covariance: ClassVar[bool] = True
+    cycles_network: ClassVar[bool] = False
+
+    def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
+        """Refuse a network without a covariance of its own, too."""
+        super().check(network, contents)
+        if not network.forms_covariance:
+            raise ValueError(
+                f"objective={self.name!r}: network {network.name!r} has no covariance of its own; expected "
+                "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
+            )
+
+    def window_gradient(
+        self,
+        method: DataAssimilationNetwork,
+        dynamics: Dynamics,
+        observing: ObservingSystem,
+        window: Window,
+        state: State | None,
+    ) -> WindowGradient:
+        """Give the gradient of the mean distance; the distances are what the history shows the root of."""
+        network = method.network
+        with torch.enable_grad():
+            errors, end = covariance_errors(network, window, state)
+            loss = errors.mean()
+            gradients = gradients_of(loss, network.parameters())
+        errors = errors.detach()
+        return WindowGradient(float(loss.detach()), gradients, errors, torch.zeros_like(errors).bool(), end)
+
+
+def covariance_errors(network: AnalysisNetwork, window: Window, state: State | None) -> tuple[Tensor, State]:
     """How far the network's P_a is from a teacher's, at the teacher's forecasts.
 
     The squared Frobenius norm of P_a - P_teacher, divided by that of P_teacher: the mean square by which the increments
@@ -26,7 +68,8 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
 
     Parameters
     ----------
-    network : LinearInZeta
+    network : AnalysisNetwork
+        That forms a covariance.
     window : Window
         With `forecast` and `covariance`.
     state : dict of Tensor, or None where the trajectories start
@@ -45,23 +88,23 @@ def covariance_errors(network: LinearInZeta, window: Window, state: State | None
     first = 1 if state is None and len(window.steps) > 1 else 0
     forecast = window.forecast[:, first:]
     if network.memory:
-        found = []
+        matrices = []
         for x in forecast.unbind(1):
             matrix, memory = network.covariance(x, memory)
-            found.append(matrix)
-        answer = torch.stack(found, 1)
+            matrices.append(matrix)
+        covariance = torch.stack(matrices, 1)
     else:
-        answer = network.covariance(forecast.flatten(0, 1))[0].unflatten(0, forecast.shape[:2])
-    asked = window.covariance[:, first:]
+        covariance = network.covariance(forecast.flatten(0, 1))[0].unflatten(0, forecast.shape[:2])
+    target = window.covariance[:, first:]
     # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
     tiny = forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
-    size = asked.square().sum((2, 3)).clamp_min(tiny)
+    size = target.square().sum((2, 3)).clamp_min(tiny)
     # Relative each, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
-    errors = (answer - asked).square().sum((2, 3)) / (size if network.memory else size.mean())
-    after = {"x": window.forecast[:, -1]}
+    errors = (covariance - target).square().sum((2, 3)) / (size if network.memory else size.mean())
+    end = {"x": window.forecast[:, -1]}
     if memory is not None:
-        after["memory"] = memory.detach()
-    return errors, after
+        end["memory"] = memory.detach()
+    return errors, end
 
 
 class TaughtTwin:
@@ -125,10 +168,10 @@ class TaughtTwin:
 
     def arrays(self) -> dict[str, Tensor]:
         """Truth and members to carry on from."""
-        found = self.twin.arrays()
+        arrays = self.twin.arrays()
         for group, state in self.states.items():
-            found |= {f"teacher/{group}/{name}": value for name, value in state.items()}
-        return found
+            arrays |= {f"teacher/{group}/{name}": value for name, value in state.items()}
+        return arrays
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
         """Carry on from stored arrays."""
@@ -138,3 +181,6 @@ class TaughtTwin:
             if name.startswith("teacher/"):
                 _, group, key = name.split("/")
                 self.states.setdefault(int(group), {})[key] = value.clone()
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,16 +1,321 @@
-"""Losses through the assimilation cycles."""
+"""Objectives: what a network is trained for, its loss over a window of cycles, and the gradient of that loss."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from abc import ABC
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .rollout import Rollout
+from ..checks import choice, shown
+from ..dynamics import Dynamics
+from ..methods import DataAssimilationNetwork, State
+from ..networks import AnalysisNetwork
+from ..observing import ObservingSystem
+from .rollout import Rollout, Window, roll_out
 
 _TINY = 1e-30  # keeps the root's gradient finite at zero, in any units
+_CAP = 4.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
+
+
+@dataclass(frozen=True)
+class WindowContents:
+    """What the windows of a training hold, known before any of them is read.
+
+    Attributes
+    ----------
+    cycles : int
+        T, the length of a window.
+    truth : bool
+        Whether they have states to compare analyses with: the truth, or a teacher's analyses in its place.
+    forecast : bool
+        Whether they have a teacher's forecasts: then no model is run.
+    covariance : bool
+        Whether they have the analysis error covariance of a teacher, an ensemble beside an endless twin.
+    """
+
+    cycles: int
+    truth: bool = True
+    forecast: bool = False
+    covariance: bool = False
+
+
+@dataclass(frozen=True)
+class WindowGradient:
+    """The gradient of a window's loss, and what training notes beside it.
+
+    Attributes
+    ----------
+    loss : float
+        Mean over trajectories and cycles.
+    gradients : list of Tensor
+        Of the mean, for every parameter in turn.
+    square : Tensor, shape (B, T)
+        What `Objective.square` gives, whose root is the RMSE of the history.
+    lost : Tensor of bool, shape (B, T)
+        Where a trajectory was restarted.
+    state : dict of Tensor
+        Analysis state at the window's end.
+    """
+
+    loss: float
+    gradients: list[Tensor]
+    square: Tensor
+    lost: Tensor
+    state: State
+
+
+class Objective(ABC):
+    """What a network is trained for.
+
+    A class of your own has a `name` and a `loss`, from what the cycles of a window gave to a loss for every trajectory
+    and cycle. Its attributes say what the loss needs: training refuses networks and records without it before it reads
+    any data. An objective with parameters sets them in its constructor and gives them back in `config`.
+    `train(objective=...)` takes an object of it, or its name once the class is registered.
+
+    A class may override `window_gradient` instead of `loss`, where it wants another pass through a window than the
+    cycles and the way back through them.
+
+    Attributes
+    ----------
+    name : str
+        Under which it is registered, and which the description of a trained network holds.
+    needs_truth : bool
+        Whether windows need the truth. The record's truth is not read where this is False, and validation is by the
+        innovations.
+    needs_members : bool
+        Whether the network needs members, which `Rollout.members` then holds.
+    needs_divergence : bool
+        Whether the loss needs `Rollout.divergence`, at the cost of a second analysis in every cycle.
+    needs_covariance : bool
+        Whether windows need a teacher's analysis error covariance, of an ensemble beside an endless twin.
+    least_window : int
+        Cycles that a window needs.
+    power : int
+        p, where the loss's gradient by an analysis grows like (observation error)^p when the units change: 0 for a
+        root mean square, 1 for a mean square, -1 for a misfit in units of the observation error.
+    cycles_network : bool
+        Whether the network is cycled. Where it is not, a bad validation says little of the way and does not send
+        training back to the best weights, and no gradient passes through the model.
+
+    Examples
+    --------
+    The Huber loss: quadratic for errors of a site up to `delta`, linear beyond.
+
+    >>> import torch, xdan
+    >>> from xdan.core.learning import Objective, register_objective
+    >>> @register_objective
+    ... class Huber(Objective):
+    ...     name = "huber"
+    ...
+    ...     def __init__(self, delta=1.0):
+    ...         self.delta = delta
+    ...
+    ...     def config(self):
+    ...         return {"delta": self.delta}
+    ...
+    ...     def loss(self, rollout):
+    ...         error = rollout.analysis - rollout.truth()
+    ...         zero = torch.zeros_like(error)
+    ...         return torch.nn.functional.huber_loss(error, zero, reduction="none", delta=self.delta).mean(-1)
+    >>> settings = {"batch": 2, "window": 2, "steps": 1, "progress": False}
+    >>> network = xdan.ResidualCNN(filters=2, blocks=1)
+    >>> net = xdan.train(xdan.Lorenz96(sites=8), network, objective=Huber(delta=0.5), **settings)
+    >>> net.description["training"]["objective"]
+    {'name': 'huber', 'parameters': {'delta': 0.5}}
+    """
+
+    name: ClassVar[str]
+    needs_truth: ClassVar[bool] = True
+    needs_members: ClassVar[bool] = False
+    needs_divergence: ClassVar[bool] = False
+    needs_covariance: ClassVar[bool] = False
+    least_window: ClassVar[int] = 1
+    power: ClassVar[int] = 0
+    cycles_network: ClassVar[bool] = True
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters from which `type(self)(**parameters)` makes the same objective."""
+        return {}
+
+    def to_json(self) -> str | dict[str, Any]:
+        """Describe it by its name, with the parameters where it has some."""
+        parameters = self.config()
+        return {"name": self.name, "parameters": parameters} if parameters else self.name
+
+    def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
+        """Refuse a network, or windows, that it cannot train on.
+
+        Parameters
+        ----------
+        network : AnalysisNetwork
+        contents : WindowContents
+
+        Raises
+        ------
+        ValueError
+        """
+        title = f"objective={self.name!r}"
+        if contents.cycles < self.least_window:
+            raise ValueError(
+                f"window={contents.cycles} with {title}: its loss needs cycles that follow one another, expected a "
+                f"window of at least {self.least_window}"
+            )
+        if self.needs_covariance and not contents.covariance:
+            raise ValueError(
+                f"{title} needs an ensemble beside the record: expected to train on the dynamics, as an endless twin, "
+                "with teacher='etkf'; or imitate a run's analyses with objective='mse' and teacher=run"
+            )
+        if contents.forecast and (not self.needs_truth or self.needs_members):
+            raise ValueError(f"{title} has no use for a teacher's analyses: expected 'mse' or 'rmse'")
+        if contents.forecast and network.ensemble:
+            raise ValueError(
+                "a teacher has one forecast and one analysis, and this network takes members: expected no teacher="
+            )
+        if self.needs_members and (not network.ensemble or network.members < 2):
+            raise ValueError(
+                f"{title} scores members, and the network has a single forecast: expected an ensemble network such as "
+                "xdan.EnsembleCNN(members=10), or objective='rmse'"
+            )
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """Give the loss of every trajectory and cycle.
+
+        Parameters
+        ----------
+        rollout : Rollout
+            Forecasts and analyses (B, T, N) that gradients pass through, and the window that they were made on.
+
+        Returns
+        -------
+        Tensor, shape (B, T)
+        """
+        raise NotImplementedError(
+            f"objective {self.name!r} has no loss: expected a method loss(rollout) of {type(self).__qualname__}, "
+            "which gives a tensor of shape (trajectories, cycles)"
+        )
+
+    def square(self, rollout: Rollout) -> Tensor:
+        """Give the mean square that the history shows the root of, shape (B, T).
+
+        That of the analysis error; without the truth that of the innovation, NaN where nothing is observed.
+        """
+        window = rollout.window
+        if window.truth is not None:
+            return (rollout.analysis - window.truth).square().mean(-1)
+        return (rollout.observing.observe(rollout.forecast) - window.observation).square().nanmean(-1)
+
+    def window_gradient(
+        self,
+        method: DataAssimilationNetwork,
+        dynamics: Dynamics,
+        observing: ObservingSystem,
+        window: Window,
+        state: State | None,
+    ) -> WindowGradient:
+        """Give the gradient of a window's mean loss: through the cycles and back.
+
+        The first analysis of a trajectory is not the network's: it has no loss, unless the window has no other.
+
+        Parameters
+        ----------
+        method : DataAssimilationNetwork
+            With the network that is trained.
+        dynamics : Dynamics
+        observing : ObservingSystem
+        window : Window
+        state : dict of Tensor, or None where the trajectories start
+            Analysis that the window before left.
+
+        Returns
+        -------
+        WindowGradient
+        """
+        batch, cycles = window.observation.shape[:2]
+        size = math.prod(dynamics.shape) if self.needs_truth else window.observation.shape[-1]
+        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
+        unit = float(method.network.error_std) ** self.power
+        cap = _CAP * unit / (batch * cycles * math.sqrt(size))
+        with torch.enable_grad():
+            rollout = roll_out(method, dynamics, observing, window, state, cap, self.needs_divergence)
+            loss = self.loss(rollout.since(1 if state is None and cycles > 1 else 0)).mean()
+            gradients = gradients_of(loss, method.network.parameters())
+        with torch.no_grad():
+            square = self.square(rollout)
+        return WindowGradient(float(loss.detach()), gradients, square.detach(), rollout.lost, rollout.state)
+
+
+def gradients_of(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Gradient of a loss for every parameter in turn; zeros where nothing in it is the network's."""
+    weights = list(parameters)
+    if not loss.requires_grad:  # a window of one cycle that starts a record
+        return [torch.zeros_like(weight) for weight in weights]
+    return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+
+
+_OBJECTIVES: dict[str, type[Objective]] = {}
+
+
+def register_objective(cls: type[Objective]) -> type[Objective]:
+    """Register an objective class under its `name`, which `train(objective=...)` then takes.
+
+    Raises
+    ------
+    TypeError
+        For what is no class of objectives, has no name of its own, or neither a loss nor a gradient.
+    ValueError
+        If another class has the name. A class that is defined anew takes its own place.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, Objective):
+        raise TypeError(f"register_objective({shown(cls)}): expected a class derived from xdan.Objective")
+    if not isinstance(vars(cls).get("name"), str):
+        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which descriptions refer to")
+    check_complete(cls)
+    holder = _OBJECTIVES.get(cls.name, cls)
+    # A notebook's cell that runs again defines its class anew.
+    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"the name {cls.name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another `name` for "
+            f"{cls.__qualname__}, as descriptions of trained networks refer to objectives by it"
+        )
+    _OBJECTIVES[cls.name] = cls
+    return cls
+
+
+def check_complete(cls: type[Objective]) -> None:
+    """Refuse a class of objectives that lacks a name, or both a loss and a gradient.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(getattr(cls, "name", None), str):
+        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which descriptions refer to")
+    if cls.loss is Objective.loss and cls.window_gradient is Objective.window_gradient:
+        raise TypeError(
+            f"{cls.__name__} has no loss: expected a method loss(rollout) that gives a tensor of shape (trajectories, "
+            "cycles)"
+        )
+
+
+def objective_names() -> Sequence[str]:
+    """Names of the registered objectives."""
+    return list(_OBJECTIVES)
+
+
+def objective_by_name(name: str) -> Objective:
+    """Make a registered objective, its parameters at their defaults.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is no registered name.
+    """
+    return _OBJECTIVES[choice("objective", name, _OBJECTIVES)]()
 
 
 def squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
@@ -46,52 +351,89 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
     return to_truth - 0.5 * between
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A loss and what it needs.
+@register_objective
+class SquaredError(Objective):
+    """Mean square error of the analysis, Eq. 4 up to a constant factor."""
 
-    Attributes
-    ----------
-    loss : callable, or None
-        From a rollout to losses (B, T). None: nothing is cycled, a teacher's P_a is imitated, see `imitation`.
-    truth, members, divergence : bool
-        Whether it needs the truth, members, or the derivative of the analysis by the observations.
-    power : int
-        Of the observation error in the loss's gradient, of an analysis whose error is of that size.
+    name: ClassVar[str] = "mse"
+    power: ClassVar[int] = 1
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """`squared_error` of the analysis."""
+        return squared_error(rollout.analysis, rollout.truth())
+
+
+@register_objective
+class RootSquaredError(Objective):
+    """Root mean square error of the analysis, as the score takes it."""
+
+    name: ClassVar[str] = "rmse"
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """`root_squared_error` of the analysis."""
+        return root_squared_error(rollout.analysis, rollout.truth())
+
+
+@register_objective
+class CRPS(Objective):
+    """Continuous ranked probability score of the members, site by site.
+
+    A strictly proper score: Gneiting and Raftery (2007), and Ferro (2014) for the fair form.
     """
 
-    loss: Callable[[Rollout], Tensor] | None
-    truth: bool = True
-    members: bool = False
-    divergence: bool = False
-    power: int = 0
+    name: ClassVar[str] = "crps"
+    needs_members: ClassVar[bool] = True
 
-    @property
-    def covariance(self) -> bool:
-        """Whether it compares covariances."""
-        return self.loss is None
+    def loss(self, rollout: Rollout) -> Tensor:
+        """`crps` of the members."""
+        return crps(_members(rollout), rollout.truth())
+
+
+@register_objective
+class EnergyScore(Objective):
+    """Energy score of the members, all sites together; strictly proper, in its fair form as for `CRPS`."""
+
+    name: ClassVar[str] = "energy"
+    needs_members: ClassVar[bool] = True
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """`energy_score` of the members."""
+        return energy_score(_members(rollout), rollout.truth())
+
+
+@register_objective
+class ForecastMisfit(Objective):
+    """Misfit of the forecast to the next observations; the truth is not read."""
+
+    name: ClassVar[str] = "forecast"
+    needs_truth: ClassVar[bool] = False
+    least_window: ClassVar[int] = 2
+    power: ClassVar[int] = -1
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """Mean square of R^{-1/2} (y - H x_f)."""
+        return rollout.misfit(rollout.forecast)
+
+
+@register_objective
+class AnalysisMisfit(Objective):
+    """Misfit of the analysis to the observations that made it, corrected for having seen them.
+
+    The truth is not read. The correction is twice the divergence of the analysis by the observations, as for
+    out-of-sample errors: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
+    """
+
+    name: ClassVar[str] = "analysis"
+    needs_truth: ClassVar[bool] = False
+    needs_divergence: ClassVar[bool] = True
+    power: ClassVar[int] = -1
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """Mean square of R^{-1/2} (y - H x_a), and the correction."""
+        assert rollout.divergence is not None
+        return rollout.misfit(rollout.analysis) + 2 * rollout.divergence / rollout.window.observation.shape[-1]
 
 
 def _members(rollout: Rollout) -> Tensor:
     assert rollout.members is not None
     return rollout.members
-
-
-def _corrected(rollout: Rollout) -> Tensor:
-    """Misfit of the analysis to the observations that made it, corrected for having seen them."""
-    assert rollout.divergence is not None
-    return rollout.misfit(rollout.analysis) + 2 * rollout.divergence / rollout.window.observation.shape[-1]
-
-
-OBJECTIVES: dict[str, Objective] = {
-    # Supervised, Eq. 4 and its root.
-    "mse": Objective(lambda p: squared_error(p.analysis, p.truth()), power=1),
-    "rmse": Objective(lambda p: root_squared_error(p.analysis, p.truth())),
-    # Strictly proper scores of members: Gneiting and Raftery (2007), Ferro (2014) for the fair forms.
-    "crps": Objective(lambda p: crps(_members(p), p.truth()), members=True),
-    "energy": Objective(lambda p: energy_score(_members(p), p.truth()), members=True),
-    # Observations only: the forecast to the next ones; or those of the same time, out of sample.
-    "forecast": Objective(lambda p: p.misfit(p.forecast), truth=False, power=-1),
-    "analysis": Objective(_corrected, truth=False, divergence=True, power=-1),
-    "covariance": Objective(None),
-}

@@ -90,3 +90,6 @@ class EndlessTwin:
     def restore(self, arrays: dict[str, Tensor]) -> None:
         """Carry on from a stored truth."""
         self.truth = arrays["truth"].clone()
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -11,12 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checks import real
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, Record, State, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from .gradient import Gradient, OneProcess, Shards
-from .objectives import OBJECTIVES
+from .objectives import Objective
 from .rollout import Window
 
 _NORMS = 101  # gradient norms that the median is taken over
@@ -44,35 +45,47 @@ class Source(Protocol):
     def restore(self, arrays: dict[str, Tensor]) -> None:
         """Carry on from stored arrays."""
 
+    def close(self) -> None:
+        """End what reads ahead."""
+
 
 @dataclass(frozen=True)
-class Settings:
-    """How to optimise.
+class Optimiser:
+    """How fast the weights follow the gradient: Muon on the hidden convolutions, Adam on everything else.
 
-    Attributes
+    Parameters
     ----------
     learning_rate : float
-        Of Muon on the hidden convolutions.
+        Of Muon.
     adam_learning_rate : float
-        Of Adam on everything else.
+        Of Adam.
     weight_decay : float
         Of the hidden convolutions: with every step they shrink by the learning rate times this.
-    objective : str
-        A key of `OBJECTIVES`.
     clip : float
         A gradient is shortened to this many times the running median of its norm.
+
+    Raises
+    ------
+    TypeError
+        For what is no number.
+    ValueError
+        For rates or a clip that are not above 0, or a negative weight decay.
     """
 
     learning_rate: float = 0.01
     adam_learning_rate: float = 2e-3
     weight_decay: float = 0.0
-    objective: str = "rmse"
     clip: float = 2.0
+
+    def __post_init__(self) -> None:
+        for label in ("learning_rate", "adam_learning_rate", "clip"):
+            object.__setattr__(self, label, real(label, getattr(self, label), above=0.0))
+        object.__setattr__(self, "weight_decay", real("weight_decay", self.weight_decay, least=0.0))
 
 
 @dataclass
 class StepReport:
-    """What one step saw: mean loss, root of the mean square that `WindowGradient` gives, gradient norm, restarts."""
+    """What one step saw: mean loss, root of the mean `WindowGradient.square`, gradient norm, restarts."""
 
     loss: float
     rmse: float
@@ -89,7 +102,8 @@ class Trainer:
         Changed in place.
     dynamics : Dynamics
     observing : ObservingSystem
-    settings : Settings
+    objective : Objective
+    optimiser : Optimiser
     processes : int
         How many share the trajectories of a batch, this one included. More than one on the CPU only.
 
@@ -103,27 +117,28 @@ class Trainer:
         network: AnalysisNetwork,
         dynamics: Dynamics,
         observing: ObservingSystem,
-        settings: Settings,
+        objective: Objective,
+        optimiser: Optimiser,
         processes: int = 1,
     ) -> None:
-        self.network, self.settings = network, settings
+        self.network, self.objective, self.clip = network, objective, optimiser.clip
         self.method = DataAssimilationNetwork.of(network)
         self.gradient: Gradient = (
-            OneProcess(network, dynamics, observing, settings.objective)
+            OneProcess(network, dynamics, observing, objective)
             if processes == 1
-            else Shards(network, dynamics, observing, settings.objective, processes)
+            else Shards(network, dynamics, observing, objective, processes)
         )
         self.parameters = list(network.parameters())
         hidden = network.hidden_matrices()
         chosen = {id(p) for p in hidden}
         rest = [p for p in self.parameters if id(p) not in chosen]
         self.optimisers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(rest, lr=settings.adam_learning_rate, betas=(0.9, 0.99))
+            torch.optim.Adam(rest, lr=optimiser.adam_learning_rate, betas=(0.9, 0.99))
         ]
         if hidden:
-            rate, decay = settings.learning_rate, settings.weight_decay
+            rate, decay = optimiser.learning_rate, optimiser.weight_decay
             self.optimisers.append(torch.optim.Muon(hidden, lr=rate, weight_decay=decay, momentum=0.95))
-        self.rates = [optimiser.param_groups[0]["lr"] for optimiser in self.optimisers]
+        self.rates = [each.param_groups[0]["lr"] for each in self.optimisers]
         self.states: dict[int, State] = {}
         self.step_count = 0
         self.norms: list[float] = []
@@ -142,15 +157,15 @@ class Trainer:
             When no gradient was finite for many steps in a row.
         """
         state = None if window.fresh else self.states.get(window.group)
-        found = self.gradient(window, state)
-        self.states[window.group] = found.state
-        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in found.gradients])))
+        result = self.gradient(window, state)
+        self.states[window.group] = result.state
+        norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in result.gradients])))
         self.step_count += 1
         if norm == 0:
             pass  # nothing to learn from; a step along the momentum would say otherwise
         elif math.isfinite(norm):
             self.fruitless = 0
-            self._apply(found.gradients, norm, rate)
+            self._apply(result.gradients, norm, rate)
         else:
             self.fruitless += 1
             if self.fruitless >= _PATIENCE:
@@ -158,15 +173,15 @@ class Trainer:
                     f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: every batch holds a "
                     "diverging trajectory. Try a lower learning_rate=, a shorter window= or a smaller interval"
                 )
-        kept = found.square[~found.lost]
+        kept = result.square[~result.lost]
         kept = kept[~kept.isnan()]
         rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
-        return StepReport(found.loss, rmse, norm, int(found.lost.sum()))
+        return StepReport(result.loss, rmse, norm, int(result.lost.sum()))
 
     def _apply(self, gradients: Sequence[Tensor], norm: float, rate: float) -> None:
         self.norms = [*self.norms[1 - _NORMS :], norm]
         typical = statistics.median(self.norms)
-        shorten = min(1.0, self.settings.clip * typical / norm) if norm > 0 else 1.0
+        shorten = min(1.0, self.clip * typical / norm) if norm > 0 else 1.0
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.mul_(shorten)
         for optimiser, base in zip(self.optimisers, self.rates, strict=True):
@@ -197,8 +212,8 @@ class Trainer:
         if score < self.best_score:
             self.best_score, self.best_innovation = score, normalised_innovation(record, outputs["forecast"], burn_in)
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
-        # A covariance is learned without cycling: how the network cycles meanwhile says little of the way.
-        elif score > _WORSE * self.best_score and not OBJECTIVES[self.settings.objective].covariance:
+        # Of a network that learns without cycling, how it cycles meanwhile says little of the way.
+        elif score > _WORSE * self.best_score and self.objective.cycles_network:
             self._rewind()
         return score
 
@@ -218,14 +233,14 @@ class Trainer:
 
     def arrays(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as named tensors."""
-        found = {f"network/{name}": value for name, value in self.network.state_dict().items()}
-        found |= {f"best/{name}": value for name, value in self.best.items()}
+        arrays = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        arrays |= {f"best/{name}": value for name, value in self.best.items()}
         for number, optimiser in enumerate(self.optimisers):
             for index, slots in optimiser.state_dict()["state"].items():
-                found |= {f"optimiser/{number}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
+                arrays |= {f"optimiser/{number}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
         for group, state in self.states.items():
-            found |= {f"state/{group}/{name}": value for name, value in state.items()}
-        return found
+            arrays |= {f"state/{group}/{name}": value for name, value in state.items()}
+        return arrays
 
     def scalars(self) -> dict[str, Any]:
         """The rest of what a resumed run needs, as JSON values."""
@@ -240,7 +255,7 @@ class Trainer:
         }
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Carry on from `arrays` and `scalars` of a run with the same settings."""
+        """Carry on from `arrays` and `scalars` of a run with the same objective and optimiser."""
 
         def under(prefix: str) -> dict[str, Tensor]:
             return {name[len(prefix) :]: v for name, v in arrays.items() if name.startswith(prefix)}

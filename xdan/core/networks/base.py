@@ -7,7 +7,7 @@ import inspect
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -26,7 +26,7 @@ _METHODS = (property, classmethod, staticmethod)
 # Methods that a class may override by something faster than autodiff, as long as no derived class changes `forward`.
 _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
 # Methods that the forward pass does not call: overriding them leaves the formulas right.
-_BESIDE = {"config", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
+_BESIDE = {"config", "check_state", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
 
 
 class AnalysisNetwork(nn.Module, ABC):
@@ -99,6 +99,23 @@ class AnalysisNetwork(nn.Module, ABC):
         self.state_mean.fill_(mean)
         self.state_std.fill_(std)
         self.error_std.fill_(error_std)
+
+    def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
+        """Refuse states that the network does not take.
+
+        Parameters
+        ----------
+        dims : sequence of str
+            Dims of the state.
+        shape : sequence of int
+            Sizes along them.
+
+        Raises
+        ------
+        ValueError
+        """
+        if len(dims) != 1:
+            raise ValueError(f"the state has dims {dims}: expected one, as the networks work on a ring")
 
     @property
     def reach(self) -> int | None:

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 import xdan
+from xdan.core.learning import objective_by_name
+from xdan.core.twin import TwinExperiment
 from xdan.records.blocks import RecordWindows
 from xdan.records.record import read
-from xdan.training.data import data_from_dynamics, data_from_record
+from xdan.training.record_source import RecordSource
+from xdan.training.twin_source import TwinSource
 
 
 def windows(ds, lanes, length, **settings):
@@ -14,9 +17,14 @@ def windows(ds, lanes, length, **settings):
     return RecordWindows(labelled, lanes, length, **{"batch": 2, "cycles": 4, "seed": 0, "device": "cpu", **settings})
 
 
-def test_validation_trajectories_are_not_trained_on(model):
+def data_of(ds, architecture, **sizes):
+    source = RecordSource.of(ds, {}, objective_by_name("rmse"), None, validation=0.1, window=4, seed=0, **sizes)
+    return source.data(architecture, "cpu")
+
+
+def test_validation_trajectories_are_not_trained_on(model, architecture):
     ds = xdan.twin(model, cycles=16, trajectories=20, seed=2).compute(scheduler="synchronous")
-    data = data_from_record(read(ds), validation=0.1, window=4, batch=4, seed=0, device="cpu")
+    data = data_of(ds, architecture, batch=4)
     trained = {lane for batch in data.windows.batches for lane in batch}
     assert trained <= {(row, 0) for row in range(18)}
     np.testing.assert_array_equal(data.validation.truth.numpy(), ds.truth.values[18:].astype(np.float32))
@@ -25,7 +33,7 @@ def test_validation_trajectories_are_not_trained_on(model):
 
 def test_a_single_long_trajectory_is_cut_into_segments(model, architecture, quick):
     ds = xdan.twin(model, cycles=400, seed=2).compute(scheduler="synchronous").isel(trajectory=0, drop=True)
-    data = data_from_record(read(ds), validation=0.1, window=4, batch=6, seed=0, device="cpu")
+    data = data_of(ds, architecture, batch=6)
     starts = sorted(start for batch in data.windows.batches for _, start in batch)
     assert len(starts) >= 6
     assert set(np.diff(sorted(set(starts)))) == {data.windows.length}
@@ -42,10 +50,11 @@ def test_every_lane_is_trained_on(single):
     source.close()
 
 
-def test_an_endless_twin_has_trajectories_of_its_own(model):
+def test_an_endless_twin_has_trajectories_of_its_own(model, architecture):
     """None of a record's, though the seed be the same."""
-    own = {"window": 6, "batch": 3, "seed": 0, "device": "cpu", "supervised": True, "trajectories": 3}
-    data = data_from_dynamics(model, interval=0.05, observe=xdan.Sites.all(), error_std=1.0, operator=None, **own)
+    sizes = {"window": 6, "batch": 3, "seed": 0, "trajectories": 3}
+    source = TwinSource.of(TwinExperiment(model), objective_by_name("rmse"), None, **sizes)
+    data = source.data(architecture, "cpu")
     record = xdan.twin(model, cycles=6, trajectories=3, seed=0).compute()
     window = data.windows.window(0)
     for seen in (window.truth, data.validation.truth):

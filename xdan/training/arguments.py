@@ -1,0 +1,175 @@
+"""The arguments of a training, checked one by one: numbers and switches become Python's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..core.checks import integer, real, shown, switch
+from ..core.dynamics import Dynamics
+from ..core.learning import Objective, Optimiser, objective_by_name, objective_names
+from ..core.learning.objectives import RootSquaredError, check_complete
+from ..core.networks import AnalysisNetwork
+from ..core.random import check_seed
+from ..core.twin import TwinExperiment
+from ..network import Network
+from ..records.location import StoreLike, check_rewritable, locate
+from ..records.record import RecordWords
+
+_WORDS = RecordWords.__optional_keys__
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingArguments:
+    """What `train` was asked for; see there.
+
+    A dynamics becomes the twin experiment that it makes, the name of an objective the objective, and an optimiser that
+    is left out the usual one.
+
+    Raises
+    ------
+    TypeError
+        For an argument of a wrong type, or an unknown word.
+    ValueError
+        For a wrong value, or arguments that do not go together.
+    """
+
+    source: xr.Dataset | TwinExperiment
+    network: str | AnalysisNetwork | Network = "residual-cnn"
+    memory: int | None = None
+    objective: Objective = field(default_factory=RootSquaredError)
+    teacher: xr.Dataset | str | Mapping[str, Any] | None = None
+    window: int = 12
+    batch: int = 24
+    trajectories: int | None = None
+    steps: int | None = None
+    epochs: int | None = None
+    minutes: float | None = None
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    validation: float = 0.1
+    validate_every: int = 250
+    seed: int = 0
+    device: str = "auto"
+    processes: int | None = None
+    checkpoint: StoreLike | None = None
+    progress: bool | Mapping[str, Any] = True
+    words: RecordWords = field(default_factory=RecordWords)
+
+    def __post_init__(self) -> None:
+        optimiser: Any = self.optimiser
+        self._set("optimiser", Optimiser() if optimiser is None else optimiser)
+        self._check_words()
+        self._check_kinds()
+        self._set("source", TwinExperiment(self.source) if isinstance(self.source, Dynamics) else self.source)
+        self._set("objective", _objective(self.objective))
+        for label in ("window", "batch", "validate_every"):
+            self._set(label, integer(label, getattr(self, label), least=1))
+        self._set("seed", check_seed(self.seed))
+        for label, least in (("steps", 1), ("epochs", 1), ("processes", 1), ("trajectories", 1), ("memory", 0)):
+            if getattr(self, label) is not None:
+                self._set(label, integer(label, getattr(self, label), least=least))
+        if self.minutes is not None:
+            self._set("minutes", real("minutes", self.minutes, above=0.0))
+        self._set("validation", real("validation", self.validation, above=0.0, below=1.0))
+        if not isinstance(self.progress, Mapping):
+            self._set("progress", switch("progress", self.progress))
+        self._check_together()
+        if self.checkpoint is not None:
+            self._set("checkpoint", locate(self.checkpoint, "checkpoint"))
+            check_rewritable(self.checkpoint, "checkpoint")
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether bars are drawn."""
+        quiet = isinstance(self.progress, Mapping) and bool(self.progress.get("disable"))
+        return self.progress is not False and not quiet
+
+    def _set(self, label: str, value: Any) -> None:
+        object.__setattr__(self, label, value)
+
+    def _check_words(self) -> None:
+        """Refuse unknown keywords as Python does, and say where those of before have gone."""
+        homes = {entry.name: "xdan.TwinExperiment" for entry in fields(TwinExperiment)}
+        homes |= {entry.name: "xdan.Optimiser" for entry in fields(Optimiser)}
+        for word in self.words:
+            if word not in _WORDS:
+                place = f"; {word}= is a parameter of {homes[word]}" if word in homes else ""
+                raise TypeError(
+                    f"train() got an unexpected keyword argument {word!r}: expected its parameters, or the words of a "
+                    f"record, {sorted(_WORDS)}{place}"
+                )
+
+    def _check_kinds(self) -> None:
+        """Refuse arguments of a wrong type, numbers apart."""
+        words: Mapping[str, Any] = {**dict.fromkeys(_WORDS), **self.words}
+        kinds: dict[str, tuple[Any, Any, str]] = {
+            "network": (
+                self.network,
+                (str, AnalysisNetwork, Network),
+                "a registered name, an architecture such as xdan.ResidualCNN(), or a trained Network",
+            ),
+            "optimiser": (
+                self.optimiser,
+                (type(None), Optimiser),
+                "an xdan.Optimiser, such as xdan.Optimiser(learning_rate=0.001)",
+            ),
+            "device": (self.device, str, "'auto', 'cpu', 'cuda' or 'cuda:0' and so on"),
+            "progress": (self.progress, (bool, np.bool_, Mapping), "True, False or a mapping of tqdm's arguments"),
+            "teacher": (
+                self.teacher,
+                (type(None), xr.Dataset, str, Mapping),
+                "the Dataset that baseline() returned, or with objective='covariance' the name of an ensemble method",
+            ),
+            "dynamics": (words["dynamics"], (type(None), Dynamics), "an xdan Dynamics such as xdan.Lorenz96()"),
+            "truth": (words["truth"], (type(None), str), "the name of a variable"),
+            "observation": (words["observation"], (type(None), str), "the name of a variable"),
+        }
+        if not isinstance(self.source, (xr.Dataset, TwinExperiment, Dynamics)):
+            raise TypeError(
+                f"cannot train on source={shown(self.source)}: expected an xarray Dataset or an xdan Dynamics, or a "
+                "TwinExperiment of it"
+            )
+        for label, (value, kind, expected) in kinds.items():
+            if not isinstance(value, kind):
+                raise TypeError(f"{label}={shown(value)}: expected {expected}")
+
+    def _check_together(self) -> None:
+        """Refuse arguments that do not go with each other."""
+        lengths = [label for label in ("steps", "epochs", "minutes") if getattr(self, label) is not None]
+        if len(lengths) > 1:
+            raise ValueError(f"{lengths} each say how long to train: expected one of steps=, epochs= and minutes=")
+        if self.memory is not None and not isinstance(self.network, str):
+            raise ValueError(
+                f"memory={self.memory} goes with a network given by name: expected None; set it in the architecture "
+                "instead"
+            )
+        words = [word for word, value in self.words.items() if value is not None]
+        if isinstance(self.source, TwinExperiment) and words:
+            raise ValueError(
+                f"{words} go with a Dataset: expected none of them, an endless twin has error_std= and operator= in "
+                "its TwinExperiment"
+            )
+        if isinstance(self.source, xr.Dataset) and self.trajectories is not None:
+            raise ValueError(
+                "['trajectories'] describe an endless twin; a Dataset brings its own, expected none of them"
+            )
+
+
+def _objective(objective: Any) -> Objective:
+    """An objective, or the one that a name asks for."""
+    if isinstance(objective, type) and issubclass(objective, Objective):
+        raise TypeError(
+            f"objective={objective.__name__}: expected an object of this class, such as {objective.__name__}()"
+        )
+    if not isinstance(objective, Objective):
+        if not isinstance(objective, str):
+            raise TypeError(
+                f"objective={shown(objective)}: expected an Objective, or one of {sorted(objective_names())}"
+            )
+        return objective_by_name(objective)
+    check_complete(type(objective))
+    return objective

@@ -1,0 +1,183 @@
+"""The plan of a training: all that it is made of, built and checked before the values of a record are read."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import xarray as xr
+
+from ..core.checks import shown
+from ..core.derivatives import check_model, check_operator
+from ..core.networks import AnalysisNetwork, network_by_name
+from ..core.random import Purpose, uniform
+from ..network import Network
+from .data import TrainingData, TrainingSource
+from .record_source import RecordSource
+from .twin_source import TwinSource
+
+if TYPE_CHECKING:
+    from .arguments import TrainingArguments
+
+_LEAST_SHARE = 12  # trajectories of a batch that are worth a process of their own
+_BUILDING = threading.Lock()
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a training is made of.
+
+    Attributes
+    ----------
+    source : TrainingSource
+    network : AnalysisNetwork
+        Architecture; with the weights of a trained network where one is carried on.
+    trained : Network or None
+        The network that is carried on.
+    processes : int
+        How many share the trajectories of a batch.
+    seed : int
+        Of the first weights.
+    """
+
+    source: TrainingSource
+    network: AnalysisNetwork
+    trained: Network | None
+    processes: int
+    seed: int
+
+    def module(self, data: TrainingData) -> AnalysisNetwork:
+        """Network to train: normalised to the data, its first weights drawn from the seed; or a trained one, thawed.
+
+        Raises
+        ------
+        ValueError
+            If weights or normalisation are not finite in single precision.
+        """
+        if self.trained is not None:
+            return self.network
+        with building():  # a fresh module, so that the caller's is not changed and weights follow from the seed
+            zero = torch.zeros(1, dtype=torch.int64)
+            draw = uniform(self.seed, Purpose.NETWORK, zero, zero, 1)
+            torch.manual_seed(int(draw * 2**31))
+            module = type(self.network)(**self.network.config())
+        module.normalise(*data.moments, data.observing.typical_error(data.climate()))
+        _check_finite(module, self.network)
+        return module
+
+
+def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
+    """Build what a training is made of, and refuse what cannot be trained.
+
+    Of a record, coordinates and attributes are read, and a few states once all else is right.
+
+    Parameters
+    ----------
+    arguments : TrainingArguments
+    device : str
+        That training will be on.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    trained = arguments.network if isinstance(arguments.network, Network) else None
+    network = _network(arguments)
+    processes = _processes(arguments.processes, arguments.batch, device)
+    source = _source(arguments)
+    dynamics = source.dynamics
+    network.check_state(dynamics.dims, dynamics.shape)
+    if trained is not None:
+        if trained.state_dims != dynamics.dims:
+            raise ValueError(
+                f"the network works on dims {trained.state_dims}, the record has {dynamics.dims}: expected those"
+            )
+        _check_finite(network, trained)
+    arguments.objective.check(network, source.contents)
+    if arguments.objective.cycles_network:
+        _check_differentiable(source, device)
+    return TrainingPlan(source, network, trained, processes, arguments.seed)
+
+
+def _network(arguments: TrainingArguments) -> AnalysisNetwork:
+    """Module of the wanted architecture; of a trained network, with its weights."""
+    network = arguments.network
+    if isinstance(network, AnalysisNetwork):
+        return network
+    with building():
+        if isinstance(network, Network):
+            return network.module()
+        return network_by_name(network, {} if arguments.memory is None else {"memory": arguments.memory})
+
+
+def _source(arguments: TrainingArguments) -> TrainingSource:
+    sizes = {"window": arguments.window, "batch": arguments.batch, "seed": arguments.seed}
+    teacher, objective = arguments.teacher, arguments.objective
+    if not isinstance(arguments.source, xr.Dataset):
+        return TwinSource.of(arguments.source, objective, teacher, trajectories=arguments.trajectories, **sizes)
+    return RecordSource.of(
+        arguments.source, arguments.words, objective, teacher, validation=arguments.validation, **sizes
+    )
+
+
+def _check_differentiable(source: TrainingSource, device: str) -> None:
+    """Refuse a model or an observation operator whose derivative is missing or wrong.
+
+    Raises
+    ------
+    ValueError
+    """
+    contents, operator = source.contents, source.operator
+    through_the_model = contents.cycles > 1 and not contents.forecast
+    if not through_the_model and operator is None:
+        return
+    states = source.states(device)
+    if through_the_model:
+        check_model(source.dynamics, "backward", states, "windows of several cycles train through it: or pass window=1")
+    check_operator(operator, "backward", states, "each analysis has its adjoint in it: or pass a matrix")
+
+
+def _check_finite(module: AnalysisNetwork, network: AnalysisNetwork | Network) -> None:
+    """Refuse weights and buffers that hold values which are not finite."""
+    if names := not_finite(module):
+        raise ValueError(f"network={shown(network)}: {names} are not finite in single precision, expected numbers")
+
+
+def not_finite(module: AnalysisNetwork) -> list[str]:
+    """Names of weights and buffers that hold values which are not finite."""
+    return sorted(name for name, value in module.state_dict().items() if not bool(value.isfinite().all()))
+
+
+def _processes(processes: int | None, batch: int, device: str) -> int:
+    """How many processes share a batch."""
+    if torch.device(device).type != "cpu" or multiprocessing.current_process().daemon:
+        if processes not in (None, 1):
+            raise ValueError(
+                f"processes={processes}: a batch is shared between processes on the CPU, and not within a daemonic "
+                f"process such as a dask worker under a nanny; here the device is {device!r}, expected processes=1"
+            )
+        return 1
+    most = torch.get_num_threads()
+    return max(1, min(most, batch // _LEAST_SHARE)) if processes is None else min(processes, batch)
+
+
+@contextmanager
+def building() -> Iterator[None]:
+    """Make modules in single precision, and leave the process's random state and default type as they were.
+
+    One thread at a time: both are the whole process's.
+    """
+    with _BUILDING, torch.random.fork_rng(devices=[]):
+        default = torch.get_default_dtype()
+        if default != torch.float32:
+            torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            if default != torch.float32:
+                torch.set_default_dtype(default)

@@ -1,0 +1,265 @@
+"""A Dataset to train on: understood and checked without its data, then read for windows and a validation."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..core.checks import XdanWarning, shown
+from ..core.derivatives import STATES
+from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.learning import Objective, WindowContents
+from ..core.networks import AnalysisNetwork
+from ..core.observing import Operator
+from ..records.blocks import RecordWindows, array_to_tensor, make_record, read_lanes
+from ..records.observing import identity as observing_identity
+from ..records.record import (
+    LabelledRecord,
+    RecordWords,
+    check_follows,
+    check_observed,
+    imitate,
+    leading,
+    read,
+    refuse_fill_values,
+)
+from ..records.schema import TIME, TRAJECTORY
+from ..records.store import digest
+from ..records.watch import far_from_truth, tell
+from .data import (
+    VALIDATION_CYCLES,
+    VALIDATION_LANES,
+    TrainingData,
+    TrainingSource,
+    burn_in,
+    climate_moments,
+    describe_setting,
+)
+
+_BEGINNING = 64  # cycles that the first states are from
+_FEWEST_SEEN = 10  # observations that a validation is made on, at least
+_SCARCE = 0.05  # share of the observations in validation, relative to training, that is too small to choose by
+
+
+@dataclass(frozen=True)
+class RecordSource(TrainingSource):
+    """Lanes of a record: its trajectories, or segments of them where they are few.
+
+    Attributes
+    ----------
+    labelled : LabelledRecord
+        Without a truth where the objective does without; with a teacher's forecasts and analyses where a run is
+        imitated.
+    lanes : sequence of (row, start)
+        First indices in the record.
+    length : int
+        Cycles of a lane.
+    validation : float
+        Share of the lanes that is held back.
+    window, batch, seed : int
+    """
+
+    labelled: LabelledRecord
+    lanes: Sequence[tuple[int, int]]
+    length: int
+    validation: float
+    window: int
+    batch: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        ds: xr.Dataset,
+        words: RecordWords,
+        objective: Objective,
+        teacher: Any,
+        *,
+        validation: float,
+        window: int,
+        batch: int,
+        seed: int,
+    ) -> RecordSource:
+        """Understand a Dataset; reads coordinates and attributes, and none of its data.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For whatever `read` refuses, a teacher that is no run of this record, or too few or too short trajectories.
+        """
+        run = teacher if isinstance(teacher, xr.Dataset) else None
+        if teacher is not None and run is None and not objective.needs_covariance:
+            raise TypeError(f"teacher={shown(teacher)} on a record: expected the Dataset that baseline() returned")
+        supervised = objective.needs_truth
+        needs = f"the supervised objective {objective.name!r} ('forecast' does without)"
+        labelled = read(ds, **words, needs_truth=needs if supervised and teacher is None else None)
+        if not supervised:
+            labelled = replace(labelled, truth=None)
+        if run is not None:
+            labelled = imitate(labelled, run)
+        labelled = replace(labelled, setup=replace(labelled.setup, dtype=np.dtype(np.float32)))
+        lanes, length = _lanes(labelled, window, batch, validation)
+        return cls(labelled, lanes, length, validation, window, batch, seed)
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """As the record names it."""
+        return self.labelled.setup.dynamics
+
+    @property
+    def operator(self) -> Operator | None:
+        """As the record has it."""
+        return self.labelled.setup.observing.operator
+
+    @property
+    def contents(self) -> WindowContents:
+        """Windows have a truth where it is read, and a teacher's forecasts where a run is imitated."""
+        labelled = self.labelled
+        return WindowContents(self.window, labelled.truth is not None, labelled.forecast is not None)
+
+    def states(self, device: str) -> torch.Tensor:
+        """A few states from the beginning of the record, the only values read before the rest is checked."""
+        truth = self.labelled.truth
+        if truth is None:
+            return super().states(device)
+        last = min(truth.sizes[TIME], _BEGINNING)
+        step = max(1, last // STATES)
+        some = truth.isel({TRAJECTORY: slice(0, STATES), TIME: slice(0, last, step)}).to_numpy()
+        states = array_to_tensor(some, self.labelled.setup.dtype, device).flatten(2).flatten(0, 1)
+        return states[:: max(1, len(states) // STATES)][:STATES]
+
+    def data(self, network: AnalysisNetwork, device: str) -> TrainingData:
+        """Read the record: lanes to train on, and others to validate on.
+
+        Raises
+        ------
+        ValueError
+            If the record holds values that are not finite, or has nothing observed to train or validate on.
+        """
+        labelled, lanes, length = self.labelled, self.lanes, self.length
+        setup, whole_truth = labelled.setup, labelled.truth
+        if whole_truth is not None:
+            if labelled.forecast is None:
+                check_follows(labelled)
+            else:
+                _check_finite(labelled.forecast)
+            _check_finite(whole_truth)
+            refuse_fill_values(leading(whole_truth).to_numpy(), str(whole_truth.name))
+        check_observed(labelled.observation)
+        held_count = min(len(lanes) - 1, max(1, round(self.validation * len(lanes))))
+        # The last lanes are held back: in the store they are blocks of their own.
+        kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
+        held = held[:: max(1, len(held) // VALIDATION_LANES)][:VALIDATION_LANES]
+        stop = min(length, VALIDATION_CYCLES)
+        _check_seen(labelled.observation, kept, held, length, stop)
+        truth = None if whole_truth is None else read_lanes(whole_truth, held, 0, stop)
+        start = held[0][1]
+        record = make_record(
+            setup,
+            read_lanes(labelled.observation, held, 0, stop),
+            rows=slice(0, len(held)),
+            columns=slice(start, start + stop),
+            seed=self.seed,
+            truth=truth,
+            device=device,
+        )
+        if truth is not None and labelled.forecast is None:
+            tell([far_from_truth(record)])
+        batch = min(self.batch, len(kept))
+        windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
+        identity = {
+            "dynamics": dynamics_to_json(setup.dynamics),
+            "sizes": {str(dim): size for dim, size in labelled.observation.sizes.items()},
+            # What the record holds, by the part that validation reads: a resumed run must be on the same one.
+            "fingerprint": digest(
+                *observing_identity(setup.observing, setup.dynamics),
+                record.observation.cpu().numpy(),
+                *(() if truth is None else (truth,)),
+            ),
+            "teacher": labelled.forecast is not None,
+            "training_lanes": len(kept),
+            "validation_lanes": len(held),
+        }
+        observing = setup.observing.to(record.observation.dtype, device)
+        moments = climate_moments(record)
+        setting = describe_setting(record, setup.observing, setup.steps[1:].tolist(), labelled.sites, moments)
+        return TrainingData(setup.dynamics, observing, windows, record, moments, identity, setting)
+
+
+def _check_seen(
+    observation: xr.DataArray,
+    kept: Sequence[tuple[int, int]],
+    held: Sequence[tuple[int, int]],
+    length: int,
+    stop: int,
+) -> None:
+    """Refuse lanes to train on, or to validate on, in which hardly anything is observed; warn where some are empty."""
+    per_time = observation.notnull().sum(observation.dims[2:]).to_numpy()
+    size = math.prod(observation.shape[2:])
+    first = burn_in(stop)
+    trained = np.array([per_time[row, start : start + length].sum() for row, start in kept])
+    read = np.array([per_time[row, start + first : start + stop].sum() for row, start in held])
+    remedy = (
+        "Leave out what is not observed, for example ds.isel(trajectory=slice(...)) or ds.isel(time=slice(...)); or "
+        "choose another validation= or another order, as the last trajectories, or the end of the record, are held back"
+    )
+    wanted = size * (stop - first) * len(held)
+    share = float(trained.sum()) / (size * length * len(kept))
+    if not trained.any():
+        raise ValueError(
+            f"none of the {size * length * len(kept)} values to train on is observed, all that is observed is held "
+            f"back for validation: expected observations in both. {remedy}"
+        )
+    fewest = max(min(_FEWEST_SEEN, wanted), math.ceil(_SCARCE * share * wanted))
+    if read.sum() < fewest:
+        raise ValueError(
+            f"{int(read.sum())} of the {wanted} values held back for validation are observed ({len(held)} trajectories "
+            f"or segments, without {first} cycles of burn-in), of those to train on {share:.1%}: expected at least "
+            f"{fewest}, to choose the best weights by. {remedy}"
+        )
+    for count, words in ((int((trained == 0).sum()), "to train on"), (int((read == 0).sum()), "held back")):
+        if count:
+            total = len(kept) if words == "to train on" else len(held)
+            warnings.warn(
+                f"{count} of the {total} trajectories or segments {words} have no observations at all: they say "
+                f"nothing of an analysis. {remedy}",
+                XdanWarning,
+                stacklevel=2,
+            )
+
+
+def _check_finite(truth: xr.DataArray) -> None:
+    bad: xr.DataArray = ~xr.apply_ufunc(np.isfinite, truth, dask="allowed")
+    count = int(bad.sum())
+    if count:
+        where = {
+            dim: int(np.asarray(bad.any([d for d in bad.dims if d != dim])).argmax()) for dim in (TRAJECTORY, TIME)
+        }
+        raise ValueError(
+            f"truth {truth.name!r} holds {count} values that are not finite, the first at indices {where}; was the "
+            "store cut short? Training needs a whole truth: cut the record, or leave those trajectories out"
+        )
+
+
+def _lanes(labelled: LabelledRecord, window: int, batch: int, validation: float) -> tuple[list[tuple[int, int]], int]:
+    """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few."""
+    count, cycles = labelled.observation.shape[:2]
+    steps = labelled.setup.steps
+    wanted = math.ceil((batch + 1) / (1 - validation))
+    pieces = 1
+    if count < wanted and len(np.unique(steps[1:])) <= 1 and not labelled.setup.observing.in_time:
+        pieces = max(1, min(math.ceil(wanted / count), cycles // (8 * window)))
+    length = cycles // pieces
+    if length < 2 * window or count * pieces < 2:
+        raise ValueError(
+            f"the record has {count} trajectories of {cycles} cycles: too little for windows of {window} cycles. "
+            f"Expected at least 2 trajectories of {2 * window} cycles, or one of {32 * window}; or a shorter window="
+        )
+    return [(row, piece * length) for piece in range(pieces) for row in range(count)], length

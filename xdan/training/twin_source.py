@@ -1,0 +1,203 @@
+"""A twin experiment to train on, which never ends: made while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..core.checks import real
+from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.learning import Objective, WindowContents
+from ..core.learning.imitation import TaughtTwin
+from ..core.learning.online_twin import EndlessTwin
+from ..core.learning.trainer import Source
+from ..core.methods import EnsembleMethod, Record, method_by_name
+from ..core.networks import AnalysisNetwork
+from ..core.observing import ObservingSystem, Operator, Sites
+from ..core.twin import TwinExperiment
+from ..records.observing import identity as observing_identity
+from ..records.observing import observing_system
+from ..records.store import digest
+from .data import VALIDATION_CYCLES, VALIDATION_LANES, TrainingData, TrainingSource, climate_moments, describe_setting
+
+# First labels of an endless twin's trajectories: no record has those, whatever its seed.
+_VALIDATION_LABEL, _TRAINING_LABEL = 1_000_000_000, 2_000_000_000
+
+
+@dataclass(frozen=True)
+class TwinSource(TrainingSource):
+    """A twin experiment whose trajectories go on as long as training does, and a short one apart to validate on.
+
+    Attributes
+    ----------
+    experiment : TwinExperiment
+    observing : ObservingSystem
+        Its H and R, in double precision on the CPU.
+    steps : int
+        Model steps in an interval.
+    teacher : EnsembleMethod or None
+        Runs beside the twin, for its covariance to be imitated.
+    supervised : bool
+        Whether windows and validation have the truth.
+    trajectories, window, batch, seed : int
+    """
+
+    experiment: TwinExperiment
+    observing: ObservingSystem
+    steps: int
+    teacher: EnsembleMethod | None
+    supervised: bool
+    trajectories: int
+    window: int
+    batch: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        experiment: TwinExperiment,
+        objective: Objective,
+        teacher: Any,
+        *,
+        trajectories: int | None,
+        window: int,
+        batch: int,
+        seed: int,
+    ) -> TwinSource:
+        """Understand a twin experiment; nothing is integrated.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For intervals, errors or operators that cannot be, and a teacher that is no ensemble method or of no use.
+        """
+        dynamics = experiment.dynamics
+        if teacher is not None and not objective.needs_covariance:
+            raise ValueError(
+                "['teacher'] go with a Dataset: expected none of them, an endless twin has error_std= and operator= in "
+                "its TwinExperiment, and a teacher by name with objective='covariance'"
+            )
+        ensemble = ensemble_method(teacher, objective) if objective.needs_covariance else None
+        steps = dynamics.steps_in(real("interval", experiment.interval, above=0.0))
+        observing = observing_system(experiment)
+        count = 4 * batch if trajectories is None else trajectories
+        return cls(experiment, observing, steps, ensemble, objective.needs_truth, count, window, batch, seed)
+
+    @property
+    def dynamics(self) -> Dynamics:
+        """The truth's, and that of the forecasts."""
+        return self.experiment.dynamics
+
+    @property
+    def operator(self) -> Operator | None:
+        """As the experiment has it."""
+        return self.observing.operator
+
+    @property
+    def contents(self) -> WindowContents:
+        """Windows have a truth where the objective needs it, and a covariance where an ensemble runs beside."""
+        taught = self.teacher is not None
+        return WindowContents(self.window, self.supervised, covariance=taught)
+
+    def data(self, network: AnalysisNetwork, device: str) -> TrainingData:
+        """Start the twin, and run the short one that validation is on.
+
+        Raises
+        ------
+        ValueError
+            If the dynamics leaves the finite numbers, or nothing is observed.
+        """
+        twin = self._endless(device, _TRAINING_LABEL, max(self.trajectories, self.batch), self.batch, self.window)
+        record, truth = self._validation(device)
+        dynamics, sites = self.dynamics, self._sites
+        lost = ~truth.isfinite().flatten(1).all(1)
+        if bool(lost.any()):
+            raise ValueError(
+                f"{int(lost.sum())} of {len(lost)} trajectories of {dynamics.name!r} leave the finite numbers within "
+                f"{VALIDATION_CYCLES} cycles after spin-up: expected a dynamics that stays finite from its start. Give "
+                "it rest= (from noise to a state that it can bear), or a smaller timestep="
+            )
+        if not bool((~record.observation.isnan()).any()):
+            raise ValueError(f"observe={sites!r} observes nothing: expected at least one site")
+        windows: Source = twin
+        if self.teacher is not None:  # a network without memory cannot tell an ensemble that settles
+            windows = TaughtTwin(twin, self.teacher.prepare(record), anew=network.memory > 0)
+        moments = climate_moments(record)
+        setting = describe_setting(record, self.observing, [self.steps], sites, moments)
+        return TrainingData(dynamics, record.observing, windows, record, moments, self._identity(), setting)
+
+    @property
+    def _sites(self) -> Sites:
+        return Sites.all() if self.experiment.observe is None else self.experiment.observe
+
+    def _endless(
+        self, device: str, label: int, trajectories: int, batch: int, cycles: int, supervised: bool | None = None
+    ) -> EndlessTwin:
+        like = torch.zeros((), dtype=torch.float32, device=device)
+        return EndlessTwin(
+            self.dynamics,
+            self._sites,
+            self.observing.to(like.dtype, device),
+            steps=self.steps,
+            trajectories=trajectories,
+            batch=batch,
+            cycles=cycles,
+            seed=self.seed,
+            like=like,
+            first=label,
+            supervised=self.supervised if supervised is None else supervised,
+        )
+
+    def _validation(self, device: str) -> tuple[Record, torch.Tensor]:
+        """Record to validate on, and its truth even where the record has none."""
+        twin = self._endless(
+            device, _VALIDATION_LABEL, VALIDATION_LANES, VALIDATION_LANES, VALIDATION_CYCLES, supervised=True
+        )
+        window = twin.window(0)
+        assert window.truth is not None
+        steps, truth = [0, *window.steps[1:]], window.truth if self.supervised else None
+        record = Record(self.dynamics, twin.observing, window.observation, steps, twin.trajectory, self.seed, truth)
+        return record, window.truth
+
+    def _identity(self) -> dict[str, Any]:
+        experiment, teacher = self.experiment, self.teacher
+        deviation = experiment.error_std
+        if experiment.error_covariance is not None:
+            deviation = self.observing.error_variance().sqrt().numpy()
+        return {
+            "endless": dynamics_to_json(self.dynamics),
+            "interval": float(experiment.interval),  # type: ignore[arg-type]
+            "observing": self._sites.to_json(),
+            "error_std": np.asarray(deviation, dtype=np.float64).tolist(),
+            "fingerprint": digest(*observing_identity(self.observing, self.dynamics)),
+            "trajectories": self.trajectories,
+            "teacher": None if teacher is None else {"method": teacher.name, **teacher.config()},
+        }
+
+
+def ensemble_method(teacher: Any, objective: Objective) -> EnsembleMethod:
+    """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for.
+
+    Raises
+    ------
+    ValueError
+        For what is neither, names and parameters that are unknown, and methods without members.
+    """
+    if not isinstance(teacher, (str, Mapping)) or isinstance(teacher, xr.Dataset):  # a Dataset is a mapping too
+        raise ValueError(
+            f"objective={objective.name!r} with teacher={type(teacher).__name__}: expected the name of an ensemble "
+            "method to imitate, such as teacher='etkf'"
+        )
+    parameters = {"method": teacher} if isinstance(teacher, str) else dict(teacher)
+    if "method" not in parameters:
+        raise ValueError(f"teacher={teacher!r}: expected the name of the method as 'method', beside its parameters")
+    name = parameters.pop("method")
+    method = method_by_name(name, **parameters)
+    if not isinstance(method, EnsembleMethod):
+        raise ValueError(f"teacher {name!r} has no members to take a covariance from; take 'etkf' or 'enkf-n'")
+    return method
