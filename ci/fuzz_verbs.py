@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,8 +24,10 @@ import zarr.storage
 from xarray import DataArray, Dataset, DataTree
 
 import xdan
+from xdan.core.learning import Optimiser
 from xdan.core.methods import accepted_parameters
 from xdan.core.methods.base import _METHODS
+from xdan.core.twin import TwinExperiment
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Numbers = dict[str, Any]
@@ -1027,39 +1029,26 @@ CYCLE = Verb(
 )
 
 
-# Parameters of a twin experiment and of an optimiser, which the tables below list beside a verb's own.
-_SETTING = ("interval", "observe", "error_std")
-_RATES = ("learning_rate", "adam_learning_rate", "weight_decay", "clip")
-
-
-def _parted(arguments: Numbers, names: Sequence[str]) -> Numbers:
-    """Take some arguments out of others."""
-    return {name: arguments.pop(name) for name in names if name in arguments}
-
-
-def train(**arguments: Any) -> xdan.Network:
-    """`xdan.train` with the parameters of its optimiser."""
-    rates = _parted(arguments, _RATES)
-    return xdan.train(**arguments, optimiser=xdan.Optimiser(**rates))
-
-
-def train_endless(source: Any, **arguments: Any) -> xdan.Network:
-    """The same on an endless twin, with the parameters of its experiment."""
-    setting = _parted(arguments, _SETTING)
-    return train(source=xdan.TwinExperiment(source, **setting), **arguments)
-
-
-def sweep(experiment: Any, **arguments: Any) -> Dataset:
-    """`xdan.sweep` with the parameters of its experiment."""
-    setting = _parted(arguments, _SETTING)
-    return xdan.sweep(xdan.TwinExperiment(experiment, **setting), **arguments).compute()
-
-
 def check_train(call: Call, net: xdan.Network) -> None:
     """Weights are finite, and the network is described."""
     check_weights(call, net)
     claim("there is no history", net.history is not None and net.history.sizes["step"] > 0)
     json.dumps(net.description)
+
+
+_RATES = tuple(entry.name for entry in fields(Optimiser))
+_OF_TWIN = ("interval", "observe", "error_std")
+
+
+def train(**words: Any) -> xdan.Network:
+    """`xdan.train`, the parameters of its optimiser and of its twin experiment side by side with its own."""
+    rates = {name: words.pop(name) for name in _RATES if name in words}
+    twin = {name: words.pop(name) for name in _OF_TWIN if name in words}
+    if rates:
+        words["optimiser"] = Optimiser(**rates)
+    if isinstance(words.get("source"), xdan.Dynamics):
+        words["source"] = TwinExperiment(words["source"], **twin)
+    return xdan.train(**words)
 
 
 _TRAINING = {
@@ -1098,9 +1087,9 @@ TRAIN = Verb(
 )
 TRAIN_ENDLESS = Verb(
     "train, endless twin",
-    train_endless,
+    train,
     {
-        "source": thing(MODELS["lorenz96"].dynamics, of=xdan.Dynamics),
+        "source": thing(MODELS["lorenz96"].dynamics, of=(Dataset, xdan.Dynamics)),
         **_TRAINING,
         "interval": number(0.05, 0.1, above=0, work=True),
         "observe": SITES_OBSERVED,
@@ -1111,6 +1100,12 @@ TRAIN_ENDLESS = Verb(
     needs=_TRAINED,
     weight=1.5,
 )
+
+
+def sweep(experiment: Any, **words: Any) -> Dataset:
+    """`xdan.sweep`, the parameters of its twin experiment side by side with its own."""
+    twin = {name: words.pop(name) for name in _OF_TWIN if name in words}
+    return xdan.sweep(TwinExperiment(experiment, **twin), **words).compute()
 
 
 def check_sweep(call: Call, scores: Dataset) -> None:
