@@ -557,7 +557,7 @@ def arranged(result: Dataset, name: str) -> Array:
 
 def check_twin(call: Call, ds: Dataset) -> None:
     """The truth follows NumPy's model, and the observations scatter about it as they should."""
-    model = next(m for m in MODELS.values() if m.dynamics is call.plain["dynamics"])
+    model = next(m for m in MODELS.values() if m.dynamics is call.plain["experiment"])
     cycles, trajectories = call.get("cycles", 1000), call.get("trajectories", 1)
     single = call.get("dtype", "float32") == "float32"
     truth, y = (ds[name].values.astype(np.float64) for name in ("truth", "observation"))
@@ -595,12 +595,12 @@ TWIN = Verb(
     "twin",
     lambda **a: xdan.twin(**a).compute(),
     {
-        "dynamics": thing(*(m.dynamics for m in MODELS.values()), of=xdan.Dynamics),
+        "experiment": thing(*(m.dynamics for m in MODELS.values()), of=xdan.Dynamics),
         "interval": number(0.1, 0.2, above=0, arrays=True, work=True),
         "cycles": count(1, 4, 12, least=1),
         "trajectories": count(1, 2, 3, least=1),
         "observe": SITES_OBSERVED,
-        "error_std": number(1.0, 0.5, 2, above=0, arrays=True),
+        "error_std": number(1.0, 0.5, 2, above=0, arrays=True, optional=True),
         "error_covariance": free(None, wrong=(bool, complex, str, bytes, set, slice, dict)),
         "operator": free(None, wrong=(bool, complex, str, bytes, set, slice)),
         "seed": SEED,
@@ -608,7 +608,7 @@ TWIN = Verb(
         "dtype": choice("float32", "float64"),
     },
     check_twin,
-    needs=("dynamics", "cycles", "interval"),
+    needs=("experiment", "cycles", "interval"),
     weight=4,
 )
 
@@ -1093,13 +1093,19 @@ TRAIN_ENDLESS = Verb(
         **_TRAINING,
         "interval": number(0.05, 0.1, above=0, work=True),
         "observe": SITES_OBSERVED,
-        "error_std": number(1.0, 0.5, 2, above=0),
+        "error_std": number(1.0, 0.5, 2, above=0, optional=True),
         "trajectories": count(4, 6, least=1, work=True),
     },
     check_train,
     needs=_TRAINED,
     weight=1.5,
 )
+
+
+def sweep(experiment: Any, **words: Any) -> Dataset:
+    """`xdan.sweep`, the parameters of its twin experiment side by side with its own."""
+    twin = {name: words.pop(name) for name in _OF_TWIN if name in words}
+    return xdan.sweep(TwinExperiment(experiment, **twin), **words).compute()
 
 
 def check_sweep(call: Call, scores: Dataset) -> None:
@@ -1112,9 +1118,9 @@ def check_sweep(call: Call, scores: Dataset) -> None:
 
 SWEEP = Verb(
     "sweep",
-    lambda **a: xdan.sweep(**a).compute(),
+    sweep,
     {
-        "dynamics": thing(MODELS["lorenz96"].dynamics, of=xdan.Dynamics),
+        "experiment": thing(MODELS["lorenz96"].dynamics, of=xdan.Dynamics),
         "schemes": free(
             {"E": {"baseline": "etkf", "members": 3}},
             {"C": {"baseline": "climatology"}},
@@ -1125,7 +1131,7 @@ SWEEP = Verb(
         "seeds": free(1, 2, [3], wrong=(bool, float, complex, str, bytes, slice)),
         "interval": number(0.05, 0.1, above=0, work=True),
         "observe": SITES_OBSERVED,
-        "error_std": number(1.0, 0.5, above=0),
+        "error_std": number(1.0, 0.5, above=0, optional=True),
         "cycles": count(3, 5, least=1, work=True),
         "trajectories": count(1, 2, least=1, work=True),
         "burn_in": count(0, 1, least=0),
@@ -1135,7 +1141,7 @@ SWEEP = Verb(
         "progress": PROGRESS,
     },
     check_sweep,
-    needs=("dynamics", "schemes", "cycles", "trajectories", "burn_in"),
+    needs=("experiment", "schemes", "cycles", "trajectories", "burn_in"),
     weight=1.5,
 )
 

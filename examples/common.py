@@ -14,7 +14,7 @@ import xarray as xr
 import xdan
 
 
-def trained(path: Path, dynamics: xdan.Dynamics, network: Any, **settings: Any) -> xdan.Network:
+def trained(path: Path, experiment: xdan.TwinExperiment, network: Any, **settings: Any) -> xdan.Network:
     """Open the network at a path, or train it on an endless twin and keep it there; a killed run is taken up."""
     if path.exists():
         net = xdan.open_network(path)
@@ -23,7 +23,7 @@ def trained(path: Path, dynamics: xdan.Dynamics, network: Any, **settings: Any) 
         )
         return net
     checkpoint = path.with_name(f"{path.stem}-checkpoint.zarr")
-    net = xdan.train(dynamics, network, **settings, checkpoint=checkpoint)
+    net = xdan.train(experiment, network, **settings, checkpoint=checkpoint)
     with _whole(path) as partial:
         net.to_zarr(partial)
     shutil.rmtree(checkpoint)

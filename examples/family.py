@@ -34,26 +34,21 @@ LARGE = {
     "objective": "mse",
     "window": 16,
     "batch": 64,
-    "learning_rate": 0.012,
-    "adam_learning_rate": 0.0024,
-    "weight_decay": 0.1,
+    "optimiser": xdan.Optimiser(learning_rate=0.012, adam_learning_rate=0.0024, weight_decay=0.1),
 }
 # The covariance of a square-root EnKF is imitated for most of the time, without cycling; then come the cycles, at rates
 # that leave what was learned.
 IMITATE = {
     "objective": "covariance",
     "teacher": {"method": "etkf", "members": 40, "inflation": 1.01, "spin_up": 20},
-    "learning_rate": 0.008,
-    "adam_learning_rate": 0.0016,
-    "weight_decay": 0.1,
+    "optimiser": xdan.Optimiser(learning_rate=0.008, adam_learning_rate=0.0016, weight_decay=0.1),
     "validate_every": 1000,
 }
 IMITATE_WIDE = {
     **IMITATE,
     "window": 2,
     "batch": 64,
-    "learning_rate": 0.02,
-    "adam_learning_rate": 0.004,
+    "optimiser": xdan.Optimiser(learning_rate=0.02, adam_learning_rate=0.004, weight_decay=0.1),
     "trajectories": 1024,
 }
 IMITATE_LATENT = {**IMITATE, "window": 8, "batch": 16, "trajectories": 1024}
@@ -61,9 +56,7 @@ AFTER = {
     "objective": "mse",
     "window": 8,
     "batch": 64,
-    "learning_rate": 0.0015,
-    "adam_learning_rate": 0.0003,
-    "weight_decay": 0.1,
+    "optimiser": xdan.Optimiser(learning_rate=0.0015, adam_learning_rate=0.0003, weight_decay=0.1),
 }
 AFTER_LATENT = {**AFTER, "window": 16, "batch": 32}  # memory is worth longer windows
 IMITATED_SHARE = 2 / 3
@@ -85,6 +78,10 @@ class Row:
     settings: dict[str, Any] = field(default_factory=dict)
     imitate: dict[str, Any] | None = None
     committee: tuple[str, ...] = ()
+
+    @property
+    def experiment(self) -> xdan.TwinExperiment:
+        return xdan.TwinExperiment(xdan.Lorenz96(), interval=self.interval, observe=self.observe)
 
     @property
     def slug(self) -> str:
@@ -123,8 +120,8 @@ def rows() -> list[Row]:
 
 def train(row: Row, out: Path, scale: float, seed: int) -> xdan.Network:
     """Open a row's network, or train it, and before it those that it is made of."""
-    model, minutes = xdan.Lorenz96(), scale * row.minutes
-    about = {"interval": row.interval, "observe": row.observe, "seed": seed, "progress": {"desc": f"{row.title:<28}"}}
+    experiment, minutes = row.experiment, scale * row.minutes
+    common = {"seed": seed, "progress": {"desc": f"{row.title:<28}"}}
     path, start = out / f"{row.slug}.zarr", row.network
     missing = not path.exists()
     if row.committee and missing:
@@ -132,18 +129,17 @@ def train(row: Row, out: Path, scale: float, seed: int) -> xdan.Network:
     if row.imitate:
         first = IMITATED_SHARE * minutes
         if missing:
-            start = trained(out / f"{row.slug}-imitation.zarr", model, start, minutes=first, **about, **row.imitate)
+            store = out / f"{row.slug}-imitation.zarr"
+            start = trained(store, experiment, start, minutes=first, **common, **row.imitate)
         minutes -= first
-    return trained(path, model, start, minutes=minutes, **about, **row.settings)
+    return trained(path, experiment, start, minutes=minutes, **common, **row.settings)
 
 
 def compute(row: Row, out: Path, scale: float, seed: int) -> xr.Dataset:
     """Train one row where its network is missing, cycle it, keep its scores."""
-    model, net = xdan.Lorenz96(), train(row, out, scale, seed)
+    net = train(row, out, scale, seed)
     cycles = BURN_IN + (400 if row.interval < 0.1 else 100)
-    test = xdan.twin(
-        model, interval=row.interval, cycles=cycles, trajectories=TRAJECTORIES, observe=row.observe, seed=seed + 1
-    ).compute()
+    test = xdan.twin(row.experiment, cycles=cycles, trajectories=TRAJECTORIES, seed=seed + 1).compute()
     score = test.dan.score(test.dan.cycle(net), burn_in=BURN_IN).compute()
     result = score[["rmse", "rmse_standard_error", "diverged"]]
     result.attrs = {"title": row.title, "cycles": int(score.attrs["cycles"]), "minutes": scale * row.minutes}

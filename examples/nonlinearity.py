@@ -46,9 +46,8 @@ def examine(interval: float, out: Path, training: Mapping[str, Any], seed: int) 
     """Train where there is no network yet, and see how it takes innovations."""
     net = trained(
         out / f"network-{interval:.2f}.zarr",
-        xdan.Lorenz96(),
+        xdan.TwinExperiment(xdan.Lorenz96(), interval=interval),
         **{"network": xdan.ResidualCNN(), **training},
-        interval=interval,
         seed=seed,
         progress={"desc": title(interval)},
     )

@@ -35,7 +35,7 @@ NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
 WIDER: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
     "network with memory": (
         {"filters": 40, "memory": 16},
-        {"batch": 64, "learning_rate": 0.012, "adam_learning_rate": 0.0024, "weight_decay": 0.1},
+        {"batch": 64, "optimiser": xdan.Optimiser(learning_rate=0.012, adam_learning_rate=0.0024, weight_decay=0.1)},
     ),
 }
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import xdan
 from xdan.core.dynamics import dynamics_from_json
 from xdan.core.observing import Sites
+from xdan.core.twin import TwinExperiment
 
 
 @given(st.integers(1, 5), st.integers(1, 30), st.sampled_from(["all", "every", "random"]))
@@ -205,7 +206,7 @@ ODD = [
 ARGUMENTS = ["interval", "cycles", "trajectories", "observe", "operator", "error_std", "error_covariance", "chunks"]
 
 
-@pytest.mark.parametrize("argument", [*ARGUMENTS, "seed", "dtype", "dynamics"])
+@pytest.mark.parametrize("argument", [*ARGUMENTS, "seed", "dtype", "experiment"])
 def test_wrong_arguments_are_named(model, argument):
     # A number may be a standard deviation or an interval, and an empty Dataset a mapping of no chunks.
     right = {"error_std": float, "interval": float, "chunks": xr.Dataset}.get(argument, ())
@@ -213,10 +214,31 @@ def test_wrong_arguments_are_named(model, argument):
         if isinstance(value, right) and not (isinstance(value, float) and np.isnan(value)):
             continue
         with pytest.raises((TypeError, ValueError), match="expected"):
-            xdan.twin(**{"dynamics": model, "cycles": 3, argument: value})
+            xdan.twin(**{"experiment": model, "cycles": 3, argument: value})
     if argument in ("trajectories", "cycles", "dtype", "interval", "seed"):
         with pytest.raises(TypeError, match=f"{argument}=None.*expected"):
             xdan.twin(model, **{argument: None})
+
+
+def test_an_experiment_is_a_dynamics_with_its_setting(model):
+    setting = {"interval": 0.1, "observe": Sites.every(2), "error_std": np.linspace(0.5, 2, 8)}
+    by_noun = xdan.twin(TwinExperiment(model, **setting), cycles=5, trajectories=2, seed=3)
+    xr.testing.assert_identical(by_noun, xdan.twin(model, cycles=5, trajectories=2, seed=3, **setting))
+    with pytest.raises(TypeError, match=r"\['interval'\] beside a TwinExperiment, which has them already"):
+        xdan.twin(TwinExperiment(model), interval=0.1)
+    with pytest.raises(TypeError, match=r"takes no \['error'\]: expected \['error_covariance', 'error_std',"):
+        xdan.twin(model, error=2.0)
+
+
+def test_labelled_errors_may_lie_along_time(model):
+    along = xr.DataArray(np.linspace(0.5, 2, 6), dims="time")
+    assert xdan.twin(model, cycles=6, error_std=along).observation_error.dims == ("time",)
+    both = along * xr.DataArray(np.arange(1.0, 9.0), dims="x")
+    turned = xdan.twin(model, cycles=6, error_std=both.transpose("x", "time"))
+    assert turned.observation_error.dims == ("time", "x")
+    np.testing.assert_array_equal(turned.observation_error, both.transpose("time", "x"))
+    with pytest.raises(ValueError, match=r"error_std has sizes {'time': 6}: expected {'time': 7}"):
+        xdan.twin(model, cycles=7, error_std=along)
 
 
 def test_errors_are_given_once(model):

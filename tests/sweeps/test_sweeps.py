@@ -14,7 +14,8 @@ import zarr
 
 import xdan
 from xdan.core.twin import TwinExperiment
-from xdan.sweeps import sweeps
+from xdan.sweeps import cells, schemes
+from xdan.sweeps.plan import SweepPlan
 
 TINY = {"network": "residual-cnn", "filters": 4, "blocks": 1, "kernel": 3, "steps": 4, "window": 4, "batch": 2}
 TIMED = ["seconds", "training_seconds"]
@@ -31,13 +32,13 @@ def counted(monkeypatch):
     """Counts trainings and tests."""
     counts = {"train": 0, "score": 0}
     for name in counts:
-        own = getattr(sweeps.Cell, name)
+        method = getattr(cells.Cell, name)
 
-        def counting(self, *args, _name=name, _own=own):
+        def counting(self, *args, _name=name, _method=method):
             counts[_name] += 1
-            return _own(self, *args)
+            return _method(self, *args)
 
-        monkeypatch.setattr(sweeps.Cell, name, counting)
+        monkeypatch.setattr(cells.Cell, name, counting)
     return counts
 
 
@@ -186,32 +187,33 @@ def test_labels_are_numbers_or_names(model, tmp_path):
 
 
 @pytest.fixture
-def failing_training(monkeypatch):
-    def fail(arguments):
+def windy(monkeypatch):
+    """Every training fails."""
+
+    def failing(*_):
         raise FloatingPointError("too windy")
 
-    monkeypatch.setattr("xdan.sweeps.cells.fit", fail)
+    monkeypatch.setattr(schemes, "fit", failing)
 
 
-@pytest.mark.usefixtures("failing_training")
-def test_a_failure_without_a_store_is_told(model):
+def test_a_failure_without_a_store_is_told(model, windy):
     cube = xdan.sweep(model, {"DAN": TINY}, **SIZES)
-    with pytest.warns(xdan.XdanWarning, match="a cell failed: .*too windy"):
+    with pytest.warns(xdan.XdanWarning, match="a cell failed: FloatingPointError: too windy"):
         assert cube.failed.compute(scheduler="synchronous").values.tolist() == [[1.0]]
 
 
 def test_failures_are_kept_and_the_others_go_on(model, tmp_path, monkeypatch, counted):
-    own = sweeps.Cell.score
+    score_of_cell = cells.Cell.score
 
     def failing(self, network):
-        if self.twin["error_std"] == 2.0:
+        if self.experiment.error_std == 2.0:
             raise FloatingPointError("too windy")
-        return own(self, network)
+        return score_of_cell(self, network)
 
     schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}
     axes = {"error_std": [1.0, 2.0, 3.0]}
     with monkeypatch.context() as m:
-        m.setattr(sweeps.Cell, "score", failing)
+        m.setattr(cells.Cell, "score", failing)
         cube = xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
     assert cube.failed.values.ravel().tolist() == [0, 1, 0]
     assert np.isnan(cube.rmse.values.ravel()).tolist() == [False, True, False]
@@ -225,18 +227,17 @@ def test_failures_are_kept_and_the_others_go_on(model, tmp_path, monkeypatch, co
     assert mended.failed.sum() == 0
 
 
-@pytest.mark.usefixtures("failing_training")
-def test_a_training_that_fails_is_kept_too(model, tmp_path):
+def test_a_training_that_fails_is_kept_too(model, tmp_path, windy):
     cube = xdan.sweep(model, {"DAN": TINY}, store=tmp_path / "s", **SIZES)
     assert cube.failed.values.tolist() == [[1.0]]
-    assert "too windy" in cube.attrs["errors"]
+    assert json.loads(cube.attrs["errors"]) == ["FloatingPointError: too windy"]
 
 
 def test_a_sweep_cut_short_is_taken_up(model, tmp_path, counted, monkeypatch):
     schemes = {"DAN": TINY}
     axes = {"window": [2, 3, 4]}
     whole = xdan.sweep(model, schemes, axes, store=tmp_path / "whole", **SIZES)
-    own = sweeps.Cell.score
+    score_of_cell = cells.Cell.score
 
     begun = []
 
@@ -244,10 +245,10 @@ def test_a_sweep_cut_short_is_taken_up(model, tmp_path, counted, monkeypatch):
         begun.append(self)
         if len(begun) == 3:
             raise KeyboardInterrupt
-        return own(self, network)
+        return score_of_cell(self, network)
 
     with monkeypatch.context() as m:
-        m.setattr(sweeps.Cell, "score", interrupted)
+        m.setattr(cells.Cell, "score", interrupted)
         with pytest.raises(KeyboardInterrupt):
             xdan.sweep(model, schemes, axes, store=tmp_path / "s", **SIZES)
     done = len(list((tmp_path / "s" / "cells").glob("*/zarr.json")))
@@ -313,6 +314,7 @@ def test_any_scheduler_gives_the_same(model, tmp_path, scheduler):
         ({"a": TINY}, {"steps": [1], "minutes": [1]}, {}, r"axes \['minutes', 'steps'\] all say how long"),
         ({"a": {"baseline": "enkf-n", "trained_on": {"sites": 8}}}, {}, {}, "scheme 'a' trains nothing"),
         ({"a": {**TINY, "validation": 0.5}}, {}, {}, r"scheme 'a' takes no \['validation'\]"),
+        ({"a": {**TINY, "objective": "crps"}}, {}, {}, "objective='crps' scores members"),
     ],
 )
 def test_what_cannot_be_is_refused_at_once(model, tmp_path, schemes, axes, more, message, counted):
@@ -329,11 +331,56 @@ def test_axes_are_lists_of_values(model):
         xdan.sweep("lorenz96", {"a": TINY})
 
 
+def test_what_differs_in_time_goes_with_no_sweep(model):
+    methods = {"OI": {"baseline": "optimal-interpolation"}}
+    with pytest.raises(ValueError, match=r"interval=\(0.05, 0.1\): expected one interval"):
+        xdan.sweep(TwinExperiment(model, interval=[0.05, 0.1]), methods, **SIZES)
+    changing = xr.DataArray(np.ones(12), dims="time")
+    with pytest.raises(ValueError, match=r"error_std has dims \['time'\]: expected some of \('x',\)"):
+        xdan.sweep(TwinExperiment(model, error_std=changing), methods, **SIZES)
+
+
+def first_four(x):
+    return x[..., :4]
+
+
+def test_an_operator_and_full_errors_go_with_a_sweep(model, tmp_path):
+    methods, matrix = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}, np.eye(8)[:4]
+    covariance = np.eye(4) + 0.2
+    experiment = TwinExperiment(model, operator=first_four, error_covariance=covariance)
+    cube = xdan.sweep(experiment, methods, {"interval": [0.05, 0.1]}, store=tmp_path / "s", **SIZES)
+    test = xdan.twin(
+        model, interval=0.1, operator=matrix, error_covariance=covariance, cycles=12, trajectories=3, seed=1_000_000
+    ).compute()
+    by_hand = test.dan.score(test.dan.baseline("enkf-n", members=5), burn_in=2)
+    np.testing.assert_allclose(cube.rmse.sel(interval=0.1).item(), by_hand.rmse, rtol=1e-5)
+    by_matrix = TwinExperiment(model, operator=matrix, error_covariance=covariance)
+    again = xdan.sweep(by_matrix, methods, {"interval": [0.05, 0.1]}, store=tmp_path / "s", **SIZES)
+    xr.testing.assert_identical(again, cube)
+    for other in (
+        TwinExperiment(model, operator=np.eye(8)[1:5], error_covariance=covariance),
+        TwinExperiment(model, operator=matrix, error_covariance=2 * covariance),
+        TwinExperiment(model, operator=matrix, error_std=np.ones(4)),
+        TwinExperiment(model),
+    ):
+        with pytest.raises(FileExistsError, match=r"holds another sweep .*observing: "):
+            xdan.sweep(other, methods, {"interval": [0.05, 0.1]}, store=tmp_path / "s", **SIZES)
+
+
+def test_keys_of_cells_are_those_of_stores_written_before(model):
+    """A store of another day is resumed by them."""
+    sizes = {"cycles": 12, "trajectories": 3, "burn_in": 2}
+    methods = {"EnKF-N": {"baseline": "enkf-n", "members": 5}, "DAN": {**TINY, "trained_on": {"interval": 0.1}}}
+    experiment = TwinExperiment(model, observe=xdan.Sites.every(2), error_std=2)
+    keys = [cell.key[:12] for cell in SweepPlan.of(experiment, methods, {"forcing": [6.0]}, 1, sizes, False).cells()]
+    assert keys == ["571671f2fb79", "0a43f4437856"]
+
+
 def test_another_sweep_is_not_overwritten(model, tmp_path):
     schemes = {"EnKF-N": {"baseline": "enkf-n", "members": 5}}
     xdan.sweep(model, schemes, store=tmp_path / "s", **SIZES)
     with pytest.raises(FileExistsError, match=r"another sweep \(interval: 0.05 there, 0.1 now\)"):
-        xdan.sweep(model, schemes, interval=0.1, store=tmp_path / "s", **SIZES)
+        xdan.sweep(TwinExperiment(model, interval=0.1), schemes, store=tmp_path / "s", **SIZES)
     with pytest.raises(FileExistsError, match=r"scheme 'EnKF-N': .*'members': 5.* there, .*'members': 6"):
         xdan.sweep(model, {"EnKF-N": {"baseline": "enkf-n", "members": 6}}, store=tmp_path / "s", **SIZES)
     xdan.twin(model, cycles=4).to_zarr(tmp_path / "twin.zarr", consolidated=False)
@@ -381,8 +428,9 @@ def test_numbers_beside_names(model, tmp_path):
     schemes = {"ETKF": {"baseline": "etkf", "members": 5}}
     cube = xdan.sweep(model, schemes, {"inflation": [1.1, "tune"]}, store=tmp_path / "s", **SIZES)
     assert cube.inflation.values.tolist() == ["1.1", "tune"]
-    whole = xdan.sweep(model, schemes, {"inflation": [1.1]}, error_std=1, store=tmp_path / "t", **SIZES)
-    again = xdan.sweep(model, schemes, {"inflation": [1.1]}, error_std=1.0, store=tmp_path / "t", **SIZES)
+    one, same = (TwinExperiment(model, error_std=value) for value in (1, 1.0))
+    whole = xdan.sweep(one, schemes, {"inflation": [1.1]}, store=tmp_path / "t", **SIZES)
+    again = xdan.sweep(same, schemes, {"inflation": [1.1]}, store=tmp_path / "t", **SIZES)
     xr.testing.assert_identical(whole, again)
 
 
@@ -499,11 +547,10 @@ def test_numpy_numbers_are_welcome(model, tmp_path):
     schemes = {"DAN": {**TINY, "steps": np.int64(4), "learning_rate": np.float32(0.25)}}
     sizes = {name: np.int64(SIZES[name]) for name in ("cycles", "trajectories", "burn_in")}
     cube = xdan.sweep(
-        model,
+        TwinExperiment(model, interval=np.float64(0.05)),
         schemes,
         {"error_std": np.array([0.5, 1.0], "f4")},
         seeds=np.arange(1),
-        interval=np.float64(0.05),
         retry=np.bool_(False),
         store=tmp_path / "s",
         progress=False,
@@ -515,7 +562,7 @@ def test_numpy_numbers_are_welcome(model, tmp_path):
 
 
 WRONG = {
-    "dynamics": [3, None],
+    "experiment": [3, None],
     "schemes": [
         2,
         None,
@@ -542,9 +589,6 @@ WRONG = {
         {"observe": [object()]},
     ],
     "seeds": [1.5, 0, -1, True, None, "1", [0.5], [True], [0, 0], [2**32], range(2**32 - 5, 2**32)],
-    "interval": ["x", 0, np.nan, None],
-    "observe": [1, "all"],
-    "error_std": [0, 1j, "x", np.inf],
     "cycles": [1.5, 0, None, True],
     "trajectories": [0, 2.0],
     "burn_in": [-1, 12, 13, 1.5, None],
@@ -557,7 +601,7 @@ WRONG = {
 
 @pytest.mark.parametrize("label", WRONG)
 def test_wrong_arguments_are_named(model, label):
-    plain = {"dynamics": model, "schemes": {"E": {"baseline": "etkf", "members": 4}}, **SIZES}
+    plain = {"experiment": model, "schemes": {"E": {"baseline": "etkf", "members": 4}}, **SIZES}
     for value in WRONG[label]:
         with pytest.raises((TypeError, ValueError), match="expected"):
             xdan.sweep(**{**plain, label: value})

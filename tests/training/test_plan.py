@@ -114,7 +114,7 @@ def test_what_cannot_be_sent_or_saved_is_refused_before_data_are_read(single, un
     ],
 )
 def test_a_sweep_refuses_a_training_before_its_first_cell(model, monkeypatch, changes, message):
-    monkeypatch.setattr("xdan.sweeps.cells.fit", lambda *_: pytest.fail("a cell was trained"))
+    monkeypatch.setattr("xdan.sweeps.schemes.fit", lambda *_: pytest.fail("a cell was trained"))
     schemes = {
         "good": {"network": "residual-cnn", "steps": 1},
         "bad": {"network": "residual-cnn", "steps": 1, **changes},

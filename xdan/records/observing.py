@@ -15,9 +15,10 @@ from ..core.checks import integer, real_array
 from ..core.dynamics import Dynamics
 from ..core.observing import FunctionOperator, LinearOperator, ObservingSystem, Operator
 from ..core.random import Purpose, normal
+from ..core.twin import TwinExperiment
 from ..core.user_functions import call, check_function, shown_reason
 from .blocks import array_to_tensor, tensor_to_array
-from .schema import OBS, OPERATOR, TIME, TRAJECTORY, check_order
+from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
@@ -249,3 +250,74 @@ def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
         arrays.append(tensor_to_array(observing.observe(states)).round(9))
     return arrays
+
+
+def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> ObservingSystem:
+    """H and R of a twin experiment, float64 on the CPU.
+
+    Parameters
+    ----------
+    experiment : TwinExperiment
+    cycles : int, optional
+        Length of the record, along which errors may differ; without one they may not.
+
+    Raises
+    ------
+    TypeError
+        If the operator is neither numbers nor a function.
+    ValueError
+        If shapes, dims or the order of labels do not fit, R is not positive definite, or a function fails.
+    """
+    dynamics = experiment.dynamics
+    operator = None if experiment.operator is None else operator_from(experiment.operator, dynamics)
+    dims, shape = (dynamics.dims, dynamics.shape) if operator is None else ((OBS,), (operator.size,))
+    if experiment.error_covariance is not None:
+        return observing_from(_twin_covariance(experiment.error_covariance, dims, shape, dynamics), shape, operator)
+    error_std = experiment.error_std
+    if isinstance(error_std, xr.DataArray):
+        error_std = _ordered_deviations(error_std, dims, shape, cycles, dynamics)
+        in_time = TIME in error_std.dims
+    else:
+        in_time = cycles is not None and np.shape(error_std) == (cycles, *shape)
+        if np.shape(error_std) == (*shape, *shape) and not in_time:
+            raise ValueError(f"error_std has shape {np.shape(error_std)}, a matrix: pass R as error_covariance=")
+    return observing_from(errors("error_std", error_std), shape, operator, cycles if in_time else None)
+
+
+def _twin_covariance(
+    covariance: Any, dims: tuple[str, ...], shape: tuple[int, ...], dynamics: Dynamics
+) -> torch.Tensor:
+    """R of the shape of two states of observations, its labels checked."""
+    if isinstance(covariance, xr.DataArray):
+        both = (*dims, *(dim + DUAL for dim in dims))
+        if set(covariance.dims) == set(both):
+            covariance = covariance.transpose(*both)
+        for dim in set(covariance.dims) & set(dynamics.dims):
+            check_order(covariance, str(dim), dynamics)
+            dual, labels = f"{dim}{DUAL}", covariance.coords
+            if {dim, dual} <= set(labels) and labels[dim].values.tolist() != labels[dual].values.tolist():
+                raise ValueError(
+                    f"error_covariance has other labels along {dual!r} than along {dim!r}: expected the same"
+                )
+    values = errors("error_covariance", covariance)
+    size = math.prod(shape)
+    if tuple(values.shape) not in ((size, size), (*shape, *shape)):
+        raise ValueError(f"error_covariance has shape {tuple(values.shape)}: expected {(size, size)}")
+    return values.reshape(*shape, *shape)
+
+
+def _ordered_deviations(
+    error_std: xr.DataArray, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int | None, dynamics: Dynamics
+) -> xr.DataArray:
+    """Standard deviations with the dims (), (time,), `dims` or (time, *dims), their sizes and labels checked."""
+    sizes = ({} if cycles is None else {TIME: cycles}) | dict(zip(dims, shape, strict=True))
+    if unknown := set(error_std.dims) - set(sizes):
+        raise ValueError(f"error_std has dims {sorted(map(str, unknown))}: expected some of {tuple(sizes)}")
+    for dim in set(error_std.dims) & set(dynamics.dims):
+        check_order(error_std, str(dim), dynamics)
+    wrong = {str(dim): size for dim, size in error_std.sizes.items() if size != sizes[str(dim)]}
+    if wrong:
+        raise ValueError(f"error_std has sizes {wrong}: expected { ({dim: sizes[dim] for dim in wrong}) }")
+    whole = bool(set(dims) & set(error_std.dims))
+    order = [dim for dim in sizes if dim in error_std.dims or (dim in dims and whole)]
+    return error_std.expand_dims({dim: sizes[dim] for dim in order if dim not in error_std.dims}).transpose(*order)

@@ -1,52 +1,35 @@
-"""What a sweep asks for: schemes, axes and seeds as cells, and their results as a labelled cube."""
+"""What a sweep computes: schemes, axes and seeds, checked and laid out as cells."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
-import dask
-import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.delayed import Delayed
 
 from ..core.checks import integer, shown
 from ..core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
+from ..core.twin import TwinExperiment
 from ..network import Network
-from ..records.schema import Array
-from .cells import SCORES, TEST_SEEDS, TWIN, Cell, Scheme, check_plain, known_by, plain
+from .cells import TEST_SEEDS, Cell, describe_dynamics, describe_observing
+from .cube import SCHEME, SEED, arranged
+from .schemes import Scheme, check_plain, plain, scheme_from
 
-SCHEME, SEED = "scheme", "seed"
+_OF_EXPERIMENT = ("interval", "observe", "error_std")  # parameters of a twin experiment that may be axes
 _LENGTHS = frozenset(("steps", "epochs", "minutes"))  # each says how long to train
-_AXES = {
-    "interval": ("interval between analyses", "model time"),
-    "error_std": ("standard deviation of observation errors", ""),
-    "observe": ("observed sites", ""),
-    "forcing": ("forcing F", ""),
-    "sites": ("sites of the ring", ""),
-    "window": ("window", "cycles"),
-    "lag": ("lag", "cycles"),
-    "batch": ("batch S_b", "trajectories"),
-    "trajectories": ("training trajectories N_r", ""),
-    "filters": ("filters N_f", ""),
-    "members": ("members N_e", ""),
-    "memory": ("latent channels", ""),
-    "minutes": ("training time", "min"),
-    "steps": ("training steps", ""),
-}
-MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add so much
-_UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}
+_MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add so much
+_MOST_ASKED, _MOST_LISTED = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
 
 
 @dataclass(frozen=True)
-class Grid:
-    """What a sweep computes: a cell for every scheme, every combination of the axes' values, and every seed.
+class SweepPlan:
+    """A cell for every scheme, every combination of the axes' values, and every seed.
 
     Attributes
     ----------
@@ -56,9 +39,8 @@ class Grid:
     axes : mapping of str to mapping
         Each axis' labels and their values.
     seeds : sequence of int
-    dynamics : Dynamics
-    twin : mapping
-        `interval`, `observe` and `error_std` of every twin that no axis changes.
+    experiment : TwinExperiment
+        What no axis changes.
     test : mapping of str to int
         `cycles`, `trajectories` and `burn_in` of the test records.
     """
@@ -67,12 +49,69 @@ class Grid:
     trained: Mapping[str, Network]
     axes: Mapping[str, Mapping[Any, Any]]
     seeds: Sequence[int]
-    dynamics: Dynamics
-    twin: Mapping[str, Any]
+    experiment: TwinExperiment
     test: Mapping[str, int]
 
+    @classmethod
+    def of(
+        cls,
+        experiment: TwinExperiment | Dynamics,
+        schemes: Any,
+        axes: Any,
+        seeds: Any,
+        test: Mapping[str, Any],
+        yes: bool,
+    ) -> SweepPlan:
+        """Understand what a caller gave; cells are counted before any of them is listed.
+
+        Parameters
+        ----------
+        experiment : TwinExperiment or Dynamics
+        schemes, axes, seeds
+            As for `sweep`.
+        test : mapping
+            `cycles`, `trajectories` and `burn_in`.
+        yes : bool
+            Whether the cube may have more than 10,000 cells.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what cannot be, and for too many cells.
+        """
+        experiment = TwinExperiment.of(experiment, {})
+        least = {"cycles": 1, "trajectories": 1, "burn_in": 0}
+        test = {label: integer(label, value, least=least[label]) for label, value in test.items()}
+        axes = {} if axes is None else axes
+        for label, value in (("schemes", schemes), ("axes", axes)):
+            if not isinstance(value, Mapping):
+                raise TypeError(f"{label}={shown(value)}: expected a mapping of names")
+            if wrong := [name for name in value if not isinstance(name, str)]:
+                raise TypeError(f"{label} has the names {shown(wrong)}: expected strings")
+        if not schemes:
+            raise ValueError("no schemes: expected at least one, such as {'EnKF-N': {'baseline': 'enkf-n'}}")
+        if isinstance(seeds, (int, np.integer)):
+            seeds = range(integer("seeds", seeds, least=1))
+        sizes = [count(f"axis {name!r}", values) for name, values in axes.items()]
+        total = len(schemes) * math.prod(sizes) * count("seeds", seeds)
+        if total > (most := _MOST_LISTED if yes else _MOST_ASKED):
+            raise ValueError(
+                f"a cube of {total} cells: expected at most {most}; take fewer schemes, values or seeds"
+                + ("" if yes else f", or pass yes=True, with which {_MOST_LISTED} may be")
+            )
+        plan = cls(
+            {label: scheme_from(label, description) for label, description in schemes.items()},
+            {net.digest: net for one in schemes.values() if isinstance(net := one.get("network"), Network)},
+            {name: labelled(name, values) for name, values in axes.items()},
+            seeds_from(seeds),
+            experiment,
+            test,
+        )
+        plan.check()
+        return plan
+
     def check(self) -> None:
-        """Refuse axes, seeds and sizes that cannot be; `check_cells` looks at what they make.
+        """Refuse axes and sizes that cannot be; `check_cells` looks at what they make.
 
         Raises
         ------
@@ -83,14 +122,19 @@ class Grid:
                 f"burn_in={self.test['burn_in']} of cycles={self.test['cycles']}: expected a burn-in shorter than the "
                 "cycles"
             )
-        own = set(self._of_dynamics())
-        known = own.union(TWIN, *(scheme.accepts for scheme in self.schemes.values()))
+        if not isinstance(self.experiment.interval, float):
+            raise ValueError(
+                f"interval={shown(self.experiment.interval)}: expected one interval, as networks are trained on an "
+                "endless twin"
+            )
+        of_experiment = {*self._of_dynamics(), *_OF_EXPERIMENT}
+        known = of_experiment.union(*(scheme.accepts for scheme in self.schemes.values()))
         if unknown := sorted(set(self.axes) - known):
             raise ValueError(f"axes {unknown} are no parameters of any scheme: expected some of {sorted(known)}")
         for label, scheme in self.schemes.items():
-            if wrong := sorted(set(scheme.trained_on) - own - set(TWIN)):
+            if wrong := sorted(set(scheme.trained_on) - of_experiment):
                 raise ValueError(
-                    f"scheme {label!r}: trained_on takes {sorted(own | set(TWIN))}, expected none of {wrong}"
+                    f"scheme {label!r}: trained_on takes {sorted(of_experiment)}, expected none of {wrong}"
                 )
         for name in {"interval", "error_std"} & set(self.axes):
             values = self.axes[name].values()
@@ -113,105 +157,61 @@ class Grid:
                 seen.add(alike)
                 cell.check()
 
-    @property
-    def size(self) -> int:
-        """How many cells the cube has, counted without listing them."""
-        return len(self.schemes) * math.prod(len(axis) for axis in self.axes.values()) * len(self.seeds)
-
-    def _of_dynamics(self) -> Mapping[str, Any]:
-        return dynamics_to_json(self.dynamics)["parameters"] if self._registered() else {}
-
-    def _registered(self) -> bool:
-        """Whether the dynamics is what its description makes: then its parameters may be axes."""
-        try:
-            return dynamics_from_json(dynamics_to_json(self.dynamics)) == self.dynamics
-        except (TypeError, ValueError):
-            return False
-
     def cells(self) -> Iterator[Cell]:
         """All of them, the seeds fastest."""
         for scheme in self.schemes.values():
+            accepts = scheme.accepts
             for values in itertools.product(*(axis.values() for axis in self.axes.values())):
                 chosen = dict(zip(self.axes, values, strict=True))
+                parameters = {**scheme.parameters, **{n: value for n, value in chosen.items() if n in accepts}}
+                if length := _LENGTHS & accepts & set(chosen):
+                    parameters = {n: value for n, value in parameters.items() if n not in _LENGTHS - length}
+                experiment = self._experiment(chosen)
+                trained_on = self._experiment({**chosen, **scheme.trained_on}) if scheme.trained_on else experiment
                 for seed in self.seeds:
-                    yield self._cell(scheme, chosen, seed)
+                    yield Cell(replace(scheme, parameters=parameters), experiment, trained_on, self.test, seed)
 
-    def _cell(self, scheme: Scheme, chosen: Mapping[str, Any], seed: int) -> Cell:
-        own = {name: value for name, value in chosen.items() if name in scheme.accepts}
-        dynamics, twin = self._world(chosen)
-        trained_dynamics, trained_twin = self._world({**chosen, **scheme.trained_on})
-        parameters = {**scheme.parameters, **own}
-        if chosen_length := _LENGTHS & set(own):
-            parameters = {n: value for n, value in parameters.items() if n not in _LENGTHS - chosen_length}
-        return Cell(
-            replace(scheme, parameters=parameters), dynamics, trained_dynamics, twin, trained_twin, self.test, seed
-        )
-
-    def _world(self, chosen: Mapping[str, Any]) -> tuple[Dynamics, dict[str, Any]]:
-        """Dynamics and twin with some of their parameters set."""
-        mine = {name: value for name, value in chosen.items() if name in self._of_dynamics()}
-        dynamics = self.dynamics
-        if mine:
-            description = dynamics_to_json(dynamics)
-            dynamics = dynamics_from_json({**description, "parameters": {**description["parameters"], **mine}})
-        twin = {name: chosen.get(name, self.twin[name]) for name in TWIN}
-        return dynamics, {name: float(v) if isinstance(v, Real) else v for name, v in twin.items()}
-
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """JSON that tells this sweep from another; schemes, values and seeds may be added."""
         return {
-            "dynamics": known_by(self.dynamics),
+            "dynamics": describe_dynamics(self.experiment.dynamics),
             "axes": sorted(self.axes),
-            **{name: plain(value) for name, value in self._world({})[1].items()},
+            **describe_observing(self.experiment),
             **self.test,
             "schemes": {
-                label: {**scheme.about(), "trained_on": plain(scheme.trained_on)}
+                label: {**scheme.describe(), "trained_on": plain(scheme.trained_on)}
                 for label, scheme in self.schemes.items()
             },
         }
 
-    def cube(self, results: Mapping[str, Any]) -> xr.Dataset:
-        """Arrange the cells' results, which may be Delayed, as a labelled cube."""
-        dims = (SCHEME, *self.axes, SEED)
-        labels: dict[Hashable, list[Any]] = {SCHEME: list(self.schemes), **{n: list(a) for n, a in self.axes.items()}}
-        labels[SEED] = list(self.seeds)
-        shape = tuple(len(values) for values in labels.values())
-        of_cells = [results[cell.key] for cell in self.cells()]
-        variables = {}
-        for name, long_name in SCORES.items():
-            if any(isinstance(result, Delayed) for result in of_cells):
-                values = [da.from_delayed(_pick(result, name), (), np.float64) for result in of_cells]
-                array: Any = da.stack(values).reshape(shape)
-            else:
-                array = np.array([result.get(name, np.nan) for result in of_cells]).reshape(shape)
-            units = _UNITS.get(name, self.dynamics.units)
-            units = units if name != "innovation_variance" or units == "1" else f"({units})2"
-            variables[name] = (dims, array, {"long_name": long_name, "units": units})
-        errors = sorted({result["error"] for result in of_cells if isinstance(result, dict) and "error" in result})
-        attributes = {"title": "sweep", "errors": json.dumps(errors), **_text(self.test), "source": "xdan"}
-        # Strings as objects: Zarr has a specification for those of any length only.
-        coordinates = {
-            dim: np.array(values, dtype=object if any(isinstance(v, str) for v in values) else None)
-            for dim, values in labels.items()
+    def cube(self, scores: Mapping[str, Any]) -> xr.Dataset:
+        """Arrange the scores of the cells, given by their keys, as a cube with dims (scheme, *axes, seed)."""
+        labels = {
+            SCHEME: list(self.schemes),
+            **{n: list(axis) for n, axis in self.axes.items()},
+            SEED: list(self.seeds),
         }
-        cube = xr.Dataset(variables, coordinates, attributes)
-        if crps_of := self._crps_of(of_cells):
-            label = {"long_name": "what the CRPS is of"}
-            cube = cube.assign_coords(crps_of=(SCHEME, np.array(crps_of, dtype=object), label))
-        for name, (long_name, units) in _AXES.items():
-            if name in self.axes:
-                cube[name].attrs = {"long_name": long_name, **({"units": units} if units else {})}
-        if "error_std" in self.axes:
-            cube["error_std"].attrs["units"] = self.dynamics.units
-        return cube
+        of_cells = [scores[cell.key] for cell in self.cells()]
+        return arranged(labels, of_cells, self.experiment.dynamics.units, self.test)
 
-    def _crps_of(self, results: Sequence[Any]) -> list[str]:
-        """What the CRPS of each scheme is of, where the results are at hand and say so."""
-        if not all(isinstance(result, dict) for result in results):
-            return []
-        each = np.array([result.get("crps_of", "") for result in results], dtype=object).reshape(len(self.schemes), -1)
-        words = [", ".join(sorted({word for word in row if word})) for row in each]
-        return words if any(words) else []
+    def _of_dynamics(self) -> Mapping[str, Any]:
+        """Parameters of the dynamics, where it is what its description makes: then they may be axes."""
+        dynamics = self.experiment.dynamics
+        try:
+            registered = dynamics_from_json(dynamics_to_json(dynamics)) == dynamics
+        except (TypeError, ValueError):
+            return {}
+        return dynamics.config() if registered else {}
+
+    def _experiment(self, chosen: Mapping[str, Any]) -> TwinExperiment:
+        """The twin experiment with some of its parameters set, or of its dynamics'."""
+        changed = {name: chosen[name] for name in _OF_EXPERIMENT if name in chosen}
+        parameters = self._of_dynamics()
+        if set(chosen) & set(parameters):
+            described = dynamics_to_json(self.experiment.dynamics)
+            new = {name: chosen.get(name, value) for name, value in parameters.items()}
+            changed["dynamics"] = dynamics_from_json({**described, "parameters": new})
+        return replace(self.experiment, **changed)
 
 
 def count(label: str, values: Any) -> int:
@@ -246,9 +246,9 @@ def seeds_from(seeds: Any) -> Sequence[int]:
     """
     if isinstance(seeds, range):
         for end in (seeds[0], seeds[-1]):
-            integer("seeds", end, least=0, most=MOST_SEED)
+            integer("seeds", end, least=0, most=_MOST_SEED)
         return seeds
-    distinct = [integer("seeds", seed, least=0, most=MOST_SEED) for seed in seeds]
+    distinct = [integer("seeds", seed, least=0, most=_MOST_SEED) for seed in seeds]
     if len(set(distinct)) < len(distinct):
         raise ValueError(f"seeds={shown(distinct)}: expected distinct ones")
     return distinct
@@ -282,14 +282,3 @@ def labelled(name: str, values: Sequence[Any] | Mapping[str, Any]) -> dict[Any, 
     if len(set(labels)) < len(labels):
         raise ValueError(f"axis {name!r} has a value twice: {shown(labels)}; expected distinct ones")
     return dict(zip(labels, items, strict=True))
-
-
-def _text(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, (int, float, str)) else json.dumps(value) for name, value in values.items()
-    }
-
-
-@dask.delayed(pure=True)  # type: ignore[untyped-decorator]
-def _pick(result: Mapping[str, Any], name: str) -> Array:
-    return np.asarray(result.get(name, np.nan))

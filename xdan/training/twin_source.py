@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..core.checks import real, shown
+from ..core.checks import real
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import Objective, WindowContents
 from ..core.learning.imitation import TaughtTwin
@@ -20,8 +20,8 @@ from ..core.methods import EnsembleMethod, Record, method_by_name
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
 from ..core.twin import TwinExperiment
-from ..records.observing import errors, observing_from, operator_from
 from ..records.observing import identity as observing_identity
+from ..records.observing import observing_system
 from ..records.store import digest
 from .data import VALIDATION_CYCLES, VALIDATION_LANES, TrainingData, TrainingSource, climate_moments, describe_setting
 
@@ -84,7 +84,7 @@ class TwinSource(TrainingSource):
             )
         ensemble = ensemble_method(teacher, objective) if objective.needs_covariance else None
         steps = dynamics.steps_in(real("interval", experiment.interval, above=0.0))
-        observing = _observing_system(experiment)
+        observing = observing_system(experiment)
         count = 4 * batch if trajectories is None else trajectories
         return cls(experiment, observing, steps, ensemble, objective.needs_truth, count, window, batch, seed)
 
@@ -178,36 +178,6 @@ class TwinSource(TrainingSource):
             "trajectories": self.trajectories,
             "teacher": None if teacher is None else {"method": teacher.name, **teacher.config()},
         }
-
-
-def _observing_system(experiment: TwinExperiment) -> ObservingSystem:
-    """H and R of an experiment."""
-    dynamics = experiment.dynamics
-    operator = None if experiment.operator is None else operator_from(experiment.operator, dynamics)
-    shape = dynamics.shape if operator is None else (operator.size,)
-    if experiment.error_covariance is None:
-        deviation = _deviations(experiment.error_std)
-        return observing_from(torch.as_tensor(np.asarray(deviation), dtype=torch.float64), shape, operator)
-    covariance = errors("error_covariance", experiment.error_covariance)
-    size = int(np.prod(shape))
-    if tuple(covariance.shape) not in ((size, size), (*shape, *shape)):
-        raise ValueError(f"error_covariance has shape {tuple(covariance.shape)}: expected {(size, size)}")
-    return observing_from(covariance.reshape(*shape, *shape), shape, operator)
-
-
-def _deviations(error_std: Any) -> Any:
-    """Take a standard deviation, or an array of them."""
-    if not isinstance(error_std, (np.ndarray, torch.Tensor, xr.DataArray, list, tuple)):
-        return real("error_std", error_std, above=0.0)
-    try:
-        values = np.asarray(error_std)
-    except ValueError:
-        raise ValueError(f"error_std={shown(error_std)}: expected an array of positive numbers") from None
-    if values.dtype.kind not in "fiu":
-        raise TypeError(f"error_std={shown(error_std)}: expected positive numbers")
-    if not (np.isfinite(values) & (values > 0)).all():
-        raise ValueError(f"error_std={shown(error_std)}: expected positive numbers")
-    return values.astype(np.float64)
 
 
 def ensemble_method(teacher: Any, objective: Objective) -> EnsembleMethod:

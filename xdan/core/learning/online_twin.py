@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..methods.base import advance
-from ..observing import ObservingSystem, Sites, check_truth, observe
+from ..observing import ObservingSystem, Sites, observe
 from ..progress import track
+from ..twin import check_truth
 from .rollout import Window
 
 

@@ -5,36 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..dynamics import Dynamics
 from ..random import Purpose, normal
 from .sites import Sites
 from .system import ObservingSystem
-
-
-def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: int) -> None:
-    """Refuse a truth that is not finite: in a record it would be read as not observed.
-
-    Parameters
-    ----------
-    dynamics : Dynamics
-    truth : Tensor, shape (R, K, N)
-    trajectory : Tensor of int64, shape (R,)
-    first : int
-        Index of the first time.
-
-    Raises
-    ------
-    ValueError
-        It names the trajectory and the time.
-    """
-    lost = ~truth.isfinite().all(-1)
-    if bool(lost.any()):
-        row, k = (int(i) for i in lost.nonzero()[lost.nonzero()[:, 1].argmin()])
-        raise ValueError(
-            f"the truth of trajectory {int(trajectory[row])} is not finite from time index {first + k} on: expected a "
-            f"model whose states stay finite; give {dynamics.name!r} a smaller timestep=, or rest= that turns noise "
-            "into states that it can bear"
-        )
 
 
 def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:

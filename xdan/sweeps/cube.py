@@ -1,0 +1,112 @@
+"""The scores of a sweep's cells as a labelled cube."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from dask.delayed import Delayed
+
+from ..records.schema import Array
+
+SCHEME, SEED = "scheme", "seed"
+SCORES = {
+    "rmse": "analysis RMSE",
+    "rmse_standard_error": "standard error of the RMSE over trajectories",
+    "forecast_rmse": "forecast RMSE",
+    "spread": "standard deviation of the analysis",
+    "crps": "continuous ranked probability score of the analysis",
+    "innovation_variance": "variance of observation minus forecast",
+    "diverged": "trajectories that diverged",
+    "validation_rmse": "RMSE on the trajectories that training kept for validation",
+    "training_seconds": "time spent training",
+    "seconds": "time spent cycling",
+    "failed": "1 where the experiment ended in an error",
+}
+_UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}  # of the others, the state's
+_AXES = {
+    "interval": ("interval between analyses", "model time"),
+    "error_std": ("standard deviation of observation errors", ""),
+    "observe": ("observed sites", ""),
+    "forcing": ("forcing F", ""),
+    "sites": ("sites of the ring", ""),
+    "window": ("window", "cycles"),
+    "lag": ("lag", "cycles"),
+    "batch": ("batch S_b", "trajectories"),
+    "trajectories": ("training trajectories N_r", ""),
+    "filters": ("filters N_f", ""),
+    "members": ("members N_e", ""),
+    "memory": ("latent channels", ""),
+    "minutes": ("training time", "min"),
+    "steps": ("training steps", ""),
+}
+
+
+def arranged(
+    labels: Mapping[str, Sequence[Any]], scores: Sequence[Any], units: str, test: Mapping[str, int]
+) -> xr.Dataset:
+    """Arrange the scores of cells as a cube.
+
+    Parameters
+    ----------
+    labels : mapping of str to sequence
+        The labels of every dim; those of the last run fastest through the cells.
+    scores : sequence of mapping
+        One a cell; they may be Delayed.
+    units : str
+        Of the state.
+    test : mapping
+        Sizes of the test records, for the attributes.
+
+    Returns
+    -------
+    xarray.Dataset
+        With the dims of the labels; NaN where a cell has no such score.
+    """
+    dims, shape = tuple(labels), tuple(len(values) for values in labels.values())
+    variables = {}
+    for name, long_name in SCORES.items():
+        if any(isinstance(cell, Delayed) for cell in scores):
+            values = [da.from_delayed(_pick(cell, name), (), np.float64) for cell in scores]
+            array: Any = da.stack(values).reshape(shape)
+        else:
+            array = np.array([cell.get(name, np.nan) for cell in scores]).reshape(shape)
+        unit = _UNITS.get(name, units)
+        unit = unit if name != "innovation_variance" or unit == "1" else f"({unit})2"
+        variables[name] = (dims, array, {"long_name": long_name, "units": unit})
+    errors = sorted({cell["error"] for cell in scores if isinstance(cell, dict) and "error" in cell})
+    attributes = {"title": "sweep", "errors": json.dumps(errors), **test, "source": "xdan"}
+    # Strings as objects: Zarr has a specification for those of any length only.
+    coordinates = {
+        dim: np.array(values, dtype=object if any(isinstance(v, str) for v in values) else None)
+        for dim, values in labels.items()
+    }
+    cube = xr.Dataset(variables, coordinates, attributes)
+    if crps_of := _crps_of(scores, len(labels[SCHEME])):
+        label = {"long_name": "what the CRPS is of"}
+        cube = cube.assign_coords(crps_of=(SCHEME, np.array(crps_of, dtype=object), label))
+    for name, (long_name, unit) in _AXES.items():
+        if name in labels:
+            cube[name].attrs = {"long_name": long_name, **({"units": unit} if unit else {})}
+    if "error_std" in labels:
+        cube["error_std"].attrs["units"] = units
+    return cube
+
+
+def _crps_of(scores: Sequence[Any], schemes: int) -> list[str]:
+    """What the CRPS of each scheme is of, where the scores are at hand and say so."""
+    if not all(isinstance(cell, dict) for cell in scores):
+        return []
+    each = np.array([cell.get("crps_of", "") for cell in scores], dtype=object).reshape(schemes, -1)
+    words = [", ".join(sorted({word for word in row if word})) for row in each]
+    return words if any(words) else []
+
+
+@dask.delayed(pure=True)  # type: ignore[untyped-decorator]
+def _pick(scores: Mapping[str, Any], name: str) -> Array:
+    return np.asarray(scores.get(name, np.nan))
