@@ -25,7 +25,7 @@ from xarray import DataArray, Dataset, DataTree
 
 import xdan
 from xdan.core.methods import accepted_parameters
-from xdan.core.methods.base import _METHODS
+from xdan.core.methods.registry import _METHODS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Numbers = dict[str, Any]

@@ -15,7 +15,7 @@ import xarray as xr
 from ..core.checks import choice, integer, real_array, shown
 from ..core.dynamics import Dynamics
 from ..core.dynamics.base import in_words
-from ..core.methods.base import advance
+from ..core.methods.advancing import advance
 from ..core.observing import LinearOperator, ObservingSystem, Operator, Sites, check_truth, observe
 from ..core.random import check_seed
 from ..records.blocks import Carry, Plan, array_to_tensor, in_block, scan, tensor_to_array

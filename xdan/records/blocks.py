@@ -239,9 +239,10 @@ def cycle_block(
     with torch.no_grad():
         outputs, state = run(method, record, state, members)
         outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
-    shape = setup.dynamics.shape
+    shape, operator = setup.dynamics.shape, setup.observing.operator
+    flat = {output.name for output in method.outputs if output.place == "observations" and operator is not None}
     shaped = {
-        name: tensor_to_array(value if value.ndim == 2 else value.unflatten(-1, shape))
+        name: tensor_to_array(value if value.ndim == 2 or name in flat else value.unflatten(-1, shape))
         for name, value in outputs.items()
     }
     return shaped, {name: tensor_to_array(value) for name, value in state.items()}

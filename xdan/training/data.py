@@ -16,7 +16,7 @@ from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning.imitation import TaughtTwin
 from ..core.learning.online_twin import EndlessTwin
 from ..core.learning.trainer import Source
-from ..core.methods import EnsembleMethod, Record, method_by_name
+from ..core.methods import Method, Record, method_by_name, tune
 from ..core.observing import ObservingSystem, Sites
 from ..records.blocks import RecordWindows, make_record, read_lanes
 from ..records.observing import error_from, operator_from
@@ -170,14 +170,14 @@ def data_from_dynamics(
     return TrainingData(dynamics, held.observing, windows, record, moments, about, setting)
 
 
-def taught(data: TrainingData, method: EnsembleMethod, anew: bool) -> TrainingData:
+def taught(data: TrainingData, method: Method, anew: bool) -> TrainingData:
     """Put an ensemble method beside the endless twin, for its covariance to be imitated; `anew` as in `TaughtTwin`."""
     assert isinstance(data.windows, EndlessTwin)
     about = {**data.about, "teacher": {"method": method.name, **method.config()}}
-    return replace(data, windows=TaughtTwin(data.windows, method.prepare(data.validation), anew), about=about)
+    return replace(data, windows=TaughtTwin(data.windows, tune(method, data.validation), anew), about=about)
 
 
-def ensemble_method(teacher: Any) -> EnsembleMethod:
+def ensemble_method(teacher: Any) -> Method:
     """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for.
 
     Raises
@@ -195,7 +195,7 @@ def ensemble_method(teacher: Any) -> EnsembleMethod:
         raise ValueError(f"teacher={teacher!r}: expected the name of the method as 'method', beside its parameters")
     name = asked.pop("method")
     method = method_by_name(name, **asked)
-    if not isinstance(method, EnsembleMethod):
+    if not method.ensemble:
         raise ValueError(f"teacher {name!r} has no members to take a covariance from; take 'etkf' or 'enkf-n'")
     return method
 

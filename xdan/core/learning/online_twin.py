@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
-from ..methods.base import advance
+from ..methods.advancing import advance
 from ..observing import ObservingSystem, Sites, check_truth, observe
 from ..progress import track
 from .rollout import Window

@@ -13,9 +13,13 @@ from ..checks import integer
 from ..derivatives import Mode
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
-from .base import Differentiated, Method, Record, State
+from .base import Differentiated, Method
+from .declarations import SPREADS, Output, Tunable
+from .record import Record, State
 
-INFLATIONS = (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45)
+INFLATIONS = Tunable(
+    (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45), natural_end=1.0
+)
 
 
 class EnsembleMethod(Method):
@@ -35,7 +39,7 @@ class EnsembleMethod(Method):
     """
 
     ensemble: ClassVar[bool] = True
-    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+    outputs: tuple[Output, ...] = SPREADS
 
     def __init__(self, members: int) -> None:
         self.members = integer("members", members)
@@ -76,22 +80,8 @@ class EnsembleMethod(Method):
         return {"forecast_spread": state["x"].std(1)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Analysis spread."""
-        return {"spread": state["x"].std(1)}
-
-
-class Labelled(EnsembleMethod):
-    """An ensemble method that draws random numbers: its state knows its trajectory and cycle."""
-
-    def start(self, record: Record) -> State:
-        """Members, and the labels that key the draws."""
-        labels = record.trajectory.to(record.observation.device)
-        return {**super().start(record), "label": labels, "cycle": torch.ones_like(labels)}
-
-    def draw(self, state: State, purpose: Purpose, size: int) -> Tensor:
-        """Standard normal numbers of this cycle, shape (B, size), of the members' dtype."""
-        labels, cycle = state["label"], state["cycle"][:1]
-        return normal(self.seed, purpose, labels, cycle, size)[:, 0].to(state["x"])
+        """Analysis spread, and the outputs that the state holds under their names."""
+        return {"spread": state["x"].std(1), **super().analysis_outputs(state)}
 
 
 def compare(x: Tensor, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> tuple[Tensor, Tensor]:

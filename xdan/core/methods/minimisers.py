@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
-from .base import advance, advance_along
+from .advancing import advance, advance_along
 
 _MEMORY = 10  # pairs that L-BFGS remembers
 _ARMIJO, _HALVINGS = 1e-4, 12
