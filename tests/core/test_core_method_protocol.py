@@ -1,5 +1,8 @@
-"""The protocol of methods, with methods as a user would write them: in one class, returning what they carry and no more."""
+"""The protocol of methods, with methods as a user would write them: one class each, that returns what it carries."""
 
+import inspect
+import itertools
+import textwrap
 from dataclasses import replace
 from typing import ClassVar
 
@@ -9,6 +12,7 @@ import torch
 import xarray as xr
 from torch.testing import assert_close
 
+import xdan
 from xdan.core.dynamics import Lorenz96
 from xdan.core.methods import (
     Choice,
@@ -182,6 +186,17 @@ def test_declared_outputs_are_labelled(single, operator):
     # An output with a lag lies at the time that it belongs to.
     np.testing.assert_array_equal(made.before.isel(time=slice(0, -1)), made.forecast.isel(time=slice(0, -1)))
     assert bool(made.before.isel(time=-1).isnull().all())
+
+
+@pytest.mark.parametrize(("cls", "name"), [(Method, "nudging"), (EnsembleMethod, "perturbed")])
+def test_the_example_of_a_docstring_follows_the_truth(cls, name):
+    lines = inspect.getdoc(cls).split("::\n", 1)[1].splitlines()
+    code = textwrap.dedent("\n".join(itertools.takewhile(lambda line: not line or line[:4].isspace(), lines)))
+    namespace = {"Method": Method, "EnsembleMethod": EnsembleMethod, "register_method": register_method}
+    exec(code, namespace)
+    ds = xdan.twin(xdan.Lorenz96(), cycles=150, trajectories=2, observe=xdan.Sites.random(30, 40), seed=2).compute()
+    score = ds.dan.score(ds.dan.baseline(name), burn_in=50)
+    assert float(score.rmse) < 0.35 * float(ds.truth.std())
 
 
 # --- what the loop refuses ---

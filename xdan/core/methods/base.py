@@ -38,7 +38,7 @@ class Method(ABC):
     `first_cycle`. A trajectory whose `x` is not finite or grows without bound is lost: the loop flags it, and zeroes
     its entries so that the others go on.
 
-    A method that needs no numbers of its own is one class::
+    A method is one class, in one file::
 
         @register_method
         class Nudging(Method):
@@ -205,16 +205,18 @@ class Method(ABC):
         state : dict of Tensor
             What `forecast` returned; it is not to be written into.
         observation : Tensor, shape (B, P)
-            Zero where nothing is observed.
+            Zero where nothing is observed. P is N where no operator is given.
         observed : Tensor of bool, shape (B, P)
-            False where nothing is observed. `observing` leaves these out where it takes `observed`.
+            Which observations there are; it differs between trajectories and times. The innovation means nothing where
+            it is False. `observing.whiten` and `observing.project_innovation` take it, and give zero there.
         observing : ObservingSystem
-            H and R of this time: `observe`, `tangent`, `whiten`, `project_innovation`, ...
+            H and R of this time: `observe` x, the `tangent` of H, `whiten` by R^{-1/2}, `project_innovation`.
 
         Returns
         -------
         dict of Tensor
-            `x` of the same shape, and whatever the next cycle needs. Inflation is a part of it.
+            `x` of the same shape, and what the next cycle needs. The loop does not inflate: a method that
+            wants inflation multiplies the anomalies or the covariance that it returns.
         """
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:

@@ -25,6 +25,28 @@ INFLATIONS = Tunable(
 class EnsembleMethod(Method):
     """A method whose state is an ensemble, `x` of shape (B, M, N).
 
+    A subclass gives `analyse`. The members are drawn from the dynamics' climatology, and `first` draws each of them to
+    the first observations; the mean, the forecast of every member and both spreads are computed here. An analysis with
+    perturbed observations, each member by itself, is::
+
+        @register_method
+        class Perturbed(EnsembleMethod):
+            name = "perturbed"
+
+            def __init__(self, members: int = 20, inflation: float = 1.05) -> None:
+                super().__init__(members)
+                self.inflation = inflation
+
+            def analyse(self, state, observation, observed, observing):
+                x, (b, m, _) = state["x"], state["x"].shape
+                noise = observing.errors_from(self.draw(state, m * observation.shape[1]).reshape(b, m, -1))
+                innovation = observation[:, None] + noise - observing.observe(x)
+                x = x + observing.interpolate(x.mean(1), x.var(1), innovation, observed)
+                mean = x.mean(1, keepdim=True)
+                return {"x": mean + self.inflation * (x - mean)}
+
+    `compare`, `centre` and `Precision` of this module are what the ensemble transform filters are made of.
+
     Parameters
     ----------
     members : int
