@@ -28,11 +28,11 @@ METHODS = {
 def seconds_per_cycle(name: str, sites: int, cycles: int) -> float:
     """Time of a cycle of one trajectory, preparation and first analysis left out; the best of three."""
     ds = xdan.twin(xdan.Lorenz96(sites=sites), cycles=cycles + 1, trajectories=1, seed=0).compute()
-    frame = read(ds).frame
+    setup = read(ds).setup
 
     def part(first: int, stop: int) -> Record:
         columns = slice(first, stop)
-        return make_record(frame, ds.observation[:, columns].values, rows=slice(0, 1), columns=columns, seed=0)
+        return make_record(setup, ds.observation[:, columns].values, rows=slice(0, 1), columns=columns, seed=0)
 
     with torch.no_grad():
         method = method_by_name(name, **METHODS[name]).prepare(part(0, cycles + 1))

@@ -77,7 +77,8 @@ class Method(ABC):
     fixed : dict of str to object
         Parameters of a base that the class sets for good.
     first_cycle : int
-        What the loop counts analyses from.
+        What the loop counts analyses from: 1 for an ensemble whose first analysis draws numbers, as `start` draws those
+        of cycle 0.
     tune_on : {"innovation", "truth"}
         What tuning looks at: the innovations, or the analysis RMSE.
     dynamics, seed
