@@ -26,7 +26,7 @@ from xarray import DataArray, Dataset, DataTree
 import xdan
 from xdan.core.learning import Optimiser
 from xdan.core.methods import accepted_parameters
-from xdan.core.methods.base import _METHODS
+from xdan.core.methods.registry import _METHODS
 from xdan.core.twin import TwinExperiment
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -6,7 +6,10 @@ import torch
 import xarray as xr
 
 import xdan
-from xdan.core.methods.variational import _SCALES, _vertex
+from xdan.core.methods.tuning import vertex
+from xdan.core.methods.variational import SCALES
+
+_SCALES = SCALES.values
 
 
 def test_baseline_is_cycle_with_the_method(twin):
@@ -64,8 +67,8 @@ def test_tuning_takes_the_bottom_of_its_curve(model):
 
 def test_the_best_scale_stands_beside_one_that_diverged():
     scale = torch.tensor([2.0, 1.0, 0.5, 0.25])
-    assert float(_vertex(scale, torch.tensor([torch.inf, 1.0, 1.5, 2.0]), 1)) == 1.0
-    assert 0.5 < float(_vertex(scale, torch.tensor([3.0, 1.0, 1.5, 2.0]), 1)) < 1.0
+    assert float(vertex(scale, torch.tensor([torch.inf, 1.0, 1.5, 2.0]), 1)) == 1.0
+    assert 0.5 < float(vertex(scale, torch.tensor([3.0, 1.0, 1.5, 2.0]), 1)) < 1.0
 
 
 def test_a_static_scheme_is_tuned_on_the_truth_where_asked(model):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from xdan.assimilation.run_layout import shapes_of, tuned_shapes_of
+from xdan.assimilation.run_layout import choices_of, layout_of
 from xdan.core.methods import method_by_name
 from xdan.records.record import read
 
@@ -31,22 +31,25 @@ def labelled(single):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_holds_what_its_layout_says(single, labelled, name):
     method = method_by_name(name)
-    shapes = shapes_of(method, labelled, False) | tuned_shapes_of(method, labelled.setup)
+    layout = layout_of(method, labelled, False) | choices_of(method, labelled.setup)
     run = single.isel(time=slice(6)).dan.cycle(method_by_name(name))
-    assert set(run.data_vars) <= set(shapes) <= set(run.variables)  # the candidates of a tuning are a coordinate
-    for variable, (dims, _, dtype) in shapes.items():
-        assert tuple(d for d in dims if d in run[variable].dims) == run[variable].dims, variable
-        assert run[variable].dtype == dtype, variable
-        assert run[variable].attrs["long_name"] != variable, "a name says less than words"
+    assert set(run.data_vars) <= set(layout) <= set(run.variables)  # the candidates of a tuning are a coordinate
+    for name, variable in layout.items():
+        assert run[name].dims == variable.dims, name
+        assert run[name].dtype == variable.dtype, name
+        assert run[name].attrs == variable.attrs, name
+        assert variable.long_name != name, "a name says less than words"
+        sizes = {"time": 6}  # the layout is that of the whole record
+        assert run[name].shape == tuple(sizes.get(d, n) for d, n in zip(variable.dims, variable.shape, strict=True))
     assert run.analysis.attrs["units"] == labelled.setup.dynamics.units
 
 
 def test_members_and_memory_have_dims_of_their_own(labelled, net):
     lead, sites = labelled.observation.shape[:2], labelled.setup.dynamics.shape
-    shapes = shapes_of(method_by_name("enkf-n", members=7), labelled, True)
+    layout = layout_of(method_by_name("enkf-n", members=7), labelled, True)
     for name in ("members", "forecast_members"):
-        dims, shape, dtype = shapes[name]
-        assert dims == ("trajectory", "time", "member", *labelled.setup.dynamics.dims)
-        assert shape == (*lead, 7, *sites)
-        assert dtype == labelled.setup.dtype
-    assert shapes["diverged"][1:] == (lead, np.dtype(bool))
+        variable = layout[name]
+        assert variable.dims == ("trajectory", "time", "member", *labelled.setup.dynamics.dims)
+        assert variable.shape == (*lead, 7, *sites)
+        assert variable.dtype == labelled.setup.dtype
+    assert (layout["diverged"].shape, layout["diverged"].dtype) == (lead, np.dtype(bool))

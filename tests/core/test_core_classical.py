@@ -26,10 +26,11 @@ from torch.testing import assert_close
 
 from xdan.core.checks import XdanWarning
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.methods import Method, Record, State, accepted_parameters, climate, method_by_name, run
+from xdan.core.methods import Method, Record, State, accepted_parameters, climate, method_by_name, run, tune
 from xdan.core.methods.ensemble import InverseRoot, rotation
 from xdan.core.methods.local import gaspari_cohn
 from xdan.core.methods.minimisers import Window, gauss_newton, l_bfgs
+from xdan.core.methods.tuning import warn_at_an_end
 from xdan.core.observing import FunctionOperator, ObservingSystem, Sites
 from xdan.core.random import Purpose
 
@@ -392,19 +393,19 @@ def test_the_spin_up_finds_the_truth_from_the_climatology():
 def test_the_tuned_inflation_is_the_best_of_those_tried(tune_on):
     record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 120, lanes=4)
     asked = method_by_name("etkf", members=5, inflation="tune", tune_on=tune_on)
-    ready = asked.prepare(record)
-    tuned = ready.tuned()
-    curve = torch.from_numpy(tuned["innovation_score" if tune_on == "innovation" else "truth_rmse"][1])
-    candidates = tuned["candidate_inflation"][1]
-    assert tuned["tuned_inflation"][1] == pytest.approx(candidates[int(curve.argmin())])
+    ready = tune(asked, record)
+    tuned = ready.chosen()
+    curve = torch.from_numpy(tuned["innovation_score" if tune_on == "innovation" else "truth_rmse"])
+    candidates = tuned["candidate_inflation"]
+    assert tuned["tuned_inflation"] == pytest.approx(candidates[int(curve.argmin())])
     assert ready.config()["inflation"] == "tune"
     # What a run with that number gives, and what one without inflation loses.
-    number = float(tuned["tuned_inflation"][1])
+    number = float(tuned["tuned_inflation"])
     plain = run(method_by_name("etkf", members=5, inflation=number).prepare(record), record)[0]
     assert torch.equal(run(ready, record)[0]["analysis"], plain["analysis"])
     assert curve.min() < curve[0]
-    shapes = {name: values[1] for name, values in asked.tuned_shapes().items()}
-    assert shapes == {name: torch.as_tensor(values[1]).shape for name, values in tuned.items()}
+    shapes = {choice.name: choice.shape for choice in asked.choices}
+    assert shapes == {name: np.shape(value) for name, value in tuned.items()}
 
 
 def test_tuning_of_two_parameters_tries_their_product():
@@ -413,10 +414,10 @@ def test_tuning_of_two_parameters_tries_their_product():
     method = method_by_name("letkf", members=4, radius="tune", inflation="tune", candidates=tried)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XdanWarning)
-        tuned = method.prepare(record).tuned()
-    assert tuned["innovation_score"][1].shape == (3, 2)
-    best = np.unravel_index(tuned["innovation_score"][1].argmin(), (3, 2))
-    assert (tuned["tuned_radius"][1], tuned["tuned_inflation"][1]) == tuple(
+        tuned = tune(method, record).chosen()
+    assert tuned["innovation_score"].shape == (3, 2)
+    best = np.unravel_index(tuned["innovation_score"].argmin(), (3, 2))
+    assert (tuned["tuned_radius"], tuned["tuned_inflation"]) == tuple(
         tried[name][index] for name, index in zip(("radius", "inflation"), best, strict=True)
     )
 
@@ -425,7 +426,7 @@ def test_tuning_on_the_truth_needs_it():
     record = lorenz96_record(12)
     blind = Record(record.dynamics, record.observing, record.observation, record.steps, record.trajectory, 1)
     with pytest.raises(ValueError, match=r"tune_on=.truth.*no truth"):
-        method_by_name("etkf", members=4, inflation="tune", tune_on="truth").prepare(blind)
+        tune(method_by_name("etkf", members=4, inflation="tune", tune_on="truth"), blind)
 
 
 def test_tuning_without_observations_says_so():
@@ -433,19 +434,23 @@ def test_tuning_without_observations_says_so():
     blind = torch.full_like(record.observation, math.nan)
     record = Record(record.dynamics, record.observing, blind, record.steps, record.trajectory, 1)
     with pytest.raises(ValueError, match=r"finite score.*nothing is observed"):
-        method_by_name("etkf", members=4, inflation="tune").prepare(record)
+        tune(method_by_name("etkf", members=4, inflation="tune"), record)
 
 
-def test_a_method_to_be_tuned_must_be_prepared():
-    with pytest.raises(RuntimeError, match=r"call prepare\(record\)"):
+def test_a_method_to_be_tuned_must_be_tuned():
+    with pytest.raises(RuntimeError, match=r"call tune\(method, record\)"):
         method_by_name("etkf", inflation="tune").number("inflation")
+
+
+def lags(method: Method) -> dict[str, int]:
+    return {output.name: output.lag for output in method.outputs if output.lag}
 
 
 @pytest.mark.parametrize(("name", "lag"), [("ienks", {"lag": 4}), ("4d-var", {"window": 4, "scale": 0.1})])
 def test_the_smoothed_state_is_that_of_its_lag(name, lag):
     record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 60, lanes=4, steps=lambda k: 2 * (k > 0))
     method = method_by_name(name, **lag, **({"members": 14} if name == "ienks" else {})).prepare(record)
-    assert method.lags == {"smoothed": 4}
+    assert lags(method) == {"smoothed": 4}
     smoothed = run(method, record)[0]["smoothed"]
     assert smoothed[:, :4].isnan().all()
     assert smoothed[:, 4:].isfinite().all()
@@ -454,8 +459,8 @@ def test_the_smoothed_state_is_that_of_its_lag(name, lag):
 
 
 def test_other_methods_have_no_lag():
-    assert method_by_name("etkf").lags == {}
-    assert method_by_name("ienkf-n").lags == {"smoothed": 1}
+    assert lags(method_by_name("etkf")) == {}
+    assert lags(method_by_name("ienkf-n")) == {"smoothed": 1}
 
 
 # --- candidates ---
@@ -463,13 +468,13 @@ def test_other_methods_have_no_lag():
 
 def tuned_on_ring(candidates=None, **parameters):
     record = record_of(Lorenz96(10), ObservingSystem(std=DOUBLE + 1.0), 60, lanes=2)
-    return method_by_name("etkf", members=6, inflation="tune", candidates=candidates, **parameters).prepare(record)
+    return tune(method_by_name("etkf", members=6, inflation="tune", candidates=candidates, **parameters), record)
 
 
 def test_candidates_come_from_the_caller_sorted():
     method = method_by_name("letkf", radius="tune", candidates={"radius": np.array([6.0, 2.0, 4.0, 2.0])})
     assert method.config()["candidates"] == {"radius": [2.0, 4.0, 6.0]}
-    assert method.tuned_shapes()["candidate_radius"][1] == (3,)
+    assert {choice.name: choice.shape for choice in method.choices}["candidate_radius"] == (3,)
     assert "candidates" not in method_by_name("letkf", radius="tune").config()
     json.dumps(method.config())
 
@@ -477,10 +482,10 @@ def test_candidates_come_from_the_caller_sorted():
 def test_tuning_tries_the_callers_candidates_only():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XdanWarning)
-        tuned = tuned_on_ring({"inflation": [1.01, 1.05, 1.5]}).tuned()
-    np.testing.assert_array_equal(tuned["candidate_inflation"][1], [1.01, 1.05, 1.5])
-    assert tuned["tuned_inflation"][1] in (1.01, 1.05, 1.5)
-    assert tuned["innovation_score"][1].shape == (3,)
+        tuned = tuned_on_ring({"inflation": [1.01, 1.05, 1.5]}).chosen()
+    np.testing.assert_array_equal(tuned["candidate_inflation"], [1.01, 1.05, 1.5])
+    assert tuned["tuned_inflation"] in (1.01, 1.05, 1.5)
+    assert tuned["innovation_score"].shape == (3,)
 
 
 def test_an_end_of_the_candidates_warns():
@@ -490,12 +495,12 @@ def test_an_end_of_the_candidates_warns():
 
 def test_no_inflation_at_all_is_a_natural_end():
     method = method_by_name("etkf", inflation="tune", candidates={"inflation": [1.0, 1.1]})
-    method._warn_at_an_end("inflation", 1.0)
+    warn_at_an_end(method, "inflation", 1.0)
     with pytest.warns(XdanWarning, match="chose 1.1"):
-        method._warn_at_an_end("inflation", 1.1)
+        warn_at_an_end(method, "inflation", 1.1)
     shrinking = method_by_name("state-covariance", inflation="tune", candidates={"inflation": [1.0, 1.1]})
     with pytest.warns(XdanWarning, match="smaller"):
-        shrinking._warn_at_an_end("inflation", 1.0)
+        warn_at_an_end(shrinking, "inflation", 1.0)
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("3d-var", {}), ("4d-var", {"window": 2})])
@@ -503,13 +508,13 @@ def test_a_scale_is_one_of_the_callers(name, parameters):
     record = lorenz96_record(40)
     method = method_by_name(name, **parameters, scale="tune", candidates={"scale": [1e-3, 3e-3]})
     with pytest.warns(XdanWarning, match="tuning scale of .*larger"):
-        ready = method.prepare(record)
-    tuned = ready.tuned()
-    chosen = tuned["background_scale" if name == "3d-var" else "tuned_scale"][1]
+        ready = tune(method, record)
+    tuned = ready.chosen()
+    chosen = tuned["background_scale" if name == "3d-var" else "tuned_scale"]
     assert float(chosen) == 3e-3
-    np.testing.assert_array_equal(tuned["candidate_scale"][1], [1e-3, 3e-3])
-    shapes = {key: value[1] for key, value in method.tuned_shapes().items() if -1 not in value[1]}
-    assert shapes == {key: np.shape(tuned[key][1]) for key in shapes}
+    np.testing.assert_array_equal(tuned["candidate_scale"], [1e-3, 3e-3])
+    shapes = {choice.name: choice.shape for choice in method.choices if -1 not in choice.shape}
+    assert shapes == {key: np.shape(tuned[key]) for key in shapes}
     assert ready.config()["candidates"] == {"scale": [1e-3, 3e-3]}
 
 
@@ -655,7 +660,7 @@ def test_a_state_of_one_variable_has_a_covariance_of_one_number(name, parameters
     record = record_of(logistic, ObservingSystem(std=DOUBLE + 0.05), 12)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", XdanWarning)
-        method = method_by_name(name, **parameters).prepare(record)
+        method = tune(method_by_name(name, **parameters), record)
     outputs, _ = run(method, record)
     assert outputs["analysis"].shape == (2, 12, 1)
     if name == "optimal-interpolation":

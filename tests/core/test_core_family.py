@@ -123,7 +123,7 @@ def test_cycles_and_gradients_through_them_are_finite(name):
     method = DataAssimilationNetwork.of(net.eval())
     outputs, _ = run(method, record, members=True)
     assert outputs["analysis"].shape == (3, 4, N)
-    assert outputs.keys() >= {*method.outputs}
+    assert outputs.keys() >= {output.name for output in method.outputs}
     if net.ensemble:
         assert outputs["members"].shape == (3, 4, 3, N)
         assert_close(outputs["members"].mean(2), outputs["analysis"])

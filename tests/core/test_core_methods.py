@@ -19,6 +19,7 @@ from xdan.core.methods import (
     ThreeDVar,
     method_by_name,
     run,
+    tune,
 )
 from xdan.core.methods.finite_size import _refined, dual_minimum
 from xdan.core.networks import ResidualCNN
@@ -400,8 +401,8 @@ def test_first_analysis_of_3d_var_starts_from_the_climate():
 def test_tuned_scale_of_3d_var_is_as_good_as_the_best_of_a_scan():
     observing = ObservingSystem(std=DOUBLE + 1.5)
     record = record_of(Lorenz96(8), observing, 250, lanes=16)
-    method = ThreeDVar(background=torch.eye(8), scale="tune").prepare(record)
-    chosen = float(method.tuned()["background_scale"][1])
+    method = tune(ThreeDVar(background=torch.eye(8), scale="tune"), record)
+    chosen = float(method.chosen()["background_scale"])
 
     def scores(scales: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Root mean square error of the forecast, and RMSE of the analysis."""
@@ -427,11 +428,11 @@ def test_trained_background_is_the_covariance_of_the_forecast_errors():
     # The fixed point of the iteration, up to what one more round changes.
     observing = ObservingSystem(std=DOUBLE + 1.0)
     record = record_of(Lorenz96(6), observing, 200, lanes=8)
-    trained = ThreeDVar(background="trained", scale="tune").prepare(record)
-    b = torch.from_numpy(trained.tuned()["background_covariance"][1])
+    trained = tune(ThreeDVar(background="trained", scale="tune"), record)
+    b = trained.chosen()["background_covariance"]
     again = (run(trained, record)[0]["forecast"] - record.truth)[:, 50:].flatten(0, 1)
     assert (torch.cov(again.T) - b).norm() < 0.1 * b.norm()
-    plain = ThreeDVar(scale="tune").prepare(record)
+    plain = tune(ThreeDVar(scale="tune"), record)
     errors = [run(method, record)[0]["analysis"] - record.truth for method in (trained, plain)]
     assert errors[0][:, 50:].square().mean() < errors[1][:, 50:].square().mean()
 
@@ -573,9 +574,10 @@ def test_outputs_are_those_that_the_method_announces(name):
     record = lorenz96_record(5)
     method = METHODS[name]().prepare(record)
     outputs, _ = run(method, record)
-    assert outputs.keys() == {"forecast", "analysis", "diverged", *method.outputs}
+    places = {output.name: output.place for output in method.outputs}
+    assert outputs.keys() == {"forecast", "analysis", "diverged", *places}
     for key, value in outputs.items():
-        per_site = method.outputs.get(key, "cycle" if key == "diverged" else "site") == "site"
+        per_site = places.get(key, "cycle" if key == "diverged" else "state") == "state"
         assert value.shape == ((2, 5, 8) if per_site else (2, 5))
 
 

@@ -76,13 +76,13 @@ def baseline(
     --------
     xdan.core.methods : the methods themselves, with their sources.
     """
-    passed = {key: value for key, value in parameters.items() if key in _CYCLE_ARGUMENTS}
-    own = {key: value for key, value in parameters.items() if key not in _CYCLE_ARGUMENTS}
+    of_cycle = {key: value for key, value in parameters.items() if key in _CYCLE_ARGUMENTS}
+    of_method = {key: value for key, value in parameters.items() if key not in _CYCLE_ARGUMENTS}
     keep = switch("keep_members", keep_members)
-    method = method_by_name(name, tune_on=tune_on, candidates=candidates, **own)
+    method = method_by_name(name, tune_on=tune_on, candidates=candidates, **of_method)
     if keep and not method.ensemble:
         raise ValueError(
             f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a memory; "
             "expected an ensemble method such as 'etkf'"
         )
-    return cycle(ds, method, members=keep, **passed)
+    return cycle(ds, method, members=keep, **of_cycle)

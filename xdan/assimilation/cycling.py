@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,18 +10,17 @@ from typing import Any
 import dask
 import dask.array as da
 import numpy as np
-import torch
 import xarray as xr
+from dask.delayed import Delayed
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.checks import switch
 from ..core.dynamics import Dynamics, dynamics_to_json
-from ..core.methods import Method
+from ..core.methods import Method, State
 from ..core.methods import run as run_method
-from ..core.methods.base import State
 from ..core.progress import shown
-from ..core.random import Purpose, check_seed, normal
-from ..core.user_functions import finest
+from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Carry, Plan, Setup, block, block_graph, in_block, make_record, pick_device
 from ..records.following import astray
@@ -30,15 +28,12 @@ from ..records.location import StoreLike, check_reachable, check_rewritable, loc
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord, read
 from ..records.schema import Array
-from ..records.setting import differences, observed_otherwise, validation_innovation
 from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES, check_observed, refuse_fill_values
 from ..records.watch import RATIO, Watch, attribute, far_from_truth, tell
-from .run_layout import label_run, named, shapes_of, tuned_shapes_of
-
-_CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
-_REMEDY = "Take more members, inflation= or localisation, or look whether units, R and the model's time step are right"
+from .run_layout import Layout, choices_of, label_run, lags_of, layout_of
+from .schemes import Scheme, scheme_of
 
 
 def cycle(
@@ -128,16 +123,11 @@ def cycle(
         observation_error=observation_error,
         operator=operator,
     )
-    if not isinstance(method, (Network, Method)):
-        raise TypeError(
-            f"cannot cycle with {type(method).__name__}: expected a Network, as xdan.open_network() and train() give, "
-            "or a method of xdan.core.methods; classical ones go by name through baseline()"
-        )
+    scheme = scheme_of(method)
     seed, progress = check_seed(seed), switch("progress", progress)
     check_mode(mode)
-    setup, device = labelled.setup, pick_device(device)
-    if isinstance(method, Network):
-        method.check(setup.dynamics)
+    device = pick_device(device)
+    scheme.check(labelled)
     if store is not None:
         store = locate(store)
         check_rewritable(store)
@@ -145,115 +135,226 @@ def cycle(
     lazy = labelled.observation.chunks is not None
     if store is not None or not lazy:
         check_observed(labelled.observation)
-    observations = labelled.observation.chunk().data
-    if store is not None:
-        observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
-    truths = None if labelled.truth is None else labelled.truth.chunk().data
-    plan = Plan.from_chunks(*observations.chunks[:2])
-    leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
-    outside = _outside(method, labelled)
+    outside = scheme.outside(labelled)
     tell(outside)
-    prepared = dask.delayed(_prepare, pure=False)(
-        method,
-        setup,
-        observations[leading],
-        None if truths is None else truths[leading],
-        seed,
-        device,
-        progress,
-        bool(outside),
-    )
-    prototype = _at_work(method, setup, device)
-    shapes = shapes_of(prototype, labelled, members)
-    members = bool(members)
-    tuned = tuned_shapes_of(prototype, setup)
-    lags = prototype.lags
-    arguments = (dask.delayed(setup, traverse=False), prepared, seed, members, device)
-    label = partial(label_run, method=method, prototype=prototype, labelled=labelled, seed=seed)
-    if store is None:
-        outputs = {name: (shape[2:], dtype) for name, (_, shape, dtype) in shapes.items()}
-        arrays = block_graph(partial(_cycle_block, lazy), plan, [observations], outputs, *arguments, carries=True)
-        arrays |= {name: _moved(arrays[name], lag) for name, lag in lags.items()}
-        chosen = dask.delayed(_chosen)(prepared, setup.dtype)
-        scalars = {n: da.from_delayed(chosen[n], shape, dtype) for n, (_, shape, dtype) in tuned.items()}
-        result = label(named(shapes, arrays) | named(tuned, scalars)).assign_attrs(attribute(outside))
-        if not lazy:
-            (result, ready) = dask.compute(result, prepared)
-            result = result.assign_attrs(attribute([*outside, *ready.texts, *_judge(result, ready, setup)]))
-        return sealed(labelled.as_given(result))
-    identity = digest(
-        [prototype.name, prototype.config(), prototype.tune_on, dynamics_to_json(setup.dynamics), seed, members],
-        method.digest if isinstance(method, Network) else "",
-        setup.steps,
-        setup.trajectory,
-        [list(plan.trajectory), list(plan.time), str(setup.dtype)],
-        *observing_identity(setup.observing, setup.dynamics),
-        # The record is known by its first block: another record's differs there.
-        np.asarray(observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
-    )
-    check_reachable(store)
-    blank = {
-        name: da.zeros(shape, dtype=dtype, chunks=(*observations.chunks[:2], *shape[2:]))
-        for name, (_, shape, dtype) in shapes.items()
-    }
-    unset = {name: da.zeros(shape, dtype=dtype, chunks=-1) for name, (_, shape, dtype) in tuned.items()}
-    with writing(store):
-        (ready,) = dask.persist(prepared)
-        dask.delayed(_is_prepared)(ready).compute()  # what is refused now leaves the store as it is
-        template = label(named(shapes, blank) | named(tuned, unset)).drop_encoding()
-        coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
-        stream = Stream(store, sealed(template.assign_coords(coordinates)), plan, identity, mode, lags)
-        _stream(stream, observations, ready, arguments, progress)
-        whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
-        (made,) = dask.compute(ready)
-        stream.finish(attribute([*outside, *made.texts, *_judge(whole, made, setup)]))
-    opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
-    return opened
+    run = _Run.planned(labelled, scheme, outside, seed, members, device, progress, stored=store is not None)
+    if store is not None:
+        return run.streamed(store, mode)
+    return run.lazy() if lazy else run.in_memory()
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A method that is ready for a record.
+    """A scheme that is ready for a record.
 
     Attributes
     ----------
-    method : Method or Network
-        A network as a handle.
+    scheme : Scheme
     watch : Watch
         How large its innovations should be.
     texts : sequence of str
         What was warned of while the record was looked at.
     """
 
-    method: Method | Network
+    scheme: Scheme
     watch: Watch
     texts: Sequence[str]
 
 
-def _outside(method: Network | Method, labelled: LabelledRecord) -> list[str]:
-    """Say in what a record differs from a network's training, and what to do."""
-    if not isinstance(method, Network):
-        return []
-    differing = differences(method.description, labelled.setup, labelled.sites)
-    if not differing:
-        return []
-    return [
-        f"the network is used out of the setting that it was trained in: {'; '.join(differing)}. It may lose the "
-        "truth: compare with baseline('enkf-n'), or train a network on this record with ds.dan.train()"
-    ]
+@dataclass(frozen=True)
+class _Run:
+    """A run that is planned and not computed yet.
 
+    Attributes
+    ----------
+    labelled : LabelledRecord
+    scheme : Scheme
+    method : Method
+        The scheme at work, not prepared.
+    outside : list of str
+        What was warned of already.
+    seed : int
+    members : bool
+    device : str
+    progress : bool
+    observations : dask array, dims (trajectory, time, ...)
+    plan : Plan
+    prepared : Delayed
+        Of a `_Prepared`.
+    layout, choices : Layout
+        What there is of every cycle, and of the whole run.
+    """
 
-def _judge(run: xr.Dataset, prepared: _Prepared, setup: Setup) -> list[str]:
-    """Warn of what is wrong with a run in memory, and return the sentences."""
-    texts = prepared.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), setup.trajectory, slice(None))
-    tell(texts, stacklevel=4)
-    return texts
+    labelled: LabelledRecord
+    scheme: Scheme
+    method: Method
+    outside: list[str]
+    seed: int
+    members: bool
+    device: str
+    progress: bool
+    observations: da.Array
+    plan: Plan
+    prepared: Delayed
+    layout: Layout
+    choices: Layout
+
+    @classmethod
+    def planned(
+        cls,
+        labelled: LabelledRecord,
+        scheme: Scheme,
+        outside: list[str],
+        seed: int,
+        members: bool,
+        device: str,
+        progress: bool,
+        stored: bool,
+    ) -> _Run:
+        """Cut the record into blocks, and describe what the run will hold; a store's blocks have a regular size."""
+        setup = labelled.setup
+        observations = labelled.observation.chunk().data
+        if stored:
+            observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
+        truths = None if labelled.truth is None else labelled.truth.chunk().data
+        leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
+        prepared = dask.delayed(_prepare, pure=False)(
+            scheme,
+            setup,
+            observations[leading],
+            None if truths is None else truths[leading],
+            seed,
+            device,
+            progress,
+            bool(outside),
+        )
+        method = scheme.at_work(setup.dtype, device)
+        layout, choices = layout_of(method, labelled, members), choices_of(method, setup)
+        plan = Plan.from_chunks(*observations.chunks[:2])
+        return cls(
+            labelled,
+            scheme,
+            method,
+            outside,
+            seed,
+            bool(members),
+            device,
+            progress,
+            observations,
+            plan,
+            prepared,
+            layout,
+            choices,
+        )
+
+    def lazy(self, tells: bool = True) -> xr.Dataset:
+        """The run as dask arrays; with `tells` its blocks warn by themselves, as nothing looks at the whole."""
+        outputs = {name: (one.shape[2:], one.dtype) for name, one in self.layout.items()}
+        arguments = (dask.delayed(self.labelled.setup, traverse=False), self.prepared, *self._constants)
+        run_block = partial(_cycle_block, tells)
+        arrays = block_graph(run_block, self.plan, [self.observations], outputs, *arguments, carries=True)
+        arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method).items()}
+        chosen = dask.delayed(_chosen)(self.prepared, self.labelled.setup.dtype, self.device)
+        settled = {name: da.from_delayed(chosen[name], one.shape, one.dtype) for name, one in self.choices.items()}
+        result = self._labelled(arrays | settled).assign_attrs(attribute(self.outside))
+        return self._sealed(result) if tells else result
+
+    def in_memory(self) -> xr.Dataset:
+        """The run, computed."""
+        result, ready = dask.compute(self.lazy(tells=False), self.prepared)
+        return self._sealed(result.assign_attrs(attribute([*self.outside, *ready.texts, *self._judge(result, ready)])))
+
+    def streamed(self, store: StoreLike, mode: str) -> xr.Dataset:
+        """The run, computed block by block into a store, and opened there."""
+        identity = self._identity()
+        check_reachable(store)
+        with writing(store):
+            (ready,) = dask.persist(self.prepared)
+            dask.delayed(_is_prepared)(ready).compute()  # what is refused now leaves the store as it is
+            stream = Stream(store, self._template(), self.plan, identity, mode, lags_of(self.method))
+            self._fill(stream, ready)
+            whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
+            (made,) = dask.compute(ready)
+            stream.finish(attribute([*self.outside, *made.texts, *self._judge(whole, made)]))
+        opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
+        return opened
+
+    @property
+    def _constants(self) -> tuple[int, bool, str]:
+        """What `_cycle_block` takes beside the record and the prepared scheme."""
+        return self.seed, self.members, self.device
+
+    def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:
+        return label_run(
+            self.layout | self.choices,
+            arrays,
+            method=self.method,
+            labelled=self.labelled,
+            seed=self.seed,
+            more=self.scheme.attributes,
+        )
+
+    def _sealed(self, result: xr.Dataset) -> xr.Dataset:
+        sealed_run: xr.Dataset = sealed(self.labelled.as_given(result))
+        return sealed_run
+
+    def _identity(self) -> str:
+        """Digest of all that a run follows from."""
+        method, setup, plan = self.method, self.labelled.setup, self.plan
+        return digest(
+            [method.name, method.config(), method.tune_on, dynamics_to_json(setup.dynamics), self.seed, self.members],
+            self.scheme.digest,
+            setup.steps,
+            setup.trajectory,
+            [list(plan.trajectory), list(plan.time), str(setup.dtype)],
+            *observing_identity(setup.observing, setup.dynamics),
+            # The record is known by its first block: another record's differs there.
+            np.asarray(self.observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
+        )
+
+    def _template(self) -> xr.Dataset:
+        """The run with zeros for its values."""
+        chunks = self.observations.chunks[:2]
+        blank = {
+            name: da.zeros(one.shape, dtype=one.dtype, chunks=(*chunks, *one.shape[2:]))
+            for name, one in self.layout.items()
+        }
+        unset = {name: da.zeros(one.shape, dtype=one.dtype, chunks=-1) for name, one in self.choices.items()}
+        template = self._labelled(blank | unset).drop_encoding()
+        coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
+        return sealed(template.assign_coords(coordinates))
+
+    def _fill(self, stream: Stream, ready: Delayed) -> None:
+        """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
+        setup = dask.delayed(self.labelled.setup, traverse=False)
+        rows, columns = stream.plan.shape
+        done = [stream.done(i) for i in range(rows)]
+        task = dask.delayed(_stream_block, pure=False)
+        carries: dict[int, Any] = {i: stream.carry(i) for i in range(rows) if done[i] < columns}
+        with tqdm(total=rows * columns, initial=sum(done), disable=not self.progress, unit="block") as bar:
+            while active := [i for i in carries if done[i] < columns]:
+                # One time block of every trajectory block at a time: memory holds no more, and the bar moves.
+                tasks = []
+                for i in active:
+                    block = self.observations[stream.plan.rows(i), stream.plan.columns(done[i])]
+                    tasks.append(task(stream, (i, done[i]), carries[i], block, setup, ready, *self._constants))
+                for i, carry in zip(active, dask.compute(*tasks), strict=True):
+                    carries[i] = carry
+                    done[i] += 1
+                    bar.update()
+        chosen = dask.delayed(_chosen)(ready, self.labelled.setup.dtype, self.device)
+        stream.write_scalars(dask.compute(chosen)[0])
+
+    def _judge(self, run: xr.Dataset, ready: _Prepared) -> list[str]:
+        """Warn of what is wrong with a run in memory, and return the sentences."""
+        trajectory = self.labelled.setup.trajectory
+        texts = ready.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), trajectory, slice(None))
+        tell(texts, stacklevel=5)
+        return texts
 
 
 def _moved(array: da.Array, lag: int) -> da.Array:
     """Values (trajectory, time, ...) moved to the times that they belong to, `lag` cycles earlier; NaN at the end."""
-    if not lag:
-        return array
     kept = array[:, lag:]
     end = da.full((array.shape[0], array.shape[1] - kept.shape[1], *array.shape[2:]), np.nan, dtype=array.dtype)
     return da.concatenate([kept, end], axis=1).rechunk(array.chunks)
@@ -269,37 +370,6 @@ def _is_prepared(prepared: _Prepared) -> bool:
     return isinstance(prepared, _Prepared)
 
 
-def _stream(stream: Stream, observations: da.Array, ready: Any, arguments: tuple[Any, ...], progress: bool) -> None:
-    """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
-    setup, _, seed, members, device = arguments
-    rows, columns = stream.plan.shape
-    done = [stream.done(i) for i in range(rows)]
-    task = dask.delayed(_stream_block, pure=False)
-    carries: dict[int, Any] = {i: stream.carry(i) for i in range(rows) if done[i] < columns}
-    with tqdm(total=rows * columns, initial=sum(done), disable=not progress, unit="block") as bar:
-        while active := [i for i in carries if done[i] < columns]:
-            # One time block of every trajectory block at a time: memory holds no more, and the bar moves.
-            tasks = [
-                task(
-                    stream,
-                    (i, done[i]),
-                    carries[i],
-                    observations[stream.plan.rows(i), stream.plan.columns(done[i])],
-                    setup,
-                    ready,
-                    seed,
-                    members,
-                    device,
-                )
-                for i in active
-            ]
-            for i, carry in zip(active, dask.compute(*tasks), strict=True):
-                carries[i] = carry
-                done[i] += 1
-                bar.update()
-    stream.write_scalars(dask.compute(dask.delayed(_chosen)(ready, setup.dtype))[0])
-
-
 def _stream_block(
     stream: Stream,
     place: tuple[int, int],
@@ -307,12 +377,11 @@ def _stream_block(
     observation: Array,
     setup: Setup,
     prepared: _Prepared,
-    seed: int,
-    members: bool,
-    device: str,
+    *constants: Any,
 ) -> Carry:
+    """Cycle over one block, and write it."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    outputs, after = _cycle_block(False, [observation], carry, rows, columns, setup, prepared, seed, members, device)
+    outputs, after = _cycle_block(False, [observation], carry, rows, columns, setup, prepared, *constants)
     stream.write(*place, outputs, after)
     return after
 
@@ -330,18 +399,18 @@ def _cycle_block(
     device: str,
 ) -> tuple[dict[str, Array], Carry]:
     """Cycle over one block; with `tells` the block warns by itself, as nothing looks at the whole of a lazy run."""
-    method = _at_work(prepared.method, setup, device)
+    method, watch = prepared.scheme.at_work(setup.dtype, device), prepared.watch
     outputs, after = _cycle_tensors(
-        arrays[0], carry, rows, columns, setup, method, prepared.watch, seed, members, dtype=setup.dtype, device=device
+        arrays[0], carry, rows, columns, setup, method, watch, seed, members, dtype=setup.dtype, device=device
     )
     if tells:
-        tell(prepared.watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
+        tell(watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
     return outputs, after
 
 
 @block
 def _cycle_tensors(
-    observation: torch.Tensor,
+    observation: Tensor,
     carry: State | None,
     rows: slice,
     columns: slice,
@@ -350,24 +419,21 @@ def _cycle_tensors(
     watch: Watch,
     seed: int,
     members: bool,
-) -> tuple[dict[str, torch.Tensor], State]:
+) -> tuple[dict[str, Tensor], State]:
     """Outputs of a prepared method over one block, dims (B, K, ...), and the state to carry on with."""
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     outputs, after = run_method(method, record, carry, members)
     outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
-    shape = setup.dynamics.shape
-    return {name: value if value.ndim == 2 else value.unflatten(-1, shape) for name, value in outputs.items()}, after
-
-
-def _at_work(method: Method | Network, setup: Setup, device: str) -> Method:
-    """Turn a network, a handle until here, into the method that it is."""
-    if not isinstance(method, Network):
-        return method
-    return method.method(torch.float64 if setup.dtype == np.float64 else torch.float32, device)
+    flat = set() if setup.observing.sees_sites else {out.name for out in method.outputs if out.place == "observations"}
+    shaped = {
+        name: value if value.ndim == 2 or name in flat else value.unflatten(-1, setup.dynamics.shape)
+        for name, value in outputs.items()
+    }
+    return shaped, after
 
 
 def _prepare(
-    method: Method | Network,
+    scheme: Scheme,
     setup: Setup,
     observation: Array,
     truth: Array | None,
@@ -376,7 +442,7 @@ def _prepare(
     progress: bool,
     outside: bool,
 ) -> _Prepared:
-    """Look at the leading part of a record, and prepare a method on it; a network is ready.
+    """Look at the leading part of a record, and prepare a scheme on it.
 
     `outside` says that a network is out of its setting, as was told already.
     """
@@ -387,48 +453,16 @@ def _prepare(
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(setup, observation, **whole, seed=seed, truth=truth, device=device)
     texts = [] if truth is None else [astray(setup, truth[:, :2]), far_from_truth(record)]
-    if isinstance(method, Network) and not outside:
-        texts.append(observed_otherwise(method.description, observation))
+    if not outside:
+        texts.append(scheme.observed_otherwise(observation))
     texts = list(filter(None, texts))
     tell(texts)
-    if isinstance(method, Network):
-        with shown(progress):
-            _at_work(method, setup, device).check_derivatives(record)
-        if setup.observing.sees_sites:
-            during = setup.observing.during(slice(0, observation.shape[1]))
-            method.check_climate(observation, float(during.error_variance().mean()))
-        return _Prepared(method, _watch_network(method, setup), texts)
-    with torch.no_grad(), shown(progress):
-        return _Prepared(method.prepare(record), _watch_method(method, setup, seed), texts)
+    with shown(progress):
+        ready = scheme.prepared(record, setup, observation)
+    return _Prepared(ready, scheme.watch(setup, seed), texts)
 
 
-def _watch_network(network: Network, setup: Setup) -> Watch:
-    """How large a network's innovations should be."""
-    remedy = "Train a network on this record with ds.dan.train(), or for longer, or compare with baseline('enkf-n')"
-    factor, observing = validation_innovation(network.description), setup.observing
-    if network.ensemble and observing.sees_sites:
-        return Watch("spread", None, remedy)
-    if factor is not None:
-        return Watch("training", torch.tensor(factor, dtype=torch.float64), remedy)
-    mean, std = (torch.tensor(float(network.arrays[name]), dtype=torch.float64) for name in ("state_mean", "state_std"))
-    if observing.sees_sites:
-        return Watch("climate", std**2, remedy)
-    keys, origin = torch.arange(_CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
-    noise = normal(0, Purpose.CLIMATOLOGY, keys, origin, math.prod(setup.dynamics.shape))[:, 0]
-    return Watch("climate", observing.observe(mean + std * noise).var(0), remedy)
-
-
-def _watch_method(method: Method, setup: Setup, seed: int) -> Watch:
-    """How large a classical method's innovations should be."""
-    if "forecast_spread" in method.outputs and setup.observing.sees_sites:
-        return Watch("spread", None, _REMEDY)
-    like = finest(setup.dynamics.step, torch.zeros(1, *setup.dynamics.shape))
-    states = setup.dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
-    return Watch("climate", setup.observing.observe(states.double().flatten(1)).var(0), _REMEDY)
-
-
-def _chosen(prepared: _Prepared, dtype: np.dtype[Any]) -> dict[str, Array]:
-    """What `prepare` chose, as arrays."""
-    if isinstance(prepared.method, Network):
-        return {}
-    return {name: np.asarray(value, dtype) for name, (_, value) in prepared.method.tuned().items()}
+def _chosen(prepared: _Prepared, dtype: np.dtype[Any], device: str) -> dict[str, Array]:
+    """What the method settled for the record, as arrays."""
+    chosen = prepared.scheme.at_work(dtype, device).chosen()
+    return {name: np.asarray(value, dtype) for name, value in chosen.items()}

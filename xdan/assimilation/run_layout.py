@@ -3,59 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
-from ..core.methods import DataAssimilationNetwork, Method
-from ..network import Network
+from ..core.methods import Method, Output
 from ..records.record import LabelledRecord, Setup
 from ..records.schema import CHANNEL, DUAL, MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, attributes
 from ..records.store import sealed
 from ..records.watch import RATIO
 
-_LONG_NAMES = {
-    "forecast": "forecast, best estimate before the observations of its time",
-    "analysis": "analysis, best estimate after the observations of its time",
-    "forecast_spread": "standard deviation of the forecast",
-    "spread": "standard deviation of the analysis",
-    "inflation": "inflation of the analysis anomalies",
-    "smoothed": "estimate of the state from the observations up to a window later",
-    "iterations": "Gauss-Newton or descent steps of the analysis",
-    "unconverged": "1 where the analysis reached its limit of iterations",
-    "effective_sample_size": "number of particles that the weights stand for, before resampling",
-    "resampled": "1 where the particles were resampled",
-    "innovation_score": "negative log-likelihood of the innovations, a constant left out, with each candidate",
-    "truth_rmse": "analysis RMSE with each candidate",
-    RATIO: "mean square innovation over its expected variance",
-    "diverged": "the trajectory has diverged at or before this time",
-    "forecast_members": "forecast members",
-    "members": "analysis members",
-    "memory": "latent channels that the analysis reads",
-    "background_scale": "factor of the background error covariance",
-    "background_covariance": "background error covariance before scaling",
-    "candidate_scale": "scales that were tried",
-    "innovation_rms": "root mean square innovation with each candidate scale",
-}
-_IN_STATE_UNITS = (
-    "forecast",
-    "analysis",
-    "forecast_spread",
-    "spread",
-    "forecast_members",
-    "members",
-    "innovation_rms",
-    "smoothed",
-    "truth_rmse",
+# What every run holds, beside the outputs that its method declares.
+_BEFORE = (
+    Output("forecast", "forecast, best estimate before the observations of its time", "state", "state"),
+    Output("analysis", "analysis, best estimate after the observations of its time", "state", "state"),
 )
+_RATIO = Output(RATIO, "mean square innovation over its expected variance")
+_DIVERGED = Output("diverged", "the trajectory has diverged at or before this time")
+# What is kept where it is asked for.
+_MEMBERS = (
+    Output("forecast_members", "forecast members", "state", "state"),
+    Output("members", "analysis members", "state", "state"),
+)
+_MEMORY = Output("memory", "latent channels that the analysis reads", "state")
 
-Shapes = dict[str, tuple[tuple[str, ...], tuple[int, ...], np.dtype[Any]]]
+
+@dataclass(frozen=True)
+class Variable:
+    """A variable of a run, without its values."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    long_name: str
+    units: str
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """The variable's attributes."""
+        return {"long_name": self.long_name, "units": self.units}
 
 
-def shapes_of(method: Method, labelled: LabelledRecord, members: bool) -> Shapes:
-    """Dims, shape and dtype of every variable along trajectory and time.
+Layout = dict[str, Variable]
+
+
+def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout:
+    """Describe every variable along trajectory and time, by name.
 
     Raises
     ------
@@ -69,86 +65,87 @@ def shapes_of(method: Method, labelled: LabelledRecord, members: bool) -> Shapes
             f"members={shown(members)}: expected True to keep them, or False; {method.name!r} has {method.members}, as "
             "the method or the network's training decided"
         )
-    channels = method.network.memory if isinstance(method, DataAssimilationNetwork) else 0
-    if members and not method.ensemble and not channels:
+    if members and not method.ensemble and not method.channels:
         raise ValueError(
             f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory"
         )
-    setup = labelled.setup
-    lead, state = labelled.observation.shape[:2], setup.dynamics.shape
-    sites = ((TRAJECTORY, TIME, *setup.dynamics.dims), (*lead, *state), setup.dtype)
-    cycles = ((TRAJECTORY, TIME), lead, setup.dtype)
-    shapes: Shapes = {"forecast": sites, "analysis": sites}
-    shapes |= {name: sites if kind == "site" else cycles for name, kind in method.outputs.items()}
-    if members and channels:
-        shapes["memory"] = ((TRAJECTORY, TIME, CHANNEL, *setup.dynamics.dims), (*lead, channels, *state), setup.dtype)
-    elif members:
-        dims, shape = (TRAJECTORY, TIME, MEMBER, *setup.dynamics.dims), (*lead, method.members, *state)
-        shapes |= dict.fromkeys(("forecast_members", "members"), (dims, shape, setup.dtype))
-    shapes[RATIO] = cycles
-    shapes["diverged"] = ((TRAJECTORY, TIME), lead, np.dtype(bool))
-    return shapes
+    setup, observation = labelled.setup, labelled.observation
+    places = {
+        "state": (setup.dynamics.dims, setup.dynamics.shape),
+        "observations": (tuple(map(str, observation.dims[2:])), observation.shape[2:]),
+        "cycle": ((), ()),
+    }
 
-
-def tuned_shapes_of(method: Method, setup: Setup) -> Shapes:
-    """Dims, shape and dtype of what `prepare` chooses."""
-    sites = int(np.prod(setup.dynamics.shape))
-    alone = setup.dynamics.dims if len(setup.dynamics.dims) == 1 else ("state",)
-    names = {"state": alone[0], "state_dual": alone[0] + DUAL}
-    return {
-        name: (
-            tuple(names.get(dim, dim) for dim in dims),
-            tuple(sites if size == -1 else size for size in shape),
-            setup.dtype,
+    def variable(output: Output, along: str | None = None, size: int = 1, dtype: Any = setup.dtype) -> Variable:
+        dims, shape = places[output.place]
+        inner = ((), ()) if along is None else ((along,), (size,))
+        units = setup.dynamics.units if output.units == "state" else "1"
+        return Variable(
+            (TRAJECTORY, TIME, *inner[0], *dims),
+            (*observation.shape[:2], *inner[1], *shape),
+            np.dtype(dtype),
+            output.long_name,
+            units,
         )
-        for name, (dims, shape) in method.tuned_shapes().items()
+
+    layout = {output.name: variable(output) for output in (*_BEFORE, *method.outputs)}
+    if members and method.channels:
+        layout[_MEMORY.name] = variable(_MEMORY, CHANNEL, method.channels)
+    elif members:
+        layout |= {output.name: variable(output, MEMBER, method.members) for output in _MEMBERS}
+    return layout | {RATIO: variable(_RATIO), _DIVERGED.name: variable(_DIVERGED, dtype=bool)}
+
+
+def choices_of(method: Method, setup: Setup) -> Layout:
+    """Describe what the method settles once for the record, by name."""
+    dims = setup.dynamics.dims
+    state = dims[0] if len(dims) == 1 else "state"
+    names = {"state": state, "state_dual": state + DUAL}
+    size = int(np.prod(setup.dynamics.shape))
+    return {
+        choice.name: Variable(
+            tuple(names.get(dim, dim) for dim in choice.dims),
+            tuple(size if dim in names else count for dim, count in zip(choice.dims, choice.shape, strict=True)),
+            setup.dtype,
+            choice.long_name,
+            setup.dynamics.units if choice.units == "state" else "1",
+        )
+        for choice in method.choices
     }
 
 
-def _long_name(name: str) -> str:
-    for prefix, meaning in (("tuned_", "value that tuning chose for"), ("candidate_", "values that tuning tried for")):
-        if name.startswith(prefix) and name not in _LONG_NAMES:
-            return f"{meaning} {name.removeprefix(prefix)}"
-    return _LONG_NAMES.get(name, name)
-
-
-def named(shapes: Shapes, arrays: Mapping[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Arrays with their dims, as a Dataset's variables."""
-    return {name: (dims, arrays[name]) for name, (dims, _, _) in shapes.items()}
+def lags_of(method: Method) -> dict[str, int]:
+    """Variables whose values belong to an earlier cycle, and how many cycles earlier."""
+    return {output.name: output.lag for output in method.outputs if output.lag}
 
 
 def label_run(
-    variables: Mapping[str, tuple[tuple[str, ...], Any]],
+    layout: Layout,
+    arrays: Mapping[str, Any],
     *,
-    method: Method | Network,
-    prototype: Method,
+    method: Method,
     labelled: LabelledRecord,
     seed: int,
+    more: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Attach coordinates and attributes."""
+    """Make the Dataset of a run: its arrays with coordinates and attributes, `more` among these."""
     setup = labelled.setup
-    units = dict.fromkeys(_IN_STATE_UNITS, setup.dynamics.units)
-    described = {
-        name: (dims, data, {"long_name": _long_name(name), "units": units.get(name, "1")})
-        for name, (dims, data) in variables.items()
-    }
-    dims = {dim for sizes, _ in variables.values() for dim in sizes}
+    variables = {name: (one.dims, arrays[name], one.attrs) for name, one in layout.items()}
+    dims = {dim for one in layout.values() for dim in one.dims}
     shared = {TRAJECTORY, TIME, *setup.dynamics.dims}
     # A label left over from a selection gives way to a dim or a variable of its name.
-    taken = (dims - shared) | set(described)
+    taken = (dims - shared) | set(layout)
     coordinates = {
         name: coordinate
         for name, coordinate in labelled.observation.coords.items()
         if set(coordinate.dims) <= shared and name not in taken
     }
     coordinates = {n: c.drop_vars([other for other in c.coords if other in taken]) for n, c in coordinates.items()}
-    result = xr.Dataset(described, coordinates)
+    result = xr.Dataset(variables, coordinates)
     if MEMBER in result.dims:
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
-    more: dict[str, Any] = {"title": f"cycled with {prototype.name}", "seed": seed, "method": prototype.name}
-    more["method_parameters"] = prototype.config()
-    if any(name.startswith("candidate") for name in prototype.tuned_shapes()):
-        more["tuned_on"] = prototype.tune_on
-    if isinstance(method, Network):
-        more["network_digest"] = method.digest
-    return sealed(result).assign_attrs(attributes(setup.dynamics, **more))
+    described: dict[str, Any] = {"title": f"cycled with {method.name}", "seed": seed, "method": method.name}
+    described["method_parameters"] = method.config()
+    if method.to_tune():
+        described["tuned_on"] = method.tune_on
+    return sealed(result).assign_attrs(attributes(setup.dynamics, **described, **more))

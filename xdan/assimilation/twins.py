@@ -14,7 +14,7 @@ import xarray as xr
 from ..core.checks import choice, integer, shown
 from ..core.dynamics import Dynamics
 from ..core.dynamics.base import in_words
-from ..core.methods.base import advance
+from ..core.methods.advancing import advance
 from ..core.observing import LinearOperator, ObservingSystem, Sites, observe
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth

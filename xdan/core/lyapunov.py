@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .dynamics import Dynamics
-from .methods.base import advance_along
+from .methods.advancing import advance_along
 from .random import Purpose, normal
 
 

@@ -16,7 +16,7 @@ from ..core.learning import Objective, WindowContents
 from ..core.learning.imitation import TaughtTwin
 from ..core.learning.online_twin import EndlessTwin
 from ..core.learning.trainer import Source
-from ..core.methods import EnsembleMethod, Record, method_by_name
+from ..core.methods import Method, Record, method_by_name, tune
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
 from ..core.twin import TwinExperiment
@@ -40,7 +40,7 @@ class TwinSource(TrainingSource):
         Its H and R, in double precision on the CPU.
     steps : int
         Model steps in an interval.
-    teacher : EnsembleMethod or None
+    teacher : Method or None
         Runs beside the twin, for its covariance to be imitated.
     supervised : bool
         Whether windows and validation have the truth.
@@ -50,7 +50,7 @@ class TwinSource(TrainingSource):
     experiment: TwinExperiment
     observing: ObservingSystem
     steps: int
-    teacher: EnsembleMethod | None
+    teacher: Method | None
     supervised: bool
     trajectories: int
     window: int
@@ -126,7 +126,7 @@ class TwinSource(TrainingSource):
             raise ValueError(f"observe={sites!r} observes nothing: expected at least one site")
         windows: Source = twin
         if self.teacher is not None:  # a network without memory cannot tell an ensemble that settles
-            windows = TaughtTwin(twin, self.teacher.prepare(record), anew=network.memory > 0)
+            windows = TaughtTwin(twin, tune(self.teacher, record), anew=network.memory > 0)
         moments = climate_moments(record)
         setting = describe_setting(record, self.observing, [self.steps], sites, moments)
         return TrainingData(dynamics, record.observing, windows, record, moments, self._identity(), setting)
@@ -180,7 +180,7 @@ class TwinSource(TrainingSource):
         }
 
 
-def ensemble_method(teacher: Any, objective: Objective) -> EnsembleMethod:
+def ensemble_method(teacher: Any, objective: Objective) -> Method:
     """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for.
 
     Raises
@@ -198,6 +198,6 @@ def ensemble_method(teacher: Any, objective: Objective) -> EnsembleMethod:
         raise ValueError(f"teacher={teacher!r}: expected the name of the method as 'method', beside its parameters")
     name = parameters.pop("method")
     method = method_by_name(name, **parameters)
-    if not isinstance(method, EnsembleMethod):
+    if not method.ensemble:
         raise ValueError(f"teacher {name!r} has no members to take a covariance from; take 'etkf' or 'enkf-n'")
     return method

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
-from ..methods.base import advance
+from ..methods.advancing import advance
 from ..observing import ObservingSystem, Sites, observe
 from ..progress import track
 from ..twin import check_truth

@@ -1,23 +1,29 @@
 """Methods: the data assimilation network and the classical schemes it is compared with, behind one protocol."""
 
-from .base import Method, Record, State, accepted_parameters, method_by_name, register_method, run
+from .base import Method
 from .dan import DataAssimilationNetwork
+from .declarations import Choice, Output, Search, Tunable
 from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
 from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
 from .local import LETKF
+from .loop import run
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
+from .record import Record, State
+from .registry import accepted_parameters, method_by_name, register_method
 from .square_root import ETKF
 from .state_covariance import CovarianceFromState
 from .stochastic import StochasticEnKF
+from .tuning import tune
 from .variational import ThreeDVar
 
 __all__ = [
     "ETKF",
     "LETKF",
     "BootstrapParticleFilter",
+    "Choice",
     "Climatology",
     "CovarianceFromState",
     "DataAssimilationNetwork",
@@ -34,12 +40,16 @@ __all__ = [
     "Method",
     "OptimalInterpolation",
     "OptimalParticleFilter",
+    "Output",
     "Record",
+    "Search",
     "State",
     "StochasticEnKF",
     "ThreeDVar",
+    "Tunable",
     "accepted_parameters",
     "method_by_name",
     "register_method",
     "run",
+    "tune",
 ]

@@ -86,11 +86,6 @@ def fitted(background: Tensor, size: int, like: Tensor) -> Tensor:
     return background.to(like)
 
 
-def plain_background(background: Tensor | str) -> Any:
-    """Return a background as JSON."""
-    return background if isinstance(background, str) else background.tolist()
-
-
 def checked_candidates(candidates: Any, to_tune: Collection[str]) -> dict[str, tuple[float, ...]]:
     """Take values to try for parameters that are "tune", sorted.
 

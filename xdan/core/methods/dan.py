@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..derivatives import Mode
+from ..dynamics import Dynamics
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
-from .base import Differentiated, Method, Record, State
+from .base import Differentiated, Method
+from .declarations import SPREADS, Output
+from .record import Record, State
+
+_CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
 
 
 class DataAssimilationNetwork(Method):
@@ -29,11 +35,20 @@ class DataAssimilationNetwork(Method):
     name: ClassVar[str] = "dan"
 
     def __init__(self, network: AnalysisNetwork) -> None:
-        self.network, self.members = network, network.members
+        self.network, self.members, self.channels = network, network.members, network.memory
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"network": self.network.name, **self.network.config()}
+
+    def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
+        """Variance of H(x) over states of the mean and the deviation that the network was trained with."""
+        mean, std = (value.cpu().double() for value in (self.network.state_mean, self.network.state_std))
+        if observing.operator is None:
+            return std**2
+        labels, origin = torch.arange(_CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
+        noise = normal(0, Purpose.CLIMATOLOGY, labels, origin, math.prod(dynamics.shape))[:, 0]
+        return observing.observe(mean + std * noise).var(0)
 
     @classmethod
     def of(cls, network: AnalysisNetwork) -> DataAssimilationNetwork:
@@ -80,7 +95,7 @@ class EnsembleNetwork(DataAssimilationNetwork):
 
     name: ClassVar[str] = "ensemble-dan"
     ensemble: ClassVar[bool] = True
-    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+    outputs: tuple[Output, ...] = SPREADS
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Members at the climatological mean."""

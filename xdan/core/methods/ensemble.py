@@ -13,13 +13,39 @@ from ..checks import integer
 from ..derivatives import Mode
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
-from .base import Differentiated, Method, Record, State
+from .base import Differentiated, Method
+from .declarations import SPREADS, Output, Tunable
+from .record import Record, State
 
-INFLATIONS = (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45)
+INFLATIONS = Tunable(
+    (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45), natural_end=1.0
+)
 
 
 class EnsembleMethod(Method):
     """A method whose state is an ensemble, `x` of shape (B, M, N).
+
+    A subclass gives `analyse`. The members are drawn from the dynamics' climatology, and `first` draws each of them to
+    the first observations; the mean, the forecast of every member and both spreads are computed here. An analysis with
+    perturbed observations, each member by itself, is::
+
+        @register_method
+        class Perturbed(EnsembleMethod):
+            name = "perturbed"
+
+            def __init__(self, members: int = 20, inflation: float = 1.05) -> None:
+                super().__init__(members)
+                self.inflation = inflation
+
+            def analyse(self, state, observation, observed, observing):
+                x, (b, m, _) = state["x"], state["x"].shape
+                noise = observing.errors_from(self.draw(state, m * observation.shape[1]).reshape(b, m, -1))
+                innovation = observation[:, None] + noise - observing.observe(x)
+                x = x + observing.interpolate(x.mean(1), x.var(1), innovation, observed)
+                mean = x.mean(1, keepdim=True)
+                return {"x": mean + self.inflation * (x - mean)}
+
+    `compare`, `centre` and `Precision` of this module are what the ensemble transform filters are made of.
 
     Parameters
     ----------
@@ -35,7 +61,7 @@ class EnsembleMethod(Method):
     """
 
     ensemble: ClassVar[bool] = True
-    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+    outputs: tuple[Output, ...] = SPREADS
 
     def __init__(self, members: int) -> None:
         self.members = integer("members", members)
@@ -76,22 +102,8 @@ class EnsembleMethod(Method):
         return {"forecast_spread": state["x"].std(1)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Analysis spread."""
-        return {"spread": state["x"].std(1)}
-
-
-class Labelled(EnsembleMethod):
-    """An ensemble method that draws random numbers: its state knows its trajectory and cycle."""
-
-    def start(self, record: Record) -> State:
-        """Members, and the labels that key the draws."""
-        labels = record.trajectory.to(record.observation.device)
-        return {**super().start(record), "label": labels, "cycle": torch.ones_like(labels)}
-
-    def draw(self, state: State, purpose: Purpose, size: int) -> Tensor:
-        """Standard normal numbers of this cycle, shape (B, size), of the members' dtype."""
-        labels, cycle = state["label"], state["cycle"][:1]
-        return normal(self.seed, purpose, labels, cycle, size)[:, 0].to(state["x"])
+        """Analysis spread, and the outputs that the state holds under their names."""
+        return {"spread": state["x"].std(1), **super().analysis_outputs(state)}
 
 
 def compare(x: Tensor, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> tuple[Tensor, Tensor]:

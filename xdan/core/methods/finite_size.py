@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from ..checks import choice, integer, switch
 from ..observing import ObservingSystem
 from .arguments import number_or_tune
-from .base import Record, State, register_method
-from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Labelled, Precision, centre, compare
+from .declarations import INFLATION, SPREADS, Output, Tunable
+from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Precision, centre, compare
+from .record import Record, State
+from .registry import register_method
 
 _BISECTIONS, _NEWTON = 24, 2
 _LOWEST, _GRID = 1e-6, 32  # smallest zeta, relative to the largest, and points between them
@@ -20,7 +23,7 @@ _EQUAL = 1e-7  # of a cost, or of one where it is small: minima closer than this
 FORMS = ("dual", "primal")
 
 
-@register_method("enkf-n")
+@register_method
 class FiniteSizeEnKF(EnsembleMethod):
     """EnKF-N, by default dual and capped so that it never deflates.
 
@@ -50,15 +53,12 @@ class FiniteSizeEnKF(EnsembleMethod):
     doi:10.5194/npg-22-645-2015, Sect. 4 for the dual and 5 for the cap.
     """
 
-    outputs: ClassVar[dict[str, str]] = {**EnsembleMethod.outputs, "inflation": "cycle"}
+    name: ClassVar[str] = "enkf-n"
+    outputs: tuple[Output, ...] = (*SPREADS, INFLATION)
 
     def __init__(self, members: int = 40, capped: bool = True, form: str = "dual") -> None:
         super().__init__(members)
         self.capped, self.form = switch("capped", capped), choice("form", form, FORMS)
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        return {"members": self.members, "capped": self.capped, "form": self.form}
 
     def start(self, record: Record) -> State:
         """Members, not inflated yet."""
@@ -79,12 +79,8 @@ class FiniteSizeEnKF(EnsembleMethod):
         x = mean + (weights[:, None] + math.sqrt(m - 1) * root) @ anomalies
         return {**state, "x": x, "inflation": ((m - 1) / zeta).sqrt()}
 
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread and inflation."""
-        return {**super().analysis_outputs(state), "inflation": state["inflation"]}
 
-
-class SpunUp(Labelled):
+class SpunUp(EnsembleMethod):
     """An ensemble filter with tuned inflation whose first cycles take what the finite-size prior adds.
 
     An ensemble that starts from the climatology is lost otherwise, before it has found the truth.
@@ -105,16 +101,11 @@ class SpunUp(Labelled):
         For a negative number of cycles, or an inflation that is not positive.
     """
 
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
+    tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
 
     def __init__(self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100) -> None:
         super().__init__(members)
         self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        own = {"members": self.members, "inflation": self.inflation, "spin_up": self.spin_up}
-        return own | self.asked_candidates()
 
     def spins_up(self, state: State) -> bool:
         """Whether the coming analysis is among the first."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,18 +13,22 @@ from ..checks import choice, integer, real
 from ..derivatives import Mode
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
-from ..random import Purpose
-from .arguments import background_or_name, fitted, number_or_tune, plain_background
-from .base import Differentiated, Method, Record, State, advance, register_method
+from .advancing import advance
+from .arguments import background_or_name, fitted, number_or_tune
+from .base import Differentiated, Method
 from .climate import climate_moments
-from .ensemble import Labelled
+from .declarations import ITERATIONS, SPREADS, UNCONVERGED, Output, Tunable
+from .ensemble import EnsembleMethod
 from .minimisers import MINIMISERS, Window
+from .record import Record, State
+from .registry import register_method
+from .windowed import SlidingWindow, pushed
 
-SCALES = tuple(10.0 ** (-k / 4) for k in range(-1, 14))
+SCALES = Tunable(tuple(10.0 ** (-k / 4) for k in range(-1, 14)), long_name="scales that were tried")
 _WINDOW_STATE = ("x", "begin", "steps", "window", "smoothed", "iterations", "unconverged")
 
 
-@register_method("4d-var")
+@register_method
 class FourDVar(Method):
     """Strong-constraint 4D-Var, its window of several intervals shifted by one a cycle.
 
@@ -60,8 +64,8 @@ class FourDVar(Method):
     doi:10.1002/qj.49712051912.
     """
 
-    outputs: ClassVar[dict[str, str]] = {"smoothed": "site", "iterations": "cycle", "unconverged": "cycle"}
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"scale": SCALES}
+    name: ClassVar[str] = "4d-var"
+    tunable: ClassVar[Mapping[str, Tunable]] = {"scale": SCALES}
 
     def __init__(
         self,
@@ -79,17 +83,8 @@ class FourDVar(Method):
         self.iterations = integer("iterations", iterations, least=1)
         self._root: Tensor | None = None
         self._mean: Tensor | None = None
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        names = ("window", "scale", "solver", "tolerance", "iterations")
-        own = {"background": plain_background(self.background), **{name: getattr(self, name) for name in names}}
-        return own | self.asked_candidates()
-
-    @property
-    def lags(self) -> dict[str, int]:
-        """The smoothed state belongs to the start of the window."""
-        return {"smoothed": self.window}
+        self._sliding = SlidingWindow(self.window)
+        self.outputs = (self._sliding.output, ITERATIONS, UNCONVERGED)
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
@@ -102,14 +97,8 @@ class FourDVar(Method):
         other = "gauss-newton" if mode == "backward" else "l-bfgs"
         return f"try solver={other!r}, which goes the other way, or {super()._instead(mode)}"
 
-    def prepare(self, record: Record) -> Method:
-        """Factor B, and tune its scale.
-
-        Raises
-        ------
-        ValueError
-            If the record is shorter than the window, or a given B does not fit or is not positive definite.
-        """
+    def check_record(self, record: Record) -> None:
+        """Refuse a record that is shorter than the window, or whose error differs in time."""
         if record.observing.in_time:
             raise ValueError(
                 "4D-Var fits the observations of several times and needs an error that is the same at all of them; "
@@ -118,9 +107,17 @@ class FourDVar(Method):
         times = record.observation.shape[1]
         if times <= self.window:
             raise ValueError(f"window={self.window}: the record has {times} times; expected more than the window")
-        ready = copy.copy(self)
-        ready._root, ready._mean = background_root(self.background, record)
-        return super(FourDVar, ready).prepare(record)
+        super().check_record(record)
+
+    def set_up(self, record: Record) -> None:
+        """Factor B, and take the climatological mean.
+
+        Raises
+        ------
+        ValueError
+            If B does not fit the record, or is not positive definite.
+        """
+        self._root, self._mean = background_root(self.background, record)
 
     def start(self, record: Record) -> State:
         """Begin at the climatological mean; the window has no length yet."""
@@ -133,8 +130,8 @@ class FourDVar(Method):
         return {
             "x": x,
             "begin": x,
-            "steps": torch.zeros(len(x), self.window, dtype=torch.int64, device=x.device),
-            "window": x.new_full((len(x), self.window, observations), torch.nan),
+            **self._sliding.opened(x),
+            "window": self._sliding.buffer(x.new_full((len(x), observations), torch.nan)),
             "smoothed": torch.full_like(x, torch.nan),
             "iterations": zero,
             "unconverged": zero,
@@ -142,12 +139,11 @@ class FourDVar(Method):
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state, and the start of the window where it is full."""
-        newest = torch.full_like(state["steps"][:, :1], steps)
         return {
             **state,
+            **self._sliding.slid(state, steps),
             "x": advance(dynamics, state["x"], steps),
-            "begin": advance(dynamics, state["begin"], int(state["steps"][0, 0])),
-            "steps": torch.cat([state["steps"][:, 1:], newest], 1),
+            "begin": self._sliding.begin_after(state, dynamics),
         }
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
@@ -162,25 +158,20 @@ class FourDVar(Method):
         self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem, scale: float
     ) -> State:
         assert self._root is not None
-        newest = torch.where(observed, observation, torch.full_like(observation, torch.nan))
-        window = torch.cat([state["window"][:, 1:], newest[:, None]], 1)
-        steps = state["steps"][0].tolist()
+        window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
+        steps = self._sliding.counts(state)
         minimise = MINIMISERS[self.solver]
         problem = Window(self.dynamics, observing, window, steps)
-        found = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
+        least = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
         return {
             **state,
-            "x": advance(self.dynamics, found.x, sum(steps)),
-            "begin": found.x,
+            "x": advance(self.dynamics, least.x, sum(steps)),
+            "begin": least.x,
             "window": window,
-            "smoothed": found.x if steps[0] else torch.full_like(found.x, torch.nan),
-            "iterations": found.iterations,
-            "unconverged": found.unconverged.to(found.iterations.dtype),
+            "smoothed": self._sliding.smoothed(state, least.x),
+            "iterations": least.iterations,
+            "unconverged": least.unconverged.to(least.iterations.dtype),
         }
-
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """State at the start of the window, iterations and the flag."""
-        return {name: state[name] for name in self.outputs}
 
 
 def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, Tensor]:
@@ -195,8 +186,8 @@ def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, T
     return factor, mean
 
 
-@register_method("eda")
-class EnsembleOf4DVar(Labelled):
+@register_method
+class EnsembleOf4DVar(EnsembleMethod):
     """Ensemble of 4D-Vars, each with observations perturbed for itself: an analysis with a spread.
 
     Parameters
@@ -215,7 +206,9 @@ class EnsembleOf4DVar(Labelled):
     Isaksen et al. (2010), ECMWF Technical Memorandum 636.
     """
 
-    outputs: ClassVar[dict[str, str]] = {**Labelled.outputs, "iterations": "cycle", "unconverged": "cycle"}
+    name: ClassVar[str] = "eda"
+    first_cycle: ClassVar[int] = 1
+    outputs: tuple[Output, ...] = (*SPREADS, ITERATIONS, UNCONVERGED)
 
     def __init__(
         self,
@@ -236,14 +229,9 @@ class EnsembleOf4DVar(Labelled):
         """Plain JSON parameters."""
         return {"members": self.members, **self._inner.config()}
 
-    def prepare(self, record: Record) -> Method:
+    def set_up(self, record: Record) -> None:
         """Prepare the 4D-Var that the members share."""
-        ready = super().prepare(record)
-        assert isinstance(ready, EnsembleOf4DVar)
-        inner = self._inner.prepare(record)
-        assert isinstance(inner, FourDVar)
-        ready._inner = inner
-        return ready
+        self._inner = self._inner.prepare(record)
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
@@ -278,11 +266,11 @@ class EnsembleOf4DVar(Labelled):
 
     def _fit(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem, fit: Any) -> State:
         b, m, p = len(observation), self.members, observation.shape[1]
-        noise = observing.errors_from(self.draw(state, Purpose.PERTURBATION, m * p).reshape(b, m, p))
+        noise = observing.errors_from(self.draw(state, m * p).reshape(b, m, p))
         noise = (noise - noise.mean(1, keepdim=True)) * math.sqrt(m / (m - 1))
         perturbed = (observation[:, None] + noise).flatten(0, 1)
         after = fit(self._inside(state), perturbed, observed.repeat_interleave(m, 0), observing)
-        return {**state, **self._outside(after), "cycle": state["cycle"] + 1}
+        return {**state, **self._outside(after)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Spread, and the members' mean number of iterations and worst flag."""

@@ -13,9 +13,13 @@ from torch import Tensor
 from ..checks import choice, integer, real, shown, switch
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
+from .advancing import advance
 from .arguments import number_or_tune
-from .base import Method, Record, State, advance, register_method
+from .declarations import INFLATION, ITERATIONS, SPREADS, UNCONVERGED, Tunable
 from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, compare
+from .record import Record, State
+from .registry import register_method
+from .windowed import SlidingWindow
 
 VARIANTS = ("transform", "bundle")
 _BUNDLE = 1e-4
@@ -83,7 +87,7 @@ def _identity(like: Tensor) -> Tensor:
     return torch.eye(like.shape[-1], dtype=like.dtype, device=like.device)
 
 
-@register_method("ienks")
+@register_method
 class IterativeEnKS(EnsembleMethod):
     """IEnKS: Gauss-Newton in the space of the members over a window of intervals, shifted by one a cycle.
 
@@ -121,14 +125,8 @@ class IterativeEnKS(EnsembleMethod):
     doi:10.5194/npg-19-383-2012; (2014), doi:10.1002/qj.2236.
     """
 
-    outputs: ClassVar[dict[str, str]] = {
-        **EnsembleMethod.outputs,
-        "smoothed": "site",
-        "inflation": "cycle",
-        "iterations": "cycle",
-        "unconverged": "cycle",
-    }
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
+    name: ClassVar[str] = "ienks"
+    tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
 
     def __init__(
         self,
@@ -149,16 +147,8 @@ class IterativeEnKS(EnsembleMethod):
         self.iterations = integer("iterations", iterations, least=1)
         if self.finite_size and self.inflation != 1.0:
             raise ValueError(f"inflation={inflation!r} with finite_size=True: expected one of the two")
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        names = ("members", "lag", "inflation", "finite_size", "capped", "variant", "tolerance", "iterations")
-        return {name: getattr(self, name) for name in names} | self.asked_candidates()
-
-    @property
-    def lags(self) -> dict[str, int]:
-        """The smoothed state belongs to the start of the window."""
-        return {"smoothed": self.lag}
+        self._window = SlidingWindow(self.lag)
+        self.outputs = (*SPREADS, self._window.output, INFLATION, ITERATIONS, UNCONVERGED)
 
     @classmethod
     def _refuse(cls, parameters: Mapping[str, Any]) -> None:
@@ -170,28 +160,22 @@ class IterativeEnKS(EnsembleMethod):
                     "take 'ienks' to choose it"
                 )
 
-    def prepare(self, record: Record) -> Method:
-        """Bind the dynamics, and tune.
-
-        Raises
-        ------
-        ValueError
-            If the record is shorter than the lag.
-        """
+    def check_record(self, record: Record) -> None:
+        """Refuse a record that is shorter than the lag."""
         if record.observation.shape[1] <= self.lag:
             raise ValueError(
                 f"lag={self.lag}: the record has {record.observation.shape[1]} times; expected more than the lag"
             )
-        return super().prepare(record)
+        super().check_record(record)
 
     def start(self, record: Record) -> State:
         """Members from the climatology; the window has no length yet."""
         state = super().start(record)
         x = state["x"]
         zero = x.new_zeros(len(x))
-        steps = torch.zeros(len(x), self.lag, dtype=torch.int64, device=x.device)
         more = {"inflation": zero + 1, "iterations": zero, "unconverged": zero}
-        return {**state, "begin": x, "steps": steps, "smoothed": torch.full_like(x[:, 0], torch.nan), **more}
+        nothing = torch.full_like(x[:, 0], torch.nan)
+        return {**state, "begin": x, **self._window.opened(x), "smoothed": nothing, **more}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Start as every ensemble does; the window begins here."""
@@ -200,16 +184,14 @@ class IterativeEnKS(EnsembleMethod):
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the members, and the start of the window where it is full."""
-        first = int(state["steps"][0, 0])
-        begin = advance(dynamics, state["begin"], first)
-        newest = torch.full_like(state["steps"][:, :1], steps)
-        after = torch.cat([state["steps"][:, 1:], newest], 1)
-        return {**state, "x": advance(dynamics, state["x"], steps), "begin": begin, "steps": after}
+        begin = self._window.begin_after(state, dynamics)
+        x = advance(dynamics, state["x"], steps)
+        return {**state, **self._window.slid(state, steps), "x": x, "begin": begin}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Damped Gauss-Newton until every trajectory has converged; those that have stay as they are."""
         m = self.members
-        steps = int(state["steps"][0].sum())
+        steps = sum(self._window.counts(state))
         mean, anomalies = centre(state["begin"])
         batch = len(mean)
         at = _Iterate.zero(mean.new_zeros(batch, m))
@@ -237,7 +219,7 @@ class IterativeEnKS(EnsembleMethod):
             # A step that does not bring the cost down is halved: the tangent was followed too far.
             slack = math.sqrt(torch.finfo(cost.dtype).eps) * now.cost.abs()
             better = fine & (cost <= now.cost + torch.nan_to_num(slack, posinf=0.0))
-            found = _Iterate(
+            tried = _Iterate(
                 trial,
                 math.sqrt(m - 1) * inverse_root,
                 precision.at(zeta) @ inverse_root / math.sqrt(m - 1),
@@ -247,7 +229,7 @@ class IterativeEnKS(EnsembleMethod):
                 torch.ones_like(cost),
                 now.count + 1,
             )
-            now = found.where(better, now.halved())
+            now = tried.where(better, now.halved())
             at = now if len(active) == batch else at.replaced(active, now)
             moved = now.scale * (now.target - now.weights).detach().square().mean(1).sqrt()
             going = (moved >= self.tolerance) & ~lost[active]
@@ -265,7 +247,7 @@ class IterativeEnKS(EnsembleMethod):
             **state,
             "x": torch.where(lost[:, None, None], torch.full_like(end, torch.nan), end),
             "begin": begin,
-            "smoothed": x0[:, 0] if bool(state["steps"][0, 0]) else torch.full_like(x0[:, 0], torch.nan),
+            "smoothed": self._window.smoothed(state, x0[:, 0]),
             "inflation": ((m - 1) / at.zeta).sqrt() * self.number("inflation"),
             "iterations": at.count,
             "unconverged": unconverged.to(at.count.dtype),
@@ -293,39 +275,37 @@ class IterativeEnKS(EnsembleMethod):
             prior = prior + zeta * m / (m - 1) - (m + 1) * zeta.log()
         return (0.5 * (missed.square().sum(1) + prior)).detach()
 
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread, smoothed mean, inflation, iterations and the flag."""
-        names = ("smoothed", "inflation", "iterations", "unconverged")
-        return {**super().analysis_outputs(state), **{name: state[name] for name in names}}
 
-
-@register_method("ienkf")
+@register_method
 class IterativeEnKF(IterativeEnKS):
     """Iterative EnKF: the IEnKS with a lag of one interval."""
 
-    fixed: ClassVar[dict[str, Any]] = {"lag": 1}
+    name: ClassVar[str] = "ienkf"
+    fixed: ClassVar[Mapping[str, Any]] = {"lag": 1}
 
     def __init__(self, members: int = 40, **parameters: Any) -> None:
         self._refuse(parameters)
         super().__init__(members, **self.fixed, **parameters)
 
 
-@register_method("ienks-n")
+@register_method
 class FiniteSizeIEnKS(IterativeEnKS):
     """IEnKS-N: no inflation to tune."""
 
-    fixed: ClassVar[dict[str, Any]] = {"finite_size": True}
+    name: ClassVar[str] = "ienks-n"
+    fixed: ClassVar[Mapping[str, Any]] = {"finite_size": True}
 
     def __init__(self, members: int = 40, lag: int = 1, **parameters: Any) -> None:
         self._refuse(parameters)
         super().__init__(members, lag, **self.fixed, **parameters)
 
 
-@register_method("ienkf-n")
+@register_method
 class FiniteSizeIEnKF(IterativeEnKS):
     """IEnKF-N: the IEnKS-N with a lag of one interval."""
 
-    fixed: ClassVar[dict[str, Any]] = {"lag": 1, "finite_size": True}
+    name: ClassVar[str] = "ienkf-n"
+    fixed: ClassVar[Mapping[str, Any]] = {"lag": 1, "finite_size": True}
 
     def __init__(self, members: int = 40, **parameters: Any) -> None:
         self._refuse(parameters)

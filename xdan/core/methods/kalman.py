@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -15,17 +14,21 @@ from ..derivatives import Mode, climate_states, random_directions, sizes
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..tangent import identity_directions
+from .advancing import advance, advance_along
 from .arguments import number_or_tune
-from .base import Differentiated, Method, Record, State, advance, advance_along, register_method
+from .base import Differentiated, Method
 from .climate import climate_moments
+from .declarations import SPREADS, Output, Tunable
 from .ensemble import INFLATIONS
+from .record import Record, State
+from .registry import register_method
 from .variational import Static
 
 _FACTORS = (0.1, 1.0, 10.0)  # of a size: how far from the climate a model is looked at
 _NONLINEAR, _CANCELLED = 1e-6, 1e-12  # relative to a component's values, and to those of the largest component
 
 
-@register_method("extended-kalman")
+@register_method
 class ExtendedKalmanFilter(Method):
     """Extended Kalman filter: the covariance follows the tangent linear model.
 
@@ -39,27 +42,22 @@ class ExtendedKalmanFilter(Method):
     Jazwinski (1970), Stochastic Processes and Filtering Theory, Sect. 8.3.
     """
 
-    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"inflation": INFLATIONS}
+    name: ClassVar[str] = "extended-kalman"
+    outputs: tuple[Output, ...] = SPREADS
+    tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
     _climate: tuple[Tensor, Tensor] | None = None
 
     def __init__(self, inflation: float | str = "tune") -> None:
         self.inflation = number_or_tune("inflation", inflation)
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        return {"inflation": self.inflation} | self.asked_candidates()
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
         """Of the model, and of the observation operator."""
         return ("model", "forward"), ("operator", "forward")
 
-    def prepare(self, record: Record) -> Method:
-        """Take the moments of the climatology, and tune."""
-        ready = copy.copy(self)
-        ready._climate = climate_moments(record.dynamics, record.seed, record.observation)
-        return super(ExtendedKalmanFilter, ready).prepare(record)
+    def set_up(self, record: Record) -> None:
+        """Take the moments of the climatology."""
+        self._climate = climate_moments(record.dynamics, record.seed, record.observation)
 
     def start(self, record: Record) -> State:
         """Climatological mean and covariance.
@@ -103,7 +101,7 @@ class ExtendedKalmanFilter(Method):
         return {"spread": _spread(state)}
 
 
-@register_method("kalman")
+@register_method
 class KalmanFilter(ExtendedKalmanFilter):
     """Kalman filter, for linear (affine) dynamics.
 
@@ -122,10 +120,12 @@ class KalmanFilter(ExtendedKalmanFilter):
     Kalman (1960), doi:10.1115/1.3662552.
     """
 
+    name: ClassVar[str] = "kalman"
+
     def __init__(self, inflation: float | str = 1.0) -> None:
         super().__init__(inflation)
 
-    def prepare(self, record: Record) -> Method:
+    def check_record(self, record: Record) -> None:
         """Refuse dynamics and observations that are not linear."""
         dynamics = record.dynamics
         like = torch.zeros((), dtype=torch.float64, device=record.observation.device)
@@ -136,7 +136,7 @@ class KalmanFilter(ExtendedKalmanFilter):
             off = nonlinearity(partial(advance, dynamics, steps=steps), states, lengths, finite=steps == 1)
             _check_linear(off, "dynamics", dynamics.name)
         _check_linear(nonlinearity(observing.observe, states, lengths), "observation operator", dynamics.name)
-        return super().prepare(record)
+        super().check_record(record)
 
 
 def nonlinearity(
@@ -189,20 +189,13 @@ def _check_linear(off: float, what: str, name: str) -> None:
 class _FromClimate(Method):
     """A scheme without memory of the past: every forecast is the climatological mean."""
 
-    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
+    outputs: tuple[Output, ...] = SPREADS
     _static: Static | None = None
 
-    def config(self) -> dict[str, Any]:
-        """No parameters."""
-        return {}
-
-    def prepare(self, record: Record) -> Method:
+    def set_up(self, record: Record) -> None:
         """Take the moments of the climatology."""
-        ready = super().prepare(record)
-        assert isinstance(ready, _FromClimate)
         mean, covariance = climate_moments(record.dynamics, record.seed, record.observation)
-        ready._static = Static(mean, covariance, covariance, covariance.new_ones(()))
-        return ready
+        self._static = Static(mean, covariance, covariance, covariance.new_ones(()))
 
     @property
     def static(self) -> Static:
@@ -221,25 +214,19 @@ class _FromClimate(Method):
         """Forget the analysis."""
         return {**state, "x": self.static.mean.expand(state["x"].shape)}
 
-    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Climatological spread."""
-        return {"forecast_spread": state["forecast_spread"]}
 
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Analysis spread."""
-        return {"spread": state["spread"]}
-
-
-@register_method("climatology")
+@register_method
 class Climatology(_FromClimate):
     """The climatological mean, whatever is observed: the score that any use of observations must beat."""
+
+    name: ClassVar[str] = "climatology"
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Do nothing."""
         return state
 
 
-@register_method("optimal-interpolation")
+@register_method
 class OptimalInterpolation(_FromClimate):
     """Optimal interpolation: the climatological mean and covariance corrected with the observations of one time.
 
@@ -247,6 +234,8 @@ class OptimalInterpolation(_FromClimate):
     ----------
     Gandin (1963); Daley (1991), Atmospheric Data Analysis, Chapter 4.
     """
+
+    name: ClassVar[str] = "optimal-interpolation"
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,15 +12,17 @@ from torch import Tensor
 from ..observing import ObservingSystem
 from ..tapers import gaspari_cohn
 from .arguments import number_or_tune
-from .base import Method, Record, State, register_method
+from .declarations import Tunable
 from .ensemble import INFLATIONS, Precision, centre, compare
 from .finite_size import SpunUp
+from .record import Record, State
+from .registry import register_method
 
 _ROWS = 4096  # local analyses at once
 _DISTANCES = 1 << 22  # distances at once when neighbours are looked for
 
 
-@register_method("letkf")
+@register_method
 class LETKF(SpunUp):
     """LETKF: an ETKF at every site, with the observations nearby, tapered by a Gaspari-Cohn function of distance.
 
@@ -43,8 +46,9 @@ class LETKF(SpunUp):
     Hunt, Kostelich and Szunyogh (2007), doi:10.1016/j.physd.2006.11.008.
     """
 
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {
-        "radius": (2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0),
+    name: ClassVar[str] = "letkf"
+    tunable: ClassVar[Mapping[str, Tunable]] = {
+        "radius": Tunable((2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0)),
         "inflation": INFLATIONS,
     }
 
@@ -59,30 +63,30 @@ class LETKF(SpunUp):
         self.radius = number_or_tune("radius", radius)
         self._neighbours: tuple[Tensor, Tensor] | None = None
 
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        return {**super().config(), "radius": self.radius}
-
-    def prepare(self, record: Record) -> Method:
-        """Tune, and find each site's neighbours."""
+    def check_record(self, record: Record) -> None:
+        """Refuse observations that cannot be weighed one by one by their distance."""
         if record.observing.covariance is not None:
             raise ValueError(
                 "the LETKF weighs observations one by one and needs a diagonal R; the record has a full one"
             )
         if not record.observing.sees_sites:
             raise ValueError("the LETKF needs observations that lie at sites of the state; take 'etkf' for another H")
-        ready = super().prepare(record)
-        assert isinstance(ready, LETKF)
-        return ready._located()
+        super().check_record(record)
 
-    def _at(self, names: Any, values: Any) -> Method:
-        chosen = super()._at(names, values)
-        assert isinstance(chosen, LETKF)
-        return chosen._located()
+    def set_up(self, record: Record) -> None:
+        """Find each site's neighbours, where the radius is known."""
+        if "radius" not in self.to_tune():
+            self._neighbours = self._within(self.number("radius"))
 
-    def _located(self) -> LETKF:
-        """Find neighbours and their taper, both of shape (N, L), L the most that any site has."""
-        radius = self.number("radius")
+    def at(self, numbers: Mapping[str, Any]) -> Self:
+        """Return a copy with the neighbours of another radius."""
+        chosen = super().at(numbers)
+        if "radius" in numbers:
+            chosen._neighbours = chosen._within(numbers["radius"])
+        return chosen
+
+    def _within(self, radius: float) -> tuple[Tensor, Tensor]:
+        """Neighbours and the roots of their tapers, both of shape (N, L), L the most that any site has."""
         size = math.prod(self.dynamics.shape)
         tapers = []
         for rows in torch.arange(size).split(max(1, _DISTANCES // size)):
@@ -99,12 +103,12 @@ class LETKF(SpunUp):
         pad = [(0, most - part.values.shape[1]) for part in tapers]
         values = torch.cat([torch.nn.functional.pad(t.values, p) for t, p in zip(tapers, pad, strict=True)])
         indices = torch.cat([torch.nn.functional.pad(t.indices, p) for t, p in zip(tapers, pad, strict=True)])
-        self._neighbours = indices, values.sqrt()
-        return self
+        return indices, values.sqrt()
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """All local analyses as one batch, some thousands at a time."""
-        assert self._neighbours is not None
+        if self._neighbours is None:
+            raise RuntimeError(f"{self.name!r} is not prepared: call tune(method, record) first")
         x = state["x"]
         m = self.members
         mean, anomalies = centre(x)
@@ -119,4 +123,4 @@ class LETKF(SpunUp):
             combined = weights[..., None] + self.number("inflation") * math.sqrt(m - 1) * root.mT
             # Member i of the analysis at site n: mean + sum_j anomalies[j, n] combined[n, j, i].
             parts.append((anomalies[:, :, sites].permute(0, 2, 1)[:, :, None] @ combined)[:, :, 0])
-        return {**state, "x": mean + torch.cat(parts, 1).mT, "cycle": state["cycle"] + 1}
+        return {**state, "x": mean + torch.cat(parts, 1).mT}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
-from .base import advance, advance_along
+from .advancing import advance, advance_along
 
 _MEMORY = 10  # pairs that L-BFGS remembers
 _ARMIJO, _HALVINGS = 1e-4, 12
@@ -31,14 +31,14 @@ class Window:
 
     def misfits(self, x: Tensor) -> Tensor:
         """Whitened y - H M(x) at every time, shape (B, W, N)."""
-        found = []
+        misfits = []
         for j, steps in enumerate(self.steps):
             x = advance(self.dynamics, x, steps)
             observed = ~self.observation[:, j].isnan()
-            found.append(
+            misfits.append(
                 self.observing.whiten(self.observation[:, j].nan_to_num(0.0) - self.observing.observe(x), observed)
             )
-        return torch.stack(found, 1)
+        return torch.stack(misfits, 1)
 
     def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Misfits, (B, W N), and whitened derivatives of H M along directions, (B, M, W N)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,11 +13,15 @@ from ..derivatives import Mode
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose, uniform
-from .base import Differentiated, Method, Record, State, advance, register_method
-from .ensemble import Labelled
+from .advancing import advance
+from .base import Differentiated
+from .declarations import SPREADS, Output
+from .ensemble import EnsembleMethod
+from .record import Record, State
+from .registry import register_method
 
 
-class ParticleFilter(Labelled):
+class ParticleFilter(EnsembleMethod):
     """What the particle filters share: weights, their effective number, and resampling.
 
     Parameters
@@ -38,11 +42,12 @@ class ParticleFilter(Labelled):
         For fewer than 2 particles, negative noise, or a threshold outside [0, 1].
     """
 
-    outputs: ClassVar[dict[str, str]] = {
-        **Labelled.outputs,
-        "effective_sample_size": "cycle",
-        "resampled": "cycle",
-    }
+    first_cycle: ClassVar[int] = 1
+    outputs: tuple[Output, ...] = (
+        *SPREADS,
+        Output("effective_sample_size", "number of particles that the weights stand for, before resampling"),
+        Output("resampled", "1 where the particles were resampled"),
+    )
 
     def __init__(self, members: int = 500, noise: float = 0.1, threshold: float = 0.5) -> None:
         super().__init__(members)
@@ -53,10 +58,6 @@ class ParticleFilter(Labelled):
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
         """None: the first analysis weighs the particles too."""
         return ()
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        return {"members": self.members, "noise": self.noise, "threshold": self.threshold}
 
     def start(self, record: Record) -> State:
         """Particles from the climatology, equal weights."""
@@ -76,8 +77,7 @@ class ParticleFilter(Labelled):
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Spread, effective sample size before resampling, and whether it took place."""
-        names = ("effective_sample_size", "resampled")
-        return {"spread": self._spread(state), **{name: state[name] for name in names}}
+        return {**super().analysis_outputs(state), "spread": self._spread(state)}
 
     def _spread(self, state: State) -> Tensor:
         deviation = state["x"] - self.mean(state)[:, None]
@@ -102,12 +102,11 @@ class ParticleFilter(Labelled):
             "log_weights": torch.where(few[:, None], uniform_weights, log_weights),
             "effective_sample_size": effective,
             "resampled": few.to(weights.dtype),
-            "cycle": state["cycle"] + 1,
         }
 
     def _model_noise(self, state: State) -> Tensor:
         x = state["x"]
-        return self.draw(state, Purpose.MODEL_NOISE, x[0].numel()).reshape(x.shape)
+        return self.draw(state, x[0].numel(), Purpose.MODEL_NOISE).reshape(x.shape)
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Weigh the climatological particles; no model noise has acted yet."""
@@ -120,7 +119,7 @@ class ParticleFilter(Labelled):
         return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
 
 
-@register_method("particle")
+@register_method
 class BootstrapParticleFilter(ParticleFilter):
     """Bootstrap particle filter: particles follow the model and its noise, weights the likelihood.
 
@@ -128,6 +127,8 @@ class BootstrapParticleFilter(ParticleFilter):
     ----------
     Gordon, Salmond and Smith (1993), doi:10.1049/ip-f-2.1993.0015.
     """
+
+    name: ClassVar[str] = "particle"
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the particles and add model noise."""
@@ -139,7 +140,7 @@ class BootstrapParticleFilter(ParticleFilter):
         return self._weigh(state, observation, observed, observing)
 
 
-@register_method("optimal-particle")
+@register_method
 class OptimalParticleFilter(ParticleFilter):
     """Particle filter with the optimal proposal: model noise is drawn given the observation.
 
@@ -151,11 +152,13 @@ class OptimalParticleFilter(ParticleFilter):
     Doucet, Godsill and Andrieu (2000), doi:10.1023/A:1008935410038.
     """
 
-    def prepare(self, record: Record) -> Method:
+    name: ClassVar[str] = "optimal-particle"
+
+    def check_record(self, record: Record) -> None:
         """Refuse what has no optimal proposal here."""
         if not record.observing.sees_sites:
             raise ValueError("the optimal proposal is for observations of the state's own sites; take 'particle'")
-        return super().prepare(record)
+        super().check_record(record)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Draw, weigh, and resample."""
@@ -168,7 +171,7 @@ class OptimalParticleFilter(ParticleFilter):
         white = torch.linalg.solve_triangular(factor, innovation.mT, upper=False).mT
         # With the noise e ~ N(0, Q) and an error r ~ N(0, R): e + K (y - H x - H e - r) has the proposal's moments.
         e = self.noise * self._model_noise(state)
-        r = observing.errors_from(self.draw(state, Purpose.PERTURBATION, x[0].numel()).reshape(x.shape))
+        r = observing.errors_from(self.draw(state, x[0].numel()).reshape(x.shape))
         rest = torch.where(observed[:, None], innovation - e - r, torch.zeros_like(x))
         pulled = e + q * torch.cholesky_solve(rest.mT, factor).mT * observed[:, None]
         return self._reweigh(state, x + pulled, -0.5 * white.square().sum(2))

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..checks import switch
 from ..observing import ObservingSystem
 from ..random import Purpose
-from .base import State, register_method
 from .ensemble import Precision, centre, compare, rotation
 from .finite_size import SpunUp
+from .record import State
+from .registry import register_method
 
 
-@register_method("etkf")
+@register_method
 class ETKF(SpunUp):
     """Ensemble transform Kalman filter, symmetric square root.
 
@@ -35,15 +36,13 @@ class ETKF(SpunUp):
     Oke (2008), doi:10.1175/2007MWR2021.1.
     """
 
+    name: ClassVar[str] = "etkf"
+
     def __init__(
         self, members: int = 40, inflation: float | str = 1.01, rotate: bool = False, spin_up: int = 100
     ) -> None:
         super().__init__(members, inflation, spin_up)
         self.rotate = switch("rotate", rotate)
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        return {**super().config(), "rotate": self.rotate}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis in the space of the members."""
@@ -53,7 +52,7 @@ class ETKF(SpunUp):
         weights, root = precision.solve(self.zeta(precision, state))
         root = self.number("inflation") * math.sqrt(m - 1) * root
         if self.rotate:
-            noise = self.draw(state, Purpose.ROTATION, (m - 1) ** 2).reshape(-1, m - 1, m - 1)
+            noise = self.draw(state, (m - 1) ** 2, Purpose.ROTATION).reshape(-1, m - 1, m - 1)
             root = rotation(noise) @ root
         x = mean + (weights[:, None] + root) @ anomalies
-        return {**state, "x": x, "cycle": state["cycle"] + 1}
+        return {**state, "x": x}

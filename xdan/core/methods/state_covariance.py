@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,16 +13,21 @@ from ..derivatives import Mode
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..tangent import identity_directions
+from .advancing import advance, advance_along
 from .arguments import number_or_tune
-from .base import Differentiated, Method, Record, State, advance, advance_along, register_method
+from .base import Differentiated, Method
 from .climate import climate_moments
+from .declarations import SPREADS, Output, Tunable
 from .ensemble import INFLATIONS, Precision
+from .record import Record, State
+from .registry import register_method
+from .windowed import SlidingWindow, pushed
 
 ALGORITHMS = ("A1", "A2")
 PASTS = ("analyses", "dynamics")
 
 
-@register_method("state-covariance")
+@register_method
 class CovarianceFromState(Method):
     """Kalman update with a forecast error covariance that follows from the recent past of a single state.
 
@@ -53,11 +58,11 @@ class CovarianceFromState(Method):
     Sakov (2025), doi:10.48550/arXiv.2411.14809, Algorithms A1 and A2, as described by Bocquet et al., Sect. 3.1.3.
     """
 
-    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {
-        "inflation": (*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS, 1.6, 2.0),
+    name: ClassVar[str] = "state-covariance"
+    outputs: tuple[Output, ...] = SPREADS
+    tunable: ClassVar[Mapping[str, Tunable]] = {  # less than one is as natural as more: there is no natural end
+        "inflation": Tunable((*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS.values, 1.6, 2.0)),
     }
-    natural_ends: ClassVar[dict[str, float]] = {}  # less than one is as natural as more
     _mean: Tensor | None = None
 
     def __init__(
@@ -71,22 +76,16 @@ class CovarianceFromState(Method):
         self.algorithm, self.past = choice("algorithm", algorithm, ALGORITHMS), choice("past", past, PASTS)
         self.depth, self.epsilon = integer("depth", depth, least=1), real("epsilon", epsilon, above=0.0)
         self.inflation = number_or_tune("inflation", inflation)
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        own = {name: getattr(self, name) for name in ("algorithm", "depth", "past", "epsilon", "inflation")}
-        return own | self.asked_candidates()
+        self._window = SlidingWindow(self.depth)
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
         """Of the model along the past, and of the observation operator."""
         return ("model", "forward"), ("operator", "forward")
 
-    def prepare(self, record: Record) -> Method:
-        """Take the climatological mean, and tune."""
-        ready = copy.copy(self)
-        ready._mean = climate_moments(record.dynamics, record.seed, record.observation)[0]
-        return super(CovarianceFromState, ready).prepare(record)
+    def set_up(self, record: Record) -> None:
+        """Take the climatological mean."""
+        self._mean = climate_moments(record.dynamics, record.seed, record.observation)[0]
 
     def start(self, record: Record) -> State:
         """Climatological mean; an empty past.
@@ -101,23 +100,20 @@ class CovarianceFromState(Method):
         x = self._mean.expand(record.shape)
         return {
             "x": x,
-            "steps": torch.zeros(len(x), self.depth, dtype=torch.int64, device=x.device),
-            "analyses": x[:, None].expand(len(x), self.depth, x.shape[1]),
-            "observed": torch.zeros(
-                len(x), self.depth, record.observation.shape[-1], dtype=torch.bool, device=x.device
-            ),
+            **self._window.opened(x),
+            "analyses": self._window.buffer(x),
+            "observed": self._window.buffer(torch.zeros_like(record.observation[:, 0], dtype=torch.bool)),
             "forecast_spread": torch.zeros_like(x),
             "spread": torch.zeros_like(x),
         }
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state, and remember where it came from."""
-        newest = torch.full_like(state["steps"][:, :1], steps)
         return {
             **state,
+            **self._window.slid(state, steps),
             "x": advance(dynamics, state["x"], steps),
-            "steps": torch.cat([state["steps"][:, 1:], newest], 1),
-            "analyses": torch.cat([state["analyses"][:, 1:], state["x"][:, None]], 1),
+            "analyses": pushed(state["analyses"], state["x"]),
         }
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
@@ -131,14 +127,14 @@ class CovarianceFromState(Method):
         return {
             **state,
             "x": x + (weights[:, None] @ root)[:, 0],
-            "observed": torch.cat([state["observed"][:, 1:], observed[:, None]], 1),
+            "observed": pushed(state["observed"], observed),
             "forecast_spread": root.square().sum(1).sqrt(),
             "spread": after.square().sum(1).sqrt(),
         }
 
     def _root(self, state: State, observing: ObservingSystem) -> Tensor:
         """Rows whose outer products add up to the forecast error covariance, shape (B, N, N)."""
-        x, steps = state["x"], state["steps"][0].tolist()
+        x, steps = state["x"], self._window.counts(state)
         dynamics = self.dynamics
         if self.past == "dynamics":
             points = [x]
@@ -160,11 +156,3 @@ class CovarianceFromState(Method):
             # As wide as epsilon, whatever it has grown to: the shape is what the past tells.
             root = self.epsilon * root / root.square().sum((1, 2), keepdim=True).div(x.shape[1]).sqrt()
         return root
-
-    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Nothing: the covariance is built in the analysis."""
-        return {}
-
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spreads before and after."""
-        return {name: state[name] for name in self.outputs}

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..observing import ObservingSystem
-from ..random import Purpose
-from .base import State, register_method
 from .ensemble import Precision, centre, compare
 from .finite_size import SpunUp, effective_zeta
+from .record import State
+from .registry import register_method
 
 
-@register_method("enkf")
+@register_method
 class StochasticEnKF(SpunUp):
     """Ensemble Kalman filter with perturbed observations.
 
@@ -31,10 +32,12 @@ class StochasticEnKF(SpunUp):
     Burgers, van Leeuwen and Evensen (1998), doi:10.1175/1520-0493(1998)126<1719:ASITEK>2.0.CO;2.
     """
 
+    name: ClassVar[str] = "enkf"
+
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Each member is drawn to observations of its own, their perturbations of zero mean."""
         x, (b, m, _) = state["x"], state["x"].shape
-        drawn = self.draw(state, Purpose.PERTURBATION, m * observation.shape[1]).reshape(b, m, -1)
+        drawn = self.draw(state, m * observation.shape[1]).reshape(b, m, -1)
         _, noise = centre(observing.errors_from(drawn))
         noise = noise * math.sqrt(m / (m - 1))
         mean, anomalies = centre(x)
@@ -47,4 +50,4 @@ class StochasticEnKF(SpunUp):
         p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
         weights = torch.linalg.solve(p, s @ innovation.mT)
         mean, anomalies = centre(x + weights.mT @ anomalies)
-        return {**state, "x": mean + self.number("inflation") * anomalies, "cycle": state["cycle"] + 1}
+        return {**state, "x": mean + self.number("inflation") * anomalies}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -12,17 +13,24 @@ from torch import Tensor
 from ..derivatives import Mode
 from ..observing import ObservingSystem
 from ..progress import track
-from .arguments import background_or_name, fitted, number_or_tune, plain_background
-from .base import Differentiated, Method, Record, State, check_truth, register_method, run
+from .arguments import background_or_name, fitted, number_or_tune
+from .base import Differentiated, Method
 from .climate import climate_moments, covariance_of
+from .declarations import SPREADS, Choice, Output, Search, Tunable
+from .loop import run
+from .record import Record, State
+from .registry import register_method
+from .tuning import burn_in, search_grid
 
-_TUNE_TRAJECTORIES, _TUNE_CYCLES = 16, 250
-_SCALES = tuple(2.0 ** (k / 2) for k in range(4, -21, -1))  # 4 down to about 0.001
+# 4 down to about 0.001, rounded to single precision: the same numbers in a record of any precision.
+SCALES = Tunable(
+    tuple(torch.tensor([2.0 ** (k / 2) for k in range(4, -21, -1)], dtype=torch.float32).tolist()),
+    long_name="scales that were tried",
+)
 _TRAINING_ROUNDS = 4
-_CURVES = {"innovation": "innovation_rms", "truth": "truth_rmse"}
 
 
-@register_method("3d-var")
+@register_method
 class ThreeDVar(Method):
     """3D-Var with linear H: x_a = x_f + s B H^T (s H B H^T + R)^{-1} (y - H x_f).
 
@@ -50,87 +58,47 @@ class ThreeDVar(Method):
     Lorenc (1986), doi:10.1002/qj.49711247414.
     """
 
-    outputs: ClassVar[dict[str, str]] = {"forecast_spread": "site", "spread": "site"}
-    tunable: ClassVar[dict[str, tuple[float, ...]]] = {"scale": _SCALES}
+    name: ClassVar[str] = "3d-var"
+    outputs: tuple[Output, ...] = SPREADS
+    tunable: ClassVar[Mapping[str, Tunable]] = {"scale": SCALES}
+    search: ClassVar[Search] = Search(cycles=250, burn_in=50, innovation="innovation_rms", together=True, refined=True)
 
     def __init__(self, background: Any = "climatology", scale: float | str = "tune") -> None:
         self.background = background_or_name(background, ("climatology", "trained"))
         self.scale = number_or_tune("scale", scale)
         self._static: Static | None = None
-        self._curve: Tensor | None = None
-
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters, as asked for."""
-        return {"background": plain_background(self.background), "scale": self.scale} | self.asked_candidates()
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
         """Of the observation operator, in the gain."""
         return (("operator", "forward"),)
 
-    def prepare(self, record: Record) -> Method:
-        """Build B, and tune its scale on the record given."""
-        self.check_derivatives(record)
-        if isinstance(self.scale, str):
-            check_truth(self.tune_on, record)
+    def set_up(self, record: Record) -> None:
+        """Build B; train it where that is asked for.
+
+        Raises
+        ------
+        ValueError
+            If B does not fit the record, or its training needs a truth that the record lacks.
+        """
         like = record.observation
         mean, climate = climate_moments(record.dynamics, record.seed, like)
         b = climate if isinstance(self.background, str) else fitted(self.background, len(mean), like)
-        static = Static(mean, climate, b, like.new_ones(()))
+        self._static = Static(mean, climate, b, like.new_ones(()))
         if isinstance(self.background, str) and self.background == "trained":
-            static = self._trained(record, static)
+            self._static = replace(self._static, b=self._trained(record))
         if not isinstance(self.scale, str):
-            return self._with(replace(static, scale=like.new_tensor(self.scale)))
-        static, curve, best = self._tuned(record, static)
-        self._warn_at_an_end("scale", self.tried("scale")[best])
-        return self._with(static, curve)
+            self._static = replace(self._static, scale=like.new_tensor(self.scale))
 
-    def _with(self, static: Static, curve: Tensor | None = None) -> ThreeDVar:
-        ready = copy.copy(self)
-        ready._static, ready._curve = static, curve
-        return ready
+    def at(self, numbers: Mapping[str, Any]) -> Self:
+        """Return a copy with another scale, or with one for every trajectory."""
+        chosen, scale = super().at(numbers), numbers["scale"]
+        scale = scale if isinstance(scale, Tensor) else self.static.b.new_tensor(scale)
+        chosen._static = replace(self.static, scale=scale)
+        return chosen
 
-    def _scales(self, like: Tensor) -> Tensor:
-        """Scales to try; the method's own are rounded to single precision in every record."""
-        dtype = torch.float64 if self._candidates else torch.float32
-        return torch.tensor(self.tried("scale"), dtype=dtype).to(like)
-
-    def _tuned(self, record: Record, static: Static) -> tuple[Static, Tensor, int]:
-        """Choose the scale by innovations or by the truth; every candidate is a copy of the trajectories."""
-        part = slice(_TUNE_TRAJECTORIES), slice(_TUNE_CYCLES)
-        record = replace(
-            record,
-            observation=record.observation[part],
-            steps=record.steps[part[1]],
-            trajectory=record.trajectory[part[0]],
-            truth=record.truth[part] if self.tune_on == "truth" and record.truth is not None else None,
-        )
-        scale = self._scales(static.b)
-        copies, lanes = len(scale), len(record.observation)
-        method = self._with(replace(static, scale=scale.repeat_interleave(lanes)))
-        many = replace(
-            record,
-            observation=record.observation.repeat(copies, 1, 1),
-            trajectory=record.trajectory.repeat(copies),
-            truth=None,
-        )
-        outputs, _ = run(method, many, what=f"tuning scale of {self.name}")
-        later = (slice(None), slice(_burn_in(record), None))
-        if record.truth is not None:
-            error = outputs["analysis"].unflatten(0, (copies, lanes)) - record.truth
-            curve = error[:, *later].square().mean(-1).sqrt().flatten(1).mean(1)
-        else:
-            innovation = (many.observation - many.observing.observe(outputs["forecast"]))[later].reshape(copies, -1)
-            curve = innovation.square().nanmean(1).sqrt()
-            curve[outputs["diverged"].reshape(copies, -1).any(1)] = torch.inf
-        self._check_curve(curve)
-        best = int(torch.nan_to_num(curve, nan=torch.inf).argmin())
-        # A parabola needs candidates that are evenly spaced.
-        chosen = scale[best] if self._candidates else _vertex(scale, curve, best)
-        return replace(static, scale=chosen), curve, best
-
-    def _trained(self, record: Record, static: Static) -> Static:
-        """Iterate B = Cov[x_f - x_t] of the scheme that uses B."""
+    def _trained(self, record: Record) -> Tensor:
+        """Iterate B = Cov[x_f - x_t] of the scheme that uses B, its scale tuned in every round; shape (N, N)."""
         if record.truth is None:
             raise ValueError(
                 "background='trained': expected a record with a truth; training needs the truth, which the record "
@@ -141,14 +109,14 @@ class ThreeDVar(Method):
                 "background='trained': the truth holds values that are not finite on the record's leading part, "
                 "expected a finite one"
             )
-        tuning = copy.copy(self)
-        tuning.scale, tuning._candidates = "tune", None
+        scheme = copy.copy(self)
+        scheme.scale, scheme._candidates = "tune", {}
         for _ in track(range(_TRAINING_ROUNDS), f"training the background of {self.name}"):
-            scaled, _, _ = tuning._tuned(record, static)
-            outputs, _ = run(self._with(scaled), record)
-            errors = (outputs["forecast"] - record.truth)[:, _burn_in(record) :].flatten(0, 1)
-            static = replace(static, b=covariance_of(errors[torch.isfinite(errors).all(1)]))
-        return static
+            tuned, _ = search_grid(scheme, record)
+            outputs, _ = run(tuned, record)
+            errors = (outputs["forecast"] - record.truth)[:, burn_in(record, self.search) :].flatten(0, 1)
+            scheme._static = replace(scheme.static, b=covariance_of(errors[torch.isfinite(errors).all(1)]))
+        return scheme.static.b
 
     @property
     def static(self) -> Static:
@@ -157,26 +125,27 @@ class ThreeDVar(Method):
             raise RuntimeError("3D-Var is not prepared: call prepare(record) first")
         return self._static
 
-    def tuned(self) -> dict[str, tuple[tuple[str, ...], Any]]:
-        """The scale and B in use and, where the scale was tuned, the curve that chose it."""
-        chosen: dict[str, tuple[tuple[str, ...], Any]] = {
-            "background_scale": ((), self.static.scale.cpu().numpy()),
-            "background_covariance": (("state", "state_dual"), self.static.b.cpu().numpy()),
-        }
-        if self._curve is not None:
-            chosen["candidate_scale"] = (("candidate",), self._scales(self._curve).cpu().numpy())
-            chosen[_CURVES[self.tune_on]] = (("candidate",), self._curve.cpu().numpy())
-        return chosen
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Declarations of the scale and B in use and, where the scale is tuned, of the curve that chooses it."""
+        in_use = (
+            Choice("background_scale", "factor of the background error covariance"),
+            Choice(
+                "background_covariance",
+                "background error covariance before scaling",
+                ("state", "state_dual"),
+                (-1, -1),
+            ),
+        )
+        along = [replace(choice, dims=("candidate",)) for choice in super().choices if choice.dims]
+        return (*in_use, *along)
 
-    def tuned_shapes(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
-        """Names, dims and shapes of `tuned`; -1 stands for the number of sites."""
-        shapes: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
-            "background_scale": ((), ()),
-            "background_covariance": (("state", "state_dual"), (-1, -1)),
-        }
-        if isinstance(self.scale, str):
-            shapes["candidate_scale"] = shapes[_CURVES[self.tune_on]] = (("candidate",), (len(self.tried("scale")),))
-        return shapes
+    def chosen(self) -> dict[str, Any]:
+        """The scale and B in use and, where the scale was tuned, the curve that chose it."""
+        values = super().chosen()
+        values.pop("tuned_scale", None)
+        static = self.static
+        return {"background_scale": static.scale.cpu(), "background_covariance": static.b.cpu(), **values}
 
     def start(self, record: Record) -> State:
         """Begin at the climatological mean."""
@@ -186,8 +155,9 @@ class ThreeDVar(Method):
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Take the climate's whole covariance for the error of its mean."""
         static = self.static
-        whole = replace(static, b=static.climate, scale=torch.ones_like(static.scale))
-        return self._with(whole).analyse(state, observation, observed, observing)
+        of_climate = copy.copy(self)
+        of_climate._static = replace(static, b=static.climate, scale=torch.ones_like(static.scale))
+        return of_climate.analyse(state, observation, observed, observing)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis, the gain solved for once where every site is observed."""
@@ -200,10 +170,6 @@ class ThreeDVar(Method):
             "forecast_spread": forecast_variance.sqrt().expand(state["x"].shape),
             "spread": variance.sqrt().expand(state["x"].shape),
         }
-
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spreads that B and the gain stand for."""
-        return {name: state[name] for name in self.outputs}
 
 
 @dataclass(frozen=True)
@@ -223,8 +189,8 @@ class Static:
         """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
         # One gain for all times and trajectories.
         same = bool(observed.all()) and observing.linear
-        if same and (known := self._cache.get(observing)) is not None:
-            return known
+        if same and (kept := self._cache.get(observing)) is not None:
+            return kept
         if same and self.scale.ndim == 0:
             observed, x = observed[:1], x[:1]
         p = self.scale[..., None, None] * self.b
@@ -238,18 +204,3 @@ class Static:
             self._cache.clear()  # an error that differs in time is another at every cycle
             self._cache[observing] = answer
         return answer
-
-
-def _burn_in(record: Record) -> int:
-    """Leading cycles that a tuning run leaves out."""
-    return min(50, record.observation.shape[1] // 3)
-
-
-def _vertex(scale: Tensor, curve: Tensor, best: int) -> Tensor:
-    """Minimum of the parabola through the best candidate and its neighbours, in log scale."""
-    if not 0 < best < len(scale) - 1 or not bool(curve[best - 1 : best + 2].isfinite().all()):
-        return scale[best]
-    left, middle, right = curve[best - 1 : best + 2]
-    bend = left - 2 * middle + right
-    shift = torch.where(bend > 0, 0.5 * (left - right) / bend, torch.zeros_like(bend)).clamp(-0.5, 0.5)
-    return scale[best] * (scale[best + 1] / scale[best]) ** shift

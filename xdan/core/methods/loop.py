@@ -1,0 +1,202 @@
+"""The one loop that cycles every method, and what the loop itself keeps of each trajectory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..observing import split_observation
+from ..progress import track
+from .base import Method
+from .record import Record, State
+
+LOST = 1e6  # a trajectory has diverged once a component is so many times as large as the largest at the start
+_KEPT = ("label", "cycle", "alive", "bound")  # what a block leaves to the next, beside the method's state
+
+
+def run(
+    method: Method, record: Record, state: State | None = None, members: bool = False, what: str | None = None
+) -> tuple[dict[str, Tensor], State]:
+    """Cycle a method over a record, the forecast before the analysis at every time.
+
+    A trajectory that becomes non-finite is lost from that cycle on: its output is NaN and `diverged` says so,
+    while the others go on.
+
+    Parameters
+    ----------
+    method : Method
+        Prepared.
+    record : Record
+    state : dict of Tensor, optional
+        What an earlier block of the same record left; None starts the record.
+    members : bool
+        Also return the members of an ensemble method, or what a network with memory remembers.
+    what : str, optional
+        Name of a bar over the cycles, where bars are shown.
+
+    Returns
+    -------
+    outputs : dict of Tensor
+        "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), the method's `outputs`, and where
+        asked for "forecast_members", "members" of shape (B, K, M, N), or "memory", the latent channels that each
+        analysis reads, of shape (B, K, n, N).
+    state : dict of Tensor
+        To carry on from: the method's state, and what the loop keeps of each trajectory.
+
+    Raises
+    ------
+    ValueError
+        If the method returns no state of its shape, takes a name that is the loop's, or gives other outputs than it
+        declares.
+    """
+    columns: dict[str, list[Tensor]] = {}
+    shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
+    lanes = None if state is None else _Lanes.resumed(method, record, state)
+    cycles = enumerate(record.steps)
+    for k, steps in cycles if what is None else track(list(cycles), what):
+        observation, observed = split_observation(record.observation[:, k])
+        if state is None or lanes is None:
+            state = _checked(method, "start", method.start(record), shape)
+            lanes, call = _Lanes.started(method, record, state), "first"
+        else:
+            state = _checked(method, "forecast", method.forecast(lanes.handed(state), record.dynamics, steps), shape)
+            lanes, call = lanes.after(state), "analyse"
+        forecast = lanes.handed(state)
+        analyse = method.first if call == "first" else method.analyse
+        state = _checked(method, call, analyse(forecast, observation, observed, record.observing.at(k)), shape)
+        lanes = lanes.after(state)
+        analysis = lanes.handed(state)
+        row = _row(method, forecast, analysis, members)
+        for name, value in row.items():
+            columns.setdefault(name, []).append(lanes.masked(value))
+        columns.setdefault("diverged", []).append(~lanes.alive)
+        state, lanes = analysis, replace(lanes, cycle=lanes.cycle + 1)
+    assert state is not None
+    assert lanes is not None
+    return {name: torch.stack(column, 1) for name, column in columns.items()}, lanes.carried(state)
+
+
+@dataclass(frozen=True)
+class _Lanes:
+    """What the loop keeps of each trajectory, tensors of shape (B,).
+
+    Attributes
+    ----------
+    label : Tensor of int64
+        Of the record; keys random draws.
+    cycle : Tensor of int64
+        Number of the coming analysis.
+    alive : Tensor of bool
+        Whether the trajectory has not diverged.
+    bound : Tensor
+        The largest component with which it has not.
+    whole : bool
+        Whether all are alive.
+    """
+
+    label: Tensor
+    cycle: Tensor
+    alive: Tensor
+    bound: Tensor
+    whole: bool
+
+    @classmethod
+    def started(cls, method: Method, record: Record, state: State) -> _Lanes:
+        """Of trajectories at the start of a record.
+
+        Raises
+        ------
+        ValueError
+            If an entry of the state has a name that is the loop's.
+        """
+        if taken := sorted(set(state) & set(_KEPT)):
+            raise ValueError(
+                f"start() of the method {method.name!r} returned the entries {taken}, which the loop itself keeps: "
+                "expected other names"
+            )
+        x = state["x"]
+        label = record.trajectory.to(x.device)
+        alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        bound = (LOST * x.abs().flatten(1).amax(1).clamp_min(1.0)).clamp_max(1e30)
+        return cls(label, torch.full_like(label, method.first_cycle), alive, bound, True)
+
+    @classmethod
+    def resumed(cls, method: Method, record: Record, state: State) -> _Lanes:
+        """As an earlier block left them; the blocks of methods without draws once held no `cycle`."""
+        label = record.trajectory.to(state["x"].device)
+        cycle = state.get("cycle", torch.full_like(label, method.first_cycle + 1))
+        return cls(label, cycle, state["alive"], state["bound"], bool(state["alive"].all()))
+
+    def after(self, state: State) -> _Lanes:
+        """Flag those that a state has lost."""
+        alive = self.alive & (state["x"].abs().flatten(1).amax(1) <= self.bound)
+        return replace(self, alive=alive, whole=bool(alive.all()))
+
+    def handed(self, state: State) -> State:
+        """A state as a method gets it.
+
+        What a lost trajectory carries is zero, so that batched linear algebra stays finite for the others. Integers and
+        flags stay: methods read those of a block from any of its trajectories.
+        """
+        entries = {name: value for name, value in state.items() if name not in _KEPT}
+        if not self.whole:
+            entries = {
+                name: torch.where(_rows(self.alive, value), value, 0.0) if value.is_floating_point() else value
+                for name, value in entries.items()
+            }
+        return {**entries, "label": self.label, "cycle": self.cycle}
+
+    def masked(self, value: Tensor) -> Tensor:
+        """Values (B, ...), NaN where the trajectory is lost."""
+        return value if self.whole else torch.where(_rows(self.alive, value), value, torch.nan)
+
+    def carried(self, state: State) -> State:
+        """A state with what the next block needs of the loop."""
+        entries = {name: value for name, value in state.items() if name not in _KEPT}
+        return {**entries, **{name: getattr(self, name) for name in _KEPT}}
+
+
+def _row(method: Method, forecast: State, analysis: State, members: bool) -> dict[str, Tensor]:
+    """What a run keeps of a cycle.
+
+    Raises
+    ------
+    ValueError
+        If the method gives other outputs than it declares.
+    """
+    outputs = method.forecast_outputs(forecast) | method.analysis_outputs(analysis)
+    if outputs.keys() != (declared := {output.name for output in method.outputs}):
+        raise ValueError(
+            f"the method {method.name!r} gave the outputs {sorted(outputs)}: expected those that it declares in "
+            f"`outputs`, {sorted(declared)}"
+        )
+    row = {"forecast": method.mean(forecast), "analysis": method.mean(analysis), **outputs}
+    if members and method.ensemble:
+        row |= {"forecast_members": forecast["x"], "members": analysis["x"]}
+    if members and method.channels:
+        row["memory"] = forecast["memory"]
+    return row
+
+
+def _checked(method: Method, call: str, state: State, shape: tuple[int, ...]) -> State:
+    """Refuse what is no state: a dict whose `x` has the shape (B, N) or (B, M, N).
+
+    Raises
+    ------
+    ValueError
+    """
+    x = state.get("x") if isinstance(state, dict) else None
+    if isinstance(x, Tensor) and x.shape == shape:
+        return state
+    what = type(state).__name__ if not isinstance(state, dict) else "a dict without a tensor 'x'"
+    what = f"x of shape {tuple(x.shape)}" if isinstance(x, Tensor) else what
+    raise ValueError(
+        f"{call}() of the method {method.name!r} returned {what}: expected a dict of tensors with x of shape {shape}"
+    )
+
+
+def _rows(flag: Tensor, like: Tensor) -> Tensor:
+    """A flag for each trajectory, shaped to broadcast against `like`."""
+    return flag.reshape(-1, *(1 for _ in like.shape[1:]))

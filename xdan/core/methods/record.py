@@ -1,0 +1,48 @@
+"""What a method is given: the observations of some trajectories, and a state from cycle to cycle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..observing import ObservingSystem
+
+State = dict[str, Tensor]
+"""What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Observations of some trajectories and what is known about them.
+
+    Attributes
+    ----------
+    dynamics : Dynamics
+    observing : ObservingSystem
+        Of these times, where it differs in time.
+    observation : Tensor, shape (B, K, P)
+        NaN where nothing is observed.
+    steps : sequence of int, length K
+        Model steps before each analysis; 0 before the first of a record.
+    trajectory : Tensor of int64, shape (B,)
+        Labels that key random draws.
+    seed : int
+    truth : Tensor, shape (B, K, N), optional
+    """
+
+    dynamics: Dynamics
+    observing: ObservingSystem
+    observation: Tensor
+    steps: Sequence[int]
+    trajectory: Tensor
+    seed: int
+    truth: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of a state of every trajectory, (B, N)."""
+        return len(self.trajectory), math.prod(self.dynamics.shape)

@@ -1,0 +1,94 @@
+"""Methods by their names."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from ..checks import choice, shown
+from .base import Method, parameter_names
+
+_METHODS: dict[str, type[Method]] = {}
+_Cls = TypeVar("_Cls", bound=type[Method])
+
+TUNE_ON = ("innovation", "truth")
+
+
+def register_method(cls: _Cls) -> _Cls:
+    """Register a method's class under its `name`, by which `baseline` runs it.
+
+    Raises
+    ------
+    TypeError
+        For what is no class of methods, or has no name of its own.
+    ValueError
+        If another class has the name. A class that is defined anew, as by a notebook's cell, takes its own place.
+    """
+    if not isinstance(cls, type) or not issubclass(cls, Method):
+        raise TypeError(f"cls={shown(cls)}: expected a class derived from Method")
+    name = vars(cls).get("name")
+    if not isinstance(name, str):
+        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which baseline() takes")
+    holder = _METHODS.get(name, cls)
+    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"the name {name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another `name` for "
+            f"{cls.__module__}.{cls.__qualname__}"
+        )
+    _METHODS[name] = cls
+    return cls
+
+
+def method_by_name(
+    name: str,
+    *,
+    tune_on: str = "innovation",
+    candidates: Any = None,
+    **parameters: Any,
+) -> Method:
+    """Make a registered method.
+
+    Parameters
+    ----------
+    name : str
+    tune_on : {"innovation", "truth"}
+    candidates : mapping of str to sequence of float, optional
+        Values to try for parameters that are "tune", instead of the method's own.
+    **parameters
+        The method's.
+
+    Raises
+    ------
+    TypeError
+        If an argument is of another type.
+    ValueError
+        If the name is unknown, or a parameter is, or one is out of range.
+    """
+    accepted = accepted_parameters(name)
+    if unknown := set(parameters) - accepted - set(_METHODS[name].fixed):
+        raise ValueError(
+            f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}, expected no others"
+        )
+    tune_on = choice("tune_on", tune_on, TUNE_ON)
+    method = _METHODS[name](**parameters)
+    method.tune_on = tune_on
+    if candidates is not None:
+        method.take_candidates(candidates)
+    return method
+
+
+def accepted_parameters(name: str) -> set[str]:
+    """Names of a registered method's parameters, those of its bases too where it passes the rest on.
+
+    Raises
+    ------
+    TypeError
+        If the name is none.
+    ValueError
+        If the name is unknown.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"name={shown(name)}: expected the name of a method, one of {sorted(_METHODS)}")
+    if name not in _METHODS:
+        raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}, expected one of them")
+    cls = _METHODS[name]
+    return set(parameter_names(cls)) - set(cls.fixed)

@@ -1,0 +1,193 @@
+"""Tuning: the parameters of a method that are "tune", searched on the leading part of a record."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..checks import XdanWarning
+from ..progress import track
+from .base import Method
+from .declarations import Search
+from .loop import run
+from .record import Record
+
+
+def tune(method: Method, record: Record) -> Method:
+    """Prepare a method for a record, with the best of the values tried for every parameter that is "tune".
+
+    Several parameters are searched on the product of their values. A value that loses a trajectory is out.
+
+    Parameters
+    ----------
+    method : Method
+    record : Record
+
+    Returns
+    -------
+    Method
+        Prepared; its `chosen()` holds the values and what they were judged by.
+
+    Raises
+    ------
+    ValueError
+        If the method cannot work on the record, `tune_on` asks for a truth that the record lacks, or no value tried
+        follows the record.
+
+    Warns
+    -----
+    XdanWarning
+        If a parameter ends at an end of its candidates.
+    """
+    names = method.to_tune()
+    if names and method.tune_on == "truth" and record.truth is None:
+        raise ValueError("tune_on='truth': the record has no truth, expected one; use tune_on='innovation'")
+    ready = method.prepare(record)
+    if not names:
+        return ready
+    best, place = search_grid(ready, record)
+    for name, value in zip(names, place, strict=True):
+        warn_at_an_end(method, name, value)
+    return best
+
+
+def search_grid(method: Method, record: Record) -> tuple[Method, tuple[float, ...]]:
+    """Search a prepared method's parameters that are "tune"; it has some.
+
+    Returns
+    -------
+    Method
+        With the numbers that were chosen.
+    tuple of float
+        The best of the values that were tried.
+
+    Raises
+    ------
+    ValueError
+        If no value tried has a finite score.
+    """
+    names, part = method.to_tune(), leading(record, method.search)
+    grid = list(itertools.product(*(method.tried(name) for name in names)))
+    what = f"tuning {' and '.join(names)} of {method.name}"
+    if method.search.together:
+        curve = _scores_together(method, part, grid, what)
+    else:
+        each = [method.at(dict(zip(names, values, strict=True))) for values in grid]
+        curve = torch.cat([_scores(one, part, run(one, part)[0], 1) for one in track(each, what)])
+    if not bool(torch.isfinite(curve).any()):
+        raise ValueError(
+            f"no value tried for {names} of {method.name!r} gave a finite score on the leading part of the "
+            "record, expected one at least: every one diverged, or nothing is observed there; give candidates= "
+            "or numbers instead of 'tune'"
+        )
+    best = int(torch.nan_to_num(curve, nan=math.inf).argmin())
+    numbers = dict(zip(names, grid[best], strict=True))
+    if method.search.refined and not method.asked_candidates():
+        (name,) = names
+        values = torch.tensor(method.tried(name), dtype=torch.float64).to(record.observation.dtype)
+        numbers[name] = float(vertex(values, curve, best))
+    chosen = method.at(numbers)
+    chosen._curve = curve.reshape([len(method.tried(name)) for name in names])
+    return chosen, grid[best]
+
+
+def leading(record: Record, part: Search) -> Record:
+    """Cut the part of a record that tuning looks at."""
+    rows, columns = slice(0, part.trajectories), slice(0, part.cycles)
+    return replace(
+        record,
+        observing=record.observing.during(columns),
+        observation=record.observation[rows, columns],
+        steps=record.steps[columns],
+        trajectory=record.trajectory[rows],
+        truth=None if record.truth is None else record.truth[rows, columns],
+    )
+
+
+def burn_in(record: Record, part: Search) -> int:
+    """Leading cycles of a record that no score looks at."""
+    return min(part.burn_in, record.observation.shape[1] // 3)
+
+
+def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...]], what: str) -> Tensor:
+    """Scores of all candidates from one run, in which every candidate has a copy of the trajectories; shape (C,)."""
+    copies, lanes = len(grid), len(record.observation)
+    columns = torch.tensor(grid, dtype=torch.float64).to(record.observation).T
+    numbers = {name: c.repeat_interleave(lanes) for name, c in zip(method.to_tune(), columns, strict=True)}
+    repeated = replace(
+        record,
+        observation=record.observation.repeat(copies, 1, 1),
+        trajectory=record.trajectory.repeat(copies),
+        truth=None,
+    )
+    outputs, _ = run(method.at(numbers), repeated, what=what)
+    return _scores(method, record, outputs, copies)
+
+
+def _scores(method: Method, record: Record, outputs: dict[str, Tensor], copies: int) -> Tensor:
+    """Scores of runs over copies of a record, smaller is better; infinite where a trajectory diverged.
+
+    By the truth: mean analysis RMSE. By the innovations: their root mean square; or their negative log-likelihood, half
+    the mean of log v + d^2 / v with v the forecast variance plus R's diagonal, and in its place their mean square
+    without a spread, or through an operator.
+
+    Parameters
+    ----------
+    method : Method
+    record : Record
+    outputs : dict of Tensor, shape (C B, K, ...)
+    copies : int
+        C.
+
+    Returns
+    -------
+    Tensor, shape (C,)
+    """
+    first, shape = burn_in(record, method.search), (copies, len(record.observation))
+    criterion, observing = method.curve.name, record.observing
+    if criterion == "truth_rmse":
+        error = (outputs["analysis"].unflatten(0, shape) - record.truth)[:, :, first:]
+        scores = error.square().mean(-1).sqrt().flatten(1).mean(1)
+    else:
+        observed = observing.observe(outputs["forecast"]).unflatten(0, shape)
+        innovation = (record.observation - observed)[:, :, first:]
+        if criterion == "innovation_rms":
+            scores = innovation.flatten(1).square().nanmean(1).sqrt()
+        elif not method.gives_forecast_spread or observing.operator is not None:
+            scores = innovation.flatten(1).square().nanmean(1)
+        else:
+            spread = outputs["forecast_spread"].unflatten(0, shape)[:, :, first:]
+            variance = spread**2 + observing.during(slice(first, None)).error_variance()
+            scores = (0.5 * (variance.log() + innovation.square() / variance)).flatten(1).nanmean(1)
+    diverged = outputs["diverged"].reshape(copies, -1).any(1)
+    return torch.where(diverged, torch.inf, scores).cpu()
+
+
+def vertex(values: Tensor, curve: Tensor, best: int) -> Tensor:
+    """Minimum of the parabola through the best candidate and its neighbours, in the logarithm of the value."""
+    if not 0 < best < len(values) - 1 or not bool(curve[best - 1 : best + 2].isfinite().all()):
+        return values[best]
+    left, middle, right = curve[best - 1 : best + 2]
+    bend = left - 2 * middle + right
+    shift = torch.where(bend > 0, 0.5 * (left - right) / bend, torch.zeros_like(bend)).clamp(-0.5, 0.5)
+    return values[best] * (values[best + 1] / values[best]) ** shift
+
+
+def warn_at_an_end(method: Method, name: str, value: float) -> None:
+    """Warn where the value chosen for a parameter has no candidate on one of its sides."""
+    values = method.tried(name)
+    if min(values) < value < max(values) or (value == method.tunable[name].natural_end and value == min(values)):
+        return
+    side = "smaller" if value == min(values) else "larger"
+    warnings.warn(
+        f"tuning {name} of {method.name!r} chose {value:g}, an end of its candidates ({min(values):g} to "
+        f"{max(values):g}): a {side} value may be better; give others with candidates={{{name!r}: [...]}}, or a "
+        "number",
+        XdanWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,65 @@
+"""A window of the last intervals, which slides by one a cycle: entries of a method's state, the newest last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from .advancing import advance
+from .declarations import Output, smoothed
+from .record import State
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """The last L intervals of every trajectory.
+
+    The state's entry `steps`, shape (B, L), holds the model steps of each interval, 0 for those before the record
+    began. A method that estimates the state at the window's start has it in `begin`. Buffers, shape (B, L, ...), hold
+    one value for each interval.
+
+    Attributes
+    ----------
+    length : int
+        L.
+    """
+
+    length: int
+
+    @property
+    def output(self) -> Output:
+        """Declaration of the estimate at the window's start, L cycles earlier."""
+        return smoothed(self.length)
+
+    def opened(self, x: Tensor) -> State:
+        """The entry `steps` of a window that has no length yet, for states x of shape (B, ...)."""
+        return {"steps": torch.zeros(len(x), self.length, dtype=torch.int64, device=x.device)}
+
+    def buffer(self, value: Tensor) -> Tensor:
+        """A buffer (B, L, ...) that holds a value (B, ...) for every interval."""
+        return value[:, None].expand(len(value), self.length, *value.shape[1:])
+
+    def counts(self, state: State) -> list[int]:
+        """Model steps of each interval, the same for all trajectories."""
+        counts: list[int] = state["steps"][0].tolist()
+        return counts
+
+    def slid(self, state: State, steps: int) -> State:
+        """The entry `steps` after one more interval."""
+        return {"steps": pushed(state["steps"], torch.full_like(state["steps"][:, 0], steps))}
+
+    def begin_after(self, state: State, dynamics: Dynamics) -> Tensor:
+        """State at the start of the window that comes next: moved by the oldest interval, where the window is full."""
+        return advance(dynamics, state["begin"], self.counts(state)[0])
+
+    def smoothed(self, state: State, begin: Tensor) -> Tensor:
+        """An estimate of the state at the window's start, NaN until the window is full."""
+        return begin if self.counts(state)[0] else torch.full_like(begin, torch.nan)
+
+
+def pushed(buffer: Tensor, newest: Tensor) -> Tensor:
+    """A buffer (B, L, ...) without its oldest value and with a newest one, (B, ...)."""
+    return torch.cat([buffer[:, 1:], newest[:, None]], 1)
