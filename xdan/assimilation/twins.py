@@ -13,8 +13,7 @@ import torch
 import xarray as xr
 
 from ..core.checks import choice, integer, real_array, shown
-from ..core.dynamics import Dynamics
-from ..core.dynamics.base import in_words
+from ..core.dynamics import Dynamics, in_words
 from ..core.methods.base import advance
 from ..core.observing import LinearOperator, ObservingSystem, Operator, Sites, check_truth, observe
 from ..core.random import check_seed
