@@ -1,0 +1,66 @@
+# The public names and the modules that they come from. `__init__.py` reads this list at run time: a name stands here
+# and nowhere else, and its module is imported when it is first used.
+
+from .assimilation.baselines import baseline as baseline
+from .assimilation.cycling import cycle as cycle
+from .assimilation.scoring import rank_histogram as rank_histogram
+from .assimilation.scoring import score as score
+from .assimilation.twins import twin as twin
+from .core.dynamics import Coordinate as Coordinate
+from .core.dynamics import CustomDynamics as CustomDynamics
+from .core.dynamics import Dynamics as Dynamics
+from .core.dynamics import Lorenz63 as Lorenz63
+from .core.dynamics import Lorenz96 as Lorenz96
+from .core.dynamics import register_dynamics as register_dynamics
+from .core.learning.objectives import Objective as Objective
+from .core.methods import EnsembleMethod as EnsembleMethod
+from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
+from .core.methods import Method as Method
+from .core.methods import ThreeDVar as ThreeDVar
+from .core.methods import register_method as register_method
+from .core.networks import AnalysisNetwork as AnalysisNetwork
+from .core.networks import Committee as Committee
+from .core.networks import EnsembleCNN as EnsembleCNN
+from .core.networks import LinearInZeta as LinearInZeta
+from .core.networks import ResidualCNN as ResidualCNN
+from .core.networks import register_network as register_network
+from .core.observing import ObservingSystem as ObservingSystem
+from .core.observing import Operator as Operator
+from .core.observing import Sites as Sites
+from .core.scores import StateScore as StateScore
+from .core.symmetry import Group as Group
+from .core.twin import TwinExperiment as TwinExperiment
+from .diagnostics.covariances import covariance_spectrum as covariance_spectrum
+from .diagnostics.covariances import ensemble_covariance as ensemble_covariance
+from .diagnostics.covariances import principal_angles as principal_angles
+from .diagnostics.covariances import zero_innovation_bias as zero_innovation_bias
+from .diagnostics.exponents import lyapunov_spectrum as lyapunov_spectrum
+from .diagnostics.gains import gain as gain
+from .diagnostics.linearity import innovation_histogram as innovation_histogram
+from .diagnostics.linearity import scaling_of_increments as scaling_of_increments
+from .diagnostics.linearity import stein_identity as stein_identity
+from .diagnostics.lyapunov import lyapunov_vectors as lyapunov_vectors
+from .diagnostics.symmetries import equivariance_error as equivariance_error
+from .diagnostics.symmetries import pattern_extent as pattern_extent
+from .diagnostics.symmetries import reconstruct_gain as reconstruct_gain
+from .diagnostics.symmetries import symmetry_group as symmetry_group
+from .network import Network as Network
+from .network import committee as committee
+from .network import open_network as open_network
+from .plots.explorer import explore as explore
+from .plots.gain_plots import angle_curves as angle_curves
+from .plots.gain_plots import gain_map as gain_map
+from .plots.gain_plots import histogram_curves as histogram_curves
+from .plots.gain_plots import scaling_curves as scaling_curves
+from .plots.gain_plots import spectrum_curves as spectrum_curves
+from .plots.plotting import hovmoller as hovmoller
+from .plots.plotting import rmse_in_time as rmse_in_time
+from .plots.plotting import save_page as save_page
+from .plots.plotting import sweep_curves as sweep_curves
+from .plots.plotting import training_history as training_history
+from .records.schema import XdanWarning as XdanWarning
+from .sweeps.scaling_law import scaling_law as scaling_law
+from .sweeps.sweeps import sweep as sweep
+from .training.fitting import train as train
+
+__version__: str
