@@ -530,3 +530,14 @@ def test_a_config_that_makes_another_model_is_refused():
             dynamics_to_json(Forgets(**forgotten))
     with pytest.raises(ValueError, match=r"config\(\) .* cannot be made \(.*not JSON serial.*\): expected the constr"):
         dynamics_to_json(Odd())
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", 3), ("meta", 0)])
+def test_buffers_of_a_gpu_go_with_the_gradient(device, kept):
+    """The meta device stands for a GPU: its tensors take no memory."""
+    dynamics, x = Lorenz96(5), torch.ones(2, 5, device=device, requires_grad=True)
+    after = dynamics.advance(x, 3)
+    (gradient,) = torch.autograd.grad(after.sum(), x)
+    del after
+    assert gradient.shape == x.shape
+    assert sum(map(len, dynamics._tapes._free.values())) == kept
