@@ -20,6 +20,7 @@ SITES, SMOOTHINGS = 12, (1, 2, 3, 4)
 PROGRAM = """
 import numpy as np, torch, xarray as xr, xdan
 from lorenz2005 import Lorenz2005
+from huber import Huber
 from long_waves import LONG_WAVES
 from nudging import Nudging
 import two_layers
@@ -62,6 +63,18 @@ for site in range(12):
     columns.append((module(states, zeta)[0] - module(states, -zeta)[0]).detach() / (2 * h))
 answers["covariance"] = covariance.values.reshape(-1, 12, 12)
 answers["covariance differences"] = torch.stack(columns, -1)
+
+class Rollout:  # what an objective reads of one
+    analysis, truth = x[None].clone().requires_grad_(), staticmethod(lambda: torch.zeros(1, 5, 12).double())
+
+losses = Huber(2.5).loss(Rollout)
+losses.sum().backward()
+answers["huber"], answers["huber gradient"] = losses.detach(), Rollout.analysis.grad
+training = {"window": 2, "batch": 4, "steps": 20, "validate_every": 10, "progress": False}
+small = xdan.ResidualCNN(filters=3, blocks=1)
+trained = [ring.dan.train(small, objective=one, **training) for one in ("huber", Huber(), Huber(0.1))]
+answers["objectives"] = np.array([str(net.description["training"]["objective"]) for net in trained])
+answers["huber digests"] = np.array([net.digest for net in trained])
 np.savez("answers.npz", **answers)
 """
 
@@ -112,7 +125,7 @@ def answers(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_the_page_shows_these_files():
-    assert list(FILES) == ["lorenz2005.py", "two_layers.py", "nudging.py", "long_waves.py"]
+    assert list(FILES) == ["lorenz2005.py", "two_layers.py", "nudging.py", "huber.py", "long_waves.py"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -154,6 +167,20 @@ def test_the_method_nudges(answers):
     np.testing.assert_allclose(analysis, np.where(observed, 0.7 * forecast + 0.3 * y, forecast), rtol=1e-12)
     np.testing.assert_array_equal(answers["by object"], analysis)
     assert answers["tuned"] in (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+def test_the_objective_is_the_huber_loss(answers):
+    """Half the square up to delta, and the tangent beyond; the gradient is the error, clipped."""
+    x, delta = answers["x"][None], 2.5
+    size = np.abs(x)
+    assert 0.2 < (size > delta).mean() < 0.8
+    expected = np.where(size <= delta, 0.5 * x**2, delta * (size - 0.5 * delta)).mean(-1)
+    np.testing.assert_allclose(answers["huber"], expected, rtol=1e-12)
+    np.testing.assert_allclose(answers["huber gradient"], np.clip(x, -delta, delta) / SITES, rtol=1e-12)
+    named = "{'name': 'huber', 'parameters': {'delta': %s}}"
+    assert list(answers["objectives"]) == [named % "1.0", named % "1.0", named % "0.1"]
+    by_name, by_object, other = answers["huber digests"]
+    assert by_name == by_object != other
 
 
 def test_the_score_is_of_the_long_waves(answers):

@@ -12,11 +12,15 @@ from .core.dynamics import Dynamics as Dynamics
 from .core.dynamics import Lorenz63 as Lorenz63
 from .core.dynamics import Lorenz96 as Lorenz96
 from .core.dynamics import register_dynamics as register_dynamics
-from .core.learning.objectives import Objective as Objective
+from .core.learning import Objective as Objective
+from .core.learning import Optimiser as Optimiser
+from .core.learning import register_objective as register_objective
 from .core.methods import EnsembleMethod as EnsembleMethod
 from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
 from .core.methods import Method as Method
+from .core.methods import Output as Output
 from .core.methods import ThreeDVar as ThreeDVar
+from .core.methods import Tunable as Tunable
 from .core.methods import register_method as register_method
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
