@@ -560,3 +560,43 @@ def test_flags_of_other_types(twin, run):
     """As a store or a merge may leave them."""
     for flags in (run.diverged.astype("int8"), run.diverged.astype(float), run.diverged.T):
         assert int(xdan.score(twin, run.assign(diverged=flags)).diverged) == 0
+
+
+def worst(truth, analysis):
+    return np.abs(analysis - truth).max(-1)
+
+
+def beyond(truth, members):
+    """Share of sites where the truth is outside the ensemble."""
+    return ((truth < members.min(1)) | (truth > members.max(1))).mean(-1)
+
+
+OWN = [xdan.StateScore(worst, "largest error of a site"), xdan.StateScore(beyond, "truths outside", units="1")]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_scores_of_ones_own(twin, ensemble, lazy):
+    ds, one = (twin.chunk(trajectory=2, time=7), ensemble.chunk(trajectory=2, time=7)) if lazy else (twin, ensemble)
+    result = xdan.score(ds, one, burn_in=3, also=OWN).compute()
+    error = np.abs(ensemble.analysis - twin.truth).max("x")[:, 3:]
+    assert float(result.worst) == pytest.approx(float(error.mean()), rel=1e-6)
+    outside = (twin.truth < ensemble.members.min("member")) | (twin.truth > ensemble.members.max("member"))
+    assert float(result.beyond) == pytest.approx(float(outside[:, 3:].mean()), rel=1e-6)
+    assert result.worst.attrs == {"long_name": "largest error of a site", "units": "1"}
+    xr.testing.assert_identical(result.drop_vars(["worst", "beyond"]), xdan.score(ds, one, burn_in=3).compute())
+    in_time = xdan.score(ds, one, dim="trajectory", also=OWN[:1]).worst.compute()
+    np.testing.assert_allclose(in_time, np.abs(ensemble.analysis - twin.truth).max("x").mean("trajectory"), rtol=1e-6)
+
+
+def test_scores_of_ones_own_are_refused_in_words(twin, ensemble, run):
+    with pytest.raises(TypeError, match=r"also holds <function worst.*: expected xdan.StateScore"):
+        xdan.score(twin, ensemble, also=[worst])
+    with pytest.raises(ValueError, match="the score 'beyond' takes 'members', which record and run lack: expected one"):
+        xdan.score(twin, run, also=OWN)
+    with pytest.raises(ValueError, match="'worst' takes 'truth', which record and run lack"):
+        xdan.score(twin.drop_vars("truth"), run, also=OWN[:1])
+    for name in ("rmse", "diverged", "time"):
+        with pytest.raises(ValueError, match=f"also holds a score '{name}': expected another name"):
+            xdan.score(twin, ensemble, also=[xdan.StateScore(worst, "an error", name=name)])
+    with pytest.warns(xdan.XdanWarning, match="scores are not finite.*the run's 'analysis' has NaN"):
+        xdan.score(twin, run.assign(analysis=run.analysis.where(run.x > 0)), also=OWN[:1])

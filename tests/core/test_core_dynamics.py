@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from xdan.core.checks import XdanWarning
 from xdan.core.dynamics import (
+    Coordinate,
     CustomDynamics,
     Dynamics,
     Lorenz63,
@@ -455,3 +456,88 @@ def test_a_registered_name_is_not_taken_over():
         register_dynamics(type("Other", (Lorenz96,), {}))
     with pytest.raises(TypeError, match=r"register_dynamics\(3\): expected a class"):
         register_dynamics(3)
+
+
+class Damped(Dynamics):
+    """A user's class with a tendency and nothing else, which spoils its argument."""
+
+    name, dims, spin_up_time = "test-core-damped", ("x",), 0.0
+
+    def __init__(self, sites: int = 3, rate: float = 1.0, timestep: float = 0.1) -> None:
+        self.sites, self.rate, self.timestep = sites, rate, timestep
+        self.coordinates = {"x": Coordinate(tuple(range(sites)))}
+
+    def config(self):
+        return {"sites": self.sites, "rate": self.rate, "timestep": self.timestep}
+
+    def tendency(self, x):
+        return x.mul_(-self.rate)
+
+
+def test_a_tendency_makes_a_model():
+    dynamics, x = Damped(rate=2.0), states(4, 3)
+    factor = sum((-0.2) ** k / math.factorial(k) for k in range(5))
+    assert_close(dynamics.advance(x, 3), factor**3 * x, rtol=1e-14, atol=0)
+    assert torch.equal(x, states(4, 3)), "the argument is left alone"
+    back = sum(0.2**k / math.factorial(k) for k in range(5))
+    assert_close(dynamics.retreat(x, 2), back**2 * x, rtol=1e-14, atol=0)
+    assert_close(dynamics.tendency(states(2, 5, 3)), -2.0 * states(2, 5, 3), rtol=1e-15, atol=0)
+    pushed = dynamics.advance_along(x, 3 * x[:, None], 3)[1][:, 0]
+    assert_close(pushed, 3 * factor**3 * x, rtol=1e-13, atol=0)
+
+
+def test_a_class_without_tendency_and_step_is_told():
+    class Empty(Damped):
+        name = "test-core-empty"
+        tendency = Dynamics.tendency
+
+    with pytest.raises(ValueError, match=r"Empty has no tendency\(\): expected tendency\(\) or step\(\) in its class"):
+        Empty().climatology([0], 0)
+
+
+def test_a_subclass_with_another_tendency_may_work_in_place():
+    class Decaying(Lorenz96):
+        def tendency(self, x):
+            return x.mul_(-1.0)
+
+    factor, x = sum((-0.05) ** k / math.factorial(k) for k in range(5)), states(2, 6)
+    assert_close(Decaying(6).advance(x, 2), factor**2 * x, rtol=1e-14, atol=0)
+    assert torch.equal(x, states(2, 6))
+
+
+def test_a_config_that_makes_another_model_is_refused():
+    class Whole(Damped):
+        name = "test-core-whole"
+
+    class Forgets(Damped):
+        name = "test-core-forgets"
+
+        def config(self):
+            return {"sites": self.sites}
+
+    class Odd(Damped):
+        name = "test-core-odd"
+
+        def config(self):
+            return {"sites": self.sites, "rate": torch.tensor(self.rate)}
+
+    for cls in (Whole, Forgets, Odd):
+        assert register_dynamics(cls) is cls
+    assert dynamics_from_json(dynamics_to_json(Whole(4, 2.0, 0.2))) == Whole(4, 2.0, 0.2)
+    assert dynamics_to_json(Forgets()) == {"name": "test-core-forgets", "parameters": {"sites": 3}}
+    for forgotten in ({"rate": 2.0}, {"timestep": 0.2}):
+        with pytest.raises(ValueError, match=r"config\(\) of the dynamics 'test-core-forgets' .* makes another model"):
+            dynamics_to_json(Forgets(**forgotten))
+    with pytest.raises(ValueError, match=r"config\(\) .* cannot be made \(.*not JSON serial.*\): expected the constr"):
+        dynamics_to_json(Odd())
+
+
+@pytest.mark.parametrize(("device", "kept"), [("cpu", 3), ("meta", 0)])
+def test_buffers_of_a_gpu_go_with_the_gradient(device, kept):
+    """The meta device stands for a GPU: its tensors take no memory."""
+    dynamics, x = Lorenz96(5), torch.ones(2, 5, device=device, requires_grad=True)
+    after = dynamics.advance(x, 3)
+    (gradient,) = torch.autograd.grad(after.sum(), x)
+    del after
+    assert gradient.shape == x.shape
+    assert sum(map(len, dynamics._tapes._free.values())) == kept

@@ -125,3 +125,35 @@ def test_ranks_of_rounded_members_are_flat(rng):
     found = scores.rank_counts(draws[..., 0], draws[..., 1:]).sum(0)
     assert found.sum() == pytest.approx(50_000)
     np.testing.assert_allclose(found / 50_000, 1 / 6, atol=0.01)
+
+
+def squared_norm(truth, members):
+    """A function that knows only rows: (B, N) and (B, M, N)."""
+    assert truth.ndim == 2
+    assert members.shape == (len(truth), 5, truth.shape[1])
+    return np.square(members.mean(1) - truth).sum(-1)
+
+
+@pytest.mark.parametrize("state", [(3,), (2, 3)])
+@pytest.mark.parametrize("lead", [(), (4,), (2, 7)])
+def test_a_score_of_ones_own_sees_rows_of_flat_states(rng, monkeypatch, state, lead):
+    monkeypatch.setattr(scores, "_VALUES", 40)  # several pieces
+    truth, members = rng.normal(size=(*lead, *state)), rng.normal(size=(*lead, *state, 5))
+    score = scores.StateScore(squared_norm, "squared distance")
+    axes = tuple(range(len(lead), len(lead) + len(state)))
+    expected = np.square(members.mean(-1) - truth).sum(axes)
+    np.testing.assert_allclose(score.values(truth, members, axes=len(state)), expected, rtol=1e-12)
+    swapped = scores.StateScore(lambda members, truth: squared_norm(truth, members), "the same", name="swapped")
+    np.testing.assert_allclose(swapped.values(members, truth, axes=len(state)), expected, rtol=1e-12)
+
+
+def test_a_score_of_ones_own_has_a_name_and_inputs():
+    score = scores.StateScore(squared_norm, "squared distance", "m2")
+    assert (score.name, score.inputs, score.units) == ("squared_norm", ("truth", "members"), "m2")
+    with pytest.raises(TypeError, match="function=3: expected a function of arrays named"):
+        scores.StateScore(3, "three")
+    for function in (lambda truth, guess: 0, lambda: 0, lambda *arrays: 0):
+        with pytest.raises(TypeError, match=r"the score '<lambda>' takes .*: expected parameters with names of"):
+            scores.StateScore(function, "wrong")
+    with pytest.raises(ValueError, match=r"gave shape \(4, 3\) for arrays of shapes \[\(4, 3\)\]: expected \(4,\)"):
+        scores.StateScore(lambda truth: truth, "too many numbers").values(np.ones((4, 3)))

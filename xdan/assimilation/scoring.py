@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, Unpack
@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..core import scores as kernels
-from ..core.checks import choice, integer
+from ..core.checks import choice, integer, shown
 from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
 from ..records.following import astray, beginning
@@ -40,6 +40,7 @@ def score(
     *,
     dim: str | Sequence[str] = (TRAJECTORY, TIME),
     burn_in: int = 0,
+    also: Sequence[kernels.StateScore] = (),
     **words: Unpack[RecordWords],
 ) -> xr.Dataset:
     """Score a run.
@@ -54,6 +55,8 @@ def score(
         Dims to average over, of `trajectory` and `time`. The state's dims always go into the root.
     burn_in : int
         Leading cycles to leave out.
+    also : sequence of StateScore
+        Scores of your own, averaged beside the others.
     **words
         dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
@@ -74,7 +77,8 @@ def score(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, the run does not fit the record, or burn-in leaves nothing.
+        If an argument is wrong, the run does not fit the record, burn-in leaves nothing, or a score of your own takes
+        what record and run lack.
 
     Warns
     -----
@@ -92,6 +96,7 @@ def score(
     dims = _dims(dim)
     with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
         scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
+        scores |= _also(pair, dims, also, scores)
     lost = pair.lost().any(TIME)
     scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
     # A label left over from a selection gives way to a score of its name.
@@ -305,6 +310,38 @@ def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
         units,
         (*causes, *map(pair.gaps_of, inputs)),
     )
+    return scores
+
+
+def _also(
+    pair: _Pair, dims: list[Hashable], also: Sequence[kernels.StateScore], taken: Mapping[str, Score]
+) -> dict[str, Score]:
+    """Scores of the user's own."""
+    variables = {str(name): values for name, values in pair.run.items()}
+    if pair.labelled.truth is not None:
+        variables["truth"] = pair.labelled.truth
+    scores: dict[str, Score] = {}
+    for one in also:
+        if not isinstance(one, kernels.StateScore):
+            raise TypeError(f"also holds {shown(one)}: expected xdan.StateScore(function, long_name)")
+        if one.name in {*taken, *scores, "diverged", *pair.labelled.observation.dims}:
+            raise ValueError(f"also holds a score {one.name!r}: expected another name, as one is called so already")
+        if missing := [name for name in one.inputs if name not in variables]:
+            raise ValueError(
+                f"the score {one.name!r} takes {missing[0]!r}, which record and run lack: expected one of "
+                f"{sorted(variables)}"
+            )
+        inputs = [variables[name] for name in one.inputs]
+        by_time = xr.apply_ufunc(
+            partial(one.values, axes=len(pair.state)),
+            *inputs,
+            input_core_dims=[[*pair.state, *([MEMBER] if one.of_members(name) else [])] for name in one.inputs],
+            dask="parallelized",
+            output_dtypes=[kernels.working_dtype(*(values.dtype for values in inputs))],
+        )
+        causes = [pair.gaps_of_truth if name == "truth" else pair.gaps_of(name) for name in one.inputs]
+        units = pair.labelled.setup.dynamics.units if one.units is None else one.units
+        scores[one.name] = Score(by_time.mean(dims, skipna=False), one.long_name, units, (pair.diverged, *causes))
     return scores
 
 

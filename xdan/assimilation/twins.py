@@ -12,8 +12,7 @@ import torch
 import xarray as xr
 
 from ..core.checks import choice, integer, shown
-from ..core.dynamics import Dynamics
-from ..core.dynamics.base import in_words
+from ..core.dynamics import Dynamics, in_words
 from ..core.methods.advancing import advance
 from ..core.observing import LinearOperator, ObservingSystem, Sites, observe
 from ..core.random import check_seed

@@ -113,7 +113,7 @@ def check_model(dynamics: Dynamics, mode: Mode, states: Tensor, remedy: str) -> 
     ValueError
     """
     shape = dynamics.shape
-    label = f"the increment of a step of the model {getattr(dynamics, 'label', dynamics.name)!r}"
+    label = f"the increment of a step of the model {dynamics.label!r}"
 
     # A short step is nearly the identity: what it adds tells more than where it ends.
     def increment(x: Tensor) -> Tensor:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.special import erf
 
+from .checks import shown
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _VALUES = 2**20  # bounds the values that a kernel copies at once, members included
+# What a user's score may take.
+_OF_STATES = ("truth", "forecast", "analysis", "forecast_spread", "spread")
+_OF_MEMBERS = ("forecast_members", "members")
 
 
 def working_dtype(*dtypes: np.dtype[Any] | type) -> np.dtype[Any]:
@@ -204,3 +211,99 @@ def _pieces(lead: tuple[int, ...], own: int) -> Iterator[tuple[slice, ...]]:
     else:
         rows = _VALUES // row
         yield from ((slice(start, start + rows),) for start in range(0, lead[0], rows))
+
+
+@dataclass(frozen=True)
+class StateScore:
+    """A score of your own: one number for each time of a trajectory, from the truth and a run.
+
+    `xdan.score(ds, run, also=[...])` averages it over times and trajectories as it does its own scores.
+
+    Parameters
+    ----------
+    function : callable
+        A NumPy function. Its parameters have the names of what it takes: `truth`, `forecast`, `analysis`,
+        `forecast_spread` and `spread` are arrays of shape (B, N), a row for each time of a trajectory and N the size of
+        the flattened state; `forecast_members` and `members` have shape (B, M, N). It returns an array of shape (B,)
+        and treats every row by itself.
+    long_name : str
+        What the number is.
+    units : str, optional
+        Of the number; the state's own by default, and "1" for a number without.
+    name : str, optional
+        Of the variable; by default the name of the function.
+
+    Raises
+    ------
+    TypeError
+        If `function` is no function, or takes something else.
+
+    Examples
+    --------
+    >>> def bias(truth, analysis):
+    ...     return (analysis - truth).mean(-1)
+    >>> StateScore(bias, "mean error of the analysis").inputs
+    ('truth', 'analysis')
+    """
+
+    function: Callable[..., Array]
+    long_name: str
+    units: str | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        known = [*_OF_STATES, *_OF_MEMBERS]
+        if not callable(self.function):
+            raise TypeError(f"function={shown(self.function)}: expected a function of arrays named {known}")
+        object.__setattr__(self, "name", self.name or getattr(self.function, "__name__", type(self.function).__name__))
+        if not self.inputs or not set(self.inputs) <= set(known):
+            raise TypeError(
+                f"the score {self.name!r} takes {list(self.inputs)}: expected parameters with names of {known}"
+            )
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the arrays that the function takes."""
+        return tuple(inspect.signature(self.function).parameters)
+
+    def of_members(self, name: str) -> bool:
+        """Whether an input has members."""
+        return name in _OF_MEMBERS
+
+    def values(self, *arrays: Array, axes: int = 1) -> Array:
+        """Score at each time.
+
+        Parameters
+        ----------
+        *arrays : array
+            The inputs in their order: shape (..., *state), and (..., *state, M) of members.
+        axes : int
+            How many axes the state has.
+
+        Returns
+        -------
+        array, shape (...)
+
+        Raises
+        ------
+        ValueError
+            If the function gives another shape.
+        """
+        lead = arrays[0].shape[: arrays[0].ndim - axes - self.of_members(self.inputs[0])]
+
+        def kernel(*pieces: Array) -> Array:
+            shape = pieces[0].shape[: len(lead)]
+            rows = math.prod(shape)
+            flat = [
+                piece.reshape(rows, -1, piece.shape[-1]).swapaxes(1, 2) if members else piece.reshape(rows, -1)
+                for piece, members in zip(pieces, map(self.of_members, self.inputs), strict=True)
+            ]
+            score = np.asarray(self.function(*flat))
+            if score.shape != (rows,):
+                raise ValueError(
+                    f"the score {self.name!r} gave shape {score.shape} for arrays of shapes "
+                    f"{[array.shape for array in flat]}: expected {(rows,)}, a number for each row"
+                )
+            return score.reshape(shape)
+
+        return _in_pieces(kernel, lead, (), *arrays)

@@ -1,10 +1,12 @@
 """Dynamics: the model that is forecast with, known or the user's own."""
 
-from .base import Coordinate, Dynamics, runge_kutta_4
+from .base import Coordinate, Dynamics
 from .custom import CustomDynamics
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
+from .model_time import in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
+from .stepping import runge_kutta_4
 
 __all__ = [
     "Coordinate",
@@ -14,6 +16,7 @@ __all__ = [
     "Lorenz96",
     "dynamics_from_json",
     "dynamics_to_json",
+    "in_words",
     "register_dynamics",
     "runge_kutta_4",
 ]

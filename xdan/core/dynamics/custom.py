@@ -12,17 +12,11 @@ from torch import Tensor
 
 from ..checks import integer, real, shown
 from ..user_functions import call, check_answer, isolated
-from .base import (
-    MOST_COMPONENTS,
-    Coordinate,
-    Dynamics,
-    Tendency,
-    check_distances,
-    check_time_unit,
-    in_words,
-    runge_kutta_4,
-    warn_of_short_spin_up,
-)
+from .base import Coordinate, Dynamics
+from .guards import check_distances
+from .model_time import check_time_unit, in_words, warn_of_short_spin_up
+from .spin_up import MOST_COMPONENTS
+from .stepping import Tendency, runge_kutta_4
 
 # Names of dims and variables in records and runs; a dim of the state must have another name.
 _TAKEN = {
@@ -112,11 +106,16 @@ class CustomDynamics(Dynamics, pure=True):
         self.coordinates = _coordinates(state)
         self.dims = tuple(self.coordinates)
         self.timestep = real("timestep", timestep, above=0.0)
-        self.units, self.label = _word("units", units), _word("name", name)
+        self.units, self._name = _word("units", units), _word("name", name)
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
         self.time_unit = None if time_unit is None else check_time_unit(time_unit)
+
+    @property
+    def label(self) -> str:
+        """The name that was given."""
+        return self._name
 
     def config(self) -> dict[str, Any]:
         """Describe the dynamics; functions are named, not stored."""
@@ -140,6 +139,12 @@ class CustomDynamics(Dynamics, pure=True):
 
     __hash__ = Dynamics.__hash__
 
+    def tendency(self, x: Tensor) -> Tensor:
+        """dx/dt of states of shape (..., *shape), where the model was given by it."""
+        if self._tendency is None:
+            return super().tendency(x)
+        return self._isolated(self._tendency, x, "tendency=")
+
     def step(self, x: Tensor) -> Tensor:
         """Advance states of shape (..., *shape) by one `timestep`."""
         if self._step is not None:
@@ -160,22 +165,22 @@ class CustomDynamics(Dynamics, pure=True):
             return None
         size = math.prod(self.shape)
         both = sites[:, None].clone(), torch.arange(size, device=sites.device)[None]
-        return check_distances(self._distance(*both), sites, size, self._label("distance="))
+        return check_distances(self._distance(*both), sites, size, self._part("distance="))
 
     def rest(self, noise: Tensor) -> Tensor:
         """Turn noise into a state to spin up from."""
         return noise if self._rest is None else self._isolated(self._rest, noise, "rest=")
 
-    def _label(self, part: str) -> str:
+    def _part(self, method: str) -> str:
         known = {"step": "tendency=" if self._step is None else "step=", "rest": "rest="}
-        return f"{known.get(part, part)} of the dynamics {self.label!r}"
+        return f"{known.get(method, method)} of the dynamics {self.label!r}"
 
     def _isolated(self, function: Tendency, x: Tensor, part: str) -> Tensor:
         shape = self.shape
-        return isolated(function, x, len(shape), shape, self._label(part))
+        return isolated(function, x, len(shape), shape, self._part(part))
 
     def _runge_kutta(self, x: Tensor, timestep: float) -> Tensor:
-        shape, label = self.shape, self._label("tendency=")
+        shape, label = self.shape, self._part("tendency=")
         states = x.reshape(x.shape[: x.ndim - len(shape)].numel(), *shape)
 
         def tendency(z: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Coordinate, Dynamics, accurate_timestep, runge_kutta_4
+from .base import Coordinate, Dynamics
 from .registry import register_dynamics
+from .stepping import accurate_timestep, runge_kutta_4
 
 
 @register_dynamics
@@ -54,20 +55,10 @@ class Lorenz63(Dynamics, pure=True):
         """Plain JSON parameters."""
         return {"sigma": self.sigma, "rho": self.rho, "beta": self.beta, "timestep": self.timestep}
 
-    def retreat(self, x: Tensor, steps: int) -> Tensor:
-        """Go back in time by Runge-Kutta steps."""
-        for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
-        return x
-
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt for states of shape (..., 3)."""
         a, b, c = x.unbind(-1)
         return torch.stack([self.sigma * (b - a), a * (self.rho - c) - b, a * b - self.beta * c], -1)
-
-    def step(self, x: Tensor) -> Tensor:
-        """Advance states of shape (..., 3) by one `timestep`."""
-        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states (B, 3), and directions (B, M, 3) by the tangent linear model, written out."""

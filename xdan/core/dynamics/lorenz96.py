@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import integer, real
-from ..pool import Pool
-from .base import MOST_COMPONENTS, Coordinate, Dynamics, accurate_timestep, runge_kutta_4
+from ..pool import Lease, Pool
+from .base import Coordinate, Dynamics
 from .registry import register_dynamics
+from .spin_up import MOST_COMPONENTS
+from .stepping import accurate_timestep
 
 _COLUMNS = 1024  # states per pass: the buffers of one pass stay in the second-level cache
 
@@ -64,12 +66,6 @@ class Lorenz96(Dynamics, pure=True):
         """Perturb the unstable steady state x = F."""
         return self.forcing + noise
 
-    def retreat(self, x: Tensor, steps: int) -> Tensor:
-        """Go back in time by Runge-Kutta steps."""
-        for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
-        return x
-
     def distances(self, sites: Tensor) -> Tensor:
         """Sites along the ring, the shorter way."""
         apart = (sites[:, None] - torch.arange(self.sites, device=sites.device)[None]).abs()
@@ -79,10 +75,6 @@ class Lorenz96(Dynamics, pure=True):
         """dx/dt of Eq. 6 for states of shape (..., sites)."""
         ahead, behind, two_behind = x.roll(-1, -1), x.roll(1, -1), x.roll(2, -1)
         return torch.addcmul(self.forcing - x, ahead - two_behind, behind)
-
-    def step(self, x: Tensor) -> Tensor:
-        """Advance states of shape (..., sites) by one `timestep`."""
-        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states (B, sites), and directions (B, M, sites) by the tangent linear model, written out."""
@@ -204,7 +196,10 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forcing: float, h: float, tapes: Pool[_Tape]) -> Tensor:
         """Advance the columns."""
-        lease = tapes.lease((x.shape, x.dtype, x.device), lambda: _Tape(x))
+        if x.device.type == "cpu":
+            lease = tapes.lease((x.shape, x.dtype, x.device), lambda: _Tape(x))
+        else:  # no model keeps the memory of a GPU, which torch has at hand anyway
+            lease = Lease(_Tape(x), [])
         lease.value.stages[0].sites.copy_(x)
         out = torch.empty_like(lease.value.known)
         lease.value.step(forcing, h, out)

@@ -1,19 +1,38 @@
-"""Names under which stores refer to a dynamics, and its plain description."""
+"""Names under which stores refer to a dynamics, and its description as plain JSON."""
 
 from __future__ import annotations
 
-import inspect
+import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from ..checks import shown
+from ..registry import Registry, constructor_parameters
 from .base import Dynamics
 
-_REGISTRY: dict[str, type[Dynamics]] = {}
+D = TypeVar("D", bound=type[Dynamics])
+
+_REGISTRY: Registry[Dynamics] = Registry("dynamics", Dynamics, "xdan.Dynamics")  # type: ignore[type-abstract]
 
 
-def register_dynamics(cls: type[Dynamics]) -> type[Dynamics]:
-    """Register a dynamics class under its `name`, so that stores can refer to it.
+def register_dynamics(cls: D) -> D:
+    """Register a dynamics class under its `name`: a decorator, written above the class.
+
+    A store that was made with a registered dynamics holds its name and its `config()`, as
+    `{"name": "lorenz96", "parameters": {"sites": 40, "forcing": 8.0, "timestep": 0.05}}`. It is opened with
+    `cls(**parameters)` and needs no `dynamics=`, once the module that defines the class is imported.
+
+    Parameters
+    ----------
+    cls : type
+        Derived from `xdan.Dynamics`, with a class attribute `name`.
+
+    Returns
+    -------
+    type
+        The class itself.
 
     Raises
     ------
@@ -21,19 +40,13 @@ def register_dynamics(cls: type[Dynamics]) -> type[Dynamics]:
         For what is no class derived from Dynamics.
     ValueError
         If it has no name, or the name of another class. A class that is defined anew takes its own place.
+
+    See Also
+    --------
+    CustomDynamics : a model from a function, without a class; stores of it are opened with `dynamics=`.
     """
-    if not (isinstance(cls, type) and issubclass(cls, Dynamics)):
-        raise TypeError(f"register_dynamics({shown(cls)}): expected a class derived from xdan.Dynamics")
-    name = cls.name
-    if not isinstance(name, str) or name in ("", Dynamics.name):
-        raise ValueError(f"name={shown(name)} of {cls.__qualname__}: expected a name that stores can refer to it by")
-    known = _REGISTRY.get(name)
-    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"name={name!r} is that of {known.__module__}.{known.__qualname__}: expected another name for "
-            f"{cls.__module__}.{cls.__qualname__}, as stores refer to a dynamics by its name"
-        )
-    _REGISTRY[name] = cls
+    _REGISTRY.check(cls, "register_dynamics")
+    _REGISTRY.add(None if cls.name == Dynamics.name else cls.name, cls)
     return cls
 
 
@@ -42,11 +55,36 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
 
     A class that is not registered, and has inherited the name of one that is, goes by the name of the class: a store
     must not open with another model than the one that made it.
+
+    Raises
+    ------
+    ValueError
+        If a registered class of a user cannot be made from its `config()`, or is then another model.
     """
-    name, kind = dynamics.name, type(dynamics)
-    if _REGISTRY.get(name, kind) is not kind:
-        name = kind.__qualname__
-    return {"name": name, "parameters": dynamics.config()}
+    name, cls = dynamics.name, type(dynamics)
+    if name in _REGISTRY and not _REGISTRY.has(name, cls):
+        name = cls.__qualname__
+    description = {"name": name, "parameters": dynamics.config()}
+    if _REGISTRY.has(name, cls) and not cls.__module__.startswith("xdan."):
+        _check_config(dynamics, description)
+    return description
+
+
+def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
+    """Refuse a description that a store could not be opened with."""
+    config = f"config() of the dynamics {dynamics.name!r} gives {shown(description['parameters'])}"
+    try:
+        made = _made(json.loads(json.dumps(description)))
+    except (TypeError, ValueError) as reason:
+        raise ValueError(
+            f"{config}, from which the class cannot be made ({reason}): expected the constructor's parameters as "
+            "plain JSON values"
+        ) from None
+    same = (made.timestep, made.dims, made.shape) == (dynamics.timestep, dynamics.dims, dynamics.shape)
+    if not same or not torch.equal(made.fingerprint(), dynamics.fingerprint()):
+        raise ValueError(
+            f"{config}, from which the class makes another model: expected all parameters that the model depends on"
+        )
 
 
 def dynamics_from_json(description: Mapping[str, Any]) -> Dynamics:
@@ -78,11 +116,14 @@ def _made(description: Any) -> Dynamics:
             f"the dynamics is described by {shown(description)}: expected a name and its parameters. {remedy}"
         )
     if name not in _REGISTRY:
-        raise ValueError(f"dynamics {name!r} is not registered: expected one of {sorted(_REGISTRY)}. {remedy}")
+        raise ValueError(
+            f"dynamics {name!r} is not registered: expected one of {list(_REGISTRY)}. {remedy}, or import the module "
+            "that registers it"
+        )
     cls, parameters = _REGISTRY[name], description.get("parameters", {})
     if not isinstance(parameters, Mapping):
         raise ValueError(f"dynamics {name!r} has parameters={shown(parameters)}: expected a mapping. {remedy}")
-    accepted = set(inspect.signature(cls).parameters)
+    accepted = constructor_parameters(cls)
     if unknown := set(parameters) - accepted:
         raise ValueError(
             f"dynamics {name!r} has no parameters {sorted(map(str, unknown))}; it takes "

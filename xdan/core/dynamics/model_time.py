@@ -1,0 +1,92 @@
+"""Time of a model: how long its unit lasts, and how many steps an interval and a spin-up have."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+
+from ..checks import XdanWarning, real, shown
+
+MOST_STEPS = 10**6  # of an interval or a spin-up: more are taken for a time in other units than the model's
+
+
+def steps_in(interval: float, timestep: float, name: str) -> int:
+    """Number of steps in an interval of model time, as `Dynamics.steps_in` describes."""
+    interval = real("interval", interval, finite=False)
+    if math.isinf(interval):
+        raise ValueError(f"an interval of {interval}: expected a positive multiple of the time step {timestep:g}")
+    ratio = interval / timestep
+    steps = round(ratio)
+    if steps < 1 or not math.isclose(ratio, steps, rel_tol=1e-4):
+        raise ValueError(
+            f"an interval of {interval:g} is not a positive multiple of the {name} time step {timestep:g}; expected "
+            "a multiple; choose another interval, or another timestep= of the dynamics"
+        )
+    if steps > MOST_STEPS:
+        raise ValueError(
+            f"an interval of {interval:g} takes {steps} steps of {timestep:g}: expected at most {MOST_STEPS}; "
+            "is the time in other units than the model's?"
+        )
+    return steps
+
+
+def spin_up_steps(spin_up_time: float, timestep: float) -> int:
+    """Number of steps in a spin-up, as `Dynamics.spin_up_steps` describes."""
+    ratio = real("spin_up_time", spin_up_time, least=0.0) / timestep
+    if ratio > MOST_STEPS:
+        raise ValueError(
+            f"spin_up_time={spin_up_time:g} takes {ratio:.3g} steps of timestep={timestep:g}: expected at most "
+            f"{MOST_STEPS}; is it in other units than the model's time?"
+        )
+    return round(ratio)
+
+
+def warn_of_short_spin_up(spin_up_time: float, timestep: float, steps: int) -> None:
+    """Warn of a spin-up that is asked for and shorter than one step."""
+    if 0 < spin_up_time < timestep:
+        warnings.warn(
+            f"spin_up_time={spin_up_time:g} is less than one timestep={timestep:g}, so the spin-up has {steps} steps. "
+            "Is it in other units than the model's time? Leave it out for at least 400 steps, or give 0 for none",
+            XdanWarning,
+            stacklevel=3,
+        )
+
+
+def check_time_unit(value: Any) -> np.timedelta64:
+    """Take how long one unit of model time lasts, in nanoseconds.
+
+    Parameters
+    ----------
+    value : numpy.timedelta64 or datetime.timedelta
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    ValueError
+        If it is not positive, or has no fixed length, as months.
+    """
+    if not isinstance(value, (np.timedelta64, datetime.timedelta)):
+        raise TypeError(
+            f"time_unit={shown(value)}: expected how long one unit of model time lasts, for example "
+            "np.timedelta64(1, 'D')"
+        )
+    fixed = isinstance(value, datetime.timedelta) or np.datetime_data(value.dtype)[0] not in ("Y", "M", "generic")
+    duration = np.timedelta64(value, "ns") if fixed else np.timedelta64("NaT", "ns")
+    if not duration > np.timedelta64(0, "ns"):
+        raise ValueError(f"time_unit={shown(value)}: expected a positive time of fixed length, of a nanosecond or more")
+    return duration
+
+
+def in_words(duration: np.timedelta64) -> str:
+    """A duration in the largest unit that it is whole of, such as "5 days"."""
+    nanoseconds = int(duration / np.timedelta64(1, "ns"))
+    units = (("days", 86_400 * 10**9), ("hours", 3600 * 10**9), ("minutes", 60 * 10**9), ("seconds", 10**9))
+    for name, size in units:
+        if nanoseconds % size == 0:
+            return f"{nanoseconds // size} {name}"
+    return f"{nanoseconds} nanoseconds"

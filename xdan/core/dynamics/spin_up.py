@@ -1,0 +1,101 @@
+"""Spin-up: from keyed noise to states on the attractor of a model."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..checks import XdanWarning, integer, shown
+from ..progress import track
+from ..random import Purpose, normal
+
+if TYPE_CHECKING:
+    from .base import Dynamics
+
+MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
+_LEAST_TIME, _LEAST_STEPS = 20.0, 400
+_STILL = 1e-2  # of the spread: states that move by less in a spin-up are still its noise
+_PIECES = 20  # that a bar shows
+_TRIAL_SECONDS = 0.5  # that `try_start` takes, at most
+_TRIAL_STEPS = 50  # between two looks at the clock
+
+
+class DefaultSpinUp:
+    """The default spin-up time of a dynamics: it grows with the time step, whatever the unit of time is."""
+
+    def __get__(self, dynamics: Any, owner: type | None = None) -> float:
+        timestep = 0.0 if dynamics is None else float(dynamics.timestep)
+        return max(_LEAST_TIME, _LEAST_STEPS * timestep)
+
+
+def spun_up(
+    dynamics: Dynamics, labels: Sequence[int] | Tensor, seed: int, members: int, purpose: Purpose, like: Tensor
+) -> Tensor:
+    """States after the spin-up, as `Dynamics.climatology` describes."""
+    members, steps = integer("members", members, least=1, most=MOST_COMPONENTS), dynamics.spin_up_steps()
+    with torch.no_grad():
+        state = start = _start(dynamics, labels, seed, members, purpose, like)
+        piece = max(1, -(-steps // _PIECES))
+        for done in track(range(0, steps, piece), f"spin-up of {dynamics.name}"):
+            state = dynamics.advance(state, min(piece, steps - done))
+    _check_finite(dynamics, state, steps)
+    _warn_of_rest(dynamics, start, state, steps)
+    return state.reshape(-1, members, *dynamics.shape)
+
+
+def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
+    """Spin up one state for half a second at most, as `Dynamics.try_start` describes."""
+    total, done = dynamics.spin_up_steps(), 0
+    until = time.monotonic() + _TRIAL_SECONDS
+    with torch.no_grad():
+        state = _start(dynamics, [label], seed, 1, Purpose.INITIAL_STATE, like)
+        while done < total and time.monotonic() < until:
+            steps = min(_TRIAL_STEPS if done else 1, total - done)
+            state, done = dynamics.advance(state, steps), done + steps
+    _check_finite(dynamics, state, done)
+
+
+def _start(
+    dynamics: Dynamics, labels: Sequence[int] | Tensor, seed: int, members: int, purpose: Purpose, like: Tensor
+) -> Tensor:
+    """States to spin up from, shape (R members, *shape)."""
+    dynamics.vet()
+    if not isinstance(labels, (Tensor, range)):
+        if not isinstance(labels, Iterable):
+            raise TypeError(f"labels={shown(labels)}: expected integers, one for each trajectory")
+        labels = [integer("labels", label) for label in labels]
+    keys, origin = torch.as_tensor(labels, dtype=torch.int64).cpu(), torch.zeros(1, dtype=torch.int64)
+    size = math.prod(dynamics.shape)
+    noise = torch.cat([normal(seed, purpose, keys, origin, size, member) for member in range(members)], 1)
+    return dynamics.rest(noise.to(like).reshape(-1, *dynamics.shape))
+
+
+def _check_finite(dynamics: Dynamics, state: Tensor, steps: int) -> None:
+    lost = ~state.isfinite().flatten(1).all(1)
+    if bool(lost.any()):
+        raise ValueError(
+            f"{int(lost.sum())} of {len(lost)} states of {dynamics.name!r} are not finite after {steps} steps of the "
+            "spin-up: expected finite states; give rest= that turns noise into states that the model can bear, a "
+            "smaller timestep=, or a shorter spin_up_time="
+        )
+
+
+def _warn_of_rest(dynamics: Dynamics, start: Tensor, state: Tensor, steps: int) -> None:
+    """Warn where a spin-up hardly moves the states. A model whose states do not move at all does not warn."""
+    if not steps or type(dynamics)._vetted or start.numel() < 2:
+        return
+    moved, spread = float((state - start).square().mean().sqrt()), float(start.std())
+    if 0 < moved < _STILL * spread:
+        warnings.warn(
+            f"in a spin-up of {steps} steps ({steps * dynamics.timestep:g} units of model time) the states of "
+            f"{dynamics.name!r} moved by {moved:.2g} where they differ by {spread:.2g}: they are still the noise that "
+            "they began from. Is spin_up_time= or timestep= in other units than the model's time?",
+            XdanWarning,
+            stacklevel=4,
+        )

@@ -1,0 +1,86 @@
+"""Trials of a model at a few states: whether its methods make a model, and what tells it from another."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..random import Purpose, normal
+from ..user_functions import check_function, finest
+from .model_time import check_time_unit, warn_of_short_spin_up
+
+if TYPE_CHECKING:
+    from .base import Dynamics
+
+_DECIMALS = 9  # that a fingerprint keeps: rounding differs between machines
+
+
+def try_out(dynamics: Dynamics) -> None:
+    """Try the methods of a user's model, as `Dynamics.vet` describes."""
+    if dynamics.time_unit is not None:
+        check_time_unit(dynamics.time_unit)
+    warn_of_short_spin_up(dynamics.spin_up_time, dynamics.timestep, dynamics.spin_up_steps())
+    noise = _noise(dynamics)
+    try:
+        _try_at(dynamics, noise)
+    except ValueError as reason:
+        # A function whose own tensors are of single precision serves records of single precision.
+        if not isinstance(reason.__cause__, RuntimeError):
+            raise
+        try:
+            _try_at(dynamics, noise.to(torch.float32))
+        except ValueError:
+            raise reason from None
+
+
+def fingerprint(dynamics: Dynamics) -> Tensor:
+    """One step from states that the model can have, rounded, as `Dynamics.fingerprint` describes."""
+    ramp = torch.linspace(0.1, 1.0, math.prod(dynamics.shape), dtype=torch.float64).reshape(1, *dynamics.shape)
+    after = _stepped(dynamics, ramp)
+    if bool(after.isfinite().all()):
+        return after.round(decimals=_DECIMALS)
+    # The ramp is no state of this model, whose states may be levels, concentrations or temperatures.
+    after = _stepped(dynamics, start_states(dynamics))
+    if not bool(after.isfinite().all()):
+        raise ValueError(
+            f"a step of the dynamics {dynamics.label!r} from the states that rest() gives is not finite: expected "
+            "finite states; give rest= that turns noise into states that the model can bear, or a smaller timestep="
+        )
+    size = 10.0 ** math.ceil(math.log10(max(float(after.abs().max()), torch.finfo(torch.float32).tiny)))
+    return (after / size).round(decimals=_DECIMALS)
+
+
+def start_states(dynamics: Dynamics) -> Tensor:
+    """Two states that the model's spin-ups begin from, the same at every call, shape (2, *shape)."""
+    noise = _noise(dynamics)
+    with torch.no_grad():
+        return dynamics.rest(finest(dynamics.rest, noise))
+
+
+def _noise(dynamics: Dynamics) -> Tensor:
+    labels = torch.arange(2)
+    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))
+    return noise.reshape(2, *dynamics.shape)
+
+
+def _stepped(dynamics: Dynamics, states: Tensor) -> Tensor:
+    with torch.no_grad():
+        return dynamics.advance(finest(dynamics.step, states), 1).cpu()
+
+
+def _try_at(dynamics: Dynamics, noise: Tensor) -> None:
+    check_function(dynamics.rest, noise, dynamics._part("rest"))
+    with torch.no_grad():
+        states = dynamics.rest(noise)
+    check_function(dynamics.step, states, dynamics._part("step"))
+    if not dynamics._has_own_advance:
+        return
+    with torch.no_grad():
+        twice, stepped = dynamics.advance(states.clone(), 2), dynamics.step(dynamics.step(states))
+    if not torch.allclose(twice, stepped, rtol=1e-4, atol=1e-4 * float(states.abs().max()), equal_nan=True):
+        raise ValueError(
+            f"{dynamics._part('advance')} over 2 steps is not what two calls of step() give: expected the same model"
+        )

@@ -1,0 +1,122 @@
+"""Registries: the names that stores, and calls, know classes by.
+
+There is one registry for each kind of thing that a user may add. A store holds a name and plain parameters; to open it
+is to look the name up here. Nothing that a store names is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+
+from .checks import shown
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Classes of one kind by their names.
+
+    Parameters
+    ----------
+    kind : str
+        What messages call one of the kind, such as "dynamics".
+    base : type
+        Class that all of the kind derive from.
+    public : str
+        The base's public name, such as "xdan.Dynamics".
+
+    Examples
+    --------
+    >>> animals = Registry("animal", object, "object")
+    >>> animals.add("cat", type("Cat", (), {}))
+    >>> "cat" in animals, list(animals)
+    (True, ['cat'])
+    """
+
+    def __init__(self, kind: str, base: type[T], public: str) -> None:
+        self.kind, self.base, self.public = kind, base, public
+        self._classes: dict[str, type[T]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._classes))
+
+    def __getitem__(self, name: Any) -> type[T]:
+        """Class of a name.
+
+        Raises
+        ------
+        TypeError
+            If the name is no string.
+        ValueError
+            If no class has the name.
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"{self.kind}={shown(name)}: expected one of the names {list(self)}")
+        if name not in self._classes:
+            raise ValueError(f"{self.kind} {shown(name)} is not registered: expected one of {list(self)}")
+        return self._classes[name]
+
+    def check(self, cls: Any, function: str) -> None:
+        """Refuse what is no class of the kind.
+
+        Parameters
+        ----------
+        cls : object
+        function : str
+            Name of the function that was called with it, for the message.
+
+        Raises
+        ------
+        TypeError
+        """
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise TypeError(f"{function}({shown(cls)}): expected a class derived from {self.public}")
+
+    def add(self, name: Any, cls: type[T]) -> None:
+        """Give a class a name.
+
+        A class that is defined anew, as by a cell of a notebook that runs again, takes its own place.
+
+        Raises
+        ------
+        ValueError
+            If the name is no word, or belongs to another class.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                f"name={shown(name)} of {cls.__qualname__}: expected a name that stores can refer to it by"
+            )
+        known = self._classes.get(name, cls)
+        if _place(known) != _place(cls):
+            raise ValueError(
+                f"name={name!r} is that of {_place(known)}: expected another name for {_place(cls)}, as stores refer "
+                f"to a {self.kind} by its name"
+            )
+        self._classes[name] = cls
+
+    def has(self, name: Any, cls: type) -> bool:
+        """Whether a class is registered under a name."""
+        return name in self and self._classes[name] is cls
+
+
+def constructor_parameters(cls: type) -> set[str]:
+    """Names of a constructor's parameters, and of those that it hands on to its parent's by `**`."""
+    names: set[str] = set()
+    for base in cls.__mro__:
+        if "__init__" not in vars(base) or base is object:
+            continue
+        _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+        names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+        if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            break
+    return names
+
+
+def _place(cls: type) -> str:
+    """Where a class is defined."""
+    return f"{cls.__module__}.{cls.__qualname__}"
