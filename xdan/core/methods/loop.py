@@ -131,8 +131,10 @@ class _Lanes:
 
     def after(self, state: State) -> _Lanes:
         """Flag those that a state has lost."""
-        alive = self.alive & (state["x"].abs().flatten(1).amax(1) <= self.bound)
-        return replace(self, alive=alive, whole=bool(alive.all()))
+        bounded = state["x"].abs().flatten(1).amax(1) <= self.bound
+        if bool(bounded.all()):
+            return self
+        return replace(self, alive=self.alive & bounded, whole=False)
 
     def handed(self, state: State) -> State:
         """A state as a method gets it.

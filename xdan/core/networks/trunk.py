@@ -55,7 +55,7 @@ class ResidualTrunk(nn.Module):
         if fast and self.is_fast(features.shape[1]):
             answer: Tensor = TrunkFunction.apply(features, *self.fast())  # type: ignore[no-untyped-call]
             return answer
-        layers, weights, biases = self.layers, list(self.weights), list(self.biases)
+        layers, (weights, biases) = self.layers, self._tensors()
         activation = layers.activation
 
         def convolve(layer: int, field: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class ResidualTrunk(nn.Module):
         outputs : int, optional
             Of the output's channels, how many to compute; all by default.
         """
-        layers, weights, biases = self.layers, list(self.weights), list(self.biases)
+        layers, (weights, biases) = self.layers, self._tensors()
         weights[-1], biases[-1] = weights[-1][:outputs], biases[-1][:outputs]
         activation = layers.activation
 
@@ -97,10 +97,15 @@ class ResidualTrunk(nn.Module):
 
     def fast(self) -> tuple[FastTrunk, *tuple[Tensor, ...]]:
         """The passes that are written out, of the weights as they are now, and weights and biases in turn."""
-        weights, biases = list(self.weights), list(self.biases)
+        weights, biases = self._tensors()
         if self._fast is None or not self._fast.fits(weights, biases):
             self._fast = FastTrunk(self.layers, weights, biases)
         return self._fast, *(tensor for pair in zip(weights, biases, strict=True) for tensor in pair)
+
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases of all layers; the index of a ParameterList takes as long as a small product."""
+        weights, biases = (part.named_parameters(remove_duplicate=False) for part in (self.weights, self.biases))
+        return [weight for _, weight in weights], [bias for _, bias in biases]
 
     def train(self, mode: bool = True) -> ResidualTrunk:
         """Set training or evaluation mode; buffers are for training only."""
