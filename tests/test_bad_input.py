@@ -285,12 +285,12 @@ BAD_ERRORS = {
     ),
     "endless twin, zero": (
         lambda a: train(a, TwinExperiment(a.model, error_std=0.0)),
-        "error_std=0: expected a finite number",
+        "error_std holds the standard deviation 0: expected positive finite values",
     ),
 }
 
 BAD_TWINS = {
-    "no dynamics": (lambda a: xdan.twin("lorenz96"), r"dynamics='lorenz96': expected an xdan Dynamics such as"),
+    "no dynamics": (lambda a: xdan.twin("lorenz96"), r"experiment='lorenz96': expected an xdan Dynamics such as"),
     "no sites": (lambda a: xdan.twin(a.model, observe="all"), r"observe='all': expected Sites, such as"),
     "half a cycle": (lambda a: xdan.twin(a.model, cycles=2.5), r"cycles=2.5: expected an integer"),
     "chunks of another dim": (
@@ -298,7 +298,7 @@ BAD_TWINS = {
         r"chunks along \['x'\]: expected sizes along",
     ),
     "forcing": (lambda a: xdan.Lorenz96(forcing=np.nan), r"forcing=nan: expected a finite number"),
-    "interval not a number": (lambda a: xdan.twin(a.model, interval=np.nan), r"interval=nan: expected a number"),
+    "interval not a number": (lambda a: xdan.twin(a.model, interval=np.nan), r"interval=nan: expected a positive finite model time"),
     "no cycles": (lambda a: xdan.twin(a.model, cycles=0), r"cycles=0: expected at least 1 "),
     "no trajectories": (lambda a: xdan.twin(a.model, trajectories=0), r"trajectories=0: expected at least 1 "),
     "intervals": (lambda a: xdan.twin(a.model, interval=[0.05] * 3, cycles=3), r"3 intervals for 3 cycles: expected 2"),
@@ -306,10 +306,10 @@ BAD_TWINS = {
         lambda a: xdan.twin(a.model, interval=0.07),
         r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; expected a multiple",
     ),
-    "interval zero": (lambda a: xdan.twin(a.model, interval=0.0), r"interval of 0 is not a positive multiple"),
+    "interval zero": (lambda a: xdan.twin(a.model, interval=0.0), r"interval=0.0: expected a positive finite model time"),
     "interval negative": (
         lambda a: xdan.twin(a.model, interval=-0.05),
-        r"interval of -0.05 is not a positive",
+        r"interval=-0.05: expected a positive finite model time",
     ),
     "chunk": (lambda a: xdan.twin(a.model, chunks={"time": 0}), r"chunks\['time'\]=0: expected at least 1"),
     "dtype": (

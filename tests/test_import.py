@@ -143,6 +143,7 @@ CROSSINGS = {
     "xdan.records.windows",  # windows of a training
     "xdan.records.setting",  # the errors of a record, in words
     "xdan.network",  # weights
+    "xdan.training.record_source",  # some states, to check derivatives at
     "xdan.training.loop",  # weights and carries in a checkpoint
     "xdan.assimilation.scoring",  # the diagonal of R
     "xdan.diagnostics.evaluation_points",  # the digest of a covariance

@@ -80,7 +80,7 @@ def test_gradients_of_a_step_are_those_of_the_mean_loss(objective):
 
 def test_a_group_carries_on_where_its_last_window_ended():
     source, net = twin(), network()
-    trains = trainer(net, learning_rate=0.0, adam_learning_rate=0.0)
+    trains = trainer(net, learning_rate=1e-30, adam_learning_rate=1e-30)
     windows = [source.window(index) for index in range(4)]
     for window in windows:
         trains.step(window, 1.0)
