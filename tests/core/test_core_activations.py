@@ -14,7 +14,7 @@ from torch.testing import assert_close
 
 from xdan.core.networks import Activation, EnsembleCNN, LinearInZeta, ResidualCNN, register_activation
 from xdan.core.networks.activations import _ACTIVATIONS, activation_by_name
-from xdan.core.networks.derivatives import FieldWithDerivatives, chain_by_autograd
+from xdan.core.networks.fields_with_derivatives import FieldWithDerivatives, chain_by_autograd
 from xdan.core.networks.layers import Layers, trunk_sizes
 from xdan.core.networks.trunk import ResidualTrunk
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import choice
-from .derivatives import FieldWithDerivatives, chain_by_autograd
+from .fields_with_derivatives import FieldWithDerivatives, chain_by_autograd
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
 _silu_backward = torch.ops.aten.silu_backward.grad_input
@@ -58,7 +58,7 @@ class Activation(ABC):
         """
 
     def propagate(self, *sums: FieldWithDerivatives) -> FieldWithDerivatives:
-        """F of fields that carry their derivatives."""
+        """The same function of fields that carry their derivatives."""
         return chain_by_autograd(self.value, sums)
 
     def value_into(self, out: Tensor, sums: Sequence[Tensor], start: Tensor | None) -> None:
@@ -192,18 +192,18 @@ class SiLU(Activation):
 
 @register_activation
 class Linear(Activation):
-    """z: what a network without activations shows is what the others' are for."""
+    """z: the network without activations, which shows what the other activations are for."""
 
     name: ClassVar[str] = "linear"
     affine: ClassVar[bool] = True
     fast: ClassVar[bool] = False
 
     def value(self, *sums: Tensor) -> Tensor:
-        """The same."""
+        """The argument itself."""
         return sums[0]
 
     def propagate(self, *sums: FieldWithDerivatives) -> FieldWithDerivatives:
-        """The same."""
+        """The argument itself."""
         return sums[0]
 
 

@@ -29,7 +29,7 @@ class Ring:
     flat : Tensor, shape (C, N * B)
         The sites.
     taps : tuple of Tensor, each (C, N * B)
-        The k-th is `flat` shifted by k - kernel // 2 sites, once `close` has filled the ghosts.
+        The k-th is `flat` shifted by k - kernel // 2 sites, once `with_ghosts` has filled the ghosts.
     columns : Tensor, shape (kernel, C, N * B)
         All taps as one view.
     """
@@ -46,7 +46,7 @@ class Ring:
         self.flat = self.taps[r]
         self._ghosts = [] if r == 0 else [(whole[:, :r], whole[:, n : n + r]), (whole[:, n + r :], whole[:, r : 2 * r])]
 
-    def close(self) -> Ring:
+    def with_ghosts(self) -> Ring:
         """Fill the ghosts from the sites."""
         for ghost, site in self._ghosts:
             ghost.copy_(site)
@@ -65,6 +65,8 @@ class Tape:
     features : Tensor, shape (C_in, N, B)
         To be filled before `FastTrunk.forward`.
     output : Tensor, shape (C_out, N, B)
+    convolutions : list of Tensor, each (out, N * B)
+        Where every layer's convolution is written.
     """
 
     def __init__(self, layers: Layers, shape: Shape) -> None:
@@ -144,7 +146,7 @@ class FastTrunk:
         value_into = self.layers.activation.value_into
 
         def convolve(layer: int, _: Tensor) -> Tensor:
-            out, parts, taps = tape.convolutions[layer], self.parts[layer], tape.rings[layer].close().taps
+            out, parts, taps = tape.convolutions[layer], self.parts[layer], tape.rings[layer].with_ghosts().taps
             torch.addmm(self.biases[layer], parts[0], taps[0], out=out)
             for part, tap in zip(parts[1:], taps[1:], strict=True):
                 out.addmm_(part, tap)
@@ -162,14 +164,14 @@ class FastTrunk:
         layers, kernel = self.layers, self.layers.kernel
         gradients: list[Tensor] = []
 
-        def through(layer: int, g: Ring, out: Tensor, accumulate: bool) -> None:
-            """Gradients of one layer's weight and bias, and that of its input into `out`."""
+        def through(layer: int, convolved: Ring, out: Tensor, accumulate: bool) -> None:
+            """Gradients of one layer's weight and bias, from that of its convolution; that of its input into `out`."""
             inside = self.inside[layer]
             columns = scratch.columns[: kernel * inside]
             columns.view(kernel, inside, -1).copy_(tape.rings[layer].columns)
-            gradients[:0] = [g.flat @ columns.T, g.flat.sum(1)]
-            g.close()
-            first, *rest = zip(self.adjoints[layer], g.taps, strict=True)
+            gradients[:0] = [convolved.flat @ columns.T, convolved.flat.sum(1)]
+            taps = convolved.with_ghosts().taps
+            first, *rest = zip(self.adjoints[layer], taps, strict=True)
             if accumulate:
                 out.addmm_(*first)
             else:
@@ -177,6 +179,7 @@ class FastTrunk:
             for part, tap in rest:
                 out.addmm_(part, tap)
 
+        # Gradients by what a layer gives, u, and by what its block began with, h.
         d_u = d_h = scratch.features[0]
         through(layers.last, scratch.last, d_u, accumulate=False)
         for layer in reversed(layers.hidden):

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from ..checks import switch
 from .activations import tanh_
 from .base import AnalysisNetwork, is_patched
-from .derivatives import FieldWithDerivatives, stack
 from .fast_backward import FastTrunk
+from .fields_with_derivatives import FieldWithDerivatives, stack
 from .heads import FAR, WIDEST, renew, saturate, soften
 from .layers import trunk_sizes
 from .registry import register_network, register_preset
@@ -105,8 +105,8 @@ class ResidualCNN(AnalysisNetwork):
 
     @property
     def reach(self) -> int | None:
-        """Sites to each side that an output can depend on."""
-        return self.cnn.reach if self._is_as_written() else None  # in one analysis; memory reaches further over cycles
+        """Sites to each side that an output can depend on in one analysis; memory reaches further over cycles."""
+        return self.cnn.reach if self._is_unchanged() else None
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Every convolution but the last, as (out, kernel * in) matrices."""
@@ -115,8 +115,8 @@ class ResidualCNN(AnalysisNetwork):
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Analysis and new memory; shapes as in the base class."""
         memory = self._remembered(x, memory)
-        if self.training and self._is_written_out(x):
-            return self._for_training(x, zeta, memory)
+        if self.training and self._has_fast_gradient(x):
+            return self._fast_analysis(x, zeta, memory)
         innovation = zeta * self.error_std
         inputs = [(x - self.state_mean) / self.state_std] if self.sees_forecast else []
         scaled = torch.stack([*inputs, innovation])
@@ -185,19 +185,19 @@ class ResidualCNN(AnalysisNetwork):
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
         """P_a, carried forward layer by layer."""
-        if not self._is_as_written():
+        if not self._is_unchanged():
             return super().analysis_covariance(x, zeta, memory)
         return _square(self.propagate(x, zeta, memory, zeta_sites=_all_sites(x)).zeta, x)
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
         """Gamma at one site l, carried forward layer by layer."""
-        if not self._is_as_written():
+        if not self._is_unchanged():
             return super().marginal_gain(x, zeta, memory, site)
         return _square(self.propagate(x, zeta, memory, x_site=site, zeta_sites=_all_sites(x)).mixed, x)
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
         """Derivative of the analysis by x_l, carried forward layer by layer."""
-        if not self._is_as_written():
+        if not self._is_unchanged():
             return super().forecast_derivative(x, zeta, memory, site)
         slope = self.propagate(x, zeta, memory, x_site=site).x
         assert slope is not None
@@ -213,18 +213,18 @@ class ResidualCNN(AnalysisNetwork):
         """Whether far inputs and wide increments saturate; an affine network stays affine."""
         return not self.cnn.layers.activation.affine
 
-    def _is_as_written(self) -> bool:
-        """Whether trunk and scales are those that derivatives are written out for: one number for all sites."""
+    def _is_unchanged(self) -> bool:
+        """Whether a derived class left the trunk as it is, and each scale one number: then `propagate` holds."""
         return type(self.cnn) is ResidualTrunk and self._is_one_climate and self.relative_alpha.ndim == 0
 
-    def _is_written_out(self, x: Tensor) -> bool:
-        """Whether the written-out gradient is that of these states and this network."""
+    def _has_fast_gradient(self, x: Tensor) -> bool:
+        """Whether `_FastAnalysis` is right for these states, and for this network as it is."""
         # A derived class may train the normalisation.
         fixed = not any(scale.requires_grad for scale in (self.state_mean, self.state_std, self.error_std))
-        written = fixed and self.sees_forecast and self._is_bounded() and self._is_as_written()
+        written = fixed and self.sees_forecast and self._is_bounded() and self._is_unchanged()
         return written and self.cnn.is_fast(x.shape[1]) and not is_patched(self.cnn)
 
-    def _for_training(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def _fast_analysis(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
         scales = self.state_mean, self.state_std, self.error_std, self.relative_alpha
         answer: tuple[Tensor, Tensor | None] = _FastAnalysis.apply(  # type: ignore[no-untyped-call]
             x, zeta, memory, *scales, *self.cnn.fast()

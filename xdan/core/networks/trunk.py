@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .activations import activation_by_name
 from .convolutions import circular_convolution
-from .derivatives import FieldWithDerivatives
 from .fast_backward import FastTrunk, TrunkFunction
+from .fields_with_derivatives import FieldWithDerivatives
 from .layers import Layers, TrunkSizes
 
 
