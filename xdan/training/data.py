@@ -14,7 +14,7 @@ import torch
 from ..core.derivatives import climate_states
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import WindowContents
-from ..core.learning.trainer import Source
+from ..core.learning.trainer import Windows
 from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
@@ -33,7 +33,7 @@ class TrainingData:
     ----------
     dynamics : Dynamics
     observing : ObservingSystem
-    windows : Source
+    windows : Windows
     validation : Record
     moments : tuple of float
         Climatological mean and deviation of a site.
@@ -46,7 +46,7 @@ class TrainingData:
 
     dynamics: Dynamics
     observing: ObservingSystem
-    windows: Source
+    windows: Windows
     validation: Record
     moments: tuple[float, float]
     identity: Mapping[str, Any]

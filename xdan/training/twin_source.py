@@ -15,7 +15,7 @@ from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import Objective, WindowContents
 from ..core.learning.imitation import TaughtTwin
 from ..core.learning.online_twin import EndlessTwin
-from ..core.learning.trainer import Source
+from ..core.learning.trainer import Windows
 from ..core.methods import Method, Record, method_by_name, tune
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
@@ -124,7 +124,7 @@ class TwinSource(TrainingSource):
             )
         if not bool((~record.observation.isnan()).any()):
             raise ValueError(f"observe={sites!r} observes nothing: expected at least one site")
-        windows: Source = twin
+        windows: Windows = twin
         if self.teacher is not None:  # a network without memory cannot tell an ensemble that settles
             windows = TaughtTwin(twin, tune(self.teacher, record), anew=network.memory > 0)
         moments = climate_moments(record)

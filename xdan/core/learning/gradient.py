@@ -27,7 +27,7 @@ from ..observing import ObservingSystem, Operator
 from .objectives import Objective, WindowGradient
 from .rollout import Window
 
-_TENSORS = ("truth", "observation", "forecast", "covariance")  # of a window
+_TENSORS = ("truth", "observation", "forecast", "covariance")  # of a window, trajectories first
 
 
 class Gradient(Protocol):
@@ -79,12 +79,12 @@ def check_travels(dynamics: Dynamics, operator: Operator | None, objective: Obje
         "observation operator": operator,
         f"objective {objective.name!r}": objective,
     }
-    for what, value in travellers.items():
+    for label, value in travellers.items():
         try:
             cloudpickle.dumps(value)  # as it will travel
         except Exception as reason:
             raise ValueError(
-                f"the {what} cannot be sent to the processes that share a batch ({reason}); pass processes=1, or make "
+                f"the {label} cannot be sent to the processes that share a batch ({reason}); pass processes=1, or make "
                 "its functions free of open files, locks and modules that refuse"
             ) from None
 
@@ -130,10 +130,10 @@ class Shards:
             self._start()
         batch = len(window.observation)
         edges = [batch * part // self.processes for part in range(self.processes + 1)]
-        parts = [slice(start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
+        rows = [slice(start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
         parameters = [p.detach().numpy() for p in self.here.parameters]
-        jobs = [self._helpers.submit(_share, parameters, _pack(window, state, part)) for part in parts[1:]]
-        shares = [self.here(*_take(window, state, parts[0]))]
+        jobs = [self._helpers.submit(_share, parameters, _pack(window, state, some)) for some in rows[1:]]
+        shares = [self.here(*_cut(window, state, rows[0]))]
         shares += [_unpack(*job.result()) for job in jobs]
         weights = [len(share.square) / batch for share in shares]
         gradients = shares[0].gradients
@@ -175,6 +175,7 @@ _helper: OneProcess | None = None
 
 
 def _prepare(parent: int, *task: Any) -> None:
+    """In a helper, once: take what gradients are computed of, and end with the parent."""
     global _helper
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the run decides when helpers end
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
@@ -190,20 +191,14 @@ def _end_with(parent: int) -> None:
 
 
 def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, ...]:
+    """In a helper: the gradient over some trajectories, as arrays that `_unpack` reads."""
     assert _helper is not None
     with torch.no_grad():
         for parameter, value in zip(_helper.parameters, parameters, strict=True):
             parameter.copy_(torch.from_numpy(value))
     arrays, steps, start, state = packed
-    tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
-    window = Window(
-        tensors.get("truth"),
-        tensors["observation"],
-        steps,
-        start=start,
-        forecast=tensors.get("forecast"),
-        covariance=tensors.get("covariance"),
-    )
+    tensors: dict[str, Any] = {"truth": None, **_tensors(arrays)}
+    window = Window(**tensors, steps=steps, start=start)
     share = _helper(window, None if state is None else _tensors(state))
     return (
         share.loss,
@@ -214,21 +209,23 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
     )
 
 
-def _take(window: Window, state: State | None, part: slice) -> tuple[Window, State | None]:
-    """Some of the trajectories."""
+def _cut(window: Window, state: State | None, rows: slice) -> tuple[Window, State | None]:
+    """A window, and the state it starts from, of some of the trajectories."""
     tensors = {name: value for name in _TENSORS if (value := getattr(window, name)) is not None}
-    cut = replace(window, **{name: value[part] for name, value in tensors.items()})
-    return cut, None if state is None else {name: value[part] for name, value in state.items()}
+    cut = replace(window, **{name: value[rows] for name, value in tensors.items()})
+    return cut, None if state is None else {name: value[rows] for name, value in state.items()}
 
 
-def _pack(window: Window, state: State | None, part: slice) -> tuple[Any, ...]:
-    window, state = _take(window, state, part)
+def _pack(window: Window, state: State | None, rows: slice) -> tuple[Any, ...]:
+    """Cut out some of the trajectories, as arrays that `_share` reads."""
+    window, state = _cut(window, state, rows)
     start = None if state is None else {name: value.numpy() for name, value in state.items()}
     arrays = {name: value.numpy() for name in _TENSORS if (value := getattr(window, name)) is not None}
     return arrays, window.steps, window.start, start
 
 
 def _unpack(loss: float, gradients: Any, square: Any, lost: Any, state: Any) -> WindowGradient:
+    """Undo what `_share` makes of its gradient."""
     tensors = [torch.from_numpy(gradient) for gradient in gradients]
     return WindowGradient(loss, tensors, torch.from_numpy(square), torch.from_numpy(lost), _tensors(state))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from ..methods import DataAssimilationNetwork, Method, Record, State, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from ..progress import track
+from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
 from .objectives import Objective, WindowContents, WindowGradient, gradients_of, register_objective
 from .online_twin import EndlessTwin
 from .rollout import Window
@@ -25,7 +27,8 @@ _LIFE = 200  # cycles after which trajectories start anew: a network must know h
 class CovarianceImitation(Objective):
     """Distance of the network's P_a from a teacher's, at the teacher's forecasts: `covariance_errors`.
 
-    Nothing is cycled: a start for networks that form a covariance, before they are trained through the cycles.
+    The network is not cycled. This is a start for networks that form a covariance, before they are trained through
+    the cycles.
     """
 
     name: ClassVar[str] = "covariance"
@@ -33,7 +36,7 @@ class CovarianceImitation(Objective):
     cycles_network: ClassVar[bool] = False
 
     def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
-        """Refuse a network without a covariance of its own, too."""
+        """Refuse a network that forms no P_a, too."""
         super().check(network, contents)
         if not network.forms_covariance:
             raise ValueError(
@@ -49,7 +52,7 @@ class CovarianceImitation(Objective):
         window: Window,
         state: State | None,
     ) -> WindowGradient:
-        """Give the gradient of the mean distance; the distances are what the history shows the root of."""
+        """Give the gradient of the mean distance; the history shows the root of the distances."""
         network = method.network
         with torch.enable_grad():
             errors, end = covariance_errors(network, window, state)
@@ -118,8 +121,9 @@ class TaughtTwin:
     teacher : Method
         With members; prepared.
     anew : bool
-        Whether it starts anew from time to time, too: then windows show how ensembles settle. Otherwise they have
-        settled before the first; a network without memory cannot tell the ones from the others.
+        Whether the method starts anew from time to time, too: then windows show how ensembles settle. Otherwise it has
+        settled before the first window: a network without memory cannot tell an ensemble that settles from one that
+        has settled.
     """
 
     def __init__(self, twin: EndlessTwin, teacher: Method, anew: bool = True) -> None:
@@ -138,24 +142,18 @@ class TaughtTwin:
         return self._next(before + index)
 
     def _next(self, index: int) -> Window:
+        """Give the twin's window, with what the teacher makes of it."""
         window = self.twin.window(index)
-        life = max(1, _LIFE // self.twin.cycles)
-        turn = index // self.twin.groups + window.group * life // self.twin.groups  # not all batches together
+        life = max(1, _LIFE // self.twin.cycles)  # in windows
+        # Groups are staggered, so that not all of them start anew together.
+        turn = index // self.twin.groups + window.group * life // self.twin.groups
         fresh = window.fresh or (self.anew and turn % life == 0)
         outputs = self._run(window, None if fresh else self.states.get(window.group))
         if bool(outputs["diverged"].any()):
             fresh, outputs = True, self._run(window, None)
         anomalies = outputs["members"] - outputs["analysis"][:, :, None]
         covariance = anomalies.mT @ anomalies / (self.teacher.members - 1)
-        return Window(
-            window.truth,
-            window.observation,
-            window.steps,
-            window.group,
-            fresh,
-            forecast=outputs["forecast"],
-            covariance=covariance,
-        )
+        return replace(window, fresh=fresh, forecast=outputs["forecast"], covariance=covariance)
 
     def _run(self, window: Window, state: State | None) -> dict[str, Tensor]:
         twin = self.twin
@@ -168,19 +166,12 @@ class TaughtTwin:
 
     def arrays(self) -> dict[str, Tensor]:
         """Truth and members to carry on from."""
-        arrays = self.twin.arrays()
-        for group, state in self.states.items():
-            arrays |= {f"teacher/{group}/{name}": value for name, value in state.items()}
-        return arrays
+        return self.twin.arrays() | prefixed("teacher/", states_to_tensors(self.states))
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
         """Carry on from stored arrays."""
         self.twin.restore(arrays)
-        self.states = {}
-        for name, value in arrays.items():
-            if name.startswith("teacher/"):
-                _, group, key = name.split("/")
-                self.states.setdefault(int(group), {})[key] = value.clone()
+        self.states = tensors_to_states({name: value.clone() for name, value in under(arrays, "teacher/").items()})
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -99,17 +99,19 @@ class Rollout:
         assert self.window.truth is not None
         return self.window.truth
 
-    def misfit(self, of: Tensor) -> Tensor:
-        """Mean over observations of |R^{-1/2} (y - H x)|^2 of estimates (B, T, N), missing ones as zeros; (B, T)."""
+    def misfit(self, estimate: Tensor) -> Tensor:
+        """Mean over observations of |R^{-1/2} (y - H x)|^2 of an estimate (B, T, N), missing ones as zeros; (B, T)."""
         columns = []
-        for k in range(of.shape[1]):
+        for k in range(estimate.shape[1]):
             observation, observed = split_observation(self.window.observation[:, k])
             observing = self.observing.at(self.window.start + k)
-            columns.append(observing.whiten(observation - observing.observe(of[:, k]), observed).square().mean(-1))
+            columns.append(
+                observing.whiten(observation - observing.observe(estimate[:, k]), observed).square().mean(-1)
+            )
         return torch.stack(columns, 1)
 
 
-_ODD = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # multipliers that mix bits
+_MIXERS = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # odd multipliers that mix bits
 _PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors
 
 
@@ -198,9 +200,9 @@ def roll_out(
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
         if bool(lost.any()):
-            anew = method.first(method.start_like(observation, shape), observation, observed, now)
+            restarted = method.first(method.start_like(observation, shape), observation, observed, now)
             state = {
-                name: torch.where(lost.reshape(-1, *(1 for _ in value.shape[1:])), anew[name], value)
+                name: torch.where(lost.reshape(-1, *(1 for _ in value.shape[1:])), restarted[name], value)
                 for name, value in state.items()
             }
     assert state is not None
@@ -234,20 +236,17 @@ def _divergence(
     observing: ObservingSystem,
 ) -> Tensor:
     """Trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), from one direction of random signs; shape (B,)."""
-    sign = _coin(observation) * observed
+    sign = _random_signs(observation) * observed
     moved = method.analyse(forecast, observation + _PROBE * observing.errors_from(sign, observed), observed, observing)
-    answer = (
-        observing.whiten(observing.observe(method.mean(moved)) - observing.observe(method.mean(state)), observed)
-        / _PROBE
-    )
-    return (answer * sign).sum(1)
+    change = observing.observe(method.mean(moved)) - observing.observe(method.mean(state))
+    return (observing.whiten(change, observed) / _PROBE * sign).sum(1)
 
 
-def _coin(observation: Tensor) -> Tensor:
+def _random_signs(observation: Tensor) -> Tensor:
     """Signs from the bits of observations (B, P): as good as a coin in any units, and the same in any process."""
     kind = torch.int32 if observation.element_size() == 4 else torch.int64
     site = torch.arange(observation.shape[1], device=observation.device)
-    bits = observation.contiguous().view(kind).to(torch.int64) + _ODD[0] * site
-    for factor in _ODD[1:]:
+    bits = observation.contiguous().view(kind).to(torch.int64) + _MIXERS[0] * site
+    for factor in _MIXERS[1:]:
         bits = (bits ^ (bits >> 30)) * factor
     return torch.where((bits >> 40) & 1 == 0, 1.0, -1.0).to(observation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from ..methods import DataAssimilationNetwork, Record, State, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from .gradient import Gradient, OneProcess, Shards
+from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
 from .objectives import Objective
 from .rollout import Window
 
@@ -25,8 +26,8 @@ _WORSE, _SLOWER = 1.3, 0.7  # a validation that many times the best goes back to
 _PATIENCE = 50  # steps in a row without a finite gradient before training gives up
 
 
-class Source(Protocol):
-    """Where windows come from; window(index) is a function of the index and of what `arrays` holds.
+class Windows(Protocol):
+    """The windows of a training; window(index) is a function of the index and of what `arrays` holds.
 
     Attributes
     ----------
@@ -107,6 +108,23 @@ class Trainer:
     processes : int
         How many share the trajectories of a batch, this one included. More than one on the CPU only.
 
+    Attributes
+    ----------
+    step_count : int
+        Steps taken.
+    states : dict of int to State
+        Analyses that the last window of each group left.
+    rates : list of float
+        Learning rates, one for each of `optimisers`, before the schedule.
+    norms : list of float
+        The last gradient norms.
+    fruitless : int
+        Steps without a finite gradient since the last that had one.
+    rewinds : int
+        How often training went back to the best weights.
+    best : dict of str to Tensor
+        Weights with the best validation; `best_score` is its RMSE, `best_innovation` its normalised innovation.
+
     References
     ----------
     Loss and truncation: Eq. 4 and Sect. 2.2.1. Muon: Jordan et al. (2024), as in `torch.optim.Muon`.
@@ -161,11 +179,10 @@ class Trainer:
         self.states[window.group] = result.state
         norm = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in result.gradients])))
         self.step_count += 1
-        if norm == 0:
-            pass  # nothing to learn from; a step along the momentum would say otherwise
-        elif math.isfinite(norm):
-            self.fruitless = 0
-            self._apply(result.gradients, norm, rate)
+        if math.isfinite(norm):
+            if norm > 0:  # otherwise nothing is learned; a step would follow the momentum alone
+                self.fruitless = 0
+                self._apply(result.gradients, norm, rate)
         else:
             self.fruitless += 1
             if self.fruitless >= _PATIENCE:
@@ -174,15 +191,15 @@ class Trainer:
                     "diverging trajectory. Try a lower learning_rate= of xdan.Optimiser, a shorter window= or a "
                     "smaller interval"
                 )
-        kept = result.square[~result.lost]
-        kept = kept[~kept.isnan()]
-        rmse = float(kept.mean().sqrt()) if len(kept) else math.nan
+        square = result.square[~result.lost]
+        square = square[~square.isnan()]  # a time without observations has none
+        rmse = float(square.mean().sqrt()) if len(square) else math.nan
         return StepReport(result.loss, rmse, norm, int(result.lost.sum()))
 
     def _apply(self, gradients: Sequence[Tensor], norm: float, rate: float) -> None:
+        """Step along clipped gradients whose norm together is `norm`, above zero."""
         self.norms = [*self.norms[1 - _NORMS :], norm]
-        typical = statistics.median(self.norms)
-        shorten = min(1.0, self.clip * typical / norm) if norm > 0 else 1.0
+        shorten = min(1.0, self.clip * statistics.median(self.norms) / norm)
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient.mul_(shorten)
         for optimiser, base in zip(self.optimisers, self.rates, strict=True):
@@ -219,7 +236,7 @@ class Trainer:
         return score
 
     def _rewind(self) -> None:
-        """Go back to the best weights, with lower rates and trajectories that start anew: this way led astray."""
+        """Go back to the best weights, with lower rates and trajectories that start anew."""
         self.network.load_state_dict(self.best)
         self.rates = [_SLOWER * rate for rate in self.rates]
         for optimiser in self.optimisers:
@@ -234,14 +251,11 @@ class Trainer:
 
     def arrays(self) -> dict[str, Tensor]:
         """Everything that a resumed run needs, as named tensors."""
-        arrays = {f"network/{name}": value for name, value in self.network.state_dict().items()}
-        arrays |= {f"best/{name}": value for name, value in self.best.items()}
+        arrays = prefixed("network/", self.network.state_dict()) | prefixed("best/", self.best)
         for number, optimiser in enumerate(self.optimisers):
-            for index, slots in optimiser.state_dict()["state"].items():
-                arrays |= {f"optimiser/{number}/{index}/{key}": torch.as_tensor(v) for key, v in slots.items()}
-        for group, state in self.states.items():
-            arrays |= {f"state/{group}/{name}": value for name, value in state.items()}
-        return arrays
+            slots = states_to_tensors(optimiser.state_dict()["state"])
+            arrays |= {f"optimiser/{number}/{name}": torch.as_tensor(value) for name, value in slots.items()}
+        return arrays | prefixed("state/", states_to_tensors(self.states))
 
     def scalars(self) -> dict[str, Any]:
         """The rest of what a resumed run needs, as JSON values."""
@@ -257,22 +271,12 @@ class Trainer:
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
         """Carry on from `arrays` and `scalars` of a run with the same objective and optimiser."""
-
-        def under(prefix: str) -> dict[str, Tensor]:
-            return {name[len(prefix) :]: v for name, v in arrays.items() if name.startswith(prefix)}
-
-        self.network.load_state_dict(under("network/"))
-        self.best = under("best/")
+        self.network.load_state_dict(under(arrays, "network/"))
+        self.best = under(arrays, "best/")
         for number, optimiser in enumerate(self.optimisers):
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, value in under(f"optimiser/{number}/").items():
-                index, key = name.split("/")
-                slots.setdefault(int(index), {})[key] = value
+            slots = tensors_to_states(under(arrays, f"optimiser/{number}/"))
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
-        self.states = {}
-        for name, value in under("state/").items():
-            group, key = name.split("/")
-            self.states.setdefault(int(group), {})[key] = value
+        self.states = tensors_to_states(under(arrays, "state/"))
         self.step_count, self.fruitless = scalars["step_count"], scalars["fruitless"]
         self.norms, self.rates = list(scalars["norms"]), list(scalars["rates"])
         self.rewinds = scalars["rewinds"]
@@ -298,9 +302,6 @@ def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> flo
     innovation = (record.observation - record.observing.observe(forecast))[:, later]
     ratio = float((innovation.square() / record.observing.during(later).error_variance()).nanmean())
     return round(ratio, 4) if math.isfinite(ratio) else None
-
-
-Schedule = Callable[[float], float]
 
 
 def linear_decay(progress: float) -> float:
