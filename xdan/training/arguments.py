@@ -20,12 +20,13 @@ from ..network import Network
 from ..records.location import StoreLike, check_rewritable, locate
 from ..records.record import RecordWords
 
+LENGTHS = ("steps", "epochs", "minutes")  # each says how long to train: one of them at most
 _WORDS = RecordWords.__optional_keys__
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingArguments:
-    """What `train` was asked for; see there.
+    """The arguments of `train`, as they are described there.
 
     A dynamics becomes the twin experiment that it makes, the name of an objective the objective, and an optimiser that
     is left out the usual one.
@@ -114,7 +115,7 @@ class TrainingArguments:
             ),
             "optimiser": (
                 self.optimiser,
-                (type(None), Optimiser),
+                Optimiser,
                 "an xdan.Optimiser, such as xdan.Optimiser(learning_rate=0.001)",
             ),
             "device": (self.device, str, "'auto', 'cpu', 'cuda' or 'cuda:0' and so on"),
@@ -139,7 +140,7 @@ class TrainingArguments:
 
     def _check_together(self) -> None:
         """Refuse arguments that do not go with each other."""
-        lengths = [label for label in ("steps", "epochs", "minutes") if getattr(self, label) is not None]
+        lengths = [label for label in LENGTHS if getattr(self, label) is not None]
         if len(lengths) > 1:
             raise ValueError(f"{lengths} each say how long to train: expected one of steps=, epochs= and minutes=")
         if self.memory is not None and not isinstance(self.network, str):

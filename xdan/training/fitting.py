@@ -27,7 +27,7 @@ from ..records.schema import XdanWarning
 from ..records.setting import disagreements
 from .arguments import TrainingArguments
 from .data import TrainingData
-from .loop import Loop
+from .loop import Budget, Loop
 from .plan import TrainingPlan, not_finite, plan
 
 _DEFAULT_STEPS = 6000
@@ -72,8 +72,9 @@ def train(
         Supervised: "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does; "crps" and "energy"
         score the members of an ensemble network. From observations only, the truth is not read even where there is
         one: "forecast" is the misfit of the forecast to the next observations; "analysis" that of the analysis to its
-        own, corrected for having seen them. Validation is then by the innovations. "covariance", on an endless twin, is
-        the distance of P_a from the teacher's: a start for `LinearInZeta`. Your own: `xdan.Objective`.
+        own observations, corrected for having seen them. Validation is then by the innovations. "covariance", on an
+        endless twin, is the distance of P_a from the teacher's: a start for `LinearInZeta`. For an objective that you
+        write, see `xdan.Objective`.
     teacher : xarray.Dataset, str or mapping, optional
         A run of `baseline` on this record to imitate, as a start: every analysis is made from the teacher's forecast
         and compared with its analysis, so that no model is run and no gradient goes through it. Take it from a store:
@@ -165,6 +166,7 @@ def fit(arguments: TrainingArguments) -> tuple[Network, str | None]:
 
 
 def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None]:
+    """As `fit`, in torch's usual modes: plan, read, train, and describe what was trained."""
     bars = arguments.shows_progress
     # Reading goes through dask's tasks, the rest through loops that are tracked.
     reading = TqdmCallback(desc="reading the record", delay=2.0, leave=False) if bars else nullcontext()
@@ -172,16 +174,16 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
         planned = plan(arguments, device)
         data = planned.source.data(planned.network, device)
     with closing(data.windows):
-        module, trained = planned.module(data).to(device), planned.trained
-        steps = _steps(arguments, data)
-        identity = _identity(arguments, planned, data, module, steps)
-        if trained is not None and (text := _setting_text(trained, data)):
+        module = planned.module(data).to(device)
+        budget = _budget(arguments, data)
+        identity = _identity(arguments, planned, data, module, budget)
+        if text := _setting_text(planned.trained, data):
             warnings.warn(text, XdanWarning, stacklevel=4)
-        objective, optimiser = arguments.objective, arguments.optimiser
+        objective, optimiser, checkpoint = arguments.objective, arguments.optimiser, arguments.checkpoint
         trainer = Trainer(module, data.dynamics, data.observing, objective, optimiser, planned.processes)
-        checkpoint, every = arguments.checkpoint, arguments.validate_every
         with closing(trainer), nullcontext() if checkpoint is None else writing(checkpoint):
-            loop = Loop(trainer, data, steps, arguments.minutes, every, checkpoint, identity, trained is not None)
+            carried_on = planned.trained is not None
+            loop = Loop(trainer, data, budget, arguments.validate_every, checkpoint, identity, carried_on)
             seconds = loop.run(arguments.progress)
     module.load_state_dict(trainer.best)
     if names := not_finite(module):
@@ -193,30 +195,18 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
             XdanWarning,
             stacklevel=4,
         )
-    training: dict[str, Any] = {
-        **identity,
-        "data": {**data.identity, **data.setting},
-        "validation_rmse": trainer.best_score,
-        "seconds": round(seconds, 1),
-        "device": device,
-        "processes": planned.processes,
-        "torch": torch.__version__,
-    }
-    if arguments.objective.cycles_network:
-        training["validation_innovation"] = trainer.best_innovation
-    if loop.interrupted:
-        training |= {"interrupted": True, "interrupted_at_step": trainer.step_count}
-    if trained is not None:
-        training["before"] = trained.description["training"]
+    training = {**identity, "data": {**data.identity, **data.setting}, **_outcome(planned, loop, seconds, device)}
     network = Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history())
-    return network, _interruption_text(arguments, steps, trainer, seconds) if loop.interrupted else None
+    return network, _interruption_text(loop, seconds) if loop.interrupted else None
 
 
-def _steps(arguments: TrainingArguments, data: TrainingData) -> int | None:
-    """Gradient steps to take; None where minutes say how long."""
+def _budget(arguments: TrainingArguments, data: TrainingData) -> Budget:
+    """Steps, or minutes; epochs are steps of these data."""
     if arguments.epochs is not None:
-        return arguments.epochs * data.windows.per_epoch
-    return _DEFAULT_STEPS if arguments.steps is None and arguments.minutes is None else arguments.steps
+        return Budget(arguments.epochs * data.windows.per_epoch, None)
+    if arguments.minutes is not None:
+        return Budget(None, arguments.minutes)
+    return Budget(_DEFAULT_STEPS if arguments.steps is None else arguments.steps, None)
 
 
 def _identity(
@@ -224,7 +214,7 @@ def _identity(
     planned: TrainingPlan,
     data: TrainingData,
     module: AnalysisNetwork,
-    steps: int | None,
+    budget: Budget,
 ) -> dict[str, Any]:
     """JSON that tells this training from another: a checkpoint of another one is refused."""
     return {
@@ -233,8 +223,7 @@ def _identity(
         "seed": arguments.seed,
         **asdict(arguments.optimiser),
         "objective": arguments.objective.to_json(),
-        "steps": steps,
-        "minutes": arguments.minutes,
+        **asdict(budget),
         "validate_every": arguments.validate_every,
         "data": data.identity,
         "architecture": {"name": registered_name(module), **module.config()},
@@ -242,8 +231,29 @@ def _identity(
     }
 
 
-def _setting_text(trained: Network, data: TrainingData) -> str:
-    """The warning about a network that goes on in another setting than its own; empty where it is the same."""
+def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> dict[str, Any]:
+    """JSON of how a training went, and on what machine."""
+    trainer = loop.trainer
+    outcome: dict[str, Any] = {
+        "validation_rmse": trainer.best_score,
+        "seconds": round(seconds, 1),
+        "device": device,
+        "processes": planned.processes,
+        "torch": torch.__version__,
+    }
+    if trainer.objective.cycles_network:
+        outcome["validation_innovation"] = trainer.best_innovation
+    if loop.interrupted:
+        outcome |= {"interrupted": True, "interrupted_at_step": trainer.step_count}
+    if planned.trained is not None:
+        outcome["before"] = planned.trained.description["training"]
+    return outcome
+
+
+def _setting_text(trained: Network | None, data: TrainingData) -> str:
+    """The warning about a network that is carried on in another setting than its own; empty where there is none."""
+    if trained is None:
+        return ""
     other = disagreements([trained.description, {"training": {"data": data.setting}}])
     if not other:
         return ""
@@ -253,10 +263,11 @@ def _setting_text(trained: Network, data: TrainingData) -> str:
     )
 
 
-def _interruption_text(arguments: TrainingArguments, steps: int | None, trainer: Trainer, seconds: float) -> str:
+def _interruption_text(loop: Loop, seconds: float) -> str:
     """The warning about a training that Ctrl-C ended."""
-    budget = f"of {steps}" if steps is not None else f"after {seconds / 60:.2g} of {arguments.minutes:g} minutes"
-    more = "" if arguments.checkpoint is None else "; the same call goes on from checkpoint="
+    trainer, steps, minutes = loop.trainer, loop.budget.steps, loop.budget.minutes
+    budget = f"of {steps}" if steps is not None else f"after {seconds / 60:.2g} of {minutes:g} minutes"
+    more = "" if loop.checkpoint is None else "; the same call goes on from checkpoint="
     return (
         f"training was interrupted at step {trainer.step_count} {budget}: the best network until then is returned, "
         f"validation RMSE {trainer.best_score:.4g}{more}"

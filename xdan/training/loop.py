@@ -12,16 +12,34 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from ..core.learning.named_tensors import prefixed, under
 from ..core.learning.trainer import Trainer, linear_decay
 from ..core.progress import shown
 from ..records.blocks import array_to_tensor, tensor_to_array
 from ..records.checkpoint import Checkpoint
 from ..records.location import StoreLike
 from .data import TrainingData, burn_in
+
+_SAVE_EVERY = 30.0  # seconds between checkpoints
+_BAR_UNITS = 1000  # of a progress bar over minutes
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: so many gradient steps, or so many minutes; the other is None."""
+
+    steps: int | None
+    minutes: float | None
+
+    def spent(self, steps: int, seconds: float) -> float:
+        """Share of the budget that so many steps, or so many seconds, take."""
+        if self.steps is not None:
+            return steps / self.steps
+        assert self.minutes is not None
+        return seconds / (60.0 * self.minutes)
 
 
 class Interruption:
@@ -69,11 +87,11 @@ class Loop:
     ----------
     trainer : Trainer
     data : TrainingData
-    steps, minutes : optional
-        The budget, one of them.
+    budget : Budget
     validate_every : int
+        Steps between validations.
     checkpoint : path or Zarr store, optional
-        What is found there is taken up.
+        Save here; a checkpoint that is there already is taken up.
     identity : mapping
         JSON that tells this training from another.
     from_trained : bool
@@ -89,20 +107,19 @@ class Loop:
         self,
         trainer: Trainer,
         data: TrainingData,
-        steps: int | None,
-        minutes: float | None,
+        budget: Budget,
         validate_every: int,
         checkpoint: StoreLike | None,
         identity: Mapping[str, Any],
         from_trained: bool = False,
     ) -> None:
         self.trainer, self.data, self.from_trained = trainer, data, from_trained
-        self.steps, self.minutes, self.validate_every = steps, minutes, validate_every
+        self.budget, self.validate_every = budget, validate_every
         self.interrupted = False
-        self._begin = 0.0
         self.rows: list[_Row] = []
-        self._since: list[tuple[float, float, int]] = []
-        self.elapsed_before = 0.0
+        self._losses: list[tuple[float, float, int]] = []  # loss, RMSE and restarts of the steps since the last row
+        self._begin = 0.0  # time on the clock
+        self.elapsed_before = 0.0  # seconds of the runs that were resumed
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, identity)
         saved = None if self.checkpoint is None else self.checkpoint.load()
         if saved is not None:
@@ -127,7 +144,7 @@ class Loop:
         }
         with (
             Interruption() as interruption,
-            tqdm(total=self._total, disable=progress is False, bar_format=form, **options) as bar,
+            tqdm(total=self._bar_total, disable=progress is False, bar_format=form, **options) as bar,
         ):
             try:
                 elapsed = self._steps(interruption, bar, not bar.disable)
@@ -145,35 +162,34 @@ class Loop:
                 if self.checkpoint is not None:
                     self._save(elapsed)
             if self.interrupted and not any(row.step for row in self.rows):
-                self._validate(elapsed, linear_decay(self._progress(elapsed)))
+                self._validate(elapsed, linear_decay(self._spent(elapsed)))
         return elapsed
 
     def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
         """Take steps until the budget is spent or Ctrl-C is noted; returns the seconds so far."""
-        saved = self._begin
+        saved = self.elapsed_before
         if self.from_trained and not self.trainer.step_count:
             self._validate(self._elapsed(), linear_decay(0.0))
         while True:
-            now = clock.perf_counter()
-            elapsed = self.elapsed_before + now - self._begin
-            done = self._progress(elapsed)
-            bar.n = min(self._total, int(done * self._total))
-            if done >= 1.0:
+            elapsed = self._elapsed()
+            spent = self._spent(elapsed)
+            bar.n = min(self._bar_total, int(spent * self._bar_total))
+            if spent >= 1.0:
                 break
             if interruption.noted:
                 if not self.trainer.step_count:
                     raise KeyboardInterrupt
                 self.interrupted = True
                 return elapsed
-            if self.checkpoint is not None and now - saved > 30.0:
+            if self.checkpoint is not None and elapsed - saved > _SAVE_EVERY:
                 self._save(elapsed)
-                saved = clock.perf_counter()
+                saved = self._elapsed()
             with shown(bars and not self.trainer.step_count):  # a teacher settles before the first window
                 window = self.data.windows.window(self.trainer.step_count)
-            report = self.trainer.step(window, linear_decay(done))
-            self._since.append((report.loss, report.rmse, report.restarts))
+            report = self.trainer.step(window, linear_decay(spent))
+            self._losses.append((report.loss, report.rmse, report.restarts))
             if self.trainer.step_count % self.validate_every == 0:
-                self._validate(elapsed, linear_decay(done))
+                self._validate(elapsed, linear_decay(spent))
                 bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
             bar.update(0)
         if not self.rows or self.rows[-1].step != self.trainer.step_count:
@@ -182,39 +198,37 @@ class Loop:
         return elapsed
 
     @property
-    def _total(self) -> int:
-        """Units of the progress bar."""
-        return self.steps if self.steps is not None else 1000
+    def _bar_total(self) -> int:
+        return _BAR_UNITS if self.budget.steps is None else self.budget.steps
 
     def _elapsed(self) -> float:
+        """Seconds of training until now."""
         return self.elapsed_before + clock.perf_counter() - self._begin
 
-    def _progress(self, elapsed: float) -> float:
-        if self.steps is not None:
-            return self.trainer.step_count / self.steps
-        assert self.minutes is not None
-        return elapsed / (60.0 * self.minutes)
+    def _spent(self, elapsed: float) -> float:
+        return self.budget.spent(self.trainer.step_count, elapsed)
 
     def _validate(self, elapsed: float, rate: float) -> None:
+        """Validate, and put down a row of the history."""
         score = self.trainer.validate(self.data.validation, burn_in(self.data.validation.observation.shape[1]))
-        since = np.array(self._since) if self._since else np.full((1, 3), np.nan)
-        finite = since[np.isfinite(since[:, :2]).all(1)]
+        steps = np.array(self._losses).reshape(-1, 3)
+        finite = steps[np.isfinite(steps[:, :2]).all(1)]
         loss, rmse = finite[:, :2].mean(0) if len(finite) else (np.nan, np.nan)
         row = _Row(
-            self.trainer.step_count,
-            float(loss),
-            float(rmse),
-            score,
-            rate,
-            int(np.nansum(since[:, 2])),
-            self.trainer.rewinds,
-            elapsed,
+            step=self.trainer.step_count,
+            loss=float(loss),
+            rmse=float(rmse),
+            validation_rmse=score,
+            rate=rate,
+            restarts=int(steps[:, 2].sum()),
+            rewinds=self.trainer.rewinds,
+            seconds=elapsed,
         )
         self.rows.append(row)
-        self._since = []
+        self._losses = []
 
     def history(self) -> xr.Dataset:
-        """What was seen, along `step`."""
+        """The rows so far, along `step`."""
         columns = {field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)}
         step = columns.pop("step")
         return xr.Dataset(
@@ -225,27 +239,22 @@ class Loop:
 
     def _save(self, elapsed: float) -> None:
         assert self.checkpoint is not None
-        arrays = {f"trainer/{name}": value for name, value in self.trainer.arrays().items()}
-        arrays |= {f"source/{name}": value for name, value in self.data.windows.arrays().items()}
+        arrays = prefixed("trainer/", self.trainer.arrays()) | prefixed("source/", self.data.windows.arrays())
         scalars = {
             "trainer": self.trainer.scalars(),
             "rows": [list(asdict(row).values()) for row in self.rows],
-            "since": self._since,
+            "since": self._losses,
             "elapsed": elapsed,
         }
         self.checkpoint.save({name: tensor_to_array(value) for name, value in arrays.items()}, scalars)
 
     def _restore(self, arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
         device = str(next(self.trainer.network.parameters()).device)
-        named = {name: array_to_tensor(value, device=device) for name, value in arrays.items()}
-
-        def under(prefix: str) -> dict[str, torch.Tensor]:
-            return {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
-
-        self.trainer.restore(under("trainer/"), scalars["trainer"])
-        self.data.windows.restore(under("source/"))
+        tensors = {name: array_to_tensor(value, device=device) for name, value in arrays.items()}
+        self.trainer.restore(under(tensors, "trainer/"), scalars["trainer"])
+        self.data.windows.restore(under(tensors, "source/"))
         self.rows = [_Row(*row) for row in scalars["rows"]]
-        self._since = [tuple(entry) for entry in scalars["since"]]
+        self._losses = [tuple(entry) for entry in scalars["since"]]
         self.elapsed_before = float(scalars["elapsed"])
 
 

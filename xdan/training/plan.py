@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import xarray as xr
@@ -18,12 +17,10 @@ from ..core.learning.gradient import check_travels
 from ..core.networks import AnalysisNetwork, network_by_name, registered_name
 from ..core.random import Purpose, uniform
 from ..network import Network
+from .arguments import TrainingArguments
 from .data import TrainingData, TrainingSource
 from .record_source import RecordSource
 from .twin_source import TwinSource
-
-if TYPE_CHECKING:
-    from .arguments import TrainingArguments
 
 _LEAST_SHARE = 12  # trajectories of a batch that are worth a process of their own
 _BUILDING = threading.Lock()
@@ -109,7 +106,7 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
 
 
 def _network(arguments: TrainingArguments) -> AnalysisNetwork:
-    """Module of the wanted architecture; of a trained network, with its weights."""
+    """Module of the architecture; where a network is carried on, with its weights."""
     network = arguments.network
     if isinstance(network, AnalysisNetwork):
         return network

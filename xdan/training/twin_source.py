@@ -18,7 +18,7 @@ from ..core.learning.online_twin import EndlessTwin
 from ..core.learning.trainer import Windows
 from ..core.methods import Method, Record, method_by_name, tune
 from ..core.networks import AnalysisNetwork
-from ..core.observing import ObservingSystem, Operator, Sites
+from ..core.observing import ObservingSystem, Operator
 from ..core.twin import TwinExperiment
 from ..records.observing import identity as observing_identity
 from ..records.observing import observing_system
@@ -101,8 +101,7 @@ class TwinSource(TrainingSource):
     @property
     def contents(self) -> WindowContents:
         """Windows have a truth where the objective needs it, and a covariance where an ensemble runs beside."""
-        taught = self.teacher is not None
-        return WindowContents(self.window, self.supervised, covariance=taught)
+        return WindowContents(self.window, self.supervised, covariance=self.teacher is not None)
 
     def data(self, network: AnalysisNetwork, device: str) -> TrainingData:
         """Start the twin, and run the short one that validation is on.
@@ -114,7 +113,7 @@ class TwinSource(TrainingSource):
         """
         twin = self._endless(device, _TRAINING_LABEL, max(self.trajectories, self.batch), self.batch, self.window)
         record, truth = self._validation(device)
-        dynamics, sites = self.dynamics, self._sites
+        dynamics, sites = self.dynamics, self.experiment.observe
         lost = ~truth.isfinite().flatten(1).all(1)
         if bool(lost.any()):
             raise ValueError(
@@ -131,17 +130,13 @@ class TwinSource(TrainingSource):
         setting = describe_setting(record, self.observing, [self.steps], sites, moments)
         return TrainingData(dynamics, record.observing, windows, record, moments, self._identity(), setting)
 
-    @property
-    def _sites(self) -> Sites:
-        return Sites.all() if self.experiment.observe is None else self.experiment.observe
-
     def _endless(
         self, device: str, label: int, trajectories: int, batch: int, cycles: int, supervised: bool | None = None
     ) -> EndlessTwin:
         like = torch.zeros((), dtype=torch.float32, device=device)
         return EndlessTwin(
             self.dynamics,
-            self._sites,
+            self.experiment.observe,
             self.observing.to(like.dtype, device),
             steps=self.steps,
             trajectories=trajectories,
@@ -172,7 +167,7 @@ class TwinSource(TrainingSource):
         return {
             "endless": dynamics_to_json(self.dynamics),
             "interval": float(experiment.interval),  # type: ignore[arg-type]
-            "observing": self._sites.to_json(),
+            "observing": experiment.observe.to_json(),
             "error_std": np.asarray(deviation, dtype=np.float64).tolist(),
             "fingerprint": digest(*observing_identity(self.observing, self.dynamics)),
             "trajectories": self.trajectories,
