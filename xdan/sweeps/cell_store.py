@@ -73,7 +73,7 @@ class CellStore:
                 group.require_group(name)
 
     def _stored_description(self) -> Any:
-        """JSON of the sweep that the store holds, or None where it holds none."""
+        """JSON of the sweep that the store holds, or None where it holds none; notes a damaged one as torn."""
         try:
             text = zarr.open_group(self.store, mode="r").attrs.get("xdan_sweep")
             return None if text is None else json.loads(str(text))
@@ -149,7 +149,7 @@ class CellStore:
         except _UNREADABLE as error:
             reason = error
         else:
-            if cell.made(network):
+            if cell.has_made(network):
                 return network
             reason = "it is of another training, or of one that was cut short"
         _tell_damage(f"networks/{path.name}", reason, "is trained again")

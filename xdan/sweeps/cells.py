@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..assimilation.scoring import score
 from ..assimilation.twins import twin
@@ -16,9 +16,7 @@ from ..records.location import StoreLike
 from ..records.observing import identity, observing_system
 from ..records.store import digest
 from .cube import SCORES
-
-if TYPE_CHECKING:
-    from .schemes import Scheme
+from .schemes import Scheme
 
 TEST_SEEDS = 1_000_000  # test records are keyed apart from training
 
@@ -37,11 +35,11 @@ def describe_observing(experiment: TwinExperiment) -> dict[str, Any]:
         If the errors or the operator cannot be, or differ in time.
     """
     config = experiment.config()
-    told = {"interval": config["interval"], "observe": config["observe"], "error_std": experiment.error_std}
+    described = {"interval": config["interval"], "observe": config["observe"], "error_std": experiment.error_std}
     if experiment.operator is not None or not isinstance(experiment.error_std, float):
         observing = observing_system(experiment)
-        told |= {"error_std": None, "observing": digest(*identity(observing, experiment.dynamics))}
-    return told
+        described |= {"error_std": None, "observing": digest(*identity(observing, experiment.dynamics))}
+    return described
 
 
 @dataclass(frozen=True)
@@ -67,19 +65,19 @@ class Cell:
 
     @property
     def training_key(self) -> str:
-        """Tells trainings apart; experiments that share one share its network."""
+        """Digest of all that a training depends on; cells of one training share its network."""
         dynamics, observing = describe_dynamics(self.trained_on.dynamics), describe_observing(self.trained_on)
         return digest([self.scheme.describe(), dynamics, observing, self.seed])
 
     @property
     def key(self) -> str:
-        """Tells experiments apart."""
+        """Digest of all that the experiment depends on."""
         dynamics, observing = describe_dynamics(self.experiment.dynamics), describe_observing(self.experiment)
         return digest([self.training_key, dynamics, observing, dict(self.test)])
 
     @property
     def minutes(self) -> float:
-        """Time to train, where it is said."""
+        """Minutes of training; 0 where another length is set, or nothing is trained."""
         return float(self.scheme.parameters.get("minutes") or 0.0) if self.scheme.trains else 0.0
 
     def check(self) -> None:
@@ -94,7 +92,7 @@ class Cell:
             twin(self.trained_on, cycles=2, trajectories=1, seed=self.seed)
         self.scheme.check(self.trained_on, self.seed)
 
-    def made(self, network: Network) -> bool:
+    def has_made(self, network: Network) -> bool:
         """Whether a network is of this cell's training, which ended as it should, by what its description says."""
         return self.scheme.has_made(network, self.trained_on, self.seed)
 
@@ -111,12 +109,12 @@ class Cell:
     def score(self, network: Network | None) -> dict[str, Any]:
         """Cycle the test record and score the run."""
         sizes = {name: self.test[name] for name in ("cycles", "trajectories")}
-        here = {"scheduler": "synchronous"}  # said in every call: the configuration is the whole process's
-        record = twin(self.experiment, **sizes, seed=TEST_SEEDS + self.seed).compute(**here)
+        in_this_task = {"scheduler": "synchronous"}  # by keyword: dask's configuration is the whole process's
+        record = twin(self.experiment, **sizes, seed=TEST_SEEDS + self.seed).compute(**in_this_task)
         # A function is in no record.
         models = {"dynamics": self.experiment.dynamics, "operator": self.experiment.operator}
         begin = time.perf_counter()
-        run = self.scheme.run(record.chunk(), network, seed=self.seed, **models).compute(**here)
+        run = self.scheme.run(record.chunk(), network, seed=self.seed, **models).compute(**in_this_task)
         seconds = time.perf_counter() - begin
         scores = score(record, run, burn_in=self.test["burn_in"], **models)
         values: dict[str, Any] = {name: float(scores[name]) for name in SCORES if name in scores}

@@ -17,14 +17,14 @@ from ..core.checks import integer, shown
 from ..core.dynamics import Dynamics, dynamics_from_json, dynamics_to_json
 from ..core.twin import TwinExperiment
 from ..network import Network
+from ..training.arguments import LENGTHS
 from .cells import TEST_SEEDS, Cell, describe_dynamics, describe_observing
 from .cube import SCHEME, SEED, arranged
 from .schemes import Scheme, check_plain, plain, scheme_from
 
 _OF_EXPERIMENT = ("interval", "observe", "error_std")  # parameters of a twin experiment that may be axes
-_LENGTHS = frozenset(("steps", "epochs", "minutes"))  # each says how long to train
 _MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add so much
-_MOST_ASKED, _MOST_LISTED = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
+_MOST_CELLS, _MOST_CELLS_WITH_YES = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ class SweepPlan:
             seeds = range(integer("seeds", seeds, least=1))
         sizes = [count(f"axis {name!r}", values) for name, values in axes.items()]
         total = len(schemes) * math.prod(sizes) * count("seeds", seeds)
-        if total > (most := _MOST_LISTED if yes else _MOST_ASKED):
+        if total > (most := _MOST_CELLS_WITH_YES if yes else _MOST_CELLS):
             raise ValueError(
                 f"a cube of {total} cells: expected at most {most}; take fewer schemes, values or seeds"
-                + ("" if yes else f", or pass yes=True, with which {_MOST_LISTED} may be")
+                + ("" if yes else f", or pass yes=True, with which {_MOST_CELLS_WITH_YES} may be")
             )
         plan = cls(
             {label: scheme_from(label, description) for label, description in schemes.items()},
@@ -111,7 +111,7 @@ class SweepPlan:
         return plan
 
     def check(self) -> None:
-        """Refuse axes and sizes that cannot be; `check_cells` looks at what they make.
+        """Refuse axes and sizes that do not go together; `check_cells` checks the experiments that they make.
 
         Raises
         ------
@@ -140,11 +140,11 @@ class SweepPlan:
             values = self.axes[name].values()
             if others := [value for value in values if isinstance(value, bool) or not isinstance(value, Real)]:
                 raise ValueError(f"axis {name!r} has the values {others}: expected numbers")
-        if len(several := sorted(_LENGTHS & set(self.axes))) > 1:
+        if len(several := sorted(set(LENGTHS) & set(self.axes))) > 1:
             raise ValueError(f"the axes {several} all say how long to train: expected one of them")
 
     def check_cells(self, cells: Iterable[Cell]) -> None:
-        """Refuse experiments that cannot be; those that differ in nothing but their seed are looked at once.
+        """Refuse experiments that cannot be run; of those that differ in nothing but their seed, one is checked.
 
         Raises
         ------
@@ -164,8 +164,8 @@ class SweepPlan:
             for values in itertools.product(*(axis.values() for axis in self.axes.values())):
                 chosen = dict(zip(self.axes, values, strict=True))
                 parameters = {**scheme.parameters, **{n: value for n, value in chosen.items() if n in accepts}}
-                if length := _LENGTHS & accepts & set(chosen):
-                    parameters = {n: value for n, value in parameters.items() if n not in _LENGTHS - length}
+                if length := set(LENGTHS) & accepts & set(chosen):  # in the place of the scheme's
+                    parameters = {n: value for n, value in parameters.items() if n in length or n not in LENGTHS}
                 experiment = self._experiment(chosen)
                 trained_on = self._experiment({**chosen, **scheme.trained_on}) if scheme.trained_on else experiment
                 for seed in self.seeds:

@@ -15,10 +15,11 @@ from ..core.random import check_seed
 from ..records.schema import Array
 
 PUBLISHED_RATIO = 0.58  # beta / alpha for Lorenz-96, every site observed, interval 0.05
-_PARAMETERS = 6
+_PARAMETERS = 6  # of a fit: three exponents and three coefficients
 _MOST_FITS = 100_000  # some hours
 _STARTS = list(itertools.product((0.05, 0.2, 0.6), (0.2, 0.6, 1.2), (0.6, 1.5)))  # alpha, ratio, gamma
 _OUTSIDE = 0.16  # share of the fits beyond either end of a bar
+# Bounds of the search, for alpha, ratio and gamma.
 _LOWEST, _HIGHEST = np.array([0.01, -1.0, 0.2]), np.array([2.0, 3.0, 5.0])
 
 
@@ -118,8 +119,8 @@ def _fit(n: Array, s: Array, y: Array, start: Array) -> _Fit:
         return coefficients, matrix @ coefficients - gamma
 
     start = np.clip(start, _LOWEST + 1e-6, _HIGHEST - 1e-6)
-    found = least_squares(lambda e: solve(e)[1], start, bounds=(_LOWEST, _HIGHEST), x_scale=(0.1, 0.3, 0.5))
-    return _Fit(found.x, solve(found.x)[0], float(found.cost))
+    best = least_squares(lambda e: solve(e)[1], start, bounds=(_LOWEST, _HIGHEST), x_scale=(0.1, 0.3, 0.5))
+    return _Fit(best.x, solve(best.x)[0], float(best.cost))
 
 
 def _cells(cube: xr.Dataset | xr.DataArray, size: str, batch: str, value: str) -> xr.DataArray:

@@ -25,24 +25,23 @@ from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.location import StoreLike
 from ..records.schema import to_json
-from ..training.arguments import TrainingArguments
+from ..training.arguments import LENGTHS, TrainingArguments
 from ..training.fitting import fit
 from ..training.plan import building, plan
 
 _OPTIMISER = tuple(parameter.name for parameter in fields(Optimiser))
-_LENGTHS = ("steps", "epochs", "minutes")
 # Parameters of training that a scheme may set; the cell gives the others, or an endless twin has no use for them.
 TRAINING = frozenset(
     (
         *("objective", "window", "batch", "trajectories", "validate_every", "device", "processes"),
-        *_LENGTHS,
+        *LENGTHS,
         *_OPTIMISER,
     )
 )
 
 
 def plain(value: Any) -> Any:
-    """JSON that says which value this is."""
+    """Turn a value into JSON that tells it from others."""
     if isinstance(value, Sites):
         return value.to_json()
     if isinstance(value, Mapping):
@@ -74,13 +73,15 @@ class Scheme(ABC):
 
     Attributes
     ----------
+    trains : bool
+        Whether there is a network to train.
     parameters : mapping
         Of the method, or of the network and its training.
     trained_on : mapping
         Parameters of the twin experiment that training has instead of the test's.
     """
 
-    trains: ClassVar[bool] = False  # whether there is something to train
+    trains: ClassVar[bool] = False
 
     parameters: Mapping[str, Any]
     trained_on: Mapping[str, Any] = field(default_factory=dict)
@@ -108,7 +109,7 @@ class Scheme(ABC):
         """Cycle a record; the options are those of `cycle`."""
 
     def trained_network(self, networks: Mapping[str, Any]) -> Any | None:
-        """Pick its network from the trained ones that the caller gave, by digest; None where it is none of them."""
+        """Pick its network from the trained networks of the sweep, by digest; None for other schemes."""
         return None
 
     def train(self, experiment: TwinExperiment, seed: int, checkpoint: StoreLike | None) -> Network:
@@ -226,26 +227,25 @@ class TrainingScheme(Scheme):
     def has_made(self, network: Network, experiment: TwinExperiment, seed: int) -> bool:
         """Whether a network is of this training, which ended as it should, by what its description says."""
         training = network.description.get("training", {})
-        architecture, settings = self._network(), self._settings()
-        told = {name: training[name] for name in settings if name in training}
-        told |= {
+        architecture = self._network()
+        settings = {name: plain(value) for name, value in self._settings().items() if name in training}
+        if "objective" in settings:
+            settings["objective"] = objective_by_name(settings["objective"]).to_json()
+        if settings.get("steps", 0) is None:
+            del settings["steps"]  # the description has the default, or what followed from epochs
+        described = {name: training[name] for name in settings} | {
             "architecture": training.get("architecture"),
             "seed": training.get("seed"),
             "dynamics": training.get("data", {}).get("endless"),
             "interrupted": training.get("interrupted", False),
         }
-        expected = {name: plain(settings[name]) for name in settings if name in training}
-        if "objective" in expected:
-            expected["objective"] = objective_by_name(settings["objective"]).to_json()
-        expected |= {
+        expected = settings | {
             "architecture": {"name": architecture.name, **architecture.config()},
             "seed": seed,
             "dynamics": dynamics_to_json(experiment.dynamics),
             "interrupted": False,
         }
-        if "steps" in told and settings["steps"] is None:
-            del told["steps"], expected["steps"]  # what was the default, or followed from epochs
-        return bool(json.loads(to_json(told)) == json.loads(to_json(expected)))
+        return bool(json.loads(to_json(described)) == json.loads(to_json(expected)))
 
     def _settings(self) -> dict[str, Any]:
         """Parameters of training that are set."""

@@ -24,7 +24,7 @@ from .cells import Cell
 from .plan import SweepPlan
 
 MOST_CELLS = 500  # more are computed with yes=True only
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))  # a disk without room
 _KILLED = " Out of memory, most likely: give workers a larger memory_limit, or take a smaller batch= or window="
 
 

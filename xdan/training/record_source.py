@@ -16,6 +16,7 @@ from ..core.checks import XdanWarning, shown
 from ..core.derivatives import STATES
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import Objective, WindowContents
+from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
 from ..core.observing import Operator
 from ..records.blocks import array_to_tensor, make_record
@@ -23,7 +24,7 @@ from ..records.following import check_follows
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import imitate
-from ..records.schema import TIME, TRAJECTORY
+from ..records.schema import TIME, TRAJECTORY, Array
 from ..records.store import digest
 from ..records.values import check_observed, leading, refuse_fill_values
 from ..records.watch import far_from_truth, tell
@@ -37,6 +38,9 @@ from .data import (
     climate_moments,
     describe_setting,
 )
+
+Lanes = Sequence[tuple[int, int]]
+"""First row and time of each lane in the record."""
 
 _BEGINNING = 64  # cycles that the first states are from
 _FEWEST_SEEN = 10  # observations that a validation is made on, at least
@@ -62,7 +66,7 @@ class RecordSource(TrainingSource):
     """
 
     labelled: LabelledRecord
-    lanes: Sequence[tuple[int, int]]
+    lanes: Lanes
     length: int
     validation: float
     window: int
@@ -138,37 +142,20 @@ class RecordSource(TrainingSource):
         ValueError
             If the record holds values that are not finite, or has nothing observed to train or validate on.
         """
-        labelled, lanes, length = self.labelled, self.lanes, self.length
-        setup, whole_truth = labelled.setup, labelled.truth
-        if whole_truth is not None:
-            if labelled.forecast is None:
-                check_follows(labelled)
-            else:
-                _check_finite(labelled.forecast)
-            _check_finite(whole_truth)
-            refuse_fill_values(leading(whole_truth).to_numpy(), str(whole_truth.name))
-        check_observed(labelled.observation)
-        held_count = min(len(lanes) - 1, max(1, round(self.validation * len(lanes))))
-        # The last lanes are held back: in the store they are blocks of their own.
-        kept, held = lanes[: len(lanes) - held_count], lanes[len(lanes) - held_count :]
-        held = held[:: max(1, len(held) // VALIDATION_LANES)][:VALIDATION_LANES]
-        stop = min(length, VALIDATION_CYCLES)
-        _check_seen(labelled.observation, kept, held, length, stop)
-        truth = None if whole_truth is None else read_lanes(whole_truth, held, 0, stop)
-        start = held[0][1]
-        record = make_record(
-            setup,
-            read_lanes(labelled.observation, held, 0, stop),
-            rows=slice(0, len(held)),
-            columns=slice(start, start + stop),
-            seed=self.seed,
-            truth=truth,
-            device=device,
-        )
+        labelled, length = self.labelled, self.length
+        setup = labelled.setup
+        self._check_values()
+        kept, held = self._kept_and_held()
+        cycles = min(length, VALIDATION_CYCLES)
+        _check_seen(labelled.observation, kept, held, length, cycles)
+        record, truth = self._validation(held, cycles, device)
         if truth is not None and labelled.forecast is None:
             tell([far_from_truth(record)])
         batch = min(self.batch, len(kept))
         windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
+        observing = setup.observing.to(record.observation.dtype, device)
+        moments = climate_moments(record)
+        setting = describe_setting(record, setup.observing, setup.steps[1:].tolist(), labelled.sites, moments)
         identity = {
             "dynamics": dynamics_to_json(setup.dynamics),
             "sizes": {str(dim): size for dim, size in labelled.observation.sizes.items()},
@@ -182,30 +169,61 @@ class RecordSource(TrainingSource):
             "training_lanes": len(kept),
             "validation_lanes": len(held),
         }
-        observing = setup.observing.to(record.observation.dtype, device)
-        moments = climate_moments(record)
-        setting = describe_setting(record, setup.observing, setup.steps[1:].tolist(), labelled.sites, moments)
         return TrainingData(setup.dynamics, observing, windows, record, moments, identity, setting)
+
+    def _check_values(self) -> None:
+        """Refuse a truth, forecasts or observations whose values cannot be trained on."""
+        labelled, truth = self.labelled, self.labelled.truth
+        if truth is not None:
+            if labelled.forecast is None:
+                check_follows(labelled)
+            else:
+                _check_finite(labelled.forecast)
+            _check_finite(truth)
+            refuse_fill_values(leading(truth).to_numpy(), str(truth.name))
+        check_observed(labelled.observation)
+
+    def _kept_and_held(self) -> tuple[Lanes, Lanes]:
+        """Lanes to train on, and those held back for validation: the last, which are blocks of their own in a store."""
+        count = len(self.lanes)
+        split = count - min(count - 1, max(1, round(self.validation * count)))
+        held = self.lanes[split:]
+        return self.lanes[:split], held[:: max(1, len(held) // VALIDATION_LANES)][:VALIDATION_LANES]
+
+    def _validation(self, held: Lanes, cycles: int, device: str) -> tuple[Record, Array | None]:
+        """Record to validate on, and its truth as it was read."""
+        labelled, start = self.labelled, held[0][1]
+        truth = None if labelled.truth is None else read_lanes(labelled.truth, held, 0, cycles)
+        record = make_record(
+            labelled.setup,
+            read_lanes(labelled.observation, held, 0, cycles),
+            rows=slice(0, len(held)),
+            columns=slice(start, start + cycles),
+            seed=self.seed,
+            truth=truth,
+            device=device,
+        )
+        return record, truth
 
 
 def _check_seen(
     observation: xr.DataArray,
-    kept: Sequence[tuple[int, int]],
-    held: Sequence[tuple[int, int]],
+    kept: Lanes,
+    held: Lanes,
     length: int,
-    stop: int,
+    cycles: int,
 ) -> None:
     """Refuse lanes to train on, or to validate on, in which hardly anything is observed; warn where some are empty."""
     per_time = observation.notnull().sum(observation.dims[2:]).to_numpy()
     size = math.prod(observation.shape[2:])
-    first = burn_in(stop)
+    first = burn_in(cycles)
     trained = np.array([per_time[row, start : start + length].sum() for row, start in kept])
-    read = np.array([per_time[row, start + first : start + stop].sum() for row, start in held])
+    read = np.array([per_time[row, start + first : start + cycles].sum() for row, start in held])
     remedy = (
         "Leave out what is not observed, for example ds.isel(trajectory=slice(...)) or ds.isel(time=slice(...)); or "
         "choose another validation= or another order, as the last trajectories, or the end of the record, are held back"
     )
-    wanted = size * (stop - first) * len(held)
+    wanted = size * (cycles - first) * len(held)
     share = float(trained.sum()) / (size * length * len(kept))
     if not trained.any():
         raise ValueError(
@@ -219,18 +237,18 @@ def _check_seen(
             f"or segments, without {first} cycles of burn-in), of those to train on {share:.1%}: expected at least "
             f"{fewest}, to choose the best weights by. {remedy}"
         )
-    for count, words in ((int((trained == 0).sum()), "to train on"), (int((read == 0).sum()), "held back")):
-        if count:
-            total = len(kept) if words == "to train on" else len(held)
+    for counts, purpose in ((trained, "to train on"), (read, "held back")):
+        if empty := int((counts == 0).sum()):
             warnings.warn(
-                f"{count} of the {total} trajectories or segments {words} have no observations at all: they say "
-                f"nothing of an analysis. {remedy}",
+                f"{empty} of the {len(counts)} trajectories or segments {purpose} have no observations at all: they "
+                f"say nothing of an analysis. {remedy}",
                 XdanWarning,
                 stacklevel=2,
             )
 
 
 def _check_finite(truth: xr.DataArray) -> None:
+    """Refuse a truth, or a teacher's forecasts, with values that are not finite."""
     bad: xr.DataArray = ~xr.apply_ufunc(np.isfinite, truth, dask="allowed")
     count = int(bad.sum())
     if count:
@@ -243,7 +261,7 @@ def _check_finite(truth: xr.DataArray) -> None:
         )
 
 
-def _lanes(labelled: LabelledRecord, window: int, batch: int, validation: float) -> tuple[list[tuple[int, int]], int]:
+def _lanes(labelled: LabelledRecord, window: int, batch: int, validation: float) -> tuple[Lanes, int]:
     """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few."""
     count, cycles = labelled.observation.shape[:2]
     steps = labelled.setup.steps
