@@ -19,7 +19,7 @@ from ..core.checks import switch
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.methods import Method, State
 from ..core.methods import run as run_method
-from ..core.progress import shown
+from ..core.progress import showing_bars
 from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Carry, Plan, Setup, block, block_graph, in_block, make_record, pick_device
@@ -457,7 +457,7 @@ def _prepare(
         texts.append(scheme.observed_otherwise(observation))
     texts = list(filter(None, texts))
     tell(texts)
-    with shown(progress):
+    with showing_bars(progress):
         ready = scheme.prepared(record, setup, observation)
     return _Prepared(ready, scheme.watch(setup, seed), texts)
 

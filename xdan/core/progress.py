@@ -16,7 +16,7 @@ _shown: ContextVar[bool] = ContextVar("shown", default=False)
 
 
 @contextmanager
-def shown(on: bool) -> Iterator[None]:
+def showing_bars(on: bool) -> Iterator[None]:
     """Show bars inside this context, in this thread, or hide them; they are hidden by default."""
     token = _shown.set(on)
     try:

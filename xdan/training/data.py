@@ -19,8 +19,9 @@ from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
 
-VALIDATION_LANES, VALIDATION_CYCLES = 64, 250
-_CLIMATE_STATES = 256
+VALIDATION_LANES, VALIDATION_CYCLES = 64, 250  # at most, of a validation
+_CLIMATE_STATES = 256  # states that a mean over the climate is taken of
+_LEAST_CLIMATE = 0.1  # share of the observations' variance that is the state's, at least
 _BURN_IN = 50  # cycles left out of a validation
 _ROUNDING = 1e-6  # a deviation that small beside the mean is rounding in single precision
 
@@ -118,11 +119,11 @@ def climate_moments(record: Record) -> tuple[float, float]:
         mean, std = float(states.double().mean()), float(states.double().std(correction=0))
         source = "states"
     else:
-        seen = record.observation[~record.observation.isnan()].double()
-        observing = float(record.observing.error_variance().mean())
-        # Where errors are larger than the climate, a tenth of the observations' variance is a guess.
-        variance = max(float(seen.var(correction=0)) - observing, 0.1 * float(seen.var(correction=0)))
-        mean, std = float(seen.mean()), math.sqrt(variance) if variance >= 0 else math.nan
+        observed = record.observation[~record.observation.isnan()].double()
+        total, errors = float(observed.var(correction=0)), float(record.observing.error_variance().mean())
+        # Where errors are larger than the climate, a share of the observations' variance is a guess.
+        variance = max(total - errors, _LEAST_CLIMATE * total)
+        mean, std = float(observed.mean()), math.sqrt(variance) if variance >= 0 else math.nan
         source = "observations"
     single = np.finfo(np.float32)  # in which networks compute with the variance
     if not (math.isfinite(mean) and single.tiny < std**2 < single.max and std > _ROUNDING * abs(mean)):

@@ -17,7 +17,7 @@ from ..core.dynamics import Dynamics
 from ..core.learning import Objective, Optimiser
 from ..core.learning.trainer import Trainer
 from ..core.networks import AnalysisNetwork, registered_name
-from ..core.progress import shown
+from ..core.progress import showing_bars
 from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.blocks import pick_device
@@ -170,7 +170,7 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
     bars = arguments.shows_progress
     # Reading goes through dask's tasks, the rest through loops that are tracked.
     reading = TqdmCallback(desc="reading the record", delay=2.0, leave=False) if bars else nullcontext()
-    with shown(bars), reading:
+    with showing_bars(bars), reading:
         planned = plan(arguments, device)
         data = planned.source.data(planned.network, device)
     with closing(data.windows):

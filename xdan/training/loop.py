@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from ..core.learning.named_tensors import prefixed, under
 from ..core.learning.trainer import Trainer, linear_decay
-from ..core.progress import shown
+from ..core.progress import showing_bars
 from ..records.blocks import array_to_tensor, tensor_to_array
 from ..records.checkpoint import Checkpoint
 from ..records.location import StoreLike
@@ -184,7 +184,7 @@ class Loop:
             if self.checkpoint is not None and elapsed - saved > _SAVE_EVERY:
                 self._save(elapsed)
                 saved = self._elapsed()
-            with shown(bars and not self.trainer.step_count):  # a teacher settles before the first window
+            with showing_bars(bars and not self.trainer.step_count):  # a teacher settles before the first window
                 window = self.data.windows.window(self.trainer.step_count)
             report = self.trainer.step(window, linear_decay(spent))
             self._losses.append((report.loss, report.rmse, report.restarts))

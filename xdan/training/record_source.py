@@ -43,8 +43,8 @@ Lanes = Sequence[tuple[int, int]]
 """First row and time of each lane in the record."""
 
 _BEGINNING = 64  # cycles that the first states are from
-_FEWEST_SEEN = 10  # observations that a validation is made on, at least
-_SCARCE = 0.05  # share of the observations in validation, relative to training, that is too small to choose by
+_FEWEST_OBSERVED = 10  # observations that a validation is made on, at least
+_SCARCE = 0.05  # of the share observed in training: a smaller one is too little to choose the best weights by
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class RecordSource(TrainingSource):
         self._check_values()
         kept, held = self._kept_and_held()
         cycles = min(length, VALIDATION_CYCLES)
-        _check_seen(labelled.observation, kept, held, length, cycles)
+        _check_lanes_observed(labelled.observation, kept, held, length, cycles)
         record, truth = self._validation(held, cycles, device)
         if truth is not None and labelled.forecast is None:
             tell([far_from_truth(record)])
@@ -206,7 +206,7 @@ class RecordSource(TrainingSource):
         return record, truth
 
 
-def _check_seen(
+def _check_lanes_observed(
     observation: xr.DataArray,
     kept: Lanes,
     held: Lanes,
@@ -230,7 +230,7 @@ def _check_seen(
             f"none of the {size * length * len(kept)} values to train on is observed, all that is observed is held "
             f"back for validation: expected observations in both. {remedy}"
         )
-    fewest = max(min(_FEWEST_SEEN, wanted), math.ceil(_SCARCE * share * wanted))
+    fewest = max(min(_FEWEST_OBSERVED, wanted), math.ceil(_SCARCE * share * wanted))
     if read.sum() < fewest:
         raise ValueError(
             f"{int(read.sum())} of the {wanted} values held back for validation are observed ({len(held)} trajectories "
