@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.learning import objective_by_name
-from xdan.core.learning.gradient import OneProcess, Shards
+from xdan.core.learning.gradient import OneProcess, SeveralProcesses
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.trainer import Optimiser, Trainer
 from xdan.core.networks import ResidualCNN
@@ -59,7 +59,7 @@ def test_shares_make_the_gradient_of_the_whole_batch(objective):
     net, source = network(), twin(dynamics)
     alone, shared = (
         OneProcess(net, dynamics, ERROR, objective_by_name(objective)),
-        Shards(net, dynamics, ERROR, objective_by_name(objective), 3),
+        SeveralProcesses(net, dynamics, ERROR, objective_by_name(objective), 3),
     )
     try:
         window = source.window(0)

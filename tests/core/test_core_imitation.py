@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
 from xdan.core.learning import CovarianceImitation, objective_by_name
-from xdan.core.learning.gradient import OneProcess, Shards
+from xdan.core.learning.gradient import OneProcess, SeveralProcesses
 from xdan.core.learning.imitation import TaughtTwin, covariance_errors
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.trainer import Optimiser, Trainer
@@ -114,7 +114,7 @@ def test_a_restored_source_goes_on_with_the_same_windows():
 def test_processes_share_what_one_computes():
     net, window = make(), taught().window(0)
     one = OneProcess(net, MODEL, ERROR, CovarianceImitation())(window, None)
-    many = Shards(net, MODEL, ERROR, CovarianceImitation(), 2)
+    many = SeveralProcesses(net, MODEL, ERROR, CovarianceImitation(), 2)
     try:
         other = many(window, None)
     finally:

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from xdan.core.dynamics import Lorenz96
 from xdan.core.learning import Objective, WindowContents, objective_by_name, objective_names, register_objective
 from xdan.core.learning import objectives as module
-from xdan.core.learning.gradient import OneProcess, Shards
+from xdan.core.learning.gradient import OneProcess, SeveralProcesses
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.rollout import roll_out
 from xdan.core.methods import DataAssimilationNetwork
@@ -174,7 +174,7 @@ def test_helpers_get_the_object_of_a_class_that_they_do_not_know():
     """Neither registered, nor importable by its name."""
     seen, objective = window(), quartic()(6)
     one = OneProcess(network(), MODEL, ERROR, objective)(seen, None)
-    shards = Shards(network(), MODEL, ERROR, objective, 2)
+    shards = SeveralProcesses(network(), MODEL, ERROR, objective, 2)
     try:
         two = shards(seen, None)
     finally:
@@ -190,7 +190,7 @@ def test_an_objective_that_cannot_be_sent_names_the_remedy():
     objective = quartic()()
     objective.lock = threading.Lock()
     with pytest.raises(ValueError, match=r"the objective 'quartic' cannot be sent to .*lock.*pass processes=1"):
-        Shards(network(), MODEL, ERROR, objective, 2)
+        SeveralProcesses(network(), MODEL, ERROR, objective, 2)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def check_travels(dynamics: Dynamics, operator: Operator | None, objective: Obje
             ) from None
 
 
-class Shards:
+class SeveralProcesses:
     """The gradient, its trajectories shared between this process and helpers; on the CPU, one thread each.
 
     Helpers start with the first window and keep nothing between windows, so a run can be killed and resumed as with

@@ -16,7 +16,7 @@ from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, Record, State, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
-from .gradient import Gradient, OneProcess, Shards
+from .gradient import Gradient, OneProcess, SeveralProcesses
 from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
 from .objectives import Objective
 from .rollout import Window
@@ -144,7 +144,7 @@ class Trainer:
         self.gradient: Gradient = (
             OneProcess(network, dynamics, observing, objective)
             if processes == 1
-            else Shards(network, dynamics, observing, objective, processes)
+            else SeveralProcesses(network, dynamics, observing, objective, processes)
         )
         self.parameters = list(network.parameters())
         hidden = network.hidden_matrices()

@@ -63,7 +63,7 @@ class LinearInZeta(AnalysisNetwork):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # The matrix is made of what `read` gives, as the increment is: of the rest of the class it knows these two.
+        # `covariance` is the increment's matrix whatever `read` gives, as long as these two are those of this class.
         if outdated(cls, "covariance", ("forward", "apply_covariance")):
             setattr(cls, "covariance", AnalysisNetwork.covariance)  # noqa: B010
 
@@ -141,8 +141,7 @@ class LinearInZeta(AnalysisNetwork):
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
         before = memory.permute(1, 2, 0)
         out: Tensor = self.cnn(torch.cat([features, before]))
-        size = len(out) - 2 * self.memory
-        roots, gate, candidate = out.split([size, self.memory, self.memory])
+        roots, gate, candidate = out.split([len(out) - 2 * self.memory, self.memory, self.memory])
         return self._bounded(roots), renew(before, gate, candidate).permute(2, 0, 1)
 
     def _bounded(self, roots: Tensor) -> Tensor:
