@@ -185,7 +185,7 @@ class SweepPlan:
         }
 
     def cube(self, scores: Mapping[str, Any]) -> xr.Dataset:
-        """Arrange the scores of the cells, given by their keys, as a cube with dims (scheme, *axes, seed)."""
+        """Arrange scores by the keys of their cells as a cube with dims (scheme, *axes, seed)."""
         labels = {
             SCHEME: list(self.schemes),
             **{n: list(axis) for n, axis in self.axes.items()},

@@ -183,7 +183,7 @@ class TrainingScheme(Scheme):
     kind : type of AnalysisNetwork, optional
         The architecture's class; without one, that of the registered name.
     architecture : mapping
-        Parameters of the architecture that was given; `parameters` go before them.
+        Parameters of an architecture; those of `parameters` replace them.
     """
 
     trains: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""An endless twin experiment, generated as it is asked for."""
+"""An endless twin experiment, generated window by window."""
 
 from __future__ import annotations
 

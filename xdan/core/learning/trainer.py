@@ -38,7 +38,7 @@ class Windows(Protocol):
     per_epoch: int
 
     def window(self, index: int) -> Window:
-        """Give the index-th window; asked for in order."""
+        """Give the index-th window; indices come in order."""
 
     def arrays(self) -> dict[str, Tensor]:
         """What to store to carry on."""
