@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..assimilation.scoring import score
 from ..assimilation.twins import twin
@@ -16,7 +16,9 @@ from ..records.location import StoreLike
 from ..records.observing import identity, observing_system
 from ..records.store import digest
 from .cube import SCORES
-from .schemes import Scheme
+
+if TYPE_CHECKING:
+    from .schemes import Scheme
 
 TEST_SEEDS = 1_000_000  # test records are keyed apart from training
 
