@@ -15,8 +15,10 @@ from torch import Tensor
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics, dynamics_from_json
 from ..core.networks import AnalysisNetwork
+from ..core.observing import ObservingSystem
 from ..core.random import Purpose, normal
 from ..core.symmetry import Group, commutes, invariant_shifts, spread_out
+from ..core.tangent import identity_directions
 from ..network import Network
 from ..records.blocks import array_to_tensor, block, tensor_to_array
 from ..records.record import LabelledRecord, RecordWords, read
@@ -62,49 +64,50 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
 
 
 def find_group(labelled: LabelledRecord) -> Group:
-    """The same of a record that was understood."""
-    setup = labelled.setup
-    dynamics, observing = setup.dynamics, setup.observing
-    sites = math.prod(dynamics.shape)
-    observed = _observed(labelled)
+    """Find the shifts under which the experiment of a record does not change, as for `symmetry_group`."""
+    dynamics = labelled.setup.dynamics
     labels = torch.arange(2)
-    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], sites)[:, 0]
+    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))[:, 0]
     x = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
-
-    # Every R that there is, once.
-    times = [0]
-    if observing.in_time and observing.std is not None:
-        times = np.unique(tensor_to_array(observing.std), axis=0, return_index=True)[1].tolist()
+    observed = _observed(labelled)
 
     def step(z: Tensor) -> Tensor:
         return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
 
-    def information(z: Tensor) -> Tensor:
-        """H^T R^-1 H, or its diagonal where it has no more, of every state, or of every time."""
-        if observing.sees_sites and observing.std is not None:
-            return observed / observing.error_variance().expand(*observing.error_variance().shape[:-1], sites)
-        unit = torch.eye(sites, dtype=z.dtype)
-        size = observing.size(sites)
-        seen = observing.tangent(z, unit.expand(len(z), sites, sites)).reshape(-1, size)
-        flags, states = observed.bool().expand(len(seen), size), z.repeat_interleave(sites, 0)
-        each = [observing.at(k).project_innovation(seen, flags, states).unflatten(0, (len(z), sites)) for k in times]
-        return torch.cat(each)
-
     with torch.no_grad():
-        known = information(x)
+        information = _information(labelled.setup.observing, observed, x)
 
         def unchanged(g: Tensor) -> bool:
             if not commutes(step, x, g):
                 return False
-            turned = known[..., g] if known.ndim < 3 else known[:, g][:, :, g]
-            there = known if known.ndim < 3 else information(x[:, g])
-            return bool(torch.allclose(there, turned, rtol=1e-9, atol=1e-12))
+            if information.ndim < 3:  # a diagonal, which does not depend on the state
+                return bool(torch.allclose(information, information[..., g], rtol=1e-9, atol=1e-12))
+            shifted = _information(labelled.setup.observing, observed, x[:, g])
+            return bool(torch.allclose(shifted, information[:, g][:, :, g], rtol=1e-9, atol=1e-12))
 
         return invariant_shifts(dynamics.shape, unchanged)
 
 
+def _information(observing: ObservingSystem, observed: Tensor, x: Tensor) -> Tensor:
+    """H^T R^-1 H of what is observed (P,), at states (B, N), shape (B * times, N, N).
+
+    Times are those at which R differs. Where H^T R^-1 H is diagonal, its diagonal alone, shape (N,) or (times, N).
+    """
+    states, sites = x.shape
+    if observing.sees_sites and observing.std is not None:
+        variance = observing.error_variance()
+        return observed / variance.expand(*variance.shape[:-1], sites)
+    times = [0]
+    if observing.in_time and observing.std is not None:
+        times = np.unique(tensor_to_array(observing.std), axis=0, return_index=True)[1].tolist()
+    columns = observing.tangent(x, identity_directions(x)).flatten(0, 1)
+    flags, repeated = observed.bool().expand(columns.shape), x.repeat_interleave(sites, 0)
+    projected = [observing.at(k).project_innovation(columns, flags, repeated) for k in times]
+    return torch.cat([information.unflatten(0, (states, sites)) for information in projected])
+
+
 def fitting_group(points: EvaluationPoints, group: Group | None) -> Group:
-    """Give the group that was asked for, or the one that is found.
+    """A group on the sites of some points; by default the one under which their experiment does not change.
 
     Raises
     ------
