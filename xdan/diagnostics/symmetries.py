@@ -216,8 +216,7 @@ def equivariance_error(
     group = fitting_group(points, group)
     chosen = _some(group, max(elements, 3))
     kernel = EquivarianceKernel(tuple(group.permutation(index) for index in chosen))
-    observed = innovation != "zero"
-    mean = evaluate(points, kernel, (len(chosen), 2), over=(TRAJECTORY, TIME), at_once=64, observed=observed)
+    mean = evaluate(points, kernel, (len(chosen), 2), over=(TRAJECTORY, TIME), at_once=64)
     images = [int(g[0]) for g in kernel.permutations]
     attributes = {"long_name": "relative error of the marginal gain's equivariance", "units": "1", "group": repr(group)}
     attributes |= points.attributes
@@ -254,17 +253,17 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
         reference_site(average)
         if average.sizes["i"] != group.sites:
             raise ValueError(f"group={group!r}: expected one on the {average.sizes['i']} sites of the averages")
-    covered = {site for average in averages for site in group.images(reference_site(average))}
+    reached = {site for average in averages for site in group.images(reference_site(average))}
     for name, expected in (("group", {repr(group)}), ("network_digest", set()), ("states", set())):
         if len(values := expected | {average.attrs[name] for average in averages if name in average.attrs}) > 1:
             raise ValueError(
                 f"{name} differs: {sorted(values)}. Expected averages over the group that is given, of one network at "
                 "the same states"
             )
-    if left := sorted(set(range(group.sites)) - covered):
+    if missing := sorted(set(range(group.sites)) - reached):
         raise ValueError(
-            f"sites {left[:8]} are carried to none of the references "
-            f"{[int(a.attrs['reference']) for a in averages]}: expected an average with reference={left[0]} too"
+            f"sites {missing[:8]} are carried to none of the references "
+            f"{[int(a.attrs['reference']) for a in averages]}: expected an average with reference={missing[0]} too"
         )
     total: xr.DataArray | None = None
     for average in averages:
@@ -317,23 +316,23 @@ def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynami
     model = dynamics if dynamics is not None else dynamics_from_json(json.loads(omega.attrs["dynamics"]))
     if len(omega["i"]) != math.prod(model.shape):
         raise ValueError(f"dynamics={model!r}: expected one of the {len(omega['i'])} sites that omega has")
-    distances = model.distances(torch.tensor([reference]))
-    if distances is None:
+    from_reference = model.distances(torch.tensor([reference]))
+    if from_reference is None:
         raise ValueError(
             f"the dynamics {model.name!r} knows no distances: expected one that does; give CustomDynamics distance="
         )
-    away = tensor_to_array(distances[0])
-    pair = np.maximum(away[:, None], away[None, :])
+    away = tensor_to_array(from_reference[0])
+    farther = np.maximum(away[:, None], away[None, :])
     values = np.abs(omega.transpose("i", "j").to_numpy())
-    steps, place = np.unique(pair, return_inverse=True)
-    mass = np.bincount(place.ravel(), values.ravel(), len(steps)) / values.sum()
-    largest = np.zeros(len(steps))
+    distances, place = np.unique(farther, return_inverse=True)
+    mass = np.bincount(place.ravel(), values.ravel(), len(distances)) / values.sum()
+    largest = np.zeros(len(distances))
     np.maximum.at(largest, place.ravel(), values.ravel())
     within = np.cumsum(mass)
-    names = {
+    variables = {
         "mass": ("distance", mass, {"long_name": "share of absolute values at this distance", "units": "1"}),
         "mass_within": ("distance", within, {"long_name": "share of absolute values up to it", "units": "1"}),
         "largest": ("distance", largest, {"long_name": "largest absolute value", "units": omega.attrs["units"]}),
-        "radius": ((), steps[int(np.searchsorted(within, share))], {"long_name": f"radius of {share:.0%}"}),
+        "radius": ((), distances[int(np.searchsorted(within, share))], {"long_name": f"radius of {share:.0%}"}),
     }
-    return xr.Dataset(names, {"distance": steps}, {"reference": reference, "share": share})
+    return xr.Dataset(variables, {"distance": distances}, {"reference": reference, "share": share})
