@@ -59,11 +59,11 @@ SYSTEMS = (
 
 def compute(system: System, out: Path, training: Mapping[str, Any], states: int, seed: int) -> xr.Dataset:
     """Train where there is no network yet, and average its marginal gain."""
-    asked = {name: value for name, value in training.items() if name != "network"}
+    settings = {name: value for name, value in training.items() if name != "network"}
     return kept(
         out / f"gain-{system.slug}.zarr",
         lambda: average(system, out, training, states, seed),
-        title=system.title, states=states, seed=seed, **asked,
+        title=system.title, states=states, seed=seed, **settings,
     )  # fmt: skip
 
 
@@ -74,9 +74,8 @@ def average(system: System, out: Path, training: Mapping[str, Any], states: int,
     settings = {"network": xdan.ResidualCNN(), "batch": 32 if system.observe.kind == "all" else 64, **training}
     net = trained(
         out / f"{name.replace(' ', '-')}.zarr",
-        xdan.Lorenz96(sites=sites),
+        xdan.TwinExperiment(xdan.Lorenz96(sites=sites), observe=system.observe),
         **settings,
-        observe=system.observe,
         seed=seed + 1000 * system.again,
         progress={"desc": f"{name:<24}"},
     )

@@ -133,14 +133,14 @@ def _observed(labelled: LabelledRecord) -> Tensor:
     if rule is not None and y.chunks is not None:  # nothing lazy is read before it is asked for
         zero = torch.zeros(1, dtype=torch.int64)
         return rule.mask(size, zero, zero, 0)[0, 0].double()
-    part = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
-    seen = part.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
-    if not (seen == seen[0]).all():
+    leading = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
+    observed = leading.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
+    if not (observed == observed[0]).all():
         raise ValueError(
             "the sites observed change in time, and no attribute 'observing' states the rule: pass group=, for example "
             f"xdan.Group.ring({size})"
         )
-    return array_to_tensor(seen[0], np.dtype(np.float64))
+    return array_to_tensor(observed[0], np.dtype(np.float64))
 
 
 def commuting(network: AnalysisNetwork, group: Group) -> bool:
@@ -167,7 +167,7 @@ def commuting(network: AnalysisNetwork, group: Group) -> bool:
 
 
 def _some(group: Group, most: int) -> list[int]:
-    """Indices of so many elements, the second one, which may generate all, among them."""
+    """Indices of at most so many elements: the first, the second, which may generate all, and others spread out."""
     if len(group) <= most:
         return list(range(len(group)))
     return sorted({0, 1, *np.linspace(2, len(group) - 1, most - 2).astype(int).tolist()})
