@@ -35,9 +35,9 @@ def kept(path: Path, make: Callable[[], xr.Dataset], **settings: Any) -> xr.Data
     if not path.exists():
         with _whole(path) as partial:
             make().assign_attrs(settings).to_zarr(partial, consolidated=False)
-    found = xr.open_zarr(path, consolidated=False).load()
-    _check(path, found.attrs, settings)
-    return found
+    result = xr.open_zarr(path, consolidated=False).load()
+    _check(path, result.attrs, settings)
+    return result
 
 
 @contextmanager
@@ -49,10 +49,8 @@ def _whole(path: Path) -> Iterator[Path]:
     partial.rename(path)
 
 
-def _check(path: Path, found: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    if differs := [
-        f"{name} {found.get(name)} there, {asked[name]} now" for name in asked if found.get(name) != asked[name]
-    ]:
+def _check(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if differs := [f"{name} {there.get(name)} there, {now[name]} now" for name in now if there.get(name) != now[name]]:
         raise SystemExit(f"{path} is of other settings ({', '.join(differs)}): choose another --out, or remove it")
 
 

@@ -91,7 +91,7 @@ class Row:
 def rows() -> list[Row]:
     every, some = xdan.Sites.every(2), xdan.Sites.random(20, 40)
     wide, latent = xdan.LinearInZeta(**WIDE), xdan.LinearInZeta(**LATENT)
-    found = [
+    rows = [
         Row(TITLES[0], xdan.ResidualCNN(**PLAIN), 60, 0.21, settings=LARGE),
         Row(LATENT_TITLES[0], xdan.ResidualCNN(**MEMORY), 60, 0.19, settings=LARGE),
         Row("linear activations", "residual-cnn-linear", 5, 0.39),
@@ -113,9 +113,9 @@ def rows() -> list[Row]:
         Row("supervised, as long", xdan.ResidualCNN(), 20),
     ]
     for members in (1, 2, 4, 10, 20, 40):
-        found.append(Row(f"ensemble of {members}", xdan.EnsembleCNN(members=members), 10))
-    found.append(Row("ensemble of 10, by CRPS", xdan.EnsembleCNN(members=10), 10, settings={"objective": "crps"}))
-    return found
+        rows.append(Row(f"ensemble of {members}", xdan.EnsembleCNN(members=members), 10))
+    rows.append(Row("ensemble of 10, by CRPS", xdan.EnsembleCNN(members=10), 10, settings={"objective": "crps"}))
+    return rows
 
 
 def train(row: Row, out: Path, scale: float, seed: int) -> xdan.Network:

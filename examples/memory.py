@@ -67,8 +67,8 @@ def main() -> None:
     run = record.dan.cycle(net, members=True)
     ensemble = record.dan.baseline("enkf-n", members=40)
     taken = {"time": slice(BURN_IN, None, EVERY)}
-    own = record.dan.gain(net, kind="covariance", run=run, burn_in=BURN_IN, every=EVERY).compute()
-    variance = xr.DataArray(np.diagonal(own.values, axis1=2, axis2=3), dims=("trajectory", "time", "x"))
+    covariance = record.dan.gain(net, kind="covariance", run=run, burn_in=BURN_IN, every=EVERY).compute()
+    variance = xr.DataArray(np.diagonal(covariance.values, axis1=2, axis2=3), dims=("trajectory", "time", "x"))
     thin, theirs = run.isel(taken), ensemble.isel(taken)
     targets = {
         "log of the EnKF-N's forecast spread": np.log(theirs.forecast_spread),

@@ -36,9 +36,9 @@ def title(interval: float) -> str:
 
 def at_interval(interval: float, out: Path, training: Mapping[str, Any], seed: int) -> xr.Dataset:
     """Scaling of increments and histogram of innovations of a network trained at an interval."""
-    asked = {name: value for name, value in training.items() if name != "network"}
+    settings = {name: value for name, value in training.items() if name != "network"}
     return kept(
-        out / f"interval-{interval:.2f}.zarr", lambda: examine(interval, out, training, seed), seed=seed, **asked
+        out / f"interval-{interval:.2f}.zarr", lambda: examine(interval, out, training, seed), seed=seed, **settings
     )
 
 
@@ -54,7 +54,7 @@ def examine(interval: float, out: Path, training: Mapping[str, Any], seed: int) 
     record = test_record(interval, seed)
     run = record.dan.cycle(net)
     states: dict[str, Any] = {"every": EVERY, "burn_in": BURN_IN}
-    found = xr.Dataset(
+    results = xr.Dataset(
         {
             "ratio": record.dan.scaling_of_increments(net, run, SCALES, cutoff=CUTOFF, **states).ratio,
             "ratio_all": record.dan.scaling_of_increments(net, run, SCALES, cutoff=0.0, **states).ratio,
@@ -63,7 +63,7 @@ def examine(interval: float, out: Path, training: Mapping[str, Any], seed: int) 
             "bias": record.dan.zero_innovation_bias(net, run=run, burn_in=BURN_IN)["mean"],
         }
     )
-    return found.drop_vars("width").compute()
+    return results.drop_vars("width").compute()
 
 
 def test_record(interval: float, seed: int) -> xr.Dataset:
@@ -82,17 +82,19 @@ def compare(out: Path, seed: int) -> xr.Dataset:
     """Covariances of the network, of the EnKF-N, and the directions in which the dynamics is unstable."""
     record = test_record(INTERVALS[0], seed)
     net = xdan.open_network(out / f"network-{INTERVALS[0]:.2f}.zarr")
-    own = record.dan.gain(net, kind="covariance", run=record.dan.cycle(net), burn_in=BURN_IN, every=EVERY)
+    covariance = record.dan.gain(net, kind="covariance", run=record.dan.cycle(net), burn_in=BURN_IN, every=EVERY)
     ensemble = record.dan.baseline("enkf-n", members=40, keep_members=True)
     theirs = xdan.ensemble_covariance(ensemble).isel(time=slice(BURN_IN, None, EVERY))
     vectors = record.dan.lyapunov_vectors(vectors=UNSTABLE, spin_up=BURN_IN).lyapunov_vector
-    found = {
-        "network": xdan.covariance_spectrum(own).eigenvalue,
+    comparison = {
+        "network": xdan.covariance_spectrum(covariance).eigenvalue,
         "ensemble": xdan.covariance_spectrum(theirs).eigenvalue,
-        "unstable": xdan.principal_angles(own, vectors, modes=max(MODES), other_modes=UNSTABLE),
+        "unstable": xdan.principal_angles(covariance, vectors, modes=max(MODES), other_modes=UNSTABLE),
     }
-    found |= {f"modes_{k}": xdan.principal_angles(own, theirs, modes=k).rename(angle=f"angle_{k}") for k in MODES}
-    return xr.Dataset(found).compute()
+    comparison |= {
+        f"modes_{k}": xdan.principal_angles(covariance, theirs, modes=k).rename(angle=f"angle_{k}") for k in MODES
+    }
+    return xr.Dataset(comparison).compute()
 
 
 def spectra_of(compared: xr.Dataset) -> dict[str, xr.Dataset]:
@@ -103,7 +105,7 @@ def spectra_of(compared: xr.Dataset) -> dict[str, xr.Dataset]:
     }
 
 
-def notes_on(found: dict[str, xr.Dataset], compared: xr.Dataset) -> str:
+def notes_on(by_interval: dict[str, xr.Dataset], compared: xr.Dataset) -> str:
     """Tables of the networks, and of the leading eigenvalues."""
     rows = [
         {
@@ -115,7 +117,7 @@ def notes_on(found: dict[str, xr.Dataset], compared: xr.Dataset) -> str:
                 np.sqrt((value.density * value.zeta**2).sum() * (value.zeta[1] - value.zeta[0]))
             ),
         }
-        for name, value in found.items()
+        for name, value in by_interval.items()
     ]
     means = {name: value.eigenvalue.mean(["trajectory", "time"]) for name, value in spectra_of(compared).items()}
     leading = [
@@ -124,18 +126,18 @@ def notes_on(found: dict[str, xr.Dataset], compared: xr.Dataset) -> str:
     return f"{markdown(pd.DataFrame(rows))}\n{markdown(pd.DataFrame(leading))}"
 
 
-def pictures(found: dict[str, xr.Dataset], compared: xr.Dataset) -> dict[str, Any]:
+def pictures(by_interval: dict[str, xr.Dataset], compared: xr.Dataset) -> dict[str, Any]:
     """Scaling as in Fig. 6, histograms as in Fig. 7, spectra and angles."""
     angles = {f"{k} modes, with the EnKF-N's": compared[f"modes_{k}"].rename({f"angle_{k}": "angle"}) for k in MODES}
     angles[f"{max(MODES)} modes, with {UNSTABLE} unstable or neutral directions"] = compared.unstable
     return {
         f"Directions of P_a above {CUTOFF:.0%} of the largest": xdan.scaling_curves(
-            {name: value[["ratio"]] for name, value in found.items()}
+            {name: value[["ratio"]] for name, value in by_interval.items()}
         ),
         "All directions, as Eq. 23 is written": xdan.scaling_curves(
-            {name: value[["ratio_all"]].rename(ratio_all="ratio") for name, value in found.items()}
+            {name: value[["ratio_all"]].rename(ratio_all="ratio") for name, value in by_interval.items()}
         ),
-        "Projected innovations": xdan.histogram_curves({n: v.density for n, v in found.items()}, logy=True),
+        "Projected innovations": xdan.histogram_curves({n: v.density for n, v in by_interval.items()}, logy=True),
         "Analysis error covariance of the network and of an ensemble": xdan.spectrum_curves(spectra_of(compared)),
         "Angles between their leading eigenvectors": xdan.angle_curves(angles),
     }
@@ -149,13 +151,13 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     training = {"minutes": options.minutes}
-    found = {title(i): at_interval(i, options.out, training, options.seed) for i in INTERVALS}
+    by_interval = {title(i): at_interval(i, options.out, training, options.seed) for i in INTERVALS}
     compared = covariances(options.out, options.seed)
-    notes = notes_on(found, compared)
+    notes = notes_on(by_interval, compared)
     (options.out / "nonlinearity.md").write_text(notes)
     save_pictures(
         options.out / "nonlinearity",
-        pictures(found, compared),
+        pictures(by_interval, compared),
         title="Linear and nonlinear in the innovation: Lorenz-96",
         notes=notes,
     )

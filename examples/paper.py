@@ -161,10 +161,10 @@ class Work:
         **settings: Any,
     ) -> xr.Dataset:
         """A sweep in this figure's store."""
-        own = {**self.scale.test, "seeds": [self.seed], **settings}
+        test = {**self.scale.test, "seeds": [self.seed], **settings}
         store = self.out / f"{self.name}{part}.zarr"
         with self.cluster():
-            return xdan.sweep(dynamics or xdan.Lorenz96(), schemes, axes, store=store, yes=True, **own).load()
+            return xdan.sweep(dynamics or xdan.Lorenz96(), schemes, axes, store=store, yes=True, **test).load()
 
     @contextmanager
     def cluster(self) -> Iterator[None]:
@@ -172,12 +172,15 @@ class Work:
         if not self.workers:
             yield
             return
-        with LocalCluster(n_workers=self.workers, threads_per_worker=1, dashboard_address=":0") as own, Client(own):
+        with (
+            LocalCluster(n_workers=self.workers, threads_per_worker=1, dashboard_address=":0") as cluster,
+            Client(cluster),
+        ):
             yield
 
 
 @dataclass
-class Found:
+class Findings:
     """Pictures of a figure, and what was found: whether it agrees with the paper, or that there is no figure to."""
 
     pictures: dict[str, Any]
@@ -214,36 +217,36 @@ def gains(work: Work) -> dict[str, xr.Dataset]:
     }
 
 
-def fig1(work: Work) -> Found:
+def fig1(work: Work) -> Findings:
     """Mean marginal gain on rings of 40 and of 80 sites."""
     gain = gains(work)
     (title, picture), _ = patterns.pictures(gain).items()
-    found = Found({title: picture})
+    findings = Findings({title: picture})
     near = float(xdan.pattern_extent(gain["all of 40 sites"].gain).mass_within.sel(distance=6))
-    found.say(near > 0.9, f"the pattern is local, {near:.0%} of it within 6 sites")
+    findings.say(near > 0.9, f"the pattern is local, {near:.0%} of it within 6 sites")
     for other in ("all of 80 sites", "80 sites, trained on 40"):
         correlation, _ = patterns.likeness(gain["all of 40 sites"], gain[other])
-        found.say(correlation > 0.97, f"{other}: the same to a correlation of {correlation:.3f}")
-    return found
+        findings.say(correlation > 0.97, f"{other}: the same to a correlation of {correlation:.3f}")
+    return findings
 
 
-def fig2(work: Work) -> Found:
+def fig2(work: Work) -> Findings:
     """Mean marginal gain in sparse observing systems."""
     gain = gains(work)
     _, (title, picture) = patterns.pictures(gain).items()
-    found = Found({title: picture})
+    findings = Findings({title: picture})
     largest = {name: float(abs(value.gain).max()) for name, value in gain.items()}
     whole = largest["all of 40 sites"]
     for name in ("every other site, observed r", "0 to 40 random sites", "20 to 40 random sites"):
         correlation, _ = patterns.likeness(gain["all of 40 sites"], gain[name])
-        found.say(
+        findings.say(
             correlation > 0.9 and largest[name] > whole,
             f"{name}: like the whole's ({correlation:.2f}) and {largest[name] / whole:.1f} times as large",
         )
-    return found
+    return findings
 
 
-def fig3(work: Work) -> Found:
+def fig3(work: Work) -> Findings:
     """RMSE of eight schemes against the interval between analyses."""
     scale = work.scale
     schemes = {
@@ -259,32 +262,34 @@ def fig3(work: Work) -> Found:
     short = [interval for interval in scale.intervals if interval <= 0.6]
     iterative = work.sweep({"IEnKF-N": IENKF}, {"interval": short}, part="-ienkf")
     cube = xr.concat([cube, iterative], "scheme", join="outer", combine_attrs="drop_conflicts")
-    found = Found({"RMSE against interval": xdan.sweep_curves(cube, "interval", logx=True, logy=True)})
+    findings = Findings({"RMSE against interval": xdan.sweep_curves(cube, "interval", logx=True, logy=True)})
     first = rmse(cube, interval=0.05)
     for name, published in (("linear activations", 0.384), ("without the forecast", 0.382)):
         value = float(first.sel(scheme=name))
-        found.say(abs(value - published) < 0.02, f"{name} at 0.05: {value:.3f}, in the paper {published}")
+        findings.say(abs(value - published) < 0.02, f"{name} at 0.05: {value:.3f}, in the paper {published}")
     ours, theirs = rmse(cube, scheme="IEnKF-N", interval=short), rmse(cube, scheme="EnKF-N", interval=short)
-    found.say((ours < theirs).all(), f"IEnKF-N under EnKF-N everywhere to 0.60 ({listed(ours)} and {listed(theirs)})")
+    findings.say(
+        (ours < theirs).all(), f"IEnKF-N under EnKF-N everywhere to 0.60 ({listed(ours)} and {listed(theirs)})"
+    )
     share = float(1 - ours.sel(interval=0.4) / theirs.sel(interval=0.4))
-    found.say(0.2 < share < 0.5, f"at 0.40 by {share:.0%}, in the paper by about a third")
+    findings.say(0.2 < share < 0.5, f"at 0.40 by {share:.0%}, in the paper by about a third")
     for name in ("network", "boosted network"):
         under = rmse(cube, scheme=name) < rmse(cube, scheme="EnKF-N")
         since = [float(i) for i in cube.interval if bool(under.sel(interval=slice(float(i), None)).all())]
-        found.say(None, f"{name} under EnKF-N {f'from {min(since):.2f} on' if since else 'nowhere'}")
+        findings.say(None, f"{name} under EnKF-N {f'from {min(since):.2f} on' if since else 'nowhere'}")
         far = (rmse(cube, scheme=name, interval=short) / ours).max(skipna=False)
-        found.say(far < 1.1, f"{name} up to {float(far):.2f} times IEnKF-N; in the paper close to it everywhere")
+        findings.say(far < 1.1, f"{name} up to {float(far):.2f} times IEnKF-N; in the paper close to it everywhere")
     middle = [interval for interval in short if interval > 0.05]
     for name, theory in (("linear in zeta", True), ("linear in zeta, W^T W", False)):
         values = rmse(cube, scheme=name, interval=short)
         same, worse = abs(values[0] / theirs[0] - 1) < 0.1, (values > theirs).sel(interval=middle).all()
-        told = f"{name} {listed(values)}"
-        told += "; in the paper as EnKF-N at 0.05 and above it beyond" if theory else ", not in the paper"
-        found.say(same and worse if theory else None, told)
-    return found
+        text = f"{name} {listed(values)}"
+        text += "; in the paper as EnKF-N at 0.05 and above it beyond" if theory else ", not in the paper"
+        findings.say(same and worse if theory else None, text)
+    return findings
 
 
-def fig4(work: Work) -> Found:
+def fig4(work: Work) -> Findings:
     """RMSE against interval and N_iter."""
     windows = {"window": [w for w in work.scale.windows if w <= 16]}
     scheme = {"network": work.scale.many}
@@ -296,86 +301,86 @@ def fig4(work: Work) -> Found:
     cube = xr.concat([fine, longer], "interval", combine_attrs="drop_conflicts")
     values = cube.assign_coords(scheme=["network"]).squeeze("scheme", drop=True)
     lines = values.rename(interval="scheme").assign_coords(scheme=[f"interval {i:.2f}" for i in values.interval.values])
-    found = Found({"RMSE against N_iter": xdan.sweep_curves(lines, "window", logx=True, logy=True)})
+    findings = Findings({"RMSE against N_iter": xdan.sweep_curves(lines, "window", logx=True, logy=True)})
     mean = rmse(cube, scheme="network")
     gain = (mean.sel(window=1) / mean.sel(window=16)).rename("gain")
-    told = ", ".join(f"{float(g):.2f} at {float(g.interval):.2f}" for g in gain)
-    found.say(
+    text = ", ".join(f"{float(g):.2f} at {float(g.interval):.2f}" for g in gain)
+    findings.say(
         (gain.diff("interval") < 0).all(),
-        f"the shorter the interval, the more N_iter = 16 gains over 1 (RMSE ratio {told})",
+        f"the shorter the interval, the more N_iter = 16 gains over 1 (RMSE ratio {text})",
     )
-    return found
+    return findings
 
 
-def fig5(work: Work) -> Found:
+def fig5(work: Work) -> Findings:
     """RMSE against the forcing."""
     schemes = {"EnKF-N": ENKF, "IEnKF-N": IENKF, "network": work.scale.plain}
     forcing = {"forcing": list(work.scale.forcings)}
     cube = work.sweep(schemes, forcing, dynamics=xdan.Lorenz96(timestep=0.025))
-    found = Found({"RMSE against forcing": xdan.sweep_curves(cube, "forcing")})
+    findings = Findings({"RMSE against forcing": xdan.sweep_curves(cube, "forcing")})
     for name in schemes:
         values = rmse(cube, scheme=name, forcing=cube.forcing >= 6)
-        found.say((values.diff("forcing") > 0).all(), f"{name} grows with F from 6 on ({listed(values)})")
+        findings.say((values.diff("forcing") > 0).all(), f"{name} grows with F from 6 on ({listed(values)})")
     last = float(rmse(cube, forcing=max(work.scale.forcings), scheme="network"))
     theirs = float(rmse(cube, forcing=max(work.scale.forcings), scheme="EnKF-N"))
-    found.say(last < theirs, f"network {last:.3f} at the largest F, EnKF-N {theirs:.3f}; in the paper it lies below")
-    return found
+    findings.say(last < theirs, f"network {last:.3f} at the largest F, EnKF-N {theirs:.3f}; in the paper it lies below")
+    return findings
 
 
 def linearity(work: Work) -> tuple[dict[str, xr.Dataset], xr.Dataset]:
     """Networks at several intervals, shared by Fig. 6 and 7."""
     out = work.out / "nonlinearity"
     out.mkdir(exist_ok=True)
-    found = {
+    by_interval = {
         nonlinearity.title(i): nonlinearity.at_interval(i, out, work.scale.dissected, work.seed)
         for i in nonlinearity.INTERVALS
     }
-    return found, nonlinearity.covariances(out, work.seed)
+    return by_interval, nonlinearity.covariances(out, work.seed)
 
 
-def fig6(work: Work) -> Found:
+def fig6(work: Work) -> Findings:
     """Scaling of increments."""
     by_interval, compared = linearity(work)
     shown = nonlinearity.pictures(by_interval, compared)
-    found = Found({title: shown[title] for title in list(shown)[:2]})
+    findings = Findings({title: shown[title] for title in list(shown)[:2]})
     for scale in (2.0, 10.0):
         steep = [float(value.ratio.sel(scale=scale, method="nearest")) for value in by_interval.values()]
-        told = f"r({scale:.1f}) is {', '.join(f'{r:.1f}' for r in steep)} from short to long intervals"
-        found.say(np.all(np.diff(steep) > 0), f"{told}; in the paper it grows")
-    return found
+        text = f"r({scale:.1f}) is {', '.join(f'{r:.1f}' for r in steep)} from short to long intervals"
+        findings.say(np.all(np.diff(steep) > 0), f"{text}; in the paper it grows")
+    return findings
 
 
-def fig7(work: Work) -> Found:
+def fig7(work: Work) -> Findings:
     """Histograms of projected innovations, and spectra."""
     by_interval, compared = linearity(work)
     shown = nonlinearity.pictures(by_interval, compared)
-    found = Found({title: shown[title] for title in list(shown)[2:]})
+    findings = Findings({title: shown[title] for title in list(shown)[2:]})
     wide = [float(np.sqrt((v.density * v.zeta**2).sum() * (v.zeta[1] - v.zeta[0]))) for v in by_interval.values()]
-    told = ", ".join(f"{w:.2f}" for w in wide)
-    found.say(np.all(np.diff(wide) > 0), f"projected innovations widen with the interval (deviation {told})")
-    return found
+    text = ", ".join(f"{w:.2f}" for w in wide)
+    findings.say(np.all(np.diff(wide) > 0), f"projected innovations widen with the interval (deviation {text})")
+    return findings
 
 
-def fig_a1(work: Work) -> Found:
+def fig_a1(work: Work) -> Findings:
     """RMSE against N_iter."""
     seeds = [work.seed + k for k in range(work.scale.seeds)]
     cube = work.sweep({"network": work.scale.many}, {"window": list(work.scale.windows)}, seeds=seeds)
-    found = Found({"RMSE against N_iter": xdan.sweep_curves(cube, "window", logx=True)})
+    findings = Findings({"RMSE against N_iter": xdan.sweep_curves(cube, "window", logx=True)})
     values = rmse(cube, scheme="network")
-    told = ", ".join(f"{float(v):.3f} at {int(v.window)}" for v in values)
-    found.say((values.diff("window") < 0).all(), f"RMSE falls with N_iter ({told})")
+    text = ", ".join(f"{float(v):.3f} at {int(v.window)}" for v in values)
+    findings.say((values.diff("window") < 0).all(), f"RMSE falls with N_iter ({text})")
     half = values < (values[0] + values.min(skipna=False)) / 2
     knee = int(np.argmax(half.values))
     before = int(values.window[max(knee - 1, 0)])
     ends = f"half of the fall lies between N_iter = {before} and {int(values.window[knee])}; in the paper after 2 to 5"
-    found.say(bool(half.any()) and 2 <= before <= 5, ends)
+    findings.say(bool(half.any()) and 2 <= before <= 5, ends)
     short, long = cube.rmse.sel(window=slice(None, 5)), cube.rmse.sel(window=slice(6, None))
     better = long.max(skipna=False) < short.min(skipna=False)
-    found.say(better, "every training with N_iter beyond 5 is better than every one up to 5")
-    return found
+    findings.say(better, "every training with N_iter beyond 5 is better than every one up to 5")
+    return findings
 
 
-def fig_a2(work: Work) -> Found:
+def fig_a2(work: Work) -> Findings:
     """RMSE against batch and number of trajectories, and the scaling law."""
     scale = work.scale
     scheme = {name: value for name, value in scale.many.items() if name != "steps"} | {"epochs": scale.epochs}
@@ -385,7 +390,7 @@ def fig_a2(work: Work) -> Found:
     law.to_zarr(work.out / f"{work.name}-law.zarr", mode="w", consolidated=False)
     by_batch = cube.rename(trajectories="scheme").assign_coords(scheme=[f"N_r {n}" for n in cube.trajectories.values])
     by_size = cube.rename(batch="scheme").assign_coords(scheme=[f"S_b {n}" for n in cube.batch.values])
-    found = Found(
+    findings = Findings(
         {
             "RMSE against batch size": xdan.sweep_curves(by_batch, "batch", logx=True),
             "RMSE against number of trajectories": xdan.sweep_curves(by_size, "trajectories", logx=True),
@@ -393,12 +398,12 @@ def fig_a2(work: Work) -> Found:
         }
     )
     mean = cube.rmse.mean("seed")
-    found.say((mean.diff("trajectories") < 0).all(), "RMSE falls with N_r at every S_b")
-    found.say((mean.diff("batch") > 0).all(), "and grows with S_b at every N_r")
+    findings.say((mean.diff("trajectories") < 0).all(), "RMSE falls with N_r at every S_b")
+    findings.say((mean.diff("batch") > 0).all(), "and grows with S_b at every N_r")
     low, high = float(law.ratio_low), float(law.ratio_high)
-    told = f"{float(law.ratio):.2f} ({low:.2f} to {high:.2f})"
-    found.say(low <= 0.58 <= high, f"beta / alpha = {told}, in the paper 0.58")
-    return found
+    text = f"{float(law.ratio):.2f} ({low:.2f} to {high:.2f})"
+    findings.say(low <= 0.58 <= high, f"beta / alpha = {text}, in the paper 0.58")
+    return findings
 
 
 def law_picture(law: xr.Dataset) -> Any:
@@ -417,7 +422,7 @@ def law_picture(law: xr.Dataset) -> Any:
     return frame.hvplot.line("size", "fitted", label="law", color="#D55E00", **labels) * points
 
 
-def table(work: Work) -> Found:
+def table(work: Work) -> Findings:
     """The slides' table: classical methods and networks."""
     scale = work.scale
     schemes = {
@@ -441,14 +446,14 @@ def table(work: Work) -> Found:
     theirs = frame.hvplot.scatter(
         "published", "scheme", label="published", color="#D55E00", marker="dash", angle=90, size=300, **labels
     )
-    found = Found({"Analysis RMSE": (points * theirs).opts(legend_position="right")})
+    findings = Findings({"Analysis RMSE": (points * theirs).opts(legend_position="right")})
     for name, number in published.items():
         value = float(values.sel(scheme=name))
-        found.say(abs(value / number - 1) < 0.05, f"{name} {value:.3f}, published {number}")
-    return found
+        findings.say(abs(value / number - 1) < 0.05, f"{name} {value:.3f}, published {number}")
+    return findings
 
 
-def smoothers(work: Work) -> Found:
+def smoothers(work: Work) -> Findings:
     """EnKF, 4D-Var and IEnKS against the length of their window."""
     lengths = [1, 2, 4, 8]
     test = {"cycles": 400, "burn_in": 200, "trajectories": 16}
@@ -457,30 +462,30 @@ def smoothers(work: Work) -> Found:
     cube = xr.concat(
         [ensemble, variational.rename(window="lag")], "scheme", join="outer", combine_attrs="drop_conflicts"
     )
-    found = Found({"RMSE against window (cycles)": xdan.sweep_curves(cube, "lag")})
+    findings = Findings({"RMSE against window (cycles)": xdan.sweep_curves(cube, "lag")})
     values = {name: rmse(cube, scheme=name) for name in cube.scheme.values}
-    found.say(values["IEnKS-N"].sel(lag=8) < values["EnKF-N"].sel(lag=8), f"IEnKS-N {listed(values['IEnKS-N'])}")
-    found.say(values["4D-Var"].sel(lag=8) < values["4D-Var"].sel(lag=1), f"4D-Var {listed(values['4D-Var'])}")
-    return found
+    findings.say(values["IEnKS-N"].sel(lag=8) < values["EnKF-N"].sel(lag=8), f"IEnKS-N {listed(values['IEnKS-N'])}")
+    findings.say(values["4D-Var"].sel(lag=8) < values["4D-Var"].sel(lag=1), f"4D-Var {listed(values['4D-Var'])}")
+    return findings
 
 
-def curve(name: str) -> Callable[[Work], Found]:
+def curve(name: str) -> Callable[[Work], Findings]:
     """One of the curves of `sweeps.py`."""
     draw, along, logx = sweeps.FIGURES[name]
 
-    def drawn(work: Work) -> Found:
+    def drawn(work: Work) -> Findings:
         with work.cluster():
             cube = draw(work.scale.minutes, {"seeds": [work.seed], "store": work.out / f"{work.name}.zarr"}).load()
-        found = Found({str(draw.__doc__): xdan.sweep_curves(cube, along, logx=logx, logy=True)})
+        findings = Findings({str(draw.__doc__): xdan.sweep_curves(cube, along, logx=logx, logy=True)})
         for scheme in cube.scheme.values:
-            found.say(None, f"{scheme} {listed(rmse(cube, scheme=scheme))}")
-        return found
+            findings.say(None, f"{scheme} {listed(rmse(cube, scheme=scheme))}")
+        return findings
 
     drawn.__doc__ = draw.__doc__
     return drawn
 
 
-FIGURES: dict[str, Callable[[Work], Found]] = {
+FIGURES: dict[str, Callable[[Work], Findings]] = {
     "fig1": fig1,
     "fig2": fig2,
     "fig3": fig3,
@@ -513,14 +518,14 @@ def main() -> None:
         draw = FIGURES[name]
         begin = time.monotonic()
         try:
-            found = draw(Work(name, SCALES[options.scale], out, options.seed, options.workers))
+            findings = draw(Work(name, SCALES[options.scale], out, options.seed, options.workers))
         except Exception:  # the other figures can do without it
             traceback.print_exc()
             failed.append(name)
             continue
-        (out / f"{name}.txt").write_text(found.line() + "\n")
-        save_pictures(out / name, found.pictures, title=f"{name}: {draw.__doc__}", notes=found.line())
-        print(f"{name} ({(time.monotonic() - begin) / 60:.1f} min): {found.line()}", flush=True)
+        (out / f"{name}.txt").write_text(findings.line() + "\n")
+        save_pictures(out / name, findings.pictures, title=f"{name}: {draw.__doc__}", notes=findings.line())
+        print(f"{name} ({(time.monotonic() - begin) / 60:.1f} min): {findings.line()}", flush=True)
     if failed:
         raise SystemExit(f"not drawn: {', '.join(failed)}; the same command tries them again")
 

@@ -59,11 +59,11 @@ SYSTEMS = (
 
 def compute(system: System, out: Path, training: Mapping[str, Any], states: int, seed: int) -> xr.Dataset:
     """Train where there is no network yet, and average its marginal gain."""
-    asked = {name: value for name, value in training.items() if name != "network"}
+    settings = {name: value for name, value in training.items() if name != "network"}
     return kept(
         out / f"gain-{system.slug}.zarr",
         lambda: average(system, out, training, states, seed),
-        title=system.title, states=states, seed=seed, **asked,
+        title=system.title, states=states, seed=seed, **settings,
     )  # fmt: skip
 
 
@@ -74,9 +74,8 @@ def average(system: System, out: Path, training: Mapping[str, Any], states: int,
     settings = {"network": xdan.ResidualCNN(), "batch": 32 if system.observe.kind == "all" else 64, **training}
     net = trained(
         out / f"{name.replace(' ', '-')}.zarr",
-        xdan.Lorenz96(sites=sites),
+        xdan.TwinExperiment(xdan.Lorenz96(sites=sites), observe=system.observe),
         **settings,
-        observe=system.observe,
         seed=seed + 1000 * system.again,
         progress={"desc": f"{name:<24}"},
     )
@@ -105,14 +104,14 @@ def average(system: System, out: Path, training: Mapping[str, Any], states: int,
     )
 
 
-def row(system: System, found: xr.Dataset) -> dict[str, object]:
+def row(system: System, result: xr.Dataset) -> dict[str, object]:
     """How far a pattern reaches and how sure that is."""
-    extent = xdan.pattern_extent(found.gain)
+    extent = xdan.pattern_extent(result.gain)
     return {
         "observed": system.title,
-        "test RMSE": float(found.rmse),
-        "largest": float(abs(found.gain).max()),
-        "standard error": float(found.standard_error.max()),
+        "test RMSE": float(result.rmse),
+        "largest": float(abs(result.gain).max()),
+        "standard error": float(result.standard_error.max()),
         "mass within 3 sites": float(extent.mass_within.sel(distance=3)),
         "mass within 6 sites": float(extent.mass_within.sel(distance=6)),
         "radius of 95 %": float(extent.radius),
@@ -122,28 +121,30 @@ def row(system: System, found: xr.Dataset) -> dict[str, object]:
 def likeness(one: xr.Dataset, other: xr.Dataset, within: int = 8) -> tuple[float, float]:
     """Correlation of two patterns about their references, and their root mean square difference in standard errors."""
     pair = []
-    for found in (one, other):
-        shift = found.sizes["i"] // 2 - int(found.gain.attrs["reference"])
-        middle = slice(found.sizes["i"] // 2 - within, found.sizes["i"] // 2 + within + 1)
-        pair.append([np.roll(found[name].values, shift, (0, 1))[middle, middle] for name in ("gain", "standard_error")])
+    for result in (one, other):
+        shift = result.sizes["i"] // 2 - int(result.gain.attrs["reference"])
+        middle = slice(result.sizes["i"] // 2 - within, result.sizes["i"] // 2 + within + 1)
+        pair.append(
+            [np.roll(result[name].values, shift, (0, 1))[middle, middle] for name in ("gain", "standard_error")]
+        )
     (a, error_a), (b, error_b) = pair
     score = np.sqrt(np.mean((a - b) ** 2 / (error_a**2 + error_b**2)))
     return float(np.corrcoef(a.ravel(), b.ravel())[0, 1]), float(score)
 
 
-def notes_on(found: dict[str, xr.Dataset]) -> str:
+def notes_on(by_system: dict[str, xr.Dataset]) -> str:
     """A table of extents, and how like the patterns are."""
-    table = markdown(pd.DataFrame([row(system, found[system.title]) for system in SYSTEMS]))
+    table = markdown(pd.DataFrame([row(system, by_system[system.title]) for system in SYSTEMS]))
     lines = []
-    for title in list(found)[1:]:
-        correlation, errors = likeness(found[SYSTEMS[0].title], found[title])
+    for title in list(by_system)[1:]:
+        correlation, errors = likeness(by_system[SYSTEMS[0].title], by_system[title])
         lines.append(f"- {title}: correlation {correlation:.3f}, difference {errors:.1f} standard errors\n")
     return f"{table}\nLikeness to all of 40 sites, within 8 sites of r:\n\n{''.join(lines)}"
 
 
-def pictures(found: dict[str, xr.Dataset]) -> dict[str, Any]:
+def pictures(by_system: dict[str, xr.Dataset]) -> dict[str, Any]:
     """Two rings as in Fig. 1, observing systems as in Fig. 2."""
-    shown = {system.title: found[system.title].gain for system in SYSTEMS if not system.again}
+    shown = {system.title: by_system[system.title].gain for system in SYSTEMS if not system.again}
     rings = dict(list(shown.items())[:3])
     systems = {title: gain for title, gain in shown.items() if "80" not in title}
     return {
@@ -162,13 +163,13 @@ def main() -> None:
     if options.states < 2 * TRAJECTORIES:
         parser.error(f"--states {options.states}: expected at least {2 * TRAJECTORIES}")
     options.out.mkdir(parents=True, exist_ok=True)
-    found = {
+    by_system = {
         system.title: compute(system, options.out, {"minutes": options.minutes}, options.states, options.seed)
         for system in SYSTEMS
     }
-    notes = notes_on(found)
+    notes = notes_on(by_system)
     (options.out / "patterns.md").write_text(notes)
-    save_pictures(options.out / "patterns", pictures(found), title="Mean marginal gains of Lorenz-96", notes=notes)
+    save_pictures(options.out / "patterns", pictures(by_system), title="Mean marginal gains of Lorenz-96", notes=notes)
     print(f"\n{notes}\nin {options.out}")
 
 

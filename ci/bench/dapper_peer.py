@@ -48,7 +48,7 @@ def cycling(name: str, members: int, cycles: int) -> float:
 def scores(folder: str, cycles: int, seeds: list[int]) -> dict[str, list[float]]:
     """Mean analysis RMSE of its methods after 100 cycles, for every record; truth and observations into the folder."""
     truths, records = [], []
-    found: dict[str, list[float]] = {}
+    by_method: dict[str, list[float]] = {}
     HMM.tseq.T = cycles * 0.05
     for seed in seeds:
         dapper.set_seed(seed)
@@ -58,9 +58,9 @@ def scores(folder: str, cycles: int, seeds: list[int]) -> dict[str, list[float]]
         for title, make in SCORED.items():
             method = make()
             method.assimilate(HMM, truth, observations, liveplots=False)
-            found.setdefault(title, []).append(float(np.mean(method.stats.err.rms.a[100:])))
+            by_method.setdefault(title, []).append(float(np.mean(method.stats.err.rms.a[100:])))
     np.savez(f"{folder}/records.npz", truth=np.array(truths), observation=np.array(records))
-    return found
+    return by_method
 
 
 SCORED: dict[str, Callable[[], Any]] = {

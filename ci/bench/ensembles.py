@@ -48,10 +48,10 @@ def profile(ds: xr.Dataset, name: str) -> str:
     """Operations that take most of the time, on one thread."""
     with (
         dask.config.set(scheduler="synchronous"),
-        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found,
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler,
     ):
         xdan.baseline(ds, name, **METHODS[name][0])["analysis"].compute()
-    events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     shares = (f"{event.key.removeprefix('aten::')} {event.self_cpu_time_total / total:.0%}" for event in events[:6])
     return ", ".join(shares)

@@ -117,9 +117,9 @@ def roads(net: ResidualCNN, count: int) -> pd.DataFrame:
     for name, road in named.items():
         few = x[: count // 8] if name == "exact, all sites" else x
         begin = time.perf_counter()
-        found = torch.cat([road(part) for part in few.split(AT_ONCE)])
+        estimates = torch.cat([road(part) for part in few.split(AT_ONCE)])
         seconds = (time.perf_counter() - begin) / len(few)
-        variance = float(found.var(0).sum())
+        variance = float(estimates.var(0).sum())
         rows.append({"road": name, "ms a state": 1e3 * seconds, "variance of a state": variance})
     table = pd.DataFrame(rows)
     price = table["ms a state"] * table["variance of a state"]

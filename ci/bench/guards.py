@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 import xdan
-from xdan.core.learning import Optimiser, objectives, rollout, trainer
-from xdan.core.twin import TwinExperiment
+from xdan.core.learning import objectives, rollout, trainer
 
 WORLDS: dict[str, tuple[xdan.Dynamics, float]] = {
     "interval 0.05": (xdan.Lorenz96(), 0.05),
@@ -52,8 +51,11 @@ def without(guard: str) -> Iterator[float]:
             each.stop()
 
 
+@xdan.register_network
 class WithoutAlpha(xdan.ResidualCNN):
     """The update of Eq. 2: alpha is zero, and nothing that is learned."""
+
+    name = "residual-cnn-without-alpha"
 
     def __init__(self, **parameters: Any) -> None:
         super().__init__(**parameters)
@@ -73,21 +75,21 @@ def main() -> None:
             with without(guard) as clip:
                 try:
                     net = xdan.train(
-                        TwinExperiment(model, interval=interval), network, steps=options.steps, processes=1,
-                        optimiser=Optimiser(clip=clip), validate_every=100, seed=options.seed, progress=False,
+                        xdan.TwinExperiment(model, interval=interval), network, steps=options.steps, processes=1,
+                        optimiser=xdan.Optimiser(clip=clip), validate_every=100, seed=options.seed, progress=False,
                     )  # fmt: skip
                 except RuntimeError as error:
-                    found = {"best": float("nan"), "note": str(error).split(":")[0]}
+                    result = {"best": float("nan"), "note": str(error).split(":")[0]}
                 else:
                     history = net.history
-                    found = {
+                    result = {
                         "best": net.description["training"]["validation_rmse"],
                         "last": float(history.validation_rmse[-1]),
                         "restarts": int(history.restarts.sum()),
                         "returns": int(history.rewinds[-1]),
                         "minutes": float(history.seconds[-1]) / 60,
                     }
-            rows.append({"world": world, "without": guard, **found})
+            rows.append({"world": world, "without": guard, **result})
             print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
 
 

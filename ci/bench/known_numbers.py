@@ -40,7 +40,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    found = [
+    rows = [
         Row("EnKF-N, 20 members", "enkf-n", {"members": 20}, 0.05, 0.191),
         Row("EnKF-N, 40 members", "enkf-n", {"members": 40}, 0.05, 0.180),
         Row("ETKF, 40 members, inflation 1.005", "etkf", {"members": 40, "inflation": 1.005}, 0.05, 0.180),
@@ -57,7 +57,7 @@ def rows() -> list[Row]:
         ),
     ]
     for interval, known in ((0.05, 0.181), (0.20, 0.320), (0.40, 0.397), (0.60, 0.459)):
-        found.append(
+        rows.append(
             Row(
                 f"IEnKF-N, 40 members, interval {interval:.2f}",
                 "ienkf-n",
@@ -68,10 +68,10 @@ def rows() -> list[Row]:
             )
         )
     for interval, known in ((0.20, 0.38), (0.40, 0.60), (0.60, 0.83)):
-        found.append(Row(f"EnKF-N, 40 members, interval {interval:.2f}", "enkf-n", {"members": 40}, interval, known))
+        rows.append(Row(f"EnKF-N, 40 members, interval {interval:.2f}", "enkf-n", {"members": 40}, interval, known))
     for lag, known in ((5, 0.169), (10, 0.165)):
-        found.append(Row(f"IEnKS-N, 40 members, lag {lag}", "ienks-n", {"members": 40, "lag": lag}, 0.05, known))
-    found += [
+        rows.append(Row(f"IEnKS-N, 40 members, lag {lag}", "ienks-n", {"members": 40, "lag": lag}, 0.05, known))
+    rows += [
         Row("LETKF, 7 members", "letkf", {"members": 7, "radius": 7.5, "inflation": 1.04}, 0.05, 0.219),
         Row("LETKF, 10 members", "letkf", {"members": 10, "radius": 7.5, "inflation": 1.02}, 0.05, 0.207),
         Row("Extended KF, inflation tuned", "extended-kalman", {"inflation": "tune"}, 0.05, 0.24, at_most=True),
@@ -88,7 +88,7 @@ def rows() -> list[Row]:
         Row("Bootstrap particle filter, 2000 particles", "particle", {"members": 2000}, 0.05),
         Row("Optimal-proposal particle filter, 2000 particles", "optimal-particle", {"members": 2000}, 0.05),
     ]
-    return found
+    return rows
 
 
 def compute(row: Row, out: Path, trajectories: int) -> xr.Dataset:

@@ -30,13 +30,13 @@ MODEL, ERROR = xdan.Lorenz96(), ObservingSystem(torch.tensor(1.0))
 
 def networks(count: int, filters: int) -> list[ResidualCNN]:
     """As many, of different weights."""
-    found = []
+    nets = []
     for seed in range(count):
         torch.manual_seed(seed)
         net = ResidualCNN(filters=filters)
         net.normalise(2.3, 3.6, 1.0)
-        found.append(net)
-    return found
+        nets.append(net)
+    return nets
 
 
 def window_loss(analyse: Callable[[Tensor, Tensor], Tensor], x: Tensor, truth: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def one_by_one(nets: list[ResidualCNN], batch: int) -> Callable[[], None]:
 
 def hand_written(nets: list[ResidualCNN], batch: int) -> Callable[[], None]:
     """The hand-written derivative, network by network."""
-    own = []
+    steps = []
     for seed, net in enumerate(nets):
         source = EndlessTwin(
             MODEL,
@@ -94,10 +94,10 @@ def hand_written(nets: list[ResidualCNN], batch: int) -> Callable[[], None]:
             seed=seed,
             like=torch.zeros(()),
         )
-        own.append((source.window(0), OneProcess(net.train(), MODEL, ERROR, objective_by_name("rmse"))))
+        steps.append((source.window(0), OneProcess(net.train(), MODEL, ERROR, objective_by_name("rmse"))))
 
     def step() -> None:
-        for window, gradient in own:
+        for window, gradient in steps:
             gradient(window, None)
 
     return step
@@ -127,13 +127,13 @@ def main() -> None:
         for step in ways.values():
             step()
         rates = [{name: rate(step, options.seconds) for name, step in ways.items()} for _ in range(options.repeats)]
-        told = []
+        comparisons = []
         for other in ("one_by_one", "hand_written"):
-            ratios = sorted(found["stacked"] / found[other] for found in rates)
-            told.append(
+            ratios = sorted(each["stacked"] / each[other] for each in rates)
+            comparisons.append(
                 f"{ratios[len(ratios) // 2]:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) times {other.replace('_', ' ')}"
             )
-        print(f"{filters} filters, batches of {batch}: stacked {' and '.join(told)}", flush=True)
+        print(f"{filters} filters, batches of {batch}: stacked {' and '.join(comparisons)}", flush=True)
 
 
 if __name__ == "__main__":

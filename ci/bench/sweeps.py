@@ -43,14 +43,14 @@ def clock(action: Callable[[], Any]) -> float:
 
 def pairs(name: str, slow: Callable[[], Any], fast: Callable[[], Any], repeats: int) -> tuple[float, str]:
     """Median of slow / fast, and all of them in words."""
-    found = []
+    times = []
     for turn in range(repeats):
         both = {action: clock(action) for action in ((slow, fast) if turn % 2 else (fast, slow))}
-        found.append((both[slow] / both[fast], both[slow], both[fast]))
-    ratio, first, second = sorted(found)[len(found) // 2]
-    least, most = min(found)[0], max(found)[0]
-    told = f"{name}: {first:.1f} s and {second:.1f} s, ratio {ratio:.2f} ({least:.2f} to {most:.2f})"
-    return ratio, told
+        times.append((both[slow] / both[fast], both[slow], both[fast]))
+    ratio, first, second = sorted(times)[len(times) // 2]
+    least, most = min(times)[0], max(times)[0]
+    text = f"{name}: {first:.1f} s and {second:.1f} s, ratio {ratio:.2f} ({least:.2f} to {most:.2f})"
+    return ratio, text
 
 
 def sweep(folder: Path, scheme: dict[str, Any], seeds: int, model: xdan.Dynamics = MODEL, **test: int) -> xr.Dataset:
@@ -65,14 +65,14 @@ def bare(scheme: dict[str, Any], seeds: int, model: xdan.Dynamics = MODEL, **tes
     for seed in range(seeds):
         sizes = {name: test[name] for name in ("cycles", "trajectories")}
         parameters = {name: value for name, value in scheme.items() if name not in ("network", "baseline")}
-        own = {"scheduler": "synchronous"}
+        here = {"scheduler": "synchronous"}
         if "network" in scheme:
             net = xdan.train(model, scheme["network"], **parameters, seed=seed, progress=False)
-        record = xdan.twin(model, **sizes, seed=1_000_000 + seed).compute(**own)
+        record = xdan.twin(model, **sizes, seed=1_000_000 + seed).compute(**here)
         if "network" in scheme:
-            run = record.chunk().dan.cycle(net, seed=seed).compute(**own)
+            run = record.chunk().dan.cycle(net, seed=seed).compute(**here)
         else:
-            run = record.chunk().dan.baseline(scheme["baseline"], **parameters, seed=seed).compute(**own)
+            run = record.chunk().dan.baseline(scheme["baseline"], **parameters, seed=seed).compute(**here)
         record.dan.score(run, burn_in=test["burn_in"])
 
 
@@ -107,38 +107,38 @@ def main() -> None:
 
         for workers in (1, 2):  # imports
             on(workers, lambda workers=workers: sweep(folder, training(1), 4 * workers))()
-        _, told = pairs(
+        _, text = pairs(
             f"{options.trainings} trainings of {options.steps} steps, one worker against two",
             on(1, lambda: sweep(folder, scheme, options.trainings)),
             on(2, lambda: sweep(folder, scheme, options.trainings)),
             options.repeats,
         )
-        print(told, flush=True)
-        _, told = pairs(
+        print(text, flush=True)
+        _, text = pairs(
             f"gain over {options.states} states, one worker against two", on(1, gain), on(2, gain), options.repeats
         )
-        print(told, flush=True)
+        print(text, flush=True)
         few = max(2, options.trainings // 4)
         bare(scheme, 1)
-        ratio, told = pairs(
+        ratio, text = pairs(
             f"{few} trainings, a sweep without a cluster against the bare loop",
             lambda: sweep(folder, scheme, few),
             lambda: bare(scheme, few),
             2 * options.repeats,
         )
-        print(f"{told}: {ratio - 1:.1%} on top")
+        print(f"{text}: {ratio - 1:.1%} on top")
         small, sizes = xdan.Lorenz96(sites=8), {"cycles": 4, "trajectories": 1, "burn_in": 1}
         cheap = {"baseline": "optimal-interpolation"}
         bare(cheap, 2, small, **sizes)
-        found: dict[str, list[float]] = {"without a cluster": [], "on one worker": []}
+        per_cell: dict[str, list[float]] = {"without a cluster": [], "on one worker": []}
         for _ in range(2 * options.repeats):
             loop = clock(lambda: bare(cheap, options.cells, small, **sizes))
             with dask.config.set(scheduler=None):
                 alone = clock(lambda: sweep(folder, cheap, options.cells, small, **sizes))
                 across = clock(on(1, lambda: sweep(folder, cheap, options.cells, small, **sizes)))
-            for seconds, name in zip((alone, across), found, strict=True):
-                found[name].append(1000 * (seconds - loop) / options.cells)
-        for name, extra in found.items():
+            for seconds, name in zip((alone, across), per_cell, strict=True):
+                per_cell[name].append(1000 * (seconds - loop) / options.cells)
+        for name, extra in per_cell.items():
             print(
                 f"{options.cells} cells, {name}: {np.median(extra):.0f} ms ({min(extra):.0f} to {max(extra):.0f}) on "
                 f"top of each for scheduler and store, an experiment takes {1000 * loop / options.cells:.0f} ms"

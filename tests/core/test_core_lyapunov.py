@@ -11,10 +11,10 @@ from xdan.core.lyapunov import (
     backward_vectors,
     covariant_vectors,
     kaplan_yorke_dimension,
+    orthonormal_directions,
     orthonormalise,
     propagate,
     random_coefficients,
-    random_directions,
     spectrum,
 )
 
@@ -47,7 +47,7 @@ def on_attractor(dynamics, count):
 
 def run(dynamics, count, time, vectors=None, between=5, spin_up=20.0):
     x, once = on_attractor(dynamics, count), between * dynamics.timestep
-    start = random_directions(torch.arange(count), 0, vectors or x.shape[1], x.shape[1])
+    start = orthonormal_directions(torch.arange(count), 0, vectors or x.shape[1], x.shape[1])
     sizes = {"between": between, "spin_up": round(spin_up / once), "repeats": round(time / once)}
     return spectrum(dynamics, x, start, **sizes)[0]
 
@@ -63,9 +63,9 @@ def test_orthonormal_factors_give_the_directions_back(size):
 
 
 def test_directions_are_keyed_by_label():
-    whole = random_directions(torch.tensor([4, 7, 9]), 1, 2, 5)
-    assert torch.equal(random_directions(torch.tensor([9, 4]), 1, 2, 5), whole[[2, 0]])
-    assert not torch.allclose(random_directions(torch.tensor([4, 7, 9]), 2, 2, 5), whole)
+    whole = orthonormal_directions(torch.tensor([4, 7, 9]), 1, 2, 5)
+    assert torch.equal(orthonormal_directions(torch.tensor([9, 4]), 1, 2, 5), whole[[2, 0]])
+    assert not torch.allclose(orthonormal_directions(torch.tensor([4, 7, 9]), 2, 2, 5), whole)
 
 
 def test_coefficients_are_keyed_by_label_and_keep_signs():
@@ -79,7 +79,7 @@ def test_coefficients_are_keyed_by_label_and_keep_signs():
 @pytest.mark.parametrize("between", [1, 3, 7, 50])
 def test_orthonormalising_on_the_way_changes_nothing(between):
     dynamics = Lorenz96(6)
-    x, start = on_attractor(dynamics, 3), random_directions(LABELS, 0, 4, 6)
+    x, start = on_attractor(dynamics, 3), orthonormal_directions(LABELS, 0, 4, 6)
     after, vectors, factor = propagate(dynamics, x, start, 7, between)
     ahead, pushed = dynamics.advance_along(x, start, 7)
     for found, expected in zip((after, vectors, factor), (ahead, *orthonormalise(pushed)), strict=True):
@@ -89,10 +89,10 @@ def test_orthonormalising_on_the_way_changes_nothing(between):
 def test_exponents_of_a_linear_map(linear):
     zero = torch.zeros(3, 3, dtype=torch.float64)
     sizes = {"between": 3, "spin_up": 60, "repeats": 10}
-    found, _ = spectrum(linear, zero, random_directions(LABELS, 0, 3, 3), **sizes)
+    found, _ = spectrum(linear, zero, orthonormal_directions(LABELS, 0, 3, 3), **sizes)
     expected = (multipliers(STEP).log() / STEP).expand(3, 3)
     assert_close(found, expected, rtol=0, atol=1e-9)
-    fewer, _ = spectrum(linear, zero, random_directions(LABELS, 1, 2, 3), **sizes)
+    fewer, _ = spectrum(linear, zero, orthonormal_directions(LABELS, 1, 2, 3), **sizes)
     assert_close(fewer, expected[:, :2], rtol=0, atol=1e-9)
 
 
@@ -135,7 +135,7 @@ def chaos(request):
     """A record of a flow, and its vectors of both kinds."""
     dynamics, every = {"lorenz63": (Lorenz63(), 10), "lorenz96": (Lorenz96(8, timestep=0.025), 4)}[request.param]
     states, steps = record(dynamics, every, {"lorenz63": 600, "lorenz96": 1400}[request.param])
-    start = random_directions(torch.arange(2), 0, states.shape[2], states.shape[2])
+    start = orthonormal_directions(torch.arange(2), 0, states.shape[2], states.shape[2])
     q, r = backward_vectors(dynamics, states, steps, start, between=5)
     return dynamics, states, steps, q, r, *covariant_vectors(q, r)
 
@@ -171,7 +171,7 @@ def test_covariant_vectors_forget_where_they_began(chaos):
     dynamics, states, steps, q, _, c, _ = chaos
     """At both ends."""
     keys, size = torch.arange(2), q.shape[2]
-    start, end = random_directions(keys, 5, size, size), random_coefficients(keys, 5, size)
+    start, end = orthonormal_directions(keys, 5, size, size), random_coefficients(keys, 5, size)
     again, _ = covariant_vectors(*backward_vectors(dynamics, states, steps, start, between=5), end)
     assert parallel(again[:, middle(c)], c[:, middle(c)]).max() < 1e-6
     for edge in (0, -1):
@@ -201,7 +201,7 @@ def test_vectors_of_a_linear_map(linear):
     """Covariant ones are its eigenvectors, backward ones those orthonormalised; each grows by its multiplier."""
     steps = [0] + [2, 5, 3] * 20
     states = torch.zeros(3, len(steps), 3, dtype=torch.float64)
-    q, r = backward_vectors(linear, states, steps, random_directions(LABELS, 0, 3, 3), between=4)
+    q, r = backward_vectors(linear, states, steps, orthonormal_directions(LABELS, 0, 3, 3), between=4)
     c, growth = covariant_vectors(q, r)
     eigenvalues, columns = torch.linalg.eig(COUPLED)
     order = eigenvalues.real.argsort(descending=True)

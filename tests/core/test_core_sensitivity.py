@@ -61,6 +61,11 @@ class Bilinear(AnalysisNetwork):
         return x + torch.einsum("ijl,bj,bl->bi", self.tensor, zeta, x), None
 
 
+def at_zero(x):
+    """States without innovation."""
+    return Points(x, torch.zeros_like(x))
+
+
 def make(name, sites=7, batch=3):
     torch.manual_seed(3)
     net = NETWORKS[name]().double().eval().requires_grad_(False)
@@ -138,7 +143,7 @@ def test_derivative_of_a_committee_by_the_forecast_is_that_of_finite_differences
 
 def test_bilinear_operator_returns_its_tensor():
     tensor = torch.randn(6, 6, 6, dtype=torch.float64)
-    points = Points.at_rest(torch.randn(3, 6, dtype=torch.float64))
+    points = at_zero(torch.randn(3, 6, dtype=torch.float64))
     toy = Bilinear(tensor)
     torch.testing.assert_close(whole_marginal_gain(toy, points), tensor.expand(3, 6, 6, 6), rtol=0, atol=1e-10)
     expected = torch.einsum("ijl,bl->bij", tensor, points.x)
@@ -161,13 +166,13 @@ class Curved(Bilinear):
 
 def test_composite_error_falls_as_the_root_of_the_samples():
     tensor = torch.randn(4, 4, 4, dtype=torch.float64)
-    points = Points.at_rest(torch.randn(1, 4, dtype=torch.float64))
+    points = at_zero(torch.randn(1, 4, dtype=torch.float64))
     # For a unit Gaussian, E[(zeta^3 - 3 zeta)'] = 0: the smoothed gain is T.
     errors = []
     for count in (100, 6400):
         torch.manual_seed(1)
         samples = torch.randn(60, count, 4, dtype=torch.float64)
-        many = Points.at_rest(points.x.expand(60, 4))
+        many = at_zero(points.x.expand(60, 4))
         found = composite_marginal_gain(Curved(tensor), many, samples, 2)
         errors.append(float((found - tensor[:, :, 2]).square().mean().sqrt()))
     assert 6.0 < errors[0] / errors[1] < 10.5  # 8 for N_p^(-1/2)
@@ -219,8 +224,8 @@ def test_one_site_has_the_mean_of_all_where_states_are_turned():
     net, points = make("gated")
     group = Group.ring(7)
     turned = torch.cat([points.x[:, group.permutation(k)] for k in range(7)])
-    single = marginal_gain(net, Points.at_rest(turned), 3).mean(0)
-    whole = symmetry_average(whole_marginal_gain(net, Points.at_rest(points.x)), group, 3).mean(0)
+    single = marginal_gain(net, at_zero(turned), 3).mean(0)
+    whole = symmetry_average(whole_marginal_gain(net, at_zero(points.x)), group, 3).mean(0)
     torch.testing.assert_close(single, whole, rtol=0, atol=1e-10)
 
 

@@ -59,6 +59,11 @@ def toy():
     del _NETWORKS["bilinear-toy"]
 
 
+def at_zero(x):
+    """States without innovation."""
+    return Points(x, torch.zeros_like(x))
+
+
 def states(ds):
     return torch.from_numpy(ds.truth.values).flatten(0, 1)
 
@@ -81,7 +86,7 @@ def test_every_road_returns_the_toy_tensor(ds, toy):
 
 def test_covariance_and_gain_are_derivatives_at_the_states(ds, circular):
     covariance = ds.dan.gain(circular, kind="covariance")
-    expected = analysis_covariance(circular.module(torch.float64), Points.at_rest(states(ds))).detach()
+    expected = analysis_covariance(circular.module(torch.float64), at_zero(states(ds))).detach()
     np.testing.assert_allclose(covariance.values.reshape(-1, SITES, SITES), expected, rtol=0, atol=1e-12)
     assert covariance.dims == ("trajectory", "time", "i", "j")
     xr.testing.assert_equal(covariance.time, ds.time)
@@ -106,7 +111,7 @@ def test_gain_with_an_operator_has_the_observations_dim(circular, toy):
 
 def test_one_site_and_all_agree_where_states_are_turned(ds, circular):
     whole = symmetry_average(
-        whole_marginal_gain(circular.module(torch.float64), Points.at_rest(states(ds))), xdan.Group.ring(SITES), 3
+        whole_marginal_gain(circular.module(torch.float64), at_zero(states(ds))), xdan.Group.ring(SITES), 3
     ).mean(0)
     every = ds.dan.gain(circular, all_sites=True, reference=3)
     np.testing.assert_allclose(every.values, whole.detach(), rtol=0, atol=1e-10)

@@ -10,7 +10,7 @@ import xarray as xr
 
 import xdan
 from xdan.core.dynamics import dynamics_from_json
-from xdan.core.lyapunov import random_directions, spectrum
+from xdan.core.lyapunov import orthonormal_directions, spectrum
 
 
 def custom(tendency, size, **options):
@@ -60,7 +60,7 @@ def test_spectrum_is_the_mean_over_trajectories_and_their_spread(model):
     found = xdan.lyapunov_spectrum(model, time=2.0, spin_up=1.0, interval=0.1, trajectories=70, vectors=2, seed=5)
     keys = torch.arange(70)
     x = model.climatology(keys, 5, like=torch.zeros((), dtype=torch.float64))[:, 0]
-    start = random_directions(keys, 5, 2, 8)
+    start = orthonormal_directions(keys, 5, 2, 8)
     expected = spectrum(model, x, start, between=2, spin_up=10, repeats=20)[0].numpy()
     np.testing.assert_allclose(found.exponent, expected.mean(0), rtol=0, atol=1e-12)
     np.testing.assert_allclose(

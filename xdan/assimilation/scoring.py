@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
@@ -26,10 +26,20 @@ from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, w
 
 _RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
 _SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
+
+
+class _Crps(NamedTuple):
+    """A CRPS: its kernel, the run's variables that it takes beside the truth, and what it is of in words."""
+
+    kernel: Callable[..., Any]
+    inputs: tuple[str, ...]
+    long_name: str
+
+
 _CRPS = {
-    "members": "members, the same in the mean for any number of them",
-    "Gaussian": "Gaussian of analysis and spread",
-    "analysis": "analysis, its absolute error",
+    "members": _Crps(kernels.members_crps, ("members",), "members, the same in the mean for any number of them"),
+    "Gaussian": _Crps(kernels.gaussian_crps, ("analysis", "spread"), "Gaussian of analysis and spread"),
+    "analysis": _Crps(kernels.absolute_error, ("analysis",), "analysis, its absolute error"),
 }
 _SPREADS, _MEMBERS = ("forecast_spread", "spread"), ("members", "forecast_members")
 
@@ -67,11 +77,9 @@ def score(
         `forecast_rmse` and `crps`: of the members where the run keeps them, in its fair form, else of a Gaussian of its
         spread, else of the analysis alone, the mean absolute error. These are three scores: the coordinate `crps_of`,
         "members", "Gaussian" or "analysis", says which. With a spread: `spread`, `forecast_spread`. From observations
-        alone:
-        `innovation_mean` and `innovation_variance` of y - H x_f and, with a spread,
+        alone: `innovation_mean` and `innovation_variance` of y - H x_f and, with a spread,
         `innovation_variance_expected` (where sites are observed); `residual_mean` and `residual_variance` of
-        y - H x_a; and
-        `error_variance_diagnosed`, the mean of (y - H x_a)(y - H x_f), which for a consistent method is
+        y - H x_a; and `error_variance_diagnosed`, the mean of (y - H x_a)(y - H x_f), which for a consistent method is
         `error_variance`. `diverged` counts lost trajectories: their scores, and means over them, are NaN.
 
     Raises
@@ -93,7 +101,7 @@ def score(
     Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
     """
     pair = _match(ds, run, burn_in, words)
-    dims = _dims(dim)
+    dims: list[Hashable] = list(averaged_dims(dim))
     with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
         scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
         scores |= _also(pair, dims, also, scores)
@@ -154,7 +162,8 @@ def rank_histogram(
     """
     of = choice("of", of, _MEMBERS)
     pair = _match(ds, run, burn_in, words)
-    x, dims = pair.labelled.truth, _dims(dim)
+    dims: list[Hashable] = list(averaged_dims(dim))
+    x = pair.labelled.truth
     if x is None:
         raise ValueError("a rank histogram needs the truth, which the record lacks: expected a variable 'truth'")
     if of not in pair.run:
@@ -303,12 +312,13 @@ def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
         scores["rmse_standard_error"] = Score(error, "standard error of the mean over trajectories", units, of_analysis)
     of_forecast = _rmse(x, run["forecast"], pair.state).mean(dims, skipna=False)
     scores["forecast_rmse"] = Score(of_forecast, f"forecast RMSE: {_RMSE}", units, (*causes, pair.gaps_of("forecast")))
-    inputs = {"members": ("members",), "Gaussian": ("analysis", "spread"), "analysis": ("analysis",)}[pair.crps_of]
+    crps = _CRPS[pair.crps_of]
+    of_site = _crps(x, [run[name] for name in crps.inputs], crps.kernel)
     scores["crps"] = Score(
-        _crps(x, [run[name] for name in inputs], pair.crps_of).mean(pair.state, skipna=False).mean(dims, skipna=False),
-        f"continuous ranked probability score of the {_CRPS[pair.crps_of]}",
+        of_site.mean(pair.state, skipna=False).mean(dims, skipna=False),
+        f"continuous ranked probability score of the {crps.long_name}",
         units,
-        (*causes, *map(pair.gaps_of, inputs)),
+        (*causes, *map(pair.gaps_of, crps.inputs)),
     )
     return scores
 
@@ -363,15 +373,10 @@ def _rmse(x: xr.DataArray, estimate: xr.DataArray, state: list[Hashable]) -> xr.
     return root
 
 
-def _crps(x: xr.DataArray, inputs: list[xr.DataArray], of: str) -> xr.DataArray:
+def _crps(x: xr.DataArray, inputs: list[xr.DataArray], kernel: Callable[..., Any]) -> xr.DataArray:
     """Score of each variable of the state at each time."""
-    kernel_of: dict[str, Callable[..., Any]] = {
-        "members": kernels.members_crps,
-        "Gaussian": kernels.gaussian_crps,
-        "analysis": kernels.absolute_error,
-    }
     score: xr.DataArray = xr.apply_ufunc(
-        kernel_of[of],
+        kernel,
         x,
         *inputs,
         input_core_dims=[[], *([dim for dim in value.dims if dim == MEMBER] for value in inputs)],
@@ -478,16 +483,7 @@ def _error_variance(labelled: LabelledRecord) -> xr.DataArray:
     return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
 
 
-def _dims(dim: str | Sequence[str]) -> list[Hashable]:
-    return list(averaged_dims(dim))
-
-
-def _match(
-    ds: xr.Dataset,
-    run: xr.Dataset,
-    burn_in: int,
-    words: RecordWords,
-) -> _Pair:
+def _match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) -> _Pair:
     """Record and run on the same labels, burn-in left out."""
     labelled = read(ds, **words)
     variables = read_run(labelled, run, ("forecast", "analysis"))

@@ -16,7 +16,7 @@ from .methods.advancing import advance_along
 from .random import Purpose, normal
 
 
-def random_directions(labels: Tensor, seed: int, vectors: int, size: int) -> Tensor:
+def orthonormal_directions(labels: Tensor, seed: int, vectors: int, size: int) -> Tensor:
     """Orthonormal directions to start from, keyed by (seed, label); shape (R, vectors, size), float64."""
     noise = normal(seed, Purpose.DIRECTION, labels, torch.zeros(1, dtype=torch.int64), vectors * size)
     return orthonormalise(noise.reshape(len(labels), vectors, size))[0]

@@ -182,12 +182,12 @@ def _in_pieces(
     Parameters
     ----------
     kernel : callable
-        Of arrays of shape (..., *own), in `working_dtype`; gives (..., *tail).
+        Of arrays of shape (..., *rest), in `working_dtype`; gives (..., *tail).
     lead : tuple of int
         Sizes of the leading axes.
     tail : tuple of int
         Sizes of the result's axes beyond them.
-    *arrays : array, shape (*lead, *own)
+    *arrays : array, shape (*lead, *rest)
     dtype : dtype, optional
         Of the result, by default `working_dtype`.
     """
@@ -200,14 +200,14 @@ def _in_pieces(
     return result
 
 
-def _pieces(lead: tuple[int, ...], own: int) -> Iterator[tuple[slice, ...]]:
-    """Indices along the leading axes that cut an array of shape (*lead, own) into pieces of bounded size."""
-    row = max(1, math.prod(lead[1:]) * own)
+def _pieces(lead: tuple[int, ...], values: int) -> Iterator[tuple[slice, ...]]:
+    """Indices along the leading axes that cut an array of shape (*lead, values) into pieces of bounded size."""
+    row = max(1, math.prod(lead[1:]) * values)
     if not lead:
         yield ()
     elif row > _VALUES:
         for i in range(lead[0]):
-            yield from ((slice(i, i + 1), *rest) for rest in _pieces(lead[1:], own))
+            yield from ((slice(i, i + 1), *rest) for rest in _pieces(lead[1:], values))
     else:
         rows = _VALUES // row
         yield from ((slice(start, start + rows),) for start in range(0, lead[0], rows))

@@ -32,11 +32,6 @@ class Points:
     zeta: Tensor
     memory: Tensor | None = None
 
-    @classmethod
-    def at_rest(cls, x: Tensor) -> Points:
-        """States without innovation."""
-        return cls(x, torch.zeros_like(x))
-
     def __len__(self) -> int:
         return len(self.x)
 
@@ -49,8 +44,12 @@ class Points:
         """Some of the points."""
         return self.apply(lambda value: value[index])
 
+    def without_innovation(self) -> Points:
+        """The same states and memory at zeta = 0."""
+        return replace(self, zeta=torch.zeros_like(self.zeta))
+
     def sampled(self, zeta: Tensor) -> Points:
-        """Every state with P projected innovations of its own, (B, P, N), as B P points."""
+        """B P points: every state at each of its P projected innovations (B, P, N)."""
         repeated = self.apply(lambda value: value.repeat_interleave(zeta.shape[1], 0))
         return replace(repeated, zeta=zeta.flatten(0, 1))
 
@@ -98,20 +97,19 @@ def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor
     Tensor, shape (B, N, N)
         Along i and j.
     """
-    sites, gain = points.x.shape[1], formula(network, "marginal_gain")
+    sites, network_gain = points.x.shape[1], formula(network, "marginal_gain")
     window = sites_that_matter(network, sites)
     if window == sites:
-        return gain(points.x, points.zeta, points.memory, site)
+        return network_gain(points.x, points.zeta, points.memory, site)
     first = site - window // 2
     narrow = points.apply(lambda value: value.roll(-first, -1)[..., :window].contiguous())
-    inside = gain(narrow.x, narrow.zeta, narrow.memory, window // 2)
     gamma = points.x.new_zeros(len(points), sites, sites)
-    gamma[:, :window, :window] = inside
+    gamma[:, :window, :window] = network_gain(narrow.x, narrow.zeta, narrow.memory, window // 2)
     return gamma.roll((first, first), (1, 2))
 
 
 def sites_that_matter(network: AnalysisNetwork, sites: int) -> int:
-    """Width of the window about l outside of which a marginal gain is zero, or all sites."""
+    """Width of the window about l outside of which a marginal gain is zero; all sites where there is no such bound."""
     reach = None if is_patched(network) else network.reach
     # a_i depends on x_l within the network's reach of l, and on zeta_j within twice the reach.
     return sites if reach is None else min(sites, 4 * reach + 1)
@@ -145,7 +143,7 @@ def regressed_covariance(network: AnalysisNetwork, points: Points, samples: Tens
     ----------
     network : AnalysisNetwork
     points : Points
-        Whose own zeta is not used.
+        Their zeta is not used.
     samples : Tensor, shape (B, P, N)
 
     References
@@ -185,15 +183,14 @@ def regress(samples: Tensor, responses: Tensor) -> Tensor:
 
 def bias(network: AnalysisNetwork, points: Points) -> Tensor:
     """Increment where there is no innovation, |a(x, 0)| / sqrt(N), shape (B,)."""
-    at_rest = replace(points, zeta=torch.zeros_like(points.x))
-    size: Tensor = increment(network, at_rest).norm(dim=1) / math.sqrt(points.x.shape[1])
+    size: Tensor = increment(network, points.without_innovation()).norm(dim=1) / math.sqrt(points.x.shape[1])
     return size
 
 
 def increment_scaling(
     network: AnalysisNetwork, points: Points, covariance: Tensor, scales: Tensor, *, cutoff: float | None = None
 ) -> Tensor:
-    """|P_a^-1 (a(x, lambda zeta) - a(x, 0))| over the same at lambda = 1, the mean of which is Eq. 23.
+    """|P_a^-1 (a(x, lambda zeta) - a(x, 0))| divided by its value at lambda = 1; its mean is r(lambda), Eq. 23.
 
     Parameters
     ----------
@@ -226,12 +223,12 @@ def increment_scaling(
             "of the largest one are left out"
         )
     inverse = torch.where(left_out, torch.zeros_like(values), 1.0 / values)
-    rest = increment(network, replace(points, zeta=torch.zeros_like(points.x)))
+    bias_at_zero = increment(network, points.without_innovation())
 
     def size(scale: Tensor | float) -> Tensor:
-        step = increment(network, replace(points, zeta=scale * points.zeta)) - rest
-        # |V S^-1 U^T step| = |S^-1 U^T step|.
-        length: Tensor = (inverse * (left.mT @ step[..., None])[..., 0]).norm(dim=1)
+        answer = increment(network, replace(points, zeta=scale * points.zeta)) - bias_at_zero
+        # |V S^-1 U^T answer| = |S^-1 U^T answer|.
+        length: Tensor = (inverse * (left.mT @ answer[..., None])[..., 0]).norm(dim=1)
         return length
 
     unit = size(1.0)

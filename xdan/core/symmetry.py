@@ -16,6 +16,7 @@ from .checks import integer, shown
 _ALL_SHIFTS = 4096  # states with more sites are tried along their dims only
 _MOST_SITES = 10**8  # a permutation of more would take gigabytes
 _LARGEST = 100_000  # elements of a group that permutations generate
+_TRIED = 64  # shifts of a group that are added to all others, to see that it is one
 _TOLERANCE = 1e-9
 
 
@@ -58,19 +59,19 @@ class Group:
         turns = [_integers("offsets", offset) for offset in _items("offsets", offsets)]
         if not turns or any(len(turn) != len(shape) for turn in turns):
             raise ValueError(f"offsets={shown(turns)}: expected shifts of {len(shape)} numbers each")
-        found = sorted({tuple(o % n for o, n in zip(turn, shape, strict=True)) for turn in turns})
-        known = set(found)
-        for one in found[: min(len(found), 64)]:
-            for other in found:
+        shifts = sorted({tuple(o % n for o, n in zip(turn, shape, strict=True)) for turn in turns})
+        members = set(shifts)
+        for one in shifts[:_TRIED]:
+            for other in shifts:
                 both = tuple((a + b) % n for a, b, n in zip(one, other, shape, strict=True))
-                if both not in known:
+                if both not in members:
                     raise ValueError(f"shifts by {one} and {other} are given, by {both} is not: expected a group")
 
         def permutation(index: int) -> Tensor:
             grid = torch.arange(math.prod(shape)).reshape(shape)
-            return grid.roll([-o for o in found[index]], list(range(len(shape)))).flatten()
+            return grid.roll([-o for o in shifts[index]], list(range(len(shape)))).flatten()
 
-        return cls(name or f"{len(found)} translations", math.prod(shape), permutation, len(found))
+        return cls(name or f"{len(shifts)} translations", math.prod(shape), permutation, len(shifts))
 
     @classmethod
     def ring(cls, sites: int, step: int = 1) -> Group:
@@ -130,22 +131,23 @@ class Group:
             raise ValueError("permutations=(): expected at least one permutation of the sites")
         if not isinstance(name, str):
             raise TypeError(f"name={shown(name)}: expected a string")
-        given = [torch.tensor(_integers("permutations", p), dtype=torch.int64) for p in permutations]
-        identity = torch.arange(len(given[0]))
-        for p in given:
+        generators = [torch.tensor(_integers("permutations", p), dtype=torch.int64) for p in permutations]
+        identity = torch.arange(len(generators[0]))
+        for p in generators:
             if not len(p) or len(p) != len(identity) or not torch.equal(p.sort().values, identity):
                 raise ValueError(
                     f"permutations={shown(p.tolist())}: expected the numbers of {len(identity)} sites, each once"
                 )
-        known = {tuple(identity.tolist()): identity}
-        frontier = [identity]
-        while frontier:
-            frontier = [after for p in given for g in frontier if tuple((after := g[p]).tolist()) not in known]
-            known |= {tuple(g.tolist()): g for g in frontier}
-            frontier = list({tuple(g.tolist()): g for g in frontier}.values())
-            if len(known) > _LARGEST:
+        products = {tuple(identity.tolist()): identity}
+        newest = [identity]
+        while newest:
+            once_more = {tuple(product.tolist()): product for p in generators for g in newest for product in [g[p]]}
+            new = {key: product for key, product in once_more.items() if key not in products}
+            products |= new
+            newest = list(new.values())
+            if len(products) > _LARGEST:
                 raise ValueError(f"the permutations generate more than {_LARGEST} elements: expected a smaller group")
-        elements = list(known.values())
+        elements = list(products.values())
         return cls(name or "permutations", len(identity), lambda index: elements[index], len(elements))
 
     def __len__(self) -> int:
@@ -161,13 +163,13 @@ class Group:
 
     def orbits(self) -> list[list[int]]:
         """Sites that are carried into one another, each list in ascending order."""
-        seen: set[int] = set()
-        found = []
+        covered: set[int] = set()
+        orbits = []
         for site in range(self.sites):
-            if site not in seen:
-                found.append(sorted(set(self.images(site))))
-                seen |= set(found[-1])
-        return found
+            if site not in covered:
+                orbits.append(sorted(set(self.images(site))))
+                covered |= set(orbits[-1])
+        return orbits
 
     def __repr__(self) -> str:
         return f"<xdan.Group: {self.name}, {len(self)} elements on {self.sites} sites>"
@@ -226,8 +228,8 @@ def invariant_shifts(shape: Sequence[int], unchanged: Callable[[Tensor], bool]) 
 
 def commutes(function: Callable[[Tensor], Tensor], x: Tensor, permutation: Tensor) -> bool:
     """Whether a function of states (B, N) commutes with a permutation, to rounding, at some states."""
-    expected, found = function(x)[:, permutation], function(x[:, permutation])
-    return bool((found - expected).abs().max() <= _TOLERANCE * (1.0 + expected.abs().max()))
+    expected, of_permuted = function(x)[:, permutation], function(x[:, permutation])
+    return bool((of_permuted - expected).abs().max() <= _TOLERANCE * (1.0 + expected.abs().max()))
 
 
 def symmetry_average(gain: Tensor, group: Group, reference: int) -> Tensor:

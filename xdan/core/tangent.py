@@ -134,7 +134,7 @@ def mixed_jacobian(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, wh
         return columns.movedim(0, 2)
 
     def backward(recorded: bool) -> Tensor:
-        _require_seen(lambda at: function(x, at), z, what)
+        _require_recorded(lambda at: function(x, at), z, what)
         return _rows(_slope(function, x, x_direction), z, recorded=recorded)
 
     return _either(forward, backward, lambda: function(x, z), what, _SECOND)
@@ -147,7 +147,7 @@ def mixed_along(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, z_dir
         return _nested(function, x, z, x_direction, z_direction)
 
     def backward(recorded: bool) -> Tensor:
-        _require_seen(lambda at: function(x, at), z, what)
+        _require_recorded(lambda at: function(x, at), z, what)
         return _double_backward(_slope(function, x, x_direction), z, z_direction, recorded=recorded)[1]
 
     return _either(forward, backward, lambda: function(x, z), what, _SECOND)
@@ -199,16 +199,16 @@ def _leaf(x: Tensor) -> Tensor:
     return x if x.requires_grad else x.detach().clone().requires_grad_()
 
 
-def _require_seen(function: Function, x: Tensor, what: str) -> None:
-    """Refuse a function that depends on x without torch's seeing it."""
+def _require_recorded(function: Function, x: Tensor, what: str) -> None:
+    """Refuse a function that depends on x though torch has recorded nothing of that."""
     x = _leaf(x)
     value = function(x)
     if not value.requires_grad or torch.autograd.grad(value.sum(), x, allow_unused=True)[0] is None:
-        _check_seen(function, x, value, what)
+        _check_recorded(function, x, value, what)
 
 
-def _check_seen(function: Function, x: Tensor, value: Tensor, what: str) -> None:
-    """Refuse a function that depends on the state, of which torch has recorded nothing."""
+def _check_recorded(function: Function, x: Tensor, value: Tensor, what: str) -> None:
+    """Refuse a function whose value, of which torch has recorded nothing, changes with the state."""
     with torch.no_grad():
         moved = function(x + _NUDGE * (1.0 + x.abs()))
     if bool(((moved != value) & moved.isfinite()).any()):
@@ -219,15 +219,15 @@ def _check_seen(function: Function, x: Tensor, value: Tensor, what: str) -> None
 
 
 def _require_whole(value: Tensor) -> None:
-    """Raise where a part of a graph says that it cannot be differentiated: torch would leave it out without a word."""
-    nodes, seen = [value.grad_fn], set()
+    """Raise where a part of a graph cannot be differentiated: torch would leave its share out without a word."""
+    nodes, visited = [value.grad_fn], set()
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
+        if node is None or node in visited:
             continue
         if node.name().endswith("Error"):
             raise RuntimeError("a function that is differentiable once is to be differentiated twice")
-        seen.add(node)
+        visited.add(node)
         nodes.extend(before for before, _ in node.next_functions)
 
 
@@ -244,7 +244,7 @@ def _double_backward(
         _require_whole(value)
         (transposed,) = torch.autograd.grad(value, x, weights, create_graph=True, allow_unused=True)
     if transposed is None and what is not None:
-        _check_seen(function, x, value, what)
+        _check_recorded(function, x, value, what)
     derivative = torch.zeros_like(value)
     if transposed is not None and transposed.requires_grad:
         _require_whole(transposed)
@@ -267,7 +267,7 @@ def _rows(function: Function, x: Tensor, *, what: str | None = None, recorded: b
         ]
     if all(row is None for row in rows):
         if what is not None:
-            _check_seen(function, x, value, what)
+            _check_recorded(function, x, value, what)
         return value.new_zeros(*value.shape, x.shape[1])
     return torch.stack([torch.zeros_like(x) if row is None else row for row in rows], 1)
 

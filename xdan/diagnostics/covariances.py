@@ -156,7 +156,7 @@ def principal_angles(
         for label, variable, count in zip(("one", "other"), (one, other), sizes, strict=True)
     ]
     spans.sort(key=lambda span: -span.sizes["mode"])
-    # The dims of their own keep the two from being matched mode by mode.
+    # Modes of different dims: the two are not matched mode by mode.
     spans = [span.rename(mode=name) for span, name in zip(spans, ("wide", "narrow"), strict=True)]
     matched = list(xr.align(*spans, join="inner"))
     for dim in set(spans[0].dims) & set(spans[1].dims) - {"i"}:

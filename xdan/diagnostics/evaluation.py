@@ -31,7 +31,7 @@ _BYTES_IN_BLOCK = 64 * 2**20  # of a result that is kept for every state
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What is computed on every block.
+    """What is computed on every block, without the record and the network.
 
     Attributes
     ----------
@@ -40,8 +40,8 @@ class _Evaluation:
         States in a batch.
     innovation : {"zero", "sampled", "run"}
     background : Tensor or None
-        As in `EvaluationPoints`.
     seed : int
+        These three as in `EvaluationPoints`.
     positions : numpy.ndarray of int
         Of all times in the record.
     summed : tuple of bool
@@ -60,7 +60,7 @@ class _Evaluation:
     tail: tuple[int, ...]
 
     def lead(self, rows: slice, columns: slice) -> tuple[int, int]:
-        """Trajectories and times of a block's result."""
+        """How many trajectories and times a block's result has: 1 along what is summed."""
         return (
             1 if self.summed[0] else rows.stop - rows.start,
             1 if self.summed[1] else columns.stop - columns.start,
@@ -90,7 +90,8 @@ def evaluate(
     at_once : int
         States in a batch; bounds the memory of a block.
     observed : bool
-        Whether the kernel wants to know which observations are made.
+        Whether the kernel wants to know which observations are made; for innovations that are not zero they are read
+        in any case.
     dtype : numpy.dtype, optional
         To compute in; the record's by default.
 
@@ -147,7 +148,7 @@ def _evaluate_block(
     dtype: np.dtype[Any],
     device: str,
 ) -> dict[str, Array]:
-    """Check a block's arrays, states (B, K, *state), observation and memory, and compute on them."""
+    """Refuse fill values in the arrays of a block, states (B, K, *state), observation and memory; then the kernel."""
     for name, values in zip(("state", "observation"), arrays, strict=False):
         if values is not None:
             refuse_fill_values(np.asarray(values), name)

@@ -47,7 +47,7 @@ class EvaluationPoints:
         Keys the samples.
     device : str
     states_of : str
-        What has these states.
+        Where the states come from, for the attribute of that name.
     """
 
     labelled: LabelledRecord
@@ -80,12 +80,12 @@ class EvaluationPoints:
 
     @property
     def setup(self) -> Setup:
-        """What is known of the record."""
+        """The record's dynamics, observing system, steps, labels and dtype."""
         return self.labelled.setup
 
     @property
     def times(self) -> slice:
-        """Their times in the record."""
+        """Positions of the points' times in the record."""
         step = int(self.positions[1] - self.positions[0]) if len(self.positions) > 1 else 1
         return slice(int(self.positions[0]), int(self.positions[-1]) + 1, step)
 
@@ -138,7 +138,9 @@ def read_points(
     needs: str = "the mean over states",
     **words: Unpack[RecordWords],
 ) -> EvaluationPoints:
-    """Understand where a network is to be looked at, as for `gain`; none of the data is read.
+    """Pick the points at which a network is looked at, with the arguments of `gain`; no values are read.
+
+    `needs` says in a message what the truth is needed for.
 
     Raises
     ------
@@ -166,24 +168,14 @@ def read_points(
     cycles = labelled.observation.sizes[TIME]
     if burn_in >= cycles:
         raise ValueError(f"burn_in={burn_in}: expected fewer than the record's {cycles} cycles")
-    taken = {TIME: slice(burn_in, None, every)}
-    memory = None
-    if run is None:
-        assert labelled.truth is not None
-        x = labelled.truth
-    elif network.memory:
-        if "memory" not in run:
-            raise ValueError("the run lacks the network's memory: make it with ds.dan.cycle(network, members=True)")
-        x = read_run(labelled, run, ["forecast"])["forecast"]
-        memory = read_run(labelled, run, ["memory"], extra={CHANNEL: network.memory})["memory"]
-    else:
-        x = read_run(labelled, run, ["forecast"])["forecast"]
+    later = slice(burn_in, None, every)
+    x, memory = _states(labelled, network, run)
     return EvaluationPoints(
         labelled,
         network,
-        x.isel(taken),
-        None if memory is None else memory.isel(taken),
-        np.arange(cycles)[taken[TIME]],
+        x.isel({TIME: later}),
+        None if memory is None else memory.isel({TIME: later}),
+        np.arange(cycles)[later],
         innovation,
         _factor(background, math.prod(labelled.setup.dynamics.shape)),
         seed,
@@ -192,8 +184,23 @@ def read_points(
     )
 
 
+def _states(
+    labelled: LabelledRecord, network: Network, run: xr.Dataset | None
+) -> tuple[xr.DataArray, xr.DataArray | None]:
+    """The truth's states; or a run's forecasts, and what the network remembered there."""
+    if run is None:
+        assert labelled.truth is not None
+        return labelled.truth, None
+    if network.memory and "memory" not in run:
+        raise ValueError("the run lacks the network's memory: make it with ds.dan.cycle(network, members=True)")
+    forecast = read_run(labelled, run, ["forecast"])["forecast"]
+    if not network.memory:
+        return forecast, None
+    return forecast, read_run(labelled, run, ["memory"], extra={CHANNEL: network.memory})["memory"]
+
+
 def check_labelled(label: str, value: Any, kind: type) -> None:
-    """Refuse what is no xarray object of a kind.
+    """Refuse what is not of a class of xarray.
 
     Raises
     ------

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics
-from ..core.lyapunov import kaplan_yorke_dimension, random_directions, spectrum
+from ..core.lyapunov import kaplan_yorke_dimension, orthonormal_directions, spectrum
 from ..core.random import check_seed
 from ..records.blocks import Plan, block, block_graph
 from ..records.schema import Array, attributes
@@ -124,7 +124,7 @@ def lyapunov_spectrum(
 
 
 def vector_count(dynamics: Dynamics, vectors: int | None) -> int:
-    """How many vectors."""
+    """How many vectors are computed: all N by default."""
     size = math.prod(dynamics.shape)
     return size if vectors is None else integer("vectors", vectors, least=1, most=size)
 
@@ -151,10 +151,10 @@ def _spectrum_block(
     spin_up: int,
     repeats: int,
 ) -> dict[str, Tensor]:
-    """Exponents of some trajectories, (B, 1, M), from no data."""
+    """Exponents of some trajectories, (B, 1, M). There is no data: trajectories start from the climatology."""
     keys = torch.arange(rows.start, rows.stop)
     x = dynamics.climatology(keys, seed, like=torch.zeros((), dtype=torch.float64))[:, 0].flatten(1)
-    start = random_directions(keys, seed, vectors, x.shape[1])
+    start = orthonormal_directions(keys, seed, vectors, x.shape[1])
     exponents, _ = spectrum(dynamics, x, start, between=between, spin_up=spin_up, repeats=repeats)
     if bool(exponents.isnan().any()):
         raise ValueError(
@@ -165,7 +165,7 @@ def _spectrum_block(
 
 
 def _label_spectrum(values: Array, dynamics: Dynamics, time: float) -> xr.Dataset:
-    """What follows from exponents (trajectory, vector)."""
+    """The result of `lyapunov_spectrum` from the exponents of each trajectory, (trajectory, vector)."""
     size, count = math.prod(dynamics.shape), values.shape[1]
     rate, one = "per unit of model time", "1"
 

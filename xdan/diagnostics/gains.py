@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import xarray as xr
 
@@ -20,11 +20,20 @@ from .evaluation_points import INNOVATIONS, EvaluationPoints, check_samples, rea
 from .kernels import CovarianceKernel, Kernel, MarginalGainKernel, SymmetryAverageKernel
 from .symmetries import commuting, fitting_group
 
+
+class _Kind(NamedTuple):
+    """How a kind of derivative is labelled; its units are the state's to a power."""
+
+    long_name: str
+    name: str
+    power: int
+
+
 KINDS = {
-    "mean": "symmetry-averaged marginal gain",
-    "marginal": "marginal gain",
-    "covariance": "analysis error covariance of the network",
-    "kalman": "gain of the network",
+    "mean": _Kind("symmetry-averaged marginal gain", "marginal_gain", 1),
+    "marginal": _Kind("marginal gain", "marginal_gain", 1),
+    "covariance": _Kind("analysis error covariance of the network", "analysis_covariance", 2),
+    "kalman": _Kind("gain of the network", "gain", 0),
 }
 _LARGE = 2**30  # bytes from which a lazy result warns
 _COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the working set stays in the cache
@@ -123,10 +132,10 @@ def gain(
     """
     choice("kind", kind, KINDS)
     choice("innovation", innovation, INNOVATIONS)
-    samples = check_samples(samples, method)
+    samples, regression = check_samples(samples, method), method == "regression"
     all_sites = None if all_sites is None else switch("all_sites", all_sites)
     reference = None if reference is None else integer("reference", reference, least=0)
-    if method == "autodiff" and forecast_error is not None and innovation != "sampled":
+    if not regression and forecast_error is not None and innovation != "sampled":
         raise ValueError(
             f"forecast_error= widens samples; with innovation={innovation!r} and method='autodiff' there are none: "
             "expected innovation='sampled' or method='regression'"
@@ -148,48 +157,70 @@ def gain(
         needs=f"gain(kind={kind!r}) without run=",
         **words,
     )
-    regresses = method == "regression"
-    if regresses and innovation != "zero":
+    if regression and innovation != "zero":
         raise ValueError(
             f"innovation={innovation!r}: a regression is over samples about zero; expected method='autodiff'"
         )
-    count = points.sample_count(samples) if regresses else None
-    sites = points.sites
-    square = (sites, sites)
-    kernel: Kernel
-    more: dict[str, Any] = {"method": method}
-    if kind == "mean":
-        kernel, cost, group, reference = _symmetry_kernel(points, group, reference, all_sites, count)
-        more |= {"group": repr(group), "group_size": len(group), "reference": reference}
-        more |= {"sites_differentiated": len({int(g[reference]) for g in kernel.permutations})}
-        tail: tuple[int, ...] = square
-    elif kind == "marginal":
-        kernel, cost, tail = MarginalGainKernel(tuple(range(sites)), count), sites, (*square, sites)
-    else:
-        size = points.labelled.observation[0, 0].size if kind == "kalman" else sites
-        kernel, cost, tail = CovarianceKernel(kind == "kalman", count), count or sites, (sites, size)
-    at_once = max(1, _COLUMNS_AT_ONCE // (count or cost))
-    values = evaluate(points, kernel, tail, over=over, at_once=at_once, observed=regresses or kind == "kalman")
+    count = points.sample_count(samples) if regression else None
+    kernel, averaged = _kernel(points, kind, count, group, reference, all_sites)
+    tail = _tail(points, kind)
+    values = evaluate(
+        points,
+        kernel,
+        tail,
+        over=over,
+        at_once=max(1, _COLUMNS_AT_ONCE // (count or _tangents(points, kind))),
+        observed=regression or kind == "kalman",
+    )
     result = _label(values, points, over, tail, kind)
-    result.attrs |= points.attributes | more
-    if regresses:
+    result.attrs |= points.attributes | {"method": method} | averaged
+    if regression:
         result.attrs |= {"innovation": "sampled", "samples": count}
     if result.attrs["innovation"] == "sampled":
         result.attrs["seed"] = points.seed
     if result.nbytes > _LARGE:
         warnings.warn(
-            f"this lazy {KINDS[kind]} has {result.nbytes / 2**30:.1f} GiB: take fewer states, with every= or of the "
-            "record (whole blocks are computed, however few of their states are selected after), average with dim=, "
-            "or write it with to_zarr; kind='mean' never forms it",
+            f"this lazy {KINDS[kind].long_name} has {result.nbytes / 2**30:.1f} GiB: take fewer states, with every= "
+            "or of the record (whole blocks are computed, however few of their states are selected after), average "
+            "with dim=, or write it with to_zarr; kind='mean' never forms it",
             XdanWarning,
             stacklevel=2,
         )
     return result
 
 
+def _kernel(
+    points: EvaluationPoints,
+    kind: str,
+    samples: int | None,
+    group: Group | None,
+    reference: int | None,
+    all_sites: bool | None,
+) -> tuple[Kernel, dict[str, Any]]:
+    """What is computed at each point, and the attributes that say what it is averaged over."""
+    if kind == "mean":
+        return _symmetry_kernel(points, group, reference, all_sites, samples)
+    if kind == "marginal":
+        return MarginalGainKernel(tuple(range(points.sites)), samples), {}
+    return CovarianceKernel(kind == "kalman", samples), {}
+
+
+def _tail(points: EvaluationPoints, kind: str) -> tuple[int, ...]:
+    """Shape of the result at a point, along i, j and l."""
+    sites = points.sites
+    if kind == "marginal":
+        return (sites, sites, sites)
+    return (sites, points.labelled.observation[0, 0].size if kind == "kalman" else sites)
+
+
+def _tangents(points: EvaluationPoints, kind: str) -> int:
+    """How many directions of zeta are carried forward at a point."""
+    return sites_that_matter(points.module, points.sites) if kind == "mean" else points.sites
+
+
 def _symmetry_kernel(
     points: EvaluationPoints, group: Group | None, reference: int | None, all_sites: bool | None, samples: int | None
-) -> tuple[SymmetryAverageKernel, int, Group, int]:
+) -> tuple[SymmetryAverageKernel, dict[str, Any]]:
     sites = points.sites
     reference = sites // 2 if reference is None else reference
     if reference >= sites:
@@ -200,8 +231,13 @@ def _symmetry_kernel(
     elements = range(len(group)) if all_sites else [0]
     # The identity comes first in every group.
     permutations = sorted((group.permutation(index) for index in elements), key=lambda g: int(g[reference]))
-    kernel = SymmetryAverageKernel(tuple(permutations), reference, samples)
-    return kernel, sites_that_matter(points.module, sites), group, reference
+    averaged = {
+        "group": repr(group),
+        "group_size": len(group),
+        "reference": reference,
+        "sites_differentiated": len({int(g[reference]) for g in permutations}),
+    }
+    return SymmetryAverageKernel(tuple(permutations), reference, samples), averaged
 
 
 def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
@@ -221,12 +257,7 @@ def _label(values: Any, points: EvaluationPoints, over: Sequence[str], tail: Seq
     for factor, size in zip(factors, tail, strict=True):
         if size == points.sites and factor != OBS:
             coordinates |= site_labels(dynamics, factor)
-    power = {"covariance": 2, "marginal": 1, "mean": 1, "kalman": 0}[kind]
-    described = attributes(dynamics, long_name=KINDS[kind], units=to_power(dynamics.units, power))
-    result = xr.DataArray(values, coordinates, [*dims, *factors], _kind_name(kind), described)
+    labels = KINDS[kind]
+    described = attributes(dynamics, long_name=labels.long_name, units=to_power(dynamics.units, labels.power))
+    result = xr.DataArray(values, coordinates, [*dims, *factors], labels.name, described)
     return sealed(points.labelled.as_given(result))
-
-
-def _kind_name(kind: str) -> str:
-    """Name of the variable of a kind."""
-    return {"covariance": "analysis_covariance", "kalman": "gain"}.get(kind, "marginal_gain")

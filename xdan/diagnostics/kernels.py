@@ -36,7 +36,7 @@ class PointBatch:
     observing : ObservingSystem
         Of each state's time.
     observed : Tensor of bool, shape (B, P), optional
-        Which observations are made; where the kernel asked for it.
+        Which observations are made; None where neither the kernel nor the innovations need it.
     draw : callable
         draw(count, size, stream) gives standard normal numbers (B, count, size), keyed by trajectory and time.
     background : Tensor, shape () or (N, N), optional
@@ -166,12 +166,11 @@ class ScalingKernel:
     def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
         """Compute at B points."""
         scales = batch.points.x.new_tensor(self.scales)
-        at_rest = batch.at_innovation(torch.zeros_like(batch.points.x))
-        covariance = self.covariance(network, at_rest)
+        covariance = self.covariance(network, replace(batch, points=batch.points.without_innovation()))
         ratio = increment_scaling(network, batch.points, covariance, scales, cutoff=self.cutoff)
-        seen = (batch.points.zeta != 0).any(1)[:, None]
-        ratio = torch.where(seen, ratio, 0.0)
-        return torch.stack([ratio, ratio.square(), seen.to(ratio).expand_as(ratio)], -1)
+        innovated = (batch.points.zeta != 0).any(1)[:, None]
+        ratio = torch.where(innovated, ratio, 0.0)
+        return torch.stack([ratio, ratio.square(), innovated.to(ratio).expand_as(ratio)], -1)
 
 
 @dataclass(frozen=True)
@@ -188,9 +187,9 @@ class SteinKernel:
         parts = torch.arange(len(points)).split(_POINTS_AT_ONCE)
         gradients = torch.cat([analysis_covariance(network, points.at(part)) for part in parts])
         centred = zeta - zeta.mean(1, keepdim=True)
-        second = centred.mT @ centred
-        inside = torch.linalg.pinv(second, rtol=1e-9, hermitian=True) @ second
-        gradient = gradients.unflatten(0, zeta.shape[:2]).mean(1) @ inside
+        moments = centred.mT @ centred
+        onto_samples = torch.linalg.pinv(moments, rtol=1e-9, hermitian=True) @ moments  # the span of the samples
+        gradient = gradients.unflatten(0, zeta.shape[:2]).mean(1) @ onto_samples
         difference = gradient - slopes
         return torch.stack([gradient, slopes, difference, difference.square()], -1)
 
@@ -229,13 +228,13 @@ class EquivarianceKernel:
         squares = []
         for permutation in self.permutations:
             g = permutation.to(x.device)
-            turned = batch.points.apply(_turn(g))
-            difference = mixed_derivative(network, turned, v[:, g], u[:, g]) - whole[:, g]
+            permuted = batch.points.apply(_permute(g))
+            difference = mixed_derivative(network, permuted, v[:, g], u[:, g]) - whole[:, g]
             squares.append(torch.stack([difference.square().sum(1), whole.square().sum(1)], -1))
         return torch.stack(squares, 1)
 
 
-def _turn(g: Tensor) -> Callable[[Tensor], Tensor]:
+def _permute(g: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda value: value[..., g]
 
 

@@ -10,7 +10,6 @@ import dask.array as da
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from ..core.checks import integer, real, real_array, shown
 from ..network import Network
@@ -83,14 +82,15 @@ def scaling_of_increments(
     points = read_points(ds, network, run=run, innovation="run", every=every, burn_in=burn_in, device=device, **words)
     count = points.sample_count(samples) if method == "regression" else None
     kernel = ScalingKernel(tuple(values.tolist()), CovarianceKernel(to_gain=False, samples=count), cutoff or None)
-    mean = evaluate(points, kernel, (len(values), 3), over=over, at_once=64, observed=True, dtype=np.dtype(np.float64))
-    mean, share = mean[..., :2] / mean[..., 2:], mean[..., 0, 2]
+    means = evaluate(points, kernel, (len(values), 3), over=over, at_once=64, dtype=np.dtype(np.float64))
+    share = means[..., 2]  # of states with an innovation
+    ratio, square = means[..., 0] / share, means[..., 1] / share
     dims = [d for d in (TRAJECTORY, TIME) if d not in over]
     coordinates = {**{d: points.x[d] for d in dims}, "scale": ("scale", values, {"long_name": "lambda", "units": "1"})}
-    result = xr.Dataset({"ratio": ([*dims, "scale"], mean[..., 0])}, coordinates)
+    result = xr.Dataset({"ratio": ([*dims, "scale"], ratio)}, coordinates)
     result["ratio"].attrs = {"long_name": "size of the standardised increment over that at lambda = 1", "units": "1"}
     if not dims and points.count > 1:
-        variance = da.maximum(mean[:, 1] - mean[:, 0] ** 2, 0.0) / da.maximum(share * points.count - 1, 1)
+        variance = da.maximum(square - ratio**2, 0.0) / da.maximum(share * points.count - 1, 1)
         result["standard_error"] = ("scale", da.sqrt(variance), {"long_name": "standard error", "units": "1"})
     result.attrs = {**points.attributes, "method": method, "cutoff": cutoff or 0.0}
     return result
@@ -157,7 +157,7 @@ def stein_identity(
     sites = points.sites
     if samples < sites + 2:
         raise ValueError(f"samples={samples}: expected at least {sites + 2} for a regression on {sites} sites")
-    mean = evaluate(
+    means = evaluate(
         points,
         SteinKernel(samples),
         (sites, sites, 4),
@@ -168,9 +168,10 @@ def stein_identity(
     )
     coordinates = site_labels(points.setup.dynamics, "i") | site_labels(points.setup.dynamics, "j")
     names = ("mean_gradient", "regression", "difference")
-    result = xr.Dataset({name: (("i", "j"), mean[..., k]) for k, name in enumerate(names)}, coordinates)
+    result = xr.Dataset({name: (("i", "j"), means[..., k]) for k, name in enumerate(names)}, coordinates)
     if points.count > 1:
-        variance = da.maximum(mean[..., 3] - mean[..., 2] ** 2, 0.0) / (points.count - 1)
+        difference, square = means[..., 2], means[..., 3]
+        variance = da.maximum(square - difference**2, 0.0) / (points.count - 1)
         result["standard_error"] = (("i", "j"), da.sqrt(variance))
     units = points.setup.dynamics.units
     for name in result.data_vars:
@@ -200,7 +201,7 @@ def innovation_histogram(
     bins : int or sequence of float
         How many between -limit and limit, or their edges.
     limit : float, optional
-        Six standard deviations of the observation error, projected, by default.
+        By default six standard deviations of what the observation error makes of zeta, H being linearised at zero.
     burn_in : int
         Leading times to leave out.
 
@@ -214,20 +215,21 @@ def innovation_histogram(
     Bocquet et al., Fig. 7.
     """
     limit = None if limit is None else real("limit", limit, above=0)
-    counted = _check_bins(bins)
+    number_or_edges = _check_bins(bins)
     points = read_points(ds, network, run=run, innovation="run", burn_in=burn_in, **words)
-    if isinstance(counted, int):
-        widest = 6.0 / points.setup.observing.typical_error(_climate(points.sites)) if limit is None else limit
-        edges = np.linspace(-widest, widest, counted + 1)
+    if isinstance(number_or_edges, int):
+        if limit is None:
+            at = torch.zeros(1, points.sites, dtype=torch.float64)
+            limit = 6.0 / points.setup.observing.typical_error(at)
+        edges = np.linspace(-limit, limit, number_or_edges + 1)
     else:
-        edges = counted
+        edges = number_or_edges
     counts = evaluate(
         points,
         HistogramKernel(tuple(edges.tolist())),
         (len(edges),),
         over=(TRAJECTORY, TIME),
         at_once=1024,
-        observed=True,
     )
     density = counts[:-1] / counts[-1] / np.diff(edges)
     units = points.setup.dynamics.units
@@ -245,7 +247,3 @@ def _check_bins(bins: Any) -> int | Array:
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"bins={shown(bins)}: expected a number of bins, or their edges in increasing order")
     return edges
-
-
-def _climate(sites: int) -> Tensor:
-    return torch.zeros(1, sites, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.checks import choice, integer, shown
 from ..core.dynamics import Dynamics
-from ..core.lyapunov import backward_vectors, covariant_vectors, random_coefficients, random_directions
+from ..core.lyapunov import backward_vectors, covariant_vectors, orthonormal_directions, random_coefficients
 from ..core.random import check_seed
 from ..records.blocks import Plan, Setup, block, block_graph
 from ..records.record import LabelledRecord, read
@@ -187,7 +187,7 @@ def _vectors_block(
     together = min(trajectories_together(setup.dynamics, vectors), fitting)
     pieces, rates = [], []
     for part, key in zip(x.split(together), keys.split(together), strict=True):
-        start = random_directions(key, seed, vectors, x.shape[2])
+        start = orthonormal_directions(key, seed, vectors, x.shape[2])
         directions, factors = backward_vectors(setup.dynamics, part, steps, start, between=between)
         growth = factors.diagonal(dim1=-2, dim2=-1).log()
         if kind == "covariant":

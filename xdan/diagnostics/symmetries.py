@@ -15,8 +15,10 @@ from torch import Tensor
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics, dynamics_from_json
 from ..core.networks import AnalysisNetwork
+from ..core.observing import ObservingSystem
 from ..core.random import Purpose, normal
 from ..core.symmetry import Group, commutes, invariant_shifts, spread_out
+from ..core.tangent import identity_directions
 from ..network import Network
 from ..records.blocks import array_to_tensor, block, tensor_to_array
 from ..records.record import LabelledRecord, RecordWords, read
@@ -62,49 +64,50 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
 
 
 def find_group(labelled: LabelledRecord) -> Group:
-    """The same of a record that was understood."""
-    setup = labelled.setup
-    dynamics, observing = setup.dynamics, setup.observing
-    sites = math.prod(dynamics.shape)
-    observed = _observed(labelled)
+    """Find the shifts under which the experiment of a record does not change, as for `symmetry_group`."""
+    dynamics = labelled.setup.dynamics
     labels = torch.arange(2)
-    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], sites)[:, 0]
+    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))[:, 0]
     x = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
-
-    # Every R that there is, once.
-    times = [0]
-    if observing.in_time and observing.std is not None:
-        times = np.unique(tensor_to_array(observing.std), axis=0, return_index=True)[1].tolist()
+    observed = _observed(labelled)
 
     def step(z: Tensor) -> Tensor:
         return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
 
-    def information(z: Tensor) -> Tensor:
-        """H^T R^-1 H, or its diagonal where it has no more, of every state, or of every time."""
-        if observing.sees_sites and observing.std is not None:
-            return observed / observing.error_variance().expand(*observing.error_variance().shape[:-1], sites)
-        unit = torch.eye(sites, dtype=z.dtype)
-        size = observing.size(sites)
-        seen = observing.tangent(z, unit.expand(len(z), sites, sites)).reshape(-1, size)
-        flags, states = observed.bool().expand(len(seen), size), z.repeat_interleave(sites, 0)
-        each = [observing.at(k).project_innovation(seen, flags, states).unflatten(0, (len(z), sites)) for k in times]
-        return torch.cat(each)
-
     with torch.no_grad():
-        known = information(x)
+        information = _information(labelled.setup.observing, observed, x)
 
         def unchanged(g: Tensor) -> bool:
             if not commutes(step, x, g):
                 return False
-            turned = known[..., g] if known.ndim < 3 else known[:, g][:, :, g]
-            there = known if known.ndim < 3 else information(x[:, g])
-            return bool(torch.allclose(there, turned, rtol=1e-9, atol=1e-12))
+            if information.ndim < 3:  # a diagonal, which does not depend on the state
+                return bool(torch.allclose(information, information[..., g], rtol=1e-9, atol=1e-12))
+            shifted = _information(labelled.setup.observing, observed, x[:, g])
+            return bool(torch.allclose(shifted, information[:, g][:, :, g], rtol=1e-9, atol=1e-12))
 
         return invariant_shifts(dynamics.shape, unchanged)
 
 
+def _information(observing: ObservingSystem, observed: Tensor, x: Tensor) -> Tensor:
+    """H^T R^-1 H of what is observed (P,), at states (B, N), shape (B * times, N, N).
+
+    Times are those at which R differs. Where H^T R^-1 H is diagonal, its diagonal alone, shape (N,) or (times, N).
+    """
+    states, sites = x.shape
+    if observing.sees_sites and observing.std is not None:
+        variance = observing.error_variance()
+        return observed / variance.expand(*variance.shape[:-1], sites)
+    times = [0]
+    if observing.in_time and observing.std is not None:
+        times = np.unique(tensor_to_array(observing.std), axis=0, return_index=True)[1].tolist()
+    columns = observing.tangent(x, identity_directions(x)).flatten(0, 1)
+    flags, repeated = observed.bool().expand(columns.shape), x.repeat_interleave(sites, 0)
+    projected = [observing.at(k).project_innovation(columns, flags, repeated) for k in times]
+    return torch.cat([information.unflatten(0, (states, sites)) for information in projected])
+
+
 def fitting_group(points: EvaluationPoints, group: Group | None) -> Group:
-    """Give the group that was asked for, or the one that is found.
+    """A group on the sites of some points; by default the one under which their experiment does not change.
 
     Raises
     ------
@@ -130,14 +133,14 @@ def _observed(labelled: LabelledRecord) -> Tensor:
     if rule is not None and y.chunks is not None:  # nothing lazy is read before it is asked for
         zero = torch.zeros(1, dtype=torch.int64)
         return rule.mask(size, zero, zero, 0)[0, 0].double()
-    part = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
-    seen = part.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
-    if not (seen == seen[0]).all():
+    leading = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
+    observed = leading.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
+    if not (observed == observed[0]).all():
         raise ValueError(
             "the sites observed change in time, and no attribute 'observing' states the rule: pass group=, for example "
             f"xdan.Group.ring({size})"
         )
-    return array_to_tensor(seen[0], np.dtype(np.float64))
+    return array_to_tensor(observed[0], np.dtype(np.float64))
 
 
 def commuting(network: AnalysisNetwork, group: Group) -> bool:
@@ -164,7 +167,7 @@ def commuting(network: AnalysisNetwork, group: Group) -> bool:
 
 
 def _some(group: Group, most: int) -> list[int]:
-    """Indices of so many elements, the second one, which may generate all, among them."""
+    """Indices of at most so many elements: the first, the second, which may generate all, and others spread out."""
     if len(group) <= most:
         return list(range(len(group)))
     return sorted({0, 1, *np.linspace(2, len(group) - 1, most - 2).astype(int).tolist()})
@@ -213,8 +216,7 @@ def equivariance_error(
     group = fitting_group(points, group)
     chosen = _some(group, max(elements, 3))
     kernel = EquivarianceKernel(tuple(group.permutation(index) for index in chosen))
-    observed = innovation != "zero"
-    mean = evaluate(points, kernel, (len(chosen), 2), over=(TRAJECTORY, TIME), at_once=64, observed=observed)
+    mean = evaluate(points, kernel, (len(chosen), 2), over=(TRAJECTORY, TIME), at_once=64)
     images = [int(g[0]) for g in kernel.permutations]
     attributes = {"long_name": "relative error of the marginal gain's equivariance", "units": "1", "group": repr(group)}
     attributes |= points.attributes
@@ -251,17 +253,17 @@ def reconstruct_gain(*averages: xr.DataArray, group: Group) -> xr.DataArray:
         reference_site(average)
         if average.sizes["i"] != group.sites:
             raise ValueError(f"group={group!r}: expected one on the {average.sizes['i']} sites of the averages")
-    covered = {site for average in averages for site in group.images(reference_site(average))}
+    reached = {site for average in averages for site in group.images(reference_site(average))}
     for name, expected in (("group", {repr(group)}), ("network_digest", set()), ("states", set())):
         if len(values := expected | {average.attrs[name] for average in averages if name in average.attrs}) > 1:
             raise ValueError(
                 f"{name} differs: {sorted(values)}. Expected averages over the group that is given, of one network at "
                 "the same states"
             )
-    if left := sorted(set(range(group.sites)) - covered):
+    if missing := sorted(set(range(group.sites)) - reached):
         raise ValueError(
-            f"sites {left[:8]} are carried to none of the references "
-            f"{[int(a.attrs['reference']) for a in averages]}: expected an average with reference={left[0]} too"
+            f"sites {missing[:8]} are carried to none of the references "
+            f"{[int(a.attrs['reference']) for a in averages]}: expected an average with reference={missing[0]} too"
         )
     total: xr.DataArray | None = None
     for average in averages:
@@ -314,23 +316,23 @@ def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynami
     model = dynamics if dynamics is not None else dynamics_from_json(json.loads(omega.attrs["dynamics"]))
     if len(omega["i"]) != math.prod(model.shape):
         raise ValueError(f"dynamics={model!r}: expected one of the {len(omega['i'])} sites that omega has")
-    distances = model.distances(torch.tensor([reference]))
-    if distances is None:
+    from_reference = model.distances(torch.tensor([reference]))
+    if from_reference is None:
         raise ValueError(
             f"the dynamics {model.name!r} knows no distances: expected one that does; give CustomDynamics distance="
         )
-    away = tensor_to_array(distances[0])
-    pair = np.maximum(away[:, None], away[None, :])
+    away = tensor_to_array(from_reference[0])
+    farther = np.maximum(away[:, None], away[None, :])
     values = np.abs(omega.transpose("i", "j").to_numpy())
-    steps, place = np.unique(pair, return_inverse=True)
-    mass = np.bincount(place.ravel(), values.ravel(), len(steps)) / values.sum()
-    largest = np.zeros(len(steps))
+    distances, place = np.unique(farther, return_inverse=True)
+    mass = np.bincount(place.ravel(), values.ravel(), len(distances)) / values.sum()
+    largest = np.zeros(len(distances))
     np.maximum.at(largest, place.ravel(), values.ravel())
     within = np.cumsum(mass)
-    names = {
+    variables = {
         "mass": ("distance", mass, {"long_name": "share of absolute values at this distance", "units": "1"}),
         "mass_within": ("distance", within, {"long_name": "share of absolute values up to it", "units": "1"}),
         "largest": ("distance", largest, {"long_name": "largest absolute value", "units": omega.attrs["units"]}),
-        "radius": ((), steps[int(np.searchsorted(within, share))], {"long_name": f"radius of {share:.0%}"}),
+        "radius": ((), distances[int(np.searchsorted(within, share))], {"long_name": f"radius of {share:.0%}"}),
     }
-    return xr.Dataset(names, {"distance": steps}, {"reference": reference, "share": share})
+    return xr.Dataset(variables, {"distance": distances}, {"reference": reference, "share": share})

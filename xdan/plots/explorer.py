@@ -121,8 +121,8 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], words: RecordWo
         return hovmoller(ds, **window(name, row, start, length), **words)
 
     def table() -> io.StringIO:
-        seen = window(method.value, trajectory.value, first.value, shown.value)
-        cut = {TRAJECTORY: seen["trajectory"], TIME: seen["cycles"]}
+        drawn = window(method.value, trajectory.value, first.value, shown.value)
+        cut = {TRAJECTORY: drawn["trajectory"], TIME: drawn["cycles"]}
         assert labelled.truth is not None
         truth = labelled.truth.isel(cut)
         analysis = analyses[method.value].isel(cut).assign_coords(truth.coords)
@@ -172,8 +172,8 @@ def _gain_view(systems: Mapping[str, Sequence[xr.DataArray]]) -> Any:
         omega = about(system.value, r)
         if omega is None:
             return _csv(xr.Dataset().to_dataframe())
-        seen = about_reference(omega, within.value).rename("gain").rename(i="i_minus_r", j="j_minus_r")
-        return _csv(seen.assign_coords(reference=r).to_dataframe())
+        drawn = about_reference(omega, within.value).rename("gain").rename(i="i_minus_r", j="j_minus_r")
+        return _csv(drawn.assign_coords(reference=r).to_dataframe())
 
     picture = pn.bind(draw, system, site.param.value_throttled, within)
     return pn.Row(pn.Column(system, site, within, _download(table, "gain.csv")), pn.panel(picture, linked_axes=False))

@@ -63,7 +63,7 @@ def hovmoller(
     title, cut = _text("title", title), {TIME: _cycles(cycles, slice(-200, None))}
     labelled = read_one_dim(ds, words, "a picture of the error")
     assert labelled.truth is not None
-    row = {TRAJECTORY: position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])}
+    row = {TRAJECTORY: _position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])}
     (dim,), units = labelled.setup.dynamics.dims, labelled.setup.dynamics.units
     x = labelled.truth.isel(row, drop=True).isel(cut)
     analysis = read_run(labelled, run, ("analysis",))["analysis"].isel(row, drop=True)
@@ -155,7 +155,7 @@ def mapping(label: str, values: Any, kind: type | tuple[type, ...], what: str) -
     return {str(name): value for name, value in values.items()}
 
 
-def position(label: str, value: Any, size: int) -> int:
+def _position(label: str, value: Any, size: int) -> int:
     """Take a position along a dim, from the end where it is negative.
 
     Raises
@@ -391,10 +391,10 @@ def _axis_label(values: xr.DataArray) -> str:
 
 def _log_ticks(values: Any) -> list[float]:
     """Round numbers over the range of values, closer where it is narrow."""
-    seen = values[np.isfinite(values) & (values > 0)]
-    if not len(seen):
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive):
         return [1.0]
-    low, high = float(seen.min()), float(seen.max())
+    low, high = float(positive.min()), float(positive.max())
     steps: tuple[float, ...] = (1.0, 2.0, 5.0)
     if high < 2 * low:
         steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)

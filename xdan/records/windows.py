@@ -114,11 +114,11 @@ class RecordWindows:
         )
 
     def arrays(self) -> dict[str, Tensor]:
-        """Nothing: a window follows from its index."""
+        """What a checkpoint keeps of these windows: nothing, as each follows from its index."""
         return {}
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
-        """Nothing to restore."""
+        """Take up what `arrays` gave, which is nothing."""
 
     def close(self) -> None:
         """End the reader."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.derivatives import climate_states
+from ..core.derivative_checks import climate_states
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import WindowContents
 from ..core.learning.trainer import Windows

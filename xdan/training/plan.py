@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from ..core.checks import shown
-from ..core.derivatives import check_model, check_operator
+from ..core.derivative_checks import check_model, check_operator
 from ..core.learning.gradient import check_travels
 from ..core.networks import AnalysisNetwork, network_by_name, registered_name
 from ..core.random import Purpose, uniform

@@ -13,7 +13,7 @@ import torch
 import xarray as xr
 
 from ..core.checks import XdanWarning, shown
-from ..core.derivatives import STATES
+from ..core.derivative_checks import STATES
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import Objective, WindowContents
 from ..core.methods import Record

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from ..derivatives import Mode, check_model, check_operator, climate_states
+from ..derivative_checks import Mode, check_model, check_operator, climate_states
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose, normal

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..derivatives import Mode
+from ..derivative_checks import Mode
 from ..dynamics import Dynamics
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import integer
-from ..derivatives import Mode
+from ..derivative_checks import Mode
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
 from .base import Differentiated, Method

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, real
-from ..derivatives import Mode
+from ..derivative_checks import Mode
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .advancing import advance

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..derivatives import Mode, climate_states, random_directions, sizes
+from ..derivative_checks import Mode, climate_states, random_directions, sizes
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..tangent import identity_directions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from ..derivatives import Mode
+from ..derivative_checks import Mode
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose, uniform

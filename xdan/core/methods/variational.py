@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from ..derivatives import Mode
+from ..derivative_checks import Mode
 from ..observing import ObservingSystem
 from ..progress import track
 from .arguments import background_or_name, fitted, number_or_tune

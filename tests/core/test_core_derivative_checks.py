@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from xdan.core.derivatives import check_derivative, check_model, check_operator, climate_states, pull_back, sizes
+from xdan.core.derivative_checks import check_derivative, check_model, check_operator, climate_states, pull_back, sizes
 from xdan.core.dynamics import CustomDynamics, Lorenz63, Lorenz96
 from xdan.core.observing import FunctionOperator
 

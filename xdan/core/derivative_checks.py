@@ -137,7 +137,7 @@ def check_operator(operator: Operator | None, mode: Mode, states: Tensor, remedy
     operator : Operator, optional
         None reads off the state.
     mode : {"forward", "backward"}
-        `along`, or autodiff backward through the operator.
+        `tangent`, or autodiff backward through the operator.
     states : Tensor, shape (S, N)
     remedy : str
         As for `check_derivative`.
