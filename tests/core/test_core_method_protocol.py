@@ -39,12 +39,9 @@ DOUBLE = torch.zeros((), dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
-def registry():
+def registry(monkeypatch):
     """What a test registers is forgotten after it."""
-    before = dict(_METHODS)
-    yield
-    _METHODS.clear()
-    _METHODS.update(before)
+    monkeypatch.setattr(_METHODS, "_classes", dict(_METHODS._classes))
 
 
 def record_of(cycles: int = 8, lanes: int = 2, observing: ObservingSystem | None = None, sites: int = 8) -> Record:
