@@ -40,8 +40,8 @@ class Method(ABC):
 
     A method is one class, in one file::
 
-        @register_method
-        class Nudging(Method):
+        @xdan.register_method
+        class Nudging(xdan.Method):
             name = "nudging"
 
             def __init__(self, weight: float = 0.3) -> None:

@@ -27,8 +27,8 @@ _BESIDE = {"config", "check_state", "hidden_matrices", "normalise", "forms_covar
 class AnalysisNetwork(nn.Module, ABC):
     """A network that makes the analysis from the forecast and the projected innovation, x_a = a_theta(x_f, zeta).
 
-    A new network is one class in one file. It needs a `name`, the decorator `register_network`, a constructor of plain
-    values with a default for each, which it keeps as attributes of the same names, and a `forward`::
+    A new network is one class in one file. It needs a `name`, the decorator `xdan.register_network`, a constructor of
+    plain values with a default for each, which it keeps as attributes of the same names, and a `forward`::
 
         import torch
         import xdan
