@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ..checks import choice
+from ..checks import choice, shown
 from ..registry import Registry, constructor_parameters
 from .base import Method
 
@@ -76,5 +76,7 @@ def accepted_parameters(name: str) -> set[str]:
     ValueError
         If the name is unknown.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"name={shown(name)}: expected the name of a method, one of {list(_METHODS)}")
     cls = _METHODS[name]
     return constructor_parameters(cls) - set(cls.fixed)
