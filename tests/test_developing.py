@@ -30,6 +30,7 @@ PROCESS_WIDE = {
     "set_default_dtype",
     "set_num_interop_threads",
     "set_num_threads",
+    "signal",
     "use_deterministic_algorithms",
 }
 
@@ -129,6 +130,7 @@ def test_the_page_lists_all_state():
         ("def f():\n    torch.set_num_threads(1)", ["set_num_threads"]),
         ("_first, _last = 1, 3\nnames = {}['a']\nnames[0] = 1", ["names"]),
         ("def f():\n    mallopt(-1, 3)", ["mallopt"]),
+        ("def f(g):\n    signal.signal(signal.SIGINT, g)", ["signal"]),
         ("generator = torch.Generator().manual_seed(0)", []),
         ("torch.manual_seed(0)", ["manual_seed"]),
     ],

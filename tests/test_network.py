@@ -1,8 +1,10 @@
 """A network on disk and off it: the same bits, no pickle, and no store that was cut short or changed."""
 
+import gc
 import json
 import pickle
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,21 @@ def test_other_dims_are_refused(net):
 def test_any_number_of_sites(net):
     ds = xdan.twin(xdan.Lorenz96(sites=13), cycles=12, seed=4)
     assert np.isfinite(xdan.cycle(ds, net).compute().analysis).all()
+
+
+def test_its_modules_go_with_the_network(net):
+    """Equal networks share a module, of each type; none is left when the last of them is gone."""
+    arrays = {**net.arrays, "state_mean": net.arrays["state_mean"] + 1}
+    one, other = (Network(net.description, arrays) for _ in range(2))
+    single, double = one.method(), one.method(torch.float64)
+    assert other.method() is single is one.method()
+    assert double is not single
+    assert pickle.loads(pickle.dumps(one)).method() is single
+    modules = weakref.ref(single.network), weakref.ref(double.network)
+    del one, other, single, double
+    gc.collect()
+    assert [module() for module in modules] == [None, None]
+    assert net.method() is net.method()
 
 
 def test_a_network_cannot_be_changed(net):

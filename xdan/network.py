@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -33,6 +33,9 @@ _LEAST_SEEN = 100  # observations that say what climate they are of
 _TRAINED = Path(__file__).with_name("trained")
 SHIPPED = tuple(sorted(path.stem for path in _TRAINED.glob("*.zarr")))
 """Names of the networks that come with xdan; each tells in its `description` how it was trained."""
+
+# Torch modules of the networks that are in use: they go, with their memory on a GPU, when the network goes.
+_methods: WeakKeyDictionary[Network, dict[tuple[torch.dtype, str], DataAssimilationNetwork]] = WeakKeyDictionary()
 
 
 class Network:
@@ -122,7 +125,11 @@ class Network:
         return module.to(device=device, dtype=dtype).eval()
 
     def method(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DataAssimilationNetwork:
-        """Return the method to cycle with; one torch module for each process."""
+        """Return the method to cycle with.
+
+        A process keeps one torch module for each type and device, as long as the network lives; networks with the same
+        weights share it.
+        """
         return _method(self, dtype, device)
 
     def check(self, dynamics: Dynamics) -> None:
@@ -263,9 +270,11 @@ def committee(networks: Iterable[Network]) -> Network:
     return Network.from_module(together, networks[0].state_dims, training)
 
 
-@lru_cache(maxsize=8)
 def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilationNetwork:
-    return DataAssimilationNetwork.of(network.module(dtype, device).requires_grad_(False))
+    methods = _methods.setdefault(network, {})
+    if (dtype, device) not in methods:
+        methods[dtype, device] = DataAssimilationNetwork.of(network.module(dtype, device).requires_grad_(False))
+    return methods[dtype, device]
 
 
 def open_network(store: StoreLike) -> Network:

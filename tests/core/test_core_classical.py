@@ -1,8 +1,10 @@
 """Classical methods against the Kalman filter, finite differences and each other."""
 
+import gc
 import json
 import math
 import warnings
+import weakref
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -804,6 +806,25 @@ def test_few_climates_are_kept(drawn):
         still = CustomDynamics(step=lambda x, f=forcing: 0 * x + f, state={"x": 2}, timestep=1.0, spin_up_time=1.0)
         climate.climate_moments(still, 0, DOUBLE)
     assert len(climate._known) == climate._KEPT
+
+
+def test_climates_keep_no_function_alive(drawn):
+    """A function may hold a network on a GPU."""
+
+    class Decay:
+        def __call__(self, x):
+            return -0.1 * x
+
+    decay = Decay()
+    model = CustomDynamics(decay, state={"x": 2}, timestep=0.1, spin_up_time=1.0)
+    for _ in range(2):
+        climate.climate_moments(model, 0, DOUBLE)
+    assert len(drawn) == 1
+    gone = weakref.ref(decay)
+    del decay, model, drawn[:]
+    gc.collect()
+    assert gone() is None
+    assert len(climate._known) == 1
 
 
 def test_a_climate_that_blows_up_is_refused():

@@ -452,8 +452,8 @@ def test_a_description_may_hold_more():
 
 
 def test_a_registered_name_is_not_taken_over():
-    with pytest.raises(ValueError, match=r"name='lorenz96' is that of .*expected another name"):
-        register_dynamics(type("Other", (Lorenz96,), {}))
+    with pytest.raises(ValueError, match=r"the name 'lorenz96' is that of .*expected another `name`"):
+        register_dynamics(type("Other", (Lorenz96,), {"name": "lorenz96"}))
     with pytest.raises(TypeError, match=r"register_dynamics\(3\): expected a class"):
         register_dynamics(3)
 

@@ -39,12 +39,9 @@ DOUBLE = torch.zeros((), dtype=torch.float64)
 
 
 @pytest.fixture(autouse=True)
-def registry():
+def registry(monkeypatch):
     """What a test registers is forgotten after it."""
-    before = dict(_METHODS)
-    yield
-    _METHODS.clear()
-    _METHODS.update(before)
+    monkeypatch.setattr(_METHODS, "_classes", dict(_METHODS._classes))
 
 
 def record_of(cycles: int = 8, lanes: int = 2, observing: ObservingSystem | None = None, sites: int = 8) -> Record:
@@ -192,7 +189,7 @@ def test_declared_outputs_are_labelled(single, operator):
 def test_the_example_of_a_docstring_follows_the_truth(cls, name):
     lines = inspect.getdoc(cls).split("::\n", 1)[1].splitlines()
     code = textwrap.dedent("\n".join(itertools.takewhile(lambda line: not line or line[:4].isspace(), lines)))
-    namespace = {"Method": Method, "EnsembleMethod": EnsembleMethod, "register_method": register_method}
+    namespace = {"xdan": xdan}
     exec(code, namespace)
     ds = xdan.twin(xdan.Lorenz96(), cycles=150, trajectories=2, observe=xdan.Sites.random(30, 40), seed=2).compute()
     score = ds.dan.score(ds.dan.baseline(name), burn_in=50)

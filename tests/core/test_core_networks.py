@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from xdan.core.networks import Activation, ResidualCNN, network_by_name
 from xdan.core.networks.base import formula
 from xdan.core.networks.convolutions import circular_convolution
+from xdan.core.networks.layers import trunk_sizes
 from xdan.core.networks.trunk import ResidualTrunk
 
 ARCHITECTURES = [
@@ -149,6 +150,25 @@ def test_training_path_takes_gradients_in_any_order_and_shape():
     for index in (2, 0, 3, 1):
         gradients = torch.autograd.grad(values[index], list(net.parameters()))
         assert_same([values[index].detach(), *gradients], [expected[index][0], *expected[index][3:]])
+
+
+@pytest.mark.parametrize("written_out", ["analysis", "trunk"])
+@pytest.mark.parametrize(("device", "kept"), [("cpu", 3), ("meta", 0)])
+def test_buffers_of_a_gpu_go_with_the_gradient(device, kept, written_out):
+    """The meta device stands for a GPU: its tensors take no memory."""
+    net = ResidualCNN(filters=2, blocks=1).to(device)
+    x = torch.ones(2, 8, device=device, requires_grad=True)
+    if written_out == "analysis":
+        after = [net(x, x.detach())[0] for _ in range(3)]
+        trunk = net.cnn
+    else:
+        trunk = ResidualTrunk(2, 1, trunk_sizes(2, 1, 1, 3, "gated")).to(device)
+        after = [trunk(torch.stack([x.T, x.T])) for _ in range(3)]
+    torch.autograd.grad(sum(one.sum() for one in after), x)
+    fast = trunk._fast
+    del after
+    pools = fast._tapes, fast._scratches
+    assert [sum(map(len, pool._free.values())) for pool in pools] == ([kept, 1] if kept else [0, 0])
 
 
 def test_training_path_follows_its_weights():

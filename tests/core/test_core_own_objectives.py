@@ -8,8 +8,8 @@ from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
 from xdan.core.learning import Objective, WindowContents, objective_by_name, objective_names, register_objective
-from xdan.core.learning import objectives as module
 from xdan.core.learning.gradient import OneProcess, SeveralProcesses
+from xdan.core.learning.objectives import _OBJECTIVES
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.rollout import roll_out
 from xdan.core.methods import DataAssimilationNetwork
@@ -24,7 +24,7 @@ BUILT_IN = {"rmse", "mse", "crps", "energy", "forecast", "analysis", "covariance
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(module, "_OBJECTIVES", dict(module._OBJECTIVES))
+    monkeypatch.setattr(_OBJECTIVES, "_classes", dict(_OBJECTIVES._classes))
 
 
 def quartic(power=4):

@@ -2,6 +2,9 @@
 
 import pytest
 
+import xdan
+from xdan.core.learning.objectives import SquaredError
+from xdan.core.networks.activations import SiLU, register_activation
 from xdan.core.registry import Registry, constructor_parameters
 
 
@@ -38,7 +41,9 @@ def test_a_class_defined_anew_takes_its_own_place_and_no_other(animals):
     first, again = animals["cat"], defined("Cat")
     animals.add("cat", again)
     assert animals["cat"] is again is not first
-    with pytest.raises(ValueError, match=r"name='cat' is that of .*\.Cat: expected another name for .*\.Lion, as sto"):
+    with pytest.raises(
+        ValueError, match=r"the name 'cat' is that of .*\.Cat: expected another `name` for .*\.Lion, as"
+    ):
         animals.add("cat", defined("Lion", place="Lion"))
     assert animals["cat"] is again
 
@@ -57,8 +62,31 @@ def test_what_is_no_class_of_the_kind_is_refused(animals, thing):
     animals.check(Animal, "register_animal")
 
 
+@pytest.mark.parametrize(
+    ("register", "base"),
+    [
+        (xdan.register_dynamics, xdan.Lorenz96),
+        (xdan.register_network, xdan.ResidualCNN),
+        (xdan.register_method, xdan.ThreeDVar),
+        (xdan.register_objective, SquaredError),
+        (register_activation, SiLU),
+    ],
+)
+def test_the_decorators_refuse_alike(register, base):
+    """What another class registered stays; what is no class, or has no name of its own, is refused."""
+    function = register.__name__
+    for thing in (3, dict):
+        with pytest.raises(TypeError, match=rf"{function}\(.*\): expected a class derived from xdan\."):
+            register(thing)
+    with pytest.raises(TypeError, match="Nameless has no name: expected a class attribute `name`"):
+        register(type("Nameless", (base,), {}))
+    with pytest.raises(ValueError, match=rf"the name {base.name!r} is that of .*{base.__name__}: expected another `na"):
+        register(type("Other", (base,), {"name": base.name}))
+    assert register(base) is base
+
+
 def test_an_unknown_name_lists_the_known_ones(animals):
-    with pytest.raises(ValueError, match=r"animal 'cow' is not registered: expected one of \['cat'\]"):
+    with pytest.raises(ValueError, match=r"animal 'cow' is unknown; known are \['cat'\]: expected one of them"):
         _ = animals["cow"]
     with pytest.raises(TypeError, match=r"animal=\['cat'\]: expected one of the names \['cat'\]"):
         _ = animals[["cat"]]

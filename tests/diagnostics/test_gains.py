@@ -56,7 +56,7 @@ def toy():
     torch.manual_seed(5)
     net.tensor.copy_(0.01 * torch.randn(SITES, SITES, SITES))  # a run stays bounded
     yield Network.from_module(net, ("x",), {})
-    del _NETWORKS["bilinear-toy"]
+    del _NETWORKS._classes["bilinear-toy"]
 
 
 def at_zero(x):

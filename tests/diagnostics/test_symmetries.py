@@ -79,7 +79,7 @@ def lopsided_network():
             return x + 0.1 * zeta * torch.sin(weight * x.roll(1, -1)), None
 
     yield Network.from_module(Lopsided(), ("x",), {})
-    del _NETWORKS["lopsided-toy"]
+    del _NETWORKS._classes["lopsided-toy"]
 
 
 @pytest.fixture(scope="module")

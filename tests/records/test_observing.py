@@ -8,7 +8,7 @@ import xarray as xr
 import xdan
 from xdan.core.observing import FunctionOperator
 from xdan.core.twin import TwinExperiment
-from xdan.records.observing import operator_from
+from xdan.records.observing import identity, observing_system, operator_from
 from xdan.records.record import read
 
 RANDOM = np.random.default_rng(0)
@@ -303,6 +303,26 @@ def test_functions_are_known_by_what_they_give(model, function_twin, tmp_path, m
     with pytest.raises(ValueError, match=r"checkpoint .* is of another run"):
         xdan.train(other, architecture, checkpoint=checkpoint, **quick)
     assert isinstance(one, xdan.Network)
+
+
+def test_an_operator_that_takes_no_state_below_zero_is_known_by_the_models_states():
+    """A logarithm of -3 is NaN, and all logarithms would be one."""
+
+    def decay(x):
+        return -0.1 * x
+
+    grown = xdan.CustomDynamics(decay, state={"x": 4}, timestep=0.1, rest=lambda noise: 5.0 + noise.abs())
+
+    def observed(dynamics, operator):
+        experiment = TwinExperiment(dynamics, interval=0.1, operator=operator)
+        return identity(observing_system(experiment), dynamics)[-1]
+
+    once, again, other = (observed(grown, h) for h in (torch.log, lambda x: x.log(), lambda x: 1.001 * x.log()))
+    assert np.isfinite(once).all()
+    np.testing.assert_array_equal(once, again)
+    assert (once != other).all()
+    ramp = torch.linspace(-3.0, 3.0, 12, dtype=torch.float64).reshape(3, 4)
+    np.testing.assert_array_equal(observed(grown, torch.sin), ramp.sin().numpy().round(9))
 
 
 def test_static_gains_of_moving_errors_are_not_kept(moving):

@@ -35,8 +35,14 @@ class Pool(Generic[T]):
         self._most = most
         self._free: dict[Hashable, list[T]] = {}
 
-    def lease(self, key: Hashable, make: Callable[[], T]) -> Lease[T]:
-        """Take buffers that nobody uses, from `make` if there are none."""
+    def lease(self, key: Hashable, make: Callable[[], T], *, keep: bool = True) -> Lease[T]:
+        """Take buffers that nobody uses, from `make` if there are none.
+
+        With `keep=False` they are made anew and go with the lease. So it is on a GPU: no object of xdan keeps memory of
+        one, and torch has what was freed at hand.
+        """
+        if not keep:
+            return Lease(make(), [])
         free = self._free[key] = self._free.pop(key, [])  # the last in the dict is the one that was used last
         for forgotten in list(self._free)[: -self._most]:
             self._free.pop(forgotten, None)  # another thread may have been here

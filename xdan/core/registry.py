@@ -7,12 +7,13 @@ is to look the name up here. Nothing that a store names is imported.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, KeysView
 from typing import Any, Generic, TypeVar
 
 from .checks import shown
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 
 class Registry(Generic[T]):
@@ -21,7 +22,7 @@ class Registry(Generic[T]):
     Parameters
     ----------
     kind : str
-        What messages call one of the kind, such as "dynamics".
+        What messages call one of the kind, such as "network".
     base : type
         Class that all of the kind derive from.
     public : str
@@ -30,9 +31,9 @@ class Registry(Generic[T]):
     Examples
     --------
     >>> animals = Registry("animal", object, "object")
-    >>> animals.add("cat", type("Cat", (), {}))
-    >>> "cat" in animals, list(animals)
-    (True, ['cat'])
+    >>> cat = animals.register(type("Cat", (), {"name": "cat"}), "register_animal")
+    >>> "cat" in animals, list(animals), animals["cat"] is cat
+    (True, ['cat'], True)
     """
 
     def __init__(self, kind: str, base: type[T], public: str) -> None:
@@ -44,6 +45,9 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._classes))
+
+    def __len__(self) -> int:
+        return len(self._classes)
 
     def __getitem__(self, name: Any) -> type[T]:
         """Class of a name.
@@ -58,8 +62,36 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise TypeError(f"{self.kind}={shown(name)}: expected one of the names {list(self)}")
         if name not in self._classes:
-            raise ValueError(f"{self.kind} {shown(name)} is not registered: expected one of {list(self)}")
+            raise ValueError(f"{self.kind} {shown(name)} is unknown; known are {list(self)}: expected one of them")
         return self._classes[name]
+
+    def register(self, cls: C, function: str) -> C:
+        """Give a class the name that it has as an attribute, for a decorator of classes.
+
+        Parameters
+        ----------
+        cls : type
+        function : str
+            Name of the decorator, for messages.
+
+        Returns
+        -------
+        type
+            The class itself.
+
+        Raises
+        ------
+        TypeError
+            For what is no class of the kind, or has no `name`, or only that of its parent.
+        ValueError
+            If the name is empty, or belongs to another class.
+        """
+        self.check(cls, function)
+        name = vars(cls).get("name")
+        if not isinstance(name, str):
+            raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, by which it is known")
+        self.add(name, cls)
+        return cls
 
     def check(self, cls: Any, function: str) -> None:
         """Refuse what is no class of the kind.
@@ -94,8 +126,8 @@ class Registry(Generic[T]):
         known = self._classes.get(name, cls)
         if _place(known) != _place(cls):
             raise ValueError(
-                f"name={name!r} is that of {_place(known)}: expected another name for {_place(cls)}, as stores refer "
-                f"to a {self.kind} by its name"
+                f"the name {name!r} is that of {_place(known)}: expected another `name` for {_place(cls)}, as stores "
+                "and calls refer to it by its name"
             )
         self._classes[name] = cls
 
@@ -104,17 +136,18 @@ class Registry(Generic[T]):
         return name in self and self._classes[name] is cls
 
 
-def constructor_parameters(cls: type) -> set[str]:
-    """Names of a constructor's parameters, and of those that it hands on to its parent's by `**`."""
-    names: set[str] = set()
+def constructor_parameters(cls: type) -> KeysView[str]:
+    """Names of a constructor's parameters, and of those that it hands on to its parent's by `**`, in their order."""
+    names: dict[str, None] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base) or base is object:
             continue
         _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-        names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
+        named = (one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD))
+        names |= dict.fromkeys(named)
         if all(one.kind is not one.VAR_KEYWORD for one in parameters):
             break
-    return names
+    return names.keys()
 
 
 def _place(cls: type) -> str:

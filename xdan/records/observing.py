@@ -14,7 +14,6 @@ import xarray as xr
 from ..core.checks import integer, real_array
 from ..core.dynamics import Dynamics
 from ..core.observing import FunctionOperator, LinearOperator, ObservingSystem, Operator
-from ..core.random import Purpose, normal
 from ..core.twin import TwinExperiment
 from ..core.user_functions import call, check_function, shown_reason
 from .blocks import array_to_tensor, tensor_to_array
@@ -91,12 +90,7 @@ def _matrix(values: Any, dynamics: Dynamics) -> torch.Tensor:
 
 def _try_out(operator: Operator, dynamics: Dynamics) -> None:
     """Refuse an operator that fails, is random, or mixes the states of a batch."""
-    labels = torch.arange(2)
-    noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))
-    dynamics.vet()
-    with torch.no_grad():
-        states = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
-    check_function(operator, states, "operator=")
+    check_function(operator, dynamics.start_states().flatten(1), "operator=")
 
 
 def _call(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
@@ -248,7 +242,10 @@ def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[
     if not observing.sees_sites:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
-        arrays.append(tensor_to_array(observing.observe(states)).round(9))
+        observed = tensor_to_array(observing.observe(states)).round(9)
+        if not np.isfinite(observed).all():  # H may be of levels or concentrations, such as a logarithm
+            observed = tensor_to_array(observing.observe(dynamics.start_states().double().flatten(1)).float())
+        arrays.append(observed)
     return arrays
 
 

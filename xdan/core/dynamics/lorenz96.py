@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..checks import integer, real
-from ..pool import Lease, Pool
+from ..pool import Pool
 from .base import Coordinate, Dynamics
 from .registry import register_dynamics
 from .spin_up import MOST_COMPONENTS
@@ -196,10 +196,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, forcing: float, h: float, tapes: Pool[_Tape]) -> Tensor:
         """Advance the columns."""
-        if x.device.type == "cpu":
-            lease = tapes.lease((x.shape, x.dtype, x.device), lambda: _Tape(x))
-        else:  # no model keeps the memory of a GPU, which torch has at hand anyway
-            lease = Lease(_Tape(x), [])
+        lease = tapes.lease((x.shape, x.dtype), lambda: _Tape(x), keep=x.device.type == "cpu")
         lease.value.stages[0].sites.copy_(x)
         out = torch.empty_like(lease.value.known)
         lease.value.step(forcing, h, out)

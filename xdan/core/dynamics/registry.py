@@ -37,17 +37,15 @@ def register_dynamics(cls: D) -> D:
     Raises
     ------
     TypeError
-        For what is no class derived from Dynamics.
+        For what is no class derived from Dynamics, or has no name of its own.
     ValueError
-        If it has no name, or the name of another class. A class that is defined anew takes its own place.
+        If another class has the name. A class that is defined anew takes its own place.
 
     See Also
     --------
     CustomDynamics : a model from a function, without a class; stores of it are opened with `dynamics=`.
     """
-    _REGISTRY.check(cls, "register_dynamics")
-    _REGISTRY.add(None if cls.name == Dynamics.name else cls.name, cls)
-    return cls
+    return _REGISTRY.register(cls, "register_dynamics")
 
 
 def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:

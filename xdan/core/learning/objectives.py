@@ -6,7 +6,7 @@ import math
 from abc import ABC
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
+from ..registry import Registry
 from .rollout import Rollout, Window, roll_out
 
 _TINY = 1e-30  # keeps the root's gradient finite at zero, in any units
@@ -107,9 +108,8 @@ class Objective(ABC):
     The Huber loss: quadratic for errors of a site up to `delta`, linear beyond.
 
     >>> import torch, xdan
-    >>> from xdan.core.learning import Objective, register_objective
-    >>> @register_objective
-    ... class Huber(Objective):
+    >>> @xdan.register_objective
+    ... class Huber(xdan.Objective):
     ...     name = "huber"
     ...
     ...     def __init__(self, delta=1.0):
@@ -268,10 +268,11 @@ def gradients_of(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[Tenso
     return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
 
 
-_OBJECTIVES: dict[str, type[Objective]] = {}
+_OBJECTIVES: Registry[Objective] = Registry("objective", Objective, "xdan.Objective")
+_Cls = TypeVar("_Cls", bound=type[Objective])
 
 
-def register_objective(cls: type[Objective]) -> type[Objective]:
+def register_objective(cls: _Cls) -> _Cls:
     """Register an objective class under its `name`, which `train(objective=...)` then takes.
 
     Raises
@@ -281,20 +282,9 @@ def register_objective(cls: type[Objective]) -> type[Objective]:
     ValueError
         If another class has the name. A class that is defined anew takes its own place.
     """
-    if not isinstance(cls, type) or not issubclass(cls, Objective):
-        raise TypeError(f"register_objective({shown(cls)}): expected a class derived from xdan.Objective")
-    if not isinstance(vars(cls).get("name"), str):
-        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which descriptions refer to")
+    _OBJECTIVES.check(cls, "register_objective")
     check_complete(cls)
-    holder = _OBJECTIVES.get(cls.name, cls)
-    # A notebook's cell that runs again defines its class anew.
-    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"the name {cls.name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another `name` for "
-            f"{cls.__qualname__}, as descriptions of trained networks refer to objectives by it"
-        )
-    _OBJECTIVES[cls.name] = cls
-    return cls
+    return _OBJECTIVES.register(cls, "register_objective")
 
 
 def check_complete(cls: type[Objective]) -> None:

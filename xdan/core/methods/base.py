@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from ..derivative_checks import Mode, check_model, check_operator, climate_state
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
+from ..registry import constructor_parameters
 from ..user_functions import finest
 from .advancing import advance
 from .arguments import checked_candidates
@@ -40,8 +40,8 @@ class Method(ABC):
 
     A method is one class, in one file::
 
-        @register_method
-        class Nudging(Method):
+        @xdan.register_method
+        class Nudging(xdan.Method):
             name = "nudging"
 
             def __init__(self, weight: float = 0.3) -> None:
@@ -114,7 +114,7 @@ class Method(ABC):
             If a parameter is kept under no attribute of its name.
         """
         values = {}
-        for name in parameter_names(type(self)):
+        for name in constructor_parameters(type(self)):
             if not hasattr(self, name):
                 raise TypeError(
                     f"{type(self).__name__} takes the parameter {name!r} and has no attribute of that name: expected "
@@ -339,16 +339,3 @@ class Method(ABC):
             values[f"tuned_{name}"] = self.number(name)
             values[f"candidate_{name}"] = torch.tensor(self.tried(name), dtype=torch.float64).numpy()
         return {**values, self.curve.name: self._curve.numpy()}
-
-
-def parameter_names(cls: type[Method]) -> list[str]:
-    """Names of the parameters of a method's constructor, those of its bases too where it passes the rest on."""
-    names: dict[str, None] = {}
-    for base in inspect.getmro(cls):
-        if "__init__" not in vars(base):
-            continue
-        parameters = inspect.signature(base).parameters
-        names |= dict.fromkeys(n for n, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD)
-        if all(p.kind is not inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
-            break
-    return list(names)

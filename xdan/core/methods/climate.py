@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -83,13 +85,19 @@ def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
 
 
 class _Same:
-    """An object that equals itself only, and stays alive as long as it is part of a key."""
+    """A function that equals itself only. A key does not keep it alive, as it may hold a network on a GPU."""
 
-    def __init__(self, value: object) -> None:
-        self.value = value
+    def __init__(self, function: object) -> None:
+        self.hash = id(function)
+        self.reference: Callable[[], object]
+        try:
+            self.reference = weakref.ref(function)
+        except TypeError:  # an object of a class with slots
+            self.reference = lambda: function
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        function = self.reference()
+        return isinstance(other, _Same) and function is not None and other.reference() is function
 
     def __hash__(self) -> int:
-        return id(self.value)
+        return self.hash

@@ -29,8 +29,8 @@ class EnsembleMethod(Method):
     the first observations; the mean, the forecast of every member and both spreads are computed here. An analysis with
     perturbed observations, each member by itself, is::
 
-        @register_method
-        class Perturbed(EnsembleMethod):
+        @xdan.register_method
+        class Perturbed(xdan.EnsembleMethod):
             name = "perturbed"
 
             def __init__(self, members: int = 20, inflation: float = 1.05) -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from ..checks import choice, shown
-from .base import Method, parameter_names
+from ..registry import Registry, constructor_parameters
+from .base import Method
 
-_METHODS: dict[str, type[Method]] = {}
-_Cls = TypeVar("_Cls", bound=type[Method])
+M = TypeVar("M", bound=type[Method])
+
+_METHODS: Registry[Method] = Registry("baseline", Method, "xdan.Method")  # type: ignore[type-abstract]
 
 TUNE_ON = ("innovation", "truth")
 
 
-def register_method(cls: _Cls) -> _Cls:
+def register_method(cls: M) -> M:
     """Register a method's class under its `name`, by which `baseline` runs it.
 
     Raises
@@ -23,19 +25,7 @@ def register_method(cls: _Cls) -> _Cls:
     ValueError
         If another class has the name. A class that is defined anew, as by a notebook's cell, takes its own place.
     """
-    if not isinstance(cls, type) or not issubclass(cls, Method):
-        raise TypeError(f"cls={shown(cls)}: expected a class derived from Method")
-    name = vars(cls).get("name")
-    if not isinstance(name, str):
-        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which baseline() takes")
-    holder = _METHODS.get(name, cls)
-    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"the name {name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another `name` for "
-            f"{cls.__module__}.{cls.__qualname__}"
-        )
-    _METHODS[name] = cls
-    return cls
+    return _METHODS.register(cls, "register_method")
 
 
 def method_by_name(
@@ -87,8 +77,6 @@ def accepted_parameters(name: str) -> set[str]:
         If the name is unknown.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name={shown(name)}: expected the name of a method, one of {sorted(_METHODS)}")
-    if name not in _METHODS:
-        raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}, expected one of them")
+        raise TypeError(f"name={shown(name)}: expected the name of a method, one of {list(_METHODS)}")
     cls = _METHODS[name]
-    return set(parameter_names(cls)) - set(cls.fixed)
+    return constructor_parameters(cls) - set(cls.fixed)

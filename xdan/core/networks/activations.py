@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import choice
+from ..registry import Registry
 from .fields_with_derivatives import FieldWithDerivatives, chain_by_autograd
 
 _tanh_backward = torch.ops.aten.tanh_backward.grad_input
@@ -96,30 +97,26 @@ class Activation(ABC):
             one.copy_(other)
 
 
-_ACTIVATIONS: dict[str, Activation] = {}
+_ACTIVATIONS: Registry[Activation] = Registry("activation", Activation, "xdan.core.networks.Activation")  # type: ignore[type-abstract]
+_Cls = TypeVar("_Cls", bound=type[Activation])
 
 
-def register_activation(cls: type[Activation]) -> type[Activation]:
+def register_activation(cls: _Cls) -> _Cls:
     """Register a class of activations under its `name`.
 
     Raises
     ------
+    TypeError
+        For what is no class of activations, or has no name of its own.
     ValueError
-        If another class has the name: stores that hold it would open as this one.
+        If another class has the name: stores that hold it would open as this one. A class that is defined anew takes
+        its own place.
     """
-    holder = type(_ACTIVATIONS[cls.name]) if cls.name in _ACTIVATIONS else cls
-    # A notebook's cell that runs again defines its class anew.
-    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"the activation {cls.name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another "
-            f"`name` for {cls.__qualname__}, as stores refer to activations by it"
-        )
-    _ACTIVATIONS[cls.name] = cls()
-    return cls
+    return _ACTIVATIONS.register(cls, "register_activation")
 
 
 def activation_by_name(name: str) -> Activation:
-    """Return a registered activation.
+    """Make a registered activation.
 
     Raises
     ------
@@ -128,7 +125,7 @@ def activation_by_name(name: str) -> Activation:
     ValueError
         For a name that is not registered.
     """
-    return _ACTIVATIONS[choice("activation", name, tuple(_ACTIVATIONS))]
+    return _ACTIVATIONS[choice("activation", name, _ACTIVATIONS)]()
 
 
 @register_activation

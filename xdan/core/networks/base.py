@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import shown
+from ..registry import constructor_parameters
 from ..tangent import along, jacobian, mixed_jacobian, unit_direction
 
 _METHODS = (property, classmethod, staticmethod)
@@ -27,15 +27,15 @@ _BESIDE = {"config", "check_state", "hidden_matrices", "normalise", "forms_covar
 class AnalysisNetwork(nn.Module, ABC):
     """A network that makes the analysis from the forecast and the projected innovation, x_a = a_theta(x_f, zeta).
 
-    A new network is one class in one file. It needs a `name`, the decorator `register_network`, a constructor of plain
-    values with a default for each, which it keeps as attributes of the same names, and a `forward`::
+    A new network is one class in one file. It needs a `name`, the decorator `xdan.register_network`, a constructor of
+    plain values with a default for each, which it keeps as attributes of the same names, and a `forward`::
 
         import torch
-        from xdan.core.networks import AnalysisNetwork, register_network
+        import xdan
 
 
-        @register_network
-        class Nudging(AnalysisNetwork):
+        @xdan.register_network
+        class Nudging(xdan.AnalysisNetwork):
             "Each site moves towards the observations near it."
 
             name = "nudging"
@@ -238,18 +238,6 @@ class AnalysisNetwork(nn.Module, ABC):
     def _analysis(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
         analysis: Tensor = self(x, zeta, memory)[0]
         return analysis
-
-
-def constructor_parameters(cls: type) -> list[str]:
-    """Names of a class's parameters, and of those that it hands on to its parent's by `**`, in their order."""
-    names: list[str] = []
-    for base in cls.__mro__:
-        if "__init__" in vars(base):
-            _, *parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
-            names += [one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
-            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
-                break
-    return list(dict.fromkeys(names))
 
 
 def _is_plain(value: Any) -> bool:

@@ -107,9 +107,9 @@ class FastTrunk:
     """A trunk's forward pass and its gradient, in buffers that are used again.
 
     Serves one training at a time: its buffers are not shared among threads. They are keyed by the features' sites,
-    batch, dtype and device; those of a few shapes are kept (`Pool`), as many as had been in use at once. All belong to
-    the `ResidualTrunk` that made this object, which drops it in evaluation mode and when its weights move, and leaves
-    it out of copies and pickles: no memory of a device outlives a training.
+    batch, dtype and device; on the CPU those of a few shapes are kept (`Pool`), as many as had been in use at once. All
+    belong to the `ResidualTrunk` that made this object, which drops it in evaluation mode and when its weights move,
+    and leaves it out of copies and pickles.
 
     Parameters
     ----------
@@ -135,11 +135,11 @@ class FastTrunk:
 
     def tape(self, shape: Shape) -> Lease[Tape]:
         """Take a tape, its features to be filled."""
-        return self._tapes.lease(shape, lambda: Tape(self.layers, shape))
+        return self._tapes.lease(shape, lambda: Tape(self.layers, shape), keep=_is_on_cpu(shape))
 
     def scratch(self, shape: Shape) -> Lease[Scratch]:
         """Buffers of the backward pass, the gradient of the output to be filled in."""
-        return self._scratches.lease(shape, lambda: Scratch(self.layers, shape))
+        return self._scratches.lease(shape, lambda: Scratch(self.layers, shape), keep=_is_on_cpu(shape))
 
     def forward(self, tape: Tape) -> None:
         """From the tape's features to its output."""
@@ -196,6 +196,10 @@ class FastTrunk:
         scratch.first.flat.copy_(d_u)
         through(0, scratch.first, scratch.input, accumulate=False)
         return scratch.input, gradients
+
+
+def _is_on_cpu(shape: Shape) -> bool:
+    return shape[-1].type == "cpu"
 
 
 class TrunkFunction(torch.autograd.Function):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ..checks import shown
-from .base import AnalysisNetwork, constructor_parameters
+from ..registry import Registry, constructor_parameters
+from .base import AnalysisNetwork
+
+N = TypeVar("N", bound=type[AnalysisNetwork])
 
 _SHOWN = 4  # names that a message lists
 
-_NETWORKS: dict[str, tuple[type[AnalysisNetwork], Mapping[str, Any]]] = {}
+_NETWORKS: Registry[AnalysisNetwork] = Registry("network", AnalysisNetwork, "xdan.AnalysisNetwork")  # type: ignore[type-abstract]
+_PRESETS: dict[str, dict[str, Any]] = {}
 
 
-def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
+def register_network(cls: N) -> N:
     """Register a network class under its `name`, as a decorator of the class.
 
     `train("name")` and sweeps then make it by that name, and stores that name it open as this class. A store names the
@@ -34,14 +38,10 @@ def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
     TypeError
         For what is no class of networks, or has no name of its own.
     ValueError
-        If another class has the name: stores that hold it would open as this one.
+        If another class has the name: stores that hold it would open as this one. A class that is defined anew takes
+        its own place.
     """
-    if not isinstance(cls, type) or not issubclass(cls, AnalysisNetwork):
-        raise TypeError(f"cls={shown(cls)}: expected a class derived from AnalysisNetwork")
-    if not isinstance(vars(cls).get("name"), str):
-        raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which stores refer to")
-    _register(cls.name, cls, {})
-    return cls
+    return _NETWORKS.register(cls, "register_network")
 
 
 def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) -> None:
@@ -56,20 +56,9 @@ def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) ->
     """
     if not isinstance(name, str):
         raise TypeError(f"name={shown(name)}: expected a string")
-    if not isinstance(cls, type) or not issubclass(cls, AnalysisNetwork):
-        raise TypeError(f"cls={shown(cls)}: expected a class derived from AnalysisNetwork")
-    _register(name, cls, parameters)
-
-
-def _register(name: str, cls: type[AnalysisNetwork], parameters: Mapping[str, Any]) -> None:
-    holder = _NETWORKS[name][0] if name in _NETWORKS else cls
-    # A notebook's cell that runs again defines its class anew.
-    if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"the name {name!r} is that of {holder.__module__}.{holder.__qualname__}: expected another `name` for "
-            f"{cls.__qualname__}, as stores refer to networks by it"
-        )
-    _NETWORKS[name] = cls, parameters
+    _NETWORKS.check(cls, "register_preset")
+    _NETWORKS.add(name, cls)
+    _PRESETS[name] = parameters
 
 
 def registered_name(network: AnalysisNetwork) -> str:
@@ -82,10 +71,10 @@ def registered_name(network: AnalysisNetwork) -> str:
     """
     cls = type(network)
     name = getattr(cls, "name", None)
-    if name not in _NETWORKS or _NETWORKS[name][0] is not cls:
+    if not _NETWORKS.has(name, cls):
         raise ValueError(
             f"{cls.__name__} is not registered, and a saved one could not be opened as what it is: expected a `name` "
-            "of its own and the decorator register_network of xdan.core.networks"
+            "of its own and the decorator @xdan.register_network"
         )
     return str(name)
 
@@ -100,11 +89,7 @@ def network_parameters(name: str) -> set[str]:
     ValueError
         If the name is not registered.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"network={shown(name)}: expected one of {sorted(_NETWORKS)}")
-    if name not in _NETWORKS:
-        raise ValueError(f"network {shown(name)} is unknown; known are {sorted(_NETWORKS)}: expected one of them")
-    return set(constructor_parameters(_NETWORKS[name][0]))
+    return set(constructor_parameters(_NETWORKS[name]))
 
 
 def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
@@ -120,9 +105,8 @@ def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork
     accepted = network_parameters(name)
     if not isinstance(parameters, Mapping):
         raise TypeError(f"parameters={shown(parameters)}: expected a mapping of the network's parameters")
-    cls, preset = _NETWORKS[name]
     if unknown := sorted(str(label) for label in parameters if label not in accepted):
         raise ValueError(
             f"network {name!r} has no parameters {unknown[:_SHOWN]}; it takes {sorted(accepted)}: expected some"
         )
-    return cls(**{**preset, **parameters})
+    return _NETWORKS[name](**{**_PRESETS.get(name, {}), **parameters})
