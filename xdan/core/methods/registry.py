@@ -26,7 +26,7 @@ def register_method(cls: _Cls) -> _Cls:
     if not isinstance(cls, type) or not issubclass(cls, Method):
         raise TypeError(f"cls={shown(cls)}: expected a class derived from Method")
     name = vars(cls).get("name")
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not name:
         raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which baseline() takes")
     holder = _METHODS.get(name, cls)
     if (holder.__module__, holder.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -73,6 +73,7 @@ def method_by_name(
     method.tune_on = tune_on
     if candidates is not None:
         method.take_candidates(candidates)
+    method.check_declarations()
     return method
 
 
@@ -89,6 +90,9 @@ def accepted_parameters(name: str) -> set[str]:
     if not isinstance(name, str):
         raise TypeError(f"name={shown(name)}: expected the name of a method, one of {sorted(_METHODS)}")
     if name not in _METHODS:
-        raise ValueError(f"baseline {name!r} is unknown; known are {sorted(_METHODS)}, expected one of them")
+        raise ValueError(
+            f"baseline {name!r} is unknown; known are {sorted(_METHODS)}, expected one of them. Register a method of "
+            "your own by xdan.register_method, or pass an object of it to cycle()"
+        )
     cls = _METHODS[name]
     return set(parameter_names(cls)) - set(cls.fixed)

@@ -38,7 +38,8 @@ def register_network(cls: type[AnalysisNetwork]) -> type[AnalysisNetwork]:
     """
     if not isinstance(cls, type) or not issubclass(cls, AnalysisNetwork):
         raise TypeError(f"cls={shown(cls)}: expected a class derived from AnalysisNetwork")
-    if not isinstance(vars(cls).get("name"), str):
+    name = vars(cls).get("name")
+    if not isinstance(name, str) or not name:
         raise TypeError(f"{cls.__name__} has no name: expected a class attribute `name`, which stores refer to")
     _register(cls.name, cls, {})
     return cls
@@ -85,7 +86,7 @@ def registered_name(network: AnalysisNetwork) -> str:
     if name not in _NETWORKS or _NETWORKS[name][0] is not cls:
         raise ValueError(
             f"{cls.__name__} is not registered, and a saved one could not be opened as what it is: expected a `name` "
-            "of its own and the decorator register_network of xdan.core.networks"
+            "of its own and the decorator xdan.register_network"
         )
     return str(name)
 
@@ -103,7 +104,10 @@ def network_parameters(name: str) -> set[str]:
     if not isinstance(name, str):
         raise TypeError(f"network={shown(name)}: expected one of {sorted(_NETWORKS)}")
     if name not in _NETWORKS:
-        raise ValueError(f"network {shown(name)} is unknown; known are {sorted(_NETWORKS)}: expected one of them")
+        raise ValueError(
+            f"network {shown(name)} is unknown; known are {sorted(_NETWORKS)}: expected one of them. Import the module "
+            "that registers a network of your own"
+        )
     return set(constructor_parameters(_NETWORKS[name][0]))
 
 
