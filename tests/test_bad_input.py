@@ -298,7 +298,10 @@ BAD_TWINS = {
         r"chunks along \['x'\]: expected sizes along",
     ),
     "forcing": (lambda a: xdan.Lorenz96(forcing=np.nan), r"forcing=nan: expected a finite number"),
-    "interval not a number": (lambda a: xdan.twin(a.model, interval=np.nan), r"interval=nan: expected a positive finite model time"),
+    "interval not a number": (
+        lambda a: xdan.twin(a.model, interval=np.nan),
+        r"interval=nan: expected a positive finite model time",
+    ),
     "no cycles": (lambda a: xdan.twin(a.model, cycles=0), r"cycles=0: expected at least 1 "),
     "no trajectories": (lambda a: xdan.twin(a.model, trajectories=0), r"trajectories=0: expected at least 1 "),
     "intervals": (lambda a: xdan.twin(a.model, interval=[0.05] * 3, cycles=3), r"3 intervals for 3 cycles: expected 2"),
@@ -306,7 +309,10 @@ BAD_TWINS = {
         lambda a: xdan.twin(a.model, interval=0.07),
         r"interval of 0.07 is not a positive multiple of the lorenz96 time step 0.05; expected a multiple",
     ),
-    "interval zero": (lambda a: xdan.twin(a.model, interval=0.0), r"interval=0.0: expected a positive finite model time"),
+    "interval zero": (
+        lambda a: xdan.twin(a.model, interval=0.0),
+        r"interval=0.0: expected a positive finite model time",
+    ),
     "interval negative": (
         lambda a: xdan.twin(a.model, interval=-0.05),
         r"interval=-0.05: expected a positive finite model time",
