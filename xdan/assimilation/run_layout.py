@@ -29,6 +29,7 @@ _MEMBERS = (
     Output("members", "analysis members", "state", "state"),
 )
 _MEMORY = Output("memory", "latent channels that the analysis reads", "state")
+_ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _RATIO, _DIVERGED)  # no method's output has their names
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
         raise ValueError(
             f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory"
         )
+    method.check_declarations()
     setup, observation = labelled.setup, labelled.observation
     places = {
         "state": (setup.dynamics.dims, setup.dynamics.shape),
@@ -88,6 +90,12 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
             units,
         )
 
+    kept = {*map(str, (*observation.coords, *observation.dims)), *(output.name for output in _ALWAYS)}
+    if taken := sorted(kept & {output.name for output in method.outputs}):
+        raise ValueError(
+            f"the method {method.name!r} declares the outputs {taken}: expected other names, as a run has variables or "
+            "labels of these"
+        )
     layout = {output.name: variable(output) for output in (*_BEFORE, *method.outputs)}
     if members and method.channels:
         layout[_MEMORY.name] = variable(_MEMORY, CHANNEL, method.channels)

@@ -157,6 +157,10 @@ def scheme_of(method: Any) -> Scheme:
         return NetworkScheme(method)
     if isinstance(method, Method):
         return MethodScheme(method)
+    if isinstance(method, type):
+        raise TypeError(
+            f"cannot cycle with the class {method.__name__}: expected an object, such as {method.__name__}()"
+        )
     raise TypeError(
         f"cannot cycle with {type(method).__name__}: expected a Network, as xdan.open_network() and train() give, "
         "or a method of xdan.core.methods; classical ones go by name through baseline()"

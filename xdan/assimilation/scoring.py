@@ -331,10 +331,12 @@ def _also(
     if pair.labelled.truth is not None:
         variables["truth"] = pair.labelled.truth
     scores: dict[str, Score] = {}
+    if not isinstance(also, (list, tuple)):
+        raise TypeError(f"also={shown(also)}: expected a list of xdan.StateScore(function, long_name)")
     for one in also:
         if not isinstance(one, kernels.StateScore):
             raise TypeError(f"also holds {shown(one)}: expected xdan.StateScore(function, long_name)")
-        if one.name in {*taken, *scores, "diverged", *pair.labelled.observation.dims}:
+        if one.name in {*taken, *scores, "diverged", "crps_of", *pair.labelled.observation.dims}:
             raise ValueError(f"also holds a score {one.name!r}: expected another name, as one is called so already")
         if missing := [name for name in one.inputs if name not in variables]:
             raise ValueError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 from typing import Any
 
@@ -163,6 +164,20 @@ def choice(label: str, value: Any, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"{label}={value!r}: expected one of {names}")
     return value
+
+
+def is_json_mapping(value: Any) -> bool:
+    """Whether a value is a mapping of names to what JSON can hold, NumPy's numbers and arrays among it."""
+
+    def plain(one: Any) -> Any:
+        if isinstance(one, (np.generic, np.ndarray)):
+            return one.tolist()
+        raise TypeError(f"{type(one).__name__} has no JSON")
+
+    try:
+        return isinstance(value, Mapping) and bool(json.dumps(dict(value), default=plain))
+    except (TypeError, ValueError, RecursionError):
+        return False
 
 
 def _bounds(

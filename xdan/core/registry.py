@@ -27,6 +27,8 @@ class Registry(Generic[T]):
         Class that all of the kind derive from.
     public : str
         The base's public name, such as "xdan.Dynamics".
+    remedy : str
+        What to do about a name that is not known, for a class of the user's own.
 
     Examples
     --------
@@ -36,8 +38,8 @@ class Registry(Generic[T]):
     (True, ['cat'], True)
     """
 
-    def __init__(self, kind: str, base: type[T], public: str) -> None:
-        self.kind, self.base, self.public = kind, base, public
+    def __init__(self, kind: str, base: type[T], public: str, remedy: str = "") -> None:
+        self.kind, self.base, self.public, self.remedy = kind, base, public, remedy
         self._classes: dict[str, type[T]] = {}
 
     def __contains__(self, name: object) -> bool:
@@ -62,7 +64,10 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise TypeError(f"{self.kind}={shown(name)}: expected one of the names {list(self)}")
         if name not in self._classes:
-            raise ValueError(f"{self.kind} {shown(name)} is unknown; known are {list(self)}: expected one of them")
+            remedy = f". {self.remedy}" if self.remedy else ""
+            raise ValueError(
+                f"{self.kind} {shown(name)} is unknown; known are {list(self)}: expected one of them{remedy}"
+            )
         return self._classes[name]
 
     def register(self, cls: C, function: str) -> C:

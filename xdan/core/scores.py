@@ -256,6 +256,10 @@ class StateScore:
         if not callable(self.function):
             raise TypeError(f"function={shown(self.function)}: expected a function of arrays named {known}")
         object.__setattr__(self, "name", self.name or getattr(self.function, "__name__", type(self.function).__name__))
+        words = {"name": self.name, "long_name": self.long_name, "units": "1" if self.units is None else self.units}
+        for label, word in words.items():
+            if not isinstance(word, str) or not word:
+                raise TypeError(f"{label}={shown(word)} of a StateScore: expected a word")
         if not self.inputs or not set(self.inputs) <= set(known):
             raise TypeError(
                 f"the score {self.name!r} takes {list(self.inputs)}: expected parameters with names of {known}"
@@ -287,7 +291,7 @@ class StateScore:
         Raises
         ------
         ValueError
-            If the function gives another shape.
+            If the function gives another shape, or no real numbers.
         """
         lead = arrays[0].shape[: arrays[0].ndim - axes - self.of_members(self.inputs[0])]
 
@@ -298,12 +302,16 @@ class StateScore:
                 piece.reshape(rows, -1, piece.shape[-1]).swapaxes(1, 2) if members else piece.reshape(rows, -1)
                 for piece, members in zip(pieces, map(self.of_members, self.inputs), strict=True)
             ]
+            for one in flat:
+                one.flags.writeable = False  # they may be views of the record's and the run's own numbers
             score = np.asarray(self.function(*flat))
             if score.shape != (rows,):
                 raise ValueError(
                     f"the score {self.name!r} gave shape {score.shape} for arrays of shapes "
                     f"{[array.shape for array in flat]}: expected {(rows,)}, a number for each row"
                 )
+            if score.dtype.kind not in "fiub":
+                raise ValueError(f"the score {self.name!r} gave numbers of {score.dtype}: expected real ones")
             return score.reshape(shape)
 
         return _in_pieces(kernel, lead, (), *arrays)

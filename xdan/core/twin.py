@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .checks import real_array, shown
-from .dynamics import Dynamics, dynamics_to_json
+from .dynamics import Dynamics, check_declarations, dynamics_to_json
 from .observing import Sites
 
 
@@ -77,6 +77,7 @@ class TwinExperiment:
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, Dynamics):
             raise TypeError(f"dynamics={shown(self.dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
+        check_declarations(self.dynamics)
         observe = Sites.all() if self.observe is None else self.observe
         if not isinstance(observe, Sites):
             raise TypeError(

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
-from ..core.dynamics import Dynamics, dynamics_from_json
+from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup as Setup
@@ -107,6 +107,7 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
                 f"dynamics={dynamics!r}: expected an xdan Dynamics such as xdan.Lorenz96(); "
                 "wrap a torch function as xdan.CustomDynamics(tendency, state=..., timestep=...)"
             )
+        check_declarations(dynamics)
         return dynamics
     if "dynamics" not in ds.attrs:
         raise ValueError("the Dataset's attributes name no dynamics; pass dynamics=, for example xdan.Lorenz96()")

@@ -304,10 +304,10 @@ def scheme_from(label: str, description: Mapping[str, Any]) -> Scheme:
         raise TypeError(f"scheme {label!r}: trained_on={shown(trained_on)}: expected a mapping of parameters")
     scheme = _scheme(label, kind, description[kind], {"parameters": parameters, "trained_on": dict(trained_on)})
     accepts = scheme.accepts
-    for name, value in {**parameters, **trained_on}.items():
-        check_plain(f"scheme {label!r}: {name}", value)
     if unknown := set(parameters) - accepts:
         raise ValueError(f"scheme {label!r} takes no {sorted(unknown)}; it takes {sorted(accepts)}")
+    for name, value in {**parameters, **trained_on}.items():
+        check_plain(f"scheme {label!r}: {name}", value)
     if "trained_on" in description and not scheme.trains:
         raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
     return scheme

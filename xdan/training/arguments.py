@@ -94,8 +94,8 @@ class TrainingArguments:
 
     def _check_words(self) -> None:
         """Refuse unknown keywords as Python does, and say where those of before have gone."""
-        homes = {entry.name: "xdan.TwinExperiment" for entry in fields(TwinExperiment)}
-        homes |= {entry.name: "xdan.Optimiser" for entry in fields(Optimiser)}
+        homes = {entry.name: "xdan.TwinExperiment, to train on" for entry in fields(TwinExperiment)}
+        homes |= {entry.name: "xdan.Optimiser, for optimiser=" for entry in fields(Optimiser)}
         for word in self.words:
             if word not in _WORDS:
                 place = f"; {word}= is a parameter of {homes[word]}" if word in homes else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import xarray as xr
 from ..core.checks import shown
 from ..core.derivative_checks import check_model, check_operator
 from ..core.learning.gradient import check_travels
-from ..core.networks import AnalysisNetwork, network_by_name, registered_name
+from ..core.networks import AnalysisNetwork, check_network, network_by_name, registered_name
 from ..core.random import Purpose, uniform
 from ..network import Network
 from .arguments import TrainingArguments
@@ -98,6 +99,8 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
         _check_finite(network, trained)
     arguments.objective.check(network, source.contents)
     registered_name(network)  # a store must open as what it is
+    if trained is None:
+        check_network(network, math.prod(dynamics.shape))
     if processes > 1:
         check_travels(dynamics, source.operator, arguments.objective)
     if arguments.objective.cycles_network:

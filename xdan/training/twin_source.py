@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..core.checks import real
+from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.learning import Objective, WindowContents
 from ..core.learning.imitation import TaughtTwin
@@ -83,7 +83,12 @@ class TwinSource(TrainingSource):
                 "its TwinExperiment, and a teacher by name with objective='covariance'"
             )
         ensemble = ensemble_method(teacher, objective) if objective.needs_covariance else None
-        steps = dynamics.steps_in(real("interval", experiment.interval, above=0.0))
+        if not isinstance(experiment.interval, float):
+            raise ValueError(
+                f"interval={shown(experiment.interval)}: expected one interval, as networks are trained on an endless "
+                "twin; train on a Dataset of twin() for intervals that differ"
+            )
+        steps = dynamics.steps_in(experiment.interval)
         observing = observing_system(experiment)
         count = 4 * batch if trajectories is None else trajectories
         return cls(experiment, observing, steps, ensemble, objective.needs_truth, count, window, batch, seed)

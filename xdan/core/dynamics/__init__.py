@@ -2,6 +2,7 @@
 
 from .base import Coordinate, Dynamics
 from .custom import CustomDynamics
+from .declarations import check_declarations
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
 from .model_time import in_words
@@ -14,6 +15,7 @@ __all__ = [
     "Dynamics",
     "Lorenz63",
     "Lorenz96",
+    "check_declarations",
     "dynamics_from_json",
     "dynamics_to_json",
     "in_words",

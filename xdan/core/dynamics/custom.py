@@ -13,17 +13,11 @@ from torch import Tensor
 from ..checks import integer, real, shown
 from ..user_functions import call, check_answer, isolated
 from .base import Coordinate, Dynamics
+from .declarations import TAKEN
 from .guards import check_distances
 from .model_time import check_time_unit, in_words, warn_of_short_spin_up
 from .spin_up import MOST_COMPONENTS
 from .stepping import Tendency, runge_kutta_4
-
-# Names of dims and variables in records and runs; a dim of the state must have another name.
-_TAKEN = {
-    *("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "vector", "mode"),
-    *("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator"),
-    *("forecast", "analysis", "spread", "forecast_spread", "members", "forecast_members", "memory", "diverged"),
-}
 
 
 class CustomDynamics(Dynamics, pure=True):
@@ -214,7 +208,7 @@ def _coordinates(state: Any) -> dict[str, Coordinate]:
 def _dim(name: Any) -> str:
     if not isinstance(name, str):
         raise TypeError(f"state={{{shown(name)}: ...}}: expected names of dims")
-    if not name or name in _TAKEN or name.endswith("_dual"):
+    if not name or name in TAKEN or name.endswith("_dual"):
         raise ValueError(
             f"state={{{name!r}: ...}}: expected another name for the dim, as records hold a dim or variable so called"
         )

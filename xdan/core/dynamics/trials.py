@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..random import Purpose, normal
 from ..user_functions import check_function, finest
+from .declarations import check_declarations
 from .model_time import check_time_unit, warn_of_short_spin_up
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ _DECIMALS = 9  # that a fingerprint keeps: rounding differs between machines
 
 def try_out(dynamics: Dynamics) -> None:
     """Try the methods of a user's model, as `Dynamics.vet` describes."""
+    check_declarations(dynamics)
     if dynamics.time_unit is not None:
         check_time_unit(dynamics.time_unit)
     warn_of_short_spin_up(dynamics.spin_up_time, dynamics.timestep, dynamics.spin_up_steps())

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import choice, shown
+from ..checks import choice, integer, is_json_mapping, shown, switch
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
 from ..networks import AnalysisNetwork
@@ -160,6 +160,8 @@ class Objective(ABC):
         ValueError
         """
         title = f"objective={self.name!r}"
+        if not is_json_mapping(self.config()):
+            raise ValueError(f"config() of {title} gave {shown(self.config())}: expected a dict of plain JSON values")
         if contents.cycles < self.least_window:
             raise ValueError(
                 f"window={contents.cycles} with {title}: its loss needs cycles that follow one another, expected a "
@@ -257,6 +259,13 @@ class Objective(ABC):
                 f"the loss of objective {self.name!r} gave {answer}: expected a tensor of shape {shape}, a loss for "
                 "every trajectory and cycle"
             )
+        if not losses.is_floating_point():
+            raise ValueError(f"the loss of objective {self.name!r} is of {losses.dtype}: expected real numbers")
+        if rollout.analysis.requires_grad and not losses.requires_grad:
+            raise ValueError(
+                f"torch sees no derivative of the loss of objective {self.name!r} by the analyses: expected torch "
+                "operations of rollout.analysis, without detach() or NumPy"
+            )
         return losses
 
 
@@ -301,6 +310,10 @@ def check_complete(cls: type[Objective]) -> None:
             f"{cls.__name__} has no loss: expected a method loss(rollout) that gives a tensor of shape (trajectories, "
             "cycles)"
         )
+    for name in ("needs_truth", "needs_members", "needs_divergence", "needs_covariance", "cycles_network"):
+        switch(f"{cls.__name__}.{name}", getattr(cls, name))
+    integer(f"{cls.__name__}.least_window", cls.least_window, least=1)
+    integer(f"{cls.__name__}.power", cls.power)
 
 
 def objective_names() -> Sequence[str]:

@@ -95,8 +95,15 @@ class Rollout:
         return replace(self, window=later, **{name: cut(getattr(self, name)) for name in names})
 
     def truth(self) -> Tensor:
-        """Give the truth, which a supervised objective needs."""
-        assert self.window.truth is not None
+        """Give the truth, which a supervised objective needs.
+
+        Raises
+        ------
+        ValueError
+            If the windows have none.
+        """
+        if self.window.truth is None:
+            raise ValueError("the loss reads the truth, and windows have none: expected an objective with needs_truth")
         return self.window.truth
 
     def misfit(self, estimate: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from ..checks import integer, shown
 from ..derivative_checks import Mode, check_model, check_operator, climate_states
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
@@ -18,9 +19,9 @@ from ..random import Purpose, normal
 from ..registry import constructor_parameters
 from ..user_functions import finest
 from .advancing import advance
-from .arguments import checked_candidates
+from .arguments import checked_candidates, number_or_tune
 from .declarations import CURVES, FORECAST_SPREAD, Choice, Output, Search, Tunable
-from .record import Record, State
+from .record import KEPT, Record, State
 
 Differentiated = Literal["model", "operator"]
 
@@ -134,6 +135,33 @@ class Method(ABC):
         """Whether a run holds the standard deviation of the forecast."""
         return any(output.name == FORECAST_SPREAD.name for output in self.outputs)
 
+    def check_declarations(self) -> None:
+        """Refuse declarations that cannot be: outputs that are none or share a name, and parameters with a wrong value.
+
+        Raises
+        ------
+        TypeError, ValueError
+        """
+        title = f"the method {self.name!r}"
+        names = []
+        for output in self.outputs:
+            if not isinstance(output, Output):
+                raise TypeError(f"outputs of {title} hold {shown(output)}: expected xdan.Output(name, long_name)")
+            names.append(output.name)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{title} declares the outputs {twice} twice: expected distinct names")
+        if taken := sorted(set(names) & set(KEPT)):
+            raise ValueError(f"{title} declares the outputs {taken}, which the loop itself keeps: expected other names")
+        for name, tunable in self.tunable.items():
+            if not isinstance(tunable, Tunable):
+                raise TypeError(f"tunable[{name!r}]={shown(tunable)} of {title}: expected xdan.Tunable((0.1, 0.2))")
+            if not hasattr(self, name):
+                raise TypeError(
+                    f"{title} declares {name!r} tunable and has no attribute of that name: expected its constructor "
+                    f"to set self.{name}"
+                )
+            number_or_tune(name, getattr(self, name))
+
     # What it does.
 
     def prepare(self, record: Record) -> Self:
@@ -244,7 +272,13 @@ class Method(ABC):
 
         They follow from the seed, each trajectory's label, the cycle and the purpose: the same for any cut of the
         record into blocks.
+
+        Raises
+        ------
+        TypeError
+            If the size is no integer.
         """
+        size = integer("size", size, least=1)
         return normal(self.seed, purpose, state["label"], state["cycle"][:1], size)[:, 0].to(state["x"])
 
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
@@ -264,6 +298,11 @@ class Method(ABC):
             If it is to be tuned and was not.
         """
         value = self._numbers.get(name, getattr(self, name))
+        if name not in self.tunable and isinstance(value, str):
+            raise TypeError(
+                f"{name}={value!r} of {self.name!r}: expected a number; a parameter that may be 'tune' has an entry in "
+                "`tunable`"
+            )
         if isinstance(value, str):
             raise RuntimeError(f"{name}={value!r} of {self.name!r}: call tune(method, record) first")
         return float(value)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from ..checks import choice, integer, real, shown
+
 Units = Literal["state", "1"]
 
 
@@ -26,6 +28,13 @@ class Output:
         The state's units, or none.
     lag : int
         How many cycles earlier the time lies that the values belong to.
+
+    Raises
+    ------
+    TypeError
+        If a name is no word, or the lag no integer.
+    ValueError
+        If the place or the units are none of these, or the lag is negative.
     """
 
     name: str
@@ -33,6 +42,14 @@ class Output:
     place: Literal["state", "cycle", "observations"] = "cycle"
     units: Units = "1"
     lag: int = 0
+
+    def __post_init__(self) -> None:
+        for label, word in (("name", self.name), ("long_name", self.long_name)):
+            if not isinstance(word, str) or not word:
+                raise TypeError(f"{label}={shown(word)} of an Output: expected a word")
+        choice("place", self.place, ("state", "cycle", "observations"))
+        choice("units", self.units, ("state", "1"))
+        integer("lag", self.lag, least=0)
 
 
 @dataclass(frozen=True)
@@ -69,11 +86,26 @@ class Tunable:
         The value with which the parameter does nothing. Tuning that ends there does not warn: nothing lies beyond it.
     long_name : str
         Of the values that were tried, in a run.
+
+    Raises
+    ------
+    TypeError
+        If the values are no tuple of numbers.
+    ValueError
+        If a value is not finite, or there is none.
     """
 
     values: tuple[float, ...]
     natural_end: float | None = None
     long_name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, tuple):
+            raise TypeError(f"values={shown(self.values)} of a Tunable: expected a tuple of numbers to try")
+        if not self.values:
+            raise ValueError("values=() of a Tunable: expected at least one number to try")
+        for value in self.values:
+            real("values", value)
 
 
 @dataclass(frozen=True)

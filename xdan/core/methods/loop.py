@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..checks import shown
 from ..observing import split_observation
 from ..progress import track
 from .base import Method
-from .record import Record, State
+from .record import KEPT, Record, State
 
 LOST = 1e6  # a trajectory has diverged once a component is so many times as large as the largest at the start
-_KEPT = ("label", "cycle", "alive", "bound")  # what a block leaves to the next, beside the method's state
 
 
 def run(
@@ -54,21 +55,28 @@ def run(
     columns: dict[str, list[Tensor]] = {}
     shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
     lanes = None if state is None else _Lanes.resumed(method, record, state)
+    dtype = record.observation.dtype
     cycles = enumerate(record.steps)
     for k, steps in cycles if what is None else track(list(cycles), what):
         observation, observed = split_observation(record.observation[:, k])
         if state is None or lanes is None:
-            state = _checked(method, "start", method.start(record), shape)
-            lanes, call = _Lanes.started(method, record, state), "first"
+            state = _checked(method, "start", method.start(record), shape, dtype)
+            lanes, call, analyse = _Lanes.started(method, record, state), "first", method.first
         else:
-            state = _checked(method, "forecast", method.forecast(lanes.handed(state), record.dynamics, steps), shape)
-            lanes, call = lanes.after(state), "analyse"
+            ahead = method.forecast(lanes.handed(state), record.dynamics, steps)
+            state = _checked(method, "forecast", ahead, shape, dtype)
+            lanes, call, analyse = lanes.after(state), "analyse", method.analyse
         forecast = lanes.handed(state)
-        analyse = method.first if call == "first" else method.analyse
-        state = _checked(method, call, analyse(forecast, observation, observed, record.observing.at(k)), shape)
+        written = _writes(forecast)
+        state = _checked(method, call, analyse(forecast, observation, observed, record.observing.at(k)), shape, dtype)
+        if _writes(forecast) != written:
+            raise ValueError(
+                f"{call}() of the method {method.name!r} wrote into the forecast that it got: expected new tensors, as "
+                "a run keeps the forecast too"
+            )
         lanes = lanes.after(state)
         analysis = lanes.handed(state)
-        row = _row(method, forecast, analysis, members)
+        row = _row(method, forecast, analysis, observation, members)
         for name, value in row.items():
             columns.setdefault(name, []).append(lanes.masked(value))
         columns.setdefault("diverged", []).append(~lanes.alive)
@@ -111,7 +119,7 @@ class _Lanes:
         ValueError
             If an entry of the state has a name that is the loop's.
         """
-        if taken := sorted(set(state) & set(_KEPT)):
+        if taken := sorted(set(state) & set(KEPT)):
             raise ValueError(
                 f"start() of the method {method.name!r} returned the entries {taken}, which the loop itself keeps: "
                 "expected other names"
@@ -142,7 +150,7 @@ class _Lanes:
         What a lost trajectory carries is zero, so that batched linear algebra stays finite for the others. Integers and
         flags stay: methods read those of a block from any of its trajectories.
         """
-        entries = {name: value for name, value in state.items() if name not in _KEPT}
+        entries = {name: value for name, value in state.items() if name not in KEPT}
         if not self.whole:
             entries = {
                 name: torch.where(_rows(self.alive, value), value, 0.0) if value.is_floating_point() else value
@@ -156,17 +164,17 @@ class _Lanes:
 
     def carried(self, state: State) -> State:
         """A state with what the next block needs of the loop."""
-        entries = {name: value for name, value in state.items() if name not in _KEPT}
-        return {**entries, **{name: getattr(self, name) for name in _KEPT}}
+        entries = {name: value for name, value in state.items() if name not in KEPT}
+        return {**entries, **{name: getattr(self, name) for name in KEPT}}
 
 
-def _row(method: Method, forecast: State, analysis: State, members: bool) -> dict[str, Tensor]:
+def _row(method: Method, forecast: State, analysis: State, observation: Tensor, members: bool) -> dict[str, Tensor]:
     """What a run keeps of a cycle.
 
     Raises
     ------
     ValueError
-        If the method gives other outputs than it declares.
+        If the method gives other outputs than it declares, or one of another shape.
     """
     outputs = method.forecast_outputs(forecast) | method.analysis_outputs(analysis)
     if outputs.keys() != (declared := {output.name for output in method.outputs}):
@@ -175,6 +183,15 @@ def _row(method: Method, forecast: State, analysis: State, members: bool) -> dic
             f"`outputs`, {sorted(declared)}"
         )
     row = {"forecast": method.mean(forecast), "analysis": method.mean(analysis), **outputs}
+    shapes = {"state": row["analysis"].shape, "observations": observation.shape, "cycle": observation.shape[:1]}
+    for output in method.outputs:
+        value: Any = outputs[output.name]
+        if not isinstance(value, Tensor) or value.shape != shapes[output.place]:
+            entry = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+            raise ValueError(
+                f"the output {output.name!r} of the method {method.name!r} has {entry}: expected a tensor of shape "
+                f"{tuple(shapes[output.place])}, as its place is {output.place!r}"
+            )
     if members and method.ensemble:
         row |= {"forecast_members": forecast["x"], "members": analysis["x"]}
     if members and method.channels:
@@ -182,16 +199,33 @@ def _row(method: Method, forecast: State, analysis: State, members: bool) -> dic
     return row
 
 
-def _checked(method: Method, call: str, state: State, shape: tuple[int, ...]) -> State:
-    """Refuse what is no state: a dict whose `x` has the shape (B, N) or (B, M, N).
+def _writes(state: State) -> int | None:
+    """How often `x` was written into; None where torch does not count."""
+    x = state["x"]
+    return None if x.is_inference() else x._version
+
+
+def _checked(method: Method, call: str, state: State, shape: tuple[int, ...], dtype: torch.dtype) -> State:
+    """Refuse what is no state: a dict of tensors, trajectories first, whose `x` has the shape (B, N) or (B, M, N).
 
     Raises
     ------
     ValueError
     """
     x = state.get("x") if isinstance(state, dict) else None
-    if isinstance(x, Tensor) and x.shape == shape:
+    if isinstance(x, Tensor) and x.shape == shape and x.dtype == dtype:
+        for name, value in state.items():
+            if not isinstance(value, Tensor) or value.shape[:1] != shape[:1]:
+                entry = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+                raise ValueError(
+                    f"{call}() of the method {method.name!r} returned an entry {name!r} {entry}: expected a "
+                    f"tensor with {shape[0]} trajectories first"
+                )
         return state
+    if isinstance(x, Tensor) and x.shape == shape:
+        raise ValueError(
+            f"{call}() of the method {method.name!r} returned x of {x.dtype}: expected {dtype}, like the observations"
+        )
     what = type(state).__name__ if not isinstance(state, dict) else "a dict without a tensor 'x'"
     what = f"x of shape {tuple(x.shape)}" if isinstance(x, Tensor) else what
     raise ValueError(

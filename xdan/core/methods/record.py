@@ -14,6 +14,9 @@ from ..observing import ObservingSystem
 State = dict[str, Tensor]
 """What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
 
+KEPT = ("label", "cycle", "alive", "bound")
+"""What the loop keeps of each trajectory and leaves to the next block, beside the method's state."""
+
 
 @dataclass(frozen=True)
 class Record:

@@ -10,7 +10,12 @@ from .base import Method
 
 M = TypeVar("M", bound=type[Method])
 
-_METHODS: Registry[Method] = Registry("baseline", Method, "xdan.Method")  # type: ignore[type-abstract]
+_METHODS: Registry[Method] = Registry(
+    "baseline",
+    Method,  # type: ignore[type-abstract]
+    "xdan.Method",
+    "Register a method of your own by xdan.register_method, or pass an object of it to cycle()",
+)
 
 TUNE_ON = ("innovation", "truth")
 
@@ -63,6 +68,7 @@ def method_by_name(
     method.tune_on = tune_on
     if candidates is not None:
         method.take_candidates(candidates)
+    method.check_declarations()
     return method
 
 

@@ -8,6 +8,7 @@ from .linear_in_zeta import LinearInZeta
 from .opening import network_of_shapes
 from .registry import network_by_name, network_parameters, register_network, register_preset, registered_name
 from .residual_cnn import ResidualCNN
+from .trials import check_network
 
 __all__ = [
     "Activation",
@@ -16,6 +17,7 @@ __all__ = [
     "EnsembleCNN",
     "LinearInZeta",
     "ResidualCNN",
+    "check_network",
     "network_by_name",
     "network_of_shapes",
     "network_parameters",

@@ -13,7 +13,12 @@ N = TypeVar("N", bound=type[AnalysisNetwork])
 
 _SHOWN = 4  # names that a message lists
 
-_NETWORKS: Registry[AnalysisNetwork] = Registry("network", AnalysisNetwork, "xdan.AnalysisNetwork")  # type: ignore[type-abstract]
+_NETWORKS: Registry[AnalysisNetwork] = Registry(
+    "network",
+    AnalysisNetwork,  # type: ignore[type-abstract]
+    "xdan.AnalysisNetwork",
+    "Import the module that registers a network of your own",
+)
 _PRESETS: dict[str, dict[str, Any]] = {}
 
 

@@ -1,0 +1,136 @@
+"""Networks that a user wrote, tried before a training: what they declare, and one analysis of two states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import is_json_mapping, shown
+from ..random import Purpose, normal
+from ..user_functions import shown_reason
+from .base import AnalysisNetwork
+
+
+def check_network(network: AnalysisNetwork, size: int) -> None:
+    """Refuse a network that cannot be made again from its `config`, or whose analysis is none.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+    size : int
+        N, the components of the state.
+
+    Raises
+    ------
+    TypeError
+        If `config` gives no plain values that the class takes, or `hidden_matrices` no parameters.
+    ValueError
+        If `config` makes another network, `forward` fails, gives another shape or dtype or memory than declared, writes
+        into the forecast, mixes the states of a batch, or has no derivative by any weight.
+    """
+    title = f"the network {network.name!r}"
+    _check_config(network, title)
+    parameters = {id(one) for one in network.parameters()}
+    if not parameters:
+        raise ValueError(f"{title} has no parameters: expected some to train, as torch.nn.Parameter or layers")
+    for one in network.hidden_matrices():
+        if not isinstance(one, Tensor) or id(one) not in parameters or one.ndim != 2:
+            what = f"a tensor of shape {tuple(one.shape)}" if isinstance(one, Tensor) else shown(one)
+            raise TypeError(f"hidden_matrices() of {title} gave {what}: expected parameters of it with two dims")
+    training = network.training
+    network.eval()
+    try:
+        _check_forward(network, size, title)
+    finally:
+        network.train(training)
+
+
+def _check_config(network: AnalysisNetwork, title: str) -> None:
+    config: Any = network.config()
+    expected = "expected a dict of plain JSON values, with which its class makes the same network"
+    if not is_json_mapping(config):
+        raise TypeError(f"config() of {title} gave {shown(config)}: {expected}")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            again = type(network)(**config)
+    except Exception as reason:  # whatever the class says of its parameters
+        raise TypeError(
+            f"config() of {title} gave {shown(config)}, which its class does not take ({shown_reason(reason)}): "
+            f"{expected}"
+        ) from reason
+    one, other = ({name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (network, again))
+    if one != other:
+        name = min(label for label in {*one, *other} if one.get(label) != other.get(label))
+        raise ValueError(
+            f"config() of {title} gave {shown(config)}, which makes another network: its {name!r} has shape "
+            f"{other.get(name)} in place of {one.get(name)}; {expected}"
+        )
+
+
+def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
+    weight = next(network.parameters())
+    labels, cycle = torch.arange(2), torch.zeros(1, dtype=torch.int64)
+    members = network.members if network.ensemble else 1
+    noise = normal(0, Purpose.CLIMATOLOGY, labels, cycle, (members + 1) * size)[:, 0].to(weight)
+    x, zeta = noise[:, : members * size].contiguous(), noise[:, members * size :].contiguous()
+    if network.ensemble:
+        x = x.reshape(2, members, size)
+    memory = x.new_zeros(2, network.memory, size) if network.memory else None
+    taken = x.clone(), zeta.clone()
+    with torch.enable_grad():
+        analysis = _analysis(network, taken[0], taken[1], memory, title)
+    if not (torch.equal(taken[0], x) and torch.equal(taken[1], zeta)):
+        raise ValueError(f"{title} writes into its forecast or its projected innovation: expected new tensors")
+    if not analysis.requires_grad:
+        raise ValueError(
+            f"torch sees no derivative of {title} by its weights: expected torch operations of them throughout, "
+            "without detach() or NumPy"
+        )
+    with torch.no_grad():
+        second = _analysis(network, x.clone(), zeta.clone(), memory, title)
+        alone = _analysis(network, x[:1].clone(), zeta[:1].clone(), None if memory is None else memory[:1], title)
+    scale = float(analysis.detach().nan_to_num(0.0, 0.0, 0.0).abs().max())
+    if not _close(second, analysis.detach(), 1e-4 * scale):
+        raise ValueError(
+            f"{title} gave two analyses of the same states: expected a function of them alone where it is not "
+            "training, without random numbers or a memory of earlier calls"
+        )
+    if not _close(alone, second[:1], 1e-4 * scale):
+        raise ValueError(
+            f"{title} mixes the states of a batch: one gives another analysis beside another state than by itself; "
+            "expected every state along the first axis by itself, so take sums and means along the last axes only"
+        )
+
+
+def _analysis(network: AnalysisNetwork, x: Tensor, zeta: Tensor, memory: Tensor | None, title: str) -> Tensor:
+    """The analysis, its shape and that of the memory checked."""
+    shape, channels = tuple(x.shape), network.memory
+    try:
+        answer: Any = network(x, zeta, memory)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, IndexError) as reason:
+        raise ValueError(
+            f"{title} failed for a forecast of shape {shape} and a projected innovation of shape {tuple(zeta.shape)} "
+            f"({type(reason).__name__}: {shown_reason(reason)}): expected forward(x, zeta, memory=None)"
+        ) from reason
+    expected = f"expected the analysis, {x.dtype} of shape {shape}, and the new memory, None for a network without"
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise ValueError(f"{title} gave a {type(answer).__name__}: {expected}")
+    analysis, new = answer
+    if not isinstance(analysis, Tensor) or tuple(analysis.shape) != shape or analysis.dtype != x.dtype:
+        what = f"{analysis.dtype} of shape {tuple(analysis.shape)}" if isinstance(analysis, Tensor) else shown(analysis)
+        raise ValueError(f"{title} gave {what}: {expected}")
+    wanted = (len(x), channels, shape[-1]) if channels else None
+    size = tuple(new.shape) if isinstance(new, Tensor) else new
+    if size != wanted:
+        raise ValueError(
+            f"{title} gave a memory of shape {shown(size)}: expected {wanted}, as its `memory` is {channels}"
+        )
+    return analysis
+
+
+def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    return torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
