@@ -31,7 +31,7 @@ from ..records.schema import Array
 from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES, check_observed, refuse_fill_values
-from ..records.watch import RATIO, Watch, attribute, far_from_truth, tell
+from ..records.watch import RATIO, Watch, attribute, far_from_truth, warn_of
 from .run_layout import Layout, choices_of, label_run, lags_of, layout_of
 from .schemes import Scheme, scheme_of
 
@@ -136,7 +136,7 @@ def cycle(
     if store is not None or not lazy:
         check_observed(labelled.observation)
     outside = scheme.outside(labelled)
-    tell(outside)
+    warn_of(outside)
     run = _Run.planned(labelled, scheme, outside, seed, members, device, progress, stored=store is not None)
     if store is not None:
         return run.streamed(store, mode)
@@ -349,7 +349,7 @@ class _Run:
         """Warn of what is wrong with a run in memory, and return the sentences."""
         trajectory = self.labelled.setup.trajectory
         texts = ready.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), trajectory, slice(None))
-        tell(texts, stacklevel=5)
+        warn_of(texts, stacklevel=5)
         return texts
 
 
@@ -404,7 +404,7 @@ def _cycle_block(
         arrays[0], carry, rows, columns, setup, method, watch, seed, members, dtype=setup.dtype, device=device
     )
     if tells:
-        tell(watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
+        warn_of(watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
     return outputs, after
 
 
@@ -424,7 +424,7 @@ def _cycle_tensors(
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     outputs, after = run_method(method, record, carry, members)
     outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
-    flat = set() if setup.observing.sees_sites else {out.name for out in method.outputs if out.place == "observations"}
+    flat = set() if setup.observing.direct else {out.name for out in method.outputs if out.place == "observations"}
     shaped = {
         name: value if value.ndim == 2 or name in flat else value.unflatten(-1, setup.dynamics.shape)
         for name, value in outputs.items()
@@ -456,7 +456,7 @@ def _prepare(
     if not outside:
         texts.append(scheme.observed_otherwise(observation))
     texts = list(filter(None, texts))
-    tell(texts)
+    warn_of(texts)
     with shown(progress):
         ready = scheme.prepared(record, setup, observation)
     return _Prepared(ready, scheme.watch(setup, seed), texts)

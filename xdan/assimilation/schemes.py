@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..core.methods import Method, Record, tune
 from ..network import Network
-from ..records.record import LabelledRecord, Setup
+from ..records.blocks import Setup
 from ..records.schema import Array
 from ..records.setting import differences, observed_otherwise, validation_innovation
 from ..records.watch import Watch
+
+if TYPE_CHECKING:
+    from ..records.record import LabelledRecord
 
 
 class Scheme(ABC):
@@ -74,7 +77,7 @@ class NetworkScheme(Scheme):
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
         """Refuse another climate than the network's; there is nothing to tune."""
         self.at_work(setup.dtype, str(record.observation.device)).check_record(record)
-        if setup.observing.sees_sites:
+        if setup.observing.direct:
             during = setup.observing.during(slice(0, observation.shape[1]))
             self.network.check_climate(observation, float(during.error_variance().mean()))
         return self
@@ -83,7 +86,7 @@ class NetworkScheme(Scheme):
         """By the spread of members, or by what the network had in training, or by the climate."""
         remedy = "Train a network on this record with ds.dan.train(), or for longer, or compare with baseline('enkf-n')"
         method = self.network.method(torch.float64, "cpu")
-        if method.gives_forecast_spread and setup.observing.sees_sites:
+        if method.gives_forecast_spread and setup.observing.direct:
             return Watch("spread", None, remedy)
         factor = validation_innovation(self.network.description)
         if factor is not None:
@@ -140,7 +143,7 @@ class MethodScheme(Scheme):
             "Take more members, inflation= or localisation, or look whether units, R and the model's time step are "
             "right"
         )
-        if self.method.gives_forecast_spread and setup.observing.sees_sites:
+        if self.method.gives_forecast_spread and setup.observing.direct:
             return Watch("spread", None, remedy)
         return Watch("climate", self.method.climate_variance(setup.dynamics, setup.observing, seed), remedy)
 

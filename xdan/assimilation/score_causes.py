@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ..records.schema import Array
-from ..records.watch import tell
+from ..records.watch import warn_of
 
 _LEAST_CYCLES = 50  # below it, a tenth of the cycles says little
 _FAR, _MATTERS = 1.5, 1.05  # ratios of RMSE: of the beginning, and of all cycles, to the cycles after the beginning
@@ -99,7 +99,7 @@ def with_warnings(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
     always = dict.fromkeys(cause for score in here.values() for cause in score.always)
     if broken:
         _tell(scores[broken[0]].trouble, broken, [cause.now() for cause in causes])
-    tell(cause.now() for cause in always)
+    warn_of(cause.now() for cause in always)
     return {name: score.value if name in here else _watched(name, score) for name, score in scores.items()}
 
 
@@ -124,7 +124,7 @@ def _tell_block(value: Array, broken: Array, *sentences: Array, trouble: str, sc
     texts = [str(np.asarray(sentence).item()) for sentence in sentences]
     if broken.any():
         _tell(trouble, [score], texts[:of_broken])
-    tell(texts[of_broken:])
+    warn_of(texts[of_broken:])
     return value
 
 
@@ -133,7 +133,7 @@ def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
     if not sentences:
         trouble = f"the scores {list(scores)} are not finite"
         sentences = ["no cause is seen in the input; expected values whose squares are in the range of their dtype"]
-    tell([f"{trouble}: {'; '.join(sentences)}"])
+    warn_of([f"{trouble}: {'; '.join(sentences)}"])
 
 
 def _share(trajectories: Any) -> str:

@@ -432,7 +432,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
         add(f"{name}_mean", mean, f"mean of observation minus {label}", units, cause)
         spread = average(value**2) - mean**2
         add(f"{name}_variance", spread, f"variance of observation minus {label}", square, cause)
-    if "forecast_spread" in run and setup.observing.sees_sites:
+    if "forecast_spread" in run and setup.observing.direct:
         expected = average(run["forecast_spread"] ** 2 + variance)
         cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
         label = "forecast variance plus observation error variance"
@@ -446,7 +446,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
 
 def _seen(states: xr.DataArray, setup: Setup) -> xr.DataArray:
     """H of labelled states, lazily; the states themselves where sites are observed."""
-    if setup.observing.sees_sites:
+    if setup.observing.direct:
         return states
     dims, observing = setup.dynamics.dims, setup.observing
     seen: xr.DataArray = xr.apply_ufunc(

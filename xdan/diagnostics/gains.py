@@ -215,7 +215,7 @@ def _label(values: Any, points: EvaluationPoints, over: Sequence[str], tail: Seq
     dynamics, setup = points.setup.dynamics, points.setup
     dims: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
     factors = ["i", "j", "l"][: len(tail)]
-    if kind == "kalman" and not setup.observing.sees_sites:
+    if kind == "kalman" and not setup.observing.direct:
         factors[1] = OBS
     coordinates: dict[str, Any] = {d: points.x[d] for d in dims}
     for factor, size in zip(factors, tail, strict=True):

@@ -81,7 +81,7 @@ def find_group(labelled: LabelledRecord) -> Group:
 
     def information(z: Tensor) -> Tensor:
         """H^T R^-1 H, or its diagonal where it has no more, of every state, or of every time."""
-        if observing.sees_sites and observing.std is not None:
+        if observing.direct and observing.std is not None:
             return observed / observing.error_variance().expand(*observing.error_variance().shape[:-1], sites)
         unit = torch.eye(sites, dtype=z.dtype)
         size = observing.size(sites)

@@ -1,4 +1,4 @@
-"""A Dataset understood: every role is found once, then arranged, then a record is built."""
+"""A Dataset understood: its variables are taken by their roles, arranged, and made into a record."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
-from .blocks import Setup as Setup
-from .observing import read_observing, read_operator
+from .blocks import Setup
+from .observing import observed_sizes, read_observing, read_operator
 from .schema import (
     DIGEST,
     ERROR,
     ERROR_COVARIANCE,
-    OBS,
     OBSERVATION,
     OPERATOR,
     TRAJECTORY,
     TRUTH,
-    Role,
     changed_descriptions,
     find,
 )
@@ -207,17 +205,9 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     check_whole(ds, variables.truth)
 
     operator = read_operator(variables.operator, model, variables.observation)
-    sizes = dict(zip(model.dims, model.shape, strict=True))
-    observed = model.dims if operator is None else (OBS,)
-    if operator is not None:
-        sizes[OBS] = operator.size
-
-    def arranged(role: Role, variable: xr.DataArray) -> xr.DataArray:
-        dims = role.dims_in(model.dims, observed)
-        return arrange(variable, model, {dim: sizes[dim] for dim in dims if dim in sizes})
-
-    observation = arranged(OBSERVATION, variables.observation)
-    truth = None if variables.truth is None else arranged(TRUTH, variables.truth)
+    state_sizes = dict(zip(model.dims, model.shape, strict=True))
+    observation = arrange(variables.observation, model, observed_sizes(model, operator))
+    truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
     if truth is not None:
         if operator is None:
             check_units(truth, observation)

@@ -163,7 +163,7 @@ def far_from_truth(record: Record) -> str:
     )
 
 
-def tell(texts: Iterable[str], stacklevel: int = 3) -> None:
+def warn_of(texts: Iterable[str], stacklevel: int = 3) -> None:
     """Warn of each text that is not empty, here and, from a worker of a cluster, at its clients too."""
     cluster = sys.modules.get("distributed")
     for text in filter(None, texts):

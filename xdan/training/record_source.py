@@ -26,7 +26,7 @@ from ..records.runs import imitate
 from ..records.schema import TIME, TRAJECTORY
 from ..records.store import digest
 from ..records.values import check_observed, leading, refuse_fill_values
-from ..records.watch import far_from_truth, tell
+from ..records.watch import far_from_truth, warn_of
 from ..records.windows import RecordWindows, read_lanes
 from .data import (
     VALIDATION_CYCLES,
@@ -166,7 +166,7 @@ class RecordSource(TrainingSource):
             device=device,
         )
         if truth is not None and labelled.forecast is None:
-            tell([far_from_truth(record)])
+            warn_of([far_from_truth(record)])
         batch = min(self.batch, len(kept))
         windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
         identity = {

@@ -24,7 +24,7 @@ from .record import Record, State
 
 Differentiated = Literal["model", "operator"]
 
-_CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
+CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
 
 
 class Method(ABC):
@@ -250,7 +250,7 @@ class Method(ABC):
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over the climate, shape (P,) or (), in double precision."""
         like = finest(dynamics.step, torch.zeros(1, *dynamics.shape))
-        states = dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
+        states = dynamics.climatology(range(CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
         return observing.observe(states.double().flatten(1)).var(0)
 
     # Parameters that may be tuned.

@@ -69,7 +69,7 @@ class LETKF(SpunUp):
             raise ValueError(
                 "the LETKF weighs observations one by one and needs a diagonal R; the record has a full one"
             )
-        if not record.observing.sees_sites:
+        if not record.observing.direct:
             raise ValueError("the LETKF needs observations that lie at sites of the state; take 'etkf' for another H")
         super().check_record(record)
 

@@ -43,7 +43,7 @@ def observe(
         If the operator gives values that are not finite.
     """
     seen = observing.observe(truth)
-    if not observing.sees_sites and not bool(seen.isfinite().all()):
+    if not observing.direct and not bool(seen.isfinite().all()):
         raise ValueError(
             "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
             "that nothing is observed; choose with observe= which observations are made"
