@@ -104,7 +104,7 @@ class Method(ABC):
     # What a method is.
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON values that say which method this is: its parameters, as they were asked for.
+        """Plain JSON values that say which method this is: its parameters, "tune" where they are tuned.
 
         The default reads the constructor's parameters from attributes of their names.
 
@@ -205,7 +205,7 @@ class Method(ABC):
         state : dict of Tensor
             What `forecast` returned; it is not to be written into.
         observation : Tensor, shape (B, P)
-            Zero where nothing is observed. P is N where no operator is given.
+            Zero where nothing is observed. P is N where the state's sites are observed directly.
         observed : Tensor of bool, shape (B, P)
             Which observations there are; it differs between trajectories and times. The innovation means nothing where
             it is False. `observing.whiten` and `observing.project_innovation` take it, and give zero there.
@@ -269,7 +269,7 @@ class Method(ABC):
         return float(value)
 
     def at(self, numbers: Mapping[str, Any]) -> Self:
-        """Return a copy with some parameters at numbers; `config()` keeps what was asked for.
+        """Return a copy with some parameters at numbers; `config()` keeps "tune".
 
         Parameters
         ----------
@@ -303,7 +303,7 @@ class Method(ABC):
         self._candidates = checked_candidates(candidates, self.to_tune())
 
     def asked_candidates(self) -> dict[str, Any]:
-        """The candidates that were asked for, as a part of `config`; empty for the method's own."""
+        """The caller's candidates, as a part of `config`; empty where the class's are tried."""
         if not self._candidates:
             return {}
         return {"candidates": {name: list(values) for name, values in self._candidates.items()}}
