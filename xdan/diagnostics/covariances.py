@@ -255,7 +255,7 @@ def zero_innovation_bias(
     )
     values = evaluate(points, zero_innovation_increment, (), at_once=256)
     at_state = xr.DataArray(values, {dim: points.x[dim] for dim in (TRAJECTORY, TIME)}, (TRAJECTORY, TIME))
-    at_state = points.labelled.as_given(at_state)
+    at_state = points.labelled.with_its_dims(at_state)
     result = xr.Dataset({"bias": at_state, "mean": at_state.mean(), "deviation": at_state.std()})
     units = points.setup.dynamics.units
     for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):

@@ -224,7 +224,7 @@ def _label(values: Any, points: EvaluationPoints, over: Sequence[str], tail: Seq
     power = {"covariance": 2, "marginal": 1, "mean": 1, "kalman": 0}[kind]
     described = attributes(dynamics, long_name=KINDS[kind], units=to_power(dynamics.units, power))
     result = xr.DataArray(values, coordinates, [*dims, *factors], _kind_name(kind), described)
-    return sealed(points.labelled.as_given(result))
+    return sealed(points.labelled.with_its_dims(result))
 
 
 def _kind_name(kind: str) -> str:

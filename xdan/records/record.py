@@ -57,7 +57,7 @@ class RecordWords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LabelledRecord:
-    """A Dataset that was understood: what the verbs need of it.
+    """A record as the verbs need it: lazy arrays of one order of dims, and a small set-up.
 
     Attributes
     ----------
@@ -82,8 +82,8 @@ class LabelledRecord:
     sites: Sites | None = None
     unlabelled: bool = False
 
-    def as_given(self, result: Labelled) -> Labelled:
-        """A Dataset or DataArray without the dim `trajectory` where the record has none, its label kept."""
+    def with_its_dims(self, result: Labelled) -> Labelled:
+        """A result without the dim `trajectory` where the record has none; a label of the trajectory is kept."""
         if not self.bare or TRAJECTORY not in result.dims:
             return result
         return result.isel({TRAJECTORY: 0}, drop=self.unlabelled)
@@ -128,7 +128,7 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
 
 @dataclass(frozen=True)
 class _Variables:
-    """What plays each role, as the Dataset or the caller has it.
+    """The variables of a record by their roles, as the Dataset or the caller has them.
 
     Attributes
     ----------
