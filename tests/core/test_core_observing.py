@@ -97,7 +97,7 @@ def test_tangent_and_adjoint_are_transposes(operator):
     system = ObservingSystem(std=torch.ones((), dtype=torch.float64), operator=operator)
     size = system.size(SITES)
     assert size == (SITES if operator is None else 3)
-    assert system.sees_sites is (operator is None)
+    assert system.direct is (operator is None)
     assert system.linear is not isinstance(operator, FunctionOperator)
     x, u, v = normals(4, SITES), normals(4, 1, SITES, seed=1), normals(4, size, seed=2)
     along = system.tangent(x, u)[:, 0]

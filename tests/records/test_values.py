@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xdan
-from xdan.records import values
+from xdan.records import arranging, values
 
 
 @pytest.mark.parametrize("fill", [-999.0, -9999.0, 1e20, 9.969209968386869e36, np.float32(9.96921e36), -32767])
@@ -71,7 +71,7 @@ def test_packed_values_are_refused(twin, attributes, told):
 
 def test_neutral_packing_is_none(twin):
     neutral = {"scale_factor": 1.0, "add_offset": 0, "_FillValue": np.nan, "missing_value": np.float32("nan")}
-    values.check_packing(twin.observation.assign_attrs(neutral))
+    arranging.check_packing(twin.observation.assign_attrs(neutral))
 
 
 def of_units(units):

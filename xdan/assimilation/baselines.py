@@ -9,11 +9,9 @@ import xarray as xr
 
 from ..core.checks import switch
 from ..core.methods import method_by_name
+from ..records.location import StoreLike
+from ..records.record import RecordWords
 from .cycling import cycle
-
-_CYCLE_ARGUMENTS = frozenset(
-    ("dynamics", "truth", "observation", "observation_error", "operator", "seed", "store", "mode", "device", "progress")
-)
 
 
 def baseline(
@@ -23,6 +21,11 @@ def baseline(
     keep_members: bool = False,
     tune_on: str = "innovation",
     candidates: Mapping[str, Sequence[float]] | None = None,
+    seed: int = 0,
+    store: StoreLike | None = None,
+    mode: str = "w-",
+    device: str = "auto",
+    progress: bool = True,
     **parameters: Any,
 ) -> xr.Dataset:
     """Tune and run a classical method over a record.
@@ -40,17 +43,19 @@ def baseline(
         - ensemble: "enkf", "etkf", "letkf" (`radius=`), "enkf-n" (finite-size, nothing to tune);
         - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`);
         - particle: "particle", "optimal-particle".
-    tune_on : {"innovation", "truth"}
-        What a parameter given as "tune" is chosen by, on the leading part of the record: the likelihood of the
-        innovations, which needs no truth, or the analysis RMSE.
-    candidates : mapping of str to sequence of float, optional
-        The values to try for parameters that are "tune", such as `{"radius": [2.0, 4.0, 6.0]}`. Every method has its
-        own where none are given. A value chosen at an end of them warns.
     keep_members : bool
         Keep the members of an ensemble method.
+    tune_on : {"innovation", "truth"}
+        What a parameter that is "tune" is chosen by, on the leading part of the record: the likelihood of the
+        innovations, which needs no truth, or the analysis RMSE.
+    candidates : mapping of str to sequence of float, optional
+        The values to try for parameters that are "tune", such as `{"radius": [2.0, 4.0, 6.0]}`; every method has
+        default ones. A value chosen at an end of them warns.
+    seed, store, mode, device, progress
+        As for `cycle`.
     **parameters
-        The method's parameters (`members=`, `inflation="tune"`, ...), and those of `cycle` (`store=`, `seed=`,
-        `dynamics=`, ...).
+        The method's parameters, such as `members=` and `inflation="tune"`; and dynamics, truth, observation,
+        observation_error, operator: as for `cycle`.
 
     Returns
     -------
@@ -76,13 +81,12 @@ def baseline(
     --------
     xdan.core.methods : the methods themselves, with their sources.
     """
-    of_cycle = {key: value for key, value in parameters.items() if key in _CYCLE_ARGUMENTS}
-    of_method = {key: value for key, value in parameters.items() if key not in _CYCLE_ARGUMENTS}
+    words: Any = {name: parameters.pop(name) for name in RecordWords.__annotations__ if name in parameters}
     keep = switch("keep_members", keep_members)
-    method = method_by_name(name, tune_on=tune_on, candidates=candidates, **of_method)
+    method = method_by_name(name, tune_on=tune_on, candidates=candidates, **parameters)
     if keep and not method.ensemble:
         raise ValueError(
             f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a memory; "
             "expected an ensemble method such as 'etkf'"
         )
-    return cycle(ds, method, members=keep, **of_cycle)
+    return cycle(ds, method, members=keep, seed=seed, store=store, mode=mode, device=device, progress=progress, **words)

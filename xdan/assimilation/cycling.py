@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import dask
 import dask.array as da
@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.checks import switch
-from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.dynamics import dynamics_to_json
 from ..core.methods import Method, State
 from ..core.methods import run as run_method
 from ..core.progress import showing_bars
@@ -26,13 +26,13 @@ from ..records.blocks import Carry, Plan, Setup, block, block_graph, in_block, m
 from ..records.following import astray
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.observing import identity as observing_identity
-from ..records.record import LabelledRecord, read
+from ..records.record import LabelledRecord, RecordWords, read
 from ..records.schema import Array
 from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES, check_observed, refuse_fill_values
-from ..records.watch import RATIO, Watch, attribute, far_from_truth, tell
-from .run_layout import Layout, choices_of, label_run, lags_of, layout_of
+from ..records.watch import RATIO, Watch, attribute, far_from_truth, warn_of
+from .run_layout import choices_of, label_run, lags_of, layout_of
 from .schemes import Scheme, scheme_of
 
 
@@ -40,17 +40,13 @@ def cycle(
     ds: xr.Dataset,
     method: Network | Method,
     *,
-    dynamics: Dynamics | None = None,
-    truth: str | None = None,
-    observation: str | None = None,
-    observation_error: Any = None,
-    operator: Any = None,
     members: bool = False,
     seed: int = 0,
     store: StoreLike | None = None,
     mode: str = "w-",
     device: str = "auto",
     progress: bool = True,
+    **words: Unpack[RecordWords],
 ) -> xr.Dataset:
     """Run a method over a record: forecast, analysis, forecast, ...
 
@@ -64,15 +60,6 @@ def cycle(
         A twin or a record: observations (trajectory, time, *state), NaN where nothing is observed, or (trajectory,
         time, obs) with an operator. `trajectory` may be missing. Chunked input gives lazy output.
     method : Network or Method
-    dynamics : Dynamics, optional
-        Where the attributes name none that is registered.
-    truth, observation : str, optional
-        Names of the variables, where roles do not tell.
-    observation_error : str, float or array, optional
-        A variable's name, standard deviations, or R.
-    operator : str, array or callable, optional
-        H, where observations lie along `obs`: a variable's name, a matrix (P, N), or a torch function of states
-        (..., N), which no store can hold.
     members : bool
         Keep the members of an ensemble method, or the memory of a network: the latent channels that each analysis
         reads.
@@ -86,6 +73,14 @@ def cycle(
         "auto" takes the GPU where there is one.
     progress : bool
         Show a progress bar when streaming.
+    **words
+        What the Dataset does not say of itself.
+
+        - dynamics : Dynamics: where the attributes name none that is registered;
+        - truth, observation : str: names of the variables, where their attributes and names do not say the role;
+        - observation_error : str, float or array: a variable's name, standard deviations, or R;
+        - operator : str, array or callable: H, where observations lie along `obs`: a variable's name, a matrix (P, N),
+          or a torch function of states (..., N), which no store can hold.
 
     Returns
     -------
@@ -115,14 +110,7 @@ def cycle(
     ----------
     Bocquet et al., Eq. 2 and 3.
     """
-    labelled = read(
-        ds,
-        dynamics=dynamics,
-        truth=truth,
-        observation=observation,
-        observation_error=observation_error,
-        operator=operator,
-    )
+    labelled = read(ds, **words)
     scheme = scheme_of(method)
     seed, progress = check_seed(seed), switch("progress", progress)
     check_mode(mode)
@@ -135,9 +123,9 @@ def cycle(
     lazy = labelled.observation.chunks is not None
     if store is not None or not lazy:
         check_observed(labelled.observation)
-    outside = scheme.outside(labelled)
-    tell(outside)
-    run = _Run.planned(labelled, scheme, outside, seed, members, device, progress, stored=store is not None)
+    warned = scheme.warnings(labelled)
+    warn_of(warned)
+    run = _Run(labelled, scheme, warned, seed, members, device, progress, stored=store is not None)
     if store is not None:
         return run.streamed(store, mode)
     return run.lazy() if lazy else run.in_memory()
@@ -161,108 +149,74 @@ class _Prepared:
     texts: Sequence[str]
 
 
-@dataclass(frozen=True)
 class _Run:
     """A run that is planned and not computed yet.
 
     Attributes
     ----------
-    labelled : LabelledRecord
-    scheme : Scheme
     method : Method
-        The scheme at work, not prepared.
-    outside : list of str
-        What was warned of already.
-    seed : int
-    members : bool
-    device : str
-    progress : bool
+        The scheme's, not prepared.
     observations : dask array, dims (trajectory, time, ...)
     plan : Plan
-    prepared : Delayed
-        Of a `_Prepared`.
+        Blocks that the observations are cut into; those of a store have a regular size.
     layout, choices : Layout
         What there is of every cycle, and of the whole run.
+    prepared : Delayed
+        Of a `_Prepared`.
     """
 
-    labelled: LabelledRecord
-    scheme: Scheme
-    method: Method
-    outside: list[str]
-    seed: int
-    members: bool
-    device: str
-    progress: bool
-    observations: da.Array
-    plan: Plan
-    prepared: Delayed
-    layout: Layout
-    choices: Layout
-
-    @classmethod
-    def planned(
-        cls,
+    def __init__(
+        self,
         labelled: LabelledRecord,
         scheme: Scheme,
-        outside: list[str],
+        warned: list[str],
         seed: int,
         members: bool,
         device: str,
         progress: bool,
         stored: bool,
-    ) -> _Run:
-        """Cut the record into blocks, and describe what the run will hold; a store's blocks have a regular size."""
-        setup = labelled.setup
+    ) -> None:
+        self.labelled, self.scheme, self.warned = labelled, scheme, warned
+        self.seed, self.members, self.device, self.progress = seed, bool(members), device, progress
+        self.method = scheme.method_on(labelled.setup.dtype, device)
+        self.layout = layout_of(self.method, labelled, members)
+        self.choices = choices_of(self.method, labelled.setup)
         observations = labelled.observation.chunk().data
         if stored:
             observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
-        truths = None if labelled.truth is None else labelled.truth.chunk().data
+        self.observations, self.plan = observations, Plan.from_chunks(*observations.chunks[:2])
         leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
-        prepared = dask.delayed(_prepare, pure=False)(
+        self.prepared = dask.delayed(_prepare, pure=False)(
             scheme,
-            setup,
+            labelled.setup,
             observations[leading],
-            None if truths is None else truths[leading],
+            None if labelled.truth is None else labelled.truth.chunk().data[leading],
             seed,
             device,
             progress,
-            bool(outside),
-        )
-        method = scheme.at_work(setup.dtype, device)
-        layout, choices = layout_of(method, labelled, members), choices_of(method, setup)
-        plan = Plan.from_chunks(*observations.chunks[:2])
-        return cls(
-            labelled,
-            scheme,
-            method,
-            outside,
-            seed,
-            bool(members),
-            device,
-            progress,
-            observations,
-            plan,
-            prepared,
-            layout,
-            choices,
+            bool(warned),
         )
 
-    def lazy(self, tells: bool = True) -> xr.Dataset:
-        """The run as dask arrays; with `tells` its blocks warn by themselves, as nothing looks at the whole."""
-        outputs = {name: (one.shape[2:], one.dtype) for name, one in self.layout.items()}
+    def lazy(self, warns: bool = True) -> xr.Dataset:
+        """The run as dask arrays; with `warns` its blocks warn by themselves, as nothing looks at the whole."""
+        outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in self.layout.items()}
         arguments = (dask.delayed(self.labelled.setup, traverse=False), self.prepared, *self._constants)
-        run_block = partial(_cycle_block, tells)
+        run_block = partial(_cycle_block, warns)
         arrays = block_graph(run_block, self.plan, [self.observations], outputs, *arguments, carries=True)
         arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method).items()}
         chosen = dask.delayed(_chosen)(self.prepared, self.labelled.setup.dtype, self.device)
-        settled = {name: da.from_delayed(chosen[name], one.shape, one.dtype) for name, one in self.choices.items()}
-        result = self._labelled(arrays | settled).assign_attrs(attribute(self.outside))
-        return self._sealed(result) if tells else result
+        settled = {
+            name: da.from_delayed(chosen[name], variable.shape, variable.dtype)
+            for name, variable in self.choices.items()
+        }
+        result = self._labelled(arrays | settled).assign_attrs(attribute(self.warned))
+        return self._sealed(result) if warns else result
 
     def in_memory(self) -> xr.Dataset:
         """The run, computed."""
-        result, ready = dask.compute(self.lazy(tells=False), self.prepared)
-        return self._sealed(result.assign_attrs(attribute([*self.outside, *ready.texts, *self._judge(result, ready)])))
+        result, prepared = dask.compute(self.lazy(warns=False), self.prepared)
+        texts = [*self.warned, *prepared.texts, *self._judge(result, prepared)]
+        return self._sealed(result.assign_attrs(attribute(texts)))
 
     def streamed(self, store: StoreLike, mode: str) -> xr.Dataset:
         """The run, computed block by block into a store, and opened there."""
@@ -270,12 +224,11 @@ class _Run:
         check_reachable(store)
         with writing(store):
             (ready,) = dask.persist(self.prepared)
-            dask.delayed(_is_prepared)(ready).compute()  # what is refused now leaves the store as it is
+            (prepared,) = dask.compute(ready)  # a record that is refused leaves the store as it is
             stream = Stream(store, self._template(), self.plan, identity, mode, lags_of(self.method))
             self._fill(stream, ready)
             whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
-            (made,) = dask.compute(ready)
-            stream.finish(attribute([*self.outside, *made.texts, *self._judge(whole, made)]))
+            stream.finish(attribute([*self.warned, *prepared.texts, *self._judge(whole, prepared)]))
         opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
         return opened
 
@@ -295,7 +248,7 @@ class _Run:
         )
 
     def _sealed(self, result: xr.Dataset) -> xr.Dataset:
-        sealed_run: xr.Dataset = sealed(self.labelled.as_given(result))
+        sealed_run: xr.Dataset = sealed(self.labelled.with_its_dims(result))
         return sealed_run
 
     def _identity(self) -> str:
@@ -316,10 +269,12 @@ class _Run:
         """The run with zeros for its values."""
         chunks = self.observations.chunks[:2]
         blank = {
-            name: da.zeros(one.shape, dtype=one.dtype, chunks=(*chunks, *one.shape[2:]))
-            for name, one in self.layout.items()
+            name: da.zeros(variable.shape, dtype=variable.dtype, chunks=(*chunks, *variable.shape[2:]))
+            for name, variable in self.layout.items()
         }
-        unset = {name: da.zeros(one.shape, dtype=one.dtype, chunks=-1) for name, one in self.choices.items()}
+        unset = {
+            name: da.zeros(variable.shape, dtype=variable.dtype, chunks=-1) for name, variable in self.choices.items()
+        }
         template = self._labelled(blank | unset).drop_encoding()
         coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
         return sealed(template.assign_coords(coordinates))
@@ -345,11 +300,11 @@ class _Run:
         chosen = dask.delayed(_chosen)(ready, self.labelled.setup.dtype, self.device)
         stream.write_scalars(dask.compute(chosen)[0])
 
-    def _judge(self, run: xr.Dataset, ready: _Prepared) -> list[str]:
+    def _judge(self, run: xr.Dataset, prepared: _Prepared) -> list[str]:
         """Warn of what is wrong with a run in memory, and return the sentences."""
         trajectory = self.labelled.setup.trajectory
-        texts = ready.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), trajectory, slice(None))
-        tell(texts, stacklevel=5)
+        texts = prepared.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), trajectory, slice(None))
+        warn_of(texts, stacklevel=5)
         return texts
 
 
@@ -364,10 +319,6 @@ def _regular(chunks: tuple[int, ...]) -> int | tuple[int, ...]:
     """The chunks, where Zarr can have them: all of one size, the last one smaller; or their largest size."""
     largest = max(chunks)
     return chunks if set(chunks[:-1]) <= {largest} else largest
-
-
-def _is_prepared(prepared: _Prepared) -> bool:
-    return isinstance(prepared, _Prepared)
 
 
 def _stream_block(
@@ -387,7 +338,7 @@ def _stream_block(
 
 
 def _cycle_block(
-    tells: bool,
+    warns: bool,
     arrays: Sequence[Any],
     carry: Carry | None,
     rows: slice,
@@ -398,13 +349,13 @@ def _cycle_block(
     members: bool,
     device: str,
 ) -> tuple[dict[str, Array], Carry]:
-    """Cycle over one block; with `tells` the block warns by itself, as nothing looks at the whole of a lazy run."""
-    method, watch = prepared.scheme.at_work(setup.dtype, device), prepared.watch
+    """Cycle over one block; with `warns` the block warns by itself, as nothing looks at the whole of a lazy run."""
+    method, watch = prepared.scheme.method_on(setup.dtype, device), prepared.watch
     outputs, after = _cycle_tensors(
         arrays[0], carry, rows, columns, setup, method, watch, seed, members, dtype=setup.dtype, device=device
     )
-    if tells:
-        tell(watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
+    if warns:
+        warn_of(watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
     return outputs, after
 
 
@@ -424,7 +375,7 @@ def _cycle_tensors(
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     outputs, after = run_method(method, record, carry, members)
     outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
-    flat = set() if setup.observing.sees_sites else {out.name for out in method.outputs if out.place == "observations"}
+    flat = set() if setup.observing.direct else {out.name for out in method.outputs if out.place == "observations"}
     shaped = {
         name: value if value.ndim == 2 or name in flat else value.unflatten(-1, setup.dynamics.shape)
         for name, value in outputs.items()
@@ -440,11 +391,11 @@ def _prepare(
     seed: int,
     device: str,
     progress: bool,
-    outside: bool,
+    warned: bool,
 ) -> _Prepared:
     """Look at the leading part of a record, and prepare a scheme on it.
 
-    `outside` says that a network is out of its setting, as was told already.
+    With `warned` nothing is said of another share of observations: a warning has named the other setting already.
     """
     in_block()
     refuse_fill_values(observation, "observation")
@@ -453,10 +404,10 @@ def _prepare(
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(setup, observation, **whole, seed=seed, truth=truth, device=device)
     texts = [] if truth is None else [astray(setup, truth[:, :2]), far_from_truth(record)]
-    if not outside:
+    if not warned:
         texts.append(scheme.observed_otherwise(observation))
     texts = list(filter(None, texts))
-    tell(texts)
+    warn_of(texts)
     with showing_bars(progress):
         ready = scheme.prepared(record, setup, observation)
     return _Prepared(ready, scheme.watch(setup, seed), texts)
@@ -464,5 +415,5 @@ def _prepare(
 
 def _chosen(prepared: _Prepared, dtype: np.dtype[Any], device: str) -> dict[str, Array]:
     """What the method settled for the record, as arrays."""
-    chosen = prepared.scheme.at_work(dtype, device).chosen()
+    chosen = prepared.scheme.method_on(dtype, device).chosen()
     return {name: np.asarray(value, dtype) for name, value in chosen.items()}

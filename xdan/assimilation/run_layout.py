@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
 from ..core.methods import Method, Output
-from ..records.record import LabelledRecord, Setup
+from ..records.blocks import Setup
 from ..records.schema import CHANNEL, DUAL, MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, attributes
 from ..records.store import sealed
 from ..records.watch import RATIO
+
+if TYPE_CHECKING:
+    from ..records.record import LabelledRecord
 
 # What every run holds, beside the outputs that its method declares.
 _BEFORE = (

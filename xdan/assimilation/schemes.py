@@ -1,33 +1,44 @@
-"""What cycling asks of a scheme, a trained network or a classical method, and how each answers."""
+"""The two schemes that a record is cycled with, a trained network and a method: one protocol for both."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from ..core.methods import Method, Record, tune
 from ..network import Network
-from ..records.record import LabelledRecord, Setup
+from ..records.blocks import Setup
 from ..records.schema import Array
 from ..records.setting import differences, observed_otherwise, validation_innovation
 from ..records.watch import Watch
 
+if TYPE_CHECKING:
+    from ..records.record import LabelledRecord
+
 
 class Scheme(ABC):
-    """A scheme that a record is cycled with, as a handle that travels between processes."""
+    """A scheme that a record is cycled with, as a handle that travels between processes.
+
+    Attributes
+    ----------
+    remedy : str
+        What to do about innovations that are too large.
+    """
+
+    remedy: ClassVar[str]
 
     @abstractmethod
-    def at_work(self, dtype: np.dtype[Any], device: str) -> Method:
-        """Return the method that cycles; the parameters of a prepared scheme are those that were tuned."""
+    def method_on(self, dtype: np.dtype[Any], device: str) -> Method:
+        """The method that cycles, computing in a dtype on a device; of a prepared scheme with the tuned parameters."""
 
     @abstractmethod
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
-        """Return the scheme ready for a record, whose leading part is given as tensors and as an array.
+        """Return the scheme ready for a record, whose leading part comes as tensors and as an array.
 
         Raises
         ------
@@ -35,15 +46,25 @@ class Scheme(ABC):
             If it cannot work on the record.
         """
 
-    @abstractmethod
     def watch(self, setup: Setup, seed: int) -> Watch:
-        """How large the innovations of a run should be."""
+        """How large innovations should be: by the forecast's spread, or as in training, or by the climate."""
+        method = self.method_on(np.dtype(np.float64), "cpu")
+        if method.gives_forecast_spread and setup.observing.direct:
+            return Watch("spread", None, self.remedy)
+        if self.training_innovation is not None:
+            return Watch("training", torch.tensor(self.training_innovation, dtype=torch.float64), self.remedy)
+        return Watch("climate", method.climate_variance(setup.dynamics, setup.observing, seed), self.remedy)
+
+    @property
+    def training_innovation(self) -> float | None:
+        """Mean square innovation in units of R that was usual in training, where there was one."""
+        return None
 
     def check(self, labelled: LabelledRecord) -> None:  # noqa: B027 - a method looks at the record while it is prepared
         """Refuse a record before it is read."""
 
-    def outside(self, labelled: LabelledRecord) -> list[str]:
-        """Say in what a record differs from what the scheme was made for, and what to do."""
+    def warnings(self, labelled: LabelledRecord) -> list[str]:
+        """Warnings of a record that differs from what the scheme was made for, with what to do."""
         return []
 
     def observed_otherwise(self, observation: Array) -> str:
@@ -66,36 +87,33 @@ class NetworkScheme(Scheme):
     """A trained network."""
 
     network: Network
+    remedy: ClassVar[str] = (
+        "Train a network on this record with ds.dan.train(), or for longer, or compare with baseline('enkf-n')"
+    )
 
-    def at_work(self, dtype: np.dtype[Any], device: str) -> Method:
+    def method_on(self, dtype: np.dtype[Any], device: str) -> Method:
         """The network as a method; one torch module for each process."""
         return self.network.method(torch.float64 if dtype == np.float64 else torch.float32, device)
 
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
         """Refuse another climate than the network's; there is nothing to tune."""
-        self.at_work(setup.dtype, str(record.observation.device)).check_record(record)
-        if setup.observing.sees_sites:
+        self.method_on(setup.dtype, str(record.observation.device)).check_record(record)
+        if setup.observing.direct:
             during = setup.observing.during(slice(0, observation.shape[1]))
             self.network.check_climate(observation, float(during.error_variance().mean()))
         return self
 
-    def watch(self, setup: Setup, seed: int) -> Watch:
-        """By the spread of members, or by what the network had in training, or by the climate."""
-        remedy = "Train a network on this record with ds.dan.train(), or for longer, or compare with baseline('enkf-n')"
-        method = self.network.method(torch.float64, "cpu")
-        if method.gives_forecast_spread and setup.observing.sees_sites:
-            return Watch("spread", None, remedy)
-        factor = validation_innovation(self.network.description)
-        if factor is not None:
-            return Watch("training", torch.tensor(factor, dtype=torch.float64), remedy)
-        return Watch("climate", method.climate_variance(setup.dynamics, setup.observing, seed), remedy)
+    @property
+    def training_innovation(self) -> float | None:
+        """Of the network's validation record."""
+        return validation_innovation(self.network.description)
 
     def check(self, labelled: LabelledRecord) -> None:
         """Refuse states of other dims."""
         self.network.check(labelled.setup.dynamics)
 
-    def outside(self, labelled: LabelledRecord) -> list[str]:
-        """Say in what a record differs from the network's training."""
+    def warnings(self, labelled: LabelledRecord) -> list[str]:
+        """One warning, of all in which a record differs from the network's training."""
         differing = differences(self.network.description, labelled.setup, labelled.sites)
         if not differing:
             return []
@@ -124,8 +142,11 @@ class MethodScheme(Scheme):
     """A method, classical or a user's."""
 
     method: Method
+    remedy: ClassVar[str] = (
+        "Take more members, inflation= or localisation, or look whether units, R and the model's time step are right"
+    )
 
-    def at_work(self, dtype: np.dtype[Any], device: str) -> Method:
+    def method_on(self, dtype: np.dtype[Any], device: str) -> Method:
         """The method itself."""
         return self.method
 
@@ -133,16 +154,6 @@ class MethodScheme(Scheme):
         """Prepare the method, and tune it."""
         with torch.no_grad():
             return MethodScheme(tune(self.method, record))
-
-    def watch(self, setup: Setup, seed: int) -> Watch:
-        """By the forecast's spread where the method gives one, otherwise by the climate."""
-        remedy = (
-            "Take more members, inflation= or localisation, or look whether units, R and the model's time step are "
-            "right"
-        )
-        if self.method.gives_forecast_spread and setup.observing.sees_sites:
-            return Watch("spread", None, remedy)
-        return Watch("climate", self.method.climate_variance(setup.dynamics, setup.observing, seed), remedy)
 
 
 def scheme_of(method: Any) -> Scheme:

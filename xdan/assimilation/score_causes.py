@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from ..records.schema import Array
-from ..records.watch import tell
+from ..records.watch import warn_of
 
 _LEAST_CYCLES = 50  # below it, a tenth of the cycles says little
 _FAR, _MATTERS = 1.5, 1.05  # ratios of RMSE: of the beginning, and of all cycles, to the cycles after the beginning
@@ -93,14 +93,14 @@ class Score:
 
 def with_warnings(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
     """Values of scores. Those in memory warn now, in one warning; lazy ones warn when they are computed."""
-    here = {name: score for name, score in scores.items() if score.value.chunks is None}
-    broken = [name for name, score in here.items() if bool(score.where_broken().any())]
-    causes = dict.fromkeys(cause for name in broken for cause in here[name].causes)
-    always = dict.fromkeys(cause for score in here.values() for cause in score.always)
+    in_memory = {name: score for name, score in scores.items() if score.value.chunks is None}
+    broken = [name for name, score in in_memory.items() if bool(score.where_broken().any())]
+    causes = dict.fromkeys(cause for name in broken for cause in in_memory[name].causes)
+    always = dict.fromkeys(cause for score in in_memory.values() for cause in score.always)
     if broken:
         _tell(scores[broken[0]].trouble, broken, [cause.now() for cause in causes])
-    tell(cause.now() for cause in always)
-    return {name: score.value if name in here else _watched(name, score) for name, score in scores.items()}
+    warn_of(cause.now() for cause in always)
+    return {name: score.value if name in in_memory else _watched(name, score) for name, score in scores.items()}
 
 
 def _watched(name: str, score: Score) -> xr.DataArray:
@@ -120,11 +120,11 @@ def _watched(name: str, score: Score) -> xr.DataArray:
 
 
 def _tell_block(value: Array, broken: Array, *sentences: Array, trouble: str, score: str, of_broken: int) -> Array:
-    """Warn of a block; the first sentences are told where it is broken, the others wherever it is."""
+    """Warn of a block; the first sentences where it is broken, the others always."""
     texts = [str(np.asarray(sentence).item()) for sentence in sentences]
     if broken.any():
         _tell(trouble, [score], texts[:of_broken])
-    tell(texts[of_broken:])
+    warn_of(texts[of_broken:])
     return value
 
 
@@ -133,7 +133,7 @@ def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
     if not sentences:
         trouble = f"the scores {list(scores)} are not finite"
         sentences = ["no cause is seen in the input; expected values whose squares are in the range of their dtype"]
-    tell([f"{trouble}: {'; '.join(sentences)}"])
+    warn_of([f"{trouble}: {'; '.join(sentences)}"])
 
 
 def _share(trajectories: Any) -> str:

@@ -66,7 +66,7 @@ def score(
     burn_in : int
         Leading cycles to leave out.
     also : sequence of StateScore
-        Scores of your own, averaged beside the others.
+        Your scores, averaged beside the others.
     **words
         dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
@@ -85,7 +85,7 @@ def score(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, the run does not fit the record, burn-in leaves nothing, or a score of your own takes
+        If an argument is wrong, the run does not fit the record, burn-in leaves nothing, or a score in `also` takes
         what record and run lack.
 
     Warns
@@ -256,18 +256,18 @@ class _Pair:
             gaps("the truth has gaps", "expected a truth without NaN: fill them, or select around them"), evidence
         )
 
-    def gaps_of(self, name: str, seen: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
+    def gaps_of(self, name: str, observed: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
         """The cause that a variable of the run is not finite, though nothing has diverged.
 
         Parameters
         ----------
         name : str
-        seen : callable, optional
+        observed : callable, optional
             Gives the variable in observation space, and where observations exist. Other places do not matter.
         """
 
         def evidence() -> tuple[xr.DataArray, ...]:
-            values, where = (self.run[name], None) if seen is None else seen()
+            values, where = (self.run[name], None) if observed is None else observed()
             broken = _not_finite(values, where)
             return (broken,) if self.flags is None else (broken, self._later_flags())
 
@@ -326,7 +326,7 @@ def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
 def _also(
     pair: _Pair, dims: list[Hashable], also: Sequence[kernels.StateScore], taken: Mapping[str, Score]
 ) -> dict[str, Score]:
-    """Scores of the user's own."""
+    """Scores that the user adds."""
     variables = {str(name): values for name, values in pair.run.items()}
     if pair.labelled.truth is not None:
         variables["truth"] = pair.labelled.truth
@@ -407,7 +407,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
     everything = [*dims, *y.dims[2:]]
     observed = y.notnull()
     count = observed.sum(everything)
-    forecast, analysis = _seen(run["forecast"], setup), _seen(run["analysis"], setup)
+    forecast, analysis = _in_observation_space(run["forecast"], setup), _in_observation_space(run["analysis"], setup)
     innovation, residual = y - forecast, y - analysis
     variance = _error_variance(pair.labelled)
     nothing = Cause(unobserved, lambda: (observed.any(y.dims[2:]),))
@@ -439,7 +439,7 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
         add(f"{name}_mean", mean, f"mean of observation minus {label}", units, cause)
         spread = average(value**2) - mean**2
         add(f"{name}_variance", spread, f"variance of observation minus {label}", square, cause)
-    if "forecast_spread" in run and setup.observing.sees_sites:
+    if "forecast_spread" in run and setup.observing.direct:
         expected = average(run["forecast_spread"] ** 2 + variance)
         cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
         label = "forecast variance plus observation error variance"
@@ -451,12 +451,12 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
     return scores
 
 
-def _seen(states: xr.DataArray, setup: Setup) -> xr.DataArray:
+def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
     """H of labelled states, lazily; the states themselves where sites are observed."""
-    if setup.observing.sees_sites:
+    if setup.observing.direct:
         return states
     dims, observing = setup.dynamics.dims, setup.observing
-    seen: xr.DataArray = xr.apply_ufunc(
+    observed: xr.DataArray = xr.apply_ufunc(
         _observe,
         states,
         kwargs={"observing": observing, "state_dims": len(dims)},
@@ -466,7 +466,7 @@ def _seen(states: xr.DataArray, setup: Setup) -> xr.DataArray:
         output_dtypes=[states.dtype],
         dask_gufunc_kwargs={"output_sizes": {OBS: observing.size(math.prod(setup.dynamics.shape))}},
     )
-    return seen
+    return observed
 
 
 @block
@@ -506,11 +506,11 @@ def _match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) ->
     flags = _flags(labelled, run)
     # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
     labels = {name: labelled.observation[name] for name in (TRAJECTORY, TIME)}
-    scored = LabelledRecord(
-        replace(labelled.setup, observing=labelled.setup.observing.during(later)),
-        _cast(labelled.observation).isel({TIME: later}),
-        None if labelled.truth is None else _cast(labelled.truth).isel({TIME: later}),
-        labelled.bare,
+    scored = replace(
+        labelled,
+        setup=replace(labelled.setup, observing=labelled.setup.observing.during(later)),
+        observation=_cast(labelled.observation).isel({TIME: later}),
+        truth=None if labelled.truth is None else _cast(labelled.truth).isel({TIME: later}),
     )
     run_later = xr.Dataset(arranged).assign_coords(labels).isel({TIME: later})
     return _Pair(scored, run_later, flags, burn_in, _follows(labelled))

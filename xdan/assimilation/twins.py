@@ -14,11 +14,11 @@ import xarray as xr
 from ..core.checks import choice, integer, shown
 from ..core.dynamics import Dynamics, in_words
 from ..core.methods.advancing import advance
-from ..core.observing import LinearOperator, ObservingSystem, Sites, observe
+from ..core.observing import ObservingSystem, Sites, observe
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
-from ..records.observing import observing_system
+from ..records.observing import observed_sizes, observing_system
 from ..records.schema import (
     ERROR,
     ERROR_COVARIANCE,
@@ -111,8 +111,8 @@ def twin(
     intervals, steps = experiment.steps(cycles)
     observing = observing_system(experiment, cycles)
     dynamics, sites = experiment.dynamics, experiment.observe
-    operator = observing.operator
-    dims, shape = (dynamics.dims, dynamics.shape) if operator is None else ((OBS,), (operator.size,))
+    sizes = observed_sizes(dynamics, observing.operator)
+    dims, shape = tuple(sizes), tuple(sizes.values())
     none = torch.zeros(1, dtype=torch.int64)
     sites.mask(math.prod(shape), none, none, seed)  # checks the sizes
     like = torch.zeros((), dtype=getattr(torch, dtype))
@@ -143,7 +143,7 @@ def twin(
 
 
 def _plan(chunks: Any, trajectories: int, cycles: int) -> Plan:
-    """Blocks of 64 trajectories and 250 cycles, or of the sizes asked for."""
+    """Blocks of 64 trajectories and 250 cycles, or of the caller's sizes."""
     sizes = {TRAJECTORY: 64, TIME: 250}
     if chunks is not None:
         if not isinstance(chunks, Mapping):
@@ -184,7 +184,7 @@ def _twin_block(
     truth = torch.stack(states, 1)
     check_truth(dynamics, truth, trajectory, columns.start)
     observation = observe(truth, sites, observing.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
-    if observing.sees_sites:
+    if observing.direct:
         observation = observation.unflatten(-1, dynamics.shape)
     return {"truth": truth.unflatten(-1, dynamics.shape), "observation": observation}, {"x": x}
 
@@ -211,12 +211,12 @@ def _error_variable(
 
 def _operator_variable(observing: ObservingSystem, dynamics: Dynamics) -> dict[str, Any]:
     """Name and hold H where it is a matrix."""
-    operator = observing.operator
-    if not isinstance(operator, LinearOperator):
+    matrix = observing.as_matrix()
+    if matrix is None:
         return {}
     label = OPERATOR.attributes("observation operator", dynamics.units)
-    matrix = operator.matrix.reshape(operator.size, *dynamics.shape).numpy()
-    return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), matrix, label)}
+    values = matrix.reshape(len(matrix), *dynamics.shape).numpy()
+    return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), values, label)}
 
 
 def _time_attributes(dynamics: Dynamics) -> dict[str, str]:

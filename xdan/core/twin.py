@@ -154,7 +154,7 @@ class TwinExperiment:
         return np.broadcast_to(intervals, (cycles - 1,)), np.broadcast_to(steps, (cycles - 1,))
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON description; a function is named, not told, and of labelled numbers the labels are left out."""
+        """Plain JSON description; of a function the name, of labelled numbers no labels."""
         described: dict[str, Any] = {
             "dynamics": dynamics_to_json(self.dynamics),
             "interval": list(self.interval) if isinstance(self.interval, Sequence) else self.interval,

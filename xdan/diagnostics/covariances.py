@@ -12,7 +12,7 @@ from ..network import Network
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, to_power
 from ..records.store import check_contents, check_whole, sealed
-from ..records.watch import tell
+from ..records.watch import warn_of
 from .evaluation import evaluate
 from .evaluation_points import check_labelled, read_points
 from .kernels import zero_innovation_increment
@@ -112,7 +112,7 @@ def _spectrum(p: Array) -> tuple[Array, Array, Array]:
     if not whole.all():
         gone = int((~whole).sum())
         text = f"{gone} of {whole.size} covariances are not finite and have no eigenvalues"
-        tell([f"{text}: trajectories were lost, or a store was cut short"])
+        warn_of([f"{text}: trajectories were lost, or a store was cut short"])
     p = np.where(whole[..., None, None], p, np.eye(p.shape[-1], dtype=p.dtype))
     symmetric, rest = (p + p.swapaxes(-1, -2)) / 2, (p - p.swapaxes(-1, -2)) / 2
     values, vectors = np.linalg.eigh(symmetric)
@@ -255,7 +255,7 @@ def zero_innovation_bias(
     )
     values = evaluate(points, zero_innovation_increment, (), at_once=256)
     at_state = xr.DataArray(values, {dim: points.x[dim] for dim in (TRAJECTORY, TIME)}, (TRAJECTORY, TIME))
-    at_state = points.labelled.as_given(at_state)
+    at_state = points.labelled.with_its_dims(at_state)
     result = xr.Dataset({"bias": at_state, "mean": at_state.mean(), "deviation": at_state.std()})
     units = points.setup.dynamics.units
     for name, text in (("bias", "increment without innovation"), ("mean", "its mean"), ("deviation", "its deviation")):

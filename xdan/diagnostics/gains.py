@@ -251,7 +251,7 @@ def _label(values: Any, points: EvaluationPoints, over: Sequence[str], tail: Seq
     dynamics, setup = points.setup.dynamics, points.setup
     dims: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
     factors = ["i", "j", "l"][: len(tail)]
-    if kind == "kalman" and not setup.observing.sees_sites:
+    if kind == "kalman" and not setup.observing.direct:
         factors[1] = OBS
     coordinates: dict[str, Any] = {d: points.x[d] for d in dims}
     for factor, size in zip(factors, tail, strict=True):
@@ -260,4 +260,4 @@ def _label(values: Any, points: EvaluationPoints, over: Sequence[str], tail: Seq
     labels = KINDS[kind]
     described = attributes(dynamics, long_name=labels.long_name, units=to_power(dynamics.units, labels.power))
     result = xr.DataArray(values, coordinates, [*dims, *factors], labels.name, described)
-    return sealed(points.labelled.as_given(result))
+    return sealed(points.labelled.with_its_dims(result))

@@ -119,7 +119,7 @@ def lyapunov_vectors(
         dtype=double,
     )
     result = _label_vectors(arrays["lyapunov_vector"], arrays["growth"], labelled, kind, kept, seed)
-    return sealed(labelled.as_given(result))
+    return sealed(labelled.with_its_dims(result))
 
 
 def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> LabelledRecord:

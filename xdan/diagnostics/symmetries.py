@@ -94,7 +94,7 @@ def _information(observing: ObservingSystem, observed: Tensor, x: Tensor) -> Ten
     Times are those at which R differs. Where H^T R^-1 H is diagonal, its diagonal alone, shape (N,) or (times, N).
     """
     states, sites = x.shape
-    if observing.sees_sites and observing.std is not None:
+    if observing.direct and observing.std is not None:
         variance = observing.error_variance()
         return observed / variance.expand(*variance.shape[:-1], sites)
     times = [0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cf_xarray  # noqa: F401
 import numpy as np
@@ -12,9 +12,10 @@ import xarray as xr
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
 from .schema import TIME, TRAJECTORY, check_order
-from .values import check_packing
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
+
+_PACKING = {"scale_factor": 1.0, "add_offset": 0.0}  # attributes of packed values, and what leaves them plain
 
 
 def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]) -> xr.DataArray:
@@ -107,3 +108,40 @@ def _check_values(variable: xr.DataArray) -> None:
     if variable.dtype.kind not in "fiu":
         raise TypeError(f"{variable.name!r} is of dtype {variable.dtype}: expected real numbers")
     check_packing(variable)
+
+
+def check_packing(variable: xr.DataArray) -> None:
+    """Refuse packed values, and fill values that were not turned into NaN, where the attributes say so.
+
+    Raises
+    ------
+    ValueError
+    """
+    for label in ("_FillValue", "missing_value"):
+        value = variable.attrs.get(label)
+        if value is not None and not _is_nan(value):
+            raise ValueError(
+                f"{variable.name!r} has the attribute {label}={shown(value)}: expected NaN for its gaps. Open "
+                "the record with mask_and_scale=True, or use xr.decode_cf(ds)"
+            )
+    for label, neutral in _PACKING.items():
+        value = variable.attrs.get(label)
+        if value is not None and not _is(value, neutral):
+            raise ValueError(
+                f"{variable.name!r} has the attribute {label}={shown(value)}: its values are packed, expected plain "
+                "ones. Open the record with mask_and_scale=True, or use xr.decode_cf(ds)"
+            )
+
+
+def _is_nan(value: Any) -> bool:
+    try:
+        return bool(np.isnan(np.asarray(value, dtype=np.float64)).all())
+    except (TypeError, ValueError):
+        return False
+
+
+def _is(value: Any, number: float) -> bool:
+    try:
+        return bool((np.asarray(value, dtype=np.float64) == number).all())
+    except (TypeError, ValueError):
+        return False

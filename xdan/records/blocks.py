@@ -17,16 +17,16 @@ import dask.array as da
 import numpy as np
 import torch
 from dask.delayed import Delayed
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
 from ..core.methods import Record
 from ..core.observing import ObservingSystem
-from .schema import Array
 
-Carry = dict[str, Array]
-Labels = np.ndarray[Any, np.dtype[np.int64]]
+Carry = dict[str, NDArray[Any]]
+"""What a block hands on to the next one in time: a method's state as arrays."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Setup:
 
     dynamics: Dynamics
     observing: ObservingSystem
-    steps: Labels
-    trajectory: Labels
+    steps: NDArray[np.int64]
+    trajectory: NDArray[np.int64]
     dtype: np.dtype[Any]
 
     def keys(self, rows: slice) -> Tensor:
@@ -88,9 +88,9 @@ def array_to_tensor(array: Any, dtype: np.dtype[Any] | None = None, device: str 
     return torch.from_numpy(np.array(array, dtype=wanted, order="C", copy=True)).to(device)
 
 
-def tensor_to_array(tensor: Tensor) -> Array:
+def tensor_to_array(tensor: Tensor) -> NDArray[Any]:
     """Give a NumPy array."""
-    array: Array = tensor.detach().cpu().numpy()
+    array: NDArray[Any] = tensor.detach().cpu().numpy()
     return array
 
 
@@ -137,7 +137,7 @@ def pick_device(device: str = "auto") -> str:
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _thread = threading.local()
-# A thread that has not asked yet takes the number that another set last: the main one asks before blocks set theirs.
+# torch fixes a thread's number of cores at its first question: the main thread asks before blocks set theirs to one.
 torch.get_num_threads()
 
 
@@ -149,8 +149,8 @@ def _keep_memory() -> None:
     to 128 KiB: two thirds of the time of a gain would go into page faults. These are the bounds that glibc itself
     would come to.
     """
-    told = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ)
-    if sys.platform == "linux" and told == {"MALLOC_TRIM_THRESHOLD_"}:
+    pinned = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & set(os.environ)
+    if sys.platform == "linux" and pinned == {"MALLOC_TRIM_THRESHOLD_"}:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
         if mallopt is not None:
             mallopt(_M_MMAP_THRESHOLD, 32 << 20)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -12,9 +12,11 @@ from torch import Tensor
 from ..core.checks import XdanWarning
 from ..core.user_functions import finest
 from .blocks import Setup, block
-from .record import LabelledRecord
 from .schema import TIME, TRAJECTORY
 from .values import LEADING_TRAJECTORIES
+
+if TYPE_CHECKING:
+    from .record import LabelledRecord
 
 _FOLLOWED = 8  # trajectories of a truth that are followed over an interval
 

@@ -21,7 +21,7 @@ from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
-    """Make what a caller gave for H into an operator, and try it on a state.
+    """Make an operator of the caller's H, and try it on two states where it is no matrix.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
         A callable is a torch function of flattened states (..., N).
     dynamics : Dynamics
     size : int, optional
-        P, where it is known; a function is asked otherwise.
+        P, where it is known; a function is called otherwise.
 
     Raises
     ------
@@ -51,7 +51,7 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
         raise ValueError(
             f"the observation operator gives {operator.size} observations, the record has {size}: expected the same"
         )
-    if not isinstance(operator, LinearOperator):
+    if operator.as_matrix() is None:
         _try_out(operator, dynamics)
     return operator
 
@@ -104,6 +104,13 @@ def _call(function: Callable[[torch.Tensor], Any], states: torch.Tensor) -> Any:
             f"operator= failed for states of shape {tuple(states.shape)} ({type(reason).__name__}: "
             f"{shown_reason(reason)}): expected a matrix (P, sites), or a torch function of states (..., sites)"
         ) from reason
+
+
+def observed_sizes(dynamics: Dynamics, operator: Operator | None) -> dict[str, int]:
+    """Dims of the observations of one time, and their sizes: those of the state, or `obs` of an operator."""
+    if operator is None:
+        return dict(zip(dynamics.dims, dynamics.shape, strict=True))
+    return {OBS: operator.size}
 
 
 def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.DataArray) -> Operator | None:
@@ -184,7 +191,7 @@ def read_observing(error: Any, operator: Operator | None, observation: xr.DataAr
 
 
 def errors(label: str, value: Any) -> torch.Tensor:
-    """Standard deviations or covariances as float64, whatever of real numbers they were given as.
+    """Standard deviations or covariances as float64.
 
     Raises
     ------
@@ -236,10 +243,10 @@ def observing_from(
 
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """What tells an experiment from another, as arrays: a step of the dynamics, R, what H gives for a few states."""
+    """Arrays that differ between experiments: a step of the dynamics, R, and H of a few states."""
     tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
-    if not observing.sees_sites:
+    if not observing.direct:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
         observed = tensor_to_array(observing.observe(states)).round(9)
@@ -267,7 +274,8 @@ def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> O
     """
     dynamics = experiment.dynamics
     operator = None if experiment.operator is None else operator_from(experiment.operator, dynamics)
-    dims, shape = (dynamics.dims, dynamics.shape) if operator is None else ((OBS,), (operator.size,))
+    sizes = observed_sizes(dynamics, operator)
+    dims, shape = tuple(sizes), tuple(sizes.values())
     if experiment.error_covariance is not None:
         return observing_from(_twin_covariance(experiment.error_covariance, dims, shape, dynamics), shape, operator)
     error_std = experiment.error_std

@@ -1,4 +1,4 @@
-"""A Dataset understood: every role is found once, then arranged, then a record is built."""
+"""A Dataset understood: its variables are taken by their roles, arranged, and made into a record."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
-from .blocks import Setup as Setup
-from .observing import read_observing, read_operator
+from .blocks import Setup
+from .observing import observed_sizes, read_observing, read_operator
 from .schema import (
     DIGEST,
     ERROR,
     ERROR_COVARIANCE,
-    OBS,
     OBSERVATION,
     OPERATOR,
     TRAJECTORY,
     TRUTH,
-    Role,
     changed_descriptions,
     find,
 )
@@ -59,7 +57,7 @@ class RecordWords(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LabelledRecord:
-    """A Dataset that was understood: what the verbs need of it.
+    """A record as the verbs need it: lazy arrays of one order of dims, and a small set-up.
 
     Attributes
     ----------
@@ -84,8 +82,8 @@ class LabelledRecord:
     sites: Sites | None = None
     unlabelled: bool = False
 
-    def as_given(self, result: Labelled) -> Labelled:
-        """A Dataset or DataArray without the dim `trajectory` where the record has none, its label kept."""
+    def with_its_dims(self, result: Labelled) -> Labelled:
+        """A result without the dim `trajectory` where the record has none; a label of the trajectory is kept."""
         if not self.bare or TRAJECTORY not in result.dims:
             return result
         return result.isel({TRAJECTORY: 0}, drop=self.unlabelled)
@@ -131,7 +129,7 @@ def read_dynamics(ds: xr.Dataset, dynamics: Dynamics | None) -> Dynamics:
 
 @dataclass(frozen=True)
 class _Variables:
-    """What plays each role, as the Dataset or the caller has it.
+    """The variables of a record by their roles, as the Dataset or the caller has them.
 
     Attributes
     ----------
@@ -208,17 +206,9 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     check_whole(ds, variables.truth)
 
     operator = read_operator(variables.operator, model, variables.observation)
-    sizes = dict(zip(model.dims, model.shape, strict=True))
-    observed = model.dims if operator is None else (OBS,)
-    if operator is not None:
-        sizes[OBS] = operator.size
-
-    def arranged(role: Role, variable: xr.DataArray) -> xr.DataArray:
-        dims = role.dims_in(model.dims, observed)
-        return arrange(variable, model, {dim: sizes[dim] for dim in dims if dim in sizes})
-
-    observation = arranged(OBSERVATION, variables.observation)
-    truth = None if variables.truth is None else arranged(TRUTH, variables.truth)
+    state_sizes = dict(zip(model.dims, model.shape, strict=True))
+    observation = arrange(variables.observation, model, observed_sizes(model, operator))
+    truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
     if truth is not None:
         if operator is None:
             check_units(truth, observation)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
 from .arranging import arrange
-from .record import LabelledRecord
 from .schema import TIME, TRAJECTORY
 from .store import STATUS, check_contents, check_whole
 from .values import check_units
+
+if TYPE_CHECKING:
+    from .record import LabelledRecord
 
 
 def imitate(labelled: LabelledRecord, teacher: Any) -> LabelledRecord:

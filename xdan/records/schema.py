@@ -23,7 +23,7 @@ CHANNEL = "channel"  # of a network's memory
 OBS = "obs"  # observations that are no sites of the state
 DUAL = "_dual"  # suffix of the second dim of a covariance
 CONVENTIONS = "CF-1.11"
-DIGEST = "xdan_digest"  # attribute: of what the attributes say of dynamics and observing network
+DIGEST = "xdan_digest"  # attribute: digests of the attributes `dynamics` and `observing`
 WHOLE = "xdan_whole"  # attribute: names of the arrays of which every chunk is written, those of nothing but NaN too
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -202,16 +202,16 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
 
 
 def description_digest(attributes: Mapping[Any, Any]) -> str:
-    """Digests of what attributes say of dynamics and observing network, each behind its name."""
+    """Digests of the attributes `dynamics` and `observing`, each behind its name."""
     words = {name: str(attributes[name]) for name in ("dynamics", "observing") if name in attributes}
     return " ".join(f"{name}:{hashlib.sha256(word.encode()).hexdigest()[:16]}" for name, word in words.items())
 
 
 def changed_descriptions(attributes: Mapping[Any, Any]) -> list[str]:
     """Names of the attributes that are there and not what xdan wrote, by their digests."""
-    told = (entry.partition(":") for entry in str(attributes.get(DIGEST, "")).split())
-    now = dict(entry.split(":") for entry in description_digest(attributes).split())
-    return [name for name, _, word in told if name in now and now[name] != word]
+    written = (entry.partition(":") for entry in str(attributes.get(DIGEST, "")).split())
+    present = dict(entry.split(":") for entry in description_digest(attributes).split())
+    return [name for name, _, digest in written if name in present and present[name] != digest]
 
 
 def reference_site(average: xr.DataArray, what: str = "the gain") -> int:

@@ -114,11 +114,11 @@ def observed_otherwise(description: Mapping[str, Any], observation: Array) -> st
     """
     data = training_data(description)
     trained = None if data is None else _share(data.get("observing"), math.prod(observation.shape[2:]))
-    here = float(np.isfinite(observation).mean())
-    if trained is None or abs(here - trained) <= _NEAR_SHARE:
+    share = float(np.isfinite(observation).mean())
+    if trained is None or abs(share - trained) <= _NEAR_SHARE:
         return ""
     return (
-        f"the network sees {here:.0%} of the observations that there may be, in training it saw {trained:.0%}: it may "
+        f"the network sees {share:.0%} of the observations that there may be, in training it saw {trained:.0%}: it may "
         "lose the truth. Compare with baseline('enkf-n'), or train a network on this record with ds.dan.train()"
     )
 
@@ -151,10 +151,10 @@ def _dynamics(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:
     if trained.get("name") != here["name"]:
         yield f"the dynamics is {here['name']!r}, in training it was {trained.get('name')!r}"
         return
-    there, now = trained["parameters"], here["parameters"]
-    for name in sorted((set(there) & set(now)) - _NOT_COMPARED):
-        if there[name] != now[name]:
-            yield f"the dynamics has {name}={now[name]}, in training it had {there[name]}"
+    in_training, in_record = trained["parameters"], here["parameters"]
+    for name in sorted((set(in_training) & set(in_record)) - _NOT_COMPARED):
+        if in_training[name] != in_record[name]:
+            yield f"the dynamics has {name}={in_record[name]}, in training it had {in_training[name]}"
 
 
 def _interval(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:

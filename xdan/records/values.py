@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..core.checks import XdanWarning, shown
+from ..core.checks import XdanWarning
 from .schema import TIME, TRAJECTORY
 
 LEADING_TRAJECTORIES, LEADING_CYCLES = 64, 400  # what of a record is looked at, and tuned on
@@ -20,49 +20,11 @@ _FILLS = (
 )
 _FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 20.0  # deviations from the others: of a common fill value, and of another one
 _REPEATED = 10  # times that an uncommon fill value occurs, at least
-_PACKING = {"scale_factor": 1.0, "add_offset": 0.0}
 _SPELLINGS = {
     "k": ("k", "kelvin", "degk", "degree_k", "degrees_k", "deg_k"),
     "degc": ("c", "degc", "celsius", "degree_celsius", "degrees_celsius", "degree_c", "degrees_c", "°c", "deg_c"),
     "degf": ("f", "degf", "fahrenheit", "degree_fahrenheit", "degrees_fahrenheit", "°f", "degree_f", "degrees_f"),
 }
-
-
-def check_packing(variable: xr.DataArray) -> None:
-    """Refuse packed values, and fill values that were not turned into NaN, where the attributes say so.
-
-    Raises
-    ------
-    ValueError
-    """
-    for label in ("_FillValue", "missing_value"):
-        value = variable.attrs.get(label)
-        if value is not None and not _is_nan(value):
-            raise ValueError(
-                f"{variable.name!r} has the attribute {label}={shown(value)}: expected NaN for its gaps. Open "
-                "the record with mask_and_scale=True, or use xr.decode_cf(ds)"
-            )
-    for label, neutral in _PACKING.items():
-        value = variable.attrs.get(label)
-        if value is not None and not _is(value, neutral):
-            raise ValueError(
-                f"{variable.name!r} has the attribute {label}={shown(value)}: its values are packed, expected plain "
-                "ones. Open the record with mask_and_scale=True, or use xr.decode_cf(ds)"
-            )
-
-
-def _is_nan(value: Any) -> bool:
-    try:
-        return bool(np.isnan(np.asarray(value, dtype=np.float64)).all())
-    except (TypeError, ValueError):
-        return False
-
-
-def _is(value: Any, number: float) -> bool:
-    try:
-        return bool((np.asarray(value, dtype=np.float64) == number).all())
-    except (TypeError, ValueError):
-        return False
 
 
 def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = True) -> None:
@@ -72,7 +34,7 @@ def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = Tr
     ----------
     variable, other : xarray.DataArray
     warns : bool
-        Whether words that differ are told.
+        Whether to warn of units that are other words.
 
     Raises
     ------

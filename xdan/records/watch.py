@@ -50,7 +50,7 @@ class Watch:
         return 0.8 if self.expected == "climate" else 2.5
 
     @property
-    def words(self) -> str:
+    def comparison(self) -> str:
         """What the innovations are compared with, as a part of a sentence."""
         return {
             "spread": "forecast variance and R expect",
@@ -127,7 +127,7 @@ class Watch:
             first_labels = f"{labels[:5].tolist()}{'...' if len(labels) > 5 else ''}"
             texts.append(
                 f"{int(astray.sum())} of {len(mean)} trajectories have lost the truth ({first_labels}): their "
-                f"innovations have {float(mean[astray].mean()):.3g} times the variance that {self.words}. "
+                f"innovations have {float(mean[astray].mean()):.3g} times the variance that {self.comparison}. "
                 f"{self.remedy}"
             )
         return texts
@@ -163,7 +163,7 @@ def far_from_truth(record: Record) -> str:
     )
 
 
-def tell(texts: Iterable[str], stacklevel: int = 3) -> None:
+def warn_of(texts: Iterable[str], stacklevel: int = 3) -> None:
     """Warn of each text that is not empty, here and, from a worker of a cluster, at its clients too."""
     cluster = sys.modules.get("distributed")
     for text in filter(None, texts):

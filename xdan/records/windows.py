@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from ..core.learning.rollout import Window
 from .blocks import array_to_tensor
-from .record import LabelledRecord
 from .schema import TIME, TRAJECTORY, Array
+
+if TYPE_CHECKING:
+    from .record import LabelledRecord
 
 
 class RecordWindows:

@@ -14,7 +14,7 @@ import zarr
 from ..network import Network, open_network
 from ..records.location import StoreLike, exists, is_local
 from ..records.store import DAMAGE, read_arrays, sealed, write_arrays
-from ..records.watch import tell
+from ..records.watch import warn_of
 from .cells import Cell
 
 # What Zarr, its codecs and JSON raise where bytes are not what was written.
@@ -187,4 +187,4 @@ class CellStore:
 
 def _tell_damage(name: str, reason: str | Exception, remedy: str) -> None:
     """Warn of a piece of a store that is damaged."""
-    tell([f"{name} in the sweep's store cannot be used ({reason}): it {remedy}"], stacklevel=4)
+    warn_of([f"{name} in the sweep's store cannot be used ({reason}): it {remedy}"], stacklevel=4)

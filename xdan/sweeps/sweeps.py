@@ -18,7 +18,7 @@ from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.blocks import in_block
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
-from ..records.watch import tell
+from ..records.watch import warn_of
 from .cell_store import CellStore
 from .cells import Cell
 from .plan import SweepPlan
@@ -168,7 +168,7 @@ def _result(cell: Cell, cell_store: CellStore | None, network: Network | str | N
     if cell_store is not None:
         cell_store.write(cell.key, scores)
     elif "error" in scores:
-        tell([f"a cell failed: {scores['error']}"])
+        warn_of([f"a cell failed: {scores['error']}"])
     return scores
 
 

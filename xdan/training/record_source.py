@@ -27,7 +27,7 @@ from ..records.runs import imitate
 from ..records.schema import TIME, TRAJECTORY, Array
 from ..records.store import digest
 from ..records.values import check_observed, leading, refuse_fill_values
-from ..records.watch import far_from_truth, tell
+from ..records.watch import far_from_truth, warn_of
 from ..records.windows import RecordWindows, read_lanes
 from .data import (
     VALIDATION_CYCLES,
@@ -150,7 +150,7 @@ class RecordSource(TrainingSource):
         _check_lanes_observed(labelled.observation, kept, held, length, cycles)
         record, truth = self._validation(held, cycles, device)
         if truth is not None and labelled.forecast is None:
-            tell([far_from_truth(record)])
+            warn_of([far_from_truth(record)])
         batch = min(self.batch, len(kept))
         windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
         observing = setup.observing.to(record.observation.dtype, device)

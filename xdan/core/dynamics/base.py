@@ -159,7 +159,7 @@ class Dynamics(ABC):
         Raises
         ------
         ValueError
-            If the dynamics knows no way back, as it has a step of its own.
+            If the dynamics knows no way back, as it has a step and no tendency.
         """
         if type(self).step is not Dynamics.step:
             raise ValueError(f"the dynamics {self.label!r} cannot be integrated backward")

@@ -108,7 +108,7 @@ class CustomDynamics(Dynamics, pure=True):
 
     @property
     def label(self) -> str:
-        """The name that was given."""
+        """The caller's name for the model."""
         return self._name
 
     def config(self) -> dict[str, Any]:
@@ -134,7 +134,7 @@ class CustomDynamics(Dynamics, pure=True):
     __hash__ = Dynamics.__hash__
 
     def tendency(self, x: Tensor) -> Tensor:
-        """dx/dt of states of shape (..., *shape), where the model was given by it."""
+        """dx/dt of states of shape (..., *shape), of a model that is made from it."""
         if self._tendency is None:
             return super().tendency(x)
         return self._isolated(self._tendency, x, "tendency=")

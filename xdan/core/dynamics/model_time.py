@@ -46,7 +46,7 @@ def spin_up_steps(spin_up_time: float, timestep: float) -> int:
 
 
 def warn_of_short_spin_up(spin_up_time: float, timestep: float, steps: int) -> None:
-    """Warn of a spin-up that is asked for and shorter than one step."""
+    """Warn of a spin-up that is not zero and shorter than one step."""
     if 0 < spin_up_time < timestep:
         warnings.warn(
             f"spin_up_time={spin_up_time:g} is less than one timestep={timestep:g}, so the spin-up has {steps} steps. "

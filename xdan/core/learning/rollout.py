@@ -226,7 +226,7 @@ def _is_lost(
     if window.truth is not None:
         return ~((x - window.truth[:, k]).square().mean(1) < climate)
     broken = ~x.isfinite().all(1)
-    if not observing.sees_sites:  # how far apart two random states are seen is not known
+    if not observing.direct:  # how far apart two random states are seen is not known
         return broken
     observation, observed = split_observation(window.observation[:, k])
     # Expected of a random state: the climate's variance twice, and the observation's.

@@ -25,7 +25,7 @@ from .record import KEPT, Record, State
 
 Differentiated = Literal["model", "operator"]
 
-_CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
+CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
 
 
 class Method(ABC):
@@ -105,7 +105,7 @@ class Method(ABC):
     # What a method is.
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON values that say which method this is: its parameters, as they were asked for.
+        """Plain JSON values that say which method this is: its parameters, "tune" where they are tuned.
 
         The default reads the constructor's parameters from attributes of their names.
 
@@ -233,7 +233,7 @@ class Method(ABC):
         state : dict of Tensor
             What `forecast` returned; it is not to be written into.
         observation : Tensor, shape (B, P)
-            Zero where nothing is observed. P is N where no operator is given.
+            Zero where nothing is observed. P is N where the state's sites are observed directly.
         observed : Tensor of bool, shape (B, P)
             Which observations there are; it differs between trajectories and times. The innovation means nothing where
             it is False. `observing.whiten` and `observing.project_innovation` take it, and give zero there.
@@ -284,7 +284,7 @@ class Method(ABC):
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over the climate, shape (P,) or (), in double precision."""
         like = finest(dynamics.step, torch.zeros(1, *dynamics.shape))
-        states = dynamics.climatology(range(_CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
+        states = dynamics.climatology(range(CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
         return observing.observe(states.double().flatten(1)).var(0)
 
     # Parameters that may be tuned.
@@ -308,7 +308,7 @@ class Method(ABC):
         return float(value)
 
     def at(self, numbers: Mapping[str, Any]) -> Self:
-        """Return a copy with some parameters at numbers; `config()` keeps what was asked for.
+        """Return a copy with some parameters at numbers; `config()` keeps "tune".
 
         Parameters
         ----------
@@ -342,7 +342,7 @@ class Method(ABC):
         self._candidates = checked_candidates(candidates, self.to_tune())
 
     def asked_candidates(self) -> dict[str, Any]:
-        """The candidates that were asked for, as a part of `config`; empty for the method's own."""
+        """The caller's candidates, as a part of `config`; empty where the class's are tried."""
         if not self._candidates:
             return {}
         return {"candidates": {name: list(values) for name, values in self._candidates.items()}}

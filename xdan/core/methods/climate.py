@@ -14,7 +14,7 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..random import Purpose, normal
 
-_STATES = 4096
+_STATES = 4096  # that the moments are taken from
 _KEPT, _LARGEST = 4, 1 << 26  # how many climates are kept, and the bytes that one of them may have
 
 _Moments = tuple[Tensor, Tensor]

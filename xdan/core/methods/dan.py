@@ -13,11 +13,9 @@ from ..dynamics import Dynamics
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
-from .base import Differentiated, Method
+from .base import CLIMATE_STATES, Differentiated, Method
 from .declarations import SPREADS, Output
 from .record import Record, State
-
-_CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
 
 
 class DataAssimilationNetwork(Method):
@@ -44,9 +42,9 @@ class DataAssimilationNetwork(Method):
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over states of the mean and the deviation that the network was trained with."""
         mean, std = (value.cpu().double() for value in (self.network.state_mean, self.network.state_std))
-        if observing.operator is None:
+        if observing.direct:
             return std**2
-        labels, origin = torch.arange(_CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
+        labels, origin = torch.arange(CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
         noise = normal(0, Purpose.CLIMATOLOGY, labels, origin, math.prod(dynamics.shape))[:, 0]
         return observing.observe(mean + std * noise).var(0)
 
@@ -107,7 +105,7 @@ class EnsembleNetwork(DataAssimilationNetwork):
         middle = super().first({"x": state["x"][:, 0]}, observation, observed, observing)["x"]
         prior = self.network.state_std.to(observation) ** 2
         variance = prior.expand(middle.shape)
-        if observing.sees_sites:  # otherwise as wide as the climate
+        if observing.direct:  # otherwise as wide as the climate
             variance = torch.where(
                 observed, prior * observing.error_variance() / (prior + observing.error_variance()), prior
             )

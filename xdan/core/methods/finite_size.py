@@ -17,7 +17,7 @@ from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Precision, centre
 from .record import Record, State
 from .registry import register_method
 
-_BISECTIONS, _NEWTON = 24, 2
+_BISECTIONS, _NEWTON = 24, 2  # steps that bracket a minimum of the dual cost, and steps that refine it
 _LOWEST, _GRID = 1e-6, 32  # smallest zeta, relative to the largest, and points between them
 _EQUAL = 1e-7  # of a cost, or of one where it is small: minima closer than this are as good as each other
 FORMS = ("dual", "primal")
@@ -80,10 +80,10 @@ class FiniteSizeEnKF(EnsembleMethod):
         return {**state, "x": x, "inflation": ((m - 1) / zeta).sqrt()}
 
 
-class SpunUp(EnsembleMethod):
+class InflatedEnsemble(EnsembleMethod):
     """An ensemble filter with tuned inflation whose first cycles take what the finite-size prior adds.
 
-    An ensemble that starts from the climatology is lost otherwise, before it has found the truth.
+    Without it, an ensemble that starts from the climatology is lost before it comes near the truth.
 
     Parameters
     ----------

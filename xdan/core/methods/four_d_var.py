@@ -32,7 +32,7 @@ _WINDOW_STATE = ("x", "begin", "steps", "window", "smoothed", "iterations", "unc
 class FourDVar(Method):
     """Strong-constraint 4D-Var, its window of several intervals shifted by one a cycle.
 
-    The background of a window is the state at its start on the trajectory that the last window found. The analysis
+    The background of a window is the state at its start on the trajectory of the window before. The analysis
     is the end of the new trajectory.
 
     Parameters
@@ -40,7 +40,7 @@ class FourDVar(Method):
     window : int
         Intervals, at least 1; each ends with the observations of its time.
     background : {"climatology"} or array of shape (N, N)
-        B, the covariance of the dynamics' climatology or given.
+        B: the covariance of the dynamics' climatology, or a matrix.
     scale : float or "tune"
         Factor of B.
     solver : {"gauss-newton", "l-bfgs"}
@@ -246,7 +246,7 @@ class EnsembleOf4DVar(EnsembleMethod):
         return {**self._outside(inner), **state}
 
     def _inside(self, state: State) -> State:
-        """Members as trajectories of their own."""
+        """Members as trajectories."""
         return {name: state[name].flatten(0, 1) for name in _WINDOW_STATE}
 
     def _outside(self, state: State) -> State:

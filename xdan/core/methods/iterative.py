@@ -22,7 +22,7 @@ from .registry import register_method
 from .windowed import SlidingWindow
 
 VARIANTS = ("transform", "bundle")
-_BUNDLE = 1e-4
+_BUNDLE = 1e-4  # of the analysis spread: how far the members of a bundle are apart
 
 
 @dataclass(frozen=True)
@@ -204,31 +204,18 @@ class IterativeEnKS(EnsembleMethod):
             if iteration:
                 inside = now.root if self.variant == "transform" else _BUNDLE * _identity(now.root)
                 x = advance(self.dynamics, mean[active] + (trial[:, None] + inside) @ anomalies[active], steps)
-            fine = x.isfinite().flatten(1).all(1)
-            seen = observed[active]
-            s, missed = compare(torch.where(fine[:, None, None], x, 0.0), observation[active], seen, observing)
+            finite = x.isfinite().flatten(1).all(1)
+            if not iteration:
+                lost = ~finite
+            s, missed = compare(
+                torch.where(finite[:, None, None], x, 0.0), observation[active], observed[active], observing
+            )
             if iteration:
                 s = now.back @ s if self.variant == "transform" else s / _BUNDLE
-            zeta = self._zeta(trial)
-            cost = self._cost(missed, trial, zeta)
-            if not iteration:
-                lost, cost = ~fine, torch.where(fine, cost, torch.inf)
-            # The innovation carried back along the tangent to weights of zero: each step is an EnKF(-N) analysis.
-            precision = Precision(s, missed + (trial[:, None] @ s)[:, 0])
-            target, inverse_root = precision.solve(zeta)
+            tried = self._linearised(trial, s, missed, now.count + 1)
             # A step that does not bring the cost down is halved: the tangent was followed too far.
-            slack = math.sqrt(torch.finfo(cost.dtype).eps) * now.cost.abs()
-            better = fine & (cost <= now.cost + torch.nan_to_num(slack, posinf=0.0))
-            tried = _Iterate(
-                trial,
-                math.sqrt(m - 1) * inverse_root,
-                precision.at(zeta) @ inverse_root / math.sqrt(m - 1),
-                zeta,
-                target,
-                cost,
-                torch.ones_like(cost),
-                now.count + 1,
-            )
+            slack = math.sqrt(torch.finfo(tried.cost.dtype).eps) * now.cost.abs()
+            better = finite & (tried.cost <= now.cost + torch.nan_to_num(slack, posinf=0.0))
             now = tried.where(better, now.halved())
             at = now if len(active) == batch else at.replaced(active, now)
             moved = now.scale * (now.target - now.weights).detach().square().mean(1).sqrt()
@@ -238,7 +225,7 @@ class IterativeEnKS(EnsembleMethod):
                 break
             trial = now.weights + now.scale[:, None] * (now.target - now.weights)
         unconverged = torch.zeros_like(lost).index_fill(0, active, True)
-        # Where the limit was reached, the best that was seen.
+        # Where the limit was reached, the best of all iterates.
         weights = torch.where(unconverged[:, None], at.weights, at.target)
         x0 = mean + weights[:, None] @ anomalies
         begin = x0 + self.number("inflation") * at.root @ anomalies
@@ -252,6 +239,28 @@ class IterativeEnKS(EnsembleMethod):
             "iterations": at.count,
             "unconverged": unconverged.to(at.count.dtype),
         }
+
+    def _linearised(self, weights: Tensor, s: Tensor, missed: Tensor, count: Tensor) -> _Iterate:
+        """Cost and Hessian at weights (B, M), and where the linearised problem has its minimum.
+
+        Parameters
+        ----------
+        weights : Tensor, shape (B, M)
+        s : Tensor, shape (B, M, P)
+            Whitened anomalies of H(x) at the window's end, for a unit change of each weight.
+        missed : Tensor, shape (B, P)
+            Whitened innovation of the mean there.
+        count : Tensor, shape (B,)
+            Runs over the window.
+        """
+        size = self.members - 1
+        zeta = self._zeta(weights)
+        cost = self._cost(missed, weights, zeta)
+        # The innovation carried back along the tangent to weights of zero: each step is an EnKF(-N) analysis.
+        precision = Precision(s, missed + (weights[:, None] @ s)[:, 0])
+        target, inverse_root = precision.solve(zeta)
+        root, back = math.sqrt(size) * inverse_root, precision.at(zeta) @ inverse_root / math.sqrt(size)
+        return _Iterate(weights, root, back, zeta, target, cost, torch.ones_like(cost), count)
 
     def _zeta(self, weights: Tensor) -> Tensor:
         """Weight of the prior, shape (B,): M - 1, or what the finite-size prior gives at these weights.

@@ -14,7 +14,7 @@ from ..tapers import gaspari_cohn
 from .arguments import number_or_tune
 from .declarations import Tunable
 from .ensemble import INFLATIONS, Precision, centre, compare
-from .finite_size import SpunUp
+from .finite_size import InflatedEnsemble
 from .record import Record, State
 from .registry import register_method
 
@@ -23,7 +23,7 @@ _DISTANCES = 1 << 22  # distances at once when neighbours are looked for
 
 
 @register_method
-class LETKF(SpunUp):
+class LETKF(InflatedEnsemble):
     """LETKF: an ETKF at every site, with the observations nearby, tapered by a Gaspari-Cohn function of distance.
 
     Parameters
@@ -69,7 +69,7 @@ class LETKF(SpunUp):
             raise ValueError(
                 "the LETKF weighs observations one by one and needs a diagonal R; the record has a full one"
             )
-        if not record.observing.sees_sites:
+        if not record.observing.direct:
             raise ValueError("the LETKF needs observations that lie at sites of the state; take 'etkf' for another H")
         super().check_record(record)
 

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
-from ..observing import ObservingSystem
+from ..observing import ObservingSystem, split_observation
 from .advancing import advance, advance_along
 
 _MEMORY = 10  # pairs that L-BFGS remembers
-_ARMIJO, _HALVINGS = 1e-4, 12
+_ARMIJO = 1e-4  # share of the predicted decrease that a step must bring
+_TRIALS = 12  # steps that a line search tries, each half of the last
+_LEAST_CURVATURE = 1e-12  # of a pair that counts
 
 
 @dataclass(frozen=True)
 class Window:
-    """What 4D-Var fits: observations of shape (B, W, N), NaN where there are none, each after some model steps."""
+    """What 4D-Var fits: observations of shape (B, W, P), NaN where there are none, each after some model steps."""
 
     dynamics: Dynamics
     observing: ObservingSystem
@@ -30,25 +32,25 @@ class Window:
         return Window(self.dynamics, self.observing, self.observation[rows], self.steps)
 
     def misfits(self, x: Tensor) -> Tensor:
-        """Whitened y - H M(x) at every time, shape (B, W, N)."""
+        """Whitened y - H M(x) at every time, shape (B, W, P)."""
         misfits = []
         for j, steps in enumerate(self.steps):
             x = advance(self.dynamics, x, steps)
-            observed = ~self.observation[:, j].isnan()
-            misfits.append(
-                self.observing.whiten(self.observation[:, j].nan_to_num(0.0) - self.observing.observe(x), observed)
-            )
+            misfits.append(self._misfit(x, j))
         return torch.stack(misfits, 1)
 
+    def _misfit(self, x: Tensor, j: int) -> Tensor:
+        """Whitened y - H(x) at the j-th time, (B, P)."""
+        observation, observed = split_observation(self.observation[:, j])
+        return self.observing.whiten(observation - self.observing.observe(x), observed)
+
     def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Misfits, (B, W N), and whitened derivatives of H M along directions, (B, M, W N)."""
+        """Misfits, (B, W P), and whitened derivatives of H M along directions, (B, M, W P)."""
         misfits, slopes = [], []
         for j, steps in enumerate(self.steps):
             x, directions = advance_along(self.dynamics, x, directions, steps)
+            misfits.append(self._misfit(x, j))
             observed = ~self.observation[:, j].isnan()
-            misfits.append(
-                self.observing.whiten(self.observation[:, j].nan_to_num(0.0) - self.observing.observe(x), observed)
-            )
             slopes.append(self.observing.whiten(self.observing.tangent(x, directions), observed))
         return torch.cat(misfits, 1), torch.cat(slopes, 2)
 
@@ -103,7 +105,11 @@ def gauss_newton(window: Window, background: Tensor, factor: Tensor, tolerance: 
 def l_bfgs(window: Window, background: Tensor, factor: Tensor, tolerance: float, limit: int) -> Minimum:
     """As `gauss_newton`, by limited-memory BFGS with gradients from autodiff: memory linear in N.
 
-    Every trajectory has its own curvature pairs and its own step length; one that has converged stays.
+    Every trajectory has curvature pairs and a step length to itself; one that has converged stays.
+
+    References
+    ----------
+    Nocedal and Wright (2006), Numerical Optimization, Algorithm 7.4.
     """
 
     def cost_and_gradient(v: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,49 +120,19 @@ def l_bfgs(window: Window, background: Tensor, factor: Tensor, tolerance: float,
             (gradient,) = torch.autograd.grad(cost.sum(), leaf)
         return cost.detach(), gradient
 
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(1, keepdim=True)
-
     v = torch.zeros_like(background)
     cost, gradient = cost_and_gradient(v)
     active = torch.ones(len(v), dtype=torch.bool, device=v.device)
     count = v.new_zeros(len(v))
-    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+    pairs: list[_Pair] = []
     for _ in range(limit):
-        direction, factors = gradient, []
-        for s, y, rho in reversed(pairs):
-            a = rho * dot(s, direction)
-            factors.append(a)
-            direction = direction - a * y
-        if pairs:
-            s, y, rho = pairs[-1]
-            curvature = torch.where(rho > 0, 1 / (rho * dot(y, y)).clamp_min(1e-30), torch.ones_like(rho))
-            direction = direction * curvature
-        else:
-            direction = direction / dot(gradient, gradient).sqrt().clamp_min(1.0)
-        for (s, y, rho), a in zip(pairs, reversed(factors), strict=True):
-            direction = direction + (a - rho * dot(y, direction)) * s
-        descent = -dot(gradient, direction)
-        direction = torch.where(descent < 0, -direction, -gradient)
-        descent = torch.minimum(descent, -dot(gradient, gradient) * (descent >= 0))
-        step = torch.ones_like(descent)
-        searching = active.clone()
-        new, new_cost, new_gradient = v, cost, gradient
-        for _ in range(_HALVINGS):
-            trial = torch.where(searching[:, None], v + step * direction, new)
-            trial_cost, trial_gradient = cost_and_gradient(trial)
-            enough = trial_cost <= cost + _ARMIJO * (step * descent)[:, 0]
-            take = searching & enough
-            new = torch.where(take[:, None], trial, new)
-            new_cost = torch.where(take, trial_cost, new_cost)
-            new_gradient = torch.where(take[:, None], trial_gradient, new_gradient)
-            searching = searching & ~enough
-            if not bool(searching.any()):
-                break
-            step = torch.where(searching[:, None], step / 2, step)
+        direction, slope = _descent(gradient, pairs)
+        new, new_cost, new_gradient = _line_search(cost_and_gradient, v, cost, gradient, direction, slope, active)
         s, y = new - v, new_gradient - gradient
-        product = dot(s, y)
-        rho = torch.where(product > 1e-12, 1 / product.clamp_min(1e-12), torch.zeros_like(product))
+        curvature = _dot(s, y)
+        rho = torch.where(
+            curvature > _LEAST_CURVATURE, 1 / curvature.clamp_min(_LEAST_CURVATURE), torch.zeros_like(curvature)
+        )
         pairs = [*pairs[1 - _MEMORY :], (s, y, rho)]
         moved = s.square().mean(1).sqrt()
         v, cost, gradient = new, new_cost, new_gradient
@@ -165,6 +141,63 @@ def l_bfgs(window: Window, background: Tensor, factor: Tensor, tolerance: float,
         if not bool(active.any()):
             break
     return Minimum(background + v @ factor.T, count, active)
+
+
+_Pair = tuple[Tensor, Tensor, Tensor]
+"""A step s (B, N), the change y (B, N) of the gradient along it, and rho = 1 / s^T y (B, 1), or 0 to leave it out."""
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(1, keepdim=True)
+
+
+def _descent(gradient: Tensor, pairs: Sequence[_Pair]) -> tuple[Tensor, Tensor]:
+    """Direction of descent (B, N) by the two-loop recursion over the pairs, and the cost's slope along it (B, 1)."""
+    direction, factors = gradient, []
+    for s, y, rho in reversed(pairs):
+        a = rho * _dot(s, direction)
+        factors.append(a)
+        direction = direction - a * y
+    if pairs:
+        s, y, rho = pairs[-1]
+        scale = torch.where(rho > 0, 1 / (rho * _dot(y, y)).clamp_min(1e-30), torch.ones_like(rho))
+        direction = direction * scale
+    else:
+        direction = direction / _dot(gradient, gradient).sqrt().clamp_min(1.0)
+    for (s, y, rho), a in zip(pairs, reversed(factors), strict=True):
+        direction = direction + (a - rho * _dot(y, direction)) * s
+    slope = -_dot(gradient, direction)
+    # Where the recursion does not lead downhill, the steepest descent does.
+    direction = torch.where(slope < 0, -direction, -gradient)
+    return direction, torch.minimum(slope, -_dot(gradient, gradient) * (slope >= 0))
+
+
+def _line_search(
+    cost_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    v: Tensor,
+    cost: Tensor,
+    gradient: Tensor,
+    direction: Tensor,
+    slope: Tensor,
+    active: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Halve the step of the active trajectories until their cost falls enough; v, cost and gradient there."""
+    step = torch.ones_like(slope)
+    searching = active.clone()
+    new, new_cost, new_gradient = v, cost, gradient
+    for _ in range(_TRIALS):
+        trial = torch.where(searching[:, None], v + step * direction, new)
+        trial_cost, trial_gradient = cost_and_gradient(trial)
+        enough = trial_cost <= cost + _ARMIJO * (step * slope)[:, 0]
+        take = searching & enough
+        new = torch.where(take[:, None], trial, new)
+        new_cost = torch.where(take, trial_cost, new_cost)
+        new_gradient = torch.where(take[:, None], trial_gradient, new_gradient)
+        searching = searching & ~enough
+        if not bool(searching.any()):
+            break
+        step = torch.where(searching[:, None], step / 2, step)
+    return new, new_cost, new_gradient
 
 
 MINIMISERS = {"gauss-newton": gauss_newton, "l-bfgs": l_bfgs}

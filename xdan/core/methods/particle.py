@@ -156,7 +156,7 @@ class OptimalParticleFilter(ParticleFilter):
 
     def check_record(self, record: Record) -> None:
         """Refuse what has no optimal proposal here."""
-        if not record.observing.sees_sites:
+        if not record.observing.direct:
             raise ValueError("the optimal proposal is for observations of the state's own sites; take 'particle'")
         super().check_record(record)
 

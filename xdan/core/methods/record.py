@@ -1,4 +1,4 @@
-"""What a method is given: the observations of some trajectories, and a state from cycle to cycle."""
+"""What a method takes: the observations of some trajectories, and a state from cycle to cycle."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def register_method(cls: M) -> M:
     Raises
     ------
     TypeError
-        For what is no class of methods, or has no name of its own.
+        For what is no class of methods, or gives no name itself.
     ValueError
         If another class has the name. A class that is defined anew, as by a notebook's cell, takes its own place.
     """
@@ -47,7 +47,7 @@ def method_by_name(
     name : str
     tune_on : {"innovation", "truth"}
     candidates : mapping of str to sequence of float, optional
-        Values to try for parameters that are "tune", instead of the method's own.
+        Values to try for parameters that are "tune", instead of the class's.
     **parameters
         The method's.
 

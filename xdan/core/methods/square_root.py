@@ -11,13 +11,13 @@ from ..checks import switch
 from ..observing import ObservingSystem
 from ..random import Purpose
 from .ensemble import Precision, centre, compare, rotation
-from .finite_size import SpunUp
+from .finite_size import InflatedEnsemble
 from .record import State
 from .registry import register_method
 
 
 @register_method
-class ETKF(SpunUp):
+class ETKF(InflatedEnsemble):
     """Ensemble transform Kalman filter, symmetric square root.
 
     Parameters

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..observing import ObservingSystem
 from .ensemble import Precision, centre, compare
-from .finite_size import SpunUp, effective_zeta
+from .finite_size import InflatedEnsemble, effective_zeta
 from .record import State
 from .registry import register_method
 
 
 @register_method
-class StochasticEnKF(SpunUp):
+class StochasticEnKF(InflatedEnsemble):
     """Ensemble Kalman filter with perturbed observations.
 
     Parameters
@@ -35,7 +35,7 @@ class StochasticEnKF(SpunUp):
     name: ClassVar[str] = "enkf"
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Each member is drawn to observations of its own, their perturbations of zero mean."""
+        """Draw each member to observations that are perturbed for it; the perturbations have zero mean."""
         x, (b, m, _) = state["x"], state["x"].shape
         drawn = self.draw(state, m * observation.shape[1]).reshape(b, m, -1)
         _, noise = centre(observing.errors_from(drawn))

@@ -158,7 +158,7 @@ def _scores(method: Method, record: Record, outputs: dict[str, Tensor], copies: 
         innovation = (record.observation - observed)[:, :, first:]
         if criterion == "innovation_rms":
             scores = innovation.flatten(1).square().nanmean(1).sqrt()
-        elif not method.gives_forecast_spread or observing.operator is not None:
+        elif not method.gives_forecast_spread or not observing.direct:
             scores = innovation.flatten(1).square().nanmean(1)
         else:
             spread = outputs["forecast_spread"].unflatten(0, shape)[:, :, first:]

@@ -27,7 +27,7 @@ SCALES = Tunable(
     tuple(torch.tensor([2.0 ** (k / 2) for k in range(4, -21, -1)], dtype=torch.float32).tolist()),
     long_name="scales that were tried",
 )
-_TRAINING_ROUNDS = 4
+_TRAINING_ROUNDS = 4  # times that a trained B is made anew from the errors of the scheme that uses it
 
 
 @register_method
@@ -40,7 +40,7 @@ class ThreeDVar(Method):
     ----------
     background : {"climatology", "trained"} or array of shape (N, N)
         B: the covariance of the dynamics' climatology; the covariance of the scheme's own forecast errors on
-        the leading part of the record, iterated, which needs the truth; or given.
+        the leading part of the record, iterated, which needs the truth; or a matrix.
     scale : float or "tune"
         The factor s. "tune" takes the scale with the smallest mean square innovation on the leading part of
         the record. No truth is needed: E|y - H x_f|^2 is the forecast error's plus tr R. With `tune_on` "truth",

@@ -42,15 +42,15 @@ def observe(
     ValueError
         If the operator gives values that are not finite.
     """
-    seen = observing.observe(truth)
-    if not observing.sees_sites and not bool(seen.isfinite().all()):
+    observed_truth = observing.observe(truth)
+    if not observing.direct and not bool(observed_truth.isfinite().all()):
         raise ValueError(
             "the observation operator gave values that are not finite at the truth: expected finite ones, as NaN says "
             "that nothing is observed; choose with observe= which observations are made"
         )
-    size = seen.shape[-1]
+    size = observed_truth.shape[-1]
     noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
-    observation = seen + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
+    observation = observed_truth + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
     if sites.kind == "all":
         return observation
     mask = sites.mask(size, trajectory, time, seed)

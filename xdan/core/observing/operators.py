@@ -38,7 +38,7 @@ class Operator(ABC):
         """Put copies around what the class defines, and drop what it inherits for another H."""
         super().__init_subclass__(**options)
         if "__call__" in vars(cls):
-            for follower in {"tangent", "adjoint", "linear"} - set(vars(cls)):
+            for follower in {"tangent", "adjoint", "linear", "as_matrix"} - set(vars(cls)):
                 setattr(cls, follower, getattr(Operator, follower))
         guards: dict[str, Callable[..., Any]] = {"tangent": _guard_derivative, "adjoint": _guard_derivative}
         for name, guard in {"__call__": _guard_call, **guards}.items():
@@ -57,6 +57,10 @@ class Operator(ABC):
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
         """H^T v at x (B, N), for v (B, P), shape (B, N); here by a vector-Jacobian product."""
         return vjp(self, x)[1](v)[0]  # type: ignore[no-any-return]
+
+    def as_matrix(self) -> Tensor | None:
+        """H as a matrix (P, N), which a Dataset can hold; None where there is none."""
+        return None
 
 
 def _guard_call(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
@@ -111,6 +115,10 @@ class LinearOperator(Operator, pure=True):
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
         """H^T v."""
         return v @ self.matrix.to(v)
+
+    def as_matrix(self) -> Tensor:
+        """H."""
+        return self.matrix
 
 
 class FunctionOperator(Operator, pure=True):

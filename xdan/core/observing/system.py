@@ -17,8 +17,8 @@ _PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or so
 class ObservingSystem:
     """H and R of y = H(x) + e, e normal with covariance R; P observations of a state of N sites.
 
-    H is the identity on the state's sites, or an operator. R is diagonal, or full. What is not observed at a time is
-    told by a mask (B, P): its rows of H, and rows and columns of R, drop out.
+    H is the identity on the state's sites, or an operator. R is diagonal, or full. A mask (B, P) says
+    what is observed at a time: the rows of H, and rows and columns of R, of all else drop out.
 
     Parameters
     ----------
@@ -61,14 +61,18 @@ class ObservingSystem:
             self._factor = covariance_factor("R", covariance)
 
     @property
-    def sees_sites(self) -> bool:
-        """Whether observations lie at the state's sites: H is the identity, and P = N."""
+    def direct(self) -> bool:
+        """Whether the state's sites are observed directly: H is the identity, and P = N."""
         return self.operator is None
 
     @property
     def linear(self) -> bool:
         """Whether H x is a product with a matrix."""
         return self.operator is None or self.operator.linear
+
+    def as_matrix(self) -> Tensor | None:
+        """H as a matrix (P, N), where an operator has one."""
+        return None if self.operator is None else self.operator.as_matrix()
 
     def size(self, sites: int) -> int:
         """P, of a state of so many sites."""
@@ -282,7 +286,7 @@ class ObservingSystem:
         """
         weighted = self._weigh(innovation, observed)
         if x is None:
-            assert self.sees_sites
+            assert self.direct
             return weighted
         return self.adjoint(x, weighted)
 
