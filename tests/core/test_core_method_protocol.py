@@ -276,7 +276,7 @@ def test_parameters_are_read_from_attributes_of_their_names():
             self._secret = secret
 
     with pytest.raises(
-        TypeError, match=r"Hiding takes the parameter 'secret' .*: expected self.secret, or a config\(\)"
+        TypeError, match=r"Hiding.secret is missing: expected the plain value .*, or a method config\(\)"
     ):
         Hiding().config()
 

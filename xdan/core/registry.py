@@ -7,13 +7,17 @@ is to look the name up here. Nothing that a store names is imported.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, KeysView
 from typing import Any, Generic, TypeVar
+
+from torch import Tensor
 
 from .checks import shown
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
+_MISSING = object()
 
 
 class Registry(Generic[T]):
@@ -153,6 +157,42 @@ def constructor_parameters(cls: type) -> KeysView[str]:
         if all(one.kind is not one.VAR_KEYWORD for one in parameters):
             break
     return names.keys()
+
+
+def constructor_values(instance: Any, lists: bool = False) -> dict[str, Any]:
+    """Parameters that an instance was made from, from its attributes of their names.
+
+    Parameters
+    ----------
+    instance : object
+    lists : bool
+        Whether the constructor takes a list in the place of a tensor; tensors are then given as lists.
+
+    Raises
+    ------
+    TypeError
+        Where such an attribute is missing, or no plain JSON value.
+    """
+    values = {}
+    for name in constructor_parameters(type(instance)):
+        value = getattr(instance, name, _MISSING)
+        value = value.tolist() if lists and isinstance(value, Tensor) else value
+        if value is _MISSING or not _is_plain(value):
+            problem = "is missing" if value is _MISSING else f"is {shown(value)}"
+            raise TypeError(
+                f"{type(instance).__name__}.{name} {problem}: expected the plain value that __init__ was called with, "
+                "kept as an attribute of that name, or a method config() that gives such values"
+            )
+        values[name] = value
+    return values
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON gives a value back as it was."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _place(cls: type) -> str:

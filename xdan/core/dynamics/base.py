@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..random import Purpose
+from ..registry import constructor_values
 from ..tangent import push_forward
 from . import model_time, spin_up, trials
 from .guards import FOLLOWS, guard_methods
@@ -34,7 +34,7 @@ class Coordinate:
     attributes: dict[str, str] = field(default_factory=dict)
 
 
-class Dynamics(ABC):
+class Dynamics:
     """An autonomous model dx/dt = f(x), or a map x -> M(x) (Eq. 1a), differentiable and batched over leading axes.
 
     A model of your own is one class in one file. It sets the attributes below in its constructor, gives `config`, and
@@ -106,9 +106,17 @@ class Dynamics(ABC):
         """What messages call the model."""
         return self.name
 
-    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics."""
+        """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics.
+
+        By default the attributes that are named as the constructor's parameters.
+
+        Raises
+        ------
+        TypeError
+            Where such an attribute is missing, or no plain value.
+        """
+        return constructor_values(self)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of states of shape (B, *shape).

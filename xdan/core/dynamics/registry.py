@@ -14,7 +14,7 @@ from .base import Dynamics
 
 D = TypeVar("D", bound=type[Dynamics])
 
-_REGISTRY: Registry[Dynamics] = Registry("dynamics", Dynamics, "xdan.Dynamics")  # type: ignore[type-abstract]
+_REGISTRY: Registry[Dynamics] = Registry("dynamics", Dynamics, "xdan.Dynamics")
 
 
 def register_dynamics(cls: D) -> D:

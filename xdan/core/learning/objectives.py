@@ -16,7 +16,7 @@ from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
-from ..registry import Registry
+from ..registry import Registry, constructor_values
 from .rollout import Rollout, Window, roll_out
 
 _TINY = 1e-30  # keeps the root's gradient finite at zero, in any units
@@ -75,8 +75,8 @@ class Objective(ABC):
 
     A class of your own has a `name` and a `loss`, from what the cycles of a window gave to a loss for every trajectory
     and cycle. Its attributes say what the loss needs: training refuses networks and records without it before it reads
-    any data. An objective with parameters sets them in its constructor and gives them back in `config`.
-    `train(objective=...)` takes an object of it, or its name once the class is registered.
+    any data. An objective with parameters keeps them as attributes of its constructor's
+    names. `train(objective=...)` takes an object of it, or its name once the class is registered.
 
     A class may override `window_gradient` instead of `loss`, where it wants another pass through a window than the
     cycles and the way back through them.
@@ -115,9 +115,6 @@ class Objective(ABC):
     ...     def __init__(self, delta=1.0):
     ...         self.delta = delta
     ...
-    ...     def config(self):
-    ...         return {"delta": self.delta}
-    ...
     ...     def loss(self, rollout):
     ...         error = rollout.analysis - rollout.truth()
     ...         zero = torch.zeros_like(error)
@@ -139,8 +136,16 @@ class Objective(ABC):
     cycles_network: ClassVar[bool] = True
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters from which `type(self)(**parameters)` makes the same objective."""
-        return {}
+        """Plain JSON parameters from which `type(self)(**parameters)` makes the same objective.
+
+        By default the attributes that are named as the constructor's parameters.
+
+        Raises
+        ------
+        TypeError
+            Where such an attribute is missing, or no plain value.
+        """
+        return constructor_values(self)
 
     def to_json(self) -> str | dict[str, Any]:
         """Describe it by its name, with the parameters where it has some."""

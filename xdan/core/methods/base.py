@@ -16,7 +16,7 @@ from ..derivative_checks import Mode, check_model, check_operator, climate_state
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
-from ..registry import constructor_parameters
+from ..registry import constructor_values
 from ..user_functions import finest
 from .advancing import advance
 from .arguments import checked_candidates, number_or_tune
@@ -112,18 +112,9 @@ class Method(ABC):
         Raises
         ------
         TypeError
-            If a parameter is kept under no attribute of its name.
+            Where such an attribute is missing, or no plain value.
         """
-        values = {}
-        for name in constructor_parameters(type(self)):
-            if not hasattr(self, name):
-                raise TypeError(
-                    f"{type(self).__name__} takes the parameter {name!r} and has no attribute of that name: expected "
-                    f"self.{name}, or a config() that gives all parameters as plain JSON values"
-                )
-            value = getattr(self, name)
-            values[name] = value.tolist() if isinstance(value, Tensor) else value
-        return values | self.asked_candidates()
+        return constructor_values(self, lists=True) | self.asked_candidates()
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:

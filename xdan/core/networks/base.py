@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -11,12 +10,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..checks import shown
-from ..registry import constructor_parameters
+from ..registry import constructor_values
 from ..tangent import along, jacobian, mixed_jacobian, unit_direction
 
 _METHODS = (property, classmethod, staticmethod)
-_MISSING = object()
 
 # Methods that a class may override by something faster than autodiff, as long as no derived class changes `forward`.
 _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
@@ -116,15 +113,7 @@ class AnalysisNetwork(nn.Module, ABC):
         TypeError
             Where such an attribute is missing, or no plain value.
         """
-        values = {name: getattr(self, name, _MISSING) for name in constructor_parameters(type(self))}
-        for name, value in values.items():
-            if value is _MISSING or not _is_plain(value):
-                problem = "is missing" if value is _MISSING else f"is {shown(value)}"
-                raise TypeError(
-                    f"{type(self).__name__}.{name} {problem}: expected the plain value that __init__ was called with, "
-                    "kept as an attribute of that name, or a method config() that gives such values"
-                )
-        return values
+        return constructor_values(self)
 
     @abstractmethod
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -238,14 +227,6 @@ class AnalysisNetwork(nn.Module, ABC):
     def _analysis(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
         analysis: Tensor = self(x, zeta, memory)[0]
         return analysis
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON gives a value back as it was."""
-    try:
-        return bool(json.loads(json.dumps(value)) == value)
-    except (TypeError, ValueError):
-        return False
 
 
 def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | None = None) -> bool:
