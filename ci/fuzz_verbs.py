@@ -732,7 +732,7 @@ def _check_forecast(call: Call, run: Dataset, before: str, after: str) -> None:
 
 def _check_etkf(call: Call, run: Dataset) -> None:
     """Mean and covariance of the members after the first cycle, against the Kalman update of those before."""
-    factor, r, y = float(call.get("inflation", 1.01)) ** 2, call.source.observing, call.source.values("observation")
+    factor, r, y = float(call.get("inflation", 1.01)) ** 2, call.source.error, call.source.values("observation")
     before, after = arranged(run, "forecast_members"), arranged(run, "members")
     for i, k in np.ndindex(before.shape[0], before.shape[1] - 1):
         x, p = before[i, k + 1], np.cov(before[i, k + 1].T)
@@ -743,7 +743,7 @@ def _check_etkf(call: Call, run: Dataset) -> None:
 
 def _check_finite_size(call: Call, run: Dataset) -> None:
     """Zeta is a minimum of the capped dual, on a fine grid; the mean is the update that it stands for."""
-    r, y, members = call.source.observing, call.source.values("observation"), arranged(run, "forecast_members")
+    r, y, members = call.source.error, call.source.values("observation"), arranged(run, "forecast_members")
     m = members.shape[2]
     if call.get("form", "dual") != "dual":
         return
@@ -773,7 +773,7 @@ def _check_given_background(call: Call, run: Dataset) -> None:
         return
     x, after, y = arranged(run, "forecast"), arranged(run, "analysis"), call.source.values("observation")
     for i, k in np.ndindex(x.shape[0], x.shape[1] - 1):
-        mean, p = update(x[i, k + 1], float(scale) * b, y[i, k + 1], call.source.observing)
+        mean, p = update(x[i, k + 1], float(scale) * b, y[i, k + 1], call.source.error)
         close("analysis", after[i, k + 1], mean)
         close("spread", arranged(run, "spread")[i, k + 1], np.sqrt(np.diag(p)))
 
@@ -791,7 +791,7 @@ def _check_interpolation(call: Call, run: Dataset) -> None:
         arranged(run, "forecast"),
         arranged(run, "analysis"),
         call.source.values("observation"),
-        call.source.observing,
+        call.source.error,
     )
     close("forecast", x, np.broadcast_to(x[0, 0], x.shape))
     size = x.shape[-1]
@@ -811,7 +811,7 @@ def _check_kalman(call: Call, run: Dataset) -> None:
         arranged(run, "forecast"),
         arranged(run, "analysis"),
         call.source.values("observation"),
-        call.source.observing,
+        call.source.error,
     )
     gain = _solve_gain((y - x)[:, 0], (after - x)[:, 0])
     start = np.linalg.solve(np.eye(len(gain)) - gain, gain @ r)
@@ -985,7 +985,7 @@ def check_cycle(call: Call, run: Dataset) -> None:
     if net.memory:
         return
     x, y = arranged(run, "forecast"), made.values("observation")
-    analysis = forward(net, x, projected(y - x, made.observing))
+    analysis = forward(net, x, projected(y - x, made.error))
     close("analysis", arranged(run, "analysis")[:, 1:], analysis[:, 1:])  # the first is made from the climate
 
 
@@ -1214,9 +1214,7 @@ def check_score(call: Call, scores: Dataset) -> None:
         "error_variance_diagnosed": average(d * residual),
     }
     if "forecast_spread" in part:
-        expected["innovation_variance_expected"] = average(
-            part["forecast_spread"] ** 2 + np.diag(call.source.observing)
-        )
+        expected["innovation_variance_expected"] = average(part["forecast_spread"] ** 2 + np.diag(call.source.error))
     for name, value in expected.items():
         if name in scores:
             close(name, scores[name], value, 5e-3, 5e-3)
@@ -1322,7 +1320,7 @@ def check_gain(call: Call, gain: DataArray) -> None:
         expected = jacobian(net, x, np.zeros_like(x))
         if kind == "kalman":
             y = call.source.values("observation")[:, call.get("burn_in", 0) :: call.get("every", 1)]
-            seen, inverse = np.isfinite(y), np.linalg.inv(call.source.observing)
+            seen, inverse = np.isfinite(y), np.linalg.inv(call.source.error)
             expected = expected @ (inverse * seen[..., None, :])
         order = [*lead, "i", "j"]
     else:
@@ -1529,7 +1527,7 @@ def check_histogram(call: Call, density: DataArray) -> None:
     """Projected innovations counted by NumPy."""
     run, burn_in = call.plain["run"], call.get("burn_in", 0)
     y, x = call.source.values("observation", burn_in), arranged(run, "forecast")[:, burn_in:]
-    zeta = projected(y - x, call.source.observing)
+    zeta = projected(y - x, call.source.error)
     seen = zeta[zeta != 0]
     width = density["width"].values
     edges = np.concatenate([density["zeta"].values - width / 2, density["zeta"].values[-1:] + width[-1:] / 2])

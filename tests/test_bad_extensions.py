@@ -133,7 +133,7 @@ def test_a_model_that_declares_what_cannot_be_is_refused(attributes, message):
 def test_an_objective_that_cannot_be_is_refused(attributes, message):
     right = {"name": "mean-of-a-test", "loss": lambda self, rollout: rollout.analysis.mean(-1)}
     objective = type("Mean", (xdan.Objective,), {**right, **attributes})()
-    settings = {"window": 2, "batch": 2, "steps": 1, "progress": False}
+    settings = {"window": 4, "batch": 2, "steps": 1, "progress": False}
     with pytest.raises((TypeError, ValueError), match=message):
         xdan.train(xdan.Lorenz96(sites=8), xdan.ResidualCNN(filters=2, blocks=1), objective=objective, **settings)
 
@@ -153,3 +153,8 @@ def test_a_score_gives_real_numbers_and_leaves_the_record_alone(function, messag
     run = xdan.baseline(ds, "climatology")
     with pytest.raises(ValueError, match=message):
         xdan.score(ds, run, also=[xdan.StateScore(function, "test", name="test")]).compute()
+
+
+def test_a_first_window_may_have_no_derivative():
+    settings = {"window": 2, "batch": 2, "steps": 1, "progress": False}
+    xdan.train(xdan.Lorenz96(sites=8), xdan.ResidualCNN(filters=2, blocks=1), objective="forecast", **settings)

@@ -266,7 +266,8 @@ class Objective(ABC):
             )
         if not losses.is_floating_point():
             raise ValueError(f"the loss of objective {self.name!r} is of {losses.dtype}: expected real numbers")
-        if rollout.analysis.requires_grad and not losses.requires_grad:
+        # The only cycle of a window may have a loss that no analysis of the network comes before.
+        if shape[1] > 1 and rollout.analysis.requires_grad and not losses.requires_grad:
             raise ValueError(
                 f"torch sees no derivative of the loss of objective {self.name!r} by the analyses: expected torch "
                 "operations of rollout.analysis, without detach() or NumPy"
