@@ -53,3 +53,12 @@ def test_members_and_memory_have_dims_of_their_own(labelled, net):
         assert variable.shape == (*lead, 7, *sites)
         assert variable.dtype == labelled.setup.dtype
     assert (layout["diverged"].shape, layout["diverged"].dtype) == (lead, np.dtype(bool))
+
+
+@pytest.mark.parametrize("label", ["spread", "member", "analysis"])
+def test_a_label_left_over_from_a_selection_gives_way(single, label):
+    short = single.isel(time=slice(6))
+    plain = short.dan.baseline("etkf", members=4, keep_members=True)
+    labelled = short.assign_coords({label: 3.0}).dan.baseline("etkf", members=4, keep_members=True)
+    np.testing.assert_array_equal(labelled[label], plain[label])
+    assert labelled[label].dims == plain[label].dims

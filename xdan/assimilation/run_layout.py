@@ -93,11 +93,11 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
             units,
         )
 
-    kept = {*map(str, (*observation.coords, *observation.dims)), *(output.name for output in _ALWAYS)}
+    kept = {*map(str, observation.dims), *setup.dynamics.dims, *(output.name for output in _ALWAYS)}
     if taken := sorted(kept & {output.name for output in method.outputs}):
         raise ValueError(
             f"the method {method.name!r} declares the outputs {taken}: expected other names, as a run has variables or "
-            "labels of these"
+            "dims of these"
         )
     layout = {output.name: variable(output) for output in (*_BEFORE, *method.outputs)}
     if members and method.channels:
