@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -446,6 +447,10 @@ BAD_CYCLING = {
         lambda a: cycle(a, xdan.twin(circle(), cycles=3), dynamics=circle()),
         r"works on states with dims \('x',\), the record's state has \('lon',\): rename the record's dims, or train",
     ),
+    "members unknown": (
+        lambda a: cycle(a, a.twin, members=pd.NA),
+        r"members=<NA>: expected True to keep them, or False",
+    ),
     "members of a single state": (
         lambda a: cycle(a, a.twin, members=20),
         r"members=20: expected True to keep them, or False; 'dan' has 1",
@@ -562,6 +567,7 @@ OTHER_TYPES = {
     "scoring: a network": TypeError,
     "network: nothing there": FileNotFoundError,
     "network: existing store": FileExistsError,
+    "cycling: members unknown": TypeError,
     "cycling: members of a single state": TypeError,
     "cycling: existing store": FileExistsError,
     "cycling: existing file": FileExistsError,

@@ -177,9 +177,10 @@ class _Run:
         stored: bool,
     ) -> None:
         self.labelled, self.scheme, self.warned = labelled, scheme, warned
-        self.seed, self.members, self.device, self.progress = seed, bool(members), device, progress
+        self.seed, self.device, self.progress = seed, device, progress
         self.method = scheme.method_on(labelled.setup.dtype, device)
-        self.layout = layout_of(self.method, labelled, members)
+        self.layout = layout_of(self.method, labelled, members)  # refuses `members` that are no bool
+        self.members = bool(members)
         self.choices = choices_of(self.method, labelled.setup)
         observations = labelled.observation.chunk().data
         if stored:
