@@ -245,22 +245,18 @@ def rmse_in_time(
             raise ValueError(f"cycles={cycles}: expected some of the record's cycles")
         if log:
             curve = curve.where(curve > 0)
-        if curve.size == 1:  # a line through one point is invisible
-            curves.append(hv.Scatter((curve[TIME].values, curve.values)).opts(color=colour))
-        curves.append(
-            curve.hvplot.line(
-                x=TIME,
-                label=name,
-                color=colour,
-                logy=log,
-                xlabel="model time",
-                ylabel="analysis RMSE",
-                title="analysis RMSE, mean over trajectories",
-                width=WIDTH + LEGEND_WIDTH,
-                height=_HEIGHT + 60,
-            )
-        )
+        title = "analysis RMSE, mean over trajectories"
+        curves += _rmse_line(curve, TIME, color=colour, label=name, logy=log, xlabel="model time", title=title)
     return hv.Overlay(curves).opts(legend_position="right")
+
+
+def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -> list[Any]:
+    """A line of RMSE; with a mark where there is one point, through which a line is invisible."""
+    import holoviews as hv
+
+    mark = [hv.Scatter((curve[along].values, curve.values)).opts(color=color)] if curve.size == 1 else []
+    size = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 60}
+    return [*mark, curve.hvplot.line(x=along, ylabel="analysis RMSE", color=color, **size, **options)]
 
 
 def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
@@ -295,21 +291,15 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
             ("validation_rmse", "validation", "solid"),
             ("rmse", "training", "dotted"),
         ):
-            if history.sizes["step"] == 1:  # a line through one point is invisible
-                curves.append(hv.Scatter((against["minutes"].values, against[variable].values)).opts(color=colour))
-            curves.append(
-                against[variable].hvplot.line(
-                    x="minutes",
-                    label=f"{name}, {label}",
-                    color=colour,
-                    line_dash=dash,
-                    logy=True,
-                    xlabel="training time (minutes)",
-                    ylabel="analysis RMSE",
-                    title="training",
-                    width=WIDTH + LEGEND_WIDTH,
-                    height=_HEIGHT + 60,
-                )
+            curves += _rmse_line(
+                against[variable],
+                "minutes",
+                color=colour,
+                label=f"{name}, {label}",
+                line_dash=dash,
+                logy=True,
+                xlabel="training time (minutes)",
+                title="training",
             )
     return hv.Overlay(curves).opts(legend_position="right")
 

@@ -56,7 +56,7 @@ class TrainingData:
     def climate(self) -> torch.Tensor:
         """Some states of the dynamics' climate, shape (B, N); none where the observing system has no operator."""
         like = self.validation.observation
-        if self.observing.operator is None:
+        if self.observing.direct:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
         labels = range(_CLIMATE_STATES)
         return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
@@ -113,7 +113,7 @@ def climate_moments(record: Record) -> tuple[float, float]:
         If they are not finite, or nothing varies.
     """
     states = record.truth
-    if states is None and record.observing.operator is not None:
+    if states is None and not record.observing.direct:
         states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation)
     if states is not None:
         mean, std = float(states.double().mean()), float(states.double().std(correction=0))
@@ -145,7 +145,7 @@ def describe_setting(
     """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
     timestep = record.dynamics.timestep
     share = float((~record.observation.isnan()).double().mean())
-    by_rule = sites is not None and observing.operator is None and _follows(sites, share, record.observation.shape[-1])
+    by_rule = sites is not None and observing.direct and _follows(sites, share, record.observation.shape[-1])
     return {
         "dynamics": dynamics_to_json(record.dynamics),
         "interval": _range([step * timestep for step in (min(steps), max(steps))]),
