@@ -144,7 +144,7 @@ def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataA
 
 def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:
     """Positions of the geometry's places along a dim; None where it, or the variable, does not name them."""
-    if part.geometry is None or dim not in variable.coords:
+    if part.geometry is None or dim not in variable.dims or dim not in variable.coords:
         return None
     try:
         return part.geometry.order_of(dim, variable[dim].values.tolist())
@@ -156,10 +156,11 @@ def reordered(found: Found, part: Part) -> list[str]:
     """Say in which dims the geometry's order is not that of a variable; nothing of several."""
     if isinstance(found, dict) or part.geometry is None:
         return []
+    labelled = [dim for dim in part.dims if dim in found.dims and dim in found.coords]
     return [
         f"results have {dim!r} in the dynamics' order, which is not the record's"
-        for dim in part.dims
-        if dim in found.coords and not (in_order(found, dim, part)[dim].values == found[dim].values).all()
+        for dim in labelled
+        if not (in_order(found, dim, part)[dim].values == found[dim].values).all()
     ]
 
 

@@ -21,7 +21,7 @@ from ..core.dynamics import Dynamics
 from ..core.observing import ObservingSystem
 from ..core.spaces import STATE, Coordinate, Field, Geometry
 from ..core.twin import check_field_names
-from .schema import OBS, TIME, TRAJECTORY, Role, find, to_power
+from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, find, to_power
 
 ROLE, FIELD = "xdan_role", "xdan_field"  # attributes of a variable: what it stands for, and of which field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
@@ -365,6 +365,22 @@ def split_values(values: Any, model: Dynamics, stem: str) -> dict[str, Any]:
     return {part.name(stem): values[..., part.place] for part in parts_of(model)}
 
 
+def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
+    """Make one array (..., state) of the variables that say that they are fields of an output; None where none does.
+
+    For verbs that know no dynamics: the order of the fields is that of the variables.
+    """
+    flat = []
+    for name, variable in run.data_vars.items():
+        if variable.attrs.get(ROLE) == stem and FIELD in variable.attrs:
+            own = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
+            kept = variable.drop_vars([key for key, one in variable.coords.items() if set(one.dims) & set(own)])
+            stacked = kept.stack({STATE: own}, create_index=False)
+            label = np.full(stacked.sizes[STATE], variable.attrs[FIELD], dtype=object)
+            flat.append(stacked.assign_coords({f"{STATE}_field": (STATE, label)}).rename(str(name)))
+    return xr.concat(flat, STATE, combine_attrs="drop_conflicts") if flat else None
+
+
 def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
     """Coordinates of a dim of packed states: the component's number, and the field that it is of."""
     number = {"long_name": "component of the packed state", "units": "1"}
@@ -373,6 +389,25 @@ def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
         names = [field.name for field in model.space for _ in range(field.geometry.size)]
         # Strings as objects: Zarr has a specification for those of any length only.
         labels[f"{dim}_field"] = dim, np.array(names, dtype=object), {"long_name": "field of the component"}
+    return labels
+
+
+def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
+    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim.
+
+    Of a state of several fields they are the components' numbers, with the field of each.
+    """
+    if model.space.single is None:
+        return packed_labels(model, factor)
+    dims, shape = model.dims, model.shape
+    if len(dims) == 1:
+        return {factor: (factor, list(model.coordinates[dims[0]].values))}
+    number = np.arange(int(np.prod(shape))).reshape(shape)
+    labels: dict[str, Any] = {factor: (factor, number.ravel().tolist())}
+    for axis, dim in enumerate(dims):
+        index = (number // int(np.prod(shape[axis + 1 :]))) % shape[axis]
+        values = model.coordinates[dim].values
+        labels[f"{factor}_{dim}"] = (factor, [values[k] for k in index.ravel().tolist()])
     return labels
 
 
