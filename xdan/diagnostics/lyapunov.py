@@ -219,7 +219,7 @@ def _label_vectors(
         **{name: one.drop_vars(list(one.coords)) for name, one in split(packed, dynamics, "lyapunov_vector").items()},
         "growth": (lead, growth, {"long_name": rate, "units": "1"}),
     }
-    coordinates = {name: one for name, one in labelled.labels.items() if TIME not in one.dims}
+    coordinates: dict[Any, Any] = {name: one for name, one in labelled.labels.items() if TIME not in one.dims}
     coordinates |= dict(labelled.truth.isel({TIME: kept}).coords)
     coordinates[VECTOR] = (VECTOR, np.arange(1, vectors.shape[2] + 1), VECTOR_ATTRIBUTES)
     title = f"{kind} Lyapunov vectors"
