@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -90,7 +91,10 @@ class RecordWindows:
         inside = slice((window % self.block) * self.cycles, (window % self.block + 1) * self.cycles)
         start = self.batches[batch][0][1] + window * self.cycles
         steps = self.labelled.setup.steps[start : start + self.cycles]
-        dtype = self.labelled.setup.dtype
+        setup = self.labelled.setup
+        dtype, clock = setup.dtype, None
+        if not setup.dynamics.autonomous:
+            clock = torch.tensor([setup.clock(first + window * self.cycles) for _, first in self.batches[batch]])
 
         def tensor(array: Array) -> Tensor:
             return array_to_tensor(array[:, inside], dtype, self.device).flatten(2)
@@ -103,6 +107,7 @@ class RecordWindows:
             fresh,
             start,
             None if forecast is None else tensor(forecast),
+            clock=clock,
         )
 
     def _load(self, batch: int, block: int) -> tuple[Array | None, Array, Array | None]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import real
 from ..random import Purpose
 from ..registry import constructor_values
 from ..tangent import push_forward
 from . import model_time, spin_up, trials
 from .guards import FOLLOWS, guard_methods
-from .stepping import runge_kutta_4
+from .stepping import runge_kutta_4, takes_time
+
+_SNAPPED = 1e-3  # of a step: a start nearer than this to a whole number of steps is taken for it
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,18 @@ class Coordinate:
 
 
 class Dynamics:
-    """An autonomous model dx/dt = f(x), or a map x -> M(x) (Eq. 1a), differentiable and batched over leading axes.
+    """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
     A model of your own is one class in one file. It sets the attributes below in its constructor, gives `config`, and
     either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else has a default: derivatives are autodiff's,
     the way back in time is that of the tendency, and states start from noise. A faster `advance`, a tangent linear
     model (`advance_along`), a start (`rest`) and `distances` may be added. `docs/extending.md` shows a whole file.
+
+    A model that depends on time takes the time as the second argument, `tendency(self, x, t)` or `step(self, x, t)`: t
+    is a number, in model time, the same for all states of a call. Time is that of the record: t = 0 at the first
+    analysis of a twin, and the number that the coordinate `time` holds at the first analysis of any other record.
+    An object of such a class stands at a time, from which its methods begin; `from_step` and `starting_at` give it at
+    another. Spin-ups run over the time before.
 
     Attributes
     ----------
@@ -58,6 +68,11 @@ class Dynamics:
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
         How long one unit of model time lasts; None where time has no dimension.
+    time_origin : numpy.datetime64 or cftime.datetime, optional
+        Date at which model time is 0, for a model that depends on time; None where time has no dates.
+    autonomous : bool
+        Whether time plays no part. The class finds out by itself whether its `tendency`, or its `step`, takes a time:
+        a second argument without a default, or one called `t` or `time`.
 
     Notes
     -----
@@ -83,7 +98,11 @@ class Dynamics:
     units: str = "1"
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
     time_unit: np.timedelta64 | None = None
+    time_origin: Any = None
+    autonomous: bool = True
     _vetted: bool = False
+    _model_step: int = 0
+    _first: tuple[float, int] = (0.0, 0)  # the first analysis, in model time: an offset, and steps beside it
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
         """Guard the class's methods with copies, and drop inherited methods that do not fit its new step."""
@@ -93,6 +112,8 @@ class Dynamics:
         for name in set(vars(cls)) & set(FOLLOWS):
             for follower in set(FOLLOWS[name]) - set(vars(cls)):
                 setattr(cls, follower, getattr(Dynamics, follower))
+        if "autonomous" not in vars(cls) and {"step", "tendency"} & set(vars(cls)):
+            cls.autonomous = not takes_time(cls.tendency if cls.step is Dynamics.step else cls.step, 2)
         if not pure:
             guard_methods(cls)
 
@@ -130,13 +151,111 @@ class Dynamics:
 
     def step(self, x: Tensor) -> Tensor:
         """Advance states of shape (..., *shape) by one `timestep`; by default Runge-Kutta 4 of the tendency."""
-        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)  # a tendency that is not pure is guarded
+        return self._runge_kutta(x, self.timestep, self._time)
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., *shape) by a number of steps."""
-        for _ in range(steps):
-            x = self.step(x)
+        """Advance states of shape (..., *shape) by a number of steps, from `model_time` on."""
+        if self.autonomous:
+            for _ in range(steps):
+                x = self.step(x)
+            return x
+        for step in range(self._model_step, self._model_step + steps):
+            x = self._step_at(x, self._time_at(step))
         return x
+
+    def one_step(self, x: Tensor) -> Tensor:
+        """Advance states of shape (..., *shape) by `step`, from `model_time` on where the model depends on time."""
+        return self.step(x) if self.autonomous else self._step_at(x, self.model_time)
+
+    @property
+    def model_step(self) -> int:
+        """Steps from the first analysis to where this object stands; 0 for an autonomous model."""
+        return self._model_step
+
+    @property
+    def model_time(self) -> float:
+        """Time at which this object stands; 0 for an autonomous model."""
+        return self._time_at(self._model_step)
+
+    def from_step(self, step: int) -> Self:
+        """The same model some steps after the first analysis, or before it where negative.
+
+        Parameters
+        ----------
+        step : int
+            Counted from the first analysis, wherever this object stands.
+
+        Returns
+        -------
+        Dynamics
+            Its `advance`, `advance_along` and `climatology` begin there, and `retreat` goes back from there. An
+            autonomous model is returned as it is.
+
+        Raises
+        ------
+        ValueError
+            If the dynamics is refused by `vet`.
+        """
+        if self.autonomous or step == self._model_step:
+            return self
+        self.vet()  # once, instead of once for each step
+        return self._copied(_model_step=int(step))
+
+    def starting_at(self, time: float) -> Self:
+        """The same model with its first analysis at another model time.
+
+        Parameters
+        ----------
+        time : float
+            In model time units. Within a thousandth of a step of a whole number of steps it is taken for that, so that
+            a part of a record is at the times of the whole, bit for bit.
+
+        Returns
+        -------
+        Dynamics
+            An autonomous model is returned as it is.
+
+        Examples
+        --------
+        >>> from xdan import CustomDynamics
+        >>> forced = CustomDynamics(lambda x, t: t - x, state={"x": 1}, timestep=0.1)
+        >>> forced.starting_at(90.0).from_step(5).model_time
+        90.5
+        """
+        if self.autonomous:
+            return self
+        time = real("time", time)
+        whole = round(time / self.timestep)
+        near = abs(time - whole * self.timestep) <= _SNAPPED * self.timestep
+        first = (0.0, whole) if near else (time, 0)
+        return self if (self._first, self._model_step) == (first, 0) else self._copied(_first=first, _model_step=0)
+
+    @property
+    def _time(self) -> float | None:
+        """What the tendency gets as its time; None for nothing."""
+        return None if self.autonomous else self.model_time
+
+    def _time_at(self, step: int) -> float:
+        """Model time a number of steps after the first analysis: a product, so that no error adds up."""
+        offset, whole = self._first
+        return offset + (whole + step) * self.timestep
+
+    def _copied(self, **changed: Any) -> Self:
+        other = copy.copy(self)
+        for name, value in changed.items():
+            object.__setattr__(other, name, value)  # classes may be frozen
+        return other
+
+    def _step_at(self, x: Tensor, time: float) -> Tensor:
+        """A step of a model that depends on time, from a time on."""
+        if type(self).step is Dynamics.step:
+            return self._runge_kutta(x, self.timestep, time)
+        step: Callable[..., Tensor] = self.step
+        return step(x, time)
+
+    def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
+        """A step of the tendency, forward or backward."""
+        return runge_kutta_4(self.tendency, x, timestep, pure=True, time=time)  # one that is not pure is guarded
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states, and directions at them by the tangent linear model; here by forward-mode autodiff.
@@ -171,8 +290,11 @@ class Dynamics:
         """
         if type(self).step is not Dynamics.step:
             raise ValueError(f"the dynamics {self.label!r} cannot be integrated backward")
-        for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
+        return self._retreated(x, steps)
+
+    def _retreated(self, x: Tensor, steps: int) -> Tensor:
+        for step in range(self._model_step, self._model_step - steps, -1):
+            x = self._runge_kutta(x, -self.timestep, None if self.autonomous else self._time_at(step))
         return x
 
     def rest(self, noise: Tensor) -> Tensor:
@@ -223,7 +345,7 @@ class Dynamics:
         purpose: Purpose = Purpose.INITIAL_STATE,
         like: Tensor | None = None,
     ) -> Tensor:
-        """Independent states on the attractor, keyed by (seed, label, member).
+        """Independent states on the attractor, at `model_time` where it moves, keyed by (seed, label, member).
 
         Parameters
         ----------
@@ -283,6 +405,7 @@ class Dynamics:
         Returns
         -------
         Tensor of float64, shape (1, *shape) or (2, *shape)
+            Twice that many states for a model that depends on time: from two times, whichever this object stands at.
 
         Raises
         ------

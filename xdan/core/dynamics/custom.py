@@ -17,7 +17,7 @@ from .declarations import TAKEN
 from .guards import check_distances
 from .model_time import check_time_unit, in_words, warn_of_short_spin_up
 from .spin_up import MOST_COMPONENTS
-from .stepping import Tendency, runge_kutta_4
+from .stepping import Tendency, runge_kutta_4, takes_time
 
 
 class CustomDynamics(Dynamics, pure=True):
@@ -30,9 +30,10 @@ class CustomDynamics(Dynamics, pure=True):
     Parameters
     ----------
     tendency : callable, optional
-        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4.
+        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4. With a second argument, t, a number: the model
+        time, for a model that depends on it.
     step : callable, optional
-        The advance over one `timestep`, instead of `tendency`.
+        The advance over one `timestep`, instead of `tendency`; with a second argument, from that time on.
     state : mapping
         Each dim's name to its length or to its coordinate values, distinct numbers or distinct words.
     timestep : float
@@ -97,6 +98,7 @@ class CustomDynamics(Dynamics, pure=True):
         if (tendency is None) == (step is None):
             raise ValueError("expected exactly one of tendency= and step=")
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
+        self.autonomous = not takes_time(tendency or step, 1)  # type: ignore[arg-type]
         self.coordinates = _coordinates(state)
         self.dims = tuple(self.coordinates)
         self.timestep = real("timestep", timestep, above=0.0)
@@ -133,25 +135,23 @@ class CustomDynamics(Dynamics, pure=True):
 
     __hash__ = Dynamics.__hash__
 
-    def tendency(self, x: Tensor) -> Tensor:
-        """dx/dt of states of shape (..., *shape), of a model that is made from it."""
+    def tendency(self, x: Tensor, *time: float) -> Tensor:
+        """dx/dt of states of shape (..., *shape), of a model that is made from it, at a time where it takes one."""
         if self._tendency is None:
             return super().tendency(x)
-        return self._isolated(self._tendency, x, "tendency=")
+        return self._isolated(_at(self._tendency, time), x, "tendency=")
 
-    def step(self, x: Tensor) -> Tensor:
-        """Advance states of shape (..., *shape) by one `timestep`."""
+    def step(self, x: Tensor, *time: float) -> Tensor:
+        """Advance states of shape (..., *shape) by one `timestep`, from a time on where the model takes one."""
         if self._step is not None:
-            return self._isolated(self._step, x, "step=")
-        return self._runge_kutta(x, self.timestep)
+            return self._isolated(_at(self._step, time), x, "step=")
+        return self._runge_kutta(x, self.timestep, *(time or (self._time,)))
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
         """Go back in time with the tendency."""
         if self._tendency is None:
             return super().retreat(x, steps)
-        for _ in range(steps):
-            x = self._runge_kutta(x, -self.timestep)
-        return x
+        return self._retreated(x, steps)
 
     def distances(self, sites: Tensor) -> Tensor | None:
         """Distances from some components to all."""
@@ -173,15 +173,20 @@ class CustomDynamics(Dynamics, pure=True):
         shape = self.shape
         return isolated(function, x, len(shape), shape, self._part(part))
 
-    def _runge_kutta(self, x: Tensor, timestep: float) -> Tensor:
+    def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
         shape, label = self.shape, self._part("tendency=")
         states = x.reshape(x.shape[: x.ndim - len(shape)].numel(), *shape)
 
-        def tendency(z: Tensor) -> Tensor:
+        def tendency(z: Tensor, *now: float) -> Tensor:
             assert self._tendency is not None
-            return check_answer(call(self._tendency, z, label), tuple(z.shape), z, label)
+            return check_answer(call(_at(self._tendency, now), z, label), tuple(z.shape), z, label)
 
-        return runge_kutta_4(tendency, states, timestep).reshape(x.shape)
+        return runge_kutta_4(tendency, states, timestep, time=time).reshape(x.shape)
+
+
+def _at(function: Tendency, time: tuple[float, ...]) -> Tendency:
+    """A function of states and time at a time; a function of states alone where there is none."""
+    return (lambda x: function(x, *time)) if time else function
 
 
 def _word(label: str, value: Any) -> str:
