@@ -59,8 +59,8 @@ class Setup:
         return self.dynamics.model_time
 
     def clock(self, time: int) -> int:
-        """Model steps from the first analysis to the analysis before a time, where the forecast to that time begins."""
-        return int(self.steps[:time].sum())
+        """Model steps from the first analysis to that of a time, which is given by its position."""
+        return int(self.steps[: time + 1].sum())
 
     def keys(self, rows: slice) -> Tensor:
         """Labels of some trajectories, int64, shape (B,)."""
@@ -88,7 +88,7 @@ class Setup:
             trajectory=self.keys(rows),
             seed=seed,
             truth=None if truth is None else truth.flatten(2),
-            clock=self.clock(columns.start),
+            clock=int(self.steps[: columns.start].sum()),
         )
 
 

@@ -94,7 +94,9 @@ class RecordWindows:
         setup = self.labelled.setup
         dtype, clock = setup.dtype, None
         if not setup.dynamics.autonomous:
-            clock = torch.tensor([setup.clock(first + window * self.cycles) for _, first in self.batches[batch]])
+            # The steps are those of the first lane: 0 before a record's first time, which others do not begin with.
+            firsts = [first + window * self.cycles for _, first in self.batches[batch]]
+            clock = torch.tensor([setup.clock(first) for first in firsts]) - int(steps[0])
 
         def tensor(array: Array) -> Tensor:
             return array_to_tensor(array[:, inside], dtype, self.device).flatten(2)

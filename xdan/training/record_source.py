@@ -203,7 +203,7 @@ class RecordSource(TrainingSource):
             truth=truth,
             device=device,
         )
-        clock = torch.tensor([labelled.setup.clock(first) for _, first in held])
+        clock = torch.tensor([labelled.setup.clock(first) for _, first in held]) - record.steps[0]
         return replace(record, clock=clock), truth
 
 
