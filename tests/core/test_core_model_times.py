@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from xdan.core.dynamics import Coordinate, CustomDynamics, Dynamics, Lorenz96, runge_kutta_4
+from xdan.core.dynamics import CustomDynamics, Dynamics, Lorenz96, runge_kutta_4
 from xdan.core.dynamics.stepping import takes_time
 from xdan.core.learning.gradient import OneProcess, SeveralProcesses
 from xdan.core.learning.imitation import TaughtTwin
@@ -22,6 +22,7 @@ from xdan.core.methods import DataAssimilationNetwork, Method, Record, method_by
 from xdan.core.methods.advancing import advance, advance_along
 from xdan.core.networks import ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites, observe
+from xdan.core.spaces import Coordinate, Ring
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 PAIR, OCTET = ({"x": Coordinate(tuple(range(size)))} for size in (2, 8))
@@ -224,6 +225,22 @@ def test_a_class_declares_its_time_by_its_signature(pure):
 def test_a_second_argument_without_a_default_is_a_time(function, timed):
     assert takes_time(function, 1) is timed
     assert CustomDynamics(function, state={"x": 2}, timestep=0.1).autonomous is not timed
+
+
+def test_functions_of_several_fields_take_a_time():
+    state = {"u": Ring(3), "v": Ring(4, dim="y")}
+
+    def tendency(fields, t):
+        return {"u": -fields["u"] + math.cos(RATE * t), "v": t - fields["v"]}
+
+    model = CustomDynamics(tendency, state=state, timestep=0.1)
+    x = normals(5, 7)
+    after = model.from_step(4).advance(x, 3)
+    forced = CustomDynamics(lambda u, t: -u + math.cos(RATE * t), state={"u": Ring(3)}, timestep=0.1)
+    assert torch.equal(after[:, :3], forced.from_step(4).advance(x[:, :3], 3))
+    # x - t + 1 decays, and the scheme follows lines exactly.
+    decay = (1 - 0.1 + 0.1**2 / 2 - 0.1**3 / 6 + 0.1**4 / 24) ** 3
+    assert_close(after[:, 3:], 0.7 - 1 + (x[:, 3:] - 0.4 + 1) * decay, rtol=1e-12, atol=1e-12)
 
 
 def test_functions_in_place_are_guarded():

@@ -2,49 +2,31 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import real
 from ..random import Purpose
 from ..registry import constructor_values
+from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
-from . import model_time, spin_up, trials
+from . import declared_space, model_time, spin_up, trials
+from .clock import InTime
 from .guards import FOLLOWS, guard_methods
 from .stepping import runge_kutta_4, takes_time
 
-_SNAPPED = 1e-3  # of a step: a start nearer than this to a whole number of steps is taken for it
 
-
-@dataclass(frozen=True)
-class Coordinate:
-    """Values and CF attributes of one dim of the state.
-
-    Attributes
-    ----------
-    values : tuple of float or str
-        One label for each place along the dim.
-    attributes : dict of str to str
-        CF attributes of the labels, such as `axis`, `long_name` and `units`.
-    """
-
-    values: tuple[float | str, ...]
-    attributes: dict[str, str] = field(default_factory=dict)
-
-
-class Dynamics:
+class Dynamics(InTime):
     """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
-    A model of your own is one class in one file. It sets the attributes below in its constructor, gives `config`, and
-    either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else has a default: derivatives are autodiff's,
-    the way back in time is that of the tendency, and states start from noise. A faster `advance`, a tangent linear
-    model (`advance_along`), a start (`rest`) and `distances` may be added. `docs/extending.md` shows a whole file.
+    A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and
+    `timestep`; the class gives `config`, and either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else
+    has a default: derivatives are autodiff's, the way back in time is that of the tendency, and states start from
+    noise. A faster `advance`, a tangent linear model (`advance_along`), a start (`rest`) and `distances` may be added.
+    `docs/extending.md` shows a whole file.
 
     A model that depends on time takes the time as the second argument, `tendency(self, x, t)` or `step(self, x, t)`: t
     is a number, in model time, the same for all states of a call. Time is that of the record: t = 0 at the first
@@ -56,14 +38,18 @@ class Dynamics:
     ----------
     name : str
         Class attribute: the name it is registered under with `register_dynamics`; stores refer to it.
+    space : StateSpace
+        The fields of the state, and the geometry that each lives on. By default one field on a grid of `dims` of which
+        no more is known.
     dims : tuple of str
-        Names of the state's dims, such as ("x",) on a ring.
+        Names of the state's dims, such as ("x",) on a ring; by default those of the space, ("state",) for several
+        fields.
     coordinates : dict of str to Coordinate
-        One for each dim; their lengths are the state's `shape`.
+        One for each dim; their lengths are the state's `shape`. By default those of the space.
     timestep : float
         Internal step in model time units; intervals between analyses are multiples of it.
     units : str
-        Units of the state; "1" by default.
+        Units of the state; by default those of the space's fields, or "1".
     spin_up_time : float
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
@@ -77,9 +63,10 @@ class Dynamics:
     Notes
     -----
     `tendency` and `step` get states of shape (B, *shape), of float32 or float64, on any device, and return a tensor of
-    that shape, dtype and device. They treat every state of the batch by itself, so sums and means go over the last axes
-    only; they use torch operations, so that autodiff can differentiate them; and they give the same answer at every
-    call. `vet` tries this out before the first use.
+    that shape, dtype and device. A state of several fields is flat, (B, N): `self.space.unpack` gives its fields,
+    `self.space.pack` makes it of them. The methods treat every state of the batch by itself, so sums and means go over
+    the last axes only; they use torch operations, so that autodiff can differentiate them; and they give the same
+    answer at every call. `vet` tries this out before the first use.
 
     The methods of a class may work in place or return buffers of their own: their arguments and results are copied,
     with leading axes as one. A class that does neither says so, `class Mine(Dynamics, pure=True)`, saves the copies,
@@ -92,17 +79,14 @@ class Dynamics:
     """
 
     name: ClassVar[str] = "unnamed"
-    dims: tuple[str, ...]
-    coordinates: dict[str, Coordinate]
+    space: StateSpace = declared_space.DefaultSpace()  # type: ignore[assignment]
+    dims: tuple[str, ...] = declared_space.OfSpace()  # type: ignore[assignment]
+    coordinates: dict[str, Coordinate] = declared_space.OfSpace()  # type: ignore[assignment]
+    units: str = declared_space.OfSpace()  # type: ignore[assignment]
     timestep: float
-    units: str = "1"
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
     time_unit: np.timedelta64 | None = None
-    time_origin: Any = None
-    autonomous: bool = True
     _vetted: bool = False
-    _model_step: int = 0
-    _first: tuple[float, int] = (0.0, 0)  # the first analysis, in model time: an offset, and steps beside it
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
         """Guard the class's methods with copies, and drop inherited methods that do not fit its new step."""
@@ -167,85 +151,6 @@ class Dynamics:
         """Advance states of shape (..., *shape) by `step`, from `model_time` on where the model depends on time."""
         return self.step(x) if self.autonomous else self._step_at(x, self.model_time)
 
-    @property
-    def model_step(self) -> int:
-        """Steps from the first analysis to where this object stands; 0 for an autonomous model."""
-        return self._model_step
-
-    @property
-    def model_time(self) -> float:
-        """Time at which this object stands; 0 for an autonomous model."""
-        return self._time_at(self._model_step)
-
-    def from_step(self, step: int) -> Self:
-        """The same model some steps after the first analysis, or before it where negative.
-
-        Parameters
-        ----------
-        step : int
-            Counted from the first analysis, wherever this object stands.
-
-        Returns
-        -------
-        Dynamics
-            Its `advance`, `advance_along` and `climatology` begin there, and `retreat` goes back from there. An
-            autonomous model is returned as it is.
-
-        Raises
-        ------
-        ValueError
-            If the dynamics is refused by `vet`.
-        """
-        if self.autonomous or step == self._model_step:
-            return self
-        self.vet()  # once, instead of once for each step
-        return self._copied(_model_step=int(step))
-
-    def starting_at(self, time: float) -> Self:
-        """The same model with its first analysis at another model time.
-
-        Parameters
-        ----------
-        time : float
-            In model time units. Within a thousandth of a step of a whole number of steps it is taken for that, so that
-            a part of a record is at the times of the whole, bit for bit.
-
-        Returns
-        -------
-        Dynamics
-            An autonomous model is returned as it is.
-
-        Examples
-        --------
-        >>> from xdan import CustomDynamics
-        >>> forced = CustomDynamics(lambda x, t: t - x, state={"x": 1}, timestep=0.1)
-        >>> forced.starting_at(90.0).from_step(5).model_time
-        90.5
-        """
-        if self.autonomous:
-            return self
-        time = real("time", time)
-        whole = round(time / self.timestep)
-        near = abs(time - whole * self.timestep) <= _SNAPPED * self.timestep
-        first = (0.0, whole) if near else (time, 0)
-        return self if (self._first, self._model_step) == (first, 0) else self._copied(_first=first, _model_step=0)
-
-    @property
-    def _time(self) -> float | None:
-        """What the tendency gets as its time; None for nothing."""
-        return None if self.autonomous else self.model_time
-
-    def _time_at(self, step: int) -> float:
-        """Model time a number of steps after the first analysis: a product, so that no error adds up."""
-        offset, whole = self._first
-        return offset + (whole + step) * self.timestep
-
-    def _copied(self, **changed: Any) -> Self:
-        other = copy.copy(self)
-        for name, value in changed.items():
-            object.__setattr__(other, name, value)  # classes may be frozen
-        return other
-
     def _step_at(self, x: Tensor, time: float) -> Tensor:
         """A step of a model that depends on time, from a time on."""
         if type(self).step is Dynamics.step:
@@ -302,7 +207,7 @@ class Dynamics:
         return noise
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances between components of the flattened state, for localisation.
+        """Distances between components of the flattened state, for localisation; by default those of the space.
 
         Parameters
         ----------
@@ -310,9 +215,9 @@ class Dynamics:
 
         Returns
         -------
-        Tensor, shape (n, N), or None where the dynamics knows no distance
+        Tensor, shape (n, N), or None where there is no distance
         """
-        return None
+        return self.space.distances(sites)
 
     def steps_in(self, interval: float) -> int:
         """Number of steps in an interval of model time.
