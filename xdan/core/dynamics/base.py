@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..random import Purpose
-from ..registry import constructor_values
+from ..registry import constructor_parameters, constructor_values
 from ..tangent import push_forward
 from . import model_time, spin_up, trials
 from .guards import FOLLOWS, guard_methods
@@ -57,7 +56,8 @@ class Dynamics:
     spin_up_time : float
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
-        How long one unit of model time lasts; None where time has no dimension.
+        How long one unit of model time lasts; None where time has no dimension. Records with dates need it. It may be
+        set to a datetime.timedelta, or to the words that `config` gives.
 
     Notes
     -----
@@ -82,7 +82,7 @@ class Dynamics:
     timestep: float
     units: str = "1"
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
-    time_unit: np.timedelta64 | None = None
+    time_unit = model_time.TimeUnit()
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
@@ -109,14 +109,17 @@ class Dynamics:
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics.
 
-        By default the attributes that are named as the constructor's parameters.
+        By default the attributes that are named as the constructor's parameters; `time_unit` in words, such as
+        "5 days", and only where there is one.
 
         Raises
         ------
         TypeError
             Where such an attribute is missing, or no plain value.
         """
-        return constructor_values(self)
+        values = constructor_values(self, without=("time_unit",))
+        takes_unit = "time_unit" in constructor_parameters(type(self))
+        return model_time.with_time_unit(values, self.time_unit if takes_unit else None)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of states of shape (B, *shape).
