@@ -393,7 +393,7 @@ def test_stores_name_the_unit_of_time(cls):
 
 @pytest.mark.parametrize("words", ["5", "5 weeks", "0 days", "-1 days", "5  days", "999999999 days", "5 days\n"])
 def test_words_that_are_no_unit_of_time(words):
-    with pytest.raises((TypeError, ValueError), match="time_unit=.*: expected"):
+    with pytest.raises((TypeError, ValueError), match=r"time_unit=.*: expected"):
         Lorenz96(time_unit=words)
 
 

@@ -21,6 +21,7 @@ from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, to_power
 from ..records.store import check_whole
+from ..records.times import time_dims
 from ..records.values import fill_text, leading
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
 
@@ -543,7 +544,7 @@ def _flags(labelled: LabelledRecord, run: xr.Dataset) -> xr.DataArray | None:
         return None
     flags = run["diverged"]
     check_whole(run, flags)
-    times = [dim for dim in run.cf.axes.get("T", []) if dim in flags.dims]
+    times = time_dims(flags)
     if TIME not in flags.dims and times:
         flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
     if labelled.bare and TRAJECTORY not in flags.dims:
