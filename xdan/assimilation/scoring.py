@@ -16,7 +16,7 @@ from ..core import scores as kernels
 from ..core.checks import choice, integer, shown
 from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
-from ..records.following import astray, beginning
+from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, to_power
@@ -521,7 +521,7 @@ def _follows(labelled: LabelledRecord) -> Cause | None:
     """The cause that the truth does not follow the dynamics; None without a truth."""
     if labelled.truth is None:
         return None
-    first = beginning(labelled.truth)
+    first = followed(labelled.setup, labelled.truth)
     return Cause(partial(astray, labelled.setup), lambda: (first,))
 
 

@@ -141,7 +141,7 @@ def model_time_since_first(
         return _as_numbers(times - times[0]) / _unit_seconds(coordinate, model), 0.0
     if times.dtype.kind not in "fiu":
         raise ValueError(
-            f"time is of {times.dtype}, the first is {shown(times[0])}: expected numbers in model time units, or dates "
+            f"time is of {times.dtype}, the first is {shown(times[:1].tolist()[0])}: expected numbers in model time units, or dates "
             "as datetime64, timedelta64 or cftime. Convert, for example "
             "ds.assign_coords(time=ds.time.astype('datetime64[ns]'))"
         )
@@ -283,7 +283,7 @@ def dates_from(start: Any, steps: np.ndarray[Any, np.dtype[np.int64]], model: Dy
         if np.datetime_data(first.dtype)[0] in ("Y", "M", "W", "D", "h", "m"):
             first = first.astype("datetime64[s]")
         dates = first + count.astype(f"timedelta64[{name}]")
-    if not (_as_numbers(np.diff(dates)) > 0).all():
+    if not (dates[1:] > dates[:-1]).all():  # not by differences, which hide that a date has wrapped around
         raise ValueError(
             f"start={shown(start)}: the dates of {len(dates)} cycles cannot be told apart, or its type ends before "
             "them; expected fewer cycles, a longer step, or a start in seconds: np.datetime64('2000-01-01', 's')"
@@ -336,7 +336,7 @@ def _unit_seconds(coordinate: xr.DataArray, model: Dynamics) -> float:
         values = coordinate.values
         kind = type(values[0]).__name__ if values.dtype.kind == "O" else str(values.dtype)
         raise ValueError(
-            f"time holds dates of {kind}, the first is {values[0]}, but {model!r} has no time_unit: expected how long "
+            f"time is of {kind}, the first is {values[0]}, but {model!r} has no time_unit: expected how long "
             f"one unit of model time lasts. {_remedy(model)}"
         )
     return _seconds(model.time_unit)
