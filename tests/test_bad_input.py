@@ -115,7 +115,7 @@ RECORDS = {
     ),
     "dates in words": (
         lambda ds: ds.assign_coords(time=np.arange(24).astype("datetime64[h]").astype(str)),
-        r"time is of <U.*, the first is .1970-01-01T00.*: expected numbers in model time units, or dates .*Convert, for",
+        r"time is of <U.*, the first is .1970-01-01T00.*: expected numbers in model time units, or dates .*Convert",
     ),
     "time not finite": (
         lambda ds: ds.assign_coords(time=np.where(np.arange(24) == 3, np.nan, 0.05 * np.arange(24))),

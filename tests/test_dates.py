@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 import xdan
 
-START = {"datetime64": np.datetime64("2000-02-27"), "timedelta64": None, "noleap": None, "360_day": None}
-
 
 @pytest.fixture(scope="module")
 def dated_model():
@@ -43,9 +41,9 @@ def dated(request, twin, times, dated_model):
 
 
 def same(ours: xr.Dataset | xr.DataArray, theirs: xr.Dataset | xr.DataArray, dates: xr.DataArray) -> None:
-    """The numbers are bit for bit those of model time; the times are the record's."""
-    if "time" in ours.coords:
-        np.testing.assert_array_equal(ours.time, dates.isel(time=slice(dates.size - ours.time.size, None)))
+    """The numbers are bit for bit those of model time, 0.05 a cycle; the times are the record's."""
+    if "time" in theirs.coords:
+        np.testing.assert_array_equal(ours.time, dates[np.round(theirs.time.values / 0.05).astype(int)])
     drop = {"time"} & set(ours.coords)
     xr.testing.assert_equal(ours.drop_vars(drop), theirs.drop_vars(drop))
 
@@ -76,13 +74,17 @@ def test_an_imitated_run_with_dates(dated, architecture, quick):
 
 def test_diagnostics(dated, twin, net, run):
     dates = dated.time
-    run = run.assign_coords(time=dates)
-    plain = run.assign_coords(time=twin.time)
+    plain = twin.dan.cycle(net, members=True)
+    run = plain.assign_coords(time=dates)
+    few = {"every": 12}
     for kind in ("covariance", "mean"):
-        same(dated.dan.gain(net, kind=kind), twin.dan.gain(net, kind=kind), dates)
+        same(dated.dan.gain(net, kind=kind, **few), twin.dan.gain(net, kind=kind, **few), dates)
     same(dated.dan.zero_innovation_bias(net), twin.dan.zero_innovation_bias(net), dates)
-    same(dated.dan.equivariance_error(net), twin.dan.equivariance_error(net), dates)
-    same(dated.dan.stein_identity(net), twin.dan.stein_identity(net), dates)
+    few |= {"burn_in": 1}
+    some = {"elements": 2, **few}
+    same(dated.dan.equivariance_error(net, **some), twin.dan.equivariance_error(net, **some), dates)
+    some = {"samples": 10, **few}
+    same(dated.dan.stein_identity(net, **some), twin.dan.stein_identity(net, **some), dates)
     same(dated.dan.innovation_histogram(net, run), twin.dan.innovation_histogram(net, plain), dates)
     same(dated.dan.scaling_of_increments(net, run, [1.0]), twin.dan.scaling_of_increments(net, plain, [1.0]), dates)
     vectors = dated.dan.lyapunov_vectors(spin_up=10)
@@ -114,7 +116,7 @@ def test_pictures(dated, run, tmp_path):
 def test_a_run_on_other_dates_is_refused(dated, run):
     run = run.assign_coords(time=dated.time)
     dated.dan.score(run)
-    for other in (dated.time[::-1], run.time.dt if False else np.arange(24.0)):
+    for other in (dated.time[::-1], np.arange(24.0)):
         with pytest.raises(ValueError, match=r"run and record differ in time: expected 24 labels \['"):
             dated.dan.score(run.assign_coords(time=("time", np.asarray(other))))
 
@@ -128,9 +130,7 @@ def test_dates_need_a_unit_of_time(dated, run, net, model, quick):
         "gain": lambda: dated.dan.gain(net, dynamics=model),
     }
     for call in calls.values():
-        with pytest.raises(
-            ValueError, match=r"no time_unit: .* Pass dynamics=xdan.Lorenz96\(time_unit=np.timedelta64\(5"
-        ):
+        with pytest.raises(ValueError, match=r"no time_unit: .* Pass dynamics=xdan.Lorenz96\(time_unit="):
             call()
 
 
@@ -150,8 +150,7 @@ def test_a_twin_from_a_date(cycles, chunk, interval):
     expected = np.datetime64("1999-12-31T18", "s") + np.arange(cycles) * interval * np.timedelta64(6, "h")
     np.testing.assert_array_equal(ds.time, expected)
     assert ds.time.attrs == {"axis": "T", "standard_name": "time", "long_name": "time"}
-    assert ds.truth.data.name == plain.truth.data.name or ds.truth.shape == plain.truth.shape
-    assert "time_unit" not in ds.time.attrs
+    assert dict(ds.chunks) == dict(plain.chunks)
 
 
 def test_a_twin_from_a_date_has_the_numbers_of_one_without(dated_model):

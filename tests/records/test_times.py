@@ -153,7 +153,7 @@ def test_model_time_in_another_unit(dated):
         if same:
             assert times.units_in_model_time({"units": "1", "time_unit": written}, dated) == 1.0
         else:
-            with pytest.raises(ValueError, match="counts in units of 1 days, but one unit .* is 5 days: expected the"):
+            with pytest.raises(ValueError, match=r"counts in units of 1 days, but one unit .* is 5 days: expected"):
                 times.units_in_model_time({"units": "1", "time_unit": written}, dated)
 
 

@@ -141,8 +141,8 @@ def model_time_since_first(
         return _as_numbers(times - times[0]) / _unit_seconds(coordinate, model), 0.0
     if times.dtype.kind not in "fiu":
         raise ValueError(
-            f"time is of {times.dtype}, the first is {shown(times[:1].tolist()[0])}: expected numbers in model time units, or dates "
-            "as datetime64, timedelta64 or cftime. Convert, for example "
+            f"time is of {times.dtype}, the first is {shown(times[:1].tolist()[0])}: expected numbers in model time "
+            "units, or dates as datetime64, timedelta64 or cftime. Convert, for example "
             "ds.assign_coords(time=ds.time.astype('datetime64[ns]'))"
         )
     if not np.isfinite(times).all():
