@@ -37,7 +37,8 @@ class TwinExperiment:
     Parameters
     ----------
     dynamics : Dynamics
-        The truth's, and that of every forecast.
+        The truth's, and that of every forecast. Of one that depends on time, the first analysis is at its `model_time`:
+        0, or what `starting_at` has set.
     interval : float or sequence of float
         Model time between analyses; a sequence gives the intervals of a record one by one.
     observe : Sites, or mapping of str to Sites, optional
@@ -103,6 +104,7 @@ class TwinExperiment:
                 )
             deviations = _of_each_field("error_std", error_std, space, _deviations)
         values = {
+            "dynamics": self.dynamics.starting_at(self.dynamics.model_time),
             "interval": _interval(self.interval),
             "observe": observe,
             "operator": operator,

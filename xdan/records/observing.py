@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cf_xarray  # noqa: F401
 import numpy as np
 import torch
 import xarray as xr
@@ -21,7 +20,7 @@ from ..core.user_functions import call, check_function, shown_reason
 from .arranging import in_order, in_order_of_places
 from .blocks import array_to_tensor, tensor_to_array
 from .fields import Part, parts_of, whole_of
-from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order
+from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
@@ -206,7 +205,7 @@ def read_observing(
         return observing_from(errors("observation_error", error), shape, operator)
     variable = error
     if TIME not in variable.dims:
-        variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
+        variable = variable.rename(dict.fromkeys(time_dims(variable)[:1], TIME))
     in_time = TIME in variable.dims
     if TRAJECTORY in variable.dims:
         raise ValueError(
@@ -303,9 +302,11 @@ def observing_from(
 
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """Arrays that differ between experiments: a step of the dynamics, R, and H of a few states."""
+    """Arrays that differ between experiments: a step of the dynamics and its time, R, and H of a few states."""
     tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
+    if not dynamics.autonomous:
+        arrays.append(np.array(dynamics.model_time))
     if not observing.direct:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
