@@ -97,7 +97,7 @@ class TwinExperiment:
             covariance = _copied("error_covariance", covariance)
         else:
             error_std = 1.0 if self.error_std is None else self.error_std
-            if isinstance(error_std, Mapping) and self.operator is not None:
+            if names_fields(error_std) and self.operator is not None:
                 raise ValueError(
                     f"error_std={shown(error_std)} beside operator=: expected numbers, as what an operator gives is of "
                     "no field"
@@ -208,10 +208,15 @@ def _observing_network(observe: Any, space: StateSpace, has_operator: bool) -> S
 
 def _of_each_field(label: str, value: Any, space: StateSpace, take: Callable[[str, Any], Any]) -> Any:
     """Check a parameter, or that of each field where it is a mapping of their names."""
-    if not isinstance(value, Mapping):
+    if not names_fields(value):
         return take(label, value)
     check_field_names(label, value, space)
     return {name: take(f"{label}[{name!r}]", one) for name, one in value.items()}
+
+
+def names_fields(value: Any) -> bool:
+    """Whether a parameter is a mapping with an entry for each of some fields; labelled data are values."""
+    return isinstance(value, Mapping) and bool(value) and not hasattr(value, "dims")
 
 
 def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -> None:
@@ -225,9 +230,8 @@ def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -
         raise ValueError(
             f"{label}={shown(dict(value))} is a mapping, and the state has one field alone: expected what stands for it"
         )
-    if not value or (unknown := [name for name in value if name not in space.names]):
-        what = shown(unknown) if value else "no field"
-        raise ValueError(f"{label}= names {what}: expected fields of the state, some of {space.names}")
+    if unknown := [name for name in value if name not in space.names]:
+        raise ValueError(f"{label}= names {shown(unknown)}: expected fields of the state, some of {space.names}")
 
 
 def _plain(value: Any) -> Any:
