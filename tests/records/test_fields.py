@@ -14,6 +14,7 @@ import xdan
 from xdan.core.spaces import STATE, Field, StateSpace
 from xdan.records.arranging import arrange_state
 from xdan.records.fields import pack, parts_of, split, split_tensor
+from xdan.records.following import astray, followed
 from xdan.records.record import read
 from xdan.records.runs import read_run
 from xdan.records.values import refuse_fill_values
@@ -267,6 +268,53 @@ def test_runs_are_read_and_scored(ds, model, run):
     assert str(scores.crps_of.values) == "members"
     assert {"spread", "forecast_spread"} <= set(scores)
     assert int(ds.dan.rank_histogram(run, dynamics=model).sum()) == error.size
+
+
+def test_runs_on_other_labels_are_refused(ds, model, run):
+    with pytest.raises(ValueError, match="run and record differ in x: expected 6 labels"):
+        ds.dan.score(run.assign_coords(x=run.x + 1), dynamics=model)
+    with pytest.raises(ValueError, match=r"the fields \['u'\] have no variable for the role 'analysis'"):
+        ds.dan.score(run.drop_vars("analysis_u"), dynamics=model)
+
+
+def test_packed_variables_are_read_alike(ds, model):
+    labelled = read(ds, dynamics=model)
+    packed = xr.Dataset({"truth": labelled.truth, "y": labelled.observation.rename("y")})
+    again = read(packed, dynamics=model, observation="y", observation_error=np.repeat([0.1, 0.5], 6))
+    np.testing.assert_array_equal(again.truth, labelled.truth)
+    np.testing.assert_array_equal(again.observation, labelled.observation)
+    np.testing.assert_array_equal(again.setup.observing.std, labelled.setup.observing.std)
+
+
+def test_a_truth_of_another_model_is_seen_field_by_field(ds, model):
+    """A field in large units does not hide that another goes astray; one that stands still is no error."""
+    still = [Field("p", xdan.Ring(6)), Field("u", xdan.Ring(6))]
+
+    def at_rate(rate):
+        def decay(f):
+            return {"p": 0 * f["p"], "u": -rate * f["u"]}
+
+        return xdan.CustomDynamics(decay, state=still, timestep=0.1, spin_up_time=0.0)
+
+    record = xdan.twin(at_rate(1.0), cycles=3, interval=0.1).load()
+    record["truth_p"] = record.truth_p * 0 + 1e5
+    labelled = read(record, dynamics=at_rate(1.0))
+    assert astray(labelled.setup, followed(labelled.setup, labelled.truth).to_numpy()) == ""
+    other = read(record, dynamics=at_rate(2.0))
+    assert "'truth_u' is off" in astray(other.setup, followed(other.setup, other.truth).to_numpy())
+
+
+def test_records_with_dates_and_without_trajectories(model):
+    flow = waves()
+    flow.time_unit = np.timedelta64(1, "D")
+    ds = xdan.twin(flow, interval=0.25, cycles=5, dtype="float64").load().isel(trajectory=0)
+    dated = ds.assign_coords(time=np.datetime64("2020-01-01T00", "ns") + np.arange(5) * np.timedelta64(6, "h"))
+    run = dated.dan.baseline("etkf", members=4, inflation=1.1, dynamics=flow)
+    assert run.analysis_u.dims == ("time", "x")
+    np.testing.assert_array_equal(run.time, dated.time)
+    np.testing.assert_array_equal(
+        run.analysis_u, ds.dan.baseline("etkf", members=4, inflation=1.1, dynamics=flow).analysis_u
+    )
 
 
 def test_covariances_of_members_are_of_all_fields(run):
