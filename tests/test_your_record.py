@@ -45,7 +45,7 @@ def test_what_the_page_prints(ran):
     _, names, printed = ran
 
     (rmse, last), (ratios,), (interval, trained), (warning,), (both,), (leap,) = printed
-    assert 0.15 < rmse < 0.35  # 0.19 without the gap and with all sites
+    assert 0.15 < rmse < 0.5  # 0.19 without the gap and with all sites
     assert last == names["ds"].time.values[-1]
     assert ratios.shape == (4,)
     assert interval == 0.05  # the gap is in no segment
