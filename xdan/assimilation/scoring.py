@@ -19,9 +19,8 @@ from ..records.blocks import Setup, block, tensor_to_array
 from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
-from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, to_power
+from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, time_dims, to_power
 from ..records.store import check_whole
-from ..records.times import time_dims
 from ..records.values import fill_text, leading
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import dask
@@ -35,7 +36,7 @@ from ..records.schema import (
     state_coordinates,
 )
 from ..records.store import sealed
-from ..records.times import DATE_ATTRIBUTES, dates_from
+from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
@@ -109,6 +110,9 @@ def twin(
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
     experiment = TwinExperiment.of(experiment, setting)
+    if start is not None and not experiment.dynamics.autonomous:
+        at_start = experiment.dynamics.starting_at(since_origin(start, experiment.dynamics))
+        experiment = replace(experiment, dynamics=at_start)
     cycles = integer("cycles", cycles, least=1, most=_MOST)
     trajectories = integer("trajectories", trajectories, least=1, most=_MOST)
     seed, dtype = check_seed(seed), choice("dtype", dtype, ("float32", "float64"))
@@ -184,8 +188,10 @@ def _twin_block(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
     states = []
+    clock = int(steps[: columns.start].sum())
     for step in steps[columns].tolist():
-        x = advance(dynamics, x, step)
+        x = advance(dynamics.from_step(clock), x, step)
+        clock += step
         states.append(x)
     truth = torch.stack(states, 1)
     check_truth(dynamics, truth, trajectory, columns.start)
@@ -226,10 +232,10 @@ def _operator_variable(observing: ObservingSystem, dynamics: Dynamics) -> dict[s
 
 
 def _times(start: Any, intervals: Any, steps: Any, dynamics: Dynamics) -> tuple[str, Any, dict[str, str]]:
-    """The coordinate `time`: dates from a start on, or model time from 0 on, whose attributes name its unit."""
+    """The coordinate `time`: dates from a start on, or model time, whose attributes name its unit."""
     if start is not None:
         return TIME, dates_from(start, steps, dynamics), DATE_ATTRIBUTES
-    elapsed = np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9)
+    elapsed = np.round(np.concatenate([[0.0], np.cumsum(intervals)]) + dynamics.model_time, 9)
     if dynamics.time_unit is None:
         return TIME, elapsed, TIME_ATTRIBUTES
     # Not in the attribute `units`: xarray may decode days and the like to time differences.

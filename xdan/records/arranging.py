@@ -10,8 +10,7 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
-from .schema import TIME, TRAJECTORY, check_order
-from .times import time_dims
+from .schema import TIME, TRAJECTORY, check_order, time_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 

@@ -72,5 +72,6 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
 @block
 def _forecast(start: Tensor, setup: Setup) -> Tensor:
     """States after the shortest interval, from states (R, *state), in float64."""
-    steps = int(setup.steps[shortest_interval(setup)][1])
-    return setup.dynamics.advance(finest(setup.dynamics.step, start), steps).double()
+    pair = shortest_interval(setup)
+    dynamics = setup.dynamics.from_step(int(setup.steps[: pair.start + 1].sum()))
+    return dynamics.advance(finest(dynamics.one_step, start), int(setup.steps[pair][1])).double()

@@ -16,8 +16,7 @@ from ..core.observing import FunctionOperator, LinearOperator, ObservingSystem, 
 from ..core.twin import TwinExperiment
 from ..core.user_functions import call, check_function, shown_reason
 from .blocks import array_to_tensor, tensor_to_array
-from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order
-from .times import time_dims
+from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
@@ -243,9 +242,11 @@ def observing_from(
 
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """Arrays that differ between experiments: a step of the dynamics, R, and H of a few states."""
+    """Arrays that differ between experiments: a step of the dynamics and its time, R, and H of a few states."""
     tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
+    if not dynamics.autonomous:
+        arrays.append(np.array(dynamics.model_time))
     if not observing.direct:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)

@@ -27,7 +27,7 @@ from .schema import (
     find,
 )
 from .store import STATUS, check_contents, check_whole
-from .times import steps_between
+from .times import first_model_time, steps_between
 from .values import check_units
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -218,7 +218,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
             )
 
     setup = Setup(
-        dynamics=model,
+        dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
         observing=read_observing(variables.error, operator, observation),
         steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),

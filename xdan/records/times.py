@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import sys
 import warnings
-from collections.abc import Hashable
 from typing import Any
 
-import cf_xarray  # noqa: F401
 import numpy as np
 import xarray as xr
 
 from ..core.checks import XdanWarning, shown
 from ..core.dynamics import Dynamics, check_time_unit, in_words
-from .schema import TIME, Array
+from .schema import TIME, Array, holds_dates, is_cftime
 
 TOLERANCE = 0.05  # share of a time step by which a time may lie beside a step
 _EQUAL = 1e-4  # relative difference of an interval from a number of steps that counts as none
@@ -38,13 +35,6 @@ _SPELLINGS = {
     **{name: name for name in (*_SECONDS, "millisecond", "microsecond", "nanosecond", "month", "year")},
 }
 _SECONDS |= {"millisecond": 1e-3, "microsecond": 1e-6, "nanosecond": 1e-9}
-
-
-def time_dims(variable: xr.DataArray) -> list[Hashable]:
-    """Dims of a variable that are of time: by their CF attributes, or because their coordinate holds dates."""
-    named = (*variable.cf.axes.get("T", []), *variable.cf.coordinates.get("time", []))
-    dims = [dim for dim in named if dim in variable.dims]
-    return list(dict.fromkeys([*dims, *(dim for dim in variable.dims if _holds_dates(variable, dim))]))
 
 
 def steps_between(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -135,7 +125,7 @@ def model_time_since_first(
     times = coordinate.values
     if not len(times):
         raise ValueError(f"{variable.name!r} holds no times: expected at least one; was the selection empty?")
-    if _holds_dates(variable, TIME):
+    if holds_dates(variable, TIME):
         if coordinate.isnull().any():
             raise ValueError("time holds values that are missing (NaT): expected a date for each analysis")
         return _as_numbers(times - times[0]) / _unit_seconds(coordinate, model), 0.0
@@ -151,6 +141,50 @@ def model_time_since_first(
     rounding = 2 * float(np.spacing(np.abs(times).max())) if times.dtype.kind == "f" else 0.0
     numbers = times.astype(np.float64)
     return (numbers - numbers[0]) * scale, rounding * scale
+
+
+def first_model_time(variable: xr.DataArray, model: Dynamics) -> float:
+    """Model time of a variable's first time, for a model that depends on time.
+
+    Raises
+    ------
+    ValueError
+        If there are no times, they cannot be understood as model time, or there are dates and the model does not say
+        at which its time is 0.
+    """
+    model_time_since_first(variable, model)  # refuses what are no times
+    coordinate = variable[TIME]
+    first = coordinate.values[0]
+    if coordinate.dtype.kind == "m":
+        return float(first / np.timedelta64(1, "s")) / _unit_seconds(coordinate, model)
+    if holds_dates(variable, TIME):
+        return since_origin(first, model)
+    return float(first) * units_in_model_time(coordinate.attrs, model)
+
+
+def since_origin(date: Any, model: Dynamics) -> float:
+    """Model time of a date, for a model that depends on time.
+
+    Raises
+    ------
+    ValueError
+        If the model does not say how long a unit of its time lasts, or when its time is 0; or says it in another
+        calendar.
+    """
+    if model.time_origin is None or model.time_unit is None:
+        raise ValueError(
+            f"the record has dates and the dynamics {model.label!r} depends on time: expected its time_unit and its "
+            "time_origin, the date at which its time is 0. Set both, for example "
+            "self.time_origin = np.datetime64('2000-01-01')"
+        )
+    try:
+        passed = _as_numbers(np.array([date]) - np.array([model.time_origin]))
+    except TypeError:
+        raise ValueError(
+            f"the record begins at {date} and the time_origin of {model.label!r} is {model.time_origin}: expected two "
+            "dates of one calendar"
+        ) from None
+    return float(passed[0]) / _seconds(model.time_unit)
 
 
 def units_in_model_time(attributes: Any, model: Dynamics) -> float:
@@ -269,7 +303,7 @@ def dates_from(start: Any, steps: np.ndarray[Any, np.dtype[np.int64]], model: Dy
     whole = round(step)
     exact = whole > 0 and abs(step - whole) <= 1e-9 * step
     passed = np.cumsum(steps)
-    if _is_cftime(start):
+    if is_cftime(start):
         micro = [round(count * (whole if exact else step) / 1000) for count in passed.tolist()]
         try:
             dates = np.array([start + datetime.timedelta(microseconds=count) for count in micro], dtype=object)
@@ -293,29 +327,15 @@ def dates_from(start: Any, steps: np.ndarray[Any, np.dtype[np.int64]], model: Dy
 
 def _check_start(start: Any) -> None:
     """Refuse what is no date, or one that no others can be counted from."""
-    date = isinstance(start, (np.datetime64, datetime.datetime)) or _is_cftime(start)
+    date = isinstance(start, (np.datetime64, datetime.datetime)) or is_cftime(start)
     if not date or np.ndim(start):
         raise TypeError(
             f"start={shown(start)}: expected a date, such as np.datetime64('2000-01-01') or "
             "cftime.DatetimeNoLeap(2000, 1, 1)"
         )
     zone = isinstance(start, datetime.datetime) and start.tzinfo is not None
-    if zone or (isinstance(start, np.datetime64) and np.isnat(start)) or (_is_cftime(start) and not start.calendar):
+    if zone or (isinstance(start, np.datetime64) and np.isnat(start)) or (is_cftime(start) and not start.calendar):
         raise ValueError(f"start={shown(start)}: expected a date without a time zone, of a known calendar")
-
-
-def _is_cftime(value: Any) -> bool:
-    """Whether a value is a date of cftime, which need not be installed."""
-    cftime = sys.modules.get("cftime")
-    return cftime is not None and isinstance(value, cftime.datetime)
-
-
-def _holds_dates(variable: xr.DataArray, dim: Hashable) -> bool:
-    """Whether the coordinate of a dim holds dates or time differences."""
-    if dim not in variable.coords:
-        return False
-    values = variable[dim].values
-    return values.dtype.kind in "mM" or (values.dtype.kind == "O" and values.size > 0 and _is_cftime(values.flat[0]))
 
 
 def _as_numbers(differences: Array) -> np.ndarray[Any, np.dtype[np.float64]]:

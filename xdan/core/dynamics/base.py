@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,60 +10,63 @@ from torch import Tensor
 
 from ..random import Purpose
 from ..registry import constructor_parameters, constructor_values
+from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
-from . import model_time, spin_up, trials
+from . import declared_space, model_time, spin_up, trials
+from .clock import InTime
 from .guards import FOLLOWS, guard_methods
-from .stepping import runge_kutta_4
+from .stepping import runge_kutta_4, takes_time
 
 
-@dataclass(frozen=True)
-class Coordinate:
-    """Values and CF attributes of one dim of the state.
+class Dynamics(InTime):
+    """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
-    Attributes
-    ----------
-    values : tuple of float or str
-        One label for each place along the dim.
-    attributes : dict of str to str
-        CF attributes of the labels, such as `axis`, `long_name` and `units`.
-    """
+    A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and
+    `timestep`; the class gives `config`, and either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else
+    has a default: derivatives are autodiff's, the way back in time is that of the tendency, and states start from
+    noise. A faster `advance`, a tangent linear model (`advance_along`), a start (`rest`) and `distances` may be added.
+    `docs/extending.md` shows a whole file.
 
-    values: tuple[float | str, ...]
-    attributes: dict[str, str] = field(default_factory=dict)
-
-
-class Dynamics:
-    """An autonomous model dx/dt = f(x), or a map x -> M(x) (Eq. 1a), differentiable and batched over leading axes.
-
-    A model of your own is one class in one file. It sets the attributes below in its constructor, gives `config`, and
-    either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else has a default: derivatives are autodiff's,
-    the way back in time is that of the tendency, and states start from noise. A faster `advance`, a tangent linear
-    model (`advance_along`), a start (`rest`) and `distances` may be added. `docs/extending.md` shows a whole file.
+    A model that depends on time takes the time as the second argument, `tendency(self, x, t)` or `step(self, x, t)`: t
+    is a number, in model time, the same for all states of a call. Time is that of the record: t = 0 at the first
+    analysis of a twin, and the number that the coordinate `time` holds at the first analysis of any other record.
+    An object of such a class stands at a time, from which its methods begin; `from_step` and `starting_at` give it at
+    another. Spin-ups run over the time before.
 
     Attributes
     ----------
     name : str
         Class attribute: the name it is registered under with `register_dynamics`; stores refer to it.
+    space : StateSpace
+        The fields of the state, and the geometry that each lives on. By default one field on a grid of `dims` of which
+        no more is known.
     dims : tuple of str
-        Names of the state's dims, such as ("x",) on a ring.
+        Names of the state's dims, such as ("x",) on a ring; by default those of the space, ("state",) for several
+        fields.
     coordinates : dict of str to Coordinate
-        One for each dim; their lengths are the state's `shape`.
+        One for each dim; their lengths are the state's `shape`. By default those of the space.
     timestep : float
         Internal step in model time units; intervals between analyses are multiples of it.
     units : str
-        Units of the state; "1" by default.
+        Units of the state; by default those of the space's fields, or "1".
     spin_up_time : float
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
         How long one unit of model time lasts; None where time has no dimension. Records with dates need it. It may be
         set to a datetime.timedelta, or to the words that `config` gives.
+    time_origin : numpy.datetime64 or cftime.datetime, optional
+        Date at which model time is 0, for a model that depends on time; None where time has no dates.
+    autonomous : bool
+        Whether time plays no part. The class finds out by itself whether its `tendency`, or its `step`, takes a time:
+        a second argument without a default, or one called `t` or `time`.
 
     Notes
     -----
     `tendency` and `step` get states of shape (B, *shape), of float32 or float64, on any device, and return a tensor of
-    that shape, dtype and device. They treat every state of the batch by itself, so sums and means go over the last axes
-    only; they use torch operations, so that autodiff can differentiate them; and they give the same answer at every
-    call. `vet` tries this out before the first use.
+    that shape, dtype and device. A state of several fields is flat, (B, N): `self.space.unpack` gives its fields,
+    `self.space.pack` makes it of them. The methods treat every state of the batch by itself, so sums and means go over
+    the last axes only; they use torch operations, so that autodiff can differentiate them; and they give the same
+    answer at every call. `vet` tries this out before the first use.
 
     The methods of a class may work in place or return buffers of their own: their arguments and results are copied,
     with leading axes as one. A class that does neither says so, `class Mine(Dynamics, pure=True)`, saves the copies,
@@ -77,10 +79,11 @@ class Dynamics:
     """
 
     name: ClassVar[str] = "unnamed"
-    dims: tuple[str, ...]
-    coordinates: dict[str, Coordinate]
+    space: StateSpace = declared_space.DefaultSpace()  # type: ignore[assignment]
+    dims: tuple[str, ...] = declared_space.OfSpace()  # type: ignore[assignment]
+    coordinates: dict[str, Coordinate] = declared_space.OfSpace()  # type: ignore[assignment]
+    units: str = declared_space.OfSpace()  # type: ignore[assignment]
     timestep: float
-    units: str = "1"
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
     time_unit = model_time.TimeUnit()
     _vetted: bool = False
@@ -93,6 +96,8 @@ class Dynamics:
         for name in set(vars(cls)) & set(FOLLOWS):
             for follower in set(FOLLOWS[name]) - set(vars(cls)):
                 setattr(cls, follower, getattr(Dynamics, follower))
+        if "autonomous" not in vars(cls) and {"step", "tendency"} & set(vars(cls)):
+            cls.autonomous = not takes_time(cls.tendency if cls.step is Dynamics.step else cls.step, 2)
         if not pure:
             guard_methods(cls)
 
@@ -133,13 +138,32 @@ class Dynamics:
 
     def step(self, x: Tensor) -> Tensor:
         """Advance states of shape (..., *shape) by one `timestep`; by default Runge-Kutta 4 of the tendency."""
-        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)  # a tendency that is not pure is guarded
+        return self._runge_kutta(x, self.timestep, self._time)
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., *shape) by a number of steps."""
-        for _ in range(steps):
-            x = self.step(x)
+        """Advance states of shape (..., *shape) by a number of steps, from `model_time` on."""
+        if self.autonomous:
+            for _ in range(steps):
+                x = self.step(x)
+            return x
+        for step in range(self._model_step, self._model_step + steps):
+            x = self._step_at(x, self._time_at(step))
         return x
+
+    def one_step(self, x: Tensor) -> Tensor:
+        """Advance states of shape (..., *shape) by `step`, from `model_time` on where the model depends on time."""
+        return self.step(x) if self.autonomous else self._step_at(x, self.model_time)
+
+    def _step_at(self, x: Tensor, time: float) -> Tensor:
+        """A step of a model that depends on time, from a time on."""
+        if type(self).step is Dynamics.step:
+            return self._runge_kutta(x, self.timestep, time)
+        step: Callable[..., Tensor] = self.step
+        return step(x, time)
+
+    def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
+        """A step of the tendency, forward or backward."""
+        return runge_kutta_4(self.tendency, x, timestep, pure=True, time=time)  # one that is not pure is guarded
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states, and directions at them by the tangent linear model; here by forward-mode autodiff.
@@ -174,8 +198,11 @@ class Dynamics:
         """
         if type(self).step is not Dynamics.step:
             raise ValueError(f"the dynamics {self.label!r} cannot be integrated backward")
-        for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
+        return self._retreated(x, steps)
+
+    def _retreated(self, x: Tensor, steps: int) -> Tensor:
+        for step in range(self._model_step, self._model_step - steps, -1):
+            x = self._runge_kutta(x, -self.timestep, None if self.autonomous else self._time_at(step))
         return x
 
     def rest(self, noise: Tensor) -> Tensor:
@@ -183,7 +210,7 @@ class Dynamics:
         return noise
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances between components of the flattened state, for localisation.
+        """Distances between components of the flattened state, for localisation; by default those of the space.
 
         Parameters
         ----------
@@ -191,9 +218,9 @@ class Dynamics:
 
         Returns
         -------
-        Tensor, shape (n, N), or None where the dynamics knows no distance
+        Tensor, shape (n, N), or None where there is no distance
         """
-        return None
+        return self.space.distances(sites)
 
     def steps_in(self, interval: float) -> int:
         """Number of steps in an interval of model time.
@@ -226,7 +253,7 @@ class Dynamics:
         purpose: Purpose = Purpose.INITIAL_STATE,
         like: Tensor | None = None,
     ) -> Tensor:
-        """Independent states on the attractor, keyed by (seed, label, member).
+        """Independent states on the attractor, at `model_time` where it moves, keyed by (seed, label, member).
 
         Parameters
         ----------
@@ -286,6 +313,7 @@ class Dynamics:
         Returns
         -------
         Tensor of float64, shape (1, *shape) or (2, *shape)
+            Twice that many states for a model that depends on time: from two times, whichever this object stands at.
 
         Raises
         ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -11,13 +12,24 @@ import torch
 from torch import Tensor
 
 from ..checks import integer, real, shown
+from ..spaces import MOST_COMPONENTS, Coordinate, Field, Geometry, StateSpace
+from ..spaces.coordinates import word
 from ..user_functions import call, check_answer, isolated
-from .base import Coordinate, Dynamics
+from .base import Dynamics
 from .declarations import TAKEN
+from .declared_space import FIELD
 from .guards import check_distances
 from .model_time import Duration, warn_of_short_spin_up, with_time_unit
-from .spin_up import MOST_COMPONENTS
-from .stepping import Tendency, runge_kutta_4
+from .stepping import Tendency, runge_kutta_4, takes_time
+
+State = (
+    StateSpace
+    | Field
+    | Geometry
+    | Iterable[Field]
+    | Mapping[str, Geometry]
+    | Mapping[str, int | Sequence[float] | Sequence[str]]
+)
 
 
 class CustomDynamics(Dynamics, pure=True):
@@ -30,11 +42,14 @@ class CustomDynamics(Dynamics, pure=True):
     Parameters
     ----------
     tendency : callable, optional
-        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4.
+        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4. With a second argument, t, a number: the model
+        time, for a model that depends on it.
     step : callable, optional
-        The advance over one `timestep`, instead of `tendency`.
-    state : mapping
-        Each dim's name to its length or to its coordinate values, distinct numbers or distinct words.
+        The advance over one `timestep`, instead of `tendency`; with a second argument, from that time on.
+    state : StateSpace, Field, Geometry, mapping or iterable
+        The fields of the state: Fields, or a mapping of their names to geometries such as `xdan.Ring(40)`. A mapping of
+        dims' names to lengths or to labels, distinct numbers or distinct words, is one field on a grid of which no more
+        is known. The functions of a model of several fields take and give mappings of names to tensors (B, *shape).
     timestep : float
         Internal step in model time units.
     name : str
@@ -43,7 +58,7 @@ class CustomDynamics(Dynamics, pure=True):
         Model time after which a random start lies on the attractor; by default 20 units and at least 400 steps. 0 is
         none.
     units : str
-        Units of the state.
+        Units of a field that names none.
     rest : callable, optional
         From standard normal noise to a state to spin up from.
     distance : callable, optional
@@ -81,7 +96,7 @@ class CustomDynamics(Dynamics, pure=True):
         tendency: Tendency | None = None,
         *,
         step: Tendency | None = None,
-        state: Mapping[str, int | Sequence[float] | Sequence[str]],
+        state: State,
         timestep: float,
         name: str = "custom",
         spin_up_time: float | None = None,
@@ -96,11 +111,18 @@ class CustomDynamics(Dynamics, pure=True):
                 raise TypeError(f"{label}={shown(function)}: expected a torch function")
         if (tendency is None) == (step is None):
             raise ValueError("expected exactly one of tendency= and step=")
+        self._function = tendency or step
+        self.units, self._name = word("units", units), word("name", name)
+        if (space := _space(state, self.units)) is None:
+            self.coordinates = _coordinates(state)
+            self.dims = tuple(self.coordinates)
+        else:
+            self.space = space
+            if not space.single:
+                tendency, step, rest = (_of_fields(space, one) for one in (tendency, step, rest))
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
-        self.coordinates = _coordinates(state)
-        self.dims = tuple(self.coordinates)
+        self.autonomous = not takes_time(self._function, 1)  # type: ignore[arg-type]
         self.timestep = real("timestep", timestep, above=0.0)
-        self.units, self._name = _word("units", units), _word("name", name)
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
@@ -113,11 +135,11 @@ class CustomDynamics(Dynamics, pure=True):
 
     def config(self) -> dict[str, Any]:
         """Describe the dynamics; functions are named, not stored."""
-        function = self._tendency or self._step
+        stated = "space" in vars(self)
         described = {
             "label": self.label,
-            "function": getattr(function, "__qualname__", type(function).__name__),
-            "state": {dim: list(c.values) for dim, c in self.coordinates.items()},
+            "function": getattr(self._function, "__qualname__", type(self._function).__name__),
+            "state": self.space.to_json() if stated else {d: list(c.values) for d, c in self.coordinates.items()},
             "timestep": self.timestep,
             "spin_up_time": self.spin_up_time,
         }
@@ -133,30 +155,28 @@ class CustomDynamics(Dynamics, pure=True):
 
     __hash__ = Dynamics.__hash__
 
-    def tendency(self, x: Tensor) -> Tensor:
-        """dx/dt of states of shape (..., *shape), of a model that is made from it."""
+    def tendency(self, x: Tensor, *time: float) -> Tensor:
+        """dx/dt of states of shape (..., *shape), of a model that is made from it, at a time where it takes one."""
         if self._tendency is None:
             return super().tendency(x)
-        return self._isolated(self._tendency, x, "tendency=")
+        return self._isolated(_at(self._tendency, time), x, "tendency=")
 
-    def step(self, x: Tensor) -> Tensor:
-        """Advance states of shape (..., *shape) by one `timestep`."""
+    def step(self, x: Tensor, *time: float) -> Tensor:
+        """Advance states of shape (..., *shape) by one `timestep`, from a time on where the model takes one."""
         if self._step is not None:
-            return self._isolated(self._step, x, "step=")
-        return self._runge_kutta(x, self.timestep)
+            return self._isolated(_at(self._step, time), x, "step=")
+        return self._runge_kutta(x, self.timestep, *(time or (self._time,)))
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
         """Go back in time with the tendency."""
         if self._tendency is None:
             return super().retreat(x, steps)
-        for _ in range(steps):
-            x = self._runge_kutta(x, -self.timestep)
-        return x
+        return self._retreated(x, steps)
 
     def distances(self, sites: Tensor) -> Tensor | None:
         """Distances from some components to all."""
         if self._distance is None:
-            return None
+            return super().distances(sites)
         size = math.prod(self.shape)
         both = sites[:, None].clone(), torch.arange(size, device=sites.device)[None]
         return check_distances(self._distance(*both), sites, size, self._part("distance="))
@@ -173,23 +193,48 @@ class CustomDynamics(Dynamics, pure=True):
         shape = self.shape
         return isolated(function, x, len(shape), shape, self._part(part))
 
-    def _runge_kutta(self, x: Tensor, timestep: float) -> Tensor:
+    def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
         shape, label = self.shape, self._part("tendency=")
         states = x.reshape(x.shape[: x.ndim - len(shape)].numel(), *shape)
 
-        def tendency(z: Tensor) -> Tensor:
+        def tendency(z: Tensor, *now: float) -> Tensor:
             assert self._tendency is not None
-            return check_answer(call(self._tendency, z, label), tuple(z.shape), z, label)
+            return check_answer(call(_at(self._tendency, now), z, label), tuple(z.shape), z, label)
 
-        return runge_kutta_4(tendency, states, timestep).reshape(x.shape)
+        return runge_kutta_4(tendency, states, timestep, time=time).reshape(x.shape)
 
 
-def _word(label: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{label}={shown(value)}: expected a word")
-    if not value:
-        raise ValueError(f"{label}='': expected a word")
-    return str(value)
+def _at(function: Tendency, time: tuple[float, ...]) -> Tendency:
+    """A function of states and time at a time; a function of states alone where there is none."""
+    return (lambda x: function(x, *time)) if time else function
+
+
+def _space(state: Any, units: str) -> StateSpace | None:
+    """The space of a state; None where its dims alone are named."""
+    if isinstance(state, StateSpace):
+        return state
+    if isinstance(state, Geometry):
+        return StateSpace(Field(FIELD, state, units))
+    if isinstance(state, Field):
+        return StateSpace(state)
+    if isinstance(state, Mapping):
+        if not any(isinstance(one, Geometry) for one in state.values()):
+            return None
+        return StateSpace([Field(name, geometry, units) for name, geometry in state.items()])
+    fields = isinstance(state, (list, tuple)) and any(isinstance(one, Field) for one in state)
+    return StateSpace(state) if fields else None
+
+
+def _of_fields(space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
+    """A function of flat states, from one of mappings of fields."""
+    if function is None:
+        return None
+
+    def flat(x: Tensor, *time: float) -> Any:
+        answer = function(space.unpack(x), *time)
+        return space.pack(answer) if isinstance(answer, Mapping) else answer
+
+    return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
 
 
 def _coordinates(state: Any) -> dict[str, Coordinate]:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Coordinate, Dynamics
+from ..spaces import Components, Field, StateSpace
+from .base import Dynamics
 from .model_time import Duration, with_time_unit
 from .registry import register_dynamics
 from .stepping import accurate_timestep, runge_kutta_4
@@ -45,7 +46,6 @@ class Lorenz63(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "lorenz63"
-    dims = ("component",)
 
     def __init__(
         self,
@@ -58,9 +58,7 @@ class Lorenz63(Dynamics, pure=True):
         self.sigma, self.beta = real("sigma", sigma, above=0.0), real("beta", beta, above=0.0)
         self.rho, self.timestep = real("rho", rho), accurate_timestep(timestep)
         self.time_unit = time_unit
-        self.coordinates = {
-            "component": Coordinate(("x", "y", "z"), {"long_name": "component of the state", "units": "1"})
-        }
+        self.space = StateSpace(Field("x", Components(("x", "y", "z"))))
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
