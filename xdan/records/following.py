@@ -63,4 +63,5 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
 @block
 def _forecast(start: Tensor, setup: Setup) -> Tensor:
     """States after the first interval, from states (R, *state), in float64."""
-    return setup.dynamics.advance(finest(setup.dynamics.one_step, start), int(setup.steps[1])).double()
+    dynamics = setup.dynamics_at(0)
+    return dynamics.advance(finest(dynamics.one_step, start), int(setup.steps[1])).double()

@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
+from ..core.dynamics.model_time import check_time_unit
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
@@ -218,10 +219,11 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
                 f"truth has sizes {dict(truth.sizes)}, observation {dict(observation.sizes)}: expected the same"
             )
 
+    steps = _steps(observation, model)
     setup = Setup(
         dynamics=model if model.autonomous else model.starting_at(_first_time(observation, model)),
         observing=read_observing(variables.error, operator, observation),
-        steps=_steps(observation, model),
+        steps=steps,
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
     )
@@ -262,22 +264,28 @@ def _first_time(variable: xr.DataArray, model: Dynamics) -> float:
     Raises
     ------
     ValueError
-        If the record has dates, and the model does not say when its time is 0.
+        If the record has dates, and the model does not say when its time is 0, or says it in another calendar.
     """
-    intervals_of(variable, model)  # refuses what are no times
     first = variable[TIME].values[0]
     kind = np.asarray(first).dtype.kind
     if kind in "fiu":
         return float(first)
     if kind == "m" and model.time_unit is not None:
-        return float(first / model.time_unit)
+        return float(first / check_time_unit(model.time_unit))
     if model.time_origin is None or model.time_unit is None:
         raise ValueError(
             f"the record has dates and the dynamics {model.label!r} depends on time: expected its time_unit and its "
             "time_origin, the date at which its time is 0. Set both, for example "
             "self.time_origin = np.datetime64('2000-01-01')"
         )
-    return float(np.timedelta64(first - model.time_origin) / model.time_unit)
+    try:
+        passed = np.timedelta64(first - model.time_origin, "ns")
+    except TypeError:
+        raise ValueError(
+            f"the record's first date is {first!r} and time_origin={model.time_origin!r} of the dynamics "
+            f"{model.label!r}: expected dates of one calendar. Set time_origin to a date like the record's"
+        ) from None
+    return float(passed / check_time_unit(model.time_unit))
 
 
 def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
