@@ -14,8 +14,9 @@ import xdan
 from xdan.core.checks import XdanWarning
 from xdan.core.dynamics import dynamics_to_json
 from xdan.core.learning.trainer import Trainer
-from xdan.records.record import _first_time, read
+from xdan.records.record import read
 from xdan.records.streams import Stream
+from xdan.records.times import first_model_time
 from xdan.sweeps.cells import TEST_SEEDS
 
 RATE = 2.3
@@ -162,7 +163,7 @@ def test_the_first_time_is_the_coordinate_or_passed_since_the_origin(first, unit
     model = SeasonalRing()
     model.time_unit, model.time_origin = unit, origin
     variable = xr.DataArray(np.zeros(1), dims="time", coords={"time": np.array([first])})
-    assert model.starting_at(_first_time(variable, model)).model_time == pytest.approx(expected, abs=1e-12)
+    assert model.starting_at(first_model_time(variable, model)).model_time == pytest.approx(expected, abs=1e-12)
 
 
 def test_dates_of_other_calendars_have_their_origin_in_them():
@@ -171,18 +172,18 @@ def test_dates_of_other_calendars_have_their_origin_in_them():
     model.time_unit, model.time_origin = np.timedelta64(5, "D"), cftime.DatetimeNoLeap(2000, 2, 1)
     times = np.array([cftime.DatetimeNoLeap(2000, 3, 6)])  # of 28 days in February
     variable = xr.DataArray(np.zeros(1), dims="time", coords={"time": ("time", times)})
-    assert _first_time(variable, model) == 33 / 5
+    assert first_model_time(variable, model) == 33 / 5
 
 
 @pytest.mark.parametrize(
-    ("origin", "message"), [(None, "its time_unit and its time_origin"), ("2001-01-01", "dates of one calendar")]
+    ("origin", "message"), [(None, "its time_unit and its time_origin"), ("2001-01-01", "time_origin of")]
 )
 def test_dates_need_the_date_at_which_time_is_0(origin, message):
     model = SeasonalRing()
     model.time_unit, model.time_origin = np.timedelta64(5, "D"), origin
     variable = xr.DataArray(np.zeros(1), dims="time", coords={"time": [np.datetime64("2001-01-11", "ns")]})
     with pytest.raises(ValueError, match=message):
-        _first_time(variable, model)
+        first_model_time(variable, model)
 
 
 # --- Training ---

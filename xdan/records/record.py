@@ -11,7 +11,6 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
-from ..core.dynamics.model_time import check_time_unit
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
@@ -22,14 +21,13 @@ from .schema import (
     ERROR_COVARIANCE,
     OBSERVATION,
     OPERATOR,
-    TIME,
     TRAJECTORY,
     TRUTH,
     changed_descriptions,
     find,
 )
 from .store import STATUS, check_contents, check_whole
-from .times import intervals_of
+from .times import first_model_time, steps_between
 from .values import check_units
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -219,11 +217,10 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
                 f"truth has sizes {dict(truth.sizes)}, observation {dict(observation.sizes)}: expected the same"
             )
 
-    steps = _steps(observation, model)
     setup = Setup(
-        dynamics=model if model.autonomous else model.starting_at(_first_time(observation, model)),
+        dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
         observing=read_observing(variables.error, operator, observation),
-        steps=steps,
+        steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
     )
@@ -256,44 +253,3 @@ def _read_sites(ds: xr.Dataset) -> Sites | None:
         return Sites.from_json(json.loads(ds.attrs["observing"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-
-
-def _first_time(variable: xr.DataArray, model: Dynamics) -> float:
-    """Model time of the first analysis: what the coordinate says, or the time that has passed since `time_origin`.
-
-    Raises
-    ------
-    ValueError
-        If the record has dates, and the model does not say when its time is 0, or says it in another calendar.
-    """
-    first = variable[TIME].values[0]
-    kind = np.asarray(first).dtype.kind
-    if kind in "fiu":
-        return float(first)
-    if kind == "m" and model.time_unit is not None:
-        return float(first / check_time_unit(model.time_unit))
-    if model.time_origin is None or model.time_unit is None:
-        raise ValueError(
-            f"the record has dates and the dynamics {model.label!r} depends on time: expected its time_unit and its "
-            "time_origin, the date at which its time is 0. Set both, for example "
-            "self.time_origin = np.datetime64('2000-01-01')"
-        )
-    try:
-        passed = np.timedelta64(first - model.time_origin, "ns")
-    except TypeError:
-        raise ValueError(
-            f"the record's first date is {first!r} and time_origin={model.time_origin!r} of the dynamics "
-            f"{model.label!r}: expected dates of one calendar. Set time_origin to a date like the record's"
-        ) from None
-    return float(passed / check_time_unit(model.time_unit))
-
-
-def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Model steps before each time, 0 before the first."""
-    intervals, rounding = intervals_of(variable, model)
-    steps = np.zeros(len(intervals) + 1, dtype=np.int64)
-    whole = model.timestep * np.maximum(1, np.round(intervals / model.timestep))
-    intervals = np.where(np.abs(intervals - whole) <= rounding, whole, intervals)
-    for interval in np.unique(np.round(intervals, 9)):
-        steps[1:][np.isclose(intervals, interval, rtol=1e-6, atol=2e-9)] = model.steps_in(float(interval))
-    return steps
