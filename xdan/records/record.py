@@ -14,6 +14,7 @@ from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
+from .climatology import with_climatology
 from .observing import observed_sizes, read_observing, read_operator
 from .schema import (
     DIGEST,
@@ -46,6 +47,8 @@ class RecordWords(TypedDict, total=False):
         A variable's name, standard deviations (scalar or one per observation), or R as a matrix.
     operator : str, array or callable
         H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N).
+    climatology : array_like, DataArray or "record"
+        States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
     """
 
     dynamics: Dynamics | None
@@ -53,6 +56,7 @@ class RecordWords(TypedDict, total=False):
     observation: str | None
     observation_error: Any
     operator: Any
+    climatology: Any
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,8 @@ def _find_variables(ds: xr.Dataset, words: RecordWords, needs_truth: str | None)
 def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[RecordWords]) -> LabelledRecord:
     """Understand a Dataset, reading its coordinates and attributes but none of its data.
 
+    With climatology="record" some states of its truth are read.
+
     Parameters
     ----------
     ds : xarray.Dataset
@@ -205,10 +211,11 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     check_whole(ds, variables.observation, may_be_empty=True)
     check_whole(ds, variables.truth)
 
-    operator = read_operator(variables.operator, model, variables.observation)
     state_sizes = dict(zip(model.dims, model.shape, strict=True))
-    observation = arrange(variables.observation, model, observed_sizes(model, operator))
     truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
+    model = with_climatology(model, words.get("climatology"), truth)
+    operator = read_operator(variables.operator, model, variables.observation)
+    observation = arrange(variables.observation, model, observed_sizes(model, operator))
     if truth is not None:
         if operator is None:
             check_units(truth, observation)

@@ -1,6 +1,7 @@
 """Dynamics: the model that is forecast with, known or the user's own."""
 
 from .base import Coordinate, Dynamics
+from .black_box import NumpyDynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
 from .lorenz63 import Lorenz63
@@ -15,6 +16,7 @@ __all__ = [
     "Dynamics",
     "Lorenz63",
     "Lorenz96",
+    "NumpyDynamics",
     "check_declarations",
     "dynamics_from_json",
     "dynamics_to_json",

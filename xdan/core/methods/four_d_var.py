@@ -65,6 +65,7 @@ class FourDVar(Method):
     """
 
     name: ClassVar[str] = "4d-var"
+    differentiates_model: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"scale": SCALES}
 
     def __init__(
@@ -207,6 +208,7 @@ class EnsembleOf4DVar(EnsembleMethod):
     """
 
     name: ClassVar[str] = "eda"
+    differentiates_model: ClassVar[bool] = True
     first_cycle: ClassVar[int] = 1
     outputs: tuple[Output, ...] = (*SPREADS, ITERATIONS, UNCONVERGED)
 

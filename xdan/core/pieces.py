@@ -1,0 +1,73 @@
+"""A user's NumPy function, called for some states; without torch, so that helper processes start quickly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Function = Callable[[Array], Any]
+
+
+def call_on(function: Function, states: Array, times: int, batched: bool, label: str) -> Array:
+    """Apply a function to states some times over.
+
+    Parameters
+    ----------
+    function : callable
+        From states (B, *shape) to as many, or with `batched` False from one state (*shape) to another.
+    states : array, shape (B, *shape)
+    times : int
+    batched : bool
+    label : str
+        What messages call the function.
+
+    Returns
+    -------
+    array, shape (B, *shape)
+        States that are not finite become NaN: the function is not called with them.
+
+    Raises
+    ------
+    ValueError
+        If the function fails, or returns other numbers than one state for each.
+    """
+    if not batched:
+        return np.stack([_repeated(function, state, times, label) for state in states])
+    states = states.copy()
+    for _ in range(times):
+        fine = np.isfinite(states).reshape(len(states), -1).all(axis=1)
+        states[~fine] = np.nan
+        if fine.any():
+            states[fine] = _called(function, states[fine], label)
+    return states
+
+
+def _repeated(function: Function, state: Array, times: int, label: str) -> Array:
+    """One state, some steps on."""
+    for _ in range(times):
+        if not np.isfinite(state).all():
+            return np.full_like(state, np.nan)
+        state = _called(function, state, label)
+    return state
+
+
+def _called(function: Function, states: Array, label: str) -> Array:
+    """Call a user's function on a copy of states, and copy its answer."""
+    try:
+        answer = np.ma.filled(np.ma.asarray(function(states.copy())), np.nan)
+    except Exception as reason:
+        first = str(reason).split("\n")[0][:200]
+        raise ValueError(
+            f"{label} failed for an array of shape {states.shape} ({type(reason).__name__}: {first}): expected a NumPy "
+            "function of float64 states; where the model cannot go on, return NaN"
+        ) from reason
+    if answer.dtype.kind not in "iuf" or answer.shape != states.shape:
+        raise ValueError(
+            f"{label} gave an array of {answer.dtype}, shape {answer.shape}, for states of shape {states.shape}: "
+            "expected real numbers of that shape"
+        )
+    return np.array(answer, dtype=np.float64)
