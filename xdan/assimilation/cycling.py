@@ -50,9 +50,9 @@ def cycle(
 ) -> xr.Dataset:
     """Run a method over a record: forecast, analysis, forecast, ...
 
-    The first analysis starts from the climatology, the dynamics' own or `climatology=`. Intervals are read from `time` and need not be even; the
-    truth is not needed. The result does not depend on chunks, scheduler or number of workers, but for rounding: chaos
-    makes it visible in long float32 runs, not in float64 over hundreds of cycles.
+    The first analysis starts from the climatology, the dynamics' own or `climatology=`. Intervals are read from `time`
+    and need not be even; the truth is not needed. The result does not depend on chunks, scheduler or number of workers,
+    but for rounding: chaos makes it visible in long float32 runs, not in float64 over hundreds of cycles.
 
     Parameters
     ----------

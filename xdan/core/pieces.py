@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,38 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 Function = Callable[[Array], Any]
+
+
+@dataclass(frozen=True)
+class OfFields:
+    """A function of flat states, (..., N), from one of mappings of fields.
+
+    Attributes
+    ----------
+    function : callable
+        From a mapping of names to arrays (..., *shape) to another.
+    shapes : mapping of str to tuple of int
+        Of the fields, in the order of the flat state.
+    """
+
+    function: Callable[[dict[str, Array]], Any]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def __call__(self, x: Array) -> Any:
+        """Take the fields apart, call the function, and put its fields together."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])[:-1]
+        parts = zip(self.shapes.items(), np.split(x, ends, axis=-1), strict=True)
+        answer = self.function({name: part.reshape(*x.shape[:-1], *shape) for (name, shape), part in parts})
+        if not isinstance(answer, Mapping) or set(answer) != set(self.shapes):
+            fields = sorted(map(str, answer)) if isinstance(answer, Mapping) else type(answer).__name__
+            raise ValueError(f"it gave {fields}: expected a mapping of the fields {list(self.shapes)}")
+        flat = []
+        for name, shape in self.shapes.items():
+            field = np.asarray(answer[name])
+            if field.shape != (*x.shape[:-1], *shape):
+                raise ValueError(f"its field {name!r} has shape {field.shape}: expected {(*x.shape[:-1], *shape)}")
+            flat.append(field.reshape(*x.shape[:-1], -1))
+        return np.concatenate(flat, axis=-1)
 
 
 def call_on(function: Function, states: Array, times: int, batched: bool, label: str) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import choice, integer, shown, switch
-from ..pieces import Function, call_on
+from ..pieces import OfFields, call_on
+from ..spaces import StateSpace
 from ..user_functions import in_transform
-from .custom import CustomDynamics
+from .custom import CustomDynamics, State
 from .guards import check_distances
 
 _IDLE = 30  # seconds after which a helper process without work ends
@@ -37,8 +38,8 @@ class NumpyDynamics(CustomDynamics, pure=True):
         The advance over one `timestep`, from a float64 array of states to one of the same shape. It treats every state
         by itself and gives the same answer at every call. Where the model cannot go on, it returns NaN: that trajectory
         is lost, the others go on. States that are not finite are never handed to it.
-    state : mapping
-        Each dim's name to its length or to its coordinate values, distinct numbers or distinct words.
+    state
+        As of `CustomDynamics`. The functions of a model of several fields take and give mappings of names to arrays.
     timestep : float
         Internal step in model time units.
     batched : bool
@@ -94,9 +95,9 @@ class NumpyDynamics(CustomDynamics, pure=True):
 
     def __init__(
         self,
-        step: Function,
+        step: Callable[[Any], Any],
         *,
-        state: Mapping[str, int | Sequence[float] | Sequence[str]],
+        state: State,
         timestep: float,
         batched: bool = True,
         workers: int = 1,
@@ -104,7 +105,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         name: str = "numpy",
         spin_up_time: float | None = None,
         units: str = "1",
-        rest: Function | None = None,
+        rest: Callable[[Any], Any] | None = None,
         distance: Callable[[NDArray[np.int64], NDArray[np.int64]], Any] | None = None,
         time_unit: Any = None,
     ) -> None:
@@ -114,13 +115,13 @@ class NumpyDynamics(CustomDynamics, pure=True):
         self.batched, self.workers = switch("batched", batched), integer("workers", workers, least=1)
         self.executor = choice("executor", executor, ("threads", "processes"))
         super().__init__(
-            step=step,  # type: ignore[arg-type]
+            step=step,
             state=state,
             timestep=timestep,
             name=name,
             spin_up_time=spin_up_time,
             units=units,
-            rest=rest,  # type: ignore[arg-type]
+            rest=rest,
             distance=distance,  # type: ignore[arg-type]
             time_unit=time_unit,
         )
@@ -137,7 +138,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         ------
         ValueError
         """
-        self.require_derivatives("a tangent linear model", "Or take what needs none")
+        self.require_derivatives("the tangent linear model", "Take methods that need none, such as 'enkf-n'")
         raise AssertionError
 
     def distances(self, sites: Tensor) -> Tensor | None:
@@ -148,6 +149,11 @@ class NumpyDynamics(CustomDynamics, pure=True):
         indices = sites.cpu().numpy()[:, None].copy(), np.arange(size)[None]
         apart = torch.from_numpy(np.array(self._distance(*indices), dtype=np.float64))  # type: ignore[arg-type]
         return check_distances(apart.to(sites.device), sites, size, label)
+
+    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None) -> Any:
+        """A function of flat arrays, from one of mappings of fields."""
+        shapes = {field.name: field.geometry.shape for field in space.fields}
+        return None if function is None else OfFields(function, shapes)
 
     def _isolated(self, function: Any, x: Tensor, part: str) -> Tensor:
         """Call the step or the rest, for states of shape (..., *shape)."""
