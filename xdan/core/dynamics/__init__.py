@@ -4,6 +4,7 @@ from .base import Dynamics
 from .black_box import NumpyDynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
+from .given_climate import GivenClimate
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
 from .model_time import in_words
@@ -13,6 +14,7 @@ from .stepping import runge_kutta_4
 __all__ = [
     "CustomDynamics",
     "Dynamics",
+    "GivenClimate",
     "Lorenz63",
     "Lorenz96",
     "NumpyDynamics",

@@ -261,7 +261,7 @@ class Dynamics:
 
         Parameters
         ----------
-        states : array_like, Tensor or DataArray, shape (..., *shape), or None
+        states : array_like, Tensor or DataArray, shape (..., *shape), GivenClimate or None
             At least 2, finite, not all the same; they are copied. None goes back to the model's own climatology.
 
         Raises
@@ -278,9 +278,7 @@ class Dynamics:
         >>> model.climatology(range(2), seed=0, members=3).sort(1).values[0, :, 0]
         tensor([0., 4., 8.])
         """
-        return self._with_given(None if states is None else GivenClimate(states, self))
-
-    def _with_given(self, climate: GivenClimate | None) -> Self:
+        climate = states if states is None or isinstance(states, GivenClimate) else GivenClimate(states, self)
         chosen = copy.copy(self)
         object.__setattr__(chosen, "given_climate", climate)  # classes may be frozen
         return chosen

@@ -80,7 +80,7 @@ def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
             f"{config}, from which the class cannot be made ({reason}): expected the constructor's parameters as "
             "plain JSON values"
         ) from None
-    made = made._with_given(dynamics.given_climate)  # fingerprints are taken at its states
+    made = made.with_climatology(dynamics.given_climate)  # fingerprints are taken at its states
     same = (made.timestep, made.dims, made.shape) == (dynamics.timestep, dynamics.dims, dynamics.shape)
     if not same or not torch.equal(made.fingerprint(), dynamics.fingerprint()):
         raise ValueError(
