@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from functools import partial
+from pickle import PicklingError
 from typing import Any, ClassVar, Literal
 
 import loky
@@ -169,6 +170,8 @@ class NumpyDynamics(CustomDynamics, pure=True):
         """
         if in_transform(x) or (x.requires_grad and torch.is_grad_enabled()):
             self.require_derivatives("torch", "Call it under torch.no_grad()")
+        if not x.numel():
+            return x.clone()
         states = x.detach().reshape(-1, *self.shape).to("cpu", torch.float64).numpy()
         job = partial(call_on, function, times=times, batched=self.batched, label=label)
         return torch.from_numpy(spread(job, states)).to(x).reshape(x.shape)
@@ -186,11 +189,13 @@ class NumpyDynamics(CustomDynamics, pure=True):
         processes = loky.get_reusable_executor(self.workers, timeout=_IDLE, env={"OMP_NUM_THREADS": "1"})
         try:
             return np.concatenate(list(processes.map(job, pieces)))
-        except BrokenExecutor as reason:
+        except (BrokenExecutor, PicklingError) as reason:
+            # Of a function that cannot be sent, the last line of the queue's traceback says why.
+            words = str(reason.__cause__).strip('\n "').split("\n")[-1:] if isinstance(reason, PicklingError) else []
             raise ValueError(
-                f"a process that ran {self._part('step')} ended or could not take the function ({reason}): expected a "
-                "step that returns, free of open files and locks, and enough memory for workers="
-                f"{self.workers}; executor='threads' or workers=1 stay in this process"
+                f"{self._part('step')} does not run in processes ({[*words, *str(reason).splitlines()][0]}): expected "
+                "a function that can be sent, without open files and locks, that returns, and memory for "
+                f"workers={self.workers}; executor='threads' and workers=1 stay in this process"
             ) from reason
 
 
