@@ -173,11 +173,11 @@ def test_a_long_record_gives_states_that_are_evenly_spaced(monkeypatch, record):
     from xdan.records import climatology
 
     monkeypatch.setattr(climatology, "_MOST", 12)
-    spaced = climatology._spaced(record.truth)
+    spaced = climatology.spaced(record.truth)
     assert dict(spaced.sizes) == {"trajectory": 3, "time": 4, "x": SITES}
     assert spaced.time.values[[0, -1]].tolist() == record.time.values[[0, -1]].tolist()
     monkeypatch.setattr(climatology, "_MOST", 2)
-    assert dict(climatology._spaced(record.truth).sizes) == {"trajectory": 2, "time": 1, "x": SITES}
+    assert dict(climatology.spaced(record.truth).sizes) == {"trajectory": 2, "time": 1, "x": SITES}
 
 
 def explosive(x):

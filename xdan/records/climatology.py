@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import xarray as xr
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
 from .schema import TIME, TRAJECTORY, check_order
-from .values import refuse_fill_values
 
 _MOST = 4096  # states of a record that stand for its climate
 
 
-def with_climatology(dynamics: Dynamics, climatology: Any, truth: xr.DataArray | None = None) -> Dynamics:
+def with_climatology(
+    dynamics: Dynamics, climatology: Any, of_record: Callable[[], xr.DataArray] | None = None
+) -> Dynamics:
     """Give a dynamics the climatology that a caller asks for.
 
     Parameters
@@ -23,8 +25,8 @@ def with_climatology(dynamics: Dynamics, climatology: Any, truth: xr.DataArray |
     dynamics : Dynamics
     climatology : array_like or DataArray, shape (..., *state), "record" or None
         None leaves the dynamics as it is.
-    truth : DataArray, dims (trajectory, time, *state), optional
-        The record's, for "record": at most 4096 states of it, evenly spaced, are read.
+    of_record : callable, optional
+        Reads the states of the record's truth that stand for "record"; None where there is no truth.
 
     Raises
     ------
@@ -39,13 +41,12 @@ def with_climatology(dynamics: Dynamics, climatology: Any, truth: xr.DataArray |
     if isinstance(climatology, str):
         if climatology != "record":
             raise ValueError(f"climatology={climatology!r}: expected 'record', or an array of states (sample, *state)")
-        if truth is None:
+        if of_record is None:
             raise ValueError(
                 "climatology='record' takes the states of the record's truth, and there is none: expected a Dataset "
                 "with a variable 'truth', named with truth=, or an array of states (sample, *state)"
             )
-        climatology = _spaced(truth)
-        refuse_fill_values(climatology.to_numpy(), str(truth.name))
+        climatology = of_record()
     if isinstance(climatology, xr.Dataset):
         raise TypeError(
             f"climatology is a Dataset of {shown(sorted(map(str, climatology.data_vars)))}: expected one of its "
@@ -58,8 +59,11 @@ def with_climatology(dynamics: Dynamics, climatology: Any, truth: xr.DataArray |
     return dynamics.with_climatology(climatology)
 
 
-def _spaced(truth: xr.DataArray) -> xr.DataArray:
-    """States of a truth, evenly spaced: one or more times of every trajectory, or one time of some of them."""
+def spaced(truth: xr.DataArray) -> xr.DataArray:
+    """At most 4096 states of a truth (trajectory, time, *state), evenly spaced.
+
+    They are of some times of every trajectory, or of one time of some trajectories.
+    """
     trajectories, times = truth.sizes[TRAJECTORY], truth.sizes[TIME]
     rows = np.unique(np.linspace(0, trajectories - 1, min(trajectories, _MOST)).round().astype(int))
     columns = np.unique(np.linspace(0, times - 1, min(times, max(1, _MOST // len(rows)))).round().astype(int))

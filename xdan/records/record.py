@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
-from .climatology import with_climatology
+from .climatology import spaced, with_climatology
 from .observing import observed_sizes, read_observing, read_operator
 from .schema import (
     DIGEST,
@@ -29,7 +30,7 @@ from .schema import (
 )
 from .store import STATUS, check_contents, check_whole
 from .times import intervals_of
-from .values import check_units
+from .values import check_units, refuse_fill_values
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -213,7 +214,8 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
 
     state_sizes = dict(zip(model.dims, model.shape, strict=True))
     truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
-    model = with_climatology(model, words.get("climatology"), truth)
+    of_record = None if truth is None else partial(_own_states, truth)
+    model = with_climatology(model, words.get("climatology"), of_record)
     operator = read_operator(variables.operator, model, variables.observation)
     observation = arrange(variables.observation, model, observed_sizes(model, operator))
     if truth is not None:
@@ -234,6 +236,13 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     bare = TRAJECTORY not in variables.observation.dims
     unlabelled = bare and TRAJECTORY not in ds.coords
     return LabelledRecord(setup, observation, truth, bare, sites=_read_sites(ds), unlabelled=unlabelled)
+
+
+def _own_states(truth: xr.DataArray) -> xr.DataArray:
+    """States of a truth that stand for its climate, read."""
+    states = spaced(truth).compute()
+    refuse_fill_values(states.to_numpy(), str(truth.name))
+    return states
 
 
 def check_words(words: Any) -> None:
