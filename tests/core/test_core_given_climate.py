@@ -105,10 +105,9 @@ def test_nothing_is_spun_up_and_the_model_itself_stays():
     assert model.given_climate is None
     brought.climatology(range(5), 0, members=4, like=DOUBLE)
     climate_moments(brought, 0, DOUBLE)
-    brought.try_start(0, 0, DOUBLE)
     assert not calls
-    brought.vet()  # at the first two states
-    assert calls
+    brought.try_start(0, 0, DOUBLE)  # a few steps from the first two states
+    assert 0 < len(calls) < 10
     np.testing.assert_allclose(brought.start_states(), states(2))
     size = brought.fingerprint().abs().max()
     np.testing.assert_allclose(brought.fingerprint() / size, 0.5 * states(2) / (0.5 * states(2)).abs().max(), atol=1e-8)

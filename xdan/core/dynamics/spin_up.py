@@ -55,6 +55,7 @@ def climatology(
 def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
     """Spin up one state for half a second at most, as `Dynamics.try_start` describes."""
     if dynamics.given_climate is not None:
+        dynamics.vet()
         return
     total, done = dynamics.spin_up_steps(), 0
     until = time.monotonic() + _TRIAL_SECONDS
