@@ -310,11 +310,11 @@ def test_a_model_travels():
 
 def test_calls_of_pieces():
     x = some_states(3).numpy()
-    twice = call_on(lorenz96, x, 2, True, "it")
+    twice = call_on(lorenz96, x, [(), ()], True, "it")
     np.testing.assert_allclose(twice, lorenz96(lorenz96(x)), rtol=1e-14)
-    np.testing.assert_allclose(call_on(lorenz96, x, 2, False, "it"), twice, rtol=1e-14)
-    np.testing.assert_array_equal(call_on(lorenz96, x, 0, True, "it"), x)
-    masked = call_on(lambda x: np.ma.masked_less(x, 0.0), x, 1, True, "it")
+    np.testing.assert_allclose(call_on(lorenz96, x, [(), ()], False, "it"), twice, rtol=1e-14)
+    np.testing.assert_array_equal(call_on(lorenz96, x, [], True, "it"), x)
+    masked = call_on(lambda x: np.ma.masked_less(x, 0.0), x, [()], True, "it")
     np.testing.assert_array_equal(np.isnan(masked), x < 0.0)
 
 
@@ -324,3 +324,25 @@ def test_states_of_a_gpu_go_to_the_cpu_and_back():
     after = model().advance(x.to("cuda"), 2)
     assert after.device.type == "cuda"
     torch.testing.assert_close(after.cpu(), model().advance(x, 2))
+
+
+@pytest.mark.parametrize("way", [{"batched": True}, {"batched": False, "workers": 2}], ids=str)
+def test_a_step_may_depend_on_time(way):
+    def step(x, t):
+        return 0.9 * x + t
+
+    mine = model(step, **way)
+    theirs = xdan.CustomDynamics(step=step, state={"x": SITES}, timestep=TIMESTEP)
+    assert not mine.autonomous
+    assert model().autonomous  # a default of another name is no time
+    x = some_states(3)
+    for one in (0, 7):
+        torch.testing.assert_close(mine.from_step(one).advance(x, 4), theirs.from_step(one).advance(x, 4))
+        late = mine.starting_at(2.5).from_step(one)
+        torch.testing.assert_close(late.advance(x, 4), theirs.starting_at(2.5).from_step(one).advance(x, 4))
+    mine.vet()
+    fields = {"u": xdan.Ring(5), "h": xdan.Ring(3, dim="cell")}
+    parts = NumpyDynamics(lambda f, t: {"u": f["u"] + t, "h": t * f["h"]}, state=fields, timestep=0.5, **way)
+    torch.testing.assert_close(
+        parts.advance(torch.ones(1, 8).double(), 3)[0, [0, 5]], torch.tensor([2.5, 0.0]).double()
+    )

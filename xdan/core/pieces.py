@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
-Function = Callable[[Array], Any]
+Function = Callable[..., Any]
+Moment = tuple[float, ...]
+"""What a function gets beside the states: the model time, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class OfFields:
         Of the fields, in the order of the flat state.
     """
 
-    function: Callable[[dict[str, Array]], Any]
+    function: Callable[..., Any]
     shapes: Mapping[str, tuple[int, ...]]
 
-    def __call__(self, x: Array) -> Any:
+    def __call__(self, x: Array, *time: float) -> Any:
         """Take the fields apart, call the function, and put its fields together."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])[:-1]
         parts = zip(self.shapes.items(), np.split(x, ends, axis=-1), strict=True)
-        answer = self.function({name: part.reshape(*x.shape[:-1], *shape) for (name, shape), part in parts})
+        answer = self.function({name: part.reshape(*x.shape[:-1], *shape) for (name, shape), part in parts}, *time)
         if not isinstance(answer, Mapping) or set(answer) != set(self.shapes):
             fields = sorted(map(str, answer)) if isinstance(answer, Mapping) else type(answer).__name__
             raise ValueError(f"it gave {fields}: expected a mapping of the fields {list(self.shapes)}")
@@ -46,15 +48,16 @@ class OfFields:
         return np.concatenate(flat, axis=-1)
 
 
-def call_on(function: Function, states: Array, times: int, batched: bool, label: str) -> Array:
-    """Apply a function to states some times over.
+def call_on(function: Function, states: Array, moments: Sequence[Moment], batched: bool, label: str) -> Array:
+    """Apply a function to states, once at each of some moments.
 
     Parameters
     ----------
     function : callable
         From states (B, *shape) to as many, or with `batched` False from one state (*shape) to another.
     states : array, shape (B, *shape)
-    times : int
+    moments : sequence of tuple
+        () each for a function of the states alone, (t,) for one of states and time.
     batched : bool
     label : str
         What messages call the function.
@@ -70,29 +73,29 @@ def call_on(function: Function, states: Array, times: int, batched: bool, label:
         If the function fails, or returns other numbers than one state for each.
     """
     if not batched:
-        return np.stack([_repeated(function, state, times, label) for state in states])
+        return np.stack([_repeated(function, state, moments, label) for state in states])
     states = states.copy()
-    for _ in range(times):
+    for moment in moments:
         fine = np.isfinite(states).reshape(len(states), -1).all(axis=1)
         states[~fine] = np.nan
         if fine.any():
-            states[fine] = _called(function, states[fine], label)
+            states[fine] = _called(function, states[fine], moment, label)
     return states
 
 
-def _repeated(function: Function, state: Array, times: int, label: str) -> Array:
+def _repeated(function: Function, state: Array, moments: Sequence[Moment], label: str) -> Array:
     """One state, some steps on."""
-    for _ in range(times):
+    for moment in moments:
         if not np.isfinite(state).all():
             return np.full_like(state, np.nan)
-        state = _called(function, state, label)
+        state = _called(function, state, moment, label)
     return state
 
 
-def _called(function: Function, states: Array, label: str) -> Array:
+def _called(function: Function, states: Array, moment: Moment, label: str) -> Array:
     """Call a user's function on a copy of states, and copy its answer."""
     try:
-        answer = np.ma.filled(np.ma.asarray(function(states.copy())), np.nan)
+        answer = np.ma.filled(np.ma.asarray(function(states.copy(), *moment)), np.nan)
     except Exception as reason:
         first = str(reason).split("\n")[0][:200]
         raise ValueError(

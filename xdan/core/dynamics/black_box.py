@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import choice, integer, shown, switch
-from ..pieces import OfFields, call_on
+from ..pieces import Moment, OfFields, call_on
 from ..spaces import StateSpace
 from ..user_functions import in_transform
 from .custom import CustomDynamics, State
@@ -36,7 +36,8 @@ class NumpyDynamics(CustomDynamics, pure=True):
     Parameters
     ----------
     step : callable
-        The advance over one `timestep`, from a float64 array of states to one of the same shape. It treats every state
+        The advance over one `timestep`, from a float64 array of states to one of the same shape. With a second
+        argument, t, a number: the model time at its beginning, for a model that depends on it. It treats every state
         by itself and gives the same answer at every call. Where the model cannot go on, it returns NaN: that trajectory
         is lost, the others go on. States that are not finite are never handed to it.
     state
@@ -130,7 +131,10 @@ class NumpyDynamics(CustomDynamics, pure=True):
     def advance(self, x: Tensor, steps: int) -> Tensor:
         """Advance states of shape (..., *shape); a worker makes all steps of its states."""
         assert self._step is not None
-        return self._through_numpy(self._step, x, self._part("step"), steps, self._spread)
+        moments: list[Moment] = [()] * steps
+        if not self.autonomous:
+            moments = [(self._time_at(step),) for step in range(self.model_step, self.model_step + steps)]
+        return self._through_numpy(self._step, x, self._part("step"), moments, self._spread)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Refuse: there is no tangent linear model.
@@ -158,10 +162,10 @@ class NumpyDynamics(CustomDynamics, pure=True):
 
     def _isolated(self, function: Any, x: Tensor, part: str) -> Tensor:
         """Call the step or the rest, for states of shape (..., *shape)."""
-        return self._through_numpy(function, x, self._part(part), 1, _alone if part == "rest=" else self._spread)
+        return self._through_numpy(function, x, self._part(part), [()], _alone if part == "rest=" else self._spread)
 
-    def _through_numpy(self, function: Any, x: Tensor, label: str, times: int, spread: Any) -> Tensor:
-        """Apply a NumPy function to states some times over, in double precision on the CPU, and bring them back.
+    def _through_numpy(self, function: Any, x: Tensor, label: str, moments: list[Moment], spread: Any) -> Tensor:
+        """Apply a NumPy function to states at some moments, in double precision on the CPU, and bring them back.
 
         Raises
         ------
@@ -173,7 +177,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         if not x.numel():
             return x.clone()
         states = x.detach().reshape(-1, *self.shape).to("cpu", torch.float64).numpy()
-        job = partial(call_on, function, times=times, batched=self.batched, label=label)
+        job = partial(call_on, function, moments=moments, batched=self.batched, label=label)
         return torch.from_numpy(spread(job, states)).to(x).reshape(x.shape)
 
     def _spread(self, job: Callable[[NDArray[np.float64]], Any], states: NDArray[np.float64]) -> Any:

@@ -44,9 +44,9 @@ def climatology(
     steps = dynamics.spin_up_steps()
     with torch.no_grad():
         state = start = _start(dynamics, labels, seed, members, purpose, like)
-        piece = max(1, -(-steps // _PIECES))
+        piece, first = max(1, -(-steps // _PIECES)), dynamics.model_step - steps
         for done in track(range(0, steps, piece), f"spin-up of {dynamics.name}"):
-            state = dynamics.advance(state, min(piece, steps - done))
+            state = dynamics.from_step(first + done).advance(state, min(piece, steps - done))
     _check_finite(dynamics, state, steps)
     _warn_of_rest(dynamics, start, state, steps)
     return state.reshape(-1, members, *dynamics.shape)
@@ -58,12 +58,12 @@ def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
         dynamics.vet()
         return
     total, done = dynamics.spin_up_steps(), 0
-    until = time.monotonic() + _TRIAL_SECONDS
+    first, until = dynamics.model_step - total, time.monotonic() + _TRIAL_SECONDS
     with torch.no_grad():
         state = _start(dynamics, _keys([label]), seed, 1, Purpose.INITIAL_STATE, like)
         while done < total and time.monotonic() < until:
             steps = min(_TRIAL_STEPS if done else 1, total - done)
-            state, done = dynamics.advance(state, steps), done + steps
+            state, done = dynamics.from_step(first + done).advance(state, steps), done + steps
     _check_finite(dynamics, state, done)
 
 
