@@ -255,6 +255,9 @@ def test_a_sweep_starts_from_the_states(tmp_path, states):
 def test_too_few_states_are_said_before_a_run(record, states):
     with pytest.raises(ValueError, match="40 members start from the 30 states of climatology="):
         record.chunk().dan.baseline("enkf-n", members=40, climatology=states[:30])
+    with pytest.raises(ValueError, match="covariance of the 8 states of climatology= has no full rank in 8 components"):
+        record.dan.baseline("4d-var", window=2, scale=0.1, climatology=states[:8])
+    record.dan.baseline("4d-var", window=2, scale=0.1, climatology=states[:30])
     with pytest.warns(xdan.XdanWarning, match="40 trajectories start from the 30 states of climatology="):
         xdan.twin(xdan.Lorenz96(sites=SITES), cycles=2, trajectories=40, climatology=states[:30])
 

@@ -143,13 +143,12 @@ class NumpyDynamics(CustomDynamics, pure=True):
         ------
         ValueError
         """
-        self.require_derivatives("the tangent linear model", "Take methods that need none, such as 'enkf-n'")
-        raise AssertionError
+        raise self._no_derivative()
 
     def distances(self, sites: Tensor) -> Tensor | None:
         """Distances from some components to all."""
         if self._distance is None:
-            return None
+            return super().distances(sites)
         size, label = int(np.prod(self.shape)), self._part("distance=")
         indices = sites.cpu().numpy()[:, None].copy(), np.arange(size)[None]
         apart = torch.from_numpy(np.array(self._distance(*indices), dtype=np.float64))  # type: ignore[arg-type]
@@ -173,12 +172,19 @@ class NumpyDynamics(CustomDynamics, pure=True):
             Where torch records derivatives.
         """
         if in_transform(x) or (x.requires_grad and torch.is_grad_enabled()):
-            self.require_derivatives("torch", "Call it under torch.no_grad()")
+            raise self._no_derivative()
         if not x.numel():
             return x.clone()
         states = x.detach().reshape(-1, *self.shape).to("cpu", torch.float64).numpy()
         job = partial(call_on, function, moments=moments, batched=self.batched, label=label)
         return torch.from_numpy(spread(job, states)).to(x).reshape(x.shape)
+
+    def _no_derivative(self) -> ValueError:
+        return ValueError(
+            f"no derivative passes through the dynamics {self.label!r}, as its step is a function of NumPy arrays: "
+            "expected a torch function, as xdan.CustomDynamics takes; or take methods that need no derivative of the "
+            "model, such as 'enkf-n', and call the model under torch.no_grad()"
+        )
 
     def _spread(self, job: Callable[[NDArray[np.float64]], Any], states: NDArray[np.float64]) -> Any:
         """Do a job for all states, by this model's workers."""
