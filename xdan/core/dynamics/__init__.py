@@ -1,8 +1,10 @@
 """Dynamics: the model that is forecast with, known or the user's own."""
 
 from .base import Dynamics
+from .black_box import NumpyDynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
+from .given_climate import GivenClimate
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
 from .model_time import check_time_unit, in_words
@@ -12,8 +14,10 @@ from .stepping import runge_kutta_4
 __all__ = [
     "CustomDynamics",
     "Dynamics",
+    "GivenClimate",
     "Lorenz63",
     "Lorenz96",
+    "NumpyDynamics",
     "check_declarations",
     "check_time_unit",
     "dynamics_from_json",
