@@ -9,6 +9,7 @@ from .assimilation.twins import twin as twin
 from .core.dynamics import Coordinate as Coordinate
 from .core.dynamics import CustomDynamics as CustomDynamics
 from .core.dynamics import Dynamics as Dynamics
+from .core.dynamics import KuramotoSivashinsky as KuramotoSivashinsky
 from .core.dynamics import Lorenz63 as Lorenz63
 from .core.dynamics import Lorenz96 as Lorenz96
 from .core.dynamics import register_dynamics as register_dynamics

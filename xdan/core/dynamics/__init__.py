@@ -3,6 +3,7 @@
 from .base import Coordinate, Dynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
+from .kuramoto_sivashinsky import KuramotoSivashinsky
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
 from .model_time import in_words
@@ -13,6 +14,7 @@ __all__ = [
     "Coordinate",
     "CustomDynamics",
     "Dynamics",
+    "KuramotoSivashinsky",
     "Lorenz63",
     "Lorenz96",
     "check_declarations",
