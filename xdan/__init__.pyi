@@ -6,7 +6,6 @@ from .assimilation.cycling import cycle as cycle
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .assimilation.twins import twin as twin
-from .core.dynamics import Coordinate as Coordinate
 from .core.dynamics import CustomDynamics as CustomDynamics
 from .core.dynamics import Dynamics as Dynamics
 from .core.dynamics import KuramotoSivashinsky as KuramotoSivashinsky
@@ -33,6 +32,17 @@ from .core.observing import ObservingSystem as ObservingSystem
 from .core.observing import Operator as Operator
 from .core.observing import Sites as Sites
 from .core.scores import StateScore as StateScore
+from .core.spaces import Components as Components
+from .core.spaces import Coordinate as Coordinate
+from .core.spaces import Field as Field
+from .core.spaces import FixedInput as FixedInput
+from .core.spaces import Geometry as Geometry
+from .core.spaces import Interval as Interval
+from .core.spaces import Plane as Plane
+from .core.spaces import Ring as Ring
+from .core.spaces import Sphere as Sphere
+from .core.spaces import StateSpace as StateSpace
+from .core.spaces import register_geometry as register_geometry
 from .core.symmetry import Group as Group
 from .core.twin import TwinExperiment as TwinExperiment
 from .diagnostics.covariances import covariance_spectrum as covariance_spectrum

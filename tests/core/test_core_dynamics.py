@@ -13,7 +13,6 @@ from torch.testing import assert_close
 
 from xdan.core.checks import XdanWarning
 from xdan.core.dynamics import (
-    Coordinate,
     CustomDynamics,
     Dynamics,
     Lorenz63,
@@ -24,6 +23,7 @@ from xdan.core.dynamics import (
     runge_kutta_4,
 )
 from xdan.core.random import Purpose
+from xdan.core.spaces import Coordinate
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 

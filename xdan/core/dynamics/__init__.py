@@ -1,6 +1,6 @@
 """Dynamics: the model that is forecast with, known or the user's own."""
 
-from .base import Coordinate, Dynamics
+from .base import Dynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
 from .kuramoto_sivashinsky import KuramotoSivashinsky
@@ -11,7 +11,6 @@ from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 from .stepping import runge_kutta_4
 
 __all__ = [
-    "Coordinate",
     "CustomDynamics",
     "Dynamics",
     "KuramotoSivashinsky",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,48 +11,38 @@ from torch import Tensor
 
 from ..random import Purpose
 from ..registry import constructor_values
+from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
-from . import model_time, spin_up, trials
+from . import declared_space, model_time, spin_up, trials
 from .guards import FOLLOWS, guard_methods
 from .stepping import runge_kutta_4
-
-
-@dataclass(frozen=True)
-class Coordinate:
-    """Values and CF attributes of one dim of the state.
-
-    Attributes
-    ----------
-    values : tuple of float or str
-        One label for each place along the dim.
-    attributes : dict of str to str
-        CF attributes of the labels, such as `axis`, `long_name` and `units`.
-    """
-
-    values: tuple[float | str, ...]
-    attributes: dict[str, str] = field(default_factory=dict)
 
 
 class Dynamics:
     """An autonomous model dx/dt = f(x), or a map x -> M(x) (Eq. 1a), differentiable and batched over leading axes.
 
-    A model of your own is one class in one file. It sets the attributes below in its constructor, gives `config`, and
-    either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else has a default: derivatives are autodiff's,
-    the way back in time is that of the tendency, and states start from noise. A faster `advance`, a tangent linear
-    model (`advance_along`), a start (`rest`) and `distances` may be added. `docs/extending.md` shows a whole file.
+    A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and
+    `timestep`; the class gives `config`, and either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else
+    has a default: derivatives are autodiff's, the way back in time is that of the tendency, and states start from
+    noise. A faster `advance`, a tangent linear model (`advance_along`), a start (`rest`) and `distances` may be added.
+    `docs/extending.md` shows a whole file.
 
     Attributes
     ----------
     name : str
         Class attribute: the name it is registered under with `register_dynamics`; stores refer to it.
+    space : StateSpace
+        The fields of the state, and the geometry that each lives on. By default one field on a grid of `dims` of which
+        no more is known.
     dims : tuple of str
-        Names of the state's dims, such as ("x",) on a ring.
+        Names of the state's dims, such as ("x",) on a ring; by default those of the space, ("state",) for several
+        fields.
     coordinates : dict of str to Coordinate
-        One for each dim; their lengths are the state's `shape`.
+        One for each dim; their lengths are the state's `shape`. By default those of the space.
     timestep : float
         Internal step in model time units; intervals between analyses are multiples of it.
     units : str
-        Units of the state; "1" by default.
+        Units of the state; by default those of the space's fields, or "1".
     spin_up_time : float
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
@@ -62,9 +51,10 @@ class Dynamics:
     Notes
     -----
     `tendency` and `step` get states of shape (B, *shape), of float32 or float64, on any device, and return a tensor of
-    that shape, dtype and device. They treat every state of the batch by itself, so sums and means go over the last axes
-    only; they use torch operations, so that autodiff can differentiate them; and they give the same answer at every
-    call. `vet` tries this out before the first use.
+    that shape, dtype and device. A state of several fields is flat, (B, N): `self.space.unpack` gives its fields,
+    `self.space.pack` makes it of them. The methods treat every state of the batch by itself, so sums and means go over
+    the last axes only; they use torch operations, so that autodiff can differentiate them; and they give the same
+    answer at every call. `vet` tries this out before the first use.
 
     The methods of a class may work in place or return buffers of their own: their arguments and results are copied,
     with leading axes as one. A class that does neither says so, `class Mine(Dynamics, pure=True)`, saves the copies,
@@ -77,10 +67,11 @@ class Dynamics:
     """
 
     name: ClassVar[str] = "unnamed"
-    dims: tuple[str, ...]
-    coordinates: dict[str, Coordinate]
+    space: StateSpace = declared_space.DefaultSpace()  # type: ignore[assignment]
+    dims: tuple[str, ...] = declared_space.OfSpace()  # type: ignore[assignment]
+    coordinates: dict[str, Coordinate] = declared_space.OfSpace()  # type: ignore[assignment]
+    units: str = declared_space.OfSpace()  # type: ignore[assignment]
     timestep: float
-    units: str = "1"
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
     time_unit: np.timedelta64 | None = None
     _vetted: bool = False
@@ -180,7 +171,7 @@ class Dynamics:
         return noise
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances between components of the flattened state, for localisation.
+        """Distances between components of the flattened state, for localisation; by default those of the space.
 
         Parameters
         ----------
@@ -188,9 +179,9 @@ class Dynamics:
 
         Returns
         -------
-        Tensor, shape (n, N), or None where the dynamics knows no distance
+        Tensor, shape (n, N), or None where there is no distance
         """
-        return None
+        return self.space.distances(sites)
 
     def steps_in(self, interval: float) -> int:
         """Number of steps in an interval of model time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
@@ -11,13 +12,24 @@ import torch
 from torch import Tensor
 
 from ..checks import integer, real, shown
+from ..spaces import MOST_COMPONENTS, Coordinate, Field, Geometry, StateSpace
+from ..spaces.coordinates import word
 from ..user_functions import call, check_answer, isolated
-from .base import Coordinate, Dynamics
+from .base import Dynamics
 from .declarations import TAKEN
+from .declared_space import FIELD
 from .guards import check_distances
 from .model_time import check_time_unit, in_words, warn_of_short_spin_up
-from .spin_up import MOST_COMPONENTS
 from .stepping import Tendency, runge_kutta_4
+
+State = (
+    StateSpace
+    | Field
+    | Geometry
+    | Iterable[Field]
+    | Mapping[str, Geometry]
+    | Mapping[str, int | Sequence[float] | Sequence[str]]
+)
 
 
 class CustomDynamics(Dynamics, pure=True):
@@ -33,8 +45,10 @@ class CustomDynamics(Dynamics, pure=True):
         dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4.
     step : callable, optional
         The advance over one `timestep`, instead of `tendency`.
-    state : mapping
-        Each dim's name to its length or to its coordinate values, distinct numbers or distinct words.
+    state : StateSpace, Field, Geometry, mapping or iterable
+        The fields of the state: Fields, or a mapping of their names to geometries such as `xdan.Ring(40)`. A mapping of
+        dims' names to lengths or to labels, distinct numbers or distinct words, is one field on a grid of which no more
+        is known. The functions of a model of several fields take and give mappings of names to tensors (B, *shape).
     timestep : float
         Internal step in model time units.
     name : str
@@ -43,7 +57,7 @@ class CustomDynamics(Dynamics, pure=True):
         Model time after which a random start lies on the attractor; by default 20 units and at least 400 steps. 0 is
         none.
     units : str
-        Units of the state.
+        Units of a field that names none.
     rest : callable, optional
         From standard normal noise to a state to spin up from.
     distance : callable, optional
@@ -81,7 +95,7 @@ class CustomDynamics(Dynamics, pure=True):
         tendency: Tendency | None = None,
         *,
         step: Tendency | None = None,
-        state: Mapping[str, int | Sequence[float] | Sequence[str]],
+        state: State,
         timestep: float,
         name: str = "custom",
         spin_up_time: float | None = None,
@@ -96,11 +110,17 @@ class CustomDynamics(Dynamics, pure=True):
                 raise TypeError(f"{label}={shown(function)}: expected a torch function")
         if (tendency is None) == (step is None):
             raise ValueError("expected exactly one of tendency= and step=")
+        self._function = tendency or step
+        self.units, self._name = word("units", units), word("name", name)
+        if (space := _space(state, self.units)) is None:
+            self.coordinates = _coordinates(state)
+            self.dims = tuple(self.coordinates)
+        else:
+            self.space = space
+            if not space.single:
+                tendency, step, rest = (_of_fields(space, one) for one in (tendency, step, rest))
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
-        self.coordinates = _coordinates(state)
-        self.dims = tuple(self.coordinates)
         self.timestep = real("timestep", timestep, above=0.0)
-        self.units, self._name = _word("units", units), _word("name", name)
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
@@ -113,11 +133,11 @@ class CustomDynamics(Dynamics, pure=True):
 
     def config(self) -> dict[str, Any]:
         """Describe the dynamics; functions are named, not stored."""
-        function = self._tendency or self._step
+        stated = "space" in vars(self)
         described = {
             "label": self.label,
-            "function": getattr(function, "__qualname__", type(function).__name__),
-            "state": {dim: list(c.values) for dim, c in self.coordinates.items()},
+            "function": getattr(self._function, "__qualname__", type(self._function).__name__),
+            "state": self.space.to_json() if stated else {d: list(c.values) for d, c in self.coordinates.items()},
             "timestep": self.timestep,
             "spin_up_time": self.spin_up_time,
         }
@@ -156,7 +176,7 @@ class CustomDynamics(Dynamics, pure=True):
     def distances(self, sites: Tensor) -> Tensor | None:
         """Distances from some components to all."""
         if self._distance is None:
-            return None
+            return super().distances(sites)
         size = math.prod(self.shape)
         both = sites[:, None].clone(), torch.arange(size, device=sites.device)[None]
         return check_distances(self._distance(*both), sites, size, self._part("distance="))
@@ -184,12 +204,32 @@ class CustomDynamics(Dynamics, pure=True):
         return runge_kutta_4(tendency, states, timestep).reshape(x.shape)
 
 
-def _word(label: str, value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{label}={shown(value)}: expected a word")
-    if not value:
-        raise ValueError(f"{label}='': expected a word")
-    return str(value)
+def _space(state: Any, units: str) -> StateSpace | None:
+    """The space of a state; None where its dims alone are named."""
+    if isinstance(state, StateSpace):
+        return state
+    if isinstance(state, Geometry):
+        return StateSpace(Field(FIELD, state, units))
+    if isinstance(state, Field):
+        return StateSpace(state)
+    if isinstance(state, Mapping):
+        if not any(isinstance(one, Geometry) for one in state.values()):
+            return None
+        return StateSpace([Field(name, geometry, units) for name, geometry in state.items()])
+    fields = isinstance(state, (list, tuple)) and any(isinstance(one, Field) for one in state)
+    return StateSpace(state) if fields else None
+
+
+def _of_fields(space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
+    """A function of flat states, from one of mappings of fields."""
+    if function is None:
+        return None
+
+    def flat(x: Tensor) -> Any:
+        answer = function(space.unpack(x))
+        return space.pack(answer) if isinstance(answer, Mapping) else answer
+
+    return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
 
 
 def _coordinates(state: Any) -> dict[str, Coordinate]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..checks import is_json_mapping, real, shown
+from ..spaces import StateSpace
 
 if TYPE_CHECKING:
     from .base import Dynamics
@@ -37,6 +38,8 @@ def check_declarations(dynamics: Dynamics) -> None:
     for name in ("dims", "coordinates", "timestep"):
         if not hasattr(dynamics, name):
             raise TypeError(f"{title} has no {name}: expected its constructor, or its class, to set self.{name}")
+    if not isinstance(dynamics.space, StateSpace):
+        raise TypeError(f"space={shown(dynamics.space)} of {title}: expected an xdan.StateSpace")
     dims: Any = dynamics.dims
     if not isinstance(dims, tuple) or not dims or not all(isinstance(dim, str) and dim for dim in dims):
         raise TypeError(f"dims={shown(dims)} of {title}: expected a tuple of names, such as ('x',)")

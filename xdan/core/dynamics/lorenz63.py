@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Coordinate, Dynamics
+from ..spaces import Components, Field, StateSpace
+from .base import Dynamics
 from .registry import register_dynamics
 from .stepping import accurate_timestep, runge_kutta_4
 
@@ -42,14 +43,11 @@ class Lorenz63(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "lorenz63"
-    dims = ("component",)
 
     def __init__(self, sigma: float = 10.0, rho: float = 28.0, beta: float = 8.0 / 3.0, timestep: float = 0.01) -> None:
         self.sigma, self.beta = real("sigma", sigma, above=0.0), real("beta", beta, above=0.0)
         self.rho, self.timestep = real("rho", rho), accurate_timestep(timestep)
-        self.coordinates = {
-            "component": Coordinate(("x", "y", "z"), {"long_name": "component of the state", "units": "1"})
-        }
+        self.space = StateSpace(Field("x", Components(("x", "y", "z"))))
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""

@@ -10,9 +10,9 @@ from torch.autograd.function import once_differentiable
 
 from ..checks import integer, real
 from ..pool import Pool
-from .base import Coordinate, Dynamics
+from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
+from .base import Dynamics
 from .registry import register_dynamics
-from .spin_up import MOST_COMPONENTS
 from .stepping import accurate_timestep
 
 _COLUMNS = 1024  # states per pass: the buffers of one pass stay in the second-level cache
@@ -49,14 +49,12 @@ class Lorenz96(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "lorenz96"
-    dims = ("x",)
 
     def __init__(self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05) -> None:
         self.sites = integer("sites", sites, least=4, most=MOST_COMPONENTS)
         self.forcing, self.timestep = real("forcing", forcing), accurate_timestep(timestep)
         self._tapes: Pool[_Tape] = Pool()
-        axis = {"axis": "X", "long_name": "site on the ring", "units": "1"}
-        self.coordinates = {"x": Coordinate(tuple(range(self.sites)), axis)}
+        self.space = StateSpace(Field("x", Ring(self.sites)))
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
@@ -65,11 +63,6 @@ class Lorenz96(Dynamics, pure=True):
     def rest(self, noise: Tensor) -> Tensor:
         """Perturb the unstable steady state x = F."""
         return self.forcing + noise
-
-    def distances(self, sites: Tensor) -> Tensor:
-        """Sites along the ring, the shorter way."""
-        apart = (sites[:, None] - torch.arange(self.sites, device=sites.device)[None]).abs()
-        return torch.minimum(apart, self.sites - apart).to(torch.float64)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of Eq. 6 for states of shape (..., sites)."""

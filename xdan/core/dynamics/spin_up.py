@@ -14,11 +14,11 @@ from torch import Tensor
 from ..checks import XdanWarning, integer, shown
 from ..progress import track
 from ..random import Purpose, normal
+from ..spaces import MOST_COMPONENTS
 
 if TYPE_CHECKING:
     from .base import Dynamics
 
-MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
 _LEAST_TIME, _LEAST_STEPS = 20.0, 400  # of a default spin-up: model time, and steps
 _STILL = 1e-2  # of the spread: states that move by less in a spin-up are still its noise
 _PIECES = 20  # that a bar shows

@@ -1,0 +1,206 @@
+"""What a geometry is: where a field lives, and what its points are to one another."""
+
+from __future__ import annotations
+
+import json
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..checks import shown
+from ..registry import Registry, constructor_values
+from .coordinates import Coordinate
+
+_AT_ONCE = 1 << 22  # distances at once when neighbours are looked for
+
+
+class Geometry(ABC):
+    """Where a field lives: its dims and coordinates, its padding, areas, distances and symmetries.
+
+    A geometry of your own is one class in one file, with the decorator `xdan.register_geometry`. It sets `dims` and
+    `coordinates`, keeps its constructor's plain values as attributes of the same names, and gives `pad`. The other
+    methods have defaults: every point has the area 1, there is no distance and no symmetry.
+
+    Attributes
+    ----------
+    name : str
+        Class attribute: the name it is registered under; stores refer to it.
+    dims : tuple of str
+        Names of the field's dims.
+    coordinates : dict of str to Coordinate
+        One for each dim, with CF attributes; their lengths are the geometry's `shape`.
+    """
+
+    name: ClassVar[str]
+    dims: tuple[str, ...]
+    coordinates: dict[str, Coordinate]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Points along each dim."""
+        return tuple(len(self.coordinates[dim].values) for dim in self.dims)
+
+    @property
+    def size(self) -> int:
+        """Points."""
+        return math.prod(self.shape)
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON values from which `type(self)(**parameters)` makes the same geometry."""
+        return constructor_values(self)
+
+    @abstractmethod
+    def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """Continue fields beyond the ends of each dim, for convolutions.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., *shape)
+        widths : sequence of int
+            For each dim, the points to add at both of its ends.
+
+        Returns
+        -------
+        Tensor, shape (..., n + 2 width for each dim)
+
+        Raises
+        ------
+        ValueError
+            If the points have no neighbours.
+        """
+
+    def weights(self) -> Tensor:
+        """Area of each point, in the coordinates' own units, shape (size,), float64; 1 by default."""
+        return torch.ones(self.size, dtype=torch.float64)
+
+    @property
+    def area(self) -> float:
+        """Area of the whole, which the weights add up to."""
+        return float(self.size)
+
+    def positions(self) -> Tensor | None:
+        """Where the points lie, shape (size, dims), float64; None where they have no place, which is the default."""
+        return None
+
+    def distances(self, points: Tensor) -> Tensor | None:
+        """Distances from some places to every point, in the coordinates' own units.
+
+        Parameters
+        ----------
+        points : Tensor, shape (n, dims)
+            Places, in the coordinates of `positions`; they need not be points of the geometry.
+
+        Returns
+        -------
+        Tensor of float64, shape (n, size), or None where there is no distance, which is the default
+        """
+        return None
+
+    def meets(self, other: Geometry) -> bool:
+        """Whether places of another geometry have distances to the points of this one: it is the same space."""
+        return self == other
+
+    def neighbours(self, reach: float) -> Tensor:
+        """Points within a distance of each point, the nearest first.
+
+        Parameters
+        ----------
+        reach : float
+            In the coordinates' own units; the end is included.
+
+        Returns
+        -------
+        Tensor of int64, shape (size, L)
+            L is the most neighbours that any point has, itself among them; -1 fills the rows of the others.
+
+        Raises
+        ------
+        ValueError
+            If the geometry knows no distance.
+        """
+        places = self.positions()
+        rows, most = [], 0
+        for some in [] if places is None else places.split(max(1, _AT_ONCE // self.size)):
+            apart = self.distances(some)
+            if apart is None:
+                break
+            order = apart.argsort(dim=1, stable=True)
+            within = apart.gather(1, order) <= reach
+            most = max(most, int(within.sum(1).max()))
+            rows.append(torch.where(within, order, -1))
+        if not rows:
+            raise ValueError(f"the geometry {self.name!r} knows no distance: expected one whose points have places")
+        return torch.cat(rows)[:, :most]
+
+    def symmetries(self) -> dict[str, Tensor]:
+        """Permutations of the points that leave the geometry as it is, by name; none by default.
+
+        They generate the group that is tried on a dynamics. A permutation g is a tensor of int64 of shape (size,); it
+        acts by (g x)_i = x_{g(i)}.
+        """
+        return {}
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.config() == other.config()
+
+    def __hash__(self) -> int:
+        return hash((type(self), json.dumps(self.config(), sort_keys=True)))
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={shown(value)}" for key, value in self.config().items())
+        return f"{type(self).__name__}({inside})"
+
+
+G = TypeVar("G", bound=type[Geometry])
+
+_GEOMETRIES: Registry[Geometry] = Registry(
+    "geometry",
+    Geometry,  # type: ignore[type-abstract]
+    "xdan.Geometry",
+    "Import the module that registers a geometry of your own",
+)
+
+
+def register_geometry(cls: G) -> G:
+    """Register a geometry's class under its `name`, as a decorator of the class; stores refer to the name.
+
+    Raises
+    ------
+    TypeError
+        For what is no class of geometries, or has no name of its own.
+    ValueError
+        If another class has the name.
+    """
+    return _GEOMETRIES.register(cls, "register_geometry")
+
+
+def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
+    """The name and the plain parameters of a geometry."""
+    return {"name": geometry.name, "parameters": geometry.config()}
+
+
+def geometry_from_json(description: Any) -> Geometry:
+    """Make the geometry that a store names; nothing is imported.
+
+    Raises
+    ------
+    ValueError
+        If it is no name and parameters, the name is not registered, or the parameters do not fit.
+    """
+    name = description.get("name") if isinstance(description, Mapping) else None
+    parameters = description.get("parameters") if isinstance(description, Mapping) else None
+    if not isinstance(name, str) or not isinstance(parameters, Mapping):
+        raise ValueError(f"a geometry is described by {shown(description)}: expected a name and its parameters")
+    try:
+        return _GEOMETRIES[name](**parameters)
+    except TypeError as reason:
+        raise ValueError(f"the geometry {name!r} cannot be made as it is described: {reason}") from None
+
+
+def along(x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Pick places along an axis."""
+    return x.index_select(axis, index.to(x.device))

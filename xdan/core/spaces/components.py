@@ -1,0 +1,86 @@
+"""Components: numbers of a state without places or neighbours."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import integer, shown
+from .base import Geometry, register_geometry
+from .coordinates import MOST_COMPONENTS, Coordinate, word
+
+_EXCHANGED = 32  # components of which every two are tried for an exchange
+
+
+@register_geometry
+class Components(Geometry):
+    """Numbers that have no places: the three of Lorenz-63, or the amplitudes of waves.
+
+    Parameters
+    ----------
+    names : int or sequence of str
+        How many there are, or what each is called.
+    dim : str
+    long_name : str
+        Of the coordinate.
+
+    Raises
+    ------
+    TypeError
+        For what is neither.
+    ValueError
+        For no names, or one that stands twice.
+
+    Examples
+    --------
+    >>> Components(["x", "y", "z"]).shape
+    (3,)
+    """
+
+    name: ClassVar[str] = "components"
+
+    def __init__(
+        self,
+        names: int | Sequence[str] = 3,
+        dim: str = "component",
+        long_name: str = "component of the state",
+    ) -> None:
+        self.dim, self.long_name = word("dim", dim), word("long_name", long_name)
+        self.names: int | list[str]
+        if isinstance(names, (int, np.integer, str)) or not isinstance(names, Sequence):
+            self.names = integer("names", names, least=1, most=MOST_COMPONENTS)
+            labels: tuple[Any, ...] = tuple(range(self.names))
+        else:
+            self.names = [word("names", name) for name in names]
+            if not names or len(set(self.names)) < len(self.names):
+                raise ValueError(f"names={shown(names)}: expected distinct names, at least one")
+            labels = tuple(self.names)
+        self.dims = (self.dim,)
+        self.coordinates = {self.dim: Coordinate(labels, {"long_name": self.long_name, "units": "1"})}
+
+    def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """Refuse, as components have no neighbours.
+
+        Raises
+        ------
+        ValueError
+            For a width above 0.
+        """
+        if any(widths):
+            raise ValueError(f"the {self.size} components have no neighbours: expected a network that is dense on them")
+        return x
+
+    def symmetries(self) -> dict[str, Tensor]:
+        """Every exchange of two, of up to 32 components."""
+        labels = self.coordinates[self.dim].values
+        exchanges = {}
+        for a, b in itertools.combinations(range(self.size if self.size <= _EXCHANGED else 0), 2):
+            order = torch.arange(self.size)
+            order[[a, b]] = order[[b, a]]
+            exchanges[f"exchange of {labels[a]} and {labels[b]}"] = order
+        return exchanges

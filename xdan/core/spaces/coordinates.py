@@ -1,0 +1,74 @@
+"""Coordinates: the labels of one dim of a field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import integer, real_array, shown
+
+MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """Values and CF attributes of one dim of the state.
+
+    Attributes
+    ----------
+    values : tuple of float or str
+        One label for each place along the dim.
+    attributes : dict of str to str
+        CF attributes of the labels, such as `axis`, `long_name` and `units`.
+    """
+
+    values: tuple[float | str, ...]
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+def word(label: str, value: Any) -> str:
+    """Take a name.
+
+    Raises
+    ------
+    TypeError
+        For what is no string.
+    ValueError
+        For an empty one.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{label}={shown(value)}: expected a word")
+    if not value:
+        raise ValueError(f"{label}='': expected a word")
+    return str(value)
+
+
+def positions_along(label: str, points: Any, least: int = 1) -> tuple[int | list[float], NDArray[np.float64] | None]:
+    """Take the points of an axis: how many there are, or where they lie, in ascending order.
+
+    Returns
+    -------
+    parameter : int or list of float
+        What the constructor was called with, as a plain value.
+    values : array of float64, or None
+        None where only their number is known.
+
+    Raises
+    ------
+    TypeError
+        For what is neither an integer nor numbers.
+    ValueError
+        For too few points, more than ten million, or positions that do not increase.
+    """
+    if isinstance(points, (int, np.integer)) or not isinstance(points, (Sequence, np.ndarray, range)):
+        return integer(label, points, least=least, most=MOST_COMPONENTS), None
+    values = real_array(label, points).ravel()
+    if len(values) < least:
+        raise ValueError(f"{label} has {len(values)} positions: expected at least {least}")
+    if (np.diff(values) <= 0).any():
+        raise ValueError(f"{label}={shown(values.tolist())}: expected positions in ascending order, each once")
+    return values.tolist(), values

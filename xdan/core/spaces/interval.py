@@ -1,0 +1,118 @@
+"""The interval: an axis between two walls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import real
+from .base import Geometry, along, register_geometry
+from .coordinates import Coordinate, positions_along, word
+
+
+@register_geometry
+class Interval(Geometry):
+    """Points between two walls, each in the middle of its cell.
+
+    Parameters
+    ----------
+    points : int or sequence of float
+        How many there are, or where they lie, in ascending order.
+    length : float, optional
+        Of the interval, in the coordinate's units, where a number of points is given: they then lie in the middle of
+        cells from 0 to the length. Without it they lie at 0, 1, 2, ...
+    dim : str
+    units : str
+        Of the coordinate and of distances.
+    long_name : str
+        Of the coordinate.
+
+    Raises
+    ------
+    TypeError
+        For arguments of another type.
+    ValueError
+        For positions that do not increase, or positions and a length.
+
+    Examples
+    --------
+    >>> Interval(3).pad(torch.arange(3.0), [1])
+    tensor([0., 0., 1., 2., 2.])
+    """
+
+    name: ClassVar[str] = "interval"
+
+    def __init__(
+        self,
+        points: int | Sequence[float] = 40,
+        length: float | None = None,
+        dim: str = "x",
+        units: str = "1",
+        long_name: str = "place between the walls",
+    ) -> None:
+        self.points, values = positions_along("points", points)
+        if values is not None and length is not None:
+            raise ValueError("points= holds positions, and length= is given: expected one of them")
+        self.length = None if length is None else real("length", length, above=0.0)
+        self.dim, self.units, self.long_name = word("dim", dim), word("units", units), word("long_name", long_name)
+        if isinstance(self.points, int):
+            count, spacing = self.points, 1.0
+            if self.length is not None:
+                spacing = self.length / count
+            labels: Any = range(count) if self.length is None else ((np.arange(count) + 0.5) * spacing).tolist()
+        else:
+            labels = self.points
+        self.dims = (self.dim,)
+        attributes = {"axis": "X", "long_name": self.long_name, "units": self.units}
+        self.coordinates = {self.dim: Coordinate(tuple(labels), attributes)}
+
+    def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """Repeat the values at the walls; `Geometry.pad` has the shapes."""
+        (width,), count = widths, x.shape[-1]
+        return along(x, -1, torch.arange(-width, count + width).clamp(0, count - 1)) if width else x
+
+    def weights(self) -> Tensor:
+        """Length of each cell; the walls lie half a gap beyond the outer points."""
+        edges = self._edges()
+        return edges[1:] - edges[:-1]
+
+    @property
+    def area(self) -> float:
+        """Length from wall to wall."""
+        edges = self._edges()
+        return float(edges[-1] - edges[0])
+
+    def positions(self) -> Tensor:
+        """The coordinate."""
+        return self._axis()[:, None]
+
+    def distances(self, points: Tensor) -> Tensor:
+        """The way along the axis."""
+        return (points.to(torch.float64) - self._axis().to(points.device)[None]).abs()
+
+    def meets(self, other: Geometry) -> bool:
+        """Whether the other is an interval in the same units."""
+        return isinstance(other, Interval) and self.units == other.units
+
+    def symmetries(self) -> dict[str, Tensor]:
+        """The reflection, where the cells are as long from either end."""
+        weights = self.weights()
+        if self.size < 2 or not torch.allclose(weights, weights.flip(0), rtol=1e-6):
+            return {}
+        return {f"reflection of {self.dim}": torch.arange(self.size).flip(0)}
+
+    def _axis(self) -> Tensor:
+        return torch.tensor(self.coordinates[self.dim].values, dtype=torch.float64)
+
+    def _edges(self) -> Tensor:
+        """Ends of the cells, halfway between points."""
+        place = self._axis()
+        if len(place) == 1:
+            half = (1.0 if self.length is None else self.length) / 2
+            return torch.stack([place[0] - half, place[0] + half])
+        middle = (place[1:] + place[:-1]) / 2
+        return torch.cat([place[:1] - (middle[:1] - place[:1]), middle, place[-1:] + (place[-1:] - middle[-1:])])

@@ -1,0 +1,127 @@
+"""The plane: a grid of two axes, each periodic or walled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import shown, switch
+from .base import Geometry, register_geometry
+from .interval import Interval
+from .ring import Ring
+
+Axis = int | Sequence[float]
+
+
+@register_geometry
+class Plane(Geometry):
+    """Points of a grid of two axes.
+
+    Parameters
+    ----------
+    points : two of int or sequence of float
+        For each axis how many there are, or where they lie; rows first.
+    periodic : two of bool
+        Whether each axis closes on itself; otherwise it ends at walls.
+    lengths : two of float or None
+        Of each axis, as for `Ring` and `Interval`.
+    dims : two of str
+    units : str
+        Of both coordinates and of distances.
+
+    Raises
+    ------
+    TypeError
+        For arguments of another type.
+    ValueError
+        Unless there are two of each, or for axes that cannot be.
+
+    Examples
+    --------
+    >>> Plane((2, 3)).pad(torch.arange(6.0).reshape(2, 3), [1, 0])[0]
+    tensor([3., 4., 5.])
+    """
+
+    name: ClassVar[str] = "plane"
+
+    def __init__(
+        self,
+        points: Sequence[Axis] = (32, 32),
+        periodic: Sequence[bool] = (True, True),
+        lengths: Sequence[float | None] = (None, None),
+        dims: Sequence[str] = ("y", "x"),
+        units: str = "1",
+    ) -> None:
+        for label, values in (("points", points), ("periodic", periodic), ("lengths", lengths), ("dims", dims)):
+            if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != 2:
+                raise ValueError(f"{label}={shown(values)}: expected two, for the rows and the columns of the plane")
+        axes = []
+        for count, closed, length, dim in zip(points, periodic, lengths, dims, strict=True):
+            kind: type[Ring] | type[Interval] = Ring if switch("periodic", closed) else Interval
+            axes.append(kind(count, length, dim, units, f"place along {dim}"))
+        if axes[0].dim == axes[1].dim:
+            raise ValueError(f"dims={shown(dims)}: expected two names")
+        self.axes = tuple(axes)
+        self.points = [axis.points for axis in axes]
+        self.periodic, self.lengths = [bool(closed) for closed in periodic], [axis.length for axis in axes]
+        self.dims, self.units = tuple(axis.dim for axis in axes), axes[0].units
+        self.coordinates = {axis.dim: axis.coordinates[axis.dim] for axis in axes}
+        for dim, letter in zip(self.dims, "YX", strict=True):
+            self.coordinates[dim].attributes["axis"] = letter
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {
+            "points": self.points,
+            "periodic": self.periodic,
+            "lengths": self.lengths,
+            "dims": list(self.dims),
+            "units": self.units,
+        }
+
+    def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """Each axis as it is padded by itself; `Geometry.pad` has the shapes."""
+        rows, columns = self.axes
+        x = columns.pad(x, widths[1:])
+        return rows.pad(x.mT, widths[:1]).mT if widths[0] else x
+
+    def weights(self) -> Tensor:
+        """Area of each cell."""
+        rows, columns = (axis.weights() for axis in self.axes)
+        return torch.outer(rows, columns).flatten()
+
+    @property
+    def area(self) -> float:
+        """Area of the plane."""
+        return self.axes[0].area * self.axes[1].area
+
+    def positions(self) -> Tensor:
+        """Both coordinates of every point, rows first."""
+        rows, columns = (axis.positions()[:, 0] for axis in self.axes)
+        return torch.cartesian_prod(rows, columns)
+
+    def distances(self, points: Tensor) -> Tensor:
+        """Length of the straight line, the shorter way along periodic axes."""
+        rows, columns = (axis.distances(points[:, [k]]) for k, axis in enumerate(self.axes))
+        return torch.hypot(rows[:, :, None], columns[:, None]).flatten(1)
+
+    def meets(self, other: Geometry) -> bool:
+        """Whether the axes of another plane are in the same space."""
+        return isinstance(other, Plane) and all(a.meets(b) for a, b in zip(self.axes, other.axes, strict=True))
+
+    def symmetries(self) -> dict[str, Tensor]:
+        """Shifts along periodic axes, reflections of both, and their exchange where they are alike."""
+        grid = torch.arange(self.size).reshape(self.shape)
+        permutations = {
+            name: grid.index_select(k, index).flatten()
+            for k, axis in enumerate(self.axes)
+            for name, index in axis.symmetries().items()
+        }
+        rows, columns = self.axes
+        alike = type(rows) is type(columns) and rows.size == columns.size
+        if alike and rows.size > 1 and torch.allclose(rows.weights(), columns.weights(), rtol=1e-6):
+            permutations[f"exchange of {rows.dim} and {columns.dim}"] = grid.T.flatten()
+        return permutations

@@ -1,0 +1,126 @@
+"""The ring: an axis that closes on itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import real
+from .base import Geometry, along, register_geometry
+from .coordinates import Coordinate, positions_along, word
+
+
+@register_geometry
+class Ring(Geometry):
+    """Points on a periodic axis.
+
+    Parameters
+    ----------
+    points : int or sequence of float
+        How many there are, or where they lie, in ascending order, less than a length apart from first to last.
+    length : float, optional
+        Of the ring, in the coordinate's units; needed with positions. With a number of points they lie evenly from 0
+        on, 1 apart where no length is given.
+    dim : str
+    units : str
+        Of the coordinate and of distances.
+    long_name : str
+        Of the coordinate.
+
+    Raises
+    ------
+    TypeError
+        For arguments of another type.
+    ValueError
+        For positions that do not increase, or do not fit into the length.
+
+    Examples
+    --------
+    >>> Ring(4).pad(torch.arange(4.0), [1])
+    tensor([3., 0., 1., 2., 3., 0.])
+    """
+
+    name: ClassVar[str] = "ring"
+
+    def __init__(
+        self,
+        points: int | Sequence[float] = 40,
+        length: float | None = None,
+        dim: str = "x",
+        units: str = "1",
+        long_name: str = "site on the ring",
+    ) -> None:
+        self.points, values = positions_along("points", points)
+        count = self.points if isinstance(self.points, int) else len(self.points)
+        self.length = None if length is None else real("length", length, above=0.0)
+        self.dim, self.units, self.long_name = word("dim", dim), word("units", units), word("long_name", long_name)
+        if values is None:
+            labels: Any = range(count) if self.length is None else (np.arange(count) * (self.length / count)).tolist()
+        else:
+            labels = self._checked(values).tolist()
+        self.period = float(count) if self.length is None else self.length
+        self.dims = (self.dim,)
+        attributes = {"axis": "X", "long_name": self.long_name, "units": self.units}
+        self.coordinates = {self.dim: Coordinate(tuple(labels), attributes)}
+
+    def _checked(self, values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+        if self.length is None:
+            raise ValueError(
+                "points= holds positions and there is no length=: expected the length of the ring, after which the "
+                "first point comes again"
+            )
+        if values[-1] - values[0] >= self.length:
+            raise ValueError(
+                f"points= reach from {values[0]:g} to {values[-1]:g} on a ring of length={self.length:g}: expected "
+                "less than the length; is the first point repeated at the end?"
+            )
+        return values
+
+    def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """Go on around the ring, several times where the width wants it; `Geometry.pad` has the shapes."""
+        (width,), count = widths, x.shape[-1]
+        if not width:
+            return x
+        if width <= count:
+            return torch.cat([x[..., count - width :], x, x[..., :width]], -1)
+        return along(x, -1, torch.arange(-width, count + width) % count)
+
+    def weights(self) -> Tensor:
+        """Half the way to the neighbour on each side."""
+        place = self._axis()
+        ahead = torch.cat([place[1:], place[:1] + self.period]) - place
+        return (ahead + ahead.roll(1)) / 2
+
+    @property
+    def area(self) -> float:
+        """Length of the ring."""
+        return self.period
+
+    def positions(self) -> Tensor:
+        """The coordinate."""
+        return self._axis()[:, None]
+
+    def distances(self, points: Tensor) -> Tensor:
+        """The shorter way around the ring."""
+        apart = (points.to(torch.float64) - self._axis().to(points.device)[None]).abs() % self.period
+        return torch.minimum(apart, self.period - apart)
+
+    def meets(self, other: Geometry) -> bool:
+        """Whether the other is a ring of the same length and units."""
+        return isinstance(other, Ring) and (self.period, self.units) == (other.period, other.units)
+
+    def symmetries(self) -> dict[str, Tensor]:
+        """The turn by one point, and the reflection, where the points lie evenly."""
+        count = self.size
+        weights = self.weights()
+        if count < 2 or not torch.allclose(weights, weights[:1].expand(count), rtol=1e-6):
+            return {}
+        order = torch.arange(count)
+        return {f"shift along {self.dim}": order.roll(-1), f"reflection of {self.dim}": order.flip(0).roll(1)}
+
+    def _axis(self) -> Tensor:
+        return torch.tensor(self.coordinates[self.dim].values, dtype=torch.float64)

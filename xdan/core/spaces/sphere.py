@@ -1,0 +1,184 @@
+"""The sphere: a grid of latitudes and longitudes that goes on over the poles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import choice, integer, shown
+from .base import Geometry, along, register_geometry
+from .coordinates import Coordinate, positions_along
+
+_NEAR = 1e-3  # of a grid length: how far rows and columns may be from their places
+_Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@register_geometry
+class Sphere(Geometry):
+    """Points of a grid of latitudes and longitudes, Gaussian or regular.
+
+    A regular grid has rows at both poles, or half a row from them. Convolutions go on beyond a pole at its other side.
+
+    Parameters
+    ----------
+    latitudes : int or sequence of float
+        How many rows there are, or where they lie in degrees, from the south to the north.
+    longitudes : int or sequence of float
+        How many columns there are, an even number, or where they lie in degrees; evenly around the axis.
+    grid : {"regular", "gaussian"}
+        Where only the number of rows is given: half a row from the poles on, or at the roots of Legendre's polynomial.
+        Positions are recognised.
+
+    Raises
+    ------
+    TypeError
+        For arguments of another type.
+    ValueError
+        If the rows do not reach both poles, or are neither regular nor Gaussian; if the columns do not go around evenly
+        or are odd in number.
+
+    Examples
+    --------
+    >>> Sphere(2, 4).pad(torch.arange(8.0).reshape(2, 4), [1, 0])[0]  # the first row, half around the axis
+    tensor([2., 3., 0., 1.])
+    """
+
+    name: ClassVar[str] = "sphere"
+    dims = ("lat", "lon")
+
+    def __init__(
+        self,
+        latitudes: int | Sequence[float] = 32,
+        longitudes: int | Sequence[float] = 64,
+        grid: str = "regular",
+    ) -> None:
+        self.grid = choice("grid", grid, ("regular", "gaussian"))
+        self.latitudes, rows = positions_along("latitudes", latitudes, least=2)
+        self.longitudes, columns = positions_along("longitudes", longitudes, least=2)
+        if rows is not None:
+            self.grid = _kind_of(rows)
+        else:
+            rows = _rows(self.grid, integer("latitudes", self.latitudes))
+        if columns is None:
+            count = integer("longitudes", self.longitudes)
+            columns = np.arange(count, dtype=np.float64) * (360.0 / count)
+        _check_columns(columns)
+        self._at_poles = bool(abs(rows[-1] - 90.0) <= _NEAR * 180.0 / len(rows))
+        self.coordinates = {
+            "lat": Coordinate(
+                tuple(rows.tolist()),
+                {"axis": "Y", "standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
+            ),
+            "lon": Coordinate(
+                tuple(columns.tolist()),
+                {"axis": "X", "standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
+            ),
+        }
+
+    def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
+        """Go on around the axis, and over the poles on their other side; `Geometry.pad` has the shapes."""
+        rows, columns = x.shape[-2:]
+        beyond, around = widths
+        if beyond:
+            first = 1 if self._at_poles else 0  # a row at the pole is its own other side
+            if beyond + first > rows:
+                raise ValueError(
+                    f"a padding of {beyond} rows on a sphere of {rows}: expected fewer; take a smaller kernel"
+                )
+            turned = x.roll(columns // 2, -1)
+            south = turned[..., first : first + beyond, :].flip(-2)
+            north = turned[..., rows - first - beyond : rows - first, :].flip(-2)
+            x = torch.cat([south, x, north], -2)
+        if not around:
+            return x
+        if around <= columns:
+            return torch.cat([x[..., columns - around :], x, x[..., :around]], -1)
+        return along(x, -1, torch.arange(-around, columns + around) % columns)
+
+    def weights(self) -> Tensor:
+        """Area of each cell of the unit sphere, in steradian."""
+        rows, columns = self.shape
+        latitude = np.deg2rad(np.asarray(self.coordinates["lat"].values, dtype=np.float64))
+        if self.grid == "gaussian":
+            band = np.polynomial.legendre.leggauss(rows)[1]
+        else:
+            edges = np.concatenate([[-np.pi / 2], (latitude[1:] + latitude[:-1]) / 2, [np.pi / 2]])
+            band = np.diff(np.sin(edges))
+        return torch.from_numpy(np.repeat(band * (2 * np.pi / columns), columns))
+
+    @property
+    def area(self) -> float:
+        """Area of the unit sphere."""
+        return 4 * math.pi
+
+    def positions(self) -> Tensor:
+        """Latitude and longitude of every point, in degrees."""
+        return torch.cartesian_prod(self._axis("lat"), self._axis("lon"))
+
+    def distances(self, points: Tensor) -> Tensor:
+        """Arc of the great circle, in degrees."""
+        one, other = _unit_vectors(points.to(torch.float64)), _unit_vectors(self.positions().to(points.device))
+        return 2 * torch.rad2deg((torch.cdist(one, other) / 2).clamp(max=1.0).asin())
+
+    def meets(self, other: Geometry) -> bool:
+        """Whether the other is a sphere too."""
+        return isinstance(other, Sphere)
+
+    def symmetries(self) -> dict[str, Tensor]:
+        """The turn about the axis by one column, and the reflections of latitude and of longitude."""
+        grid = torch.arange(self.size).reshape(self.shape)
+        return {
+            "shift along lon": grid.roll(-1, 1).flatten(),
+            "reflection of lon": grid.flip(1).roll(1, 1).flatten(),
+            "reflection of lat": grid.flip(0).flatten(),
+        }
+
+    def _axis(self, dim: str) -> Tensor:
+        return torch.tensor(self.coordinates[dim].values, dtype=torch.float64)
+
+
+def _rows(grid: str, count: int) -> _Numbers:
+    """Latitudes of a Gaussian grid, or half a row from the poles on, in degrees from the south to the north."""
+    if grid == "gaussian":
+        roots: _Numbers = np.asarray(np.polynomial.legendre.leggauss(count)[0], dtype=np.float64)
+        return np.rad2deg(np.arcsin(roots))
+    return (np.arange(count, dtype=np.float64) + 0.5) * (180.0 / count) - 90.0
+
+
+def _kind_of(rows: _Numbers) -> str:
+    """Which grid some latitudes are of."""
+    near = _NEAR * 180.0 / len(rows)
+    for places in (_rows("regular", len(rows)), np.linspace(-90.0, 90.0, len(rows))):
+        if np.allclose(rows, places, rtol=0, atol=near):
+            return "regular"
+    if np.allclose(rows, _rows("gaussian", len(rows)), rtol=0, atol=near):
+        return "gaussian"
+    raise ValueError(
+        f"latitudes={shown(rows.tolist())}: expected {len(rows)} rows from pole to pole, regular (at the poles or half "
+        "a row from them) or Gaussian; take xdan.Plane with walls for a part of the sphere"
+    )
+
+
+def _check_columns(columns: _Numbers) -> None:
+    spacing = 360.0 / len(columns)
+    if not np.allclose(np.diff(columns), spacing, rtol=0, atol=_NEAR * spacing):
+        raise ValueError(
+            f"longitudes={shown(columns.tolist())}: expected them evenly all around the axis, {spacing:g} degrees "
+            "apart; is the first repeated at the end? Take xdan.Plane with walls for a part of the sphere"
+        )
+    if len(columns) % 2:
+        raise ValueError(
+            f"{len(columns)} longitudes: expected an even number, so that a row goes on at the other side of the pole"
+        )
+
+
+def _unit_vectors(places: Tensor) -> Tensor:
+    """Points of the unit sphere (n, 3) at latitudes and longitudes (n, 2) in degrees."""
+    latitude, longitude = torch.deg2rad(places).unbind(-1)
+    level = latitude.cos()
+    return torch.stack([level * longitude.cos(), level * longitude.sin(), latitude.sin()], -1)

@@ -1,0 +1,349 @@
+"""The space of a state: its fields in their order, and where each lies in the flat vector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import shown
+from .base import Geometry, geometry_from_json, geometry_to_json
+from .coordinates import MOST_COMPONENTS, Coordinate, word
+
+STATE = "state"  # dim of a packed state of several fields
+
+
+@dataclass(frozen=True)
+class Field:
+    """One physical variable of a state.
+
+    Parameters
+    ----------
+    name : str
+        In variables of records it follows the role: `truth_u`.
+    geometry : Geometry
+        Where it lives.
+    units : str
+    long_name : str, optional
+        Of its variables; the name by default.
+    standard_name : str, optional
+        Of CF.
+
+    Raises
+    ------
+    TypeError
+        For a name that is no word, or a geometry that is none.
+    """
+
+    name: str
+    geometry: Geometry
+    units: str = "1"
+    long_name: str | None = None
+    standard_name: str | None = None
+
+    def __post_init__(self) -> None:
+        if not word("name", self.name).isidentifier():
+            raise ValueError(f"name={self.name!r} of a field: expected letters, digits and underscores")
+        word("units", self.units)
+        if not isinstance(self.geometry, Geometry):
+            raise TypeError(
+                f"geometry={shown(self.geometry)} of the field {self.name!r}: expected a geometry such as xdan.Ring(40)"
+            )
+        for label in ("long_name", "standard_name"):
+            if getattr(self, label) is not None:
+                word(label, getattr(self, label))
+
+    @property
+    def title(self) -> str:
+        """What titles and messages call it."""
+        return self.long_name or self.name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON description."""
+        described = {"name": self.name, "geometry": geometry_to_json(self.geometry), "units": self.units}
+        more = {"long_name": self.long_name, "standard_name": self.standard_name}
+        return described | {label: value for label, value in more.items() if value is not None}
+
+
+class FixedInput:
+    """A field that does not change and that networks read: the Coriolis parameter, the orography, a mask of land.
+
+    Parameters
+    ----------
+    name : str
+    geometry : Geometry
+        That of a field of the state.
+    values : Tensor, shape (*shape of the geometry)
+        Best of order one; they are not normalised.
+
+    Raises
+    ------
+    TypeError
+        For values that are no real tensor.
+    ValueError
+        For another shape, or values that are not finite.
+    """
+
+    def __init__(self, name: str, geometry: Geometry, values: Tensor) -> None:
+        self.name, self.geometry = word("name", name), geometry
+        if not isinstance(values, Tensor) or not values.is_floating_point():
+            raise TypeError(f"values={shown(values)} of the fixed input {name!r}: expected a tensor of real numbers")
+        if tuple(values.shape) != geometry.shape or not bool(values.isfinite().all()):
+            raise ValueError(
+                f"the fixed input {name!r} has shape {tuple(values.shape)}: expected finite numbers of shape "
+                f"{geometry.shape}"
+            )
+        self.values = values.detach().clone()
+
+
+class StateSpace:
+    """The fields of a state in their order, and the flat vector that they make together.
+
+    Parameters
+    ----------
+    fields : Field, or iterable of Field
+        At least one, with distinct names.
+    inputs : iterable of FixedInput
+        What networks read beside the state.
+
+    Attributes
+    ----------
+    fields : tuple of Field
+    inputs : tuple of FixedInput
+    size : int
+        N, of the flat vector.
+    slices : dict of str to slice
+        Where each field lies in it.
+
+    Raises
+    ------
+    TypeError
+        For what are no fields.
+    ValueError
+        For none, for two of one name, for two geometries with a dim of one name and other coordinates, and for fixed
+        inputs whose geometry no field has.
+
+    Examples
+    --------
+    >>> from xdan.core.spaces import Ring
+    >>> space = StateSpace([Field("h", Ring(3)), Field("u", Ring(3))])
+    >>> space.pack({"u": torch.zeros(3), "h": torch.ones(3)})
+    tensor([1., 1., 1., 0., 0., 0.])
+    """
+
+    def __init__(self, fields: Field | Iterable[Field], inputs: Iterable[FixedInput] = ()) -> None:
+        self.fields = (fields,) if isinstance(fields, Field) else _checked_fields(fields)
+        names = [field.name for field in self.fields]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"fields {names}: expected at least one, each with a name of its own")
+        _check_dims(self.fields)
+        self.inputs = tuple(inputs)
+        for one in self.inputs:
+            if not isinstance(one, FixedInput) or all(one.geometry != field.geometry for field in self.fields):
+                raise ValueError(f"inputs= holds {shown(one)}: expected FixedInputs on the geometry of a field")
+        self.slices: dict[str, slice] = {}
+        start = 0
+        for field in self.fields:
+            self.slices[field.name] = slice(start, start + field.geometry.size)
+            start += field.geometry.size
+        if start > MOST_COMPONENTS:
+            raise ValueError(f"the fields {names} have {start} components: expected at most {MOST_COMPONENTS}")
+        self.size = start
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self.fields)
+
+    def __len__(self) -> int:
+        return len(self.fields)
+
+    def __getitem__(self, name: str) -> Field:
+        """The field of a name.
+
+        Raises
+        ------
+        ValueError
+            If there is none.
+        """
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise ValueError(f"no field {shown(name)}: expected one of {self.names}")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the fields, in their order."""
+        return [field.name for field in self.fields]
+
+    @property
+    def single(self) -> Field | None:
+        """The field, where there is one alone: its dims are then the state's."""
+        return self.fields[0] if len(self.fields) == 1 else None
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """Dims of a state as methods' callers hold it: those of the one field, or `state`."""
+        return self.fields[0].geometry.dims if self.single else (STATE,)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of `dims`."""
+        return self.fields[0].geometry.shape if self.single else (self.size,)
+
+    @property
+    def coordinates(self) -> dict[str, Coordinate]:
+        """Coordinates of `dims`."""
+        if self.single:
+            return self.fields[0].geometry.coordinates
+        return {STATE: Coordinate(tuple(range(self.size)), {"long_name": "component of the state", "units": "1"})}
+
+    @property
+    def units(self) -> str:
+        """Units that all fields have; "1" where they differ."""
+        units = {field.units for field in self.fields}
+        return units.pop() if len(units) == 1 else "1"
+
+    def pack(self, fields: Mapping[str, Tensor]) -> Tensor:
+        """Make the flat vector of all fields.
+
+        Parameters
+        ----------
+        fields : mapping of str to Tensor, shape (..., *shape of the field)
+            In any order.
+
+        Returns
+        -------
+        Tensor, shape (..., N)
+
+        Raises
+        ------
+        ValueError
+            If a field is missing or not of the space, or one has another shape.
+        """
+        if set(fields) != set(self.names):
+            raise ValueError(f"the fields {sorted(map(str, fields))}: expected {self.names}")
+        flat = []
+        for field in self.fields:
+            value, shape = fields[field.name], field.geometry.shape
+            if tuple(value.shape[value.ndim - len(shape) :]) != shape:
+                raise ValueError(f"the field {field.name!r} has shape {tuple(value.shape)}: expected (..., {shape})")
+            flat.append(value.flatten(value.ndim - len(shape)))
+        return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
+
+    def unpack(self, x: Tensor) -> dict[str, Tensor]:
+        """Give the fields of a flat vector.
+
+        Parameters
+        ----------
+        x : Tensor, shape (..., N)
+
+        Returns
+        -------
+        dict of str to Tensor, shape (..., *shape of the field)
+            Views, where torch can give them.
+
+        Raises
+        ------
+        ValueError
+            For another length.
+        """
+        if x.shape[-1] != self.size:
+            raise ValueError(f"a state of {x.shape[-1]} components: expected {self.size}, of the fields {self.names}")
+        parts = x.split([field.geometry.size for field in self.fields], -1)
+        return {f.name: part.unflatten(-1, f.geometry.shape) for f, part in zip(self.fields, parts, strict=True)}
+
+    def weights(self) -> Tensor:
+        """Area of every component, shape (N,), float64."""
+        return torch.cat([field.geometry.weights() for field in self.fields])
+
+    def distances(self, sites: Tensor) -> Tensor | None:
+        """Distances between components, in their coordinates' own units.
+
+        Parameters
+        ----------
+        sites : Tensor of int64, shape (n,)
+            Of the flat vector.
+
+        Returns
+        -------
+        Tensor of float64, shape (n, N), or None where two fields share no space or one has no distances
+        """
+        rows = torch.empty(len(sites), self.size, dtype=torch.float64, device=sites.device)
+        for one in self.fields:
+            part = self.slices[one.name]
+            within = (sites >= part.start) & (sites < part.stop)
+            if not bool(within.any()):
+                continue
+            places = one.geometry.positions()
+            if places is None:
+                return None
+            points = places.to(sites.device)[sites[within] - part.start]
+            for other in self.fields:
+                apart = other.geometry.distances(points) if other.geometry.meets(one.geometry) else None
+                if apart is None:
+                    return None
+                rows[within, self.slices[other.name]] = apart
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON description; of fixed inputs the names and dims, as their values are weights of a network."""
+        described: dict[str, Any] = {"fields": [field.to_json() for field in self.fields]}
+        if self.inputs:
+            described["inputs"] = [{"name": one.name, "dims": list(one.geometry.dims)} for one in self.inputs]
+        return described
+
+    @classmethod
+    def from_json(cls, description: Any) -> StateSpace:
+        """Make the space that a store describes; its fixed inputs are zero until values are loaded.
+
+        Raises
+        ------
+        ValueError
+            If it is no such description, or a geometry is not registered; nothing is imported.
+        """
+        try:
+            fields = [
+                Field(**{**one, "geometry": geometry_from_json(one["geometry"])}) for one in description["fields"]
+            ]
+            by_dims = {field.geometry.dims: field.geometry for field in fields}
+            inputs = [(one["name"], by_dims[tuple(one["dims"])]) for one in description.get("inputs", [])]
+            return cls(fields, [FixedInput(name, where, torch.zeros(where.shape)) for name, where in inputs])
+        except (AttributeError, KeyError, TypeError, RecursionError) as reason:
+            raise ValueError(
+                f"a space is described by {shown(description)}: expected its fields, with names and geometries "
+                f"({type(reason).__name__}: {reason})"
+            ) from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StateSpace) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self.to_json(), sort_keys=True))
+
+    def __repr__(self) -> str:
+        return f"StateSpace({', '.join(f'{field.name}: {field.geometry!r}' for field in self.fields)})"
+
+
+def _checked_fields(fields: Any) -> tuple[Field, ...]:
+    if not isinstance(fields, Iterable):
+        raise TypeError(f"fields={shown(fields)}: expected Fields, such as xdan.Field('u', xdan.Ring(40))")
+    listed = tuple(fields)
+    for one in listed:
+        if not isinstance(one, Field):
+            raise TypeError(f"fields= holds {shown(one)}: expected Fields, such as xdan.Field('u', xdan.Ring(40))")
+    return listed
+
+
+def _check_dims(fields: tuple[Field, ...]) -> None:
+    """Refuse two fields with a dim of one name and other coordinates: a Dataset cannot hold both."""
+    known: dict[str, Coordinate] = {}
+    for field in fields:
+        for dim, coordinate in field.geometry.coordinates.items():
+            if known.setdefault(dim, coordinate) != coordinate:
+                raise ValueError(
+                    f"the field {field.name!r} has a dim {dim!r} with other coordinates than the field before: "
+                    "expected one grid for a dim's name; give the geometry another dim="
+                )
