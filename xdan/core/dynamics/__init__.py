@@ -9,6 +9,7 @@ from .lorenz96 import Lorenz96
 from .model_time import in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 from .stepping import runge_kutta_4
+from .two_scale_lorenz96 import TwoScaleLorenz96
 
 __all__ = [
     "CustomDynamics",
@@ -16,6 +17,7 @@ __all__ = [
     "KuramotoSivashinsky",
     "Lorenz63",
     "Lorenz96",
+    "TwoScaleLorenz96",
     "check_declarations",
     "dynamics_from_json",
     "dynamics_to_json",

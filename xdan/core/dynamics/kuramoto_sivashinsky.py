@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..checks import integer, real
-from .base import Coordinate, Dynamics
+from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
+from .base import Dynamics
 from .registry import register_dynamics
-from .spin_up import MOST_COMPONENTS
 
 _RESOLVED = 2.0  # the shortest wave that takes part in the products has at least this wavenumber: waves beyond 1 decay
 _LONGEST_STEP = 1.0  # beyond it errors of a step grow to some percent
@@ -69,7 +69,6 @@ class KuramotoSivashinsky(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "kuramoto-sivashinsky"
-    dims = ("x",)
     spin_up_time = 150.0  # noise has grown into waves after some 50
 
     def __init__(self, sites: int = 128, length: float = 32.0 * math.pi, timestep: float = 0.5) -> None:
@@ -83,25 +82,14 @@ class KuramotoSivashinsky(Dynamics, pure=True):
                 f"sites={self.sites} on a ring of length={self.length:g}: expected at least {least}, so that the "
                 "waves in which u is damped are resolved"
             )
-        axis = {"axis": "X", "long_name": "position on the ring", "units": "1"}
-        spacing = self.length / self.sites
-        self.coordinates = {"x": Coordinate(tuple(spacing * site for site in range(self.sites)), axis)}
+        self.space = StateSpace(Field("u", Ring(self.sites, self.length, long_name="position on the ring")))
         wavenumber = 2 * math.pi / self.length * torch.arange(self.sites // 2 + 1, dtype=torch.float64)
         self._wavenumber, self._growth = wavenumber[: self._waves], wavenumber**2 - wavenumber**4
         self._coefficients = _coefficients(self._growth[: self._waves], self.timestep)
 
-    def config(self) -> dict[str, Any]:
-        """Plain JSON parameters."""
-        return {"sites": self.sites, "length": self.length, "timestep": self.timestep}
-
     def rest(self, noise: Tensor) -> Tensor:
         """Noise without its mean, which would be conserved."""
         return noise - noise.mean(-1, keepdim=True)
-
-    def distances(self, sites: Tensor) -> Tensor:
-        """Distances along the ring, the shorter way, in units of the coordinate."""
-        apart = (sites[:, None] - torch.arange(self.sites, device=sites.device)[None]).abs()
-        return torch.minimum(apart, self.sites - apart).to(torch.float64) * (self.length / self.sites)
 
     def tendency(self, x: Tensor) -> Tensor:
         """du/dt of states of shape (..., sites)."""
