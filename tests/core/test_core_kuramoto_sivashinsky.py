@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch.func import jacfwd, jacrev, vmap
@@ -158,6 +159,8 @@ def test_labels_and_json():
     assert (dynamics.dims, dynamics.shape) == (("x",), (96,))
     assert dynamics.coordinates["x"].values[:2] == (0.0, 0.625)
     assert dynamics_from_json(dynamics_to_json(dynamics)) == dynamics != KuramotoSivashinsky()
+    dated = KuramotoSivashinsky(time_unit=np.timedelta64(6, "h"))
+    assert dynamics_from_json(dynamics_to_json(dated)).time_unit == np.timedelta64(6, "h")
 
 
 @pytest.mark.parametrize(

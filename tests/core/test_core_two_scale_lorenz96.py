@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch.func import jacfwd, jacrev, vmap
@@ -150,6 +151,8 @@ def test_climatology_is_known():
 
 def test_labels_and_json():
     assert dynamics_from_json(dynamics_to_json(SMALL)) == SMALL != TwoScaleLorenz96()
+    dated = TwoScaleLorenz96(time_unit=np.timedelta64(6, "h"))
+    assert dynamics_from_json(dynamics_to_json(dated)).time_unit == np.timedelta64(6, "h")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import cf_xarray  # noqa: F401
 import numpy as np
 import torch
 import xarray as xr
@@ -17,7 +16,7 @@ from ..core.observing import FunctionOperator, LinearOperator, ObservingSystem, 
 from ..core.twin import TwinExperiment
 from ..core.user_functions import call, check_function, shown_reason
 from .blocks import array_to_tensor, tensor_to_array
-from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order
+from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
@@ -165,7 +164,7 @@ def read_observing(error: Any, operator: Operator | None, observation: xr.DataAr
         return observing_from(errors("observation_error", error), shape, operator)
     variable = error
     if TIME not in variable.dims:
-        variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
+        variable = variable.rename(dict.fromkeys(time_dims(variable)[:1], TIME))
     in_time = TIME in variable.dims
     if TRAJECTORY in variable.dims:
         raise ValueError(

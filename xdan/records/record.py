@@ -21,14 +21,13 @@ from .schema import (
     ERROR_COVARIANCE,
     OBSERVATION,
     OPERATOR,
-    TIME,
     TRAJECTORY,
     TRUTH,
     changed_descriptions,
     find,
 )
 from .store import STATUS, check_contents, check_whole
-from .times import intervals_of
+from .times import first_model_time, steps_between
 from .values import check_units
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -219,9 +218,9 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
             )
 
     setup = Setup(
-        dynamics=model if model.autonomous else model.starting_at(_first_time(observation, model)),
+        dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
         observing=read_observing(variables.error, operator, observation),
-        steps=_steps(observation, model),
+        steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
     )
@@ -254,38 +253,3 @@ def _read_sites(ds: xr.Dataset) -> Sites | None:
         return Sites.from_json(json.loads(ds.attrs["observing"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-
-
-def _first_time(variable: xr.DataArray, model: Dynamics) -> float:
-    """Model time of the first analysis: what the coordinate says, or the time that has passed since `time_origin`.
-
-    Raises
-    ------
-    ValueError
-        If the record has dates, and the model does not say when its time is 0.
-    """
-    intervals_of(variable, model)  # refuses what are no times
-    first = variable[TIME].values[0]
-    kind = np.asarray(first).dtype.kind
-    if kind in "fiu":
-        return float(first)
-    if kind == "m" and model.time_unit is not None:
-        return float(first / model.time_unit)
-    if model.time_origin is None or model.time_unit is None:
-        raise ValueError(
-            f"the record has dates and the dynamics {model.label!r} depends on time: expected its time_unit and its "
-            "time_origin, the date at which its time is 0. Set both, for example "
-            "self.time_origin = np.datetime64('2000-01-01')"
-        )
-    return float(np.timedelta64(first - model.time_origin) / model.time_unit)
-
-
-def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Model steps before each time, 0 before the first."""
-    intervals, rounding = intervals_of(variable, model)
-    steps = np.zeros(len(intervals) + 1, dtype=np.int64)
-    whole = model.timestep * np.maximum(1, np.round(intervals / model.timestep))
-    intervals = np.where(np.abs(intervals - whole) <= rounding, whole, intervals)
-    for interval in np.unique(np.round(intervals, 9)):
-        steps[1:][np.isclose(intervals, interval, rtol=1e-6, atol=2e-9)] = model.steps_in(float(interval))
-    return steps

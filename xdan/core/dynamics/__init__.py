@@ -6,7 +6,7 @@ from .declarations import check_declarations
 from .kuramoto_sivashinsky import KuramotoSivashinsky
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
-from .model_time import in_words
+from .model_time import check_time_unit, in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 from .stepping import runge_kutta_4
 from .two_scale_lorenz96 import TwoScaleLorenz96
@@ -19,6 +19,7 @@ __all__ = [
     "Lorenz96",
     "TwoScaleLorenz96",
     "check_declarations",
+    "check_time_unit",
     "dynamics_from_json",
     "dynamics_to_json",
     "in_words",

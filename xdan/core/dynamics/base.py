@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..random import Purpose
-from ..registry import constructor_values
+from ..registry import constructor_parameters, constructor_values
 from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
 from . import declared_space, model_time, spin_up, trials
@@ -53,7 +52,8 @@ class Dynamics(InTime):
     spin_up_time : float
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
-        How long one unit of model time lasts; None where time has no dimension.
+        How long one unit of model time lasts; None where time has no dimension. Records with dates need it. It may be
+        set to a datetime.timedelta, or to the words that `config` gives.
     time_origin : numpy.datetime64 or cftime.datetime, optional
         Date at which model time is 0, for a model that depends on time; None where time has no dates.
     autonomous : bool
@@ -85,7 +85,7 @@ class Dynamics(InTime):
     units: str = declared_space.OfSpace()  # type: ignore[assignment]
     timestep: float
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
-    time_unit: np.timedelta64 | None = None
+    time_unit = model_time.TimeUnit()
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
@@ -114,14 +114,17 @@ class Dynamics(InTime):
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics.
 
-        By default the attributes that are named as the constructor's parameters.
+        By default the attributes that are named as the constructor's parameters; `time_unit` in words, such as
+        "5 days", and only where there is one.
 
         Raises
         ------
         TypeError
             Where such an attribute is missing, or no plain value.
         """
-        return constructor_values(self)
+        values = constructor_values(self, without=("time_unit",))
+        takes_unit = "time_unit" in constructor_parameters(type(self))
+        return model_time.with_time_unit(values, self.time_unit if takes_unit else None)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of states of shape (B, *shape).

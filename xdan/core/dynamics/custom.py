@@ -19,7 +19,7 @@ from .base import Dynamics
 from .declarations import TAKEN
 from .declared_space import FIELD
 from .guards import check_distances
-from .model_time import check_time_unit, in_words, warn_of_short_spin_up
+from .model_time import Duration, warn_of_short_spin_up, with_time_unit
 from .stepping import Tendency, runge_kutta_4, takes_time
 
 State = (
@@ -103,7 +103,7 @@ class CustomDynamics(Dynamics, pure=True):
         units: str = "1",
         rest: Tendency | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
-        time_unit: Any = None,
+        time_unit: Duration | None = None,
     ) -> None:
         functions = {"tendency": tendency, "step": step, "rest": rest, "distance": distance}
         for label, function in functions.items():
@@ -126,7 +126,7 @@ class CustomDynamics(Dynamics, pure=True):
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
-        self.time_unit = None if time_unit is None else check_time_unit(time_unit)
+        self.time_unit = time_unit
 
     @property
     def label(self) -> str:
@@ -143,7 +143,7 @@ class CustomDynamics(Dynamics, pure=True):
             "timestep": self.timestep,
             "spin_up_time": self.spin_up_time,
         }
-        return described if self.time_unit is None else {**described, "time_unit": in_words(self.time_unit)}
+        return with_time_unit(described, self.time_unit)
 
     def __eq__(self, other: object) -> bool:
         # The name of a function does not tell it from another of the same scope.

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import integer, real
 from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
 from .base import Dynamics
+from .model_time import Duration
 from .registry import register_dynamics
 
 _RESOLVED = 2.0  # the shortest wave that takes part in the products has at least this wavenumber: waves beyond 1 decay
@@ -34,11 +35,13 @@ class KuramotoSivashinsky(Dynamics, pure=True):
         Length of the ring; 32 pi has some 13 positive Lyapunov exponents.
     timestep : float
         Step of the exponential Runge-Kutta scheme, 1 or less.
+    time_unit : numpy.timedelta64 or datetime.timedelta, optional
+        How long one unit of model time lasts, which records with dates need; None where time has no dimension.
 
     Raises
     ------
     TypeError
-        If the sites are no integer, or another parameter is no number.
+        If the sites are no integer, another parameter is no number, or the time unit no time.
     ValueError
         If the sites are too few for the length (a spacing of 1.04 or less is fine) or more than ten million, or the
         length or step is out of range.
@@ -71,10 +74,17 @@ class KuramotoSivashinsky(Dynamics, pure=True):
     name: ClassVar[str] = "kuramoto-sivashinsky"
     spin_up_time = 150.0  # noise has grown into waves after some 50
 
-    def __init__(self, sites: int = 128, length: float = 32.0 * math.pi, timestep: float = 0.5) -> None:
+    def __init__(
+        self,
+        sites: int = 128,
+        length: float = 32.0 * math.pi,
+        timestep: float = 0.5,
+        time_unit: Duration | None = None,
+    ) -> None:
         self.sites = integer("sites", sites, least=1, most=MOST_COMPONENTS)
         self.length = real("length", length, above=0.0)
         self.timestep = real("timestep", timestep, above=0.0, most=_LONGEST_STEP)
+        self.time_unit = time_unit
         self._waves = self.sites // 3 + 1  # that take part in products, the mean among them
         least = 3 * math.ceil(_RESOLVED * self.length / (2 * math.pi))
         if self.sites < least:

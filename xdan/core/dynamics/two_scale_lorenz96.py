@@ -12,6 +12,7 @@ from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
 from ..user_functions import in_transform
 from .base import Dynamics
 from .ghost_rings import GhostRing
+from .model_time import Duration
 from .registry import register_dynamics
 from .stepping import runge_kutta_4
 
@@ -39,11 +40,13 @@ class TwoScaleLorenz96(Dynamics, pure=True):
         F, h, b and c: V is some b times smaller than U, and c times faster.
     timestep : float
         Runge-Kutta 4 step, 0.01 or less.
+    time_unit : numpy.timedelta64 or datetime.timedelta, optional
+        How long one unit of model time lasts, which records with dates need; None where time has no dimension.
 
     Raises
     ------
     TypeError
-        If a number of sites is no integer, or another parameter is no number.
+        If a number of sites is no integer, another parameter is no number, or the time unit no time.
     ValueError
         If there are fewer than 4 slow or fast sites, more than ten million, or another parameter is out of range.
 
@@ -75,6 +78,7 @@ class TwoScaleLorenz96(Dynamics, pure=True):
         amplitude_ratio: float = 10.0,
         time_ratio: float = 10.0,
         timestep: float = 0.005,
+        time_unit: Duration | None = None,
     ) -> None:
         self.sites = integer("sites", sites, least=4, most=MOST_COMPONENTS)
         self.fast = integer("fast", fast, least=1, most=MOST_COMPONENTS // self.sites)
@@ -82,6 +86,7 @@ class TwoScaleLorenz96(Dynamics, pure=True):
         self.amplitude_ratio = real("amplitude_ratio", amplitude_ratio, above=0.0)
         self.time_ratio = real("time_ratio", time_ratio, above=0.0)
         self.timestep = real("timestep", timestep, above=0.0, most=_LARGEST_STEP)
+        self.time_unit = time_unit
         count = self.sites * self.fast
         places = [(i + 0.5) / self.fast - 0.5 for i in range(count)]
         slow = Ring(self.sites, float(self.sites), long_name="slow site on the ring")
