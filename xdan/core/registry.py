@@ -159,7 +159,7 @@ def constructor_parameters(cls: type) -> KeysView[str]:
     return names.keys()
 
 
-def constructor_values(instance: Any, lists: bool = False) -> dict[str, Any]:
+def constructor_values(instance: Any, lists: bool = False, **known: Any) -> dict[str, Any]:
     """Parameters that an instance was made from, from its attributes of their names.
 
     Parameters
@@ -167,6 +167,8 @@ def constructor_values(instance: Any, lists: bool = False) -> dict[str, Any]:
     instance : object
     lists : bool
         Whether the constructor takes a list in the place of a tensor; tensors are then given as lists.
+    **known
+        Values of parameters that stand for the attributes of these names.
 
     Raises
     ------
@@ -175,7 +177,7 @@ def constructor_values(instance: Any, lists: bool = False) -> dict[str, Any]:
     """
     values = {}
     for name in constructor_parameters(type(instance)):
-        value = getattr(instance, name, _MISSING)
+        value = known[name] if name in known else getattr(instance, name, _MISSING)
         value = value.tolist() if lists and isinstance(value, Tensor) else value
         if value is _MISSING or not _is_plain(value):
             problem = "is missing" if value is _MISSING else f"is {shown(value)}"

@@ -154,7 +154,7 @@ class RecordSource(TrainingSource):
         batch = min(self.batch, len(kept))
         windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
         observing = setup.observing.to(record.observation.dtype, device)
-        moments = climate_moments(record)
+        moments = climate_moments(record, network.space)
         setting = describe_setting(record, setup.observing, setup.steps[1:].tolist(), labelled.sites, moments)
         identity = {
             "dynamics": dynamics_to_json(setup.dynamics),
