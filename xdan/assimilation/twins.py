@@ -135,7 +135,7 @@ def twin(
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
-        TIME: (TIME, np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9), _time_attributes(dynamics)),
+        TIME: (TIME, _times(dynamics, intervals), _time_attributes(dynamics)),
         **state_coordinates(dynamics),
     }
     description = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
@@ -178,8 +178,10 @@ def _twin_block(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
     states = []
+    clock = int(steps[: columns.start].sum())
     for step in steps[columns].tolist():
-        x = advance(dynamics, x, step)
+        x = advance(dynamics.from_step(clock), x, step)
+        clock += step
         states.append(x)
     truth = torch.stack(states, 1)
     check_truth(dynamics, truth, trajectory, columns.start)
@@ -217,6 +219,12 @@ def _operator_variable(observing: ObservingSystem, dynamics: Dynamics) -> dict[s
     label = OPERATOR.attributes("observation operator", dynamics.units)
     values = matrix.reshape(len(matrix), *dynamics.shape).numpy()
     return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), values, label)}
+
+
+def _times(dynamics: Dynamics, intervals: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Times of the analyses, from that on at which a model that depends on time stands."""
+    times: np.ndarray[Any, Any] = np.round(np.concatenate([[0.0], np.cumsum(intervals)]) + dynamics.model_time, 9)
+    return times
 
 
 def _time_attributes(dynamics: Dynamics) -> dict[str, str]:

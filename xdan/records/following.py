@@ -63,4 +63,4 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
 @block
 def _forecast(start: Tensor, setup: Setup) -> Tensor:
     """States after the first interval, from states (R, *state), in float64."""
-    return setup.dynamics.advance(finest(setup.dynamics.step, start), int(setup.steps[1])).double()
+    return setup.dynamics.advance(finest(setup.dynamics.one_step, start), int(setup.steps[1])).double()

@@ -243,9 +243,11 @@ def observing_from(
 
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """Arrays that differ between experiments: a step of the dynamics, R, and H of a few states."""
+    """Arrays that differ between experiments: a step of the dynamics and its time, R, and H of a few states."""
     tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
+    if not dynamics.autonomous:
+        arrays.append(np.array(dynamics.model_time))
     if not observing.direct:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)

@@ -21,6 +21,7 @@ from .schema import (
     ERROR_COVARIANCE,
     OBSERVATION,
     OPERATOR,
+    TIME,
     TRAJECTORY,
     TRUTH,
     changed_descriptions,
@@ -218,7 +219,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
             )
 
     setup = Setup(
-        dynamics=model,
+        dynamics=model if model.autonomous else model.starting_at(_first_time(observation, model)),
         observing=read_observing(variables.error, operator, observation),
         steps=_steps(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
@@ -253,6 +254,30 @@ def _read_sites(ds: xr.Dataset) -> Sites | None:
         return Sites.from_json(json.loads(ds.attrs["observing"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
+
+
+def _first_time(variable: xr.DataArray, model: Dynamics) -> float:
+    """Model time of the first analysis: what the coordinate says, or the time that has passed since `time_origin`.
+
+    Raises
+    ------
+    ValueError
+        If the record has dates, and the model does not say when its time is 0.
+    """
+    intervals_of(variable, model)  # refuses what are no times
+    first = variable[TIME].values[0]
+    kind = np.asarray(first).dtype.kind
+    if kind in "fiu":
+        return float(first)
+    if kind == "m" and model.time_unit is not None:
+        return float(first / model.time_unit)
+    if model.time_origin is None or model.time_unit is None:
+        raise ValueError(
+            f"the record has dates and the dynamics {model.label!r} depends on time: expected its time_unit and its "
+            "time_origin, the date at which its time is 0. Set both, for example "
+            "self.time_origin = np.datetime64('2000-01-01')"
+        )
+    return float(np.timedelta64(first - model.time_origin) / model.time_unit)
 
 
 def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -25,7 +25,7 @@ from .registry import register_method
 from .windowed import SlidingWindow, pushed
 
 SCALES = Tunable(tuple(10.0 ** (-k / 4) for k in range(-1, 14)), long_name="scales that were tried")
-_WINDOW_STATE = ("x", "begin", "steps", "window", "smoothed", "iterations", "unconverged")
+_WINDOW_STATE = ("x", "begin", "steps", "clock", "window", "smoothed", "iterations", "unconverged")
 
 
 @register_method
@@ -141,7 +141,7 @@ class FourDVar(Method):
         """Advance the state, and the start of the window where it is full."""
         return {
             **state,
-            **self._sliding.slid(state, steps),
+            **self._sliding.slid(state, dynamics, steps),
             "x": advance(dynamics, state["x"], steps),
             "begin": self._sliding.begin_after(state, dynamics),
         }
@@ -159,13 +159,13 @@ class FourDVar(Method):
     ) -> State:
         assert self._root is not None
         window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
-        steps = self._sliding.counts(state)
+        steps, dynamics = self._sliding.counts(state), self._sliding.at_begin(state, self.dynamics)
         minimise = MINIMISERS[self.solver]
-        problem = Window(self.dynamics, observing, window, steps)
+        problem = Window(dynamics, observing, window, steps)
         least = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
         return {
             **state,
-            "x": advance(self.dynamics, least.x, sum(steps)),
+            "x": advance(dynamics, least.x, sum(steps)),
             "begin": least.x,
             "window": window,
             "smoothed": self._sliding.smoothed(state, least.x),
@@ -247,7 +247,7 @@ class EnsembleOf4DVar(EnsembleMethod):
 
     def _inside(self, state: State) -> State:
         """Members as trajectories."""
-        return {name: state[name].flatten(0, 1) for name in _WINDOW_STATE}
+        return {name: state[name].flatten(0, 1) for name in _WINDOW_STATE if name in state}
 
     def _outside(self, state: State) -> State:
         return {name: value.unflatten(0, (-1, self.members)) for name, value in state.items()}
