@@ -155,7 +155,7 @@ class RecordSource(TrainingSource):
         batch = min(self.batch, len(kept))
         windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
         observing = setup.observing.to(record.observation.dtype, device)
-        moments = climate_moments(record)
+        moments = climate_moments(record, network.space)
         inside = [setup.steps[start + 1 : start + length] for start in {start for _, start in self.lanes}]
         setting = describe_setting(record, setup.observing, np.concatenate(inside).tolist(), labelled.sites, moments)
         identity = {

@@ -213,27 +213,34 @@ class ObservingSystem:
         assert self.covariance is not None
         return self.covariance.diagonal()
 
-    def typical_error(self, climate: Tensor) -> float:
+    def typical_error(self, climate: Tensor, part: slice | None = None) -> float:
         """Typical standard deviation of an observation of a site, to normalise with, in units of the state.
 
         Parameters
         ----------
         climate : Tensor, shape (B, N)
             States of the climate, where H is linearised; read where there is an operator.
+        part : slice, optional
+            Components of one field, that the error is wanted for; all by default.
 
         Returns
         -------
         float
             Root of the mean variance in R; with an operator lambda_max(H^T R^-1 H)^(-1/2), the deviation of the
-            direction that is seen best. The projected innovation times its square is then no step too long.
+            direction that is seen best. The projected innovation times its square is then no step too long. Infinite
+            for components that the operator does not see.
         """
         if self.operator is None:
-            return math.sqrt(float(self.error_variance().mean()))
+            variance = self.error_variance()
+            if part is not None:
+                variance = variance.expand(*variance.shape[:-1], climate.shape[1])[..., part]
+            return math.sqrt(float(variance.mean()))
         unit = torch.eye(climate.shape[1], dtype=climate.dtype, device=climate.device)
         slopes = self.operator.tangent(climate, unit.expand(len(climate), *unit.shape))
         now = self.at(int(self.std.mean(1).argmin()) if self.in_time and self.std is not None else 0)
         white = now.whiten(slopes, torch.ones_like(slopes[:, 0], dtype=torch.bool))
-        return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
+        seen = float(torch.linalg.matrix_norm(white if part is None else white[:, part], ord=2).max())
+        return 1.0 / seen if seen > 0 or part is None else math.inf
 
     def covariance_of(self, observed: Tensor) -> Tensor:
         """R of what is observed (..., P), unit diagonal elsewhere, shape (..., P, P)."""
