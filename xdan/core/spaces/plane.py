@@ -121,7 +121,12 @@ class Plane(Geometry):
             for name, index in axis.symmetries().items()
         }
         rows, columns = self.axes
-        alike = type(rows) is type(columns) and rows.size == columns.size
-        if alike and rows.size > 1 and torch.allclose(rows.weights(), columns.weights(), rtol=1e-6):
+        alike = type(rows) is type(columns) and rows.size == columns.size > 1
+        if alike and _equally_apart(rows, columns):
             permutations[f"exchange of {rows.dim} and {columns.dim}"] = grid.T.flatten()
         return permutations
+
+
+def _equally_apart(rows: Ring | Interval, columns: Ring | Interval) -> bool:
+    """Whether the points of two axes of one size have the same distances to one another."""
+    return torch.allclose(rows.distances(rows.positions()), columns.distances(columns.positions()), rtol=1e-6)

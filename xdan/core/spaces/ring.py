@@ -91,9 +91,8 @@ class Ring(Geometry):
 
     def weights(self) -> Tensor:
         """Half the way to the neighbour on each side."""
-        place = self._axis()
-        ahead = torch.cat([place[1:], place[:1] + self.period]) - place
-        return (ahead + ahead.roll(1)) / 2
+        gaps = self._gaps()
+        return (gaps + gaps.roll(1)) / 2
 
     @property
     def area(self) -> float:
@@ -115,12 +114,16 @@ class Ring(Geometry):
 
     def symmetries(self) -> dict[str, Tensor]:
         """The turn by one point, and the reflection, where the points lie evenly."""
-        count = self.size
-        weights = self.weights()
-        if count < 2 or not torch.allclose(weights, weights[:1].expand(count), rtol=1e-6):
+        count, gaps = self.size, self._gaps()
+        if count < 2 or not torch.allclose(gaps, gaps[:1].expand(count), rtol=1e-6):
             return {}
         order = torch.arange(count)
         return {f"shift along {self.dim}": order.roll(-1), f"reflection of {self.dim}": order.flip(0).roll(1)}
+
+    def _gaps(self) -> Tensor:
+        """Way from each point to the next."""
+        place = self._axis()
+        return torch.cat([place[1:], place[:1] + self.period]) - place
 
     def _axis(self) -> Tensor:
         return torch.tensor(self.coordinates[self.dim].values, dtype=torch.float64)
