@@ -427,6 +427,84 @@ def test_axes_of_other_gaps_are_not_exchanged():
     assert "exchange of y and x" in Plane((uneven, uneven), lengths=(8.0, 8.0)).symmetries()
 
 
+# Interpolation.
+
+
+def interpolated(geometry: Geometry, field: torch.Tensor, places: list) -> torch.Tensor:
+    """Values at places of a field (size,)."""
+    indices, weights = geometry.interpolation(torch.tensor(places, dtype=torch.float64))
+    assert indices.shape == weights.shape
+    assert_close(weights.sum(1), torch.ones(len(places), dtype=torch.float64), rtol=1e-12, atol=0)
+    assert bool((weights >= 0).all())
+    return (field[indices] * weights).sum(1)
+
+
+@settings(max_examples=60)
+@given(geometry=st.one_of(axes(True), axes(False), planes(), spheres()), seed=st.integers(0, 99))
+def test_interpolation_at_the_points_gives_their_values(geometry, seed):
+    places = geometry.positions()
+    value = torch.where(places[:, 0].abs() > 90 - 1e-9, 1.0, numbers(geometry.size, seed=seed))  # one at a pole
+    assert_close(interpolated(geometry, value, places.tolist()), value, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=60)
+@given(geometry=st.one_of(axes(True), axes(False), planes(), spheres()), shares=st.tuples(*[st.floats(0, 1)] * 2))
+def test_interpolation_is_exact_for_linear_functions(geometry, shares):
+    """Between the first and the last point along each dim: beyond them a ring comes back."""
+    places = geometry.positions()
+    low, high = places.amin(0), places.amax(0)
+    place = low + (high - low) * torch.tensor(shares, dtype=torch.float64)[: places.shape[1]]
+    slope = torch.tensor([0.3, -1.7], dtype=torch.float64)[: places.shape[1]]
+    linear, expected = 2.0 + places @ slope, 2.0 + place @ slope
+    assert_close(interpolated(geometry, linear, [place.tolist()])[0], expected, rtol=1e-9, atol=1e-9)
+    assert_close(
+        interpolated(geometry, linear + 0.1 * places.prod(1), [place.tolist()])[0],
+        expected + 0.1 * place.prod(),
+        rtol=1e-9,
+        atol=1e-7,
+    )
+
+
+def test_interpolation_goes_around_and_over_the_poles():
+    x = torch.arange(4.0, dtype=torch.float64)
+    assert interpolated(Ring(4), x, [[3.75], [-0.25], [7.75], [1.5]]).tolist() == [0.75, 0.75, 0.75, 1.5]
+    assert interpolated(Interval(4), x, [[-0.5], [3.5], [0.25]]).tolist() == [0.0, 3.0, 0.25]
+    assert interpolated(Interval(1, 2.0), x[:1] + 5, [[0.0], [2.0]]).tolist() == [5.0, 5.0]
+    closed = Plane((2, 4), (False, True))
+    assert interpolated(closed, torch.cat([x, x + 8]), [[0.5, 3.75]]).tolist() == [4.75]
+    for sphere in (Sphere(3, 8), Sphere(3, 8, "gaussian")):
+        latitude, longitude = torch.deg2rad(sphere.positions()).unbind(1)
+        wave = (longitude - 0.3).cos()  # changes its sign over the pole
+        last = sphere.positions()[-1, 0]
+        over = interpolated(sphere, wave, [[90.0, 0.0], [-90.0, 17.0], [float(90 + last) / 2, 45.0]])
+        assert_close(over[:2], torch.zeros(2, dtype=torch.float64), rtol=0, atol=1e-12)
+        assert_close(over[2], 0.5 * wave[-7])  # a quarter of the way to the other side
+        even = latitude.abs()
+        assert float(interpolated(sphere, even, [[90.0, 123.0]])) == pytest.approx(float(even[-1]))
+
+
+@pytest.mark.parametrize(
+    ("geometry", "place", "message"),
+    [
+        (Interval(4), [3.6], "the place x=3.6 lies beyond the walls at -0.5 and 3.5: expected places between them"),
+        (Interval(4), [math.nan], "expected places between them"),
+        (Plane((4, 4), (False, True)), [9.0, 0.0], "the place y=9 lies beyond the walls"),
+        (Sphere(4, 8), [91.0, 0.0], "the latitude 91: expected degrees from -90 to 90"),
+        (Components(3), [1.0], "'components' has no interpolation between its points: expected a ring"),
+    ],
+)
+def test_places_outside_are_refused(geometry, place, message):
+    with pytest.raises(ValueError, match=message):
+        geometry.interpolation(torch.tensor([place], dtype=torch.float64))
+
+
+def test_a_space_interpolates_the_field_that_is_named():
+    space = StateSpace([Field("u", Ring(3)), Field("h", Ring(3))])
+    indices, weights = space.interpolation(torch.tensor([[0.25]]), "h")
+    assert indices.tolist() == [[3, 4]]
+    assert weights.tolist() == [[0.75, 0.25]]
+
+
 # A geometry of the user's own.
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Geometry, along, register_geometry
+from .base import Geometry, along, between, register_geometry
 from .coordinates import Coordinate, positions_along, word
 
 
@@ -107,6 +107,13 @@ class Ring(Geometry):
         """The shorter way around the ring."""
         apart = (points.to(torch.float64) - self._axis().to(points.device)[None]).abs() % self.period
         return torch.minimum(apart, self.period - apart)
+
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Linear between the two points on either side; `Geometry.interpolation` has the shapes."""
+        place = self._axis()
+        way = (points[:, 0].to(place) - place[0]) % self.period
+        index, share = between(way, torch.cat([place - place[0], place.new_tensor([self.period])]))
+        return torch.stack([index, (index + 1) % self.size], 1), torch.stack([1 - share, share], 1)
 
     def meets(self, other: Geometry) -> bool:
         """Whether the other is a ring of the same length and units."""

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, shown
-from .base import Geometry, along, register_geometry
+from .base import Geometry, along, between, register_geometry
 from .coordinates import Coordinate, positions_along, word
+from .plane import corners
+from .ring import Ring
 
 _NEAR = 1e-3  # of a grid length: how far rows and columns may be from their places
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -138,6 +140,31 @@ class Sphere(Geometry):
         one, other = _unit_vectors(points.to(torch.float64)), _unit_vectors(self.positions().to(points.device))
         chord = torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")  # exact for near points
         return 2 * torch.rad2deg((chord / 2).clamp(max=1.0).asin())
+
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Bilinear in latitude and longitude; beyond the last row the next one is that row at the pole's other side.
+
+        Raises
+        ------
+        ValueError
+            For a latitude beyond a pole.
+        """
+        latitude, count = self._axis(0), self.shape[1]
+        where = points.to(latitude)
+        beyond = ~(where[:, 0].abs() <= 90.0 + _NEAR)
+        if bool(beyond.any()):
+            raise ValueError(f"the latitude {float(where[beyond][0, 0]):g}: expected degrees from -90 to 90")
+        # A row at a pole has no other one on the other side.
+        south = (-180.0 - latitude[:1]).minimum(latitude[:1])
+        north = (180.0 - latitude[-1:]).maximum(latitude[-1:])
+        index, share = between(where[:, 0], torch.cat([south, latitude, north]))
+        both = torch.stack([index, index + 1], 1) - 1
+        turned = (both < 0) | (both >= len(latitude))
+        circle = Ring(self._axis(1).tolist(), 360.0)
+        columns, along = circle.interpolation(where[:, 1:])
+        columns = (columns[:, None] + turned[:, :, None] * (count // 2)) % count
+        rows = both.clamp(0, len(latitude) - 1) * count
+        return corners(rows, torch.stack([1 - share, share], 1), columns, along)
 
     def meets(self, other: Geometry) -> bool:
         """Whether the other is a sphere too."""
