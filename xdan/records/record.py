@@ -14,7 +14,7 @@ from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
-from .observing import observed_sizes, read_observing, read_operator
+from .observing import observed_sizes, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
     ERROR,
@@ -42,8 +42,11 @@ class RecordWords(TypedDict, total=False):
         Where the attributes name none that is registered.
     truth, observation : str
         Names of the variables.
-    observation_error : str, float or array
-        A variable's name, standard deviations (scalar or one per observation), or R as a matrix.
+    observation_error : str, float, array or mapping
+        A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or the deviation of
+        each instrument that the observations' coordinate `instrument` names.
+    positions : mapping of str to array
+        Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
     operator : str, array or callable
         H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N).
     """
@@ -53,6 +56,7 @@ class RecordWords(TypedDict, total=False):
     observation: str | None
     observation_error: Any
     operator: Any
+    positions: Any
 
 
 @dataclass(frozen=True)
@@ -205,9 +209,12 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     check_whole(ds, variables.observation, may_be_empty=True)
     check_whole(ds, variables.truth)
 
-    operator = read_operator(variables.operator, model, variables.observation)
+    positions = read_positions(words.get("positions"), model, variables.observation)
+    operator = read_operator(variables.operator, model, variables.observation, positions)
     state_sizes = dict(zip(model.dims, model.shape, strict=True))
     observation = arrange(variables.observation, model, observed_sizes(model, operator))
+    if positions is not None and not bool((there := positions.there()).all()):
+        observation = observation.where(xr.DataArray(there.numpy(), dims=observation.dims[-there.ndim :]))
     truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
     if truth is not None:
         if operator is None:
@@ -219,7 +226,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
 
     setup = Setup(
         dynamics=model,
-        observing=read_observing(variables.error, operator, observation),
+        observing=read_observing(variables.error, operator, observation, positions),
         steps=_steps(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),

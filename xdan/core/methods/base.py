@@ -276,7 +276,7 @@ class Method(ABC):
         """Variance of H(x) over the climate, shape (P,) or (), in double precision."""
         like = finest(dynamics.step, torch.zeros(1, *dynamics.shape))
         states = dynamics.climatology(range(CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
-        return observing.observe(states.double().flatten(1)).var(0)
+        return observing.climate_variance(states.double().flatten(1))
 
     # Parameters that may be tuned.
 

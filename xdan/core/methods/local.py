@@ -19,6 +19,7 @@ from .record import Record, State
 from .registry import register_method
 
 _ROWS = 4096  # local analyses at once
+_COVARIANCES = 1 << 24  # entries of local covariances at once
 _DISTANCES = 1 << 22  # distances at once when neighbours are looked for
 
 
@@ -129,7 +130,7 @@ class LETKF(InflatedEnsemble):
         mean, anomalies = centre(x)
         local = _Local(x, observation, observed, observing, near)
         parts = []
-        for sites in torch.arange(x.shape[2], device=x.device).split(max(1, _ROWS // len(x))):
+        for sites in torch.arange(x.shape[2], device=x.device).split(local.at_once):
             precision = Precision(*local.at(sites))
             weights, root = precision.solve(self.zeta(precision, state))
             combined = weights[..., None] + self.number("inflation") * math.sqrt(m - 1) * root.mT
@@ -163,6 +164,14 @@ class _Local:
         mean, anomalies = centre(observing.observe(x))
         self.s, self.innovation = anomalies * observed[:, None], (observation - mean[:, 0]) * observed
         self.covariance = observing.covariance_of(observed[:1] if bool(observed.all()) else observed)
+
+    @property
+    def at_once(self) -> int:
+        """Sites whose analyses are made at once."""
+        most = max(1, _ROWS // len(self.s))
+        if self.covariance is None:
+            return most
+        return max(1, min(most, _COVARIANCES // (len(self.covariance) * self.near.shape[1] ** 2)))
 
     def at(self, sites: Tensor) -> tuple[Tensor, Tensor]:
         """Anomalies (B, n, M, L) and innovations (B, n, L) at some sites (n,)."""

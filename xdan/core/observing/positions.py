@@ -87,6 +87,10 @@ class Positions:
             flags[..., which] = ~places.isnan().any(-1)
         return flags
 
+    def identity(self) -> list[Tensor]:
+        """Tensors by which the positions are known from others."""
+        return [part for _, which, places in self._groups for part in (which, places)]
+
     def picked(self, times: int | slice | Tensor, in_time: bool) -> Positions:
         """Positions of some of the times, or of one."""
         if self.times is None:
@@ -210,7 +214,8 @@ class InterpolationOperator(Operator, pure=True):
             indices = indices.reshape(len(indices), *middle, *indices.shape[1:])
             weights = weights.reshape(indices.shape)
         places = indices.flatten(-2).expand(*x.shape[:-1], -1)
-        return (x.gather(-1, places).unflatten(-1, indices.shape[-2:]) * weights).sum(-1)
+        seen: Tensor = x.gather(-1, places).unflatten(-1, indices.shape[-2:])
+        return (seen * weights).sum(-1)
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
         """H itself."""

@@ -137,7 +137,7 @@ class ObservingSystem:
         """H and R of the k-th time."""
         return self._picked(k, False) if self.in_time else self
 
-    def during(self, times: slice) -> ObservingSystem:
+    def during(self, times: slice | Tensor) -> ObservingSystem:
         """H and R of some of the times."""
         return self._picked(times, True) if self.in_time else self
 
@@ -319,8 +319,18 @@ class ObservingSystem:
         """Variance of H(x) over states (S, N), shape (P,); where H moves the mean over some times, shape ()."""
         if not isinstance(self.operator, InterpolationOperator) or not self.operator.moves:
             return self.observe(states).var(0)
-        times = torch.linspace(0, len(self.operator.indices) - 1, _TIMES).round().long().unique()
-        return torch.stack([self.at(int(k)).observe(states).var(0).mean() for k in times]).mean()
+        return torch.stack([self.at(k).observe(states).var(0).mean() for k in self.telling_times()]).mean()
+
+    def telling_times(self) -> list[int]:
+        """Positions of times that stand for all: those at which R differs, and some of an H that moves."""
+        times: list[int] = [0]
+        if isinstance(self.operator, InterpolationOperator) and self.operator.moves:
+            times = torch.linspace(0, len(self.operator.indices) - 1, _TIMES).round().long().tolist()
+        if self.error_in_time and self.std is not None:
+            _, which = self.std.unique(dim=0, return_inverse=True)
+            first = torch.full((int(which.max()) + 1,), len(which), device=which.device)
+            times += first.scatter_reduce(0, which, torch.arange(len(which), device=which.device), "amin").tolist()
+        return sorted(set(times))
 
     def covariance_of(self, observed: Tensor) -> Tensor:
         """R of what is observed (..., P), unit diagonal elsewhere, shape (..., P, P)."""
