@@ -208,7 +208,7 @@ def checked_labels(positions: Any) -> dict[str, Any]:
         label = f"positions[{name!r}]"
         if name not in (FIELD, INSTRUMENT):
             labels[name] = _copied(label, values)
-            if np.ndim(labels[name]) not in (1, 2):
+            if not hasattr(values, "dims") and np.ndim(labels[name]) not in (1, 2):
                 raise ValueError(f"{label} has shape {np.shape(values)}: expected (P,), or (times, P)")
             continue
         words = np.asarray(values)
