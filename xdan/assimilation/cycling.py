@@ -23,7 +23,7 @@ from ..core.progress import showing_bars
 from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Carry, Plan, Setup, block, block_graph, in_block, make_record, pick_device
-from ..records.following import astray
+from ..records.following import astray, shortest_interval
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord, RecordWords, read
@@ -404,7 +404,7 @@ def _prepare(
         refuse_fill_values(truth, "truth")
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(setup, observation, **whole, seed=seed, truth=truth, device=device)
-    texts = [] if truth is None else [astray(setup, truth[:, :2]), far_from_truth(record)]
+    texts = [] if truth is None else [astray(setup, truth[:, shortest_interval(setup)]), far_from_truth(record)]
     if not warned:
         texts.append(scheme.observed_otherwise(observation))
     texts = list(filter(None, texts))

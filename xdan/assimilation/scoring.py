@@ -16,10 +16,10 @@ from ..core import scores as kernels
 from ..core.checks import choice, integer, shown
 from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
-from ..records.following import astray, beginning
+from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
-from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, to_power
+from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, time_dims, to_power
 from ..records.store import check_whole
 from ..records.values import fill_text, leading
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
@@ -523,7 +523,7 @@ def _follows(labelled: LabelledRecord) -> Cause | None:
     """The cause that the truth does not follow the dynamics; None without a truth."""
     if labelled.truth is None:
         return None
-    first = beginning(labelled.truth)
+    first = followed(labelled.setup, labelled.truth)
     return Cause(partial(astray, labelled.setup), lambda: (first,))
 
 
@@ -546,7 +546,7 @@ def _flags(labelled: LabelledRecord, run: xr.Dataset) -> xr.DataArray | None:
         return None
     flags = run["diverged"]
     check_whole(run, flags)
-    times = [dim for dim in run.cf.axes.get("T", []) if dim in flags.dims]
+    times = time_dims(flags)
     if TIME not in flags.dims and times:
         flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
     if labelled.bare and TRAJECTORY not in flags.dims:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import dask
@@ -12,7 +13,7 @@ import torch
 import xarray as xr
 
 from ..core.checks import choice, integer, shown
-from ..core.dynamics import Dynamics, in_words
+from ..core.dynamics import Dynamics, check_time_unit, in_words
 from ..core.methods.advancing import advance
 from ..core.observing import ObservingSystem, Sites, observe
 from ..core.random import check_seed
@@ -35,6 +36,7 @@ from ..records.schema import (
     state_coordinates,
 )
 from ..records.store import sealed
+from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
@@ -45,6 +47,7 @@ def twin(
     cycles: int = 1000,
     trajectories: int = 1,
     seed: int = 0,
+    start: Any = None,
     chunks: Mapping[str, int] | None = None,
     dtype: str = "float32",
     **setting: Unpack[TwinSetting],
@@ -62,6 +65,9 @@ def twin(
     trajectories : int
         Number of independent runs.
     seed : int
+    start : numpy.datetime64, datetime.datetime or cftime.datetime, optional
+        Date of the first analysis, for a dynamics with a `time_unit`: `time` then holds dates of its calendar. By
+        default `time` is model time from 0 on.
     chunks : mapping, optional
         Chunk sizes along `trajectory` and `time`.
     dtype : {"float32", "float64"}
@@ -89,11 +95,11 @@ def twin(
     Raises
     ------
     TypeError
-        For an argument of another type, or a setting beside a TwinExperiment.
+        For an argument of another type, a start that is no date, or a setting beside a TwinExperiment.
     ValueError
-        For sizes, intervals or errors that cannot be, or a model whose first trajectory is not finite after its
-        spin-up, as far as half a second tells: before anything is computed. For a truth that becomes not finite later:
-        when it is computed.
+        For sizes, intervals or errors that cannot be, a start of a dynamics without `time_unit`, or a model whose first
+        trajectory is not finite after its spin-up, as far as half a second tells: before anything is computed. For a
+        truth that becomes not finite later: when it is computed.
 
     References
     ----------
@@ -107,11 +113,16 @@ def twin(
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
     experiment = TwinExperiment.of(experiment, setting)
+    if start is not None and not experiment.dynamics.autonomous:
+        at_start = experiment.dynamics.starting_at(since_origin(start, experiment.dynamics))
+        experiment = replace(experiment, dynamics=at_start)
     cycles = integer("cycles", cycles, least=1, most=_MOST)
     trajectories = integer("trajectories", trajectories, least=1, most=_MOST)
     seed, dtype = check_seed(seed), choice("dtype", dtype, ("float32", "float64"))
     plan = _plan(chunks, trajectories, cycles)
     intervals, steps = experiment.steps(cycles)
+    steps_before = np.concatenate([[0], steps])
+    times = _times(start, intervals, steps_before, experiment.dynamics)
     observing = observing_system(experiment, cycles)
     dynamics, sites = experiment.dynamics, experiment.observe
     sizes = observed_sizes(dynamics, observing.operator)
@@ -124,7 +135,6 @@ def twin(
 
     outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
     shared = dask.delayed(observing, traverse=False)  # one copy in the graph
-    steps_before = np.concatenate([[0], steps])
     arrays = block_graph(
         _twin_block, plan, [], outputs, dynamics, sites, shared, steps_before, seed, dtype, carries=True
     )
@@ -138,7 +148,7 @@ def twin(
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
-        TIME: (TIME, np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9), _time_attributes(dynamics)),
+        TIME: times,
         **state_coordinates(dynamics),
         **position_coordinates(experiment.positions, dynamics),
     }
@@ -184,8 +194,10 @@ def _twin_block(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
     states = []
+    clock = int(steps[: columns.start].sum())
     for step in steps[columns].tolist():
-        x = advance(dynamics, x, step)
+        x = advance(dynamics.from_step(clock), x, step)
+        clock += step
         states.append(x)
     truth = torch.stack(states, 1)
     check_truth(dynamics, truth, trajectory, columns.start)
@@ -225,9 +237,12 @@ def _operator_variable(observing: ObservingSystem, dynamics: Dynamics) -> dict[s
     return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), values, label)}
 
 
-def _time_attributes(dynamics: Dynamics) -> dict[str, str]:
-    """Attributes of model time; they name its unit where it has one."""
+def _times(start: Any, intervals: Any, steps: Any, dynamics: Dynamics) -> tuple[str, Any, dict[str, str]]:
+    """The coordinate `time`: dates from a start on, or model time, whose attributes name its unit."""
+    if start is not None:
+        return TIME, dates_from(start, steps, dynamics), DATE_ATTRIBUTES
+    elapsed = np.round(np.concatenate([[0.0], np.cumsum(intervals)]) + dynamics.model_time, 9)
     if dynamics.time_unit is None:
-        return TIME_ATTRIBUTES
+        return TIME, elapsed, TIME_ATTRIBUTES
     # Not in the attribute `units`: xarray may decode days and the like to time differences.
-    return {**TIME_ATTRIBUTES, "time_unit": in_words(dynamics.time_unit)}
+    return TIME, elapsed, {**TIME_ATTRIBUTES, "time_unit": in_words(check_time_unit(dynamics.time_unit))}

@@ -39,7 +39,8 @@ class TwinExperiment:
     Parameters
     ----------
     dynamics : Dynamics
-        The truth's, and that of every forecast.
+        The truth's, and that of every forecast. Of one that depends on time, the first analysis is at its `model_time`:
+        0, or what `starting_at` has set.
     interval : float or sequence of float
         Model time between analyses; a sequence gives the intervals of a record one by one.
     observe : Sites, optional
@@ -105,6 +106,7 @@ class TwinExperiment:
         else:
             deviations = _deviations(1.0 if self.error_std is None else self.error_std)
         values = {
+            "dynamics": self.dynamics.starting_at(self.dynamics.model_time),
             "interval": _interval(self.interval),
             "observe": observe,
             "operator": operator,

@@ -72,7 +72,7 @@ def find_group(labelled: LabelledRecord) -> Group:
     observed = _observed(labelled)
 
     def step(z: Tensor) -> Tensor:
-        return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
+        return dynamics.one_step(z.reshape(-1, *dynamics.shape)).flatten(1)
 
     with torch.no_grad():
         information = _information(labelled.setup.observing, observed, x)

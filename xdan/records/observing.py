@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cf_xarray  # noqa: F401
 import numpy as np
 import torch
 import xarray as xr
@@ -25,7 +24,7 @@ from ..core.observing import (
 from ..core.twin import FIELD, INSTRUMENT, TwinExperiment, checked_labels
 from ..core.user_functions import call, check_function, shown_reason
 from .blocks import array_to_tensor, tensor_to_array
-from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order
+from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
 
 OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, which no store holds, and no interpolation
 
@@ -158,7 +157,7 @@ def read_positions(labels: Any, dynamics: Dynamics, observation: xr.DataArray) -
                     known.setdefault(dim, one)
     if FIELD in observation.coords and observation.coords[FIELD].dims == (OBS,):
         known.setdefault(FIELD, observation.coords[FIELD].values.astype(str))
-    named = [TIME, *observation.cf.axes.get("T", [])]
+    named = [TIME, *time_dims(observation)]
     times = next((observation.sizes[dim] for dim in named if dim in observation.dims), None)
     positions = positions_of(known, dynamics, times)
     if positions is not None and positions.size != observation.sizes[OBS]:
@@ -286,7 +285,7 @@ def read_observing(
         return observing_from(errors("observation_error", error), shape, operator, positions=positions)
     variable = error
     if TIME not in variable.dims:
-        variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
+        variable = variable.rename(dict.fromkeys(time_dims(variable)[:1], TIME))
     in_time = TIME in variable.dims
     if TRAJECTORY in variable.dims:
         raise ValueError(
@@ -382,9 +381,11 @@ def observing_from(
 
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """Arrays that differ between experiments: a step of the dynamics, R, and H of a few states."""
+    """Arrays that differ between experiments: a step of the dynamics and its time, R, and H of a few states."""
     tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
+    if not dynamics.autonomous:
+        arrays.append(np.array(dynamics.model_time))
     if observing.operator is not None:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)

@@ -27,7 +27,7 @@ from .schema import (
     find,
 )
 from .store import STATUS, check_contents, check_whole
-from .times import intervals_of
+from .times import first_model_time, steps_between
 from .values import check_units
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -225,9 +225,9 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
             )
 
     setup = Setup(
-        dynamics=model,
+        dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
         observing=read_observing(variables.error, operator, observation, positions),
-        steps=_steps(observation, model),
+        steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
     )
@@ -260,14 +260,3 @@ def _read_sites(ds: xr.Dataset) -> Sites | None:
         return Sites.from_json(json.loads(ds.attrs["observing"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-
-
-def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Model steps before each time, 0 before the first."""
-    intervals, rounding = intervals_of(variable, model)
-    steps = np.zeros(len(intervals) + 1, dtype=np.int64)
-    whole = model.timestep * np.maximum(1, np.round(intervals / model.timestep))
-    intervals = np.where(np.abs(intervals - whole) <= rounding, whole, intervals)
-    for interval in np.unique(np.round(intervals, 9)):
-        steps[1:][np.isclose(intervals, interval, rtol=1e-6, atol=2e-9)] = model.steps_in(float(interval))
-    return steps

@@ -24,8 +24,9 @@ TEST_SEEDS = 1_000_000  # test records are keyed apart from training
 
 
 def describe_dynamics(dynamics: Dynamics) -> dict[str, Any]:
-    """JSON that says which dynamics this is: its name, its parameters, and where a step takes a state."""
-    return {**dynamics_to_json(dynamics), "step": digest(dynamics.fingerprint().numpy()), "units": dynamics.units}
+    """JSON that says which dynamics this is: its name and parameters, where a step takes a state, when it starts."""
+    described = {**dynamics_to_json(dynamics), "step": digest(dynamics.fingerprint().numpy()), "units": dynamics.units}
+    return described if dynamics.autonomous else {**described, "model_time": dynamics.model_time}
 
 
 def describe_observing(experiment: TwinExperiment) -> dict[str, Any]:

@@ -210,7 +210,8 @@ class SweepPlan:
         if set(chosen) & set(parameters):
             described = dynamics_to_json(self.experiment.dynamics)
             new = {name: chosen.get(name, value) for name, value in parameters.items()}
-            changed["dynamics"] = dynamics_from_json({**described, "parameters": new})
+            made = dynamics_from_json({**described, "parameters": new})
+            changed["dynamics"] = made.starting_at(self.experiment.dynamics.model_time)
         return replace(self.experiment, **changed)
 
 

@@ -203,7 +203,8 @@ class RecordSource(TrainingSource):
             truth=truth,
             device=device,
         )
-        return record, truth
+        clock = torch.tensor([labelled.setup.clock(first) for _, first in held]) - record.steps[0]
+        return replace(record, clock=clock), truth
 
 
 def _check_lanes_observed(

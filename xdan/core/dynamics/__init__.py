@@ -5,7 +5,7 @@ from .custom import CustomDynamics
 from .declarations import check_declarations
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
-from .model_time import in_words
+from .model_time import check_time_unit, in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 from .stepping import runge_kutta_4
 
@@ -15,6 +15,7 @@ __all__ = [
     "Lorenz63",
     "Lorenz96",
     "check_declarations",
+    "check_time_unit",
     "dynamics_from_json",
     "dynamics_to_json",
     "in_words",

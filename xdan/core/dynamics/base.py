@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..random import Purpose
-from ..registry import constructor_values
+from ..registry import constructor_parameters, constructor_values
 from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
 from . import declared_space, model_time, spin_up, trials
+from .clock import InTime
 from .guards import FOLLOWS, guard_methods
-from .stepping import runge_kutta_4
+from .stepping import runge_kutta_4, takes_time
 
 
-class Dynamics:
-    """An autonomous model dx/dt = f(x), or a map x -> M(x) (Eq. 1a), differentiable and batched over leading axes.
+class Dynamics(InTime):
+    """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
     A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and
     `timestep`; the class gives `config`, and either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else
     has a default: derivatives are autodiff's, the way back in time is that of the tendency, and states start from
     noise. A faster `advance`, a tangent linear model (`advance_along`), a start (`rest`) and `distances` may be added.
     `docs/extending.md` shows a whole file.
+
+    A model that depends on time takes the time as the second argument, `tendency(self, x, t)` or `step(self, x, t)`: t
+    is a number, in model time, the same for all states of a call. Time is that of the record: t = 0 at the first
+    analysis of a twin, and the number that the coordinate `time` holds at the first analysis of any other record.
+    An object of such a class stands at a time, from which its methods begin; `from_step` and `starting_at` give it at
+    another. Spin-ups run over the time before.
 
     Attributes
     ----------
@@ -46,7 +52,13 @@ class Dynamics:
     spin_up_time : float
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
-        How long one unit of model time lasts; None where time has no dimension.
+        How long one unit of model time lasts; None where time has no dimension. Records with dates need it. It may be
+        set to a datetime.timedelta, or to the words that `config` gives.
+    time_origin : numpy.datetime64 or cftime.datetime, optional
+        Date at which model time is 0, for a model that depends on time; None where time has no dates.
+    autonomous : bool
+        Whether time plays no part. The class finds out by itself whether its `tendency`, or its `step`, takes a time:
+        a second argument without a default, or one called `t` or `time`.
 
     Notes
     -----
@@ -73,7 +85,7 @@ class Dynamics:
     units: str = declared_space.OfSpace()  # type: ignore[assignment]
     timestep: float
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
-    time_unit: np.timedelta64 | None = None
+    time_unit = model_time.TimeUnit()
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
@@ -84,6 +96,8 @@ class Dynamics:
         for name in set(vars(cls)) & set(FOLLOWS):
             for follower in set(FOLLOWS[name]) - set(vars(cls)):
                 setattr(cls, follower, getattr(Dynamics, follower))
+        if "autonomous" not in vars(cls) and {"step", "tendency"} & set(vars(cls)):
+            cls.autonomous = not takes_time(cls.tendency if cls.step is Dynamics.step else cls.step, 2)
         if not pure:
             guard_methods(cls)
 
@@ -100,14 +114,17 @@ class Dynamics:
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics.
 
-        By default the attributes that are named as the constructor's parameters.
+        By default the attributes that are named as the constructor's parameters; `time_unit` in words, such as
+        "5 days", and only where there is one.
 
         Raises
         ------
         TypeError
             Where such an attribute is missing, or no plain value.
         """
-        return constructor_values(self)
+        values = constructor_values(self, without=("time_unit",))
+        takes_unit = "time_unit" in constructor_parameters(type(self))
+        return model_time.with_time_unit(values, self.time_unit if takes_unit else None)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of states of shape (B, *shape).
@@ -121,13 +138,32 @@ class Dynamics:
 
     def step(self, x: Tensor) -> Tensor:
         """Advance states of shape (..., *shape) by one `timestep`; by default Runge-Kutta 4 of the tendency."""
-        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)  # a tendency that is not pure is guarded
+        return self._runge_kutta(x, self.timestep, self._time)
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., *shape) by a number of steps."""
-        for _ in range(steps):
-            x = self.step(x)
+        """Advance states of shape (..., *shape) by a number of steps, from `model_time` on."""
+        if self.autonomous:
+            for _ in range(steps):
+                x = self.step(x)
+            return x
+        for step in range(self._model_step, self._model_step + steps):
+            x = self._step_at(x, self._time_at(step))
         return x
+
+    def one_step(self, x: Tensor) -> Tensor:
+        """Advance states of shape (..., *shape) by `step`, from `model_time` on where the model depends on time."""
+        return self.step(x) if self.autonomous else self._step_at(x, self.model_time)
+
+    def _step_at(self, x: Tensor, time: float) -> Tensor:
+        """A step of a model that depends on time, from a time on."""
+        if type(self).step is Dynamics.step:
+            return self._runge_kutta(x, self.timestep, time)
+        step: Callable[..., Tensor] = self.step
+        return step(x, time)
+
+    def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
+        """A step of the tendency, forward or backward."""
+        return runge_kutta_4(self.tendency, x, timestep, pure=True, time=time)  # one that is not pure is guarded
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states, and directions at them by the tangent linear model; here by forward-mode autodiff.
@@ -162,8 +198,11 @@ class Dynamics:
         """
         if type(self).step is not Dynamics.step:
             raise ValueError(f"the dynamics {self.label!r} cannot be integrated backward")
-        for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
+        return self._retreated(x, steps)
+
+    def _retreated(self, x: Tensor, steps: int) -> Tensor:
+        for step in range(self._model_step, self._model_step - steps, -1):
+            x = self._runge_kutta(x, -self.timestep, None if self.autonomous else self._time_at(step))
         return x
 
     def rest(self, noise: Tensor) -> Tensor:
@@ -214,7 +253,7 @@ class Dynamics:
         purpose: Purpose = Purpose.INITIAL_STATE,
         like: Tensor | None = None,
     ) -> Tensor:
-        """Independent states on the attractor, keyed by (seed, label, member).
+        """Independent states on the attractor, at `model_time` where it moves, keyed by (seed, label, member).
 
         Parameters
         ----------
@@ -274,6 +313,7 @@ class Dynamics:
         Returns
         -------
         Tensor of float64, shape (1, *shape) or (2, *shape)
+            Twice that many states for a model that depends on time: from two times, whichever this object stands at.
 
         Raises
         ------

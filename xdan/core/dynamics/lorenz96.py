@@ -12,6 +12,7 @@ from ..checks import integer, real
 from ..pool import Pool
 from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
 from .base import Dynamics
+from .model_time import Duration, with_time_unit
 from .registry import register_dynamics
 from .stepping import accurate_timestep
 
@@ -30,11 +31,14 @@ class Lorenz96(Dynamics, pure=True):
         F; 8 is chaotic.
     timestep : float
         Runge-Kutta 4 step, 0.05 or less.
+    time_unit : numpy.timedelta64 or datetime.timedelta, optional
+        How long one unit of model time lasts, which records with dates need; None where time has no dimension. 5 days
+        make errors grow as in the atmosphere.
 
     Raises
     ------
     TypeError
-        If the sites are no integer, or another parameter is no number.
+        If the sites are no integer, another parameter is no number, or the time unit no time.
     ValueError
         If there are fewer than 4 sites or more than ten million, or the step is not in (0, 0.05].
 
@@ -50,15 +54,19 @@ class Lorenz96(Dynamics, pure=True):
 
     name: ClassVar[str] = "lorenz96"
 
-    def __init__(self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05) -> None:
+    def __init__(
+        self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05, time_unit: Duration | None = None
+    ) -> None:
         self.sites = integer("sites", sites, least=4, most=MOST_COMPONENTS)
         self.forcing, self.timestep = real("forcing", forcing), accurate_timestep(timestep)
+        self.time_unit = time_unit
         self._tapes: Pool[_Tape] = Pool()
         self.space = StateSpace(Field("x", Ring(self.sites)))
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"sites": self.sites, "forcing": self.forcing, "timestep": self.timestep}
+        parameters = {"sites": self.sites, "forcing": self.forcing, "timestep": self.timestep}
+        return with_time_unit(parameters, self.time_unit)
 
     def rest(self, noise: Tensor) -> Tensor:
         """Perturb the unstable steady state x = F."""

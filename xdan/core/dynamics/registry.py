@@ -78,7 +78,8 @@ def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
             f"{config}, from which the class cannot be made ({reason}): expected the constructor's parameters as "
             "plain JSON values"
         ) from None
-    same = (made.timestep, made.dims, made.shape) == (dynamics.timestep, dynamics.dims, dynamics.shape)
+    sizes = (dynamics.timestep, dynamics.dims, dynamics.shape, dynamics.time_unit)
+    same = (made.timestep, made.dims, made.shape, made.time_unit) == sizes
     if not same or not torch.equal(made.fingerprint(), dynamics.fingerprint()):
         raise ValueError(
             f"{config}, from which the class makes another model: expected all parameters that the model depends on"

@@ -41,9 +41,9 @@ def spun_up(
     members, steps = integer("members", members, least=1, most=MOST_COMPONENTS), dynamics.spin_up_steps()
     with torch.no_grad():
         state = start = _start(dynamics, labels, seed, members, purpose, like)
-        piece = max(1, -(-steps // _PIECES))
+        piece, first = max(1, -(-steps // _PIECES)), dynamics.model_step - steps
         for done in track(range(0, steps, piece), f"spin-up of {dynamics.name}"):
-            state = dynamics.advance(state, min(piece, steps - done))
+            state = dynamics.from_step(first + done).advance(state, min(piece, steps - done))
     _check_finite(dynamics, state, steps)
     _warn_of_rest(dynamics, start, state, steps)
     return state.reshape(-1, members, *dynamics.shape)
@@ -52,12 +52,12 @@ def spun_up(
 def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
     """Spin up one state for half a second at most, as `Dynamics.try_start` describes."""
     total, done = dynamics.spin_up_steps(), 0
-    until = time.monotonic() + _TRIAL_SECONDS
+    first, until = dynamics.model_step - total, time.monotonic() + _TRIAL_SECONDS
     with torch.no_grad():
         state = _start(dynamics, [label], seed, 1, Purpose.INITIAL_STATE, like)
         while done < total and time.monotonic() < until:
             steps = min(_TRIAL_STEPS if done else 1, total - done)
-            state, done = dynamics.advance(state, steps), done + steps
+            state, done = dynamics.from_step(first + done).advance(state, steps), done + steps
     _check_finite(dynamics, state, done)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .base import Dynamics
 
 _DECIMALS = 9  # that a fingerprint keeps: rounding differs between machines
+_FINGERPRINT_STEPS = (0, 1009)  # from model time 0 to where a fingerprint looks, of a model that depends on time
 
 
 def try_out(dynamics: Dynamics) -> None:
@@ -69,19 +70,23 @@ def _noise(dynamics: Dynamics) -> Tensor:
 
 
 def _stepped(dynamics: Dynamics, states: Tensor) -> Tensor:
+    views = [dynamics]
+    if not dynamics.autonomous:
+        views = [dynamics.starting_at(0.0).from_step(step) for step in _FINGERPRINT_STEPS]
     with torch.no_grad():
-        return dynamics.advance(finest(dynamics.step, states), 1).cpu()
+        return torch.cat([view.advance(finest(view.one_step, states), 1).cpu() for view in views])
 
 
 def _try_at(dynamics: Dynamics, noise: Tensor) -> None:
     check_function(dynamics.rest, noise, dynamics._part("rest"))
     with torch.no_grad():
         states = dynamics.rest(noise)
-    check_function(dynamics.step, states, dynamics._part("step"))
+    check_function(dynamics.one_step, states, dynamics._part("step"))
     if not dynamics._has_own_advance:
         return
     with torch.no_grad():
-        twice, stepped = dynamics.advance(states.clone(), 2), dynamics.step(dynamics.step(states))
+        twice, after = dynamics.advance(states.clone(), 2), dynamics.from_step(dynamics.model_step + 1)
+        stepped = after.one_step(dynamics.one_step(states))
     if not torch.allclose(twice, stepped, rtol=1e-4, atol=1e-4 * float(states.abs().max()), equal_nan=True):
         raise ValueError(
             f"{dynamics._part('advance')} over 2 steps is not what two calls of step() give: expected the same model"

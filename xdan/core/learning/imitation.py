@@ -158,8 +158,16 @@ class TaughtTwin:
     def _run(self, window: Window, state: State | None) -> dict[str, Tensor]:
         twin = self.twin
         rows = slice(window.group * twin.batch, (window.group + 1) * twin.batch)
-        steps = window.steps if state is not None else (0, *window.steps[1:])
-        record = Record(twin.dynamics, twin.observing, window.observation, steps, twin.trajectory[rows], twin.seed)
+        anew = state is None
+        record = Record(
+            twin.dynamics,
+            twin.observing,
+            window.observation,
+            (0, *window.steps[1:]) if anew else window.steps,
+            twin.trajectory[rows],
+            twin.seed,
+            clock=window.clock_at(1 if anew else 0),
+        )
         with torch.no_grad():
             outputs, self.states[window.group] = run(self.teacher, record, state, members=True)
         return outputs

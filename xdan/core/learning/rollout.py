@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
+from ..methods.advancing import forecast_from
 from ..observing import ObservingSystem, split_observation
 
 
@@ -35,6 +36,9 @@ class Window:
         A teacher's: every analysis starts from it instead of from the network's own forecast.
     covariance : Tensor, shape (B, T, N, N), or None
         Of a teacher's analyses, to be imitated.
+    clock : Tensor of int64, shape (B,), or None
+        Model steps from the first analysis of the record to where the first of `steps` begin, for a model that depends
+        on time.
     """
 
     truth: Tensor | None
@@ -45,6 +49,12 @@ class Window:
     start: int = 0
     forecast: Tensor | None = None
     covariance: Tensor | None = None
+    clock: Tensor | None = None
+
+    def clock_at(self, k: int) -> Tensor:
+        """Model steps from the first analysis of the record to where the k-th of `steps` begin, (B,); else 0."""
+        passed = sum(self.steps[:k])
+        return torch.as_tensor(0) if self.clock is None else self.clock + passed
 
 
 @dataclass(frozen=True)
@@ -90,6 +100,7 @@ class Rollout:
             forecast=cut(window.forecast),
             steps=window.steps[first:],
             start=window.start + first,
+            clock=None if window.clock is None else window.clock_at(first),
         )
         names = ("forecast", "analysis", "members", "divergence", "lost")
         return replace(self, window=later, **{name: cut(getattr(self, name)) for name in names})
@@ -194,7 +205,7 @@ def roll_out(
                 caps = {name: cap if name == "x" else cap * float(method.network.error_std) for name in state}
                 state = {name: CappedGradient.apply(v, caps[name]) for name, v in state.items()}  # type: ignore[no-untyped-call]
             if window.forecast is None:
-                forecast = method.forecast(state, dynamics, steps)
+                forecast = forecast_from(method, state, dynamics, steps, window.clock_at(k))
             else:
                 forecast = {**state, "x": window.forecast[:, k]}
             state = method.analyse(forecast, observation, observed, now)

@@ -83,7 +83,8 @@ class Method(ABC):
     tune_on : {"innovation", "truth"}
         What tuning looks at: the innovations, or the analysis RMSE.
     dynamics, seed
-        Of the record that the method is prepared for.
+        Of the record that the method is prepared for. A model that depends on time stands at the record's first
+        analysis here, and where the state is in what `forecast` gets; `from_step` gives it at another time.
     """
 
     name: ClassVar[str] = "method"
@@ -274,7 +275,7 @@ class Method(ABC):
 
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over the climate, shape (P,) or (), in double precision."""
-        like = finest(dynamics.step, torch.zeros(1, *dynamics.shape))
+        like = finest(dynamics.one_step, torch.zeros(1, *dynamics.shape))
         states = dynamics.climatology(range(CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
         return observing.climate_variance(states.double().flatten(1))
 

@@ -71,7 +71,7 @@ def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
     """Key of a climate among those that are kept.
 
     Two models may share a description, as it holds no functions. The key therefore has the functions too, and one step
-    from the state that the spin-up starts from.
+    from the state that the spin-up starts from. The climate of a model that depends on time is that of a time.
     """
     labels = torch.arange(2)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
         ends = dynamics.advance(start, 1).detach().cpu().numpy().tobytes()
     functions = tuple(_Same(value) for value in vars(dynamics).values() if callable(value))
     described = type(dynamics), repr(dynamics.config()), dynamics.timestep, dynamics.spin_up_time, functions
-    return *described, begins, ends, seed, like.dtype, str(like.device)
+    return *described, dynamics.model_time, begins, ends, seed, like.dtype, str(like.device)
 
 
 class _Same:

@@ -25,7 +25,7 @@ from .registry import register_method
 from .windowed import SlidingWindow, pushed
 
 SCALES = Tunable(tuple(10.0 ** (-k / 4) for k in range(-1, 14)), long_name="scales that were tried")
-_WINDOW_STATE = ("x", "begin", "steps", "window", "kept", "smoothed", "iterations", "unconverged")
+_WINDOW_STATE = ("x", "begin", "steps", "clock", "window", "kept", "smoothed", "iterations", "unconverged")
 
 
 @register_method
@@ -139,7 +139,7 @@ class FourDVar(Method):
         """Advance the state, and the start of the window where it is full."""
         return {
             **state,
-            **self._sliding.slid(state, steps),
+            **self._sliding.slid(state, dynamics, steps),
             "x": advance(dynamics, state["x"], steps),
             "begin": self._sliding.begin_after(state, dynamics),
         }
@@ -157,15 +157,15 @@ class FourDVar(Method):
     ) -> State:
         assert self._root is not None
         window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
-        steps = self._sliding.counts(state)
+        steps, dynamics = self._sliding.counts(state), self._sliding.at_begin(state, self.dynamics)
         minimise = MINIMISERS[self.solver]
         now = observing.kept(observation)
         kept = None if now is None else pushed(state["kept"], now)
-        problem = Window(self.dynamics, observing, window, steps, kept)
+        problem = Window(dynamics, observing, window, steps, kept)
         least = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
         return {
             **state,
-            "x": advance(self.dynamics, least.x, sum(steps)),
+            "x": advance(dynamics, least.x, sum(steps)),
             "begin": least.x,
             "window": window,
             **({} if kept is None else {"kept": kept}),

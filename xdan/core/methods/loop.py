@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import shown
 from ..observing import split_observation
 from ..progress import track
+from .advancing import forecast_from
 from .base import Method
 from .record import KEPT, Record, State
 
@@ -55,7 +56,7 @@ def run(
     columns: dict[str, list[Tensor]] = {}
     shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
     lanes = None if state is None else _Lanes.resumed(method, record, state)
-    dtype = record.observation.dtype
+    dtype, clock = record.observation.dtype, record.clocks
     cycles = enumerate(record.steps)
     for k, steps in cycles if what is None else track(list(cycles), what):
         observation, observed = split_observation(record.observation[:, k])
@@ -63,9 +64,10 @@ def run(
             state = _checked(method, "start", method.start(record), shape, dtype)
             lanes, call, analyse = _Lanes.started(method, record, state), "first", method.first
         else:
-            ahead = method.forecast(lanes.handed(state), record.dynamics, steps)
+            ahead = forecast_from(method, lanes.handed(state), record.dynamics, steps, clock)
             state = _checked(method, "forecast", ahead, shape, dtype)
             lanes, call, analyse = lanes.after(state), "analyse", method.analyse
+        clock = clock + steps
         forecast = lanes.handed(state)
         written = _writes(forecast)
         state = _checked(method, call, analyse(forecast, observation, observed, record.observing.at(k)), shape, dtype)
