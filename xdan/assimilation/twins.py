@@ -20,7 +20,7 @@ from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
 from ..records.climatology import with_climatology
-from ..records.observing import observed_sizes, observing_system
+from ..records.observing import OF_FUNCTION, observed_sizes, observing_system, position_coordinates
 from ..records.schema import (
     ERROR,
     ERROR_COVARIANCE,
@@ -85,7 +85,10 @@ def twin(
         - observe : Sites: the observing network, every site by default;
         - operator : array, shape (P, *state), or callable: H, by default the state itself. A matrix goes into the
           Dataset; a torch function of states (..., N) does not, and is passed to every verb again;
-        - error_std : float or array, by default 1: standard deviation of the observation errors;
+        - positions : mapping of str to array: where the observations lie, such as {"x": [0.5, 7.25]}, or for each
+          time where they move; the state is interpolated there;
+        - error_std : float or array, by default 1: standard deviation of the observation errors; or a mapping from
+          instruments to theirs;
         - error_covariance : array, shape (P, P): full R, instead of `error_std`.
 
     Returns
@@ -153,7 +156,10 @@ def twin(
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
         TIME: times,
         **state_coordinates(dynamics),
+        **position_coordinates(experiment.positions, dynamics),
     }
+    if experiment.positions is not None and callable(experiment.operator):
+        variables[OBSERVATION.name][2][OF_FUNCTION] = 1
     description = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
     return sealed(xr.Dataset(variables, coordinates, description))
 
@@ -221,7 +227,7 @@ def _error_variable(
         return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), dims), matrix, label)}
     assert observing.std is not None
     label = ERROR.attributes("standard deviation of the observation error", units)
-    std, lead = observing.std.numpy(), (TIME,) if observing.in_time else ()
+    std, lead = observing.std.numpy(), (TIME,) if observing.error_in_time else ()
     if std.shape[-1:] == (math.prod(shape),):
         lead, std = (*lead, *dims), std.reshape(*std.shape[:-1], *shape)
     return {ERROR.name: (lead, std.reshape(std.shape[: len(lead)]), label)}

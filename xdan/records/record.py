@@ -16,7 +16,7 @@ from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
 from .climatology import spaced, with_climatology
-from .observing import observed_sizes, read_observing, read_operator
+from .observing import observed_sizes, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
     ERROR,
@@ -44,8 +44,11 @@ class RecordWords(TypedDict, total=False):
         Where the attributes name none that is registered.
     truth, observation : str
         Names of the variables.
-    observation_error : str, float or array
-        A variable's name, standard deviations (scalar or one per observation), or R as a matrix.
+    observation_error : str, float, array or mapping
+        A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or the deviation of
+        each instrument that the observations' coordinate `instrument` names.
+    positions : mapping of str to array
+        Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
     operator : str, array or callable
         H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N).
     climatology : array_like, DataArray or "record"
@@ -58,6 +61,7 @@ class RecordWords(TypedDict, total=False):
     observation_error: Any
     operator: Any
     climatology: Any
+    positions: Any
 
 
 @dataclass(frozen=True)
@@ -216,8 +220,11 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
     of_record = None if truth is None else partial(_own_states, truth)
     model = with_climatology(model, words.get("climatology"), of_record)
-    operator = read_operator(variables.operator, model, variables.observation)
+    positions = read_positions(words.get("positions"), model, variables.observation)
+    operator = read_operator(variables.operator, model, variables.observation, positions)
     observation = arrange(variables.observation, model, observed_sizes(model, operator))
+    if positions is not None and not bool((there := positions.there()).all()):
+        observation = observation.where(xr.DataArray(there.numpy(), dims=observation.dims[-there.ndim :]))
     if truth is not None:
         if operator is None:
             check_units(truth, observation)
@@ -228,7 +235,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
 
     setup = Setup(
         dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
-        observing=read_observing(variables.error, operator, observation),
+        observing=read_observing(variables.error, operator, observation, positions),
         steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
