@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import dask
@@ -12,13 +13,14 @@ import torch
 import xarray as xr
 
 from ..core.checks import choice, integer, shown
-from ..core.dynamics import Dynamics, in_words
+from ..core.dynamics import Dynamics, check_time_unit, in_words
 from ..core.methods.advancing import advance
 from ..core.observing import ObservingSystem, Sites, observe
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
-from ..records.observing import observed_sizes, observing_system
+from ..records.climatology import with_climatology
+from ..records.observing import OF_FUNCTION, observed_sizes, observing_system, position_coordinates
 from ..records.schema import (
     ERROR,
     ERROR_COVARIANCE,
@@ -35,6 +37,8 @@ from ..records.schema import (
     state_coordinates,
 )
 from ..records.store import sealed
+from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
+from ..records.watch import warn_of
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
@@ -45,8 +49,10 @@ def twin(
     cycles: int = 1000,
     trajectories: int = 1,
     seed: int = 0,
+    start: Any = None,
     chunks: Mapping[str, int] | None = None,
     dtype: str = "float32",
+    climatology: Any = None,
     **setting: Unpack[TwinSetting],
 ) -> xr.Dataset:
     """Truth and observations of a twin experiment, lazily.
@@ -62,9 +68,15 @@ def twin(
     trajectories : int
         Number of independent runs.
     seed : int
+    start : numpy.datetime64, datetime.datetime or cftime.datetime, optional
+        Date of the first analysis, for a dynamics with a `time_unit`: `time` then holds dates of its calendar. By
+        default `time` is model time from 0 on.
     chunks : mapping, optional
         Chunk sizes along `trajectory` and `time`.
     dtype : {"float32", "float64"}
+    climatology : array or DataArray, shape (sample, *state), optional
+        States that trajectories start from, instead of the dynamics' own climatology; with fewer states than
+        trajectories some truths are the same.
     **setting
         Of a dynamics: the other parameters of a `TwinExperiment`.
 
@@ -73,7 +85,10 @@ def twin(
         - observe : Sites: the observing network, every site by default;
         - operator : array, shape (P, *state), or callable: H, by default the state itself. A matrix goes into the
           Dataset; a torch function of states (..., N) does not, and is passed to every verb again;
-        - error_std : float or array, by default 1: standard deviation of the observation errors;
+        - positions : mapping of str to array: where the observations lie, such as {"x": [0.5, 7.25]}, or for each
+          time where they move; the state is interpolated there;
+        - error_std : float or array, by default 1: standard deviation of the observation errors; or a mapping from
+          instruments to theirs;
         - error_covariance : array, shape (P, P): full R, instead of `error_std`.
 
     Returns
@@ -86,11 +101,11 @@ def twin(
     Raises
     ------
     TypeError
-        For an argument of another type, or a setting beside a TwinExperiment.
+        For an argument of another type, a start that is no date, or a setting beside a TwinExperiment.
     ValueError
-        For sizes, intervals or errors that cannot be, or a model whose first trajectory is not finite after its
-        spin-up, as far as half a second tells: before anything is computed. For a truth that becomes not finite later:
-        when it is computed.
+        For sizes, intervals or errors that cannot be, a start of a dynamics without `time_unit`, or a model whose first
+        trajectory is not finite after its spin-up, as far as half a second tells: before anything is computed. For a
+        truth that becomes not finite later: when it is computed.
 
     References
     ----------
@@ -104,11 +119,17 @@ def twin(
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
     experiment = TwinExperiment.of(experiment, setting)
+    experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
+    if start is not None and not experiment.dynamics.autonomous:
+        at_start = experiment.dynamics.starting_at(since_origin(start, experiment.dynamics))
+        experiment = replace(experiment, dynamics=at_start)
     cycles = integer("cycles", cycles, least=1, most=_MOST)
     trajectories = integer("trajectories", trajectories, least=1, most=_MOST)
     seed, dtype = check_seed(seed), choice("dtype", dtype, ("float32", "float64"))
     plan = _plan(chunks, trajectories, cycles)
     intervals, steps = experiment.steps(cycles)
+    steps_before = np.concatenate([[0], steps])
+    times = _times(start, intervals, steps_before, experiment.dynamics)
     observing = observing_system(experiment, cycles)
     dynamics, sites = experiment.dynamics, experiment.observe
     sizes = observed_sizes(dynamics, observing.operator)
@@ -118,13 +139,11 @@ def twin(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
     dynamics.try_start(0, seed, like)
+    warn_of([dynamics.shortage(trajectories)])
 
     outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
-    shared = dask.delayed(observing, traverse=False)  # one copy in the graph
-    steps_before = np.concatenate([[0], steps])
-    arrays = block_graph(
-        _twin_block, plan, [], outputs, dynamics, sites, shared, steps_before, seed, dtype, carries=True
-    )
+    model, shared = (dask.delayed(one, traverse=False) for one in (dynamics, observing))  # one copy in the graph
+    arrays = block_graph(_twin_block, plan, [], outputs, model, sites, shared, steps_before, seed, dtype, carries=True)
     variables = {
         TRUTH.name: _series(arrays["truth"], TRUTH, "true state", dims, dynamics),
         OBSERVATION.name: _series(
@@ -135,9 +154,12 @@ def twin(
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
-        TIME: (TIME, _times(dynamics, intervals), _time_attributes(dynamics)),
+        TIME: times,
         **state_coordinates(dynamics),
+        **position_coordinates(experiment.positions, dynamics),
     }
+    if experiment.positions is not None and callable(experiment.operator):
+        variables[OBSERVATION.name][2][OF_FUNCTION] = 1
     description = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
     return sealed(xr.Dataset(variables, coordinates, description))
 
@@ -205,7 +227,7 @@ def _error_variable(
         return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), dims), matrix, label)}
     assert observing.std is not None
     label = ERROR.attributes("standard deviation of the observation error", units)
-    std, lead = observing.std.numpy(), (TIME,) if observing.in_time else ()
+    std, lead = observing.std.numpy(), (TIME,) if observing.error_in_time else ()
     if std.shape[-1:] == (math.prod(shape),):
         lead, std = (*lead, *dims), std.reshape(*std.shape[:-1], *shape)
     return {ERROR.name: (lead, std.reshape(std.shape[: len(lead)]), label)}
@@ -221,15 +243,12 @@ def _operator_variable(observing: ObservingSystem, dynamics: Dynamics) -> dict[s
     return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), values, label)}
 
 
-def _times(dynamics: Dynamics, intervals: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Times of the analyses, from that on at which a model that depends on time stands."""
-    times: np.ndarray[Any, Any] = np.round(np.concatenate([[0.0], np.cumsum(intervals)]) + dynamics.model_time, 9)
-    return times
-
-
-def _time_attributes(dynamics: Dynamics) -> dict[str, str]:
-    """Attributes of model time; they name its unit where it has one."""
+def _times(start: Any, intervals: Any, steps: Any, dynamics: Dynamics) -> tuple[str, Any, dict[str, str]]:
+    """The coordinate `time`: dates from a start on, or model time, whose attributes name its unit."""
+    if start is not None:
+        return TIME, dates_from(start, steps, dynamics), DATE_ATTRIBUTES
+    elapsed = np.round(np.concatenate([[0.0], np.cumsum(intervals)]) + dynamics.model_time, 9)
     if dynamics.time_unit is None:
-        return TIME_ATTRIBUTES
+        return TIME, elapsed, TIME_ATTRIBUTES
     # Not in the attribute `units`: xarray may decode days and the like to time differences.
-    return {**TIME_ATTRIBUTES, "time_unit": in_words(dynamics.time_unit)}
+    return TIME, elapsed, {**TIME_ATTRIBUTES, "time_unit": in_words(check_time_unit(dynamics.time_unit))}

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checks import real_array, shown
+from .checks import real, real_array, shown
 from .dynamics import Dynamics, check_declarations, dynamics_to_json
 from .observing import Sites
+
+FIELD, INSTRUMENT = "field", "instrument"  # what positions may say of observations beside where they lie
 
 
 class TwinSetting(TypedDict, total=False):
@@ -23,6 +25,7 @@ class TwinSetting(TypedDict, total=False):
     operator: Any
     error_std: Any
     error_covariance: Any
+    positions: Any
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -47,10 +50,14 @@ class TwinExperiment:
         (obs, *state).
     error_std : float or array of the shape of one time's observations, with the times before it where it differs
         Standard deviation of the observation errors, in the units of the observations; 1 by default. A DataArray may
-        have any of their dims.
+        have any of their dims. A mapping has the deviation of each instrument.
     error_covariance : array, shape (P, P), optional
         Full R, instead of `error_std`. A DataArray has the dims of the observations twice, the second time with the
         suffix "_dual".
+    positions : mapping of str to array, optional
+        Where the observations lie: for each dim of the observed fields a coordinate of every observation, shape (P,),
+        or (times, P) where it moves; NaN where there is none. The state is interpolated there, unless an operator is
+        H; then they serve localisation. "field" may name the field of each observation, and "instrument" what made it.
 
     Raises
     ------
@@ -74,6 +81,7 @@ class TwinExperiment:
     operator: Any = None
     error_std: Any = None
     error_covariance: Any = None
+    positions: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, Dynamics):
@@ -104,6 +112,7 @@ class TwinExperiment:
             "operator": operator,
             "error_std": deviations,
             "error_covariance": covariance,
+            "positions": None if self.positions is None else checked_labels(self.positions),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -166,6 +175,8 @@ class TwinExperiment:
             described["operator"] = getattr(self.operator, "__qualname__", type(self.operator).__name__)
         elif self.operator is not None:
             described["operator"] = np.asarray(self.operator).tolist()
+        if self.positions is not None:
+            described["positions"] = {name: np.asarray(values).tolist() for name, values in self.positions.items()}
         label = "error_std" if self.error_covariance is None else "error_covariance"
         return {**described, label: np.asarray(getattr(self, label)).tolist()}
 
@@ -184,7 +195,34 @@ def _interval(interval: Any) -> float | tuple[float, ...]:
     return tuple(intervals.tolist()) if intervals.ndim else float(intervals)
 
 
+def checked_labels(positions: Any) -> dict[str, Any]:
+    """Copy what is said of observations: numbers along dims, words for fields and instruments.
+
+    Raises
+    ------
+    TypeError
+        For what is no mapping, or no numbers or words.
+    """
+    if not isinstance(positions, Mapping) or not positions:
+        raise TypeError(f"positions={shown(positions)}: expected a mapping such as {{'x': [0.5, 7.25]}}")
+    labels: dict[str, Any] = {}
+    for name, values in positions.items():
+        label = f"positions[{name!r}]"
+        if name not in (FIELD, INSTRUMENT):
+            labels[name] = _copied(label, values)
+            if not hasattr(values, "dims") and np.ndim(labels[name]) not in (1, 2):
+                raise ValueError(f"{label} has shape {np.shape(values)}: expected (P,), or (times, P)")
+            continue
+        words = np.asarray(values)
+        if words.ndim != 1 or not all(isinstance(word, str) for word in words.tolist()):
+            raise TypeError(f"{label}={shown(values)}: expected a word for each observation")
+        labels[name] = words.astype(object)
+    return labels
+
+
 def _deviations(error_std: Any) -> Any:
+    if isinstance(error_std, Mapping):
+        return {str(name): real(f"error_std[{name!r}]", value, above=0.0) for name, value in error_std.items()}
     deviations = real_array("error_std", error_std, finite=False)
     wrong = deviations[~(np.isfinite(deviations) & (deviations > 0))]
     if wrong.size:

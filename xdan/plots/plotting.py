@@ -16,6 +16,7 @@ from ..core.checks import integer, shown, switch
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY
+from ..records.times import drawn_times
 
 WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
 _TICKS = 12  # names on an axis that can be read
@@ -72,7 +73,8 @@ def hovmoller(
     if dim not in x.coords:
         x = x.assign_coords({dim: list(labelled.setup.dynamics.coordinates[dim].values)})
     heights, ticks = _heights(x[dim])
-    x = x.load().assign_coords({dim: heights})
+    times, time_label = drawn_times(x[TIME])
+    x = x.load().assign_coords({dim: heights, TIME: times})
     analysis = analysis.isel(cut).load().assign_coords(x.coords)
     bound = _largest(x, 1.0)
     error = analysis - x
@@ -90,7 +92,7 @@ def hovmoller(
                 cmap="RdBu_r",
                 clim=(-limit, limit),
                 title=heading,
-                xlabel="model time",
+                xlabel=time_label,
                 ylabel="site",
                 width=WIDTH,
                 height=_HEIGHT,
@@ -245,8 +247,10 @@ def rmse_in_time(
             raise ValueError(f"cycles={cycles}: expected some of the record's cycles")
         if log:
             curve = curve.where(curve > 0)
+        times, time_label = drawn_times(curve[TIME])
+        curve = curve.assign_coords({TIME: times})
         title = "analysis RMSE, mean over trajectories"
-        curves += _rmse_line(curve, TIME, color=colour, label=name, logy=log, xlabel="model time", title=title)
+        curves += _rmse_line(curve, TIME, color=colour, label=name, logy=log, xlabel=time_label, title=title)
     return hv.Overlay(curves).opts(legend_position="right")
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import cf_xarray  # noqa: F401
 import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
-from .schema import TIME, TRAJECTORY, check_order
+from .schema import TIME, TRAJECTORY, check_order, time_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -24,7 +23,8 @@ def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]
     Parameters
     ----------
     variable : xarray.DataArray
-        With a dim of time, which may have another name where its coordinate says `axis="T"`; `trajectory` may lack.
+        With a dim of time, which may have another name where its coordinate holds dates or says `axis="T"`;
+        `trajectory` may lack.
     model : Dynamics
     expected : mapping of str to int
         The other dims and their sizes.
@@ -37,12 +37,11 @@ def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]
         For dims, sizes or labels that do not fit; for packed values.
     """
     _check_values(variable)
-    times = variable.cf.axes.get("T", [])
-    time = TIME if TIME in variable.dims else next((t for t in times if t in variable.dims), None)
+    time = TIME if TIME in variable.dims else next(iter(time_dims(variable)), None)
     if time is None:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims} and none is time: expected 'time', or a dim whose "
-            "coordinate has the attribute axis='T'"
+            "coordinate holds dates or has the attribute axis='T'"
         )
     if time != TIME:
         variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -14,22 +15,22 @@ from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
-from .observing import observed_sizes, read_observing, read_operator
+from .climatology import spaced, with_climatology
+from .observing import observed_sizes, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
     ERROR,
     ERROR_COVARIANCE,
     OBSERVATION,
     OPERATOR,
-    TIME,
     TRAJECTORY,
     TRUTH,
     changed_descriptions,
     find,
 )
 from .store import STATUS, check_contents, check_whole
-from .times import intervals_of
-from .values import check_units
+from .times import first_model_time, steps_between
+from .values import check_units, refuse_fill_values
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -43,10 +44,15 @@ class RecordWords(TypedDict, total=False):
         Where the attributes name none that is registered.
     truth, observation : str
         Names of the variables.
-    observation_error : str, float or array
-        A variable's name, standard deviations (scalar or one per observation), or R as a matrix.
+    observation_error : str, float, array or mapping
+        A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or the deviation of
+        each instrument that the observations' coordinate `instrument` names.
+    positions : mapping of str to array
+        Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
     operator : str, array or callable
         H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N).
+    climatology : array_like, DataArray or "record"
+        States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
     """
 
     dynamics: Dynamics | None
@@ -54,6 +60,8 @@ class RecordWords(TypedDict, total=False):
     observation: str | None
     observation_error: Any
     operator: Any
+    climatology: Any
+    positions: Any
 
 
 @dataclass(frozen=True)
@@ -178,6 +186,8 @@ def _find_variables(ds: xr.Dataset, words: RecordWords, needs_truth: str | None)
 def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[RecordWords]) -> LabelledRecord:
     """Understand a Dataset, reading its coordinates and attributes but none of its data.
 
+    With climatology="record" some states of its truth are read.
+
     Parameters
     ----------
     ds : xarray.Dataset
@@ -206,10 +216,15 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     check_whole(ds, variables.observation, may_be_empty=True)
     check_whole(ds, variables.truth)
 
-    operator = read_operator(variables.operator, model, variables.observation)
     state_sizes = dict(zip(model.dims, model.shape, strict=True))
-    observation = arrange(variables.observation, model, observed_sizes(model, operator))
     truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
+    of_record = None if truth is None else partial(_own_states, truth)
+    model = with_climatology(model, words.get("climatology"), of_record)
+    positions = read_positions(words.get("positions"), model, variables.observation)
+    operator = read_operator(variables.operator, model, variables.observation, positions)
+    observation = arrange(variables.observation, model, observed_sizes(model, operator))
+    if positions is not None and not bool((there := positions.there()).all()):
+        observation = observation.where(xr.DataArray(there.numpy(), dims=observation.dims[-there.ndim :]))
     if truth is not None:
         if operator is None:
             check_units(truth, observation)
@@ -219,15 +234,22 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
             )
 
     setup = Setup(
-        dynamics=model if model.autonomous else model.starting_at(_first_time(observation, model)),
-        observing=read_observing(variables.error, operator, observation),
-        steps=_steps(observation, model),
+        dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
+        observing=read_observing(variables.error, operator, observation, positions),
+        steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
     )
     bare = TRAJECTORY not in variables.observation.dims
     unlabelled = bare and TRAJECTORY not in ds.coords
     return LabelledRecord(setup, observation, truth, bare, sites=_read_sites(ds), unlabelled=unlabelled)
+
+
+def _own_states(truth: xr.DataArray) -> xr.DataArray:
+    """States of a truth that stand for its climate, read."""
+    states = spaced(truth).compute()
+    refuse_fill_values(states.to_numpy(), str(truth.name))
+    return states
 
 
 def check_words(words: Any) -> None:
@@ -254,38 +276,3 @@ def _read_sites(ds: xr.Dataset) -> Sites | None:
         return Sites.from_json(json.loads(ds.attrs["observing"]))
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-
-
-def _first_time(variable: xr.DataArray, model: Dynamics) -> float:
-    """Model time of the first analysis: what the coordinate says, or the time that has passed since `time_origin`.
-
-    Raises
-    ------
-    ValueError
-        If the record has dates, and the model does not say when its time is 0.
-    """
-    intervals_of(variable, model)  # refuses what are no times
-    first = variable[TIME].values[0]
-    kind = np.asarray(first).dtype.kind
-    if kind in "fiu":
-        return float(first)
-    if kind == "m" and model.time_unit is not None:
-        return float(first / model.time_unit)
-    if model.time_origin is None or model.time_unit is None:
-        raise ValueError(
-            f"the record has dates and the dynamics {model.label!r} depends on time: expected its time_unit and its "
-            "time_origin, the date at which its time is 0. Set both, for example "
-            "self.time_origin = np.datetime64('2000-01-01')"
-        )
-    return float(np.timedelta64(first - model.time_origin) / model.time_unit)
-
-
-def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Model steps before each time, 0 before the first."""
-    intervals, rounding = intervals_of(variable, model)
-    steps = np.zeros(len(intervals) + 1, dtype=np.int64)
-    whole = model.timestep * np.maximum(1, np.round(intervals / model.timestep))
-    intervals = np.where(np.abs(intervals - whole) <= rounding, whole, intervals)
-    for interval in np.unique(np.round(intervals, 9)):
-        steps[1:][np.isclose(intervals, interval, rtol=1e-6, atol=2e-9)] = model.steps_in(float(interval))
-    return steps

@@ -18,6 +18,7 @@ from ..core.learning.trainer import Windows
 from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
+from ..core.random import Purpose
 from ..core.spaces import StateSpace
 
 VALIDATION_LANES, VALIDATION_CYCLES = 64, 250  # at most, of a validation
@@ -59,8 +60,7 @@ class TrainingData:
         like = self.validation.observation
         if self.observing.direct:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
-        labels = range(_CLIMATE_STATES)
-        return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
+        return _some_climate(self.validation).flatten(1)
 
     def error_scale(self, network: AnalysisNetwork) -> float | list[float]:
         """Typical observation error to normalise a network with, one for each of several fields.
@@ -130,7 +130,7 @@ def climate_moments(record: Record, space: StateSpace | None = None) -> Moments:
     """Climatological mean and deviation of a site, from the truth or from observations without their errors' part.
 
     Observations by another operator say little of the state, and those of a field that is never observed nothing: then
-    the dynamics' own climate is taken.
+    the dynamics' own climate is taken. A climatology that was given comes before all of these.
 
     Parameters
     ----------
@@ -154,8 +154,9 @@ def _moments(record: Record, part: slice, of_what: str) -> tuple[float, float]:
     states = record.truth
     observed = record.observation[..., part] if record.observing.direct else record.observation[..., :0]
     observed = observed[~observed.isnan()].double()
-    if states is None and not (record.observing.direct and (len(observed) or not of_what)):
-        states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation).flatten(2)
+    unseen = not record.observing.direct or (of_what and not len(observed))
+    if record.dynamics.given_climate is not None or (states is None and unseen):
+        states = _some_climate(record).flatten(1)
     if states is not None:
         states = states[..., part].double()
         mean, std = float(states.mean()), float(states.std(correction=0))
@@ -174,6 +175,13 @@ def _moments(record: Record, part: slice, of_what: str) -> tuple[float, float]:
             "them. Take a record that moves, or other units"
         )
     return mean, std
+
+
+def _some_climate(record: Record) -> torch.Tensor:
+    """States of the climate of a record's dynamics, shape (S, *state)."""
+    return record.dynamics.climate_sample(
+        _CLIMATE_STATES, record.seed, purpose=Purpose.INITIAL_STATE, like=record.observation
+    )
 
 
 def _part(record: Record, part: slice) -> torch.Tensor:

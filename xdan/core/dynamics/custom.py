@@ -19,7 +19,7 @@ from .base import Dynamics
 from .declarations import TAKEN
 from .declared_space import FIELD
 from .guards import check_distances
-from .model_time import check_time_unit, in_words, warn_of_short_spin_up
+from .model_time import Duration, warn_of_short_spin_up, with_time_unit
 from .stepping import Tendency, runge_kutta_4, takes_time
 
 State = (
@@ -103,7 +103,7 @@ class CustomDynamics(Dynamics, pure=True):
         units: str = "1",
         rest: Tendency | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
-        time_unit: Any = None,
+        time_unit: Duration | None = None,
     ) -> None:
         functions = {"tendency": tendency, "step": step, "rest": rest, "distance": distance}
         for label, function in functions.items():
@@ -119,14 +119,14 @@ class CustomDynamics(Dynamics, pure=True):
         else:
             self.space = space
             if not space.single:
-                tendency, step, rest = (_of_fields(space, one) for one in (tendency, step, rest))
+                tendency, step, rest = (self._of_fields(space, one) for one in (tendency, step, rest))
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
         self.autonomous = not takes_time(self._function, 1)  # type: ignore[arg-type]
         self.timestep = real("timestep", timestep, above=0.0)
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
-        self.time_unit = None if time_unit is None else check_time_unit(time_unit)
+        self.time_unit = time_unit
 
     @property
     def label(self) -> str:
@@ -143,7 +143,7 @@ class CustomDynamics(Dynamics, pure=True):
             "timestep": self.timestep,
             "spin_up_time": self.spin_up_time,
         }
-        return described if self.time_unit is None else {**described, "time_unit": in_words(self.time_unit)}
+        return with_time_unit(described, self.time_unit)
 
     def __eq__(self, other: object) -> bool:
         # The name of a function does not tell it from another of the same scope.
@@ -185,6 +185,17 @@ class CustomDynamics(Dynamics, pure=True):
         """Turn noise into a state to spin up from."""
         return noise if self._rest is None else self._isolated(self._rest, noise, "rest=")
 
+    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
+        """A function of flat states, from one of mappings of fields."""
+        if function is None:
+            return None
+
+        def flat(x: Tensor, *time: float) -> Any:
+            answer = function(space.unpack(x), *time)
+            return space.pack(answer) if isinstance(answer, Mapping) else answer
+
+        return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
+
     def _part(self, method: str) -> str:
         known = {"step": "tendency=" if self._step is None else "step=", "rest": "rest="}
         return f"{known.get(method, method)} of the dynamics {self.label!r}"
@@ -223,18 +234,6 @@ def _space(state: Any, units: str) -> StateSpace | None:
         return StateSpace([Field(name, geometry, units) for name, geometry in state.items()])
     fields = isinstance(state, (list, tuple)) and any(isinstance(one, Field) for one in state)
     return StateSpace(state) if fields else None
-
-
-def _of_fields(space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
-    """A function of flat states, from one of mappings of fields."""
-    if function is None:
-        return None
-
-    def flat(x: Tensor, *time: float) -> Any:
-        answer = function(space.unpack(x), *time)
-        return space.pack(answer) if isinstance(answer, Mapping) else answer
-
-    return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
 
 
 def _coordinates(state: Any) -> dict[str, Coordinate]:

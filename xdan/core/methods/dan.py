@@ -46,7 +46,7 @@ class DataAssimilationNetwork(Method):
             return std**2
         labels, origin = torch.arange(CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
         noise = normal(0, Purpose.CLIMATOLOGY, labels, origin, math.prod(dynamics.shape))[:, 0]
-        return observing.observe(mean + std * noise).var(0)
+        return observing.climate_variance(mean + std * noise)
 
     def _climate(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation that the network was trained with: one number, or one of each component."""

@@ -121,6 +121,30 @@ class Geometry(ABC):
         """
         return None
 
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Say how a field's values at some places follow from its values at the points.
+
+        Parameters
+        ----------
+        points : Tensor, shape (n, dims)
+            Places, in the coordinates of `positions`.
+
+        Returns
+        -------
+        indices : Tensor of int64, shape (n, k)
+        weights : Tensor of float64, shape (n, k)
+            A value is the sum over k of weight times value at the point; the weights add up to 1.
+
+        Raises
+        ------
+        ValueError
+            If the geometry has no interpolation, which is the default, or a place lies outside it.
+        """
+        raise ValueError(
+            f"the geometry {self.name!r} has no interpolation between its points: expected a ring, an interval, a "
+            "plane or a sphere, or a geometry with interpolation() of its own; or pass H as operator="
+        )
+
     def meets(self, other: Geometry) -> bool:
         """Whether places of another geometry have distances to the points of this one: it is the same space."""
         return self == other
@@ -225,3 +249,18 @@ def geometry_from_json(description: Any) -> Geometry:
 def along(x: Tensor, axis: int, index: Tensor) -> Tensor:
     """Pick places along an axis."""
     return x.index_select(axis, index.to(x.device))
+
+
+def between(places: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """Find places (n,) on an axis of ascending points (m,), m at least 2.
+
+    Returns
+    -------
+    index : Tensor of int64, shape (n,)
+        Of the point before each place; at most m - 2.
+    share : Tensor, shape (n,)
+        Of the way from that point to the next, from 0 to 1.
+    """
+    index = (torch.searchsorted(axis, places.contiguous(), right=True) - 1).clamp(0, len(axis) - 2)
+    gap = (axis[index + 1] - axis[index]).clamp_min(torch.finfo(axis.dtype).tiny)
+    return index, ((places - axis[index]) / gap).clamp(0.0, 1.0)

@@ -288,15 +288,52 @@ class StateSpace:
             if not bool(within.any()):
                 continue
             places = one.geometry.positions()
-            if places is None:
+            apart = None
+            if places is not None:
+                apart = self.distances_from(places.to(sites.device)[sites[within] - part.start], one.name)
+            if apart is None:
                 return None
-            points = places.to(sites.device)[sites[within] - part.start]
-            for other in self.fields:
-                apart = other.geometry.distances(points) if other.geometry.meets(one.geometry) else None
-                if apart is None:
-                    return None
-                rows[within, self.slices[other.name]] = apart
+            rows[within] = apart
         return rows
+
+    def distances_from(self, points: Tensor, name: str) -> Tensor | None:
+        """Distances from places to all components, in their coordinates' own units.
+
+        Parameters
+        ----------
+        points : Tensor, shape (n, dims of the field)
+        name : str
+            Of the field whose coordinates they are in.
+
+        Returns
+        -------
+        Tensor of float64, shape (n, N), or None where another field shares no space with it, or one has no distances
+        """
+        geometry = self[name].geometry
+        rows = torch.empty(len(points), self.size, dtype=torch.float64, device=points.device)
+        for other in self.fields:
+            apart = other.geometry.distances(points) if other.geometry.meets(geometry) else None
+            if apart is None:
+                return None
+            rows[:, self.slices[other.name]] = apart
+        return rows
+
+    def interpolation(self, points: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Say how values of a field at some places follow from the flat vector.
+
+        Parameters
+        ----------
+        points : Tensor, shape (n, dims of the field)
+        name : str
+            Of the field.
+
+        Returns
+        -------
+        indices, weights : Tensor, shape (n, k)
+            As of `Geometry.interpolation`, the indices into the flat vector.
+        """
+        indices, weights = self[name].geometry.interpolation(points)
+        return indices + self.slices[name].start, weights
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON description; of fixed inputs the names and dims, as their values are weights of a network."""
