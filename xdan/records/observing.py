@@ -323,7 +323,7 @@ def read_observing(
         If R is of the wrong size or under other labels, not positive, or not positive definite.
     """
     dims, shape, times = observation.dims[2:], observation.shape[2:], observation.sizes[TIME]
-    if isinstance(error, Mapping):
+    if isinstance(error, Mapping) and error:
         error = _of_instruments(error, observation)
     if not isinstance(error, xr.DataArray):
         return observing_from(errors("observation_error", error), shape, operator, positions=positions)
