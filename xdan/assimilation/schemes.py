@@ -150,6 +150,10 @@ class MethodScheme(Scheme):
         """The method itself."""
         return self.method
 
+    def check(self, labelled: LabelledRecord) -> None:
+        """Refuse a model that the method cannot work with."""
+        self.method.check_dynamics(labelled.setup.dynamics)
+
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
         """Prepare the method, and tune it."""
         with torch.no_grad():

@@ -137,8 +137,8 @@ class BaselineScheme(Scheme):
         return {"baseline": self.method, **plain(self.parameters)}
 
     def check(self, experiment: TwinExperiment, seed: int) -> None:
-        """Refuse parameters that the method does not take."""
-        method_by_name(self.method, **self.parameters)
+        """Refuse parameters that the method does not take, and a model that it cannot work with."""
+        method_by_name(self.method, **self.parameters).check_dynamics(experiment.dynamics)
 
     def run(self, record: xr.Dataset, network: Network | None, **options: Any) -> xr.Dataset:
         """Tune it on the record, and cycle it."""

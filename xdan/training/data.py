@@ -18,6 +18,7 @@ from ..core.learning.trainer import Windows
 from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator, Sites
+from ..core.random import Purpose
 
 VALIDATION_LANES, VALIDATION_CYCLES = 64, 250  # at most, of a validation
 _CLIMATE_STATES = 256  # states that a mean over the climate is taken of
@@ -58,8 +59,7 @@ class TrainingData:
         like = self.validation.observation
         if self.observing.direct:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
-        labels = range(_CLIMATE_STATES)
-        return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
+        return _some_climate(self.validation).flatten(1)
 
 
 class TrainingSource(ABC):
@@ -105,7 +105,8 @@ def burn_in(cycles: int) -> int:
 def climate_moments(record: Record) -> tuple[float, float]:
     """Climatological mean and deviation of a site, from the truth or from observations without their errors' part.
 
-    Observations by another operator say little of the state: then the dynamics' own climate is taken.
+    Observations by another operator say little of the state: then the dynamics' own climate is taken. A climatology
+    that was given comes before all of these.
 
     Raises
     ------
@@ -113,8 +114,8 @@ def climate_moments(record: Record) -> tuple[float, float]:
         If they are not finite, or nothing varies.
     """
     states = record.truth
-    if states is None and not record.observing.direct:
-        states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation)
+    if record.dynamics.given_climate is not None or (states is None and not record.observing.direct):
+        states = _some_climate(record)
     if states is not None:
         mean, std = float(states.double().mean()), float(states.double().std(correction=0))
         source = "states"
@@ -133,6 +134,13 @@ def climate_moments(record: Record) -> tuple[float, float]:
             "record that moves, or other units"
         )
     return mean, std
+
+
+def _some_climate(record: Record) -> torch.Tensor:
+    """States of the climate of a record's dynamics, shape (S, *state)."""
+    return record.dynamics.climate_sample(
+        _CLIMATE_STATES, record.seed, purpose=Purpose.INITIAL_STATE, like=record.observation
+    )
 
 
 def describe_setting(

@@ -140,6 +140,12 @@ def _check_differentiable(source: TrainingSource, device: str) -> None:
     through_the_model = contents.cycles > 1 and not contents.forecast
     if not through_the_model and operator is None:
         return
+    if through_the_model:
+        source.dynamics.require_derivatives(
+            "training through windows of several cycles",
+            "Imitate a baseline's run on a record, teacher=ds.dan.baseline('enkf-n', ...), or pass window=1: neither "
+            "differentiates the model",
+        )
     states = source.states(device)
     if through_the_model:
         check_model(source.dynamics, "backward", states, "windows of several cycles train through it: or pass window=1")

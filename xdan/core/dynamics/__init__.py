@@ -1,8 +1,10 @@
 """Dynamics: the model that is forecast with, known or the user's own."""
 
 from .base import Dynamics
+from .black_box import NumpyDynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
+from .given_climate import GivenClimate
 from .kuramoto_sivashinsky import KuramotoSivashinsky
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
@@ -14,9 +16,11 @@ from .two_scale_lorenz96 import TwoScaleLorenz96
 __all__ = [
     "CustomDynamics",
     "Dynamics",
+    "GivenClimate",
     "KuramotoSivashinsky",
     "Lorenz63",
     "Lorenz96",
+    "NumpyDynamics",
     "TwoScaleLorenz96",
     "check_declarations",
     "check_time_unit",
