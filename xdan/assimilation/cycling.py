@@ -50,9 +50,9 @@ def cycle(
 ) -> xr.Dataset:
     """Run a method over a record: forecast, analysis, forecast, ...
 
-    The first analysis starts from the dynamics' climatology. Intervals are read from `time` and need not be even; the
-    truth is not needed. The result does not depend on chunks, scheduler or number of workers, but for rounding: chaos
-    makes it visible in long float32 runs, not in float64 over hundreds of cycles.
+    The first analysis starts from the climatology, the dynamics' own or `climatology=`. Intervals are read from `time`
+    and need not be even; the truth is not needed. The result does not depend on chunks, scheduler or number of workers,
+    but for rounding: chaos makes it visible in long float32 runs, not in float64 over hundreds of cycles.
 
     Parameters
     ----------
@@ -82,7 +82,10 @@ def cycle(
         - observation_error : str, float, array, or mapping of fields' names to these: a variable's name, standard
           deviations, or R;
         - operator : str, array or callable: H, where observations lie along `obs`: a variable's name, a matrix (P, N),
-          or a torch function of states (..., N), which no store can hold.
+          or a torch function of states (..., N), which no store can hold;
+        - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own
+          climatology, where the model is expensive or does not spin up from noise. Methods start from them, and take
+          mean and B of them; "record" takes at most 4096 of the truth's. The run's attributes hold a digest of them.
 
     Returns
     -------
@@ -163,6 +166,8 @@ class _Run:
         Blocks that the observations are cut into; those of a store have a regular size.
     layout, choices : Layout
         What there is of every cycle, and of the whole run.
+    setup : Delayed
+        Of the record's `Setup`.
     prepared : Delayed
         Of a `_Prepared`.
     """
@@ -189,9 +194,10 @@ class _Run:
             observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
         self.observations, self.plan = observations, Plan.from_chunks(*observations.chunks[:2])
         leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
+        self.setup = dask.delayed(labelled.setup, traverse=False)  # once in the graph, with the states that it may hold
         self.prepared = dask.delayed(_prepare, pure=False)(
             scheme,
-            labelled.setup,
+            self.setup,
             observations[leading],
             None if labelled.truth is None else labelled.truth.chunk().data[leading],
             seed,
@@ -203,7 +209,7 @@ class _Run:
     def lazy(self, warns: bool = True) -> xr.Dataset:
         """The run as dask arrays; with `warns` its blocks warn by themselves, as nothing looks at the whole."""
         outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in self.layout.items()}
-        arguments = (dask.delayed(self.labelled.setup, traverse=False), self.prepared, *self._constants)
+        arguments = (self.setup, self.prepared, *self._constants)
         run_block = partial(_cycle_block, warns)
         arrays = block_graph(run_block, self.plan, [self.observations], outputs, *arguments, carries=True)
         arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method, self.layout).items()}
@@ -284,7 +290,6 @@ class _Run:
 
     def _fill(self, stream: Stream, ready: Delayed) -> None:
         """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
-        setup = dask.delayed(self.labelled.setup, traverse=False)
         rows, columns = stream.plan.shape
         done = [stream.done(i) for i in range(rows)]
         task = dask.delayed(_stream_block, pure=False)
@@ -295,7 +300,7 @@ class _Run:
                 tasks = []
                 for i in active:
                     block = self.observations[stream.plan.rows(i), stream.plan.columns(done[i])]
-                    tasks.append(task(stream, (i, done[i]), carries[i], block, setup, ready, *self._constants))
+                    tasks.append(task(stream, (i, done[i]), carries[i], block, self.setup, ready, *self._constants))
                 for i, carry in zip(active, dask.compute(*tasks), strict=True):
                     carries[i] = carry
                     done[i] += 1

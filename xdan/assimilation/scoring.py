@@ -456,11 +456,14 @@ def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
     if setup.observing.direct:
         return states
     dims, observing = setup.dynamics.dims, setup.observing
+    # An H that moves is that of its time: blocks are told which times they hold.
+    index = xr.DataArray(np.arange(states.sizes[TIME]), dims=[TIME])
     observed: xr.DataArray = xr.apply_ufunc(
         _observe,
         states,
+        index.chunk({TIME: states.chunksizes[TIME]}) if states.chunks is not None else index,
         kwargs={"observing": observing, "state_dims": len(dims)},
-        input_core_dims=[dims],
+        input_core_dims=[dims, []],
         output_core_dims=[[OBS]],
         dask="parallelized",
         output_dtypes=[states.dtype],
@@ -470,15 +473,15 @@ def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
 
 
 @block
-def _observe(states: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
-    """H of states (..., *state), shape (..., P)."""
-    return observing.observe(states.flatten(-state_dims))
+def _observe(states: Tensor, times: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
+    """H of states (trajectory, time, *state) at the positions `times` in time, shape (trajectory, time, P)."""
+    return observing.during(times.flatten()).observe(states.flatten(-state_dims))
 
 
 def _error_variance(labelled: LabelledRecord) -> xr.DataArray:
     """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
     y, observing = labelled.observation, labelled.setup.observing
-    dims, shape = (y.dims[1:], y.shape[1:]) if observing.in_time else (y.dims[2:], y.shape[2:])
+    dims, shape = (y.dims[1:], y.shape[1:]) if observing.error_in_time else (y.dims[2:], y.shape[2:])
     values = tensor_to_array(observing.error_variance())
     if values.ndim:
         values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)

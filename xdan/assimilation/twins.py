@@ -18,8 +18,9 @@ from ..core.observing import FieldSites, ObservingSystem, Sites, observe
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
+from ..records.climatology import with_climatology
 from ..records.fields import Part, observed_parts, parts_of, split_tensor, state_coordinates, whole_of
-from ..records.observing import observing_system
+from ..records.observing import OF_FUNCTION, observing_system, position_coordinates
 from ..records.schema import (
     ERROR,
     ERROR_COVARIANCE,
@@ -36,6 +37,7 @@ from ..records.schema import (
 )
 from ..records.store import sealed
 from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
+from ..records.watch import warn_of
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
@@ -49,6 +51,7 @@ def twin(
     start: Any = None,
     chunks: Mapping[str, int] | None = None,
     dtype: str = "float32",
+    climatology: Any = None,
     **setting: Unpack[TwinSetting],
 ) -> xr.Dataset:
     """Truth and observations of a twin experiment, lazily.
@@ -70,6 +73,9 @@ def twin(
     chunks : mapping, optional
         Chunk sizes along `trajectory` and `time`.
     dtype : {"float32", "float64"}
+    climatology : array or DataArray, shape (sample, *state), optional
+        States that trajectories start from, instead of the dynamics' own climatology; with fewer states than
+        trajectories some truths are the same.
     **setting
         Of a dynamics: the other parameters of a `TwinExperiment`.
 
@@ -78,8 +84,10 @@ def twin(
         - observe : Sites, or mapping of fields' names to Sites: the observing network, every site by default;
         - operator : array, shape (P, *state), or callable: H, by default the state itself. A matrix goes into the
           Dataset; a torch function of states (..., N) does not, and is passed to every verb again;
+        - positions : mapping of str to array: where the observations lie, such as {"x": [0.5, 7.25]}, or for each
+          time where they move; the state is interpolated there;
         - error_std : float, array, or mapping of fields' names to these, by default 1: standard deviation of the
-          observation errors;
+          observation errors; of observations at positions also a mapping from instruments to theirs;
         - error_covariance : array, shape (P, P): full R, instead of `error_std`.
 
     Returns
@@ -112,6 +120,7 @@ def twin(
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
     experiment = TwinExperiment.of(experiment, setting)
+    experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
     if start is not None and not experiment.dynamics.autonomous:
         at_start = experiment.dynamics.starting_at(since_origin(start, experiment.dynamics))
         experiment = replace(experiment, dynamics=at_start)
@@ -130,16 +139,15 @@ def twin(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
     dynamics.try_start(0, seed, like)
+    warn_of([dynamics.shortage(trajectories)])
 
     outputs = {
         part.name(role.name): (part.shape, np.dtype(dtype))
         for role, parts in ((TRUTH, states), (OBSERVATION, observed))
         for part in parts
     }
-    shared = dask.delayed(observing, traverse=False)  # one copy in the graph
-    arrays = block_graph(
-        _twin_block, plan, [], outputs, dynamics, sites, shared, steps_before, seed, dtype, carries=True
-    )
+    model, shared = (dask.delayed(one, traverse=False) for one in (dynamics, observing))  # one copy in the graph
+    arrays = block_graph(_twin_block, plan, [], outputs, model, sites, shared, steps_before, seed, dtype, carries=True)
     variables = {
         **_series(arrays, TRUTH, "true state", states),
         **_series(arrays, OBSERVATION, "observation, NaN where nothing is observed", observed),
@@ -150,7 +158,10 @@ def twin(
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
         TIME: times,
         **state_coordinates(dynamics),
+        **position_coordinates(experiment.positions, dynamics),
     }
+    if experiment.positions is not None and callable(experiment.operator):
+        variables[OBSERVATION.name][2][OF_FUNCTION] = 1
     description = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
     return sealed(xr.Dataset(variables, coordinates, description))
 
@@ -228,7 +239,7 @@ def _error_variables(observing: ObservingSystem, observed: Sequence[Part], dynam
         matrix = observing.covariance.reshape(*part.shape, *part.shape).numpy()
         return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), part.dims), matrix, label)}
     assert observing.std is not None
-    std, lead, variables = observing.std.numpy(), (TIME,) if observing.in_time else (), {}
+    std, lead, variables = observing.std.numpy(), (TIME,) if observing.error_in_time else (), {}
     for part in observed:
         label = part.described(ERROR, "standard deviation of the observation error")
         dims, values = lead, std

@@ -58,6 +58,10 @@ class Setup:
         """Model time of the first analysis; 0 where time plays no part."""
         return self.dynamics.model_time
 
+    def dynamics_at(self, time: int) -> Dynamics:
+        """The dynamics, standing at the analysis of a time, which is given by its position."""
+        return self.dynamics.from_step(self.clock(time))
+
     def clock(self, time: int) -> int:
         """Model steps from the first analysis to that of a time, which is given by its position."""
         return int(self.steps[: time + 1].sum())

@@ -86,5 +86,5 @@ def _size(values: np.ndarray[Any, Any]) -> Any:
 def _forecast(start: Tensor, setup: Setup) -> Tensor:
     """States after the shortest interval, from states (R, *state), in float64."""
     pair = shortest_interval(setup)
-    dynamics = setup.dynamics.from_step(int(setup.steps[: pair.start + 1].sum()))
+    dynamics = setup.dynamics_at(pair.start)
     return dynamics.advance(finest(dynamics.one_step, start), int(setup.steps[pair][1])).double()
