@@ -408,8 +408,11 @@ def test_what_nothing_observes_has_the_typical_error(model):
         ({"operator": {"v": np.eye(6)}}, r"operator= names \['v'\]"),
         ({"operator": {"u": np.eye(5)}}, r"of 'u' has shape \(5, 5\): expected \(P, 6\)"),
         ({"operator": {"u": np.eye(6), "h": np.eye(6)[:2]}}, "rows: expected as many of each"),
-        ({"operator": np.ones((2, 12)), "observe": {"h": xdan.Sites.all()}}, "gives observations of no field"),
-        ({"operator": np.ones((2, 12)), "error_std": {"h": 1.0}}, "beside operator="),
+        ({"operator": np.ones((2, 12)), "observe": {"h": xdan.Sites.all()}}, "give observations of no field"),
+        (
+            {"operator": np.ones((2, 12)), "error_std": {"h": 1.0}},
+            r"error_std of \['h'\], and the observations lie along 'obs'",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_the_fields_are_refused(model, setting, message):
@@ -507,7 +510,7 @@ def test_a_sphere_of_one_field_is_turned_too():
 def test_other_places_are_refused():
     model = heat(geometry=xdan.Sphere(4, 8))
     ds = xdan.twin(model, cycles=3, interval=0.1)
-    with pytest.raises(ValueError, match=r"'observation_t' lies on other places than the field 't'.*of 'lon'"):
+    with pytest.raises(ValueError, match=r"'truth_t' lies on other places than the field 't'.*of 'lon'"):
         read(ds.assign_coords(lon=ds.lon + 10), dynamics=model)
 
 
