@@ -1,11 +1,13 @@
 """A model with a season from twin to training: one clock, whatever the chunks, blocks, resumes and processes."""
 
+import datetime
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from numpy.testing import assert_allclose, assert_array_equal
 
 import xdan
@@ -14,6 +16,7 @@ from xdan.core.dynamics import dynamics_to_json
 from xdan.core.learning.trainer import Trainer
 from xdan.records.record import read
 from xdan.records.streams import Stream
+from xdan.records.times import first_model_time
 from xdan.sweeps.cells import TEST_SEEDS
 
 RATE = 2.3
@@ -130,6 +133,57 @@ def test_a_record_at_other_times_does_not_follow(season):
     season.isel(time=slice(4, None)).dan.baseline("3d-var", scale=0.1)
     with pytest.warns(XdanWarning, match="does not follow"):
         season.assign_coords(time=season.time + 1.0).dan.baseline("3d-var", scale=0.1)
+
+
+def test_uneven_intervals_have_their_times():
+    intervals = [0.3, 0.2, 0.1, 0.1, 0.4, 0.2, 0.3, 0.1, 0.2]
+    ds = xdan.twin(MODEL, **{**TWIN, "interval": intervals, "cycles": 10}).compute()
+    ds.dan.baseline(
+        "3d-var", scale=0.1
+    )  # does not warn that the truth does not follow, whichever interval is looked at
+    run = ds.dan.baseline("3d-var", scale=0.1)  # it does not warn: the truth follows over any interval
+    analysis, passed = torch.from_numpy(run.analysis.values), np.cumsum([0, 6, 4, 2, 2, 8, 4, 6, 2, 4])
+    for k in range(9):
+        expected = MODEL.from_step(passed[k]).advance(analysis[:, k], passed[k + 1] - passed[k])
+        assert_array_equal(run.forecast[:, k + 1], expected.numpy())
+
+
+@pytest.mark.parametrize(
+    ("first", "unit", "origin", "expected"),
+    [
+        (2.5, None, None, 2.5),
+        (np.float32(0.3), None, None, 6 * 0.05),
+        (7, None, None, 7.0),
+        (np.timedelta64(12, "h"), np.timedelta64(1, "D"), None, 0.5),
+        (np.datetime64("2001-01-11"), np.timedelta64(5, "D"), np.datetime64("2001-01-01"), 2.0),
+        (np.datetime64("2001-01-11"), datetime.timedelta(days=5), np.datetime64("2001-01-21", "s"), -2.0),
+    ],
+)
+def test_the_first_time_is_the_coordinate_or_passed_since_the_origin(first, unit, origin, expected):
+    model = SeasonalRing()
+    model.time_unit, model.time_origin = unit, origin
+    variable = xr.DataArray(np.zeros(1), dims="time", coords={"time": np.array([first])})
+    assert model.starting_at(first_model_time(variable, model)).model_time == pytest.approx(expected, abs=1e-12)
+
+
+def test_dates_of_other_calendars_have_their_origin_in_them():
+    cftime = pytest.importorskip("cftime")
+    model = SeasonalRing()
+    model.time_unit, model.time_origin = np.timedelta64(5, "D"), cftime.DatetimeNoLeap(2000, 2, 1)
+    times = np.array([cftime.DatetimeNoLeap(2000, 3, 6)])  # of 28 days in February
+    variable = xr.DataArray(np.zeros(1), dims="time", coords={"time": ("time", times)})
+    assert first_model_time(variable, model) == 33 / 5
+
+
+@pytest.mark.parametrize(
+    ("origin", "message"), [(None, "its time_unit and its time_origin"), ("2001-01-01", "time_origin of")]
+)
+def test_dates_need_the_date_at_which_time_is_0(origin, message):
+    model = SeasonalRing()
+    model.time_unit, model.time_origin = np.timedelta64(5, "D"), origin
+    variable = xr.DataArray(np.zeros(1), dims="time", coords={"time": [np.datetime64("2001-01-11", "ns")]})
+    with pytest.raises(ValueError, match=message):
+        first_model_time(variable, model)
 
 
 # --- Training ---

@@ -27,7 +27,7 @@ def ran(tmp_path_factory):
 
 
 def test_the_page_has_these_blocks():
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 6
     assert len(BLOCKS[1].strip().splitlines()) == 5  # from the file to a score
 
 
@@ -43,12 +43,13 @@ def test_the_file_is_packed_and_has_a_gap(ran):
 
 def test_what_the_page_prints(ran):
     _, names, printed = ran
-    (rmse, last), (ratios,), (warning,), (both,), (leap,) = printed
-    assert 0.15 < rmse < 0.35  # 0.19 without the gap and with all sites
+
+    (rmse, last), (ratios,), (interval, trained), (warning,), (both,), (leap,) = printed
+    assert 0.15 < rmse < 0.5  # 0.19 without the gap and with all sites
     assert last == names["ds"].time.values[-1]
     assert ratios.shape == (4,)
-    assert re.match(
-        r"1\d\d\d of 1339 intervals of time are no whole number of the lorenz96 time step 0.05", str(warning)
-    )
+    assert interval == 0.05  # the gap is in no segment
+    assert trained < 3.0  # the climate's deviation is 3.6
+    assert re.match(r"4\d\d of 519 intervals of time are no whole number of the lorenz96 time step 0.05", str(warning))
     np.testing.assert_array_equal(both, names["late"].time.values[:2])
     assert str(leap) == "2012-03-01 00:00:00"

@@ -19,6 +19,7 @@ from ..core.observing import ObservingSystem, Sites, observe
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
+from ..records.climatology import with_climatology
 from ..records.observing import OF_FUNCTION, observed_sizes, observing_system, position_coordinates
 from ..records.schema import (
     ERROR,
@@ -37,6 +38,7 @@ from ..records.schema import (
 )
 from ..records.store import sealed
 from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
+from ..records.watch import warn_of
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
@@ -50,6 +52,7 @@ def twin(
     start: Any = None,
     chunks: Mapping[str, int] | None = None,
     dtype: str = "float32",
+    climatology: Any = None,
     **setting: Unpack[TwinSetting],
 ) -> xr.Dataset:
     """Truth and observations of a twin experiment, lazily.
@@ -71,6 +74,9 @@ def twin(
     chunks : mapping, optional
         Chunk sizes along `trajectory` and `time`.
     dtype : {"float32", "float64"}
+    climatology : array or DataArray, shape (sample, *state), optional
+        States that trajectories start from, instead of the dynamics' own climatology; with fewer states than
+        trajectories some truths are the same.
     **setting
         Of a dynamics: the other parameters of a `TwinExperiment`.
 
@@ -113,6 +119,7 @@ def twin(
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
     experiment = TwinExperiment.of(experiment, setting)
+    experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
     if start is not None and not experiment.dynamics.autonomous:
         at_start = experiment.dynamics.starting_at(since_origin(start, experiment.dynamics))
         experiment = replace(experiment, dynamics=at_start)
@@ -132,12 +139,11 @@ def twin(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
     dynamics.try_start(0, seed, like)
+    warn_of([dynamics.shortage(trajectories)])
 
     outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
-    shared = dask.delayed(observing, traverse=False)  # one copy in the graph
-    arrays = block_graph(
-        _twin_block, plan, [], outputs, dynamics, sites, shared, steps_before, seed, dtype, carries=True
-    )
+    model, shared = (dask.delayed(one, traverse=False) for one in (dynamics, observing))  # one copy in the graph
+    arrays = block_graph(_twin_block, plan, [], outputs, model, sites, shared, steps_before, seed, dtype, carries=True)
     variables = {
         TRUTH.name: _series(arrays["truth"], TRUTH, "true state", dims, dynamics),
         OBSERVATION.name: _series(

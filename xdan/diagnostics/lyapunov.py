@@ -100,6 +100,7 @@ def lyapunov_vectors(
     labelled = _read_truth(ds, dynamics, truth)
     setup, states = labelled.setup, labelled.truth
     assert states is not None
+    setup.dynamics.require_derivatives("the method of Lyapunov vectors", "Write the model in torch")
     count, between = vector_count(setup.dynamics, vectors), steps_between(setup.dynamics, interval)
     kept = _kept(setup, kind, spin_up)
     if states.chunks is None:

@@ -73,5 +73,5 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
 def _forecast(start: Tensor, setup: Setup) -> Tensor:
     """States after the shortest interval, from states (R, *state), in float64."""
     pair = shortest_interval(setup)
-    dynamics = setup.dynamics.from_step(int(setup.steps[: pair.start + 1].sum()))
+    dynamics = setup.dynamics_at(pair.start)
     return dynamics.advance(finest(dynamics.one_step, start), int(setup.steps[pair][1])).double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import Sites
 from .arranging import arrange
 from .blocks import Setup
+from .climatology import spaced, with_climatology
 from .observing import observed_sizes, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
@@ -28,7 +30,7 @@ from .schema import (
 )
 from .store import STATUS, check_contents, check_whole
 from .times import first_model_time, steps_between
-from .values import check_units
+from .values import check_units, refuse_fill_values
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -49,6 +51,8 @@ class RecordWords(TypedDict, total=False):
         Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
     operator : str, array or callable
         H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N).
+    climatology : array_like, DataArray or "record"
+        States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
     """
 
     dynamics: Dynamics | None
@@ -56,6 +60,7 @@ class RecordWords(TypedDict, total=False):
     observation: str | None
     observation_error: Any
     operator: Any
+    climatology: Any
     positions: Any
 
 
@@ -181,6 +186,8 @@ def _find_variables(ds: xr.Dataset, words: RecordWords, needs_truth: str | None)
 def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[RecordWords]) -> LabelledRecord:
     """Understand a Dataset, reading its coordinates and attributes but none of its data.
 
+    With climatology="record" some states of its truth are read.
+
     Parameters
     ----------
     ds : xarray.Dataset
@@ -209,13 +216,15 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     check_whole(ds, variables.observation, may_be_empty=True)
     check_whole(ds, variables.truth)
 
+    state_sizes = dict(zip(model.dims, model.shape, strict=True))
+    truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
+    of_record = None if truth is None else partial(_own_states, truth)
+    model = with_climatology(model, words.get("climatology"), of_record)
     positions = read_positions(words.get("positions"), model, variables.observation)
     operator = read_operator(variables.operator, model, variables.observation, positions)
-    state_sizes = dict(zip(model.dims, model.shape, strict=True))
     observation = arrange(variables.observation, model, observed_sizes(model, operator))
     if positions is not None and not bool((there := positions.there()).all()):
         observation = observation.where(xr.DataArray(there.numpy(), dims=observation.dims[-there.ndim :]))
-    truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
     if truth is not None:
         if operator is None:
             check_units(truth, observation)
@@ -234,6 +243,13 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
     bare = TRAJECTORY not in variables.observation.dims
     unlabelled = bare and TRAJECTORY not in ds.coords
     return LabelledRecord(setup, observation, truth, bare, sites=_read_sites(ds), unlabelled=unlabelled)
+
+
+def _own_states(truth: xr.DataArray) -> xr.DataArray:
+    """States of a truth that stand for its climate, read."""
+    states = spaced(truth).compute()
+    refuse_fill_values(states.to_numpy(), str(truth.name))
+    return states
 
 
 def check_words(words: Any) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..assimilation.scoring import score
 from ..assimilation.twins import twin
-from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.dynamics import Dynamics, GivenClimate, dynamics_to_json
 from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.location import StoreLike
@@ -83,6 +83,13 @@ class Cell:
     def minutes(self) -> float:
         """Minutes of training; 0 where another length is set, or nothing is trained."""
         return float(self.scheme.parameters.get("minutes") or 0.0) if self.scheme.trains else 0.0
+
+    def with_climate(self, climate: GivenClimate | None) -> Cell:
+        """The cell with another given climatology, or without any; cells of one sweep share it on their way."""
+        experiment, trained_on = (
+            replace(one, dynamics=one.dynamics.with_climatology(climate)) for one in (self.experiment, self.trained_on)
+        )
+        return replace(self, experiment=experiment, trained_on=trained_on)
 
     def check(self) -> None:
         """Refuse a twin, a method, a network or a training that cannot be.

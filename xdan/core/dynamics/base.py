@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
 from . import declared_space, model_time, spin_up, trials
 from .clock import InTime
+from .given_climate import GivenClimate
 from .guards import FOLLOWS, guard_methods
 from .stepping import runge_kutta_4, takes_time
 
@@ -59,6 +60,11 @@ class Dynamics(InTime):
     autonomous : bool
         Whether time plays no part. The class finds out by itself whether its `tendency`, or its `step`, takes a time:
         a second argument without a default, or one called `t` or `time`.
+    has_derivatives : bool
+        Class attribute: whether torch can differentiate the step, or the class gives `advance_along`. False for a model
+        that torch cannot see into; methods and trainings that need its derivatives are refused before they begin.
+    given_climate : GivenClimate or None
+        States that stand for the model's own climatology; `with_climatology` sets them.
 
     Notes
     -----
@@ -86,6 +92,8 @@ class Dynamics(InTime):
     timestep: float
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
     time_unit = model_time.TimeUnit()
+    has_derivatives: ClassVar[bool] = True
+    given_climate: GivenClimate | None = None
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
@@ -281,7 +289,62 @@ class Dynamics(InTime):
             Where the states hardly move in the spin-up.
         """
         like = torch.zeros((), dtype=torch.float32) if like is None else like
-        return spin_up.spun_up(self, labels, seed, members, purpose, like)
+        return spin_up.climatology(self, labels, seed, members, purpose, like)
+
+    def with_climatology(self, states: Any) -> Self:
+        """Return a copy whose climatology is a sample of states, for a model that does not spin up from noise.
+
+        All that starts from the climatology, is normalised by it, or has its covariance then takes these states, and
+        nothing is spun up.
+
+        Parameters
+        ----------
+        states : array_like, Tensor or DataArray, shape (..., *shape), GivenClimate or None
+            At least 2, finite, not all the same; they are copied. None goes back to the model's own climatology.
+
+        Raises
+        ------
+        TypeError
+            For what holds no real numbers.
+        ValueError
+            For states of another shape, too few, not finite, or all the same.
+
+        Examples
+        --------
+        >>> from xdan import Lorenz96
+        >>> model = Lorenz96(sites=4).with_climatology(torch.arange(12.0).reshape(3, 4))
+        >>> model.climatology(range(2), seed=0, members=3).sort(1).values[0, :, 0]
+        tensor([0., 4., 8.])
+        """
+        climate = states if states is None or isinstance(states, GivenClimate) else GivenClimate(states, self)
+        return self._copied(given_climate=climate)
+
+    def climate_sample(self, count: int, seed: int, *, purpose: Purpose, like: Tensor) -> Tensor:
+        """States to take moments of the climate from: so many draws of it, or all the states of a given climatology.
+
+        Parameters
+        ----------
+        count : int
+        seed, purpose, like
+            As for `climatology`.
+
+        Returns
+        -------
+        Tensor, shape (S, *shape)
+        """
+        if self.given_climate is not None:
+            return self.given_climate.states.to(like)
+        return self.climatology(torch.arange(count), seed, purpose=purpose, like=like)[:, 0]
+
+    def shortage(self, trajectories: int) -> str:
+        """Say that so many trajectories do not all start from states of their own; nothing where they do."""
+        states = trajectories if self.given_climate is None else len(self.given_climate)
+        if trajectories <= states:
+            return ""
+        return (
+            f"{trajectories} trajectories start from the {states} states of climatology=: some begin alike, and their "
+            f"truths stay so. Expected at least {trajectories} states, or fewer trajectories"
+        )
 
     def try_start(self, label: int, seed: int, like: Tensor) -> None:
         """Spin up one state for half a second at most, to refuse early a model whose states become infinite.
@@ -296,6 +359,8 @@ class Dynamics(InTime):
     def start_states(self) -> Tensor:
         """Two states that spin-ups begin from, the same at every call, to try functions of the state at.
 
+        Of a given climatology, its first two states.
+
         Returns
         -------
         Tensor, shape (2, *shape)
@@ -307,8 +372,8 @@ class Dynamics(InTime):
     def fingerprint(self) -> Tensor:
         """One step from fixed states, rounded: it differs between dynamics that share a name and a description.
 
-        The step starts from a ramp of 0.1 to 1 over the state, and where the model cannot bear that, from
-        `start_states`.
+        The step starts from a ramp of 0.1 to 1 over the state, and where the model cannot bear that, or its climatology
+        is given, from `start_states`.
 
         Returns
         -------
@@ -343,6 +408,26 @@ class Dynamics(InTime):
             object.__setattr__(self, "_vetted", False)
             raise
 
+    def require_derivatives(self, who: str, remedy: str) -> None:
+        """Refuse a model without derivatives.
+
+        Parameters
+        ----------
+        who : str
+            What needs them, such as "the method '4d-var'".
+        remedy : str
+            What to do instead.
+
+        Raises
+        ------
+        ValueError
+        """
+        if not self.has_derivatives:
+            raise ValueError(
+                f"{who} needs derivatives of the model, and the dynamics {self.label!r} has none: torch cannot see "
+                f"into its step; expected a model of torch operations, such as xdan.CustomDynamics. {remedy}"
+            )
+
     @property
     def _has_own_advance(self) -> bool:
         return type(self).advance is not Dynamics.advance
@@ -352,7 +437,10 @@ class Dynamics(InTime):
         return f"{method}() of the dynamics {self.label!r}"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.config() == other.config()
+        return type(self) is type(other) and self._identity() == other._identity()
+
+    def _identity(self) -> tuple[dict[str, Any], str | None]:
+        return self.config(), None if self.given_climate is None else self.given_climate.word
 
     def __hash__(self) -> int:
         return hash((type(self), repr(self.config())))

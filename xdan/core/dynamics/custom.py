@@ -119,7 +119,7 @@ class CustomDynamics(Dynamics, pure=True):
         else:
             self.space = space
             if not space.single:
-                tendency, step, rest = (_of_fields(space, one) for one in (tendency, step, rest))
+                tendency, step, rest = (self._of_fields(space, one) for one in (tendency, step, rest))
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
         self.autonomous = not takes_time(self._function, 1)  # type: ignore[arg-type]
         self.timestep = real("timestep", timestep, above=0.0)
@@ -185,6 +185,17 @@ class CustomDynamics(Dynamics, pure=True):
         """Turn noise into a state to spin up from."""
         return noise if self._rest is None else self._isolated(self._rest, noise, "rest=")
 
+    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
+        """A function of flat states, from one of mappings of fields."""
+        if function is None:
+            return None
+
+        def flat(x: Tensor, *time: float) -> Any:
+            answer = function(space.unpack(x), *time)
+            return space.pack(answer) if isinstance(answer, Mapping) else answer
+
+        return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
+
     def _part(self, method: str) -> str:
         known = {"step": "tendency=" if self._step is None else "step=", "rest": "rest="}
         return f"{known.get(method, method)} of the dynamics {self.label!r}"
@@ -223,18 +234,6 @@ def _space(state: Any, units: str) -> StateSpace | None:
         return StateSpace([Field(name, geometry, units) for name, geometry in state.items()])
     fields = isinstance(state, (list, tuple)) and any(isinstance(one, Field) for one in state)
     return StateSpace(state) if fields else None
-
-
-def _of_fields(space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
-    """A function of flat states, from one of mappings of fields."""
-    if function is None:
-        return None
-
-    def flat(x: Tensor, *time: float) -> Any:
-        answer = function(space.unpack(x), *time)
-        return space.pack(answer) if isinstance(answer, Mapping) else answer
-
-    return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
 
 
 def _coordinates(state: Any) -> dict[str, Coordinate]:

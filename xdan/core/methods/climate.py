@@ -25,13 +25,16 @@ _lock = threading.Lock()
 def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (N,) and covariance (N, N) of the dynamics' climatology, in the dtype and on the device of a tensor.
 
-    A few climates are kept on the CPU.
+    Of a given climatology, the moments of all its states. A few climates that were spun up are kept on the CPU.
 
     Raises
     ------
     ValueError
         If a state of the climatology is not finite.
     """
+    if dynamics.given_climate is not None:
+        states = dynamics.given_climate.states.flatten(1)
+        return states.mean(0).to(like), covariance_of(states).to(like)
     key = _key(dynamics, seed, like)
     with _lock:
         moments = _known.get(key)

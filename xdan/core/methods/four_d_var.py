@@ -65,6 +65,8 @@ class FourDVar(Method):
     """
 
     name: ClassVar[str] = "4d-var"
+    windowed: ClassVar[bool] = True
+    differentiates_model: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"scale": SCALES}
 
     def __init__(
@@ -179,6 +181,12 @@ def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, T
     """Cholesky factor of B, (N, N), and the climatological mean, (N,)."""
     like = record.observation
     mean, covariance = climate_moments(record.dynamics, record.seed, like)
+    given = record.dynamics.given_climate
+    if isinstance(background, str) and given is not None and len(given) <= len(mean):
+        raise ValueError(
+            f"the covariance of the {len(given)} states of climatology= has no full rank in {len(mean)} components: "
+            f"expected more than {len(mean)} states, or background= as a matrix"
+        )
     if not isinstance(background, str):
         covariance = fitted(background, len(mean), like)
     factor, info = torch.linalg.cholesky_ex(covariance)
@@ -208,6 +216,8 @@ class EnsembleOf4DVar(EnsembleMethod):
     """
 
     name: ClassVar[str] = "eda"
+    windowed: ClassVar[bool] = True
+    differentiates_model: ClassVar[bool] = True
     first_cycle: ClassVar[int] = 1
     outputs: tuple[Output, ...] = (*SPREADS, ITERATIONS, UNCONVERGED)
 

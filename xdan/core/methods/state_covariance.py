@@ -60,6 +60,8 @@ class CovarianceFromState(Method):
     """
 
     name: ClassVar[str] = "state-covariance"
+    windowed: ClassVar[bool] = True
+    differentiates_model: ClassVar[bool] = True
     outputs: tuple[Output, ...] = SPREADS
     tunable: ClassVar[Mapping[str, Tunable]] = {  # less than one is as natural as more: there is no natural end
         "inflation": Tunable((*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS.values, 1.6, 2.0)),

@@ -286,34 +286,46 @@ class ObservingSystem:
         assert self.covariance is not None
         return self.covariance.diagonal()
 
-    def typical_error(self, climate: Tensor) -> float:
+    def typical_error(self, climate: Tensor, part: slice | None = None) -> float:
         """Typical standard deviation of an observation of a site, to normalise with, in units of the state.
 
         Parameters
         ----------
         climate : Tensor, shape (B, N)
             States of the climate, where H is linearised; read where there is an operator.
+        part : slice, optional
+            Components of one field, that the error is wanted for; all by default.
 
         Returns
         -------
         float
             Root of the mean variance in R; with an operator lambda_max(H^T R^-1 H)^(-1/2), the deviation of the
-            direction that is seen best. The projected innovation times its square is then no step too long.
+            direction that is seen best. The projected innovation times its square is then no step too long. Infinite
+            for components that the operator does not see.
         """
         if self.operator is None:
-            return math.sqrt(float(self.error_variance().mean()))
+            variance = self.error_variance()
+            if part is not None:
+                variance = variance.expand(*variance.shape[:-1], climate.shape[1])[..., part]
+            return math.sqrt(float(variance.mean()))
         now = self.at(int(self.std.mean(1).argmin()) if self.error_in_time and self.std is not None else 0)
         assert now.operator is not None
         if isinstance(now.operator, InterpolationOperator):
             one = climate[:1]
+            read = torch.ones_like(one)
+            if part is not None:
+                read = torch.zeros_like(one)
+                read[:, part] = 1.0
             every = torch.ones(1, now.operator.size, dtype=torch.bool, device=climate.device)
-            square = now.operator.spread(one, torch.ones_like(one), every)[0]
+            square = now.operator.spread(one, read, every)[0]
             white = now.whiten(now.whiten(square, every).mT, every)
-            return 1.0 / math.sqrt(float(torch.linalg.matrix_norm(white, ord=2).max()))
+            seen = math.sqrt(float(torch.linalg.matrix_norm(white, ord=2).max()))
+            return 1.0 / seen if seen > 0 or part is None else math.inf
         unit = torch.eye(climate.shape[1], dtype=climate.dtype, device=climate.device)
         slopes = now.operator.tangent(climate, unit.expand(len(climate), *unit.shape))
         white = now.whiten(slopes, torch.ones_like(slopes[:, 0], dtype=torch.bool))
-        return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
+        seen = float(torch.linalg.matrix_norm(white if part is None else white[:, part], ord=2).max())
+        return 1.0 / seen if seen > 0 or part is None else math.inf
 
     def climate_variance(self, states: Tensor) -> Tensor:
         """Variance of H(x) over states (S, N), shape (P,); where H moves the mean over some times, shape ()."""

@@ -49,6 +49,27 @@ class Geometry(ABC):
         """Points."""
         return math.prod(self.shape)
 
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """Sites of a convolution along each dim: the points, by default."""
+        return self.shape
+
+    @property
+    def is_ring(self) -> bool:
+        """Whether the points are one closed row, which convolutions go around; False by default."""
+        return False
+
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """How many points of another geometry lie at each site of this one, along each dim.
+
+        A field there is joined to one here: its points at a site are channels of a network.
+
+        Returns
+        -------
+        tuple of int, or None where they cannot be joined; by default a geometry is joined to its equal alone.
+        """
+        return (1,) * len(self.dims) if self == other else None
+
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same geometry."""
         return constructor_values(self)

@@ -77,6 +77,12 @@ class Interval(Geometry):
         (width,), count = widths, x.shape[-1]
         return along(x, -1, torch.arange(-width, count + width).clamp(0, count - 1)) if width else x
 
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """Points of another interval at each of this one's, where their numbers divide; `Geometry.ratios`."""
+        if not isinstance(other, Interval) or other.size % self.size:
+            return None
+        return (other.size // self.size,)
+
     def weights(self) -> Tensor:
         """Length of each cell; the walls lie half a gap beyond the outer points."""
         edges = self._edges()

@@ -88,6 +88,13 @@ class Plane(Geometry):
         x = columns.pad(x, widths[1:])
         return rows.pad(x.mT, widths[:1]).mT if widths[0] else x
 
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """Points of another plane at each of this one's, where both axes allow it; `Geometry.ratios`."""
+        if not isinstance(other, Plane):
+            return None
+        along = [one.ratios(two) for one, two in zip(self.axes, other.axes, strict=True)]
+        return None if None in along else tuple(ratio for axis in along if axis for ratio in axis)
+
     def weights(self) -> Tensor:
         """Area of each cell."""
         rows, columns = (axis.weights() for axis in self.axes)

@@ -89,6 +89,17 @@ class Ring(Geometry):
             return torch.cat([x[..., count - width :], x, x[..., :width]], -1)
         return along(x, -1, torch.arange(-width, count + width) % count)
 
+    @property
+    def is_ring(self) -> bool:
+        """True."""
+        return True
+
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """Points of another ring at each of this one's, where their numbers divide; `Geometry.ratios`."""
+        if not isinstance(other, Ring) or other.size % self.size:
+            return None
+        return (other.size // self.size,)
+
     def weights(self) -> Tensor:
         """Half the way to the neighbour on each side."""
         gaps = self._gaps()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import shown
+from ..checks import shown, switch
 from .base import Geometry, geometry_from_json, geometry_to_json
 from .coordinates import MOST_COMPONENTS, Coordinate, word
 
@@ -32,6 +32,8 @@ class Field:
         Of its variables; the name by default.
     standard_name : str, optional
         Of CF.
+    conserved : bool
+        Whether the model keeps its area-weighted mean, and networks leave it as it is too.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class Field:
     units: str = "1"
     long_name: str | None = None
     standard_name: str | None = None
+    conserved: bool = False
 
     def __post_init__(self) -> None:
         if not word("name", self.name).isidentifier():
@@ -56,6 +59,7 @@ class Field:
         for label in ("long_name", "standard_name"):
             if getattr(self, label) is not None:
                 word(label, getattr(self, label))
+        switch("conserved", self.conserved)
 
     @property
     def title(self) -> str:
@@ -65,7 +69,7 @@ class Field:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON description."""
         described = {"name": self.name, "geometry": geometry_to_json(self.geometry), "units": self.units}
-        more = {"long_name": self.long_name, "standard_name": self.standard_name}
+        more = {"long_name": self.long_name, "standard_name": self.standard_name, "conserved": self.conserved or None}
         return described | {label: value for label, value in more.items() if value is not None}
 
 
@@ -182,6 +186,12 @@ class StateSpace:
     def single(self) -> Field | None:
         """The field, where there is one alone: its dims are then the state's."""
         return self.fields[0] if len(self.fields) == 1 else None
+
+    @property
+    def is_plain_ring(self) -> bool:
+        """Whether it is one field on a ring, or on one dim of which no more is known: networks' space by default."""
+        alone = self.single
+        return alone is not None and alone.geometry.is_ring and not alone.conserved and not self.inputs
 
     @property
     def dims(self) -> tuple[str, ...]:
@@ -347,7 +357,7 @@ class StateSpace:
             ]
             by_dims = {field.geometry.dims: field.geometry for field in fields}
             inputs = [(one["name"], by_dims[tuple(one["dims"])]) for one in description.get("inputs", [])]
-            return cls(fields, [FixedInput(name, where, torch.zeros(where.shape)) for name, where in inputs])
+            return cls(fields, [FixedInput(name, on, torch.zeros(on.shape, device="cpu")) for name, on in inputs])
         except (AttributeError, KeyError, TypeError, RecursionError) as reason:
             raise ValueError(
                 f"a space is described by {shown(description)}: expected its fields, with names and geometries "
