@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import xdan
-from xdan.core.learning.rollout import Window
 from xdan.core.learning.objectives import objective_by_name
+from xdan.core.learning.rollout import Window
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.observing import ObservingSystem
 from xdan.core.spaces import Field, Sphere, StateSpace
