@@ -10,6 +10,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ["--minutes", "0", "--cycles", "3", "--burn-in", "2", "--trajectories", "2", "--archive", "32"]
 
 
+@pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth")  # records of 5 cycles
 @pytest.mark.parametrize(
     "name", ["kuramoto_sivashinsky", "two_scale", "lorenz63", "shallow_water", "barotropic_vorticity"]
 )
