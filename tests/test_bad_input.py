@@ -402,7 +402,7 @@ BAD_TRAINING = {
     "activation": (lambda a: xdan.ResidualCNN(activation="relu"), r"activation='relu': expected one of"),
     "two state dims": (
         lambda a: train(a, circle(state={"lat": 2, "lon": 4})),
-        r"dims \('lat', 'lon'\): expected one, as the networks work on a ring",
+        r"the model says nothing of its grid {'lat': .*expected a geometry",
     ),
     "network of another state": (
         lambda a: train(a, circle(), architecture=a.net),

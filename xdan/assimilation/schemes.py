@@ -100,7 +100,7 @@ class NetworkScheme(Scheme):
         self.method_on(setup.dtype, str(record.observation.device)).check_record(record)
         if setup.observing.direct:
             during = setup.observing.during(slice(0, observation.shape[1]))
-            self.network.check_climate(observation, float(during.error_variance().mean()))
+            self.network.check_climate(observation, during.error_variance())
         return self
 
     @property

@@ -18,7 +18,7 @@ from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
 from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
-from ..records.runs import read_run
+from ..records.runs import held_in, read_run, sizes_in
 from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, time_dims, to_power
 from ..records.store import check_whole
 from ..records.values import fill_text, leading
@@ -456,11 +456,14 @@ def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
     if setup.observing.direct:
         return states
     dims, observing = setup.dynamics.dims, setup.observing
+    # An H that moves is that of its time: blocks are told which times they hold.
+    index = xr.DataArray(np.arange(states.sizes[TIME]), dims=[TIME])
     observed: xr.DataArray = xr.apply_ufunc(
         _observe,
         states,
+        index.chunk({TIME: states.chunksizes[TIME]}) if states.chunks is not None else index,
         kwargs={"observing": observing, "state_dims": len(dims)},
-        input_core_dims=[dims],
+        input_core_dims=[dims, []],
         output_core_dims=[[OBS]],
         dask="parallelized",
         output_dtypes=[states.dtype],
@@ -470,15 +473,15 @@ def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
 
 
 @block
-def _observe(states: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
-    """H of states (..., *state), shape (..., P)."""
-    return observing.observe(states.flatten(-state_dims))
+def _observe(states: Tensor, times: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
+    """H of states (trajectory, time, *state) at the positions `times` in time, shape (trajectory, time, P)."""
+    return observing.during(times.flatten()).observe(states.flatten(-state_dims))
 
 
 def _error_variance(labelled: LabelledRecord) -> xr.DataArray:
     """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
     y, observing = labelled.observation, labelled.setup.observing
-    dims, shape = (y.dims[1:], y.shape[1:]) if observing.in_time else (y.dims[2:], y.shape[2:])
+    dims, shape = (y.dims[1:], y.shape[1:]) if observing.error_in_time else (y.dims[2:], y.shape[2:])
     values = tensor_to_array(observing.error_variance())
     if values.ndim:
         values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
@@ -489,10 +492,9 @@ def _match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) ->
     """Record and run on the same labels, burn-in left out."""
     labelled = read(ds, **words)
     variables = read_run(labelled, run, ("forecast", "analysis"))
-    variables |= read_run(labelled, run, [name for name in _SPREADS if name in run])
-    for name in _MEMBERS:
-        if name in run:
-            variables[name] = _members(labelled, run, name)
+    variables |= read_run(labelled, run, held_in(labelled, run, _SPREADS))
+    for name in held_in(labelled, run, _MEMBERS):
+        variables[name] = _members(labelled, run, name)
     cycles = labelled.observation.sizes[TIME]
     burn_in = integer("burn_in", burn_in)
     if not 0 <= burn_in < cycles:
@@ -526,9 +528,9 @@ def _follows(labelled: LabelledRecord) -> Cause | None:
 
 def _members(labelled: LabelledRecord, run: xr.Dataset, name: str) -> xr.DataArray:
     """Members of a run, dims (trajectory, time, *state, member)."""
-    if not run[name].sizes.get(MEMBER):
-        raise ValueError(f"the run's {name!r} has sizes {dict(run[name].sizes)}: expected one {MEMBER!r} at least")
-    members = read_run(labelled, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
+    if not (sizes := sizes_in(labelled, run, name)).get(MEMBER):
+        raise ValueError(f"the run's {name!r} has sizes {sizes}: expected one {MEMBER!r} at least")
+    members = read_run(labelled, run, (name,), extra={MEMBER: sizes[MEMBER]})[name]
     return members.transpose(..., MEMBER)
 
 

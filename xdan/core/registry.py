@@ -159,7 +159,9 @@ def constructor_parameters(cls: type) -> KeysView[str]:
     return names.keys()
 
 
-def constructor_values(instance: Any, lists: bool = False, without: Collection[str] = ()) -> dict[str, Any]:
+def constructor_values(
+    instance: Any, lists: bool = False, without: Collection[str] = (), **known: Any
+) -> dict[str, Any]:
     """Parameters that an instance was made from, from its attributes of their names.
 
     Parameters
@@ -169,6 +171,8 @@ def constructor_values(instance: Any, lists: bool = False, without: Collection[s
         Whether the constructor takes a list in the place of a tensor; tensors are then given as lists.
     without : collection of str
         Parameters to leave out.
+    **known
+        Values of parameters that stand for the attributes of these names.
 
     Raises
     ------
@@ -179,7 +183,7 @@ def constructor_values(instance: Any, lists: bool = False, without: Collection[s
     for name in constructor_parameters(type(instance)):
         if name in without:
             continue
-        value = getattr(instance, name, _MISSING)
+        value = known[name] if name in known else getattr(instance, name, _MISSING)
         value = value.tolist() if lists and isinstance(value, Tensor) else value
         if value is _MISSING or not _is_plain(value):
             problem = "is missing" if value is _MISSING else f"is {shown(value)}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,25 @@ import xarray as xr
 
 from ..core.checks import integer, real_array
 from ..core.dynamics import Dynamics
-from ..core.observing import FunctionOperator, LinearOperator, ObservingSystem, Operator
-from ..core.twin import TwinExperiment
+from ..core.observing import (
+    FieldSites,
+    FunctionOperator,
+    InterpolationOperator,
+    LinearOperator,
+    ObservingSystem,
+    Operator,
+    Positions,
+    deviations_of,
+)
+from ..core.spaces import StateSpace
+from ..core.twin import FIELD, INSTRUMENT, TwinExperiment, check_field_names, checked_labels
 from ..core.user_functions import call, check_function, shown_reason
+from .arranging import in_order, in_order_of_places
 from .blocks import array_to_tensor, tensor_to_array
+from .fields import Part, parts_of, whole_of
 from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
+
+OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, which no store holds, and no interpolation
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
@@ -25,7 +40,8 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
     Parameters
     ----------
     matrix_or_function : matrix of shape (P, *state), xarray.DataArray with dims (obs, *state), Operator, or callable
-        A callable is a torch function of flattened states (..., N).
+        A callable is a torch function of flattened states (..., N), or of a mapping of fields (..., *shape) where the
+        state has several. A mapping of fields' names to matrices is of these fields alone.
     dynamics : Dynamics
     size : int, optional
         P, where it is known; a function is called otherwise.
@@ -42,8 +58,10 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
         operator = matrix_or_function
         integer("operator.size", getattr(operator, "size", None), least=1)
     elif callable(matrix_or_function):
-        number = _observations_of(matrix_or_function, sites) if size is None else size
-        operator = FunctionOperator(matrix_or_function, number)
+        several = dynamics.space.single is None
+        function = _OfFields(matrix_or_function, dynamics.space) if several else matrix_or_function
+        number = _observations_of(function, sites) if size is None else size
+        operator = FunctionOperator(function, number)
     else:
         operator = LinearOperator(_matrix(matrix_or_function, dynamics))
     if size is not None and operator.size != size:
@@ -53,6 +71,17 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
     if operator.as_matrix() is None:
         _try_out(operator, dynamics)
     return operator
+
+
+@dataclass(frozen=True)
+class _OfFields:
+    """A function of flat states (..., N), from one of a mapping of fields (..., *shape)."""
+
+    function: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    space: StateSpace
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self.space.unpack(x))
 
 
 def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int:
@@ -70,20 +99,38 @@ def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int
 
 def _matrix(values: Any, dynamics: Dynamics) -> torch.Tensor:
     """H as a matrix (P, N) of float64."""
-    sites = math.prod(dynamics.shape)
+    if not isinstance(values, Mapping):
+        return _matrix_of(values, whole_of(dynamics), "the observation operator")
+    check_field_names("operator", values, dynamics.space)
+    parts = [part for part in parts_of(dynamics) if part.field is not None]
+    blocks = {
+        part.field.name: _matrix_of(values[part.field.name], part, f"the observation operator of {part.field.name!r}")
+        for part in parts
+        if part.field is not None and part.field.name in values
+    }
+    rows = {name: len(block) for name, block in blocks.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"the observation operators of the fields have {rows} rows: expected as many of each")
+    count = next(iter(rows.values()))
+    blank = torch.zeros(count, 1, dtype=torch.float64)
+    return torch.cat(
+        [blocks.get(part.field.name, blank.expand(count, math.prod(part.shape))) for part in parts if part.field], 1
+    )
+
+
+def _matrix_of(values: Any, part: Part, what: str) -> torch.Tensor:
+    """H of a part of the state, (P, components of the part), float64."""
+    sites = math.prod(part.shape)
     if isinstance(values, xr.DataArray):
-        dims = OPERATOR.dims_in(dynamics.dims, (OBS,))
+        dims = OPERATOR.dims_in(part.dims, (OBS,))
         if set(values.dims) != set(dims):
-            raise ValueError(f"the observation operator has dims {values.dims}: expected {dims}")
-        for dim in dynamics.dims:
-            check_order(values, dim, dynamics)
+            raise ValueError(f"{what} has dims {values.dims}: expected {dims}")
+        for dim in part.dims:
+            values = in_order(values, dim, part)
         values = values.transpose(*dims)
-    matrix = array_to_tensor(real_array("operator", values, finite=False))
-    if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
-        raise ValueError(
-            f"the observation operator has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each "
-            "observation"
-        )
+    matrix = array_to_tensor(real_array("operator", values, finite=False)).double()
+    if matrix.shape[1:] not in ((sites,), part.shape) or not len(matrix):
+        raise ValueError(f"{what} has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each observation")
     return matrix.reshape(len(matrix), sites)
 
 
@@ -112,7 +159,107 @@ def observed_sizes(dynamics: Dynamics, operator: Operator | None) -> dict[str, i
     return {OBS: operator.size}
 
 
-def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.DataArray) -> Operator | None:
+def read_positions(labels: Any, dynamics: Dynamics, observation: xr.DataArray) -> Positions | None:
+    """Where the observations of a record lie; None where nothing says it.
+
+    Parameters
+    ----------
+    labels : mapping of str to array, or None
+        The caller's, as of `TwinExperiment`; where it has nothing of a dim, coordinates of the observations are read:
+        `obs_x` or `x` along `obs`, or one of the dim's standard name. A coordinate `field` names their fields.
+    dynamics : Dynamics
+    observation : xarray.DataArray
+
+    Raises
+    ------
+    TypeError
+        For labels that are none.
+    ValueError
+        For positions that do not fit the record, vary along `trajectory`, or lie outside.
+    """
+    known = {} if labels is None else checked_labels(labels)
+    if OBS not in observation.dims:
+        if known:
+            raise ValueError(
+                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: positions are those of "
+                f"observations along {OBS!r}; expected that dim"
+            )
+        return None
+    for field in dynamics.space:
+        for dim, coordinate in field.geometry.coordinates.items():
+            standard = coordinate.attributes.get("standard_name")
+            for name, one in observation.coords.items():
+                fits = name in (f"{OBS}_{dim}", dim) or (standard and one.attrs.get("standard_name") == standard)
+                if OBS in one.dims and fits:
+                    known.setdefault(dim, one)
+    if FIELD in observation.coords and observation.coords[FIELD].dims == (OBS,):
+        known.setdefault(FIELD, observation.coords[FIELD].values.astype(str))
+    named = [TIME, *time_dims(observation)]
+    times = next((observation.sizes[dim] for dim in named if dim in observation.dims), None)
+    positions = positions_of(known, dynamics, times)
+    if positions is not None and positions.size != observation.sizes[OBS]:
+        raise ValueError(
+            f"there are positions of {positions.size} observations, the record has {observation.sizes[OBS]}: expected "
+            "the same"
+        )
+    return positions
+
+
+def positions_of(labels: Mapping[str, Any], dynamics: Dynamics, times: int | None) -> Positions | None:
+    """Positions from what is said of observations; None where no dim is among it.
+
+    Parameters
+    ----------
+    labels : mapping
+    dynamics : Dynamics
+    times : int, optional
+        Length of the record, along which positions may move; without one they may not.
+
+    Raises
+    ------
+    ValueError
+    """
+    coordinates = {}
+    for dim, values in labels.items():
+        if dim in (FIELD, INSTRUMENT):
+            continue
+        if isinstance(values, xr.DataArray):
+            if TRAJECTORY in values.dims:
+                raise ValueError(
+                    f"the positions {values.name!r} vary along 'trajectory': expected dims ('obs',) or ('time', "
+                    "'obs'), the same positions for all trajectories"
+                )
+            values = values.transpose(..., OBS) if OBS in values.dims else values
+        coordinates[dim] = array_to_tensor(real_array(f"positions[{dim!r}]", values, finite=False)).double()
+    if not coordinates:
+        return None
+    positions = Positions(dynamics.space, coordinates, labels.get(FIELD))
+    if positions.times is not None and positions.times != times:
+        length = "a record of some length: an endless twin takes fixed ones" if times is None else f"{times}"
+        raise ValueError(f"positions of {positions.times} times: expected {length}")
+    return positions
+
+
+def position_coordinates(labels: Mapping[str, Any] | None, dynamics: Dynamics) -> dict[str, Any]:
+    """Coordinates of observations that say where they lie, as xarray takes them."""
+    described: dict[str, Any] = {}
+    for name, values in (labels or {}).items():
+        if name in (FIELD, INSTRUMENT):
+            described[name] = (OBS, values, {"long_name": f"{name} of the observation"})
+            continue
+        attributes = dict(
+            next(f.geometry.coordinates[name] for f in dynamics.space if name in f.geometry.dims).attributes
+        )
+        attributes.pop("axis", None)
+        attributes["long_name"] = f"{attributes.get('long_name', name)}, of the observation"
+        dims = (OBS,) if np.ndim(values) == 1 else (TIME, OBS)
+        described[f"{OBS}_{name}"] = (dims, np.asarray(values, dtype=np.float64), attributes)
+    return described
+
+
+def read_operator(
+    matrix_or_function: Any, dynamics: Dynamics, observation: xr.DataArray, positions: Positions | None = None
+) -> Operator | None:
     """H of a record; None where observations lie at the state's sites.
 
     Parameters
@@ -122,6 +269,8 @@ def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.D
     dynamics : Dynamics
     observation : xarray.DataArray
         With the dim `obs` where it is H of states.
+    positions : Positions, optional
+        Where the state is interpolated, if there is no other H.
 
     Raises
     ------
@@ -135,6 +284,8 @@ def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.D
                 f"observations along {OBS!r}; expected that dim, or no operator where sites are observed"
             )
         return None
+    if matrix_or_function is None and positions is not None and not observation.attrs.get(OF_FUNCTION):
+        return InterpolationOperator.at(positions)
     if matrix_or_function is None:
         raise ValueError(
             f"{observation.name!r} has the dim {OBS!r} and the Dataset no 'observation_operator': pass operator=, a "
@@ -143,16 +294,28 @@ def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.D
     return operator_from(matrix_or_function, dynamics, observation.sizes[OBS])
 
 
-def read_observing(error: Any, operator: Operator | None, observation: xr.DataArray) -> ObservingSystem:
-    """H and R of a record, float64 on the CPU.
+def read_observing(
+    error: Any,
+    operator: Operator | None,
+    observation: xr.DataArray,
+    part: Part | None = None,
+    positions: Positions | None = None,
+) -> ObservingSystem:
+    """H and R of a record, or of one of its fields, float64 on the CPU.
 
     Parameters
     ----------
     error : xarray.DataArray or array_like
-        R as the Dataset or the caller has it: standard deviations, which may differ in time, or a covariance.
+        R as the Dataset or the caller has it: standard deviations, which may differ in time, or a covariance. A
+        mapping has the deviation of each instrument, which the observations' coordinate `instrument` names.
     operator : Operator or None
         H.
     observation : xarray.DataArray, dims (trajectory, time, ...)
+        Arranged.
+    part : Part, optional
+        What is observed directly: into the order of its geometry errors are brought, as observations are.
+    positions : Positions, optional
+        Of the observations.
 
     Raises
     ------
@@ -160,8 +323,10 @@ def read_observing(error: Any, operator: Operator | None, observation: xr.DataAr
         If R is of the wrong size or under other labels, not positive, or not positive definite.
     """
     dims, shape, times = observation.dims[2:], observation.shape[2:], observation.sizes[TIME]
+    if isinstance(error, Mapping) and error:
+        error = _of_instruments(error, observation)
     if not isinstance(error, xr.DataArray):
-        return observing_from(errors("observation_error", error), shape, operator)
+        return observing_from(errors("observation_error", error), shape, operator, positions=positions)
     variable = error
     if TIME not in variable.dims:
         variable = variable.rename(dict.fromkeys(time_dims(variable)[:1], TIME))
@@ -174,6 +339,8 @@ def read_observing(error: Any, operator: Operator | None, observation: xr.DataAr
     if in_time and variable.sizes[TIME] != times:
         raise ValueError(f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}")
     lead = [TIME] if in_time else []
+    if part is not None:
+        variable = _in_order_twice(variable, part)
     for dim in (*lead, *dims):
         labelled = dim in variable.coords and dim in observation.coords
         if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
@@ -186,7 +353,36 @@ def read_observing(error: Any, operator: Operator | None, observation: xr.DataAr
     else:
         variable = variable.transpose(*lead, ...)
     values = errors(f"observation error {variable.name!r}", variable)
-    return observing_from(values, shape, operator, times if in_time else None)
+    return observing_from(values, shape, operator, times if in_time else None, positions)
+
+
+def _of_instruments(errors: Mapping[str, float], observation: xr.DataArray) -> xr.DataArray:
+    """Standard deviations of observations whose coordinate `instrument` names what made them."""
+    if INSTRUMENT not in observation.coords:
+        raise ValueError(
+            f"observation errors of the instruments {list(errors)}, and {observation.name!r} has the coordinates "
+            f"{sorted(map(str, observation.coords))}: expected a coordinate {INSTRUMENT!r} of words"
+        )
+    names = observation.coords[INSTRUMENT]
+    values = np.array(deviations_of(names.values.ravel().tolist(), errors)).reshape(names.shape)
+    return xr.DataArray(values, dims=names.dims, name=INSTRUMENT)
+
+
+def _in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
+    """Errors in the order of the geometry; a covariance along its second dims too."""
+    for dim in part.dims:
+        if dim not in variable.dims or dim not in variable.coords:
+            continue
+        ordered, dual = in_order_of_places(variable, dim, part), f"{dim}{DUAL}"
+        if dual in variable.dims and ordered is not variable:
+            labels = variable[dim].values.tolist()
+            if dual in variable.coords and variable[dual].values.tolist() != labels:
+                raise ValueError(
+                    f"{variable.name!r} has other labels along {dual!r} than along {dim!r}: expected the same"
+                )
+            ordered = ordered.isel({dual: [labels.index(label) for label in ordered[dim].values.tolist()]})
+        variable = ordered
+    return variable
 
 
 def errors(label: str, value: Any) -> torch.Tensor:
@@ -203,7 +399,11 @@ def errors(label: str, value: Any) -> torch.Tensor:
 
 
 def observing_from(
-    values: torch.Tensor, shape: tuple[int, ...], operator: Operator | None = None, times: int | None = None
+    values: torch.Tensor,
+    shape: tuple[int, ...],
+    operator: Operator | None = None,
+    times: int | None = None,
+    positions: Positions | None = None,
 ) -> ObservingSystem:
     """H and R, from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
 
@@ -215,6 +415,8 @@ def observing_from(
     operator : Operator, optional
     times : int, optional
         Where standard deviations differ in time, how many times; the first axis of `values`.
+    positions : Positions, optional
+        Of the observations of an operator.
 
     Raises
     ------
@@ -228,13 +430,13 @@ def observing_from(
                 f"observation error in time has shape {tuple(values.shape)}: expected ({times},) or "
                 f"{(times, *shape)}, standard deviations; a covariance that changes in time is not supported"
             )
-        return ObservingSystem(std=values.reshape(times, -1), operator=operator, in_time=True)
+        return ObservingSystem(std=values.reshape(times, -1), operator=operator, positions=positions, in_time=True)
     if values.ndim == 0:
-        return ObservingSystem(std=values, operator=operator)
+        return ObservingSystem(std=values, operator=operator, positions=positions)
     if tuple(values.shape) == shape:
-        return ObservingSystem(std=values.reshape(size), operator=operator)
+        return ObservingSystem(std=values.reshape(size), operator=operator, positions=positions)
     if tuple(values.shape) == (*shape, *shape):
-        return ObservingSystem(covariance=values.reshape(size, size), operator=operator)
+        return ObservingSystem(covariance=values.reshape(size, size), operator=operator, positions=positions)
     raise ValueError(
         f"observation error has shape {tuple(values.shape)}: expected () or {shape} for standard deviations, "
         f"or {(*shape, *shape)} for a covariance matrix"
@@ -247,14 +449,62 @@ def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
     if not dynamics.autonomous:
         arrays.append(np.array(dynamics.model_time))
-    if not observing.direct:
+    if observing.operator is not None:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
-        observed = tensor_to_array(observing.observe(states)).round(9)
-        if not np.isfinite(observed).all():  # H may be of levels or concentrations, such as a logarithm
-            observed = tensor_to_array(observing.observe(dynamics.start_states().double().flatten(1)).float())
-        arrays.append(observed)
+        observed = [tensor_to_array(part).round(9) for part in observing.operator.identity(states)]
+        if not all(np.isfinite(part).all() for part in observed):  # H may be of levels, such as a logarithm
+            states = dynamics.start_states().double().flatten(1)
+            observed = [tensor_to_array(part.float()) for part in observing.operator.identity(states)]
+        arrays += observed
+    if observing.positions is not None:
+        arrays += [tensor_to_array(part) for part in observing.positions.identity()]
     return arrays
+
+
+def observing_of_fields(
+    errors_of: Mapping[str, ObservingSystem], dynamics: Dynamics, times: int | None = None
+) -> ObservingSystem:
+    """R of a packed state, from that of each field that is observed.
+
+    Parameters
+    ----------
+    errors_of : mapping of str to ObservingSystem
+        By the fields' names. What nothing observes gets the root of the mean variance of the others, so that means
+        over R are those of what is observed.
+    dynamics : Dynamics
+    times : int, optional
+        Where standard deviations differ in time, how many times.
+
+    Raises
+    ------
+    ValueError
+        For a covariance beside errors that differ in time.
+    """
+    sizes = {field.name: field.geometry.size for field in dynamics.space}
+    in_time = any(one.in_time for one in errors_of.values())
+    full = any(one.covariance is not None for one in errors_of.values())
+    if full and in_time:
+        raise ValueError(
+            "one field has a covariance of its errors and another errors that differ in time: expected standard "
+            "deviations of all, or covariances that are constant"
+        )
+    typical = math.sqrt(float(np.mean([float(one.error_variance().mean()) for one in errors_of.values()])))
+    lead = (times,) if in_time and times is not None else ()
+    deviations = []
+    for name, size in sizes.items():
+        one = errors_of.get(name)
+        variance = torch.full((), typical**2, dtype=torch.float64) if one is None else one.error_variance()
+        deviation = one.std if one is not None and one.std is not None else variance.sqrt()
+        deviations.append(deviation.double().expand(*lead, size))
+    if not full:
+        return ObservingSystem(std=torch.cat(deviations, -1), in_time=in_time)
+    blocks = []
+    for (name, _), deviation in zip(sizes.items(), deviations, strict=True):
+        one = errors_of.get(name)
+        covariance = None if one is None else one.covariance
+        blocks.append((deviation**2).diag() if covariance is None else covariance)
+    return ObservingSystem(covariance=torch.block_diag(*blocks))
 
 
 def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> ObservingSystem:
@@ -274,20 +524,72 @@ def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> O
         If shapes, dims or the order of labels do not fit, R is not positive definite, or a function fails.
     """
     dynamics = experiment.dynamics
-    operator = None if experiment.operator is None else operator_from(experiment.operator, dynamics)
+    labels = experiment.positions or {}
+    positions = positions_of(labels, dynamics, cycles)
+    operator: Operator | None = None
+    if experiment.operator is not None:
+        operator = operator_from(experiment.operator, dynamics, None if positions is None else positions.size)
+    elif positions is not None:
+        operator = InterpolationOperator.at(positions)
     sizes = observed_sizes(dynamics, operator)
     dims, shape = tuple(sizes), tuple(sizes.values())
+    if wrong := [name for name in (FIELD, INSTRUMENT) if name in labels and (len(labels[name]),) != shape]:
+        raise ValueError(f"positions[{wrong[0]!r}] has {len(labels[wrong[0]])} words: expected one of {shape}")
     if experiment.error_covariance is not None:
-        return observing_from(_twin_covariance(experiment.error_covariance, dims, shape, dynamics), shape, operator)
+        covariance = _twin_covariance(experiment.error_covariance, dims, shape, dynamics)
+        return observing_from(covariance, shape, operator, positions=positions)
     error_std = experiment.error_std
+    if isinstance(error_std, Mapping):
+        if INSTRUMENT in labels:
+            error_std = deviations_of(labels[INSTRUMENT].tolist(), error_std)
+        elif operator is not None:
+            raise ValueError(
+                f"error_std of {list(error_std)}, and the observations lie along {OBS!r}: expected numbers, or "
+                "positions={'instrument': [...]}, a word for each observation, and the deviation of each instrument"
+            )
+        else:
+            return _twin_of_fields(error_std, experiment, cycles)
     if isinstance(error_std, xr.DataArray):
-        error_std = _ordered_deviations(error_std, dims, shape, cycles, dynamics)
+        error_std = _ordered_deviations(error_std, dims, shape, cycles, whole_of(dynamics))
+    return _from_deviations("error_std", error_std, shape, operator, cycles, positions)
+
+
+def _from_deviations(
+    label: str,
+    error_std: Any,
+    shape: tuple[int, ...],
+    operator: Operator | None,
+    cycles: int | None,
+    positions: Positions | None = None,
+) -> ObservingSystem:
+    """H and R from standard deviations, which may differ in time."""
+    if isinstance(error_std, xr.DataArray):
         in_time = TIME in error_std.dims
     else:
         in_time = cycles is not None and np.shape(error_std) == (cycles, *shape)
         if np.shape(error_std) == (*shape, *shape) and not in_time:
-            raise ValueError(f"error_std has shape {np.shape(error_std)}, a matrix: pass R as error_covariance=")
-    return observing_from(errors("error_std", error_std), shape, operator, cycles if in_time else None)
+            raise ValueError(f"{label} has shape {np.shape(error_std)}, a matrix: pass R as error_covariance=")
+    return observing_from(errors(label, error_std), shape, operator, cycles if in_time else None, positions)
+
+
+def _twin_of_fields(error_std: Mapping[str, Any], experiment: TwinExperiment, cycles: int | None) -> ObservingSystem:
+    """R of a twin with errors for each field; those of fields that are not observed play no role."""
+    observe = experiment.observe
+    observed = list(observe.sites) if isinstance(observe, FieldSites) else experiment.dynamics.space.names
+    if missing := [name for name in observed if name not in error_std]:
+        raise ValueError(
+            f"error_std= has no entry for {missing}, which are observed: expected a standard deviation of each of "
+            f"{observed}"
+        )
+    systems = {}
+    for part in parts_of(experiment.dynamics):
+        if part.field is None or part.field.name not in observed:
+            continue
+        label, value = f"error_std[{part.field.name!r}]", error_std[part.field.name]
+        if isinstance(value, xr.DataArray):
+            value = _ordered_deviations(value, part.dims, part.shape, cycles, part)
+        systems[part.field.name] = _from_deviations(label, value, part.shape, None, cycles)
+    return observing_of_fields(systems, experiment.dynamics, cycles)
 
 
 def _twin_covariance(
@@ -313,14 +615,14 @@ def _twin_covariance(
 
 
 def _ordered_deviations(
-    error_std: xr.DataArray, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int | None, dynamics: Dynamics
+    error_std: xr.DataArray, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int | None, part: Part
 ) -> xr.DataArray:
     """Standard deviations with the dims (), (time,), `dims` or (time, *dims), their sizes and labels checked."""
     sizes = ({} if cycles is None else {TIME: cycles}) | dict(zip(dims, shape, strict=True))
     if unknown := set(error_std.dims) - set(sizes):
         raise ValueError(f"error_std has dims {sorted(map(str, unknown))}: expected some of {tuple(sizes)}")
-    for dim in set(error_std.dims) & set(dynamics.dims):
-        check_order(error_std, str(dim), dynamics)
+    for dim in set(error_std.dims) & set(part.dims):
+        check_order(error_std, str(dim), part)
     wrong = {str(dim): size for dim, size in error_std.sizes.items() if size != sizes[str(dim)]}
     if wrong:
         raise ValueError(f"error_std has sizes {wrong}: expected { ({dim: sizes[dim] for dim in wrong}) }")

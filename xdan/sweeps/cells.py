@@ -39,7 +39,8 @@ def describe_observing(experiment: TwinExperiment) -> dict[str, Any]:
     """
     config = experiment.config()
     described = {"interval": config["interval"], "observe": config["observe"], "error_std": experiment.error_std}
-    if experiment.operator is not None or not isinstance(experiment.error_std, float):
+    plain = experiment.operator is None and experiment.positions is None
+    if not plain or not isinstance(experiment.error_std, float):
         observing = observing_system(experiment)
         described |= {"error_std": None, "observing": digest(*identity(observing, experiment.dynamics))}
     return described

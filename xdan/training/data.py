@@ -17,8 +17,9 @@ from ..core.learning import WindowContents
 from ..core.learning.trainer import Windows
 from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
-from ..core.observing import ObservingSystem, Operator, Sites
+from ..core.observing import FieldSites, ObservingSystem, Operator, Sites
 from ..core.random import Purpose
+from ..core.spaces import StateSpace
 
 VALIDATION_LANES, VALIDATION_CYCLES = 64, 250  # at most, of a validation
 _CLIMATE_STATES = 256  # states that a mean over the climate is taken of
@@ -37,8 +38,8 @@ class TrainingData:
     observing : ObservingSystem
     windows : Windows
     validation : Record
-    moments : tuple of float
-        Climatological mean and deviation of a site.
+    moments : tuple of float, or of list of float
+        Climatological mean and deviation of a site; of each of several fields.
     identity : mapping
         JSON that tells these data from others.
     setting : mapping
@@ -50,7 +51,7 @@ class TrainingData:
     observing: ObservingSystem
     windows: Windows
     validation: Record
-    moments: tuple[float, float]
+    moments: Moments
     identity: Mapping[str, Any]
     setting: Mapping[str, Any]
 
@@ -60,6 +61,29 @@ class TrainingData:
         if self.observing.direct:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
         return _some_climate(self.validation).flatten(1)
+
+    def error_scale(self, network: AnalysisNetwork) -> float | list[float]:
+        """Typical observation error to normalise a network with, one for each of several fields.
+
+        A field that is never observed has none. It gets the share of its climatological deviation that the errors of
+        the other fields are of theirs, in the geometric mean: it is then corrected by steps of a size like theirs.
+        """
+        space, climate = network.space, self.climate()
+        if space is None or space.single:
+            return self.observing.typical_error(climate)
+        errors = [self.observing.typical_error(climate, space.slices[name]) for name in space.names]
+        if self.observing.direct:
+            observed = (~self.validation.observation.isnan()).flatten(0, 1).any(0)
+            seen = [bool(observed[space.slices[name]].any()) for name in space.names]
+            errors = [error if is_seen else math.inf for error, is_seen in zip(errors, seen, strict=True)]
+        stds = np.asarray(self.moments[1])
+        shares = np.asarray(errors) / stds
+        usual = float(np.exp(np.log(shares[np.isfinite(shares)]).mean()))
+        return [float(one) for one in np.where(np.isfinite(shares), errors, usual * stds)]
+
+
+Moments = tuple[float, float] | tuple[list[float], list[float]]
+"""Mean and deviation, of the state or of each of its fields."""
 
 
 class TrainingSource(ABC):
@@ -102,26 +126,43 @@ def burn_in(cycles: int) -> int:
     return min(_BURN_IN, cycles // 3)
 
 
-def climate_moments(record: Record) -> tuple[float, float]:
+def climate_moments(record: Record, space: StateSpace | None = None) -> Moments:
     """Climatological mean and deviation of a site, from the truth or from observations without their errors' part.
 
-    Observations by another operator say little of the state: then the dynamics' own climate is taken. A climatology
-    that was given comes before all of these.
+    Observations by another operator say little of the state, and those of a field that is never observed nothing: then
+    the dynamics' own climate is taken. A climatology that was given comes before all of these.
+
+    Parameters
+    ----------
+    record : Record
+    space : StateSpace, optional
+        Whose fields have moments of their own, where there are several.
 
     Raises
     ------
     ValueError
         If they are not finite, or nothing varies.
     """
+    if space is None or space.single:
+        return _moments(record, slice(None), "")
+    pairs = [_moments(record, space.slices[name], f" of the field {name!r}") for name in space.names]
+    return [mean for mean, _ in pairs], [std for _, std in pairs]
+
+
+def _moments(record: Record, part: slice, of_what: str) -> tuple[float, float]:
+    """Those of some components."""
     states = record.truth
-    if record.dynamics.given_climate is not None or (states is None and not record.observing.direct):
-        states = _some_climate(record)
+    observed = record.observation[..., part] if record.observing.direct else record.observation[..., :0]
+    observed = observed[~observed.isnan()].double()
+    unseen = not record.observing.direct or (of_what and not len(observed))
+    if record.dynamics.given_climate is not None or (states is None and unseen):
+        states = _some_climate(record).flatten(1)
     if states is not None:
-        mean, std = float(states.double().mean()), float(states.double().std(correction=0))
+        states = states[..., part].double()
+        mean, std = float(states.mean()), float(states.std(correction=0))
         source = "states"
     else:
-        observed = record.observation[~record.observation.isnan()].double()
-        total, errors = float(observed.var(correction=0)), float(record.observing.error_variance().mean())
+        total, errors = float(observed.var(correction=0)), float(_part(record, part).mean())
         # Where errors are larger than the climate, a share of the observations' variance is a guess.
         variance = max(total - errors, _LEAST_CLIMATE * total)
         mean, std = float(observed.mean()), math.sqrt(variance) if variance >= 0 else math.nan
@@ -129,9 +170,9 @@ def climate_moments(record: Record) -> tuple[float, float]:
     single = np.finfo(np.float32)  # in which networks compute with the variance
     if not (math.isfinite(mean) and single.tiny < std**2 < single.max and std > _ROUNDING * abs(mean)):
         raise ValueError(
-            f"the {source} that validation reads have the mean {mean:.6g} and the deviation {std:.6g}: expected finite "
-            "ones that vary by more than rounding in single precision, as a network is normalised by them. Take a "
-            "record that moves, or other units"
+            f"the {source}{of_what} that validation reads have the mean {mean:.6g} and the deviation {std:.6g}: "
+            "expected finite ones that vary by more than rounding in single precision, as a network is normalised by "
+            "them. Take a record that moves, or other units"
         )
     return mean, std
 
@@ -143,12 +184,20 @@ def _some_climate(record: Record) -> torch.Tensor:
     )
 
 
+def _part(record: Record, part: slice) -> torch.Tensor:
+    """Error variances of some components that are observed directly; of all as R has them."""
+    variance = record.observing.error_variance()
+    if part == slice(None):
+        return variance
+    return variance.expand(*variance.shape[:-1], record.observation.shape[-1])[..., part]
+
+
 def describe_setting(
     record: Record,
     observing: ObservingSystem,
     steps: Sequence[int],
-    sites: Sites | None,
-    moments: tuple[float, float],
+    sites: Sites | FieldSites | None,
+    moments: Moments,
 ) -> dict[str, Any]:
     """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
     timestep = record.dynamics.timestep
@@ -159,16 +208,16 @@ def describe_setting(
         "interval": _range([step * timestep for step in (min(steps), max(steps))]),
         "error_std": _range(observing.error_variance().sqrt().flatten().tolist()),
         "observing": sites.to_json() if sites is not None and by_rule else round(share, 4),
-        "climate": [_short(moment) for moment in moments],
+        "climate": [[*map(_short, one)] if isinstance(one, list) else _short(one) for one in moments],
     }
 
 
-def _follows(sites: Sites, share: float, size: int) -> bool:
+def _follows(sites: Sites | FieldSites, share: float, size: int) -> bool:
     """Whether a rule of observing gives such a share of observations; a record with gaps has fewer."""
-    if sites.kind == "random":
-        return sites.low - 0.5 <= share * size <= sites.high + 0.5
-    step = sites.step if sites.kind == "every" else 1
-    return math.isclose(share * size, len(range(sites.offset, size, step)), rel_tol=1e-6)
+    least, most = sites.counts(size)
+    if least == most:
+        return math.isclose(share * size, least, rel_tol=1e-6)
+    return least - 0.5 <= share * size <= most + 0.5
 
 
 def _short(number: float) -> float:

@@ -155,7 +155,7 @@ class RecordSource(TrainingSource):
         batch = min(self.batch, len(kept))
         windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
         observing = setup.observing.to(record.observation.dtype, device)
-        moments = climate_moments(record)
+        moments = climate_moments(record, network.space)
         inside = [setup.steps[start + 1 : start + length] for start in {start for _, start in self.lanes}]
         setting = describe_setting(record, setup.observing, np.concatenate(inside).tolist(), labelled.sites, moments)
         identity = {
@@ -182,8 +182,8 @@ class RecordSource(TrainingSource):
             else:
                 _check_finite(labelled.forecast)
             _check_finite(truth)
-            refuse_fill_values(leading(truth).to_numpy(), str(truth.name))
-        check_observed(labelled.observation)
+            refuse_fill_values(leading(truth).to_numpy(), str(truth.name), True, labelled.setup.dynamics)
+        check_observed(labelled)
 
     def _kept_and_held(self) -> tuple[Lanes, Lanes]:
         """Lanes to train on, and those held back for validation: the last, which are blocks of their own in a store."""

@@ -133,7 +133,7 @@ class TwinSource(TrainingSource):
         windows: Windows = twin
         if self.teacher is not None:  # a network without memory cannot tell an ensemble that settles
             windows = TaughtTwin(twin, tune(self.teacher, record), anew=network.memory > 0)
-        moments = climate_moments(record)
+        moments = climate_moments(record, network.space)
         setting = describe_setting(record, self.observing, [self.steps], sites, moments)
         return TrainingData(dynamics, record.observing, windows, record, moments, self._identity(), setting)
 

@@ -99,8 +99,11 @@ def covariance_errors(network: AnalysisNetwork, window: Window, state: State | N
     else:
         covariance = network.covariance(forecast.flatten(0, 1))[0].unflatten(0, forecast.shape[:2])
     target = window.covariance[:, first:]
+    unit = float(network.error_std) ** 2 if (scale := network.component_errors) is None else 1.0
+    if scale is not None:
+        covariance, target = (matrix / torch.outer(scale, scale) for matrix in (covariance, target))
     # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
-    tiny = forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
+    tiny = forecast.shape[-1] * (1e-4 * unit) ** 2
     size = target.square().sum((2, 3)).clamp_min(tiny)
     # Relative each, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
     errors = (covariance - target).square().sum((2, 3)) / (size if network.memory else size.mean())

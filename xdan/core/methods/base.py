@@ -298,7 +298,7 @@ class Method(ABC):
         given = dynamics.given_climate is not None
         like = finest(dynamics.one_step, dynamics.start_states() if given else torch.zeros(1, *dynamics.shape))
         states = dynamics.climate_sample(CLIMATE_STATES, seed, purpose=Purpose.CLIMATOLOGY, like=like)
-        return observing.observe(states.double().flatten(1)).var(0)
+        return observing.climate_variance(states.double().flatten(1))
 
     # Parameters that may be tuned.
 

@@ -25,7 +25,7 @@ from .registry import register_method
 from .windowed import SlidingWindow, pushed
 
 SCALES = Tunable(tuple(10.0 ** (-k / 4) for k in range(-1, 14)), long_name="scales that were tried")
-_WINDOW_STATE = ("x", "begin", "steps", "clock", "window", "smoothed", "iterations", "unconverged")
+_WINDOW_STATE = ("x", "begin", "steps", "clock", "window", "kept", "smoothed", "iterations", "unconverged")
 
 
 @register_method
@@ -99,12 +99,7 @@ class FourDVar(Method):
         return f"try solver={other!r}, which goes the other way, or {super()._instead(mode)}"
 
     def check_record(self, record: Record) -> None:
-        """Refuse a record that is shorter than the window, or whose error differs in time."""
-        if record.observing.in_time:
-            raise ValueError(
-                "4D-Var fits the observations of several times and needs an error that is the same at all of them; "
-                "the record's differs in time: take an ensemble method or '3d-var'"
-            )
+        """Refuse a record that is shorter than the window."""
         times = record.observation.shape[1]
         if times <= self.window:
             raise ValueError(f"window={self.window}: the record has {times} times; expected more than the window")
@@ -123,16 +118,19 @@ class FourDVar(Method):
     def start(self, record: Record) -> State:
         """Begin at the climatological mean; the window has no length yet."""
         assert self._mean is not None
-        return self.window_state(self._mean.expand(record.shape), record.observation.shape[-1])
+        return self.window_state(self._mean.expand(record.shape), record)
 
-    def window_state(self, x: Tensor, observations: int) -> State:
-        """State of a window that starts at x, (B, N), and will hold so many observations of every time."""
+    def window_state(self, x: Tensor, record: Record) -> State:
+        """State of a window that starts at x, (B, N), and will hold the observations of some times of a record."""
         zero = x.new_zeros(len(x))
+        nothing = x.new_full((len(x), record.observation.shape[-1]), torch.nan)
+        kept = record.observing.at(0).kept(nothing)
         return {
+            **({} if kept is None else {"kept": self._sliding.buffer(torch.zeros_like(kept))}),
             "x": x,
             "begin": x,
             **self._sliding.opened(x),
-            "window": self._sliding.buffer(x.new_full((len(x), observations), torch.nan)),
+            "window": self._sliding.buffer(nothing),
             "smoothed": torch.full_like(x, torch.nan),
             "iterations": zero,
             "unconverged": zero,
@@ -162,13 +160,16 @@ class FourDVar(Method):
         window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
         steps, dynamics = self._sliding.counts(state), self._sliding.at_begin(state, self.dynamics)
         minimise = MINIMISERS[self.solver]
-        problem = Window(dynamics, observing, window, steps)
+        now = observing.kept(observation)
+        kept = None if now is None else pushed(state["kept"], now)
+        problem = Window(dynamics, observing, window, steps, kept)
         least = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
         return {
             **state,
             "x": advance(dynamics, least.x, sum(steps)),
             "begin": least.x,
             "window": window,
+            **({} if kept is None else {"kept": kept}),
             "smoothed": self._sliding.smoothed(state, least.x),
             "iterations": least.iterations,
             "unconverged": least.unconverged.to(least.iterations.dtype),
@@ -250,7 +251,7 @@ class EnsembleOf4DVar(EnsembleMethod):
         """Members from the climatology, a window each."""
         state = super().start(record)
         del state["noise"]  # every analysis draws its own
-        inner = self._inner.window_state(state["x"].flatten(0, 1), record.observation.shape[-1])
+        inner = self._inner.window_state(state["x"].flatten(0, 1), record)
         return {**self._outside(inner), **state}
 
     def _inside(self, state: State) -> State:

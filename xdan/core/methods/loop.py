@@ -101,7 +101,9 @@ class _Lanes:
     alive : Tensor of bool
         Whether the trajectory has not diverged.
     bound : Tensor
-        The largest component with which it has not.
+        The largest component with which it has not; of several fields one of each, (B, fields).
+    parts : tuple of int
+        Components of each of several fields; empty for one.
     whole : bool
         Whether all are alive.
     """
@@ -111,6 +113,7 @@ class _Lanes:
     alive: Tensor
     bound: Tensor
     whole: bool
+    parts: tuple[int, ...] = ()
 
     @classmethod
     def started(cls, method: Method, record: Record, state: State) -> _Lanes:
@@ -129,21 +132,23 @@ class _Lanes:
         x = state["x"]
         label = record.trajectory.to(x.device)
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        bound = (LOST * x.abs().flatten(1).amax(1).clamp_min(1.0)).clamp_max(1e30)
-        return cls(label, torch.full_like(label, method.first_cycle), alive, bound, True)
+        parts = _parts(record)
+        bound = (LOST * _largest(x, parts).clamp_min(1.0)).clamp_max(1e30)
+        return cls(label, torch.full_like(label, method.first_cycle), alive, bound, True, parts)
 
     @classmethod
     def resumed(cls, method: Method, record: Record, state: State) -> _Lanes:
         """As an earlier block left them; the blocks of methods without draws once held no `cycle`."""
         label = record.trajectory.to(state["x"].device)
         cycle = state.get("cycle", torch.full_like(label, method.first_cycle + 1))
-        return cls(label, cycle, state["alive"], state["bound"], bool(state["alive"].all()))
+        return cls(label, cycle, state["alive"], state["bound"], bool(state["alive"].all()), _parts(record))
 
     def after(self, state: State) -> _Lanes:
         """Flag those that a state has lost."""
-        bounded = state["x"].abs().flatten(1).amax(1) <= self.bound
+        bounded = _largest(state["x"], self.parts) <= self.bound
         if bool(bounded.all()):
             return self
+        bounded = bounded.all(1) if self.parts else bounded
         return replace(self, alive=self.alive & bounded, whole=False)
 
     def handed(self, state: State) -> State:
@@ -168,6 +173,19 @@ class _Lanes:
         """A state with what the next block needs of the loop."""
         entries = {name: value for name, value in state.items() if name not in KEPT}
         return {**entries, **{name: getattr(self, name) for name in KEPT}}
+
+
+def _parts(record: Record) -> tuple[int, ...]:
+    """Components of each of several fields; empty for one."""
+    space = record.dynamics.space
+    return () if space.single else tuple(field.geometry.size for field in space)
+
+
+def _largest(x: Tensor, parts: tuple[int, ...]) -> Tensor:
+    """Largest size of a component, (B,), or of one of each field, (B, fields), of states (B, N) or (B, M, N)."""
+    if not parts:
+        return x.abs().flatten(1).amax(1)
+    return torch.stack([part.abs().flatten(1).amax(1) for part in x.split(parts, -1)], 1)
 
 
 def _row(method: Method, forecast: State, analysis: State, observation: Tensor, members: bool) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -23,17 +23,23 @@ _LEAST_CURVATURE = 1e-12  # of a pair that counts
 class Window:
     """What 4D-Var fits: observations of shape (B, W, P), NaN where there are none, each after some model steps.
 
-    The dynamics stands at the window's start.
+    The dynamics stands at the window's start. `kept` is what differs in time of H and R, (B, W, P, Q), where
+    something does.
     """
 
     dynamics: Dynamics
     observing: ObservingSystem
     observation: Tensor
     steps: Sequence[int]
+    kept: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Window:
         """Keep some of the trajectories."""
-        return Window(self.dynamics, self.observing, self.observation[rows], self.steps)
+        return replace(self, observation=self.observation[rows], kept=None if self.kept is None else self.kept[rows])
+
+    def _observing_at(self, j: int) -> ObservingSystem:
+        """H and R of the j-th time."""
+        return self.observing.kept_before(None if self.kept is None else self.kept[:, j])
 
     def misfits(self, x: Tensor) -> Tensor:
         """Whitened y - H M(x) at every time, shape (B, W, P)."""
@@ -51,7 +57,8 @@ class Window:
     def _misfit(self, x: Tensor, j: int) -> Tensor:
         """Whitened y - H(x) at the j-th time, (B, P)."""
         observation, observed = split_observation(self.observation[:, j])
-        return self.observing.whiten(observation - self.observing.observe(x), observed)
+        observing = self._observing_at(j)
+        return observing.whiten(observation - observing.observe(x), observed)
 
     def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Misfits, (B, W P), and whitened derivatives of H M along directions, (B, M, W P)."""
@@ -60,7 +67,8 @@ class Window:
             x, directions = advance_along(dynamics, x, directions, steps)
             misfits.append(self._misfit(x, j))
             observed = ~self.observation[:, j].isnan()
-            slopes.append(self.observing.whiten(self.observing.tangent(x, directions), observed))
+            observing = self._observing_at(j)
+            slopes.append(observing.whiten(observing.tangent(x, directions), observed))
         return torch.cat(misfits, 1), torch.cat(slopes, 2)
 
 
