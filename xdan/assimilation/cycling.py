@@ -82,8 +82,10 @@ def cycle(
         What the Dataset does not say of itself.
 
         - dynamics : Dynamics: where the attributes name none that is registered;
-        - truth, observation : str: names of the variables, where their attributes and names do not say the role;
-        - observation_error : str, float or array: a variable's name, standard deviations, or R;
+        - truth, observation : str, or mapping of fields' names to str: names of the variables, where their attributes
+          and names do not say the role. Fields that the mapping `observation` leaves out are not observed;
+        - observation_error : str, float, array, or mapping of fields' names to these: a variable's name, standard
+          deviations, or R;
         - operator : str, array or callable: H, where observations lie along `obs`: a variable's name, a matrix (P, N),
           or a torch function of states (..., N), which no store can hold;
         - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own

@@ -191,10 +191,9 @@ def label_run(
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
     described: dict[str, Any] = {"title": f"cycled with {method.name}", "seed": seed, "method": method.name}
     described["method_parameters"] = method.config()
-    if labelled.notes:
-        described["xdan_notes"] = list(labelled.notes)
     if setup.restart_after is not None:
         described["restart_after"] = setup.restart_after
     if method.to_tune():
         described["tuned_on"] = method.tune_on
-    return sealed(result).assign_attrs(attributes(setup.dynamics, **described, **more))
+    notes = {"xdan_notes": list(labelled.notes)} if labelled.notes else {}
+    return sealed(result).assign_attrs(attributes(setup.dynamics, **described, **more) | notes)
