@@ -17,6 +17,7 @@ import xarray as xr
 from ..core.checks import XdanWarning as XdanWarning
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.spaces import Coordinate
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
 CHANNEL = "channel"  # of a network's memory
@@ -166,12 +167,17 @@ def check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
 
 def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:
     """Coordinates of the state's dims, as xarray takes them."""
+    return labelled_coordinates(model.coordinates)
+
+
+def labelled_coordinates(coordinates: Mapping[str, Coordinate]) -> dict[str, tuple[str, Any, dict[str, str]]]:
+    """Coordinates of a model or a geometry, as xarray takes them."""
 
     def labels(values: tuple[float | str, ...]) -> Any:
         # Strings as objects: Zarr has a specification for those of any length only.
         return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)
 
-    return {dim: (dim, labels(c.values), dict(c.attributes)) for dim, c in model.coordinates.items()}
+    return {dim: (dim, labels(c.values), dict(c.attributes)) for dim, c in coordinates.items()}
 
 
 def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
