@@ -12,7 +12,7 @@ import xarray as xr
 from ..core.dynamics import Dynamics
 from ..core.spaces import Field
 from ..records.blocks import tensor_to_array
-from ..records.schema import Array, labelled_coordinates
+from ..records.schema import Array
 
 FIELD = "field"  # dim of the scores of several fields
 _EQUAL = 1e-9  # relative difference of areas that are one area
@@ -39,17 +39,6 @@ class FieldPart:
     def size(self) -> int:
         """Points of the field."""
         return self.field.geometry.size
-
-    def unpack(self, values: xr.DataArray, state: Hashable) -> xr.DataArray:
-        """The field of values of a packed state, on its own dims and coordinates."""
-        cut, geometry = values.isel({state: self.place}).transpose(..., state), self.field.geometry
-        lead = [dim for dim in cut.dims if dim != state]
-        data = cut.data.reshape(*cut.shape[:-1], *geometry.shape)
-        coordinates: dict[Any, Any] = {name: cut[name] for name in cut.coords if state not in cut[name].dims}
-        coordinates |= labelled_coordinates(geometry.coordinates)
-        attributes = {"long_name": f"{self.field.title}: {cut.attrs['long_name']}", "units": self.field.units}
-        attributes["xdan_field"] = self.field.name
-        return xr.DataArray(data, coordinates, [*lead, *geometry.dims], attrs=attributes)
 
     def mean(self, values: xr.DataArray, dims: Sequence[Hashable]) -> xr.DataArray:
         """Mean over the field's dims by area; NaN where one value is."""

@@ -16,10 +16,11 @@ from ..core import scores as kernels
 from ..core.checks import choice, integer, shown
 from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
+from ..records.fields import split, state_coordinates
 from ..records.following import astray, beginning
 from ..records.record import LabelledRecord, RecordWords, read
-from ..records.runs import read_run
-from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, state_coordinates, to_power
+from ..records.runs import held_in, read_run, sizes_in
+from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, to_power
 from ..records.store import check_whole
 from ..records.values import fill_text, leading
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
@@ -443,15 +444,11 @@ def _unpacked(scores: xr.Dataset, pair: _Pair) -> xr.Dataset:
             if source is not None:  # labels of the user's own, such as longitudes
                 coordinates |= {dim: source[dim] for dim in means.dims if dim in source.coords}
         return scores.assign_coords({dim: coordinates[dim] for dim in means.dims})
-    (state,) = means.dims
     variables: dict[Hashable, xr.DataArray] = {}
     for name, score in scores.data_vars.items():
-        if state not in score.dims:
-            variables[name] = score
-            continue
-        for part in means.parts:
-            variables[f"{name}_{part.field.name}"] = part.unpack(score, state)
-    return xr.Dataset(variables, {name: value for name, value in scores.coords.items() if state not in value.dims})
+        packed = set(means.dims) <= set(score.dims)
+        variables.update(split(score, model, str(name)) if packed else {name: score})
+    return xr.Dataset(variables, attrs=scores.attrs)
 
 
 def _also(
@@ -638,10 +635,9 @@ def _match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) ->
     """Record and run on the same labels, burn-in left out."""
     labelled = read(ds, **words)
     variables = read_run(labelled, run, ("forecast", "analysis"))
-    variables |= read_run(labelled, run, [name for name in _SPREADS if name in run])
-    for name in _MEMBERS:
-        if name in run:
-            variables[name] = _members(labelled, run, name)
+    variables |= read_run(labelled, run, held_in(labelled, run, _SPREADS))
+    for name in held_in(labelled, run, _MEMBERS):
+        variables[name] = _members(labelled, run, name)
     cycles = labelled.observation.sizes[TIME]
     burn_in = integer("burn_in", burn_in)
     if not 0 <= burn_in < cycles:
@@ -675,9 +671,9 @@ def _follows(labelled: LabelledRecord) -> Cause | None:
 
 def _members(labelled: LabelledRecord, run: xr.Dataset, name: str) -> xr.DataArray:
     """Members of a run, dims (trajectory, time, *state, member)."""
-    if not run[name].sizes.get(MEMBER):
-        raise ValueError(f"the run's {name!r} has sizes {dict(run[name].sizes)}: expected one {MEMBER!r} at least")
-    members = read_run(labelled, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
+    if not (sizes := sizes_in(labelled, run, name)).get(MEMBER):
+        raise ValueError(f"the run's {name!r} has sizes {sizes}: expected one {MEMBER!r} at least")
+    members = read_run(labelled, run, (name,), extra={MEMBER: sizes[MEMBER]})[name]
     return members.transpose(..., MEMBER)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
@@ -12,14 +12,15 @@ from torch import Tensor
 
 from .checks import real_array, shown
 from .dynamics import Dynamics, check_declarations, dynamics_to_json
-from .observing import Sites
+from .observing import FieldSites, Sites
+from .spaces import StateSpace
 
 
 class TwinSetting(TypedDict, total=False):
     """Parameters of a `TwinExperiment` beside its dynamics, for verbs that take them by keyword."""
 
     interval: float | Sequence[float]
-    observe: Sites | None
+    observe: Sites | FieldSites | Mapping[str, Sites] | None
     operator: Any
     error_std: Any
     error_covariance: Any
@@ -39,17 +40,19 @@ class TwinExperiment:
         The truth's, and that of every forecast.
     interval : float or sequence of float
         Model time between analyses; a sequence gives the intervals of a record one by one.
-    observe : Sites, optional
-        The observing network; every site by default. With an operator, which of its observations are made.
+    observe : Sites, or mapping of str to Sites, optional
+        The observing network; every site by default. Of a state of several fields, Sites by the fields' names: fields
+        without are not observed; Sites alone are for every field. With an operator, which of its observations are made.
     operator : array, shape (P, *state), or callable, optional
         H, by default the state itself; a matrix, or a torch function of states (..., N). A DataArray has the dims
-        (obs, *state).
+        (obs, *state). Of a state of several fields: a matrix (P, N), a mapping of fields' names to arrays (P, *shape),
+        or a torch function of such a mapping of tensors (..., *shape).
     error_std : float or array of the shape of one time's observations, with the times before it where it differs
         Standard deviation of the observation errors, in the units of the observations; 1 by default. A DataArray may
-        have any of their dims.
+        have any of their dims. Of a state of several fields also a mapping of their names to the errors of each.
     error_covariance : array, shape (P, P), optional
         Full R, instead of `error_std`. A DataArray has the dims of the observations twice, the second time with the
-        suffix "_dual".
+        suffix "_dual". Of a state of several fields (N, N), over the packed state.
 
     Raises
     ------
@@ -69,7 +72,7 @@ class TwinExperiment:
 
     dynamics: Dynamics
     interval: float | Sequence[float] = 0.05
-    observe: Sites = field(default_factory=Sites.all)
+    observe: Sites | FieldSites = field(default_factory=Sites.all)
     operator: Any = None
     error_std: Any = None
     error_covariance: Any = None
@@ -78,14 +81,11 @@ class TwinExperiment:
         if not isinstance(self.dynamics, Dynamics):
             raise TypeError(f"dynamics={shown(self.dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
         check_declarations(self.dynamics)
-        observe = Sites.all() if self.observe is None else self.observe
-        if not isinstance(observe, Sites):
-            raise TypeError(
-                f"observe={shown(observe)}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)"
-            )
+        space = self.dynamics.space
+        observe = _observing_network(self.observe, space, self.operator is not None)
         operator = self.operator
         if operator is not None and not callable(operator):
-            operator = _copied("operator", operator)
+            operator = _of_each_field("operator", operator, space, _copied)
         if self.error_std is not None and self.error_covariance is not None:
             raise ValueError(
                 "expected one of error_std= and error_covariance=, both were given; None takes back the other"
@@ -95,7 +95,13 @@ class TwinExperiment:
             deviations = None
             covariance = _copied("error_covariance", covariance)
         else:
-            deviations = _deviations(1.0 if self.error_std is None else self.error_std)
+            error_std = 1.0 if self.error_std is None else self.error_std
+            if isinstance(error_std, Mapping) and self.operator is not None:
+                raise ValueError(
+                    f"error_std={shown(error_std)} beside operator=: expected numbers, as what an operator gives is of "
+                    "no field"
+                )
+            deviations = _of_each_field("error_std", error_std, space, _deviations)
         values = {
             "interval": _interval(self.interval),
             "observe": observe,
@@ -163,9 +169,9 @@ class TwinExperiment:
         if callable(self.operator):
             described["operator"] = getattr(self.operator, "__qualname__", type(self.operator).__name__)
         elif self.operator is not None:
-            described["operator"] = np.asarray(self.operator).tolist()
+            described["operator"] = _plain(self.operator)
         label = "error_std" if self.error_covariance is None else "error_covariance"
-        return {**described, label: np.asarray(getattr(self, label)).tolist()}
+        return {**described, label: _plain(getattr(self, label))}
 
     def __repr__(self) -> str:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -182,12 +188,57 @@ def _interval(interval: Any) -> float | tuple[float, ...]:
     return tuple(intervals.tolist()) if intervals.ndim else float(intervals)
 
 
-def _deviations(error_std: Any) -> Any:
-    deviations = real_array("error_std", error_std, finite=False)
+def _observing_network(observe: Any, space: StateSpace, has_operator: bool) -> Sites | FieldSites:
+    """Sites of the state, of each of its fields, or of what an operator gives."""
+    if isinstance(observe, FieldSites):  # of another experiment, of which this one is a variant
+        observe = Sites.all() if observe.kind == "all" else observe.sites
+    observe = Sites.all() if observe is None else observe
+    several = space.single is None and not has_operator
+    if isinstance(observe, Mapping) and not several:
+        one = "operator= gives observations of no field" if has_operator else "the state has one field alone"
+        raise ValueError(
+            f"observe={shown(observe)} is a mapping, and {one}: expected Sites, such as xdan.Sites.every(2)"
+        )
+    if not isinstance(observe, (Sites, Mapping)):
+        raise TypeError(f"observe={shown(observe)}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)")
+    return FieldSites(space, observe) if several else observe  # type: ignore[return-value]
+
+
+def _of_each_field(label: str, value: Any, space: StateSpace, take: Callable[[str, Any], Any]) -> Any:
+    """Check a parameter, or that of each field where it is a mapping of their names."""
+    if not isinstance(value, Mapping):
+        return take(label, value)
+    check_field_names(label, value, space)
+    return {name: take(f"{label}[{name!r}]", one) for name, one in value.items()}
+
+
+def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -> None:
+    """Refuse a mapping for a state of one field, or with keys that are no field's name.
+
+    Raises
+    ------
+    ValueError
+    """
+    if space.single is not None:
+        raise ValueError(
+            f"{label}={shown(dict(value))} is a mapping, and the state has one field alone: expected what stands for it"
+        )
+    if not value or (unknown := [name for name in value if name not in space.names]):
+        what = shown(unknown) if value else "no field"
+        raise ValueError(f"{label}= names {what}: expected fields of the state, some of {space.names}")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as lists, in a mapping of fields too."""
+    return {name: _plain(one) for name, one in value.items()} if isinstance(value, dict) else np.asarray(value).tolist()
+
+
+def _deviations(label: str, error_std: Any) -> Any:
+    deviations = real_array(label, error_std, finite=False)
     wrong = deviations[~(np.isfinite(deviations) & (deviations > 0))]
     if wrong.size:
-        raise ValueError(f"error_std holds the standard deviation {wrong[0]:g}: expected positive finite values")
-    return _copied("error_std", error_std)
+        raise ValueError(f"{label} holds the standard deviation {wrong[0]:g}: expected positive finite values")
+    return _copied(label, error_std)
 
 
 def _copied(label: str, value: Any) -> Any:
