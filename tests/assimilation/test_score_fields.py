@@ -7,6 +7,7 @@ import xarray as xr
 
 import xdan
 from xdan.assimilation.score_fields import FieldMeans
+from xdan.records.fields import split
 
 pytestmark = pytest.mark.filterwarnings("ignore:the truth does not follow:xdan.XdanWarning")
 SPHERE = xdan.Sphere(4, 6)
@@ -21,19 +22,16 @@ def model_of(state):
 
 
 def record(model, cycles=7, error_std=1.0):
-    ds = xdan.twin(model, interval=0.05, cycles=cycles, trajectories=3, error_std=error_std, dtype="float64").compute()
+    """Noise as truth, observations and run; of several fields packed."""
     rng = np.random.default_rng(0)
-    ds = ds.assign(truth=ds.truth.copy(data=rng.normal(size=ds.truth.shape)))
-    noise = [rng.normal(size=ds.truth.shape) for _ in range(4)]
-    run = xr.Dataset(
-        {
-            "forecast": ds.truth + noise[0],
-            "analysis": ds.truth + 0.5 * noise[1] + 0.3,
-            "forecast_spread": abs(ds.truth.copy(data=noise[2])),
-            "spread": abs(ds.truth.copy(data=noise[3])),
-        }
-    )
-    return ds, run
+    dims, shape = (*DIMS, *model.dims), (3, cycles, *model.shape)
+    labels = {"trajectory": np.arange(3), "time": 0.05 * np.arange(cycles)}
+    labels |= {dim: (dim, list(one.values), one.attributes) for dim, one in model.coordinates.items()}
+    truth, *noise = (xr.DataArray(rng.normal(size=shape), labels, dims) for _ in range(6))
+    error = xr.DataArray(np.broadcast_to(error_std, model.shape), dims=model.dims)
+    ds = xr.Dataset({"truth": truth, "observation": truth + error * noise[0], "observation_error": error})
+    run = {"forecast": truth + noise[1], "analysis": truth + 0.5 * noise[2] + 0.3}
+    return ds, xr.Dataset(run | {"forecast_spread": abs(noise[3]), "spread": abs(noise[4])})
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +147,16 @@ def test_every_score_of_several_fields_is_that_of_the_field_alone(fields):
                 whole[name].sel(field=field) if "field" in whole[name].dims else whole[name],
                 expected[name], rtol=1e-12, atol=1e-14, err_msg=name,
             )  # fmt: skip
+
+
+def test_labelled_fields_have_the_scores_of_packed_ones(fields):
+    model, ds, run = fields
+    apart = xr.merge([xr.Dataset(split(ds[name], model, name)) for name in ("truth", "observation")])
+    apart = apart.assign(observation_error_h=2.0, observation_error_c=0.5)
+    of_run = xr.merge([xr.Dataset(split(values, model, name)) for name, values in run.items()])
+    for along in ("state", "site"):
+        found = xdan.score(apart, of_run, dynamics=model, along=along)
+        xr.testing.assert_allclose(found, xdan.score(ds, run, dynamics=model, along=along), rtol=1e-12)
 
 
 @pytest.mark.filterwarnings("error")

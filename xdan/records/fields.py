@@ -7,6 +7,7 @@ the verbs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -373,6 +374,29 @@ def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
         names = [field.name for field in model.space for _ in range(field.geometry.size)]
         # Strings as objects: Zarr has a specification for those of any length only.
         labels[f"{dim}_field"] = dim, np.array(names, dtype=object), {"long_name": "field of the component"}
+    return labels
+
+
+def factor_labels(model: Dynamics, factor: str, field: str | None = None) -> dict[str, Any]:
+    """Coordinates of a factor i, j or l of a derivative, over the whole state or one field.
+
+    One dim has the field's own labels. Several dims have the sites' numbers, and beside them a label from each dim,
+    `i_lat` and `i_lon`; the components of a packed state their numbers and the field that each is of. The attribute
+    `periodic` is 1 where a dim closes on itself.
+    """
+    if field is None and model.space.single is None:
+        return packed_labels(model, factor)
+    part = next(one for one in parts_of(model) if one.field is None or one.field.name == field)
+    closed = (True,) * len(part.dims) if part.geometry is None else part.geometry.closed
+    number = np.arange(math.prod(part.shape)).reshape(part.shape)
+    labels: dict[str, Any] = {factor: (factor, number.ravel(), {"long_name": "site of the flattened field"})}
+    for axis, dim in enumerate(part.dims):
+        index = (number // math.prod(part.shape[axis + 1 :])) % part.shape[axis]
+        coordinate = part.coordinates[dim]
+        said: dict[str, Any] = {key: value for key, value in coordinate.attributes.items() if key != "axis"}
+        said["periodic"] = int(closed[axis])
+        name = factor if len(part.dims) == 1 else f"{factor}_{dim}"
+        labels[name] = factor, _labels(tuple(coordinate.values[k] for k in index.ravel())), said
     return labels
 
 

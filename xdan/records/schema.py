@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -171,20 +170,6 @@ def check_order(variable: xr.DataArray, dim: str, grid: HasCoordinates) -> None:
             f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {labels[:4]}..., "
             f"expected {expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
         )
-
-
-def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
-    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim."""
-    dims, shape = model.dims, model.shape
-    if len(dims) == 1:
-        return {factor: (factor, list(model.coordinates[dims[0]].values))}
-    number = np.arange(math.prod(shape)).reshape(shape)
-    labels: dict[str, Any] = {factor: (factor, number.ravel().tolist())}
-    for axis, dim in enumerate(dims):
-        index = (number // math.prod(shape[axis + 1 :])) % shape[axis]
-        values = model.coordinates[dim].values
-        labels[f"{factor}_{dim}"] = (factor, [values[k] for k in index.ravel().tolist()])
-    return labels
 
 
 def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:

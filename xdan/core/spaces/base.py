@@ -53,6 +53,11 @@ class Geometry(ABC):
         """Plain JSON values from which `type(self)(**parameters)` makes the same geometry."""
         return constructor_values(self)
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """For each dim, whether it closes on itself, so that the last point is beside the first; none by default."""
+        return (False,) * len(self.dims)
+
     @abstractmethod
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Continue fields beyond the ends of each dim, for convolutions.

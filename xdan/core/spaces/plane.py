@@ -88,6 +88,11 @@ class Plane(Geometry):
         x = columns.pad(x, widths[1:])
         return rows.pad(x.mT, widths[:1]).mT if widths[0] else x
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Which axes are periodic."""
+        return tuple(self.periodic)
+
     def weights(self) -> Tensor:
         """Area of each cell."""
         rows, columns = (axis.weights() for axis in self.axes)

@@ -89,6 +89,11 @@ class Ring(Geometry):
             return torch.cat([x[..., count - width :], x, x[..., :width]], -1)
         return along(x, -1, torch.arange(-width, count + width) % count)
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """It closes."""
+        return (True,)
+
     def weights(self) -> Tensor:
         """Half the way to the neighbour on each side."""
         place = self._axis()

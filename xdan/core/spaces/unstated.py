@@ -50,6 +50,11 @@ class Unstated(Geometry):
         (width,), count = widths, x.shape[-1]
         return x.index_select(-1, (torch.arange(-width, count + width) % count).to(x.device))
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """One dim, as it is padded as a ring is."""
+        return (len(self.dims) == 1,) * len(self.dims)
+
     def symmetries(self) -> dict[str, Tensor]:
         """Shifts along each dim by one, as if it were periodic."""
         grid = torch.arange(self.size).reshape(self.shape)
