@@ -301,10 +301,13 @@ def test_gains_are_equivariant_to_the_group_of_one_to_three_fields(coupled, geom
     assert whole <= {tuple(group.permutation(k).tolist()) for k in range(len(group))}
     net = Network.from_module(coupled(space.to_json()).double(), model.dims, {})
     gain = functools.partial(xdan.gain, network=net, kind="marginal", dynamics=model)
+    states = [ds["truth" if space.single else f"truth_{name}"] for name in space.names]
+    packed = np.concatenate([one.values.reshape(1, 2, -1) for one in states], -1)
     gamma = gain(ds).values[0, 0]
     assert abs(gamma).max() > 1e-3
     for k in {min(1, len(group) - 1), len(group) - 1}:
         g = group.permutation(k).numpy()
-        flat = ds.truth.values.reshape(1, 2, -1)[..., g].reshape(ds.truth.shape)
-        moved = gain(ds.assign(truth=ds.truth.copy(data=flat))).values[0, 0]
-        np.testing.assert_allclose(moved, gamma[g][:, g][:, :, g], rtol=0, atol=1e-12)
+        moved = zip(states, space.slices.values(), strict=True)
+        turned = ds.assign({x.name: x.copy(data=packed[..., g][..., place].reshape(x.shape)) for x, place in moved})
+        found = gain(turned).values[0, 0]
+        np.testing.assert_allclose(found, gamma[g][:, g][:, :, g], rtol=0, atol=1e-12)

@@ -188,10 +188,8 @@ def rmse_in_time(
         if "field" in rmse.dims:
             units = scores["field_units"].values
             named = {str(field): rmse.sel(field=field, drop=True) for field in rmse["field"].values}
-            words = [
-                f" of {field}" + (f" ({unit})" if unit != "1" else "") for field, unit in zip(named, units, strict=True)
-            ]
-            of_fields = dict(zip(words, named.values(), strict=True))
+            headings = [f" of {in_units(field, unit)}" for field, unit in zip(named, units, strict=True)]
+            of_fields = dict(zip(headings, named.values(), strict=True))
         for field, curve in of_fields.items():
             title = f"analysis RMSE{field}, mean over trajectories"
             lines = _rmse_line(curve.assign_coords({TIME: when}), TIME, title=title, **options)
