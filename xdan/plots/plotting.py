@@ -18,6 +18,7 @@ from ..records.schema import TIME, TRAJECTORY
 
 WIDTH, HEIGHT, LEGEND_WIDTH = 760, 260, 210
 _TICKS = 12  # names on an axis that can be read
+_DEGREES = {"degrees_north": 30, "degrees_east": 60}  # between ticks of latitudes and longitudes
 PADDING = 0.04  # share of a picture's axes beyond its points
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -104,7 +105,9 @@ def placed(labels: xr.DataArray, axis: str) -> tuple[Any, dict[str, Any]]:
     if values.dtype.kind in "iufM" and not np.isnan(values).any():
         steps = np.diff(values).astype(np.float64)
         if (steps > 0).all() or (steps < 0).all():
-            return values, {}
+            every = _DEGREES.get(str(labels.attrs.get("units")))
+            ticks = list(range(-360, 361, every)) if every and np.ptp(values) > 2 * every else None
+            return values, {} if ticks is None else {f"{axis}ticks": ticks}
     every = math.ceil(len(values) / _TICKS)
     names = labels.values
     return np.arange(len(names)), {f"{axis}ticks": [(k, str(names[k])) for k in range(0, len(names), every)]}
@@ -174,7 +177,8 @@ def rmse_in_time(
 
     cut, log = {TIME: cycles_of(cycles, slice(None))}, switch("log", log)
     runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
-    read(dataset("ds", ds), needs_truth="a picture of the error", **words)
+    labelled = read(dataset("ds", ds), needs_truth="a picture of the error", **words)
+    xlabel = axis_label(labelled.observation[TIME])
     panels: dict[str, list[Any]] = {}
     for (name, run), colour in zip(runs.items(), cycle_colours(len(runs)), strict=True):
         scores = score(ds, run, dim=TRAJECTORY, **words)
@@ -183,7 +187,7 @@ def rmse_in_time(
             raise ValueError(f"cycles={cycles}: expected some of the record's cycles")
         rmse = rmse.where(rmse > 0) if log else rmse
         when, xticks = placed(rmse[TIME], "x")
-        options = {"color": colour, "label": name, "logy": log, "xlabel": axis_label(rmse[TIME]), **xticks}
+        options = {"color": colour, "label": name, "logy": log, "xlabel": xlabel, **xticks}
         of_fields = {"": rmse}
         if "field" in rmse.dims:
             units = scores["field_units"].values

@@ -106,6 +106,8 @@ def hovmoller(
 ) -> Any:
     """Truth, analysis and error of one trajectory in space and time, for every field of one dim.
 
+    Components are drawn so where there is no other field of one dim; `component_curves` draws them as lines.
+
     Parameters
     ----------
     ds, run : xarray.Dataset
@@ -180,7 +182,7 @@ def component_curves(
     title: str = "",
     **words: Unpack[RecordWords],
 ) -> Any:
-    """Truth and analysis of single components in time, for every field of one dim.
+    """Truth and analysis of single components in time, or where there are none, of the points of fields of one dim.
 
     Parameters
     ----------
@@ -228,7 +230,9 @@ def _picture(
     assert labelled.truth is not None
     row = position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])
     pairs = field_pairs(labelled, run, row)
-    drawn = [pair for pair in pairs if len(pair.part.dims) == dims]
+    fitting = [pair for pair in pairs if len(pair.part.dims) == dims]
+    # Beside fields that are usually drawn so, others of as many dims are left to their own picture.
+    drawn = [pair for pair in fitting if KINDS[pair.kind] is draw] or fitting
     if not drawn:
         raise ValueError(f"the state has dims {pairs[0].part.dims}: {shows}, expected {dims}; see xdan.explore")
     if not labelled.truth[0, times].size:
@@ -322,12 +326,13 @@ def _curves(pairs: list[FieldPair], times: slice, title: str) -> Any:
         labels = values[dim].values.tolist()
         shown = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _MOST_LINES)).round().astype(int))
         for k in shown:
-            lines = []
-            for label, colour in (("truth", "#000000"), ("analysis", "#D55E00")):
-                curve = hv.Curve((when, values[label].isel({dim: k}).values), TIME, label=label)
-                lines.append(curve.opts(color=colour, line_dash="solid" if label == "truth" else "dashed"))
             name = f"{labels[k]:g}" if isinstance(labels[k], float) else str(labels[k])
             field = "" if pair.part.field is None else f"{pair.part.field.title} "
+            lines = []
+            for label, colour in (("truth", "#000000"), ("analysis", "#D55E00")):
+                # Panels share an axis where they share a dimension's name: that of time alone.
+                curve = hv.Curve((when, values[label].isel({dim: k}).values), TIME, f"{field}{name}", label=label)
+                lines.append(curve.opts(color=colour, line_dash="solid" if label == "truth" else "dashed"))
             panel = hv.Overlay(lines).opts(
                 title=f"{field}{name}{', analysis of ' + title if title else ''}",
                 xlabel=axis_label(values[TIME]),
