@@ -118,7 +118,7 @@ def test_a_gain_between_walls_keeps_its_labels():
     assert frame.loc[3.5, 3.5] == 1.0
     assert frame.loc[0.5, 0.5] == 0.25
     (plot,) = panels(panel)
-    assert axes(plot) == ("height (km), of the projected innovation", "height (km), of the increment")
+    assert axes(plot) == ("j: height (km)", "i: height (km)")
 
 
 @pytest.mark.parametrize(("fields", "place"), [("h h h", 5), ("h u h", 2)])
@@ -135,4 +135,4 @@ def test_a_gain_on_a_grid_is_a_map(fields, place):
     np.testing.assert_allclose(panel.dimension_values(2, flat=False), expected, rtol=1e-12)
     (plot,) = panels(panel)
     assert axes(plot) == ("longitude (degrees_east)", "latitude (degrees_north)")
-    assert plot.title.text.startswith(f"all increment of h for an innovation of {fields.split()[1]} at the ")
+    assert plot.title.text.startswith(f"all increment of h, innovation of {fields.split()[1]} at ")

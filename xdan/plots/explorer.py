@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY, reference_site
-from .gain_plots import about_reference, gain_map
+from .gain_plots import about_reference, gain_map, on_ring
 from .plotting import dataset, mapping, sweep_curves
 from .state_plots import field_pairs, read_with_truth, state_pictures
 
@@ -181,6 +181,8 @@ def _gain_view(systems: Mapping[str, Sequence[xr.DataArray]]) -> Any:
         omega = about(system.value, r)
         if omega is None:
             return _csv(xr.Dataset().to_dataframe())
+        if not on_ring(omega):
+            return _csv(omega.rename("gain").to_dataframe())
         drawn = about_reference(omega, within.value).rename("gain").rename(i="i_minus_r", j="j_minus_r")
         return _csv(drawn.assign_coords(reference=r).to_dataframe())
 
@@ -193,7 +195,7 @@ def _step(omega: xr.DataArray) -> int:
     sites, group = omega.sizes["i"], str(omega.attrs.get("group", ""))
     if turns := re.search(r"turns of the ring by (\d+)", group):
         return int(turns[1])
-    return sites if group else max(1, sites // int(omega.attrs.get("group_size", sites)))
+    return sites if group or not on_ring(omega) else max(1, sites // int(omega.attrs.get("group_size", sites)))
 
 
 def _cube_view(cube: xr.Dataset) -> Any:

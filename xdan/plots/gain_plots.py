@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import xarray as xr
 
 from ..core.checks import integer, switch
 from ..records.schema import TIME, TRAJECTORY, reference_site
-from .plotting import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, mapping
+from .plotting import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, mapping, placed
 
 _PANEL = 330
 
@@ -70,7 +71,9 @@ def gain_map(
         vertical, horizontal = (str(dim) for dim in one.values.dims)
         if one.words:  # a map
             reach = [float(np.ptp(one.values[dim].values)) or 1.0 for dim in (vertical, horizontal)]
-            options |= {"frame_width": _PANEL, "frame_height": max(_PANEL // 4, round(_PANEL * reach[0] / reach[1]))}
+            width = _PANEL + 100  # titles are long
+            options |= {"frame_width": width, "frame_height": max(_PANEL // 4, round(width * reach[0] / reach[1]))}
+            options |= one.ticks
             panel = (one.values / scale).hvplot.quadmesh(x=horizontal, y=vertical, rasterize=False, **options)
         else:
             options |= {"width": _PANEL + 90, "height": _PANEL}
@@ -84,39 +87,52 @@ class _Drawn(NamedTuple):
 
     values: xr.DataArray
     labels: tuple[str, str]
-    words: str
+    words: str = ""
+    ticks: Mapping[str, Any] = MappingProxyType({})
 
 
 def _about(omega: xr.DataArray, within: int | None) -> _Drawn:
     """A symmetry average as it is drawn: about r on a ring, by labels elsewhere, as a map where i has two dims."""
     reference_site(omega)
     of = [f" of {field}" for field in str(omega.attrs.get("fields", "")).split()] or ["", "", ""]
-    grid = [str(name) for name in omega.coords if str(name).startswith("i_") and name != "i_field"]
-    if len(grid) == 2:
+    if len(grid := _grid(omega)) == 2:
         return _map(omega, grid, of)
-    if all(omega[f].attrs.get("periodic", 1) for f in ("i", "j")) and omega.sizes["i"] == omega.sizes["j"]:
+    if on_ring(omega):
         labels = f"i - r, site of the increment{of[0]}", f"j - r, site of the projected innovation{of[1]}"
-        return _Drawn(about_reference(omega, within), labels, "")
-    words = ("increment" + of[0], "projected innovation" + of[1])
-    names = [f"{axis_label(omega[f])}, of the {w}" for f, w in zip(("i", "j"), words, strict=True)]
+        return _Drawn(about_reference(omega, within), labels)
+    names = [f"{f}{field}: {axis_label(omega[f])}" for f, field in zip(("i", "j"), of, strict=False)]
     plain = xr.DataArray(
         omega.transpose("i", "j").to_numpy(), {f: omega[f].values for f in ("i", "j")}, ("i", "j"), "value"
     )
-    return _Drawn(plain, (names[0], names[1]), "")
+    return _Drawn(plain, (names[0], names[1]))
+
+
+def on_ring(omega: xr.DataArray) -> bool:
+    """Whether i and j go around one ring, as they do where their labels do not say otherwise."""
+    closed = "i_field" not in omega.coords and all(omega[f].attrs.get("periodic", 1) for f in ("i", "j"))
+    return closed and not _grid(omega) and omega.sizes["i"] == omega.sizes["j"]
+
+
+def _grid(omega: xr.DataArray) -> list[str]:
+    """Names of the labels of a field of several dims."""
+    return [str(name) for name in omega.coords if str(name).startswith("i_") and name != "i_field"]
 
 
 def _map(omega: xr.DataArray, grid: list[str], of: list[str]) -> _Drawn:
     """Increments on a map for the innovation at one j."""
     values = omega.transpose("i", "j").to_numpy()
-    place, where = reference_site(omega), "the same place"
+    place, where = reference_site(omega), "r"
     if of[1] != of[2] or values.shape[0] != values.shape[1]:
-        place, where = int(np.nanargmax(np.abs(values).sum(0))), "the place of the largest gain"
-    labels = [np.unique(omega[name].values) for name in grid]
+        place, where = int(np.nanargmax(np.abs(values).sum(0))), "the largest gain"
+    own = [list(dict.fromkeys(omega[name].values.tolist())) for name in grid]
+    labels = [xr.DataArray(one, dims=name, attrs=omega[name].attrs) for one, name in zip(own, grid, strict=True)]
     table = values[:, place].reshape([len(one) for one in labels])
     rows, columns = (name.removeprefix("i_") for name in grid)
     names = axis_label(omega[grid[0]].rename(rows)), axis_label(omega[grid[1]].rename(columns))
-    drawn = xr.DataArray(table, {rows: labels[0], columns: labels[1]}, (rows, columns), "value")
-    return _Drawn(drawn, names, f"increment{of[0]} for an innovation{of[1]} at {where}")
+    axes = {rows: placed(labels[0], "y"), columns: placed(labels[1], "x")}
+    drawn = xr.DataArray(table, {dim: values for dim, (values, _) in axes.items()}, (rows, columns), "value")
+    ticks = {key: value for _, options in axes.values() for key, value in options.items()}
+    return _Drawn(drawn, names, f"increment{of[0]}, innovation{of[1]} at {where}", ticks)
 
 
 def about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:
