@@ -15,6 +15,7 @@ from ..assimilation.scoring import score
 from ..core.checks import integer, shown, switch
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
+from ..records.times import drawn_times
 
 WIDTH, HEIGHT, LEGEND_WIDTH = 760, 260, 210
 _TICKS = 12  # names on an axis that can be read
