@@ -12,7 +12,7 @@ import pytest
 import xdan
 
 ROOT = Path(xdan.__file__).parent
-FLOORS = 9  # above the wall
+FLOORS = 10  # above the wall
 MODULES = {
     ".".join(("xdan", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
@@ -146,6 +146,7 @@ CROSSINGS = {
     "xdan.training.record_source",  # some states, to check derivatives at
     "xdan.training.loop",  # weights and carries in a checkpoint
     "xdan.assimilation.scoring",  # the diagonal of R
+    "xdan.assimilation.score_fields",  # area weights
     "xdan.diagnostics.evaluation_points",  # the digest of a covariance
     "xdan.diagnostics.symmetries",  # which sites are observed
 }

@@ -246,10 +246,15 @@ def _observing_network(observe: Any, space: StateSpace, along_obs: bool) -> Site
 
 def _of_each_field(label: str, value: Any, space: StateSpace, take: Callable[[str, Any], Any]) -> Any:
     """Check a parameter, or that of each field where it is a mapping of their names."""
-    if not isinstance(value, Mapping):
+    if not names_fields(value):
         return take(label, value)
     check_field_names(label, value, space)
     return {name: take(f"{label}[{name!r}]", one) for name, one in value.items()}
+
+
+def names_fields(value: Any) -> bool:
+    """Whether a parameter is a mapping with an entry for each of some fields; labelled data are values."""
+    return isinstance(value, Mapping) and bool(value) and not hasattr(value, "dims")
 
 
 def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -> None:
@@ -263,9 +268,8 @@ def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -
         raise ValueError(
             f"{label}={shown(dict(value))} is a mapping, and the state has one field alone: expected what stands for it"
         )
-    if not value or (unknown := [name for name in value if name not in space.names]):
-        what = shown(unknown) if value else "no field"
-        raise ValueError(f"{label}= names {what}: expected fields of the state, some of {space.names}")
+    if unknown := [name for name in value if name not in space.names]:
+        raise ValueError(f"{label}= names {shown(unknown)}: expected fields of the state, some of {space.names}")
 
 
 def _plain(value: Any) -> Any:

@@ -10,8 +10,8 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
-from .fields import Found, Part, coordinates_of, pack, parts_of, whole_of
-from .schema import TIME, TRAJECTORY, check_order, time_dims
+from .fields import Found, Part, coordinates_of, in_order, pack, parts_of, whole_of
+from .schema import TIME, TRAJECTORY, time_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -114,41 +114,6 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     if variable.chunks is not None:
         variable = variable.chunk(dict.fromkeys(dims, -1))
     return variable
-
-
-def in_order(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
-    """Bring a variable into the order of the geometry along a dim.
-
-    Raises
-    ------
-    ValueError
-        For other places than the geometry's, or, where it names none, for its labels in another order.
-    """
-    if _order_of_places(variable, dim, part) is None:
-        check_order(variable, dim, part)
-    return in_order_of_places(variable, dim, part)
-
-
-def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
-    """Bring a variable into the order of the places that the geometry names, if it names some.
-
-    Raises
-    ------
-    ValueError
-        For other places.
-    """
-    order = _order_of_places(variable, dim, part)
-    return variable if order in (None, list(range(variable.sizes[dim]))) else variable.isel({dim: order})
-
-
-def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:
-    """Positions of the geometry's places along a dim; None where it, or the variable, does not name them."""
-    if part.geometry is None or dim not in variable.dims or dim not in variable.coords:
-        return None
-    try:
-        return part.geometry.order_of(dim, variable[dim].values.tolist())
-    except ValueError as reason:
-        raise ValueError(f"{variable.name!r} lies on other places than {part.label}: {reason}") from None
 
 
 def reordered(found: Found, part: Part) -> list[str]:

@@ -7,6 +7,7 @@ the verbs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,8 @@ from ..core.checks import shown
 from ..core.dynamics import Dynamics
 from ..core.observing import ObservingSystem
 from ..core.spaces import STATE, Coordinate, Field, Geometry
-from ..core.twin import check_field_names
-from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, find, to_power
+from ..core.twin import check_field_names, names_fields
+from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
 
 ROLE, FIELD = "xdan_role", "xdan_field"  # attributes of a variable: what it stands for, and of which field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
@@ -135,6 +136,41 @@ def observed_parts(model: Dynamics, observing: ObservingSystem, names: Collectio
     return tuple(part for part in parts_of(model) if part.field is None or part.field.name in names)
 
 
+def in_order(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
+    """Bring a variable into the order of the geometry along a dim.
+
+    Raises
+    ------
+    ValueError
+        For other places than the geometry's, or, where it names none, for its labels in another order.
+    """
+    if _order_of_places(variable, dim, part) is None:
+        check_order(variable, dim, part)
+    return in_order_of_places(variable, dim, part)
+
+
+def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
+    """Bring a variable into the order of the places that the geometry names, if it names some.
+
+    Raises
+    ------
+    ValueError
+        For other places.
+    """
+    order = _order_of_places(variable, dim, part)
+    return variable if order in (None, list(range(variable.sizes[dim]))) else variable.isel({dim: order})
+
+
+def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:
+    """Positions of the geometry's places along a dim; None where it, or the variable, does not name them."""
+    if part.geometry is None or dim not in variable.dims or dim not in variable.coords:
+        return None
+    try:
+        return part.geometry.order_of(dim, variable[dim].values.tolist())
+    except ValueError as reason:
+        raise ValueError(f"{variable.name!r} lies on other places than {part.label}: {reason}") from None
+
+
 Found = xr.DataArray | dict[str, xr.DataArray]
 """A role's variable, or its variables by the fields' names."""
 
@@ -171,8 +207,8 @@ def find_fields(
         for a state of one field.
     """
     space = model.space
-    if isinstance(word, Mapping):
-        check_field_names(f"{role.keyword}", word, space)
+    if names_fields(word):
+        check_field_names(role.keyword, word, space)
     elif space.single is not None or word is not None:
         return find(ds, role, word)
     names: dict[str, str] = dict(word) if word is not None else {}
@@ -392,22 +428,26 @@ def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
     return labels
 
 
-def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
-    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim.
+def factor_labels(model: Dynamics, factor: str, field: str | None = None) -> dict[str, Any]:
+    """Coordinates of a factor i, j or l of a derivative, over the whole state or one field.
 
-    Of a state of several fields they are the components' numbers, with the field of each.
+    One dim has the field's own labels. Several dims have the sites' numbers, and beside them a label from each dim,
+    `i_lat` and `i_lon`; the components of a packed state their numbers and the field that each is of. The attribute
+    `periodic` is 1 where a dim closes on itself.
     """
-    if model.space.single is None:
+    if field is None and model.space.single is None:
         return packed_labels(model, factor)
-    dims, shape = model.dims, model.shape
-    if len(dims) == 1:
-        return {factor: (factor, list(model.coordinates[dims[0]].values))}
-    number = np.arange(int(np.prod(shape))).reshape(shape)
-    labels: dict[str, Any] = {factor: (factor, number.ravel().tolist())}
-    for axis, dim in enumerate(dims):
-        index = (number // int(np.prod(shape[axis + 1 :]))) % shape[axis]
-        values = model.coordinates[dim].values
-        labels[f"{factor}_{dim}"] = (factor, [values[k] for k in index.ravel().tolist()])
+    part = next(one for one in parts_of(model) if one.field is None or one.field.name == field)
+    closed = (True,) * len(part.dims) if part.geometry is None else part.geometry.closed
+    number = np.arange(math.prod(part.shape)).reshape(part.shape)
+    labels: dict[str, Any] = {factor: (factor, number.ravel(), {"long_name": "site of the flattened field"})}
+    for axis, dim in enumerate(part.dims):
+        index = (number // math.prod(part.shape[axis + 1 :])) % part.shape[axis]
+        coordinate = part.coordinates[dim]
+        said: dict[str, Any] = {key: value for key, value in coordinate.attributes.items() if key != "axis"}
+        said["periodic"] = int(closed[axis])
+        name = factor if len(part.dims) == 1 else f"{factor}_{dim}"
+        labels[name] = factor, _labels(tuple(coordinate.values[k] for k in index.ravel())), said
     return labels
 
 

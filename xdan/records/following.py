@@ -12,12 +12,14 @@ from torch import Tensor
 from ..core.checks import XdanWarning
 from ..core.user_functions import finest
 from .blocks import Setup, block
+from .fields import split_values
 from .schema import TIME, TRAJECTORY
 from .values import LEADING_CYCLES, LEADING_TRAJECTORIES
 
 if TYPE_CHECKING:
     from .record import LabelledRecord
 
+_ROUNDING = 1e-6  # of the values in single precision, generously
 _FOLLOWED = 8  # trajectories of a truth that are followed over an interval
 
 
@@ -56,17 +58,28 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
     some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
     if not len(some):
         return ""
-    after = _forecast(some[:, 0], setup)
-    axes = tuple(range(1, after.ndim))
-    error = np.sqrt(np.mean((after - some[:, 1]) ** 2, axis=axes))
-    size = np.sqrt(np.mean((some[:, 1] - some[:, 0]) ** 2, axis=axes))
-    worst = int(np.argmax(np.where(np.isfinite(error), error - 1e-2 * size, np.inf)))
-    if error[worst] <= 1e-2 * size[worst]:
-        return ""
-    return (
-        f"the truth does not follow {setup.dynamics!r}: over one interval it is off by {error[worst]:.3g} where it "
-        f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong on purpose"
-    )
+    model = setup.dynamics
+    states = (_forecast(some[:, 0], setup), some[:, 1], some[:, 0])
+    after, later, before = (split_values(values, model, "truth") for values in states)
+    for name in after:
+        # Beside another a field may stand still: then its error is rounding.
+        least = 0.0 if model.space.single else _ROUNDING * _size(later[name])
+        error, size = _size(after[name] - later[name]), _size(later[name] - before[name])
+        bound = np.maximum(1e-2 * size, least)
+        worst = int(np.argmax(np.where(np.isfinite(error), error - bound, np.inf)))
+        if not error[worst] <= bound[worst]:
+            what = "it" if model.space.single else f"{name!r}"
+            return (
+                f"the truth does not follow {model!r}: over one interval {what} is off by {error[worst]:.3g} where it "
+                f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong on "
+                "purpose"
+            )
+    return ""
+
+
+def _size(values: np.ndarray[Any, Any]) -> Any:
+    """Root of the mean square of each state, shape (R,)."""
+    return np.sqrt(np.mean(values**2, axis=tuple(range(1, values.ndim))))
 
 
 @block

@@ -24,11 +24,10 @@ from ..core.observing import (
     deviations_of,
 )
 from ..core.spaces import StateSpace
-from ..core.twin import FIELD, INSTRUMENT, TwinExperiment, check_field_names, checked_labels
+from ..core.twin import FIELD, INSTRUMENT, TwinExperiment, check_field_names, checked_labels, names_fields
 from ..core.user_functions import call, check_function, shown_reason
-from .arranging import in_order, in_order_of_places
 from .blocks import array_to_tensor, tensor_to_array
-from .fields import Part, parts_of, whole_of
+from .fields import Part, in_order, in_order_of_places, parts_of, whole_of
 from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
 
 OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, which no store holds, and no interpolation
@@ -99,7 +98,7 @@ def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int
 
 def _matrix(values: Any, dynamics: Dynamics) -> torch.Tensor:
     """H as a matrix (P, N) of float64."""
-    if not isinstance(values, Mapping):
+    if not names_fields(values):
         return _matrix_of(values, whole_of(dynamics), "the observation operator")
     check_field_names("operator", values, dynamics.space)
     parts = [part for part in parts_of(dynamics) if part.field is not None]

@@ -14,7 +14,7 @@ import xarray as xr
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
-from ..core.twin import check_field_names
+from ..core.twin import check_field_names, names_fields
 from .arranging import arrange, arrange_state, labels_of, reordered
 from .blocks import Setup
 from .climatology import spaced, with_climatology
@@ -221,7 +221,7 @@ def _find_values(ds: xr.Dataset, role: Role, model: Dynamics, word: Any) -> Any:
     """Find the variables that play a role, where the caller has no values; a mapping may hold both."""
     if word is None or isinstance(word, str):
         return find_fields(ds, role, model, word, all_fields=False)
-    if not isinstance(word, Mapping):
+    if not names_fields(word):
         return word
     check_field_names(role.keyword, word, model.space)
     return {name: find(ds, role, one) if isinstance(one, str) else one for name, one in word.items()}

@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..core.checks import shown
 from .arranging import arrange_state
-from .fields import each, states_of
+from .fields import each, in_order, parts_of, states_of
 from .schema import TIME, TRAJECTORY, Array, Role
 from .store import STATUS, check_contents, check_whole
 from .times import same_times
@@ -81,18 +81,24 @@ def read_run(
         if labelled.truth is not None and isinstance(variables, xr.DataArray):
             check_units(variables, labelled.truth, warns=False)
         for dim in (TRAJECTORY, TIME, *model.dims):
-            _check_same_labels(labelled, states[name], dim, what)
+            reference = labelled.observation if dim in labelled.observation.dims else labelled.truth
+            if reference is not None and dim in reference.coords:
+                _check_same_labels(reference[dim], states[name], dim, what)
+        for part in parts_of(model) if isinstance(variables, dict) else ():
+            assert part.field is not None
+            for dim in part.dims:
+                ordered = in_order(variables[part.field.name], dim, part)
+                _check_same_labels(labelled.labels[dim], ordered, dim, what)
     return states
 
 
-def _check_same_labels(labelled: LabelledRecord, variable: xr.DataArray, dim: str, what: str) -> None:
+def _check_same_labels(reference: xr.DataArray, variable: xr.DataArray, dim: str, what: str) -> None:
     """Refuse a run's variable whose labels are not the record's."""
-    reference = labelled.observation if dim in labelled.observation.dims else labelled.truth
-    if reference is None or dim not in reference.coords or dim not in variable.coords:
+    if dim not in variable.coords:
         return
-    ours, theirs = reference[dim].values, variable[dim].values
+    ours, theirs = reference.values, variable[dim].values
     if dim == TIME:
-        same = same_times(reference[dim], variable[dim])
+        same = same_times(reference, variable[dim])
     else:
         numbers = all(np.issubdtype(labels.dtype, np.number) for labels in (ours, theirs))
         relative = 0.0 if dim == TRAJECTORY else 1e-6  # labels of the state may be in single precision
