@@ -44,27 +44,23 @@ class BarotropicVorticity(xdan.Dynamics, pure=True):
         down = torch.fft.fftfreq(points, 1 / points, dtype=torch.float64)[:, None]
         across = torch.fft.rfftfreq(points, 1 / points, dtype=torch.float64)[None]
         square = down**2 + across**2
-        kept = ((down.abs() <= points // 3) & (across <= points // 3)).double()
+        self._kept = ((down.abs() <= points // 3) & (across <= points // 3)).double()  # without waves that fold back
         self._inverse = torch.where(square > 0, -1.0 / square.clamp(min=1.0), 0.0)
         self._damping = drag + diffusion * square**2
-        self._derivatives = 1j * across * kept, 1j * down * kept  # along x and y, without waves that would fold back
-        y = torch.arange(points, dtype=torch.float64) * (2 * math.pi / points)
-        self._force = (amplitude * torch.cos(jets * y))[:, None]
+        x, y = 1j * across * self._kept, 1j * down * self._kept
+        self._derivatives = torch.stack([x * self._inverse, y * self._inverse, x, y])  # of psi, and of w
+        place = torch.arange(points, dtype=torch.float64) * (2 * math.pi / points)
+        self._force = (amplitude * torch.cos(jets * place))[:, None]
 
     def rest(self, noise: torch.Tensor) -> torch.Tensor:
         """Vorticity without a mean, as a periodic plane has none."""
         return noise - noise.mean((-2, -1), keepdim=True)
 
     def tendency(self, w: torch.Tensor) -> torch.Tensor:
-        modes = torch.fft.rfft2(w)
-        inverse, damping, force = (one.to(w) for one in (self._inverse, self._damping, self._force))
-        along_x, along_y = (one.to(modes) for one in self._derivatives)
-        size = (self.points, self.points)
-        psi_x, psi_y, w_x, w_y = torch.fft.irfft2(
-            torch.stack([along_x * inverse * modes, along_y * inverse * modes, along_x * modes, along_y * modes]),
-            s=size,
-        )
-        kept = (along_y.imag != 0) | (along_x.imag != 0)
+        modes, size = torch.fft.rfft2(w), (self.points, self.points)
+        kept, damping, force = (one.to(w) for one in (self._kept, self._damping, self._force))
+        gradients = torch.fft.irfft2(modes.unsqueeze(-3) * self._derivatives.to(modes), s=size)
+        psi_x, psi_y, w_x, w_y = gradients.unbind(-3)
         advected = torch.fft.rfft2(psi_y * w_x - psi_x * w_y) * kept
         return torch.fft.irfft2(advected - damping * modes, s=size) + force
 
@@ -77,7 +73,7 @@ METHODS = {
 
 
 def main() -> None:
-    options = arguments(__doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4)
+    options = arguments(__doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4, archive=512)
     experiment = xdan.TwinExperiment(BarotropicVorticity(), interval=0.5, observe=xdan.Sites.every(4), error_std=0.5)
     runs = compare(experiment, METHODS, options)
     test = runs.pop("truth")

@@ -22,7 +22,7 @@ METHODS = {
 
 
 def main() -> None:
-    options = arguments(__doc__, "two-scale", cycles=300, burn_in=200)
+    options = arguments(__doc__, "two-scale", cycles=300, burn_in=200, archive=1024)
     experiment = xdan.TwinExperiment(
         xdan.TwoScaleLorenz96(), interval=0.05, observe={"U": xdan.Sites.all()}, error_std=math.sqrt(0.1)
     )

@@ -38,7 +38,7 @@ def test_a_run_holds_what_its_layout_says(single, labelled, name):
         assert run[name].dims == variable.dims, name
         assert run[name].dtype == variable.dtype, name
         assert run[name].attrs == variable.attrs, name
-        assert variable.long_name != name, "a name says less than words"
+        assert variable.attrs["long_name"] != name, "a name says less than words"
         sizes = {"time": 6}  # the layout is that of the whole record
         assert run[name].shape == tuple(sizes.get(d, n) for d, n in zip(variable.dims, variable.shape, strict=True))
     assert run.analysis.attrs["units"] == labelled.setup.dynamics.units

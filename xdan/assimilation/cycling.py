@@ -32,7 +32,7 @@ from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES, check_observed, refuse_fill_values
 from ..records.watch import RATIO, Watch, attribute, far_from_truth, warn_of
-from .run_layout import choices_of, label_run, lags_of, layout_of
+from .run_layout import Layout, choices_of, label_run, lags_of, layout_of
 from .schemes import Scheme, scheme_of
 
 
@@ -130,10 +130,10 @@ def cycle(
     if store is not None:
         store = locate(store)
         check_rewritable(store)
-        check_apart(ds, store, str(labelled.observation.name))
-    lazy = labelled.observation.chunks is not None
+        check_apart(ds, store, labelled.observed)
+    lazy = labelled.lazy
     if store is not None or not lazy:
-        check_observed(labelled.observation)
+        check_observed(labelled)
     warned = scheme.warnings(labelled)
     warn_of(warned)
     run = _Run(labelled, scheme, warned, seed, members, device, progress, stored=store is not None)
@@ -218,7 +218,7 @@ class _Run:
         arguments = (self.setup, self.prepared, *self._constants)
         run_block = partial(_cycle_block, warns)
         arrays = block_graph(run_block, self.plan, [self.observations], outputs, *arguments, carries=True)
-        arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method).items()}
+        arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method, self.layout).items()}
         chosen = dask.delayed(_chosen)(self.prepared, self.labelled.setup.dtype, self.device)
         settled = {
             name: da.from_delayed(chosen[name], variable.shape, variable.dtype)
@@ -240,7 +240,7 @@ class _Run:
         with writing(store):
             (ready,) = dask.persist(self.prepared)
             (prepared,) = dask.compute(ready)  # a record that is refused leaves the store as it is
-            stream = Stream(store, self._template(), self.plan, identity, mode, lags_of(self.method))
+            stream = Stream(store, self._template(), self.plan, identity, mode, lags_of(self.method, self.layout))
             self._fill(stream, ready)
             whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
             stream.finish(attribute([*self.warned, *prepared.texts, *self._judge(whole, prepared)]))
@@ -248,9 +248,9 @@ class _Run:
         return opened
 
     @property
-    def _constants(self) -> tuple[int, bool, str]:
+    def _constants(self) -> tuple[Delayed, int, bool, str]:
         """What `_cycle_block` takes beside the record and the prepared scheme."""
-        return self.seed, self.members, self.device
+        return dask.delayed(self.layout, traverse=False), self.seed, self.members, self.device
 
     def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:
         return label_run(
@@ -360,6 +360,7 @@ def _cycle_block(
     columns: slice,
     setup: Setup,
     prepared: _Prepared,
+    layout: Layout,
     seed: int,
     members: bool,
     device: str,
@@ -367,7 +368,7 @@ def _cycle_block(
     """Cycle over one block; with `warns` the block warns by itself, as nothing looks at the whole of a lazy run."""
     method, watch = prepared.scheme.method_on(setup.dtype, device), prepared.watch
     outputs, after = _cycle_tensors(
-        arrays[0], carry, rows, columns, setup, method, watch, seed, members, dtype=setup.dtype, device=device
+        arrays[0], carry, rows, columns, setup, method, watch, layout, seed, members, dtype=setup.dtype, device=device
     )
     if warns:
         warn_of(watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
@@ -383,6 +384,7 @@ def _cycle_tensors(
     setup: Setup,
     method: Method,
     watch: Watch,
+    layout: Layout,
     seed: int,
     members: bool,
 ) -> tuple[dict[str, Tensor], State]:
@@ -390,12 +392,7 @@ def _cycle_tensors(
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     outputs, after = run_method(method, record, carry, members)
     outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
-    flat = set() if setup.observing.direct else {out.name for out in method.outputs if out.place == "observations"}
-    shaped = {
-        name: value if value.ndim == 2 or name in flat else value.unflatten(-1, setup.dynamics.shape)
-        for name, value in outputs.items()
-    }
-    return shaped, after
+    return {name: variable.of(outputs[variable.stem]) for name, variable in layout.items()}, after
 
 
 def _prepare(
@@ -413,9 +410,9 @@ def _prepare(
     With `warned` nothing is said of another share of observations: a warning has named the other setting already.
     """
     in_block()
-    refuse_fill_values(observation, "observation")
+    refuse_fill_values(observation, "observation", setup.observing.direct, setup.dynamics)
     if truth is not None:
-        refuse_fill_values(truth, "truth")
+        refuse_fill_values(truth, "truth", True, setup.dynamics)
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(setup, observation, **whole, seed=seed, truth=truth, device=device)
     texts = [] if truth is None else [astray(setup, truth[:, shortest_interval(setup)]), far_from_truth(record)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+from torch import Tensor
 
 from ..core.checks import shown
 from ..core.methods import Method, Output
+from ..core.spaces import STATE
 from ..records.blocks import Setup
+from ..records.fields import Part, packed_labels, parts_of, split_tensor
 from ..records.schema import CHANNEL, DUAL, MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, attributes
 from ..records.store import sealed
 from ..records.watch import RATIO
@@ -38,18 +41,29 @@ _ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _RATIO, _DIVERGED, _RESTARTED)  # no me
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable of a run, without its values."""
+    """A variable of a run, without its values.
+
+    Attributes
+    ----------
+    dims, shape, dtype
+        Of the whole variable.
+    attrs : dict of str to str
+    stem : str
+        Name of the method's output that it holds, or holds a field of.
+    part : Part or None
+        Which part of the output's last dim it holds; None where the output is one number for each cycle.
+    """
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    long_name: str
-    units: str
+    attrs: dict[str, str]
+    stem: str
+    part: Part | None = None
 
-    @property
-    def attrs(self) -> dict[str, str]:
-        """The variable's attributes."""
-        return {"long_name": self.long_name, "units": self.units}
+    def of(self, output: Tensor) -> Tensor:
+        """Its values of an output (..., N), shape (..., *dims of the part)."""
+        return output if self.part is None else split_tensor(output, (self.part,), self.stem)[self.part.name(self.stem)]
 
 
 Layout = dict[str, Variable]
@@ -76,38 +90,52 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
         )
     method.check_declarations()
     setup, observation = labelled.setup, labelled.observation
-    places = {
-        "state": (setup.dynamics.dims, setup.dynamics.shape),
-        "observations": (tuple(map(str, observation.dims[2:])), observation.shape[2:]),
-        "cycle": ((), ()),
+    model, sizes = setup.dynamics, observation.shape[:2]
+    places: dict[str, Sequence[Part | None]] = {
+        "state": parts_of(model),
+        "observations": labelled.observed_parts,
+        "cycle": (None,),
     }
 
-    def variable(output: Output, along: str | None = None, size: int = 1, dtype: Any = setup.dtype) -> Variable:
-        dims, shape = places[output.place]
+    def variables(output: Output, along: str | None = None, size: int = 1, dtype: Any = setup.dtype) -> Layout:
         inner = ((), ()) if along is None else ((along,), (size,))
-        units = setup.dynamics.units if output.units == "state" else "1"
-        return Variable(
-            (TRAJECTORY, TIME, *inner[0], *dims),
-            (*observation.shape[:2], *inner[1], *shape),
-            np.dtype(dtype),
-            output.long_name,
-            units,
-        )
+        made = {}
+        for part in places[output.place]:
+            name, attrs = output.name, {"long_name": output.long_name, "units": "1"}
+            dims, shape = ((), ()) if part is None else (part.dims, part.shape)
+            if part is not None:
+                name = part.name(output.name)
+                attrs = part.attributes(output.name, output.long_name, 1 if output.units == "state" else 0)
+            elif output.units == "state":
+                attrs["units"] = model.units
+            made[name] = Variable(
+                (TRAJECTORY, TIME, *inner[0], *dims),
+                (*sizes, *inner[1], *shape),
+                np.dtype(dtype),
+                attrs,
+                output.name,
+                part,
+            )
+        return made
 
-    kept = {*map(str, observation.dims), *setup.dynamics.dims, *(output.name for output in _ALWAYS)}
+    held = {dim for part in places["state"] if part is not None for dim in part.dims}
+    kept = {*map(str, observation.dims), *held, *(output.name for output in _ALWAYS)}
     if taken := sorted(kept & {output.name for output in method.outputs}):
         raise ValueError(
             f"the method {method.name!r} declares the outputs {taken}: expected other names, as a run has variables or "
             "dims of these"
         )
-    layout = {output.name: variable(output) for output in (*_BEFORE, *method.outputs)}
+    layout: Layout = {}
+    for output in (*_BEFORE, *method.outputs):
+        layout |= variables(output)
     if members and method.channels:
-        layout[_MEMORY.name] = variable(_MEMORY, CHANNEL, method.channels)
+        layout |= variables(_MEMORY, CHANNEL, method.channels)
     elif members:
-        layout |= {output.name: variable(output, MEMBER, method.members) for output in _MEMBERS}
+        for output in _MEMBERS:
+            layout |= variables(output, MEMBER, method.members)
     if setup.restart_after is not None:
-        layout[_RESTARTED.name] = variable(_RESTARTED, dtype=bool)
-    return layout | {RATIO: variable(_RATIO), _DIVERGED.name: variable(_DIVERGED, dtype=bool)}
+        layout |= variables(_RESTARTED, dtype=bool)
+    return layout | variables(_RATIO) | variables(_DIVERGED, dtype=bool)
 
 
 def choices_of(method: Method, setup: Setup) -> Layout:
@@ -121,16 +149,17 @@ def choices_of(method: Method, setup: Setup) -> Layout:
             tuple(names.get(dim, dim) for dim in choice.dims),
             tuple(size if dim in names else count for dim, count in zip(choice.dims, choice.shape, strict=True)),
             setup.dtype,
-            choice.long_name,
-            setup.dynamics.units if choice.units == "state" else "1",
+            {"long_name": choice.long_name, "units": setup.dynamics.units if choice.units == "state" else "1"},
+            choice.name,
         )
         for choice in method.choices
     }
 
 
-def lags_of(method: Method) -> dict[str, int]:
+def lags_of(method: Method, layout: Layout) -> dict[str, int]:
     """Variables whose values belong to an earlier cycle, and how many cycles earlier."""
-    return {output.name: output.lag for output in method.outputs if output.lag}
+    lags = {output.name: output.lag for output in method.outputs if output.lag}
+    return {name: lags[variable.stem] for name, variable in layout.items() if variable.stem in lags}
 
 
 def label_run(
@@ -146,22 +175,26 @@ def label_run(
     setup = labelled.setup
     variables = {name: (one.dims, arrays[name], one.attrs) for name, one in layout.items()}
     dims = {dim for one in layout.values() for dim in one.dims}
-    shared = {TRAJECTORY, TIME, *setup.dynamics.dims}
+    shared = {TRAJECTORY, TIME, *(dim for part in parts_of(setup.dynamics) for dim in part.dims)}
     # A label left over from a selection gives way to a dim or a variable of its name.
     taken = (dims - shared) | set(layout)
     coordinates = {
         name: coordinate
-        for name, coordinate in labelled.observation.coords.items()
+        for name, coordinate in labelled.labels.items()
         if set(coordinate.dims) <= shared and name not in taken
     }
     coordinates = {n: c.drop_vars([other for other in c.coords if other in taken]) for n, c in coordinates.items()}
     result = xr.Dataset(variables, coordinates)
+    for dim in {STATE, f"{STATE}{DUAL}"} & set(result.dims):
+        result = result.assign_coords(packed_labels(setup.dynamics, str(dim)))
     if MEMBER in result.dims:
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
     described: dict[str, Any] = {"title": f"cycled with {method.name}", "seed": seed, "method": method.name}
     described["method_parameters"] = method.config()
     if setup.restart_after is not None:
         described["restart_after"] = setup.restart_after
+    if labelled.notes:
+        described["xdan_notes"] = list(labelled.notes)
     if method.to_tune():
         described["tuned_on"] = method.tune_on
     return sealed(result).assign_attrs(attributes(setup.dynamics, **described, **more))

@@ -18,7 +18,7 @@ from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
 from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
-from ..records.runs import read_run
+from ..records.runs import held_in, read_run, sizes_in
 from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, time_dims, to_power
 from ..records.store import check_whole
 from ..records.values import fill_text, leading
@@ -492,10 +492,9 @@ def _match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) ->
     """Record and run on the same labels, burn-in left out."""
     labelled = read(ds, **words)
     variables = read_run(labelled, run, ("forecast", "analysis"))
-    variables |= read_run(labelled, run, [name for name in _SPREADS if name in run])
-    for name in _MEMBERS:
-        if name in run:
-            variables[name] = _members(labelled, run, name)
+    variables |= read_run(labelled, run, held_in(labelled, run, _SPREADS))
+    for name in held_in(labelled, run, _MEMBERS):
+        variables[name] = _members(labelled, run, name)
     cycles = labelled.observation.sizes[TIME]
     burn_in = integer("burn_in", burn_in)
     if not 0 <= burn_in < cycles:
@@ -529,9 +528,9 @@ def _follows(labelled: LabelledRecord) -> Cause | None:
 
 def _members(labelled: LabelledRecord, run: xr.Dataset, name: str) -> xr.DataArray:
     """Members of a run, dims (trajectory, time, *state, member)."""
-    if not run[name].sizes.get(MEMBER):
-        raise ValueError(f"the run's {name!r} has sizes {dict(run[name].sizes)}: expected one {MEMBER!r} at least")
-    members = read_run(labelled, run, (name,), extra={MEMBER: run[name].sizes[MEMBER]})[name]
+    if not (sizes := sizes_in(labelled, run, name)).get(MEMBER):
+        raise ValueError(f"the run's {name!r} has sizes {sizes}: expected one {MEMBER!r} at least")
+    members = read_run(labelled, run, (name,), extra={MEMBER: sizes[MEMBER]})[name]
     return members.transpose(..., MEMBER)
 
 

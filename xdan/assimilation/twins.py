@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -15,12 +14,13 @@ import xarray as xr
 from ..core.checks import choice, integer, shown
 from ..core.dynamics import Dynamics, check_time_unit, in_words
 from ..core.methods.advancing import advance
-from ..core.observing import ObservingSystem, Sites, observe
+from ..core.observing import FieldSites, ObservingSystem, Sites, observe
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
 from ..records.climatology import with_climatology
-from ..records.observing import OF_FUNCTION, observed_sizes, observing_system, position_coordinates
+from ..records.fields import Part, observed_parts, parts_of, split_tensor, state_coordinates, whole_of
+from ..records.observing import OF_FUNCTION, observing_system, position_coordinates
 from ..records.schema import (
     ERROR,
     ERROR_COVARIANCE,
@@ -34,7 +34,6 @@ from ..records.schema import (
     TRUTH,
     Role,
     attributes,
-    state_coordinates,
 )
 from ..records.store import sealed
 from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
@@ -82,13 +81,13 @@ def twin(
 
         - interval : float or sequence of float, by default 0.05: model time between analyses; a sequence gives the
           `cycles` - 1 intervals one by one;
-        - observe : Sites: the observing network, every site by default;
+        - observe : Sites, or mapping of fields' names to Sites: the observing network, every site by default;
         - operator : array, shape (P, *state), or callable: H, by default the state itself. A matrix goes into the
           Dataset; a torch function of states (..., N) does not, and is passed to every verb again;
         - positions : mapping of str to array: where the observations lie, such as {"x": [0.5, 7.25]}, or for each
           time where they move; the state is interpolated there;
-        - error_std : float or array, by default 1: standard deviation of the observation errors; or a mapping from
-          instruments to theirs;
+        - error_std : float, array, or mapping of fields' names to these, by default 1: standard deviation of the
+          observation errors; of observations at positions also a mapping from instruments to theirs;
         - error_covariance : array, shape (P, P): full R, instead of `error_std`.
 
     Returns
@@ -97,6 +96,8 @@ def twin(
         `truth` and `observation` (trajectory, time, *state), NaN where nothing is observed, and `observation_error`
         (standard deviation) or `observation_error_covariance`. Dynamics and observing network are in the attributes.
         With an operator `observation` has dims (trajectory, time, obs), and a matrix is `observation_operator`.
+        A state of several fields has one variable for each role and field, such as `truth_u` and `observation_h`;
+        fields that are not observed have no `observation_u`.
 
     Raises
     ------
@@ -132,25 +133,26 @@ def twin(
     times = _times(start, intervals, steps_before, experiment.dynamics)
     observing = observing_system(experiment, cycles)
     dynamics, sites = experiment.dynamics, experiment.observe
-    sizes = observed_sizes(dynamics, observing.operator)
-    dims, shape = tuple(sizes), tuple(sizes.values())
+    states, observed = parts_of(dynamics), _observed_parts(dynamics, observing, sites)
     none = torch.zeros(1, dtype=torch.int64)
-    sites.mask(math.prod(shape), none, none, seed)  # checks the sizes
+    sites.mask(observing.size(dynamics.space.size), none, none, seed)  # checks the sizes
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
     dynamics.try_start(0, seed, like)
     warn_of([dynamics.shortage(trajectories)])
 
-    outputs = {"truth": (dynamics.shape, np.dtype(dtype)), "observation": (shape, np.dtype(dtype))}
+    outputs = {
+        part.name(role.name): (part.shape, np.dtype(dtype))
+        for role, parts in ((TRUTH, states), (OBSERVATION, observed))
+        for part in parts
+    }
     model, shared = (dask.delayed(one, traverse=False) for one in (dynamics, observing))  # one copy in the graph
     arrays = block_graph(_twin_block, plan, [], outputs, model, sites, shared, steps_before, seed, dtype, carries=True)
     variables = {
-        TRUTH.name: _series(arrays["truth"], TRUTH, "true state", dims, dynamics),
-        OBSERVATION.name: _series(
-            arrays["observation"], OBSERVATION, "observation, NaN where nothing is observed", dims, dynamics
-        ),
-        **_error_variable(observing, dims, shape, dynamics.units),
-        **_operator_variable(observing, dynamics),
+        **_series(arrays, TRUTH, "true state", states),
+        **_series(arrays, OBSERVATION, "observation, NaN where nothing is observed", observed),
+        **_error_variables(observing, observed, dynamics),
+        **_operator_variables(observing, dynamics),
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
@@ -162,6 +164,11 @@ def twin(
         variables[OBSERVATION.name][2][OF_FUNCTION] = 1
     description = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
     return sealed(xr.Dataset(variables, coordinates, description))
+
+
+def _observed_parts(dynamics: Dynamics, observing: ObservingSystem, sites: Sites | FieldSites) -> tuple[Part, ...]:
+    """The variables of observations; none of a field that nothing observes."""
+    return observed_parts(dynamics, observing, sites.sites if isinstance(sites, FieldSites) else ())
 
 
 def _plan(chunks: Any, trajectories: int, cycles: int) -> Plan:
@@ -188,7 +195,7 @@ def _twin_block(
     rows: slice,
     columns: slice,
     dynamics: Dynamics,
-    sites: Sites,
+    sites: Sites | FieldSites,
     observing: ObservingSystem,
     steps: torch.Tensor,
     seed: int,
@@ -208,39 +215,56 @@ def _twin_block(
     truth = torch.stack(states, 1)
     check_truth(dynamics, truth, trajectory, columns.start)
     observation = observe(truth, sites, observing.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
-    if observing.direct:
-        observation = observation.unflatten(-1, dynamics.shape)
-    return {"truth": truth.unflatten(-1, dynamics.shape), "observation": observation}, {"x": x}
+    observed = _observed_parts(dynamics, observing, sites)
+    outputs = split_tensor(truth, parts_of(dynamics), TRUTH.name) | split_tensor(
+        observation, observed, OBSERVATION.name
+    )
+    return outputs, {"x": x}
 
 
-def _series(array: Any, role: Role, long_name: str, dims: tuple[str, ...], dynamics: Dynamics) -> tuple[Any, ...]:
-    return role.dims_in(dynamics.dims, dims), array, role.attributes(long_name, dynamics.units)
+def _series(arrays: Mapping[str, Any], role: Role, long_name: str, parts: Sequence[Part]) -> dict[str, Any]:
+    """Name and hold what there is of every time."""
+    names = {part.name(role.name): part for part in parts}
+    return {
+        name: (role.dims_in(part.dims, part.dims), arrays[name], part.described(role, long_name))
+        for name, part in names.items()
+    }
 
 
-def _error_variable(
-    observing: ObservingSystem, dims: tuple[str, ...], shape: tuple[int, ...], units: str
-) -> dict[str, Any]:
-    """Name and hold R: standard deviations, in time or not, or a covariance."""
+def _error_variables(observing: ObservingSystem, observed: Sequence[Part], dynamics: Dynamics) -> dict[str, Any]:
+    """Name and hold R: standard deviations of each part, in time or not, or a covariance of the whole."""
     if observing.covariance is not None:
-        label = ERROR_COVARIANCE.attributes("observation error covariance", units)
-        matrix = observing.covariance.reshape(*shape, *shape).numpy()
-        return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), dims), matrix, label)}
+        part = whole_of(dynamics) if observing.direct else observed[0]
+        label = part.described(ERROR_COVARIANCE, "observation error covariance")
+        matrix = observing.covariance.reshape(*part.shape, *part.shape).numpy()
+        return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), part.dims), matrix, label)}
     assert observing.std is not None
-    label = ERROR.attributes("standard deviation of the observation error", units)
-    std, lead = observing.std.numpy(), (TIME,) if observing.error_in_time else ()
-    if std.shape[-1:] == (math.prod(shape),):
-        lead, std = (*lead, *dims), std.reshape(*std.shape[:-1], *shape)
-    return {ERROR.name: (lead, std.reshape(std.shape[: len(lead)]), label)}
+    std, lead, variables = observing.std.numpy(), (TIME,) if observing.error_in_time else (), {}
+    for part in observed:
+        label = part.described(ERROR, "standard deviation of the observation error")
+        dims, values = lead, std
+        if std.shape[-1:] == (observing.size(dynamics.space.size),):
+            values = std[..., part.place]
+            alike = part.field is not None and bool((values == values[..., :1]).all())
+            dims, values = (lead, values[..., :1]) if alike else ((*lead, *part.dims), values)
+        shape = [part.sizes.get(dim, std.shape[0] if std.ndim else 1) for dim in dims]
+        variables[part.name(ERROR.name)] = (dims, values.reshape(shape), label)
+    return variables
 
 
-def _operator_variable(observing: ObservingSystem, dynamics: Dynamics) -> dict[str, Any]:
-    """Name and hold H where it is a matrix."""
+def _operator_variables(observing: ObservingSystem, dynamics: Dynamics) -> dict[str, Any]:
+    """Name and hold H of each part of the state, where it is a matrix."""
     matrix = observing.as_matrix()
     if matrix is None:
         return {}
-    label = OPERATOR.attributes("observation operator", dynamics.units)
-    values = matrix.reshape(len(matrix), *dynamics.shape).numpy()
-    return {OPERATOR.name: (OPERATOR.dims_in(dynamics.dims, (OBS,)), values, label)}
+    return {
+        part.name(OPERATOR.name): (
+            OPERATOR.dims_in(part.dims, (OBS,)),
+            matrix[:, part.place].reshape(len(matrix), *part.shape).numpy(),
+            part.described(OPERATOR, "observation operator"),
+        )
+        for part in parts_of(dynamics)
+    }
 
 
 def _times(start: Any, intervals: Any, steps: Any, dynamics: Dynamics) -> tuple[str, Any, dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypedDict
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .checks import real, real_array, shown
 from .dynamics import Dynamics, check_declarations, dynamics_to_json
-from .observing import Sites
+from .observing import FieldSites, Sites
+from .spaces import StateSpace
 
 FIELD, INSTRUMENT = "field", "instrument"  # what positions may say of observations beside where they lie
 
@@ -21,7 +22,7 @@ class TwinSetting(TypedDict, total=False):
     """Parameters of a `TwinExperiment` beside its dynamics, for verbs that take them by keyword."""
 
     interval: float | Sequence[float]
-    observe: Sites | None
+    observe: Sites | FieldSites | Mapping[str, Sites] | None
     operator: Any
     error_std: Any
     error_covariance: Any
@@ -43,17 +44,20 @@ class TwinExperiment:
         0, or what `starting_at` has set.
     interval : float or sequence of float
         Model time between analyses; a sequence gives the intervals of a record one by one.
-    observe : Sites, optional
-        The observing network; every site by default. With an operator, which of its observations are made.
+    observe : Sites, or mapping of str to Sites, optional
+        The observing network; every site by default. Of a state of several fields, Sites by the fields' names: fields
+        without are not observed; Sites alone are for every field. With an operator, which of its observations are made.
     operator : array, shape (P, *state), or callable, optional
         H, by default the state itself; a matrix, or a torch function of states (..., N). A DataArray has the dims
-        (obs, *state).
+        (obs, *state). Of a state of several fields: a matrix (P, N), a mapping of fields' names to arrays (P, *shape),
+        or a torch function of such a mapping of tensors (..., *shape).
     error_std : float or array of the shape of one time's observations, with the times before it where it differs
         Standard deviation of the observation errors, in the units of the observations; 1 by default. A DataArray may
-        have any of their dims. A mapping has the deviation of each instrument.
+        have any of their dims. Of a state of several fields also a mapping of their names to the errors of each; of
+        observations at positions a mapping has the deviation of each instrument.
     error_covariance : array, shape (P, P), optional
         Full R, instead of `error_std`. A DataArray has the dims of the observations twice, the second time with the
-        suffix "_dual".
+        suffix "_dual". Of a state of several fields (N, N), over the packed state.
     positions : mapping of str to array, optional
         Where the observations lie: for each dim of the observed fields a coordinate of every observation, shape (P,),
         or (times, P) where it moves; NaN where there is none. The state is interpolated there, unless an operator is
@@ -77,7 +81,7 @@ class TwinExperiment:
 
     dynamics: Dynamics
     interval: float | Sequence[float] = 0.05
-    observe: Sites = field(default_factory=Sites.all)
+    observe: Sites | FieldSites = field(default_factory=Sites.all)
     operator: Any = None
     error_std: Any = None
     error_covariance: Any = None
@@ -87,14 +91,12 @@ class TwinExperiment:
         if not isinstance(self.dynamics, Dynamics):
             raise TypeError(f"dynamics={shown(self.dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
         check_declarations(self.dynamics)
-        observe = Sites.all() if self.observe is None else self.observe
-        if not isinstance(observe, Sites):
-            raise TypeError(
-                f"observe={shown(observe)}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)"
-            )
+        space = self.dynamics.space
+        along_obs = self.operator is not None or self.positions is not None
+        observe = _observing_network(self.observe, space, along_obs)
         operator = self.operator
         if operator is not None and not callable(operator):
-            operator = _copied("operator", operator)
+            operator = _of_each_field("operator", operator, space, _copied)
         if self.error_std is not None and self.error_covariance is not None:
             raise ValueError(
                 "expected one of error_std= and error_covariance=, both were given; None takes back the other"
@@ -104,7 +106,13 @@ class TwinExperiment:
             deviations = None
             covariance = _copied("error_covariance", covariance)
         else:
-            deviations = _deviations(1.0 if self.error_std is None else self.error_std)
+            error_std = 1.0 if self.error_std is None else self.error_std
+            if isinstance(error_std, Mapping) and along_obs:
+                deviations = {
+                    str(name): real(f"error_std[{name!r}]", value, above=0.0) for name, value in error_std.items()
+                }
+            else:
+                deviations = _of_each_field("error_std", error_std, space, _deviations)
         values = {
             "dynamics": self.dynamics.starting_at(self.dynamics.model_time),
             "interval": _interval(self.interval),
@@ -174,11 +182,11 @@ class TwinExperiment:
         if callable(self.operator):
             described["operator"] = getattr(self.operator, "__qualname__", type(self.operator).__name__)
         elif self.operator is not None:
-            described["operator"] = np.asarray(self.operator).tolist()
+            described["operator"] = _plain(self.operator)
         if self.positions is not None:
             described["positions"] = {name: np.asarray(values).tolist() for name, values in self.positions.items()}
         label = "error_std" if self.error_covariance is None else "error_covariance"
-        return {**described, label: np.asarray(getattr(self, label)).tolist()}
+        return {**described, label: _plain(getattr(self, label))}
 
     def __repr__(self) -> str:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -220,14 +228,57 @@ def checked_labels(positions: Any) -> dict[str, Any]:
     return labels
 
 
-def _deviations(error_std: Any) -> Any:
-    if isinstance(error_std, Mapping):
-        return {str(name): real(f"error_std[{name!r}]", value, above=0.0) for name, value in error_std.items()}
-    deviations = real_array("error_std", error_std, finite=False)
+def _observing_network(observe: Any, space: StateSpace, along_obs: bool) -> Sites | FieldSites:
+    """Sites of the state, of each of its fields, or of what an operator or positions give."""
+    if isinstance(observe, FieldSites):  # of another experiment, of which this one is a variant
+        observe = Sites.all() if observe.kind == "all" else observe.sites
+    observe = Sites.all() if observe is None else observe
+    several = space.single is None and not along_obs
+    if isinstance(observe, Mapping) and not several:
+        one = "operator= and positions= give observations of no field" if along_obs else "the state has one field alone"
+        raise ValueError(
+            f"observe={shown(observe)} is a mapping, and {one}: expected Sites, such as xdan.Sites.every(2)"
+        )
+    if not isinstance(observe, (Sites, Mapping)):
+        raise TypeError(f"observe={shown(observe)}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)")
+    return FieldSites(space, observe) if several else observe  # type: ignore[return-value]
+
+
+def _of_each_field(label: str, value: Any, space: StateSpace, take: Callable[[str, Any], Any]) -> Any:
+    """Check a parameter, or that of each field where it is a mapping of their names."""
+    if not isinstance(value, Mapping):
+        return take(label, value)
+    check_field_names(label, value, space)
+    return {name: take(f"{label}[{name!r}]", one) for name, one in value.items()}
+
+
+def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -> None:
+    """Refuse a mapping for a state of one field, or with keys that are no field's name.
+
+    Raises
+    ------
+    ValueError
+    """
+    if space.single is not None:
+        raise ValueError(
+            f"{label}={shown(dict(value))} is a mapping, and the state has one field alone: expected what stands for it"
+        )
+    if not value or (unknown := [name for name in value if name not in space.names]):
+        what = shown(unknown) if value else "no field"
+        raise ValueError(f"{label}= names {what}: expected fields of the state, some of {space.names}")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as lists, in a mapping of fields too."""
+    return {name: _plain(one) for name, one in value.items()} if isinstance(value, dict) else np.asarray(value).tolist()
+
+
+def _deviations(label: str, error_std: Any) -> Any:
+    deviations = real_array(label, error_std, finite=False)
     wrong = deviations[~(np.isfinite(deviations) & (deviations > 0))]
     if wrong.size:
-        raise ValueError(f"error_std holds the standard deviation {wrong[0]:g}: expected positive finite values")
-    return _copied("error_std", error_std)
+        raise ValueError(f"{label} holds the standard deviation {wrong[0]:g}: expected positive finite values")
+    return _copied(label, error_std)
 
 
 def _copied(label: str, value: Any) -> Any:

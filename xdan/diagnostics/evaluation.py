@@ -151,7 +151,8 @@ def _evaluate_block(
     """Refuse fill values in the arrays of a block, states (B, K, *state), observation and memory; then the kernel."""
     for name, values in zip(("state", "observation"), arrays, strict=False):
         if values is not None:
-            refuse_fill_values(np.asarray(values), name)
+            of_states = name == "state" or setup.observing.direct
+            refuse_fill_values(np.asarray(values), name, of_states, setup.dynamics)
     module = network.method(torch.float64 if dtype == np.float64 else torch.float32, device).network
     values = _evaluate_tensors(arrays, rows, columns, setup, module, work, dtype=dtype, device=device)
     return {"values": values}

@@ -12,8 +12,9 @@ from ..core.checks import choice, integer, switch
 from ..core.sensitivity import sites_that_matter
 from ..core.symmetry import Group
 from ..network import Network
+from ..records.fields import site_labels
 from ..records.record import RecordWords
-from ..records.schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, site_labels, to_power
+from ..records.schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, to_power
 from ..records.store import sealed
 from .evaluation import evaluate
 from .evaluation_points import INNOVATIONS, EvaluationPoints, check_samples, read_points

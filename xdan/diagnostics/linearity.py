@@ -13,8 +13,9 @@ import xarray as xr
 
 from ..core.checks import integer, real, real_array, shown
 from ..network import Network
+from ..records.fields import site_labels
 from ..records.record import RecordWords
-from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, site_labels, to_power
+from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
 from .evaluation import evaluate
 from .evaluation_points import MOST_SAMPLES, check_samples, read_points
 from .kernels import CovarianceKernel, HistogramKernel, ScalingKernel, SteinKernel

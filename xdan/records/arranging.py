@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -10,6 +10,7 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
+from .fields import Found, Part, coordinates_of, pack, parts_of, whole_of
 from .schema import TIME, TRAJECTORY, check_order, time_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -17,15 +18,46 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 _PACKING = {"scale_factor": 1.0, "add_offset": 0.0}  # attributes of packed values, and what leaves them plain
 
 
-def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]) -> xr.DataArray:
-    """Give a variable the dims (trajectory, time, *expected), the latter in one chunk.
+def arrange_state(variables: Found, model: Dynamics, name: str, extra: Mapping[str, int] | None = None) -> xr.DataArray:
+    """Give states the dims (trajectory, time, *extra, *state of the dynamics): those of one variable, or of fields.
+
+    Parameters
+    ----------
+    variables : DataArray, or dict of str to DataArray
+        The variable of the whole state, or those of its fields by their names; fields may be missing.
+    model : Dynamics
+    name : str
+        Of the packed array.
+    extra : mapping of str to int, optional
+        Further dims and their sizes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `arrange`; and for fields in other units than the space's.
+    """
+    beyond = dict(extra or {})
+    if isinstance(variables, xr.DataArray):
+        whole = whole_of(model)
+        return arrange(variables, whole, {**beyond, **whole.sizes})
+    parts = {part.field.name: part for part in parts_of(model) if part.field is not None}
+    arranged = {}
+    for field, variable in variables.items():
+        part = parts[field]
+        arranged[field] = arrange(variable, part, {**beyond, **part.sizes})
+    return pack(arranged, model, name)
+
+
+def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> xr.DataArray:
+    """Give a variable the dims (trajectory, time, *expected), the latter in one chunk and the geometry's order.
 
     Parameters
     ----------
     variable : xarray.DataArray
         With a dim of time, which may have another name where its coordinate holds dates or says `axis="T"`;
         `trajectory` may lack.
-    model : Dynamics
+    part : Part
+        What the variable holds of the state.
     expected : mapping of str to int
         The other dims and their sizes.
 
@@ -50,7 +82,7 @@ def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]
     if missing:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims}, without {missing}: expected the dynamics' state dims "
-            f"{model.dims}; rename the record's dims"
+            f"{part.dims}; rename the record's dims"
         )
     extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
     if extra:
@@ -60,12 +92,12 @@ def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]
     sizes = {dim: variable.sizes[dim] for dim in dims}
     if sizes != expected:
         raise ValueError(
-            f"{variable.name!r} has state sizes {sizes}, the dynamics {model!r} expects {dict(expected)}; "
+            f"{variable.name!r} has state sizes {sizes}, {part.label} expects {dict(expected)}; "
             "pass the dynamics= of this record"
         )
-    for dim in set(dims) & set(model.dims):
+    for dim in set(dims) & set(part.dims):
         _check_labels(variable, dim)
-        check_order(variable, dim, model)
+        variable = in_order(variable, dim, part)
     if TRAJECTORY not in variable.dims:
         variable = label_trajectory(variable)
     elif TRAJECTORY not in variable.coords:
@@ -82,6 +114,89 @@ def arrange(variable: xr.DataArray, model: Dynamics, expected: Mapping[str, int]
     if variable.chunks is not None:
         variable = variable.chunk(dict.fromkeys(dims, -1))
     return variable
+
+
+def in_order(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
+    """Bring a variable into the order of the geometry along a dim.
+
+    Raises
+    ------
+    ValueError
+        For other places than the geometry's, or, where it names none, for its labels in another order.
+    """
+    if _order_of_places(variable, dim, part) is None:
+        check_order(variable, dim, part)
+    return in_order_of_places(variable, dim, part)
+
+
+def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
+    """Bring a variable into the order of the places that the geometry names, if it names some.
+
+    Raises
+    ------
+    ValueError
+        For other places.
+    """
+    order = _order_of_places(variable, dim, part)
+    return variable if order in (None, list(range(variable.sizes[dim]))) else variable.isel({dim: order})
+
+
+def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:
+    """Positions of the geometry's places along a dim; None where it, or the variable, does not name them."""
+    if part.geometry is None or dim not in variable.dims or dim not in variable.coords:
+        return None
+    try:
+        return part.geometry.order_of(dim, variable[dim].values.tolist())
+    except ValueError as reason:
+        raise ValueError(f"{variable.name!r} lies on other places than {part.label}: {reason}") from None
+
+
+def reordered(found: Found, part: Part) -> list[str]:
+    """Say in which dims the geometry's order is not that of a variable; nothing of several."""
+    if isinstance(found, dict) or part.geometry is None:
+        return []
+    labelled = [dim for dim in part.dims if dim in found.dims and dim in found.coords]
+    return [
+        f"results have {dim!r} in the dynamics' order, which is not the record's"
+        for dim in labelled
+        if not (in_order(found, dim, part)[dim].values == found[dim].values).all()
+    ]
+
+
+def labels_of(model: Dynamics, *found: Found | None) -> tuple[dict[Hashable, xr.DataArray], list[str]]:
+    """Labels of the fields' dims, as variables of a record have them or else the geometries, in their order.
+
+    Parameters
+    ----------
+    model : Dynamics
+        Of several fields.
+    *found : DataArray, or dict of str to DataArray, or None
+        Variables by the fields' names; packed ones have no labels of fields.
+
+    Returns
+    -------
+    labels : dict
+        Coordinates by name.
+    notes : list of str
+        A sentence for each dim whose order is not the record's.
+    """
+    labels: dict[Hashable, xr.DataArray] = {}
+    notes: list[str] = []
+    for part in parts_of(model):
+        assert part.field is not None
+        own = xr.Dataset(coords=coordinates_of(part)).coords
+        labels = {name: own[name] for name in own} | labels
+        for variables in found:
+            if not isinstance(variables, dict) or part.field.name not in variables:
+                continue
+            ordered = variables[part.field.name]
+            notes += reordered(ordered, part)
+            for dim in part.dims:
+                ordered = in_order(ordered, dim, part)
+            labels |= {
+                name: one for name, one in ordered.coords.items() if one.dims and set(one.dims) <= set(part.dims)
+            }
+    return labels, list(dict.fromkeys(notes))
 
 
 def label_trajectory(variable: Labelled) -> Labelled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import xarray as xr
 from ..core.checks import integer, real_array
 from ..core.dynamics import Dynamics
 from ..core.observing import (
+    FieldSites,
     FunctionOperator,
     InterpolationOperator,
     LinearOperator,
@@ -21,9 +23,12 @@ from ..core.observing import (
     Positions,
     deviations_of,
 )
-from ..core.twin import FIELD, INSTRUMENT, TwinExperiment, checked_labels
+from ..core.spaces import StateSpace
+from ..core.twin import FIELD, INSTRUMENT, TwinExperiment, check_field_names, checked_labels
 from ..core.user_functions import call, check_function, shown_reason
+from .arranging import in_order, in_order_of_places
 from .blocks import array_to_tensor, tensor_to_array
+from .fields import Part, parts_of, whole_of
 from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
 
 OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, which no store holds, and no interpolation
@@ -35,7 +40,8 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
     Parameters
     ----------
     matrix_or_function : matrix of shape (P, *state), xarray.DataArray with dims (obs, *state), Operator, or callable
-        A callable is a torch function of flattened states (..., N).
+        A callable is a torch function of flattened states (..., N), or of a mapping of fields (..., *shape) where the
+        state has several. A mapping of fields' names to matrices is of these fields alone.
     dynamics : Dynamics
     size : int, optional
         P, where it is known; a function is called otherwise.
@@ -52,8 +58,10 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
         operator = matrix_or_function
         integer("operator.size", getattr(operator, "size", None), least=1)
     elif callable(matrix_or_function):
-        number = _observations_of(matrix_or_function, sites) if size is None else size
-        operator = FunctionOperator(matrix_or_function, number)
+        several = dynamics.space.single is None
+        function = _OfFields(matrix_or_function, dynamics.space) if several else matrix_or_function
+        number = _observations_of(function, sites) if size is None else size
+        operator = FunctionOperator(function, number)
     else:
         operator = LinearOperator(_matrix(matrix_or_function, dynamics))
     if size is not None and operator.size != size:
@@ -63,6 +71,17 @@ def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None 
     if operator.as_matrix() is None:
         _try_out(operator, dynamics)
     return operator
+
+
+@dataclass(frozen=True)
+class _OfFields:
+    """A function of flat states (..., N), from one of a mapping of fields (..., *shape)."""
+
+    function: Callable[[dict[str, torch.Tensor]], torch.Tensor]
+    space: StateSpace
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(self.space.unpack(x))
 
 
 def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int:
@@ -80,20 +99,38 @@ def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int
 
 def _matrix(values: Any, dynamics: Dynamics) -> torch.Tensor:
     """H as a matrix (P, N) of float64."""
-    sites = math.prod(dynamics.shape)
+    if not isinstance(values, Mapping):
+        return _matrix_of(values, whole_of(dynamics), "the observation operator")
+    check_field_names("operator", values, dynamics.space)
+    parts = [part for part in parts_of(dynamics) if part.field is not None]
+    blocks = {
+        part.field.name: _matrix_of(values[part.field.name], part, f"the observation operator of {part.field.name!r}")
+        for part in parts
+        if part.field is not None and part.field.name in values
+    }
+    rows = {name: len(block) for name, block in blocks.items()}
+    if len(set(rows.values())) > 1:
+        raise ValueError(f"the observation operators of the fields have {rows} rows: expected as many of each")
+    count = next(iter(rows.values()))
+    blank = torch.zeros(count, 1, dtype=torch.float64)
+    return torch.cat(
+        [blocks.get(part.field.name, blank.expand(count, math.prod(part.shape))) for part in parts if part.field], 1
+    )
+
+
+def _matrix_of(values: Any, part: Part, what: str) -> torch.Tensor:
+    """H of a part of the state, (P, components of the part), float64."""
+    sites = math.prod(part.shape)
     if isinstance(values, xr.DataArray):
-        dims = OPERATOR.dims_in(dynamics.dims, (OBS,))
+        dims = OPERATOR.dims_in(part.dims, (OBS,))
         if set(values.dims) != set(dims):
-            raise ValueError(f"the observation operator has dims {values.dims}: expected {dims}")
-        for dim in dynamics.dims:
-            check_order(values, dim, dynamics)
+            raise ValueError(f"{what} has dims {values.dims}: expected {dims}")
+        for dim in part.dims:
+            values = in_order(values, dim, part)
         values = values.transpose(*dims)
-    matrix = array_to_tensor(real_array("operator", values, finite=False))
-    if matrix.shape[1:] not in ((sites,), dynamics.shape) or not len(matrix):
-        raise ValueError(
-            f"the observation operator has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each "
-            "observation"
-        )
+    matrix = array_to_tensor(real_array("operator", values, finite=False)).double()
+    if matrix.shape[1:] not in ((sites,), part.shape) or not len(matrix):
+        raise ValueError(f"{what} has shape {tuple(matrix.shape)}: expected (P, {sites}), a row for each observation")
     return matrix.reshape(len(matrix), sites)
 
 
@@ -258,9 +295,13 @@ def read_operator(
 
 
 def read_observing(
-    error: Any, operator: Operator | None, observation: xr.DataArray, positions: Positions | None = None
+    error: Any,
+    operator: Operator | None,
+    observation: xr.DataArray,
+    part: Part | None = None,
+    positions: Positions | None = None,
 ) -> ObservingSystem:
-    """H and R of a record, float64 on the CPU.
+    """H and R of a record, or of one of its fields, float64 on the CPU.
 
     Parameters
     ----------
@@ -270,6 +311,9 @@ def read_observing(
     operator : Operator or None
         H.
     observation : xarray.DataArray, dims (trajectory, time, ...)
+        Arranged.
+    part : Part, optional
+        What is observed directly: into the order of its geometry errors are brought, as observations are.
     positions : Positions, optional
         Of the observations.
 
@@ -295,6 +339,8 @@ def read_observing(
     if in_time and variable.sizes[TIME] != times:
         raise ValueError(f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}")
     lead = [TIME] if in_time else []
+    if part is not None:
+        variable = _in_order_twice(variable, part)
     for dim in (*lead, *dims):
         labelled = dim in variable.coords and dim in observation.coords
         if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
@@ -320,6 +366,23 @@ def _of_instruments(errors: Mapping[str, float], observation: xr.DataArray) -> x
     names = observation.coords[INSTRUMENT]
     values = np.array(deviations_of(names.values.ravel().tolist(), errors)).reshape(names.shape)
     return xr.DataArray(values, dims=names.dims, name=INSTRUMENT)
+
+
+def _in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
+    """Errors in the order of the geometry; a covariance along its second dims too."""
+    for dim in part.dims:
+        if dim not in variable.dims or dim not in variable.coords:
+            continue
+        ordered, dual = in_order_of_places(variable, dim, part), f"{dim}{DUAL}"
+        if dual in variable.dims and ordered is not variable:
+            labels = variable[dim].values.tolist()
+            if dual in variable.coords and variable[dual].values.tolist() != labels:
+                raise ValueError(
+                    f"{variable.name!r} has other labels along {dual!r} than along {dim!r}: expected the same"
+                )
+            ordered = ordered.isel({dual: [labels.index(label) for label in ordered[dim].values.tolist()]})
+        variable = ordered
+    return variable
 
 
 def errors(label: str, value: Any) -> torch.Tensor:
@@ -399,6 +462,51 @@ def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[
     return arrays
 
 
+def observing_of_fields(
+    errors_of: Mapping[str, ObservingSystem], dynamics: Dynamics, times: int | None = None
+) -> ObservingSystem:
+    """R of a packed state, from that of each field that is observed.
+
+    Parameters
+    ----------
+    errors_of : mapping of str to ObservingSystem
+        By the fields' names. What nothing observes gets the root of the mean variance of the others, so that means
+        over R are those of what is observed.
+    dynamics : Dynamics
+    times : int, optional
+        Where standard deviations differ in time, how many times.
+
+    Raises
+    ------
+    ValueError
+        For a covariance beside errors that differ in time.
+    """
+    sizes = {field.name: field.geometry.size for field in dynamics.space}
+    in_time = any(one.in_time for one in errors_of.values())
+    full = any(one.covariance is not None for one in errors_of.values())
+    if full and in_time:
+        raise ValueError(
+            "one field has a covariance of its errors and another errors that differ in time: expected standard "
+            "deviations of all, or covariances that are constant"
+        )
+    typical = math.sqrt(float(np.mean([float(one.error_variance().mean()) for one in errors_of.values()])))
+    lead = (times,) if in_time and times is not None else ()
+    deviations = []
+    for name, size in sizes.items():
+        one = errors_of.get(name)
+        variance = torch.full((), typical**2, dtype=torch.float64) if one is None else one.error_variance()
+        deviation = one.std if one is not None and one.std is not None else variance.sqrt()
+        deviations.append(deviation.double().expand(*lead, size))
+    if not full:
+        return ObservingSystem(std=torch.cat(deviations, -1), in_time=in_time)
+    blocks = []
+    for (name, _), deviation in zip(sizes.items(), deviations, strict=True):
+        one = errors_of.get(name)
+        covariance = None if one is None else one.covariance
+        blocks.append((deviation**2).diag() if covariance is None else covariance)
+    return ObservingSystem(covariance=torch.block_diag(*blocks))
+
+
 def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> ObservingSystem:
     """H and R of a twin experiment, float64 on the CPU.
 
@@ -432,20 +540,56 @@ def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> O
         return observing_from(covariance, shape, operator, positions=positions)
     error_std = experiment.error_std
     if isinstance(error_std, Mapping):
-        if INSTRUMENT not in labels:
+        if INSTRUMENT in labels:
+            error_std = deviations_of(labels[INSTRUMENT].tolist(), error_std)
+        elif operator is not None:
             raise ValueError(
-                f"error_std of the instruments {list(error_std)}: expected positions={{'instrument': [...]}}, a word "
-                "for each observation"
+                f"error_std of {list(error_std)}, and the observations lie along {OBS!r}: expected numbers, or "
+                "positions={'instrument': [...]}, a word for each observation, and the deviation of each instrument"
             )
-        error_std = deviations_of(labels[INSTRUMENT].tolist(), error_std)
+        else:
+            return _twin_of_fields(error_std, experiment, cycles)
     if isinstance(error_std, xr.DataArray):
-        error_std = _ordered_deviations(error_std, dims, shape, cycles, dynamics)
+        error_std = _ordered_deviations(error_std, dims, shape, cycles, whole_of(dynamics))
+    return _from_deviations("error_std", error_std, shape, operator, cycles, positions)
+
+
+def _from_deviations(
+    label: str,
+    error_std: Any,
+    shape: tuple[int, ...],
+    operator: Operator | None,
+    cycles: int | None,
+    positions: Positions | None = None,
+) -> ObservingSystem:
+    """H and R from standard deviations, which may differ in time."""
+    if isinstance(error_std, xr.DataArray):
         in_time = TIME in error_std.dims
     else:
         in_time = cycles is not None and np.shape(error_std) == (cycles, *shape)
         if np.shape(error_std) == (*shape, *shape) and not in_time:
-            raise ValueError(f"error_std has shape {np.shape(error_std)}, a matrix: pass R as error_covariance=")
-    return observing_from(errors("error_std", error_std), shape, operator, cycles if in_time else None, positions)
+            raise ValueError(f"{label} has shape {np.shape(error_std)}, a matrix: pass R as error_covariance=")
+    return observing_from(errors(label, error_std), shape, operator, cycles if in_time else None, positions)
+
+
+def _twin_of_fields(error_std: Mapping[str, Any], experiment: TwinExperiment, cycles: int | None) -> ObservingSystem:
+    """R of a twin with errors for each field; those of fields that are not observed play no role."""
+    observe = experiment.observe
+    observed = list(observe.sites) if isinstance(observe, FieldSites) else experiment.dynamics.space.names
+    if missing := [name for name in observed if name not in error_std]:
+        raise ValueError(
+            f"error_std= has no entry for {missing}, which are observed: expected a standard deviation of each of "
+            f"{observed}"
+        )
+    systems = {}
+    for part in parts_of(experiment.dynamics):
+        if part.field is None or part.field.name not in observed:
+            continue
+        label, value = f"error_std[{part.field.name!r}]", error_std[part.field.name]
+        if isinstance(value, xr.DataArray):
+            value = _ordered_deviations(value, part.dims, part.shape, cycles, part)
+        systems[part.field.name] = _from_deviations(label, value, part.shape, None, cycles)
+    return observing_of_fields(systems, experiment.dynamics, cycles)
 
 
 def _twin_covariance(
@@ -471,14 +615,14 @@ def _twin_covariance(
 
 
 def _ordered_deviations(
-    error_std: xr.DataArray, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int | None, dynamics: Dynamics
+    error_std: xr.DataArray, dims: tuple[str, ...], shape: tuple[int, ...], cycles: int | None, part: Part
 ) -> xr.DataArray:
     """Standard deviations with the dims (), (time,), `dims` or (time, *dims), their sizes and labels checked."""
     sizes = ({} if cycles is None else {TIME: cycles}) | dict(zip(dims, shape, strict=True))
     if unknown := set(error_std.dims) - set(sizes):
         raise ValueError(f"error_std has dims {sorted(map(str, unknown))}: expected some of {tuple(sizes)}")
-    for dim in set(error_std.dims) & set(dynamics.dims):
-        check_order(error_std, str(dim), dynamics)
+    for dim in set(error_std.dims) & set(part.dims):
+        check_order(error_std, str(dim), part)
     wrong = {str(dim): size for dim, size in error_std.sizes.items() if size != sizes[str(dim)]}
     if wrong:
         raise ValueError(f"error_std has sizes {wrong}: expected { ({dim: sizes[dim] for dim in wrong}) }")

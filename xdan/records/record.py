@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 
@@ -12,25 +13,30 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
-from ..core.observing import Sites
-from .arranging import arrange
+from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
+from ..core.twin import check_field_names
+from .arranging import arrange, arrange_state, labels_of, reordered
 from .blocks import Setup
 from .climatology import spaced, with_climatology
-from .observing import observed_sizes, read_observing, read_operator, read_positions
+from .fields import Found, Part, each, find_fields, observed_parts, parts_of, whole_of
+from .observing import observing_of_fields, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
     ERROR,
     ERROR_COVARIANCE,
+    OBS,
     OBSERVATION,
     OPERATOR,
+    TIME,
     TRAJECTORY,
     TRUTH,
+    Role,
     changed_descriptions,
     find,
 )
 from .store import STATUS, check_contents, check_whole
 from .times import first_model_time, steps_between
-from .values import check_units, refuse_fill_values
+from .values import check_units, check_units_of_parts, refuse_fill_values
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -42,22 +48,26 @@ class RecordWords(TypedDict, total=False):
     ----------
     dynamics : Dynamics
         Where the attributes name none that is registered.
-    truth, observation : str
-        Names of the variables.
+    truth, observation : str, or mapping of str to str
+        Names of the variables. Of a state of several fields a mapping of the fields' names to those of the variables;
+        fields that `observation` leaves out are not observed.
     observation_error : str, float, array or mapping
-        A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or the deviation of
-        each instrument that the observations' coordinate `instrument` names.
+        A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or a mapping of
+        fields' names to these; or the deviation of each instrument that the observations' coordinate `instrument`
+        names.
+    operator : str, array, callable or mapping
+        H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N). Of a
+        state of several fields the function takes a mapping of fields (..., *shape), and a mapping has a matrix or a
+        variable's name for each field that is observed.
     positions : mapping of str to array
         Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
-    operator : str, array or callable
-        H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N).
     climatology : array_like, DataArray or "record"
         States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
     """
 
     dynamics: Dynamics | None
-    truth: str | None
-    observation: str | None
+    truth: str | Mapping[str, str] | None
+    observation: str | Mapping[str, str] | None
     observation_error: Any
     operator: Any
     climatology: Any
@@ -72,15 +82,27 @@ class LabelledRecord:
     ----------
     setup : Setup
     observation : xarray.DataArray, dims (trajectory, time, *state), or (trajectory, time, obs)
+        The state's dims are those of its one field, or `state`: several fields are packed. Where one is not observed
+        there is NaN.
     truth : xarray.DataArray or None, dims (trajectory, time, *state)
     bare : bool
         Whether the Dataset came without a trajectory dim.
     forecast : xarray.DataArray or None
         A teacher's, of the truth's dims; the truth is then its analysis.
-    sites : Sites or None
+    sites : Sites, FieldSites or None
         The rule by which observations are made, where the attributes say.
     unlabelled : bool
         Whether a bare record has no trajectory label either.
+    labels : mapping of str to xarray.DataArray
+        Coordinates of trajectory, time and the fields' dims, as the record has them, in the geometries' order.
+    observed : tuple of str
+        Names of the variables that hold observations.
+    observed_parts : tuple of Part
+        What they hold of the state.
+    lazy : bool
+        Whether observations are dask's in the Dataset.
+    notes : tuple of str
+        What results differ in from the record.
     """
 
     setup: Setup
@@ -88,8 +110,13 @@ class LabelledRecord:
     truth: xr.DataArray | None
     bare: bool
     forecast: xr.DataArray | None = None
-    sites: Sites | None = None
+    sites: Sites | FieldSites | None = None
     unlabelled: bool = False
+    labels: Mapping[Hashable, xr.DataArray] = field(default_factory=dict)
+    observed: tuple[str, ...] = ()
+    observed_parts: tuple[Part, ...] = ()
+    lazy: bool = False
+    notes: tuple[str, ...] = ()
 
     def with_its_dims(self, result: Labelled) -> Labelled:
         """A result without the dim `trajectory` where the record has none; a label of the trajectory is kept."""
@@ -142,45 +169,62 @@ class _Variables:
 
     Attributes
     ----------
-    observation : xarray.DataArray
-    truth : xarray.DataArray or None
-    error : xarray.DataArray or array_like
+    observation : xarray.DataArray, or dict of them by field
+    truth : xarray.DataArray, dict of them by field, or None
+    error : xarray.DataArray, array_like, or dict of them by field
         R: standard deviations, or a covariance.
-    operator : xarray.DataArray, array_like, callable or None
+    operator : xarray.DataArray, array_like, callable, dict of them by field, or None
     """
 
-    observation: xr.DataArray
-    truth: xr.DataArray | None
+    observation: Found
+    truth: Found | None
     error: Any
     operator: Any
 
 
-def _find_variables(ds: xr.Dataset, words: RecordWords, needs_truth: str | None) -> _Variables:
+def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_truth: str | None) -> _Variables:
     """Find every role, by the caller's words or by what the Dataset says."""
     listed = sorted(map(str, ds.data_vars))
-    observation = find(ds, OBSERVATION, words.get("observation"))
+    fields = "" if model.space.single else f", or one for each field, such as 'observation_{model.space.names[0]}'"
+    observation = find_fields(ds, OBSERVATION, model, words.get("observation"), all_fields=False)
     if observation is None:
         raise ValueError(
-            f"no observations: expected a variable 'observation', found {listed}; name it with observation="
+            f"no observations: expected a variable 'observation'{fields}, found {listed}; name it with observation="
         )
-    truth = find(ds, TRUTH, words.get("truth"))
+    truth = find_fields(ds, TRUTH, model, words.get("truth"))
     if truth is None and needs_truth:
+        fields = fields.replace("observation", "truth")
         raise ValueError(
-            f"{needs_truth} needs the truth: expected a variable 'truth', found {listed}; name it with truth="
+            f"{needs_truth} needs the truth: expected a variable 'truth'{fields}, found {listed}; name it with truth="
         )
-    operator, error = words.get("operator"), words.get("observation_error")
-    if operator is None or isinstance(operator, str):
-        operator = find(ds, OPERATOR, operator)
-    if error is None or isinstance(error, str):
-        error = find(ds, ERROR, error)
+    operator = _find_values(ds, OPERATOR, model, words.get("operator"))
+    error = words.get("observation_error")
+    if isinstance(error, Mapping) and any(OBS in one.dims for one in each(observation)):
+        error = dict(error)  # of instruments
+    else:
+        error = _find_values(ds, ERROR, model, error)
+    covariance = find_fields(ds, ERROR_COVARIANCE, model, all_fields=False)
     if error is None:
-        error = find(ds, ERROR_COVARIANCE)
+        error = covariance
+    elif isinstance(error, dict) and isinstance(covariance, dict):
+        error = covariance | error
     if error is None:
         raise ValueError(
-            "no observation error: expected a variable 'observation_error' (standard deviation) or "
-            "'observation_error_covariance'; or pass observation_error="
+            f"no observation error: expected a variable 'observation_error' (standard deviation) or "
+            f"'observation_error_covariance'{fields.replace('observation', 'observation_error')}; or pass "
+            "observation_error="
         )
     return _Variables(observation, truth, error, operator)
+
+
+def _find_values(ds: xr.Dataset, role: Role, model: Dynamics, word: Any) -> Any:
+    """Find the variables that play a role, where the caller has no values; a mapping may hold both."""
+    if word is None or isinstance(word, str):
+        return find_fields(ds, role, model, word, all_fields=False)
+    if not isinstance(word, Mapping):
+        return word
+    check_field_names(role.keyword, word, model.space)
+    return {name: find(ds, role, one) if isinstance(one, str) else one for name, one in word.items()}
 
 
 def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[RecordWords]) -> LabelledRecord:
@@ -212,43 +256,125 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
         )
     check_contents(ds)
     model = read_dynamics(ds, words.get("dynamics"))
-    variables = _find_variables(ds, words, needs_truth)
-    check_whole(ds, variables.observation, may_be_empty=True)
-    check_whole(ds, variables.truth)
+    variables = _find_variables(ds, model, words, needs_truth)
+    for one in each(variables.observation):
+        check_whole(ds, one, may_be_empty=True)
+    for one in each(variables.truth):
+        check_whole(ds, one)
+    first = next(iter(each(variables.observation)))
 
-    state_sizes = dict(zip(model.dims, model.shape, strict=True))
-    truth = None if variables.truth is None else arrange(variables.truth, model, state_sizes)
-    of_record = None if truth is None else partial(_own_states, truth)
+    truth = None if variables.truth is None else arrange_state(variables.truth, model, TRUTH.name)
+    of_record = None if truth is None else partial(_own_states, truth, model)
     model = with_climatology(model, words.get("climatology"), of_record)
-    positions = read_positions(words.get("positions"), model, variables.observation)
-    operator = read_operator(variables.operator, model, variables.observation, positions)
-    observation = arrange(variables.observation, model, observed_sizes(model, operator))
+    positions = read_positions(words.get("positions"), model, first)
+    operator = _read_operator(variables, model, positions)
+    if operator is None:
+        observation = arrange_state(variables.observation, model, OBSERVATION.name)
+    else:
+        observation = arrange(first, whole_of(model), {OBS: operator.size})
     if positions is not None and not bool((there := positions.there()).all()):
         observation = observation.where(xr.DataArray(there.numpy(), dims=observation.dims[-there.ndim :]))
+    _check_units(variables, model, operator is None)
     if truth is not None:
-        if operator is None:
-            check_units(truth, observation)
-        if truth.shape[:2] != observation.shape[:2]:
-            raise ValueError(
-                f"truth has sizes {dict(truth.sizes)}, observation {dict(observation.sizes)}: expected the same"
-            )
+        for dim in (TRAJECTORY, TIME):
+            if truth.sizes[dim] != observation.sizes[dim]:
+                raise ValueError(
+                    f"truth has sizes {dict(truth.sizes)}, observation {dict(observation.sizes)}: expected the same"
+                )
 
     setup = Setup(
         dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
-        observing=read_observing(variables.error, operator, observation, positions),
+        observing=_read_observing(variables, model, operator, observation, positions),
         steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
     )
-    bare = TRAJECTORY not in variables.observation.dims
-    unlabelled = bare and TRAJECTORY not in ds.coords
-    return LabelledRecord(setup, observation, truth, bare, sites=_read_sites(ds), unlabelled=unlabelled)
+    bare = TRAJECTORY not in first.dims
+    labels, notes = dict(observation.coords), reordered(variables.observation, whole_of(model))
+    if model.space.single is None:
+        of_fields, notes = labels_of(model, variables.observation, variables.truth)
+        labels = {name: one for name, one in labels.items() if set(one.dims) <= {TRAJECTORY, TIME}} | of_fields
+    return LabelledRecord(
+        setup,
+        observation,
+        truth,
+        bare,
+        sites=_read_sites(ds, model),
+        unlabelled=bare and TRAJECTORY not in ds.coords,
+        labels=labels,
+        observed=tuple(str(one.name) for one in each(variables.observation)),
+        observed_parts=observed_parts(model, setup.observing, _observed_names(variables, model)),
+        lazy=any(one.chunks is not None for one in each(variables.observation)),
+        notes=tuple(notes),
+    )
 
 
-def _own_states(truth: xr.DataArray) -> xr.DataArray:
+def _observed_names(variables: _Variables, model: Dynamics) -> list[str]:
+    """Names of the fields that are observed; all of them where observations are packed."""
+    return list(variables.observation) if isinstance(variables.observation, dict) else model.space.names
+
+
+def _read_operator(variables: _Variables, model: Dynamics, positions: Positions | None) -> Operator | None:
+    """H; None where observations lie at the state's sites."""
+    if isinstance(variables.observation, dict):
+        if variables.operator is not None:
+            names = [str(one.name) for one in each(variables.observation)]
+            raise ValueError(
+                f"there is an observation operator, and the observations {names} are of the state's fields: expected "
+                f"one variable with the dim {OBS!r} that it gives, named with observation=; or no operator"
+            )
+        return None
+    return read_operator(variables.operator, model, variables.observation, positions)
+
+
+def _read_observing(
+    variables: _Variables,
+    model: Dynamics,
+    operator: Operator | None,
+    observation: xr.DataArray,
+    positions: Positions | None,
+) -> ObservingSystem:
+    """H and R."""
+    error = variables.error
+    whole = whole_of(model) if operator is None else None
+    if not isinstance(error, dict) or operator is not None:
+        return read_observing(error, operator, observation, whole, positions)
+    if not isinstance(variables.observation, dict):
+        raise ValueError(
+            f"there are observation errors of the fields {list(error)}, and the observations {observation.name!r} are "
+            "of no field: expected one observation_error for all of them"
+        )
+    if missing := [name for name in variables.observation if name not in error]:
+        raise ValueError(
+            f"the observed fields {missing} have no error: expected a variable 'observation_error_{missing[0]}', or "
+            f"observation_error={{{missing[0]!r}: ...}}"
+        )
+    systems = {}
+    for part in parts_of(model):
+        if part.field is not None and (variable := variables.observation.get(part.field.name)) is not None:
+            of_field = arrange(variable, part, part.sizes)
+            systems[part.field.name] = read_observing(error[part.field.name], None, of_field, part)
+    return observing_of_fields(systems, model, observation.sizes[TIME])
+
+
+def _check_units(variables: _Variables, model: Dynamics, direct: bool) -> None:
+    """Refuse units that differ from the dynamics', or between truth and observations."""
+    truth, observation = variables.truth, variables.observation
+    if truth is not None:
+        check_units_of_parts(truth, model)
+    if direct:
+        check_units_of_parts(observation, model)
+        if isinstance(truth, xr.DataArray) and isinstance(observation, xr.DataArray):
+            check_units(truth, observation)
+        if isinstance(truth, dict) and isinstance(observation, dict):
+            for name, variable in observation.items():
+                check_units(truth[name], variable)
+
+
+def _own_states(truth: xr.DataArray, model: Dynamics) -> xr.DataArray:
     """States of a truth that stand for its climate, read."""
     states = spaced(truth).compute()
-    refuse_fill_values(states.to_numpy(), str(truth.name))
+    refuse_fill_values(states.to_numpy(), str(truth.name), True, model)
     return states
 
 
@@ -270,9 +396,12 @@ def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(np.float32 if single == np.float32 else np.float64)
 
 
-def _read_sites(ds: xr.Dataset) -> Sites | None:
+def _read_sites(ds: xr.Dataset, model: Dynamics) -> Sites | FieldSites | None:
     """The observing network that the attributes describe, if they do."""
     try:
-        return Sites.from_json(json.loads(ds.attrs["observing"]))
+        description = json.loads(ds.attrs["observing"])
+        if isinstance(description, dict) and description.get("name") == "fields":
+            return FieldSites.from_json(description, model.space)
+        return Sites.from_json(description)
     except (KeyError, TypeError, ValueError, RecursionError):
         return None

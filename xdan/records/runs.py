@@ -10,11 +10,12 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
-from .arranging import arrange
-from .schema import TIME, TRAJECTORY, Array
+from .arranging import arrange_state
+from .fields import each, states_of
+from .schema import TIME, TRAJECTORY, Array, Role
 from .store import STATUS, check_contents, check_whole
 from .times import same_times
-from .values import check_units
+from .values import check_units, check_units_of_parts
 
 if TYPE_CHECKING:
     from .record import LabelledRecord
@@ -30,6 +31,18 @@ def imitate(labelled: LabelledRecord, teacher: Any) -> LabelledRecord:
     """
     states = read_run(labelled, teacher, ("forecast", "analysis"), "teacher")
     return replace(labelled, truth=states["analysis"], forecast=states["forecast"])
+
+
+def held_in(labelled: LabelledRecord, run: xr.Dataset, names: Sequence[str]) -> list[str]:
+    """Names of what a run holds of the state, as one variable or as those of the fields."""
+    model = labelled.setup.dynamics
+    return [name for name in names if states_of(run, Role(name, "run", ()), model) is not None]
+
+
+def sizes_in(labelled: LabelledRecord, run: xr.Dataset, name: str) -> dict[str, int]:
+    """Sizes of what a run holds of the state under a name; those of the first field."""
+    states = states_of(run, Role(name, "run", ()), labelled.setup.dynamics)
+    return {str(dim): size for variable in each(states)[:1] for dim, size in variable.sizes.items()}
 
 
 def read_run(
@@ -52,20 +65,24 @@ def read_run(
         raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
     if run.attrs.get(STATUS) == "unfinished":
         raise ValueError(f"the {what}'s store is unfinished; run the same call again to resume it")
-    if missing := [name for name in names if name not in run]:
+    model = labelled.setup.dynamics
+    roles = [Role(name, what, ()) for name in names]
+    held = {role.name: states_of(run, role, model) for role in roles}
+    if missing := [name for name, variables in held.items() if variables is None]:
         raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
     check_contents(run)
-    model = labelled.setup.dynamics
-    sizes = {**(extra or {}), **dict(zip(model.dims, model.shape, strict=True))}
-    variables = {}
-    for name in names:
-        check_whole(run, run[name])
-        variables[name] = arrange(run[name], model, sizes)
-        if labelled.truth is not None:
-            check_units(run[name], labelled.truth, warns=False)
+    states = {}
+    for name, variables in held.items():
+        assert variables is not None
+        for variable in each(variables):
+            check_whole(run, variable)
+        states[name] = arrange_state(variables, model, name, extra)
+        check_units_of_parts(variables, model, warns=False)
+        if labelled.truth is not None and isinstance(variables, xr.DataArray):
+            check_units(variables, labelled.truth, warns=False)
         for dim in (TRAJECTORY, TIME, *model.dims):
-            _check_same_labels(labelled, variables[name], dim, what)
-    return variables
+            _check_same_labels(labelled, states[name], dim, what)
+    return states
 
 
 def _check_same_labels(labelled: LabelledRecord, variable: xr.DataArray, dim: str, what: str) -> None:

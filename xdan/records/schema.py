@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import cf_xarray
 import numpy as np
@@ -18,6 +17,7 @@ import xarray as xr
 from ..core.checks import XdanWarning as XdanWarning
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.spaces import Coordinate
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
 CHANNEL = "channel"  # of a network's memory
@@ -32,6 +32,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 TIME_ATTRIBUTES = {"axis": "T", "long_name": "model time", "units": "1"}
 TRAJECTORY_ATTRIBUTES = {"long_name": "independent run", "units": "1"}
 MEMBER_ATTRIBUTES = {"standard_name": "realization", "long_name": "ensemble member", "units": "1"}
+
+
+class HasCoordinates(Protocol):
+    """What has coordinates by dims: a dynamics, or a part of its state."""
+
+    @property
+    def coordinates(self) -> Mapping[str, Coordinate]:
+        """One for each dim."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +176,14 @@ def _has_items(value: Any) -> bool:
     return isinstance(value, (Sequence, Set)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
-def check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
+def check_order(variable: xr.DataArray, dim: str, grid: HasCoordinates) -> None:
     """Refuse labels that are the dynamics' own in another order; other labels, such as longitudes, are the user's.
 
     Raises
     ------
     ValueError
     """
-    expected = list(model.coordinates[dim].values)
+    expected = list(grid.coordinates[dim].values)
     labels = variable[dim].values.tolist() if dim in variable.coords else expected
     names = any(isinstance(label, str) for label in [*labels, *expected])
     key = str if names else float
@@ -184,30 +192,6 @@ def check_order(variable: xr.DataArray, dim: str, model: Dynamics) -> None:
             f"{variable.name!r} has the labels of {dim!r} in another order than the dynamics: {labels[:4]}..., "
             f"expected {expected[:4]}...; sort them, for example with ds.sel({dim}={expected[:4]}...)"
         )
-
-
-def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:
-    """Coordinates of the state's dims, as xarray takes them."""
-
-    def labels(values: tuple[float | str, ...]) -> Any:
-        # Strings as objects: Zarr has a specification for those of any length only.
-        return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)
-
-    return {dim: (dim, labels(c.values), dict(c.attributes)) for dim, c in model.coordinates.items()}
-
-
-def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
-    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim."""
-    dims, shape = model.dims, model.shape
-    if len(dims) == 1:
-        return {factor: (factor, list(model.coordinates[dims[0]].values))}
-    number = np.arange(math.prod(shape)).reshape(shape)
-    labels: dict[str, Any] = {factor: (factor, number.ravel().tolist())}
-    for axis, dim in enumerate(dims):
-        index = (number // math.prod(shape[axis + 1 :])) % shape[axis]
-        values = model.coordinates[dim].values
-        labels[f"{factor}_{dim}"] = (factor, [values[k] for k in index.ravel().tolist()])
-    return labels
 
 
 def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.checks import shown
 from ..core.dynamics import dynamics_to_json
-from ..core.observing import Sites
+from ..core.observing import FieldSites, Sites
 from .blocks import Setup, tensor_to_array
 from .schema import Array
 
@@ -21,7 +21,7 @@ _NEAR = 0.05  # relative difference of an error or of an interval that counts as
 _NOT_COMPARED = frozenset(("sites", "state", "timestep", "spin_up_time", "function", "label", "time_unit"))
 
 
-def differences(description: Mapping[str, Any], setup: Setup, sites: Sites | None) -> list[str]:
+def differences(description: Mapping[str, Any], setup: Setup, sites: Sites | FieldSites | None) -> list[str]:
     """Say in what a record differs from what a network was trained on, as far as the network's description tells.
 
     Parameters
@@ -31,7 +31,7 @@ def differences(description: Mapping[str, Any], setup: Setup, sites: Sites | Non
         counts.
     setup : Setup
         Of the record.
-    sites : Sites or None
+    sites : Sites, FieldSites or None
         The rule by which the record's observations are made, where it is known.
 
     Returns
@@ -131,9 +131,7 @@ def _share(observing: Any, size: int) -> float | None:
         sites = Sites.from_json(observing)
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    if sites.kind == "random":
-        return (sites.low + sites.high) / (2 * size)
-    return len(range(sites.offset, size, sites.step)) / size if sites.kind == "every" else 1.0
+    return sum(sites.counts(size)) / (2 * size)
 
 
 def validation_innovation(description: Mapping[str, Any]) -> float | None:
@@ -179,7 +177,7 @@ def _error(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:
         yield f"the observation error is {_text(least, most)}, in training it was {_text(*trained)}"
 
 
-def _observing(data: Mapping[str, Any], sites: Sites | None) -> Iterator[str]:
+def _observing(data: Mapping[str, Any], sites: Sites | FieldSites | None) -> Iterator[str]:
     trained = data.get("observing")
     here = None if sites is None else sites.to_json()
     if isinstance(trained, Mapping) and here is not None and dict(trained) != here:

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -82,7 +82,7 @@ def check_writable(store: StoreLike, mode: str) -> None:
         raise FileExistsError(f"{store} exists and is no Zarr store: it is left alone; choose another path")
 
 
-def check_apart(ds: xr.Dataset, store: StoreLike, observation: str) -> None:
+def check_apart(ds: xr.Dataset, store: StoreLike, observations: Sequence[str]) -> None:
     """Refuse to write into the store that a Dataset is read from, or into one that holds a record.
 
     Raises
@@ -97,7 +97,7 @@ def check_apart(ds: xr.Dataset, store: StoreLike, observation: str) -> None:
         group = zarr.open_group(store, mode="r")
     except (*MISSING, *DAMAGE):
         return
-    if held := [name for name in dict.fromkeys((observation, "observation")) if name in group]:
+    if held := [name for name in dict.fromkeys((*observations, "observation")) if name in group]:
         raise ValueError(f"store={str(store)!r} holds a record ({held[0]!r}), no run; choose another path")
 
 

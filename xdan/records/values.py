@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
 from ..core.checks import XdanWarning
+from ..core.dynamics import Dynamics
+from .fields import Found, split_values
 from .schema import TIME, TRAJECTORY
+
+if TYPE_CHECKING:
+    from .record import LabelledRecord
 
 LEADING_TRAJECTORIES, LEADING_CYCLES = 64, 400  # what of a record is looked at, and tuned on
 # Values that formats and agencies write for "nothing": CF, netCDF's defaults, and what stands in many text files.
@@ -54,6 +59,40 @@ def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = Tr
         raise ValueError(f"{both}: expected one unit for both; convert one of them")
     if warns:
         warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
+
+
+def check_units_of_parts(variables: Found, model: Dynamics, *, warns: bool = True, difference: bool = False) -> None:
+    """Refuse variables in other units than the state's, where the model names some; warn where they are spelled apart.
+
+    Parameters
+    ----------
+    variables : DataArray, or dict of str to DataArray
+        Of the whole state, or of fields by their names.
+    model : Dynamics
+    warns : bool
+        Whether to warn of units that are other words.
+    difference : bool
+        Whether the values are differences, such as errors: a kelvin is then a degree Celsius.
+
+    Raises
+    ------
+    ValueError
+        For kelvin beside degrees Celsius and the like.
+
+    Warns
+    -----
+    XdanWarning
+        Where the units are other words.
+    """
+    if isinstance(variables, xr.DataArray):
+        pairs = [] if model.space.single is None else [(variables, model.units)]
+    else:
+        pairs = [(variable, model.space[field].units) for field, variable in variables.items()]
+    for variable, units in pairs:
+        said = variable.attrs.get("units")
+        both = {_plain(str(said)), _plain(units)}
+        if units != "1" and not (difference and both <= {"k", "degc"}):
+            check_units(variable, xr.DataArray(name=f"the dynamics {model.label}", attrs={"units": units}), warns=warns)
 
 
 def _plain(units: str) -> str:
@@ -101,7 +140,7 @@ def fill_value(values: np.ndarray[Any, Any]) -> tuple[float, int] | None:
     return None
 
 
-def check_observed(observation: xr.DataArray) -> None:
+def check_observed(labelled: LabelledRecord) -> None:
     """Refuse a record without a single observation, with infinite ones, or with fill values among them.
 
     Raises
@@ -109,6 +148,7 @@ def check_observed(observation: xr.DataArray) -> None:
     ValueError
         If every observation is NaN, some are infinite, or a value that stands for nothing is among them.
     """
+    observation = labelled.observation
     infinite = int(np.isinf(observation).sum())
     if infinite:
         raise ValueError(
@@ -120,18 +160,28 @@ def check_observed(observation: xr.DataArray) -> None:
             f"every value of {observation.name!r} is NaN, which means that nothing is observed; expected some numbers: "
             "was the store cut short, or does observation= name the wrong variable?"
         )
-    refuse_fill_values(leading(observation).to_numpy(), str(observation.name))
+    setup = labelled.setup
+    refuse_fill_values(leading(observation).to_numpy(), str(observation.name), setup.observing.direct, setup.dynamics)
 
 
-def refuse_fill_values(values: np.ndarray[Any, Any], name: str) -> None:
-    """Refuse values that stand for nothing, such as -999.
+def refuse_fill_values(values: np.ndarray[Any, Any], name: str, of_states: bool, model: Dynamics) -> None:
+    """Refuse values that stand for nothing, such as -999; each field is looked at by itself.
+
+    Parameters
+    ----------
+    values : array, shape (..., *state), or (..., P)
+    name : str
+    of_states : bool
+        Whether the values lie at the state's sites.
+    model : Dynamics
 
     Raises
     ------
     ValueError
     """
-    if text := fill_text(values, name):
-        raise ValueError(text)
+    for part, numbers in (split_values(values, model, name) if of_states else {name: values}).items():
+        if text := fill_text(numbers, part):
+            raise ValueError(text)
 
 
 def leading(variable: xr.DataArray) -> xr.DataArray:

@@ -117,6 +117,7 @@ class TrainingArguments:
     def _check_kinds(self) -> None:
         """Refuse arguments of a wrong type, numbers apart."""
         words: Mapping[str, Any] = {**dict.fromkeys(_WORDS), **self.words}
+        named = (type(None), str, Mapping)
         kinds: dict[str, tuple[Any, Any, str]] = {
             "network": (
                 self.network,
@@ -136,8 +137,8 @@ class TrainingArguments:
                 "the Dataset that baseline() returned, or with objective='covariance' the name of an ensemble method",
             ),
             "dynamics": (words["dynamics"], (type(None), Dynamics), "an xdan Dynamics such as xdan.Lorenz96()"),
-            "truth": (words["truth"], (type(None), str), "the name of a variable"),
-            "observation": (words["observation"], (type(None), str), "the name of a variable"),
+            "truth": (words["truth"], named, "the name of a variable, or a mapping of fields to names"),
+            "observation": (words["observation"], named, "the name of a variable, or a mapping of fields to names"),
         }
         if not isinstance(self.source, (xr.Dataset, TwinExperiment, Dynamics)):
             raise TypeError(

@@ -17,7 +17,7 @@ from ..core.learning import WindowContents
 from ..core.learning.trainer import Windows
 from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
-from ..core.observing import ObservingSystem, Operator, Sites
+from ..core.observing import FieldSites, ObservingSystem, Operator, Sites
 from ..core.random import Purpose
 from ..core.spaces import StateSpace
 
@@ -196,7 +196,7 @@ def describe_setting(
     record: Record,
     observing: ObservingSystem,
     steps: Sequence[int],
-    sites: Sites | None,
+    sites: Sites | FieldSites | None,
     moments: Moments,
 ) -> dict[str, Any]:
     """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
@@ -212,12 +212,12 @@ def describe_setting(
     }
 
 
-def _follows(sites: Sites, share: float, size: int) -> bool:
+def _follows(sites: Sites | FieldSites, share: float, size: int) -> bool:
     """Whether a rule of observing gives such a share of observations; a record with gaps has fewer."""
-    if sites.kind == "random":
-        return sites.low - 0.5 <= share * size <= sites.high + 0.5
-    step = sites.step if sites.kind == "every" else 1
-    return math.isclose(share * size, len(range(sites.offset, size, step)), rel_tol=1e-6)
+    least, most = sites.counts(size)
+    if least == most:
+        return math.isclose(share * size, least, rel_tol=1e-6)
+    return least - 0.5 <= share * size <= most + 0.5
 
 
 def _short(number: float) -> float:

@@ -182,8 +182,8 @@ class RecordSource(TrainingSource):
             else:
                 _check_finite(labelled.forecast)
             _check_finite(truth)
-            refuse_fill_values(leading(truth).to_numpy(), str(truth.name))
-        check_observed(labelled.observation)
+            refuse_fill_values(leading(truth).to_numpy(), str(truth.name), True, labelled.setup.dynamics)
+        check_observed(labelled)
 
     def _kept_and_held(self) -> tuple[Lanes, Lanes]:
         """Lanes to train on, and those held back for validation: the last, which are blocks of their own in a store."""

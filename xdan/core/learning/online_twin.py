@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..methods.advancing import advance
-from ..observing import ObservingSystem, Sites, observe
+from ..observing import FieldSites, ObservingSystem, Sites, observe
 from ..progress import track
 from ..twin import check_truth
 from .rollout import Window
@@ -20,7 +20,7 @@ class EndlessTwin:
     ----------
     dynamics : Dynamics
         One that depends on time stands at the first time of all trajectories.
-    sites : Sites
+    sites : Sites or FieldSites
     observing : ObservingSystem
     steps : int
         Model steps in an interval.
@@ -40,7 +40,7 @@ class EndlessTwin:
     def __init__(
         self,
         dynamics: Dynamics,
-        sites: Sites,
+        sites: Sites | FieldSites,
         observing: ObservingSystem,
         *,
         steps: int,

@@ -1,6 +1,7 @@
 """H and R: which sites are observed, through what operator, and with what errors."""
 
 from .covariances import is_symmetric as is_symmetric
+from .field_sites import FieldSites as FieldSites
 from .observations import observe as observe
 from .observations import split_observation as split_observation
 from .operators import FunctionOperator as FunctionOperator

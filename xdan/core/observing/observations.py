@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..random import Purpose, normal
+from .field_sites import FieldSites
 from .sites import Sites
 from .system import ObservingSystem
 
@@ -18,7 +18,7 @@ def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
 
 def observe(
     truth: Tensor,
-    sites: Sites,
+    sites: Sites | FieldSites,
     observing: ObservingSystem,
     trajectory: Tensor,
     time: Tensor,
@@ -49,7 +49,7 @@ def observe(
             "that nothing is observed; choose with observe= which observations are made"
         )
     size = observed_truth.shape[-1]
-    noise = normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, size)
+    noise = sites.noise(size, trajectory, time, seed)
     observation = observed_truth + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
     there = None if observing.positions is None else observing.positions.there().to(truth.device)
     if sites.kind == "all" and (there is None or bool(there.all())):

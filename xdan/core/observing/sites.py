@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, shown
-from ..random import Purpose, uniform
+from ..random import Purpose, normal, uniform
 
 _KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "random": ("low", "high")}
 
@@ -105,7 +105,18 @@ class Sites:
         except (TypeError, RecursionError) as reason:
             raise ValueError(f"an observing network cannot be made as it is described: {reason}") from None
 
-    def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
+    def counts(self, sites: int) -> tuple[int, int]:
+        """The least and the most observations that there are at a time, of so many sites."""
+        if self.kind == "random":
+            return self.low, self.high
+        count = len(range(self.offset, sites, self.step))
+        return count, count
+
+    def noise(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
+        """Standard normal numbers for the errors of every observation, shape (R, K, sites)."""
+        return normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, sites)
+
+    def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int, stream: int = 0) -> Tensor:
         """Which sites are observed.
 
         Parameters
@@ -114,6 +125,8 @@ class Sites:
             Number of sites of the flattened state.
         trajectory, time : Tensor of int64, shape (R,) and (K,)
             Labels that key the random draws.
+        stream : int
+            A further key, of a field where the state has several.
 
         Returns
         -------
@@ -134,7 +147,7 @@ class Sites:
             return (index % self.step == self.offset).expand(shape)
         if self.high > sites:
             raise ValueError(f"random sites, up to {self.high} of {sites}: expected high <= {sites}")
-        u = uniform(seed, Purpose.OBSERVED_SITES, trajectory, time, sites + 1)
+        u = uniform(seed, Purpose.OBSERVED_SITES, trajectory, time, sites + 1, stream)
         count = self.low + (u[..., -1:] * (self.high - self.low + 1)).floor()
         rank = u[..., :-1].argsort(-1).argsort(-1)
         return rank < count

@@ -181,6 +181,28 @@ class Geometry(ABC):
             raise ValueError(f"the geometry {self.name!r} knows no distance: expected one whose points have places")
         return torch.cat(rows)[:, :most]
 
+    def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
+        """Find the points along a dim among the labels of a record.
+
+        Parameters
+        ----------
+        dim : str
+        labels : sequence of float or str
+            As many as the dim has points.
+
+        Returns
+        -------
+        list of int, or None
+            Position of each point among the labels, which may be in another order, such as latitudes from the north.
+            None, the default, where coordinates do no more than count the points: labels are then the record's affair.
+
+        Raises
+        ------
+        ValueError
+            For labels of other places.
+        """
+        return None
+
     def symmetries(self) -> dict[str, Tensor]:
         """Permutations of the points that leave the geometry as it is, by name; none by default.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import integer, shown
 from .base import Geometry, register_geometry
-from .coordinates import MOST_COMPONENTS, Coordinate, word
+from .coordinates import MOST_COMPONENTS, Coordinate, order_of, word
 
 _EXCHANGED = 32  # components of which every two are tried for an exchange
 
@@ -83,6 +83,10 @@ class Components(Geometry):
     def ratios(self, other: Geometry) -> tuple[int, ...] | None:
         """All components of another such geometry stand at the one site; `Geometry.ratios`."""
         return (other.size,) if isinstance(other, Components) else None
+
+    def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
+        """By their names, where they have some."""
+        return None if isinstance(self.names, int) else order_of(dim, self.names, labels)
 
     def symmetries(self) -> dict[str, Tensor]:
         """Every exchange of two, of up to 32 components."""

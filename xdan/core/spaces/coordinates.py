@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..checks import integer, real_array, shown
 
+_NEAR = 1e-2  # of the least distance between two points: how far the labels of a record may be from them
 MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
 
 
@@ -72,3 +73,48 @@ def positions_along(label: str, points: Any, least: int = 1) -> tuple[int | list
     if (np.diff(values) <= 0).any():
         raise ValueError(f"{label}={shown(values.tolist())}: expected positions in ascending order, each once")
     return values.tolist(), values
+
+
+def order_of(dim: str, values: Sequence[Any], labels: Sequence[Any], period: float | None = None) -> list[int]:
+    """Find the points of a dim among labels that name the same places in any order.
+
+    Parameters
+    ----------
+    dim : str
+        Named in messages.
+    values : sequence of float or str
+        Where the points are: numbers in ascending order, or distinct words.
+    labels : sequence of float or str
+    period : float, optional
+        After which numbers come again, such as 360 degrees of longitude.
+
+    Returns
+    -------
+    list of int
+        Position of each point among the labels.
+
+    Raises
+    ------
+    ValueError
+        If the labels are others: farther from the points than a hundredth of the least distance between two.
+    """
+    wrong = ValueError(
+        f"its labels of {dim!r} are {shown(list(labels[:4]))}... expected {shown(list(values[:4]))}... in any order; "
+        "interpolate to these places, correct the labels with ds.assign_coords, or pass the dynamics= of this grid"
+    )
+    if any(isinstance(one, str) for one in (*values, *labels)):
+        if sorted(map(str, labels)) != sorted(map(str, values)):
+            raise wrong
+        place = {str(label): k for k, label in enumerate(labels)}
+        return [place[str(value)] for value in values]
+    if len(values) != len(labels):
+        raise wrong
+    points, places = np.asarray(values, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    near = _NEAR * float(np.diff(points).min()) if len(points) > 1 else _NEAR
+    if period is not None:
+        least = points[0] - near
+        places = (places - least) % period + least
+    order = np.argsort(places, kind="stable")
+    if not (np.abs(places[order] - points) <= near).all():
+        raise wrong
+    return [int(k) for k in order]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import real
 from .base import Geometry, along, between, register_geometry
-from .coordinates import Coordinate, positions_along, word
+from .coordinates import Coordinate, order_of, positions_along, word
 
 _ROUNDING = 1e-9  # of the length: a place so far beyond a wall lies at it
 
@@ -125,6 +125,12 @@ class Interval(Geometry):
     def meets(self, other: Geometry) -> bool:
         """Whether the other is an interval in the same units."""
         return isinstance(other, Interval) and self.units == other.units
+
+    def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
+        """Between the walls, where a length or positions say which places the points are."""
+        if self.length is None and isinstance(self.points, int):
+            return None
+        return order_of(dim, self.coordinates[dim].values, labels)
 
     def symmetries(self) -> dict[str, Tensor]:
         """The reflection, where the cells are as long from either end."""

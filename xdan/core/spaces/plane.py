@@ -124,6 +124,10 @@ class Plane(Geometry):
         """Whether the axes of another plane are in the same space."""
         return isinstance(other, Plane) and all(a.meets(b) for a, b in zip(self.axes, other.axes, strict=True))
 
+    def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
+        """Along each axis as by itself."""
+        return self.axes[self.dims.index(dim)].order_of(dim, labels)
+
     def symmetries(self) -> dict[str, Tensor]:
         """Shifts along periodic axes, reflections of both, and their exchange where they are alike."""
         grid = torch.arange(self.size).reshape(self.shape)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import real
 from .base import Geometry, along, between, register_geometry
-from .coordinates import Coordinate, positions_along, word
+from .coordinates import Coordinate, order_of, positions_along, word
 
 
 @register_geometry
@@ -129,6 +129,12 @@ class Ring(Geometry):
     def meets(self, other: Geometry) -> bool:
         """Whether the other is a ring of the same length and units."""
         return isinstance(other, Ring) and (self.period, self.units) == (other.period, other.units)
+
+    def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
+        """Around the ring, where its length says which places the points are."""
+        if self.length is None:
+            return None
+        return order_of(dim, self.coordinates[dim].values, labels, self.length)
 
     def symmetries(self) -> dict[str, Tensor]:
         """The turn by one point, and the reflection, where the points lie evenly."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import choice, integer, shown
 from .base import Geometry, along, between, register_geometry
-from .coordinates import Coordinate, positions_along, word
+from .coordinates import Coordinate, order_of, positions_along, word
 from .plane import corners
 from .ring import Ring
 
@@ -169,6 +169,10 @@ class Sphere(Geometry):
     def meets(self, other: Geometry) -> bool:
         """Whether the other is a sphere too."""
         return isinstance(other, Sphere)
+
+    def order_of(self, dim: str, labels: Sequence[Any]) -> list[int]:
+        """Latitudes from either pole, longitudes from any meridian."""
+        return order_of(dim, self.coordinates[dim].values, labels, 360.0 if dim == "lon" else None)
 
     def symmetries(self) -> dict[str, Tensor]:
         """The turn about the axis by one column, and the reflections of latitude and of longitude."""

@@ -1,0 +1,428 @@
+"""Labelled fields and packed states: the one place where fields become one array, and an array becomes fields.
+
+A state of one field is one variable, with the field's dims, and stays as it is. A state of several fields is one
+variable for each field in a Dataset, `truth_u` and `truth_h`, and one packed array, dims (trajectory, time, state), in
+the verbs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from ..core.checks import shown
+from ..core.dynamics import Dynamics
+from ..core.observing import ObservingSystem
+from ..core.spaces import STATE, Coordinate, Field, Geometry
+from ..core.twin import check_field_names
+from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, find, to_power
+
+ROLE, FIELD = "xdan_role", "xdan_field"  # attributes of a variable: what it stands for, and of which field
+_VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
+_ERRORS = ("observation_error", "spread", "forecast_spread")  # of CF's modifier standard_error
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one variable holds of a state: one field of several, or all of it.
+
+    Attributes
+    ----------
+    field : Field or None
+        None where the variable holds the whole state.
+    geometry : Geometry or None
+        None for a packed state.
+    dims : tuple of str
+    coordinates : dict of str to Coordinate
+        One for each dim.
+    units : str
+    place : slice
+        In the flat state.
+    label : str
+        What messages call it.
+    """
+
+    field: Field | None
+    geometry: Geometry | None
+    dims: tuple[str, ...]
+    coordinates: Mapping[str, Coordinate]
+    units: str
+    place: slice
+    label: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the dims."""
+        return tuple(len(self.coordinates[dim].values) for dim in self.dims)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Lengths by dim."""
+        return dict(zip(self.dims, self.shape, strict=True))
+
+    def name(self, stem: str) -> str:
+        """Name of the variable: `truth`, or `truth_u`."""
+        return stem if self.field is None else f"{stem}_{self.field.name}"
+
+    def title(self, long_name: str) -> str:
+        """A long name that says of which field it is."""
+        return long_name if self.field is None else f"{long_name}: {self.field.title}"
+
+    def described(self, role: Role, long_name: str) -> dict[str, str]:
+        """Attributes of the variable where it plays a role in a record."""
+        said = role.attributes(self.title(long_name), self.units)
+        return said | self.attributes(role.name, long_name, role.power)
+
+    def attributes(self, stem: str, long_name: str, power: int = 1) -> dict[str, str]:
+        """Attributes of the variable; of one field among several also its role, its field and CF's standard name."""
+        said = {"long_name": self.title(long_name), "units": to_power(self.units, power)}
+        if self.field is None:
+            return said
+        said |= {ROLE: stem, FIELD: self.field.name}
+        if self.field.standard_name and stem in _VALUES:
+            said["standard_name"] = self.field.standard_name
+        if self.field.standard_name and stem in _ERRORS:
+            said["standard_name"] = f"{self.field.standard_name} standard_error"
+        return said
+
+
+def whole_of(model: Dynamics) -> Part:
+    """The whole state as one variable: that of the one field, or packed."""
+    single = model.space.single
+    stated = single is not None and single.geometry.dims == model.dims
+    return Part(
+        None,
+        single.geometry if single is not None and stated else None,
+        model.dims,
+        model.coordinates,
+        model.units,
+        slice(None),
+        f"the dynamics {model!r}",
+    )
+
+
+def parts_of(model: Dynamics) -> tuple[Part, ...]:
+    """The variables that hold a state together, in the order of the flat vector."""
+    space = model.space
+    if space.single is not None:
+        return (whole_of(model),)
+    return tuple(
+        Part(
+            field,
+            field.geometry,
+            field.geometry.dims,
+            field.geometry.coordinates,
+            field.units,
+            space.slices[field.name],
+            f"the field {field.name!r} of the dynamics {model.label!r}",
+        )
+        for field in space
+    )
+
+
+def observed_parts(model: Dynamics, observing: ObservingSystem, names: Collection[str]) -> tuple[Part, ...]:
+    """The variables that hold observations: of the state, of the fields of these names, or of an operator."""
+    if not observing.direct:
+        size = observing.size(model.space.size)
+        along = {OBS: Coordinate(tuple(range(size)))}
+        return (Part(None, None, (OBS,), along, model.units, slice(None), "the observation operator"),)
+    return tuple(part for part in parts_of(model) if part.field is None or part.field.name in names)
+
+
+Found = xr.DataArray | dict[str, xr.DataArray]
+"""A role's variable, or its variables by the fields' names."""
+
+
+def each(found: Found | None) -> tuple[xr.DataArray, ...]:
+    """The variables, one after another."""
+    if found is None:
+        return ()
+    return (found,) if isinstance(found, xr.DataArray) else tuple(found.values())
+
+
+def find_fields(
+    ds: xr.Dataset, role: Role, model: Dynamics, word: Any = None, *, all_fields: bool = True
+) -> Found | None:
+    """Find what plays a role: one variable, or one for each field.
+
+    The variable of a field has the attributes `xdan_role` and `xdan_field`, or the name of the role and of the field,
+    `truth_u`, or is named by the caller.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+    role : Role
+    model : Dynamics
+    word : str, mapping of str to str, or None
+        The caller's names; of a mapping's fields that it leaves out none is looked for, unless all must be there.
+    all_fields : bool
+        Whether every field must be there.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a name or a field that is not there, a field that is missing or claimed by several variables, and a mapping
+        for a state of one field.
+    """
+    space = model.space
+    if isinstance(word, Mapping):
+        check_field_names(f"{role.keyword}", word, space)
+    elif space.single is not None or word is not None:
+        return find(ds, role, word)
+    names: dict[str, str] = dict(word) if word is not None else {}
+    variables = {}
+    for field in space.names:
+        if field in names:
+            named = find(ds, role, names[field])
+            assert named is not None
+            variables[field] = named
+        elif word is None or all_fields:
+            name = _claimant(ds, role, field)
+            if name is not None:
+                variables[field] = ds[name]
+    packed = None if word is not None else _packed(ds, role, space.names)
+    if packed is not None and variables:
+        raise ValueError(
+            f"{packed!r} and {_names(variables)} both claim the role {role.name!r}: expected one variable for each "
+            f"field, or a packed one alone; drop one of them, or name what counts with {role.keyword}="
+        )
+    if packed is not None:
+        return ds[packed]
+    missing = [field for field in space.names if field not in variables]
+    if variables and missing and all_fields:
+        raise ValueError(
+            f"the fields {missing} have no variable for the role {role.name!r}, there are {_names(variables)}: "
+            f"expected {[f'{role.name}_{field}' for field in missing]} too; name them with "
+            f"{role.keyword}={{{missing[0]!r}: ...}}"
+        )
+    used = _names(variables)
+    if twice := sorted({name for name in used if used.count(name) > 1}):
+        raise ValueError(
+            f"the variables {twice} stand for several fields in {role.keyword}=: expected one for each field"
+        )
+    return variables or None
+
+
+def states_of(run: xr.Dataset, role: Role, model: Dynamics) -> Found | None:
+    """Variables of a run, by their names or by their attributes; None where there are none."""
+    if model.space.single is not None:
+        return run.get(role.name)
+    return find_fields(run, role, model)
+
+
+def _names(variables: Mapping[str, xr.DataArray]) -> list[str]:
+    return [str(one.name) for one in variables.values()]
+
+
+def _claimant(ds: xr.Dataset, role: Role, field: str) -> str | None:
+    """Name of the variable that plays a role for a field."""
+    canonical, both = f"{role.name}_{field}", (role.name, field)
+    names = []
+    for name, variable in ds.variables.items():
+        said = variable.attrs.get(ROLE), variable.attrs.get(FIELD)
+        if said == both or (name == canonical and said in ((None, None), (role.name, None))):
+            names.append(str(name))
+    if canonical in names:
+        return canonical
+    if len(names) > 1:
+        raise ValueError(
+            f"variables {sorted(names)} all claim the role {role.name!r} of the field {field!r}: expected one; choose "
+            f"with {role.keyword}={{{field!r}: ...}}"
+        )
+    return names[0] if names else None
+
+
+def _packed(ds: xr.Dataset, role: Role, fields: list[str]) -> str | None:
+    """Name of the variable that plays a role for the whole state, or for what is of no field."""
+    if role.name in ds.variables:
+        return role.name
+    of_fields = {f"{role.name}_{field}" for field in fields}
+    names = [
+        str(name)
+        for name, variable in ds.variables.items()
+        if variable.attrs.get(ROLE) == role.name and FIELD not in variable.attrs and name not in of_fields
+    ]
+    if len(names) > 1:
+        raise ValueError(
+            f"variables {sorted(names)} all claim the role {role.name!r}; choose one with {role.keyword}=: expected "
+            "one of them, or a mapping of fields to names"
+        )
+    return names[0] if names else None
+
+
+def pack(variables: Mapping[str, xr.DataArray], model: Dynamics, name: str) -> xr.DataArray:
+    """Make one packed array of arranged fields, lazily.
+
+    Parameters
+    ----------
+    variables : mapping of str to DataArray, dims (trajectory, time, [member,] *dims of the field)
+        By the fields' names; a field without one is NaN.
+    model : Dynamics
+        Of several fields.
+    name : str
+        Of the result.
+
+    Returns
+    -------
+    DataArray, dims (trajectory, time, [member,] state)
+        With the labels of trajectory and time alone.
+
+    Raises
+    ------
+    ValueError
+        If variables differ in their labels of trajectory and time.
+    """
+    parts = parts_of(model)
+    by_name = {part.field.name: part for part in parts if part.field is not None}
+    first_field, first = next(iter(variables.items()))
+    lead = first.dims[: first.ndim - len(by_name[first_field].dims)]
+    for other in variables.values():
+        _check_alike(first, other)
+    shape = tuple(first.sizes[dim] for dim in lead)
+    dtype = np.result_type(np.float32, *(one.dtype for one in variables.values()))
+    lazy = any(is_lazy(one) for one in variables.values())
+    chunks = next((one.chunks for one in variables.values() if one.chunks is not None), None)
+    leading = shape if chunks is None else chunks[: len(lead)]
+    arrays = []
+    for field, part in by_name.items():
+        size = part.place.stop - part.place.start
+        if field not in variables:
+            blank = da.full((*shape, size), np.nan, dtype=dtype, chunks=(*leading, size)) if lazy else None
+            arrays.append(np.full((*shape, size), np.nan, dtype) if blank is None else blank)
+            continue
+        variable = variables[field].transpose(*lead, *part.dims)
+        sizes: dict[Any, Any] = dict(zip(lead, leading, strict=True)) | dict.fromkeys(part.dims, -1)
+        data = variable.chunk(sizes).data if lazy else variable.values
+        arrays.append(data.reshape((*shape, size)).astype(dtype, copy=False))
+    packed = da.concatenate(arrays, -1).rechunk({-1: -1}) if lazy else np.concatenate(arrays, -1)
+    labels = {key: one for key, one in first.coords.items() if set(one.dims) <= {TRAJECTORY, TIME}}
+    return xr.DataArray(packed, labels, (*lead, STATE), name, {"units": model.units})
+
+
+def is_lazy(variable: xr.DataArray) -> bool:
+    """Whether the values are not in memory: dask's, or those of a file that is not read yet."""
+    return variable.chunks is not None or not variable.variable._in_memory
+
+
+def _check_alike(one: xr.DataArray, other: xr.DataArray) -> None:
+    """Refuse fields on other trajectories or times."""
+    for dim in (TRAJECTORY, TIME):
+        ours, theirs = (variable[dim].values for variable in (one, other))
+        if ours.shape != theirs.shape or not (ours == theirs).all():
+            raise ValueError(
+                f"{one.name!r} and {other.name!r} differ along {dim!r}: {len(ours)} labels {shown(ours[:3].tolist())} "
+                f"and {len(theirs)} labels {shown(theirs[:3].tolist())}; expected the same for every field, for "
+                "example by xr.align(..., join='inner')"
+            )
+
+
+def split(packed: xr.DataArray, model: Dynamics, stem: str) -> dict[str, xr.DataArray]:
+    """Give the variables of a packed state, lazily; of one field the array itself.
+
+    Parameters
+    ----------
+    packed : DataArray, dims (..., *dims of the state)
+    model : Dynamics
+    stem : str
+        What the variables are called: the stem, or `stem_u`.
+
+    Returns
+    -------
+    dict of str to DataArray, dims (..., *dims of the field)
+        With the geometries' coordinates, and those of the array's other dims.
+    """
+    if model.space.single is not None:
+        return {stem: packed}
+    packed = packed.transpose(..., STATE)
+    lead = [dim for dim in packed.dims if dim != STATE]
+    labels = {key: one for key, one in packed.coords.items() if STATE not in one.dims}
+    if packed.chunks is not None:
+        packed = packed.chunk({STATE: -1})
+    variables = {}
+    for part in parts_of(model):
+        data = packed.data[..., part.place].reshape((*packed.shape[:-1], *part.shape))
+        name = part.name(stem)
+        attributes = part.attributes(stem, str(packed.attrs.get("long_name", stem)))
+        variables[name] = xr.DataArray(data, {**labels, **coordinates_of(part)}, (*lead, *part.dims), name, attributes)
+    return variables
+
+
+def split_tensor(value: Tensor, parts: Sequence[Part], stem: str) -> dict[str, Tensor]:
+    """Give the parts of flat states or observations (..., N): (..., *shape), under the name of each part's variable."""
+    return {part.name(stem): value[..., part.place].unflatten(-1, part.shape).contiguous() for part in parts}
+
+
+def split_values(values: Any, model: Dynamics, stem: str) -> dict[str, Any]:
+    """Give the variables' values of states of an array, (..., *dims of the state), flat ones for several fields."""
+    if model.space.single is not None:
+        return {stem: values}
+    return {part.name(stem): values[..., part.place] for part in parts_of(model)}
+
+
+def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
+    """Make one array (..., state) of the variables that say that they are fields of an output; None where none does.
+
+    For verbs that know no dynamics: the order of the fields is that of the variables.
+    """
+    flat = []
+    for name, variable in run.data_vars.items():
+        if variable.attrs.get(ROLE) == stem and FIELD in variable.attrs:
+            own = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
+            kept = variable.drop_vars([key for key, one in variable.coords.items() if set(one.dims) & set(own)])
+            stacked = kept.stack({STATE: own}, create_index=False)
+            label = np.full(stacked.sizes[STATE], variable.attrs[FIELD], dtype=object)
+            flat.append(stacked.assign_coords({f"{STATE}_field": (STATE, label)}).rename(str(name)))
+    return xr.concat(flat, STATE, combine_attrs="drop_conflicts") if flat else None
+
+
+def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
+    """Coordinates of a dim of packed states: the component's number, and the field that it is of."""
+    number = {"long_name": "component of the packed state", "units": "1"}
+    labels: dict[str, Any] = {dim: (dim, np.arange(model.space.size), number)}
+    if model.space.single is None:
+        names = [field.name for field in model.space for _ in range(field.geometry.size)]
+        # Strings as objects: Zarr has a specification for those of any length only.
+        labels[f"{dim}_field"] = dim, np.array(names, dtype=object), {"long_name": "field of the component"}
+    return labels
+
+
+def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
+    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim.
+
+    Of a state of several fields they are the components' numbers, with the field of each.
+    """
+    if model.space.single is None:
+        return packed_labels(model, factor)
+    dims, shape = model.dims, model.shape
+    if len(dims) == 1:
+        return {factor: (factor, list(model.coordinates[dims[0]].values))}
+    number = np.arange(int(np.prod(shape))).reshape(shape)
+    labels: dict[str, Any] = {factor: (factor, number.ravel().tolist())}
+    for axis, dim in enumerate(dims):
+        index = (number // int(np.prod(shape[axis + 1 :]))) % shape[axis]
+        values = model.coordinates[dim].values
+        labels[f"{factor}_{dim}"] = (factor, [values[k] for k in index.ravel().tolist()])
+    return labels
+
+
+def coordinates_of(part: Part) -> dict[str, tuple[str, Any, dict[str, str]]]:
+    """Coordinates of a part's dims, as xarray takes them."""
+    return {
+        dim: (dim, _labels(part.coordinates[dim].values), dict(part.coordinates[dim].attributes)) for dim in part.dims
+    }
+
+
+def state_coordinates(model: Dynamics) -> dict[str, tuple[str, Any, dict[str, str]]]:
+    """Coordinates of the dims of all fields, as xarray takes them."""
+    return {dim: labels for part in parts_of(model) for dim, labels in coordinates_of(part).items()}
+
+
+def _labels(values: tuple[float | str, ...]) -> Any:
+    # Strings as objects: Zarr has a specification for those of any length only.
+    return np.array(values, dtype=object) if any(isinstance(v, str) for v in values) else list(values)
