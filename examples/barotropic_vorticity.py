@@ -1,6 +1,6 @@
-"""Barotropic vorticity on a doubly periodic plane of 32 x 32 points: the model, an ensemble and 3D-Var.
+"""Barotropic vorticity on a doubly periodic plane of 32 x 32 points: the model, an ensemble, 3D-Var and a network.
 
-    python examples/barotropic_vorticity.py [--out barotropic-vorticity]
+    python examples/barotropic_vorticity.py [--minutes 10] [--out barotropic-vorticity]
 
 A steady force drives four jets, which are unstable; drag holds the eddies, and a diffusion of fourth order takes what
 reaches the grid's end (a Kolmogorov flow). The motion is chaotic: small errors grow by a rate of about 0.25.
@@ -40,7 +40,7 @@ class BarotropicVorticity(xdan.Dynamics, pure=True):
         self.points, self.jets, self.amplitude = points, jets, amplitude
         self.drag, self.diffusion, self.timestep = drag, diffusion, timestep
         plane = xdan.Plane((points, points), lengths=(2 * math.pi, 2 * math.pi))
-        self.space = xdan.StateSpace(xdan.Field("vorticity", plane))
+        self.space = xdan.StateSpace(xdan.Field("vorticity", plane, conserved=True))
         down = torch.fft.fftfreq(points, 1 / points, dtype=torch.float64)[:, None]
         across = torch.fft.rfftfreq(points, 1 / points, dtype=torch.float64)[None]
         square = down**2 + across**2
@@ -73,9 +73,10 @@ METHODS = {
 
 
 def main() -> None:
-    options = arguments(__doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4, archive=512)
+    options = arguments(__doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4, archive=1024)
     experiment = xdan.TwinExperiment(BarotropicVorticity(), interval=0.5, observe=xdan.Sites.every(4), error_std=0.5)
-    runs = compare(experiment, METHODS, options)
+    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=4, kernel=3, memory=6)
+    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
     test = runs.pop("truth")
     pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
     save_pictures(options.out / "barotropic-vorticity", pages, title="Barotropic vorticity")

@@ -63,6 +63,7 @@ def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace
     """Options that the examples of a system share, with defaults of its own."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=10.0, help="training time of the network; 0 leaves it out")
+    parser.add_argument("--steps", type=int, help="of training, instead of the minutes")
     parser.add_argument("--cycles", type=int, help="of the test record, after the burn-in")
     parser.add_argument("--burn-in", type=int, help="cycles that an ensemble needs to forget its start")
     parser.add_argument("--trajectories", type=int, default=16)
@@ -76,7 +77,7 @@ def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace
 
 
 def compare(
-    experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any = None, **settings: Any
+    experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any, **settings: Any
 ) -> dict[str, xr.Dataset]:
     """Cycle a test record by classical methods, and by a network that is trained before; print and keep a table.
 
@@ -86,14 +87,16 @@ def compare(
     climatology = archive(experiment, options.archive, options.seed + 2) if options.archive else None
     test = xdan.twin(experiment, cycles=cycles, trajectories=options.trajectories, seed=options.seed).compute()
     runs, rows = {"truth": test}, []
-    if network is not None and options.minutes > 0:
-        path = options.out / "network.zarr"
-        net = trained(path, experiment, network, minutes=options.minutes, seed=options.seed + 1, **settings)
+    net = None
+    if options.steps or options.minutes > 0:
+        settings |= {"climatology": climatology, "seed": options.seed + 1}
+        settings |= {"steps": options.steps} if options.steps else {"minutes": options.minutes}
+        net = trained(options.out / "network.zarr", experiment, network, **settings)
     for name, (method, parameters) in {**methods, "network": ("", {})}.items():
         begin = time.perf_counter()
         if method:
             run = test.dan.baseline(method, **parameters, climatology=climatology, progress=False)
-        elif network is not None and options.minutes > 0:
+        elif net is not None:
             run = test.dan.cycle(net, progress=False)
         else:
             continue
@@ -139,11 +142,15 @@ def panels(test: xr.Dataset, run: xr.Dataset, last: int = 100) -> Any:
         reach = 2.5 * float(one["truth"].std())
         for name, values in one.items():
             shown = values.isel(time=slice(-last, None)) if len(spatial) == 1 else values.isel(time=-1)
+            sizes = {"title": f"{name} of {field.removeprefix('_') or 'the state'}", "width": 340, "height": 280}
+            if values[spatial[0]].dtype.kind == "U":  # components have no places
+                named = shown.drop_vars("trajectory").rename(name)
+                images.append(named.hvplot.line("time", by=spatial[0], **sizes))
+                continue
             x, y = ("time", spatial[0]) if len(spatial) == 1 else spatial[::-1]
             limits = (-reach, reach) if name == "error" else (middle - reach, middle + reach)
-            title = f"{name} of {field.removeprefix('_') or 'the state'}"
-            options = {"cmap": "RdBu_r", "clim": limits, "title": title, "width": 340, "height": 280}
-            images.append(shown.drop_vars("trajectory").rename(title).hvplot.image(x, y, **options))
+            sizes |= {"cmap": "RdBu_r", "clim": limits}
+            images.append(shown.drop_vars("trajectory").rename(name).hvplot.image(x, y, **sizes))
     return hv.Layout(images).cols(3)
 
 

@@ -3,7 +3,7 @@
     python examples/kuramoto_sivashinsky.py [--minutes 10] [--out kuramoto-sivashinsky]
 
 The mean of u is conserved by the model, and zero in the truth. What an analysis makes of it stays for ever, so the page
-shows it for every method.
+shows it for every method. The network takes it out of its increments, as the model's field says `conserved=True`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ METHODS = {
 def main() -> None:
     options = arguments(__doc__, "kuramoto-sivashinsky", cycles=300, burn_in=100)
     experiment = xdan.TwinExperiment(xdan.KuramotoSivashinsky(), interval=1.0)
-    network = xdan.ResidualCNN(filters=24, blocks=5, kernel=5, memory=8)
+    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=5, kernel=5, memory=8)
     runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
     test = runs.pop("truth")
     mean = xr.concat([run.analysis.isel(trajectory=0).mean("x") for run in runs.values()], "method")

@@ -24,7 +24,8 @@ METHODS = {
 def main() -> None:
     options = arguments(__doc__, "lorenz63", cycles=400, burn_in=100)
     experiment = xdan.TwinExperiment(xdan.Lorenz63(), interval=0.25, error_std=math.sqrt(2.0))
-    runs = compare(experiment, METHODS, options)
+    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=48, blocks=4, kernel=1, memory=12)
+    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
     test = runs.pop("truth")
     best = "IEnKS, 10 members, lag 1"
     pages = {f"A trajectory, {best}": panels(test, runs[best]), "All methods": test.dan.rmse_in_time(runs, log=True)}

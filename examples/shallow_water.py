@@ -1,6 +1,6 @@
-"""One-dimensional shallow water on a slope, h observed and u not: the model, an ensemble and 3D-Var.
+"""One-dimensional shallow water on a slope, h observed and u not: the model, an ensemble, 3D-Var and a network.
 
-    python examples/shallow_water.py [--out shallow-water]
+    python examples/shallow_water.py [--minutes 10] [--out shallow-water]
 
 Water runs down a slope around a ring against the drag of its bed. Where it is fast (a Froude number above 2) the even
 flow is unstable: roll waves form, overtake one another and merge, and new ones grow in the gaps. Nothing is drawn at
@@ -41,7 +41,7 @@ class RollWaves(xdan.Dynamics, pure=True):
         self.viscosity, self.timestep = viscosity, timestep
         ring = xdan.Ring(points, length, long_name="way down the slope")
         self.space = xdan.StateSpace(
-            [xdan.Field("h", ring, long_name="depth"), xdan.Field("u", ring, long_name="speed")]
+            [xdan.Field("h", ring, long_name="depth", conserved=True), xdan.Field("u", ring, long_name="speed")]
         )
 
     def rest(self, noise: torch.Tensor) -> torch.Tensor:
@@ -73,9 +73,10 @@ METHODS = {
 
 
 def main() -> None:
-    options = arguments(__doc__, "shallow-water", cycles=150, burn_in=100, archive=1024)
+    options = arguments(__doc__, "shallow-water", cycles=150, burn_in=100, archive=2048)
     experiment = xdan.TwinExperiment(RollWaves(), interval=2.0, observe={"h": xdan.Sites.every(4)}, error_std=0.1)
-    runs = compare(experiment, METHODS, options)
+    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=5, kernel=5, memory=8)
+    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
     test = runs.pop("truth")
     pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
     save_pictures(options.out / "shallow-water", pages, title="Shallow water on a slope")

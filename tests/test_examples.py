@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-SMALL = ["--minutes", "0", "--cycles", "3", "--burn-in", "2", "--trajectories", "2", "--archive", "32"]
+SMALL = ["--steps", "2", "--cycles", "3", "--burn-in", "2", "--trajectories", "2", "--archive", "128"]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth")  # records of 5 cycles
 @pytest.mark.parametrize(
     "name", ["kuramoto_sivashinsky", "two_scale", "lorenz63", "shallow_water", "barotropic_vorticity"]
 )
 def test_runs_to_its_page(name, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(sys, "argv", [name, *SMALL, "--out", str(tmp_path / "out")])
-    monkeypatch.setattr("shutil.which", lambda name: None)  # no Chromium: the page, and no picture of it
     import_module(name).main()
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert table[0].startswith("| method | RMSE |")

@@ -135,7 +135,16 @@ def answers(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_the_page_shows_these_files():
-    files = ["lorenz2005.py", "seasonal96.py", "mobius.py", "two_layers.py", "nudging.py", "huber.py", "long_waves.py"]
+    files = [
+        "lorenz2005.py",
+        "seasonal96.py",
+        "mobius.py",
+        "two_layers.py",
+        "plane_network.py",
+        "nudging.py",
+        "huber.py",
+        "long_waves.py",
+    ]
     assert list(FILES) == files
 
 

@@ -70,11 +70,13 @@ from .plots.gain_plots import gain_map as gain_map
 from .plots.gain_plots import histogram_curves as histogram_curves
 from .plots.gain_plots import scaling_curves as scaling_curves
 from .plots.gain_plots import spectrum_curves as spectrum_curves
-from .plots.plotting import hovmoller as hovmoller
 from .plots.plotting import rmse_in_time as rmse_in_time
 from .plots.plotting import save_page as save_page
 from .plots.plotting import sweep_curves as sweep_curves
 from .plots.plotting import training_history as training_history
+from .plots.state_plots import component_curves as component_curves
+from .plots.state_plots import field_maps as field_maps
+from .plots.state_plots import hovmoller as hovmoller
 from .records.schema import XdanWarning as XdanWarning
 from .sweeps.scaling_law import scaling_law as scaling_law
 from .sweeps.sweeps import sweep as sweep

@@ -105,9 +105,21 @@ class DanAccessor:
 
     def hovmoller(self, run: xr.Dataset, **kwargs: Any) -> Any:
         """Draw truth, analysis and error in space and time: `xdan.hovmoller`."""
-        from .plots.plotting import hovmoller
+        from .plots.state_plots import hovmoller
 
         return hovmoller(self._ds, run, **kwargs)
+
+    def field_maps(self, run: xr.Dataset, **kwargs: Any) -> Any:
+        """Draw maps of truth, analysis and error at one time: `xdan.field_maps`."""
+        from .plots.state_plots import field_maps
+
+        return field_maps(self._ds, run, **kwargs)
+
+    def component_curves(self, run: xr.Dataset, **kwargs: Any) -> Any:
+        """Draw single components of truth and analysis in time: `xdan.component_curves`."""
+        from .plots.state_plots import component_curves
+
+        return component_curves(self._ds, run, **kwargs)
 
     def rmse_in_time(self, runs: dict[str, xr.Dataset], **kwargs: Any) -> Any:
         """Draw the RMSE of several runs in time: `xdan.rmse_in_time`."""

@@ -223,7 +223,10 @@ class Network:
         return ("xdan.Network", self.digest)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{key}={value!r}" for key, value in self.description["parameters"].items())
+        parameters = {**self.description["parameters"]}
+        if "space" in parameters:
+            parameters["space"] = [field["name"] for field in parameters["space"]["fields"]]
+        inside = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
         score = self.description.get("training", {}).get("validation_rmse")
         validation = "" if score is None else f", validation RMSE {score:.3f}"
         weights = sum(value.size for value in self.arrays.values())

@@ -349,6 +349,20 @@ def test_networks_by_name_are_made_for_a_space_that_is_no_plain_ring():
         assert ("space" in net.config()) != plain
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_architecture_is_made_for_the_fields_of_its_data(name):
+    registered, parameters = NETWORKS[name]
+    net, space = network_by_name(registered, parameters), SPACES["two scales"]
+    other = net.made_for(space)
+    assert (type(other), other.space, other.made_for(space)) == (type(net), space, other)
+    assert other.config() == {**net.config(), "space": space.to_json()}
+    assert net.made_for(space_on(Ring(5))) is net  # weights and numbers on a ring are as ever
+    if not net.ensemble:
+        both = [{"name": registered, "parameters": parameters}] * 2
+        together = Committee(both).made_for(space)
+        assert [one.space for one in together.networks] == [space, space]
+
+
 @pytest.mark.parametrize("space", [SPACES["two scales"], space_on(Components(3)), space_on(Ring(4), conserved=(0,))])
 def test_a_network_of_a_ring_is_refused_elsewhere_with_the_remedy(space):
     with pytest.raises(ValueError, match=r"was made for one field on a ring.*space=dynamics\.space"):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from xdan.core.symmetry import Group, commutes, invariant_shifts, spread_out, symmetry_average
+import xdan
+from xdan.core.symmetry import Group, commutes, invariant_group, spread_out, symmetry_average
 
 
 def elements(group):
@@ -82,9 +83,72 @@ def test_invariant_gain_follows_from_one_average_for_each_orbit(name):
 )
 def test_shifts_that_leave_a_pattern_as_it_is(shape, pattern, size):
     values = torch.tensor(pattern)
-    group = invariant_shifts(shape, lambda g: bool((values[g] == values).all()))
+    shifts = xdan.core.spaces.Unstated({f"dim{k}": range(size) for k, size in enumerate(shape)}).symmetries()
+    group = invariant_group(shifts, len(pattern), lambda g: bool((values[g] == values).all()))
     assert len(group) == size
     assert all((values[g] == values).all() for g in map(group.permutation, range(size)))
+
+
+def brute_force(candidates, sites, unchanged):
+    """Every product of the candidates, tried by itself."""
+    everything = Group.generated_by(list(range(sites)), *candidates.values())
+    return {g for g in elements(everything) if unchanged(torch.tensor(g))}
+
+
+PATTERNS = {
+    "all alike": lambda n: torch.zeros(n),
+    "every other": lambda n: torch.arange(n) % 2,
+    "every third from the second": lambda n: (torch.arange(n) % 3 == 1).int(),
+    "one apart": lambda n: (torch.arange(n) == n // 3).int(),
+    "all apart": lambda n: torch.arange(n),
+    "two kinds": lambda n: (torch.arange(n) < n // 2).int(),
+}
+GEOMETRIES = {
+    "ring": xdan.Ring(6),
+    "odd ring": xdan.Ring(5),
+    "two points": xdan.Ring(2),
+    "one point": xdan.Ring(1),
+    "interval": xdan.Interval(4),
+    "torus": xdan.Plane((4, 4)),
+    "channel": xdan.Plane((2, 4), periodic=(False, True)),
+    "box": xdan.Plane((3, 3), periodic=(False, False)),
+    "sphere": xdan.Sphere(2, 4),
+    "components": xdan.Components(4),
+    "a grid of which no more is known": xdan.core.spaces.Unstated({"a": range(2), "b": range(3)}),
+}
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_group_is_all_that_leaves_a_pattern_as_it_is(geometry, pattern):
+    where = GEOMETRIES[geometry]
+    values = PATTERNS[pattern](where.size)
+
+    def unchanged(g):
+        return bool((values[g] == values).all())
+
+    group = invariant_group(where.symmetries(), where.size, unchanged)
+    assert group.permutation(0).tolist() == list(range(where.size))
+    assert len(group) == len(elements(group))
+    assert elements(group) == brute_force(where.symmetries(), where.size, unchanged)
+
+
+def test_too_many_exchanges_still_give_a_group():
+    """40,320 products of eight components: as many of the first as make a thousand."""
+    space = xdan.Components(8)
+    group = invariant_group(space.symmetries(), 8, lambda g: True)
+    known = elements(group)
+    assert 100 < len(known) == len(group) <= 1024
+    assert all(tuple(g[k] for k in h) in known for g in list(known)[:20] for h in list(known)[:20])
+
+
+@pytest.mark.parametrize("step", [1, 2, 6])
+def test_turns_of_a_ring_keep_their_order_and_name(step):
+    """Averages and stores have them."""
+    turns = Group.ring(12, step)
+    found = invariant_group(xdan.Ring(12).symmetries(), 12, lambda g: tuple(g.tolist()) in elements(turns))
+    assert repr(found) == repr(turns)
+    assert all(torch.equal(found.permutation(k), turns.permutation(k)) for k in range(len(turns)))
 
 
 def test_commuting_functions():

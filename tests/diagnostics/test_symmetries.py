@@ -1,9 +1,13 @@
 """Symmetries of experiments and networks."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import xdan
 from xdan.core.networks import AnalysisNetwork, ResidualCNN, register_network
@@ -11,9 +15,9 @@ from xdan.core.networks.registry import _NETWORKS
 from xdan.network import Network
 
 
-def twin(**settings):
-    model = settings.pop("model", xdan.Lorenz96(sites=12))
-    return xdan.twin(model, cycles=3, **settings)
+def twin(**options):
+    model = options.pop("model", xdan.Lorenz96(sites=12))
+    return xdan.twin(model, cycles=3, **options)
 
 
 def lopsided(x):
@@ -26,12 +30,65 @@ def on_sphere(x):
     return speed * (x.roll(1, -1) - x.roll(-1, -1))
 
 
+def heat(x):
+    return x.roll(1, -1) + x.roll(-1, -1) - 2 * x
+
+
+def heat_on_plane(x):
+    return heat(x) + heat(x.mT).mT - x**3
+
+
+def two_scales(fields):
+    """Four slow sites, each with three fast ones; the fast ones are advected."""
+    slow, fast = fields["X"], fields["Y"]
+    up = fast.unflatten(-1, (4, 3)).sum(-1)
+    advected = fast.roll(-1, -1) * (fast.roll(1, -1) - fast.roll(-2, -1))
+    return {"X": heat(slow) - up - slow, "Y": advected - fast + slow.repeat_interleave(3, -1)}
+
+
+def waves(fields):
+    h, u = fields["h"], fields["u"]
+    return {"h": u.roll(1, -1) - u.roll(-1, -1), "u": h.roll(1, -1) - h.roll(-1, -1)}
+
+
+def model_of(tendency, state):
+    return xdan.CustomDynamics(tendency, state=state, timestep=0.05, spin_up_time=0.0)
+
+
+SCALES = [
+    xdan.Field("X", xdan.Ring(4, length=1.0)),
+    xdan.Field("Y", xdan.Ring(12, length=1.0, dim="fast")),
+]
+WAVES = [xdan.Field("h", xdan.Ring(6)), xdan.Field("u", xdan.Ring(6))]
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"model": model_of(heat, xdan.Ring(12))}, 24),
+        ({"model": model_of(heat, xdan.Ring(12)), "observe": xdan.Sites.every(2, 1)}, 12),
+        ({"model": model_of(heat, xdan.Ring(12)), "error_std": [1.0, 2.0, 3.0, 4.0] * 3}, 3),
+        ({"model": model_of(heat_on_plane, xdan.Plane((4, 4)))}, 128),
+        ({"model": model_of(heat_on_plane, xdan.Plane((4, 4))), "observe": xdan.Sites.every(2)}, 32),
+        ({"model": model_of(lambda x: -(x**3), xdan.Interval(5))}, 2),
+        ({"model": model_of(lambda x: x.sum(-1, keepdim=True) - x**3, xdan.Components(4))}, 24),
+        ({"model": xdan.Lorenz63()}, 1),
+        ({"model": model_of(two_scales, SCALES)}, 4),
+        ({"model": model_of(waves, WAVES)}, 12),
+        ({"model": model_of(waves, WAVES), "error_std": np.r_[np.ones(6), np.full(6, 2.0)]}, 6),
+    ],
+)
+def test_group_of_models_on_every_geometry(options, size):
+    group = xdan.symmetry_group(twin(interval=0.05, **options), dynamics=options["model"])
+    assert len(group) == size, group
+
+
 ROW_OPERATOR = np.eye(12)[::3]
 MIXING = np.random.default_rng(0).normal(size=(5, 12))
 
 
 @pytest.mark.parametrize(
-    ("settings", "size"),
+    ("options", "size"),
     [
         ({}, 12),
         ({"observe": xdan.Sites.every(2)}, 6),
@@ -48,8 +105,8 @@ MIXING = np.random.default_rng(0).normal(size=(5, 12))
         ({"model": xdan.CustomDynamics(on_sphere, state={"lat": 3, "lon": 4}, timestep=0.1), "interval": 0.1}, 4),
     ],
 )
-def test_group_that_an_experiment_allows(settings, size):
-    group = xdan.symmetry_group(twin(**settings), dynamics=settings.get("model"))
+def test_group_that_an_experiment_allows(options, size):
+    group = xdan.symmetry_group(twin(**options), dynamics=options.get("model"))
     assert len(group) == size, group
 
 
@@ -174,3 +231,83 @@ def test_errors_of_an_operator_that_change_in_time(model):
     changing = xr.DataArray(std, dims=("time", "obs"))
     ds = xdan.twin(model, cycles=12, trajectories=2, operator=np.eye(8), error_std=changing)
     assert len(ds.dan.symmetry_group()) == 4
+
+
+GEOMETRIES = [
+    xdan.Ring(3, length=2.0),
+    xdan.Ring(6, length=2.0, dim="fine"),
+    xdan.Interval(3, dim="z"),
+    xdan.Plane((2, 3), dims=("a", "b")),
+    xdan.Sphere(2, 4),
+    xdan.Components(3),
+]
+
+
+def coupling(space):
+    """A matrix of the distances between points, ones where there are none: every motion of the space leaves it."""
+    matrix = torch.zeros(space.size, space.size, dtype=torch.float64)
+    for one in space:
+        for other in space:
+            if other.geometry.meets(one.geometry):
+                places = one.geometry.positions()
+                apart = torch.zeros(()) if places is None else other.geometry.distances(places)
+                matrix[space.slices[one.name], space.slices[other.name]] = torch.exp(-0.1 * apart**2).double()
+    return matrix
+
+
+@pytest.fixture(scope="module")
+def coupled():
+    """A network that knows of the points only how far they are apart."""
+
+    @register_network
+    class Coupled(AnalysisNetwork):
+        name = "coupled-toy"
+
+        def __init__(self, space=None):
+            super().__init__()
+            self.space = space
+
+        def forward(self, x, zeta, memory=None):
+            matrix = coupling(xdan.StateSpace.from_json(self.space)).to(x)
+            return x + torch.tanh(x @ matrix) * (zeta @ matrix), None
+
+    yield Coupled
+    del _NETWORKS._classes["coupled-toy"]
+
+
+@settings(max_examples=8)
+@given(
+    geometries=st.lists(st.sampled_from(GEOMETRIES), min_size=1, max_size=3),
+    rates=st.lists(st.sampled_from([1.0, 2.0]), min_size=3, max_size=3),
+    odd_site=st.booleans(),
+)
+def test_gains_are_equivariant_to_the_group_of_one_to_three_fields(coupled, geometries, rates, odd_site):
+    space = xdan.StateSpace([xdan.Field(f"f{k}", one) for k, one in enumerate(geometries)])
+    matrix = coupling(space)
+    rate = torch.cat([torch.full((f.geometry.size,), r) for f, r in zip(space, rates, strict=False)]).double()
+    if odd_site:
+        rate[-1] = 3.0
+
+    def tendency(x):
+        flat = x if space.single is None else x.flatten(1)
+        flat = space.pack(x) if isinstance(x, dict) else flat
+        change = 0.1 * flat @ matrix.to(flat) - rate.to(flat) * flat**3
+        return space.unpack(change) if isinstance(x, dict) else change.reshape(x.shape)
+
+    model = xdan.CustomDynamics(tendency, state=space, timestep=0.01, spin_up_time=0.0)
+    ds = xdan.twin(model, interval=0.01, cycles=2, trajectories=1, dtype="float64").compute()
+    group = ds.dan.symmetry_group(dynamics=model)
+    whole = {tuple(g.tolist()) for g in space.symmetries().values() if torch.equal(rate[g], rate)}
+    assert whole <= {tuple(group.permutation(k).tolist()) for k in range(len(group))}
+    net = Network.from_module(coupled(space.to_json()).double(), model.dims, {})
+    gain = functools.partial(xdan.gain, network=net, kind="marginal", dynamics=model)
+    states = [ds["truth" if space.single else f"truth_{name}"] for name in space.names]
+    packed = np.concatenate([one.values.reshape(1, 2, -1) for one in states], -1)
+    gamma = gain(ds).values[0, 0]
+    assert abs(gamma).max() > 1e-3
+    for k in {min(1, len(group) - 1), len(group) - 1}:
+        g = group.permutation(k).numpy()
+        moved = zip(states, space.slices.values(), strict=True)
+        turned = ds.assign({x.name: x.copy(data=packed[..., g][..., place].reshape(x.shape)) for x, place in moved})
+        found = gain(turned).values[0, 0]
+        np.testing.assert_allclose(found, gamma[g][:, g][:, :, g], rtol=0, atol=1e-12)

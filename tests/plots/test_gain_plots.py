@@ -104,3 +104,35 @@ def test_wrong_arguments_are_named(label):
     call, error, message = WRONG[label]
     with pytest.raises(error, match=message):
         call()
+
+
+def between_walls():
+    places = {"long_name": "height", "units": "km", "periodic": 0}
+    labels = {factor: (factor, [0.5, 1.5, 2.5, 3.5], places) for factor in ("i", "j")}
+    return xr.DataArray(np.diag([1.0, 2.0, 3.0, 4.0]), labels, ("i", "j"), attrs={"reference": 1})
+
+
+def test_a_gain_between_walls_keeps_its_labels():
+    (panel,) = xdan.gain_map(between_walls()).values()
+    frame = panel.dframe().set_index(["i", "j"])["value"]
+    assert frame.loc[3.5, 3.5] == 1.0
+    assert frame.loc[0.5, 0.5] == 0.25
+    (plot,) = panels(panel)
+    assert axes(plot) == ("j: height (km)", "i: height (km)")
+
+
+@pytest.mark.parametrize(("fields", "place"), [("h h h", 5), ("h u h", 2)])
+def test_a_gain_on_a_grid_is_a_map(fields, place):
+    """For the innovation at r; of another field at the largest gain."""
+    lat, lon = np.meshgrid([-30.0, 30.0], [0.0, 90.0, 180.0, 270.0], indexing="ij")
+    named = {"i_lat": ("i", lat.ravel(), {"long_name": "latitude", "units": "degrees_north"})}
+    named["i_lon"] = "i", lon.ravel(), {"long_name": "longitude", "units": "degrees_east"}
+    values = np.random.default_rng(0).normal(size=(8, 8))
+    values[:, 2] *= 10
+    average = xr.DataArray(values, named, ("i", "j"), attrs={"reference": 5, "fields": fields})
+    (panel,) = xdan.gain_map({"all": average}).values()
+    expected = values[:, place].reshape(2, 4) / abs(values[:, place]).max()
+    np.testing.assert_allclose(panel.dimension_values(2, flat=False), expected, rtol=1e-12)
+    (plot,) = panels(panel)
+    assert axes(plot) == ("longitude (degrees_east)", "latitude (degrees_north)")
+    assert plot.title.text.startswith(f"all increment of h, innovation of {fields.split()[1]} at ")

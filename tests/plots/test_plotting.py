@@ -25,78 +25,6 @@ def axes(plot):
     return plot.xaxis.axis_label, plot.yaxis.axis_label
 
 
-def test_hovmoller(twin, run):
-    found = panels(xdan.hovmoller(twin, run, trajectory=1, title="network"))
-    assert [plot.title.text for plot in found] == ["analysis of network", "error of network", "truth"]
-    assert {axes(plot) for plot in found} == {("model time", "site")}
-
-
-def test_hovmoller_shows_what_was_asked_for(twin, run):
-    truth, analysis, error = xdan.hovmoller(twin, run, trajectory=2, cycles=slice(5, 15))
-    expected = twin.truth[2, 5:15]
-    np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, expected)
-    np.testing.assert_array_equal(analysis.dimension_values(2, flat=False).T, run.analysis[2, 5:15])
-    np.testing.assert_array_equal(error.dimension_values(2, flat=False).T, run.analysis[2, 5:15] - expected)
-    np.testing.assert_allclose(truth.dimension_values("time", expanded=False), twin.time[5:15])
-
-
-def test_truth_and_analysis_share_one_scale_around_zero(twin, run):
-    from bokeh.models import LinearColorMapper
-
-    found = panels(xdan.hovmoller(twin, run))
-    bounds = {}
-    for plot in found:
-        (mapper,) = {m.id: m for m in plot.select({"type": LinearColorMapper})}.values()
-        bounds[plot.title.text.split()[0]] = (mapper.low, mapper.high)
-        assert mapper.low == -mapper.high
-    assert bounds["truth"] == bounds["analysis"] == (-float(abs(twin.truth[0]).max()), float(abs(twin.truth[0]).max()))
-    assert bounds["error"][1] < bounds["truth"][1]
-
-
-def test_hovmoller_of_a_record_without_trajectories(twin, run):
-    one = {"trajectory": 2}
-    truth, _, _ = xdan.hovmoller(twin.isel(one, drop=True), run.isel(one, drop=True))
-    np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, twin.truth[2])
-
-
-def test_hovmoller_of_a_record_without_site_labels(twin, run):
-    """Its own labels are then the dynamics'."""
-    truth, _, _ = xdan.hovmoller(twin.drop_vars("x"), run.drop_vars("x"))
-    np.testing.assert_array_equal(truth.dimension_values("x", expanded=False), twin.x)
-
-
-def test_hovmoller_of_a_lost_run(twin, run):
-    """White is no error, though the error is NaN in half of the picture."""
-    from bokeh.models import LinearColorMapper
-
-    lost = run.assign(analysis=run.analysis.where(run.time < run.time[10]))
-    for plot in panels(xdan.hovmoller(twin, lost)):
-        for mapper in plot.select({"type": LinearColorMapper}):
-            assert mapper.low == -mapper.high < 0
-    assert len(panels(xdan.hovmoller(twin, run.assign(analysis=run.analysis * np.nan)))) == 3
-
-
-@pytest.mark.parametrize("name", ["time", "trajectory"])
-def test_hovmoller_of_another_records_run_is_refused(twin, run, name):
-    with pytest.raises(ValueError, match=f"run and record differ in {name}"):
-        xdan.hovmoller(twin, run.isel({name: slice(1, None)}))
-
-
-def test_hovmoller_of_lazy_data(twin, run):
-    truth, _, _ = xdan.hovmoller(twin.chunk(time=5), run.chunk(time=7))
-    np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, twin.truth[0])
-
-
-def test_hovmoller_wants_a_truth_on_one_dim(twin, run):
-    with pytest.raises(ValueError, match="a picture of the error needs the truth"):
-        xdan.hovmoller(twin.drop_vars("truth"), run)
-    grid = xdan.CustomDynamics(lambda x: -x, state={"lat": 2, "lon": 3}, timestep=0.05)
-    flat = xdan.twin(grid, cycles=3).compute()
-    own = flat[["truth"]].rename(truth="analysis").assign(forecast=flat.truth)
-    with pytest.raises(ValueError, match=r"dims \('lat', 'lon'\): a Hovmöller diagram shows one"):
-        xdan.hovmoller(flat, own, dynamics=grid)
-
-
 def test_rmse_in_time(twin, run, ensemble):
     runs = {"network": run, "EnKF-N": ensemble}
     figure = xdan.rmse_in_time(twin, runs, cycles=slice(20), log=True)
@@ -239,19 +167,6 @@ def test_pictures_of_every_kind_of_record(twin, kind):
     (plot,) = panels(xdan.rmse_in_time(ds, {"a": run}))
     assert plot.renderers
     assert ds.dan.explore({"a": run}).get_root() is not None
-
-
-def test_sites_with_names_are_drawn_in_their_order(twin):
-    ds = STATES["names"](twin)
-    truth, _, _ = xdan.hovmoller(ds, runs_of(ds))
-    np.testing.assert_array_equal(truth.dimension_values("truth", flat=False).T, ds.truth[0])
-    (plot,) = panels(truth)
-    assert plot.yaxis[0].ticker.ticks == list(range(8))
-    assert plot.yaxis[0].major_label_overrides[3] == "buoy 3"
-    many = xdan.twin(xdan.Lorenz96(sites=60), cycles=3, trajectories=1).compute()
-    many = many.assign_coords(x=[f"buoy {i}" for i in range(60)])
-    (plot,) = panels(xdan.hovmoller(many, runs_of(many))[0, 0])
-    assert plot.yaxis[0].major_label_overrides == {k: f"buoy {k}" for k in range(0, 60, 5)}
 
 
 @pytest.mark.parametrize("name", ["three components", "one component"])

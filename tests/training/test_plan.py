@@ -78,7 +78,7 @@ def test_observations_alone_are_planned_without_the_truth(single, untouchable):
         ({"source": TwinExperiment(xdan.Lorenz96(sites=8), interval=[0.05, 0.1])}, "interval=.*expected one interval"),
         (
             {"source": xdan.CustomDynamics(lambda x: -x, state={"x": 4, "y": 2}, timestep=0.05)},
-            "was made for a ring; or space=dynamics.space",
+            "says nothing of its grid .*expected a geometry",
         ),
         (
             {"source": xdan.CustomDynamics(lambda x: -x.detach(), state={"x": 8}, timestep=0.05)},

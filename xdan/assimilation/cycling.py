@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -15,7 +15,7 @@ from dask.delayed import Delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.checks import switch
+from ..core.checks import real, switch
 from ..core.dynamics import dynamics_to_json
 from ..core.methods import Method, State
 from ..core.methods import run as run_method
@@ -41,6 +41,7 @@ def cycle(
     method: Network | Method,
     *,
     members: bool = False,
+    restart_after: float | None = None,
     seed: int = 0,
     store: StoreLike | None = None,
     mode: str = "w-",
@@ -63,6 +64,10 @@ def cycle(
     members : bool
         Keep the members of an ensemble method, or the memory of a network: the latent channels that each analysis
         reads.
+    restart_after : float, optional
+        Model time without an observation after which a trajectory starts anew from the climatology, with the next
+        observation; by default never. The run holds the flag `restarted`, and the time in its attributes. 4D-Var and
+        smoothers, which fit several times together, start anew after intervals of the record that are longer.
     seed : int
         Keys the draws of ensembles.
     store : path or Zarr store, optional
@@ -117,6 +122,9 @@ def cycle(
     """
     labelled = read(ds, **words)
     scheme = scheme_of(method)
+    if restart_after is not None:
+        longest = real("restart_after", restart_after, above=0.0)
+        labelled = replace(labelled, setup=replace(labelled.setup, restart_after=longest))
     seed, progress = check_seed(seed), switch("progress", progress)
     check_mode(mode)
     device = pick_device(device)
@@ -270,6 +278,7 @@ class _Run:
             setup.trajectory,
             [list(plan.trajectory), list(plan.time), str(setup.dtype)],
             *observing_identity(setup.observing, setup.dynamics),
+            *([] if setup.restart_after is None else [np.array(setup.restart_after)]),
             # The record is known by its first block: another record's differs there.
             np.asarray(self.observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
         )

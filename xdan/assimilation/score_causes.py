@@ -66,7 +66,9 @@ class Score:
     Attributes
     ----------
     value : xarray.DataArray
-    long_name, units : str
+    long_name : str
+    units : str or None
+        None where a score of several fields has no units in common.
     causes : sequence of Cause
         A warning names them where the score is broken.
     always : sequence of Cause
@@ -79,7 +81,7 @@ class Score:
 
     value: xr.DataArray
     long_name: str
-    units: str
+    units: str | None
     causes: Sequence[Cause] = ()
     always: Sequence[Cause] = ()
     broken: xr.DataArray | None = None

@@ -16,6 +16,7 @@ from ..core import scores as kernels
 from ..core.checks import choice, integer, shown
 from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
+from ..records.fields import split, state_coordinates
 from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import held_in, read_run, sizes_in
@@ -23,9 +24,11 @@ from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, time_
 from ..records.store import check_whole
 from ..records.values import fill_text, leading
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
+from .score_fields import FIELD, FieldMeans, FieldPart, error_scales
 
-_RMSE = "root of the mean over the state's variables at each time, then mean over the dims averaged"
-_SPREAD = "root of the mean variance over the state's variables at each time, then mean over the dims averaged"
+_TOTAL = "_total"  # suffix of a score over all fields
+_OVER_ALL = "mean over the fields, each in units of its error"
+_BY_SITE = "root of the mean square over the dims averaged, at each site"
 
 
 class _Crps(NamedTuple):
@@ -49,6 +52,7 @@ def score(
     run: xr.Dataset,
     *,
     dim: str | Sequence[str] = (TRAJECTORY, TIME),
+    along: str = "state",
     burn_in: int = 0,
     also: Sequence[kernels.StateScore] = (),
     **words: Unpack[RecordWords],
@@ -62,11 +66,14 @@ def score(
     run : xarray.Dataset
         Of `cycle` or `baseline`; or any `forecast` and `analysis` on the record's coordinates.
     dim : str or sequence of str
-        Dims to average over, of `trajectory` and `time`. The state's dims always go into the root.
+        Dims to average over, of `trajectory` and `time`.
+    along : {"state", "site"}
+        "state" takes the root of the mean over the state at each time, and averages that. "site" gives maps: the root
+        of the mean over `dim` at each site.
     burn_in : int
         Leading cycles to leave out.
     also : sequence of StateScore
-        Your scores, averaged beside the others.
+        Your scores of whole states, averaged beside the others.
     **words
         dynamics, truth, observation, observation_error, operator: as for `cycle`.
 
@@ -81,6 +88,16 @@ def score(
         `innovation_variance_expected` (where sites are observed); `residual_mean` and `residual_variance` of
         y - H x_a; and `error_variance_diagnosed`, the mean of (y - H x_a)(y - H x_f), which for a consistent method is
         `error_variance`. `diverged` counts lost trajectories: their scores, and means over them, are NaN.
+
+        Means over the state are by area, where the points of a field's geometry differ in it; those of observations
+        count each the same. Of several fields each score has the dim `field`, and beside it stands its mean over the
+        fields, named `rmse_total` and so on, in units of each field's error: each field counts the same, however many
+        points it has. A field's error is the root of the mean variance of its observations' errors; where nothing of
+        it is observed, or observations are no sites, the deviation of its truth (of the analysis without a truth).
+
+        With `along="site"`: `rmse`, `bias` (analysis minus truth), `forecast_rmse`, `forecast_bias`, `crps`, `spread`,
+        `forecast_spread`, `innovation_mean` and `residual_mean` on the field's own dims; of several fields one variable
+        for each, `rmse_h`.
 
     Raises
     ------
@@ -100,19 +117,29 @@ def score(
     CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437; of members: Ferro (2014), doi:10.1002/qj.2270.
     Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
     """
+    along = choice("along", along, ("state", "site"))
+    if along == "site" and also:
+        raise ValueError("also= holds scores of whole states: expected none of them with along='site'")
     pair = _match(ds, run, burn_in, words)
     dims: list[Hashable] = list(averaged_dims(dim))
     with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
-        scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
-        scores |= _also(pair, dims, also, scores)
+        if along == "site":
+            scores = _by_site(pair, dims)
+        else:
+            scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
+            scores |= _also(pair, dims, also, scores)
     lost = pair.lost().any(TIME)
     scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
     # A label left over from a selection gives way to a score of its name.
     values = {name: value.drop_vars(set(value.coords) & set(scores)) for name, value in with_warnings(scores).items()}
     result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
     for name, one in scores.items():
-        result[name].attrs = {"long_name": one.long_name, "units": one.units}
-    if "crps" in result:
+        result[name].attrs = {"long_name": one.long_name} | ({} if one.units is None else {"units": one.units})
+    if FIELD in result.dims:
+        result = result.assign_coords(pair.means.labels)
+    if along == "site":
+        result = _unpacked(result, pair)
+    if "crps" in scores:
         # A string as an object: Zarr has a specification for strings of any length only.
         of = xr.Variable((), np.array(pair.crps_of, dtype=object), {"long_name": "what the CRPS is of"})
         result = result.assign_coords(crps_of=of)
@@ -120,7 +147,7 @@ def score(
         title=f"scores of {run.attrs.get('method', 'a run')}",
         burn_in=pair.burn_in,
         cycles=pair.run.sizes[TIME] * pair.run.sizes[TRAJECTORY],
-        rmse_convention=_RMSE,
+        rmse_convention=pair.means.convention() if along == "state" else _BY_SITE,
     )
 
 
@@ -147,8 +174,8 @@ def rank_histogram(
     Returns
     -------
     xarray.DataArray
-        Counts along `rank`, 1 to members + 1. A truth that equals t members counts as 1 / (t + 1) in each of the t + 1
-        ranks that it may have.
+        Counts along `rank`, 1 to members + 1, for each field where there are several. A truth that equals t members
+        counts as 1 / (t + 1) in each of the t + 1 ranks that it may have.
 
     Raises
     ------
@@ -171,18 +198,26 @@ def rank_histogram(
             f"the run holds no {of!r}: run baseline(..., keep_members=True), expected members of every cycle"
         )
     members = pair.run[of]
-    # Counted at each time, so that blocks stay apart; counts are small beside members.
-    counts = xr.apply_ufunc(
-        partial(kernels.rank_counts, axes=len(pair.state)),
-        x,
-        members,
-        input_core_dims=[pair.state, [*pair.state, MEMBER]],
-        output_core_dims=[["rank"]],
-        dask="parallelized",
-        output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"output_sizes": {"rank": members.sizes[MEMBER] + 1}},
-    ).sum(dims)
-    everything = float(np.prod([x.sizes[name] for name in (*dims, *pair.state)]))
+
+    def count(_: FieldPart, x: xr.DataArray, members: xr.DataArray) -> xr.DataArray:
+        # Counted at each time, so that blocks stay apart; counts are small beside members.
+        counts: xr.DataArray = xr.apply_ufunc(
+            partial(kernels.rank_counts, axes=len(pair.state)),
+            x,
+            members,
+            input_core_dims=[pair.state, [*pair.state, MEMBER]],
+            output_core_dims=[["rank"]],
+            dask="parallelized",
+            output_dtypes=[np.float64],
+            dask_gufunc_kwargs={"output_sizes": {"rank": members.sizes[MEMBER] + 1}},
+        ).sum(dims)
+        return counts
+
+    counts = pair.means.each(count, x, members).transpose(..., "rank")
+    cases = float(np.prod([x.sizes[name] for name in dims]))
+    everything = cases * xr.DataArray([part.size for part in pair.means.parts], dims=FIELD)
+    if not pair.means.several:
+        everything = everything[0]
     histogram = Score(
         counts,
         f"rank of the truth among {of.replace('_', ' ')}",
@@ -194,6 +229,8 @@ def rank_histogram(
     )
     result = with_warnings({"histogram_rank": histogram})["histogram_rank"].rename("histogram_rank")
     result = result.assign_coords(rank=np.arange(1, members.sizes[MEMBER] + 2))
+    if pair.means.several:
+        result = result.assign_coords(pair.means.labels)
     result.attrs = {"long_name": histogram.long_name, "units": histogram.units}
     return result
 
@@ -225,6 +262,43 @@ class _Pair:
     def state(self) -> list[Hashable]:
         """Dims of the state."""
         return list(self.labelled.setup.dynamics.dims)
+
+    @cached_property
+    def means(self) -> FieldMeans:
+        """How the state is averaged over."""
+        return FieldMeans(self.labelled.setup.dynamics)
+
+    @cached_property
+    def scales(self) -> xr.DataArray:
+        """The error of each field, dims (field,), of a state of several."""
+        labelled = self.labelled
+        states = self.run["analysis"] if labelled.truth is None else labelled.truth
+        observation = labelled.observation if labelled.setup.observing.direct else None
+        return error_scales(self.means, observation, _error_variance(labelled), states)
+
+    def averaged(
+        self,
+        dims: Sequence[Hashable],
+        name: str,
+        by_time: xr.DataArray,
+        long_name: str,
+        causes: Sequence[Cause],
+        *,
+        always: Sequence[Cause] = (),
+        root: bool = False,
+    ) -> dict[str, Score]:
+        """A score averaged over trajectories and times; of several fields with the mean over them, `root` of squares.
+
+        Parameters
+        ----------
+        by_time : xarray.DataArray, dims (trajectory, time), and field where there are several
+        """
+        units = self.means.units
+        scores = {name: Score(by_time.mean(dims, skipna=False), long_name, units, causes, always)}
+        if self.means.several:
+            together = self.means.over_all(by_time, self.scales, root=root).mean(dims, skipna=False)
+            scores[name + _TOTAL] = Score(together, f"{long_name}; {_OVER_ALL}", "1", causes)
+        return scores
 
     @property
     def crps_of(self) -> str:
@@ -289,38 +363,92 @@ def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.D
 
 
 def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
-    x, run, units = pair.labelled.truth, pair.run, pair.labelled.setup.dynamics.units
+    x, run, means = pair.labelled.truth, pair.run, pair.means
     if x is None:
         return {}
     causes = (pair.diverged, pair.gaps_of_truth)
     of_analysis = (*causes, pair.gaps_of("analysis"))
-    by_time = _rmse(x, run["analysis"], pair.state)
-    start = Cause(partial(unsettled, burn_in=pair.burn_in), lambda: (by_time.transpose(TRAJECTORY, TIME),))
-    always = [_fills(x, "truth"), *([start] if TIME in dims else [])]
-    scores = {
-        "rmse": Score(
-            by_time.mean(dims, skipna=False),
-            f"analysis RMSE: {_RMSE}",
-            units,
-            of_analysis,
-            always if pair.follows is None else [*always, pair.follows],
-        )
-    }
+    by_time = _rmse(means, x, run["analysis"])
+    whole = means.over_all(by_time, pair.scales, root=True) if means.several else by_time
+    start = Cause(partial(unsettled, burn_in=pair.burn_in), lambda: (whole.transpose(TRAJECTORY, TIME),))
+    always = [_fills(x, "truth"), *([start] if TIME in dims else []), *([pair.follows] if pair.follows else [])]
+    convention = means.convention()
+    label = f"analysis RMSE: {convention}"
+    scores = pair.averaged(dims, "rmse", by_time, label, of_analysis, always=always, root=True)
     if TRAJECTORY in dims and by_time.sizes[TRAJECTORY] > 1:
-        by_run = by_time.mean([d for d in dims if d != TRAJECTORY], skipna=False)
-        error = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
-        scores["rmse_standard_error"] = Score(error, "standard error of the mean over trajectories", units, of_analysis)
-    of_forecast = _rmse(x, run["forecast"], pair.state).mean(dims, skipna=False)
-    scores["forecast_rmse"] = Score(of_forecast, f"forecast RMSE: {_RMSE}", units, (*causes, pair.gaps_of("forecast")))
+        label = "standard error of the mean over trajectories"
+        error = _standard_error(by_time, dims)
+        scores["rmse_standard_error"] = Score(error, label, means.units, of_analysis)
+        if means.several:
+            error = _standard_error(whole, dims)
+            scores[f"rmse_standard_error{_TOTAL}"] = Score(error, f"{label}; {_OVER_ALL}", "1", of_analysis)
+    of_forecast = _rmse(means, x, run["forecast"])
+    label = f"forecast RMSE: {convention}"
+    scores |= pair.averaged(dims, "forecast_rmse", of_forecast, label, (*causes, pair.gaps_of("forecast")), root=True)
     crps = _CRPS[pair.crps_of]
     of_site = _crps(x, [run[name] for name in crps.inputs], crps.kernel)
-    scores["crps"] = Score(
-        of_site.mean(pair.state, skipna=False).mean(dims, skipna=False),
-        f"continuous ranked probability score of the {crps.long_name}",
-        units,
-        (*causes, *map(pair.gaps_of, crps.inputs)),
-    )
+    label = f"continuous ranked probability score of the {crps.long_name}"
+    scores |= pair.averaged(dims, "crps", means.mean(of_site), label, (*causes, *map(pair.gaps_of, crps.inputs)))
     return scores
+
+
+def _standard_error(by_time: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
+    """Standard error over trajectories."""
+    by_run = by_time.mean([d for d in dims if d != TRAJECTORY], skipna=False)
+    error: xr.DataArray = by_run.std(TRAJECTORY, ddof=1, skipna=False) / np.sqrt(by_run.sizes[TRAJECTORY])
+    return error
+
+
+def _by_site(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+    """Scores at each site."""
+    x, run, units = pair.labelled.truth, pair.run, pair.means.units
+    scores: dict[str, Score] = {}
+    if x is not None:
+        causes = (pair.diverged, pair.gaps_of_truth)
+        for name, prefix in (("analysis", ""), ("forecast", "forecast_")):
+            error = run[name] - x
+            of_run = (*causes, pair.gaps_of(name))
+            root = xr.ufuncs.sqrt((error**2).mean(dims, skipna=False))
+            always = [_fills(x, "truth"), *([pair.follows] if pair.follows else [])] if not prefix else []
+            scores[f"{prefix}rmse"] = Score(root, f"{name} RMSE: {_BY_SITE}", units, of_run, always)
+            bias = error.mean(dims, skipna=False)
+            scores[f"{prefix}bias"] = Score(bias, f"mean of {name} minus truth", units, of_run)
+        crps = _CRPS[pair.crps_of]
+        value = _crps(x, [run[name] for name in crps.inputs], crps.kernel).mean(dims, skipna=False)
+        label = f"continuous ranked probability score of the {crps.long_name}"
+        scores["crps"] = Score(value, label, units, (*causes, *map(pair.gaps_of, crps.inputs)))
+    for name in _SPREADS:
+        if name in run:
+            root = xr.ufuncs.sqrt((run[name] ** 2).mean(dims, skipna=False))
+            label = f"{run[name].attrs.get('long_name', name)}: {_BY_SITE}"
+            scores[name] = Score(root, label, units, (pair.diverged, pair.gaps_of(name)))
+    if pair.labelled.setup.observing.direct:
+        y = pair.labelled.observation
+        observed = y.notnull()
+        count = observed.sum(dims)
+        for name, of in (("innovation", "forecast"), ("residual", "analysis")):
+            difference = (y - run[of]).where(observed, 0.0).sum(dims, skipna=False) / count.where(count > 0)
+            broken = ~xr.ufuncs.isfinite(difference) & (count > 0)  # elsewhere nothing is observed
+            label = f"mean of observation minus {of}"
+            scores[f"{name}_mean"] = Score(difference, label, units, (pair.diverged, pair.gaps_of(of)), broken=broken)
+    return scores
+
+
+def _unpacked(scores: xr.Dataset, pair: _Pair) -> xr.Dataset:
+    """Scores of sites on the dims and coordinates of their fields; of several fields a variable for each."""
+    labelled, means = pair.labelled, pair.means
+    model = labelled.setup.dynamics
+    if not means.several:
+        coordinates: dict[Any, Any] = {**state_coordinates(model)}
+        for source in (labelled.truth, labelled.observation):
+            if source is not None:  # labels of the user's own, such as longitudes
+                coordinates |= {dim: source[dim] for dim in means.dims if dim in source.coords}
+        return scores.assign_coords({dim: coordinates[dim] for dim in means.dims})
+    variables: dict[Hashable, xr.DataArray] = {}
+    for name, score in scores.data_vars.items():
+        packed = set(means.dims) <= set(score.dims)
+        variables.update(split(score, model, str(name)) if packed else {name: score})
+    return xr.Dataset(variables, attrs=scores.attrs)
 
 
 def _also(
@@ -363,16 +491,21 @@ def _fills(values: xr.DataArray, name: str) -> Cause:
     return Cause(partial(fill_text, name=name), lambda: (first,))
 
 
-def _rmse(x: xr.DataArray, estimate: xr.DataArray, state: list[Hashable]) -> xr.DataArray:
-    root: xr.DataArray = xr.apply_ufunc(
-        partial(kernels.rmse, axes=len(state)),
-        x,
-        estimate,
-        input_core_dims=[state, state],
-        dask="parallelized",
-        output_dtypes=[kernels.working_dtype(x.dtype, estimate.dtype)],
-    )
-    return root
+def _rmse(means: FieldMeans, x: xr.DataArray, estimate: xr.DataArray) -> xr.DataArray:
+    """RMSE over each field at each time."""
+
+    def of_field(part: FieldPart, x: xr.DataArray, estimate: xr.DataArray) -> xr.DataArray:
+        root: xr.DataArray = xr.apply_ufunc(
+            partial(kernels.rmse, axes=len(means.dims), weights=part.weights),
+            x,
+            estimate,
+            input_core_dims=[means.dims, means.dims],
+            dask="parallelized",
+            output_dtypes=[kernels.working_dtype(x.dtype, estimate.dtype)],
+        )
+        return root
+
+    return means.each(of_field, x, estimate)
 
 
 def _crps(x: xr.DataArray, inputs: list[xr.DataArray], kernel: Callable[..., Any]) -> xr.DataArray:
@@ -389,24 +522,28 @@ def _crps(x: xr.DataArray, inputs: list[xr.DataArray], kernel: Callable[..., Any
 
 
 def _spreads(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
-    scores = {}
+    scores: dict[str, Score] = {}
     for name in _SPREADS:
         if name in pair.run:
             spread = pair.run[name]
-            by_time = xr.ufuncs.sqrt((spread**2).mean(pair.state, skipna=False))
-            label = f"{spread.attrs.get('long_name', name)}: {_SPREAD}"
-            units = pair.labelled.setup.dynamics.units
-            scores[name] = Score(by_time.mean(dims, skipna=False), label, units, (pair.diverged, pair.gaps_of(name)))
+            by_time = xr.ufuncs.sqrt(pair.means.mean(spread**2))
+            label = f"{spread.attrs.get('long_name', name)}: {pair.means.convention(' variance')}"
+            scores |= pair.averaged(dims, name, by_time, label, (pair.diverged, pair.gaps_of(name)), root=True)
     return scores
 
 
 def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
-    y, setup, run = pair.labelled.observation, pair.labelled.setup, pair.run
-    units = setup.dynamics.units
-    square = to_power(units, 2)
+    y, setup, run, means = pair.labelled.observation, pair.labelled.setup, pair.run, pair.means
     everything = [*dims, *y.dims[2:]]
+    by_field = means.several and setup.observing.direct
     observed = y.notnull()
-    count = observed.sum(everything)
+
+    def total(value: xr.DataArray) -> xr.DataArray:
+        if not by_field:
+            return value.sum(everything, skipna=False)
+        return means.each(lambda _, of_field: of_field.sum(everything, skipna=False), value)
+
+    count = total(observed)
     forecast, analysis = _in_observation_space(run["forecast"], setup), _in_observation_space(run["analysis"], setup)
     innovation, residual = y - forecast, y - analysis
     variance = _error_variance(pair.labelled)
@@ -417,37 +554,46 @@ def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]
     )
     of_forecast = pair.gaps_of("forecast", lambda: (forecast, observed))
     of_analysis = pair.gaps_of("analysis", lambda: (analysis, observed))
-    scores = {}
+    scores: dict[str, Score] = {}
 
     def average(value: xr.DataArray) -> xr.DataArray:
         # Where nothing is observed drops out; where a run is lost, NaN stays.
-        return value.where(observed, 0.0).sum(everything, skipna=False) / count.where(count > 0)
+        return total(value.where(observed, 0.0)) / count.where(count > 0)
 
-    def add(name: str, value: xr.DataArray, long_name: str, in_units: str, *causes: Cause) -> None:
-        broken = ~xr.ufuncs.isfinite(value)
-        if TIME not in dims:
-            # A time without an observation has no score, and needs no warning while other times have one.
-            broken = broken & ((count > 0) | ~observed.any())
+    def add(name: str, value: xr.DataArray, long_name: str, power: int, *causes: Cause) -> None:
+        units = None if means.units is None else to_power(means.units, power)
+        # A time or a field without an observation has no score, and needs no warning while others have one.
+        without = xr.zeros_like(count, dtype=bool) if TIME in dims else count == 0
+        if by_field:
+            without = without | ~means.each(lambda _, of_field: of_field.any(), observed)
+        broken = ~xr.ufuncs.isfinite(value) & ~(without & observed.any())
         always = (_fills(y, "observation"),) if name == "innovation_mean" else ()
-        scores[name] = Score(value, long_name, in_units, (pair.diverged, nothing, infinite, *causes), always, broken)
+        causes = (pair.diverged, nothing, infinite, *causes)
+        scores[name] = Score(value, long_name, units, causes, always, broken)
+        if by_field:
+            fields = (count > 0).sum(FIELD)
+            relative = (value / pair.scales**power).where(count > 0, 0.0).sum(FIELD, skipna=False)
+            together = relative / fields.where(fields > 0)
+            broken = ~xr.ufuncs.isfinite(together) & ~without.all(FIELD)
+            scores[name + _TOTAL] = Score(together, f"{long_name}; {_OVER_ALL}", "1", causes, broken=broken)
 
     for name, value, label, cause in (
         ("innovation", innovation, "forecast", of_forecast),
         ("residual", residual, "analysis", of_analysis),
     ):
         mean = average(value)
-        add(f"{name}_mean", mean, f"mean of observation minus {label}", units, cause)
+        add(f"{name}_mean", mean, f"mean of observation minus {label}", 1, cause)
         spread = average(value**2) - mean**2
-        add(f"{name}_variance", spread, f"variance of observation minus {label}", square, cause)
+        add(f"{name}_variance", spread, f"variance of observation minus {label}", 2, cause)
     if "forecast_spread" in run and setup.observing.direct:
         expected = average(run["forecast_spread"] ** 2 + variance)
         cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
         label = "forecast variance plus observation error variance"
-        add("innovation_variance_expected", expected, label, square, cause)
-    add("error_variance", average(variance * xr.ones_like(y)), "observation error variance in use", square)
+        add("innovation_variance_expected", expected, label, 2, cause)
+    add("error_variance", average(variance * xr.ones_like(y)), "observation error variance in use", 2)
     diagnosed = average(innovation * residual)
     label = "mean of innovation times residual"
-    add("error_variance_diagnosed", diagnosed, label, square, of_forecast, of_analysis)
+    add("error_variance_diagnosed", diagnosed, label, 2, of_forecast, of_analysis)
     return scores
 
 

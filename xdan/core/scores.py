@@ -27,7 +27,7 @@ def working_dtype(*dtypes: np.dtype[Any] | type) -> np.dtype[Any]:
     return np.dtype(np.float64) if dtype.itemsize > 8 else dtype.newbyteorder("=")
 
 
-def rmse(truth: Array, estimate: Array, axes: int = 1) -> Array:
+def rmse(truth: Array, estimate: Array, axes: int = 1, weights: Array | None = None) -> Array:
     """Root of the mean square error over the state.
 
     Parameters
@@ -35,6 +35,8 @@ def rmse(truth: Array, estimate: Array, axes: int = 1) -> Array:
     truth, estimate : array, shape (..., *state)
     axes : int
         How many axes the state has.
+    weights : array, shape (*state), optional
+        Share of each variable in the mean, such as its area; they add up to 1. By default all have the same.
 
     Returns
     -------
@@ -44,7 +46,9 @@ def rmse(truth: Array, estimate: Array, axes: int = 1) -> Array:
     over = tuple(range(-axes, 0))
 
     def kernel(x: Array, estimate: Array) -> Array:
-        root: Array = np.sqrt(np.square(x - estimate).mean(axis=over))
+        squares = np.square(x - estimate)
+        mean = squares.mean(axis=over) if weights is None else (squares * weights.astype(x.dtype)).sum(axis=over)
+        root: Array = np.sqrt(mean)
         return root
 
     lead = truth.shape[: truth.ndim - axes]

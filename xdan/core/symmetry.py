@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from .checks import integer, shown
+from .spaces.joint import period, power_of
 
-_ALL_SHIFTS = 4096  # states with more sites are tried along their dims only
+_ALL_SHIFTS = 4096  # products with shifts that are tried; where there are more, only powers of each shift
 _MOST_SITES = 10**8  # a permutation of more would take gigabytes
 _LARGEST = 100_000  # elements of a group that permutations generate
+_MOST_PRODUCTS = 1024  # of candidates that are no shifts
+_LISTED = 2**24  # sites times elements of a group that are compared with one another
+_NAMED = 4  # elements that the name of a group lists
 _TRIED = 64  # shifts of a group that are added to all others, to see that it is one
 _TOLERANCE = 1e-9
 
@@ -190,40 +194,134 @@ def _integers(label: str, values: Any, least: int | None = None) -> tuple[int, .
     return tuple(integer(label, item, least=least) for item in _items(label, items))
 
 
-def invariant_shifts(shape: Sequence[int], unchanged: Callable[[Tensor], bool]) -> Group:
-    """Find the largest group of shifts of a periodic grid that leave something unchanged.
+def invariant_group(candidates: Mapping[str, Tensor], sites: int, unchanged: Callable[[Tensor], bool]) -> Group:
+    """Find the largest group of permutations that leave something unchanged, among all products of some candidates.
+
+    Candidates whose cycles all have one length, and that commute, are shifts s, s^2, ...: their powers by divisors of
+    the length are tried, and on up to 4096 shifts all products. Every product q of the other candidates is tried, and
+    with up to 4096 shifts s before it, as a reflection about another site may leave an observing system as it is where
+    that about the first does not. Where the candidates have too many products, as exchanges of many components, they
+    are tried one by one.
 
     Parameters
     ----------
-    shape : sequence of int
-        Of the state.
+    candidates : mapping of str to Tensor of int64, shape (N,)
+        Permutations by name, such as `StateSpace.symmetries` gives.
+    sites : int
+        N.
     unchanged : callable
-        Whether a permutation, a tensor of int64 of shape (N,), changes nothing.
+        Whether a permutation changes nothing. It says so of products of those of which it says so.
 
     Returns
     -------
     Group
-        Of all shifts of the grid; on states of more than 4096 sites and several dims, of shifts along the dims.
+        The elements are s q, q slowest.
     """
-    shape = tuple(shape)
-    sites = math.prod(shape)
+    shifts, others = _sorted_out(candidates)
+    counts = [count for _, _, count in shifts]
 
-    def holds(offset: tuple[int, ...]) -> bool:
-        grid = torch.arange(sites).reshape(shape)
-        return unchanged(grid.roll([-o for o in offset], list(range(len(shape)))).flatten())
+    def shift(powers: Sequence[int]) -> Tensor:
+        order = torch.arange(sites)
+        for (_, move, _), power in zip(shifts, powers, strict=True):
+            order = order[power_of(move, power)]
+        return order
 
-    steps = []
-    for axis, size in enumerate(shape):
-        divisors = [d for d in range(1, size) if size % d == 0]
-        along = (tuple(d if a == axis else 0 for a in range(len(shape))) for d in divisors)
-        steps.append(next((max(offset) for offset in along if holds(offset)), size))
-    if len(shape) == 1:
-        return Group.ring(sites, steps[0]) if steps[0] < sites else Group.trivial(sites)
-    if math.prod(steps) > 1 and sites <= _ALL_SHIFTS:
-        offsets = [offset for offset in itertools.product(*map(range, shape)) if holds(offset)]
-        if len(offsets) > sites // math.prod(steps):
-            return Group.translations(shape, offsets, f"{len(offsets)} translations of the grid {shape}")
-    return Group.grid(shape, steps) if math.prod(steps) < sites else Group.trivial(sites)
+    along = [
+        next((d for d in range(1, count) if count % d == 0 and unchanged(power_of(move, d))), count)
+        for _, move, count in shifts
+    ]
+    powers = [list(o) for o in itertools.product(*(range(0, n, d) for n, d in zip(counts, along, strict=True)))]
+    steps = ", ".join(f"{name} by {d}" for (name, _, n), d in zip(shifts, along, strict=True) if d < n)
+    if counts == [sites]:
+        steps = steps and f"turns of the ring by {along[0]}"
+    if len(shifts) > 1 and math.prod(along) > 1 and math.prod(counts) <= _ALL_SHIFTS:
+        every = [list(o) for o in itertools.product(*map(range, counts)) if unchanged(shift(o))]
+        if len(every) > len(powers):
+            powers, steps = every, f"{len(every)} shifts"
+    turns = {"": torch.arange(sites)}
+    products = list(_products(others, sites).items())[1:]
+    # One shift of each coset of the shifts that change nothing is enough.
+    apart = [[0] * len(counts)]
+    if len(products) * math.prod(along) <= _ALL_SHIFTS:
+        apart = [list(o) for o in itertools.product(*map(range, along))]
+    for name, product in products:
+        for offset in apart:
+            turn = shift(offset)[product]
+            if unchanged(turn):
+                turns[name if not any(offset) else f"{name} after a shift"] = turn
+                break
+    if len(turns) > 1:
+        turns = _generated(turns, sites)
+    names = [steps, *list(turns)[1:_NAMED]] + (["..."] if len(turns) > _NAMED else [])
+    element, count = _joined(shift, powers, list(turns.values()))
+    return Group(", ".join(filter(None, names)), sites, element, count) if count > 1 else Group.trivial(sites)
+
+
+def _sorted_out(candidates: Mapping[str, Tensor]) -> tuple[list[tuple[str, Tensor, int]], dict[str, Tensor]]:
+    """Shifts that commute, with the lengths of their cycles, and the other permutations."""
+    shifts: list[tuple[str, Tensor, int]] = []
+    others: dict[str, Tensor] = {}
+    for name, move in candidates.items():
+        count = period(move)
+        if count == 1:
+            continue
+        if count is None or any(not torch.equal(move[other], other[move]) for _, other, _ in shifts):
+            others[name] = move
+        else:
+            shifts.append((name, move, count))
+    return shifts, others
+
+
+def _products(generators: Mapping[str, Tensor], sites: int) -> dict[str, Tensor]:
+    """All products, the identity first under an empty name; the permutations alone where there are too many."""
+    known = _closed({}, generators, sites)
+    return {"": torch.arange(sites), **generators} if known is None else known
+
+
+def _generated(turns: Mapping[str, Tensor], sites: int) -> dict[str, Tensor]:
+    """The group of all products of some permutations, or where it is too large of as many of the first as can be."""
+    chosen: dict[str, Tensor] = {}
+    known = {"": torch.arange(sites)}
+    for name, turn in turns.items():
+        more = _closed(known, {**chosen, name: turn}, sites)
+        if more is not None:
+            chosen[name], known = turn, more
+    return known
+
+
+def _closed(known: Mapping[str, Tensor], generators: Mapping[str, Tensor], sites: int) -> dict[str, Tensor] | None:
+    """All products of some permutations by name; None where there are more than a thousand."""
+    products = dict(known) or {"": torch.arange(sites)}
+    keys = {_key(one) for one in products.values()}
+    newest = dict(products)
+    while newest:
+        words = {f"{name} {word}".strip(): g[one] for word, g in newest.items() for name, one in generators.items()}
+        newest = {}
+        for word, g in words.items():
+            if _key(g) not in keys:
+                keys.add(_key(g))
+                newest[word] = g
+        products |= newest
+        if len(products) > _MOST_PRODUCTS:
+            return None
+    return products
+
+
+def _joined(shift: Callable[[Sequence[int]], Tensor], powers: Sequence[Sequence[int]], turns: Sequence[Tensor]) -> Any:
+    """Number and function of the elements: every shift before every turn, the identity first, each once."""
+    count = len(powers) * len(turns)
+
+    def element(index: int) -> Tensor:
+        return shift(powers[index % len(powers)])[turns[index // len(powers)]]
+
+    if len(turns) == 1 or count * len(turns[0]) > _LISTED:
+        return element, count
+    distinct = list({_key(one): one for one in map(element, range(count))}.values())
+    return distinct.__getitem__, len(distinct)
+
+
+def _key(permutation: Tensor) -> bytes:
+    return permutation.numpy().tobytes()
 
 
 def commutes(function: Callable[[Tensor], Tensor], x: Tensor, permutation: Tensor) -> bool:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Unpack
 
 import xarray as xr
 
-from ..core.checks import choice, integer, switch
+from ..core.checks import choice, integer, shown, switch
 from ..core.sensitivity import sites_that_matter
 from ..core.symmetry import Group
 from ..network import Network
-from ..records.fields import site_labels
+from ..records.fields import factor_labels
 from ..records.record import RecordWords
 from ..records.schema import OBS, TIME, TRAJECTORY, XdanWarning, attributes, averaged_dims, to_power
 from ..records.store import sealed
 from .evaluation import evaluate
 from .evaluation_points import INNOVATIONS, EvaluationPoints, check_samples, read_points
-from .kernels import CovarianceKernel, Kernel, MarginalGainKernel, SymmetryAverageKernel
+from .kernels import CovarianceKernel, CutKernel, Kernel, MarginalGainKernel, SymmetryAverageKernel
 from .symmetries import commuting, fitting_group
 
 
@@ -47,6 +48,7 @@ def gain(
     kind: str = "mean",
     method: str = "autodiff",
     dim: str | Sequence[str] | None = None,
+    fields: str | Sequence[str] | None = None,
     run: xr.Dataset | None = None,
     innovation: str = "zero",
     group: Group | None = None,
@@ -79,6 +81,10 @@ def gain(
         (Omega_r and Gamma, Eq. H1 to H4).
     dim : str or sequence of str, optional
         What of `trajectory` and `time` to average over: both for "mean", none otherwise.
+    fields : str or sequence of str, optional
+        Of a state of several fields, those of i, j and l in this order, such as ("h", "u", "h"); of i and j for P_a and
+        K; of i alone for K where there is an operator. One name stands for all. By default i, j and l go over the
+        whole packed state.
     run : xarray.Dataset, optional
         Of `cycle(network)`; its forecasts are the points. With a network with memory it must hold the memory,
         `cycle(network, members=True)`; at the truth's states memory is taken as empty.
@@ -88,7 +94,7 @@ def gain(
     group : xdan.Group, optional
         Symmetries to average over; those found by `symmetry_group` by default.
     reference : int, optional
-        r, the middle site by default.
+        r, the middle site by default; with `fields` a site of the field of l.
     all_sites : bool, optional
         Average over every site that the group carries r to, in each state, at as many times the cost. By default only
         where the network does not commute with the group; otherwise l = r alone has the same mean.
@@ -112,7 +118,8 @@ def gain(
     -------
     xarray.DataArray
         Dask-backed, with the dims that are not averaged over, then (i, j), (i, j, l) for Gamma, (i, obs) for K where
-        there is an operator. For states of several dims i, j and l count the flattened sites.
+        there is an operator. They have the labels of their field; for fields of several dims they count the flattened
+        sites, and `i_lat`, `i_lon` and so on are the labels.
 
     Raises
     ------
@@ -163,8 +170,9 @@ def gain(
             f"innovation={innovation!r}: a regression is over samples about zero; expected method='autodiff'"
         )
     count = points.sample_count(samples) if regression else None
-    kernel, averaged = _kernel(points, kind, count, group, reference, all_sites)
-    tail = _tail(points, kind)
+    factors = _factors(points, kind, fields)
+    kernel, averaged = _kernel(points, kind, factors, count, group, reference, all_sites)
+    tail = tuple(factor.size for factor in factors[: 2 if kind == "mean" else 3])
     values = evaluate(
         points,
         kernel,
@@ -173,7 +181,7 @@ def gain(
         at_once=max(1, _COLUMNS_AT_ONCE // (count or _tangents(points, kind))),
         observed=regression or kind == "kalman",
     )
-    result = _label(values, points, over, tail, kind)
+    result = _label(values, points, over, factors, kind)
     result.attrs |= points.attributes | {"method": method} | averaged
     if regression:
         result.attrs |= {"innovation": "sampled", "samples": count}
@@ -190,28 +198,87 @@ def gain(
     return result
 
 
+@dataclass(frozen=True)
+class _Factor:
+    """One of i, j and l.
+
+    Attributes
+    ----------
+    name : str
+        The dim.
+    field : str or None
+        Whose sites it counts; None for all sites, and for observations of an operator.
+    place : slice
+        In the flat state.
+    size : int
+    units : str
+    """
+
+    name: str
+    field: str | None
+    place: slice
+    size: int
+    units: str
+
+
+def _factors(points: EvaluationPoints, kind: str, fields: str | Sequence[str] | None) -> list[_Factor]:
+    """i, j and l of a kind of derivative.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what are no names of fields, or too many or too few.
+    """
+    space, dynamics = points.setup.dynamics.space, points.setup.dynamics
+    names = ["i", "j"] if kind in ("covariance", "kalman") else ["i", "j", "l"]
+    operator = kind == "kalman" and not points.setup.observing.direct
+    chosen = names[:1] if operator else names
+    if fields is None:
+        of_field: list[str | None] = [None] * len(chosen)
+    else:
+        listed = [fields] * len(chosen) if isinstance(fields, str) else fields
+        if not isinstance(listed, (list, tuple)) or not all(isinstance(name, str) for name in listed):
+            raise TypeError(f"fields={shown(fields)}: expected names of fields, for {' and '.join(chosen)}")
+        if len(listed) != len(chosen) or not set(listed) <= set(space.names):
+            raise ValueError(
+                f"fields={shown(fields)}: expected {len(chosen)} of {space.names}, for {' and '.join(chosen)} of "
+                f"kind={kind!r}"
+            )
+        of_field = list(listed)
+    factors = []
+    for name, field in zip(chosen, of_field, strict=True):
+        place = slice(0, points.sites) if field is None else space.slices[field]
+        units = dynamics.units if field is None or space.single else space[field].units
+        factors.append(_Factor(name, field, place, place.stop - place.start, units))
+    if operator:
+        count = points.labelled.observation[0, 0].size
+        factors.append(_Factor(OBS, None, slice(0, count), count, dynamics.units))
+    return factors
+
+
 def _kernel(
     points: EvaluationPoints,
     kind: str,
+    factors: Sequence[_Factor],
     samples: int | None,
     group: Group | None,
     reference: int | None,
     all_sites: bool | None,
 ) -> tuple[Kernel, dict[str, Any]]:
     """What is computed at each point, and the attributes that say what it is averaged over."""
+    said: dict[str, Any] = {}
+    if any(factor.field for factor in factors):
+        said["fields"] = " ".join(factor.field or "" for factor in factors).strip()
     if kind == "mean":
-        return _symmetry_kernel(points, group, reference, all_sites, samples)
-    if kind == "marginal":
-        return MarginalGainKernel(tuple(range(points.sites)), samples), {}
-    return CovarianceKernel(kind == "kalman", samples), {}
-
-
-def _tail(points: EvaluationPoints, kind: str) -> tuple[int, ...]:
-    """Shape of the result at a point, along i, j and l."""
-    sites = points.sites
-    if kind == "marginal":
-        return (sites, sites, sites)
-    return (sites, points.labelled.observation[0, 0].size if kind == "kalman" else sites)
+        kernel, averaged = _symmetry_kernel(points, factors[2], group, reference, all_sites, samples)
+        said |= averaged
+    elif kind == "marginal":
+        sites = factors[2].place
+        kernel = MarginalGainKernel(tuple(range(sites.start, sites.stop)), samples)
+    else:
+        kernel = CovarianceKernel(kind == "kalman", samples)
+    whole = all(factor.field is None for factor in factors)
+    return kernel if whole else CutKernel(kernel, factors[0].place, factors[1].place), said
 
 
 def _tangents(points: EvaluationPoints, kind: str) -> int:
@@ -220,25 +287,31 @@ def _tangents(points: EvaluationPoints, kind: str) -> int:
 
 
 def _symmetry_kernel(
-    points: EvaluationPoints, group: Group | None, reference: int | None, all_sites: bool | None, samples: int | None
-) -> tuple[SymmetryAverageKernel, dict[str, Any]]:
-    sites = points.sites
-    reference = sites // 2 if reference is None else reference
-    if reference >= sites:
-        raise ValueError(f"reference={reference}: expected a site from 0 to {sites - 1}")
+    points: EvaluationPoints,
+    about: _Factor,
+    group: Group | None,
+    reference: int | None,
+    all_sites: bool | None,
+    samples: int | None,
+) -> tuple[Kernel, dict[str, Any]]:
+    """The average over a group about a site of the factor l."""
+    reference = about.size // 2 if reference is None else reference
+    if reference >= about.size:
+        raise ValueError(f"reference={reference}: expected a site from 0 to {about.size - 1}")
+    site = about.place.start + reference
     group = fitting_group(points, group)
     if all_sites is None:
         all_sites = not commuting(points.module, group)
     elements = range(len(group)) if all_sites else [0]
     # The identity comes first in every group.
-    permutations = sorted((group.permutation(index) for index in elements), key=lambda g: int(g[reference]))
+    permutations = sorted((group.permutation(index) for index in elements), key=lambda g: int(g[site]))
     averaged = {
         "group": repr(group),
         "group_size": len(group),
         "reference": reference,
-        "sites_differentiated": len({int(g[reference]) for g in permutations}),
+        "sites_differentiated": len({int(g[site]) for g in permutations}),
     }
-    return SymmetryAverageKernel(tuple(permutations), reference, samples), averaged
+    return SymmetryAverageKernel(tuple(permutations), site, samples), averaged
 
 
 def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
@@ -247,18 +320,28 @@ def _dims(dim: str | Sequence[str] | None, kind: str) -> list[str]:
     return averaged_dims(dim)
 
 
-def _label(values: Any, points: EvaluationPoints, over: Sequence[str], tail: Sequence[int], kind: str) -> xr.DataArray:
+def _label(
+    values: Any, points: EvaluationPoints, over: Sequence[str], factors: Sequence[_Factor], kind: str
+) -> xr.DataArray:
     """Attach dims, coordinates and units to what was computed for i, j and l."""
-    dynamics, setup = points.setup.dynamics, points.setup
-    dims: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
-    factors = ["i", "j", "l"][: len(tail)]
-    if kind == "kalman" and not setup.observing.direct:
-        factors[1] = OBS
-    coordinates: dict[str, Any] = {d: points.x[d] for d in dims}
-    for factor, size in zip(factors, tail, strict=True):
-        if size == points.sites and factor != OBS:
-            coordinates |= site_labels(dynamics, factor)
+    dynamics = points.setup.dynamics
+    lead: list[str] = [d for d in (TRAJECTORY, TIME) if d not in over]
+    dims = [*lead, *(factor.name for factor in factors[: 2 if kind == "mean" else 3])]
+    coordinates: dict[str, Any] = {d: points.x[d] for d in lead}
+    for factor in factors:
+        if factor.name in dims and factor.name != OBS:
+            coordinates |= factor_labels(dynamics, factor.name, factor.field)
     labels = KINDS[kind]
-    described = attributes(dynamics, long_name=labels.long_name, units=to_power(dynamics.units, labels.power))
-    result = xr.DataArray(values, coordinates, [*dims, *factors], labels.name, described)
+    described = attributes(dynamics, long_name=labels.long_name, units=_units(factors, labels.power))
+    result = xr.DataArray(values, coordinates, dims, labels.name, described)
     return sealed(points.labelled.with_its_dims(result))
+
+
+def _units(factors: Sequence[_Factor], power: int) -> str:
+    """Units of a derivative: those of the state to a power, or of fields of different units their product."""
+    units = [factor.units for factor in factors]
+    if len(set(units)) == 1:
+        return to_power(units[0], power)
+    # An output by a projected innovation, whose units are one over those of its site; K by the innovation itself.
+    powers = (1, -1) if power == 0 else (1, 1, -1)
+    return " ".join(to_power(unit, k) for unit, k in zip(units, powers, strict=False) if unit != "1")

@@ -120,6 +120,26 @@ class MarginalGainKernel:
 
 
 @dataclass(frozen=True)
+class CutKernel:
+    """What another kernel gives, at some outputs i and some innovations j.
+
+    Attributes
+    ----------
+    kernel : callable
+        Gives (B, N, N, ...).
+    i, j : slice
+    """
+
+    kernel: Kernel
+    i: slice
+    j: slice
+
+    def __call__(self, network: AnalysisNetwork, batch: PointBatch) -> Tensor:
+        """Compute at B points."""
+        return self.kernel(network, batch)[:, self.i, self.j]
+
+
+@dataclass(frozen=True)
 class SymmetryAverageKernel:
     """Omega_r, one Gamma[:, :, g(r)] at a time, shape (B, N, N).
 

@@ -13,7 +13,7 @@ import xarray as xr
 
 from ..core.checks import integer, real, real_array, shown
 from ..network import Network
-from ..records.fields import site_labels
+from ..records.fields import factor_labels
 from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
 from .evaluation import evaluate
@@ -167,7 +167,7 @@ def stein_identity(
         observed=True,
         dtype=np.dtype(np.float64),
     )
-    coordinates = site_labels(points.setup.dynamics, "i") | site_labels(points.setup.dynamics, "j")
+    coordinates = factor_labels(points.setup.dynamics, "i") | factor_labels(points.setup.dynamics, "j")
     names = ("mean_gradient", "regression", "difference")
     result = xr.Dataset({name: (("i", "j"), means[..., k]) for k, name in enumerate(names)}, coordinates)
     if points.count > 1:

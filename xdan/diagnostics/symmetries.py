@@ -17,7 +17,7 @@ from ..core.dynamics import Dynamics, dynamics_from_json
 from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem
 from ..core.random import Purpose, normal
-from ..core.symmetry import Group, commutes, invariant_shifts, spread_out
+from ..core.symmetry import Group, commutes, invariant_group, spread_out
 from ..core.tangent import identity_directions
 from ..network import Network
 from ..records.blocks import array_to_tensor, block, tensor_to_array
@@ -32,11 +32,13 @@ _LEADING = 100  # times that say which sites are observed, where no rule does
 
 
 def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
-    """Find the shifts of the state's grid under which an experiment does not change.
+    """Find the permutations of the state's sites under which an experiment does not change.
 
     They are those that commute with the dynamics and leave H^T R^-1 H as it is: all turns of the ring for Lorenz-96
-    observed at every site, or at random ones; turns by two where every other site is observed; on a (lat, lon) grid the
-    rotations about the axis. Every shift of the grid is tried, as if it were periodic along every dim.
+    observed at every site, or at random ones; turns by two where every other site is observed; on a sphere the
+    rotations about the axis. What is tried are the products of `StateSpace.symmetries`: shifts along periodic dims,
+    reflections, exchanges of dims, of components and of fields. Of a model that names its dims and no geometry, every
+    shift is tried, as if it were periodic along every dim.
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
 
 
 def find_group(labelled: LabelledRecord) -> Group:
-    """Find the shifts under which the experiment of a record does not change, as for `symmetry_group`."""
+    """Find the group under which the experiment of a record does not change, as for `symmetry_group`."""
     dynamics = labelled.setup.dynamics
     labels = torch.arange(2)
     noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))[:, 0]
@@ -78,14 +80,15 @@ def find_group(labelled: LabelledRecord) -> Group:
         information = _information(labelled.setup.observing, observed, x)
 
         def unchanged(g: Tensor) -> bool:
+            if information.ndim < 3:  # a diagonal, which does not depend on the state
+                same = torch.allclose(information, information[..., g], rtol=1e-9, atol=1e-12)
+                return same and commutes(step, x, g)
             if not commutes(step, x, g):
                 return False
-            if information.ndim < 3:  # a diagonal, which does not depend on the state
-                return bool(torch.allclose(information, information[..., g], rtol=1e-9, atol=1e-12))
-            shifted = _information(labelled.setup.observing, observed, x[:, g])
-            return bool(torch.allclose(shifted, information[:, g][:, :, g], rtol=1e-9, atol=1e-12))
+            moved = _information(labelled.setup.observing, observed, x[:, g])
+            return bool(torch.allclose(moved, information[:, g][:, :, g], rtol=1e-9, atol=1e-12))
 
-        return invariant_shifts(dynamics.shape, unchanged)
+        return invariant_group(dynamics.space.symmetries(), x.shape[1], unchanged)
 
 
 def _information(observing: ObservingSystem, observed: Tensor, x: Tensor) -> Tensor:
@@ -149,9 +152,10 @@ def commuting(network: AnalysisNetwork, group: Group) -> bool:
     def draw(*shape: int) -> Tensor:
         return torch.randn(2, *shape, group.sites, generator=generator, dtype=torch.float64)
 
-    mean, deviation, error = map(network.per_component, (network.state_mean, network.state_std, network.error_std))
-    x = mean + deviation * draw()
-    zeta, memory = draw() / error, draw(network.memory) if network.memory else None
+    scales = (network.state_mean, network.state_std, network.error_std)
+    mean, std, error_std = (network.per_component(scale) for scale in scales)
+    x, zeta = mean + std * draw(), draw() / error_std
+    memory = draw(network.memory) if network.memory else None
 
     def function(g: Tensor) -> Tensor:
         answer: Tensor = network(x[:, g], zeta[:, g], None if memory is None else memory[..., g])[0]

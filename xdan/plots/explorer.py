@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
 import xarray as xr
 
 from ..records.record import RecordWords
-from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY, reference_site
-from .gain_plots import about_reference, gain_map
-from .plotting import dataset, hovmoller, mapping, read_one_dim, sweep_curves
+from .gain_plots import about_reference, gain_map, on_ring
+from .plotting import dataset, mapping, sweep_curves
+from .state_plots import field_pairs, read_with_truth, state_pictures
 
 _WIDGETS = 260  # pixels
 _SHOWN = 100  # cycles at first
@@ -48,8 +49,8 @@ def explore(
     Raises
     ------
     TypeError, ValueError
-        If an argument is wrong, there is nothing to show, a run is of another record, or the record has no truth or
-        more than one state dim.
+        If an argument is wrong, there is nothing to show, a run is of another record, the record has no truth, or a
+        field more than two dims.
 
     Examples
     --------
@@ -95,12 +96,16 @@ def _extend() -> None:
 
 
 def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], words: RecordWords) -> Any:
-    """Truth, analysis and error of a chosen run, trajectory and stretch of time."""
+    """Truth, analysis and error of every field, of a chosen run, trajectory and stretch of time.
+
+    Fields of one dim are drawn in space and time, components as lines, fields of two dims as maps at the first cycle.
+    """
     import panel as pn
 
-    labelled = read_one_dim(ds, words, "the explorer")
+    labelled = read_with_truth(ds, words, "the explorer")
     cycles, trajectories = (labelled.observation.sizes[dim] for dim in (TIME, TRAJECTORY))
-    analyses = {name: read_run(labelled, run, ("analysis",), f"run {name!r}")["analysis"] for name, run in runs.items()}
+    for name, run in runs.items():
+        field_pairs(labelled, run, 0, f"run {name!r}")  # refused now, not at the first view
     method = pn.widgets.Select(label="method", options=list(runs), width=_WIDGETS)
     trajectory = pn.widgets.IntInput(
         label="trajectory", value=0, start=0, end=trajectories - 1, width=_WIDGETS, disabled=trajectories == 1
@@ -113,21 +118,26 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], words: RecordWo
         label="first cycle", value=0, start=0, end=max(cycles - 2, 1), step=1, width=_WIDGETS, disabled=cycles <= 2
     )
 
-    def window(name: str, row: int, start: int, length: int) -> dict[str, Any]:
+    def window(start: int, length: int) -> slice:
         start = min(start, max(cycles - length, 0))
-        return {"run": runs[name], "trajectory": row, "cycles": slice(start, start + length), "title": name}
+        return slice(start, start + length)
 
     def draw(name: str, row: int, start: int, length: int) -> Any:
-        return hovmoller(ds, **window(name, row, start, length), **words)
+        pairs = field_pairs(labelled, runs[name], row)
+        pictures = state_pictures(pairs, window(start, length), name)
+        panes = [pn.pane.HoloViews(picture, linked_axes=False) for picture in pictures]
+        return panes[0] if len(panes) == 1 else pn.Column(*panes)
 
     def table() -> io.StringIO:
-        drawn = window(method.value, trajectory.value, first.value, shown.value)
-        cut = {TRAJECTORY: drawn["trajectory"], TIME: drawn["cycles"]}
-        assert labelled.truth is not None
-        truth = labelled.truth.isel(cut)
-        analysis = analyses[method.value].isel(cut).assign_coords(truth.coords)
-        pair = xr.Dataset({"truth": truth, "analysis": analysis, "error": analysis - truth})
-        return _csv(pair.to_dataframe())
+        pairs = field_pairs(labelled, runs[method.value], trajectory.value)
+        values = [pair.at(window(first.value, shown.value)) for pair in pairs]
+        if len(pairs) == 1:
+            return _csv(values[0].to_dataframe())
+        # A block of lines for each field, as their dims differ.
+        named = zip(pairs, values, strict=True)
+        return io.StringIO(
+            "\n".join(v.assign_coords(field=p.part.name("state")).to_dataframe().to_csv() for p, v in named)
+        )
 
     chosen = (method, trajectory, first, shown)
     picture = pn.bind(draw, method, trajectory, first.param.value_throttled, shown)
@@ -151,8 +161,7 @@ def _gain_view(systems: Mapping[str, Sequence[xr.DataArray]]) -> Any:
     def about(name: str, r: int) -> xr.DataArray | None:
         """The average whose reference is carried to r."""
         for omega in systems[name]:
-            step = max(1, sites[name] // int(omega.attrs.get("group_size", sites[name])))
-            if (r - int(omega.attrs["reference"])) % step == 0:
+            if (r - int(omega.attrs["reference"])) % _step(omega) == 0:
                 return omega
         return None
 
@@ -172,11 +181,21 @@ def _gain_view(systems: Mapping[str, Sequence[xr.DataArray]]) -> Any:
         omega = about(system.value, r)
         if omega is None:
             return _csv(xr.Dataset().to_dataframe())
+        if not on_ring(omega):
+            return _csv(omega.rename("gain").to_dataframe())
         drawn = about_reference(omega, within.value).rename("gain").rename(i="i_minus_r", j="j_minus_r")
         return _csv(drawn.assign_coords(reference=r).to_dataframe())
 
     picture = pn.bind(draw, system, site.param.value_throttled, within)
     return pn.Row(pn.Column(system, site, within, _download(table, "gain.csv")), pn.panel(picture, linked_axes=False))
+
+
+def _step(omega: xr.DataArray) -> int:
+    """By how many sites an average may be moved: as far as its group turns the ring, else not at all."""
+    sites, group = omega.sizes["i"], str(omega.attrs.get("group", ""))
+    if turns := re.search(r"turns of the ring by (\d+)", group):
+        return int(turns[1])
+    return sites if group or not on_ring(omega) else max(1, sites // int(omega.attrs.get("group_size", sites)))
 
 
 def _cube_view(cube: xr.Dataset) -> Any:

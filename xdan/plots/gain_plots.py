@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from ..core.checks import integer, switch
 from ..records.schema import TIME, TRAJECTORY, reference_site
-from .plotting import LEGEND_WIDTH, PADDING, WIDTH, cycle_colours, mapping
+from .plotting import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, mapping, placed
 
 _PANEL = 330
 
@@ -31,14 +32,16 @@ def gain_map(
     together : bool
         Normalise by the largest of all panels, instead of each panel by its own.
     within : int, optional
-        Sites to each side of the reference that are shown; None shows all.
+        Sites to each side of the reference that are shown on a ring; None shows all.
     columns : int
         Panels side by side.
 
     Returns
     -------
     holoviews.Layout
-        i - r upwards and j - r to the right, r in the middle; red where the gain grows with the forecast at r.
+        On a ring i - r upwards and j - r to the right, r in the middle; on an axis with ends, and for components, i and
+        j by their labels. Where i has two dims, a map of i for the innovation at j = r, or where j is another grid, at
+        the j with the largest gain. Red where the gain grows with the forecast at r.
 
     Raises
     ------
@@ -56,27 +59,80 @@ def gain_map(
     named = mapping("averages", named, xr.DataArray, "a gain, a DataArray")
     together, columns = switch("together", together), integer("columns", columns, least=1)
     within = None if within is None else integer("within", within, least=0)
-    loaded = {title: about_reference(omega, within) for title, omega in named.items()}
-    largest = {title: float(np.abs(omega).max()) for title, omega in loaded.items()}
+    drawn = {title: _about(omega, within) for title, omega in named.items()}
+    largest = {title: float(np.abs(one.values).max()) for title, one in drawn.items()}
     overall = max(map(float, np.nan_to_num(list(largest.values()))))
     panels = []
-    for title, omega in loaded.items():
+    for title, one in drawn.items():
         scale = (overall if together else largest[title]) or 1.0  # a gain of zeros stays zero
-        panel = (omega / scale).hvplot.heatmap(
-            x="j",
-            y="i",
-            C="value",
-            cmap="RdBu_r",
-            clim=(-1, 1),
-            clabel="share of the largest",
-            title=f"{title} (largest {largest[title]:.2g})".strip(),
-            xlabel="j - r, site of the projected innovation",
-            ylabel="i - r, site of the increment",
-            width=_PANEL + 90,
-            height=_PANEL,
-        )
+        heading = f"{title} {one.words}".strip()
+        options: dict[str, Any] = {"cmap": "RdBu_r", "clim": (-1, 1), "xlabel": one.labels[1], "ylabel": one.labels[0]}
+        options |= {"title": f"{heading} (largest {largest[title]:.2g})".strip(), "clabel": "share of the largest"}
+        vertical, horizontal = (str(dim) for dim in one.values.dims)
+        if one.words:  # a map
+            reach = [float(np.ptp(one.values[dim].values)) or 1.0 for dim in (vertical, horizontal)]
+            width = _PANEL + 100  # titles are long
+            options |= {"frame_width": width, "frame_height": max(_PANEL // 4, round(width * reach[0] / reach[1]))}
+            options |= one.ticks
+            panel = (one.values / scale).hvplot.quadmesh(x=horizontal, y=vertical, rasterize=False, **options)
+        else:
+            options |= {"width": _PANEL + 90, "height": _PANEL}
+            panel = (one.values / scale).hvplot.heatmap(x=horizontal, y=vertical, C="value", **options)
         panels.append(panel)
     return hv.Layout(panels).cols(columns).opts(shared_axes=False)
+
+
+class _Drawn(NamedTuple):
+    """What a panel shows: values of two dims, labels of its axes, and for a map which j it is of."""
+
+    values: xr.DataArray
+    labels: tuple[str, str]
+    words: str = ""
+    ticks: Mapping[str, Any] = MappingProxyType({})
+
+
+def _about(omega: xr.DataArray, within: int | None) -> _Drawn:
+    """A symmetry average as it is drawn: about r on a ring, by labels elsewhere, as a map where i has two dims."""
+    reference_site(omega)
+    of = [f" of {field}" for field in str(omega.attrs.get("fields", "")).split()] or ["", "", ""]
+    if len(grid := _grid(omega)) == 2:
+        return _map(omega, grid, of)
+    if on_ring(omega):
+        labels = f"i - r, site of the increment{of[0]}", f"j - r, site of the projected innovation{of[1]}"
+        return _Drawn(about_reference(omega, within), labels)
+    names = [f"{f}{field}: {axis_label(omega[f])}" for f, field in zip(("i", "j"), of, strict=False)]
+    plain = xr.DataArray(
+        omega.transpose("i", "j").to_numpy(), {f: omega[f].values for f in ("i", "j")}, ("i", "j"), "value"
+    )
+    return _Drawn(plain, (names[0], names[1]))
+
+
+def on_ring(omega: xr.DataArray) -> bool:
+    """Whether i and j go around one ring, as they do where their labels do not say otherwise."""
+    closed = "i_field" not in omega.coords and all(omega[f].attrs.get("periodic", 1) for f in ("i", "j"))
+    return closed and not _grid(omega) and omega.sizes["i"] == omega.sizes["j"]
+
+
+def _grid(omega: xr.DataArray) -> list[str]:
+    """Names of the labels of a field of several dims."""
+    return [str(name) for name in omega.coords if str(name).startswith("i_") and name != "i_field"]
+
+
+def _map(omega: xr.DataArray, grid: list[str], of: list[str]) -> _Drawn:
+    """Increments on a map for the innovation at one j."""
+    values = omega.transpose("i", "j").to_numpy()
+    place, where = reference_site(omega), "r"
+    if of[1] != of[2] or values.shape[0] != values.shape[1]:
+        place, where = int(np.nanargmax(np.abs(values).sum(0))), "the largest gain"
+    own = [list(dict.fromkeys(omega[name].values.tolist())) for name in grid]
+    labels = [xr.DataArray(one, dims=name, attrs=omega[name].attrs) for one, name in zip(own, grid, strict=True)]
+    table = values[:, place].reshape([len(one) for one in labels])
+    rows, columns = (name.removeprefix("i_") for name in grid)
+    names = axis_label(omega[grid[0]].rename(rows)), axis_label(omega[grid[1]].rename(columns))
+    axes = {rows: placed(labels[0], "y"), columns: placed(labels[1], "x")}
+    drawn = xr.DataArray(table, {dim: values for dim, (values, _) in axes.items()}, (rows, columns), "value")
+    ticks = {key: value for _, options in axes.values() for key, value in options.items()}
+    return _Drawn(drawn, names, f"increment{of[0]}, innovation{of[1]} at {where}", ticks)
 
 
 def about_reference(omega: xr.DataArray, within: int | None) -> xr.DataArray:

@@ -13,117 +13,16 @@ import xarray as xr
 
 from ..assimilation.scoring import score
 from ..core.checks import integer, shown, switch
-from ..records.record import LabelledRecord, RecordWords, read
-from ..records.runs import read_run
+from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
 from ..records.times import drawn_times
 
-WIDTH, _HEIGHT, LEGEND_WIDTH = 760, 260, 210
+WIDTH, HEIGHT, LEGEND_WIDTH = 760, 260, 210
 _TICKS = 12  # names on an axis that can be read
+_DEGREES = {"degrees_north": 30, "degrees_east": 60}  # between ticks of latitudes and longitudes
 PADDING = 0.04  # share of a picture's axes beyond its points
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-def hovmoller(
-    ds: xr.Dataset,
-    run: xr.Dataset,
-    *,
-    trajectory: int = 0,
-    cycles: slice | None = None,
-    title: str = "",
-    **words: Unpack[RecordWords],
-) -> Any:
-    """Truth, analysis and error of one trajectory in space and time.
-
-    Parameters
-    ----------
-    ds, run : xarray.Dataset
-        Twin, and a run on it.
-    trajectory : int
-        Position along `trajectory`.
-    cycles : slice, optional
-        Positions along `time`; the last 200 by default.
-    title : str
-        Of the method.
-    **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
-
-    Returns
-    -------
-    holoviews.Layout
-        Three panels that share their axes; truth and analysis share one colour scale.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is wrong, there is no truth, the run is of another record, or the state has more than one dim.
-    """
-    import hvplot.xarray  # noqa: F401
-
-    title, cut = _text("title", title), {TIME: _cycles(cycles, slice(-200, None))}
-    labelled = read_one_dim(ds, words, "a picture of the error")
-    assert labelled.truth is not None
-    row = {TRAJECTORY: _position("trajectory", trajectory, labelled.truth.sizes[TRAJECTORY])}
-    (dim,), units = labelled.setup.dynamics.dims, labelled.setup.dynamics.units
-    x = labelled.truth.isel(row, drop=True).isel(cut)
-    analysis = read_run(labelled, run, ("analysis",))["analysis"].isel(row, drop=True)
-    if not x.sizes[TIME]:
-        raise ValueError(f"cycles={cycles}: expected some of the {labelled.truth.sizes[TIME]} cycles")
-    if dim not in x.coords:
-        x = x.assign_coords({dim: list(labelled.setup.dynamics.coordinates[dim].values)})
-    heights, ticks = _heights(x[dim])
-    times, time_label = drawn_times(x[TIME])
-    x = x.load().assign_coords({dim: heights, TIME: times})
-    analysis = analysis.isel(cut).load().assign_coords(x.coords)
-    bound = _largest(x, 1.0)
-    error = analysis - x
-    reach = _largest(error, 0.995)
-    suffix = "" if units == "1" else f" ({units})"
-    panels = []
-    for label, field, limit in (("truth", x, bound), ("analysis", analysis, bound), ("error", error, reach)):
-        heading = f"{label}{' of ' + title if title and label != 'truth' else ''}"
-        panel = (
-            field.drop_attrs()
-            .rename(label + suffix)
-            .hvplot.quadmesh(
-                x=TIME,
-                y=dim,
-                cmap="RdBu_r",
-                clim=(-limit, limit),
-                title=heading,
-                xlabel=time_label,
-                ylabel="site",
-                width=WIDTH,
-                height=_HEIGHT,
-                rasterize=False,
-                **ticks,
-            )
-        )
-        panels.append(panel)
-    return (panels[0] + panels[1] + panels[2]).cols(1)
-
-
-def read_one_dim(ds: xr.Dataset, words: RecordWords, purpose: str) -> LabelledRecord:
-    """Understand a record with a truth, whose state has one dim.
-
-    Parameters
-    ----------
-    ds : xarray.Dataset
-    words : RecordWords
-    purpose : str
-        What the truth is needed for, the subject of the error's sentence.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For another record.
-    """
-    labelled = read(dataset("ds", ds), needs_truth=purpose, **words)
-    dims = labelled.setup.dynamics.dims
-    if len(dims) != 1:
-        raise ValueError(f"the state has dims {dims}: a Hovmöller diagram shows one, expected one")
-    return labelled
 
 
 def dataset(label: str, value: Any) -> xr.Dataset:
@@ -157,7 +56,7 @@ def mapping(label: str, values: Any, kind: type | tuple[type, ...], what: str) -
     return {str(name): value for name, value in values.items()}
 
 
-def _position(label: str, value: Any, size: int) -> int:
+def position(label: str, value: Any, size: int) -> int:
     """Take a position along a dim, from the end where it is negative.
 
     Raises
@@ -168,13 +67,20 @@ def _position(label: str, value: Any, size: int) -> int:
     return integer(label, value, least=-size, most=size - 1)
 
 
-def _text(label: str, value: Any) -> str:
+def text(label: str, value: Any) -> str:
+    """Take text.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    """
     if not isinstance(value, str):
         raise TypeError(f"{label}={shown(value)}: expected text")
     return value
 
 
-def _cycles(value: Any, default: slice) -> slice:
+def cycles_of(value: Any, default: slice) -> slice:
     """Positions along time."""
     if value is None:
         return default
@@ -186,20 +92,35 @@ def _cycles(value: Any, default: slice) -> slice:
     return value
 
 
-def _heights(labels: xr.DataArray) -> tuple[Any, dict[str, Any]]:
-    """Where the sites are drawn, and ticks: at their labels, or at their positions where labels are no axis."""
-    values = labels.values
-    steps = np.diff(values) if values.dtype.kind in "iuf" else np.array([np.nan])
-    if values.dtype.kind in "iuf" and np.isfinite(values).all() and ((steps > 0).all() or (steps < 0).all()):
-        return values, {}
+def placed(labels: xr.DataArray, axis: str) -> tuple[Any, dict[str, Any]]:
+    """Where labels are drawn along an axis, "x" or "y", and its ticks.
+
+    At the labels themselves where they are numbers or dates in order. Lengths of time are days, and dates of cftime
+    days since the first. Other labels are drawn at their positions, under their names.
+    """
+    values = drawn_times(labels)[0] if labels.name == TIME else labels.values
+    if values.dtype.kind in "iufM" and not np.isnan(values).any():
+        steps = np.diff(values).astype(np.float64)
+        if (steps > 0).all() or (steps < 0).all():
+            every = _DEGREES.get(str(labels.attrs.get("units")))
+            ticks = list(range(-360, 361, every)) if every and np.ptp(values) > 2 * every else None
+            return values, {} if ticks is None else {f"{axis}ticks": ticks}
     every = math.ceil(len(values) / _TICKS)
-    return np.arange(len(values)), {"yticks": [(k, str(values[k])) for k in range(0, len(values), every)]}
+    names = labels.values
+    return np.arange(len(names)), {f"{axis}ticks": [(k, str(names[k])) for k in range(0, len(names), every)]}
 
 
-def _largest(values: xr.DataArray, quantile: float) -> float:
-    """A quantile of the finite sizes, for a scale: 1 where there are none, or all are zero."""
-    sizes = np.abs(values.values[np.isfinite(values.values)])
-    return (float(np.quantile(sizes, quantile)) if sizes.size else 0.0) or 1.0
+def axis_label(values: xr.DataArray) -> str:
+    """What an axis shows, and in which units."""
+    name, units = str(values.attrs.get("long_name", values.name)), str(values.attrs.get("units", "1"))
+    if values.name == TIME and values.dtype.kind in "mO":
+        return drawn_times(values)[1]
+    return in_units(name, units)
+
+
+def in_units(name: str, units: str) -> str:
+    """A name, with its units where there are any."""
+    return name if units in ("1", "") else f"{name} ({units})"
 
 
 def rmse_in_time(
@@ -228,6 +149,7 @@ def rmse_in_time(
     Returns
     -------
     holoviews.Overlay
+        Of a state of several fields a holoviews.Layout, with one for each field.
 
     Raises
     ------
@@ -237,21 +159,31 @@ def rmse_in_time(
     import holoviews as hv
     import hvplot.xarray  # noqa: F401
 
-    cut, log = {TIME: _cycles(cycles, slice(None))}, switch("log", log)
+    cut, log = {TIME: cycles_of(cycles, slice(None))}, switch("log", log)
     runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
-    read(dataset("ds", ds), needs_truth="a picture of the error", **words)
-    curves = []
+    labelled = read(dataset("ds", ds), needs_truth="a picture of the error", **words)
+    xlabel = axis_label(labelled.observation[TIME])
+    panels: dict[str, list[Any]] = {}
     for (name, run), colour in zip(runs.items(), cycle_colours(len(runs)), strict=True):
-        curve = score(ds, run, dim=TRAJECTORY, **words)["rmse"].isel(cut).drop_vars("crps_of").load()
-        if not curve.size:
+        scores = score(ds, run, dim=TRAJECTORY, **words)
+        rmse = scores["rmse"].isel(cut).drop_vars(["crps_of", "field_units"], errors="ignore").load()
+        if not rmse.size:
             raise ValueError(f"cycles={cycles}: expected some of the record's cycles")
-        if log:
-            curve = curve.where(curve > 0)
-        times, time_label = drawn_times(curve[TIME])
-        curve = curve.assign_coords({TIME: times})
-        title = "analysis RMSE, mean over trajectories"
-        curves += _rmse_line(curve, TIME, color=colour, label=name, logy=log, xlabel=time_label, title=title)
-    return hv.Overlay(curves).opts(legend_position="right")
+        rmse = rmse.where(rmse > 0) if log else rmse
+        when, xticks = placed(rmse[TIME], "x")
+        options = {"color": colour, "label": name, "logy": log, "xlabel": xlabel, **xticks}
+        of_fields = {"": rmse}
+        if "field" in rmse.dims:
+            units = scores["field_units"].values
+            named = {str(field): rmse.sel(field=field, drop=True) for field in rmse["field"].values}
+            headings = [f" of {in_units(field, unit)}" for field, unit in zip(named, units, strict=True)]
+            of_fields = dict(zip(headings, named.values(), strict=True))
+        for field, curve in of_fields.items():
+            title = f"analysis RMSE{field}, mean over trajectories"
+            lines = _rmse_line(curve.assign_coords({TIME: when}), TIME, title=title, **options)
+            panels[field] = [*panels.get(field, []), *lines]
+    overlays = [hv.Overlay(lines).opts(legend_position="right") for lines in panels.values()]
+    return overlays[0] if len(overlays) == 1 else hv.Layout(overlays).cols(1).opts(shared_axes=False)
 
 
 def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -> list[Any]:
@@ -259,7 +191,7 @@ def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -
     import holoviews as hv
 
     mark = [hv.Scatter((curve[along].values, curve.values)).opts(color=color)] if curve.size == 1 else []
-    size = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 60}
+    size = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 60}
     return [*mark, curve.hvplot.line(x=along, ylabel="analysis RMSE", color=color, **size, **options)]
 
 
@@ -335,7 +267,7 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     import holoviews as hv
     import hvplot.pandas  # noqa: F401
 
-    cube, along, value = dataset("cube", cube), _text("along", along), _text("value", value)
+    cube, along, value = dataset("cube", cube), text("along", along), text("value", value)
     logx, logy = switch("logx", logx), switch("logy", logy)
     wanted = {"scheme", along, "seed"}
     if value not in cube.data_vars or not wanted <= set(cube[value].dims):
@@ -353,8 +285,8 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         error = cube[value].std("seed", ddof=1, skipna=False) / np.sqrt(seeds)
     else:
         error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
-    labels = {"xlabel": _axis_label(cube[along]), "ylabel": _axis_label(cube[value])}
-    sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": _HEIGHT + 100, "padding": PADDING}
+    labels = {"xlabel": axis_label(cube[along]), "ylabel": axis_label(cube[value])}
+    sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 100, "padding": PADDING}
     sizes |= {"logx": logx, "logy": logy}
     if cube[along].dtype.kind in "iuf":
         # With their labels: a logarithmic axis would write powers of ten under 256 and 4096.
@@ -375,12 +307,6 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30, marker=marker)
         drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour, padding=PADDING)]
     return hv.Overlay(drawn).opts(legend_position="right")
-
-
-def _axis_label(values: xr.DataArray) -> str:
-    """What an axis shows, and in which units."""
-    name, units = str(values.attrs.get("long_name", values.name)), values.attrs.get("units", "1")
-    return name if units == "1" else f"{name} ({units})"
 
 
 def _log_ticks(values: Any) -> list[float]:
@@ -422,7 +348,7 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
 
     if not isinstance(path, (str, Path)):
         raise TypeError(f"path={shown(path)}: expected a path")
-    title, notes = _text("title", title), _text("notes", notes)
+    title, notes = text("title", title), text("notes", notes)
     sections = mapping("sections", sections, object, "a figure")
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(

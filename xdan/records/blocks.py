@@ -45,6 +45,8 @@ class Setup:
         Labels that key random draws.
     dtype : numpy.dtype
         Floating type to compute in.
+    restart_after : float, optional
+        Model time without an observation after which a trajectory starts anew.
     """
 
     dynamics: Dynamics
@@ -52,6 +54,7 @@ class Setup:
     steps: NDArray[np.int64]
     trajectory: NDArray[np.int64]
     dtype: np.dtype[Any]
+    restart_after: float | None = None
 
     @property
     def start(self) -> float:
@@ -93,6 +96,7 @@ class Setup:
             seed=seed,
             truth=None if truth is None else truth.flatten(2),
             clock=int(self.steps[: columns.start].sum()),
+            restart_after=self.restart_after,
         )
 
 

@@ -7,6 +7,7 @@ the verbs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -427,22 +428,26 @@ def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:
     return labels
 
 
-def site_labels(model: Dynamics, factor: str) -> dict[str, Any]:
-    """Coordinates of a factor: the state's own, or for several dims the sites' numbers with a label from each dim.
+def factor_labels(model: Dynamics, factor: str, field: str | None = None) -> dict[str, Any]:
+    """Coordinates of a factor i, j or l of a derivative, over the whole state or one field.
 
-    Of a state of several fields they are the components' numbers, with the field of each.
+    One dim has the field's own labels. Several dims have the sites' numbers, and beside them a label from each dim,
+    `i_lat` and `i_lon`; the components of a packed state their numbers and the field that each is of. The attribute
+    `periodic` is 1 where a dim closes on itself.
     """
-    if model.space.single is None:
+    if field is None and model.space.single is None:
         return packed_labels(model, factor)
-    dims, shape = model.dims, model.shape
-    if len(dims) == 1:
-        return {factor: (factor, list(model.coordinates[dims[0]].values))}
-    number = np.arange(int(np.prod(shape))).reshape(shape)
-    labels: dict[str, Any] = {factor: (factor, number.ravel().tolist())}
-    for axis, dim in enumerate(dims):
-        index = (number // int(np.prod(shape[axis + 1 :]))) % shape[axis]
-        values = model.coordinates[dim].values
-        labels[f"{factor}_{dim}"] = (factor, [values[k] for k in index.ravel().tolist()])
+    part = next(one for one in parts_of(model) if one.field is None or one.field.name == field)
+    closed = (True,) * len(part.dims) if part.geometry is None else part.geometry.closed
+    number = np.arange(math.prod(part.shape)).reshape(part.shape)
+    labels: dict[str, Any] = {factor: (factor, number.ravel(), {"long_name": "site of the flattened field"})}
+    for axis, dim in enumerate(part.dims):
+        index = (number // math.prod(part.shape[axis + 1 :])) % part.shape[axis]
+        coordinate = part.coordinates[dim]
+        said: dict[str, Any] = {key: value for key, value in coordinate.attributes.items() if key != "axis"}
+        said["periodic"] = int(closed[axis])
+        name = factor if len(part.dims) == 1 else f"{factor}_{dim}"
+        labels[name] = factor, _labels(tuple(coordinate.values[k] for k in index.ravel())), said
     return labels
 
 

@@ -128,7 +128,10 @@ class Cell:
         run = self.scheme.run(record.chunk(), network, seed=self.seed, **models).compute(**in_this_task)
         seconds = time.perf_counter() - begin
         scores = score(record, run, burn_in=self.test["burn_in"], **models)
-        values: dict[str, Any] = {name: float(scores[name]) for name in SCORES if name in scores}
+        # Of several fields, the score over all of them.
+        values: dict[str, Any] = {
+            name: float(scores.get(f"{name}_total", scores[name])) for name in SCORES if name in scores
+        }
         if "crps_of" in scores.coords:
             values["crps_of"] = str(scores["crps_of"].values)
         if network is not None and self.scheme.trains:

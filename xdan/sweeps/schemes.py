@@ -257,7 +257,7 @@ class TrainingScheme(Scheme):
         with building():
             if self.kind is None:
                 return network_for(experiment.dynamics.space, self.name, sizes)
-            return self.kind(**{**self.architecture, **sizes})
+            return self.kind(**{**self.architecture, **sizes}).made_for(experiment.dynamics.space)
 
     def _training_arguments(
         self, experiment: TwinExperiment, seed: int, checkpoint: StoreLike | None

@@ -113,9 +113,9 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
 def _network(arguments: TrainingArguments, space: StateSpace) -> AnalysisNetwork:
     """Module of the architecture, by name for a space; where a network is carried on, with its weights."""
     network = arguments.network
-    if isinstance(network, AnalysisNetwork):
-        return network
     with building():
+        if isinstance(network, AnalysisNetwork):
+            return network.made_for(space)
         if isinstance(network, Network):
             return network.module()
         return network_for(space, network, {} if arguments.memory is None else {"memory": arguments.memory})

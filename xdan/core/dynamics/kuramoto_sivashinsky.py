@@ -92,7 +92,9 @@ class KuramotoSivashinsky(Dynamics, pure=True):
                 f"sites={self.sites} on a ring of length={self.length:g}: expected at least {least}, so that the "
                 "waves in which u is damped are resolved"
             )
-        self.space = StateSpace(Field("u", Ring(self.sites, self.length, long_name="position on the ring")))
+        self.space = StateSpace(
+            Field("u", Ring(self.sites, self.length, long_name="position on the ring"), conserved=True)
+        )
         wavenumber = 2 * math.pi / self.length * torch.arange(self.sites // 2 + 1, dtype=torch.float64)
         self._wavenumber, self._growth = wavenumber[: self._waves], wavenumber**2 - wavenumber**4
         self._coefficients = _coefficients(self._growth[: self._waves], self.timestep)

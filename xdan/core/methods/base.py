@@ -75,6 +75,9 @@ class Method(ABC):
         Parameters that may be "tune". The number in use is `number(name)`.
     search : Search
         How they are searched.
+    windowed : bool
+        Whether the state holds a window of several times, which all trajectories share: after a gap it starts anew for
+        all of them together, and a gap is then an interval of the record, not times of which nothing is observed.
     fixed : dict of str to object
         Parameters of a base that the class sets for good.
     differentiates_model : bool
@@ -95,6 +98,7 @@ class Method(ABC):
     tunable: ClassVar[Mapping[str, Tunable]] = {}
     search: ClassVar[Search] = Search()
     fixed: ClassVar[Mapping[str, Any]] = {}
+    windowed: ClassVar[bool] = False
     first_cycle: ClassVar[int] = 0
     differentiates_model: ClassVar[bool] = False
     outputs: tuple[Output, ...] = ()

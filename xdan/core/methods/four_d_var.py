@@ -65,6 +65,7 @@ class FourDVar(Method):
     """
 
     name: ClassVar[str] = "4d-var"
+    windowed: ClassVar[bool] = True
     differentiates_model: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"scale": SCALES}
 
@@ -215,6 +216,7 @@ class EnsembleOf4DVar(EnsembleMethod):
     """
 
     name: ClassVar[str] = "eda"
+    windowed: ClassVar[bool] = True
     differentiates_model: ClassVar[bool] = True
     first_cycle: ClassVar[int] = 1
     outputs: tuple[Output, ...] = (*SPREADS, ITERATIONS, UNCONVERGED)

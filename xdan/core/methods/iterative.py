@@ -126,6 +126,7 @@ class IterativeEnKS(EnsembleMethod):
     """
 
     name: ClassVar[str] = "ienks"
+    windowed: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
 
     def __init__(

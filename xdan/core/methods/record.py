@@ -15,7 +15,7 @@ from ..observing import ObservingSystem
 State = dict[str, Tensor]
 """What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
 
-KEPT = ("label", "cycle", "alive", "bound")
+KEPT = ("label", "cycle", "alive", "bound", "unseen")
 """What the loop keeps of each trajectory and leaves to the next block, beside the method's state."""
 
 
@@ -39,6 +39,8 @@ class Record:
     truth : Tensor, shape (B, K, N), optional
     clock : int or Tensor of int64, shape (B,)
         Model steps from the first analysis of the whole record to where the first of `steps` begin; 0 at its start.
+    restart_after : float, optional
+        Model time without an observation after which a trajectory starts anew from the climatology.
     """
 
     dynamics: Dynamics
@@ -49,6 +51,7 @@ class Record:
     seed: int
     truth: Tensor | None = None
     clock: int | Tensor = 0
+    restart_after: float | None = None
 
     @property
     def clocks(self) -> Tensor:

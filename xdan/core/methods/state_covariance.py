@@ -60,6 +60,7 @@ class CovarianceFromState(Method):
     """
 
     name: ClassVar[str] = "state-covariance"
+    windowed: ClassVar[bool] = True
     differentiates_model: ClassVar[bool] = True
     outputs: tuple[Output, ...] = SPREADS
     tunable: ClassVar[Mapping[str, Tunable]] = {  # less than one is as natural as more: there is no natural end

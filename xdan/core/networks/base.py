@@ -20,7 +20,17 @@ _METHODS = (property, classmethod, staticmethod)
 # Methods that a class may override by something faster than autodiff, as long as no derived class changes `forward`.
 _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
 # Methods that the forward pass does not call: overriding them leaves the formulas right.
-_BESIDE = {"config", "check_state", "check_space", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
+_BESIDE = {
+    "config",
+    "made_for",
+    "check_state",
+    "check_space",
+    "hidden_matrices",
+    "normalise",
+    "take_fixed_inputs",
+    "forms_covariance",
+    *_FORMULAS,
+}
 
 
 Scale = float | Sequence[float] | Tensor
@@ -218,6 +228,18 @@ class AnalysisNetwork(nn.Module, ABC):
         fields = enumerate(self.space or ())
         return {k: field.geometry.weights() / field.geometry.weights().sum() for k, field in fields if field.conserved}
 
+    def made_for(self, space: StateSpace) -> AnalysisNetwork:
+        """Give this architecture for the fields of a space, where it was made for none and its class can have one.
+
+        Returns
+        -------
+        AnalysisNetwork
+            A new one, its weights at their start; itself for one field on a ring, which needs none.
+        """
+        if self.space is not None or space.is_plain_ring or "space" not in constructor_parameters(type(self)):
+            return self
+        return type(self)(**{**self.config(), "space": space})
+
     def check_space(self, space: StateSpace) -> None:
         """Refuse a space whose fields are not those that this network is to be trained on.
 
@@ -234,7 +256,7 @@ class AnalysisNetwork(nn.Module, ABC):
         elif not space.is_plain_ring and "space" in constructor_parameters(type(self)):
             raise ValueError(
                 f"{self._title} was made for one field on a ring, and the states have the fields {space.fields}: "
-                "expected it with space=dynamics.space, or by its name, which train() makes for these fields"
+                "expected one that is made with space=dynamics.space"
             )
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:

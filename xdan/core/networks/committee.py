@@ -75,6 +75,21 @@ class Committee(AnalysisNetwork):
         """Plain JSON parameters."""
         return {"networks": [{"name": registered_name(one), "parameters": one.config()} for one in self._all()]}
 
+    def made_for(self, space: StateSpace) -> Committee:
+        """Give a committee of the same architectures, each made for the space."""
+        networks = [one.made_for(space) for one in self._all()]
+        if networks == self._all():
+            return self
+        together = Committee([{"name": registered_name(one), "parameters": one.config()} for one in networks])
+        for place, one in zip(together._all(), networks, strict=True):
+            place.take_fixed_inputs(one)
+        return together
+
+    def check_space(self, space: StateSpace) -> None:
+        """Refuse a space that one of the networks is not for."""
+        for one in self._all():
+            one.check_space(space)
+
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
         """Refuse states that one of the networks does not take."""
         for one in self._all():

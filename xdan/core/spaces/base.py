@@ -33,9 +33,13 @@ class Geometry(ABC):
         Names of the field's dims.
     coordinates : dict of str to Coordinate
         One for each dim, with CF attributes; their lengths are the geometry's `shape`.
+    drawn_as : {"image", "lines"}
+        Class attribute: how pictures show a field. "image" shows its dims as axes, "lines" a line for each point, which
+        suits points that have no neighbours.
     """
 
     name: ClassVar[str]
+    drawn_as: ClassVar[str] = "image"
     dims: tuple[str, ...]
     coordinates: dict[str, Coordinate]
 
@@ -73,6 +77,11 @@ class Geometry(ABC):
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same geometry."""
         return constructor_values(self)
+
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """For each dim, whether it closes on itself, so that the last point is beside the first; none by default."""
+        return (False,) * len(self.dims)
 
     @abstractmethod
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:

@@ -43,6 +43,7 @@ class Components(Geometry):
     """
 
     name: ClassVar[str] = "components"
+    drawn_as: ClassVar[str] = "lines"
 
     def __init__(
         self,

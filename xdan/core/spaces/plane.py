@@ -95,6 +95,11 @@ class Plane(Geometry):
         along = [one.ratios(two) for one, two in zip(self.axes, other.axes, strict=True)]
         return None if None in along else tuple(ratio for axis in along if axis for ratio in axis)
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Which axes are periodic."""
+        return tuple(self.periodic)
+
     def weights(self) -> Tensor:
         """Area of each cell."""
         rows, columns = (axis.weights() for axis in self.axes)

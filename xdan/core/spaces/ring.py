@@ -100,6 +100,11 @@ class Ring(Geometry):
             return None
         return (other.size // self.size,)
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """It closes."""
+        return (True,)
+
     def weights(self) -> Tensor:
         """Half the way to the neighbour on each side."""
         gaps = self._gaps()

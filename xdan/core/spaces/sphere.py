@@ -115,6 +115,11 @@ class Sphere(Geometry):
             return torch.cat([x[..., columns - around :], x, x[..., :around]], -1)
         return along(x, -1, torch.arange(-around, columns + around) % columns)
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """Longitudes close."""
+        return (False, True)
+
     def weights(self) -> Tensor:
         """Area of each cell of the unit sphere, in steradian."""
         rows, columns = self.shape

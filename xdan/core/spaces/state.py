@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..checks import shown, switch
 from .base import Geometry, geometry_from_json, geometry_to_json
 from .coordinates import MOST_COMPONENTS, Coordinate, word
+from .joint import joint_symmetries
 
 STATE = "state"  # dim of a packed state of several fields
 
@@ -334,6 +336,45 @@ class StateSpace:
         """
         indices, weights = self[name].geometry.interpolation(points)
         return indices + self.slices[name].start, weights
+
+    def symmetries(self) -> dict[str, Tensor]:
+        """Permutations of the flat vector that may leave a model as it is, by name: candidates for its symmetries.
+
+        Fields whose geometries meet move together: by one permutation where they have one grid, by the smallest common
+        displacement where their grids differ. Other fields move alone. Two fields on one grid may be exchanged.
+
+        Returns
+        -------
+        dict of str to Tensor of int64, shape (N,)
+            A permutation g acts by (g x)_i = x_{g(i)}.
+        """
+        candidates: dict[str, Tensor] = {}
+        for fields in self._meeting():
+            for name, moves in joint_symmetries([one.geometry for one in fields]).items():
+                order = torch.arange(self.size)
+                for one, move in zip(fields, moves, strict=True):
+                    place = self.slices[one.name]
+                    order[place] = place.start + move
+                candidates[name if name not in candidates else f"{name} of {fields[0].name}"] = order
+        for one, other in itertools.combinations(self.fields, 2):
+            if one.geometry == other.geometry:
+                order = torch.arange(self.size)
+                here, there = self.slices[one.name], self.slices[other.name]
+                order[here], order[there] = order[there].clone(), order[here].clone()
+                candidates[f"exchange of {one.name} and {other.name}"] = order
+        return candidates
+
+    def _meeting(self) -> list[list[Field]]:
+        """The fields, those together whose geometries are in one space."""
+        groups: list[list[Field]] = []
+        for one in self.fields:
+            for group in groups:
+                if one.geometry == group[0].geometry or one.geometry.meets(group[0].geometry):
+                    group.append(one)
+                    break
+            else:
+                groups.append([one])
+        return groups
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON description; of fixed inputs the names and dims, as their values are weights of a network."""

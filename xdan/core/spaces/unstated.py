@@ -55,6 +55,11 @@ class Unstated(Geometry):
         """Whether there is one dim."""
         return len(self.dims) == 1
 
+    @property
+    def closed(self) -> tuple[bool, ...]:
+        """One dim, as it is padded as a ring is."""
+        return (len(self.dims) == 1,) * len(self.dims)
+
     def symmetries(self) -> dict[str, Tensor]:
         """Shifts along each dim by one, as if it were periodic."""
         grid = torch.arange(self.size).reshape(self.shape)
