@@ -2,6 +2,7 @@
 
 import json
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from xdan.records.fields import pack, parts_of, split, split_tensor
 from xdan.records.following import astray, followed
 from xdan.records.record import read
 from xdan.records.runs import read_run
+from xdan.records.streams import Stream
 from xdan.records.values import refuse_fill_values
 
 ROWS, TIMES = 3, 6
@@ -337,6 +339,32 @@ def test_a_streamed_run_is_the_run_in_memory(ds, model, run, tmp_path):
     assert "xdan_status" not in stored.attrs
     again = xr.open_zarr(tmp_path / "run.zarr", consolidated=False)
     np.testing.assert_allclose(*(ds.dan.score(one, dynamics=model).rmse for one in (again, run)))
+
+
+def test_a_cut_run_is_resumed(ds, model, tmp_path, monkeypatch):
+    """Cut after the second block, it cannot be scored; the same call ends it, with the numbers of an unbroken run."""
+    record = ds.chunk({"trajectory": 3, "time": 2})
+
+    def stream(name):
+        words = {"members": 5, "inflation": 1.1, "dynamics": model, "progress": False}
+        with dask.config.set(scheduler="synchronous"):
+            return record.dan.baseline("etkf", store=tmp_path / name, **words)
+
+    write, places = Stream.write, []
+
+    def cut(self, i, t, *rest):
+        if len(places) == 2:
+            raise KeyboardInterrupt
+        places.append((i, t))
+        write(self, i, t, *rest)
+
+    monkeypatch.setattr(Stream, "write", cut)
+    with pytest.raises(KeyboardInterrupt):
+        stream("cut.zarr")
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="unfinished"):
+        ds.dan.score(xr.open_zarr(tmp_path / "cut.zarr", consolidated=False), dynamics=model)
+    xr.testing.assert_identical(stream("cut.zarr").load(), stream("whole.zarr").load())
 
 
 def test_a_cut_store_is_seen(ds, model, tmp_path):
