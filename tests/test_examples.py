@@ -27,7 +27,7 @@ def test_runs_to_its_page(name, training, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, *SMALL, *training, "--out", str(tmp_path / "out")])
     import_module(name).main()
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
-    assert table[0].startswith("| method | RMSE |")
+    assert table[0].startswith("| method | RMSE")
     errors = [float(row.split("|")[2]) for row in table[2:]]
     assert len(errors) >= 3
     assert max(errors) < 5
