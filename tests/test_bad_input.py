@@ -662,7 +662,9 @@ def test_bad_settings_are_refused_before_any_data_is_read(a, untouchable):
         with pytest.raises(ValueError, match=r"[Ee]xpected|known|no variable|no CUDA"):
             train(a, ds, **changes)
     flat = untouchable(a.single.rename(x="lon"), "truth", "observation")
-    with pytest.raises(ValueError, match=r"the network works on states with dims \('x',\), the record's state has \('lon',\)"):
+    with pytest.raises(
+        ValueError, match=r"the network works on states with dims \('x',\), the record's state has \('lon',\)"
+    ):
         train(a, flat, architecture=a.net, dynamics=circle())
     for call in (
         lambda: xdan.baseline(ds, "3d-var", keep_members=True),
