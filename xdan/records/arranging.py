@@ -10,7 +10,7 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
-from .fields import Found, Part, coordinates_of, in_order, pack, parts_of, whole_of
+from .fields import OneOrFields, Part, coordinates_of, in_order, pack, parts_of, whole_of
 from .schema import TIME, TRAJECTORY, time_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
@@ -18,7 +18,9 @@ Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 _PACKING = {"scale_factor": 1.0, "add_offset": 0.0}  # attributes of packed values, and what leaves them plain
 
 
-def arrange_state(variables: Found, model: Dynamics, name: str, extra: Mapping[str, int] | None = None) -> xr.DataArray:
+def arrange_state(
+    variables: OneOrFields, model: Dynamics, name: str, extra: Mapping[str, int] | None = None
+) -> xr.DataArray:
     """Give states the dims (trajectory, time, *extra, *state of the dynamics): those of one variable, or of fields.
 
     Parameters
@@ -116,26 +118,26 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     return variable
 
 
-def reordered(found: Found, part: Part) -> list[str]:
+def reordered(variable: OneOrFields, part: Part) -> list[str]:
     """Say in which dims the geometry's order is not that of a variable; nothing of several."""
-    if isinstance(found, dict) or part.geometry is None:
+    if isinstance(variable, dict) or part.geometry is None:
         return []
-    labelled = [dim for dim in part.dims if dim in found.dims and dim in found.coords]
+    labelled = [dim for dim in part.dims if dim in variable.dims and dim in variable.coords]
     return [
         f"results have {dim!r} in the dynamics' order, which is not the record's"
         for dim in labelled
-        if not (in_order(found, dim, part)[dim].values == found[dim].values).all()
+        if not (in_order(variable, dim, part)[dim].values == variable[dim].values).all()
     ]
 
 
-def labels_of(model: Dynamics, *found: Found | None) -> tuple[dict[Hashable, xr.DataArray], list[str]]:
+def labels_of(model: Dynamics, *roles: OneOrFields | None) -> tuple[dict[Hashable, xr.DataArray], list[str]]:
     """Labels of the fields' dims, as variables of a record have them or else the geometries, in their order.
 
     Parameters
     ----------
     model : Dynamics
         Of several fields.
-    *found : DataArray, or dict of str to DataArray, or None
+    *roles : DataArray, or dict of str to DataArray, or None
         Variables by the fields' names; packed ones have no labels of fields.
 
     Returns
@@ -149,9 +151,9 @@ def labels_of(model: Dynamics, *found: Found | None) -> tuple[dict[Hashable, xr.
     notes: list[str] = []
     for part in parts_of(model):
         assert part.field is not None
-        own = xr.Dataset(coords=coordinates_of(part)).coords
-        labels = {name: own[name] for name in own} | labels
-        for variables in found:
+        places = xr.Dataset(coords=coordinates_of(part)).coords
+        labels = {name: places[name] for name in places} | labels
+        for variables in roles:
             if not isinstance(variables, dict) or part.field.name not in variables:
                 continue
             ordered = variables[part.field.name]

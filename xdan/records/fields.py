@@ -171,20 +171,20 @@ def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] 
         raise ValueError(f"{variable.name!r} lies on other places than {part.label}: {reason}") from None
 
 
-Found = xr.DataArray | dict[str, xr.DataArray]
+OneOrFields = xr.DataArray | dict[str, xr.DataArray]
 """A role's variable, or its variables by the fields' names."""
 
 
-def each(found: Found | None) -> tuple[xr.DataArray, ...]:
+def each(variables: OneOrFields | None) -> tuple[xr.DataArray, ...]:
     """The variables, one after another."""
-    if found is None:
+    if variables is None:
         return ()
-    return (found,) if isinstance(found, xr.DataArray) else tuple(found.values())
+    return (variables,) if isinstance(variables, xr.DataArray) else tuple(variables.values())
 
 
 def find_fields(
     ds: xr.Dataset, role: Role, model: Dynamics, word: Any = None, *, all_fields: bool = True
-) -> Found | None:
+) -> OneOrFields | None:
     """Find what plays a role: one variable, or one for each field.
 
     The variable of a field has the attributes `xdan_role` and `xdan_field`, or the name of the role and of the field,
@@ -245,7 +245,7 @@ def find_fields(
     return variables or None
 
 
-def states_of(run: xr.Dataset, role: Role, model: Dynamics) -> Found | None:
+def states_of(run: xr.Dataset, role: Role, model: Dynamics) -> OneOrFields | None:
     """Variables of a run, by their names or by their attributes; None where there are none."""
     if model.space.single is not None:
         return run.get(role.name)
@@ -409,9 +409,9 @@ def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
     flat = []
     for name, variable in run.data_vars.items():
         if variable.attrs.get(ROLE) == stem and FIELD in variable.attrs:
-            own = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
-            kept = variable.drop_vars([key for key, one in variable.coords.items() if set(one.dims) & set(own)])
-            stacked = kept.stack({STATE: own}, create_index=False)
+            inside = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
+            kept = variable.drop_vars([key for key, one in variable.coords.items() if set(one.dims) & set(inside)])
+            stacked = kept.stack({STATE: inside}, create_index=False)
             label = np.full(stacked.sizes[STATE], variable.attrs[FIELD], dtype=object)
             flat.append(stacked.assign_coords({f"{STATE}_field": (STATE, label)}).rename(str(name)))
     return xr.concat(flat, STATE, combine_attrs="drop_conflicts") if flat else None

@@ -18,7 +18,7 @@ from ..core.twin import check_field_names, names_fields
 from .arranging import arrange, arrange_state, labels_of, reordered
 from .blocks import Setup
 from .climatology import spaced, with_climatology
-from .fields import Found, Part, each, find_fields, observed_parts, parts_of, whole_of
+from .fields import OneOrFields, Part, each, find_fields, observed_parts, parts_of, whole_of
 from .observing import observing_of_fields, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
@@ -176,8 +176,8 @@ class _Variables:
     operator : xarray.DataArray, array_like, callable, dict of them by field, or None
     """
 
-    observation: Found
-    truth: Found | None
+    observation: OneOrFields
+    truth: OneOrFields | None
     error: Any
     operator: Any
 

@@ -10,7 +10,7 @@ import xarray as xr
 
 from ..core.checks import XdanWarning
 from ..core.dynamics import Dynamics
-from .fields import Found, split_values
+from .fields import OneOrFields, split_values
 from .schema import TIME, TRAJECTORY
 
 if TYPE_CHECKING:
@@ -61,7 +61,9 @@ def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = Tr
         warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
 
 
-def check_units_of_parts(variables: Found, model: Dynamics, *, warns: bool = True, difference: bool = False) -> None:
+def check_units_of_parts(
+    variables: OneOrFields, model: Dynamics, *, warns: bool = True, difference: bool = False
+) -> None:
     """Refuse variables in other units than the state's; warn where they are spelled apart.
 
     Units of "1" are those of models and variables that name none: they contradict nothing.
