@@ -338,7 +338,7 @@ def _read_observing(
     error = variables.error
     whole = whole_of(model) if operator is None else None
     of_instruments = not isinstance(variables.observation, dict) and INSTRUMENT in observation.coords
-    if not isinstance(error, dict) or operator is not None or of_instruments:
+    if not isinstance(error, dict) or not error or operator is not None or of_instruments:
         return read_observing(error, operator, observation, whole, positions)
     if not isinstance(variables.observation, dict):
         raise ValueError(
