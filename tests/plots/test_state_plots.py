@@ -8,7 +8,7 @@ import xarray as xr
 
 import xdan
 from xdan.plots import state_plots
-from xdan.plots.plotting import placed
+from xdan.plots.axes import placed
 
 from test_plotting import STATES, axes, panels, runs_of
 

@@ -14,7 +14,7 @@ from ..records.fields import Part, coordinates_of, parts_of, split
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY
-from .plotting import HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, cycles_of, dataset, in_units, placed, position, text
+from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, cycles_of, dataset, in_units, placed, position, text
 
 _SIDE = 380  # pixels of the longer side of a map
 _MOST_LINES = 12  # components that are drawn
