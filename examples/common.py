@@ -1,17 +1,22 @@
-"""What several examples do: train a network once, write a table, save pictures."""
+"""What several examples do: train a network once, compare it with classical methods, write a table, save pictures."""
 
 from __future__ import annotations
 
+import argparse
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import xarray as xr
 
 import xdan
+
+Methods = Mapping[str, tuple[str, Mapping[str, Any]]]
 
 
 def trained(path: Path, experiment: xdan.TwinExperiment, network: Any, **settings: Any) -> xdan.Network:
@@ -52,6 +57,101 @@ def _whole(path: Path) -> Iterator[Path]:
 def _check(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     if differs := [f"{name} {there.get(name)} there, {now[name]} now" for name in now if there.get(name) != now[name]]:
         raise SystemExit(f"{path} is of other settings ({', '.join(differs)}): choose another --out, or remove it")
+
+
+def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace:
+    """Options that the examples of a system share, with defaults of its own."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time of the network; 0 leaves it out")
+    parser.add_argument("--steps", type=int, help="of training, instead of the minutes")
+    parser.add_argument("--cycles", type=int, help="of the test record, after the burn-in")
+    parser.add_argument("--burn-in", type=int, help="cycles that an ensemble needs to forget its start")
+    parser.add_argument("--trajectories", type=int, default=16)
+    parser.add_argument("--archive", type=int, help="states that stand for the climatology; the model's own by default")
+    parser.add_argument("--seed", type=int, default=1, help="of the test record; the network has another")
+    parser.add_argument("--out", type=Path, default=Path(name))
+    parser.set_defaults(**defaults)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+def compare(
+    experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any, **settings: Any
+) -> dict[str, xr.Dataset]:
+    """Cycle a test record by classical methods, and by a network that is trained before; print and keep a table.
+
+    Returns the test record, under "truth", and the runs.
+    """
+    cycles = options.burn_in + options.cycles
+    climatology = archive(experiment, options.archive, options.seed + 2) if options.archive else None
+    test = xdan.twin(experiment, cycles=cycles, trajectories=options.trajectories, seed=options.seed).compute()
+    runs, rows = {"truth": test}, []
+    net = None
+    if options.steps or options.minutes > 0:
+        settings |= {"climatology": climatology, "seed": options.seed + 1}
+        settings |= {"steps": options.steps} if options.steps else {"minutes": options.minutes}
+        net = trained(options.out / "network.zarr", experiment, network, **settings)
+    for name, (method, parameters) in {**methods, "network": ("", {})}.items():
+        begin = time.perf_counter()
+        if method:
+            run = test.dan.baseline(method, **parameters, climatology=climatology, progress=False)
+        elif net is not None:
+            run = test.dan.cycle(net, progress=False)
+        else:
+            continue
+        seconds = time.perf_counter() - begin
+        score = test.dan.score(run, burn_in=options.burn_in).compute()
+        row = {"method": name, "RMSE": float(score.rmse), "standard error": float(score.rmse_standard_error)}
+        row |= {"spread": float(score.spread) if "spread" in score else float("nan"), "lost": int(score.diverged)}
+        tuned = {str(label): float(run[label]) for label in run.data_vars if str(label).startswith("tuned_")}
+        row["tuned to"] = ", ".join(f"{label.removeprefix('tuned_')} {value:.3g}" for label, value in tuned.items())
+        rows.append({**row, "seconds": round(seconds)})
+        runs[name] = run
+        print(rows[-1], flush=True)
+    table = markdown(pd.DataFrame(rows))
+    (options.out / "table.md").write_text(table)
+    print(f"\n{options.trajectories} trajectories, {options.cycles} cycles after {options.burn_in}\n\n{table}")
+    return runs
+
+
+def archive(experiment: xdan.TwinExperiment, states: int, seed: int) -> Any:
+    """States (sample, *state) of a free run of the model, for models of which 4,096 spin-ups take long."""
+    rows = -(-states // 16)
+    labels = range(rows)
+    model, steps = experiment.dynamics, experiment.dynamics.spin_up_steps() // 10
+    states_then = [model.climatology(labels, seed)[:, 0]]
+    for _ in range(15):
+        states_then.append(model.advance(states_then[-1], steps))
+    return torch.cat(states_then)[:states].numpy()
+
+
+def panels(test: xr.Dataset, run: xr.Dataset, last: int = 100) -> Any:
+    """Truth, analysis and error of every field of a trajectory: in time on a line, at the last time on a plane."""
+    import holoviews as hv
+    import hvplot.xarray  # noqa: F401
+
+    images = []
+    for truth in (str(name) for name in test.data_vars if str(name).split("_")[0] == "truth"):
+        field = truth.removeprefix("truth")
+        one = {"truth": test[truth], "analysis": run[f"analysis{field}"]}
+        one = {name: values.isel(trajectory=0) for name, values in one.items()}
+        one["error"] = one["analysis"] - one["truth"]
+        spatial = [dim for dim in one["truth"].dims if dim != "time"]
+        middle = float(one["truth"].mean())
+        reach = 2.5 * float(one["truth"].std())
+        for name, values in one.items():
+            shown = values.isel(time=slice(-last, None)) if len(spatial) == 1 else values.isel(time=-1)
+            sizes = {"title": f"{name} of {field.removeprefix('_') or 'the state'}", "width": 340, "height": 280}
+            if values[spatial[0]].dtype.kind == "U":  # components have no places
+                named = shown.drop_vars("trajectory").rename(name)
+                images.append(named.hvplot.line("time", by=spatial[0], **sizes))
+                continue
+            x, y = ("time", spatial[0]) if len(spatial) == 1 else spatial[::-1]
+            limits = (-reach, reach) if name == "error" else (middle - reach, middle + reach)
+            sizes |= {"cmap": "RdBu_r", "clim": limits}
+            images.append(shown.drop_vars("trajectory").rename(name).hvplot.image(x, y, **sizes))
+    return hv.Layout(images).cols(3)
 
 
 def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:

@@ -107,11 +107,15 @@ RECORDS = {
     ),
     "datetimes": (
         lambda ds: ds.assign_coords(time=np.arange(24).astype("datetime64[h]").astype("datetime64[ns]")),
-        r"time is of datetime64.*expected numbers in model time units. Convert, for example",
+        r"time is of datetime64.*has no time_unit: expected .* Pass dynamics=xdan.Lorenz96\(time_unit=",
     ),
     "time differences": (
         lambda ds: ds.assign_coords(time=np.arange(24) * np.timedelta64(6, "h")),
-        r"time is of timedelta64.*expected numbers in model time units. Convert, for example",
+        r"time is of timedelta64.*has no time_unit: expected .* Pass dynamics=xdan.Lorenz96\(time_unit=",
+    ),
+    "dates in words": (
+        lambda ds: ds.assign_coords(time=np.arange(24).astype("datetime64[h]").astype(str)),
+        r"time is of <U.*, the first is .1970-01-01T00.*: expected numbers in model time units, or dates .*Convert",
     ),
     "time not finite": (
         lambda ds: ds.assign_coords(time=np.where(np.arange(24) == 3, np.nan, 0.05 * np.arange(24))),
@@ -164,7 +168,7 @@ RECORDS = {
     ),
     "dynamics of unknown parameters": (
         lambda ds: ds.assign_attrs(dynamics='{"name": "lorenz96", "parameters": {"c": 1}}'),
-        r"'lorenz96' has no parameters \['c'\]; it takes \['forcing', 'sites', 'timestep'\].* pass dynamics=",
+        r"'lorenz96' has no parameters \['c'\]; it takes \['forcing', 'sites', 'time_unit', 'timestep'\].*pass",
     ),
     "error negative": (lambda ds: ds.assign(observation_error=-1.0), r"deviation -1: expected positive finite values"),
     "error zero": (lambda ds: ds.assign(observation_error=0.0), r"deviation 0: expected positive finite values"),
@@ -398,11 +402,11 @@ BAD_TRAINING = {
     "activation": (lambda a: xdan.ResidualCNN(activation="relu"), r"activation='relu': expected one of"),
     "two state dims": (
         lambda a: train(a, circle(state={"lat": 2, "lon": 4})),
-        r"dims \('lat', 'lon'\): expected one, as the networks work on a ring",
+        r"the model says nothing of its grid {'lat': .*expected a geometry",
     ),
     "network of another state": (
         lambda a: train(a, circle(), architecture=a.net),
-        r"the network works on dims \('x',\), the record has \('lon',\)",
+        r"the network works on states with dims \('x',\), the record's state has \('lon',\)",
     ),
     "interval of an endless twin": (
         lambda a: train(a, TwinExperiment(a.model, interval=0.07)),
@@ -658,7 +662,9 @@ def test_bad_settings_are_refused_before_any_data_is_read(a, untouchable):
         with pytest.raises(ValueError, match=r"[Ee]xpected|known|no variable|no CUDA"):
             train(a, ds, **changes)
     flat = untouchable(a.single.rename(x="lon"), "truth", "observation")
-    with pytest.raises(ValueError, match=r"the network works on dims \('x',\), the record has \('lon',\)"):
+    with pytest.raises(
+        ValueError, match=r"the network works on states with dims \('x',\), the record's state has \('lon',\)"
+    ):
         train(a, flat, architecture=a.net, dynamics=circle())
     for call in (
         lambda: xdan.baseline(ds, "3d-var", keep_members=True),

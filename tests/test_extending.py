@@ -23,6 +23,7 @@ from lorenz2005 import Lorenz2005
 from huber import Huber
 from long_waves import LONG_WAVES
 from nudging import Nudging
+from mobius import AllenCahn, MobiusRing
 import two_layers
 
 answers = {}
@@ -35,6 +36,15 @@ answers["lorenz2005"] = Lorenz2005(12, 8.0, 1).advance(x, 3)
 model, h, v = Lorenz2005(12, 8.0, 2), 1e-6, torch.ones_like(x) / (1 + x**2)
 answers["along"] = model.advance_along(x, v[:, None], 2)[1][:, 0]
 answers["along differences"] = (model.advance(x + h * v, 2) - model.advance(x - h * v, 2)) / (2 * h)
+
+front, ring = AllenCahn(12, wind=0.4, diffusion=0.7), MobiusRing(12)
+answers["front tendency"], answers["ring padded"] = front.tendency(x), ring.pad(x, [3])
+answers["ring distances"] = ring.distances(ring.positions())
+fronts = xdan.twin(AllenCahn(12), interval=0.5, cycles=3, trajectories=5, dtype="float64", seed=0)
+fronts.to_zarr("fronts.zarr", consolidated=False)
+fronts = xr.open_zarr("fronts.zarr", consolidated=False)
+answers["fronts"] = fronts.truth.values
+fronts.dan.baseline("letkf", members=4).analysis.values
 
 ds = xdan.twin(model, interval=0.1, cycles=40, trajectories=4, observe=xdan.Sites.every(2), seed=0, dtype="float64")
 ds.to_zarr("twin.zarr", consolidated=False)
@@ -125,7 +135,17 @@ def answers(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_the_page_shows_these_files():
-    assert list(FILES) == ["lorenz2005.py", "two_layers.py", "nudging.py", "huber.py", "long_waves.py"]
+    files = [
+        "lorenz2005.py",
+        "seasonal96.py",
+        "mobius.py",
+        "two_layers.py",
+        "plane_network.py",
+        "nudging.py",
+        "huber.py",
+        "long_waves.py",
+    ]
+    assert list(FILES) == files
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -157,6 +177,21 @@ def test_the_model_is_the_published_one(answers):
         np.testing.assert_allclose(answers[f"tendency {smoothing}"], expected, rtol=1e-12, atol=1e-11)
     np.testing.assert_allclose(answers["lorenz2005"], answers["lorenz96"], rtol=1e-11)  # without smoothing
     np.testing.assert_allclose(answers["along"], answers["along differences"], rtol=1e-6, atol=1e-7)
+
+
+def test_the_geometry_has_a_half_twist(answers):
+    """In two turns it is a ring of twice the points, whose second half is the first with the other sign."""
+    x, n = answers["x"], SITES
+    twice = np.concatenate([x, -x], -1)
+    behind, ahead = np.roll(twice, 1, -1), np.roll(twice, -1, -1)
+    expected = 0.4 * (behind - twice) + 0.7 * (ahead - 2 * twice + behind) + twice - twice**3
+    np.testing.assert_allclose(answers["front tendency"], expected[:, :n], rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(answers["ring padded"], np.roll(twice, 3, -1)[:, : n + 6])
+    apart = answers["ring distances"]
+    np.testing.assert_array_equal(apart, [[min(abs(i - j), n - abs(i - j)) for j in range(n)] for i in range(n)])
+    signs = np.sign(answers["fronts"])
+    turns = (np.concatenate([signs, -signs[..., :1]], -1)[..., 1:] != signs).sum(-1)
+    assert (turns % 2 == 1).all()  # an odd number of fronts, on every trajectory at every time
 
 
 def test_the_method_nudges(answers):
@@ -204,7 +239,8 @@ def test_the_network_learns_opens_and_is_differentiated(answers):
 def test_stores_open_once_their_modules_are_imported(folder, answers):
     (folder / "later.py").write_text(LATER)
     dynamics, network, opened = python(folder, "later.py").strip().split("\n")
-    assert "dynamics 'lorenz2005' is not registered: expected one of ['lorenz63', 'lorenz96']" in dynamics
+    known = ["kuramoto-sivashinsky", "lorenz63", "lorenz96", "two-scale-lorenz96"]
+    assert f"dynamics 'lorenz2005' is not registered: expected one of {known}" in dynamics
     assert "or import the module that registers it" in dynamics
     assert "'two-layers'" in network
     assert opened == f"12 {answers['digests'][0]}"

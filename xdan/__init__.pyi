@@ -8,8 +8,11 @@ from .assimilation.scoring import score as score
 from .assimilation.twins import twin as twin
 from .core.dynamics import CustomDynamics as CustomDynamics
 from .core.dynamics import Dynamics as Dynamics
+from .core.dynamics import KuramotoSivashinsky as KuramotoSivashinsky
 from .core.dynamics import Lorenz63 as Lorenz63
 from .core.dynamics import Lorenz96 as Lorenz96
+from .core.dynamics import NumpyDynamics as NumpyDynamics
+from .core.dynamics import TwoScaleLorenz96 as TwoScaleLorenz96
 from .core.dynamics import register_dynamics as register_dynamics
 from .core.learning import Objective as Objective
 from .core.learning import Optimiser as Optimiser

@@ -13,12 +13,21 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
+from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
 from .core.checks import XdanWarning, shown
 from .core.dynamics import Dynamics
 from .core.methods import DataAssimilationNetwork
-from .core.networks import AnalysisNetwork, Committee, network_by_name, network_of_shapes, registered_name
+from .core.networks import (
+    AnalysisNetwork,
+    Committee,
+    check_same_fields,
+    network_by_name,
+    network_of_shapes,
+    registered_name,
+)
+from .core.spaces import StateSpace
 from .records.blocks import array_to_tensor, tensor_to_array
 from .records.location import StoreLike, check_rewritable, locate, replacing, writing
 from .records.schema import WHOLE, Array
@@ -100,6 +109,11 @@ class Network:
         """Dims of the states that the network was trained on."""
         return tuple(self.description["state_dims"])
 
+    @property
+    def space(self) -> StateSpace | None:
+        """Fields of the states that the network was made for; None for one field on a ring."""
+        return _method(self, torch.float32, "cpu").network.space
+
     def module(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> AnalysisNetwork:
         """Return a torch module with these weights, a new one at every call, in evaluation mode.
 
@@ -138,35 +152,39 @@ class Network:
         Raises
         ------
         ValueError
-            If the state's dims are not those it was trained on.
+            If the state's dims or fields are not those it was trained on.
         """
         if dynamics.dims != self.state_dims:
             raise ValueError(
                 f"the network works on states with dims {self.state_dims}, the record's state has "
                 f"{dynamics.dims}: rename the record's dims, or train a network on this record"
             )
+        if self.space is not None:
+            check_same_fields(self.space, dynamics.space, f"the network {self.description['name']!r}")
 
-    def check_climate(self, observation: Array, error_variance: float) -> None:
+    def check_climate(self, observation: Array, error_variance: Tensor) -> None:
         """Refuse observations of another climate than the network's, such as the same in other units.
+
+        Parameters
+        ----------
+        observation : array, shape (R, K, *observations)
+        error_variance : Tensor
+            Diagonal of R; of several fields broadcastable to the observations.
 
         Raises
         ------
         ValueError
             If mean or deviation are three times as far off as can be.
         """
-        seen = observation[np.isfinite(observation)]
-        if seen.size < _LEAST_SEEN:
+        if self.space is None or self.space.single:
+            mean, std = float(self.arrays["state_mean"]), float(self.arrays["state_std"])
+            _check_climate("", observation, mean, std, float(error_variance.mean()))
             return
-        mean, std = float(self.arrays["state_mean"]), float(self.arrays["state_std"])
-        expected = math.hypot(std, math.sqrt(error_variance))
-        low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])  # a few outliers do not move these
-        deviation = float(high - low) / 2
-        if not std / 3 < deviation < 3 * expected or abs(float(middle) - mean) > 3 * expected:
-            raise ValueError(
-                f"the network was trained on states of mean {mean:.3g} and deviation {std:.3g}; the observations have "
-                f"{float(middle):.3g} and {deviation:.3g}: bring the record to the units of the training, or "
-                "train a network on it"
-            )
+        variance = error_variance.expand(*error_variance.shape[:-1], observation.shape[-1])
+        moments = zip(self.arrays["state_mean"], self.arrays["state_std"], strict=True)
+        for (name, part), (mean, std) in zip(self.space.slices.items(), moments, strict=True):
+            errors = float(variance[..., part].mean())
+            _check_climate(f" of the field {name!r}", observation[..., part], float(mean), float(std), errors)
 
     def to_zarr(self, store: StoreLike, mode: str = "w-") -> None:
         """Save as a Zarr group: named arrays, a JSON description, the history as a group of its own.
@@ -205,11 +223,30 @@ class Network:
         return ("xdan.Network", self.digest)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{key}={value!r}" for key, value in self.description["parameters"].items())
+        parameters = {**self.description["parameters"]}
+        if "space" in parameters:
+            parameters["space"] = [field["name"] for field in parameters["space"]["fields"]]
+        inside = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
         score = self.description.get("training", {}).get("validation_rmse")
         validation = "" if score is None else f", validation RMSE {score:.3f}"
         weights = sum(value.size for value in self.arrays.values())
         return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{validation}>"
+
+
+def _check_climate(of_what: str, observation: Array, mean: float, std: float, error_variance: float) -> None:
+    """Refuse observations of one field, as `Network.check_climate` does."""
+    seen = observation[np.isfinite(observation)]
+    if seen.size < _LEAST_SEEN:
+        return
+    expected = math.hypot(std, math.sqrt(error_variance))
+    low, middle, high = np.quantile(seen, [0.16, 0.5, 0.84])  # a few outliers do not move these
+    deviation = float(high - low) / 2
+    if not std / 3 < deviation < 3 * expected or abs(float(middle) - mean) > 3 * expected:
+        raise ValueError(
+            f"the network was trained on states{of_what} of mean {mean:.3g} and deviation {std:.3g}; the observations "
+            f"have {float(middle):.3g} and {deviation:.3g}: bring the record to the units of the training, or "
+            "train a network on it"
+        )
 
 
 def committee(networks: Iterable[Network]) -> Network:
@@ -247,7 +284,7 @@ def committee(networks: Iterable[Network]) -> Network:
         if not isinstance(one, Network):
             raise TypeError(f"networks= holds a {type(one).__name__}: expected trained networks, as train() gives")
     dims = {one.state_dims for one in networks}
-    errors = {float(one.arrays["error_std"]) for one in networks}
+    errors = {tuple(np.ravel(one.arrays["error_std"]).tolist()) for one in networks}
     if len(dims) > 1 or len(errors) > 1:
         raise ValueError(
             f"networks for states with dims {sorted(dims)} and observation errors of {sorted(errors)}: expected the "
@@ -262,8 +299,8 @@ def committee(networks: Iterable[Network]) -> Network:
         )
     modules = [one.module() for one in networks]
     together = Committee([{"name": m.name, "parameters": m.config()} for m in modules])
-    mean, std = (float(np.mean([one.arrays[n] for one in networks])) for n in ("state_mean", "state_std"))
-    together.normalise(mean, std, float(networks[0].arrays["error_std"]))
+    mean, std = (np.mean([one.arrays[n] for one in networks], 0).tolist() for n in ("state_mean", "state_std"))
+    together.normalise(mean, std, networks[0].arrays["error_std"].tolist())
     for place, module in zip(together.networks, modules, strict=True):
         place.load_state_dict(module.state_dict())
     training = {"committee": [one.description["training"] for one in networks]}

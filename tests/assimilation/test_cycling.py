@@ -469,3 +469,103 @@ def test_a_model_in_single_precision_cycles_into_a_store_and_is_scored(tmp_path)
     assert np.isfinite(float(truth.dan.score(run, dynamics=model).rmse))
     variational = truth.dan.baseline("4d-var", dynamics=model, window=2, scale=1.0)
     assert bool(np.isfinite(variational.innovation_ratio).all())
+
+
+# A start from the climatology after a gap.
+
+
+@pytest.fixture(scope="module")
+def interrupted(model):
+    """Intervals of 0.05, and one of 3.0 before the analysis 40; of trajectory 1 nothing is seen from 60 to 90."""
+    intervals = np.full(99, 0.05)
+    intervals[39] = 3.0
+    ds = xdan.twin(model, cycles=100, trajectories=3, seed=5, interval=intervals, dtype="float64").compute()
+    blind = (np.arange(100) >= 60) & (np.arange(100) < 90)
+    observation = ds.observation.where(~xr.DataArray(blind, dims="time") | (ds.trajectory != 1))
+    return ds.assign(observation=observation)
+
+
+GAPS = [
+    ("3d-var", {"scale": 0.05}),
+    ("extended-kalman", {"inflation": 1.1}),
+    ("enkf-n", {"members": 6}),
+    ("4d-var", {"window": 3, "scale": 0.05}),
+    ("eda", {"members": 3, "window": 2}),
+    ("ienks", {"members": 6, "lag": 3, "inflation": 1.05}),
+    ("letkf", {"members": 5}),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*lost the truth")  # as they do without a new start
+@pytest.mark.parametrize(("name", "settings"), GAPS)
+def test_a_trajectory_starts_anew_after_a_gap(interrupted, name, settings):
+    """From then on it is the run of a record that begins there, for methods without draws and spin-up."""
+    run = interrupted.dan.baseline(name, **settings, restart_after=1.0)
+    assert run.attrs["restart_after"] == 1.0
+    windowed = name in ("4d-var", "eda", "ienks")
+    expected = np.zeros((3, 100), bool)
+    expected[:, 40] = True
+    expected[1, 90] = not windowed  # a window is shared by all trajectories: intervals alone count
+    np.testing.assert_array_equal(run.restarted, expected)
+    plain = interrupted.dan.baseline(name, **settings)
+    np.testing.assert_array_equal(run.analysis[:, :40], plain.analysis[:, :40])
+    assert "restarted" not in plain
+    if name in ("3d-var", "extended-kalman", "4d-var"):
+        anew = interrupted.isel(time=slice(40, 60)).dan.baseline(name, **settings)
+        for variable in ("forecast", "analysis"):
+            np.testing.assert_allclose(run[variable][:, 40:60], anew[variable], **CLOSE)
+        rmse = [float(interrupted.dan.score(one, dim=[]).rmse[:, 41:50].mean()) for one in (run, plain)]
+        assert rmse[0] < rmse[1]
+    alone = interrupted.isel(trajectory=[0, 2]).dan.baseline(name, **settings, restart_after=1.0)
+    np.testing.assert_allclose(run.analysis[[0, 2]], alone.analysis, **CLOSE)  # one that starts anew moves no other
+
+
+@pytest.mark.parametrize(("name", "settings"), GAPS[:4])
+def test_gaps_are_found_in_any_blocks_and_after_a_kill(interrupted, name, settings, tmp_path, monkeypatch):
+    whole = interrupted.dan.baseline(name, **settings, restart_after=1.0)
+    pieces = interrupted.chunk(trajectory=2, time=35)
+    np.testing.assert_allclose(
+        pieces.dan.baseline(name, **settings, restart_after=1.0).analysis, whole.analysis, **CLOSE
+    )
+    done, write = [], Stream.write
+
+    def cut_short(*arguments):
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(write(*arguments))
+
+    def stream(longest):
+        store = tmp_path / "run.zarr"
+        return pieces.dan.baseline(name, **settings, restart_after=longest, store=store, progress=False)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Stream, "write", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            stream(1.0)
+    with pytest.raises(FileExistsError):
+        stream(2.0)  # another run
+    resumed = stream(1.0)
+    np.testing.assert_allclose(resumed.analysis, whole.analysis, **CLOSE)
+    np.testing.assert_array_equal(resumed.restarted, whole.restarted)
+
+
+def test_a_network_starts_anew_with_an_empty_memory(interrupted, net):
+    run = interrupted.dan.cycle(net, restart_after=1.0, members=True)
+    assert run.restarted.sum("time").values.tolist() == [1, 2, 1]
+    assert not run.memory.values[:, 40].any()
+    assert run.memory.values[:, 39].any()
+    assert not run.memory.values[1, 90].any()
+    assert run.memory.values[0, 90].any()
+    np.testing.assert_array_equal(run.forecast.values[:, 40], run.forecast.values[:, 0])  # the climate's mean
+
+
+def test_no_gap_is_as_long_as_itself(interrupted, net):
+    """The end counts as no gap: 0.05 after 0.05, whatever rounding makes of the steps."""
+    assert int(interrupted.dan.cycle(net, restart_after=3.0).restarted.sum()) == 0
+    assert int(interrupted.dan.cycle(net, restart_after=2.95).restarted.sum()) == 3
+
+
+@pytest.mark.parametrize(("value", "error"), [(0.0, ValueError), (-1, ValueError), ("soon", TypeError)])
+def test_a_gap_has_a_length(twin, net, value, error):
+    with pytest.raises(error, match="restart_after="):
+        twin.dan.cycle(net, restart_after=value)

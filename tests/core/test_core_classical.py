@@ -97,8 +97,6 @@ def test_kalman_filter_is_the_textbook_one(kind, sites):
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.random(1, 3)])
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_deterministic_ensembles_are_the_kalman_filter_of_their_moments(name, kind, sites):
-    if name == "letkf" and kind == "full":
-        pytest.skip("refused, as tested below")
     matrix, (observing, r) = model(), error_and_matrix(kind)
     record = record_of(everywhere(matrix), observing, 8, sites=sites, steps=lambda k: (1 + k % 2) if k else 0)
     method = method_by_name(name.split()[0], members=9, **DETERMINISTIC[name]).prepare(record)
@@ -885,10 +883,51 @@ def test_localisation_needs_a_distance():
         method_by_name("letkf", members=4).prepare(record)
 
 
-def test_letkf_needs_a_diagonal_r():
-    observing, _ = error_and_matrix("full")
-    with pytest.raises(ValueError, match="diagonal R"):
-        method_by_name("letkf", members=4).prepare(record_of(linear(model()), observing, 3))
+def local_analysis(x, y, r, taper, inflation):
+    """Hunt et al.: one site's analysis (M,) of members x (M, P) observed as they are, R raised by the tapers."""
+    near = taper > 0
+    raised = r[near][:, near] + torch.diag(r.diagonal()[near] * (1 / taper[near] - 1))
+    mean = x.mean(0)
+    s = (x - mean)[:, near]
+    precision = (len(x) - 1) * torch.eye(len(x), dtype=x.dtype) + s @ torch.linalg.inv(raised) @ s.T
+    values, vectors = torch.linalg.eigh(precision)
+    weights = torch.linalg.inv(precision) @ s @ torch.linalg.inv(raised) @ (y - mean)[near]
+    root = vectors @ torch.diag(values.rsqrt()) @ vectors.T
+    return weights, inflation * (len(x) - 1) ** 0.5 * root
+
+
+def test_letkf_of_correlated_errors_raises_each_variance_by_its_distance():
+    """Blocks of two sites of a ring, and one gap, against R + diag(R) (1/t - 1) written out."""
+    size = 8
+    r = torch.kron(torch.eye(4, dtype=torch.float64), torch.tensor([[1.0, 0.7], [0.7, 0.8]], dtype=torch.float64))
+    record = record_of(Lorenz96(size), ObservingSystem(covariance=r), 4)
+    method = method_by_name("letkf", members=5, radius=1.6, inflation=1.1, spin_up=0).prepare(record)
+    x = normals(2, 5, size)
+    observed = torch.ones(2, size, dtype=torch.bool)
+    observed[1, 3] = False
+    y = normals(2, size, seed=5)
+    state = {"x": x, "label": torch.arange(2), "cycle": torch.tensor([9, 9])}
+    analysis = method.analyse(state, torch.where(observed, y, 0.0), observed, record.observing)["x"]
+    taper = gaspari_cohn(record.dynamics.distances(torch.arange(size)), 1.6)
+    for lane in range(2):
+        for site in range(size):
+            here = torch.where(observed[lane], taper[site], 0.0)
+            weights, root = local_analysis(x[lane], y[lane], r, here, 1.1)
+            mean = x[lane].mean(0)
+            members = mean[site] + (x[lane] - mean)[:, site] @ (weights[:, None] + root)
+            assert_close(analysis[lane, :, site], members, rtol=1e-9, atol=1e-10)
+
+
+def test_letkf_of_blocks_of_one_has_the_bits_of_deviations():
+    std = torch.linspace(0.5, 1.5, 8, dtype=torch.float64)
+    answers = []
+    for observing in (ObservingSystem(covariance=torch.diag(std**2)), ObservingSystem(std=(std**2).sqrt())):
+        record = record_of(Lorenz96(8), observing, 4)
+        method = method_by_name("letkf", members=4, radius=2.0, spin_up=0).prepare(record)
+        y = record.observation[:, 0]
+        state = {"x": normals(len(y), 4, 8), "label": torch.arange(len(y)), "cycle": torch.full((len(y),), 9)}
+        answers.append(method.analyse(state, y, torch.ones_like(y, dtype=torch.bool), observing)["x"])
+    assert torch.equal(*answers)
 
 
 def test_the_kalman_filter_refuses_nonlinear_dynamics():

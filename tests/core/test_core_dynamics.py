@@ -1,6 +1,7 @@
 """Dynamics: the written formula, its symmetries, the integrator's order, every route of `advance`."""
 
 import datetime
+import json
 import math
 from itertools import pairwise
 
@@ -350,6 +351,50 @@ def test_the_unit_of_time_is_a_duration(time_unit, nanoseconds, words):
     assert dynamics.config()["time_unit"] == words
     assert Lorenz96().time_unit is None
     assert "time_unit" not in decay().config()
+
+
+class OwnUnit(Dynamics):
+    """A model of a user that keeps its parameters and describes itself by default."""
+
+    name, dims = "own-unit", ("x",)
+
+    def __init__(self, sites=3, time_unit=None):
+        self.sites, self.timestep, self.time_unit = sites, 0.5, time_unit
+        self.coordinates = {"x": Coordinate(tuple(range(sites)))}
+
+    def tendency(self, x):
+        return -x
+
+
+@pytest.mark.parametrize("cls", [Lorenz96, Lorenz63, OwnUnit])
+@pytest.mark.parametrize(
+    ("time_unit", "words"),
+    [
+        (np.timedelta64(5, "D"), "5 days"),
+        (np.timedelta64(6, "h"), "6 hours"),
+        (datetime.timedelta(seconds=90), "90 seconds"),
+        ("7 minutes", "7 minutes"),
+        (np.timedelta64(1_500_000_001, "ns"), "1500000001 nanoseconds"),
+    ],
+)
+def test_a_description_keeps_the_unit_of_time(cls, time_unit, words):
+    dynamics = cls(time_unit=time_unit)
+    assert dynamics.config()["time_unit"] == words
+    assert cls(**json.loads(json.dumps(dynamics.config()))) == dynamics != cls()
+    assert cls(**dynamics.config()).time_unit == dynamics.time_unit
+    assert "time_unit" not in cls().config()
+
+
+@pytest.mark.parametrize("cls", [Lorenz96, Lorenz63])
+def test_stores_name_the_unit_of_time(cls):
+    dynamics = cls(time_unit=np.timedelta64(5, "D"))
+    assert dynamics_from_json(json.loads(json.dumps(dynamics_to_json(dynamics)))).time_unit == np.timedelta64(5, "D")
+
+
+@pytest.mark.parametrize("words", ["5", "5 weeks", "0 days", "-1 days", "5  days", "999999999 days", "5 days\n"])
+def test_words_that_are_no_unit_of_time(words):
+    with pytest.raises((TypeError, ValueError), match=r"time_unit=.*: expected"):
+        Lorenz96(time_unit=words)
 
 
 def test_numpys_numbers_are_taken():

@@ -28,8 +28,8 @@ from xdan.core.methods import (
     run,
     tune,
 )
+from xdan.core.methods.base import METHODS
 from xdan.core.methods.declarations import Search
-from xdan.core.methods.registry import _METHODS
 from xdan.core.methods.tuning import burn_in, leading, search_grid
 from xdan.core.methods.windowed import SlidingWindow, pushed
 from xdan.core.networks import ResidualCNN
@@ -41,7 +41,7 @@ DOUBLE = torch.zeros((), dtype=torch.float64)
 @pytest.fixture(autouse=True)
 def registry(monkeypatch):
     """What a test registers is forgotten after it."""
-    monkeypatch.setattr(_METHODS, "_classes", dict(_METHODS._classes))
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
 
 
 def record_of(cycles: int = 8, lanes: int = 2, observing: ObservingSystem | None = None, sites: int = 8) -> Record:

@@ -216,9 +216,18 @@ def test_training_sees_the_errors_of_its_times(moving, quick, architecture):
     assert any(not np.allclose(a.arrays[name], c.arrays[name], rtol=1e-3) for name in a.arrays)
 
 
-def test_four_d_var_needs_one_error(moving):
-    with pytest.raises(ValueError, match="4D-Var fits the observations of several times and needs an error that is"):
-        moving.dan.baseline("4d-var", window=2, scale=0.1)
+def test_four_d_var_weighs_each_time_by_its_error(moving):
+    """A window of one time is the analysis of that time; a longer one is another where the errors of before differ."""
+    level = moving.assign(observation_error=moving.observation_error.mean())
+    for name, settings in (("4d-var", {"scale": 0.1}), ("eda", {"members": 3})):
+        run = moving.dan.baseline(name, window=3, **settings)
+        assert not np.allclose(run.analysis, level.dan.baseline(name, window=3, **settings).analysis, rtol=1e-3)
+        lazy = moving.chunk(time=7).dan.baseline(name, window=3, **settings)
+        np.testing.assert_array_equal(lazy.analysis, run.analysis)
+    same = moving.assign(observation_error=xr.full_like(moving.observation_error, 0.7))
+    constant = moving.assign(observation_error=0.7)
+    runs = [one.dan.baseline("4d-var", window=3, scale=0.1).analysis for one in (same, constant)]
+    np.testing.assert_allclose(*runs, rtol=1e-9, atol=1e-9)
 
 
 # What does not fit.

@@ -76,7 +76,10 @@ def test_observations_alone_are_planned_without_the_truth(single, untouchable):
         ({"teacher": "etkf"}, r"\['teacher'\] go with a Dataset"),
         ({"source": TwinExperiment(xdan.Lorenz96(sites=8), interval=0.07)}, "not a positive multiple"),
         ({"source": TwinExperiment(xdan.Lorenz96(sites=8), interval=[0.05, 0.1])}, "interval=.*expected one interval"),
-        ({"source": xdan.CustomDynamics(lambda x: -x, state={"x": 4, "y": 2}, timestep=0.05)}, "work on a ring"),
+        (
+            {"source": xdan.CustomDynamics(lambda x: -x, state={"x": 4, "y": 2}, timestep=0.05)},
+            "says nothing of its grid .*expected a geometry",
+        ),
         (
             {"source": xdan.CustomDynamics(lambda x: -x.detach(), state={"x": 8}, timestep=0.05)},
             "pass window=1",

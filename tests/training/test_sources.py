@@ -102,3 +102,31 @@ def test_normalisation_is_that_of_the_record(single, architecture, quick):
     assert float(net.arrays["state_mean"]) == pytest.approx(float(held.mean()), rel=1e-5)
     assert float(net.arrays["state_std"]) == pytest.approx(float(held.std()), rel=1e-5)
     assert float(net.arrays["error_std"]) == pytest.approx(0.5)
+
+
+def gappy(model, cycles):
+    """One trajectory with rows missing twice: stretches of 100, 90 and 210 cycles."""
+    ds = xdan.twin(model, cycles=cycles, trajectories=1, seed=2).compute(scheduler="synchronous")
+    return ds.isel(time=np.r_[0:100, 160:250, 390:600])
+
+
+def test_a_trajectory_is_cut_at_its_gaps(model, architecture):
+    ds = gappy(model, 600)
+    source = RecordSource.of(ds, {}, objective_by_name("rmse"), None, validation=0.25, window=4, batch=4, seed=0)
+    # A batch of four and a quarter held back want seven lanes; 400 cycles make lanes of 57.
+    assert source.length == 57
+    assert source.lanes == [(0, 0), (0, 100), (0, 190), (0, 247), (0, 304)]
+    steps = source.labelled.setup.steps
+    assert all((steps[start + 1 : start + 57] == 1).all() for _, start in source.lanes)
+    data = source.data(architecture, "cpu")
+    assert data.setting["interval"] == 0.05
+    assert data.validation.steps[1:] == [1] * (len(data.validation.steps) - 1)
+    for index in range(20):
+        assert set(data.windows.window(index).steps[1:]) == {1}
+    data.windows.close()
+
+
+def test_a_trajectory_of_intervals_that_alternate_is_not_cut(model):
+    ds = xdan.twin(model, cycles=200, interval=[0.05, 0.1] * 99 + [0.05])
+    with pytest.raises(ValueError, match="1 trajectories of 200 cycles: too little for windows of 4 cycles"):
+        RecordSource.of(ds, {}, objective_by_name("rmse"), None, validation=0.1, window=4, batch=4, seed=0)

@@ -21,6 +21,7 @@ def baseline(
     keep_members: bool = False,
     tune_on: str = "innovation",
     candidates: Mapping[str, Sequence[float]] | None = None,
+    restart_after: float | None = None,
     seed: int = 0,
     store: StoreLike | None = None,
     mode: str = "w-",
@@ -51,11 +52,11 @@ def baseline(
     candidates : mapping of str to sequence of float, optional
         The values to try for parameters that are "tune", such as `{"radius": [2.0, 4.0, 6.0]}`; every method has
         default ones. A value chosen at an end of them warns.
-    seed, store, mode, device, progress
+    restart_after, seed, store, mode, device, progress
         As for `cycle`.
     **parameters
         The method's parameters, such as `members=` and `inflation="tune"`; and dynamics, truth, observation,
-        observation_error, operator: as for `cycle`.
+        observation_error, operator, climatology: as for `cycle`.
 
     Returns
     -------
@@ -89,4 +90,15 @@ def baseline(
             f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a memory; "
             "expected an ensemble method such as 'etkf'"
         )
-    return cycle(ds, method, members=keep, seed=seed, store=store, mode=mode, device=device, progress=progress, **words)
+    return cycle(
+        ds,
+        method,
+        members=keep,
+        restart_after=restart_after,
+        seed=seed,
+        store=store,
+        mode=mode,
+        device=device,
+        progress=progress,
+        **words,
+    )

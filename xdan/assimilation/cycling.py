@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -15,7 +15,7 @@ from dask.delayed import Delayed
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.checks import switch
+from ..core.checks import real, switch
 from ..core.dynamics import dynamics_to_json
 from ..core.methods import Method, State
 from ..core.methods import run as run_method
@@ -23,7 +23,7 @@ from ..core.progress import showing_bars
 from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Carry, Plan, Setup, block, block_graph, in_block, make_record, pick_device
-from ..records.following import astray
+from ..records.following import astray, shortest_interval
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord, RecordWords, read
@@ -41,6 +41,7 @@ def cycle(
     method: Network | Method,
     *,
     members: bool = False,
+    restart_after: float | None = None,
     seed: int = 0,
     store: StoreLike | None = None,
     mode: str = "w-",
@@ -50,9 +51,9 @@ def cycle(
 ) -> xr.Dataset:
     """Run a method over a record: forecast, analysis, forecast, ...
 
-    The first analysis starts from the dynamics' climatology. Intervals are read from `time` and need not be even; the
-    truth is not needed. The result does not depend on chunks, scheduler or number of workers, but for rounding: chaos
-    makes it visible in long float32 runs, not in float64 over hundreds of cycles.
+    The first analysis starts from the climatology, the dynamics' own or `climatology=`. Intervals are read from `time`
+    and need not be even; the truth is not needed. The result does not depend on chunks, scheduler or number of workers,
+    but for rounding: chaos makes it visible in long float32 runs, not in float64 over hundreds of cycles.
 
     Parameters
     ----------
@@ -63,6 +64,10 @@ def cycle(
     members : bool
         Keep the members of an ensemble method, or the memory of a network: the latent channels that each analysis
         reads.
+    restart_after : float, optional
+        Model time without an observation after which a trajectory starts anew from the climatology, with the next
+        observation; by default never. The run holds the flag `restarted`, and the time in its attributes. 4D-Var and
+        smoothers, which fit several times together, start anew after intervals of the record that are longer.
     seed : int
         Keys the draws of ensembles.
     store : path or Zarr store, optional
@@ -77,10 +82,15 @@ def cycle(
         What the Dataset does not say of itself.
 
         - dynamics : Dynamics: where the attributes name none that is registered;
-        - truth, observation : str: names of the variables, where their attributes and names do not say the role;
-        - observation_error : str, float or array: a variable's name, standard deviations, or R;
+        - truth, observation : str, or mapping of fields' names to str: names of the variables, where their attributes
+          and names do not say the role. Fields that the mapping `observation` leaves out are not observed;
+        - observation_error : str, float, array, or mapping of fields' names to these: a variable's name, standard
+          deviations, or R;
         - operator : str, array or callable: H, where observations lie along `obs`: a variable's name, a matrix (P, N),
-          or a torch function of states (..., N), which no store can hold.
+          or a torch function of states (..., N), which no store can hold;
+        - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own
+          climatology, where the model is expensive or does not spin up from noise. Methods start from them, and take
+          mean and B of them; "record" takes at most 4096 of the truth's. The run's attributes hold a digest of them.
 
     Returns
     -------
@@ -112,6 +122,9 @@ def cycle(
     """
     labelled = read(ds, **words)
     scheme = scheme_of(method)
+    if restart_after is not None:
+        longest = real("restart_after", restart_after, above=0.0)
+        labelled = replace(labelled, setup=replace(labelled.setup, restart_after=longest))
     seed, progress = check_seed(seed), switch("progress", progress)
     check_mode(mode)
     device = pick_device(device)
@@ -161,6 +174,8 @@ class _Run:
         Blocks that the observations are cut into; those of a store have a regular size.
     layout, choices : Layout
         What there is of every cycle, and of the whole run.
+    setup : Delayed
+        Of the record's `Setup`.
     prepared : Delayed
         Of a `_Prepared`.
     """
@@ -187,9 +202,10 @@ class _Run:
             observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
         self.observations, self.plan = observations, Plan.from_chunks(*observations.chunks[:2])
         leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
+        self.setup = dask.delayed(labelled.setup, traverse=False)  # once in the graph, with the states that it may hold
         self.prepared = dask.delayed(_prepare, pure=False)(
             scheme,
-            labelled.setup,
+            self.setup,
             observations[leading],
             None if labelled.truth is None else labelled.truth.chunk().data[leading],
             seed,
@@ -201,7 +217,7 @@ class _Run:
     def lazy(self, warns: bool = True) -> xr.Dataset:
         """The run as dask arrays; with `warns` its blocks warn by themselves, as nothing looks at the whole."""
         outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in self.layout.items()}
-        arguments = (dask.delayed(self.labelled.setup, traverse=False), self.prepared, *self._constants)
+        arguments = (self.setup, self.prepared, *self._constants)
         run_block = partial(_cycle_block, warns)
         arrays = block_graph(run_block, self.plan, [self.observations], outputs, *arguments, carries=True)
         arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method, self.layout).items()}
@@ -262,6 +278,7 @@ class _Run:
             setup.trajectory,
             [list(plan.trajectory), list(plan.time), str(setup.dtype)],
             *observing_identity(setup.observing, setup.dynamics),
+            *([] if setup.restart_after is None else [np.array(setup.restart_after)]),
             # The record is known by its first block: another record's differs there.
             np.asarray(self.observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
         )
@@ -282,7 +299,6 @@ class _Run:
 
     def _fill(self, stream: Stream, ready: Delayed) -> None:
         """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
-        setup = dask.delayed(self.labelled.setup, traverse=False)
         rows, columns = stream.plan.shape
         done = [stream.done(i) for i in range(rows)]
         task = dask.delayed(_stream_block, pure=False)
@@ -293,7 +309,7 @@ class _Run:
                 tasks = []
                 for i in active:
                     block = self.observations[stream.plan.rows(i), stream.plan.columns(done[i])]
-                    tasks.append(task(stream, (i, done[i]), carries[i], block, setup, ready, *self._constants))
+                    tasks.append(task(stream, (i, done[i]), carries[i], block, self.setup, ready, *self._constants))
                 for i, carry in zip(active, dask.compute(*tasks), strict=True):
                     carries[i] = carry
                     done[i] += 1
@@ -401,7 +417,7 @@ def _prepare(
         refuse_fill_values(truth, "truth", True, setup.dynamics)
     whole = {"rows": slice(0, observation.shape[0]), "columns": slice(0, observation.shape[1])}
     record = make_record(setup, observation, **whole, seed=seed, truth=truth, device=device)
-    texts = [] if truth is None else [astray(setup, truth[:, :2]), far_from_truth(record)]
+    texts = [] if truth is None else [astray(setup, truth[:, shortest_interval(setup)]), far_from_truth(record)]
     if not warned:
         texts.append(scheme.observed_otherwise(observation))
     texts = list(filter(None, texts))

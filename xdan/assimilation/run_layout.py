@@ -29,13 +29,14 @@ _BEFORE = (
 )
 _RATIO = Output(RATIO, "mean square innovation over its expected variance")
 _DIVERGED = Output("diverged", "the trajectory has diverged at or before this time")
+_RESTARTED = Output("restarted", "the trajectory starts anew here, after a gap longer than restart_after")
 # What is kept where it is asked for.
 _MEMBERS = (
     Output("forecast_members", "forecast members", "state", "state"),
     Output("members", "analysis members", "state", "state"),
 )
 _MEMORY = Output("memory", "latent channels that the analysis reads", "state")
-_ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _RATIO, _DIVERGED)  # no method's output has their names
+_ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _RATIO, _DIVERGED, _RESTARTED)  # no method's output has their names
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,8 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
     elif members:
         for output in _MEMBERS:
             layout |= variables(output, MEMBER, method.members)
+    if setup.restart_after is not None:
+        layout |= variables(_RESTARTED, dtype=bool)
     return layout | variables(_RATIO) | variables(_DIVERGED, dtype=bool)
 
 
@@ -188,8 +191,9 @@ def label_run(
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
     described: dict[str, Any] = {"title": f"cycled with {method.name}", "seed": seed, "method": method.name}
     described["method_parameters"] = method.config()
-    if labelled.notes:
-        described["xdan_notes"] = list(labelled.notes)
+    if setup.restart_after is not None:
+        described["restart_after"] = setup.restart_after
     if method.to_tune():
         described["tuned_on"] = method.tune_on
-    return sealed(result).assign_attrs(attributes(setup.dynamics, **described, **more))
+    notes = {"xdan_notes": list(labelled.notes)} if labelled.notes else {}
+    return sealed(result).assign_attrs(attributes(setup.dynamics, **described, **more) | notes)

@@ -100,7 +100,7 @@ class NetworkScheme(Scheme):
         self.method_on(setup.dtype, str(record.observation.device)).check_record(record)
         if setup.observing.direct:
             during = setup.observing.during(slice(0, observation.shape[1]))
-            self.network.check_climate(observation, float(during.error_variance().mean()))
+            self.network.check_climate(observation, during.error_variance())
         return self
 
     @property
@@ -149,6 +149,10 @@ class MethodScheme(Scheme):
     def method_on(self, dtype: np.dtype[Any], device: str) -> Method:
         """The method itself."""
         return self.method
+
+    def check(self, labelled: LabelledRecord) -> None:
+        """Refuse a model that the method cannot work with."""
+        self.method.check_dynamics(labelled.setup.dynamics)
 
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
         """Prepare the method, and tune it."""

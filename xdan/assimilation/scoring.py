@@ -17,10 +17,10 @@ from ..core.checks import choice, integer, shown
 from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block, tensor_to_array
 from ..records.fields import split, state_coordinates
-from ..records.following import astray, beginning
+from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import held_in, read_run, sizes_in
-from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, to_power
+from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, time_dims, to_power
 from ..records.store import check_whole
 from ..records.values import fill_text, leading
 from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
@@ -602,11 +602,14 @@ def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
     if setup.observing.direct:
         return states
     dims, observing = setup.dynamics.dims, setup.observing
+    # An H that moves is that of its time: blocks are told which times they hold.
+    index = xr.DataArray(np.arange(states.sizes[TIME]), dims=[TIME])
     observed: xr.DataArray = xr.apply_ufunc(
         _observe,
         states,
+        index.chunk({TIME: states.chunksizes[TIME]}) if states.chunks is not None else index,
         kwargs={"observing": observing, "state_dims": len(dims)},
-        input_core_dims=[dims],
+        input_core_dims=[dims, []],
         output_core_dims=[[OBS]],
         dask="parallelized",
         output_dtypes=[states.dtype],
@@ -616,15 +619,15 @@ def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
 
 
 @block
-def _observe(states: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
-    """H of states (..., *state), shape (..., P)."""
-    return observing.observe(states.flatten(-state_dims))
+def _observe(states: Tensor, times: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
+    """H of states (trajectory, time, *state) at the positions `times` in time, shape (trajectory, time, P)."""
+    return observing.during(times.flatten()).observe(states.flatten(-state_dims))
 
 
 def _error_variance(labelled: LabelledRecord) -> xr.DataArray:
     """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
     y, observing = labelled.observation, labelled.setup.observing
-    dims, shape = (y.dims[1:], y.shape[1:]) if observing.in_time else (y.dims[2:], y.shape[2:])
+    dims, shape = (y.dims[1:], y.shape[1:]) if observing.error_in_time else (y.dims[2:], y.shape[2:])
     values = tensor_to_array(observing.error_variance())
     if values.ndim:
         values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
@@ -665,7 +668,7 @@ def _follows(labelled: LabelledRecord) -> Cause | None:
     """The cause that the truth does not follow the dynamics; None without a truth."""
     if labelled.truth is None:
         return None
-    first = beginning(labelled.truth)
+    first = followed(labelled.setup, labelled.truth)
     return Cause(partial(astray, labelled.setup), lambda: (first,))
 
 
@@ -688,7 +691,7 @@ def _flags(labelled: LabelledRecord, run: xr.Dataset) -> xr.DataArray | None:
         return None
     flags = run["diverged"]
     check_whole(run, flags)
-    times = [dim for dim in run.cf.axes.get("T", []) if dim in flags.dims]
+    times = time_dims(flags)
     if TIME not in flags.dims and times:
         flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
     if labelled.bare and TRAJECTORY not in flags.dims:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack
 
 import dask
@@ -11,14 +12,15 @@ import torch
 import xarray as xr
 
 from ..core.checks import choice, integer, shown
-from ..core.dynamics import Dynamics, in_words
+from ..core.dynamics import Dynamics, check_time_unit, in_words
 from ..core.methods.advancing import advance
 from ..core.observing import FieldSites, ObservingSystem, Sites, observe
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
+from ..records.climatology import with_climatology
 from ..records.fields import Part, observed_parts, parts_of, split_tensor, state_coordinates, whole_of
-from ..records.observing import observing_system
+from ..records.observing import OF_FUNCTION, observing_system, position_coordinates
 from ..records.schema import (
     ERROR,
     ERROR_COVARIANCE,
@@ -34,6 +36,8 @@ from ..records.schema import (
     attributes,
 )
 from ..records.store import sealed
+from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
+from ..records.watch import warn_of
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
@@ -44,8 +48,10 @@ def twin(
     cycles: int = 1000,
     trajectories: int = 1,
     seed: int = 0,
+    start: Any = None,
     chunks: Mapping[str, int] | None = None,
     dtype: str = "float32",
+    climatology: Any = None,
     **setting: Unpack[TwinSetting],
 ) -> xr.Dataset:
     """Truth and observations of a twin experiment, lazily.
@@ -61,9 +67,15 @@ def twin(
     trajectories : int
         Number of independent runs.
     seed : int
+    start : numpy.datetime64, datetime.datetime or cftime.datetime, optional
+        Date of the first analysis, for a dynamics with a `time_unit`: `time` then holds dates of its calendar. By
+        default `time` is model time from 0 on.
     chunks : mapping, optional
         Chunk sizes along `trajectory` and `time`.
     dtype : {"float32", "float64"}
+    climatology : array or DataArray, shape (sample, *state), optional
+        States that trajectories start from, instead of the dynamics' own climatology; with fewer states than
+        trajectories some truths are the same.
     **setting
         Of a dynamics: the other parameters of a `TwinExperiment`.
 
@@ -72,8 +84,10 @@ def twin(
         - observe : Sites, or mapping of fields' names to Sites: the observing network, every site by default;
         - operator : array, shape (P, *state), or callable: H, by default the state itself. A matrix goes into the
           Dataset; a torch function of states (..., N) does not, and is passed to every verb again;
+        - positions : mapping of str to array: where the observations lie, such as {"x": [0.5, 7.25]}, or for each
+          time where they move; the state is interpolated there;
         - error_std : float, array, or mapping of fields' names to these, by default 1: standard deviation of the
-          observation errors;
+          observation errors; of observations at positions also a mapping from instruments to theirs;
         - error_covariance : array, shape (P, P): full R, instead of `error_std`.
 
     Returns
@@ -88,11 +102,11 @@ def twin(
     Raises
     ------
     TypeError
-        For an argument of another type, or a setting beside a TwinExperiment.
+        For an argument of another type, a start that is no date, or a setting beside a TwinExperiment.
     ValueError
-        For sizes, intervals or errors that cannot be, or a model whose first trajectory is not finite after its
-        spin-up, as far as half a second tells: before anything is computed. For a truth that becomes not finite later:
-        when it is computed.
+        For sizes, intervals or errors that cannot be, a start of a dynamics without `time_unit`, or a model whose first
+        trajectory is not finite after its spin-up, as far as half a second tells: before anything is computed. For a
+        truth that becomes not finite later: when it is computed.
 
     References
     ----------
@@ -106,11 +120,17 @@ def twin(
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
     experiment = TwinExperiment.of(experiment, setting)
+    experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
+    if start is not None and not experiment.dynamics.autonomous:
+        at_start = experiment.dynamics.starting_at(since_origin(start, experiment.dynamics))
+        experiment = replace(experiment, dynamics=at_start)
     cycles = integer("cycles", cycles, least=1, most=_MOST)
     trajectories = integer("trajectories", trajectories, least=1, most=_MOST)
     seed, dtype = check_seed(seed), choice("dtype", dtype, ("float32", "float64"))
     plan = _plan(chunks, trajectories, cycles)
     intervals, steps = experiment.steps(cycles)
+    steps_before = np.concatenate([[0], steps])
+    times = _times(start, intervals, steps_before, experiment.dynamics)
     observing = observing_system(experiment, cycles)
     dynamics, sites = experiment.dynamics, experiment.observe
     states, observed = parts_of(dynamics), _observed_parts(dynamics, observing, sites)
@@ -119,17 +139,15 @@ def twin(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
     dynamics.try_start(0, seed, like)
+    warn_of([dynamics.shortage(trajectories)])
 
     outputs = {
         part.name(role.name): (part.shape, np.dtype(dtype))
         for role, parts in ((TRUTH, states), (OBSERVATION, observed))
         for part in parts
     }
-    shared = dask.delayed(observing, traverse=False)  # one copy in the graph
-    steps_before = np.concatenate([[0], steps])
-    arrays = block_graph(
-        _twin_block, plan, [], outputs, dynamics, sites, shared, steps_before, seed, dtype, carries=True
-    )
+    model, shared = (dask.delayed(one, traverse=False) for one in (dynamics, observing))  # one copy in the graph
+    arrays = block_graph(_twin_block, plan, [], outputs, model, sites, shared, steps_before, seed, dtype, carries=True)
     variables = {
         **_series(arrays, TRUTH, "true state", states),
         **_series(arrays, OBSERVATION, "observation, NaN where nothing is observed", observed),
@@ -138,9 +156,12 @@ def twin(
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
-        TIME: (TIME, np.round(np.concatenate([[0.0], np.cumsum(intervals)]), 9), _time_attributes(dynamics)),
+        TIME: times,
         **state_coordinates(dynamics),
+        **position_coordinates(experiment.positions, dynamics),
     }
+    if experiment.positions is not None and callable(experiment.operator):
+        variables[OBSERVATION.name][2][OF_FUNCTION] = 1
     description = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
     return sealed(xr.Dataset(variables, coordinates, description))
 
@@ -186,8 +207,10 @@ def _twin_block(
     like = torch.zeros((), dtype=getattr(torch, dtype))
     x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
     states = []
+    clock = int(steps[: columns.start].sum())
     for step in steps[columns].tolist():
-        x = advance(dynamics, x, step)
+        x = advance(dynamics.from_step(clock), x, step)
+        clock += step
         states.append(x)
     truth = torch.stack(states, 1)
     check_truth(dynamics, truth, trajectory, columns.start)
@@ -216,7 +239,7 @@ def _error_variables(observing: ObservingSystem, observed: Sequence[Part], dynam
         matrix = observing.covariance.reshape(*part.shape, *part.shape).numpy()
         return {ERROR_COVARIANCE.name: (ERROR_COVARIANCE.dims_in((), part.dims), matrix, label)}
     assert observing.std is not None
-    std, lead, variables = observing.std.numpy(), (TIME,) if observing.in_time else (), {}
+    std, lead, variables = observing.std.numpy(), (TIME,) if observing.error_in_time else (), {}
     for part in observed:
         label = part.described(ERROR, "standard deviation of the observation error")
         dims, values = lead, std
@@ -244,9 +267,12 @@ def _operator_variables(observing: ObservingSystem, dynamics: Dynamics) -> dict[
     }
 
 
-def _time_attributes(dynamics: Dynamics) -> dict[str, str]:
-    """Attributes of model time; they name its unit where it has one."""
+def _times(start: Any, intervals: Any, steps: Any, dynamics: Dynamics) -> tuple[str, Any, dict[str, str]]:
+    """The coordinate `time`: dates from a start on, or model time, whose attributes name its unit."""
+    if start is not None:
+        return TIME, dates_from(start, steps, dynamics), DATE_ATTRIBUTES
+    elapsed = np.round(np.concatenate([[0.0], np.cumsum(intervals)]) + dynamics.model_time, 9)
     if dynamics.time_unit is None:
-        return TIME_ATTRIBUTES
+        return TIME, elapsed, TIME_ATTRIBUTES
     # Not in the attribute `units`: xarray may decode days and the like to time differences.
-    return {**TIME_ATTRIBUTES, "time_unit": in_words(dynamics.time_unit)}
+    return TIME, elapsed, {**TIME_ATTRIBUTES, "time_unit": in_words(check_time_unit(dynamics.time_unit))}

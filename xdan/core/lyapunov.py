@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -63,6 +64,7 @@ def propagate(
     Parameters
     ----------
     dynamics : Dynamics
+        Standing at the time of the states.
     x : Tensor, shape (B, N)
     vectors : Tensor, shape (B, M, N)
         Q at the start.
@@ -85,8 +87,9 @@ def propagate(
         If a state becomes not finite.
     """
     factor: Tensor | None = None
+    end = dynamics.model_step + steps
     while steps > 0:
-        x, pushed = advance_along(dynamics, x, vectors, min(between, steps))
+        x, pushed = advance_along(dynamics.from_step(end - steps), x, vectors, min(between, steps))
         if not bool(x.isfinite().all()):
             raise ValueError(
                 f"a trajectory of {dynamics!r} grew beyond all numbers: expected a bounded attractor; check its "
@@ -129,7 +132,8 @@ def spectrum(
     """
     total = torch.zeros(vectors.shape[:2], dtype=x.dtype, device=x.device)
     for repeat in range(spin_up + repeats):
-        x, vectors, factor = propagate(dynamics, x, vectors, between, between)
+        now = dynamics.from_step(dynamics.model_step + repeat * between)
+        x, vectors, factor = propagate(now, x, vectors, between, between)
         if repeat >= spin_up:
             total += factor.diagonal(dim1=-2, dim2=-1).log()
     return total / (repeats * between * dynamics.timestep), x
@@ -168,8 +172,9 @@ def backward_vectors(
     kept = vectors.new_empty(vectors.shape[0], states.shape[1], *vectors.shape[1:])
     factors = vectors.new_empty(vectors.shape[0], states.shape[1] - 1, vectors.shape[1], vectors.shape[1])
     kept[:, 0] = vectors
-    for k, count in enumerate(steps[1:]):
-        _, vectors, factors[:, k] = propagate(dynamics, states[:, k], vectors, count, between)
+    begins = accumulate(steps[1:], initial=dynamics.model_step)
+    for k, (begin, count) in enumerate(zip(begins, steps[1:], strict=False)):
+        _, vectors, factors[:, k] = propagate(dynamics.from_step(begin), states[:, k], vectors, count, between)
         kept[:, k + 1] = vectors
     return kept, factors
 

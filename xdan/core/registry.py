@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, KeysView
+from collections.abc import Collection, Iterator, KeysView
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -159,7 +159,9 @@ def constructor_parameters(cls: type) -> KeysView[str]:
     return names.keys()
 
 
-def constructor_values(instance: Any, lists: bool = False) -> dict[str, Any]:
+def constructor_values(
+    instance: Any, lists: bool = False, without: Collection[str] = (), **known: Any
+) -> dict[str, Any]:
     """Parameters that an instance was made from, from its attributes of their names.
 
     Parameters
@@ -167,6 +169,10 @@ def constructor_values(instance: Any, lists: bool = False) -> dict[str, Any]:
     instance : object
     lists : bool
         Whether the constructor takes a list in the place of a tensor; tensors are then given as lists.
+    without : collection of str
+        Parameters to leave out.
+    **known
+        Values of parameters that stand for the attributes of these names.
 
     Raises
     ------
@@ -175,7 +181,9 @@ def constructor_values(instance: Any, lists: bool = False) -> dict[str, Any]:
     """
     values = {}
     for name in constructor_parameters(type(instance)):
-        value = getattr(instance, name, _MISSING)
+        if name in without:
+            continue
+        value = known[name] if name in known else getattr(instance, name, _MISSING)
         value = value.tolist() if lists and isinstance(value, Tensor) else value
         if value is _MISSING or not _is_plain(value):
             problem = "is missing" if value is _MISSING else f"is {shown(value)}"

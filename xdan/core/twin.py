@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checks import real_array, shown
+from .checks import real, real_array, shown
 from .dynamics import Dynamics, check_declarations, dynamics_to_json
 from .observing import FieldSites, Sites
 from .spaces import StateSpace
+
+FIELD, INSTRUMENT = "field", "instrument"  # what positions may say of observations beside where they lie
 
 
 class TwinSetting(TypedDict, total=False):
@@ -24,6 +26,7 @@ class TwinSetting(TypedDict, total=False):
     operator: Any
     error_std: Any
     error_covariance: Any
+    positions: Any
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,7 +40,8 @@ class TwinExperiment:
     Parameters
     ----------
     dynamics : Dynamics
-        The truth's, and that of every forecast.
+        The truth's, and that of every forecast. Of one that depends on time, the first analysis is at its `model_time`:
+        0, or what `starting_at` has set.
     interval : float or sequence of float
         Model time between analyses; a sequence gives the intervals of a record one by one.
     observe : Sites, or mapping of str to Sites, optional
@@ -49,10 +53,15 @@ class TwinExperiment:
         or a torch function of such a mapping of tensors (..., *shape).
     error_std : float or array of the shape of one time's observations, with the times before it where it differs
         Standard deviation of the observation errors, in the units of the observations; 1 by default. A DataArray may
-        have any of their dims. Of a state of several fields also a mapping of their names to the errors of each.
+        have any of their dims. Of a state of several fields also a mapping of their names to the errors of each; of
+        observations at positions a mapping has the deviation of each instrument.
     error_covariance : array, shape (P, P), optional
         Full R, instead of `error_std`. A DataArray has the dims of the observations twice, the second time with the
         suffix "_dual". Of a state of several fields (N, N), over the packed state.
+    positions : mapping of str to array, optional
+        Where the observations lie: for each dim of the observed fields a coordinate of every observation, shape (P,),
+        or (times, P) where it moves; NaN where there is none. The state is interpolated there, unless an operator is
+        H; then they serve localisation. "field" may name the field of each observation, and "instrument" what made it.
 
     Raises
     ------
@@ -76,13 +85,15 @@ class TwinExperiment:
     operator: Any = None
     error_std: Any = None
     error_covariance: Any = None
+    positions: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, Dynamics):
             raise TypeError(f"dynamics={shown(self.dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
         check_declarations(self.dynamics)
         space = self.dynamics.space
-        observe = _observing_network(self.observe, space, self.operator is not None)
+        along_obs = self.operator is not None or self.positions is not None
+        observe = _observing_network(self.observe, space, along_obs)
         operator = self.operator
         if operator is not None and not callable(operator):
             operator = _of_each_field("operator", operator, space, _copied)
@@ -96,18 +107,20 @@ class TwinExperiment:
             covariance = _copied("error_covariance", covariance)
         else:
             error_std = 1.0 if self.error_std is None else self.error_std
-            if isinstance(error_std, Mapping) and self.operator is not None:
-                raise ValueError(
-                    f"error_std={shown(error_std)} beside operator=: expected numbers, as what an operator gives is of "
-                    "no field"
-                )
-            deviations = _of_each_field("error_std", error_std, space, _deviations)
+            if isinstance(error_std, Mapping) and along_obs:
+                deviations = {
+                    str(name): real(f"error_std[{name!r}]", value, above=0.0) for name, value in error_std.items()
+                }
+            else:
+                deviations = _of_each_field("error_std", error_std, space, _deviations)
         values = {
+            "dynamics": self.dynamics.starting_at(self.dynamics.model_time),
             "interval": _interval(self.interval),
             "observe": observe,
             "operator": operator,
             "error_std": deviations,
             "error_covariance": covariance,
+            "positions": None if self.positions is None else checked_labels(self.positions),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -170,6 +183,8 @@ class TwinExperiment:
             described["operator"] = getattr(self.operator, "__qualname__", type(self.operator).__name__)
         elif self.operator is not None:
             described["operator"] = _plain(self.operator)
+        if self.positions is not None:
+            described["positions"] = {name: np.asarray(values).tolist() for name, values in self.positions.items()}
         label = "error_std" if self.error_covariance is None else "error_covariance"
         return {**described, label: _plain(getattr(self, label))}
 
@@ -188,14 +203,39 @@ def _interval(interval: Any) -> float | tuple[float, ...]:
     return tuple(intervals.tolist()) if intervals.ndim else float(intervals)
 
 
-def _observing_network(observe: Any, space: StateSpace, has_operator: bool) -> Sites | FieldSites:
-    """Sites of the state, of each of its fields, or of what an operator gives."""
+def checked_labels(positions: Any) -> dict[str, Any]:
+    """Copy what is said of observations: numbers along dims, words for fields and instruments.
+
+    Raises
+    ------
+    TypeError
+        For what is no mapping, or no numbers or words.
+    """
+    if not isinstance(positions, Mapping) or not positions:
+        raise TypeError(f"positions={shown(positions)}: expected a mapping such as {{'x': [0.5, 7.25]}}")
+    labels: dict[str, Any] = {}
+    for name, values in positions.items():
+        label = f"positions[{name!r}]"
+        if name not in (FIELD, INSTRUMENT):
+            labels[name] = _copied(label, values)
+            if not hasattr(values, "dims") and np.ndim(labels[name]) not in (1, 2):
+                raise ValueError(f"{label} has shape {np.shape(values)}: expected (P,), or (times, P)")
+            continue
+        words = np.asarray(values)
+        if words.ndim != 1 or not all(isinstance(word, str) for word in words.tolist()):
+            raise TypeError(f"{label}={shown(values)}: expected a word for each observation")
+        labels[name] = words.astype(object)
+    return labels
+
+
+def _observing_network(observe: Any, space: StateSpace, along_obs: bool) -> Sites | FieldSites:
+    """Sites of the state, of each of its fields, or of what an operator or positions give."""
     if isinstance(observe, FieldSites):  # of another experiment, of which this one is a variant
         observe = Sites.all() if observe.kind == "all" else observe.sites
     observe = Sites.all() if observe is None else observe
-    several = space.single is None and not has_operator
+    several = space.single is None and not along_obs
     if isinstance(observe, Mapping) and not several:
-        one = "operator= gives observations of no field" if has_operator else "the state has one field alone"
+        one = "operator= and positions= give observations of no field" if along_obs else "the state has one field alone"
         raise ValueError(
             f"observe={shown(observe)} is a mapping, and {one}: expected Sites, such as xdan.Sites.every(2)"
         )
@@ -206,10 +246,15 @@ def _observing_network(observe: Any, space: StateSpace, has_operator: bool) -> S
 
 def _of_each_field(label: str, value: Any, space: StateSpace, take: Callable[[str, Any], Any]) -> Any:
     """Check a parameter, or that of each field where it is a mapping of their names."""
-    if not isinstance(value, Mapping):
+    if not names_fields(value):
         return take(label, value)
     check_field_names(label, value, space)
     return {name: take(f"{label}[{name!r}]", one) for name, one in value.items()}
+
+
+def names_fields(value: Any) -> bool:
+    """Whether a parameter is a mapping with an entry for each of some fields; labelled data are values."""
+    return isinstance(value, Mapping) and bool(value) and not hasattr(value, "dims")
 
 
 def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -> None:
@@ -223,9 +268,8 @@ def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -
         raise ValueError(
             f"{label}={shown(dict(value))} is a mapping, and the state has one field alone: expected what stands for it"
         )
-    if not value or (unknown := [name for name in value if name not in space.names]):
-        what = shown(unknown) if value else "no field"
-        raise ValueError(f"{label}= names {what}: expected fields of the state, some of {space.names}")
+    if unknown := [name for name in value if name not in space.names]:
+        raise ValueError(f"{label}= names {shown(unknown)}: expected fields of the state, some of {space.names}")
 
 
 def _plain(value: Any) -> Any:

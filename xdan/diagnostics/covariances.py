@@ -9,6 +9,7 @@ import xarray as xr
 
 from ..core.checks import choice, integer, shown
 from ..network import Network
+from ..records.fields import ROLE, pack_by_attributes
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, to_power
 from ..records.store import check_contents, check_whole, sealed
@@ -40,11 +41,13 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
     """
     check_labelled("run", run, xr.Dataset)
     choice("of", of, ("members", "forecast_members"))
-    if of not in run or MEMBER not in run[of].dims:
+    members = run[of] if of in run else pack_by_attributes(run, of)
+    if members is None or MEMBER not in members.dims:
         raise ValueError(f"the run holds no {of!r}: expected one made with baseline(..., keep_members=True)")
-    members = run[of]
     check_contents(run)
-    check_whole(run, members)
+    for name, variable in run.data_vars.items():
+        if name == of or variable.attrs.get(ROLE) == of:
+            check_whole(run, variable)
     count = members.sizes[MEMBER]
     if count < 2:
         raise ValueError("one member has no covariance: expected at least 2")

@@ -18,7 +18,7 @@ from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Setup, pick_device, tensor_to_array
 from ..records.record import LabelledRecord, RecordWords, read
-from ..records.runs import read_run
+from ..records.runs import held_in, read_run
 from ..records.schema import CHANNEL, TIME, TRAJECTORY
 from ..records.store import digest
 
@@ -191,7 +191,7 @@ def _states(
     if run is None:
         assert labelled.truth is not None
         return labelled.truth, None
-    if network.memory and "memory" not in run:
+    if network.memory and not held_in(labelled, run, ["memory"]):
         raise ValueError("the run lacks the network's memory: make it with ds.dan.cycle(network, members=True)")
     forecast = read_run(labelled, run, ["forecast"])["forecast"]
     if not network.memory:

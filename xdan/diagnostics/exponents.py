@@ -93,6 +93,7 @@ def lyapunov_spectrum(
             f"dynamics={shown(dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96(); "
             "wrap a torch function as xdan.CustomDynamics(tendency, state=..., timestep=...)"
         )
+    dynamics.require_derivatives("the Lyapunov spectrum", "Write the model in torch")
     seed, count, between = check_seed(seed), vector_count(dynamics, vectors), steps_between(dynamics, interval)
     trajectories, time = (
         integer("trajectories", trajectories, least=1, most=_MOST_TRAJECTORIES),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import dask
 import dask.array as da
@@ -17,8 +18,9 @@ from ..core.dynamics import Dynamics
 from ..core.lyapunov import backward_vectors, covariant_vectors, orthonormal_directions, random_coefficients
 from ..core.random import check_seed
 from ..records.blocks import Plan, Setup, block, block_graph
-from ..records.record import LabelledRecord, read
-from ..records.schema import TIME, TRAJECTORY, TRUTH, Array, attributes, find
+from ..records.fields import each, find_fields, split
+from ..records.record import LabelledRecord, read, read_dynamics
+from ..records.schema import TIME, TRAJECTORY, TRUTH, Array, attributes
 from ..records.store import check_whole, sealed
 from .evaluation_points import check_labelled
 from .exponents import VECTOR, VECTOR_ATTRIBUTES, steps_between, trajectories_together, vector_count
@@ -34,7 +36,7 @@ def lyapunov_vectors(
     spin_up: int | None = None,
     interval: float | None = None,
     dynamics: Dynamics | None = None,
-    truth: str | None = None,
+    truth: str | Mapping[str, str] | None = None,
     seed: int = 0,
 ) -> xr.Dataset:
     """Lyapunov vectors at the states of a truth, lazily.
@@ -92,14 +94,15 @@ def lyapunov_vectors(
     {'trajectory': 2, 'time': 100, 'vector': 3, 'component': 3}
     """
     check_labelled("ds", ds, xr.Dataset)
-    if truth is not None and not isinstance(truth, str):
-        raise TypeError(f"truth={shown(truth)}: expected the name of a variable")
+    if truth is not None and not isinstance(truth, (str, Mapping)):
+        raise TypeError(f"truth={shown(truth)}: expected the name of a variable, or a mapping of fields to names")
     choice("kind", kind, ("backward", "covariant"))
     spin_up = None if spin_up is None else integer("spin_up", spin_up, least=1)
     seed = check_seed(seed)
     labelled = _read_truth(ds, dynamics, truth)
     setup, states = labelled.setup, labelled.truth
     assert states is not None
+    setup.dynamics.require_derivatives("the method of Lyapunov vectors", "Write the model in torch")
     count, between = vector_count(setup.dynamics, vectors), steps_between(setup.dynamics, interval)
     kept = _kept(setup, kind, spin_up)
     if states.chunks is None:
@@ -122,18 +125,19 @@ def lyapunov_vectors(
     return sealed(labelled.with_its_dims(result))
 
 
-def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: str | None) -> LabelledRecord:
-    if name is not None and name not in ds.variables:
+def _read_truth(ds: xr.Dataset, dynamics: Dynamics | None, name: Any) -> LabelledRecord:
+    if isinstance(name, str) and name not in ds.variables:
         raise ValueError(f"truth={shown(name)}: expected one of {sorted(map(str, ds.data_vars))}")
-    states = find(ds, TRUTH, name)
+    states = find_fields(ds, TRUTH, read_dynamics(ds, dynamics), name)
     if states is None:
         raise ValueError(
             f"Lyapunov vectors need the truth: expected a variable 'truth', found {sorted(map(str, ds.data_vars))}; "
             "name it with truth="
         )
     # The states are all that is needed: in the observations' place they pass every check, whatever was observed.
-    label = str(states.name)
-    labelled = read(ds[[label]], dynamics=dynamics, truth=label, observation=label, observation_error=1.0)
+    names = [str(one.name) for one in each(states)]
+    words: Any = dict(zip(states, names, strict=True)) if isinstance(states, dict) else names[0]
+    labelled = read(ds[names], dynamics=dynamics, truth=words, observation=words, observation_error=1.0)
     check_whole(ds, labelled.truth)
     return labelled
 
@@ -210,15 +214,14 @@ def _label_vectors(
     assert labelled.truth is not None
     dynamics, lead = labelled.setup.dynamics, (TRAJECTORY, TIME, VECTOR)
     rate = "finite-time Lyapunov exponent over the interval that ends at this time, per unit of model time"
-    variables = {
-        "lyapunov_vector": (
-            (*lead, *dynamics.dims),
-            vectors,
-            {"long_name": f"{kind} Lyapunov vector of length 1", "units": "1"},
-        ),
+    said = {"long_name": f"{kind} Lyapunov vector of length 1", "units": "1"}
+    packed = xr.DataArray(vectors, dims=(*lead, *dynamics.dims), attrs=said)
+    variables: dict[str, Any] = {
+        **{name: one.drop_vars(list(one.coords)) for name, one in split(packed, dynamics, "lyapunov_vector").items()},
         "growth": (lead, growth, {"long_name": rate, "units": "1"}),
     }
-    coordinates = dict(labelled.truth.isel({TIME: kept}).coords)
+    coordinates: dict[Any, Any] = {name: one for name, one in labelled.labels.items() if TIME not in one.dims}
+    coordinates |= dict(labelled.truth.isel({TIME: kept}).coords)
     coordinates[VECTOR] = (VECTOR, np.arange(1, vectors.shape[2] + 1), VECTOR_ATTRIBUTES)
     title = f"{kind} Lyapunov vectors"
     return xr.Dataset(

@@ -74,7 +74,7 @@ def find_group(labelled: LabelledRecord) -> Group:
     observed = _observed(labelled)
 
     def step(z: Tensor) -> Tensor:
-        return dynamics.step(z.reshape(-1, *dynamics.shape)).flatten(1)
+        return dynamics.one_step(z.reshape(-1, *dynamics.shape)).flatten(1)
 
     with torch.no_grad():
         information = _information(labelled.setup.observing, observed, x)
@@ -94,18 +94,17 @@ def find_group(labelled: LabelledRecord) -> Group:
 def _information(observing: ObservingSystem, observed: Tensor, x: Tensor) -> Tensor:
     """H^T R^-1 H of what is observed (P,), at states (B, N), shape (B * times, N, N).
 
-    Times are those at which R differs. Where H^T R^-1 H is diagonal, its diagonal alone, shape (N,) or (times, N).
+    Times are those at which R differs, and some of an H that moves. Where H^T R^-1 H is diagonal, its diagonal alone,
+    shape (N,) or (times, N).
     """
     states, sites = x.shape
     if observing.direct and observing.std is not None:
         variance = observing.error_variance()
         return observed / variance.expand(*variance.shape[:-1], sites)
-    times = [0]
-    if observing.in_time and observing.std is not None:
-        times = np.unique(tensor_to_array(observing.std), axis=0, return_index=True)[1].tolist()
-    columns = observing.tangent(x, identity_directions(x)).flatten(0, 1)
-    flags, repeated = observed.bool().expand(columns.shape), x.repeat_interleave(sites, 0)
-    projected = [observing.at(k).project_innovation(columns, flags, repeated) for k in times]
+    repeated, projected = x.repeat_interleave(sites, 0), []
+    for now in (observing.at(k) for k in observing.telling_times()):
+        columns = now.tangent(x, identity_directions(x)).flatten(0, 1)
+        projected.append(now.project_innovation(columns, observed.bool().expand(columns.shape), repeated))
     return torch.cat([information.unflatten(0, (states, sites)) for information in projected])
 
 
@@ -153,8 +152,10 @@ def commuting(network: AnalysisNetwork, group: Group) -> bool:
     def draw(*shape: int) -> Tensor:
         return torch.randn(2, *shape, group.sites, generator=generator, dtype=torch.float64)
 
-    x = network.state_mean + network.state_std * draw()
-    zeta, memory = draw() / network.error_std, draw(network.memory) if network.memory else None
+    scales = (network.state_mean, network.state_std, network.error_std)
+    mean, std, error_std = (network.per_component(scale) for scale in scales)
+    x, zeta = mean + std * draw(), draw() / error_std
+    memory = draw(network.memory) if network.memory else None
 
     def function(g: Tensor) -> Tensor:
         answer: Tensor = network(x[:, g], zeta[:, g], None if memory is None else memory[..., g])[0]

@@ -10,6 +10,8 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import integer, shown
+from ..records.schema import TIME
+from ..records.times import drawn_times
 
 WIDTH, HEIGHT, LEGEND_WIDTH = 760, 260, 210
 _TICKS = 12  # names on an axis that can be read
@@ -89,14 +91,10 @@ def cycles_of(value: Any, default: slice) -> slice:
 def placed(labels: xr.DataArray, axis: str) -> tuple[Any, dict[str, Any]]:
     """Where labels are drawn along an axis, "x" or "y", and its ticks.
 
-    At the labels themselves where they are numbers or dates in order. Lengths of time are days; dates of a calendar
-    that has other days than ours are years. Other labels are drawn at their positions, under their names.
+    At the labels themselves where they are numbers or dates in order. Lengths of time are days, and dates of cftime
+    days since the first. Other labels are drawn at their positions, under their names.
     """
-    values = labels.values
-    if values.dtype.kind == "m":
-        values = values / np.timedelta64(1, "D")
-    elif values.dtype.kind == "O" and hasattr(values[0], "calendar"):
-        values = _calendar_dates(labels)
+    values = drawn_times(labels)[0] if labels.name == TIME else labels.values
     one_date = values.dtype.kind == "M" and len(values) == 1  # which has no width
     if values.dtype.kind in "iufM" and not np.isnan(values).any() and not one_date:
         steps = np.diff(values).astype(np.float64)
@@ -109,24 +107,11 @@ def placed(labels: xr.DataArray, axis: str) -> tuple[Any, dict[str, Any]]:
     return np.arange(len(names)), {f"{axis}ticks": [(k, str(names[k])) for k in range(0, len(names), every)]}
 
 
-def _calendar_dates(labels: xr.DataArray) -> np.ndarray[Any, np.dtype[Any]]:
-    """Dates of cftime as those of NumPy, or where their calendar has other days as decimal years."""
-    calendar = labels.values[0].calendar
-    if calendar in ("standard", "gregorian", "proleptic_gregorian"):
-        return np.array([np.datetime64(date.isoformat(), "ns") for date in labels.values])
-    years = [date.year + (date.dayofyr - 1 + (date.hour + date.minute / 60) / 24) / 365.25 for date in labels.values]
-    return np.array(years)
-
-
 def axis_label(values: xr.DataArray) -> str:
     """What an axis shows, and in which units."""
     name, units = str(values.attrs.get("long_name", values.name)), str(values.attrs.get("units", "1"))
-    if values.dtype.kind == "m":
-        units = "days"
-    elif values.dtype.kind == "O" and values.size and hasattr(values.values[0], "calendar"):
-        units = "1"
-        if not isinstance(placed(values, "x")[0][0], np.datetime64):
-            units = f"year, {values.values[0].calendar} calendar"
+    if values.name == TIME and values.dtype.kind in "mO":
+        return drawn_times(values)[1]
     return in_units(name, units)
 
 

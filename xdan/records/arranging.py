@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any, TypeVar
 
-import cf_xarray  # noqa: F401
 import numpy as np
 import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics
-from .fields import Found, Part, coordinates_of, pack, parts_of, whole_of
-from .schema import TIME, TRAJECTORY, check_order
+from .fields import Found, Part, coordinates_of, in_order, pack, parts_of, whole_of
+from .schema import TIME, TRAJECTORY, time_dims
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -55,7 +54,8 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     Parameters
     ----------
     variable : xarray.DataArray
-        With a dim of time, which may have another name where its coordinate says `axis="T"`; `trajectory` may lack.
+        With a dim of time, which may have another name where its coordinate holds dates or says `axis="T"`;
+        `trajectory` may lack.
     part : Part
         What the variable holds of the state.
     expected : mapping of str to int
@@ -69,12 +69,11 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
         For dims, sizes or labels that do not fit; for packed values.
     """
     _check_values(variable)
-    times = variable.cf.axes.get("T", [])
-    time = TIME if TIME in variable.dims else next((t for t in times if t in variable.dims), None)
+    time = TIME if TIME in variable.dims else next(iter(time_dims(variable)), None)
     if time is None:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims} and none is time: expected 'time', or a dim whose "
-            "coordinate has the attribute axis='T'"
+            "coordinate holds dates or has the attribute axis='T'"
         )
     if time != TIME:
         variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})
@@ -117,49 +116,15 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     return variable
 
 
-def in_order(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
-    """Bring a variable into the order of the geometry along a dim.
-
-    Raises
-    ------
-    ValueError
-        For other places than the geometry's, or, where it names none, for its labels in another order.
-    """
-    if _order_of_places(variable, dim, part) is None:
-        check_order(variable, dim, part)
-    return in_order_of_places(variable, dim, part)
-
-
-def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
-    """Bring a variable into the order of the places that the geometry names, if it names some.
-
-    Raises
-    ------
-    ValueError
-        For other places.
-    """
-    order = _order_of_places(variable, dim, part)
-    return variable if order in (None, list(range(variable.sizes[dim]))) else variable.isel({dim: order})
-
-
-def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:
-    """Positions of the geometry's places along a dim; None where it, or the variable, does not name them."""
-    if part.geometry is None or dim not in variable.coords:
-        return None
-    try:
-        return part.geometry.order_of(dim, variable[dim].values.tolist())
-    except ValueError as reason:
-        raise ValueError(f"{variable.name!r} lies on other places than {part.label}: {reason}") from None
-
-
 def reordered(found: Found, part: Part) -> list[str]:
     """Say in which dims the geometry's order is not that of a variable; nothing of several."""
     if isinstance(found, dict) or part.geometry is None:
         return []
+    labelled = [dim for dim in part.dims if dim in found.dims and dim in found.coords]
     return [
         f"results have {dim!r} in the dynamics' order, which is not the record's"
-        for dim in part.dims
-        if dim in found.coords and not (in_order(found, dim, part)[dim].values == found[dim].values).all()
+        for dim in labelled
+        if not (in_order(found, dim, part)[dim].values == found[dim].values).all()
     ]
 
 

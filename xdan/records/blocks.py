@@ -36,6 +36,7 @@ class Setup:
     Attributes
     ----------
     dynamics : Dynamics
+        One that depends on time stands at the first analysis.
     observing : ObservingSystem
         Float64, on the CPU; with the observation operator.
     steps : numpy.ndarray of int, shape (K,)
@@ -44,6 +45,8 @@ class Setup:
         Labels that key random draws.
     dtype : numpy.dtype
         Floating type to compute in.
+    restart_after : float, optional
+        Model time without an observation after which a trajectory starts anew.
     """
 
     dynamics: Dynamics
@@ -51,6 +54,20 @@ class Setup:
     steps: NDArray[np.int64]
     trajectory: NDArray[np.int64]
     dtype: np.dtype[Any]
+    restart_after: float | None = None
+
+    @property
+    def start(self) -> float:
+        """Model time of the first analysis; 0 where time plays no part."""
+        return self.dynamics.model_time
+
+    def dynamics_at(self, time: int) -> Dynamics:
+        """The dynamics, standing at the analysis of a time, which is given by its position."""
+        return self.dynamics.from_step(self.clock(time))
+
+    def clock(self, time: int) -> int:
+        """Model steps from the first analysis to that of a time, which is given by its position."""
+        return int(self.steps[: time + 1].sum())
 
     def keys(self, rows: slice) -> Tensor:
         """Labels of some trajectories, int64, shape (B,)."""
@@ -78,6 +95,8 @@ class Setup:
             trajectory=self.keys(rows),
             seed=seed,
             truth=None if truth is None else truth.flatten(2),
+            clock=int(self.steps[: columns.start].sum()),
+            restart_after=self.restart_after,
         )
 
 

@@ -21,8 +21,8 @@ from ..core.checks import shown
 from ..core.dynamics import Dynamics
 from ..core.observing import ObservingSystem
 from ..core.spaces import STATE, Coordinate, Field, Geometry
-from ..core.twin import check_field_names
-from .schema import OBS, TIME, TRAJECTORY, Role, find, to_power
+from ..core.twin import check_field_names, names_fields
+from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
 
 ROLE, FIELD = "xdan_role", "xdan_field"  # attributes of a variable: what it stands for, and of which field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
@@ -136,6 +136,41 @@ def observed_parts(model: Dynamics, observing: ObservingSystem, names: Collectio
     return tuple(part for part in parts_of(model) if part.field is None or part.field.name in names)
 
 
+def in_order(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
+    """Bring a variable into the order of the geometry along a dim.
+
+    Raises
+    ------
+    ValueError
+        For other places than the geometry's, or, where it names none, for its labels in another order.
+    """
+    if _order_of_places(variable, dim, part) is None:
+        check_order(variable, dim, part)
+    return in_order_of_places(variable, dim, part)
+
+
+def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataArray:
+    """Bring a variable into the order of the places that the geometry names, if it names some.
+
+    Raises
+    ------
+    ValueError
+        For other places.
+    """
+    order = _order_of_places(variable, dim, part)
+    return variable if order in (None, list(range(variable.sizes[dim]))) else variable.isel({dim: order})
+
+
+def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:
+    """Positions of the geometry's places along a dim; None where it, or the variable, does not name them."""
+    if part.geometry is None or dim not in variable.dims or dim not in variable.coords:
+        return None
+    try:
+        return part.geometry.order_of(dim, variable[dim].values.tolist())
+    except ValueError as reason:
+        raise ValueError(f"{variable.name!r} lies on other places than {part.label}: {reason}") from None
+
+
 Found = xr.DataArray | dict[str, xr.DataArray]
 """A role's variable, or its variables by the fields' names."""
 
@@ -172,8 +207,8 @@ def find_fields(
         for a state of one field.
     """
     space = model.space
-    if isinstance(word, Mapping):
-        check_field_names(f"{role.keyword}", word, space)
+    if names_fields(word):
+        check_field_names(role.keyword, word, space)
     elif space.single is not None or word is not None:
         return find(ds, role, word)
     names: dict[str, str] = dict(word) if word is not None else {}
@@ -364,6 +399,22 @@ def split_values(values: Any, model: Dynamics, stem: str) -> dict[str, Any]:
     if model.space.single is not None:
         return {stem: values}
     return {part.name(stem): values[..., part.place] for part in parts_of(model)}
+
+
+def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
+    """Make one array (..., state) of the variables that say that they are fields of an output; None where none does.
+
+    For verbs that know no dynamics: the order of the fields is that of the variables.
+    """
+    flat = []
+    for name, variable in run.data_vars.items():
+        if variable.attrs.get(ROLE) == stem and FIELD in variable.attrs:
+            own = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
+            kept = variable.drop_vars([key for key, one in variable.coords.items() if set(one.dims) & set(own)])
+            stacked = kept.stack({STATE: own}, create_index=False)
+            label = np.full(stacked.sizes[STATE], variable.attrs[FIELD], dtype=object)
+            flat.append(stacked.assign_coords({f"{STATE}_field": (STATE, label)}).rename(str(name)))
+    return xr.concat(flat, STATE, combine_attrs="drop_conflicts") if flat else None
 
 
 def packed_labels(model: Dynamics, dim: str) -> dict[str, Any]:

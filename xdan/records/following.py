@@ -12,55 +12,79 @@ from torch import Tensor
 from ..core.checks import XdanWarning
 from ..core.user_functions import finest
 from .blocks import Setup, block
+from .fields import split_values
 from .schema import TIME, TRAJECTORY
-from .values import LEADING_TRAJECTORIES
+from .values import LEADING_CYCLES, LEADING_TRAJECTORIES
 
 if TYPE_CHECKING:
     from .record import LabelledRecord
 
+_ROUNDING = 1e-6  # of the values in single precision, generously
 _FOLLOWED = 8  # trajectories of a truth that are followed over an interval
 
 
 def check_follows(labelled: LabelledRecord) -> None:
     """Warn where the truth, which is read, does not follow the named dynamics."""
-    if labelled.truth is not None and (text := astray(labelled.setup, beginning(labelled.truth).to_numpy())):
+    truth = labelled.truth
+    if truth is not None and (text := astray(labelled.setup, followed(labelled.setup, truth).to_numpy())):
         warnings.warn(text, XdanWarning, stacklevel=3)
 
 
-def beginning(truth: xr.DataArray) -> xr.DataArray:
-    """The first interval of some trajectories, which `astray` looks at."""
+def shortest_interval(setup: Setup) -> slice:
+    """Positions of the two times around the first of the shortest leading intervals: errors grow over a long one."""
+    steps = setup.steps[1:LEADING_CYCLES]
+    first = int(np.argmin(steps)) if len(steps) else 0
+    return slice(first, first + 2)
+
+
+def followed(setup: Setup, truth: xr.DataArray) -> xr.DataArray:
+    """What `astray` looks at: the shortest interval of some trajectories."""
     step = max(1, min(truth.sizes[TRAJECTORY], LEADING_TRAJECTORIES) // _FOLLOWED)
-    return truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES, step), TIME: slice(0, 2)})
+    return truth.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES, step), TIME: shortest_interval(setup)})
 
 
 def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
-    """Say how far a truth is from the named dynamics over the first interval, or nothing where it follows.
+    """Say how far a truth is from the named dynamics over an interval, or nothing where it follows.
 
     Parameters
     ----------
     setup : Setup
-    truth : array, shape (R, K, *state)
+    truth : array, shape (R, 2, *state)
+        At the times of the `shortest_interval`.
     """
     if truth.shape[1] < 2:
         return ""
-    some = truth[:, :2].astype(np.float64)
+    some = truth.astype(np.float64)
     some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
     if not len(some):
         return ""
-    after = _forecast(some[:, 0], setup)
-    axes = tuple(range(1, after.ndim))
-    error = np.sqrt(np.mean((after - some[:, 1]) ** 2, axis=axes))
-    size = np.sqrt(np.mean((some[:, 1] - some[:, 0]) ** 2, axis=axes))
-    worst = int(np.argmax(np.where(np.isfinite(error), error - 1e-2 * size, np.inf)))
-    if error[worst] <= 1e-2 * size[worst]:
-        return ""
-    return (
-        f"the truth does not follow {setup.dynamics!r}: over one interval it is off by {error[worst]:.3g} where it "
-        f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong on purpose"
-    )
+    model = setup.dynamics
+    states = (_forecast(some[:, 0], setup), some[:, 1], some[:, 0])
+    after, later, before = (split_values(values, model, "truth") for values in states)
+    for name in after:
+        # Beside another a field may stand still: then its error is rounding.
+        least = 0.0 if model.space.single else _ROUNDING * _size(later[name])
+        error, size = _size(after[name] - later[name]), _size(later[name] - before[name])
+        bound = np.maximum(1e-2 * size, least)
+        worst = int(np.argmax(np.where(np.isfinite(error), error - bound, np.inf)))
+        if not error[worst] <= bound[worst]:
+            what = "it" if model.space.single else f"{name!r}"
+            return (
+                f"the truth does not follow {model!r}: over one interval {what} is off by {error[worst]:.3g} where it "
+                f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong on "
+                "purpose"
+            )
+    return ""
+
+
+def _size(values: np.ndarray[Any, Any]) -> Any:
+    """Root of the mean square of each state, shape (R,)."""
+    return np.sqrt(np.mean(values**2, axis=tuple(range(1, values.ndim))))
 
 
 @block
 def _forecast(start: Tensor, setup: Setup) -> Tensor:
-    """States after the first interval, from states (R, *state), in float64."""
-    return setup.dynamics.advance(finest(setup.dynamics.step, start), int(setup.steps[1])).double()
+    """States after the shortest interval, from states (R, *state), in float64."""
+    pair = shortest_interval(setup)
+    dynamics = setup.dynamics_at(pair.start)
+    return dynamics.advance(finest(dynamics.one_step, start), int(setup.steps[pair][1])).double()

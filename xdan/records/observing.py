@@ -7,21 +7,30 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import cf_xarray  # noqa: F401
 import numpy as np
 import torch
 import xarray as xr
 
 from ..core.checks import integer, real_array
 from ..core.dynamics import Dynamics
-from ..core.observing import FieldSites, FunctionOperator, LinearOperator, ObservingSystem, Operator
+from ..core.observing import (
+    FieldSites,
+    FunctionOperator,
+    InterpolationOperator,
+    LinearOperator,
+    ObservingSystem,
+    Operator,
+    Positions,
+    deviations_of,
+)
 from ..core.spaces import StateSpace
-from ..core.twin import TwinExperiment, check_field_names
+from ..core.twin import FIELD, INSTRUMENT, TwinExperiment, check_field_names, checked_labels, names_fields
 from ..core.user_functions import call, check_function, shown_reason
-from .arranging import in_order, in_order_of_places
 from .blocks import array_to_tensor, tensor_to_array
-from .fields import Part, parts_of, whole_of
-from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order
+from .fields import Part, in_order, in_order_of_places, parts_of, whole_of
+from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, check_order, time_dims
+
+OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, which no store holds, and no interpolation
 
 
 def operator_from(matrix_or_function: Any, dynamics: Dynamics, size: int | None = None) -> Operator:
@@ -89,7 +98,7 @@ def _observations_of(function: Callable[[torch.Tensor], Any], sites: int) -> int
 
 def _matrix(values: Any, dynamics: Dynamics) -> torch.Tensor:
     """H as a matrix (P, N) of float64."""
-    if not isinstance(values, Mapping):
+    if not names_fields(values):
         return _matrix_of(values, whole_of(dynamics), "the observation operator")
     check_field_names("operator", values, dynamics.space)
     parts = [part for part in parts_of(dynamics) if part.field is not None]
@@ -149,7 +158,107 @@ def observed_sizes(dynamics: Dynamics, operator: Operator | None) -> dict[str, i
     return {OBS: operator.size}
 
 
-def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.DataArray) -> Operator | None:
+def read_positions(labels: Any, dynamics: Dynamics, observation: xr.DataArray) -> Positions | None:
+    """Where the observations of a record lie; None where nothing says it.
+
+    Parameters
+    ----------
+    labels : mapping of str to array, or None
+        The caller's, as of `TwinExperiment`; where it has nothing of a dim, coordinates of the observations are read:
+        `obs_x` or `x` along `obs`, or one of the dim's standard name. A coordinate `field` names their fields.
+    dynamics : Dynamics
+    observation : xarray.DataArray
+
+    Raises
+    ------
+    TypeError
+        For labels that are none.
+    ValueError
+        For positions that do not fit the record, vary along `trajectory`, or lie outside.
+    """
+    known = {} if labels is None else checked_labels(labels)
+    if OBS not in observation.dims:
+        if known:
+            raise ValueError(
+                f"{observation.name!r} has dims {observation.dims}, without {OBS!r}: positions are those of "
+                f"observations along {OBS!r}; expected that dim"
+            )
+        return None
+    for field in dynamics.space:
+        for dim, coordinate in field.geometry.coordinates.items():
+            standard = coordinate.attributes.get("standard_name")
+            for name, one in observation.coords.items():
+                fits = name in (f"{OBS}_{dim}", dim) or (standard and one.attrs.get("standard_name") == standard)
+                if OBS in one.dims and fits:
+                    known.setdefault(dim, one)
+    if FIELD in observation.coords and observation.coords[FIELD].dims == (OBS,):
+        known.setdefault(FIELD, observation.coords[FIELD].values.astype(str))
+    named = [TIME, *time_dims(observation)]
+    times = next((observation.sizes[dim] for dim in named if dim in observation.dims), None)
+    positions = positions_of(known, dynamics, times)
+    if positions is not None and positions.size != observation.sizes[OBS]:
+        raise ValueError(
+            f"there are positions of {positions.size} observations, the record has {observation.sizes[OBS]}: expected "
+            "the same"
+        )
+    return positions
+
+
+def positions_of(labels: Mapping[str, Any], dynamics: Dynamics, times: int | None) -> Positions | None:
+    """Positions from what is said of observations; None where no dim is among it.
+
+    Parameters
+    ----------
+    labels : mapping
+    dynamics : Dynamics
+    times : int, optional
+        Length of the record, along which positions may move; without one they may not.
+
+    Raises
+    ------
+    ValueError
+    """
+    coordinates = {}
+    for dim, values in labels.items():
+        if dim in (FIELD, INSTRUMENT):
+            continue
+        if isinstance(values, xr.DataArray):
+            if TRAJECTORY in values.dims:
+                raise ValueError(
+                    f"the positions {values.name!r} vary along 'trajectory': expected dims ('obs',) or ('time', "
+                    "'obs'), the same positions for all trajectories"
+                )
+            values = values.transpose(..., OBS) if OBS in values.dims else values
+        coordinates[dim] = array_to_tensor(real_array(f"positions[{dim!r}]", values, finite=False)).double()
+    if not coordinates:
+        return None
+    positions = Positions(dynamics.space, coordinates, labels.get(FIELD))
+    if positions.times is not None and positions.times != times:
+        length = "a record of some length: an endless twin takes fixed ones" if times is None else f"{times}"
+        raise ValueError(f"positions of {positions.times} times: expected {length}")
+    return positions
+
+
+def position_coordinates(labels: Mapping[str, Any] | None, dynamics: Dynamics) -> dict[str, Any]:
+    """Coordinates of observations that say where they lie, as xarray takes them."""
+    described: dict[str, Any] = {}
+    for name, values in (labels or {}).items():
+        if name in (FIELD, INSTRUMENT):
+            described[name] = (OBS, values, {"long_name": f"{name} of the observation"})
+            continue
+        attributes = dict(
+            next(f.geometry.coordinates[name] for f in dynamics.space if name in f.geometry.dims).attributes
+        )
+        attributes.pop("axis", None)
+        attributes["long_name"] = f"{attributes.get('long_name', name)}, of the observation"
+        dims = (OBS,) if np.ndim(values) == 1 else (TIME, OBS)
+        described[f"{OBS}_{name}"] = (dims, np.asarray(values, dtype=np.float64), attributes)
+    return described
+
+
+def read_operator(
+    matrix_or_function: Any, dynamics: Dynamics, observation: xr.DataArray, positions: Positions | None = None
+) -> Operator | None:
     """H of a record; None where observations lie at the state's sites.
 
     Parameters
@@ -159,6 +268,8 @@ def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.D
     dynamics : Dynamics
     observation : xarray.DataArray
         With the dim `obs` where it is H of states.
+    positions : Positions, optional
+        Where the state is interpolated, if there is no other H.
 
     Raises
     ------
@@ -172,6 +283,8 @@ def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.D
                 f"observations along {OBS!r}; expected that dim, or no operator where sites are observed"
             )
         return None
+    if matrix_or_function is None and positions is not None and not observation.attrs.get(OF_FUNCTION):
+        return InterpolationOperator.at(positions)
     if matrix_or_function is None:
         raise ValueError(
             f"{observation.name!r} has the dim {OBS!r} and the Dataset no 'observation_operator': pass operator=, a "
@@ -181,20 +294,27 @@ def read_operator(matrix_or_function: Any, dynamics: Dynamics, observation: xr.D
 
 
 def read_observing(
-    error: Any, operator: Operator | None, observation: xr.DataArray, part: Part | None = None
+    error: Any,
+    operator: Operator | None,
+    observation: xr.DataArray,
+    part: Part | None = None,
+    positions: Positions | None = None,
 ) -> ObservingSystem:
     """H and R of a record, or of one of its fields, float64 on the CPU.
 
     Parameters
     ----------
     error : xarray.DataArray or array_like
-        R as the Dataset or the caller has it: standard deviations, which may differ in time, or a covariance.
+        R as the Dataset or the caller has it: standard deviations, which may differ in time, or a covariance. A
+        mapping has the deviation of each instrument, which the observations' coordinate `instrument` names.
     operator : Operator or None
         H.
     observation : xarray.DataArray, dims (trajectory, time, ...)
         Arranged.
     part : Part, optional
         What is observed directly: into the order of its geometry errors are brought, as observations are.
+    positions : Positions, optional
+        Of the observations.
 
     Raises
     ------
@@ -202,11 +322,13 @@ def read_observing(
         If R is of the wrong size or under other labels, not positive, or not positive definite.
     """
     dims, shape, times = observation.dims[2:], observation.shape[2:], observation.sizes[TIME]
+    if isinstance(error, Mapping) and error:
+        error = _of_instruments(error, observation)
     if not isinstance(error, xr.DataArray):
-        return observing_from(errors("observation_error", error), shape, operator)
+        return observing_from(errors("observation_error", error), shape, operator, positions=positions)
     variable = error
     if TIME not in variable.dims:
-        variable = variable.rename({d: TIME for d in variable.cf.axes.get("T", []) if d in variable.dims})
+        variable = variable.rename(dict.fromkeys(time_dims(variable)[:1], TIME))
     in_time = TIME in variable.dims
     if TRAJECTORY in variable.dims:
         raise ValueError(
@@ -230,7 +352,19 @@ def read_observing(
     else:
         variable = variable.transpose(*lead, ...)
     values = errors(f"observation error {variable.name!r}", variable)
-    return observing_from(values, shape, operator, times if in_time else None)
+    return observing_from(values, shape, operator, times if in_time else None, positions)
+
+
+def _of_instruments(errors: Mapping[str, float], observation: xr.DataArray) -> xr.DataArray:
+    """Standard deviations of observations whose coordinate `instrument` names what made them."""
+    if INSTRUMENT not in observation.coords:
+        raise ValueError(
+            f"observation errors of the instruments {list(errors)}, and {observation.name!r} has the coordinates "
+            f"{sorted(map(str, observation.coords))}: expected a coordinate {INSTRUMENT!r} of words"
+        )
+    names = observation.coords[INSTRUMENT]
+    values = np.array(deviations_of(names.values.ravel().tolist(), errors)).reshape(names.shape)
+    return xr.DataArray(values, dims=names.dims, name=INSTRUMENT)
 
 
 def _in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
@@ -264,7 +398,11 @@ def errors(label: str, value: Any) -> torch.Tensor:
 
 
 def observing_from(
-    values: torch.Tensor, shape: tuple[int, ...], operator: Operator | None = None, times: int | None = None
+    values: torch.Tensor,
+    shape: tuple[int, ...],
+    operator: Operator | None = None,
+    times: int | None = None,
+    positions: Positions | None = None,
 ) -> ObservingSystem:
     """H and R, from standard deviations, scalar or of an observation's shape, or from a matrix of that many rows.
 
@@ -276,6 +414,8 @@ def observing_from(
     operator : Operator, optional
     times : int, optional
         Where standard deviations differ in time, how many times; the first axis of `values`.
+    positions : Positions, optional
+        Of the observations of an operator.
 
     Raises
     ------
@@ -289,13 +429,13 @@ def observing_from(
                 f"observation error in time has shape {tuple(values.shape)}: expected ({times},) or "
                 f"{(times, *shape)}, standard deviations; a covariance that changes in time is not supported"
             )
-        return ObservingSystem(std=values.reshape(times, -1), operator=operator, in_time=True)
+        return ObservingSystem(std=values.reshape(times, -1), operator=operator, positions=positions, in_time=True)
     if values.ndim == 0:
-        return ObservingSystem(std=values, operator=operator)
+        return ObservingSystem(std=values, operator=operator, positions=positions)
     if tuple(values.shape) == shape:
-        return ObservingSystem(std=values.reshape(size), operator=operator)
+        return ObservingSystem(std=values.reshape(size), operator=operator, positions=positions)
     if tuple(values.shape) == (*shape, *shape):
-        return ObservingSystem(covariance=values.reshape(size, size), operator=operator)
+        return ObservingSystem(covariance=values.reshape(size, size), operator=operator, positions=positions)
     raise ValueError(
         f"observation error has shape {tuple(values.shape)}: expected () or {shape} for standard deviations, "
         f"or {(*shape, *shape)} for a covariance matrix"
@@ -303,16 +443,21 @@ def observing_from(
 
 
 def identity(observing: ObservingSystem, dynamics: Dynamics) -> list[np.ndarray[Any, Any]]:
-    """Arrays that differ between experiments: a step of the dynamics, R, and H of a few states."""
+    """Arrays that differ between experiments: a step of the dynamics and its time, R, and H of a few states."""
     tensors = [dynamics.fingerprint(), observing.std, observing.covariance]
     arrays = [tensor_to_array(tensor) for tensor in tensors if tensor is not None]
-    if not observing.direct:
+    if not dynamics.autonomous:
+        arrays.append(np.array(dynamics.model_time))
+    if observing.operator is not None:
         sites = math.prod(dynamics.shape)
         states = torch.linspace(-3.0, 3.0, 3 * sites, dtype=torch.float64).reshape(3, sites)
-        observed = tensor_to_array(observing.observe(states)).round(9)
-        if not np.isfinite(observed).all():  # H may be of levels or concentrations, such as a logarithm
-            observed = tensor_to_array(observing.observe(dynamics.start_states().double().flatten(1)).float())
-        arrays.append(observed)
+        observed = [tensor_to_array(part).round(9) for part in observing.operator.identity(states)]
+        if not all(np.isfinite(part).all() for part in observed):  # H may be of levels, such as a logarithm
+            states = dynamics.start_states().double().flatten(1)
+            observed = [tensor_to_array(part.float()) for part in observing.operator.identity(states)]
+        arrays += observed
+    if observing.positions is not None:
+        arrays += [tensor_to_array(part) for part in observing.positions.identity()]
     return arrays
 
 
@@ -378,21 +523,43 @@ def observing_system(experiment: TwinExperiment, cycles: int | None = None) -> O
         If shapes, dims or the order of labels do not fit, R is not positive definite, or a function fails.
     """
     dynamics = experiment.dynamics
-    operator = None if experiment.operator is None else operator_from(experiment.operator, dynamics)
+    labels = experiment.positions or {}
+    positions = positions_of(labels, dynamics, cycles)
+    operator: Operator | None = None
+    if experiment.operator is not None:
+        operator = operator_from(experiment.operator, dynamics, None if positions is None else positions.size)
+    elif positions is not None:
+        operator = InterpolationOperator.at(positions)
     sizes = observed_sizes(dynamics, operator)
     dims, shape = tuple(sizes), tuple(sizes.values())
+    if wrong := [name for name in (FIELD, INSTRUMENT) if name in labels and (len(labels[name]),) != shape]:
+        raise ValueError(f"positions[{wrong[0]!r}] has {len(labels[wrong[0]])} words: expected one of {shape}")
     if experiment.error_covariance is not None:
-        return observing_from(_twin_covariance(experiment.error_covariance, dims, shape, dynamics), shape, operator)
+        covariance = _twin_covariance(experiment.error_covariance, dims, shape, dynamics)
+        return observing_from(covariance, shape, operator, positions=positions)
     error_std = experiment.error_std
     if isinstance(error_std, Mapping):
-        return _twin_of_fields(error_std, experiment, cycles)
+        if INSTRUMENT in labels:
+            error_std = deviations_of(labels[INSTRUMENT].tolist(), error_std)
+        elif operator is not None:
+            raise ValueError(
+                f"error_std of {list(error_std)}, and the observations lie along {OBS!r}: expected numbers, or "
+                "positions={'instrument': [...]}, a word for each observation, and the deviation of each instrument"
+            )
+        else:
+            return _twin_of_fields(error_std, experiment, cycles)
     if isinstance(error_std, xr.DataArray):
         error_std = _ordered_deviations(error_std, dims, shape, cycles, whole_of(dynamics))
-    return _from_deviations("error_std", error_std, shape, operator, cycles)
+    return _from_deviations("error_std", error_std, shape, operator, cycles, positions)
 
 
 def _from_deviations(
-    label: str, error_std: Any, shape: tuple[int, ...], operator: Operator | None, cycles: int | None
+    label: str,
+    error_std: Any,
+    shape: tuple[int, ...],
+    operator: Operator | None,
+    cycles: int | None,
+    positions: Positions | None = None,
 ) -> ObservingSystem:
     """H and R from standard deviations, which may differ in time."""
     if isinstance(error_std, xr.DataArray):
@@ -401,7 +568,7 @@ def _from_deviations(
         in_time = cycles is not None and np.shape(error_std) == (cycles, *shape)
         if np.shape(error_std) == (*shape, *shape) and not in_time:
             raise ValueError(f"{label} has shape {np.shape(error_std)}, a matrix: pass R as error_covariance=")
-    return observing_from(errors(label, error_std), shape, operator, cycles if in_time else None)
+    return observing_from(errors(label, error_std), shape, operator, cycles if in_time else None, positions)
 
 
 def _twin_of_fields(error_std: Mapping[str, Any], experiment: TwinExperiment, cycles: int | None) -> ObservingSystem:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
@@ -12,12 +13,13 @@ import xarray as xr
 
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
-from ..core.observing import FieldSites, ObservingSystem, Operator, Sites
-from ..core.twin import check_field_names
+from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
+from ..core.twin import check_field_names, names_fields
 from .arranging import arrange, arrange_state, labels_of, reordered
 from .blocks import Setup
+from .climatology import spaced, with_climatology
 from .fields import Found, Part, each, find_fields, observed_parts, parts_of, whole_of
-from .observing import observing_of_fields, read_observing, read_operator
+from .observing import observing_of_fields, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
     ERROR,
@@ -33,8 +35,8 @@ from .schema import (
     find,
 )
 from .store import STATUS, check_contents, check_whole
-from .times import intervals_of
-from .values import check_units, check_units_of_parts
+from .times import first_model_time, steps_between
+from .values import check_units, check_units_of_parts, refuse_fill_values
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
@@ -51,11 +53,16 @@ class RecordWords(TypedDict, total=False):
         fields that `observation` leaves out are not observed.
     observation_error : str, float, array or mapping
         A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or a mapping of
-        fields' names to these.
+        fields' names to these; or the deviation of each instrument that the observations' coordinate `instrument`
+        names.
     operator : str, array, callable or mapping
         H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N). Of a
         state of several fields the function takes a mapping of fields (..., *shape), and a mapping has a matrix or a
         variable's name for each field that is observed.
+    positions : mapping of str to array
+        Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
+    climatology : array_like, DataArray or "record"
+        States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
     """
 
     dynamics: Dynamics | None
@@ -63,6 +70,8 @@ class RecordWords(TypedDict, total=False):
     observation: str | Mapping[str, str] | None
     observation_error: Any
     operator: Any
+    climatology: Any
+    positions: Any
 
 
 @dataclass(frozen=True)
@@ -189,7 +198,11 @@ def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_t
             f"{needs_truth} needs the truth: expected a variable 'truth'{fields}, found {listed}; name it with truth="
         )
     operator = _find_values(ds, OPERATOR, model, words.get("operator"))
-    error = _find_values(ds, ERROR, model, words.get("observation_error"))
+    error = words.get("observation_error")
+    if isinstance(error, Mapping) and any(OBS in one.dims for one in each(observation)):
+        error = dict(error)  # of instruments
+    else:
+        error = _find_values(ds, ERROR, model, error)
     covariance = find_fields(ds, ERROR_COVARIANCE, model, all_fields=False)
     if error is None:
         error = covariance
@@ -208,7 +221,7 @@ def _find_values(ds: xr.Dataset, role: Role, model: Dynamics, word: Any) -> Any:
     """Find the variables that play a role, where the caller has no values; a mapping may hold both."""
     if word is None or isinstance(word, str):
         return find_fields(ds, role, model, word, all_fields=False)
-    if not isinstance(word, Mapping):
+    if not names_fields(word):
         return word
     check_field_names(role.keyword, word, model.space)
     return {name: find(ds, role, one) if isinstance(one, str) else one for name, one in word.items()}
@@ -216,6 +229,8 @@ def _find_values(ds: xr.Dataset, role: Role, model: Dynamics, word: Any) -> Any:
 
 def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[RecordWords]) -> LabelledRecord:
     """Understand a Dataset, reading its coordinates and attributes but none of its data.
+
+    With climatology="record" some states of its truth are read.
 
     Parameters
     ----------
@@ -248,12 +263,17 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
         check_whole(ds, one)
     first = next(iter(each(variables.observation)))
 
-    operator = _read_operator(variables, model)
+    truth = None if variables.truth is None else arrange_state(variables.truth, model, TRUTH.name)
+    of_record = None if truth is None else partial(_own_states, truth, model)
+    model = with_climatology(model, words.get("climatology"), of_record)
+    positions = read_positions(words.get("positions"), model, first)
+    operator = _read_operator(variables, model, positions)
     if operator is None:
         observation = arrange_state(variables.observation, model, OBSERVATION.name)
     else:
         observation = arrange(first, whole_of(model), {OBS: operator.size})
-    truth = None if variables.truth is None else arrange_state(variables.truth, model, TRUTH.name)
+    if positions is not None and not bool((there := positions.there()).all()):
+        observation = observation.where(xr.DataArray(there.numpy(), dims=observation.dims[-there.ndim :]))
     _check_units(variables, model, operator is None)
     if truth is not None:
         for dim in (TRAJECTORY, TIME):
@@ -263,9 +283,9 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
                 )
 
     setup = Setup(
-        dynamics=model,
-        observing=_read_observing(variables, model, operator, observation),
-        steps=_steps(observation, model),
+        dynamics=model if model.autonomous else model.starting_at(first_model_time(observation, model)),
+        observing=_read_observing(variables, model, operator, observation, positions),
+        steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
     )
@@ -294,7 +314,7 @@ def _observed_names(variables: _Variables, model: Dynamics) -> list[str]:
     return list(variables.observation) if isinstance(variables.observation, dict) else model.space.names
 
 
-def _read_operator(variables: _Variables, model: Dynamics) -> Operator | None:
+def _read_operator(variables: _Variables, model: Dynamics, positions: Positions | None) -> Operator | None:
     """H; None where observations lie at the state's sites."""
     if isinstance(variables.observation, dict):
         if variables.operator is not None:
@@ -304,17 +324,21 @@ def _read_operator(variables: _Variables, model: Dynamics) -> Operator | None:
                 f"one variable with the dim {OBS!r} that it gives, named with observation=; or no operator"
             )
         return None
-    return read_operator(variables.operator, model, variables.observation)
+    return read_operator(variables.operator, model, variables.observation, positions)
 
 
 def _read_observing(
-    variables: _Variables, model: Dynamics, operator: Operator | None, observation: xr.DataArray
+    variables: _Variables,
+    model: Dynamics,
+    operator: Operator | None,
+    observation: xr.DataArray,
+    positions: Positions | None,
 ) -> ObservingSystem:
     """H and R."""
     error = variables.error
     whole = whole_of(model) if operator is None else None
-    if not isinstance(error, dict):
-        return read_observing(error, operator, observation, whole)
+    if not isinstance(error, dict) or operator is not None:
+        return read_observing(error, operator, observation, whole, positions)
     if not isinstance(variables.observation, dict):
         raise ValueError(
             f"there are observation errors of the fields {list(error)}, and the observations {observation.name!r} are "
@@ -347,6 +371,13 @@ def _check_units(variables: _Variables, model: Dynamics, direct: bool) -> None:
                 check_units(truth[name], variable)
 
 
+def _own_states(truth: xr.DataArray, model: Dynamics) -> xr.DataArray:
+    """States of a truth that stand for its climate, read."""
+    states = spaced(truth).compute()
+    refuse_fill_values(states.to_numpy(), str(truth.name), True, model)
+    return states
+
+
 def check_words(words: Any) -> None:
     """Refuse arguments beyond those that say what plays which role in a record.
 
@@ -374,14 +405,3 @@ def _read_sites(ds: xr.Dataset, model: Dynamics) -> Sites | FieldSites | None:
         return Sites.from_json(description)
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
-
-
-def _steps(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Model steps before each time, 0 before the first."""
-    intervals, rounding = intervals_of(variable, model)
-    steps = np.zeros(len(intervals) + 1, dtype=np.int64)
-    whole = model.timestep * np.maximum(1, np.round(intervals / model.timestep))
-    intervals = np.where(np.abs(intervals - whole) <= rounding, whole, intervals)
-    for interval in np.unique(np.round(intervals, 9)):
-        steps[1:][np.isclose(intervals, interval, rtol=1e-6, atol=2e-9)] = model.steps_in(float(interval))
-    return steps

@@ -11,9 +11,10 @@ import xarray as xr
 
 from ..core.checks import shown
 from .arranging import arrange_state
-from .fields import each, states_of
-from .schema import TIME, TRAJECTORY, Role
+from .fields import each, in_order, parts_of, states_of
+from .schema import TIME, TRAJECTORY, Array, Role
 from .store import STATUS, check_contents, check_whole
+from .times import same_times
 from .values import check_units, check_units_of_parts
 
 if TYPE_CHECKING:
@@ -80,26 +81,38 @@ def read_run(
         if labelled.truth is not None and isinstance(variables, xr.DataArray):
             check_units(variables, labelled.truth, warns=False)
         for dim in (TRAJECTORY, TIME, *model.dims):
-            _check_same_labels(labelled, states[name], dim, what)
+            reference = labelled.observation if dim in labelled.observation.dims else labelled.truth
+            if reference is not None and dim in reference.coords:
+                _check_same_labels(reference[dim], states[name], dim, what)
+        for part in parts_of(model) if isinstance(variables, dict) else ():
+            assert part.field is not None
+            for dim in part.dims:
+                ordered = in_order(variables[part.field.name], dim, part)
+                _check_same_labels(labelled.labels[dim], ordered, dim, what)
     return states
 
 
-def _check_same_labels(labelled: LabelledRecord, variable: xr.DataArray, dim: str, what: str) -> None:
+def _check_same_labels(reference: xr.DataArray, variable: xr.DataArray, dim: str, what: str) -> None:
     """Refuse a run's variable whose labels are not the record's."""
-    reference = labelled.observation if dim in labelled.observation.dims else labelled.truth
-    if reference is None or dim not in reference.coords or dim not in variable.coords:
+    if dim not in variable.coords:
         return
-    ours, theirs = reference[dim].values, variable[dim].values
-    numbers = all(np.issubdtype(labels.dtype, np.number) for labels in (ours, theirs))
-    if dim == TIME and not numbers:
-        raise ValueError(f"time of the {what} is of {theirs.dtype}: expected numbers, as in the record")
-    near = 1e-3 * float(np.diff(ours).min()) if dim == TIME and len(ours) > 1 and numbers else 0.0
-    relative = 0.0 if dim in (TRAJECTORY, TIME) else 1e-6  # labels of the state may be in single precision
-    same = ours.shape == theirs.shape and (
-        np.allclose(ours, theirs, rtol=relative, atol=near) if numbers else bool((ours == theirs).all())
-    )
+    ours, theirs = reference.values, variable[dim].values
+    if dim == TIME:
+        same = same_times(reference, variable[dim])
+    else:
+        numbers = all(np.issubdtype(labels.dtype, np.number) for labels in (ours, theirs))
+        relative = 0.0 if dim == TRAJECTORY else 1e-6  # labels of the state may be in single precision
+        same = ours.shape == theirs.shape and (
+            np.allclose(ours, theirs, rtol=relative, atol=0.0) if numbers else bool((ours == theirs).all())
+        )
     if not same:
         raise ValueError(
-            f"{what} and record differ in {dim}: expected {len(ours)} labels {shown(ours[:3].tolist())}, as in the "
-            f"record; {variable.name!r} has {len(theirs)}, {shown(theirs[:3].tolist())}. Make the run on this record"
+            f"{what} and record differ in {dim}: expected {len(ours)} labels {_first(ours)}, as in the record; "
+            f"{variable.name!r} has {len(theirs)}, {_first(theirs)}. Make the run on this record"
         )
+
+
+def _first(labels: Array) -> str:
+    """The first labels, in words; dates as they are written."""
+    some = labels[:3]
+    return shown(some.tolist() if some.dtype.kind in "fiuU" else [str(label) for label in some])

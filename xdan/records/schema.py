@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+import sys
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -112,6 +113,27 @@ def find(ds: xr.Dataset, role: Role, name: str | None = None) -> xr.DataArray | 
             f"variables {names} all claim the role {role.name!r}; choose one with {role.keyword}=: expected one of them"
         )
     return ds[names[0]] if names else None
+
+
+def time_dims(variable: xr.DataArray) -> list[Hashable]:
+    """Dims of a variable that are of time: by their CF attributes, or because their coordinate holds dates."""
+    named = (*variable.cf.axes.get("T", []), *variable.cf.coordinates.get("time", []))
+    dims = [dim for dim in named if dim in variable.dims]
+    return list(dict.fromkeys([*dims, *(dim for dim in variable.dims if holds_dates(variable, dim))]))
+
+
+def holds_dates(variable: xr.DataArray, dim: Hashable) -> bool:
+    """Whether the coordinate of a dim holds dates or time differences."""
+    if dim not in variable.coords:
+        return False
+    values = variable[dim].values
+    return values.dtype.kind in "mM" or (values.dtype.kind == "O" and values.size > 0 and is_cftime(values.flat[0]))
+
+
+def is_cftime(value: Any) -> bool:
+    """Whether a value is a date of cftime, which need not be installed."""
+    cftime = sys.modules.get("cftime")
+    return cftime is not None and isinstance(value, cftime.datetime)
 
 
 def to_power(units: str, power: int) -> str:

@@ -186,6 +186,8 @@ def _observing(data: Mapping[str, Any], sites: Sites | FieldSites | None) -> Ite
 
 def _sites(description: Mapping[str, Any]) -> str:
     parameters = description.get("parameters")
+    if description.get("name") == "fields" and isinstance(parameters, Mapping):
+        return "; ".join(f"{name}: {_sites(one)}" for name, one in parameters.items() if isinstance(one, Mapping))
     return ", ".join(f"{k}={v}" for k, v in parameters.items()) if isinstance(parameters, Mapping) else "unknown"
 
 

@@ -62,7 +62,9 @@ def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = Tr
 
 
 def check_units_of_parts(variables: Found, model: Dynamics, *, warns: bool = True, difference: bool = False) -> None:
-    """Refuse variables in other units than the state's, where the model names some; warn where they are spelled apart.
+    """Refuse variables in other units than the state's; warn where they are spelled apart.
+
+    Units of "1" are those of models and variables that name none: they contradict nothing.
 
     Parameters
     ----------
@@ -91,7 +93,7 @@ def check_units_of_parts(variables: Found, model: Dynamics, *, warns: bool = Tru
     for variable, units in pairs:
         said = variable.attrs.get("units")
         both = {_plain(str(said)), _plain(units)}
-        if units != "1" and not (difference and both <= {"k", "degc"}):
+        if "1" not in (units, said) and not (difference and both <= {"k", "degc"}):
             check_units(variable, xr.DataArray(name=f"the dynamics {model.label}", attrs={"units": units}), warns=warns)
 
 

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 
@@ -90,7 +91,12 @@ class RecordWindows:
         inside = slice((window % self.block) * self.cycles, (window % self.block + 1) * self.cycles)
         start = self.batches[batch][0][1] + window * self.cycles
         steps = self.labelled.setup.steps[start : start + self.cycles]
-        dtype = self.labelled.setup.dtype
+        setup = self.labelled.setup
+        dtype, clock = setup.dtype, None
+        if not setup.dynamics.autonomous:
+            # The steps are those of the first lane: 0 before a record's first time, which others do not begin with.
+            firsts = [first + window * self.cycles for _, first in self.batches[batch]]
+            clock = torch.tensor([setup.clock(first) for first in firsts]) - int(steps[0])
 
         def tensor(array: Array) -> Tensor:
             return array_to_tensor(array[:, inside], dtype, self.device).flatten(2)
@@ -103,6 +109,7 @@ class RecordWindows:
             fresh,
             start,
             None if forecast is None else tensor(forecast),
+            clock=clock,
         )
 
     def _load(self, batch: int, block: int) -> tuple[Array | None, Array, Array | None]:

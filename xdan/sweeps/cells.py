@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..assimilation.scoring import score
 from ..assimilation.twins import twin
-from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.dynamics import Dynamics, GivenClimate, dynamics_to_json
 from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.location import StoreLike
@@ -24,8 +24,9 @@ TEST_SEEDS = 1_000_000  # test records are keyed apart from training
 
 
 def describe_dynamics(dynamics: Dynamics) -> dict[str, Any]:
-    """JSON that says which dynamics this is: its name, its parameters, and where a step takes a state."""
-    return {**dynamics_to_json(dynamics), "step": digest(dynamics.fingerprint().numpy()), "units": dynamics.units}
+    """JSON that says which dynamics this is: its name and parameters, where a step takes a state, when it starts."""
+    described = {**dynamics_to_json(dynamics), "step": digest(dynamics.fingerprint().numpy()), "units": dynamics.units}
+    return described if dynamics.autonomous else {**described, "model_time": dynamics.model_time}
 
 
 def describe_observing(experiment: TwinExperiment) -> dict[str, Any]:
@@ -38,7 +39,8 @@ def describe_observing(experiment: TwinExperiment) -> dict[str, Any]:
     """
     config = experiment.config()
     described = {"interval": config["interval"], "observe": config["observe"], "error_std": experiment.error_std}
-    if experiment.operator is not None or not isinstance(experiment.error_std, float):
+    plain = experiment.operator is None and experiment.positions is None
+    if not plain or not isinstance(experiment.error_std, float):
         observing = observing_system(experiment)
         described |= {"error_std": None, "observing": digest(*identity(observing, experiment.dynamics))}
     return described
@@ -81,6 +83,13 @@ class Cell:
     def minutes(self) -> float:
         """Minutes of training; 0 where another length is set, or nothing is trained."""
         return float(self.scheme.parameters.get("minutes") or 0.0) if self.scheme.trains else 0.0
+
+    def with_climate(self, climate: GivenClimate | None) -> Cell:
+        """The cell with another given climatology, or without any; cells of one sweep share it on their way."""
+        experiment, trained_on = (
+            replace(one, dynamics=one.dynamics.with_climatology(climate)) for one in (self.experiment, self.trained_on)
+        )
+        return replace(self, experiment=experiment, trained_on=trained_on)
 
     def check(self) -> None:
         """Refuse a twin, a method, a network or a training that cannot be.

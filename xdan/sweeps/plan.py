@@ -130,7 +130,11 @@ class SweepPlan:
         of_experiment = {*self._of_dynamics(), *_OF_EXPERIMENT}
         known = of_experiment.union(*(scheme.accepts for scheme in self.schemes.values()))
         if unknown := sorted(set(self.axes) - known):
-            raise ValueError(f"axes {unknown} are no parameters of any scheme: expected some of {sorted(known)}")
+            given = self.experiment.dynamics.given_climate is not None
+            why = (
+                "; with climatology= the dynamics' own are none, as the states are those of one model" if given else ""
+            )
+            raise ValueError(f"axes {unknown} are no parameters of any scheme: expected some of {sorted(known)}{why}")
         for label, scheme in self.schemes.items():
             if wrong := sorted(set(scheme.trained_on) - of_experiment):
                 raise ValueError(
@@ -210,7 +214,8 @@ class SweepPlan:
         if set(chosen) & set(parameters):
             described = dynamics_to_json(self.experiment.dynamics)
             new = {name: chosen.get(name, value) for name, value in parameters.items()}
-            changed["dynamics"] = dynamics_from_json({**described, "parameters": new})
+            made = dynamics_from_json({**described, "parameters": new})
+            changed["dynamics"] = made.starting_at(self.experiment.dynamics.model_time)
         return replace(self.experiment, **changed)
 
 

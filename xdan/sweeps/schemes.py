@@ -19,7 +19,7 @@ from ..core.checks import shown
 from ..core.dynamics import dynamics_to_json
 from ..core.learning import Optimiser, objective_by_name
 from ..core.methods import accepted_parameters, method_by_name
-from ..core.networks import AnalysisNetwork, network_by_name, network_parameters
+from ..core.networks import AnalysisNetwork, network_for, network_parameters
 from ..core.observing import Sites
 from ..core.twin import TwinExperiment
 from ..network import Network
@@ -137,8 +137,8 @@ class BaselineScheme(Scheme):
         return {"baseline": self.method, **plain(self.parameters)}
 
     def check(self, experiment: TwinExperiment, seed: int) -> None:
-        """Refuse parameters that the method does not take."""
-        method_by_name(self.method, **self.parameters)
+        """Refuse parameters that the method does not take, and a model that it cannot work with."""
+        method_by_name(self.method, **self.parameters).check_dynamics(experiment.dynamics)
 
     def run(self, record: xr.Dataset, network: Network | None, **options: Any) -> xr.Dataset:
         """Tune it on the record, and cycle it."""
@@ -227,7 +227,7 @@ class TrainingScheme(Scheme):
     def has_made(self, network: Network, experiment: TwinExperiment, seed: int) -> bool:
         """Whether a network is of this training, which ended as it should, by what its description says."""
         training = network.description.get("training", {})
-        architecture = self._network()
+        architecture = self._network(experiment)
         settings = {name: plain(value) for name, value in self._settings().items() if name in training}
         if "objective" in settings:
             settings["objective"] = objective_by_name(settings["objective"]).to_json()
@@ -251,13 +251,13 @@ class TrainingScheme(Scheme):
         """Parameters of training that are set."""
         return {name: value for name, value in self.parameters.items() if name in TRAINING}
 
-    def _network(self) -> AnalysisNetwork:
+    def _network(self, experiment: TwinExperiment) -> AnalysisNetwork:
         """Architecture with the parameters of this scheme."""
         sizes = {name: value for name, value in self.parameters.items() if name not in TRAINING}
         with building():
             if self.kind is None:
-                return network_by_name(self.name, sizes)
-            return self.kind(**{**self.architecture, **sizes})
+                return network_for(experiment.dynamics.space, self.name, sizes)
+            return self.kind(**{**self.architecture, **sizes}).made_for(experiment.dynamics.space)
 
     def _training_arguments(
         self, experiment: TwinExperiment, seed: int, checkpoint: StoreLike | None
@@ -269,7 +269,7 @@ class TrainingScheme(Scheme):
             settings.setdefault("processes", 1)  # the scheduler has others at work already
         return TrainingArguments(
             source=experiment,
-            network=self._network(),
+            network=self._network(experiment),
             optimiser=Optimiser(**rates),
             **settings,
             seed=seed,

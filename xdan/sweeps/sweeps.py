@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import dask
@@ -13,10 +14,11 @@ from dask.delayed import Delayed
 from tqdm.auto import tqdm
 
 from ..core.checks import switch
-from ..core.dynamics import Dynamics
+from ..core.dynamics import Dynamics, GivenClimate
 from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.blocks import in_block
+from ..records.climatology import with_climatology
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.watch import warn_of
 from .cell_store import CellStore
@@ -37,6 +39,7 @@ def sweep(
     cycles: int = 600,
     trajectories: int = 64,
     burn_in: int = 200,
+    climatology: Any = None,
     store: StoreLike | None = None,
     retry: bool = False,
     yes: bool = False,
@@ -64,6 +67,9 @@ def sweep(
         How many, from 0 on, or which. A seed keys training and test record.
     cycles, trajectories, burn_in : int
         Of the test records.
+    climatology : array or DataArray, shape (sample, *state), optional
+        States that stand for the dynamics' own climatology, in twins, trainings and methods. Parameters of the dynamics
+        are then no axes: other parameters have another climate.
     store : path or Zarr store, optional
         Every cell is written as it is finished. The same call, or one with more schemes, values or seeds, computes
         what is missing. Without a store the cube is lazy.
@@ -98,6 +104,8 @@ def sweep(
         Where a cell or a network in the store is damaged; it is computed again.
     """
     retry, yes, progress = switch("retry", retry), switch("yes", yes), switch("progress", progress)
+    experiment = TwinExperiment.of(experiment, {})
+    experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
     sizes = {"cycles": cycles, "trajectories": trajectories, "burn_in": burn_in}
     plan = SweepPlan.of(experiment, schemes, axes, seeds, sizes, yes)
     if store is not None:
@@ -116,7 +124,7 @@ def sweep(
             "yes=True to go on"
         )
     plan.check_cells(missing)
-    tasks = _tasks(missing, cell_store, plan.trained)
+    tasks = _tasks(missing, cell_store, plan.trained, plan.experiment.dynamics.given_climate)
     if cell_store is None:
         return plan.cube(tasks)
     check_reachable(store)
@@ -136,22 +144,29 @@ def sweep(
     return loaded
 
 
-def _tasks(cells: Sequence[Cell], cell_store: CellStore | None, trained: Mapping[str, Network]) -> dict[str, Delayed]:
-    """Delayed results by key; a training that cells share is one task, and so is a trained network."""
+def _tasks(
+    cells: Sequence[Cell], cell_store: CellStore | None, trained: Mapping[str, Network], climate: GivenClimate | None
+) -> dict[str, Delayed]:
+    """Delayed results by key; a training that cells share is one task, and so are a trained network and a climate."""
+    shared = None if climate is None else dask.delayed(climate, traverse=False)
     trained_tasks = {key: dask.delayed(network, traverse=False) for key, network in trained.items()}
     networks: dict[str, Delayed] = {}
     for cell in cells:
         if cell.scheme.trains:
-            networks[cell.training_key] = _network(cell, cell_store)
+            networks[cell.training_key] = _network(cell.with_climate(None), shared, cell_store)
         elif (task := cell.scheme.trained_network(trained_tasks)) is not None:
             networks[cell.training_key] = task
-    return {cell.key: _result(cell, cell_store, networks.get(cell.training_key)) for cell in cells}
+    return {
+        cell.key: _result(cell.key, cell.with_climate(None), shared, cell_store, networks.get(cell.training_key))
+        for cell in cells
+    }
 
 
 @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
-def _network(cell: Cell, cell_store: CellStore | None) -> Network | str:
+def _network(cell: Cell, climate: GivenClimate | None, cell_store: CellStore | None) -> Network | str:
     """Train a network, or say why not."""
     in_block()
+    cell = cell.with_climate(climate)
     try:
         return cell.train(None) if cell_store is None else cell_store.network(cell)
     except Exception as error:  # whatever it is, the other cells go on
@@ -159,14 +174,17 @@ def _network(cell: Cell, cell_store: CellStore | None) -> Network | str:
 
 
 @dask.delayed(pure=False)  # type: ignore[untyped-decorator]
-def _result(cell: Cell, cell_store: CellStore | None, network: Network | str | None) -> dict[str, Any]:
+def _result(
+    key: str, cell: Cell, climate: GivenClimate | None, cell_store: CellStore | None, network: Network | str | None
+) -> dict[str, Any]:
     in_block()
+    cell = cell.with_climate(climate)
     try:
         scores: dict[str, Any] = {"failed": 1.0, "error": network} if isinstance(network, str) else cell.score(network)
     except Exception as error:
         scores = {"failed": 1.0, "error": _why(error)}
     if cell_store is not None:
-        cell_store.write(cell.key, scores)
+        cell_store.write(key, scores)
     elif "error" in scores:
         warn_of([f"a cell failed: {scores['error']}"])
     return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..core.networks import AnalysisNetwork
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment
 from ..network import Network
+from ..records.climatology import with_climatology
 from ..records.location import StoreLike, check_rewritable, locate
 from ..records.record import RecordWords
 
@@ -66,6 +67,7 @@ class TrainingArguments:
         self._check_words()
         self._check_kinds()
         self._set("source", TwinExperiment(self.source) if isinstance(self.source, Dynamics) else self.source)
+        self._take_climatology()
         self._set("objective", _objective(self.objective))
         for label in ("window", "batch", "validate_every"):
             self._set(label, integer(label, getattr(self, label), least=1))
@@ -92,6 +94,14 @@ class TrainingArguments:
     def _set(self, label: str, value: Any) -> None:
         object.__setattr__(self, label, value)
 
+    def _take_climatology(self) -> None:
+        """Give the model of an endless twin its climatology; a Dataset is read with it."""
+        if isinstance(self.source, TwinExperiment):
+            words = dict(self.words)
+            dynamics = with_climatology(self.source.dynamics, words.pop("climatology", None))
+            self._set("source", replace(self.source, dynamics=dynamics))
+            self._set("words", words)
+
     def _check_words(self) -> None:
         """Refuse unknown keywords as Python does, and say where those of before have gone."""
         homes = {entry.name: "xdan.TwinExperiment, to train on" for entry in fields(TwinExperiment)}
@@ -107,6 +117,7 @@ class TrainingArguments:
     def _check_kinds(self) -> None:
         """Refuse arguments of a wrong type, numbers apart."""
         words: Mapping[str, Any] = {**dict.fromkeys(_WORDS), **self.words}
+        named = (type(None), str, Mapping)
         kinds: dict[str, tuple[Any, Any, str]] = {
             "network": (
                 self.network,
@@ -126,8 +137,8 @@ class TrainingArguments:
                 "the Dataset that baseline() returned, or with objective='covariance' the name of an ensemble method",
             ),
             "dynamics": (words["dynamics"], (type(None), Dynamics), "an xdan Dynamics such as xdan.Lorenz96()"),
-            "truth": (words["truth"], (type(None), str), "the name of a variable"),
-            "observation": (words["observation"], (type(None), str), "the name of a variable"),
+            "truth": (words["truth"], named, "the name of a variable, or a mapping of fields to names"),
+            "observation": (words["observation"], named, "the name of a variable, or a mapping of fields to names"),
         }
         if not isinstance(self.source, (xr.Dataset, TwinExperiment, Dynamics)):
             raise TypeError(

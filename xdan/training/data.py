@@ -18,6 +18,8 @@ from ..core.learning.trainer import Windows
 from ..core.methods import Record
 from ..core.networks import AnalysisNetwork
 from ..core.observing import FieldSites, ObservingSystem, Operator, Sites
+from ..core.random import Purpose
+from ..core.spaces import StateSpace
 
 VALIDATION_LANES, VALIDATION_CYCLES = 64, 250  # at most, of a validation
 _CLIMATE_STATES = 256  # states that a mean over the climate is taken of
@@ -36,8 +38,8 @@ class TrainingData:
     observing : ObservingSystem
     windows : Windows
     validation : Record
-    moments : tuple of float
-        Climatological mean and deviation of a site.
+    moments : tuple of float, or of list of float
+        Climatological mean and deviation of a site; of each of several fields.
     identity : mapping
         JSON that tells these data from others.
     setting : mapping
@@ -49,7 +51,7 @@ class TrainingData:
     observing: ObservingSystem
     windows: Windows
     validation: Record
-    moments: tuple[float, float]
+    moments: Moments
     identity: Mapping[str, Any]
     setting: Mapping[str, Any]
 
@@ -58,8 +60,30 @@ class TrainingData:
         like = self.validation.observation
         if self.observing.direct:
             return like.new_zeros(0, math.prod(self.dynamics.shape))
-        labels = range(_CLIMATE_STATES)
-        return self.dynamics.climatology(labels, self.validation.seed, like=like).flatten(2)[:, 0]
+        return _some_climate(self.validation).flatten(1)
+
+    def error_scale(self, network: AnalysisNetwork) -> float | list[float]:
+        """Typical observation error to normalise a network with, one for each of several fields.
+
+        A field that is never observed has none. It gets the share of its climatological deviation that the errors of
+        the other fields are of theirs, in the geometric mean: it is then corrected by steps of a size like theirs.
+        """
+        space, climate = network.space, self.climate()
+        if space is None or space.single:
+            return self.observing.typical_error(climate)
+        errors = [self.observing.typical_error(climate, space.slices[name]) for name in space.names]
+        if self.observing.direct:
+            observed = (~self.validation.observation.isnan()).flatten(0, 1).any(0)
+            seen = [bool(observed[space.slices[name]].any()) for name in space.names]
+            errors = [error if is_seen else math.inf for error, is_seen in zip(errors, seen, strict=True)]
+        stds = np.asarray(self.moments[1])
+        shares = np.asarray(errors) / stds
+        usual = float(np.exp(np.log(shares[np.isfinite(shares)]).mean()))
+        return [float(one) for one in np.where(np.isfinite(shares), errors, usual * stds)]
+
+
+Moments = tuple[float, float] | tuple[list[float], list[float]]
+"""Mean and deviation, of the state or of each of its fields."""
 
 
 class TrainingSource(ABC):
@@ -102,25 +126,43 @@ def burn_in(cycles: int) -> int:
     return min(_BURN_IN, cycles // 3)
 
 
-def climate_moments(record: Record) -> tuple[float, float]:
+def climate_moments(record: Record, space: StateSpace | None = None) -> Moments:
     """Climatological mean and deviation of a site, from the truth or from observations without their errors' part.
 
-    Observations by another operator say little of the state: then the dynamics' own climate is taken.
+    Observations by another operator say little of the state, and those of a field that is never observed nothing: then
+    the dynamics' own climate is taken. A climatology that was given comes before all of these.
+
+    Parameters
+    ----------
+    record : Record
+    space : StateSpace, optional
+        Whose fields have moments of their own, where there are several.
 
     Raises
     ------
     ValueError
         If they are not finite, or nothing varies.
     """
+    if space is None or space.single:
+        return _moments(record, slice(None), "")
+    pairs = [_moments(record, space.slices[name], f" of the field {name!r}") for name in space.names]
+    return [mean for mean, _ in pairs], [std for _, std in pairs]
+
+
+def _moments(record: Record, part: slice, of_what: str) -> tuple[float, float]:
+    """Those of some components."""
     states = record.truth
-    if states is None and not record.observing.direct:
-        states = record.dynamics.climatology(range(_CLIMATE_STATES), record.seed, like=record.observation)
+    observed = record.observation[..., part] if record.observing.direct else record.observation[..., :0]
+    observed = observed[~observed.isnan()].double()
+    unseen = not record.observing.direct or (of_what and not len(observed))
+    if record.dynamics.given_climate is not None or (states is None and unseen):
+        states = _some_climate(record).flatten(1)
     if states is not None:
-        mean, std = float(states.double().mean()), float(states.double().std(correction=0))
+        states = states[..., part].double()
+        mean, std = float(states.mean()), float(states.std(correction=0))
         source = "states"
     else:
-        observed = record.observation[~record.observation.isnan()].double()
-        total, errors = float(observed.var(correction=0)), float(record.observing.error_variance().mean())
+        total, errors = float(observed.var(correction=0)), float(_part(record, part).mean())
         # Where errors are larger than the climate, a share of the observations' variance is a guess.
         variance = max(total - errors, _LEAST_CLIMATE * total)
         mean, std = float(observed.mean()), math.sqrt(variance) if variance >= 0 else math.nan
@@ -128,11 +170,26 @@ def climate_moments(record: Record) -> tuple[float, float]:
     single = np.finfo(np.float32)  # in which networks compute with the variance
     if not (math.isfinite(mean) and single.tiny < std**2 < single.max and std > _ROUNDING * abs(mean)):
         raise ValueError(
-            f"the {source} that validation reads have the mean {mean:.6g} and the deviation {std:.6g}: expected finite "
-            "ones that vary by more than rounding in single precision, as a network is normalised by them. Take a "
-            "record that moves, or other units"
+            f"the {source}{of_what} that validation reads have the mean {mean:.6g} and the deviation {std:.6g}: "
+            "expected finite ones that vary by more than rounding in single precision, as a network is normalised by "
+            "them. Take a record that moves, or other units"
         )
     return mean, std
+
+
+def _some_climate(record: Record) -> torch.Tensor:
+    """States of the climate of a record's dynamics, shape (S, *state)."""
+    return record.dynamics.climate_sample(
+        _CLIMATE_STATES, record.seed, purpose=Purpose.INITIAL_STATE, like=record.observation
+    )
+
+
+def _part(record: Record, part: slice) -> torch.Tensor:
+    """Error variances of some components that are observed directly; of all as R has them."""
+    variance = record.observing.error_variance()
+    if part == slice(None):
+        return variance
+    return variance.expand(*variance.shape[:-1], record.observation.shape[-1])[..., part]
 
 
 def describe_setting(
@@ -140,7 +197,7 @@ def describe_setting(
     observing: ObservingSystem,
     steps: Sequence[int],
     sites: Sites | FieldSites | None,
-    moments: tuple[float, float],
+    moments: Moments,
 ) -> dict[str, Any]:
     """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
     timestep = record.dynamics.timestep
@@ -151,7 +208,7 @@ def describe_setting(
         "interval": _range([step * timestep for step in (min(steps), max(steps))]),
         "error_std": _range(observing.error_variance().sqrt().flatten().tolist()),
         "observing": sites.to_json() if sites is not None and by_rule else round(share, 4),
-        "climate": [_short(moment) for moment in moments],
+        "climate": [[*map(_short, one)] if isinstance(one, list) else _short(one) for one in moments],
     }
 
 

@@ -112,7 +112,8 @@ def train(
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
     **words
         `dynamics`, `truth`, `observation`, `observation_error` and `operator`, by which a Dataset is read: as for
-        `cycle`.
+        `cycle`. `climatology`, too, of an endless twin as well: states that trajectories start from, and that the
+        network is normalised by.
 
     Returns
     -------

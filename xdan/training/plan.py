@@ -15,8 +15,9 @@ import xarray as xr
 from ..core.checks import shown
 from ..core.derivative_checks import check_model, check_operator
 from ..core.learning.gradient import check_travels
-from ..core.networks import AnalysisNetwork, check_network, network_by_name, registered_name
+from ..core.networks import AnalysisNetwork, check_network, network_for, registered_name
 from ..core.random import Purpose, uniform
+from ..core.spaces import StateSpace
 from ..network import Network
 from .arguments import TrainingArguments
 from .data import TrainingData, TrainingSource
@@ -65,7 +66,9 @@ class TrainingPlan:
             draw = uniform(self.seed, Purpose.NETWORK, zero, zero, 1)
             torch.manual_seed(int(draw * 2**31))
             module = type(self.network)(**self.network.config())
-        module.normalise(*data.moments, data.observing.typical_error(data.climate()))
+        module.take_fixed_inputs(self.network)
+        mean, std = data.moments
+        module.normalise(mean, std, data.error_scale(module))
         _check_finite(module, self.network)
         return module
 
@@ -86,16 +89,15 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
     TypeError, ValueError
     """
     trained = arguments.network if isinstance(arguments.network, Network) else None
-    network = _network(arguments)
     processes = _processes(arguments.processes, arguments.batch, device)
     source = _source(arguments)
     dynamics = source.dynamics
-    network.check_state(dynamics.dims, dynamics.shape)
-    if trained is not None:
-        if trained.state_dims != dynamics.dims:
-            raise ValueError(
-                f"the network works on dims {trained.state_dims}, the record has {dynamics.dims}: expected those"
-            )
+    network = _network(arguments, dynamics.space)
+    if trained is None:
+        network.check_space(dynamics.space)
+    else:
+        network.check_state(dynamics.dims, dynamics.shape)
+        trained.check(dynamics)
         _check_finite(network, trained)
     arguments.objective.check(network, source.contents)
     registered_name(network)  # a store must open as what it is
@@ -108,15 +110,15 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
     return TrainingPlan(source, network, trained, processes, arguments.seed)
 
 
-def _network(arguments: TrainingArguments) -> AnalysisNetwork:
-    """Module of the architecture; where a network is carried on, with its weights."""
+def _network(arguments: TrainingArguments, space: StateSpace) -> AnalysisNetwork:
+    """Module of the architecture, by name for a space; where a network is carried on, with its weights."""
     network = arguments.network
-    if isinstance(network, AnalysisNetwork):
-        return network
     with building():
+        if isinstance(network, AnalysisNetwork):
+            return network.made_for(space)
         if isinstance(network, Network):
             return network.module()
-        return network_by_name(network, {} if arguments.memory is None else {"memory": arguments.memory})
+        return network_for(space, network, {} if arguments.memory is None else {"memory": arguments.memory})
 
 
 def _source(arguments: TrainingArguments) -> TrainingSource:
@@ -140,6 +142,12 @@ def _check_differentiable(source: TrainingSource, device: str) -> None:
     through_the_model = contents.cycles > 1 and not contents.forecast
     if not through_the_model and operator is None:
         return
+    if through_the_model:
+        source.dynamics.require_derivatives(
+            "training through windows of several cycles",
+            "Imitate a baseline's run on a record, teacher=ds.dan.baseline('enkf-n', ...), or pass window=1: neither "
+            "differentiates the model",
+        )
     states = source.states(device)
     if through_the_model:
         check_model(source.dynamics, "backward", states, "windows of several cycles train through it: or pass window=1")

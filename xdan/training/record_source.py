@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -154,8 +155,9 @@ class RecordSource(TrainingSource):
         batch = min(self.batch, len(kept))
         windows = RecordWindows(labelled, kept, length, batch=batch, cycles=self.window, seed=self.seed, device=device)
         observing = setup.observing.to(record.observation.dtype, device)
-        moments = climate_moments(record)
-        setting = describe_setting(record, setup.observing, setup.steps[1:].tolist(), labelled.sites, moments)
+        moments = climate_moments(record, network.space)
+        inside = [setup.steps[start + 1 : start + length] for start in {start for _, start in self.lanes}]
+        setting = describe_setting(record, setup.observing, np.concatenate(inside).tolist(), labelled.sites, moments)
         identity = {
             "dynamics": dynamics_to_json(setup.dynamics),
             "sizes": {str(dim): size for dim, size in labelled.observation.sizes.items()},
@@ -203,7 +205,8 @@ class RecordSource(TrainingSource):
             truth=truth,
             device=device,
         )
-        return record, truth
+        clock = torch.tensor([labelled.setup.clock(first) for _, first in held]) - record.steps[0]
+        return replace(record, clock=clock), truth
 
 
 def _check_lanes_observed(
@@ -262,17 +265,34 @@ def _check_finite(truth: xr.DataArray) -> None:
 
 
 def _lanes(labelled: LabelledRecord, window: int, batch: int, validation: float) -> tuple[Lanes, int]:
-    """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few."""
+    """Cut a record into lanes (row, start) of one length: its trajectories, or segments where they are too few.
+
+    Lanes of a batch share their intervals, so segments have one interval throughout. A single trajectory whose
+    intervals differ is cut at its gaps.
+    """
     count, cycles = labelled.observation.shape[:2]
     steps = labelled.setup.steps
     wanted = math.ceil((batch + 1) / (1 - validation))
-    pieces = 1
-    if count < wanted and len(np.unique(steps[1:])) <= 1 and not labelled.setup.observing.in_time:
-        pieces = max(1, min(math.ceil(wanted / count), cycles // (8 * window)))
-    length = cycles // pieces
-    if length < 2 * window or count * pieces < 2:
+    regular = len(np.unique(steps[1:])) <= 1
+    starts, length = [0], cycles
+    if count < wanted and (regular or count == 1) and not labelled.setup.observing.in_time:
+        stretches = _stretches(steps)
+        usable = sum(stop - start for start, stop in stretches)
+        pieces = max(1, min(math.ceil(wanted / count), usable // (8 * window)))
+        length = min(usable // pieces, max(stop - start for start, stop in stretches))
+        starts = [first for start, stop in stretches for first in range(start, stop - length + 1, length)][:pieces]
+    if length < 2 * window or count * len(starts) < 2:
         raise ValueError(
             f"the record has {count} trajectories of {cycles} cycles: too little for windows of {window} cycles. "
             f"Expected at least 2 trajectories of {2 * window} cycles, or one of {32 * window}; or a shorter window="
         )
-    return [(row, piece * length) for piece in range(pieces) for row in range(count)], length
+    return [(row, start) for start in starts for row in range(count)], length
+
+
+def _stretches(steps: Array) -> list[tuple[int, int]]:
+    """First and last position, the last excluded, of the longest parts of a record with its commonest interval."""
+    values, counts = np.unique(steps[1:], return_counts=True)
+    if not len(values):
+        return [(0, len(steps))]
+    edges = [0, *(np.flatnonzero(steps[1:] != values[counts.argmax()]) + 1).tolist(), len(steps)]
+    return list(pairwise(edges))

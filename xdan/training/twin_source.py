@@ -23,6 +23,7 @@ from ..core.twin import TwinExperiment
 from ..records.observing import identity as observing_identity
 from ..records.observing import observing_system
 from ..records.store import digest
+from ..records.watch import warn_of
 from .data import VALIDATION_CYCLES, VALIDATION_LANES, TrainingData, TrainingSource, climate_moments, describe_setting
 
 # First labels of an endless twin's trajectories: no record has those, whatever its seed.
@@ -116,6 +117,7 @@ class TwinSource(TrainingSource):
         ValueError
             If the dynamics leaves the finite numbers, or nothing is observed.
         """
+        warn_of([self.dynamics.shortage(max(self.trajectories, self.batch))])
         twin = self._endless(device, _TRAINING_LABEL, max(self.trajectories, self.batch), self.batch, self.window)
         record, truth = self._validation(device)
         dynamics, sites = self.dynamics, self.experiment.observe
@@ -131,7 +133,7 @@ class TwinSource(TrainingSource):
         windows: Windows = twin
         if self.teacher is not None:  # a network without memory cannot tell an ensemble that settles
             windows = TaughtTwin(twin, tune(self.teacher, record), anew=network.memory > 0)
-        moments = climate_moments(record)
+        moments = climate_moments(record, network.space)
         setting = describe_setting(record, self.observing, [self.steps], sites, moments)
         return TrainingData(dynamics, record.observing, windows, record, moments, self._identity(), setting)
 

@@ -1,20 +1,29 @@
 """Dynamics: the model that is forecast with, known or the user's own."""
 
 from .base import Dynamics
+from .black_box import NumpyDynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
+from .given_climate import GivenClimate
+from .kuramoto_sivashinsky import KuramotoSivashinsky
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
-from .model_time import in_words
+from .model_time import check_time_unit, in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 from .stepping import runge_kutta_4
+from .two_scale_lorenz96 import TwoScaleLorenz96
 
 __all__ = [
     "CustomDynamics",
     "Dynamics",
+    "GivenClimate",
+    "KuramotoSivashinsky",
     "Lorenz63",
     "Lorenz96",
+    "NumpyDynamics",
+    "TwoScaleLorenz96",
     "check_declarations",
+    "check_time_unit",
     "dynamics_from_json",
     "dynamics_to_json",
     "in_words",

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..random import Purpose
-from ..registry import constructor_values
+from ..registry import constructor_parameters, constructor_values
 from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
 from . import declared_space, model_time, spin_up, trials
+from .clock import InTime
+from .given_climate import GivenClimate
 from .guards import FOLLOWS, guard_methods
-from .stepping import runge_kutta_4
+from .stepping import runge_kutta_4, takes_time
 
 
-class Dynamics:
-    """An autonomous model dx/dt = f(x), or a map x -> M(x) (Eq. 1a), differentiable and batched over leading axes.
+class Dynamics(InTime):
+    """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
     A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and
     `timestep`; the class gives `config`, and either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else
     has a default: derivatives are autodiff's, the way back in time is that of the tendency, and states start from
     noise. A faster `advance`, a tangent linear model (`advance_along`), a start (`rest`) and `distances` may be added.
     `docs/extending.md` shows a whole file.
+
+    A model that depends on time takes the time as the second argument, `tendency(self, x, t)` or `step(self, x, t)`: t
+    is a number, in model time, the same for all states of a call. Time is that of the record: t = 0 at the first
+    analysis of a twin, and the number that the coordinate `time` holds at the first analysis of any other record.
+    An object of such a class stands at a time, from which its methods begin; `from_step` and `starting_at` give it at
+    another. Spin-ups run over the time before.
 
     Attributes
     ----------
@@ -46,7 +53,18 @@ class Dynamics:
     spin_up_time : float
         Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
-        How long one unit of model time lasts; None where time has no dimension.
+        How long one unit of model time lasts; None where time has no dimension. Records with dates need it. It may be
+        set to a datetime.timedelta, or to the words that `config` gives.
+    time_origin : numpy.datetime64 or cftime.datetime, optional
+        Date at which model time is 0, for a model that depends on time; None where time has no dates.
+    autonomous : bool
+        Whether time plays no part. The class finds out by itself whether its `tendency`, or its `step`, takes a time:
+        a second argument without a default, or one called `t` or `time`.
+    has_derivatives : bool
+        Class attribute: whether torch can differentiate the step, or the class gives `advance_along`. False for a model
+        that torch cannot see into; methods and trainings that need its derivatives are refused before they begin.
+    given_climate : GivenClimate or None
+        States that stand for the model's own climatology; `with_climatology` sets them.
 
     Notes
     -----
@@ -73,7 +91,9 @@ class Dynamics:
     units: str = declared_space.OfSpace()  # type: ignore[assignment]
     timestep: float
     spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
-    time_unit: np.timedelta64 | None = None
+    time_unit = model_time.TimeUnit()
+    has_derivatives: ClassVar[bool] = True
+    given_climate: GivenClimate | None = None
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
@@ -84,6 +104,8 @@ class Dynamics:
         for name in set(vars(cls)) & set(FOLLOWS):
             for follower in set(FOLLOWS[name]) - set(vars(cls)):
                 setattr(cls, follower, getattr(Dynamics, follower))
+        if "autonomous" not in vars(cls) and {"step", "tendency"} & set(vars(cls)):
+            cls.autonomous = not takes_time(cls.tendency if cls.step is Dynamics.step else cls.step, 2)
         if not pure:
             guard_methods(cls)
 
@@ -100,14 +122,17 @@ class Dynamics:
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics.
 
-        By default the attributes that are named as the constructor's parameters.
+        By default the attributes that are named as the constructor's parameters; `time_unit` in words, such as
+        "5 days", and only where there is one.
 
         Raises
         ------
         TypeError
             Where such an attribute is missing, or no plain value.
         """
-        return constructor_values(self)
+        values = constructor_values(self, without=("time_unit",))
+        takes_unit = "time_unit" in constructor_parameters(type(self))
+        return model_time.with_time_unit(values, self.time_unit if takes_unit else None)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of states of shape (B, *shape).
@@ -121,13 +146,32 @@ class Dynamics:
 
     def step(self, x: Tensor) -> Tensor:
         """Advance states of shape (..., *shape) by one `timestep`; by default Runge-Kutta 4 of the tendency."""
-        return runge_kutta_4(self.tendency, x, self.timestep, pure=True)  # a tendency that is not pure is guarded
+        return self._runge_kutta(x, self.timestep, self._time)
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., *shape) by a number of steps."""
-        for _ in range(steps):
-            x = self.step(x)
+        """Advance states of shape (..., *shape) by a number of steps, from `model_time` on."""
+        if self.autonomous:
+            for _ in range(steps):
+                x = self.step(x)
+            return x
+        for step in range(self._model_step, self._model_step + steps):
+            x = self._step_at(x, self._time_at(step))
         return x
+
+    def one_step(self, x: Tensor) -> Tensor:
+        """Advance states of shape (..., *shape) by `step`, from `model_time` on where the model depends on time."""
+        return self.step(x) if self.autonomous else self._step_at(x, self.model_time)
+
+    def _step_at(self, x: Tensor, time: float) -> Tensor:
+        """A step of a model that depends on time, from a time on."""
+        if type(self).step is Dynamics.step:
+            return self._runge_kutta(x, self.timestep, time)
+        step: Callable[..., Tensor] = self.step
+        return step(x, time)
+
+    def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
+        """A step of the tendency, forward or backward."""
+        return runge_kutta_4(self.tendency, x, timestep, pure=True, time=time)  # one that is not pure is guarded
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states, and directions at them by the tangent linear model; here by forward-mode autodiff.
@@ -162,8 +206,11 @@ class Dynamics:
         """
         if type(self).step is not Dynamics.step:
             raise ValueError(f"the dynamics {self.label!r} cannot be integrated backward")
-        for _ in range(steps):
-            x = runge_kutta_4(self.tendency, x, -self.timestep, pure=True)
+        return self._retreated(x, steps)
+
+    def _retreated(self, x: Tensor, steps: int) -> Tensor:
+        for step in range(self._model_step, self._model_step - steps, -1):
+            x = self._runge_kutta(x, -self.timestep, None if self.autonomous else self._time_at(step))
         return x
 
     def rest(self, noise: Tensor) -> Tensor:
@@ -214,7 +261,7 @@ class Dynamics:
         purpose: Purpose = Purpose.INITIAL_STATE,
         like: Tensor | None = None,
     ) -> Tensor:
-        """Independent states on the attractor, keyed by (seed, label, member).
+        """Independent states on the attractor, at `model_time` where it moves, keyed by (seed, label, member).
 
         Parameters
         ----------
@@ -242,7 +289,62 @@ class Dynamics:
             Where the states hardly move in the spin-up.
         """
         like = torch.zeros((), dtype=torch.float32) if like is None else like
-        return spin_up.spun_up(self, labels, seed, members, purpose, like)
+        return spin_up.climatology(self, labels, seed, members, purpose, like)
+
+    def with_climatology(self, states: Any) -> Self:
+        """Return a copy whose climatology is a sample of states, for a model that does not spin up from noise.
+
+        All that starts from the climatology, is normalised by it, or has its covariance then takes these states, and
+        nothing is spun up.
+
+        Parameters
+        ----------
+        states : array_like, Tensor or DataArray, shape (..., *shape), GivenClimate or None
+            At least 2, finite, not all the same; they are copied. None goes back to the model's own climatology.
+
+        Raises
+        ------
+        TypeError
+            For what holds no real numbers.
+        ValueError
+            For states of another shape, too few, not finite, or all the same.
+
+        Examples
+        --------
+        >>> from xdan import Lorenz96
+        >>> model = Lorenz96(sites=4).with_climatology(torch.arange(12.0).reshape(3, 4))
+        >>> model.climatology(range(2), seed=0, members=3).sort(1).values[0, :, 0]
+        tensor([0., 4., 8.])
+        """
+        climate = states if states is None or isinstance(states, GivenClimate) else GivenClimate(states, self)
+        return self._copied(given_climate=climate)
+
+    def climate_sample(self, count: int, seed: int, *, purpose: Purpose, like: Tensor) -> Tensor:
+        """States to take moments of the climate from: so many draws of it, or all the states of a given climatology.
+
+        Parameters
+        ----------
+        count : int
+        seed, purpose, like
+            As for `climatology`.
+
+        Returns
+        -------
+        Tensor, shape (S, *shape)
+        """
+        if self.given_climate is not None:
+            return self.given_climate.states.to(like)
+        return self.climatology(torch.arange(count), seed, purpose=purpose, like=like)[:, 0]
+
+    def shortage(self, trajectories: int) -> str:
+        """Say that so many trajectories do not all start from states of their own; nothing where they do."""
+        states = trajectories if self.given_climate is None else len(self.given_climate)
+        if trajectories <= states:
+            return ""
+        return (
+            f"{trajectories} trajectories start from the {states} states of climatology=: some begin alike, and their "
+            f"truths stay so. Expected at least {trajectories} states, or fewer trajectories"
+        )
 
     def try_start(self, label: int, seed: int, like: Tensor) -> None:
         """Spin up one state for half a second at most, to refuse early a model whose states become infinite.
@@ -257,6 +359,8 @@ class Dynamics:
     def start_states(self) -> Tensor:
         """Two states that spin-ups begin from, the same at every call, to try functions of the state at.
 
+        Of a given climatology, its first two states.
+
         Returns
         -------
         Tensor, shape (2, *shape)
@@ -268,12 +372,13 @@ class Dynamics:
     def fingerprint(self) -> Tensor:
         """One step from fixed states, rounded: it differs between dynamics that share a name and a description.
 
-        The step starts from a ramp of 0.1 to 1 over the state, and where the model cannot bear that, from
-        `start_states`.
+        The step starts from a ramp of 0.1 to 1 over the state, and where the model cannot bear that, or its climatology
+        is given, from `start_states`.
 
         Returns
         -------
         Tensor of float64, shape (1, *shape) or (2, *shape)
+            Twice that many states for a model that depends on time: from two times, whichever this object stands at.
 
         Raises
         ------
@@ -303,6 +408,26 @@ class Dynamics:
             object.__setattr__(self, "_vetted", False)
             raise
 
+    def require_derivatives(self, who: str, remedy: str) -> None:
+        """Refuse a model without derivatives.
+
+        Parameters
+        ----------
+        who : str
+            What needs them, such as "the method '4d-var'".
+        remedy : str
+            What to do instead.
+
+        Raises
+        ------
+        ValueError
+        """
+        if not self.has_derivatives:
+            raise ValueError(
+                f"{who} needs derivatives of the model, and the dynamics {self.label!r} has none: torch cannot see "
+                f"into its step; expected a model of torch operations, such as xdan.CustomDynamics. {remedy}"
+            )
+
     @property
     def _has_own_advance(self) -> bool:
         return type(self).advance is not Dynamics.advance
@@ -312,7 +437,10 @@ class Dynamics:
         return f"{method}() of the dynamics {self.label!r}"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.config() == other.config()
+        return type(self) is type(other) and self._identity() == other._identity()
+
+    def _identity(self) -> tuple[dict[str, Any], str | None]:
+        return self.config(), None if self.given_climate is None else self.given_climate.word
 
     def __hash__(self) -> int:
         return hash((type(self), repr(self.config())))

@@ -19,8 +19,8 @@ from .base import Dynamics
 from .declarations import TAKEN
 from .declared_space import FIELD
 from .guards import check_distances
-from .model_time import check_time_unit, in_words, warn_of_short_spin_up
-from .stepping import Tendency, runge_kutta_4
+from .model_time import Duration, warn_of_short_spin_up, with_time_unit
+from .stepping import Tendency, runge_kutta_4, takes_time
 
 State = (
     StateSpace
@@ -42,9 +42,10 @@ class CustomDynamics(Dynamics, pure=True):
     Parameters
     ----------
     tendency : callable, optional
-        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4.
+        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4. With a second argument, t, a number: the model
+        time, for a model that depends on it.
     step : callable, optional
-        The advance over one `timestep`, instead of `tendency`.
+        The advance over one `timestep`, instead of `tendency`; with a second argument, from that time on.
     state : StateSpace, Field, Geometry, mapping or iterable
         The fields of the state: Fields, or a mapping of their names to geometries such as `xdan.Ring(40)`. A mapping of
         dims' names to lengths or to labels, distinct numbers or distinct words, is one field on a grid of which no more
@@ -102,7 +103,7 @@ class CustomDynamics(Dynamics, pure=True):
         units: str = "1",
         rest: Tendency | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
-        time_unit: Any = None,
+        time_unit: Duration | None = None,
     ) -> None:
         functions = {"tendency": tendency, "step": step, "rest": rest, "distance": distance}
         for label, function in functions.items():
@@ -118,13 +119,14 @@ class CustomDynamics(Dynamics, pure=True):
         else:
             self.space = space
             if not space.single:
-                tendency, step, rest = (_of_fields(space, one) for one in (tendency, step, rest))
+                tendency, step, rest = (self._of_fields(space, one) for one in (tendency, step, rest))
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
+        self.autonomous = not takes_time(self._function, 1)  # type: ignore[arg-type]
         self.timestep = real("timestep", timestep, above=0.0)
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
-        self.time_unit = None if time_unit is None else check_time_unit(time_unit)
+        self.time_unit = time_unit
 
     @property
     def label(self) -> str:
@@ -141,7 +143,7 @@ class CustomDynamics(Dynamics, pure=True):
             "timestep": self.timestep,
             "spin_up_time": self.spin_up_time,
         }
-        return described if self.time_unit is None else {**described, "time_unit": in_words(self.time_unit)}
+        return with_time_unit(described, self.time_unit)
 
     def __eq__(self, other: object) -> bool:
         # The name of a function does not tell it from another of the same scope.
@@ -153,25 +155,23 @@ class CustomDynamics(Dynamics, pure=True):
 
     __hash__ = Dynamics.__hash__
 
-    def tendency(self, x: Tensor) -> Tensor:
-        """dx/dt of states of shape (..., *shape), of a model that is made from it."""
+    def tendency(self, x: Tensor, *time: float) -> Tensor:
+        """dx/dt of states of shape (..., *shape), of a model that is made from it, at a time where it takes one."""
         if self._tendency is None:
             return super().tendency(x)
-        return self._isolated(self._tendency, x, "tendency=")
+        return self._isolated(_at(self._tendency, time), x, "tendency=")
 
-    def step(self, x: Tensor) -> Tensor:
-        """Advance states of shape (..., *shape) by one `timestep`."""
+    def step(self, x: Tensor, *time: float) -> Tensor:
+        """Advance states of shape (..., *shape) by one `timestep`, from a time on where the model takes one."""
         if self._step is not None:
-            return self._isolated(self._step, x, "step=")
-        return self._runge_kutta(x, self.timestep)
+            return self._isolated(_at(self._step, time), x, "step=")
+        return self._runge_kutta(x, self.timestep, *(time or (self._time,)))
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
         """Go back in time with the tendency."""
         if self._tendency is None:
             return super().retreat(x, steps)
-        for _ in range(steps):
-            x = self._runge_kutta(x, -self.timestep)
-        return x
+        return self._retreated(x, steps)
 
     def distances(self, sites: Tensor) -> Tensor | None:
         """Distances from some components to all."""
@@ -185,6 +185,17 @@ class CustomDynamics(Dynamics, pure=True):
         """Turn noise into a state to spin up from."""
         return noise if self._rest is None else self._isolated(self._rest, noise, "rest=")
 
+    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
+        """A function of flat states, from one of mappings of fields."""
+        if function is None:
+            return None
+
+        def flat(x: Tensor, *time: float) -> Any:
+            answer = function(space.unpack(x), *time)
+            return space.pack(answer) if isinstance(answer, Mapping) else answer
+
+        return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
+
     def _part(self, method: str) -> str:
         known = {"step": "tendency=" if self._step is None else "step=", "rest": "rest="}
         return f"{known.get(method, method)} of the dynamics {self.label!r}"
@@ -193,15 +204,20 @@ class CustomDynamics(Dynamics, pure=True):
         shape = self.shape
         return isolated(function, x, len(shape), shape, self._part(part))
 
-    def _runge_kutta(self, x: Tensor, timestep: float) -> Tensor:
+    def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
         shape, label = self.shape, self._part("tendency=")
         states = x.reshape(x.shape[: x.ndim - len(shape)].numel(), *shape)
 
-        def tendency(z: Tensor) -> Tensor:
+        def tendency(z: Tensor, *now: float) -> Tensor:
             assert self._tendency is not None
-            return check_answer(call(self._tendency, z, label), tuple(z.shape), z, label)
+            return check_answer(call(_at(self._tendency, now), z, label), tuple(z.shape), z, label)
 
-        return runge_kutta_4(tendency, states, timestep).reshape(x.shape)
+        return runge_kutta_4(tendency, states, timestep, time=time).reshape(x.shape)
+
+
+def _at(function: Tendency, time: tuple[float, ...]) -> Tendency:
+    """A function of states and time at a time; a function of states alone where there is none."""
+    return (lambda x: function(x, *time)) if time else function
 
 
 def _space(state: Any, units: str) -> StateSpace | None:
@@ -218,18 +234,6 @@ def _space(state: Any, units: str) -> StateSpace | None:
         return StateSpace([Field(name, geometry, units) for name, geometry in state.items()])
     fields = isinstance(state, (list, tuple)) and any(isinstance(one, Field) for one in state)
     return StateSpace(state) if fields else None
-
-
-def _of_fields(space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
-    """A function of flat states, from one of mappings of fields."""
-    if function is None:
-        return None
-
-    def flat(x: Tensor) -> Any:
-        answer = function(space.unpack(x))
-        return space.pack(answer) if isinstance(answer, Mapping) else answer
-
-    return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
 
 
 def _coordinates(state: Any) -> dict[str, Coordinate]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import real
 from ..spaces import Components, Field, StateSpace
 from .base import Dynamics
+from .model_time import Duration, with_time_unit
 from .registry import register_dynamics
 from .stepping import accurate_timestep, runge_kutta_4
 
@@ -24,11 +25,13 @@ class Lorenz63(Dynamics, pure=True):
         Prandtl number, reduced Rayleigh number and aspect of the cells; 10, 28 and 8/3 are chaotic.
     timestep : float
         Runge-Kutta 4 step, 0.05 or less.
+    time_unit : numpy.timedelta64 or datetime.timedelta, optional
+        How long one unit of model time lasts, which records with dates need; None where time has no dimension.
 
     Raises
     ------
     TypeError
-        For what is no number.
+        For what is no number, or a time unit that is no time.
     ValueError
         If sigma or beta is not positive, a number is not finite, or the step is not in (0, 0.05].
 
@@ -44,14 +47,23 @@ class Lorenz63(Dynamics, pure=True):
 
     name: ClassVar[str] = "lorenz63"
 
-    def __init__(self, sigma: float = 10.0, rho: float = 28.0, beta: float = 8.0 / 3.0, timestep: float = 0.01) -> None:
+    def __init__(
+        self,
+        sigma: float = 10.0,
+        rho: float = 28.0,
+        beta: float = 8.0 / 3.0,
+        timestep: float = 0.01,
+        time_unit: Duration | None = None,
+    ) -> None:
         self.sigma, self.beta = real("sigma", sigma, above=0.0), real("beta", beta, above=0.0)
         self.rho, self.timestep = real("rho", rho), accurate_timestep(timestep)
+        self.time_unit = time_unit
         self.space = StateSpace(Field("x", Components(("x", "y", "z"))))
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"sigma": self.sigma, "rho": self.rho, "beta": self.beta, "timestep": self.timestep}
+        parameters = {"sigma": self.sigma, "rho": self.rho, "beta": self.beta, "timestep": self.timestep}
+        return with_time_unit(parameters, self.time_unit)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt for states of shape (..., 3)."""

@@ -12,6 +12,8 @@ from ..checks import integer, real
 from ..pool import Pool
 from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
 from .base import Dynamics
+from .ghost_rings import GhostRing
+from .model_time import Duration, with_time_unit
 from .registry import register_dynamics
 from .stepping import accurate_timestep
 
@@ -30,11 +32,14 @@ class Lorenz96(Dynamics, pure=True):
         F; 8 is chaotic.
     timestep : float
         Runge-Kutta 4 step, 0.05 or less.
+    time_unit : numpy.timedelta64 or datetime.timedelta, optional
+        How long one unit of model time lasts, which records with dates need; None where time has no dimension. 5 days
+        make errors grow as in the atmosphere.
 
     Raises
     ------
     TypeError
-        If the sites are no integer, or another parameter is no number.
+        If the sites are no integer, another parameter is no number, or the time unit no time.
     ValueError
         If there are fewer than 4 sites or more than ten million, or the step is not in (0, 0.05].
 
@@ -50,15 +55,19 @@ class Lorenz96(Dynamics, pure=True):
 
     name: ClassVar[str] = "lorenz96"
 
-    def __init__(self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05) -> None:
+    def __init__(
+        self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05, time_unit: Duration | None = None
+    ) -> None:
         self.sites = integer("sites", sites, least=4, most=MOST_COMPONENTS)
         self.forcing, self.timestep = real("forcing", forcing), accurate_timestep(timestep)
+        self.time_unit = time_unit
         self._tapes: Pool[_Tape] = Pool()
         self.space = StateSpace(Field("x", Ring(self.sites)))
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        return {"sites": self.sites, "forcing": self.forcing, "timestep": self.timestep}
+        parameters = {"sites": self.sites, "forcing": self.forcing, "timestep": self.timestep}
+        return with_time_unit(parameters, self.time_unit)
 
     def rest(self, noise: Tensor) -> Tensor:
         """Perturb the unstable steady state x = F."""
@@ -113,26 +122,6 @@ class Lorenz96(Dynamics, pure=True):
         return state
 
 
-class _Ring:
-    """States as columns with ghost rows at both ends of the ring: `at[k]` views the sites k further on."""
-
-    __slots__ = ("_ghosts", "at", "sites")
-
-    def __init__(self, like: Tensor, behind: int, ahead: int) -> None:
-        n, batch = like.shape
-        whole = like.new_empty(behind + n + ahead, batch)
-        self.at = {k: whole[behind + k : behind + k + n] for k in range(-behind, ahead + 1)}
-        self.sites = self.at[0]
-        ghosts = (whole[:behind], whole[n : n + behind]), (whole[behind + n :], whole[behind : behind + ahead])
-        self._ghosts = [(ghost, site) for ghost, site in ghosts if len(ghost)]
-
-    def close(self) -> _Ring:
-        """Fill the ghosts."""
-        for ghost, site in self._ghosts:
-            ghost.copy_(site)
-        return self
-
-
 class _Tape:
     """The stages of a step and the differences x_{n+1} - x_{n-2} at each, in buffers that are used again.
 
@@ -141,11 +130,11 @@ class _Tape:
     """
 
     def __init__(self, like: Tensor, keep: bool = True) -> None:
-        self.stages = [_Ring(like, 2, 1) for _ in range(4)]
+        self.stages = [GhostRing(like, 2, 1) for _ in range(4)]
         # Without a gradient to come, one buffer serves all stages and stays in the cache.
-        self.differences = [_Ring(like, 0, 1) for _ in range(4)] if keep else [_Ring(like, 0, 1)] * 4
+        self.differences = [GhostRing(like, 0, 1) for _ in range(4)] if keep else [GhostRing(like, 0, 1)] * 4
         self.known, self.partial = torch.empty_like(self.stages[0].sites), torch.empty_like(self.stages[0].sites)
-        self.gradient = _Ring(like, 1, 2) if keep else None
+        self.gradient = GhostRing(like, 1, 2) if keep else None
 
     def step(self, forcing: float, h: float, out: Tensor) -> None:
         """From the first stage's sites to the new state in `out`, which may be those sites."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import math
+import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,32 @@ import numpy as np
 from ..checks import XdanWarning, real, shown
 
 MOST_STEPS = 10**6  # of an interval or a spin-up: more are taken for a time in other units than the model's
+_SIZES = {  # nanoseconds of the units that durations are written in, the largest first
+    "days": 86_400 * 10**9,
+    "hours": 3600 * 10**9,
+    "minutes": 60 * 10**9,
+    "seconds": 10**9,
+    "nanoseconds": 1,
+}
+
+
+Duration = np.timedelta64 | datetime.timedelta | str
+"""How long a unit of time lasts; as a word what `in_words` gives."""
+
+
+class TimeUnit:
+    """The attribute `time_unit` of a dynamics: checked when it is set, None until then."""
+
+    def __get__(self, dynamics: Any, owner: type | None = None) -> np.timedelta64 | None:
+        return None if dynamics is None else vars(dynamics).get("time_unit")
+
+    def __set__(self, dynamics: Any, value: Any) -> None:
+        vars(dynamics)["time_unit"] = None if value is None else check_time_unit(value)
+
+
+def with_time_unit(parameters: Mapping[str, Any], time_unit: np.timedelta64 | None) -> dict[str, Any]:
+    """Parameters of a model as plain JSON, its time unit among them in words; without a time unit as they are."""
+    return dict(parameters) if time_unit is None else {**parameters, "time_unit": in_words(time_unit)}
 
 
 def steps_in(interval: float, timestep: float, name: str) -> int:
@@ -61,15 +89,21 @@ def check_time_unit(value: Any) -> np.timedelta64:
 
     Parameters
     ----------
-    value : numpy.timedelta64 or datetime.timedelta
+    value : numpy.timedelta64, datetime.timedelta or str
+        Words are those of `in_words`, as stores hold them.
 
     Raises
     ------
     TypeError
-        For anything else.
+        For anything else, and for other words.
     ValueError
         If it is not positive, or has no fixed length, as months.
     """
+    if isinstance(value, str) and (parts := re.fullmatch(rf"(\d{{1,18}}) ({'|'.join(_SIZES)})", value)):
+        nanoseconds = int(parts[1]) * _SIZES[parts[2]]
+        if nanoseconds > np.iinfo(np.int64).max:
+            raise ValueError(f"time_unit={shown(value)}: expected at most 292 years")
+        value = np.timedelta64(nanoseconds, "ns")
     if not isinstance(value, (np.timedelta64, datetime.timedelta)):
         raise TypeError(
             f"time_unit={shown(value)}: expected how long one unit of model time lasts, for example "
@@ -85,8 +119,5 @@ def check_time_unit(value: Any) -> np.timedelta64:
 def in_words(duration: np.timedelta64) -> str:
     """A duration in the largest unit that it is whole of, such as "5 days"."""
     nanoseconds = int(duration / np.timedelta64(1, "ns"))
-    units = (("days", 86_400 * 10**9), ("hours", 3600 * 10**9), ("minutes", 60 * 10**9), ("seconds", 10**9))
-    for name, size in units:
-        if nanoseconds % size == 0:
-            return f"{nanoseconds // size} {name}"
-    return f"{nanoseconds} nanoseconds"
+    name, size = next((name, size) for name, size in _SIZES.items() if nanoseconds % size == 0)
+    return f"{nanoseconds // size} {name}"

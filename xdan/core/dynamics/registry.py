@@ -52,7 +52,8 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
     """Describe a dynamics as a name and its parameters.
 
     A class that is not registered, and has inherited the name of one that is, goes by the name of the class: a store
-    must not open with another model than the one that made it.
+    must not open with another model than the one that made it. A given climatology is described by the digest of its
+    states.
 
     Raises
     ------
@@ -65,7 +66,8 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
     description = {"name": name, "parameters": dynamics.config()}
     if _REGISTRY.has(name, cls) and not cls.__module__.startswith("xdan."):
         _check_config(dynamics, description)
-    return description
+    climate = dynamics.given_climate
+    return description if climate is None else {**description, "climatology": climate.word}
 
 
 def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
@@ -78,7 +80,9 @@ def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
             f"{config}, from which the class cannot be made ({reason}): expected the constructor's parameters as "
             "plain JSON values"
         ) from None
-    same = (made.timestep, made.dims, made.shape) == (dynamics.timestep, dynamics.dims, dynamics.shape)
+    made = made.with_climatology(dynamics.given_climate)  # fingerprints are taken at its states
+    sizes = (dynamics.timestep, dynamics.dims, dynamics.shape, dynamics.time_unit)
+    same = (made.timestep, made.dims, made.shape, made.time_unit) == sizes
     if not same or not torch.equal(made.fingerprint(), dynamics.fingerprint()):
         raise ValueError(
             f"{config}, from which the class makes another model: expected all parameters that the model depends on"

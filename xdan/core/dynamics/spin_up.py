@@ -1,4 +1,4 @@
-"""Spin-up: from keyed noise to states on the attractor of a model."""
+"""Starts of a model: states on its attractor, spun up from keyed noise or drawn from a given climatology."""
 
 from __future__ import annotations
 
@@ -34,16 +34,19 @@ class DefaultSpinUp:
         return max(_LEAST_TIME, _LEAST_STEPS * timestep)
 
 
-def spun_up(
+def climatology(
     dynamics: Dynamics, labels: Sequence[int] | Tensor, seed: int, members: int, purpose: Purpose, like: Tensor
 ) -> Tensor:
-    """States after the spin-up, as `Dynamics.climatology` describes."""
-    members, steps = integer("members", members, least=1, most=MOST_COMPONENTS), dynamics.spin_up_steps()
+    """Independent states of the climate, as `Dynamics.climatology` describes."""
+    members, labels = integer("members", members, least=1, most=MOST_COMPONENTS), _keys(labels)
+    if dynamics.given_climate is not None:
+        return dynamics.given_climate.draw(labels, seed, members, purpose).to(like)
+    steps = dynamics.spin_up_steps()
     with torch.no_grad():
         state = start = _start(dynamics, labels, seed, members, purpose, like)
-        piece = max(1, -(-steps // _PIECES))
+        piece, first = max(1, -(-steps // _PIECES)), dynamics.model_step - steps
         for done in track(range(0, steps, piece), f"spin-up of {dynamics.name}"):
-            state = dynamics.advance(state, min(piece, steps - done))
+            state = dynamics.from_step(first + done).advance(state, min(piece, steps - done))
     _check_finite(dynamics, state, steps)
     _warn_of_rest(dynamics, start, state, steps)
     return state.reshape(-1, members, *dynamics.shape)
@@ -51,26 +54,32 @@ def spun_up(
 
 def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
     """Spin up one state for half a second at most, as `Dynamics.try_start` describes."""
+    if dynamics.given_climate is not None:
+        dynamics.vet()
+        return
     total, done = dynamics.spin_up_steps(), 0
-    until = time.monotonic() + _TRIAL_SECONDS
+    first, until = dynamics.model_step - total, time.monotonic() + _TRIAL_SECONDS
     with torch.no_grad():
-        state = _start(dynamics, [label], seed, 1, Purpose.INITIAL_STATE, like)
+        state = _start(dynamics, _keys([label]), seed, 1, Purpose.INITIAL_STATE, like)
         while done < total and time.monotonic() < until:
             steps = min(_TRIAL_STEPS if done else 1, total - done)
-            state, done = dynamics.advance(state, steps), done + steps
+            state, done = dynamics.from_step(first + done).advance(state, steps), done + steps
     _check_finite(dynamics, state, done)
 
 
-def _start(
-    dynamics: Dynamics, labels: Sequence[int] | Tensor, seed: int, members: int, purpose: Purpose, like: Tensor
-) -> Tensor:
-    """States to spin up from, shape (R members, *shape)."""
-    dynamics.vet()
+def _keys(labels: Sequence[int] | Tensor) -> Tensor:
+    """Labels as int64, shape (R,)."""
     if not isinstance(labels, (Tensor, range)):
         if not isinstance(labels, Iterable):
             raise TypeError(f"labels={shown(labels)}: expected integers, one for each trajectory")
         labels = [integer("labels", label) for label in labels]
-    keys, origin = torch.as_tensor(labels, dtype=torch.int64).cpu(), torch.zeros(1, dtype=torch.int64)
+    return torch.as_tensor(labels, dtype=torch.int64).cpu()
+
+
+def _start(dynamics: Dynamics, keys: Tensor, seed: int, members: int, purpose: Purpose, like: Tensor) -> Tensor:
+    """States to spin up from, shape (R members, *shape)."""
+    dynamics.vet()
+    origin = torch.zeros(1, dtype=torch.int64)
     size = math.prod(dynamics.shape)
     noise = torch.cat([normal(seed, purpose, keys, origin, size, member) for member in range(members)], 1)
     return dynamics.rest(noise.to(like).reshape(-1, *dynamics.shape))
@@ -82,7 +91,7 @@ def _check_finite(dynamics: Dynamics, state: Tensor, steps: int) -> None:
         raise ValueError(
             f"{int(lost.sum())} of {len(lost)} states of {dynamics.name!r} are not finite after {steps} steps of the "
             "spin-up: expected finite states; give rest= that turns noise into states that the model can bear, a "
-            "smaller timestep=, or a shorter spin_up_time="
+            "smaller timestep=, a shorter spin_up_time=, or states of the climate as climatology="
         )
 
 

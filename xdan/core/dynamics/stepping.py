@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,30 +11,66 @@ from torch import Tensor
 
 from ..checks import real
 
-Tendency = Callable[[Tensor], Tensor]
+Tendency = Callable[..., Tensor]
+"""From states, and from the time where it plays a part, to dx/dt."""
 
 
-def runge_kutta_4(tendency: Tendency, x: Tensor, timestep: float, *, pure: bool = False) -> Tensor:
-    """Advance dx/dt = tendency(x) by one step of the classical fourth-order Runge-Kutta scheme.
+def runge_kutta_4(
+    tendency: Tendency, x: Tensor, timestep: float, *, pure: bool = False, time: float | None = None
+) -> Tensor:
+    """Advance dx/dt = tendency(x), or tendency(x, t), by one step of the classical fourth-order Runge-Kutta scheme.
 
     Parameters
     ----------
     tendency : callable
     x : Tensor, shape (..., *shape)
     timestep : float
+        Negative to go back.
     pure : bool
         Whether the tendency leaves its argument alone and returns a new tensor at every call. Otherwise states and
         tendencies are copied, as it may work in place or return a buffer of its own.
+    time : float, optional
+        t at the beginning, where the tendency takes it: the stages are at t, t + h/2, t + h/2 and t + h.
+
+    References
+    ----------
+    Hairer, Norsett and Wanner (1993), Solving Ordinary Differential Equations I, Table II.1.2.
     """
 
     def kept(value: Tensor) -> Tensor:
         return value if pure else value.clone()
 
-    k1 = kept(tendency(kept(x)))
-    k2 = kept(tendency(torch.add(x, k1, alpha=timestep / 2)))
-    k3 = kept(tendency(torch.add(x, k2, alpha=timestep / 2)))
-    k4 = tendency(torch.add(x, k3, alpha=timestep))
+    begin: tuple[float, ...] = ()
+    middle, end = begin, begin
+    if time is not None:
+        begin, middle, end = (time,), (time + timestep / 2,), (time + timestep,)
+    k1 = kept(tendency(kept(x), *begin))
+    k2 = kept(tendency(torch.add(x, k1, alpha=timestep / 2), *middle))
+    k3 = kept(tendency(torch.add(x, k2, alpha=timestep / 2), *middle))
+    k4 = tendency(torch.add(x, k3, alpha=timestep), *end)
     return x + timestep / 6 * (k1 + 2 * (k2 + k3) + k4)
+
+
+def takes_time(function: Callable[..., Any], position: int) -> bool:
+    """Whether a function takes a time: an argument without a default, or called t or time, in some position.
+
+    Parameters
+    ----------
+    function : callable
+    position : int
+        Of the argument after the state: 1, or 2 where `self` comes first.
+    """
+    function = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # functions of C tell nothing, and know no time
+        return False
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = [parameter for parameter in parameters if parameter.kind in kinds]
+    if len(places) <= position:
+        return False
+    after = places[position]
+    return after.default is inspect.Parameter.empty or after.name in ("t", "time")
 
 
 def accurate_timestep(value: Any) -> float:

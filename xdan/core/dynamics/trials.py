@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .base import Dynamics
 
 _DECIMALS = 9  # that a fingerprint keeps: rounding differs between machines
+_FINGERPRINT_STEPS = (0, 1009)  # from model time 0 to where a fingerprint looks, of a model that depends on time
 
 
 def try_out(dynamics: Dynamics) -> None:
@@ -25,26 +26,38 @@ def try_out(dynamics: Dynamics) -> None:
     if dynamics.time_unit is not None:
         check_time_unit(dynamics.time_unit)
     warn_of_short_spin_up(dynamics.spin_up_time, dynamics.timestep, dynamics.spin_up_steps())
-    noise = _noise(dynamics)
+    begins = _noise(dynamics) if dynamics.given_climate is None else dynamics.given_climate.states[:2]
     try:
-        _try_at(dynamics, noise)
+        _try_at(dynamics, begins)
     except ValueError as reason:
         # A function whose own tensors are of single precision serves records of single precision.
         if not isinstance(reason.__cause__, RuntimeError):
             raise
         try:
-            _try_at(dynamics, noise.to(torch.float32))
+            _try_at(dynamics, begins.to(torch.float32))
         except ValueError:
             raise reason from None
 
 
 def fingerprint(dynamics: Dynamics) -> Tensor:
     """One step from states that the model can have, rounded, as `Dynamics.fingerprint` describes."""
+    if dynamics.given_climate is not None:
+        return _step_from_start(dynamics)
     ramp = torch.linspace(0.1, 1.0, math.prod(dynamics.shape), dtype=torch.float64).reshape(1, *dynamics.shape)
     after = _stepped(dynamics, ramp)
     if bool(after.isfinite().all()):
         return after.round(decimals=_DECIMALS)
-    # The ramp is no state of this model, whose states may be levels, concentrations or temperatures.
+    return _step_from_start(dynamics)  # the states of this model may be levels, concentrations or temperatures
+
+
+def _step_from_start(dynamics: Dynamics) -> Tensor:
+    """One step from the states of a start, rounded relative to their size, shape (2, *shape).
+
+    Raises
+    ------
+    ValueError
+        If it is not finite.
+    """
     after = _stepped(dynamics, start_states(dynamics))
     if not bool(after.isfinite().all()):
         raise ValueError(
@@ -57,6 +70,8 @@ def fingerprint(dynamics: Dynamics) -> Tensor:
 
 def start_states(dynamics: Dynamics) -> Tensor:
     """Two states that the model's spin-ups begin from, the same at every call, shape (2, *shape)."""
+    if dynamics.given_climate is not None:
+        return finest(dynamics.one_step, dynamics.given_climate.states[:2])
     noise = _noise(dynamics)
     with torch.no_grad():
         return dynamics.rest(finest(dynamics.rest, noise))
@@ -69,19 +84,26 @@ def _noise(dynamics: Dynamics) -> Tensor:
 
 
 def _stepped(dynamics: Dynamics, states: Tensor) -> Tensor:
+    views = [dynamics]
+    if not dynamics.autonomous:
+        views = [dynamics.starting_at(0.0).from_step(step) for step in _FINGERPRINT_STEPS]
     with torch.no_grad():
-        return dynamics.advance(finest(dynamics.step, states), 1).cpu()
+        return torch.cat([view.advance(finest(view.one_step, states), 1).cpu() for view in views])
 
 
-def _try_at(dynamics: Dynamics, noise: Tensor) -> None:
-    check_function(dynamics.rest, noise, dynamics._part("rest"))
-    with torch.no_grad():
-        states = dynamics.rest(noise)
-    check_function(dynamics.step, states, dynamics._part("step"))
+def _try_at(dynamics: Dynamics, begins: Tensor) -> None:
+    """Try a model at two states of a given climatology, or at those that it makes of noise."""
+    states = begins
+    if dynamics.given_climate is None:
+        check_function(dynamics.rest, begins, dynamics._part("rest"))
+        with torch.no_grad():
+            states = dynamics.rest(begins)
+    check_function(dynamics.one_step, states, dynamics._part("step"))
     if not dynamics._has_own_advance:
         return
     with torch.no_grad():
-        twice, stepped = dynamics.advance(states.clone(), 2), dynamics.step(dynamics.step(states))
+        twice, after = dynamics.advance(states.clone(), 2), dynamics.from_step(dynamics.model_step + 1)
+        stepped = after.one_step(dynamics.one_step(states))
     if not torch.allclose(twice, stepped, rtol=1e-4, atol=1e-4 * float(states.abs().max()), equal_nan=True):
         raise ValueError(
             f"{dynamics._part('advance')} over 2 steps is not what two calls of step() give: expected the same model"

@@ -27,7 +27,7 @@ from ..observing import ObservingSystem, Operator
 from .objectives import Objective, WindowGradient
 from .rollout import Window
 
-_TENSORS = ("truth", "observation", "forecast", "covariance")  # of a window, trajectories first
+_TENSORS = ("truth", "observation", "forecast", "covariance", "clock")  # of a window, trajectories first
 
 
 class Gradient(Protocol):

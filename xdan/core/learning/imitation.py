@@ -99,8 +99,11 @@ def covariance_errors(network: AnalysisNetwork, window: Window, state: State | N
     else:
         covariance = network.covariance(forecast.flatten(0, 1))[0].unflatten(0, forecast.shape[:2])
     target = window.covariance[:, first:]
+    unit = float(network.error_std) ** 2 if (scale := network.component_errors) is None else 1.0
+    if scale is not None:
+        covariance, target = (matrix / torch.outer(scale, scale) for matrix in (covariance, target))
     # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
-    tiny = forecast.shape[-1] * (1e-4 * float(network.error_std) ** 2) ** 2
+    tiny = forecast.shape[-1] * (1e-4 * unit) ** 2
     size = target.square().sum((2, 3)).clamp_min(tiny)
     # Relative each, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
     errors = (covariance - target).square().sum((2, 3)) / (size if network.memory else size.mean())
@@ -158,8 +161,16 @@ class TaughtTwin:
     def _run(self, window: Window, state: State | None) -> dict[str, Tensor]:
         twin = self.twin
         rows = slice(window.group * twin.batch, (window.group + 1) * twin.batch)
-        steps = window.steps if state is not None else (0, *window.steps[1:])
-        record = Record(twin.dynamics, twin.observing, window.observation, steps, twin.trajectory[rows], twin.seed)
+        anew = state is None
+        record = Record(
+            twin.dynamics,
+            twin.observing,
+            window.observation,
+            (0, *window.steps[1:]) if anew else window.steps,
+            twin.trajectory[rows],
+            twin.seed,
+            clock=window.clock_at(1 if anew else 0),
+        )
         with torch.no_grad():
             outputs, self.states[window.group] = run(self.teacher, record, state, members=True)
         return outputs

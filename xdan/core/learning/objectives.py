@@ -209,12 +209,17 @@ class Objective(ABC):
     def square(self, rollout: Rollout) -> Tensor:
         """Give the mean square that the history shows the root of, shape (B, T).
 
-        That of the analysis error; without the truth that of the innovation, NaN where nothing is observed.
+        That of the analysis error; without the truth that of the innovation, NaN where nothing is observed. Of several
+        fields in units of their observation errors.
         """
         window = rollout.window
         if window.truth is not None:
-            return (rollout.analysis - window.truth).square().mean(-1)
-        return (rollout.observing.observe(rollout.forecast) - window.observation).square().nanmean(-1)
+            return rollout.scaled(rollout.analysis - window.truth).square().mean(-1)
+        innovation = rollout.observing.observe(rollout.forecast) - window.observation
+        if rollout.scale is not None:
+            times = slice(window.start, window.start + len(window.steps))
+            innovation = innovation / rollout.observing.during(times).error_variance().sqrt()
+        return innovation.square().nanmean(-1)
 
     def window_gradient(
         self,
@@ -245,7 +250,8 @@ class Objective(ABC):
         batch, cycles = window.observation.shape[:2]
         size = math.prod(dynamics.shape) if self.needs_truth else window.observation.shape[-1]
         # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
-        unit = float(method.network.error_std) ** self.power
+        # Of several fields the loss is in units of each field's error.
+        unit = float(method.network.error_std) ** self.power if method.network.component_errors is None else 1.0
         cap = _CAP * unit / (batch * cycles * math.sqrt(size))
         with torch.enable_grad():
             rollout = roll_out(method, dynamics, observing, window, state, cap, self.needs_divergence)
@@ -380,7 +386,7 @@ class SquaredError(Objective):
 
     def loss(self, rollout: Rollout) -> Tensor:
         """`squared_error` of the analysis."""
-        return squared_error(rollout.analysis, rollout.truth())
+        return squared_error(rollout.scaled(rollout.analysis), rollout.scaled(rollout.truth()))
 
 
 @register_objective
@@ -391,7 +397,7 @@ class RootSquaredError(Objective):
 
     def loss(self, rollout: Rollout) -> Tensor:
         """`root_squared_error` of the analysis."""
-        return root_squared_error(rollout.analysis, rollout.truth())
+        return root_squared_error(rollout.scaled(rollout.analysis), rollout.scaled(rollout.truth()))
 
 
 @register_objective
@@ -406,7 +412,7 @@ class CRPS(Objective):
 
     def loss(self, rollout: Rollout) -> Tensor:
         """`crps` of the members."""
-        return crps(_members(rollout), rollout.truth())
+        return crps(_members(rollout), rollout.scaled(rollout.truth()))
 
 
 @register_objective
@@ -418,7 +424,7 @@ class EnergyScore(Objective):
 
     def loss(self, rollout: Rollout) -> Tensor:
         """`energy_score` of the members."""
-        return energy_score(_members(rollout), rollout.truth())
+        return energy_score(_members(rollout), rollout.scaled(rollout.truth()))
 
 
 @register_objective
@@ -456,4 +462,4 @@ class AnalysisMisfit(Objective):
 
 def _members(rollout: Rollout) -> Tensor:
     assert rollout.members is not None
-    return rollout.members
+    return rollout.scaled(rollout.members)

@@ -19,6 +19,7 @@ class EndlessTwin:
     Parameters
     ----------
     dynamics : Dynamics
+        One that depends on time stands at the first time of all trajectories.
     sites : Sites or FieldSites
     observing : ObservingSystem
     steps : int
@@ -67,12 +68,13 @@ class EndlessTwin:
             If the truth becomes not finite.
         """
         turn, group = divmod(index, self.groups)
+        begin = turn * self.cycles * self.steps
         rows = slice(group * self.batch, (group + 1) * self.batch)
         truth, states = self.truth[rows].clone(), []  # a view would change under the window
         with torch.no_grad():
-            for _ in track(range(self.cycles), "running the truth"):
+            for cycle in track(range(self.cycles), "running the truth"):
                 states.append(truth)
-                truth = advance(self.dynamics, truth, self.steps)
+                truth = advance(self.dynamics.from_step(begin + cycle * self.steps), truth, self.steps)
             self.truth[rows] = truth
             record = torch.stack(states, 1)
             check_truth(self.dynamics, record, self.trajectory[rows], turn * self.cycles)
@@ -81,7 +83,10 @@ class EndlessTwin:
             device = record.device
             observation = observe(record, self.sites, self.observing, trajectory.to(device), time.to(device), self.seed)
         steps = (self.steps,) * self.cycles
-        return Window(record if self.supervised else None, observation, steps, group, fresh=turn == 0)
+        clock = None
+        if not self.dynamics.autonomous:  # a window's first interval leads to its first time
+            clock = torch.full((len(observation),), begin - self.steps)
+        return Window(record if self.supervised else None, observation, steps, group, fresh=turn == 0, clock=clock)
 
     def arrays(self) -> dict[str, Tensor]:
         """Truth to carry on from."""

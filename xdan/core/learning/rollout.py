@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
+from ..methods.advancing import forecast_from
 from ..observing import ObservingSystem, split_observation
 
 
@@ -35,6 +36,9 @@ class Window:
         A teacher's: every analysis starts from it instead of from the network's own forecast.
     covariance : Tensor, shape (B, T, N, N), or None
         Of a teacher's analyses, to be imitated.
+    clock : Tensor of int64, shape (B,), or None
+        Model steps from the first analysis of the record to where the first of `steps` begin, for a model that depends
+        on time.
     """
 
     truth: Tensor | None
@@ -45,6 +49,12 @@ class Window:
     start: int = 0
     forecast: Tensor | None = None
     covariance: Tensor | None = None
+    clock: Tensor | None = None
+
+    def clock_at(self, k: int) -> Tensor:
+        """Model steps from the first analysis of the record to where the k-th of `steps` begin, (B,); else 0."""
+        passed = sum(self.steps[:k])
+        return torch.as_tensor(0) if self.clock is None else self.clock + passed
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,8 @@ class Rollout:
         Analysis state at the window's end, detached.
     window : Window
     observing : ObservingSystem
+    scale : Tensor, shape (N,), or None
+        Typical observation error of every component of several fields; None for one field.
     """
 
     forecast: Tensor
@@ -75,6 +87,7 @@ class Rollout:
     state: State
     window: Window
     observing: ObservingSystem
+    scale: Tensor | None = None
 
     def since(self, first: int) -> Rollout:
         """Leave the first cycles out."""
@@ -90,6 +103,7 @@ class Rollout:
             forecast=cut(window.forecast),
             steps=window.steps[first:],
             start=window.start + first,
+            clock=None if window.clock is None else window.clock_at(first),
         )
         names = ("forecast", "analysis", "members", "divergence", "lost")
         return replace(self, window=later, **{name: cut(getattr(self, name)) for name in names})
@@ -105,6 +119,10 @@ class Rollout:
         if self.window.truth is None:
             raise ValueError("the loss reads the truth, and windows have none: expected an objective with needs_truth")
         return self.window.truth
+
+    def scaled(self, states: Tensor) -> Tensor:
+        """Give states (..., N) of several fields in units of their observation errors, those of one as they are."""
+        return states if self.scale is None else states / self.scale
 
     def misfit(self, estimate: Tensor) -> Tensor:
         """Mean over observations of |R^{-1/2} (y - H x)|^2 of an estimate (B, T, N), missing ones as zeros; (B, T)."""
@@ -125,23 +143,26 @@ _PROBE = 0.05  # size of the perturbation that the divergence is estimated with,
 class CappedGradient(torch.autograd.Function):
     """Identity whose gradient is shortened, row by row, to a norm; a row that is not finite becomes zero.
 
+    With a scale the norm is that of the gradient by what is scaled by it.
+
     A trajectory on the verge of divergence has a gradient that grows without bound from cycle to cycle, and would
     drown those of all others in the batch.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cap: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cap: float, scale: Tensor | None = None) -> Tensor:
         """Pass x on."""
-        ctx.cap = cap
+        ctx.cap, ctx.scale = cap, scale
         return x.view_as(x)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """Shorten the rows."""
-        norm = torch.linalg.vector_norm(gradient, dim=tuple(range(1, gradient.ndim)), keepdim=True)
+        scaled = gradient if ctx.scale is None else gradient * ctx.scale
+        norm = torch.linalg.vector_norm(scaled, dim=tuple(range(1, gradient.ndim)), keepdim=True)
         factor = (ctx.cap / norm.clamp_min(1e-30)).clamp_max(1.0)
-        return torch.where(norm.isfinite(), gradient * factor, 0.0), None
+        return torch.where(norm.isfinite(), gradient * factor, 0.0), None, None
 
 
 def roll_out(
@@ -169,7 +190,8 @@ def roll_out(
     state : dict of Tensor, or None where the trajectories start
         Analysis that the previous window left.
     cap : float
-        Bound on the norm of the gradient by the state that a trajectory passes back from one cycle to the cycle before.
+        Bound on the norm of the gradient by the state that a trajectory passes back from one cycle to the cycle before;
+        of several fields by the state in units of their observation errors.
     divergence : bool
         Estimate the divergence too, by a second analysis of slightly other observations (Ramani et al., 2008,
         doi:10.1109/TIP.2008.2001404).
@@ -179,7 +201,7 @@ def roll_out(
     Rollout
     """
     columns: dict[str, list[Tensor]] = {}
-    shape = len(window.observation), math.prod(dynamics.shape)
+    shape, scale = (len(window.observation), math.prod(dynamics.shape)), method.network.component_errors
     for k, steps in enumerate(window.steps):
         observation, observed = split_observation(window.observation[:, k])
         now = observing.at(window.start + k)
@@ -191,10 +213,13 @@ def roll_out(
         else:
             if math.isfinite(cap) and k > 0:
                 # Memory is a number of order one: in units of the observation error, as the increments are.
-                caps = {name: cap if name == "x" else cap * float(method.network.error_std) for name in state}
-                state = {name: CappedGradient.apply(v, caps[name]) for name, v in state.items()}  # type: ignore[no-untyped-call]
+                unit = float(method.network.error_std) if scale is None else 1.0
+                state = {
+                    name: CappedGradient.apply(v, cap, scale) if name == "x" else CappedGradient.apply(v, cap * unit)  # type: ignore[no-untyped-call]
+                    for name, v in state.items()
+                }
             if window.forecast is None:
-                forecast = method.forecast(state, dynamics, steps)
+                forecast = forecast_from(method, state, dynamics, steps, window.clock_at(k))
             else:
                 forecast = {**state, "x": window.forecast[:, k]}
             state = method.analyse(forecast, observation, observed, now)
@@ -215,7 +240,8 @@ def roll_out(
     assert state is not None
     stacked: dict[str, Any] = {name: torch.stack(column, 1) for name, column in columns.items()}
     end = {name: value.detach() for name, value in state.items()}
-    return Rollout(**{"members": None, "divergence": None, **stacked}, state=end, window=window, observing=observing)
+    kept = {"members": None, "divergence": None, **stacked, "state": end, "scale": scale}
+    return Rollout(**kept, window=window, observing=observing)
 
 
 def _is_lost(
@@ -223,15 +249,18 @@ def _is_lost(
 ) -> Tensor:
     """Whether analyses are as wrong as random states of the climate, shape (B,)."""
     x, climate = method.mean(state).detach(), method.network.state_std**2
+    several = climate.ndim > 0
+    climate = method.network.per_component(climate)
     if window.truth is not None:
-        return ~((x - window.truth[:, k]).square().mean(1) < climate)
+        square = (x - window.truth[:, k]).square()
+        return ~((square / climate).mean(1) < 1.0) if several else ~(square.mean(1) < climate)
     broken = ~x.isfinite().all(1)
     if not observing.direct:  # how far apart two random states are seen is not known
         return broken
     observation, observed = split_observation(window.observation[:, k])
     # Expected of a random state: the climate's variance twice, and the observation's.
     excess = torch.where(observed, (x - observation).square() - observing.error_variance() - climate, 0.0)
-    return (excess.sum(1) > 0) | broken
+    return ((excess / climate if several else excess).sum(1) > 0) | broken
 
 
 def _divergence(

@@ -210,18 +210,21 @@ class Trainer:
     def validate(self, record: Record, burn_in: int) -> float:
         """Mean RMSE of the network as it is, of analyses, or of innovations where the record has no truth.
 
-        Keeps the weights when it is the best so far, and their `normalised_innovation`. Where it is far worse than the
-        best, training goes back to that with lower rates.
+        Of several fields in units of their observation errors. Keeps the weights when it is the best so far, and their
+        `normalised_innovation`. Where it is far worse than the best, training goes back to that with lower rates.
         """
         self.network.eval()
         with torch.no_grad():
             outputs, _ = run(self.method, record)
+        errors = self.network.component_errors
         if record.truth is not None:
-            square = (outputs["analysis"] - record.truth)[:, burn_in:].square().mean(-1)
+            error = (outputs["analysis"] - record.truth)[:, burn_in:]
+            square = (error if errors is None else error / errors).square().mean(-1)
         else:
-            square = (
-                (record.observing.observe(outputs["forecast"]) - record.observation)[:, burn_in:].square().nanmean(-1)
-            )
+            innovation = record.observing.observe(outputs["forecast"]) - record.observation
+            if errors is not None:
+                innovation = innovation / record.observing.error_variance().sqrt()
+            square = innovation[:, burn_in:].square().nanmean(-1)
             # A time without observations says nothing; a lost trajectory, everything.
             square = torch.where(outputs["diverged"][:, burn_in:], math.inf, square)
             square = square[~square.isnan()]

@@ -1,11 +1,18 @@
-"""Flattened states, advanced by a dynamics that knows their shape."""
+"""Flattened states, advanced by a dynamics that knows their shape, and methods from the times of their trajectories."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..user_functions import in_transform
+from .record import State
+
+if TYPE_CHECKING:
+    from .base import Method
 
 
 def advance(dynamics: Dynamics, x: Tensor, steps: int) -> Tensor:
@@ -26,3 +33,32 @@ def advance_along(dynamics: Dynamics, x: Tensor, directions: Tensor, steps: int)
     shape = dynamics.shape
     after, pushed = dynamics.advance_along(x.unflatten(1, shape), directions.unflatten(2, shape), steps)
     return after.flatten(1), pushed.flatten(2)
+
+
+def forecast_from(method: Method, state: State, dynamics: Dynamics, steps: int, clock: Tensor) -> State:
+    """Forecast of a method by a dynamics that stands where its trajectories are.
+
+    A model that depends on time is called with one time for all states. Where trajectories differ in it, as the
+    segments of one long trajectory do, those of one time are forecast together.
+
+    Parameters
+    ----------
+    method : Method
+    state : dict of Tensor
+    dynamics : Dynamics
+    steps : int
+    clock : Tensor of int64, shape (B,)
+        Model steps from the record's first analysis to the state; not read for an autonomous model.
+    """
+    if dynamics.autonomous:
+        return method.forecast(state, dynamics, steps)
+    starts = clock.unique().tolist()
+    if len(starts) == 1:
+        return method.forecast(state, dynamics.from_step(starts[0]), steps)
+    groups = [(clock == start).nonzero()[:, 0] for start in starts]
+    parts = [
+        method.forecast({name: value[rows] for name, value in state.items()}, dynamics.from_step(start), steps)
+        for start, rows in zip(starts, groups, strict=True)
+    ]
+    back = torch.cat(groups).argsort()
+    return {name: torch.cat([part[name] for part in parts])[back] for name in parts[0]}

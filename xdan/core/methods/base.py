@@ -16,7 +16,7 @@ from ..derivative_checks import Mode, check_model, check_operator, climate_state
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
-from ..registry import constructor_values
+from ..registry import Registry, constructor_values
 from ..user_functions import finest
 from .advancing import advance
 from .arguments import checked_candidates, number_or_tune
@@ -75,15 +75,22 @@ class Method(ABC):
         Parameters that may be "tune". The number in use is `number(name)`.
     search : Search
         How they are searched.
+    windowed : bool
+        Whether the state holds a window of several times, which all trajectories share: after a gap it starts anew for
+        all of them together, and a gap is then an interval of the record, not times of which nothing is observed.
     fixed : dict of str to object
         Parameters of a base that the class sets for good.
+    differentiates_model : bool
+        Class attribute: whether the method needs derivatives of the model, whatever its parameters. Where it does not,
+        messages name it to users whose model has none.
     first_cycle : int
         What the loop counts analyses from: 1 for an ensemble whose first analysis draws numbers, as `start` draws those
         of cycle 0.
     tune_on : {"innovation", "truth"}
         What tuning looks at: the innovations, or the analysis RMSE.
     dynamics, seed
-        Of the record that the method is prepared for.
+        Of the record that the method is prepared for. A model that depends on time stands at the record's first
+        analysis here, and where the state is in what `forecast` gets; `from_step` gives it at another time.
     """
 
     name: ClassVar[str] = "method"
@@ -91,7 +98,9 @@ class Method(ABC):
     tunable: ClassVar[Mapping[str, Tunable]] = {}
     search: ClassVar[Search] = Search()
     fixed: ClassVar[Mapping[str, Any]] = {}
+    windowed: ClassVar[bool] = False
     first_cycle: ClassVar[int] = 0
+    differentiates_model: ClassVar[bool] = False
     outputs: tuple[Output, ...] = ()
     members: int = 1
     channels: int = 0
@@ -168,11 +177,27 @@ class Method(ABC):
         ValueError
             If the method cannot work on the record.
         """
+        self.check_dynamics(record.dynamics)
         self.check_record(record)
         ready = copy.copy(self)
         ready.dynamics, ready.seed = record.dynamics, record.seed
         ready.set_up(record)
         return ready
+
+    def check_dynamics(self, dynamics: Dynamics) -> None:
+        """Refuse a model that the method cannot work with, before anything is computed with it.
+
+        Raises
+        ------
+        ValueError
+            If the method needs derivatives of a model that has none, or more members than a given climatology has
+            states.
+        """
+        if self.differentiates_model or any(what == "model" for what, _ in self.derivatives):
+            others = [name for name in METHODS if not METHODS[name].differentiates_model]
+            dynamics.require_derivatives(f"the method {self.name!r}", f"Methods that need none are {others}")
+        if dynamics.given_climate is not None:
+            dynamics.given_climate.check_members(self.members)
 
     def check_record(self, record: Record) -> None:
         """Refuse a record that the method cannot work on, such as one without a derivative that the method takes.
@@ -274,9 +299,10 @@ class Method(ABC):
 
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over the climate, shape (P,) or (), in double precision."""
-        like = finest(dynamics.step, torch.zeros(1, *dynamics.shape))
-        states = dynamics.climatology(range(CLIMATE_STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like)
-        return observing.observe(states.double().flatten(1)).var(0)
+        given = dynamics.given_climate is not None
+        like = finest(dynamics.one_step, dynamics.start_states() if given else torch.zeros(1, *dynamics.shape))
+        states = dynamics.climate_sample(CLIMATE_STATES, seed, purpose=Purpose.CLIMATOLOGY, like=like)
+        return observing.climate_variance(states.double().flatten(1))
 
     # Parameters that may be tuned.
 
@@ -369,3 +395,12 @@ class Method(ABC):
             values[f"tuned_{name}"] = self.number(name)
             values[f"candidate_{name}"] = torch.tensor(self.tried(name), dtype=torch.float64).numpy()
         return {**values, self.curve.name: self._curve.numpy()}
+
+
+METHODS: Registry[Method] = Registry(
+    "baseline",
+    Method,  # type: ignore[type-abstract]
+    "xdan.Method",
+    "Register a method of your own by xdan.register_method, or pass an object of it to cycle()",
+)
+"""Methods by their names; `register_method` adds to them."""

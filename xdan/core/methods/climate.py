@@ -25,13 +25,16 @@ _lock = threading.Lock()
 def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (N,) and covariance (N, N) of the dynamics' climatology, in the dtype and on the device of a tensor.
 
-    A few climates are kept on the CPU.
+    Of a given climatology, the moments of all its states. A few climates that were spun up are kept on the CPU.
 
     Raises
     ------
     ValueError
         If a state of the climatology is not finite.
     """
+    if dynamics.given_climate is not None:
+        states = dynamics.given_climate.states.flatten(1)
+        return states.mean(0).to(like), covariance_of(states).to(like)
     key = _key(dynamics, seed, like)
     with _lock:
         moments = _known.get(key)
@@ -71,7 +74,7 @@ def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
     """Key of a climate among those that are kept.
 
     Two models may share a description, as it holds no functions. The key therefore has the functions too, and one step
-    from the state that the spin-up starts from.
+    from the state that the spin-up starts from. The climate of a model that depends on time is that of a time.
     """
     labels = torch.arange(2)
     with torch.no_grad():
@@ -81,7 +84,7 @@ def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
         ends = dynamics.advance(start, 1).detach().cpu().numpy().tobytes()
     functions = tuple(_Same(value) for value in vars(dynamics).values() if callable(value))
     described = type(dynamics), repr(dynamics.config()), dynamics.timestep, dynamics.spin_up_time, functions
-    return *described, begins, ends, seed, like.dtype, str(like.device)
+    return *described, dynamics.model_time, begins, ends, seed, like.dtype, str(like.device)
 
 
 class _Same:

@@ -41,12 +41,17 @@ class DataAssimilationNetwork(Method):
 
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over states of the mean and the deviation that the network was trained with."""
-        mean, std = (value.cpu().double() for value in (self.network.state_mean, self.network.state_std))
+        mean, std = (value.cpu().double() for value in self._climate())
         if observing.direct:
             return std**2
         labels, origin = torch.arange(CLIMATE_STATES), torch.zeros(1, dtype=torch.int64)
         noise = normal(0, Purpose.CLIMATOLOGY, labels, origin, math.prod(dynamics.shape))[:, 0]
-        return observing.observe(mean + std * noise).var(0)
+        return observing.climate_variance(mean + std * noise)
+
+    def _climate(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation that the network was trained with: one number, or one of each component."""
+        network = self.network
+        return network.per_component(network.state_mean), network.per_component(network.state_std)
 
     @classmethod
     def of(cls, network: AnalysisNetwork) -> DataAssimilationNetwork:
@@ -64,15 +69,16 @@ class DataAssimilationNetwork(Method):
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Forecast state of shape (B, N), in the dtype and on the device of a tensor."""
-        state = {"x": self.network.state_mean.to(like).expand(shape)}
+        state = {"x": self._climate()[0].to(like).expand(shape)}
         if self.network.memory:
             state["memory"] = like.new_zeros(shape[0], self.network.memory, shape[1])
         return state
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation from the climatology, each site by itself."""
-        x, variance = state["x"], self.network.state_std.to(observation) ** 2
-        return {**state, "x": x + observing.interpolate(x, variance, observation - observing.observe(x), observed)}
+        x, variance = state["x"], self._climate()[1].to(observation) ** 2
+        change = observing.interpolate(x, variance, observation - observing.observe(x), observed)
+        return {**state, "x": x + self.network.conserving(change)}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis by the network."""
@@ -97,13 +103,13 @@ class EnsembleNetwork(DataAssimilationNetwork):
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Members at the climatological mean."""
-        return {"x": self.network.state_mean.to(like).expand(shape[0], self.network.members, shape[1])}
+        return {"x": self._climate()[0].to(like).expand(shape[0], self.network.members, shape[1])}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation, and about it the same pattern for every trajectory."""
         m, n = state["x"].shape[1:]
         middle = super().first({"x": state["x"][:, 0]}, observation, observed, observing)["x"]
-        prior = self.network.state_std.to(observation) ** 2
+        prior = self._climate()[1].to(observation) ** 2
         variance = prior.expand(middle.shape)
         if observing.direct:  # otherwise as wide as the climate
             variance = torch.where(
@@ -112,7 +118,7 @@ class EnsembleNetwork(DataAssimilationNetwork):
         label = torch.arange(m, device=observation.device)
         pattern = normal(0, Purpose.ENSEMBLE, label, torch.zeros_like(label[:1]), n)[:, 0].to(observation)
         pattern = pattern - pattern.mean(0)
-        return {**state, "x": middle[:, None] + variance.sqrt()[:, None] * pattern}
+        return {**state, "x": middle[:, None] + self.network.conserving(variance.sqrt()[:, None] * pattern)}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""

@@ -25,7 +25,7 @@ from .registry import register_method
 from .windowed import SlidingWindow, pushed
 
 SCALES = Tunable(tuple(10.0 ** (-k / 4) for k in range(-1, 14)), long_name="scales that were tried")
-_WINDOW_STATE = ("x", "begin", "steps", "window", "smoothed", "iterations", "unconverged")
+_WINDOW_STATE = ("x", "begin", "steps", "clock", "window", "kept", "smoothed", "iterations", "unconverged")
 
 
 @register_method
@@ -65,6 +65,8 @@ class FourDVar(Method):
     """
 
     name: ClassVar[str] = "4d-var"
+    windowed: ClassVar[bool] = True
+    differentiates_model: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"scale": SCALES}
 
     def __init__(
@@ -98,12 +100,7 @@ class FourDVar(Method):
         return f"try solver={other!r}, which goes the other way, or {super()._instead(mode)}"
 
     def check_record(self, record: Record) -> None:
-        """Refuse a record that is shorter than the window, or whose error differs in time."""
-        if record.observing.in_time:
-            raise ValueError(
-                "4D-Var fits the observations of several times and needs an error that is the same at all of them; "
-                "the record's differs in time: take an ensemble method or '3d-var'"
-            )
+        """Refuse a record that is shorter than the window."""
         times = record.observation.shape[1]
         if times <= self.window:
             raise ValueError(f"window={self.window}: the record has {times} times; expected more than the window")
@@ -122,16 +119,19 @@ class FourDVar(Method):
     def start(self, record: Record) -> State:
         """Begin at the climatological mean; the window has no length yet."""
         assert self._mean is not None
-        return self.window_state(self._mean.expand(record.shape), record.observation.shape[-1])
+        return self.window_state(self._mean.expand(record.shape), record)
 
-    def window_state(self, x: Tensor, observations: int) -> State:
-        """State of a window that starts at x, (B, N), and will hold so many observations of every time."""
+    def window_state(self, x: Tensor, record: Record) -> State:
+        """State of a window that starts at x, (B, N), and will hold the observations of some times of a record."""
         zero = x.new_zeros(len(x))
+        nothing = x.new_full((len(x), record.observation.shape[-1]), torch.nan)
+        kept = record.observing.at(0).kept(nothing)
         return {
+            **({} if kept is None else {"kept": self._sliding.buffer(torch.zeros_like(kept))}),
             "x": x,
             "begin": x,
             **self._sliding.opened(x),
-            "window": self._sliding.buffer(x.new_full((len(x), observations), torch.nan)),
+            "window": self._sliding.buffer(nothing),
             "smoothed": torch.full_like(x, torch.nan),
             "iterations": zero,
             "unconverged": zero,
@@ -141,7 +141,7 @@ class FourDVar(Method):
         """Advance the state, and the start of the window where it is full."""
         return {
             **state,
-            **self._sliding.slid(state, steps),
+            **self._sliding.slid(state, dynamics, steps),
             "x": advance(dynamics, state["x"], steps),
             "begin": self._sliding.begin_after(state, dynamics),
         }
@@ -159,15 +159,18 @@ class FourDVar(Method):
     ) -> State:
         assert self._root is not None
         window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
-        steps = self._sliding.counts(state)
+        steps, dynamics = self._sliding.counts(state), self._sliding.at_begin(state, self.dynamics)
         minimise = MINIMISERS[self.solver]
-        problem = Window(self.dynamics, observing, window, steps)
+        now = observing.kept(observation)
+        kept = None if now is None else pushed(state["kept"], now)
+        problem = Window(dynamics, observing, window, steps, kept)
         least = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
         return {
             **state,
-            "x": advance(self.dynamics, least.x, sum(steps)),
+            "x": advance(dynamics, least.x, sum(steps)),
             "begin": least.x,
             "window": window,
+            **({} if kept is None else {"kept": kept}),
             "smoothed": self._sliding.smoothed(state, least.x),
             "iterations": least.iterations,
             "unconverged": least.unconverged.to(least.iterations.dtype),
@@ -178,6 +181,12 @@ def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, T
     """Cholesky factor of B, (N, N), and the climatological mean, (N,)."""
     like = record.observation
     mean, covariance = climate_moments(record.dynamics, record.seed, like)
+    given = record.dynamics.given_climate
+    if isinstance(background, str) and given is not None and len(given) <= len(mean):
+        raise ValueError(
+            f"the covariance of the {len(given)} states of climatology= has no full rank in {len(mean)} components: "
+            f"expected more than {len(mean)} states, or background= as a matrix"
+        )
     if not isinstance(background, str):
         covariance = fitted(background, len(mean), like)
     factor, info = torch.linalg.cholesky_ex(covariance)
@@ -207,6 +216,8 @@ class EnsembleOf4DVar(EnsembleMethod):
     """
 
     name: ClassVar[str] = "eda"
+    windowed: ClassVar[bool] = True
+    differentiates_model: ClassVar[bool] = True
     first_cycle: ClassVar[int] = 1
     outputs: tuple[Output, ...] = (*SPREADS, ITERATIONS, UNCONVERGED)
 
@@ -242,12 +253,12 @@ class EnsembleOf4DVar(EnsembleMethod):
         """Members from the climatology, a window each."""
         state = super().start(record)
         del state["noise"]  # every analysis draws its own
-        inner = self._inner.window_state(state["x"].flatten(0, 1), record.observation.shape[-1])
+        inner = self._inner.window_state(state["x"].flatten(0, 1), record)
         return {**self._outside(inner), **state}
 
     def _inside(self, state: State) -> State:
         """Members as trajectories."""
-        return {name: state[name].flatten(0, 1) for name in _WINDOW_STATE}
+        return {name: state[name].flatten(0, 1) for name in _WINDOW_STATE if name in state}
 
     def _outside(self, state: State) -> State:
         return {name: value.unflatten(0, (-1, self.members)) for name, value in state.items()}

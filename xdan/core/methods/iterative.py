@@ -126,6 +126,7 @@ class IterativeEnKS(EnsembleMethod):
     """
 
     name: ClassVar[str] = "ienks"
+    windowed: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
 
     def __init__(
@@ -186,12 +187,12 @@ class IterativeEnKS(EnsembleMethod):
         """Advance the members, and the start of the window where it is full."""
         begin = self._window.begin_after(state, dynamics)
         x = advance(dynamics, state["x"], steps)
-        return {**state, **self._window.slid(state, steps), "x": x, "begin": begin}
+        return {**state, **self._window.slid(state, dynamics, steps), "x": x, "begin": begin}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Damped Gauss-Newton until every trajectory has converged; those that have stay as they are."""
         m = self.members
-        steps = sum(self._window.counts(state))
+        steps, dynamics = sum(self._window.counts(state)), self._window.at_begin(state, self.dynamics)
         mean, anomalies = centre(state["begin"])
         batch = len(mean)
         at = _Iterate.zero(mean.new_zeros(batch, m))
@@ -203,7 +204,7 @@ class IterativeEnKS(EnsembleMethod):
             now = at.rows(active)
             if iteration:
                 inside = now.root if self.variant == "transform" else _BUNDLE * _identity(now.root)
-                x = advance(self.dynamics, mean[active] + (trial[:, None] + inside) @ anomalies[active], steps)
+                x = advance(dynamics, mean[active] + (trial[:, None] + inside) @ anomalies[active], steps)
             finite = x.isfinite().flatten(1).all(1)
             if not iteration:
                 lost = ~finite
@@ -229,7 +230,7 @@ class IterativeEnKS(EnsembleMethod):
         weights = torch.where(unconverged[:, None], at.weights, at.target)
         x0 = mean + weights[:, None] @ anomalies
         begin = x0 + self.number("inflation") * at.root @ anomalies
-        end = advance(self.dynamics, begin, steps)
+        end = advance(dynamics, begin, steps)
         return {
             **state,
             "x": torch.where(lost[:, None, None], torch.full_like(end, torch.nan), end),

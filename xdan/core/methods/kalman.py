@@ -43,6 +43,7 @@ class ExtendedKalmanFilter(Method):
     """
 
     name: ClassVar[str] = "extended-kalman"
+    differentiates_model: ClassVar[bool] = True
     outputs: tuple[Output, ...] = SPREADS
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
     _climate: tuple[Tensor, Tensor] | None = None
@@ -130,7 +131,7 @@ class KalmanFilter(ExtendedKalmanFilter):
         dynamics = record.dynamics
         like = torch.zeros((), dtype=torch.float64, device=record.observation.device)
         states = climate_states(dynamics, record.seed, like)
-        observing = record.observing.to(states.dtype, states.device)
+        observing = record.observing.at(0).to(states.dtype, states.device)
         lengths = [sizes(states), states.square().mean(0).sqrt(), torch.ones_like(states[0])]
         for steps in sorted({1, max([1, *record.steps])}):
             off = nonlinearity(partial(advance, dynamics, steps=steps), states, lengths, finite=steps == 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import shown
 from ..observing import split_observation
 from ..progress import track
+from .advancing import forecast_from
 from .base import Method
 from .record import KEPT, Record, State
 
@@ -40,7 +41,8 @@ def run(
     Returns
     -------
     outputs : dict of Tensor
-        "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), the method's `outputs`, and where
+        "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), "restarted" of that shape where
+        trajectories may start anew, the method's `outputs`, and where
         asked for "forecast_members", "members" of shape (B, K, M, N), or "memory", the latent channels that each
         analysis reads, of shape (B, K, n, N).
     state : dict of Tensor
@@ -55,7 +57,7 @@ def run(
     columns: dict[str, list[Tensor]] = {}
     shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
     lanes = None if state is None else _Lanes.resumed(method, record, state)
-    dtype = record.observation.dtype
+    dtype, clock = record.observation.dtype, record.clocks
     cycles = enumerate(record.steps)
     for k, steps in cycles if what is None else track(list(cycles), what):
         observation, observed = split_observation(record.observation[:, k])
@@ -63,12 +65,21 @@ def run(
             state = _checked(method, "start", method.start(record), shape, dtype)
             lanes, call, analyse = _Lanes.started(method, record, state), "first", method.first
         else:
-            ahead = method.forecast(lanes.handed(state), record.dynamics, steps)
+            ahead = forecast_from(method, lanes.handed(state), record.dynamics, steps, clock)
             state = _checked(method, "forecast", ahead, shape, dtype)
             lanes, call, analyse = lanes.after(state), "analyse", method.analyse
-        forecast = lanes.handed(state)
+        clock = clock + steps
+        lanes, anew = lanes.seen(method, record, steps, observed)
+        started = None
+        if anew is not None:
+            started = _checked(method, "start", method.start(_at(record, clock)), shape, dtype)
+            state = _merged(anew, started, state)
+        forecast, observing = lanes.handed(state), record.observing.at(k)
         written = _writes(forecast)
-        state = _checked(method, call, analyse(forecast, observation, observed, record.observing.at(k)), shape, dtype)
+        state = _checked(method, call, analyse(forecast, observation, observed, observing), shape, dtype)
+        if started is not None and anew is not None:
+            after = method.first(lanes.handed(started), observation, observed, observing)
+            state = _merged(anew, _checked(method, "first", after, shape, dtype), state)
         if _writes(forecast) != written:
             raise ValueError(
                 f"{call}() of the method {method.name!r} wrote into the forecast that it got: expected new tensors, as "
@@ -80,6 +91,8 @@ def run(
         for name, value in row.items():
             columns.setdefault(name, []).append(lanes.masked(value))
         columns.setdefault("diverged", []).append(~lanes.alive)
+        if record.restart_after is not None:
+            columns.setdefault("restarted", []).append(torch.zeros_like(lanes.alive) if anew is None else anew)
         state, lanes = analysis, replace(lanes, cycle=lanes.cycle + 1)
     assert state is not None
     assert lanes is not None
@@ -99,7 +112,11 @@ class _Lanes:
     alive : Tensor of bool
         Whether the trajectory has not diverged.
     bound : Tensor
-        The largest component with which it has not.
+        The largest component with which it has not; of several fields one of each, (B, fields).
+    parts : tuple of int
+        Components of each of several fields; empty for one.
+    unseen : Tensor of int64
+        Model steps since it was last observed.
     whole : bool
         Whether all are alive.
     """
@@ -108,7 +125,9 @@ class _Lanes:
     cycle: Tensor
     alive: Tensor
     bound: Tensor
+    unseen: Tensor
     whole: bool
+    parts: tuple[int, ...] = ()
 
     @classmethod
     def started(cls, method: Method, record: Record, state: State) -> _Lanes:
@@ -127,21 +146,40 @@ class _Lanes:
         x = state["x"]
         label = record.trajectory.to(x.device)
         alive = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        bound = (LOST * x.abs().flatten(1).amax(1).clamp_min(1.0)).clamp_max(1e30)
-        return cls(label, torch.full_like(label, method.first_cycle), alive, bound, True)
+        parts = _parts(record)
+        bound = (LOST * _largest(x, parts).clamp_min(1.0)).clamp_max(1e30)
+        first, unseen = torch.full_like(label, method.first_cycle), torch.zeros_like(label)
+        return cls(label, first, alive, bound, unseen, True, parts)
 
     @classmethod
     def resumed(cls, method: Method, record: Record, state: State) -> _Lanes:
         """As an earlier block left them; the blocks of methods without draws once held no `cycle`."""
         label = record.trajectory.to(state["x"].device)
         cycle = state.get("cycle", torch.full_like(label, method.first_cycle + 1))
-        return cls(label, cycle, state["alive"], state["bound"], bool(state["alive"].all()))
+        unseen = state.get("unseen", torch.zeros_like(label))
+        return cls(label, cycle, state["alive"], state["bound"], unseen, bool(state["alive"].all()), _parts(record))
+
+    def seen(self, method: Method, record: Record, steps: int, observed: Tensor) -> tuple[_Lanes, Tensor | None]:
+        """Count the steps to what is observed (B, P), and say which start anew there, (B,); None where none does.
+
+        A trajectory starts anew with the first observation after a gap that is longer than the record allows. A window
+        of several times is shared by all: there a gap is a long interval.
+        """
+        some = observed.any(1)
+        unseen = self.unseen + steps
+        after = replace(self, unseen=torch.where(some, 0, unseen))
+        if record.restart_after is None:
+            return after, None
+        most = record.restart_after / record.dynamics.timestep * (1 + 1e-9)  # rounding makes no gap
+        anew = torch.full_like(some, steps > most) if method.windowed else some & (unseen > most)
+        return after, anew if bool(anew.any()) else None
 
     def after(self, state: State) -> _Lanes:
         """Flag those that a state has lost."""
-        bounded = state["x"].abs().flatten(1).amax(1) <= self.bound
+        bounded = _largest(state["x"], self.parts) <= self.bound
         if bool(bounded.all()):
             return self
+        bounded = bounded.all(1) if self.parts else bounded
         return replace(self, alive=self.alive & bounded, whole=False)
 
     def handed(self, state: State) -> State:
@@ -166,6 +204,19 @@ class _Lanes:
         """A state with what the next block needs of the loop."""
         entries = {name: value for name, value in state.items() if name not in KEPT}
         return {**entries, **{name: getattr(self, name) for name in KEPT}}
+
+
+def _parts(record: Record) -> tuple[int, ...]:
+    """Components of each of several fields; empty for one."""
+    space = record.dynamics.space
+    return () if space.single else tuple(field.geometry.size for field in space)
+
+
+def _largest(x: Tensor, parts: tuple[int, ...]) -> Tensor:
+    """Largest size of a component, (B,), or of one of each field, (B, fields), of states (B, N) or (B, M, N)."""
+    if not parts:
+        return x.abs().flatten(1).amax(1)
+    return torch.stack([part.abs().flatten(1).amax(1) for part in x.split(parts, -1)], 1)
 
 
 def _row(method: Method, forecast: State, analysis: State, observation: Tensor, members: bool) -> dict[str, Tensor]:
@@ -197,6 +248,23 @@ def _row(method: Method, forecast: State, analysis: State, observation: Tensor, 
     if members and method.channels:
         row["memory"] = forecast["memory"]
     return row
+
+
+def _at(record: Record, clock: Tensor) -> Record:
+    """A record whose dynamics, if it depends on time, stands so many steps later."""
+    if record.dynamics.autonomous:
+        return record
+    return replace(record, dynamics=record.dynamics.from_step(int(clock[0])))
+
+
+def _merged(anew: Tensor, started: State, state: State) -> State:
+    """A state in which some trajectories (B,) are those of another."""
+    if bool(anew.all()):
+        return {**state, **started}
+    return {
+        name: torch.where(_rows(anew, value), started[name], value) if name in started else value
+        for name, value in state.items()
+    }
 
 
 def _writes(state: State) -> int | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -20,38 +21,54 @@ _LEAST_CURVATURE = 1e-12  # of a pair that counts
 
 @dataclass(frozen=True)
 class Window:
-    """What 4D-Var fits: observations of shape (B, W, P), NaN where there are none, each after some model steps."""
+    """What 4D-Var fits: observations of shape (B, W, P), NaN where there are none, each after some model steps.
+
+    The dynamics stands at the window's start. `kept` is what differs in time of H and R, (B, W, P, Q), where
+    something does.
+    """
 
     dynamics: Dynamics
     observing: ObservingSystem
     observation: Tensor
     steps: Sequence[int]
+    kept: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Window:
         """Keep some of the trajectories."""
-        return Window(self.dynamics, self.observing, self.observation[rows], self.steps)
+        return replace(self, observation=self.observation[rows], kept=None if self.kept is None else self.kept[rows])
+
+    def _observing_at(self, j: int) -> ObservingSystem:
+        """H and R of the j-th time."""
+        return self.observing.kept_before(None if self.kept is None else self.kept[:, j])
 
     def misfits(self, x: Tensor) -> Tensor:
         """Whitened y - H M(x) at every time, shape (B, W, P)."""
         misfits = []
-        for j, steps in enumerate(self.steps):
-            x = advance(self.dynamics, x, steps)
+        for j, (dynamics, steps) in enumerate(self._legs()):
+            x = advance(dynamics, x, steps)
             misfits.append(self._misfit(x, j))
         return torch.stack(misfits, 1)
+
+    def _legs(self) -> Iterator[tuple[Dynamics, int]]:
+        """Each interval: the dynamics at its beginning, and its steps."""
+        begins = accumulate(self.steps, initial=self.dynamics.model_step)
+        return ((self.dynamics.from_step(begin), steps) for begin, steps in zip(begins, self.steps, strict=False))
 
     def _misfit(self, x: Tensor, j: int) -> Tensor:
         """Whitened y - H(x) at the j-th time, (B, P)."""
         observation, observed = split_observation(self.observation[:, j])
-        return self.observing.whiten(observation - self.observing.observe(x), observed)
+        observing = self._observing_at(j)
+        return observing.whiten(observation - observing.observe(x), observed)
 
     def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Misfits, (B, W P), and whitened derivatives of H M along directions, (B, M, W P)."""
         misfits, slopes = [], []
-        for j, steps in enumerate(self.steps):
-            x, directions = advance_along(self.dynamics, x, directions, steps)
+        for j, (dynamics, steps) in enumerate(self._legs()):
+            x, directions = advance_along(dynamics, x, directions, steps)
             misfits.append(self._misfit(x, j))
             observed = ~self.observation[:, j].isnan()
-            slopes.append(self.observing.whiten(self.observing.tangent(x, directions), observed))
+            observing = self._observing_at(j)
+            slopes.append(observing.whiten(observing.tangent(x, directions), observed))
         return torch.cat(misfits, 1), torch.cat(slopes, 2)
 
 

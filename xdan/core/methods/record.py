@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
@@ -14,7 +15,7 @@ from ..observing import ObservingSystem
 State = dict[str, Tensor]
 """What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
 
-KEPT = ("label", "cycle", "alive", "bound")
+KEPT = ("label", "cycle", "alive", "bound", "unseen")
 """What the loop keeps of each trajectory and leaves to the next block, beside the method's state."""
 
 
@@ -25,6 +26,7 @@ class Record:
     Attributes
     ----------
     dynamics : Dynamics
+        One that depends on time stands at the first analysis of the whole record.
     observing : ObservingSystem
         Of these times, where it differs in time.
     observation : Tensor, shape (B, K, P)
@@ -35,6 +37,10 @@ class Record:
         Labels that key random draws.
     seed : int
     truth : Tensor, shape (B, K, N), optional
+    clock : int or Tensor of int64, shape (B,)
+        Model steps from the first analysis of the whole record to where the first of `steps` begin; 0 at its start.
+    restart_after : float, optional
+        Model time without an observation after which a trajectory starts anew from the climatology.
     """
 
     dynamics: Dynamics
@@ -44,6 +50,13 @@ class Record:
     trajectory: Tensor
     seed: int
     truth: Tensor | None = None
+    clock: int | Tensor = 0
+    restart_after: float | None = None
+
+    @property
+    def clocks(self) -> Tensor:
+        """`clock` of every trajectory, int64 of shape (B,)."""
+        return torch.as_tensor(self.clock).expand(len(self.trajectory))
 
     @property
     def shape(self) -> tuple[int, int]:

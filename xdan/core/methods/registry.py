@@ -5,17 +5,10 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from ..checks import choice, shown
-from ..registry import Registry, constructor_parameters
-from .base import Method
+from ..registry import constructor_parameters
+from .base import METHODS, Method
 
 M = TypeVar("M", bound=type[Method])
-
-_METHODS: Registry[Method] = Registry(
-    "baseline",
-    Method,  # type: ignore[type-abstract]
-    "xdan.Method",
-    "Register a method of your own by xdan.register_method, or pass an object of it to cycle()",
-)
 
 TUNE_ON = ("innovation", "truth")
 
@@ -30,7 +23,7 @@ def register_method(cls: M) -> M:
     ValueError
         If another class has the name. A class that is defined anew, as by a notebook's cell, takes its own place.
     """
-    return _METHODS.register(cls, "register_method")
+    return METHODS.register(cls, "register_method")
 
 
 def method_by_name(
@@ -59,12 +52,12 @@ def method_by_name(
         If the name is unknown, or a parameter is, or one is out of range.
     """
     accepted = accepted_parameters(name)
-    if unknown := set(parameters) - accepted - set(_METHODS[name].fixed):
+    if unknown := set(parameters) - accepted - set(METHODS[name].fixed):
         raise ValueError(
             f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}, expected no others"
         )
     tune_on = choice("tune_on", tune_on, TUNE_ON)
-    method = _METHODS[name](**parameters)
+    method = METHODS[name](**parameters)
     method.tune_on = tune_on
     if candidates is not None:
         method.take_candidates(candidates)
@@ -83,6 +76,6 @@ def accepted_parameters(name: str) -> set[str]:
         If the name is unknown.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name={shown(name)}: expected the name of a method, one of {list(_METHODS)}")
-    cls = _METHODS[name]
+        raise TypeError(f"name={shown(name)}: expected the name of a method, one of {list(METHODS)}")
+    cls = METHODS[name]
     return constructor_parameters(cls) - set(cls.fixed)

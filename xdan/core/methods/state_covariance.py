@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -59,6 +60,8 @@ class CovarianceFromState(Method):
     """
 
     name: ClassVar[str] = "state-covariance"
+    windowed: ClassVar[bool] = True
+    differentiates_model: ClassVar[bool] = True
     outputs: tuple[Output, ...] = SPREADS
     tunable: ClassVar[Mapping[str, Tunable]] = {  # less than one is as natural as more: there is no natural end
         "inflation": Tunable((*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS.values, 1.6, 2.0)),
@@ -111,7 +114,7 @@ class CovarianceFromState(Method):
         """Advance the state, and remember where it came from."""
         return {
             **state,
-            **self._window.slid(state, steps),
+            **self._window.slid(state, dynamics, steps),
             "x": advance(dynamics, state["x"], steps),
             "analyses": pushed(state["analyses"], state["x"]),
         }
@@ -135,11 +138,13 @@ class CovarianceFromState(Method):
     def _root(self, state: State, observing: ObservingSystem) -> Tensor:
         """Rows whose outer products add up to the forecast error covariance, shape (B, N, N)."""
         x, steps = state["x"], self._window.counts(state)
-        dynamics = self.dynamics
+        first = self._window.at_begin(state, self.dynamics)
+        times = list(accumulate(steps, initial=first.model_step))
+        views = [first.from_step(time) for time in times]
         if self.past == "dynamics":
             points = [x]
-            for count in reversed(steps):
-                points.append(dynamics.retreat(points[-1].reshape(-1, *dynamics.shape), count).reshape(x.shape))
+            for after, count in zip(reversed(views), reversed(steps), strict=False):
+                points.append(after.retreat(points[-1].reshape(-1, *after.shape), count).reshape(x.shape))
             past = points[:0:-1]
         else:
             past = list(state["analyses"].unbind(1))
@@ -151,7 +156,7 @@ class CovarianceFromState(Method):
             if self.algorithm == "A2":
                 seen = observing.whiten(observing.tangent(point, root), observed)
                 root = Precision(seen, torch.zeros_like(seen[:, 0])).solve(1.0)[1] @ root
-            _, root = advance_along(dynamics, point, root, count)
+            _, root = advance_along(views[index], point, root, count)
         if self.algorithm == "A1":
             # As wide as epsilon, whatever it has grown to: the shape is what the past tells.
             root = self.epsilon * root / root.square().sum((1, 2), keepdim=True).div(x.shape[1]).sqrt()

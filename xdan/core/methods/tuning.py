@@ -106,6 +106,7 @@ def leading(record: Record, part: Search) -> Record:
         steps=record.steps[columns],
         trajectory=record.trajectory[rows],
         truth=None if record.truth is None else record.truth[rows, columns],
+        clock=record.clocks[rows],
     )
 
 
@@ -124,6 +125,7 @@ def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...
         observation=record.observation.repeat(copies, 1, 1),
         trajectory=record.trajectory.repeat(copies),
         truth=None,
+        clock=record.clocks.repeat(copies),
     )
     outputs, _ = run(method.at(numbers), repeated, what=what)
     return _scores(method, record, outputs, copies)

@@ -18,8 +18,9 @@ class SlidingWindow:
     """The last L intervals of every trajectory.
 
     The state's entry `steps`, shape (B, L), holds the model steps of each interval, 0 for those before the record
-    began. A method that estimates the state at the window's start has it in `begin`. Buffers, shape (B, L, ...), hold
-    one value for each interval.
+    began. With a model that depends on time `clock`, shape (B,), holds the model steps from the record's first analysis
+    to the window's end. A method that estimates the state at the window's start has it in `begin`. Buffers, shape
+    (B, L, ...), hold one value for each interval.
 
     Attributes
     ----------
@@ -47,13 +48,25 @@ class SlidingWindow:
         counts: list[int] = state["steps"][0].tolist()
         return counts
 
-    def slid(self, state: State, steps: int) -> State:
-        """The entry `steps` after one more interval."""
-        return {"steps": pushed(state["steps"], torch.full_like(state["steps"][:, 0], steps))}
+    def slid(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """The entries `steps` and `clock` after one more interval, at whose start the dynamics stands."""
+        count = torch.full_like(state["steps"][:, 0], steps)
+        after = {"steps": pushed(state["steps"], count)}
+        return after if dynamics.autonomous else {**after, "clock": count + dynamics.model_step}
 
     def begin_after(self, state: State, dynamics: Dynamics) -> Tensor:
-        """State at the start of the window that comes next: moved by the oldest interval, where the window is full."""
-        return advance(dynamics, state["begin"], self.counts(state)[0])
+        """State at the start of the window that comes next: moved by the oldest interval, where the window is full.
+
+        The dynamics stands at the end of the window that the state has.
+        """
+        counts = self.counts(state)
+        return advance(dynamics.from_step(dynamics.model_step - sum(counts)), state["begin"], counts[0])
+
+    def at_begin(self, state: State, dynamics: Dynamics) -> Dynamics:
+        """The dynamics, standing at the window's start."""
+        if dynamics.autonomous or "clock" not in state:  # at the first analysis a window has no length
+            return dynamics
+        return dynamics.from_step(int(state["clock"][0]) - sum(self.counts(state)))
 
     def smoothed(self, state: State, begin: Tensor) -> Tensor:
         """An estimate of the state at the window's start, NaN until the window is full."""

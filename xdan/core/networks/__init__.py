@@ -1,12 +1,19 @@
 """Networks: the analysis operators that are learned, registered by name."""
 
 from .activations import Activation, register_activation
-from .base import AnalysisNetwork
+from .base import AnalysisNetwork, check_same_fields
 from .committee import Committee
 from .ensemble_cnn import EnsembleCNN
 from .linear_in_zeta import LinearInZeta
 from .opening import network_of_shapes
-from .registry import network_by_name, network_parameters, register_network, register_preset, registered_name
+from .registry import (
+    network_by_name,
+    network_for,
+    network_parameters,
+    register_network,
+    register_preset,
+    registered_name,
+)
 from .residual_cnn import ResidualCNN
 from .trials import check_network
 
@@ -18,7 +25,9 @@ __all__ = [
     "LinearInZeta",
     "ResidualCNN",
     "check_network",
+    "check_same_fields",
     "network_by_name",
+    "network_for",
     "network_of_shapes",
     "network_parameters",
     "register_activation",

@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..registry import constructor_values
+from ..registry import constructor_parameters, constructor_values
+from ..spaces import StateSpace
 from ..tangent import along, jacobian, mixed_jacobian, unit_direction
+from .arrangement import Arrangement
 
 _METHODS = (property, classmethod, staticmethod)
 
 # Methods that a class may override by something faster than autodiff, as long as no derived class changes `forward`.
 _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivative")
 # Methods that the forward pass does not call: overriding them leaves the formulas right.
-_BESIDE = {"config", "check_state", "hidden_matrices", "normalise", "forms_covariance", *_FORMULAS}
+_BESIDE = {
+    "config",
+    "made_for",
+    "check_state",
+    "check_space",
+    "hidden_matrices",
+    "normalise",
+    "take_fixed_inputs",
+    "forms_covariance",
+    *_FORMULAS,
+}
+
+
+Scale = float | Sequence[float] | Tensor
+"""A number, or one for each of several fields."""
 
 
 class AnalysisNetwork(nn.Module, ABC):
@@ -55,6 +71,8 @@ class AnalysisNetwork(nn.Module, ABC):
     A class says by attributes and methods what depends on its kind; callers ask no network for its class:
 
     - `ensemble`, `members`: whether it takes members, and how many. `memory`: latent channels that it carries.
+    - `space`: the fields that it was made for, where its constructor has such a parameter and hands it to
+      `super().__init__(space)`; None is one field on a ring. `self.space.unpack(x)` gives the fields of a flat state.
     - `check_state`: which states it takes.
     - `normalise`: takes the climate and the observation error, before training.
     - `hidden_matrices`: which parameters an optimiser for matrices may take.
@@ -67,16 +85,21 @@ class AnalysisNetwork(nn.Module, ABC):
     ----------
     name : str
         The name it is registered under.
+    space : StateSpace or None
+        The fields of its states; None for one field on a ring of any length.
     memory : int
-        Latent channels per site that are carried from cycle to cycle.
+        Latent channels that are carried from cycle to cycle, for each component of the state.
     ensemble : bool
         Whether states are members, `members` of them, of shape (B, M, N).
     members : int
         1 for a network of one forecast.
-    state_mean, state_std : Tensor, shape ()
-        Climatological moments of a site of the state, in its units.
-    error_std : Tensor, shape ()
-        Typical observation error; the unit of increments, and its inverse that of projected innovations.
+    state_mean, state_std : Tensor, shape (), or (fields,) of several fields
+        Climatological moments of a site of each field, in its units.
+    error_std : Tensor, shape (), or (fields,) of several fields
+        Typical observation error; the unit of increments, and its inverse that of projected innovations. Of a field
+        that is never observed the share of its deviation that errors are of the other fields'.
+    fixed_inputs : Tensor, shape (channels, *sites), where the space has such
+        Values of the fixed inputs on the grid of `arrangement`; saved with the network.
 
     References
     ----------
@@ -87,9 +110,11 @@ class AnalysisNetwork(nn.Module, ABC):
     memory: int = 0
     ensemble: ClassVar[bool] = False
     members: int = 1
+    space: StateSpace | None
     state_mean: Tensor
     state_std: Tensor
     error_std: Tensor
+    fixed_inputs: Tensor
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -97,11 +122,26 @@ class AnalysisNetwork(nn.Module, ABC):
             if outdated(cls, name):
                 setattr(cls, name, vars(AnalysisNetwork)[name])
 
-    def __init__(self) -> None:
+    def __init__(self, space: StateSpace | Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.register_buffer("state_mean", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("state_std", torch.ones((), dtype=torch.float32))
-        self.register_buffer("error_std", torch.ones((), dtype=torch.float32))
+        self.space = space if space is None or isinstance(space, StateSpace) else StateSpace.from_json(space)
+        fields = () if self.space is None or self.space.single else (len(self.space),)
+        self.register_buffer("state_mean", torch.zeros(fields, dtype=torch.float32))
+        self.register_buffer("state_std", torch.ones(fields, dtype=torch.float32))
+        self.register_buffer("error_std", torch.ones(fields, dtype=torch.float32))
+        if self.space is not None and self.space.inputs:
+            self.register_buffer("fixed_inputs", self.arrangement.fixed(self.space.inputs).to(torch.float32))
+
+    @cached_property
+    def arrangement(self) -> Arrangement:
+        """The fields as channels on one grid.
+
+        Raises
+        ------
+        ValueError
+            For fields whose geometries cannot be joined.
+        """
+        return Arrangement(self.space)
 
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same architecture.
@@ -113,7 +153,10 @@ class AnalysisNetwork(nn.Module, ABC):
         TypeError
             Where such an attribute is missing, or no plain value.
         """
-        return constructor_values(self)
+        values = constructor_values(self, space=None if self.space is None else self.space.to_json())
+        if values.get("space", self) is None:
+            del values["space"]  # descriptions of networks on a ring never had it
+        return values
 
     @abstractmethod
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -135,14 +178,91 @@ class AnalysisNetwork(nn.Module, ABC):
         """
 
     @torch.no_grad()
-    def normalise(self, mean: float, std: float, error_std: float) -> None:
-        """Set the normalisation."""
-        self.state_mean.fill_(mean)
-        self.state_std.fill_(std)
-        self.error_std.fill_(error_std)
+    def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
+        """Set the normalisation, each a number, or one for each of several fields."""
+        for buffer, value in ((self.state_mean, mean), (self.state_std, std), (self.error_std, error_std)):
+            buffer.copy_(torch.as_tensor(value, dtype=torch.float64))
+
+    @torch.no_grad()
+    def take_fixed_inputs(self, other: AnalysisNetwork) -> None:
+        """Take the values of another network's fixed inputs, which a space's description does not hold."""
+        others = dict(other.named_buffers())
+        for name, buffer in self.named_buffers():
+            if name.rpartition(".")[2] == "fixed_inputs":
+                buffer.copy_(others[name])
+
+    def per_component(self, scale: Tensor) -> Tensor:
+        """Repeat one number a field, (fields,), for every component of a flat state, (N,); one of all stays one."""
+        if scale.ndim == 0 or self.space is None or self.space.single:
+            return scale
+        return torch.cat([one.expand(f.geometry.size) for one, f in zip(scale, self.space, strict=True)])
+
+    @property
+    def component_errors(self) -> Tensor | None:
+        """Typical observation error of every component, (N,), in which errors of several fields are compared.
+
+        None for one field, whose errors are in its own units.
+        """
+        return None if self.space is None or self.space.single else self.per_component(self.error_std)
+
+    def conserving(self, change: Tensor, adjoint: bool = False) -> Tensor:
+        """Take the area-weighted mean out of an increment, in those fields whose mean is conserved.
+
+        Parameters
+        ----------
+        change : Tensor, shape (..., N)
+        adjoint : bool
+            Apply the transpose of that projection.
+        """
+        if not self._conserved:
+            return change
+        parts = list(change.split([field.geometry.size for field in self.space or ()], -1))
+        for index, weights in self._conserved.items():
+            part, w = parts[index], weights.to(change)
+            parts[index] = part - (w * part.sum(-1, keepdim=True) if adjoint else (w * part).sum(-1, keepdim=True))
+        return torch.cat(parts, -1)
+
+    @cached_property
+    def _conserved(self) -> dict[int, Tensor]:
+        """For each field whose mean is conserved its number and the share of the area of each of its points."""
+        fields = enumerate(self.space or ())
+        return {k: field.geometry.weights() / field.geometry.weights().sum() for k, field in fields if field.conserved}
+
+    def made_for(self, space: StateSpace) -> AnalysisNetwork:
+        """Give this architecture for the fields of a space, where it was made for none and its class can have one.
+
+        Returns
+        -------
+        AnalysisNetwork
+            A new one, its weights at their start; itself for one field on a ring, which needs none.
+        """
+        if self.space is not None or space.is_plain_ring or "space" not in constructor_parameters(type(self)):
+            return self
+        return type(self)(**{**self.config(), "space": space})
+
+    def check_space(self, space: StateSpace) -> None:
+        """Refuse a space whose fields are not those that this network is to be trained on.
+
+        A class without a parameter `space` decides by `check_state` alone.
+
+        Raises
+        ------
+        ValueError
+            For such a space.
+        """
+        self.check_state(space.dims, space.shape)
+        if self.space is not None:
+            check_same_fields(self.space, space, self._title)
+        elif not space.is_plain_ring and "space" in constructor_parameters(type(self)):
+            raise ValueError(
+                f"{self._title} was made for one field on a ring, and the states have the fields {space.fields}: "
+                "expected one that is made with space=dynamics.space"
+            )
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
-        """Refuse states that this network does not take: by default those on more than one dim, as it is for a ring.
+        """Refuse states that this network does not take: by default all but those of its space.
+
+        Without a space, those on more than one dim, as the network is for a ring.
 
         Parameters
         ----------
@@ -156,8 +276,17 @@ class AnalysisNetwork(nn.Module, ABC):
         ValueError
             For such states.
         """
-        if len(dims) != 1:
-            raise ValueError(f"the state has dims {tuple(dims)}: expected one, as the networks work on a ring")
+        if self.space is not None:
+            if (tuple(dims), tuple(shape)) != (self.space.dims, self.space.shape):
+                raise ValueError(
+                    f"the state has dims {tuple(dims)} of lengths {tuple(shape)}: expected {self.space.dims} of "
+                    f"{self.space.shape}, of the space that {self._title} was made for"
+                )
+        elif len(dims) != 1:
+            raise ValueError(
+                f"the state has dims {tuple(dims)}: expected one, as {self._title} was made for a ring; or space="
+                "dynamics.space where its constructor takes it"
+            )
 
     @property
     def reach(self) -> int | None:
@@ -217,8 +346,20 @@ class AnalysisNetwork(nn.Module, ABC):
 
     @property
     def _is_one_climate(self) -> bool:
-        """Whether the normalisation is one for all sites; a derived class may have one for each."""
-        return all(scale.ndim == 0 for scale in (self.state_mean, self.state_std, self.error_std))
+        """Whether the normalisation is one for all sites of a field; a derived class may have one for each."""
+        shape = () if self.space is None or self.space.single else (len(self.space),)
+        return all(scale.shape == shape for scale in (self.state_mean, self.state_std, self.error_std))
+
+    @property
+    def _fixed_channels(self) -> int:
+        """Channels of the fixed inputs."""
+        return len(self.fixed_inputs) if self.space is not None and self.space.inputs else 0
+
+    def _fixed(self, like: Tensor) -> list[Tensor]:
+        """The fixed inputs for a batch, (channels, *sites, B) as features have it; none where there are none."""
+        if not self._fixed_channels:
+            return []
+        return [self.fixed_inputs[..., None].expand(*self.fixed_inputs.shape, like.shape[-1])]
 
     @property
     def _title(self) -> str:
@@ -227,6 +368,23 @@ class AnalysisNetwork(nn.Module, ABC):
     def _analysis(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
         analysis: Tensor = self(x, zeta, memory)[0]
         return analysis
+
+
+def check_same_fields(made_for: StateSpace, other: StateSpace, title: str) -> None:
+    """Refuse a space with other fields than those that a network was made for: names, units, geometries, order.
+
+    Raises
+    ------
+    ValueError
+    """
+    known, here = ([(f.name, f.units, f.geometry) for f in space] for space in (made_for, other))
+    if known != here:
+        both = zip(known, here, strict=False)
+        pair = next(((one, two) for one, two in both if one != two), (made_for.names, other.names))
+        raise ValueError(
+            f"{title} was made for the fields {made_for.names}, the states have {other.names}, and they differ in "
+            f"{pair[1]}: expected {pair[0]}. Bring the record to them, or train a network on it"
+        )
 
 
 def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | None = None) -> bool:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import shown
-from .base import AnalysisNetwork, formula, is_patched
+from ..spaces import StateSpace
+from .base import AnalysisNetwork, Scale, formula, is_patched
 from .registry import network_by_name, register_network, registered_name
 from .sizes import LARGEST
 
@@ -39,9 +40,9 @@ class Committee(AnalysisNetwork):
     name: ClassVar[str] = "committee"
 
     def __init__(self, networks: Sequence[Mapping[str, Any]] = ()) -> None:
-        super().__init__()
         if not isinstance(networks, (list, tuple)) or not all(isinstance(one, Mapping) for one in networks):
             raise TypeError(f"networks={shown(networks)}: expected a list of names with their parameters")
+        super().__init__(_space_of(networks))
         names = [one.get("name") for one in networks]
         if not 2 <= len(names) <= LARGEST or Committee.name in names:
             raise ValueError(
@@ -53,6 +54,11 @@ class Committee(AnalysisNetwork):
             self.networks.append(network_by_name(name, one.get("parameters", {})))
         if any(isinstance(one, Committee) for one in self._all()):
             raise ValueError(f"a committee of {shown(names)}: expected networks, none of them a committee")
+        for one in self._all():
+            if _fields(one.space) != _fields(self.space):
+                raise ValueError(
+                    f"a committee for the spaces {self.space!r} and {one.space!r}: expected networks for one space"
+                )
         if ensembles := sorted({one.name for one in self._all() if one.ensemble}):
             raise ValueError(
                 f"a committee of {shown(names)}: {ensembles} take members; expected networks of one forecast"
@@ -69,13 +75,28 @@ class Committee(AnalysisNetwork):
         """Plain JSON parameters."""
         return {"networks": [{"name": registered_name(one), "parameters": one.config()} for one in self._all()]}
 
+    def made_for(self, space: StateSpace) -> Committee:
+        """Give a committee of the same architectures, each made for the space."""
+        networks = [one.made_for(space) for one in self._all()]
+        if networks == self._all():
+            return self
+        together = Committee([{"name": registered_name(one), "parameters": one.config()} for one in networks])
+        for place, one in zip(together._all(), networks, strict=True):
+            place.take_fixed_inputs(one)
+        return together
+
+    def check_space(self, space: StateSpace) -> None:
+        """Refuse a space that one of the networks is not for."""
+        for one in self._all():
+            one.check_space(space)
+
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
         """Refuse states that one of the networks does not take."""
         for one in self._all():
             one.check_state(dims, shape)
 
     @torch.no_grad()
-    def normalise(self, mean: float, std: float, error_std: float) -> None:
+    def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
         """Set the normalisation of all."""
         super().normalise(mean, std, error_std)
         for one in self._all():
@@ -121,3 +142,16 @@ class Committee(AnalysisNetwork):
             if remembered is not None:
                 after.append(remembered)
         return torch.stack(analyses).mean(0), torch.cat(after, 1) if after else None
+
+
+def _space_of(networks: Sequence[Mapping[str, Any]]) -> StateSpace | None:
+    """The fields of the first network; its fixed inputs are the network's own."""
+    parameters = networks[0].get("parameters") if networks else None
+    space = parameters.get("space") if isinstance(parameters, Mapping) else None
+    if space is None or isinstance(space, StateSpace):
+        return None if space is None else StateSpace(space.fields)
+    return StateSpace(StateSpace.from_json(space).fields)
+
+
+def _fields(space: StateSpace | None) -> object:
+    return None if space is None else space.fields

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import switch
+from ..spaces import StateSpace
 from .base import AnalysisNetwork
 from .heads import saturate, soften
 from .layers import trunk_sizes
@@ -28,7 +30,7 @@ class EnsembleCNN(AnalysisNetwork):
         False: one CNN with N_e + 1 channels in and N_e out, as in the slides: members have places. True: the same CNN
         for every member, which reads that member's anomaly, the mean, the spread and zeta; members may be reordered,
         and their number may change.
-    filters, blocks, sub_blocks, kernel, activation
+    filters, blocks, sub_blocks, kernel, activation, space
         As for `ResidualCNN`.
 
     Raises
@@ -55,13 +57,16 @@ class EnsembleCNN(AnalysisNetwork):
         sub_blocks: int = 1,
         kernel: int = 5,
         activation: str = "gated",
+        space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(space)
         self.members, self.exchangeable = size("members", members), switch("exchangeable", exchangeable)
         sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
         self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         inputs, outputs = (4, 1) if self.exchangeable else (self.members + 1, self.members)
-        self.cnn = ResidualTrunk(inputs, outputs, sizes)
+        channels = self.arrangement.channels
+        inputs = inputs * channels + self._fixed_channels
+        self.cnn = ResidualTrunk(inputs, outputs * channels, sizes, arrangement=self.arrangement)
         self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -75,24 +80,33 @@ class EnsembleCNN(AnalysisNetwork):
                 f"the network was made for {self.members} members, the state has {x.shape[1]}; train one for that "
                 "number, or one with exchangeable=True"
             )
-        innovation = zeta * self.error_std
+        std, error_std = map(self.per_component, (self.state_std, self.error_std))
+        innovation = zeta * error_std
         read = self._exchangeable if self.exchangeable else self._placed
-        step = saturate(read(x, innovation), self.state_std, self.error_std)
+        step = saturate(read(x, innovation), std, error_std)
         step = step + (self.relative_alpha * innovation)[:, None]
-        return torch.addcmul(x, self.error_std, step), None
+        if self._conserved:
+            return x + self.conserving(error_std * step), None
+        return torch.addcmul(x, error_std, step), None
 
     def _placed(self, x: Tensor, innovation: Tensor) -> Tensor:
-        states = (x - self.state_mean) / self.state_std
-        out: Tensor = self.cnn(soften(torch.cat([states, innovation[:, None]], 1)).permute(1, 2, 0))
-        return out.permute(2, 0, 1)
+        states = (x - self.per_component(self.state_mean)) / self.per_component(self.state_std)
+        read = soften(torch.cat([states, innovation[:, None]], 1))
+        return self._convolved(read.transpose(0, 1)).transpose(0, 1)
+
+    def _convolved(self, read: Tensor) -> Tensor:
+        """What the CNN makes of K flat states (K, B, N), as flat states."""
+        features = self.arrangement.to_channels(read)
+        fixed = self._fixed(features)
+        return self.arrangement.from_channels(self.cnn(torch.cat([features, *fixed]) if fixed else features))
 
     def _exchangeable(self, x: Tensor, innovation: Tensor) -> Tensor:
         b, m, n = x.shape
         mean = x.mean(1, keepdim=True)
-        anomaly = (x - mean) / self.error_std
+        anomaly = (x - mean) / self.per_component(self.error_std)
         # Anomalies' second moment about the mean: finite, and smooth where members coincide.
         spread = (anomaly.square().mean(1, keepdim=True) + 1e-6).sqrt()
-        features = [anomaly, ((mean - self.state_mean) / self.state_std), spread, innovation[:, None]]
+        climate, std = self.per_component(self.state_mean), self.per_component(self.state_std)
+        features = [anomaly, ((mean - climate) / std), spread, innovation[:, None]]
         stacked = torch.stack([f.expand(b, m, n) for f in features])
-        out: Tensor = self.cnn(soften(stacked).flatten(1, 2).mT)
-        return out[0].T.reshape(b, m, n)
+        return self._convolved(soften(stacked).flatten(1, 2))[0].reshape(b, m, n)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ..checks import shown
 from ..registry import Registry, constructor_parameters
+from ..spaces import StateSpace
 from .base import AnalysisNetwork
 
 N = TypeVar("N", bound=type[AnalysisNetwork])
@@ -95,6 +96,16 @@ def network_parameters(name: str) -> set[str]:
         If the name is not registered.
     """
     return set(constructor_parameters(_NETWORKS[name]))
+
+
+def network_for(space: StateSpace, name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
+    """Make a registered network as `network_by_name` does, for a space where its class has that parameter.
+
+    One field on a ring is every network's default.
+    """
+    if not space.is_plain_ring and "space" in network_parameters(name):
+        parameters = {"space": space, **parameters}
+    return network_by_name(name, parameters)
 
 
 def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:

@@ -1,4 +1,4 @@
-"""The residual convolutional network on a ring, with or without memory.
+"""The residual convolutional network, with or without memory.
 
 Its trunk is that of the other networks. What stands before and behind the trunk is written here in three ways: from
 plain operations (`ResidualCNN.forward`), for training (`_FastAnalysis`) and with derivatives (`ResidualCNN.propagate`).
@@ -6,6 +6,7 @@ plain operations (`ResidualCNN.forward`), for training (`_FastAnalysis`) and wit
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..checks import switch
+from ..spaces import StateSpace
 from .activations import tanh_
+from .arrangement import Arrangement
 from .base import AnalysisNetwork, is_patched
 from .fast_backward import FastTrunk
 from .fields_with_derivatives import FieldWithDerivatives, stack
@@ -29,7 +32,7 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
 @register_network
 class ResidualCNN(AnalysisNetwork):
-    """Residual circular CNN of forecast and projected innovation.
+    """Residual CNN of forecast and projected innovation, on a ring or on the fields of a space.
 
     x_a = x_f + alpha zeta + a_theta(x_f, zeta[, m]), Eq. 22. A convolution in, `blocks` residual blocks of
     `sub_blocks` activated convolutions, a convolution out; no layer depends on the number of sites. With memory,
@@ -43,21 +46,24 @@ class ResidualCNN(AnalysisNetwork):
     blocks, sub_blocks : int
         N_b and N_sb.
     kernel : int
-        Odd width f of every convolution.
+        Odd width f of every convolution, along each dim of the grid that has more than one site.
     memory : int
-        Latent channels per site, 0 for none.
+        Latent channels of each component of the state, 0 for none.
     activation : {"gated", "silu", "linear"}
         "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
         "linear": none; without memory the analysis is then affine in forecast and projected innovation.
     sees_forecast : bool
         Whether x_f is an input of a_theta; without, and without memory, the increment is a function of zeta alone.
+    space : StateSpace, or its JSON, optional
+        The fields of the states, joined on one grid as channels; fixed inputs are channels too. One field on a ring of
+        any length by default.
 
     Raises
     ------
     TypeError
         For sizes that are no integers, an activation that is no string, or `sees_forecast` other than True or False.
     ValueError
-        If a size is out of bounds, the kernel is even, or the activation unknown.
+        If a size is out of bounds, the kernel is even, the activation unknown, or the fields cannot be joined.
 
     References
     ----------
@@ -75,14 +81,17 @@ class ResidualCNN(AnalysisNetwork):
         memory: int = 0,
         activation: str = "gated",
         sees_forecast: bool = True,
+        space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(space)
         sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
         self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         self.memory, self.sees_forecast = size("memory", memory, 0), switch("sees_forecast", sees_forecast)
-        inputs = (2 if self.sees_forecast else 1) + self.memory
+        channels = self.arrangement.channels
+        inputs = ((2 if self.sees_forecast else 1) + self.memory) * channels + self._fixed_channels
         # A nearly silent output: the first cycles then follow alpha alone and stay bounded.
-        self.cnn = ResidualTrunk(inputs, 1 + 2 * self.memory, sizes, quiet=0.02)
+        outputs = (1 + 2 * self.memory) * channels
+        self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=0.02, arrangement=self.arrangement)
         self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
         # Stores know the trunk's tensors as the network's own.
         self.register_state_dict_post_hook(_unnest)  # type: ignore[no-untyped-call]
@@ -109,27 +118,35 @@ class ResidualCNN(AnalysisNetwork):
         return self.cnn.reach if self._is_unchanged() else None
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Every convolution but the last, as (out, kernel * in) matrices."""
+        """Every convolution but the last, as (out, taps * in) matrices."""
         return self.cnn.hidden_matrices()
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Analysis and new memory; shapes as in the base class."""
         memory = self._remembered(x, memory)
-        if self.training and self._has_fast_gradient(x):
-            return self._fast_analysis(x, zeta, memory)
-        innovation = zeta * self.error_std
-        inputs = [(x - self.state_mean) / self.state_std] if self.sees_forecast else []
+        fast = self.training and self._has_fast_gradient(x)
+        analysis, after = (self._fast_analysis if fast else self._plain_analysis)(x, zeta, memory)
+        return (x + self.conserving(analysis - x) if self._conserved else analysis), after
+
+    def _plain_analysis(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        mean, std, error_std = map(self.per_component, (self.state_mean, self.state_std, self.error_std))
+        arrangement, channels = self.arrangement, self.arrangement.channels
+        innovation = zeta * error_std
+        inputs = [(x - mean) / std] if self.sees_forecast else []
         scaled = torch.stack([*inputs, innovation])
-        scaled = (soften(scaled) if self._is_bounded() else scaled).mT
-        features = scaled if memory is None else torch.cat([scaled, memory.permute(1, 2, 0)])
+        features = [arrangement.to_channels(soften(scaled) if self._is_bounded() else scaled)]
+        if memory is not None:
+            features.append(arrangement.to_channels(memory.transpose(0, 1)))
+        features += self._fixed(features[0])
         # What is not written out as a whole is trained by plain operations throughout: weights follow from the seed.
-        out: Tensor = self.cnn(features, fast=False)
-        step = saturate(out[0], self.state_std, self.error_std) if self._is_bounded() else out[0]
-        analysis = torch.addcmul(x, self.error_std, step.T + self.relative_alpha * innovation)
+        out: Tensor = self.cnn(torch.cat(features) if len(features) > 1 else features[0], fast=False)
+        step = arrangement.from_channels(out[:channels])[0]
+        step = saturate(step, std, error_std) if self._is_bounded() else step
+        analysis = torch.addcmul(x, error_std, step + self.relative_alpha * innovation)
         if memory is None:
             return analysis, None
-        gate, candidate = out[1:].chunk(2)
-        return analysis, renew(memory, gate.permute(2, 0, 1), candidate.permute(2, 0, 1))
+        gate, candidate = arrangement.from_channels(out[channels:]).transpose(0, 1).chunk(2, 1)
+        return analysis, renew(memory, gate, candidate)
 
     def propagate(
         self,
@@ -214,20 +231,27 @@ class ResidualCNN(AnalysisNetwork):
         return not self.cnn.layers.activation.affine
 
     def _is_unchanged(self) -> bool:
-        """Whether a derived class left the trunk as it is, and each scale one number: then `propagate` holds."""
+        """Whether a derived class left the trunk and the scales as they are, on a ring: then `propagate` holds."""
+        return self.space is None and self._is_usual()
+
+    def _is_usual(self) -> bool:
+        """Whether a derived class left the trunk as it is, and each scale one number a field."""
         return type(self.cnn) is ResidualTrunk and self._is_one_climate and self.relative_alpha.ndim == 0
 
     def _has_fast_gradient(self, x: Tensor) -> bool:
         """Whether `_FastAnalysis` is right for these states, and for this network as it is."""
         # A derived class may train the normalisation.
         fixed = not any(scale.requires_grad for scale in (self.state_mean, self.state_std, self.error_std))
-        written = fixed and self.sees_forecast and self._is_bounded() and self._is_unchanged()
-        return written and self.cnn.is_fast(x.shape[1]) and not is_patched(self.cnn)
+        written = fixed and self.sees_forecast and self._is_bounded() and self._is_usual()
+        sites = x.shape[1] if self.arrangement.sites is None else self.arrangement.sites[0]
+        return written and self.cnn.is_fast(sites) and not is_patched(self.cnn)
 
     def _fast_analysis(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        scales = self.state_mean, self.state_std, self.error_std, self.relative_alpha
+        arrangement = self.arrangement
+        scales = map(arrangement.per_channel, (self.state_mean, self.state_std, self.error_std))
+        fixed = self.fixed_inputs if self._fixed_channels else None
         answer: tuple[Tensor, Tensor | None] = _FastAnalysis.apply(  # type: ignore[no-untyped-call]
-            x, zeta, memory, *scales, *self.cnn.fast()
+            x, zeta, memory, *scales, self.relative_alpha, fixed, arrangement, *self.cnn.fast()
         )
         return answer
 
@@ -245,65 +269,78 @@ class _FastAnalysis(torch.autograd.Function):
         std: Tensor,
         error_std: Tensor,
         alpha: Tensor,
+        fixed: Tensor | None,
+        arrangement: Arrangement,
         trunk: FastTrunk,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """Analysis and memory as `ResidualCNN.forward`; weights and biases in turn, the ones that `trunk` views."""
-        batch, n = x.shape
+        """Analysis and memory as `ResidualCNN.forward`; weights and biases in turn, the ones that `trunk` views.
+
+        The scales are those of channels, (C, 1, 1), or one number of all.
+        """
+        c, columns = arrangement.channels, arrangement.to_channels(x[None])
+        _, n, batch = columns.shape
         shape = (n, batch, x.dtype, x.device)
         lease = trunk.tape(shape)
         tape = lease.value
-        columns, innovation = x.T, zeta.T * error_std
-        scaled = tape.features[:2]
-        torch.sub(columns, mean, out=scaled[0]).div_(std)
-        scaled[1].copy_(innovation)
+        innovation = arrangement.to_channels(zeta[None]) * error_std
+        scaled = tape.features[: 2 * c]
+        torch.sub(columns, mean, out=scaled[:c]).div_(std)
+        scaled[c:].copy_(innovation)
         scaled.div_(FAR).tanh_().mul_(FAR)
+        channels = 0 if memory is None else memory.shape[1] * c
+        old = tape.features[2 * c : 2 * c + channels]
         if memory is not None:
-            tape.features[2:].copy_(memory.permute(1, 2, 0))
+            old.copy_(arrangement.to_channels(memory.transpose(0, 1)))
+        if fixed is not None:
+            tape.features[2 * c + channels :].copy_(fixed[..., None].expand(-1, -1, batch))
         trunk.forward(tape)
         # No increment is larger than the climate is wide.
-        saturation = tape.output[0].mul_(error_std / (WIDEST * std)).tanh_()
+        saturation = tape.output[:c].mul_(error_std / (WIDEST * std)).tanh_()
         analysis = torch.addcmul(columns, saturation, WIDEST * std).addcmul_(innovation, error_std * alpha)
         after = None
         if memory is not None:
-            gate, candidate = tape.output[1:].chunk(2)
+            gate, candidate = tape.output[c:].chunk(2)
             gate.sigmoid_()
-            old = tape.features[2:]
-            after = torch.addcmul(old, gate, tanh_(candidate) - old).permute(2, 0, 1)
-        ctx.kept = trunk, lease, shape, innovation, std, error_std, alpha
-        return analysis.T, after
+            after = arrangement.from_channels(torch.addcmul(old, gate, tanh_(candidate) - old)).transpose(0, 1)
+        ctx.kept = trunk, lease, shape, innovation, old, std, error_std, alpha, arrangement
+        return arrangement.from_channels(analysis)[0], after
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_analysis: Tensor, d_after: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of forecast, projected innovation, memory, alpha and every weight and bias."""
-        trunk, lease, shape, innovation, std, error_std, alpha = ctx.kept
+        trunk, lease, shape, innovation, old, std, error_std, alpha, arrangement = ctx.kept
+        c = arrangement.channels
         scratch_lease = trunk.scratch(shape)
         tape, scratch = lease.value, scratch_lease.value
         output, features = tape.output, tape.features
-        d_x = d_analysis.T
+        d_x = arrangement.to_channels(d_analysis[None])
         # The scale of the saturation cancels, up to the error deviation.
-        _tanh_backward(d_x, output[0], grad_input=scratch.output[0]).mul_(error_std)
+        _tanh_backward(d_x, output[:c], grad_input=scratch.output[:c]).mul_(error_std)
         d_memory = None
         if d_after is not None:
-            d_new = d_after.permute(1, 2, 0)
-            gate, candidate = output[1:].chunk(2)
-            d_gate, d_candidate = scratch.output[1:].chunk(2)
+            d_new = arrangement.to_channels(d_after.transpose(0, 1))
+            gate, candidate = output[c:].chunk(2)
+            d_gate, d_candidate = scratch.output[c:].chunk(2)
             d_raw = d_new * gate
             _tanh_backward(d_raw, candidate, grad_input=d_candidate)
-            _sigmoid_backward((candidate - features[2:]).mul_(d_new), gate, grad_input=d_gate)
+            _sigmoid_backward((candidate - old).mul_(d_new), gate, grad_input=d_gate)
             d_memory = d_new - d_raw
         d_features, gradients = trunk.backward(tape, scratch)
         d_features = d_features.view(features.shape)
         # Derivative of the softening: 1 - tanh^2, from its stored value.
-        d_scaled = torch.addcmul(d_features[:2], d_features[:2], features[:2].square(), value=-1 / FAR**2)
-        d_alpha = (d_x * innovation).sum() * error_std
-        d_innovation = d_scaled[1].add_(d_x * (error_std * alpha)).mul_(error_std)
-        d_x = torch.addcdiv(d_x, d_scaled[0], std)
+        both = slice(2 * c)
+        d_scaled = torch.addcmul(d_features[both], d_features[both], features[both].square(), value=-1 / FAR**2)
+        slope = d_x * innovation
+        d_alpha = slope.sum() * error_std if error_std.ndim == 0 else (slope * error_std).sum()
+        d_innovation = d_scaled[c:].add_(d_x * (error_std * alpha)).mul_(error_std)
+        d_x = torch.addcdiv(d_x, d_scaled[:c], std)
         if d_memory is not None:
-            d_memory.add_(d_features[2:])
-            d_memory = d_memory.permute(2, 0, 1)
-        return d_x.T, d_innovation.T, d_memory, None, None, None, d_alpha, None, *gradients
+            d_memory.add_(d_features[2 * c : 2 * c + len(old)])
+            d_memory = arrangement.from_channels(d_memory).transpose(0, 1)
+        flat = (arrangement.from_channels(part)[0] for part in (d_x, d_innovation))
+        return *flat, d_memory, None, None, None, d_alpha, None, None, None, *gradients
 
 
 def _unnest(_: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:

@@ -9,15 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..spaces import Geometry
 from .activations import activation_by_name
+from .arrangement import Arrangement
 from .convolutions import circular_convolution
 from .fast_backward import FastTrunk, TrunkFunction
 from .fields_with_derivatives import FieldWithDerivatives
 from .layers import Layers, TrunkSizes
 
+_CONVOLUTIONS: dict[int, Callable[[Tensor, Tensor, Tensor], Tensor]] = {1: torch.conv1d, 2: torch.conv2d}
+
 
 class ResidualTrunk(nn.Module):
-    """A residual CNN on the ring; features have shape (channels, sites, batch).
+    """A residual CNN on a grid; features have shape (channels, *sites, batch).
+
+    On a ring, and on a single site, the gradient is written out. On other grids torch convolves what the geometry
+    pads, channels last, which takes half the time of channels first on a CPU.
 
     Parameters
     ----------
@@ -26,24 +33,40 @@ class ResidualTrunk(nn.Module):
     sizes : TrunkSizes
     quiet : float
         Size of the output at the start.
+    arrangement : Arrangement, optional
+        Of the grid; a ring of any length by default.
 
     Attributes
     ----------
     layers : Layers
         What is run through.
-    weights : ParameterList of (out, kernel * in)
-        Of every layer, tap-major.
+    kernels : tuple of int
+        Width of every convolution along each dim of the grid.
+    grid : Geometry or None
+        What pads; None on a ring.
+    weights : ParameterList of (out, taps * in)
+        Of every layer, tap-major, the taps along the last dim first.
     biases : ParameterList of (out,)
     """
 
-    def __init__(self, inputs: int, outputs: int, sizes: TrunkSizes, quiet: float = 0.02) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        sizes: TrunkSizes,
+        quiet: float = 0.02,
+        arrangement: Arrangement | None = None,
+    ) -> None:
         super().__init__()
         filters, blocks, sub_blocks, kernel, activation = sizes
-        self.layers = Layers(inputs, outputs, filters, blocks, sub_blocks, kernel, activation_by_name(activation))
+        self.kernels = (kernel,) if arrangement is None else arrangement.kernels(kernel)
+        self.grid = None if arrangement is None or arrangement.is_ring else arrangement.grid
+        widest, taps = max(self.kernels), math.prod(self.kernels)
+        self.layers = Layers(inputs, outputs, filters, blocks, sub_blocks, widest, activation_by_name(activation))
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for layer, (inside, outside) in enumerate(self.layers.channels):
             gain = self.layers.activation.gain if layer in self.layers.hidden else 1.0 if layer == 0 else quiet
-            fan_in = kernel * inside
+            fan_in = taps * inside
             random = gain / math.sqrt(fan_in) * torch.randn(outside, fan_in, dtype=torch.float32)
             # Every parameter is registered as soon as it is made, so that one who counts them can stop early.
             self.weights.append(nn.Parameter(random))
@@ -51,7 +74,12 @@ class ResidualTrunk(nn.Module):
         self._fast: FastTrunk | None = None
 
     def forward(self, features: Tensor, *, fast: bool = True) -> Tensor:
-        """From (inputs, N, B) to (outputs, N, B); in training mode, if `fast`, with a gradient that is written out."""
+        """From (inputs, *sites, B) to (outputs, *sites, B).
+
+        On a ring in training mode, if `fast`, with a gradient that is written out.
+        """
+        if self.grid is not None:
+            return self._on_grid(features, self.grid)
         if fast and self.is_fast(features.shape[1]):
             answer: Tensor = TrunkFunction.apply(features, *self.fast())  # type: ignore[no-untyped-call]
             return answer
@@ -66,6 +94,26 @@ class ResidualTrunk(nn.Module):
             return value if start is None else start + value
 
         return layers.run(features, convolve, activate)
+
+    def _on_grid(self, features: Tensor, grid: Geometry) -> Tensor:
+        """As `forward`, off the ring; (batch, channels, *sites) inside."""
+        dims, (weights, biases) = len(self.kernels), self._tensors()
+        activation, half = self.layers.activation, [kernel // 2 for kernel in self.kernels]
+        layout = torch.channels_last if dims == 2 else torch.contiguous_format
+        convolution = _CONVOLUTIONS[dims]
+
+        def convolve(layer: int, field: Tensor) -> Tensor:
+            padded = grid.pad(field, half).contiguous(memory_format=layout)
+            taps = weights[layer].unflatten(1, (*self.kernels, -1)).movedim(-1, 1)
+            convolved: Tensor = convolution(padded, taps, biases[layer])
+            return convolved
+
+        def activate(_: int, sums: Tensor, start: Tensor | None) -> Tensor:
+            value = activation.value(*sums.chunk(activation.parts, 1))
+            return value if start is None else start + value
+
+        field = features.movedim(-1, 0).contiguous(memory_format=layout)
+        return self.layers.run(field, convolve, activate).movedim(0, -1)
 
     def propagate(self, features: FieldWithDerivatives, outputs: int | None = None) -> FieldWithDerivatives:
         """Run fields through the layers that carry their derivatives.
@@ -93,7 +141,7 @@ class ResidualTrunk(nn.Module):
     def is_fast(self, sites: int) -> bool:
         """Whether the gradient is the written-out one on a ring of so many sites."""
         # A ring shorter than half a kernel has no ghosts to copy.
-        return self.training and self.layers.activation.fast and sites >= self.layers.kernel // 2
+        return self.grid is None and self.training and self.layers.activation.fast and sites >= self.layers.kernel // 2
 
     def fast(self) -> tuple[FastTrunk, *tuple[Tensor, ...]]:
         """The passes that are written out, of the weights as they are now, and weights and biases in turn."""
@@ -127,5 +175,5 @@ class ResidualTrunk(nn.Module):
         return self.layers.reach
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Every convolution but the last, as (out, kernel * in) matrices."""
+        """Every convolution but the last, as (out, taps * in) matrices."""
         return list(self.weights)[:-1]

@@ -45,9 +45,7 @@ class FieldSites:
             raise ValueError(f"observe={{}} observes nothing: expected Sites for some of the fields {space.names}")
         for name, one in named.items():
             if not isinstance(one, Sites):
-                raise TypeError(
-                    f"observe= holds {shown(one)} for the field {name!r}: expected Sites such as Sites.all()"
-                )
+                raise TypeError(f"observe={{{name!r}: {shown(one)}}}: expected Sites, such as xdan.Sites.all()")
         self.space, self.sites = space, {name: named[name] for name in space.names if name in named}
 
     @property

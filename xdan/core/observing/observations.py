@@ -51,7 +51,10 @@ def observe(
     size = observed_truth.shape[-1]
     noise = sites.noise(size, trajectory, time, seed)
     observation = observed_truth + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
-    if sites.kind == "all":
+    there = None if observing.positions is None else observing.positions.there().to(truth.device)
+    if sites.kind == "all" and (there is None or bool(there.all())):
         return observation
     mask = sites.mask(size, trajectory, time, seed)
+    if there is not None:
+        mask = mask & there
     return torch.where(mask, observation, torch.full((), torch.nan, dtype=truth.dtype, device=truth.device))

@@ -58,6 +58,29 @@ class Operator(ABC):
         """H^T v at x (B, N), for v (B, P), shape (B, N); here by a vector-Jacobian product."""
         return vjp(self, x)[1](v)[0]  # type: ignore[no-any-return]
 
+    def spread(self, x: Tensor, variance: Tensor, observed: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """H V H^T of a diagonal V at x, and the function s -> V H^T s; zero where not observed.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, N)
+        variance : Tensor, broadcastable to (B, N)
+        observed : Tensor of bool, shape (B, P)
+
+        Returns
+        -------
+        Tensor, shape (B, P, P), and a function from (B, P, M) to (B, M, N)
+        """
+        size = x.shape[1]
+        unit = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
+        slopes = self.tangent(x, unit) * observed[:, None]  # rows of H^T
+        weighted = variance.expand(x.shape)[..., None] * slopes
+        return slopes.mT @ weighted, lambda solved: (weighted @ solved).mT
+
+    def identity(self, states: Tensor) -> list[Tensor]:
+        """Tensors by which the operator is known from others: here what it makes of some states (S, N)."""
+        return [self(states)]
+
     def as_matrix(self) -> Tensor | None:
         """H as a matrix (P, N), which a Dataset can hold; None where there is none."""
         return None

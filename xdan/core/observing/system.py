@@ -10,7 +10,9 @@ from torch import Tensor
 
 from .covariances import check_real, covariance_factor, pivots
 from .operators import Operator
+from .positions import InterpolationOperator, Positions
 
+_TIMES = 8  # of an H that moves, which stand for all
 _PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or solutions with R lose their digits
 
 
@@ -30,6 +32,13 @@ class ObservingSystem:
         H, by default the identity: observations are the flattened state's sites, P = N.
     in_time : bool
         The standard deviations differ from time to time, shape (K, P) or (K, 1): `at` and `during` pick from them.
+    positions : Positions, optional
+        Where the observations of an operator lie, for localisation.
+
+    Attributes
+    ----------
+    differs : bool
+        Whether H or R differ from time to time, also of a system that `at` has picked from those of all times.
 
     Raises
     ------
@@ -45,10 +54,13 @@ class ObservingSystem:
         covariance: Tensor | None = None,
         operator: Operator | None = None,
         in_time: bool = False,
+        positions: Positions | None = None,
     ) -> None:
         if (std is None) == (covariance is None):
             raise ValueError("expected exactly one of std= and covariance=")
-        self.std, self.covariance, self.operator, self.in_time = std, covariance, operator, in_time
+        self.std, self.covariance, self.operator, self.positions = std, covariance, operator, positions
+        self.error_in_time = in_time
+        self.differs = self.in_time
         self._factor: Tensor | None = None
         self._exact: Tensor | None = None  # R as it was given, where `to` has rounded it
         if std is not None:
@@ -64,6 +76,16 @@ class ObservingSystem:
     def direct(self) -> bool:
         """Whether the state's sites are observed directly: H is the identity, and P = N."""
         return self.operator is None
+
+    @property
+    def in_time(self) -> bool:
+        """Whether H or R of several times are held, which differ."""
+        return self.error_in_time or self.moves or (self.positions is not None and self.positions.times is not None)
+
+    @property
+    def moves(self) -> bool:
+        """Whether H of several times is held."""
+        return isinstance(self.operator, InterpolationOperator) and self.operator.moves
 
     @property
     def linear(self) -> bool:
@@ -115,7 +137,7 @@ class ObservingSystem:
         """H and R of the k-th time."""
         return self._picked(k, False) if self.in_time else self
 
-    def during(self, times: slice) -> ObservingSystem:
+    def during(self, times: slice | Tensor) -> ObservingSystem:
         """H and R of some of the times."""
         return self._picked(times, True) if self.in_time else self
 
@@ -125,17 +147,60 @@ class ObservingSystem:
 
     def repeat(self, count: int) -> ObservingSystem:
         """H and R for a batch whose rows are repeated, each `count` times side by side."""
-        if self.std is None or self.std.ndim < 2:
-            return self
         repeated = copy.copy(self)
-        repeated.std = self.std.repeat_interleave(count, 0)
+        if self.std is not None and self.std.ndim > 1:
+            repeated.std = self.std.repeat_interleave(count, 0)
+        if isinstance(self.operator, InterpolationOperator):
+            repeated.operator = self.operator.repeat(count)
         return repeated
 
     def _picked(self, times: int | slice | Tensor, in_time: bool) -> ObservingSystem:
-        assert self.std is not None
         picked = copy.copy(self)
-        picked.std, picked.in_time = self.std[times], in_time
+        if self.error_in_time:
+            assert self.std is not None
+            picked.std, picked.error_in_time = self.std[times], in_time
+        if isinstance(self.operator, InterpolationOperator):
+            picked.operator = self.operator.picked(times, in_time)
+        if self.positions is not None:
+            picked.positions = self.positions.picked(times, in_time)
         return picked
+
+    def kept(self, like: Tensor) -> Tensor | None:
+        """What differs in time of H and R of a time, for a method that reads them at later times.
+
+        Parameters
+        ----------
+        like : Tensor, shape (B, P)
+            Observations.
+
+        Returns
+        -------
+        Tensor, shape (B, P, Q), or None where nothing differs
+            `kept_before` takes it.
+        """
+        if not self.differs:
+            return None
+        columns = []
+        if self.std is not None:
+            columns.append(self.std.to(like).expand(like.shape)[..., None])
+        if isinstance(self.operator, InterpolationOperator):
+            columns += [
+                part.to(like).expand(*like.shape, -1) for part in (self.operator.indices, self.operator.weights)
+            ]
+        return torch.cat(columns, -1)
+
+    def kept_before(self, kept: Tensor | None) -> ObservingSystem:
+        """H and R of the time that `kept` was called at; a deviation of zero, of no time yet, counts as 1."""
+        if kept is None:
+            return self
+        before, count = copy.copy(self), 0
+        if self.std is not None:
+            before.std, count = torch.where(kept[..., 0] > 0, kept[..., 0], 1.0), 1
+        if isinstance(self.operator, InterpolationOperator):
+            indices, weights = kept[..., count:].chunk(2, -1)
+            before.operator = InterpolationOperator(indices.round().long(), weights)
+            before.operator.moves = False
+        return before
 
     def observe(self, x: Tensor) -> Tensor:
         """H(x) of states (..., N), shape (..., P)."""
@@ -186,14 +251,10 @@ class ObservingSystem:
         if self.operator is None:
             gain = torch.where(observed, variance / (variance + self.error_variance()), torch.zeros_like(x))
             return (gain[:, None] if many else gain) * innovation
-        size = x.shape[1]
-        unit = torch.eye(size, dtype=x.dtype, device=x.device).expand(len(x), size, size)
-        slopes = self.operator.tangent(x, unit) * observed[:, None]  # rows of H^T
-        weighted = variance.expand(x.shape)[..., None] * slopes
-        total = slopes.mT @ weighted + self.covariance_of(observed)
+        seen, onto_state = self.operator.spread(x, variance, observed)
         rows = innovation if many else innovation[:, None]
-        solved = torch.linalg.solve(total, (rows * observed[:, None]).mT)
-        answer: Tensor = (weighted @ solved).mT
+        solved = torch.linalg.solve(seen + self.covariance_of(observed), (rows * observed[:, None]).mT)
+        answer = onto_state(solved)
         return answer if many else answer[:, 0]
 
     def errors_from(self, noise: Tensor, observed: Tensor | None = None) -> Tensor:
@@ -206,6 +267,18 @@ class ObservingSystem:
         colored: Tensor = (self._masked_factor(observed) @ noise[..., None])[..., 0]
         return colored
 
+    def independent(self) -> ObservingSystem | None:
+        """The same system with standard deviations in the place of a covariance; None where errors are correlated."""
+        if self.covariance is None:
+            return self
+        variance = self.covariance.diagonal()
+        if bool((self.covariance != torch.diag_embed(variance)).any()):
+            return None
+        plain = copy.copy(self)
+        plain.covariance = plain._factor = plain._exact = None
+        plain.std = variance.sqrt()
+        return plain
+
     def error_variance(self) -> Tensor:
         """Diagonal of R, broadcastable to the observations, (..., P), or (..., K, P) where it differs in time."""
         if self.std is not None:
@@ -213,27 +286,61 @@ class ObservingSystem:
         assert self.covariance is not None
         return self.covariance.diagonal()
 
-    def typical_error(self, climate: Tensor) -> float:
+    def typical_error(self, climate: Tensor, part: slice | None = None) -> float:
         """Typical standard deviation of an observation of a site, to normalise with, in units of the state.
 
         Parameters
         ----------
         climate : Tensor, shape (B, N)
             States of the climate, where H is linearised; read where there is an operator.
+        part : slice, optional
+            Components of one field, that the error is wanted for; all by default.
 
         Returns
         -------
         float
             Root of the mean variance in R; with an operator lambda_max(H^T R^-1 H)^(-1/2), the deviation of the
-            direction that is seen best. The projected innovation times its square is then no step too long.
+            direction that is seen best. The projected innovation times its square is then no step too long. Infinite
+            for components that the operator does not see.
         """
         if self.operator is None:
-            return math.sqrt(float(self.error_variance().mean()))
+            variance = self.error_variance()
+            if part is not None:
+                variance = variance.expand(*variance.shape[:-1], climate.shape[1])[..., part]
+            return math.sqrt(float(variance.mean()))
+        now = self.at(int(self.std.mean(1).argmin()) if self.error_in_time and self.std is not None else 0)
+        assert now.operator is not None
+        if isinstance(now.operator, InterpolationOperator):
+            one = climate[:1]
+            every = torch.ones(1, now.operator.size, dtype=torch.bool, device=climate.device)
+            variance = torch.zeros_like(one) if part is not None else torch.ones_like(one)
+            variance[:, slice(None) if part is None else part] = 1.0
+            square = now.operator.spread(one, variance, every)[0]
+            white = now.whiten(now.whiten(square, every).mT, every)
+            largest = math.sqrt(float(torch.linalg.matrix_norm(white, ord=2).max()))
+            return 1.0 / largest if largest > 0 or part is None else math.inf
         unit = torch.eye(climate.shape[1], dtype=climate.dtype, device=climate.device)
-        slopes = self.operator.tangent(climate, unit.expand(len(climate), *unit.shape))
-        now = self.at(int(self.std.mean(1).argmin()) if self.in_time and self.std is not None else 0)
+        slopes = now.operator.tangent(climate, unit.expand(len(climate), *unit.shape))
         white = now.whiten(slopes, torch.ones_like(slopes[:, 0], dtype=torch.bool))
-        return 1.0 / float(torch.linalg.matrix_norm(white, ord=2).max())
+        seen = float(torch.linalg.matrix_norm(white if part is None else white[:, part], ord=2).max())
+        return 1.0 / seen if seen > 0 or part is None else math.inf
+
+    def climate_variance(self, states: Tensor) -> Tensor:
+        """Variance of H(x) over states (S, N), shape (P,); where H moves the mean over some times, shape ()."""
+        if not isinstance(self.operator, InterpolationOperator) or not self.operator.moves:
+            return self.observe(states).var(0)
+        return torch.stack([self.at(k).observe(states).var(0).mean() for k in self.telling_times()]).mean()
+
+    def telling_times(self) -> list[int]:
+        """Positions of times that stand for all: those at which R differs, and some of an H that moves."""
+        times: list[int] = [0]
+        if isinstance(self.operator, InterpolationOperator) and self.operator.moves:
+            times = torch.linspace(0, len(self.operator.indices) - 1, _TIMES).round().long().tolist()
+        if self.error_in_time and self.std is not None:
+            _, which = self.std.unique(dim=0, return_inverse=True)
+            first = torch.full((int(which.max()) + 1,), len(which), device=which.device)
+            times += first.scatter_reduce(0, which, torch.arange(len(which), device=which.device), "amin").tolist()
+        return sorted(set(times))
 
     def covariance_of(self, observed: Tensor) -> Tensor:
         """R of what is observed (..., P), unit diagonal elsewhere, shape (..., P, P)."""
@@ -263,7 +370,8 @@ class ObservingSystem:
         rows = observed if v.ndim == observed.ndim else observed[:, None]
         selected = torch.where(rows, v, torch.zeros((), dtype=v.dtype, device=v.device))
         if self.std is not None:
-            return selected / self.std
+            # Deviations of rows (B, P) hold for all members of a row.
+            return selected / (self.std[:, None] if v.ndim > observed.ndim and self.std.ndim == 2 else self.std)
         factor = self._masked_factor(observed)
         columns = selected[..., None] if v.ndim == observed.ndim else selected.mT
         white: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)

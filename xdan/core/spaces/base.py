@@ -53,6 +53,27 @@ class Geometry(ABC):
         """Points."""
         return math.prod(self.shape)
 
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """Sites of a convolution along each dim: the points, by default."""
+        return self.shape
+
+    @property
+    def is_ring(self) -> bool:
+        """Whether the points are one closed row, which convolutions go around; False by default."""
+        return False
+
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """How many points of another geometry lie at each site of this one, along each dim.
+
+        A field there is joined to one here: its points at a site are channels of a network.
+
+        Returns
+        -------
+        tuple of int, or None where they cannot be joined; by default a geometry is joined to its equal alone.
+        """
+        return (1,) * len(self.dims) if self == other else None
+
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same geometry."""
         return constructor_values(self)
@@ -108,6 +129,30 @@ class Geometry(ABC):
         Tensor of float64, shape (n, size), or None where there is no distance, which is the default
         """
         return None
+
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Say how a field's values at some places follow from its values at the points.
+
+        Parameters
+        ----------
+        points : Tensor, shape (n, dims)
+            Places, in the coordinates of `positions`.
+
+        Returns
+        -------
+        indices : Tensor of int64, shape (n, k)
+        weights : Tensor of float64, shape (n, k)
+            A value is the sum over k of weight times value at the point; the weights add up to 1.
+
+        Raises
+        ------
+        ValueError
+            If the geometry has no interpolation, which is the default, or a place lies outside it.
+        """
+        raise ValueError(
+            f"the geometry {self.name!r} has no interpolation between its points: expected a ring, an interval, a "
+            "plane or a sphere, or a geometry with interpolation() of its own; or pass H as operator="
+        )
 
     def meets(self, other: Geometry) -> bool:
         """Whether places of another geometry have distances to the points of this one: it is the same space."""
@@ -235,3 +280,18 @@ def geometry_from_json(description: Any) -> Geometry:
 def along(x: Tensor, axis: int, index: Tensor) -> Tensor:
     """Pick places along an axis."""
     return x.index_select(axis, index.to(x.device))
+
+
+def between(places: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
+    """Find places (n,) on an axis of ascending points (m,), m at least 2.
+
+    Returns
+    -------
+    index : Tensor of int64, shape (n,)
+        Of the point before each place; at most m - 2.
+    share : Tensor, shape (n,)
+        Of the way from that point to the next, from 0 to 1.
+    """
+    index = (torch.searchsorted(axis, places.contiguous(), right=True) - 1).clamp(0, len(axis) - 2)
+    gap = (axis[index + 1] - axis[index]).clamp_min(torch.finfo(axis.dtype).tiny)
+    return index, ((places - axis[index]) / gap).clamp(0.0, 1.0)

@@ -76,6 +76,15 @@ class Components(Geometry):
             raise ValueError(f"the {self.size} components have no neighbours: expected a network that is dense on them")
         return x
 
+    @property
+    def sites(self) -> tuple[int, ...]:
+        """One: the components are its channels, and a network is dense on them."""
+        return (1,)
+
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """All components of another such geometry stand at the one site; `Geometry.ratios`."""
+        return (other.size,) if isinstance(other, Components) else None
+
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
         """By their names, where they have some."""
         return None if isinstance(self.names, int) else order_of(dim, self.names, labels)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Geometry, along, register_geometry
+from .base import Geometry, along, between, register_geometry
 from .coordinates import Coordinate, order_of, positions_along, word
+
+_ROUNDING = 1e-9  # of the length: a place so far beyond a wall lies at it
 
 
 @register_geometry
@@ -75,6 +77,12 @@ class Interval(Geometry):
         (width,), count = widths, x.shape[-1]
         return along(x, -1, torch.arange(-width, count + width).clamp(0, count - 1)) if width else x
 
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """Points of another interval at each of this one's, where their numbers divide; `Geometry.ratios`."""
+        if not isinstance(other, Interval) or other.size % self.size:
+            return None
+        return (other.size // self.size,)
+
     def weights(self) -> Tensor:
         """Length of each cell; the walls lie half a gap beyond the outer points."""
         edges = self._edges()
@@ -93,6 +101,26 @@ class Interval(Geometry):
     def distances(self, points: Tensor) -> Tensor:
         """The way along the axis."""
         return (points.to(torch.float64) - self._axis().to(points.device)[None]).abs()
+
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Linear between the points, and constant from the outer ones to the walls, as `pad` has it.
+
+        Raises
+        ------
+        ValueError
+            For a place beyond the walls.
+        """
+        place, edges = self._axis(), self._edges()
+        where = points[:, 0].to(place)
+        outside = ~((where >= edges[0] - _ROUNDING * self.area) & (where <= edges[-1] + _ROUNDING * self.area))
+        if bool(outside.any()):
+            raise ValueError(
+                f"the place {self.dim}={float(where[outside][0]):g} lies beyond the walls at {float(edges[0]):g} and "
+                f"{float(edges[-1]):g}: expected places between them"
+            )
+        index, share = between(where, place if len(place) > 1 else edges)
+        both = torch.stack([index, index + 1], 1).clamp(max=self.size - 1)
+        return both, torch.stack([1 - share, share], 1)
 
     def meets(self, other: Geometry) -> bool:
         """Whether the other is an interval in the same units."""

@@ -88,6 +88,13 @@ class Plane(Geometry):
         x = columns.pad(x, widths[1:])
         return rows.pad(x.mT, widths[:1]).mT if widths[0] else x
 
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """Points of another plane at each of this one's, where both axes allow it; `Geometry.ratios`."""
+        if not isinstance(other, Plane):
+            return None
+        along = [one.ratios(two) for one, two in zip(self.axes, other.axes, strict=True)]
+        return None if None in along else tuple(ratio for axis in along if axis for ratio in axis)
+
     @property
     def closed(self) -> tuple[bool, ...]:
         """Which axes are periodic."""
@@ -113,6 +120,11 @@ class Plane(Geometry):
         rows, columns = (axis.distances(points[:, [k]]) for k, axis in enumerate(self.axes))
         return torch.hypot(rows[:, :, None], columns[:, None]).flatten(1)
 
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Bilinear: along each axis as it interpolates by itself; `Geometry.interpolation` has the shapes."""
+        (rows, up), (columns, along) = (axis.interpolation(points[:, [k]]) for k, axis in enumerate(self.axes))
+        return corners(rows * self.shape[1], up, columns[:, None], along)
+
     def meets(self, other: Geometry) -> bool:
         """Whether the axes of another plane are in the same space."""
         return isinstance(other, Plane) and all(a.meets(b) for a, b in zip(self.axes, other.axes, strict=True))
@@ -130,7 +142,27 @@ class Plane(Geometry):
             for name, index in axis.symmetries().items()
         }
         rows, columns = self.axes
-        alike = type(rows) is type(columns) and rows.size == columns.size
-        if alike and rows.size > 1 and torch.allclose(rows.weights(), columns.weights(), rtol=1e-6):
+        alike = type(rows) is type(columns) and rows.size == columns.size > 1
+        if alike and _equally_apart(rows, columns):
             permutations[f"exchange of {rows.dim} and {columns.dim}"] = grid.T.flatten()
         return permutations
+
+
+def corners(rows: Tensor, up: Tensor, columns: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and weights (n, 4) of a bilinear interpolation.
+
+    Parameters
+    ----------
+    rows : Tensor of int64, shape (n, 2)
+        Index of the first point of each row.
+    up, along : Tensor, shape (n, 2)
+        Weights of rows and columns.
+    columns : Tensor of int64, shape (n, 1, 2) or (n, 2, 2)
+        Of each row.
+    """
+    return (rows[:, :, None] + columns).flatten(1), (up[:, :, None] * along[:, None]).flatten(1)
+
+
+def _equally_apart(rows: Ring | Interval, columns: Ring | Interval) -> bool:
+    """Whether the points of two axes of one size have the same distances to one another."""
+    return torch.allclose(rows.distances(rows.positions()), columns.distances(columns.positions()), rtol=1e-6)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Geometry, along, register_geometry
+from .base import Geometry, along, between, register_geometry
 from .coordinates import Coordinate, order_of, positions_along, word
 
 
@@ -90,15 +90,25 @@ class Ring(Geometry):
         return along(x, -1, torch.arange(-width, count + width) % count)
 
     @property
+    def is_ring(self) -> bool:
+        """True."""
+        return True
+
+    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
+        """Points of another ring at each of this one's, where their numbers divide; `Geometry.ratios`."""
+        if not isinstance(other, Ring) or other.size % self.size:
+            return None
+        return (other.size // self.size,)
+
+    @property
     def closed(self) -> tuple[bool, ...]:
         """It closes."""
         return (True,)
 
     def weights(self) -> Tensor:
         """Half the way to the neighbour on each side."""
-        place = self._axis()
-        ahead = torch.cat([place[1:], place[:1] + self.period]) - place
-        return (ahead + ahead.roll(1)) / 2
+        gaps = self._gaps()
+        return (gaps + gaps.roll(1)) / 2
 
     @property
     def area(self) -> float:
@@ -114,6 +124,13 @@ class Ring(Geometry):
         apart = (points.to(torch.float64) - self._axis().to(points.device)[None]).abs() % self.period
         return torch.minimum(apart, self.period - apart)
 
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Linear between the two points on either side; `Geometry.interpolation` has the shapes."""
+        place = self._axis()
+        way = (points[:, 0].to(place) - place[0]) % self.period
+        index, share = between(way, torch.cat([place - place[0], place.new_tensor([self.period])]))
+        return torch.stack([index, (index + 1) % self.size], 1), torch.stack([1 - share, share], 1)
+
     def meets(self, other: Geometry) -> bool:
         """Whether the other is a ring of the same length and units."""
         return isinstance(other, Ring) and (self.period, self.units) == (other.period, other.units)
@@ -126,12 +143,16 @@ class Ring(Geometry):
 
     def symmetries(self) -> dict[str, Tensor]:
         """The turn by one point, and the reflection, where the points lie evenly."""
-        count = self.size
-        weights = self.weights()
-        if count < 2 or not torch.allclose(weights, weights[:1].expand(count), rtol=1e-6):
+        count, gaps = self.size, self._gaps()
+        if count < 2 or not torch.allclose(gaps, gaps[:1].expand(count), rtol=1e-6):
             return {}
         order = torch.arange(count)
         return {f"shift along {self.dim}": order.roll(-1), f"reflection of {self.dim}": order.flip(0).roll(1)}
+
+    def _gaps(self) -> Tensor:
+        """Way from each point to the next."""
+        place = self._axis()
+        return torch.cat([place[1:], place[:1] + self.period]) - place
 
     def _axis(self) -> Tensor:
         return torch.tensor(self.coordinates[self.dim].values, dtype=torch.float64)

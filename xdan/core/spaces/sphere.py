@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, shown
-from .base import Geometry, along, register_geometry
-from .coordinates import Coordinate, order_of, positions_along
+from .base import Geometry, along, between, register_geometry
+from .coordinates import Coordinate, order_of, positions_along, word
+from .plane import corners
+from .ring import Ring
 
 _NEAR = 1e-3  # of a grid length: how far rows and columns may be from their places
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -33,6 +35,7 @@ class Sphere(Geometry):
     grid : {"regular", "gaussian"}
         Where only the number of rows is given: half a row from the poles on, or at the roots of Legendre's polynomial.
         Positions are recognised.
+    dims : two of str
 
     Raises
     ------
@@ -49,14 +52,17 @@ class Sphere(Geometry):
     """
 
     name: ClassVar[str] = "sphere"
-    dims = ("lat", "lon")
 
     def __init__(
         self,
         latitudes: int | Sequence[float] = 32,
         longitudes: int | Sequence[float] = 64,
         grid: str = "regular",
+        dims: Sequence[str] = ("lat", "lon"),
     ) -> None:
+        if isinstance(dims, str) or len(set(dims)) != 2 or len(dims) != 2:
+            raise ValueError(f"dims={shown(dims)}: expected two names, of the latitudes and of the longitudes")
+        self.dims = (word("dims", dims[0]), word("dims", dims[1]))
         self.grid = choice("grid", grid, ("regular", "gaussian"))
         self.latitudes, rows = positions_along("latitudes", latitudes, least=2)
         self.longitudes, columns = positions_along("longitudes", longitudes, least=2)
@@ -70,14 +76,23 @@ class Sphere(Geometry):
         _check_columns(columns)
         self._at_poles = bool(abs(rows[-1] - 90.0) <= _NEAR * 180.0 / len(rows))
         self.coordinates = {
-            "lat": Coordinate(
+            self.dims[0]: Coordinate(
                 tuple(rows.tolist()),
                 {"axis": "Y", "standard_name": "latitude", "long_name": "latitude", "units": "degrees_north"},
             ),
-            "lon": Coordinate(
+            self.dims[1]: Coordinate(
                 tuple(columns.tolist()),
                 {"axis": "X", "standard_name": "longitude", "long_name": "longitude", "units": "degrees_east"},
             ),
+        }
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters."""
+        return {
+            "latitudes": self.latitudes,
+            "longitudes": self.longitudes,
+            "grid": self.grid,
+            "dims": list(self.dims),
         }
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
@@ -108,7 +123,7 @@ class Sphere(Geometry):
     def weights(self) -> Tensor:
         """Area of each cell of the unit sphere, in steradian."""
         rows, columns = self.shape
-        latitude = np.deg2rad(np.asarray(self.coordinates["lat"].values, dtype=np.float64))
+        latitude = np.deg2rad(self._axis(0).numpy())
         if self.grid == "gaussian":
             band = np.polynomial.legendre.leggauss(rows)[1]
         else:
@@ -123,12 +138,38 @@ class Sphere(Geometry):
 
     def positions(self) -> Tensor:
         """Latitude and longitude of every point, in degrees."""
-        return torch.cartesian_prod(self._axis("lat"), self._axis("lon"))
+        return torch.cartesian_prod(self._axis(0), self._axis(1))
 
     def distances(self, points: Tensor) -> Tensor:
         """Arc of the great circle, in degrees."""
         one, other = _unit_vectors(points.to(torch.float64)), _unit_vectors(self.positions().to(points.device))
-        return 2 * torch.rad2deg((torch.cdist(one, other) / 2).clamp(max=1.0).asin())
+        chord = torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")  # exact for near points
+        return 2 * torch.rad2deg((chord / 2).clamp(max=1.0).asin())
+
+    def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Bilinear in latitude and longitude; beyond the last row the next one is that row at the pole's other side.
+
+        Raises
+        ------
+        ValueError
+            For a latitude beyond a pole.
+        """
+        latitude, count = self._axis(0), self.shape[1]
+        where = points.to(latitude)
+        beyond = ~(where[:, 0].abs() <= 90.0 + _NEAR)
+        if bool(beyond.any()):
+            raise ValueError(f"the latitude {float(where[beyond][0, 0]):g}: expected degrees from -90 to 90")
+        # A row at a pole has no other one on the other side.
+        south = (-180.0 - latitude[:1]).minimum(latitude[:1])
+        north = (180.0 - latitude[-1:]).maximum(latitude[-1:])
+        index, share = between(where[:, 0], torch.cat([south, latitude, north]))
+        both = torch.stack([index, index + 1], 1) - 1
+        turned = (both < 0) | (both >= len(latitude))
+        circle = Ring(self._axis(1).tolist(), 360.0)
+        columns, along = circle.interpolation(where[:, 1:])
+        columns = (columns[:, None] + turned[:, :, None] * (count // 2)) % count
+        rows = both.clamp(0, len(latitude) - 1) * count
+        return corners(rows, torch.stack([1 - share, share], 1), columns, along)
 
     def meets(self, other: Geometry) -> bool:
         """Whether the other is a sphere too."""
@@ -141,14 +182,15 @@ class Sphere(Geometry):
     def symmetries(self) -> dict[str, Tensor]:
         """The turn about the axis by one column, and the reflections of latitude and of longitude."""
         grid = torch.arange(self.size).reshape(self.shape)
+        lat, lon = self.dims
         return {
-            "shift along lon": grid.roll(-1, 1).flatten(),
-            "reflection of lon": grid.flip(1).roll(1, 1).flatten(),
-            "reflection of lat": grid.flip(0).flatten(),
+            f"shift along {lon}": grid.roll(-1, 1).flatten(),
+            f"reflection of {lon}": grid.flip(1).roll(1, 1).flatten(),
+            f"reflection of {lat}": grid.flip(0).flatten(),
         }
 
-    def _axis(self, dim: str) -> Tensor:
-        return torch.tensor(self.coordinates[dim].values, dtype=torch.float64)
+    def _axis(self, k: int) -> Tensor:
+        return torch.tensor(self.coordinates[self.dims[k]].values, dtype=torch.float64)
 
 
 def _rows(grid: str, count: int) -> _Numbers:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import shown
+from ..checks import shown, switch
 from .base import Geometry, geometry_from_json, geometry_to_json
 from .coordinates import MOST_COMPONENTS, Coordinate, word
 from .joint import joint_symmetries
@@ -34,6 +34,8 @@ class Field:
         Of its variables; the name by default.
     standard_name : str, optional
         Of CF.
+    conserved : bool
+        Whether the model keeps its area-weighted mean, and networks leave it as it is too.
 
     Raises
     ------
@@ -46,6 +48,7 @@ class Field:
     units: str = "1"
     long_name: str | None = None
     standard_name: str | None = None
+    conserved: bool = False
 
     def __post_init__(self) -> None:
         if not word("name", self.name).isidentifier():
@@ -58,6 +61,7 @@ class Field:
         for label in ("long_name", "standard_name"):
             if getattr(self, label) is not None:
                 word(label, getattr(self, label))
+        switch("conserved", self.conserved)
 
     @property
     def title(self) -> str:
@@ -67,7 +71,7 @@ class Field:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON description."""
         described = {"name": self.name, "geometry": geometry_to_json(self.geometry), "units": self.units}
-        more = {"long_name": self.long_name, "standard_name": self.standard_name}
+        more = {"long_name": self.long_name, "standard_name": self.standard_name, "conserved": self.conserved or None}
         return described | {label: value for label, value in more.items() if value is not None}
 
 
@@ -186,6 +190,12 @@ class StateSpace:
         return self.fields[0] if len(self.fields) == 1 else None
 
     @property
+    def is_plain_ring(self) -> bool:
+        """Whether it is one field on a ring, or on one dim of which no more is known: networks' space by default."""
+        alone = self.single
+        return alone is not None and alone.geometry.is_ring and not alone.conserved and not self.inputs
+
+    @property
     def dims(self) -> tuple[str, ...]:
         """Dims of a state as methods' callers hold it: those of the one field, or `state`."""
         return self.fields[0].geometry.dims if self.single else (STATE,)
@@ -280,15 +290,52 @@ class StateSpace:
             if not bool(within.any()):
                 continue
             places = one.geometry.positions()
-            if places is None:
+            apart = None
+            if places is not None:
+                apart = self.distances_from(places.to(sites.device)[sites[within] - part.start], one.name)
+            if apart is None:
                 return None
-            points = places.to(sites.device)[sites[within] - part.start]
-            for other in self.fields:
-                apart = other.geometry.distances(points) if other.geometry.meets(one.geometry) else None
-                if apart is None:
-                    return None
-                rows[within, self.slices[other.name]] = apart
+            rows[within] = apart
         return rows
+
+    def distances_from(self, points: Tensor, name: str) -> Tensor | None:
+        """Distances from places to all components, in their coordinates' own units.
+
+        Parameters
+        ----------
+        points : Tensor, shape (n, dims of the field)
+        name : str
+            Of the field whose coordinates they are in.
+
+        Returns
+        -------
+        Tensor of float64, shape (n, N), or None where another field shares no space with it, or one has no distances
+        """
+        geometry = self[name].geometry
+        rows = torch.empty(len(points), self.size, dtype=torch.float64, device=points.device)
+        for other in self.fields:
+            apart = other.geometry.distances(points) if other.geometry.meets(geometry) else None
+            if apart is None:
+                return None
+            rows[:, self.slices[other.name]] = apart
+        return rows
+
+    def interpolation(self, points: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Say how values of a field at some places follow from the flat vector.
+
+        Parameters
+        ----------
+        points : Tensor, shape (n, dims of the field)
+        name : str
+            Of the field.
+
+        Returns
+        -------
+        indices, weights : Tensor, shape (n, k)
+            As of `Geometry.interpolation`, the indices into the flat vector.
+        """
+        indices, weights = self[name].geometry.interpolation(points)
+        return indices + self.slices[name].start, weights
 
     def symmetries(self) -> dict[str, Tensor]:
         """Permutations of the flat vector that may leave a model as it is, by name: candidates for its symmetries.
@@ -351,7 +398,7 @@ class StateSpace:
             ]
             by_dims = {field.geometry.dims: field.geometry for field in fields}
             inputs = [(one["name"], by_dims[tuple(one["dims"])]) for one in description.get("inputs", [])]
-            return cls(fields, [FixedInput(name, where, torch.zeros(where.shape)) for name, where in inputs])
+            return cls(fields, [FixedInput(name, on, torch.zeros(on.shape, device="cpu")) for name, on in inputs])
         except (AttributeError, KeyError, TypeError, RecursionError) as reason:
             raise ValueError(
                 f"a space is described by {shown(description)}: expected its fields, with names and geometries "

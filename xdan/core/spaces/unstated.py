@@ -51,6 +51,11 @@ class Unstated(Geometry):
         return x.index_select(-1, (torch.arange(-width, count + width) % count).to(x.device))
 
     @property
+    def is_ring(self) -> bool:
+        """Whether there is one dim."""
+        return len(self.dims) == 1
+
+    @property
     def closed(self) -> tuple[bool, ...]:
         """One dim, as it is padded as a ring is."""
         return (len(self.dims) == 1,) * len(self.dims)

@@ -1,0 +1,223 @@
+"""Classical methods and Lyapunov exponents of the systems beyond Lorenz-96, beside numbers that are known.
+
+    python ci/bench/systems.py [--only WORD ...] [--cycles 300] [--trajectories 8] [--out systems]
+
+Each row is cycled once, `--cycles` cycles after its burn-in on each trajectory, and kept in a Zarr store: a second call
+computes what is missing. Known numbers are those of DAPPER 1.7 for the same set-ups (mods/KS, LorenzUV/wilks05,
+Lorenz63/sakov2012), of 10,000 cycles or so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import time
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+import xdan
+
+SEED = 3
+RING = xdan.KuramotoSivashinsky()
+POINT = RING.length / RING.sites  # radii are known in grid points
+
+
+@dataclass(frozen=True)
+class System:
+    """A model, and how it is observed."""
+
+    title: str
+    dynamics: xdan.Dynamics
+    interval: float
+    variance: float
+    burn_in: int
+    observed: int | None = None  # the first so many components; all by default
+    dtype: str = "float32"
+
+    def record(self, cycles: int, trajectories: int) -> xr.Dataset:
+        size = math.prod(self.dynamics.shape)
+        return xdan.twin(
+            self.dynamics,
+            interval=self.interval,
+            cycles=self.burn_in + cycles,
+            trajectories=trajectories,
+            error_std=math.sqrt(self.variance),
+            operator=None if self.observed is None else np.eye(self.observed, size),
+            seed=SEED,
+            dtype=self.dtype,
+        ).compute()
+
+
+SYSTEMS = {
+    "ks": System("Kuramoto-Sivashinsky", RING, 1.0, 1.0, 150),
+    "two-scale": System("two-scale Lorenz-96, U observed", xdan.TwoScaleLorenz96(), 0.05, 0.1, 200, observed=8),
+    "lorenz63": System("Lorenz-63", xdan.Lorenz63(), 0.25, 2.0, 100, dtype="float64"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on a system, and what is known of its RMSE, if anything."""
+
+    system: str
+    title: str
+    method: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    known: float | None = None
+
+    @property
+    def slug(self) -> str:
+        return re.sub(r"[^a-z0-9]+", "-", f"{self.system} {self.title}".lower()).strip("-")
+
+
+ROWS = [
+    Row(
+        "ks",
+        "ETKF, 20 members, inflation 1.03, rotated",
+        "etkf",
+        {"members": 20, "inflation": 1.03, "rotate": True},
+        0.115,
+    ),
+    Row(
+        "ks",
+        "LETKF, 16 members, 28 points, inflation 1.02",
+        "letkf",
+        {"members": 16, "radius": 51 / 1.82 * POINT, "inflation": 1.02},
+        0.11,
+    ),
+    Row(
+        "ks",
+        "LETKF, 6 members, 13.7 points, inflation 1.06",
+        "letkf",
+        {"members": 6, "radius": 25 / 1.82 * POINT, "inflation": 1.06},
+        0.14,
+    ),
+    Row("ks", "EnKF-N, 20 members", "enkf-n", {"members": 20}),
+    Row("ks", "3D-Var, trained B", "3d-var", {"background": "trained"}),
+    Row("ks", "climatology", "climatology"),
+    Row("two-scale", "EnKF-N, 20 members", "enkf-n", {"members": 20}, 0.27),
+    Row("two-scale", "3D-Var", "3d-var", {}, 0.39),
+    Row("two-scale", "3D-Var, trained B", "3d-var", {"background": "trained"}),
+    Row("two-scale", "climatology", "climatology", {}, 0.93),
+    Row("lorenz63", "EnKF-N, 3 members", "enkf-n", {"members": 3}, 0.60),
+    Row("lorenz63", "EnKF-N, 10 members (known: rotated)", "enkf-n", {"members": 10}, 0.54),
+    Row(
+        "lorenz63",
+        "ETKF, 10 members, inflation 1.02, rotated",
+        "etkf",
+        {"members": 10, "inflation": 1.02, "rotate": True},
+        0.60,
+    ),
+    Row(
+        "lorenz63",
+        "IEnKS, 10 members, lag 1, inflation 1.02",
+        "ienks",
+        {"members": 10, "lag": 1, "inflation": 1.02},
+        0.31,
+    ),
+    Row(
+        "lorenz63",
+        "extended KF, inflation tuned",
+        "extended-kalman",
+        {"inflation": "tune", "candidates": {"inflation": [1.25, 1.5, 2.0, 3.0, 5.0]}},
+        0.92,
+    ),
+    Row("lorenz63", "3D-Var", "3d-var", {}, 1.03),
+    Row("lorenz63", "climatology", "climatology", {}, 7.6),
+]
+
+
+@cache
+def record(system: str, cycles: int, trajectories: int) -> xr.Dataset:
+    return SYSTEMS[system].record(cycles, trajectories)
+
+
+def compute(row: Row, cycles: int, trajectories: int) -> xr.Dataset:
+    """Run one row and score it; each field by itself where the state has several."""
+    system, truth = SYSTEMS[row.system], record(row.system, cycles, trajectories)
+    begin = time.perf_counter()
+    run = truth.dan.baseline(row.method, **row.parameters, progress=False)
+    seconds = time.perf_counter() - begin
+    score = truth.dan.score(run, burn_in=system.burn_in).compute()
+    result = score[["rmse", "rmse_standard_error", "diverged"]]
+    tuned = [name for name in run.data_vars if str(name).startswith("tuned_")]
+    parameters = {"title": row.title, "seed": SEED, "cycles": int(score.attrs["cycles"]), "seconds": seconds}
+    return result.assign_attrs(parameters, tuned=", ".join(f"{float(run[name]):.3g}" for name in tuned))
+
+
+def exponents(trajectories: int, model_time: float) -> xr.Dataset:
+    """Exponents of the Kuramoto-Sivashinsky model, all that the Kaplan-Yorke dimension needs."""
+    begin = time.perf_counter()
+    result = xdan.lyapunov_spectrum(RING, vectors=32, time=model_time, interval=2.0, trajectories=trajectories)
+    return result.assign_attrs(seconds=time.perf_counter() - begin, model_time=model_time, trajectories=trajectories)
+
+
+def in_words(spectrum: xr.Dataset) -> str:
+    first, error = float(spectrum.exponent[0]), float(spectrum.exponent_standard_error[0])
+    dimension, doubt = float(spectrum.kaplan_yorke_dimension), float(spectrum.kaplan_yorke_dimension_standard_error)
+    return (
+        f"first exponent {first:.4f} +- {error:.4f} (known: 0.090 to 0.097), {int(spectrum.positive)} positive and "
+        f"{int(spectrum.zero)} zero (known: 11 to 14 positive), Kaplan-Yorke dimension {dimension:.2f} +- {doubt:.2f}; "
+        f"{spectrum.attrs['trajectories']} x {spectrum.attrs['model_time']:g} units of time"
+    )
+
+
+def kept(store: Path, name: str, make: Any, **settings: Any) -> xr.Dataset:
+    """Open what is kept under a name, or make it with these settings and keep it."""
+    try:
+        result = xr.open_zarr(store, group=name, consolidated=False).load()
+    except FileNotFoundError:
+        result = make().assign_attrs(settings)
+        result.to_zarr(store, group=name, mode="w", consolidated=False)
+    if differs := [label for label, value in settings.items() if result.attrs.get(label) != value]:
+        raise SystemExit(f"{store}/{name} has other {differs}: choose another --out, or remove it")
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", help="rows whose system or title contains one of these words")
+    parser.add_argument("--cycles", type=int, default=300, help="after the burn-in, on each trajectory")
+    parser.add_argument("--trajectories", type=int, default=8)
+    parser.add_argument("--time", type=float, default=1000.0, help="model time of the exponents")
+    parser.add_argument("--out", type=Path, default=Path("systems"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    store, lines = options.out / "systems.zarr", []
+
+    def wanted(*words: str) -> bool:
+        return options.only is None or any(part.lower() in " ".join(words).lower() for part in options.only)
+
+    if wanted("ks", "exponents"):
+        settings = {"model_time": options.time, "trajectories": options.trajectories}
+        spectrum = kept(store, "ks-exponents", lambda: exponents(options.trajectories, options.time), **settings)
+        lines.append(f"Kuramoto-Sivashinsky: {in_words(spectrum)}\n")
+        print(lines[-1], flush=True)
+    lines += ["| system | method | known | RMSE | cycles | tuned to | seconds |", "|---|---|---|---|---|---|---|"]
+    print("\n".join(lines[-2:]), flush=True)
+    size = options.cycles, options.trajectories
+    for row in ROWS:
+        if not wanted(row.system, row.title):
+            continue
+        result = kept(
+            store, row.slug, lambda row=row: compute(row, *size), cycles=options.cycles * options.trajectories
+        )
+        score = f"{float(result.rmse):.4f} +- {float(result.rmse_standard_error):.4f}"
+        score += f", {int(result.diverged)} lost" if int(result.diverged) else ""
+        lines.append(
+            f"| {SYSTEMS[row.system].title} | {row.title} | {'' if row.known is None else row.known} | {score} "
+            f"| {result.attrs['cycles']:,} | {result.attrs['tuned']} | {result.attrs['seconds']:.0f} |"
+        )
+        print(lines[-1], flush=True)
+    (options.out / "systems.md").write_text("\n".join(lines) + "\n")
+    print(f"\nseed {SEED}; in {options.out}")
+
+
+if __name__ == "__main__":
+    main()

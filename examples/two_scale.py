@@ -1,0 +1,37 @@
+"""Two-scale Lorenz-96: 8 slow sites are observed, 256 fast ones are not; an ensemble, 3D-Var and a network.
+
+    python examples/two_scale.py [--minutes 10] [--out two-scale]
+
+The slow field U is a wave of some 5, the fast field V of 0.3, so that the root mean square over all components is
+hardly that of U. What the observations of U say of V goes through covariances between the fields.
+"""
+
+from __future__ import annotations
+
+import math
+
+import xdan
+
+from common import arguments, compare, panels, save_pictures
+
+METHODS = {
+    "3D-Var, trained B": ("3d-var", {"background": "trained"}),
+    "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
+    "EnKF-N, 20 members": ("enkf-n", {"members": 20}),
+}
+
+
+def main() -> None:
+    options = arguments(__doc__, "two-scale", cycles=300, burn_in=200, archive=2048)
+    experiment = xdan.TwinExperiment(
+        xdan.TwoScaleLorenz96(), interval=0.05, observe={"U": xdan.Sites.all()}, error_std=math.sqrt(0.1)
+    )
+    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=32, blocks=4, kernel=3, memory=8)
+    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    test = runs.pop("truth")
+    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
+    save_pictures(options.out / "two-scale", pages, title="Two-scale Lorenz-96")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The blocks of docs/your-record.md, run one after another as a user would."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+PAGE = Path(__file__).parents[1] / "docs" / "your-record.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.M)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """What the blocks print, and the names that they leave behind; those of a calendar only where there is cftime."""
+    folder, names, printed = tmp_path_factory.mktemp("record"), {}, []
+    names["print"] = lambda *words: printed.append(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for block in BLOCKS:
+            if "import cftime" in block:
+                pytest.importorskip("cftime")
+            exec(compile(block, PAGE.name, "exec"), names)
+            names.setdefault("runs", []).append(names.get("run"))
+    return folder, names, printed
+
+
+def test_the_page_has_these_blocks():
+    assert len(BLOCKS) == 6
+    assert len(BLOCKS[1].strip().splitlines()) == 5  # from the file to a score
+
+
+def test_the_file_is_packed_and_has_a_gap(ran):
+    folder, _, _ = ran
+    raw = xr.open_dataset(folder / "record.nc", mask_and_scale=False, decode_times=False)
+    assert raw.observation.dtype == raw.truth.dtype == np.int16
+    assert raw.observation.dims == ("time", "x")
+    assert "dynamics" not in raw.attrs
+    gaps = np.diff(xr.open_dataset(folder / "record.nc").time.values)
+    assert sorted(set(gaps.astype("m8[h]").astype(int))) == [6, 30 * 24 + 6]
+
+
+def test_what_the_page_prints(ran):
+    _, names, printed = ran
+
+    (rmse, last), (ratios,), (interval, trained), (warning,), (both,), (leap,) = printed
+    assert 0.15 < rmse < 0.5  # 0.19 without the gap and with all sites
+    assert last == names["ds"].time.values[-1]
+    assert ratios.shape == (4,)
+    assert interval == 0.05  # the gap is in no segment
+    assert trained < 3.0  # the climate's deviation is 3.6
+    assert re.match(r"4\d\d of 519 intervals of time are no whole number of the lorenz96 time step 0.05", str(warning))
+    np.testing.assert_array_equal(both, names["late"].time.values[:2])
+    assert str(leap) == "2012-03-01 00:00:00"
