@@ -130,7 +130,7 @@ def test_maps_of_a_field_on_the_sphere(fields):
     drawn = panels(layout)
     assert {axes(plot) for plot in drawn} == {("longitude (degrees_east)", "latitude (degrees_north)")}
     assert [plot.title.text for plot in drawn] == [
-        "depth: analysis of network", "depth: error of network", "depth: truth",
+        f"depth: {name} at 0.1" for name in ("analysis of network", "error of network", "truth")
     ]  # fmt: skip
     for plot in drawn:  # a degree is as long along both axes
         lon, lat = np.ptp(ds.lon.values), np.ptp(ds.lat.values)
