@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from xdan.core.dynamics import CustomDynamics
+from xdan.core.learning.objectives import RootSquaredError, SquaredError
+from xdan.core.learning.rollout import CappedGradient, Window, roll_out
+from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import AnalysisNetwork, Committee, ResidualCNN, network_by_name, network_for
 from xdan.core.networks.arrangement import Arrangement
 from xdan.core.networks.layers import trunk_sizes
 from xdan.core.networks.trunk import ResidualTrunk
+from xdan.core.observing import ObservingSystem
 from xdan.core.sensitivity import Points, analysis_covariance, marginal_gain
 from xdan.core.spaces import Components, Field, FixedInput, Interval, Plane, Ring, Sphere, StateSpace
 
@@ -390,3 +395,66 @@ def test_tapers_and_windows_that_do_not_fit_are_refused(parameters, grid, messag
     net = network_by_name("linear-in-zeta", {**SMALL, **parameters, "space": space_on(grid)})
     with pytest.raises(ValueError, match=message):
         net.check_space(net.space)
+
+
+# ---- cycles ----
+
+
+def model_on(space: StateSpace, **changes) -> CustomDynamics:
+    return CustomDynamics(**{"step": lambda f: f, "state": space, "timestep": 1.0, "spin_up_time": 0.0, **changes})
+
+
+def test_the_first_analysis_is_interpolation_from_each_fields_climate():
+    space = space_on(Ring(3), Ring(3), conserved=(1,))
+    net = made("memory", space)
+    method = DataAssimilationNetwork(net)
+    y = normals(2, 1, 6)
+    y[0, 0, 1] = torch.nan
+    observing = ObservingSystem(std=torch.tensor([0.5, 0.5, 0.5, 2.0, 2.0, 2.0], dtype=torch.float64))
+    outputs, _ = run(method, Record(model_on(space), observing, y, [0], torch.arange(2), 0, None))
+    mean, std = (part.repeat_interleave(3) for part in (net.state_mean, net.state_std))
+    gain = std**2 / (std**2 + observing.error_variance())
+    expected = (gain * (y[:, 0] - mean)).nan_to_num(0.0)
+    expected[:, 3:] -= expected[:, 3:].mean(1, keepdim=True)
+    assert_same([outputs["forecast"][:, 0], outputs["analysis"][:, 0]], [mean.expand(2, 6), mean + expected], 1e-12)
+
+
+def test_a_trajectory_is_lost_once_one_of_its_fields_is():
+    """The small field grows past a million times its start, where the large one is as large all along."""
+    space = space_on(Ring(2), Ring(2))
+    factors = {"f0": 1.0, "f1": 1e3}
+    model = model_on(space, step=lambda fields: {name: factors[name] * value for name, value in fields.items()})
+    net = made("residual", space)
+    net.normalise([1e9, 2.0], [1e9, 1.0], [1.0, 1.0])
+    y = torch.full((1, 6, 4), torch.nan, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+    observing = ObservingSystem(std=torch.ones((), dtype=torch.float64))
+    record = Record(model, observing, y, [0, 1, 1, 1, 1, 1], torch.arange(1), 0, None)
+    outputs, state = run(DataAssimilationNetwork(net), record)
+    # 2, 2e3, 2e6, 2e9: past 1e6 times 2 in the fourth forecast.
+    assert outputs["diverged"][0].tolist() == [False, False, False, True, True, True]
+    assert state["bound"].shape == (1, 2)
+
+
+def test_losses_of_several_fields_are_in_units_of_their_errors():
+    space = space_on(Ring(2), Ring(2))
+    net = made("residual", space)
+    net.normalise([0.0, 0.0], [100.0, 1.0], [10.0, 0.1])
+    truth, observation = normals(1, 2, 4), normals(1, 2, 4, seed=1)
+    observing = ObservingSystem(std=torch.tensor([10.0, 10.0, 0.1, 0.1], dtype=torch.float64))
+    method, window = DataAssimilationNetwork(net), Window(truth, observation, (1, 1))
+    rollout = roll_out(method, model_on(space), observing, window, None)
+    errors = (rollout.analysis - truth) / torch.tensor([10.0, 10.0, 0.1, 0.1], dtype=torch.float64)
+    assert_close(SquaredError().loss(rollout), errors.square().mean(-1), rtol=1e-12, atol=0)
+    assert_close(RootSquaredError().loss(rollout), errors.square().mean(-1).sqrt(), rtol=1e-12, atol=0)
+    assert_close(SquaredError().square(rollout), errors.square().mean(-1), rtol=1e-12, atol=0)
+
+
+def test_gradients_are_capped_in_units_of_the_errors():
+    x, scale = normals(3, 4).requires_grad_(), torch.tensor([100.0, 100.0, 0.01, 0.01], dtype=torch.float64)
+    slope = torch.tensor([[1e-6, 0, 0, 0], [0, 1e6, 0, 0], [0, 0, 300.0, 400.0]], dtype=torch.float64)
+    (CappedGradient.apply(x, 1.0, scale) * slope).sum().backward()
+    # Norms in units of the errors are 1e-4, 1e8 and 5; the last two are shortened to 1.
+    assert_close(x.grad, slope * torch.tensor([1.0, 1e-8, 0.2], dtype=torch.float64)[:, None], rtol=1e-12, atol=0)

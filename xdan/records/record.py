@@ -337,7 +337,7 @@ def _read_observing(
     """H and R."""
     error = variables.error
     whole = whole_of(model) if operator is None else None
-    if not isinstance(error, dict) or operator is not None:
+    if not isinstance(error, dict) or not error or operator is not None:
         return read_observing(error, operator, observation, whole, positions)
     if not isinstance(variables.observation, dict):
         raise ValueError(
