@@ -353,7 +353,7 @@ BAD_TRAINING = {
     ),
     "a twin experiment's parameter": (
         lambda a: train(a, interval=0.1),
-        r"unexpected keyword argument 'interval': expected .*\['dynamics', .*of xdan.TwinExperiment",
+        r"unexpected keyword argument 'interval': expected .*'dynamics', .*of xdan.TwinExperiment",
     ),
     "an optimiser's parameter": (
         lambda a: train(a, clip=1.0),
