@@ -102,8 +102,13 @@ def compare(
             continue
         seconds = time.perf_counter() - begin
         score = test.dan.score(run, burn_in=options.burn_in).compute()
-        row = {"method": name, "RMSE": float(score.rmse), "standard error": float(score.rmse_standard_error)}
-        row |= {"spread": float(score.spread) if "spread" in score else float("nan"), "lost": int(score.diverged)}
+        row = {"method": name}
+        for field in experiment.dynamics.space.names:
+            one = score.sel(field=field) if "field" in score.dims else score
+            words = {"rmse": "RMSE", "rmse_standard_error": "standard error", "spread": "spread"}
+            of = f" of {field}" if "field" in score.dims else ""
+            row |= {f"{word}{of}": float(one[label]) if label in one else float("nan") for label, word in words.items()}
+        row["lost"] = int(score.diverged)
         tuned = {str(label): float(run[label]) for label in run.data_vars if str(label).startswith("tuned_")}
         row["tuned to"] = ", ".join(f"{label.removeprefix('tuned_')} {value:.3g}" for label, value in tuned.items())
         rows.append({**row, "seconds": round(seconds)})

@@ -33,6 +33,7 @@ from xdan.core.methods.ensemble import InverseRoot, rotation
 from xdan.core.methods.local import gaspari_cohn
 from xdan.core.methods.minimisers import Window, gauss_newton, l_bfgs
 from xdan.core.methods.tuning import warn_at_an_end
+from xdan.core.methods.variational import Static
 from xdan.core.observing import FunctionOperator, ObservingSystem, Sites
 from xdan.core.random import Purpose
 
@@ -359,6 +360,41 @@ def test_rotations_are_orthogonal_and_keep_the_mean():
 def rmse(method: Method, record: Record, burn_in: int) -> float:
     error = (run(method, record)[0]["analysis"] - record.truth)[:, burn_in:]
     return float(error.square().mean(-1).sqrt().mean())
+
+
+def test_a_rotated_analysis_has_the_moments_of_the_other():
+    generator = torch.Generator().manual_seed(2)
+    x, y = (torch.randn(3, *shape, 6, generator=generator, dtype=torch.float64) for shape in ((5,), ()))
+    observing = ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
+    state = {"x": x, "label": torch.arange(3), "cycle": torch.ones(3, dtype=torch.int64)}
+    ensembles = []
+    for rotate in (False, True):
+        method = method_by_name("enkf-n", members=5, rotate=rotate)
+        method.seed = 0
+        ensembles.append(method.analyse(state, y, torch.ones_like(y, dtype=torch.bool), observing)["x"])
+    plain, turned = ensembles
+    assert (plain - turned).abs().max() > 0.01
+    torch.testing.assert_close(turned.mean(1), plain.mean(1))
+    for one, other in zip(turned, plain, strict=True):
+        torch.testing.assert_close(torch.cov(one.T), torch.cov(other.T))
+
+
+def test_the_gain_of_a_mask_that_stays_is_solved_for_once(monkeypatch):
+    b = torch.eye(4, dtype=torch.float64) + 0.3
+    static = Static(torch.zeros(4, dtype=torch.float64), b, b, torch.ones((), dtype=torch.float64))
+    observing = ObservingSystem(std=torch.tensor([0.5, 1.0, 2.0, 1.0], dtype=torch.float64))
+    solve, solved = torch.linalg.solve, []
+    monkeypatch.setattr(torch.linalg, "solve", lambda *args: solved.append(1) or solve(*args))
+    x = torch.zeros(3, 4, dtype=torch.float64)
+    masks = [torch.tensor(one).expand(3, 4) for one in ([True, False, True, False], [False, True, True, True])]
+    for mask, count in ((masks[0], 1), (masks[0], 1), (masks[1], 2), (masks[1], 2), (masks[0], 3)):
+        gain = static.gain(mask, observing, x)[0]
+        assert len(solved) == count
+        h = torch.eye(4, dtype=torch.float64)[mask[0]]
+        r = torch.diag(observing.std[mask[0]] ** 2)
+        expected = b @ h.T @ torch.linalg.inv(h @ b @ h.T + r)
+        torch.testing.assert_close(gain[0][:, mask[0]], expected)
+        assert (gain[0][:, ~mask[0]] == 0).all()
 
 
 def test_iterations_help_where_the_dynamics_is_nonlinear():

@@ -369,7 +369,7 @@ def test_a_window_slides_by_one():
     assert window.counts(state) == [0, 0, 0]
     for steps, expected in ((4, [0, 0, 4]), (5, [0, 4, 5]), (6, [4, 5, 6]), (7, [5, 6, 7])):
         assert window.smoothed(state, x).isnan().all()
-        state |= window.slid(state, steps)
+        state |= window.slid(state, Lorenz96(8), steps)
         assert window.counts(state) == expected
         if steps == 6:
             break
@@ -384,9 +384,9 @@ def test_the_start_of_a_full_window_moves_by_its_oldest_interval():
     dynamics, window = Lorenz96(8), SlidingWindow(2)
     x = dynamics.climatology(range(2), 1, like=DOUBLE)[:, 0]
     state = {**window.opened(x), "begin": x}
-    state |= window.slid(state, 3)
+    state |= window.slid(state, dynamics, 3)
     assert torch.equal(window.begin_after(state, dynamics), x)
-    state |= window.slid(state, 1)
+    state |= window.slid(state, dynamics, 1)
     assert torch.equal(window.begin_after(state, dynamics), dynamics.advance(x, 3))
 
 

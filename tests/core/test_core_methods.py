@@ -104,6 +104,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "enkf-n": lambda: FiniteSizeEnKF(5),
     "3d-var": lambda: ThreeDVar(scale=0.1),
     "enkf-n primal": lambda: FiniteSizeEnKF(5, form="primal"),
+    "enkf-n rotated": lambda: FiniteSizeEnKF(5, rotate=True),
     "enkf": lambda: method_by_name("enkf", members=6),
     "etkf": lambda: method_by_name("etkf", members=5, inflation=1.05),
     "etkf rotated": lambda: method_by_name("etkf", members=5, rotate=True),

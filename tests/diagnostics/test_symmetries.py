@@ -1,7 +1,5 @@
 """Symmetries of experiments and networks."""
 
-import functools
-
 import numpy as np
 import pytest
 import torch
@@ -266,16 +264,17 @@ def coupled():
         def __init__(self, space=None):
             super().__init__()
             self.space = space
+            self.matrix = coupling(xdan.StateSpace.from_json(space)) if space else torch.zeros(1, 1)
 
         def forward(self, x, zeta, memory=None):
-            matrix = coupling(xdan.StateSpace.from_json(self.space)).to(x)
+            matrix = self.matrix.to(x)
             return x + torch.tanh(x @ matrix) * (zeta @ matrix), None
 
     yield Coupled
     del _NETWORKS._classes["coupled-toy"]
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(
     geometries=st.lists(st.sampled_from(GEOMETRIES), min_size=1, max_size=3),
     rates=st.lists(st.sampled_from([1.0, 2.0]), min_size=3, max_size=3),
@@ -295,19 +294,10 @@ def test_gains_are_equivariant_to_the_group_of_one_to_three_fields(coupled, geom
         return space.unpack(change) if isinstance(x, dict) else change.reshape(x.shape)
 
     model = xdan.CustomDynamics(tendency, state=space, timestep=0.01, spin_up_time=0.0)
-    ds = xdan.twin(model, interval=0.01, cycles=2, trajectories=1, dtype="float64").compute()
+    ds = xdan.twin(model, interval=0.01, cycles=1, trajectories=1, dtype="float64").compute()
     group = ds.dan.symmetry_group(dynamics=model)
     whole = {tuple(g.tolist()) for g in space.symmetries().values() if torch.equal(rate[g], rate)}
     assert whole <= {tuple(group.permutation(k).tolist()) for k in range(len(group))}
     net = Network.from_module(coupled(space.to_json()).double(), model.dims, {})
-    gain = functools.partial(xdan.gain, network=net, kind="marginal", dynamics=model)
-    states = [ds["truth" if space.single else f"truth_{name}"] for name in space.names]
-    packed = np.concatenate([one.values.reshape(1, 2, -1) for one in states], -1)
-    gamma = gain(ds).values[0, 0]
-    assert abs(gamma).max() > 1e-3
-    for k in {min(1, len(group) - 1), len(group) - 1}:
-        g = group.permutation(k).numpy()
-        moved = zip(states, space.slices.values(), strict=True)
-        turned = ds.assign({x.name: x.copy(data=packed[..., g][..., place].reshape(x.shape)) for x, place in moved})
-        found = gain(turned).values[0, 0]
-        np.testing.assert_allclose(found, gamma[g][:, g][:, :, g], rtol=0, atol=1e-12)
+    error = ds.dan.equivariance_error(net, group=group, elements=4, dynamics=model)
+    assert float(error.max()) < 1e-12

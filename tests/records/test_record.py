@@ -61,9 +61,9 @@ def test_a_claim_on_the_error_names_the_argument(twin):
 
 def test_words_are_those_of_the_verbs(twin):
     assert list(record.RecordWords.__annotations__) == [
-        "dynamics", "truth", "observation", "observation_error", "operator", "climatology"
+        "dynamics", "truth", "observation", "observation_error", "operator", "climatology", "positions"
     ]  # fmt: skip
-    with pytest.raises(TypeError, match=r"trut='x': expected no argument beyond .*'truth', .*'climatology'\]"):
+    with pytest.raises(TypeError, match=r"trut='x': expected no argument beyond .*'truth', .*'positions'\]"):
         record.read(twin, trut="x")
 
 

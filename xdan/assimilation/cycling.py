@@ -88,6 +88,8 @@ def cycle(
           deviations, or R;
         - operator : str, array or callable: H, where observations lie along `obs`: a variable's name, a matrix (P, N),
           or a torch function of states (..., N), which no store can hold;
+        - positions : mapping of str to array: where observations along `obs` lie, such as {"x": [0.5, 7.25]}, where no
+          coordinates of theirs say it;
         - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own
           climatology, where the model is expensive or does not spin up from noise. Methods start from them, and take
           mean and B of them; "record" takes at most 4096 of the truth's. The run's attributes hold a digest of them.

@@ -152,9 +152,10 @@ def commuting(network: AnalysisNetwork, group: Group) -> bool:
     def draw(*shape: int) -> Tensor:
         return torch.randn(2, *shape, group.sites, generator=generator, dtype=torch.float64)
 
-    mean, std, error = map(network.per_component, (network.state_mean, network.state_std, network.error_std))
-    x = mean + std * draw()
-    zeta, memory = draw() / error, draw(network.memory) if network.memory else None
+    scales = (network.state_mean, network.state_std, network.error_std)
+    mean, std, error_std = (network.per_component(scale) for scale in scales)
+    x, zeta = mean + std * draw(), draw() / error_std
+    memory = draw(network.memory) if network.memory else None
 
     def function(g: Tensor) -> Tensor:
         answer: Tensor = network(x[:, g], zeta[:, g], None if memory is None else memory[..., g])[0]

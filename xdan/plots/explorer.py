@@ -11,8 +11,9 @@ import xarray as xr
 
 from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY, reference_site
+from .axes import dataset, mapping
 from .gain_plots import about_reference, gain_map, on_ring
-from .plotting import dataset, mapping, sweep_curves
+from .plotting import sweep_curves
 from .state_plots import field_pairs, read_with_truth, state_pictures
 
 _WIDGETS = 260  # pixels

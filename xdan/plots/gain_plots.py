@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..core.checks import integer, switch
 from ..records.schema import TIME, TRAJECTORY, reference_site
-from .plotting import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, mapping, placed
+from .axes import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, mapping, placed
 
 _PANEL = 330
 

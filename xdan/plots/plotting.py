@@ -12,115 +12,24 @@ import numpy as np
 import xarray as xr
 
 from ..assimilation.scoring import score
-from ..core.checks import integer, shown, switch
+from ..core.checks import shown, switch
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
-from ..records.times import drawn_times
-
-WIDTH, HEIGHT, LEGEND_WIDTH = 760, 260, 210
-_TICKS = 12  # names on an axis that can be read
-_DEGREES = {"degrees_north": 30, "degrees_east": 60}  # between ticks of latitudes and longitudes
-PADDING = 0.04  # share of a picture's axes beyond its points
-# Okabe and Ito's colours, told apart with every kind of colour vision.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-def dataset(label: str, value: Any) -> xr.Dataset:
-    """Take a Dataset.
-
-    Raises
-    ------
-    TypeError
-        For anything else.
-    """
-    if not isinstance(value, xr.Dataset):
-        raise TypeError(f"{label}={shown(value)}: expected an xarray.Dataset")
-    return value
-
-
-def mapping(label: str, values: Any, kind: type | tuple[type, ...], what: str) -> dict[str, Any]:
-    """Take a mapping of name to values of a kind, not an empty one.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything else.
-    """
-    if not isinstance(values, Mapping):
-        raise TypeError(f"{label} is a {type(values).__name__}: expected a mapping of name to {what}")
-    if not values:
-        raise ValueError(f"{label} is empty: expected at least one")
-    for name, value in values.items():
-        if not isinstance(value, kind):
-            raise TypeError(f"{label}[{name!r}]={shown(value)}: expected {what}")
-    return {str(name): value for name, value in values.items()}
-
-
-def position(label: str, value: Any, size: int) -> int:
-    """Take a position along a dim, from the end where it is negative.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything else.
-    """
-    return integer(label, value, least=-size, most=size - 1)
-
-
-def text(label: str, value: Any) -> str:
-    """Take text.
-
-    Raises
-    ------
-    TypeError
-        For anything else.
-    """
-    if not isinstance(value, str):
-        raise TypeError(f"{label}={shown(value)}: expected text")
-    return value
-
-
-def cycles_of(value: Any, default: slice) -> slice:
-    """Positions along time."""
-    if value is None:
-        return default
-    if not isinstance(value, slice):
-        raise TypeError(f"cycles={shown(value)}: expected a slice of positions along time, such as slice(0, 200)")
-    for end in (value.start, value.stop, value.step):
-        if end is not None:
-            integer("cycles", end)
-    return value
-
-
-def placed(labels: xr.DataArray, axis: str) -> tuple[Any, dict[str, Any]]:
-    """Where labels are drawn along an axis, "x" or "y", and its ticks.
-
-    At the labels themselves where they are numbers or dates in order. Lengths of time are days, and dates of cftime
-    days since the first. Other labels are drawn at their positions, under their names.
-    """
-    values = drawn_times(labels)[0] if labels.name == TIME else labels.values
-    if values.dtype.kind in "iufM" and not np.isnan(values).any():
-        steps = np.diff(values).astype(np.float64)
-        if (steps > 0).all() or (steps < 0).all():
-            every = _DEGREES.get(str(labels.attrs.get("units")))
-            ticks = list(range(-360, 361, every)) if every and np.ptp(values) > 2 * every else None
-            return values, {} if ticks is None else {f"{axis}ticks": ticks}
-    every = math.ceil(len(values) / _TICKS)
-    names = labels.values
-    return np.arange(len(names)), {f"{axis}ticks": [(k, str(names[k])) for k in range(0, len(names), every)]}
-
-
-def axis_label(values: xr.DataArray) -> str:
-    """What an axis shows, and in which units."""
-    name, units = str(values.attrs.get("long_name", values.name)), str(values.attrs.get("units", "1"))
-    if values.name == TIME and values.dtype.kind in "mO":
-        return drawn_times(values)[1]
-    return in_units(name, units)
-
-
-def in_units(name: str, units: str) -> str:
-    """A name, with its units where there are any."""
-    return name if units in ("1", "") else f"{name} ({units})"
+from .axes import (
+    COLOURS,
+    HEIGHT,
+    LEGEND_WIDTH,
+    PADDING,
+    WIDTH,
+    axis_label,
+    cycle_colours,
+    cycles_of,
+    dataset,
+    in_units,
+    mapping,
+    placed,
+    text,
+)
 
 
 def rmse_in_time(
@@ -297,7 +206,7 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     for number, (scheme, colour) in enumerate(
         zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True)
     ):
-        dash, marker = ("solid", "circle") if number < len(_COLOURS) else ("dashed", "square")
+        dash, marker = ("solid", "circle") if number < len(COLOURS) else ("dashed", "square")
         frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
         frame["bar"] = error.sel(scheme=scheme).values
         frame = frame.dropna(subset=[value])  # where it was lost, or was not run
@@ -360,8 +269,3 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
         column.append(pn.pane.HTML(f"<h2>{escape(heading)}</h2>"))
         column.append(pn.pane.HoloViews(figure, linked_axes=False))
     column.save(str(path), title=title, resources=INLINE)
-
-
-def cycle_colours(count: int) -> list[str]:
-    """Colours for so many curves."""
-    return [_COLOURS[k % len(_COLOURS)] for k in range(count)]

@@ -14,7 +14,7 @@ from ..records.fields import Part, coordinates_of, parts_of, split
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY
-from .plotting import HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, cycles_of, dataset, in_units, placed, position, text
+from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, cycles_of, dataset, in_units, placed, position, text
 
 _SIDE = 380  # pixels of the longer side of a map
 _MOST_LINES = 12  # components that are drawn
@@ -288,6 +288,8 @@ def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
     panels = []
     for pair in pairs:
         (rows, columns), values = pair.part.dims, pair.at(times).isel({TIME: 0})
+        time = values[TIME].values
+        when = f"{time:g}" if time.dtype.kind in "iuf" else str(time)[:16]
         heights, yticks = placed(values[rows], "y")
         widths, xticks = placed(values[columns], "x")
         reach = float(np.ptp(widths)), float(np.ptp(heights))
@@ -301,7 +303,7 @@ def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
                 y=rows,
                 cmap="RdBu_r",
                 clim=(-limit, limit),
-                title=pair.heading(label, title),
+                title=f"{pair.heading(label, title)} at {when}",
                 xlabel=axis_label(values[columns]),
                 ylabel=axis_label(values[rows]),
                 frame_width=width,

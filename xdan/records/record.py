@@ -14,7 +14,7 @@ import xarray as xr
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
-from ..core.twin import check_field_names, names_fields
+from ..core.twin import INSTRUMENT, check_field_names, names_fields
 from .arranging import arrange, arrange_state, labels_of, reordered
 from .blocks import Setup
 from .climatology import spaced, with_climatology
@@ -199,7 +199,7 @@ def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_t
         )
     operator = _find_values(ds, OPERATOR, model, words.get("operator"))
     error = words.get("observation_error")
-    if isinstance(error, Mapping) and any(OBS in one.dims for one in each(observation)):
+    if isinstance(error, Mapping) and any(OBS in one.dims or INSTRUMENT in one.coords for one in each(observation)):
         error = dict(error)  # of instruments
     else:
         error = _find_values(ds, ERROR, model, error)
@@ -337,7 +337,8 @@ def _read_observing(
     """H and R."""
     error = variables.error
     whole = whole_of(model) if operator is None else None
-    if not isinstance(error, dict) or operator is not None:
+    of_instruments = not isinstance(variables.observation, dict) and INSTRUMENT in observation.coords
+    if not isinstance(error, dict) or not error or operator is not None or of_instruments:
         return read_observing(error, operator, observation, whole, positions)
     if not isinstance(variables.observation, dict):
         raise ValueError(

@@ -97,6 +97,16 @@ class EnsembleMethod(Method):
         innovation = observation[:, None] + noise - observing.observe(x)
         return {**state, "x": x + observing.interpolate(x.mean(1), x.var(1), innovation, observed)}
 
+    def turned(self, root: Tensor, state: State) -> Tensor:
+        """Turn a square root (B, M, M) at random, so that the mean of the members is kept.
+
+        References
+        ----------
+        Sakov and Oke (2008), doi:10.1175/2007MWR2021.1.
+        """
+        size = self.members - 1
+        return rotation(self.draw(state, size**2, Purpose.ROTATION).reshape(-1, size, size)) @ root
+
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""
         return {"forecast_spread": state["x"].std(1)}

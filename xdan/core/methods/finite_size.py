@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class FiniteSizeEnKF(EnsembleMethod):
     form : {"dual", "primal"}
         "primal" minimises over the weights themselves, and takes the whole Hessian of its cost, with the
         correction of rank one that the dual form leaves out, for the analysis precision; it is not capped.
+    rotate : bool
+        Turn the anomalies at random after each analysis, the mean kept.
 
     Raises
     ------
@@ -56,9 +58,17 @@ class FiniteSizeEnKF(EnsembleMethod):
     name: ClassVar[str] = "enkf-n"
     outputs: tuple[Output, ...] = (*SPREADS, INFLATION)
 
-    def __init__(self, members: int = 40, capped: bool = True, form: str = "dual") -> None:
+    def __init__(self, members: int = 40, capped: bool = True, form: str = "dual", rotate: bool = False) -> None:
         super().__init__(members)
-        self.capped, self.form = switch("capped", capped), choice("form", form, FORMS)
+        self.capped, self.form, self.rotate = (
+            switch("capped", capped),
+            choice("form", form, FORMS),
+            switch("rotate", rotate),
+        )
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters; stores of before rotations go on."""
+        return {name: value for name, value in super().config().items() if name != "rotate" or value}
 
     def start(self, record: Record) -> State:
         """Members, not inflated yet."""
@@ -76,7 +86,8 @@ class FiniteSizeEnKF(EnsembleMethod):
         else:
             weights, root, zeta = primal_minimum(precision, m)
         # The uniform vector is an eigenvector of value 0, which `root` would inflate: the anomalies' mean is zero.
-        x = mean + (weights[:, None] + math.sqrt(m - 1) * root) @ anomalies
+        root = math.sqrt(m - 1) * root
+        x = mean + (weights[:, None] + (self.turned(root, state) if self.rotate else root)) @ anomalies
         return {**state, "x": x, "inflation": ((m - 1) / zeta).sqrt()}
 
 

@@ -72,7 +72,7 @@ def run(
         lanes, anew = lanes.seen(method, record, steps, observed)
         started = None
         if anew is not None:
-            started = _checked(method, "start", method.start(_at(record, clock)), shape, dtype)
+            started = {**state, **_checked(method, "start", method.start(_at(record, clock)), shape, dtype)}
             state = _merged(anew, started, state)
         forecast, observing = lanes.handed(state), record.observing.at(k)
         written = _writes(forecast)

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..checks import switch
 from ..observing import ObservingSystem
-from ..random import Purpose
-from .ensemble import Precision, centre, compare, rotation
+from .ensemble import Precision, centre, compare
 from .finite_size import InflatedEnsemble
 from .record import State
 from .registry import register_method
@@ -51,8 +50,5 @@ class ETKF(InflatedEnsemble):
         precision = Precision(*compare(state["x"], observation, observed, observing))
         weights, root = precision.solve(self.zeta(precision, state))
         root = self.number("inflation") * math.sqrt(m - 1) * root
-        if self.rotate:
-            noise = self.draw(state, (m - 1) ** 2, Purpose.ROTATION).reshape(-1, m - 1, m - 1)
-            root = rotation(noise) @ root
-        x = mean + (weights[:, None] + root) @ anomalies
+        x = mean + (weights[:, None] + (self.turned(root, state) if self.rotate else root)) @ anomalies
         return {**state, "x": x}

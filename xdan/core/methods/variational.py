@@ -160,7 +160,7 @@ class ThreeDVar(Method):
         return of_climate.analyse(state, observation, observed, observing)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis, the gain solved for once where every site is observed."""
+        """One analysis, the gain solved for once where the same is observed at all times."""
         static = self.static
         gain, forecast_variance, variance = static.gain(observed, observing, state["x"])
         innovation = torch.where(observed, observation - observing.observe(state["x"]), torch.zeros_like(observation))
@@ -183,14 +183,15 @@ class Static:
     climate: Tensor
     b: Tensor
     scale: Tensor
-    _cache: dict[ObservingSystem, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _cache: dict[ObservingSystem, tuple[Tensor, ...]] = field(default_factory=dict, init=False, repr=False)
 
     def gain(self, observed: Tensor, observing: ObservingSystem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
-        # One gain for all times and trajectories.
-        same = bool(observed.all()) and observing.linear
-        if same and (kept := self._cache.get(observing)) is not None:
-            return kept
+        # One gain for all trajectories, and for all times that observe the same.
+        seen = observed[0]
+        same = observing.linear and bool((observed == seen).all())
+        if same and (kept := self._cache.get(observing)) is not None and torch.equal(kept[-1], seen):
+            return kept[0], kept[1], kept[2]
         if same and self.scale.ndim == 0:
             observed, x = observed[:1], x[:1]
         p = self.scale[..., None, None] * self.b
@@ -202,5 +203,5 @@ class Static:
         answer = gain, forecast, analysis.clamp_min(0.0)
         if same:
             self._cache.clear()  # an error that differs in time is another at every cycle
-            self._cache[observing] = answer
+            self._cache[observing] = *answer, seen
         return answer

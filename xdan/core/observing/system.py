@@ -312,15 +312,13 @@ class ObservingSystem:
         assert now.operator is not None
         if isinstance(now.operator, InterpolationOperator):
             one = climate[:1]
-            read = torch.ones_like(one)
-            if part is not None:
-                read = torch.zeros_like(one)
-                read[:, part] = 1.0
             every = torch.ones(1, now.operator.size, dtype=torch.bool, device=climate.device)
-            square = now.operator.spread(one, read, every)[0]
+            variance = torch.zeros_like(one) if part is not None else torch.ones_like(one)
+            variance[:, slice(None) if part is None else part] = 1.0
+            square = now.operator.spread(one, variance, every)[0]
             white = now.whiten(now.whiten(square, every).mT, every)
-            seen = math.sqrt(float(torch.linalg.matrix_norm(white, ord=2).max()))
-            return 1.0 / seen if seen > 0 or part is None else math.inf
+            largest = math.sqrt(float(torch.linalg.matrix_norm(white, ord=2).max()))
+            return 1.0 / largest if largest > 0 or part is None else math.inf
         unit = torch.eye(climate.shape[1], dtype=climate.dtype, device=climate.device)
         slopes = now.operator.tangent(climate, unit.expand(len(climate), *unit.shape))
         white = now.whiten(slopes, torch.ones_like(slopes[:, 0], dtype=torch.bool))
