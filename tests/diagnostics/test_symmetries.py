@@ -261,10 +261,10 @@ def coupled():
     class Coupled(AnalysisNetwork):
         name = "coupled-toy"
 
-        def __init__(self, space=None):
+        def __init__(self, described=None):
             super().__init__()
-            self.space = space
-            self.matrix = coupling(xdan.StateSpace.from_json(space)) if space else torch.zeros(1, 1)
+            self.described = described
+            self.matrix = coupling(xdan.StateSpace.from_json(described)) if described else torch.zeros(1, 1)
 
         def forward(self, x, zeta, memory=None):
             matrix = self.matrix.to(x)
