@@ -27,7 +27,7 @@ from .core.networks import (
     network_of_shapes,
     registered_name,
 )
-from .core.spaces import StateSpace
+from .core.spaces import STATE, StateSpace
 from .records.blocks import array_to_tensor, tensor_to_array
 from .records.location import StoreLike, check_rewritable, locate, replacing, writing
 from .records.schema import WHOLE, Array
@@ -154,7 +154,13 @@ class Network:
         ValueError
             If the state's dims or fields are not those it was trained on.
         """
-        if dynamics.dims != self.state_dims:
+        several = STATE in (*dynamics.dims, *self.state_dims)
+        if several and self.space is None:
+            raise ValueError(
+                f"the network works on one field with the dims {self.state_dims}, the record's state has the fields "
+                f"{dynamics.space.names}: expected a record of one field; or train a network on this record"
+            )
+        if dynamics.dims != self.state_dims and not several:
             raise ValueError(
                 f"the network works on states with dims {self.state_dims}, the record's state has "
                 f"{dynamics.dims}: rename the record's dims, or train a network on this record"

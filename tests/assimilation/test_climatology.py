@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 
 import xdan
+from xdan.records.climatology import with_climatology
 
 SITES = 8
 METHODS = {
@@ -306,3 +307,98 @@ def test_processes_of_a_model_work_in_a_worker_of_dask(record, states):
     ):
         np.testing.assert_allclose(run.analysis.compute(), expected.analysis, atol=1e-10)
     assert pickle.loads(cloudpickle.dumps(model)).executor == "processes"
+
+
+FIELDS = {
+    "a twin": lambda past: past,
+    "variables of the fields' names": lambda past: (
+        past[["truth_u", "truth_h"]].drop_attrs().rename(truth_u="u", truth_h="h")
+    ),
+    "labelled": lambda past: {"u": past.truth_u.transpose("lon", "time", "lat", "trajectory"), "h": past.truth_h},
+    "latitudes from the north": lambda past: past.isel(lat=slice(None, None, -1)),
+    "stacked": lambda past: past[["truth_h", "truth_u"]].stack(sample=["trajectory", "time"]),
+    "arrays": lambda past: {"u": past.truth_u.values, "h": past.truth_h.values},
+}
+
+
+def of_fields():
+    def carried(f):
+        return {"h": torch.cos(3 * f["h"].roll(1, -1)), "u": torch.cos(3 * f["u"] + f["h"])}
+
+    sphere = xdan.Sphere(2, 4)
+    state = [xdan.Field("h", sphere, units="m"), xdan.Field("u", sphere, units="m s-1")]
+    return xdan.CustomDynamics(step=carried, state=state, timestep=1.0, spin_up_time=5.0)
+
+
+@pytest.fixture(scope="module")
+def past():
+    return xdan.twin(of_fields(), cycles=20, interval=1.0, trajectories=2, seed=3).compute()
+
+
+@pytest.fixture(scope="module")
+def packed(past):
+    return np.concatenate([past.truth_h.values.reshape(40, 8), past.truth_u.values.reshape(40, 8)], -1)
+
+
+@pytest.mark.parametrize("brought", FIELDS.values(), ids=FIELDS)
+def test_states_of_several_fields_are_packed(past, packed, brought):
+    expected = with_climatology(of_fields(), packed).given_climate
+    assert with_climatology(of_fields(), brought(past)).given_climate.word == expected.word
+
+
+def test_every_verb_takes_states_of_several_fields(past, packed):
+    model, run = of_fields(), {"scale": 0.3}
+    experiment = xdan.TwinExperiment(model, interval=1.0, error_std=0.1)
+    ds = xdan.twin(experiment, cycles=12, climatology=past, seed=1)
+    xr.testing.assert_identical(ds, xdan.twin(experiment, cycles=12, climatology=packed, seed=1))
+    by_field, flat = (ds.dan.baseline("3d-var", dynamics=model, climatology=one, **run) for one in (past, packed))
+    xr.testing.assert_identical(by_field, flat)
+    net = xdan.train(experiment, climatology=past, **QUICK)
+    assert net.description["training"]["data"]["dynamics"]["climatology"].startswith("40 states")
+    sizes = {"cycles": 12, "burn_in": 4, "trajectories": 2}
+    cube = xdan.sweep(experiment, {"var": {"baseline": "3d-var", **run}}, climatology=past, **sizes)
+    assert np.isfinite(cube.rmse).all()
+
+
+@pytest.mark.parametrize(
+    ("brought", "error", "words"),
+    [
+        (lambda past: past[["truth_h"]], ValueError, r"no states of the fields \['u'\], there are \['h'\]"),
+        (lambda past: {"h": past.truth_h}, ValueError, r"no states of the fields \['u'\], there are \['h'\]"),
+        (lambda past: {"h": past.truth_h, "u": past.truth_u, "v": 1}, ValueError, r"climatology= names \['v'\]"),
+        (lambda past: past.truth_u, ValueError, r"one variable with the dims .* expected a mapping of the fields"),
+        (lambda past: {"h": "a", "u": "b"}, TypeError, r"climatology\['h'\]='a' .*: expected real numbers"),
+        (
+            lambda past: {"h": np.ones((9, 2, 4)), "u": np.ones((9, 4))},
+            ValueError,
+            r"shape \(9, 4\): expected \(sample",
+        ),
+        (
+            lambda past: past.isel(lat=[0]),
+            ValueError,
+            r"climatology\['h'\] has the sizes .*'lat': 1.*: expected .*'lat': 2",
+        ),
+        (lambda past: past.isel(time=0, trajectory=0), ValueError, "and a dim for the states"),
+        (lambda past: past.assign_coords(lat=[-30.0, 30.0]), ValueError, r"lies on other places than the field 'h'"),
+        (
+            lambda past: {"h": past.truth_h, "u": past.truth_u.isel(time=slice(5))},
+            ValueError,
+            "expected those of all fields at one time together",
+        ),
+        (
+            lambda past: {"h": past.truth_h, "u": past.truth_u.assign_coords(time=past.time + 1)},
+            ValueError,
+            "or under other labels",
+        ),
+    ],
+)
+def test_states_of_several_fields_that_do_not_fit_are_refused(past, brought, error, words):
+    with pytest.raises(error, match=words):
+        with_climatology(of_fields(), brought(past))
+
+
+def test_states_are_in_the_units_of_the_dynamics():
+    model = xdan.CustomDynamics(lambda x: -x, state=xdan.Field("t", xdan.Ring(3), "degC"), timestep=0.1)
+    warm = xr.DataArray(np.eye(3), dims=["sample", "x"], attrs={"units": "K"}, name="t")
+    with pytest.raises(ValueError, match="'t' is in 'K' and 'the dynamics custom' in 'degC'"):
+        with_climatology(model, warm)

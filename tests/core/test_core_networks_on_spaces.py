@@ -379,6 +379,8 @@ def test_a_network_of_another_space_is_refused_by_what_differs():
     other = StateSpace([Field("f0", Ring(4), units="K"), *SPACES["two scales"].fields[1:]])
     with pytest.raises(ValueError, match=r"differ in \('f0', 'K', Ring.*expected \('f0', '1', Ring"):
         net.check_space(other)
+    with pytest.raises(ValueError, match=r"was made for the fields \['f0', 'f1'\], the states have \['f0'\]"):
+        net.check_space(space_on(Ring(4)))
     with pytest.raises(ValueError, match=r"dims .* of lengths \(7,\): expected \('state',\) of \(16,\)"):
         net.check_state(["state"], [7])
 

@@ -478,7 +478,12 @@ def test_mappings_of_names_are_refused_for_one_field(word):
         (lambda ds: ds, {"truth": {"v": "truth_u"}}, r"truth= names \['v'\]: expected fields"),
         (lambda ds: ds, {"truth": {"u": "U10"}}, "no variable 'U10' for truth="),
         (lambda ds: ds, {"truth": {"u": "truth_u", "h": "truth_u"}}, "stand for several fields"),
-        (lambda ds: ds, {"truth": 3}, "truth=3: expected the name"),
+        (lambda ds: ds, {"truth": 3}, r"truth=3: expected a mapping of the fields \['h', 'u'\] to names"),
+        (
+            lambda ds: ds,
+            {"observation": "observation_h"},
+            r"expected a mapping of .* such as observation=\{'h': \.\.\.\}",
+        ),
         (lambda ds: ds.assign(truth_u=ds.truth_u[..., :3].drop_vars("x").rename(x="k")), {}, "without \\['x'\\]"),
         (lambda ds: ds.isel(x=slice(5)), {}, "the field 'h' of the dynamics 'waves' expects {'x': 6}"),
         (
@@ -506,6 +511,33 @@ def test_units_are_the_space_s():
         read(ds, dynamics=heat("degC"))
     with pytest.warns(xdan.XdanWarning, match="are taken as the same unit"):
         read(ds, dynamics=heat("warmth"))
+
+
+def test_errors_have_the_units_of_their_field():
+    ds = xdan.twin(heat(), cycles=3, interval=0.1)
+    ds.observation_error_t.attrs["units"] = "degC"  # a difference of one is a kelvin
+    read(ds, dynamics=heat())
+    ds.observation_error_t.attrs["units"] = "mK"
+    with pytest.warns(xdan.XdanWarning, match="'observation_error_t' is in 'mK' and 'the dynamics custom' in 'K'"):
+        read(ds, dynamics=heat())
+    ds.observation_error_t.attrs["units"] = "degF"
+    with pytest.raises(ValueError, match="'observation_error_t' is in 'degF' and 'the dynamics custom' in 'K'"):
+        read(ds, dynamics=heat())
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda f: {"h": f["h"]}, r"tendency= of the dynamics 'waves' gave \['h'\]: expected a mapping of the fields"),
+        (lambda f: f["h"], "gave Tensor: expected a mapping of the fields"),
+        (lambda f: {**f, "u": f["u"][..., :2]}, r"of the field 'u', gave shape \(2, 2\) for .* expected \(2, 6\)"),
+        (lambda f: {**f, "u": 0.0}, "of the field 'u', gave a float for states of shape"),
+    ],
+)
+def test_what_a_function_of_fields_gives_is_checked(model, answer, message):
+    mine = xdan.CustomDynamics(answer, state=model.space, timestep=0.05, spin_up_time=0.0, name="waves")
+    with pytest.raises(ValueError, match=message):
+        xdan.twin(mine, cycles=2, interval=0.1)
 
 
 def test_latitudes_from_the_north_and_longitudes_from_the_west_are_turned():
@@ -559,3 +591,23 @@ def test_fill_values_are_looked_for_in_each_field(model):
     values[0, 5, 8] = -999.0
     with pytest.raises(ValueError, match="1 of 240 values of 'observation_u' are -999"):
         refuse_fill_values(values, "observation", True, model)
+
+
+def test_a_field_s_units_are_those_of_its_model():
+    warm = Field("t", xdan.Ring(3), "degC")
+    model = xdan.CustomDynamics(lambda x: -x, state=warm, timestep=0.1, spin_up_time=0.0)
+    ds = xdan.twin(model, cycles=2, interval=0.1)
+    assert model.units == ds.truth.units == ds.observation_error.units == "degC"
+    with pytest.raises(ValueError, match="'truth' is in 'K' and 'the dynamics custom' in 'degC'"):
+        read(ds.assign(truth=ds.truth.assign_attrs(units="K")), dynamics=model)
+    with pytest.raises(ValueError, match=r"units='K', and the fields say \['degC'\]: expected units= of the Fields"):
+        xdan.CustomDynamics(lambda x: -x, state=warm, timestep=0.1, units="K")
+
+
+def test_instruments_of_fields_have_their_errors(ds, model):
+    bare = ds.drop_vars(["observation_error_h", "observation_error_u"])
+    bare = bare.assign_coords(instrument=("x", ["buoy", "ship"] * 3))
+    observing = read(bare, dynamics=model, observation_error={"buoy": 0.1, "ship": 0.5}).setup.observing
+    np.testing.assert_allclose(observing.std, [0.1, 0.5] * 6)
+    with pytest.raises(ValueError, match=r"instruments \['buoy'\]: expected one for each, and \['ship'\] lack"):
+        read(bare, dynamics=model, observation_error={"buoy": 0.1})

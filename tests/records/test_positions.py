@@ -170,6 +170,19 @@ def test_a_state_of_two_fields_is_observed_field_by_field():
         ds.drop_vars("field").dan.baseline("etkf", members=8, dynamics=model)
 
 
+def test_a_store_names_the_field_of_each_observation(tmp_path):
+    ring = xdan.Ring(4, length=4.0)
+    state = {"h": ring, "u": ring}
+    model = xdan.CustomDynamics(lambda f: {k: -v for k, v in f.items()}, state=state, timestep=0.1, spin_up_time=0.0)
+    ds = xdan.twin(
+        model, cycles=3, interval=0.1, positions={"x": [0.5, 1.5], "field": ["u", "h"], "instrument": ["a", "b"]}
+    )
+    ds.to_zarr(tmp_path / "twin.zarr", consolidated=False)
+    words = {"dynamics": model, "observation_error": {"a": 1.0, "b": 2.0}, "members": 4, "inflation": 1.0}
+    opened = xr.open_zarr(tmp_path / "twin.zarr", consolidated=False)
+    xr.testing.assert_equal(opened.dan.baseline("etkf", **words).compute(), ds.dan.baseline("etkf", **words).compute())
+
+
 def test_a_sphere_is_observed_at_latitudes_and_longitudes():
     model = xdan.CustomDynamics(
         lambda x: -x + torch.sin(2 * x), state={"t": xdan.Sphere(4, 8)}, timestep=0.05, name="warm"

@@ -210,7 +210,13 @@ def find_fields(
     if names_fields(word):
         check_field_names(role.keyword, word, space)
     elif space.single is not None or word is not None:
-        return find(ds, role, word)
+        variable = find(ds, role, word) if space.single is not None or isinstance(word, str) else None
+        if space.single is not None or (variable is not None and not _is_of_one_field(variable, role, model)):
+            return variable
+        raise ValueError(
+            f"{role.keyword}={shown(word)}: expected a mapping of the fields {space.names} to names, such as "
+            f"{role.keyword}={{{space.names[0]!r}: ...}}"
+        )
     names: dict[str, str] = dict(word) if word is not None else {}
     variables = {}
     for field in space.names:
@@ -243,6 +249,12 @@ def find_fields(
             f"the variables {twice} stand for several fields in {role.keyword}=: expected one for each field"
         )
     return variables or None
+
+
+def _is_of_one_field(variable: xr.DataArray, role: Role, model: Dynamics) -> bool:
+    """Whether states or observations have the dims of a field, and are neither packed nor along an operator's dim."""
+    dims = {dim for part in parts_of(model) for dim in part.dims}
+    return role.power == 1 and not {STATE, OBS} & set(variable.dims) and bool(dims & set(variable.dims))
 
 
 def states_of(run: xr.Dataset, role: Role, model: Dynamics) -> OneOrFields | None:

@@ -192,7 +192,7 @@ def read_positions(labels: Any, dynamics: Dynamics, observation: xr.DataArray) -
                 if OBS in one.dims and fits:
                     known.setdefault(dim, one)
     if FIELD in observation.coords and observation.coords[FIELD].dims == (OBS,):
-        known.setdefault(FIELD, observation.coords[FIELD].values.astype(str))
+        known.setdefault(FIELD, observation.coords[FIELD].values.astype(object))
     named = [TIME, *time_dims(observation)]
     times = next((observation.sizes[dim] for dim in named if dim in observation.dims), None)
     positions = positions_of(known, dynamics, times)

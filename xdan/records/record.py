@@ -22,6 +22,7 @@ from .fields import OneOrFields, Part, each, find_fields, observed_parts, parts_
 from .observing import observing_of_fields, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
+    DUAL,
     ERROR,
     ERROR_COVARIANCE,
     OBS,
@@ -345,6 +346,10 @@ def _read_observing(
             f"there are observation errors of the fields {list(error)}, and the observations {observation.name!r} are "
             "of no field: expected one observation_error for all of them"
         )
+    if all(INSTRUMENT in one.coords for one in each(variables.observation)) and set(error).isdisjoint(
+        model.space.names
+    ):
+        error = dict.fromkeys(variables.observation, error)
     if missing := [name for name in variables.observation if name not in error]:
         raise ValueError(
             f"the observed fields {missing} have no error: expected a variable 'observation_error_{missing[0]}', or "
@@ -365,11 +370,20 @@ def _check_units(variables: _Variables, model: Dynamics, direct: bool) -> None:
         check_units_of_parts(truth, model)
     if direct:
         check_units_of_parts(observation, model)
+        check_units_of_parts(_deviations(variables.error), model, difference=True)
         if isinstance(truth, xr.DataArray) and isinstance(observation, xr.DataArray):
             check_units(truth, observation)
         if isinstance(truth, dict) and isinstance(observation, dict):
             for name, variable in observation.items():
                 check_units(truth[name], variable)
+
+
+def _deviations(error: Any) -> OneOrFields:
+    """The labelled ones among standard deviations."""
+    if isinstance(error, dict):
+        return {name: one for name, one in error.items() if isinstance(_deviations(one), xr.DataArray)}
+    labelled = isinstance(error, xr.DataArray) and not any(str(dim).endswith(DUAL) for dim in error.dims)
+    return error if labelled else {}
 
 
 def _own_states(truth: xr.DataArray, model: Dynamics) -> xr.DataArray:

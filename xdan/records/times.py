@@ -212,8 +212,8 @@ def units_in_model_time(attributes: Any, model: Dynamics) -> float:
         return 1.0
     if own is None:
         raise ValueError(
-            f"time is in {units!r}, but {model!r} counts in dimensionless model time: expected times in those. "
-            f"{_remedy(model)}; or convert, for example ds.assign_coords(time=('time', ds.time.values / 5.0, "
+            f"time is in {units!r}, but the dynamics {model.label!r} counts in dimensionless model time: expected "
+            f"times in those. {_remedy(model)}; or convert, for example ds.assign_coords(time=('time', ds.time.values / 5.0, "
             "{'axis': 'T', 'units': '1'})) where one model time unit is 5 of them"
         )
     if name not in _SECONDS:
@@ -356,8 +356,8 @@ def _unit_seconds(coordinate: xr.DataArray, model: Dynamics) -> float:
         values = coordinate.values
         kind = type(values[0]).__name__ if values.dtype.kind == "O" else str(values.dtype)
         raise ValueError(
-            f"time is of {kind}, the first is {values[0]}, but {model!r} has no time_unit: expected how long "
-            f"one unit of model time lasts. {_remedy(model)}"
+            f"time is of {kind}, the first is {values[0]}, but the dynamics {model.label!r} has no time_unit: expected "
+            f"how long one unit of model time lasts. {_remedy(model)}"
         )
     return _seconds(model.time_unit)
 

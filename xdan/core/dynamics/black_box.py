@@ -154,7 +154,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         apart = torch.from_numpy(np.array(self._distance(*indices), dtype=np.float64))  # type: ignore[arg-type]
         return check_distances(apart.to(sites.device), sites, size, label)
 
-    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None) -> Any:
+    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None, part: str) -> Any:
         """A function of flat arrays, from one of mappings of fields."""
         shapes = {field.name: field.geometry.shape for field in space.fields}
         return None if function is None else OfFields(function, shapes)

@@ -58,7 +58,7 @@ class CustomDynamics(Dynamics, pure=True):
         Model time after which a random start lies on the attractor; by default 20 units and at least 400 steps. 0 is
         none.
     units : str
-        Units of a field that names none.
+        Units of what `state` names by dims or geometries alone; a `Field` has its own.
     rest : callable, optional
         From standard normal noise to a state to spin up from.
     distance : callable, optional
@@ -112,14 +112,21 @@ class CustomDynamics(Dynamics, pure=True):
         if (tendency is None) == (step is None):
             raise ValueError("expected exactly one of tendency= and step=")
         self._function = tendency or step
-        self.units, self._name = word("units", units), word("name", name)
-        if (space := _space(state, self.units)) is None:
+        units, self._name = word("units", units), word("name", name)
+        if (space := _space(state, units)) is None:
+            self.units = units
             self.coordinates = _coordinates(state)
             self.dims = tuple(self.coordinates)
         else:
+            if units not in ("1", space.units):
+                raise ValueError(
+                    f"units={units!r}, and the fields say {[field.units for field in space]}: expected units= of the "
+                    "Fields alone"
+                )
             self.space = space
             if not space.single:
-                tendency, step, rest = (self._of_fields(space, one) for one in (tendency, step, rest))
+                tendency = self._of_fields(space, tendency, "tendency=")
+                step, rest = self._of_fields(space, step, "step="), self._of_fields(space, rest, "rest=")
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
         self.autonomous = not takes_time(self._function, 1)  # type: ignore[arg-type]
         self.timestep = real("timestep", timestep, above=0.0)
@@ -185,14 +192,21 @@ class CustomDynamics(Dynamics, pure=True):
         """Turn noise into a state to spin up from."""
         return noise if self._rest is None else self._isolated(self._rest, noise, "rest=")
 
-    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None) -> Tendency | None:
+    def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None, part: str) -> Tendency | None:
         """A function of flat states, from one of mappings of fields."""
         if function is None:
             return None
 
         def flat(x: Tensor, *time: float) -> Any:
             answer = function(space.unpack(x), *time)
-            return space.pack(answer) if isinstance(answer, Mapping) else answer
+            if isinstance(answer, Tensor) and answer.shape == x.shape:
+                return answer
+            if not isinstance(answer, Mapping) or set(answer) != set(space.names):
+                kinds = sorted(map(str, answer)) if isinstance(answer, Mapping) else type(answer).__name__
+                raise ValueError(f"{self._part(part)} gave {kinds}: expected a mapping of the fields {space.names}")
+            for name, field in space.unpack(x).items():
+                check_answer(answer[name], tuple(field.shape), field, f"{self._part(part)}, of the field {name!r},")
+            return space.pack(answer)
 
         return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
 

@@ -250,6 +250,8 @@ class AnalysisNetwork(nn.Module, ABC):
         ValueError
             For such a space.
         """
+        if self.space is not None and not (self.space.single and space.single):
+            check_same_fields(self.space, space, self._title)  # names more than the packed dim
         self.check_state(space.dims, space.shape)
         if self.space is not None:
             check_same_fields(self.space, space, self._title)

@@ -71,7 +71,10 @@ def positions_along(label: str, points: Any, least: int = 1) -> tuple[int | list
     if len(values) < least:
         raise ValueError(f"{label} has {len(values)} positions: expected at least {least}")
     if (np.diff(values) <= 0).any():
-        raise ValueError(f"{label}={shown(values.tolist())}: expected positions in ascending order, each once")
+        raise ValueError(
+            f"{label}={shown(values.tolist())}: expected positions in ascending order, each once; "
+            "sort them. A record may have its own order: it is brought into this one by its labels"
+        )
     return values.tolist(), values
 
 
