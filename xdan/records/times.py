@@ -213,8 +213,8 @@ def units_in_model_time(attributes: Any, model: Dynamics) -> float:
     if own is None:
         raise ValueError(
             f"time is in {units!r}, but the dynamics {model.label!r} counts in dimensionless model time: expected "
-            f"times in those. {_remedy(model)}; or convert, for example ds.assign_coords(time=('time', ds.time.values / 5.0, "
-            "{'axis': 'T', 'units': '1'})) where one model time unit is 5 of them"
+            f"times in those. {_remedy(model)}; or convert, for example ds.assign_coords(time=('time', ds.time.values "
+            "/ 5.0, {'axis': 'T', 'units': '1'})) where one model time unit is 5 of them"
         )
     if name not in _SECONDS:
         raise ValueError(

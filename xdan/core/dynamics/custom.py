@@ -204,8 +204,9 @@ class CustomDynamics(Dynamics, pure=True):
             if not isinstance(answer, Mapping) or set(answer) != set(space.names):
                 kinds = sorted(map(str, answer)) if isinstance(answer, Mapping) else type(answer).__name__
                 raise ValueError(f"{self._part(part)} gave {kinds}: expected a mapping of the fields {space.names}")
-            for name, field in space.unpack(x).items():
-                check_answer(answer[name], tuple(field.shape), field, f"{self._part(part)}, of the field {name!r},")
+            for one in space:
+                shape = (*x.shape[:-1], *one.geometry.shape)
+                check_answer(answer[one.name], shape, x, f"{self._part(part)}, of the field {one.name!r},")
             return space.pack(answer)
 
         return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
