@@ -233,6 +233,21 @@ def test_a_committee_averages_trained_networks_and_trains_on(single, architectur
     assert "committee" in repr(onward)
 
 
+def test_a_committee_takes_errors_that_were_estimated(tmp_path):
+    """That of a field that no observation sees comes from states of the climate, which differ by the seed."""
+    space = xdan.StateSpace([xdan.Field("h", xdan.Ring(4)), xdan.Field("u", xdan.Ring(4))])
+    pair = []
+    for error in (0.0157, 0.0158, 0.02):
+        module = xdan.ResidualCNN(space=space, filters=2, blocks=1, kernel=3)
+        module.normalise([0.0, 0.0], [1.0, 1.0], [0.3, error])
+        pair.append(Network.from_module(module, space.dims, {"data": {}}))
+    both = xdan.committee(pair[:2])
+    both.to_zarr(tmp_path / "net.zarr")
+    assert xdan.open_network(tmp_path / "net.zarr") == both
+    with pytest.raises(ValueError, match=r"observation errors of \[.*\]: expected the same for all"):
+        xdan.committee(pair)
+
+
 def test_networks_that_make_no_committee_are_refused(net, twin, single, quick):
     with pytest.raises(TypeError, match="networks= holds a str: expected trained networks"):
         xdan.committee([net, "lorenz96"])
