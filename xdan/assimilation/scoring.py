@@ -75,7 +75,7 @@ def score(
     also : sequence of StateScore
         Your scores of whole states, averaged beside the others.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------
@@ -169,7 +169,7 @@ def rank_histogram(
     of : {"members", "forecast_members"}
         Rank in the analysis or in the forecast.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------

@@ -46,7 +46,7 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
         Twin or record. Observations at random sites are taken to be as likely at each, where its attributes say that
         they are random.
     **words
-        dynamics, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------
