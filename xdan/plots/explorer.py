@@ -18,7 +18,6 @@ from .state_plots import field_pairs, read_with_truth, state_pictures
 
 _WIDGETS = 260  # pixels
 _SHOWN = 100  # cycles at first
-_EVERYTHING = "all"
 _SCHEME, _SEED = "scheme", "seed"
 
 

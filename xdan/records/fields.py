@@ -24,10 +24,7 @@ from ..core.spaces import STATE, Coordinate, Field, Geometry
 from ..core.twin import check_field_names, names_fields
 from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
 
-ROLE_ATTRIBUTE, FIELD_ATTRIBUTE = (
-    "xdan_role",
-    "xdan_field",
-)  # attributes of a variable: what it stands for, and of which field
+ROLE_ATTRIBUTE, FIELD_ATTRIBUTE = "xdan_role", "xdan_field"  # what a variable stands for, and of which field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
 _ERRORS = ("observation_error", "spread", "forecast_spread")  # of CF's modifier standard_error
 
