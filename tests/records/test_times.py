@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xdan
-from xdan.records import times
+from xdan.records import schema, times
 
 FIVE_DAYS = np.timedelta64(5, "D")
 HOURS = [0, 6, 12, 18, 24, 54, 774]  # the last after a month without
@@ -262,8 +262,8 @@ def test_dims_of_time(dated):
         ("when", calendar_dates("noleap"), {}),
     ):
         variable = xr.DataArray(np.zeros((7, 2)), {name: (name, values, attributes), "x": [0, 1]}, [name, "x"])
-        assert times.time_dims(variable) == [name]
-    assert times.time_dims(xr.DataArray(np.zeros(2), {"x": ["a", "b"]}, ["x"])) == []
+        assert schema.time_dims(variable) == [name]
+    assert schema.time_dims(xr.DataArray(np.zeros(2), {"x": ["a", "b"]}, ["x"])) == []
 
 
 def test_drawn_times(dated):
