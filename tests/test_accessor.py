@@ -1,6 +1,7 @@
 """The accessor forwards, and does nothing else."""
 
 import inspect
+import re
 from importlib import import_module
 
 import pytest
@@ -8,6 +9,7 @@ import xarray as xr
 
 import xdan
 from xdan.accessor import DanAccessor
+from xdan.records.record import RecordWords
 
 METHODS = [name for name in vars(DanAccessor) if not name.startswith("_")]
 # Functions whose first argument is a record, all of which should be reachable from one.
@@ -47,6 +49,17 @@ def test_method_is_the_function(name, twin, monkeypatch):
 @pytest.mark.parametrize("name", METHODS)
 def test_docstring_names_the_function(name):
     assert f"`xdan.{name}`" in inspect.getdoc(getattr(DanAccessor, name))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_docstring_says_every_word_of_a_record(name):
+    """By itself, or by the name of the verb that says them."""
+    parameters = inspect.signature(getattr(xdan, name)).parameters
+    if "words" in parameters or name == "baseline":
+        doc = inspect.getdoc(getattr(xdan, name))
+        other = re.search(r"\*\*words\n    As for `(\w+)`", doc)
+        doc = doc if other is None else inspect.getdoc(getattr(xdan, other[1]))
+        assert [word for word in RecordWords.__annotations__ if not re.search(rf"\b{word}\b", doc)] == []
 
 
 def test_same_run_and_same_score(twin, net, run):

@@ -145,7 +145,7 @@ CROSSINGS = {
     "xdan.network",  # weights
     "xdan.training.record_source",  # some states, to check derivatives at
     "xdan.training.loop",  # weights and carries in a checkpoint
-    "xdan.assimilation.scoring",  # the diagonal of R
+    "xdan.assimilation.score_pair",  # the diagonal of R
     "xdan.assimilation.score_fields",  # area weights
     "xdan.diagnostics.evaluation_points",  # the digest of a covariance
     "xdan.diagnostics.symmetries",  # which sites are observed

@@ -317,9 +317,11 @@ def test_a_start_that_blows_up_is_refused():
         CustomDynamics(outflow, state={"x": 8}, timestep=0.05).climatology(range(10), 0)
     full = CustomDynamics(outflow, state={"x": 8}, timestep=0.05, rest=torch.exp)
     assert_close(full.climatology([0, 1], 0), torch.ones(2, 1, 8), rtol=0, atol=1e-2)
-    blunt = CustomDynamics(step=lambda x: x * 1e3, state={"x": 2}, timestep=1.0, spin_up_time=50.0)
-    with pytest.raises(ValueError, match="1 of 1 states of 'custom' are not finite after 50 steps"):
+    blunt = CustomDynamics(step=lambda x: x * 1e3, state={"x": 2}, timestep=1.0, spin_up_time=50.0, name="tanks")
+    with pytest.raises(ValueError, match="1 of 1 states of 'tanks' are not finite after 50 steps"):
         blunt.try_start(0, 0, torch.zeros((), dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"an interval of 0\.5 is not a positive multiple of the tanks time step 1;"):
+        blunt.steps_in(0.5)
 
 
 @pytest.mark.parametrize("interval", [1e9, 50_000.05])

@@ -385,6 +385,13 @@ def test_symmetries_are_isometries_that_commute_with_padding(geometry, seed):
         assert_close(before, after)
 
 
+def test_longitudes_of_any_name_are_found_from_any_meridian():
+    for dims in (("lat", "lon"), ("latitude", "longitude")):
+        sphere = Sphere(2, 4, dims=dims)
+        assert sphere.order_of(dims[1], [-180.0, -90.0, 0.0, 90.0]) == [2, 3, 0, 1]
+        assert sphere.order_of(dims[0], [45.0, -45.0]) == [1, 0]
+
+
 def test_a_shift_moves_an_uneven_kernel_along():
     for geometry in (Ring(6), Plane((4, 6), (False, True)), Sphere(4, 6)):
         dim = geometry.dims[-1]

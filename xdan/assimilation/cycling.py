@@ -85,9 +85,10 @@ def cycle(
         - truth, observation : str, or mapping of fields' names to str: names of the variables, where their attributes
           and names do not say the role. Fields that the mapping `observation` leaves out are not observed;
         - observation_error : str, float, array, or mapping of fields' names to these: a variable's name, standard
-          deviations, or R;
-        - operator : str, array or callable: H, where observations lie along `obs`: a variable's name, a matrix (P, N),
-          or a torch function of states (..., N), which no store can hold;
+          deviations, or R; or a mapping of instruments' names to their deviations;
+        - operator : str, array, callable, or mapping of fields' names to matrices (P, *shape): H, where observations
+          lie along `obs`: a variable's name, a matrix (P, N), or a torch function of states (..., N), of several fields
+          of a mapping of tensors (..., *shape), which no store can hold;
         - positions : mapping of str to array: where observations along `obs` lie, such as {"x": [0.5, 7.25]}, where no
           coordinates of theirs say it;
         - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import dask.array as da
@@ -11,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ..records.schema import Array
+from ..records.values import fill_text, leading
 from ..records.watch import warn_of
 
 _LEAST_CYCLES = 50  # below it, a tenth of the cycles says little
@@ -57,6 +59,12 @@ class Cause:
 def _sentence(*evidence: Array, of: Callable[..., str]) -> Array:
     """A sentence as an array without dims."""
     return np.array(of(*evidence), dtype=object)
+
+
+def fills(values: xr.DataArray, name: str) -> Cause:
+    """The cause that the leading part of a variable holds values that stand for nothing, such as -999."""
+    first = leading(values)
+    return Cause(partial(fill_text, name=name), lambda: (first,))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from ..records.blocks import tensor_to_array
 from ..records.schema import Array
 
 FIELD = "field"  # dim of the scores of several fields
+TOTAL = "_total"  # suffix of a score over all fields
+OVER_ALL = "mean over the fields, each in units of its error"
 _EQUAL = 1e-9  # relative difference of areas that are one area
 
 

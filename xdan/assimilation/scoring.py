@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from ..core import scores as kernels
-from ..core.checks import choice, integer, shown
-from ..core.observing import ObservingSystem
-from ..records.blocks import Setup, block, tensor_to_array
+from ..core.checks import choice, shown
 from ..records.fields import split, state_coordinates
-from ..records.following import astray, followed
-from ..records.record import LabelledRecord, RecordWords, read
-from ..records.runs import held_in, read_run, sizes_in
-from ..records.schema import MEMBER, OBS, TIME, TRAJECTORY, averaged_dims, time_dims, to_power
-from ..records.store import check_whole
-from ..records.values import fill_text, leading
-from .score_causes import Cause, Score, diverged, gaps, unobserved, unsettled, with_warnings
-from .score_fields import FIELD, FieldMeans, FieldPart, error_scales
+from ..records.record import RecordWords
+from ..records.schema import MEMBER, TIME, TRAJECTORY, averaged_dims
+from .score_causes import Cause, Score, fills, unsettled, with_warnings
+from .score_fields import FIELD, OVER_ALL, TOTAL, FieldMeans, FieldPart
+from .score_observations import against_observations
+from .score_pair import MEMBERS, SPREADS, Pair, match
 
-_TOTAL = "_total"  # suffix of a score over all fields
-_OVER_ALL = "mean over the fields, each in units of its error"
 _BY_SITE = "root of the mean square over the dims averaged, at each site"
 
 
@@ -44,7 +35,6 @@ _CRPS = {
     "Gaussian": _Crps(kernels.gaussian_crps, ("analysis", "spread"), "Gaussian of analysis and spread"),
     "analysis": _Crps(kernels.absolute_error, ("analysis",), "analysis, its absolute error"),
 }
-_SPREADS, _MEMBERS = ("forecast_spread", "spread"), ("members", "forecast_members")
 
 
 def score(
@@ -75,7 +65,7 @@ def score(
     also : sequence of StateScore
         Your scores of whole states, averaged beside the others.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------
@@ -120,13 +110,13 @@ def score(
     along = choice("along", along, ("state", "site"))
     if along == "site" and also:
         raise ValueError("also= holds scores of whole states: expected none of them with along='site'")
-    pair = _match(ds, run, burn_in, words)
+    pair = match(ds, run, burn_in, words)
     dims: list[Hashable] = list(averaged_dims(dim))
     with np.errstate(over="ignore", invalid="ignore"):  # a warning below names the cause of what is not finite
         if along == "site":
             scores = _by_site(pair, dims)
         else:
-            scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **_against_observations(pair, dims)}
+            scores = {**_against_truth(pair, dims), **_spreads(pair, dims), **against_observations(pair, dims)}
             scores |= _also(pair, dims, also, scores)
     lost = pair.lost().any(TIME)
     scores["diverged"] = Score(lost.sum(TRAJECTORY) if TRAJECTORY in dims else lost, "trajectories that diverged", "1")
@@ -169,7 +159,7 @@ def rank_histogram(
     of : {"members", "forecast_members"}
         Rank in the analysis or in the forecast.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------
@@ -187,8 +177,8 @@ def rank_histogram(
     XdanWarning
         Where truth or members are NaN: these are not counted.
     """
-    of = choice("of", of, _MEMBERS)
-    pair = _match(ds, run, burn_in, words)
+    of = choice("of", of, MEMBERS)
+    pair = match(ds, run, burn_in, words)
     dims: list[Hashable] = list(averaged_dims(dim))
     x = pair.labelled.truth
     if x is None:
@@ -235,134 +225,8 @@ def rank_histogram(
     return result
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A record and a run on it under the record's labels, burn-in left out.
-
-    Attributes
-    ----------
-    labelled : LabelledRecord
-    run : xarray.Dataset
-        `forecast`, `analysis` and, where the run has them, spreads and members; dims (trajectory, time, *state), and
-        `member` last.
-    flags : xarray.DataArray of bool or None, dims (trajectory, time)
-        The run's `diverged`, burn-in too.
-    burn_in : int
-    follows : Cause or None
-        The cause that the truth does not follow the dynamics; None without a truth.
-    """
-
-    labelled: LabelledRecord
-    run: xr.Dataset
-    flags: xr.DataArray | None
-    burn_in: int
-    follows: Cause | None
-
-    @property
-    def state(self) -> list[Hashable]:
-        """Dims of the state."""
-        return list(self.labelled.setup.dynamics.dims)
-
-    @cached_property
-    def means(self) -> FieldMeans:
-        """How the state is averaged over."""
-        return FieldMeans(self.labelled.setup.dynamics)
-
-    @cached_property
-    def scales(self) -> xr.DataArray:
-        """The error of each field, dims (field,), of a state of several."""
-        labelled = self.labelled
-        states = self.run["analysis"] if labelled.truth is None else labelled.truth
-        observation = labelled.observation if labelled.setup.observing.direct else None
-        return error_scales(self.means, observation, _error_variance(labelled), states)
-
-    def averaged(
-        self,
-        dims: Sequence[Hashable],
-        name: str,
-        by_time: xr.DataArray,
-        long_name: str,
-        causes: Sequence[Cause],
-        *,
-        always: Sequence[Cause] = (),
-        root: bool = False,
-    ) -> dict[str, Score]:
-        """A score averaged over trajectories and times; of several fields with the mean over them, `root` of squares.
-
-        Parameters
-        ----------
-        by_time : xarray.DataArray, dims (trajectory, time), and field where there are several
-        """
-        units = self.means.units
-        scores = {name: Score(by_time.mean(dims, skipna=False), long_name, units, causes, always)}
-        if self.means.several:
-            together = self.means.over_all(by_time, self.scales, root=root).mean(dims, skipna=False)
-            scores[name + _TOTAL] = Score(together, f"{long_name}; {_OVER_ALL}", "1", causes)
-        return scores
-
-    @property
-    def crps_of(self) -> str:
-        """What the CRPS is of: the most that the run tells."""
-        return "members" if "members" in self.run else "Gaussian" if "spread" in self.run else "analysis"
-
-    def lost(self) -> xr.DataArray:
-        """Where a trajectory has diverged, dims (trajectory, time): as the run says, or where it is not finite."""
-        return _not_finite(self.run["analysis"]) if self.flags is None else self._later_flags()
-
-    def _later_flags(self) -> xr.DataArray:
-        assert self.flags is not None
-        return self.flags.isel({TIME: slice(self.burn_in, None)})
-
-    @cached_property
-    def diverged(self) -> Cause:
-        """The cause that trajectories diverged, as the run's flags say."""
-        return Cause(diverged, lambda: (self.flags if self.flags is not None else xr.zeros_like(self.lost()),))
-
-    @cached_property
-    def gaps_of_truth(self) -> Cause:
-        """The cause that the truth is not finite."""
-
-        def evidence() -> tuple[xr.DataArray, ...]:
-            assert self.labelled.truth is not None
-            return (_not_finite(self.labelled.truth),)
-
-        return Cause(
-            gaps("the truth has gaps", "expected a truth without NaN: fill them, or select around them"), evidence
-        )
-
-    def gaps_of(self, name: str, observed: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
-        """The cause that a variable of the run is not finite, though nothing has diverged.
-
-        Parameters
-        ----------
-        name : str
-        observed : callable, optional
-            Gives the variable in observation space, and where observations exist. Other places do not matter.
-        """
-
-        def evidence() -> tuple[xr.DataArray, ...]:
-            values, where = (self.run[name], None) if observed is None else observed()
-            broken = _not_finite(values, where)
-            return (broken,) if self.flags is None else (broken, self._later_flags())
-
-        what = f"the run's {name!r} has NaN or infinite values"
-        if name in _SPREADS:
-            what = f"the run's {name!r} has values that are NaN, infinite or negative"
-        if self.flags is not None:
-            what += " where nothing has diverged"
-        return Cause(gaps(what, "expected numbers: was the run cut short, or merged with other labels?"), evidence)
-
-
-def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.DataArray:
-    """Whether some value at a time is no finite number, dims (trajectory, time)."""
-    broken = ~xr.ufuncs.isfinite(values)
-    if where is not None:
-        broken = broken & where
-    at_time: xr.DataArray = broken.any([dim for dim in broken.dims if dim not in (TRAJECTORY, TIME)])
-    return at_time.transpose(TRAJECTORY, TIME)
-
-
-def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+def _against_truth(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
+    """RMSE and CRPS; none without a truth."""
     x, run, means = pair.labelled.truth, pair.run, pair.means
     if x is None:
         return {}
@@ -371,7 +235,7 @@ def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
     by_time = _rmse(means, x, run["analysis"])
     whole = means.over_all(by_time, pair.scales, root=True) if means.several else by_time
     start = Cause(partial(unsettled, burn_in=pair.burn_in), lambda: (whole.transpose(TRAJECTORY, TIME),))
-    always = [_fills(x, "truth"), *([start] if TIME in dims else []), *([pair.follows] if pair.follows else [])]
+    always = [fills(x, "truth"), *([start] if TIME in dims else []), *([pair.follows] if pair.follows else [])]
     convention = means.convention()
     label = f"analysis RMSE: {convention}"
     scores = pair.averaged(dims, "rmse", by_time, label, of_analysis, always=always, root=True)
@@ -381,7 +245,7 @@ def _against_truth(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
         scores["rmse_standard_error"] = Score(error, label, means.units, of_analysis)
         if means.several:
             error = _standard_error(whole, dims)
-            scores[f"rmse_standard_error{_TOTAL}"] = Score(error, f"{label}; {_OVER_ALL}", "1", of_analysis)
+            scores[f"rmse_standard_error{TOTAL}"] = Score(error, f"{label}; {OVER_ALL}", "1", of_analysis)
     of_forecast = _rmse(means, x, run["forecast"])
     label = f"forecast RMSE: {convention}"
     scores |= pair.averaged(dims, "forecast_rmse", of_forecast, label, (*causes, pair.gaps_of("forecast")), root=True)
@@ -399,7 +263,7 @@ def _standard_error(by_time: xr.DataArray, dims: list[Hashable]) -> xr.DataArray
     return error
 
 
-def _by_site(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+def _by_site(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
     """Scores at each site."""
     x, run, units = pair.labelled.truth, pair.run, pair.means.units
     scores: dict[str, Score] = {}
@@ -409,7 +273,7 @@ def _by_site(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
             error = run[name] - x
             of_run = (*causes, pair.gaps_of(name))
             root = xr.ufuncs.sqrt((error**2).mean(dims, skipna=False))
-            always = [_fills(x, "truth"), *([pair.follows] if pair.follows else [])] if not prefix else []
+            always = [fills(x, "truth"), *([pair.follows] if pair.follows else [])] if not prefix else []
             scores[f"{prefix}rmse"] = Score(root, f"{name} RMSE: {_BY_SITE}", units, of_run, always)
             bias = error.mean(dims, skipna=False)
             scores[f"{prefix}bias"] = Score(bias, f"mean of {name} minus truth", units, of_run)
@@ -417,7 +281,7 @@ def _by_site(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
         value = _crps(x, [run[name] for name in crps.inputs], crps.kernel).mean(dims, skipna=False)
         label = f"continuous ranked probability score of the {crps.long_name}"
         scores["crps"] = Score(value, label, units, (*causes, *map(pair.gaps_of, crps.inputs)))
-    for name in _SPREADS:
+    for name in SPREADS:
         if name in run:
             root = xr.ufuncs.sqrt((run[name] ** 2).mean(dims, skipna=False))
             label = f"{run[name].attrs.get('long_name', name)}: {_BY_SITE}"
@@ -434,7 +298,7 @@ def _by_site(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
     return scores
 
 
-def _unpacked(scores: xr.Dataset, pair: _Pair) -> xr.Dataset:
+def _unpacked(scores: xr.Dataset, pair: Pair) -> xr.Dataset:
     """Scores of sites on the dims and coordinates of their fields; of several fields a variable for each."""
     labelled, means = pair.labelled, pair.means
     model = labelled.setup.dynamics
@@ -452,7 +316,7 @@ def _unpacked(scores: xr.Dataset, pair: _Pair) -> xr.Dataset:
 
 
 def _also(
-    pair: _Pair, dims: list[Hashable], also: Sequence[kernels.StateScore], taken: Mapping[str, Score]
+    pair: Pair, dims: list[Hashable], also: Sequence[kernels.StateScore], taken: Mapping[str, Score]
 ) -> dict[str, Score]:
     """Scores that the user adds."""
     variables = {str(name): values for name, values in pair.run.items()}
@@ -485,12 +349,6 @@ def _also(
     return scores
 
 
-def _fills(values: xr.DataArray, name: str) -> Cause:
-    """That the leading part of a variable holds values that stand for nothing."""
-    first = leading(values)
-    return Cause(partial(fill_text, name=name), lambda: (first,))
-
-
 def _rmse(means: FieldMeans, x: xr.DataArray, estimate: xr.DataArray) -> xr.DataArray:
     """RMSE over each field at each time."""
 
@@ -521,185 +379,13 @@ def _crps(x: xr.DataArray, inputs: list[xr.DataArray], kernel: Callable[..., Any
     return score
 
 
-def _spreads(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
+def _spreads(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
+    """Root mean variance of what the run says of its errors."""
     scores: dict[str, Score] = {}
-    for name in _SPREADS:
+    for name in SPREADS:
         if name in pair.run:
             spread = pair.run[name]
             by_time = xr.ufuncs.sqrt(pair.means.mean(spread**2))
             label = f"{spread.attrs.get('long_name', name)}: {pair.means.convention(' variance')}"
             scores |= pair.averaged(dims, name, by_time, label, (pair.diverged, pair.gaps_of(name)), root=True)
     return scores
-
-
-def _against_observations(pair: _Pair, dims: list[Hashable]) -> dict[str, Score]:
-    y, setup, run, means = pair.labelled.observation, pair.labelled.setup, pair.run, pair.means
-    everything = [*dims, *y.dims[2:]]
-    by_field = means.several and setup.observing.direct
-    observed = y.notnull()
-
-    def total(value: xr.DataArray) -> xr.DataArray:
-        if not by_field:
-            return value.sum(everything, skipna=False)
-        return means.each(lambda _, of_field: of_field.sum(everything, skipna=False), value)
-
-    count = total(observed)
-    forecast, analysis = _in_observation_space(run["forecast"], setup), _in_observation_space(run["analysis"], setup)
-    innovation, residual = y - forecast, y - analysis
-    variance = _error_variance(pair.labelled)
-    nothing = Cause(unobserved, lambda: (observed.any(y.dims[2:]),))
-    infinite = Cause(
-        gaps("the observations have infinite values", "expected numbers, and NaN where nothing is observed"),
-        lambda: (xr.ufuncs.isinf(y).any(y.dims[2:]),),
-    )
-    of_forecast = pair.gaps_of("forecast", lambda: (forecast, observed))
-    of_analysis = pair.gaps_of("analysis", lambda: (analysis, observed))
-    scores: dict[str, Score] = {}
-
-    def average(value: xr.DataArray) -> xr.DataArray:
-        # Where nothing is observed drops out; where a run is lost, NaN stays.
-        return total(value.where(observed, 0.0)) / count.where(count > 0)
-
-    def add(name: str, value: xr.DataArray, long_name: str, power: int, *causes: Cause) -> None:
-        units = None if means.units is None else to_power(means.units, power)
-        # A time or a field without an observation has no score, and needs no warning while others have one.
-        without = xr.zeros_like(count, dtype=bool) if TIME in dims else count == 0
-        if by_field:
-            without = without | ~means.each(lambda _, of_field: of_field.any(), observed)
-        broken = ~xr.ufuncs.isfinite(value) & ~(without & observed.any())
-        always = (_fills(y, "observation"),) if name == "innovation_mean" else ()
-        causes = (pair.diverged, nothing, infinite, *causes)
-        scores[name] = Score(value, long_name, units, causes, always, broken)
-        if by_field:
-            fields = (count > 0).sum(FIELD)
-            relative = (value / pair.scales**power).where(count > 0, 0.0).sum(FIELD, skipna=False)
-            together = relative / fields.where(fields > 0)
-            broken = ~xr.ufuncs.isfinite(together) & ~without.all(FIELD)
-            scores[name + _TOTAL] = Score(together, f"{long_name}; {_OVER_ALL}", "1", causes, broken=broken)
-
-    for name, value, label, cause in (
-        ("innovation", innovation, "forecast", of_forecast),
-        ("residual", residual, "analysis", of_analysis),
-    ):
-        mean = average(value)
-        add(f"{name}_mean", mean, f"mean of observation minus {label}", 1, cause)
-        spread = average(value**2) - mean**2
-        add(f"{name}_variance", spread, f"variance of observation minus {label}", 2, cause)
-    if "forecast_spread" in run and setup.observing.direct:
-        expected = average(run["forecast_spread"] ** 2 + variance)
-        cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], observed))
-        label = "forecast variance plus observation error variance"
-        add("innovation_variance_expected", expected, label, 2, cause)
-    add("error_variance", average(variance * xr.ones_like(y)), "observation error variance in use", 2)
-    diagnosed = average(innovation * residual)
-    label = "mean of innovation times residual"
-    add("error_variance_diagnosed", diagnosed, label, 2, of_forecast, of_analysis)
-    return scores
-
-
-def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
-    """H of labelled states, lazily; the states themselves where sites are observed."""
-    if setup.observing.direct:
-        return states
-    dims, observing = setup.dynamics.dims, setup.observing
-    # An H that moves is that of its time: blocks are told which times they hold.
-    index = xr.DataArray(np.arange(states.sizes[TIME]), dims=[TIME])
-    observed: xr.DataArray = xr.apply_ufunc(
-        _observe,
-        states,
-        index.chunk({TIME: states.chunksizes[TIME]}) if states.chunks is not None else index,
-        kwargs={"observing": observing, "state_dims": len(dims)},
-        input_core_dims=[dims, []],
-        output_core_dims=[[OBS]],
-        dask="parallelized",
-        output_dtypes=[states.dtype],
-        dask_gufunc_kwargs={"output_sizes": {OBS: observing.size(math.prod(setup.dynamics.shape))}},
-    )
-    return observed
-
-
-@block
-def _observe(states: Tensor, times: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
-    """H of states (trajectory, time, *state) at the positions `times` in time, shape (trajectory, time, P)."""
-    return observing.during(times.flatten()).observe(states.flatten(-state_dims))
-
-
-def _error_variance(labelled: LabelledRecord) -> xr.DataArray:
-    """Diagonal of R, on the dims of the observations of one time, or of all times where it differs."""
-    y, observing = labelled.observation, labelled.setup.observing
-    dims, shape = (y.dims[1:], y.shape[1:]) if observing.error_in_time else (y.dims[2:], y.shape[2:])
-    values = tensor_to_array(observing.error_variance())
-    if values.ndim:
-        values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
-    return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
-
-
-def _match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) -> _Pair:
-    """Record and run on the same labels, burn-in left out."""
-    labelled = read(ds, **words)
-    variables = read_run(labelled, run, ("forecast", "analysis"))
-    variables |= read_run(labelled, run, held_in(labelled, run, _SPREADS))
-    for name in held_in(labelled, run, _MEMBERS):
-        variables[name] = _members(labelled, run, name)
-    cycles = labelled.observation.sizes[TIME]
-    burn_in = integer("burn_in", burn_in)
-    if not 0 <= burn_in < cycles:
-        raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
-    later = slice(burn_in, None)
-    unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in variables.items()}
-    # Members stay as they are: the kernels cast them piece by piece.
-    arranged = {name: values if name in _MEMBERS else _cast(values) for name, values in unlabelled.items()}
-    # A negative number is no spread: it counts as missing.
-    arranged |= {name: values.where(values >= 0) for name, values in arranged.items() if name in _SPREADS}
-    flags = _flags(labelled, run)
-    # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
-    labels = {name: labelled.observation[name] for name in (TRAJECTORY, TIME)}
-    scored = replace(
-        labelled,
-        setup=replace(labelled.setup, observing=labelled.setup.observing.during(later)),
-        observation=_cast(labelled.observation).isel({TIME: later}),
-        truth=None if labelled.truth is None else _cast(labelled.truth).isel({TIME: later}),
-    )
-    run_later = xr.Dataset(arranged).assign_coords(labels).isel({TIME: later})
-    return _Pair(scored, run_later, flags, burn_in, _follows(labelled))
-
-
-def _follows(labelled: LabelledRecord) -> Cause | None:
-    """The cause that the truth does not follow the dynamics; None without a truth."""
-    if labelled.truth is None:
-        return None
-    first = followed(labelled.setup, labelled.truth)
-    return Cause(partial(astray, labelled.setup), lambda: (first,))
-
-
-def _members(labelled: LabelledRecord, run: xr.Dataset, name: str) -> xr.DataArray:
-    """Members of a run, dims (trajectory, time, *state, member)."""
-    if not (sizes := sizes_in(labelled, run, name)).get(MEMBER):
-        raise ValueError(f"the run's {name!r} has sizes {sizes}: expected one {MEMBER!r} at least")
-    members = read_run(labelled, run, (name,), extra={MEMBER: sizes[MEMBER]})[name]
-    return members.transpose(..., MEMBER)
-
-
-def _cast(values: xr.DataArray) -> xr.DataArray:
-    """Values in a type to compute in: half precision would overflow in the squares."""
-    return values.astype(kernels.working_dtype(values.dtype), copy=False)
-
-
-def _flags(labelled: LabelledRecord, run: xr.Dataset) -> xr.DataArray | None:
-    """Where the run says that a trajectory has diverged, dims (trajectory, time)."""
-    if "diverged" not in run:
-        return None
-    flags = run["diverged"]
-    check_whole(run, flags)
-    times = time_dims(flags)
-    if TIME not in flags.dims and times:
-        flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})
-    if labelled.bare and TRAJECTORY not in flags.dims:
-        flags = flags.drop_vars(TRAJECTORY, errors="ignore").expand_dims(TRAJECTORY)
-    expected = {name: labelled.observation.sizes[name] for name in (TRAJECTORY, TIME)}
-    if dict(flags.sizes) != expected or flags.dtype.kind not in "biuf":
-        raise ValueError(
-            f"the run's 'diverged' is of {flags.dtype} with sizes {dict(flags.sizes)}: expected True and False with "
-            f"{expected}"
-        )
-    return (flags != 0).drop_vars(list(flags.coords)).transpose(TRAJECTORY, TIME)

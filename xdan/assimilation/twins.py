@@ -82,8 +82,9 @@ def twin(
         - interval : float or sequence of float, by default 0.05: model time between analyses; a sequence gives the
           `cycles` - 1 intervals one by one;
         - observe : Sites, or mapping of fields' names to Sites: the observing network, every site by default;
-        - operator : array, shape (P, *state), or callable: H, by default the state itself. A matrix goes into the
-          Dataset; a torch function of states (..., N) does not, and is passed to every verb again;
+        - operator : array, shape (P, *state), mapping of fields' names to arrays (P, *shape), or callable: H, by
+          default the state itself. A matrix goes into the Dataset; a torch function of states (..., N), of several
+          fields of a mapping of tensors (..., *shape), does not, and is passed to every verb again;
         - positions : mapping of str to array: where the observations lie, such as {"x": [0.5, 7.25]}, or for each
           time where they move; the state is interpolated there;
         - error_std : float, array, or mapping of fields' names to these, by default 1: standard deviation of the

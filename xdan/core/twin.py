@@ -314,6 +314,6 @@ def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: in
         row, k = (int(i) for i in lost.nonzero()[lost.nonzero()[:, 1].argmin()])
         raise ValueError(
             f"the truth of trajectory {int(trajectory[row])} is not finite from time index {first + k} on: expected a "
-            f"model whose states stay finite; give {dynamics.name!r} a smaller timestep=, or rest= that turns noise "
+            f"model whose states stay finite; give {dynamics.label!r} a smaller timestep=, or rest= that turns noise "
             "into states that it can bear"
         )

@@ -9,7 +9,7 @@ import xarray as xr
 
 from ..core.checks import choice, integer, shown
 from ..network import Network
-from ..records.fields import ROLE, pack_by_attributes
+from ..records.fields import ROLE_ATTRIBUTE, pack_by_attributes
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, to_power
 from ..records.store import check_contents, check_whole, sealed
@@ -46,7 +46,7 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
         raise ValueError(f"the run holds no {of!r}: expected one made with baseline(..., keep_members=True)")
     check_contents(run)
     for name, variable in run.data_vars.items():
-        if name == of or variable.attrs.get(ROLE) == of:
+        if name == of or variable.attrs.get(ROLE_ATTRIBUTE) == of:
             check_whole(run, variable)
     count = members.sizes[MEMBER]
     if count < 2:

@@ -112,7 +112,7 @@ def gain(
     device : str
         "auto" takes the GPU where there is one.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------

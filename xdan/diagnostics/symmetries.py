@@ -46,7 +46,7 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
         Twin or record. Observations at random sites are taken to be as likely at each, where its attributes say that
         they are random.
     **words
-        dynamics, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------
@@ -323,7 +323,7 @@ def pattern_extent(omega: xr.DataArray, *, share: float = 0.95, dynamics: Dynami
     from_reference = model.distances(torch.tensor([reference]))
     if from_reference is None:
         raise ValueError(
-            f"the dynamics {model.name!r} knows no distances: expected one that does; give CustomDynamics distance="
+            f"the dynamics {model.label!r} knows no distances: expected one that does; give CustomDynamics distance="
         )
     away = tensor_to_array(from_reference[0])
     farther = np.maximum(away[:, None], away[None, :])

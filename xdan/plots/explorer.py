@@ -18,7 +18,6 @@ from .state_plots import field_pairs, read_with_truth, state_pictures
 
 _WIDGETS = 260  # pixels
 _SHOWN = 100  # cycles at first
-_EVERYTHING = "all"
 _SCHEME, _SEED = "scheme", "seed"
 
 
@@ -40,7 +39,7 @@ def explore(
     gains : DataArray or mapping of name to one or several DataArrays, optional
         Symmetry averages, of `gain(kind="mean")`, by observing system; several where there are several orbits of sites.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------

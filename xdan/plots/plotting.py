@@ -53,7 +53,7 @@ def rmse_in_time(
     log : bool
         Logarithmic RMSE.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------

@@ -119,7 +119,7 @@ def hovmoller(
     title : str
         Of the method.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def field_maps(
     title : str
         Of the method.
     **words
-        dynamics, truth, observation, observation_error, operator: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
     Returns
     -------

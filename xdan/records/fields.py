@@ -24,7 +24,7 @@ from ..core.spaces import STATE, Coordinate, Field, Geometry
 from ..core.twin import check_field_names, names_fields
 from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
 
-ROLE, FIELD = "xdan_role", "xdan_field"  # attributes of a variable: what it stands for, and of which field
+ROLE_ATTRIBUTE, FIELD_ATTRIBUTE = "xdan_role", "xdan_field"  # what a variable stands for, and of which field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
 _ERRORS = ("observation_error", "spread", "forecast_spread")  # of CF's modifier standard_error
 
@@ -85,7 +85,7 @@ class Part:
         said = {"long_name": self.title(long_name), "units": to_power(self.units, power)}
         if self.field is None:
             return said
-        said |= {ROLE: stem, FIELD: self.field.name}
+        said |= {ROLE_ATTRIBUTE: stem, FIELD_ATTRIBUTE: self.field.name}
         if self.field.standard_name and stem in _VALUES:
             said["standard_name"] = self.field.standard_name
         if self.field.standard_name and stem in _ERRORS:
@@ -273,7 +273,7 @@ def _claimant(ds: xr.Dataset, role: Role, field: str) -> str | None:
     canonical, both = f"{role.name}_{field}", (role.name, field)
     names = []
     for name, variable in ds.variables.items():
-        said = variable.attrs.get(ROLE), variable.attrs.get(FIELD)
+        said = variable.attrs.get(ROLE_ATTRIBUTE), variable.attrs.get(FIELD_ATTRIBUTE)
         if said == both or (name == canonical and said in ((None, None), (role.name, None))):
             names.append(str(name))
     if canonical in names:
@@ -294,7 +294,9 @@ def _packed(ds: xr.Dataset, role: Role, fields: list[str]) -> str | None:
     names = [
         str(name)
         for name, variable in ds.variables.items()
-        if variable.attrs.get(ROLE) == role.name and FIELD not in variable.attrs and name not in of_fields
+        if variable.attrs.get(ROLE_ATTRIBUTE) == role.name
+        and FIELD_ATTRIBUTE not in variable.attrs
+        and name not in of_fields
     ]
     if len(names) > 1:
         raise ValueError(
@@ -420,11 +422,11 @@ def pack_by_attributes(run: xr.Dataset, stem: str) -> xr.DataArray | None:
     """
     flat = []
     for name, variable in run.data_vars.items():
-        if variable.attrs.get(ROLE) == stem and FIELD in variable.attrs:
+        if variable.attrs.get(ROLE_ATTRIBUTE) == stem and FIELD_ATTRIBUTE in variable.attrs:
             inside = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, MEMBER)]
             kept = variable.drop_vars([key for key, one in variable.coords.items() if set(one.dims) & set(inside)])
             stacked = kept.stack({STATE: inside}, create_index=False)
-            label = np.full(stacked.sizes[STATE], variable.attrs[FIELD], dtype=object)
+            label = np.full(stacked.sizes[STATE], variable.attrs[FIELD_ATTRIBUTE], dtype=object)
             flat.append(stacked.assign_coords({f"{STATE}_field": (STATE, label)}).rename(str(name)))
     return xr.concat(flat, STATE, combine_attrs="drop_conflicts") if flat else None
 

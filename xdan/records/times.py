@@ -84,7 +84,7 @@ def steps_between(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np
         if not ((apart <= TOLERANCE).all() and (steps >= 1).all()):
             raise ValueError(_no_multiple(variable, model, float(intervals[np.argmax(between)])))
         warnings.warn(
-            f"{int(between.sum())} of {len(intervals)} intervals of time are no whole number of the {model.name} time "
+            f"{int(between.sum())} of {len(intervals)} intervals of time are no whole number of the {model.label} time "
             f"step {model.timestep:g}: their times are up to {apart.max():.2g} of a step beside one, and are taken as "
             "on it. Choose a shorter timestep= of the dynamics where that matters",
             XdanWarning,
@@ -96,7 +96,7 @@ def steps_between(variable: xr.DataArray, model: Dynamics) -> np.ndarray[Any, np
 
 
 def _no_multiple(variable: xr.DataArray, model: Dynamics, interval: float) -> str:
-    step, unit = f"{model.name} time step {model.timestep:g}", ""
+    step, unit = f"{model.label} time step {model.timestep:g}", ""
     if model.time_unit is not None:
         unit = f", one unit of model time being {in_words(check_time_unit(model.time_unit))}"
     return (

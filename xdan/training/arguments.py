@@ -162,8 +162,8 @@ class TrainingArguments:
         words = [word for word, value in self.words.items() if value is not None]
         if isinstance(self.source, TwinExperiment) and words:
             raise ValueError(
-                f"{words} go with a Dataset: expected none of them, an endless twin has error_std= and operator= in "
-                "its TwinExperiment"
+                f"{words} go with a Dataset: expected none of them, an endless twin has error_std=, operator= and "
+                "positions= in its TwinExperiment"
             )
         if isinstance(self.source, xr.Dataset) and self.trajectories is not None:
             raise ValueError(

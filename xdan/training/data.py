@@ -199,7 +199,21 @@ def describe_setting(
     sites: Sites | FieldSites | None,
     moments: Moments,
 ) -> dict[str, Any]:
-    """The setting, as in `TrainingData`; `error` is in double precision, for all times."""
+    """Describe the setting, as `TrainingData` has it.
+
+    Parameters
+    ----------
+    record : Record
+        The one to validate on.
+    observing : ObservingSystem
+        In double precision, of all times.
+    steps : sequence of int
+        Model steps in each interval.
+    sites : Sites, FieldSites or None
+        The rule of observing; named where the record's observations are as many as it makes.
+    moments : tuple
+        As of `climate_moments`.
+    """
     timestep = record.dynamics.timestep
     share = float((~record.observation.isnan()).double().mean())
     by_rule = sites is not None and observing.direct and _follows(sites, share, record.observation.shape[-1])

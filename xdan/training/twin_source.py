@@ -124,7 +124,7 @@ class TwinSource(TrainingSource):
         lost = ~truth.isfinite().flatten(1).all(1)
         if bool(lost.any()):
             raise ValueError(
-                f"{int(lost.sum())} of {len(lost)} trajectories of {dynamics.name!r} leave the finite numbers within "
+                f"{int(lost.sum())} of {len(lost)} trajectories of {dynamics.label!r} leave the finite numbers within "
                 f"{VALIDATION_CYCLES} cycles after spin-up: expected a dynamics that stays finite from its start. Give "
                 "it rest= (from noise to a state that it can bear), or a smaller timestep="
             )

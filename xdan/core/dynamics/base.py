@@ -240,7 +240,7 @@ class Dynamics(InTime):
         TypeError
             If it is no number.
         """
-        return model_time.steps_in(interval, self.timestep, self.name)
+        return model_time.steps_in(interval, self.timestep, self.label)
 
     def spin_up_steps(self) -> int:
         """Number of steps in the spin-up.

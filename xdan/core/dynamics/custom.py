@@ -17,7 +17,7 @@ from ..spaces.coordinates import word
 from ..user_functions import call, check_answer, isolated
 from .base import Dynamics
 from .declarations import TAKEN
-from .declared_space import FIELD
+from .declared_space import UNNAMED
 from .guards import check_distances
 from .model_time import Duration, warn_of_short_spin_up, with_time_unit
 from .stepping import Tendency, runge_kutta_4, takes_time
@@ -240,7 +240,7 @@ def _space(state: Any, units: str) -> StateSpace | None:
     if isinstance(state, StateSpace):
         return state
     if isinstance(state, Geometry):
-        return StateSpace(Field(FIELD, state, units))
+        return StateSpace(Field(UNNAMED, state, units))
     if isinstance(state, Field):
         return StateSpace(state)
     if isinstance(state, Mapping):

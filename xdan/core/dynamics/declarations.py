@@ -38,8 +38,6 @@ def check_declarations(dynamics: Dynamics) -> None:
     for name in ("dims", "coordinates", "timestep"):
         if not hasattr(dynamics, name):
             raise TypeError(f"{title} has no {name}: expected its constructor, or its class, to set self.{name}")
-    if not isinstance(dynamics.space, StateSpace):
-        raise TypeError(f"space={shown(dynamics.space)} of {title}: expected an xdan.StateSpace")
     dims: Any = dynamics.dims
     if not isinstance(dims, tuple) or not dims or not all(isinstance(dim, str) and dim for dim in dims):
         raise TypeError(f"dims={shown(dims)} of {title}: expected a tuple of names, such as ('x',)")
@@ -59,6 +57,9 @@ def check_declarations(dynamics: Dynamics) -> None:
             )
         if len(set(values)) < len(values):
             raise ValueError(f"coordinates[{dim!r}]={shown(values)} of {title}: expected distinct labels")
+    # By default the space is made of dims and coordinates, so these come first.
+    if not isinstance(dynamics.space, StateSpace):
+        raise TypeError(f"space={shown(dynamics.space)} of {title}: expected an xdan.StateSpace")
     real(f"timestep of {title}", dynamics.timestep, above=0.0)
     if not isinstance(dynamics.units, str):
         raise TypeError(f"units={shown(dynamics.units)} of {title}: expected a word")

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..spaces import Field, StateSpace, Unstated
 
-FIELD = "x"  # name of the field of a model that names none; variables of a record do not show it
+UNNAMED = "x"  # name of the field of a model that names none; variables of a record do not show it
 
 
 class DefaultSpace:
@@ -18,7 +18,7 @@ class DefaultSpace:
         dims, coordinates = _declared(dynamics, "dims"), _declared(dynamics, "coordinates")
         units = "1" if isinstance(_class_value(dynamics, "units"), OfSpace) else _class_value(dynamics, "units")
         grid = Unstated({dim: coordinates[dim] for dim in dims})
-        return StateSpace(Field(FIELD, grid, vars(dynamics).get("units", units)))
+        return StateSpace(Field(UNNAMED, grid, vars(dynamics).get("units", units)))
 
 
 class OfSpace:

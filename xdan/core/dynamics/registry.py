@@ -72,7 +72,7 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
 
 def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
     """Refuse a description that a store could not be opened with."""
-    config = f"config() of the dynamics {dynamics.name!r} gives {shown(description['parameters'])}"
+    config = f"config() of the dynamics {dynamics.label!r} gives {shown(description['parameters'])}"
     try:
         made = _made(json.loads(json.dumps(description)))
     except (TypeError, ValueError) as reason:

@@ -45,7 +45,7 @@ def climatology(
     with torch.no_grad():
         state = start = _start(dynamics, labels, seed, members, purpose, like)
         piece, first = max(1, -(-steps // _PIECES)), dynamics.model_step - steps
-        for done in track(range(0, steps, piece), f"spin-up of {dynamics.name}"):
+        for done in track(range(0, steps, piece), f"spin-up of {dynamics.label}"):
             state = dynamics.from_step(first + done).advance(state, min(piece, steps - done))
     _check_finite(dynamics, state, steps)
     _warn_of_rest(dynamics, start, state, steps)
@@ -89,7 +89,7 @@ def _check_finite(dynamics: Dynamics, state: Tensor, steps: int) -> None:
     lost = ~state.isfinite().flatten(1).all(1)
     if bool(lost.any()):
         raise ValueError(
-            f"{int(lost.sum())} of {len(lost)} states of {dynamics.name!r} are not finite after {steps} steps of the "
+            f"{int(lost.sum())} of {len(lost)} states of {dynamics.label!r} are not finite after {steps} steps of the "
             "spin-up: expected finite states; give rest= that turns noise into states that the model can bear, a "
             "smaller timestep=, a shorter spin_up_time=, or states of the climate as climatology="
         )
@@ -103,7 +103,7 @@ def _warn_of_rest(dynamics: Dynamics, start: Tensor, state: Tensor, steps: int) 
     if 0 < moved < _STILL * spread:
         warnings.warn(
             f"in a spin-up of {steps} steps ({steps * dynamics.timestep:g} units of model time) the states of "
-            f"{dynamics.name!r} moved by {moved:.2g} where they differ by {spread:.2g}: they are still the noise that "
+            f"{dynamics.label!r} moved by {moved:.2g} where they differ by {spread:.2g}: they are still the noise that "
             "they began from. Is spin_up_time= or timestep= in other units than the model's time?",
             XdanWarning,
             stacklevel=4,

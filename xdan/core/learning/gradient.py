@@ -75,7 +75,7 @@ def check_travels(dynamics: Dynamics, operator: Operator | None, objective: Obje
     ValueError
     """
     travellers = {
-        f"dynamics {dynamics.name!r}": dynamics,
+        f"dynamics {dynamics.label!r}": dynamics,
         "observation operator": operator,
         f"objective {objective.name!r}": objective,
     }

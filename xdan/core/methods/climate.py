@@ -63,7 +63,7 @@ def _moments(dynamics: Dynamics, seed: int, like: Tensor) -> _Moments:
     lost = int((~x.isfinite()).any(1).sum())
     if lost:
         raise ValueError(
-            f"{lost} of {_STATES} states of the climatology of {dynamics.name!r} are not finite after a spin-up of "
+            f"{lost} of {_STATES} states of the climatology of {dynamics.label!r} are not finite after a spin-up of "
             f"{dynamics.spin_up_time:g}: expected a model that stays finite; take a smaller timestep=, or another "
             "rest= to start from"
         )

@@ -135,8 +135,8 @@ class KalmanFilter(ExtendedKalmanFilter):
         lengths = [sizes(states), states.square().mean(0).sqrt(), torch.ones_like(states[0])]
         for steps in sorted({1, max([1, *record.steps])}):
             off = nonlinearity(partial(advance, dynamics, steps=steps), states, lengths, finite=steps == 1)
-            _check_linear(off, "dynamics", dynamics.name)
-        _check_linear(nonlinearity(observing.observe, states, lengths), "observation operator", dynamics.name)
+            _check_linear(off, "dynamics", dynamics.label)
+        _check_linear(nonlinearity(observing.observe, states, lengths), "observation operator", dynamics.label)
         super().check_record(record)
 
 

@@ -106,7 +106,7 @@ class LETKF(InflatedEnsemble):
             distance = self.dynamics.distances(rows)
             if distance is None:
                 raise ValueError(
-                    f"localisation needs a distance, which the dynamics {self.dynamics.name!r} does not know; "
+                    f"localisation needs a distance, which the dynamics {self.dynamics.label!r} does not know; "
                     "pass distance= to CustomDynamics, or take 'etkf'"
                 )
             taper = gaspari_cohn(distance.to(torch.float64), radius)

@@ -42,9 +42,8 @@ def run(
     -------
     outputs : dict of Tensor
         "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), "restarted" of that shape where
-        trajectories may start anew, the method's `outputs`, and where
-        asked for "forecast_members", "members" of shape (B, K, M, N), or "memory", the latent channels that each
-        analysis reads, of shape (B, K, n, N).
+        trajectories may start anew, the method's `outputs`, and where asked for "forecast_members", "members" of shape
+        (B, K, M, N), or "memory", the latent channels that each analysis reads, of shape (B, K, n, N).
     state : dict of Tensor
         To carry on from: the method's state, and what the loop keeps of each trajectory.
 

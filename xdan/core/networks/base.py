@@ -125,10 +125,9 @@ class AnalysisNetwork(nn.Module, ABC):
     def __init__(self, space: StateSpace | Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.space = space if space is None or isinstance(space, StateSpace) else StateSpace.from_json(space)
-        fields = () if self.space is None or self.space.single else (len(self.space),)
-        self.register_buffer("state_mean", torch.zeros(fields, dtype=torch.float32))
-        self.register_buffer("state_std", torch.ones(fields, dtype=torch.float32))
-        self.register_buffer("error_std", torch.ones(fields, dtype=torch.float32))
+        self.register_buffer("state_mean", torch.zeros(self._scale_shape, dtype=torch.float32))
+        self.register_buffer("state_std", torch.ones(self._scale_shape, dtype=torch.float32))
+        self.register_buffer("error_std", torch.ones(self._scale_shape, dtype=torch.float32))
         if self.space is not None and self.space.inputs:
             self.register_buffer("fixed_inputs", self.arrangement.fixed(self.space.inputs).to(torch.float32))
 
@@ -193,7 +192,7 @@ class AnalysisNetwork(nn.Module, ABC):
 
     def per_component(self, scale: Tensor) -> Tensor:
         """Repeat one number a field, (fields,), for every component of a flat state, (N,); one of all stays one."""
-        if scale.ndim == 0 or self.space is None or self.space.single:
+        if scale.ndim == 0 or self.space is None or not self._scale_shape:
             return scale
         return torch.cat([one.expand(f.geometry.size) for one, f in zip(scale, self.space, strict=True)])
 
@@ -203,7 +202,7 @@ class AnalysisNetwork(nn.Module, ABC):
 
         None for one field, whose errors are in its own units.
         """
-        return None if self.space is None or self.space.single else self.per_component(self.error_std)
+        return self.per_component(self.error_std) if self._scale_shape else None
 
     def conserving(self, change: Tensor, adjoint: bool = False) -> Tensor:
         """Take the area-weighted mean out of an increment, in those fields whose mean is conserved.
@@ -349,8 +348,12 @@ class AnalysisNetwork(nn.Module, ABC):
     @property
     def _is_one_climate(self) -> bool:
         """Whether the normalisation is one for all sites of a field; a derived class may have one for each."""
-        shape = () if self.space is None or self.space.single else (len(self.space),)
-        return all(scale.shape == shape for scale in (self.state_mean, self.state_std, self.error_std))
+        return all(scale.shape == self._scale_shape for scale in (self.state_mean, self.state_std, self.error_std))
+
+    @property
+    def _scale_shape(self) -> tuple[int, ...]:
+        """Shape of the normalisation: (fields,) of several, () of one."""
+        return () if self.space is None or self.space.single else (len(self.space),)
 
     @property
     def _fixed_channels(self) -> int:

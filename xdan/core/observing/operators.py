@@ -29,10 +29,13 @@ class Operator(ABC):
         Observations that it gives, P.
     linear : bool
         Whether H x is a product with a matrix.
+    moves : bool
+        Whether it holds H of several times, which differ; then states have the shape (..., K, N).
     """
 
     size: int
     linear: bool = False
+    moves: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
         """Put copies around what the class defines, and drop what it inherits for another H."""
@@ -76,6 +79,22 @@ class Operator(ABC):
         slopes = self.tangent(x, unit) * observed[:, None]  # rows of H^T
         weighted = variance.expand(x.shape)[..., None] * slopes
         return slopes.mT @ weighted, lambda solved: (weighted @ solved).mT
+
+    def picked(self, times: int | slice | Tensor, in_time: bool) -> Operator:
+        """H of some of the times, of one, or of a batch whose rows are at the times (B,); itself where it stays.
+
+        Parameters
+        ----------
+        times : int, slice or Tensor of int64
+            Positions of the times.
+        in_time : bool
+            Whether the result is of times, and not of one or of rows.
+        """
+        return self
+
+    def repeat(self, count: int) -> Operator:
+        """H of a batch whose rows are repeated, each `count` times side by side; itself where rows have one H."""
+        return self
 
     def identity(self, states: Tensor) -> list[Tensor]:
         """Tensors by which the operator is known from others: here what it makes of some states (S, N)."""

@@ -161,7 +161,7 @@ class InterpolationOperator(Operator, pure=True):
     Attributes
     ----------
     moves : bool
-        Whether the first axis is that of times; then states have the shape (..., K, N).
+        Whether the first axis of indices and weights is that of times.
     """
 
     linear = True
@@ -187,7 +187,7 @@ class InterpolationOperator(Operator, pure=True):
         return cls(*positions.interpolation())
 
     def picked(self, times: int | slice | Tensor, in_time: bool) -> InterpolationOperator:
-        """H of some of the times, of one, or of a batch whose rows are at the times (B,)."""
+        """As `Operator.picked`."""
         if not self.moves:
             return self
         chosen = InterpolationOperator(self.indices[times], self.weights[times])
@@ -195,7 +195,7 @@ class InterpolationOperator(Operator, pure=True):
         return chosen
 
     def repeat(self, count: int) -> InterpolationOperator:
-        """H of a batch whose rows are repeated, each `count` times side by side."""
+        """As `Operator.repeat`."""
         if self.indices.ndim == 2:
             return self
         repeated = InterpolationOperator(

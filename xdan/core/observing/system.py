@@ -85,7 +85,7 @@ class ObservingSystem:
     @property
     def moves(self) -> bool:
         """Whether H of several times is held."""
-        return isinstance(self.operator, InterpolationOperator) and self.operator.moves
+        return self.operator is not None and self.operator.moves
 
     @property
     def linear(self) -> bool:
@@ -150,7 +150,7 @@ class ObservingSystem:
         repeated = copy.copy(self)
         if self.std is not None and self.std.ndim > 1:
             repeated.std = self.std.repeat_interleave(count, 0)
-        if isinstance(self.operator, InterpolationOperator):
+        if self.operator is not None:
             repeated.operator = self.operator.repeat(count)
         return repeated
 
@@ -159,7 +159,7 @@ class ObservingSystem:
         if self.error_in_time:
             assert self.std is not None
             picked.std, picked.error_in_time = self.std[times], in_time
-        if isinstance(self.operator, InterpolationOperator):
+        if self.operator is not None:
             picked.operator = self.operator.picked(times, in_time)
         if self.positions is not None:
             picked.positions = self.positions.picked(times, in_time)
@@ -327,7 +327,7 @@ class ObservingSystem:
 
     def climate_variance(self, states: Tensor) -> Tensor:
         """Variance of H(x) over states (S, N), shape (P,); where H moves the mean over some times, shape ()."""
-        if not isinstance(self.operator, InterpolationOperator) or not self.operator.moves:
+        if not self.moves:
             return self.observe(states).var(0)
         return torch.stack([self.at(k).observe(states).var(0).mean() for k in self.telling_times()]).mean()
 

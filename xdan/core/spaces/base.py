@@ -58,11 +58,6 @@ class Geometry(ABC):
         """Sites of a convolution along each dim: the points, by default."""
         return self.shape
 
-    @property
-    def is_ring(self) -> bool:
-        """Whether the points are one closed row, which convolutions go around; False by default."""
-        return False
-
     def ratios(self, other: Geometry) -> tuple[int, ...] | None:
         """How many points of another geometry lie at each site of this one, along each dim.
 
@@ -82,6 +77,11 @@ class Geometry(ABC):
     def closed(self) -> tuple[bool, ...]:
         """For each dim, whether it closes on itself, so that the last point is beside the first; none by default."""
         return (False,) * len(self.dims)
+
+    @property
+    def is_ring(self) -> bool:
+        """Whether `pad` does no more than go around the one dim, so that convolutions may do it faster; False here."""
+        return False
 
     @abstractmethod
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
@@ -220,6 +220,10 @@ class Geometry(ABC):
         """
         return {}
 
+    def _axis(self, k: int = 0) -> Tensor:
+        """Coordinate of the k-th dim, where it is of numbers: float64, shape (n,)."""
+        return torch.tensor(self.coordinates[self.dims[k]].values, dtype=torch.float64)
+
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.config() == other.config()
 
@@ -277,9 +281,14 @@ def geometry_from_json(description: Any) -> Geometry:
         raise ValueError(f"the geometry {name!r} cannot be made as it is described: {reason}") from None
 
 
-def along(x: Tensor, axis: int, index: Tensor) -> Tensor:
-    """Pick places along an axis."""
-    return x.index_select(axis, index.to(x.device))
+def around(x: Tensor, width: int) -> Tensor:
+    """Go on around the last axis by some points at both ends, several times where the width wants it."""
+    count = x.shape[-1]
+    if not width:
+        return x
+    if width <= count:
+        return torch.cat([x[..., count - width :], x, x[..., :width]], -1)
+    return x.index_select(-1, (torch.arange(-width, count + width) % count).to(x.device))
 
 
 def between(places: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:

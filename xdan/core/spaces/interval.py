@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Geometry, along, between, register_geometry
+from .base import Geometry, between, register_geometry
 from .coordinates import Coordinate, order_of, positions_along, word
 
 _ROUNDING = 1e-9  # of the length: a place so far beyond a wall lies at it
@@ -75,7 +75,8 @@ class Interval(Geometry):
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Repeat the values at the walls; `Geometry.pad` has the shapes."""
         (width,), count = widths, x.shape[-1]
-        return along(x, -1, torch.arange(-width, count + width).clamp(0, count - 1)) if width else x
+        index = torch.arange(-width, count + width, device=x.device).clamp(0, count - 1)
+        return x.index_select(-1, index) if width else x
 
     def ratios(self, other: Geometry) -> tuple[int, ...] | None:
         """Points of another interval at each of this one's, where their numbers divide; `Geometry.ratios`."""
@@ -138,9 +139,6 @@ class Interval(Geometry):
         if self.size < 2 or not torch.allclose(weights, weights.flip(0), rtol=1e-6):
             return {}
         return {f"reflection of {self.dim}": torch.arange(self.size).flip(0)}
-
-    def _axis(self) -> Tensor:
-        return torch.tensor(self.coordinates[self.dim].values, dtype=torch.float64)
 
     def _edges(self) -> Tensor:
         """Ends of the cells, halfway between points."""

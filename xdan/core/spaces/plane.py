@@ -92,8 +92,8 @@ class Plane(Geometry):
         """Points of another plane at each of this one's, where both axes allow it; `Geometry.ratios`."""
         if not isinstance(other, Plane):
             return None
-        along = [one.ratios(two) for one, two in zip(self.axes, other.axes, strict=True)]
-        return None if None in along else tuple(ratio for axis in along if axis for ratio in axis)
+        ratios = [one.ratios(two) for one, two in zip(self.axes, other.axes, strict=True)]
+        return None if None in ratios else tuple(ratio for axis in ratios if axis for ratio in axis)
 
     @property
     def closed(self) -> tuple[bool, ...]:
@@ -122,8 +122,8 @@ class Plane(Geometry):
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Bilinear: along each axis as it interpolates by itself; `Geometry.interpolation` has the shapes."""
-        (rows, up), (columns, along) = (axis.interpolation(points[:, [k]]) for k, axis in enumerate(self.axes))
-        return corners(rows * self.shape[1], up, columns[:, None], along)
+        rows, columns = (axis.interpolation(points[:, [k]]) for k, axis in enumerate(self.axes))
+        return corners(rows[0] * self.shape[1], rows[1], columns[0][:, None], columns[1])
 
     def meets(self, other: Geometry) -> bool:
         """Whether the axes of another plane are in the same space."""
@@ -148,19 +148,18 @@ class Plane(Geometry):
         return permutations
 
 
-def corners(rows: Tensor, up: Tensor, columns: Tensor, along: Tensor) -> tuple[Tensor, Tensor]:
+def corners(rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Indices and weights (n, 4) of a bilinear interpolation.
 
     Parameters
     ----------
     rows : Tensor of int64, shape (n, 2)
         Index of the first point of each row.
-    up, along : Tensor, shape (n, 2)
-        Weights of rows and columns.
+    row_weights, column_weights : Tensor, shape (n, 2)
     columns : Tensor of int64, shape (n, 1, 2) or (n, 2, 2)
         Of each row.
     """
-    return (rows[:, :, None] + columns).flatten(1), (up[:, :, None] * along[:, None]).flatten(1)
+    return (rows[:, :, None] + columns).flatten(1), (row_weights[:, :, None] * column_weights[:, None]).flatten(1)
 
 
 def _equally_apart(rows: Ring | Interval, columns: Ring | Interval) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import real
-from .base import Geometry, along, between, register_geometry
+from .base import Geometry, around, between, register_geometry
 from .coordinates import Coordinate, order_of, positions_along, word
 
 
@@ -82,12 +82,7 @@ class Ring(Geometry):
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Go on around the ring, several times where the width wants it; `Geometry.pad` has the shapes."""
-        (width,), count = widths, x.shape[-1]
-        if not width:
-            return x
-        if width <= count:
-            return torch.cat([x[..., count - width :], x, x[..., :width]], -1)
-        return along(x, -1, torch.arange(-width, count + width) % count)
+        return around(x, *widths)
 
     @property
     def is_ring(self) -> bool:
@@ -153,6 +148,3 @@ class Ring(Geometry):
         """Way from each point to the next."""
         place = self._axis()
         return torch.cat([place[1:], place[:1] + self.period]) - place
-
-    def _axis(self) -> Tensor:
-        return torch.tensor(self.coordinates[self.dim].values, dtype=torch.float64)

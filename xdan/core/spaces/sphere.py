@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, shown
-from .base import Geometry, along, between, register_geometry
+from .base import Geometry, around, between, register_geometry
 from .coordinates import Coordinate, order_of, positions_along, word
 from .plane import corners
 from .ring import Ring
@@ -98,7 +98,7 @@ class Sphere(Geometry):
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Go on around the axis, and over the poles on their other side; `Geometry.pad` has the shapes."""
         rows, columns = x.shape[-2:]
-        beyond, around = widths
+        beyond, width = widths
         if beyond:
             first = 1 if self._at_poles else 0  # a row at the pole is its own other side
             if beyond + first > rows:
@@ -109,11 +109,7 @@ class Sphere(Geometry):
             south = turned[..., first : first + beyond, :].flip(-2)
             north = turned[..., rows - first - beyond : rows - first, :].flip(-2)
             x = torch.cat([south, x, north], -2)
-        if not around:
-            return x
-        if around <= columns:
-            return torch.cat([x[..., columns - around :], x, x[..., :around]], -1)
-        return along(x, -1, torch.arange(-around, columns + around) % columns)
+        return around(x, width)
 
     @property
     def closed(self) -> tuple[bool, ...]:
@@ -166,10 +162,10 @@ class Sphere(Geometry):
         both = torch.stack([index, index + 1], 1) - 1
         turned = (both < 0) | (both >= len(latitude))
         circle = Ring(self._axis(1).tolist(), 360.0)
-        columns, along = circle.interpolation(where[:, 1:])
+        columns, column_weights = circle.interpolation(where[:, 1:])
         columns = (columns[:, None] + turned[:, :, None] * (count // 2)) % count
         rows = both.clamp(0, len(latitude) - 1) * count
-        return corners(rows, torch.stack([1 - share, share], 1), columns, along)
+        return corners(rows, torch.stack([1 - share, share], 1), columns, column_weights)
 
     def meets(self, other: Geometry) -> bool:
         """Whether the other is a sphere too."""
@@ -177,7 +173,7 @@ class Sphere(Geometry):
 
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int]:
         """Latitudes from either pole, longitudes from any meridian."""
-        return order_of(dim, self.coordinates[dim].values, labels, 360.0 if dim == "lon" else None)
+        return order_of(dim, self.coordinates[dim].values, labels, 360.0 if dim == self.dims[1] else None)
 
     def symmetries(self) -> dict[str, Tensor]:
         """The turn about the axis by one column, and the reflections of latitude and of longitude."""
@@ -188,9 +184,6 @@ class Sphere(Geometry):
             f"reflection of {lon}": grid.flip(1).roll(1, 1).flatten(),
             f"reflection of {lat}": grid.flip(0).flatten(),
         }
-
-    def _axis(self, k: int) -> Tensor:
-        return torch.tensor(self.coordinates[self.dims[k]].values, dtype=torch.float64)
 
 
 def _rows(grid: str, count: int) -> _Numbers:

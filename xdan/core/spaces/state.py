@@ -191,7 +191,10 @@ class StateSpace:
 
     @property
     def is_plain_ring(self) -> bool:
-        """Whether it is one field on a ring, or on one dim of which no more is known: networks' space by default."""
+        """Whether a network that is made without a space takes its states: one field on a ring of any length.
+
+        A field whose mean is conserved, and fixed inputs, need a network that knows of them.
+        """
         alone = self.single
         return alone is not None and alone.geometry.is_ring and not alone.conserved and not self.inputs
 

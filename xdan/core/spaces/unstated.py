@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .base import Geometry, register_geometry
+from .base import Geometry, around, register_geometry
 from .coordinates import Coordinate
 
 
@@ -47,8 +47,7 @@ class Unstated(Geometry):
                 f"the model says nothing of its grid {dict(zip(self.dims, self.shape, strict=True))}: expected a "
                 "geometry, for example state={'psi': xdan.Plane((32, 32))} of xdan.CustomDynamics"
             )
-        (width,), count = widths, x.shape[-1]
-        return x.index_select(-1, (torch.arange(-width, count + width) % count).to(x.device))
+        return around(x, *widths)
 
     @property
     def is_ring(self) -> bool:
@@ -58,7 +57,7 @@ class Unstated(Geometry):
     @property
     def closed(self) -> tuple[bool, ...]:
         """One dim, as it is padded as a ring is."""
-        return (len(self.dims) == 1,) * len(self.dims)
+        return (self.is_ring,) * len(self.dims)
 
     def symmetries(self) -> dict[str, Tensor]:
         """Shifts along each dim by one, as if it were periodic."""

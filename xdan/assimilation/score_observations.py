@@ -1,0 +1,137 @@
+"""Scores of a run against the observations alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from ..core.observing import ObservingSystem
+from ..records.blocks import Setup, block
+from ..records.schema import OBS, TIME, to_power
+from .score_causes import Cause, Score, fills, gaps, unobserved
+from .score_fields import FIELD, OVER_ALL, TOTAL
+
+if TYPE_CHECKING:
+    from .score_pair import Pair
+
+
+def against_observations(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
+    """Mean and variance of innovations and residuals, and the variances of errors that they speak of.
+
+    Parameters
+    ----------
+    pair : Pair
+    dims : list of str
+        Of trajectory and time, to average over.
+    """
+    y, setup, run, scores = pair.labelled.observation, pair.labelled.setup, pair.run, _Scores(pair, dims)
+    forecast, analysis = _in_observation_space(run["forecast"], setup), _in_observation_space(run["analysis"], setup)
+    innovation, residual = y - forecast, y - analysis
+    of_forecast = pair.gaps_of("forecast", lambda: (forecast, scores.observed))
+    of_analysis = pair.gaps_of("analysis", lambda: (analysis, scores.observed))
+    for name, value, label, cause in (
+        ("innovation", innovation, "forecast", of_forecast),
+        ("residual", residual, "analysis", of_analysis),
+    ):
+        mean = scores.mean(value)
+        always = (fills(y, "observation"),) if name == "innovation" else ()
+        scores.add(f"{name}_mean", mean, f"mean of observation minus {label}", 1, cause, always=always)
+        variance = scores.mean(value**2) - mean**2
+        scores.add(f"{name}_variance", variance, f"variance of observation minus {label}", 2, cause)
+    if "forecast_spread" in run and setup.observing.direct:
+        expected = scores.mean(run["forecast_spread"] ** 2 + pair.error_variance)
+        cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], scores.observed))
+        label = "forecast variance plus observation error variance"
+        scores.add("innovation_variance_expected", expected, label, 2, cause)
+    used = scores.mean(pair.error_variance * xr.ones_like(y))
+    scores.add("error_variance", used, "observation error variance in use", 2)
+    diagnosed = scores.mean(innovation * residual)
+    label = "mean of innovation times residual"
+    scores.add("error_variance_diagnosed", diagnosed, label, 2, of_forecast, of_analysis)
+    return scores.made
+
+
+class _Scores:
+    """Means over what is observed, made into scores; for each field where several are observed at their sites.
+
+    Attributes
+    ----------
+    made : dict of str to Score
+    observed : xarray.DataArray of bool, dims of the observations
+    count : xarray.DataArray of int
+        Observations that a mean is of.
+    """
+
+    def __init__(self, pair: Pair, dims: list[Hashable]) -> None:
+        y, self.pair, self.means = pair.labelled.observation, pair, pair.means
+        self.over = [*dims, *y.dims[2:]]
+        self.by_field = self.means.several and pair.labelled.setup.observing.direct
+        self.made: dict[str, Score] = {}
+        self.observed = observed = y.notnull()
+        self.count = count = self._total(observed)
+        # A time or a field without an observation has no score, and needs no warning while others have one.
+        self.without = xr.zeros_like(count, dtype=bool) if TIME in dims else count == 0
+        if self.by_field:
+            self.without = self.without | ~self.means.each(lambda _, of_field: of_field.any(), observed)
+        nothing = Cause(unobserved, lambda: (observed.any(y.dims[2:]),))
+        infinite = Cause(
+            gaps("the observations have infinite values", "expected numbers, and NaN where nothing is observed"),
+            lambda: (xr.ufuncs.isinf(y).any(y.dims[2:]),),
+        )
+        self.causes = (pair.diverged, nothing, infinite)
+
+    def _total(self, value: xr.DataArray) -> xr.DataArray:
+        if not self.by_field:
+            return value.sum(self.over, skipna=False)
+        return self.means.each(lambda _, of_field: of_field.sum(self.over, skipna=False), value)
+
+    def mean(self, value: xr.DataArray) -> xr.DataArray:
+        """Mean over the observations: where nothing is observed drops out; where a run is lost, NaN stays."""
+        return self._total(value.where(self.observed, 0.0)) / self.count.where(self.count > 0)
+
+    def add(
+        self, name: str, value: xr.DataArray, long_name: str, power: int, *causes: Cause, always: Sequence[Cause] = ()
+    ) -> None:
+        """Make a score of a mean in units to a power; of several fields also of the mean over them."""
+        units = None if self.means.units is None else to_power(self.means.units, power)
+        broken = ~xr.ufuncs.isfinite(value) & ~(self.without & self.observed.any())
+        causes = (*self.causes, *causes)
+        self.made[name] = Score(value, long_name, units, causes, always, broken)
+        if self.by_field:
+            fields = (self.count > 0).sum(FIELD)
+            relative = (value / self.pair.scales**power).where(self.count > 0, 0.0).sum(FIELD, skipna=False)
+            together = relative / fields.where(fields > 0)
+            broken = ~xr.ufuncs.isfinite(together) & ~self.without.all(FIELD)
+            self.made[name + TOTAL] = Score(together, f"{long_name}; {OVER_ALL}", "1", causes, broken=broken)
+
+
+def _in_observation_space(states: xr.DataArray, setup: Setup) -> xr.DataArray:
+    """H of labelled states, lazily; the states themselves where sites are observed."""
+    if setup.observing.direct:
+        return states
+    dims, observing = setup.dynamics.dims, setup.observing
+    # An H that moves is that of its time: blocks are told which times they hold.
+    index = xr.DataArray(np.arange(states.sizes[TIME]), dims=[TIME])
+    observed: xr.DataArray = xr.apply_ufunc(
+        _observe,
+        states,
+        index.chunk({TIME: states.chunksizes[TIME]}) if states.chunks is not None else index,
+        kwargs={"observing": observing, "state_dims": len(dims)},
+        input_core_dims=[dims, []],
+        output_core_dims=[[OBS]],
+        dask="parallelized",
+        output_dtypes=[states.dtype],
+        dask_gufunc_kwargs={"output_sizes": {OBS: observing.size(math.prod(setup.dynamics.shape))}},
+    )
+    return observed
+
+
+@block
+def _observe(states: Tensor, times: Tensor, observing: ObservingSystem, state_dims: int) -> Tensor:
+    """H of states (trajectory, time, *state) at the positions `times` in time, shape (trajectory, time, P)."""
+    return observing.during(times.flatten()).observe(states.flatten(-state_dims))
