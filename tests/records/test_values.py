@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import xdan
-from xdan.records import arranging, values
+from xdan.records import arranging, units, values
 
 
 @pytest.mark.parametrize("fill", [-999.0, -9999.0, 1e20, 9.969209968386869e36, np.float32(9.96921e36), -32767])
@@ -74,24 +74,24 @@ def test_neutral_packing_is_none(twin):
     arranging.check_packing(twin.observation.assign_attrs(neutral))
 
 
-def of_units(units):
-    return xr.DataArray([1.0], dims="x", attrs={} if units is None else {"units": units}, name="temperature")
+def of_units(word):
+    return xr.DataArray([1.0], dims="x", attrs={} if word is None else {"units": word}, name="temperature")
 
 
 @pytest.mark.parametrize(("one", "other"), [("K", "degC"), ("kelvin", "Celsius"), ("degF", "deg C"), ("degree_C", "K")])
 def test_kelvin_beside_celsius(one, other):
     with pytest.raises(ValueError, match="expected one unit for both"):
-        values.check_units(of_units(one), of_units(other))
+        units.check_units(of_units(one), of_units(other))
 
 
 @pytest.mark.parametrize(("one", "other"), [("K", "kelvin"), ("degC", "Celsius"), ("m s-1", "m s-1"), ("1", None)])
 def test_units_that_are_the_same(one, other):
-    values.check_units(of_units(one), of_units(other))
+    units.check_units(of_units(one), of_units(other))
 
 
 def test_units_that_are_spelled_apart_warn():
     with pytest.warns(xdan.XdanWarning, match="'m/s' and .* in 'm s-1': they are taken as the same unit"):
-        values.check_units(of_units("m/s"), of_units("m s-1"))
+        units.check_units(of_units("m/s"), of_units("m s-1"))
 
 
 def test_a_record_in_two_units_is_refused(twin):

@@ -11,10 +11,9 @@ import xarray as xr
 from ..core.checks import real_array, shown
 from ..core.dynamics import Dynamics
 from ..core.twin import check_field_names
-from .arranging import check_packing
 from .fields import Part, find_fields, in_order, parts_of, whole_of
 from .schema import TIME, TRAJECTORY, TRUTH
-from .values import check_units_of_parts
+from .units import check_units_of_parts
 
 _MOST = 4096  # states of a record that stand for its climate
 
@@ -126,7 +125,6 @@ def _of_field(values: Any, part: Part, model: Dynamics) -> xr.DataArray:
             f"{label} has the sizes {dict(variable.sizes)}: expected {part.sizes}, of {part.label}, and a dim for the "
             "states, such as 'sample'"
         )
-    check_packing(variable)
     check_units_of_parts({part.field.name: variable}, model)
     for dim in part.dims:
         variable = in_order(variable, dim, part)

@@ -37,7 +37,8 @@ from .schema import (
 )
 from .store import STATUS, check_contents, check_whole
 from .times import first_model_time, steps_between
-from .values import check_units, check_units_of_parts, refuse_fill_values
+from .units import check_units, check_units_of_parts
+from .values import refuse_fill_values
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 

@@ -15,7 +15,7 @@ from .fields import each, in_order, parts_of, states_of
 from .schema import TIME, TRAJECTORY, Array, Role
 from .store import STATUS, check_contents, check_whole
 from .times import same_times
-from .values import check_units, check_units_of_parts
+from .units import check_units, check_units_of_parts
 
 if TYPE_CHECKING:
     from .record import LabelledRecord

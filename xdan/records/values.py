@@ -1,16 +1,14 @@
-"""Checks of a record's values: packed, infinite and fill values, nothing observed, and units that do not match."""
+"""Checks of a record's values: infinite and fill values, and nothing observed."""
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 
-from ..core.checks import XdanWarning
 from ..core.dynamics import Dynamics
-from .fields import OneOrFields, split_values
+from .fields import split_values
 from .schema import TIME, TRAJECTORY
 
 if TYPE_CHECKING:
@@ -25,84 +23,6 @@ _FILLS = (
 )
 _FAR_FOR_A_FILL, _FAR_FOR_ANY = 10.0, 20.0  # deviations from the others: of a common fill value, and of another one
 _REPEATED = 10  # times that an uncommon fill value occurs, at least
-_SPELLINGS = {
-    "k": ("k", "kelvin", "degk", "degree_k", "degrees_k", "deg_k"),
-    "degc": ("c", "degc", "celsius", "degree_celsius", "degrees_celsius", "degree_c", "degrees_c", "°c", "deg_c"),
-    "degf": ("f", "degf", "fahrenheit", "degree_fahrenheit", "degrees_fahrenheit", "°f", "degree_f", "degrees_f"),
-}
-
-
-def check_units(variable: xr.DataArray, other: xr.DataArray, *, warns: bool = True) -> None:
-    """Refuse two variables of one quantity in units that are known to differ; warn where they are spelled apart.
-
-    Parameters
-    ----------
-    variable, other : xarray.DataArray
-    warns : bool
-        Whether to warn of units that are other words.
-
-    Raises
-    ------
-    ValueError
-        For kelvin beside degrees Celsius and the like.
-
-    Warns
-    -----
-    XdanWarning
-        Where the units are other words.
-    """
-    ours, theirs = (v.attrs.get("units") for v in (variable, other))
-    if not isinstance(ours, str) or not isinstance(theirs, str) or _plain(ours) == _plain(theirs):
-        return
-    both = f"{variable.name!r} is in {ours!r} and {other.name!r} in {theirs!r}"
-    if _plain(ours) in _SPELLINGS and _plain(theirs) in _SPELLINGS:
-        raise ValueError(f"{both}: expected one unit for both; convert one of them")
-    if warns:
-        warnings.warn(f"{both}: they are taken as the same unit. Convert one of them where it is not", XdanWarning, 4)
-
-
-def check_units_of_parts(
-    variables: OneOrFields, model: Dynamics, *, warns: bool = True, difference: bool = False
-) -> None:
-    """Refuse variables in other units than the state's; warn where they are spelled apart.
-
-    Units of "1" are those of models and variables that name none: they contradict nothing.
-
-    Parameters
-    ----------
-    variables : DataArray, or dict of str to DataArray
-        Of the whole state, or of fields by their names.
-    model : Dynamics
-    warns : bool
-        Whether to warn of units that are other words.
-    difference : bool
-        Whether the values are differences, such as errors: a kelvin is then a degree Celsius.
-
-    Raises
-    ------
-    ValueError
-        For kelvin beside degrees Celsius and the like.
-
-    Warns
-    -----
-    XdanWarning
-        Where the units are other words.
-    """
-    if isinstance(variables, xr.DataArray):
-        pairs = [] if model.space.single is None else [(variables, model.units)]
-    else:
-        pairs = [(variable, model.space[field].units) for field, variable in variables.items()]
-    for variable, units in pairs:
-        said = variable.attrs.get("units")
-        both = {_plain(str(said)), _plain(units)}
-        if "1" not in (units, said) and not (difference and both <= {"k", "degc"}):
-            check_units(variable, xr.DataArray(name=f"the dynamics {model.label}", attrs={"units": units}), warns=warns)
-
-
-def _plain(units: str) -> str:
-    """One spelling of a unit."""
-    word = units.strip().lower().replace("deg ", "deg").replace(" ", "_")
-    return next((name for name, words in _SPELLINGS.items() if word in words), word)
 
 
 def fill_text(values: np.ndarray[Any, Any], name: str) -> str:
