@@ -18,7 +18,7 @@ import torch
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 
 @xdan.register_dynamics
@@ -70,15 +70,20 @@ METHODS = {
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
     "LETKF, 20 members": ("letkf", {"members": 20, "radius": 1.0, "inflation": "tune"}),
 }
+SHOWN = ("ETKF, 20 members", "network")
 
 
 def main() -> None:
-    options = arguments(__doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4, archive=1024)
-    experiment = xdan.TwinExperiment(BarotropicVorticity(), interval=0.5, observe=xdan.Sites.every(4), error_std=0.5)
-    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=4, kernel=3, memory=6)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    options = arguments(
+        __doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4, archive=1024, points=32
+    )
+    model = BarotropicVorticity(options.points)
+    experiment = xdan.TwinExperiment(model, interval=0.5, observe=xdan.Sites.every(4), error_std=0.5)
+    network = xdan.ResidualCNN(space=model.space, filters=24, blocks=4, kernel=3, memory=6)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
+    pages = {f"A trajectory, {name}": test.dan.field_maps(runs[name], title=name) for name in SHOWN if name in runs}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "barotropic-vorticity", pages, title="Barotropic vorticity")
 
 

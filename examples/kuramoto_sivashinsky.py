@@ -13,24 +13,26 @@ import xarray as xr
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 METHODS = {
     "3D-Var, trained B": ("3d-var", {"background": "trained"}),
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
 }
+SHOWN = ("ETKF, 20 members", "network")
 
 
 def main() -> None:
     options = arguments(__doc__, "kuramoto-sivashinsky", cycles=300, burn_in=100)
     experiment = xdan.TwinExperiment(xdan.KuramotoSivashinsky(), interval=1.0)
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=5, kernel=5, memory=8)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
     mean = xr.concat([run.analysis.isel(trajectory=0).mean("x") for run in runs.values()], "method")
     lines = mean.assign_coords(method=list(runs)).rename("mean of u").hvplot.line("time", by="method", width=900)
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
-    pages |= {"All methods": test.dan.rmse_in_time(runs, log=True), "Mean of the analysis": lines}
+    pages = {f"A trajectory, {name}": test.dan.hovmoller(runs[name], title=name) for name in SHOWN if name in runs}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
+    pages["Mean of the analysis"] = lines
     save_pictures(options.out / "kuramoto-sivashinsky", pages, title="Kuramoto-Sivashinsky")
 
 

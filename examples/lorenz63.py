@@ -11,7 +11,7 @@ import math
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 METHODS = {
     "3D-Var": ("3d-var", {}),
@@ -19,16 +19,19 @@ METHODS = {
     "ETKF, 10 members": ("etkf", {"members": 10, "inflation": "tune", "rotate": True}),
     "IEnKS, 10 members, lag 1": ("ienks", {"members": 10, "lag": 1, "inflation": 1.02}),
 }
+SHOWN = ("IEnKS, 10 members, lag 1", "network")
 
 
 def main() -> None:
     options = arguments(__doc__, "lorenz63", cycles=400, burn_in=100)
     experiment = xdan.TwinExperiment(xdan.Lorenz63(), interval=0.25, error_std=math.sqrt(2.0))
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=48, blocks=4, kernel=1, memory=12)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    best = "IEnKS, 10 members, lag 1"
-    pages = {f"A trajectory, {best}": panels(test, runs[best]), "All methods": test.dan.rmse_in_time(runs, log=True)}
+    pages = {
+        f"A trajectory, {name}": test.dan.component_curves(runs[name], title=name) for name in SHOWN if name in runs
+    }
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "lorenz63", pages, title="Lorenz-63")
 
 

@@ -19,7 +19,7 @@ import torch
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 
 @xdan.register_dynamics
@@ -70,15 +70,18 @@ METHODS = {
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
     "LETKF, 20 members": ("letkf", {"members": 20, "radius": 8.0, "inflation": "tune"}),
 }
+SHOWN = ("ETKF, 20 members", "network")
 
 
 def main() -> None:
-    options = arguments(__doc__, "shallow-water", cycles=150, burn_in=100, archive=2048)
-    experiment = xdan.TwinExperiment(RollWaves(), interval=2.0, observe={"h": xdan.Sites.every(4)}, error_std=0.1)
-    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=5, kernel=5, memory=8)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    options = arguments(__doc__, "shallow-water", cycles=150, burn_in=100, archive=2048, points=100)
+    model = RollWaves(options.points, length=float(options.points))
+    experiment = xdan.TwinExperiment(model, interval=2.0, observe={"h": xdan.Sites.every(4)}, error_std=0.1)
+    network = xdan.ResidualCNN(space=model.space, filters=24, blocks=5, kernel=5, memory=8)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
+    pages = {f"A trajectory, {name}": test.dan.hovmoller(runs[name], title=name) for name in SHOWN if name in runs}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "shallow-water", pages, title="Shallow water on a slope")
 
 

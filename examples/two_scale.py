@@ -12,13 +12,14 @@ import math
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 METHODS = {
     "3D-Var, trained B": ("3d-var", {"background": "trained"}),
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
     "EnKF-N, 20 members": ("enkf-n", {"members": 20}),
 }
+SHOWN = ("EnKF-N, 20 members", "network")
 
 
 def main() -> None:
@@ -27,9 +28,10 @@ def main() -> None:
         xdan.TwoScaleLorenz96(), interval=0.05, observe={"U": xdan.Sites.all()}, error_std=math.sqrt(0.1)
     )
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=32, blocks=4, kernel=3, memory=8)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
+    pages = {f"A trajectory, {name}": test.dan.hovmoller(runs[name], title=name) for name in SHOWN if name in runs}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "two-scale", pages, title="Two-scale Lorenz-96")
 
 
