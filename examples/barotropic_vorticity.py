@@ -82,7 +82,8 @@ def main() -> None:
     network = xdan.ResidualCNN(space=model.space, filters=24, blocks=4, kernel=3, memory=6)
     runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": test.dan.field_maps(runs[name], title=name) for name in SHOWN if name in runs}
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.field_maps(runs[label], title=label) for label in shown}
     pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "barotropic-vorticity", pages, title="Barotropic vorticity")
 

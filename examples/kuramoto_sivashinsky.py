@@ -30,7 +30,8 @@ def main() -> None:
     test = runs.pop("truth")
     mean = xr.concat([run.analysis.isel(trajectory=0).mean("x") for run in runs.values()], "method")
     lines = mean.assign_coords(method=list(runs)).rename("mean of u").hvplot.line("time", by="method", width=900)
-    pages = {f"A trajectory, {name}": test.dan.hovmoller(runs[name], title=name) for name in SHOWN if name in runs}
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.hovmoller(runs[label], title=label) for label in shown}
     pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     pages["Mean of the analysis"] = lines
     save_pictures(options.out / "kuramoto-sivashinsky", pages, title="Kuramoto-Sivashinsky")

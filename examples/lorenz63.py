@@ -28,9 +28,8 @@ def main() -> None:
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=48, blocks=4, kernel=1, memory=12)
     runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {
-        f"A trajectory, {name}": test.dan.component_curves(runs[name], title=name) for name in SHOWN if name in runs
-    }
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.component_curves(runs[label], title=label) for label in shown}
     pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "lorenz63", pages, title="Lorenz-63")
 

@@ -80,7 +80,8 @@ def main() -> None:
     network = xdan.ResidualCNN(space=model.space, filters=24, blocks=5, kernel=5, memory=8)
     runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": test.dan.hovmoller(runs[name], title=name) for name in SHOWN if name in runs}
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.hovmoller(runs[label], title=label) for label in shown}
     pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "shallow-water", pages, title="Shallow water on a slope")
 

@@ -30,7 +30,8 @@ def main() -> None:
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=32, blocks=4, kernel=3, memory=8)
     runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": test.dan.hovmoller(runs[name], title=name) for name in SHOWN if name in runs}
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.hovmoller(runs[label], title=label) for label in shown}
     pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "two-scale", pages, title="Two-scale Lorenz-96")
 

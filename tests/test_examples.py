@@ -6,28 +6,32 @@ from pathlib import Path
 
 import pytest
 
+import xdan
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = ["--cycles", "3", "--burn-in", "2", "--trajectories", "2", "--archive", "64", "--batch", "4", "--steps", "2"]
 
 
 @pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth")  # records of 5 cycles
 @pytest.mark.parametrize(
-    ("name", "methods", "model"),
+    ("name", "methods", "model", "options"),
     [
-        ("kuramoto_sivashinsky", 2, []),
-        ("lorenz63", 4, []),
-        ("two_scale", 3, []),
-        ("shallow_water", 3, ["--points", "24"]),
-        ("barotropic_vorticity", 3, ["--points", "16"]),
+        ("kuramoto_sivashinsky", 2, "KuramotoSivashinsky", []),
+        ("lorenz63", 4, "Lorenz63", []),
+        ("two_scale", 3, "TwoScaleLorenz96", []),
+        ("shallow_water", 3, "RollWaves", ["--points", "24"]),
+        ("barotropic_vorticity", 3, "BarotropicVorticity", ["--points", "16"]),
     ],
 )
-def test_runs_to_its_page(name, methods, model, tmp_path, monkeypatch):
+def test_runs_to_its_page(name, methods, model, options, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
+    example = import_module(name)
+    monkeypatch.setattr(getattr(xdan, model, None) or getattr(example, model), "spin_up_time", 3.0)
     monkeypatch.setattr("xdan.training.twin_source.VALIDATION_CYCLES", 60)
     monkeypatch.setattr("xdan.training.twin_source.VALIDATION_LANES", 4)
     monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
-    monkeypatch.setattr(sys, "argv", [name, *SMALL, *model, "--out", str(tmp_path / "out")])
-    import_module(name).main()
+    monkeypatch.setattr(sys, "argv", [name, *SMALL, *options, "--out", str(tmp_path / "out")])
+    example.main()
     table = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert table[0].startswith("| method | RMSE")
     errors = [float(row.split("|")[2]) for row in table[2:]]
