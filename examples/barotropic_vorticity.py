@@ -7,7 +7,13 @@ reaches the grid's end (a Kolmogorov flow). The motion is chaotic: small errors 
 
     dw/dt = -J(psi, w) + A cos(n y) - r w - nu laplacian^2 w,   laplacian psi = w
 
-J is formed on the grid, de-aliased by the two-thirds rule; steps are Runge-Kutta 4.
+J is formed on the grid, de-aliased by the two-thirds rule; steps are Runge-Kutta 4. The flow is statistically steady:
+from t = 0 to 160 after the spin-up, four trajectories have a mean energy of 0.172 to 0.176 in each quarter.
+
+It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
+the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
+the network out. The ensembles take longest, as their inflation is tuned on another record;
+fewer --trajectories and --cycles are quicker.
 """
 
 from __future__ import annotations

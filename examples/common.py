@@ -140,6 +140,7 @@ def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:
     xdan.save_page(html, sections, **page)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     try:
+        from PIL import Image
         from playwright.sync_api import sync_playwright
     except ImportError:
         chromium = None
@@ -152,8 +153,12 @@ def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:
         tab.goto(html.resolve().as_uri())
         tab.wait_for_selector("canvas")
         tab.wait_for_timeout(1500)  # plots are drawn after their canvases are there
-        tab.screenshot(path=path.with_suffix(".png"), full_page=True)
+        png = path.with_suffix(".png")
+        tab.screenshot(path=png, full_page=True)
         browser.close()
+    with Image.open(png) as picture:  # 256 colours: less than half the bytes
+        few = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    few.save(png, optimize=True)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -4,6 +4,10 @@
 
 The mean of u is conserved by the model, and zero in the truth. What an analysis makes of it stays for ever, so the page
 shows it for every method. The network takes it out of its increments, as the model's field says `conserved=True`.
+
+It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
+the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
+the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
 """
 
 from __future__ import annotations
@@ -28,12 +32,13 @@ def main() -> None:
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=5, kernel=5, memory=8)
     runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    mean = xr.concat([run.analysis.isel(trajectory=0).mean("x") for run in runs.values()], "method")
-    lines = mean.assign_coords(method=list(runs)).rename("mean of u").hvplot.line("time", by="method", width=900)
+    means = [run.analysis.isel(trajectory=0, drop=True).mean("x") for run in runs.values()]
+    mean = xr.concat(means, "method").assign_coords(method=list(runs)).rename("mean of u").drop_attrs()
+    lines = mean.hvplot.line("time", by="method", xlabel="model time", title="u of the analysis, mean over the ring")
     shown = [label for label in SHOWN if label in runs]
     pages = {f"A trajectory, {label}": test.dan.hovmoller(runs[label], title=label) for label in shown}
     pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
-    pages["Mean of the analysis"] = lines
+    pages["What is conserved"] = lines.opts(width=970)
     save_pictures(options.out / "kuramoto-sivashinsky", pages, title="Kuramoto-Sivashinsky")
 
 

@@ -3,6 +3,10 @@
     python examples/lorenz63.py [--minutes 10] [--out lorenz63]
 
 An interval of 0.25 lets errors grow far beyond what is linear: iterations within an analysis are worth most here.
+
+It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
+the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
+the network out. All other methods together take two to five minutes.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@
 
 The slow field U is a wave of some 5, the fast field V of 0.3, so that the root mean square over all components is
 hardly that of U. What the observations of U say of V goes through covariances between the fields.
+
+It prints a table: the analysis RMSE of U and V of each method, its standard error, its spread, what was tuned and the
+seconds that the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes,
+and 0 leaves the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
 """
 
 from __future__ import annotations
