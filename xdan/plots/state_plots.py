@@ -292,7 +292,7 @@ def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
     for pair in pairs:
         (rows, columns), values = pair.part.dims, pair.at(times).isel({TIME: 0})
         time = values[TIME].values
-        when = f"{time:g}" if time.dtype.kind in "iuf" else str(time)[:16]
+        when = f"time {time:g}" if time.dtype.kind in "iuf" else str(time)[:16]
         heights, yticks = placed(values[rows], "y")
         widths, xticks = placed(values[columns], "x")
         reach = float(np.ptp(widths)), float(np.ptp(heights))
