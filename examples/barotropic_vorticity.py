@@ -7,7 +7,13 @@ reaches the grid's end (a Kolmogorov flow). The motion is chaotic: small errors 
 
     dw/dt = -J(psi, w) + A cos(n y) - r w - nu laplacian^2 w,   laplacian psi = w
 
-J is formed on the grid, de-aliased by the two-thirds rule; steps are Runge-Kutta 4.
+J is formed on the grid, de-aliased by the two-thirds rule; steps are Runge-Kutta 4. The flow is statistically steady:
+from t = 0 to 160 after the spin-up, four trajectories have a mean energy of 0.172 to 0.176 in each quarter.
+
+It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
+the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
+the network out. The ensembles take longest, as their inflation is tuned on another record;
+fewer --trajectories and --cycles are quicker.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ import torch
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 
 @xdan.register_dynamics
@@ -70,15 +76,21 @@ METHODS = {
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
     "LETKF, 20 members": ("letkf", {"members": 20, "radius": 1.0, "inflation": "tune"}),
 }
+SHOWN = ("ETKF, 20 members", "network")
 
 
 def main() -> None:
-    options = arguments(__doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4, archive=1024)
-    experiment = xdan.TwinExperiment(BarotropicVorticity(), interval=0.5, observe=xdan.Sites.every(4), error_std=0.5)
-    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=4, kernel=3, memory=6)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    options = arguments(
+        __doc__, "barotropic-vorticity", cycles=100, burn_in=100, trajectories=4, archive=1024, points=32
+    )
+    model = BarotropicVorticity(options.points)
+    experiment = xdan.TwinExperiment(model, interval=0.5, observe=xdan.Sites.every(4), error_std=0.5)
+    network = xdan.ResidualCNN(space=model.space, filters=24, blocks=4, kernel=3, memory=6)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.field_maps(runs[label], title=label) for label in shown}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "barotropic-vorticity", pages, title="Barotropic vorticity")
 
 

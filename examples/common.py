@@ -67,6 +67,8 @@ def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace
     parser.add_argument("--cycles", type=int, help="of the test record, after the burn-in")
     parser.add_argument("--burn-in", type=int, help="cycles that an ensemble needs to forget its start")
     parser.add_argument("--trajectories", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=32, help="windows of a training step")
+    parser.add_argument("--points", type=int, help="along each axis of a model that is written in the example")
     parser.add_argument("--archive", type=int, help="states that stand for the climatology; the model's own by default")
     parser.add_argument("--seed", type=int, default=1, help="of the test record; the network has another")
     parser.add_argument("--out", type=Path, default=Path(name))
@@ -77,7 +79,7 @@ def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace
 
 
 def compare(
-    experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any, **settings: Any
+    experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any
 ) -> dict[str, xr.Dataset]:
     """Cycle a test record by classical methods, and by a network that is trained before; print and keep a table.
 
@@ -89,7 +91,8 @@ def compare(
     runs, rows = {"truth": test}, []
     net = None
     if options.steps or options.minutes > 0:
-        settings |= {"climatology": climatology, "seed": options.seed + 1}
+        settings = {"objective": "mse", "window": 16, "batch": options.batch, "seed": options.seed + 1}
+        settings |= {"climatology": climatology}
         settings |= {"steps": options.steps} if options.steps else {"minutes": options.minutes}
         net = trained(options.out / "network.zarr", experiment, network, **settings)
     for name, (method, parameters) in {**methods, "network": ("", {})}.items():
@@ -131,40 +134,13 @@ def archive(experiment: xdan.TwinExperiment, states: int, seed: int) -> Any:
     return torch.cat(states_then)[:states].numpy()
 
 
-def panels(test: xr.Dataset, run: xr.Dataset, last: int = 100) -> Any:
-    """Truth, analysis and error of every field of a trajectory: in time on a line, at the last time on a plane."""
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
-
-    images = []
-    for truth in (str(name) for name in test.data_vars if str(name).split("_")[0] == "truth"):
-        field = truth.removeprefix("truth")
-        one = {"truth": test[truth], "analysis": run[f"analysis{field}"]}
-        one = {name: values.isel(trajectory=0) for name, values in one.items()}
-        one["error"] = one["analysis"] - one["truth"]
-        spatial = [dim for dim in one["truth"].dims if dim != "time"]
-        middle = float(one["truth"].mean())
-        reach = 2.5 * float(one["truth"].std())
-        for name, values in one.items():
-            shown = values.isel(time=slice(-last, None)) if len(spatial) == 1 else values.isel(time=-1)
-            sizes = {"title": f"{name} of {field.removeprefix('_') or 'the state'}", "width": 340, "height": 280}
-            if values[spatial[0]].dtype.kind == "U":  # components have no places
-                named = shown.drop_vars("trajectory").rename(name)
-                images.append(named.hvplot.line("time", by=spatial[0], **sizes))
-                continue
-            x, y = ("time", spatial[0]) if len(spatial) == 1 else spatial[::-1]
-            limits = (-reach, reach) if name == "error" else (middle - reach, middle + reach)
-            sizes |= {"cmap": "RdBu_r", "clim": limits}
-            images.append(shown.drop_vars("trajectory").rename(name).hvplot.image(x, y, **sizes))
-    return hv.Layout(images).cols(3)
-
-
 def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:
     """Save a page at path.html, and where Playwright finds a Chromium, a picture of it at path.png."""
     html = path.with_suffix(".html")
     xdan.save_page(html, sections, **page)
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     try:
+        from PIL import Image
         from playwright.sync_api import sync_playwright
     except ImportError:
         chromium = None
@@ -177,8 +153,13 @@ def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:
         tab.goto(html.resolve().as_uri())
         tab.wait_for_selector("canvas")
         tab.wait_for_timeout(1500)  # plots are drawn after their canvases are there
-        tab.screenshot(path=path.with_suffix(".png"), full_page=True)
+        png = path.with_suffix(".png")
+        tab.screenshot(path=png, full_page=True)
         browser.close()
+    with Image.open(png) as picture:  # 256 colours: a quarter of the bytes
+        method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
+        few = picture.convert("RGB").quantize(256, method, kmeans=3, dither=dither)
+    few.save(png, optimize=True)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -4,6 +4,10 @@
 
 The mean of u is conserved by the model, and zero in the truth. What an analysis makes of it stays for ever, so the page
 shows it for every method. The network takes it out of its increments, as the model's field says `conserved=True`.
+
+It prints a table: the analysis RMSE of each method, its standard error, its spread, what was tuned and the seconds that
+the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes, and 0 leaves
+the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
 """
 
 from __future__ import annotations
@@ -13,24 +17,28 @@ import xarray as xr
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 METHODS = {
     "3D-Var, trained B": ("3d-var", {"background": "trained"}),
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
 }
+SHOWN = ("ETKF, 20 members", "network")
 
 
 def main() -> None:
     options = arguments(__doc__, "kuramoto-sivashinsky", cycles=300, burn_in=100)
     experiment = xdan.TwinExperiment(xdan.KuramotoSivashinsky(), interval=1.0)
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=5, kernel=5, memory=8)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    mean = xr.concat([run.analysis.isel(trajectory=0).mean("x") for run in runs.values()], "method")
-    lines = mean.assign_coords(method=list(runs)).rename("mean of u").hvplot.line("time", by="method", width=900)
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
-    pages |= {"All methods": test.dan.rmse_in_time(runs, log=True), "Mean of the analysis": lines}
+    means = [run.analysis.isel(trajectory=0, drop=True).mean("x") for run in runs.values()]
+    mean = xr.concat(means, "method").assign_coords(method=list(runs)).rename("mean of u").drop_attrs()
+    lines = mean.hvplot.line("time", by="method", xlabel="model time", title="u of the analysis, mean over the ring")
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.hovmoller(runs[label], title=label) for label in shown}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
+    pages["What is conserved"] = lines.opts(width=970)
     save_pictures(options.out / "kuramoto-sivashinsky", pages, title="Kuramoto-Sivashinsky")
 
 

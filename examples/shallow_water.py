@@ -11,6 +11,11 @@ With depth and speed of the even flow as units (Balmforth and Mandre 2004, doi:1
 
     dh/dt = -d(h u)/dx
     du/dt = -u du/dx + (1 - u |u| / h - dh/dx) / F^2 + nu / h d(h du/dx)/dx
+
+It prints a table: the analysis RMSE of h and u of each method, its standard error, its spread, what was tuned and the
+seconds that the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes,
+and 0 leaves the network out. The ensembles take longest, as their inflation is tuned on another record;
+fewer --trajectories and --cycles are quicker.
 """
 
 from __future__ import annotations
@@ -19,7 +24,7 @@ import torch
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 
 @xdan.register_dynamics
@@ -70,15 +75,19 @@ METHODS = {
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
     "LETKF, 20 members": ("letkf", {"members": 20, "radius": 8.0, "inflation": "tune"}),
 }
+SHOWN = ("ETKF, 20 members", "network")
 
 
 def main() -> None:
-    options = arguments(__doc__, "shallow-water", cycles=150, burn_in=100, archive=2048)
-    experiment = xdan.TwinExperiment(RollWaves(), interval=2.0, observe={"h": xdan.Sites.every(4)}, error_std=0.1)
-    network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=24, blocks=5, kernel=5, memory=8)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    options = arguments(__doc__, "shallow-water", cycles=150, burn_in=100, archive=2048, points=100)
+    model = RollWaves(options.points, length=float(options.points))
+    experiment = xdan.TwinExperiment(model, interval=2.0, observe={"h": xdan.Sites.every(4)}, error_std=0.1)
+    network = xdan.ResidualCNN(space=model.space, filters=24, blocks=5, kernel=5, memory=8)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.hovmoller(runs[label], title=label) for label in shown}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "shallow-water", pages, title="Shallow water on a slope")
 
 

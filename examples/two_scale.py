@@ -4,6 +4,10 @@
 
 The slow field U is a wave of some 5, the fast field V of 0.3, so that the root mean square over all components is
 hardly that of U. What the observations of U say of V goes through covariances between the fields.
+
+It prints a table: the analysis RMSE of U and V of each method, its standard error, its spread, what was tuned and the
+seconds that the method took. The table, a page and its picture are kept in the folder --out. Training takes --minutes,
+and 0 leaves the network out. The ensemble takes some minutes, as its inflation is tuned on another record.
 """
 
 from __future__ import annotations
@@ -12,13 +16,14 @@ import math
 
 import xdan
 
-from common import arguments, compare, panels, save_pictures
+from common import arguments, compare, save_pictures
 
 METHODS = {
     "3D-Var, trained B": ("3d-var", {"background": "trained"}),
     "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
     "EnKF-N, 20 members": ("enkf-n", {"members": 20}),
 }
+SHOWN = ("EnKF-N, 20 members", "network")
 
 
 def main() -> None:
@@ -27,9 +32,11 @@ def main() -> None:
         xdan.TwoScaleLorenz96(), interval=0.05, observe={"U": xdan.Sites.all()}, error_std=math.sqrt(0.1)
     )
     network = xdan.ResidualCNN(space=experiment.dynamics.space, filters=32, blocks=4, kernel=3, memory=8)
-    runs = compare(experiment, METHODS, options, network, objective="mse", window=16, batch=32)
+    runs = compare(experiment, METHODS, options, network)
     test = runs.pop("truth")
-    pages = {f"A trajectory, {name}": panels(test, run) for name, run in runs.items()}
+    shown = [label for label in SHOWN if label in runs]
+    pages = {f"A trajectory, {label}": test.dan.hovmoller(runs[label], title=label) for label in shown}
+    pages["All methods"] = test.dan.rmse_in_time(runs, log=True)
     save_pictures(options.out / "two-scale", pages, title="Two-scale Lorenz-96")
 
 

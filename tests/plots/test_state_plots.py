@@ -43,6 +43,18 @@ def test_truth_and_analysis_share_one_scale_around_zero(twin, run):
     assert bounds["error"][1] < bounds["truth"][1]
 
 
+def test_a_truth_of_one_sign_is_drawn_between_its_ends(twin):
+    from bokeh.models import LinearColorMapper
+
+    ds = twin.assign(truth=abs(twin.truth) + 1.0)
+    low, high = float(ds.truth[0].min()), float(ds.truth[0].max())
+    bounds = []
+    for plot in panels(xdan.hovmoller(ds, runs_of(ds))):
+        (mapper,) = {m.id: m for m in plot.select({"type": LinearColorMapper})}.values()
+        bounds.append((mapper.low, mapper.high))
+    assert bounds.count((low, high)) == 2  # the error's is about zero
+
+
 def test_hovmoller_of_a_record_without_trajectories(twin, run):
     one = {"trajectory": 2}
     truth, _, _ = xdan.hovmoller(twin.isel(one, drop=True), run.isel(one, drop=True))
@@ -130,7 +142,7 @@ def test_maps_of_a_field_on_the_sphere(fields):
     drawn = panels(layout)
     assert {axes(plot) for plot in drawn} == {("longitude (degrees_east)", "latitude (degrees_north)")}
     assert [plot.title.text for plot in drawn] == [
-        f"depth: {name} at 0.1" for name in ("analysis of network", "error of network", "truth")
+        f"depth: {name} at time 0.1" for name in ("analysis of network", "error of network", "truth")
     ]  # fmt: skip
     for plot in drawn:  # a degree is as long along both axes
         lon, lat = np.ptp(ds.lon.values), np.ptp(ds.lat.values)

@@ -73,6 +73,7 @@ def rmse_in_time(
     labelled = read(dataset("ds", ds), needs_truth="a picture of the error", **words)
     xlabel = axis_label(labelled.observation[TIME])
     panels: dict[str, list[Any]] = {}
+    errors: dict[str, list[Any]] = {}
     for (name, run), colour in zip(runs.items(), cycle_colours(len(runs)), strict=True):
         scores = score(ds, run, dim=TRAJECTORY, **words)
         rmse = scores["rmse"].isel(cut).drop_vars(["crps_of", "field_units"], errors="ignore").load()
@@ -91,7 +92,11 @@ def rmse_in_time(
             title = f"analysis RMSE{field}, mean over trajectories"
             lines = _rmse_line(curve.assign_coords({TIME: when}), TIME, title=title, **options)
             panels[field] = [*panels.get(field, []), *lines]
-    overlays = [hv.Overlay(lines).opts(legend_position="right") for lines in panels.values()]
+            errors[field] = [*errors.get(field, []), curve.values]
+    overlays = []
+    for field, lines in panels.items():
+        yticks = {"yticks": _log_ticks(np.concatenate(errors[field]))} if log else {}
+        overlays.append(hv.Overlay(lines).opts(legend_position="right", **yticks))
     return overlays[0] if len(overlays) == 1 else hv.Layout(overlays).cols(1).opts(shared_axes=False)
 
 

@@ -240,10 +240,14 @@ def _picture(
     return draw(drawn, times, title)
 
 
-def _scales(values: xr.Dataset) -> dict[str, float]:
-    """Largest value of each panel's colours."""
-    bound = _largest(values["truth"], 1.0)
-    return {"truth": bound, "analysis": bound, "error": _largest(values["error"], 0.995)}
+def _colours(values: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Colours of each panel: about zero, or for a truth of one sign, from its least to its largest value."""
+    truth = values["truth"].values
+    finite = truth[np.isfinite(truth)]
+    state = _about_zero(values["truth"], 1.0)
+    if finite.size and np.ptp(finite) > 0 and (finite.min() > 0 or finite.max() < 0):
+        state = {"cmap": "viridis", "clim": (float(finite.min()), float(finite.max()))}
+    return {"truth": state, "analysis": state, "error": _about_zero(values["error"], 0.995)}
 
 
 def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
@@ -258,17 +262,16 @@ def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
         when, xticks = placed(values[TIME], "x")
         labels = {"xlabel": axis_label(values[TIME]), "ylabel": axis_label(values[dim])}
         column = []
-        for label, limit in _scales(values).items():
+        for label, colours in _colours(values).items():
             field = values[label].assign_coords({dim: heights, TIME: when}).drop_attrs()
             panel = field.rename(in_units(label, pair.part.units)).hvplot.quadmesh(
                 x=TIME,
                 y=dim,
-                cmap="RdBu_r",
-                clim=(-limit, limit),
                 title=pair.heading(label, title),
                 width=WIDTH if len(pairs) == 1 else int(0.7 * WIDTH),
                 height=HEIGHT,
                 rasterize=False,
+                **colours,
                 **labels,
                 **xticks,
                 **yticks,
@@ -289,26 +292,25 @@ def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
     for pair in pairs:
         (rows, columns), values = pair.part.dims, pair.at(times).isel({TIME: 0})
         time = values[TIME].values
-        when = f"{time:g}" if time.dtype.kind in "iuf" else str(time)[:16]
+        when = f"time {time:g}" if time.dtype.kind in "iuf" else str(time)[:16]
         heights, yticks = placed(values[rows], "y")
         widths, xticks = placed(values[columns], "x")
         reach = float(np.ptp(widths)), float(np.ptp(heights))
         scale = _SIDE / max(*reach, 1e-300)
         # Equal units along both axes; a strip stays wide enough to be seen.
         width, height = (max(_SIDE // 4, round(scale * one)) for one in reach)
-        for label, limit in _scales(values).items():
+        for label, colours in _colours(values).items():
             field = values[label].drop_vars(TIME).assign_coords({rows: heights, columns: widths}).drop_attrs()
             panel = field.rename(in_units(label, pair.part.units)).hvplot.quadmesh(
                 x=columns,
                 y=rows,
-                cmap="RdBu_r",
-                clim=(-limit, limit),
                 title=f"{pair.heading(label, title)} at {when}",
                 xlabel=axis_label(values[columns]),
                 ylabel=axis_label(values[rows]),
                 frame_width=width,
                 frame_height=height,
                 rasterize=False,
+                **colours,
                 **xticks,
                 **yticks,
             )
@@ -355,7 +357,8 @@ KINDS: dict[str, Callable[[list[FieldPair], slice, str], Any]] = {
 }
 
 
-def _largest(values: xr.DataArray, quantile: float) -> float:
-    """A quantile of the finite sizes, for a scale: 1 where there are none, or all are zero."""
+def _about_zero(values: xr.DataArray, quantile: float) -> dict[str, Any]:
+    """Colours from minus to plus a quantile of the finite sizes: 1 where there are none, or all are zero."""
     sizes = np.abs(values.values[np.isfinite(values.values)])
-    return (float(np.quantile(sizes, quantile)) if sizes.size else 0.0) or 1.0
+    bound = (float(np.quantile(sizes, quantile)) if sizes.size else 0.0) or 1.0
+    return {"cmap": "RdBu_r", "clim": (-bound, bound)}
