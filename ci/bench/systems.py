@@ -106,7 +106,7 @@ ROWS = [
     Row("two-scale", "3D-Var, trained B", "3d-var", {"background": "trained"}),
     Row("two-scale", "climatology", "climatology", {}, 0.93),
     Row("lorenz63", "EnKF-N, 3 members", "enkf-n", {"members": 3}, 0.60),
-    Row("lorenz63", "EnKF-N, 10 members (known: rotated)", "enkf-n", {"members": 10}, 0.54),
+    Row("lorenz63", "EnKF-N, 10 members, rotated", "enkf-n", {"members": 10, "rotate": True}, 0.54),
     Row(
         "lorenz63",
         "ETKF, 10 members, inflation 1.02, rotated",
