@@ -3,8 +3,8 @@
     python ci/bench/systems.py [--only WORD ...] [--cycles 300] [--trajectories 8] [--out systems]
 
 Each row is cycled once, `--cycles` cycles after its burn-in on each trajectory, and kept in a Zarr store: a second call
-computes what is missing. Known numbers are those of DAPPER 1.7 for the same set-ups (mods/KS, LorenzUV/wilks05,
-Lorenz63/sakov2012), of 10,000 cycles or so.
+computes what is missing. With `--minutes` networks are trained for as long each, and kept beside it. Known numbers are
+those of DAPPER 1.7 for the same set-ups (mods/KS, LorenzUV/wilks05, Lorenz63/sakov2012), of 10,000 cycles or so.
 """
 
 from __future__ import annotations
@@ -133,6 +133,39 @@ ROWS = [
 ]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A network for a system, and the RMSE that it should not exceed."""
+
+    system: str
+    title: str
+    network: xdan.ResidualCNN
+    most: float
+
+    def compute(self, folder: Path, minutes: float, cycles: int, trajectories: int) -> xr.Dataset:
+        """Train it for some minutes, unless it is there, and score it on the system's record."""
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', f'{self.system} {self.title}'.lower())}.zarr"
+        system, truth = SYSTEMS[self.system], record(self.system, cycles, trajectories)
+        if not path.exists():
+            experiment = xdan.TwinExperiment(system.dynamics, system.interval, error_std=math.sqrt(system.variance))
+            settings = {"objective": "mse", "window": 12, "batch": 24, "seed": 2, "validate_every": 100}
+            xdan.train(experiment, self.network, minutes=minutes, **settings).to_zarr(path)
+        net = xdan.open_network(path)
+        begin = time.perf_counter()
+        score = truth.dan.score(truth.dan.cycle(net, progress=False), burn_in=system.burn_in).compute()
+        length = f"{net.description['training']['minutes']:g} minutes, {int(net.history.step[-1])} steps"
+        return score[["rmse", "rmse_standard_error", "diverged"]].assign_attrs(
+            seconds=time.perf_counter() - begin, cycles=int(score.attrs["cycles"]), tuned=length
+        )
+
+
+NETWORKS = [
+    Trained("ks", "network", xdan.ResidualCNN(filters=24, kernel=7, blocks=5), 0.14),
+    Trained("ks", "network with memory", xdan.ResidualCNN(filters=24, kernel=7, blocks=5, memory=8), 0.125),
+    Trained("lorenz63", "network with memory", xdan.ResidualCNN(filters=48, kernel=1, blocks=4, memory=12), 0.54),
+]
+
+
 @cache
 def record(system: str, cycles: int, trajectories: int) -> xr.Dataset:
     return SYSTEMS[system].record(cycles, trajectories)
@@ -191,12 +224,21 @@ def kept(store: Path, name: str, make: Any, **settings: Any) -> xr.Dataset:
     return result
 
 
+def line(system: str, title: str, known: str, result: xr.Dataset) -> str:
+    """A row of the table."""
+    score = f"{float(result.rmse):.4f} +- {float(result.rmse_standard_error):.4f}"
+    score += f", {int(result.diverged)} lost" if int(result.diverged) else ""
+    cells = (SYSTEMS[system].title, title, known, score, f"{result.attrs['cycles']:,}", result.attrs["tuned"])
+    return f"| {' | '.join(cells)} | {result.attrs['seconds']:.0f} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="rows whose system or title contains one of these words")
     parser.add_argument("--cycles", type=int, default=300, help="after the burn-in, on each trajectory")
     parser.add_argument("--trajectories", type=int, default=8)
     parser.add_argument("--time", type=float, default=1000.0, help="model time of the exponents")
+    parser.add_argument("--minutes", type=float, default=0.0, help="that each network is trained for; 0 for none")
     parser.add_argument("--out", type=Path, default=Path("systems"))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -213,19 +255,17 @@ def main() -> None:
     lines += ["| system | method | known | RMSE | cycles | tuned to | seconds |", "|---|---|---|---|---|---|---|"]
     print("\n".join(lines[-2:]), flush=True)
     size = options.cycles, options.trajectories
+    total = options.cycles * options.trajectories
     for row in ROWS:
-        if not wanted(row.system, row.title):
-            continue
-        result = kept(
-            store, row.slug, lambda row=row: compute(row, *size), cycles=options.cycles * options.trajectories
-        )
-        score = f"{float(result.rmse):.4f} +- {float(result.rmse_standard_error):.4f}"
-        score += f", {int(result.diverged)} lost" if int(result.diverged) else ""
-        lines.append(
-            f"| {SYSTEMS[row.system].title} | {row.title} | {'' if row.known is None else row.known} | {score} "
-            f"| {result.attrs['cycles']:,} | {result.attrs['tuned']} | {result.attrs['seconds']:.0f} |"
-        )
-        print(lines[-1], flush=True)
+        if wanted(row.system, row.title):
+            result = kept(store, row.slug, lambda row=row: compute(row, *size), cycles=total)
+            lines.append(line(row.system, row.title, "" if row.known is None else f"{row.known:g}", result))
+            print(lines[-1], flush=True)
+    for one in NETWORKS if options.minutes else []:
+        if wanted(one.system, one.title):
+            result = one.compute(options.out, options.minutes, *size)
+            lines.append(line(one.system, one.title, f"at most {one.most:g}", result))
+            print(lines[-1], flush=True)
     (options.out / "systems.md").write_text("\n".join(lines) + "\n")
     print(f"\nseed {SEED}; in {options.out}")
 
