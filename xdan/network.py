@@ -155,13 +155,14 @@ class Network:
         ValueError
             If the state's dims or fields are not those it was trained on.
         """
+        differ = dynamics.dims != self.state_dims
         several = STATE in (*dynamics.dims, *self.state_dims)
-        if several and self.space is None:
+        if differ and several and self.space is None:
             raise ValueError(
-                f"the network works on one field with the dims {self.state_dims}, the record's state has the fields "
-                f"{dynamics.space.names}: expected a record of one field; or train a network on this record"
+                f"the network works on states with the dims {self.state_dims}, the record's state has the fields "
+                f"{dynamics.space.names}: expected such states; or train a network on this record"
             )
-        if dynamics.dims != self.state_dims and not several:
+        if differ and not several:
             raise ValueError(
                 f"the network works on states with dims {self.state_dims}, the record's state has "
                 f"{dynamics.dims}: rename the record's dims, or train a network on this record"
