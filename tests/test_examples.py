@@ -29,6 +29,11 @@ def test_runs_to_its_page(name, methods, model, options, tmp_path, monkeypatch):
     monkeypatch.setattr(getattr(xdan, model, None) or getattr(example, model), "spin_up_time", 3.0)
     monkeypatch.setattr("xdan.training.twin_source.VALIDATION_CYCLES", 60)
     monkeypatch.setattr("xdan.training.twin_source.VALIDATION_LANES", 4)
+    # What is tuned or trained in earnest has tests of its own.
+    quick = {"inflation": 1.05, "background": "climatology", "scale": 0.2}
+    for label, (method, parameters) in example.METHODS.items():
+        changed = {key: quick[key] for key in (*parameters, *(["scale"] if method == "3d-var" else [])) if key in quick}
+        monkeypatch.setitem(example.METHODS, label, (method, {**parameters, **changed}))
     monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
     monkeypatch.setattr(sys, "argv", [name, *SMALL, *options, "--out", str(tmp_path / "out")])
     example.main()
