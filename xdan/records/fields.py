@@ -343,8 +343,11 @@ def pack(variables: Mapping[str, xr.DataArray], model: Dynamics, name: str) -> x
     for field, part in by_name.items():
         size = part.place.stop - part.place.start
         if field not in variables:
-            blank = da.full((*shape, size), np.nan, dtype=dtype, chunks=(*leading, size)) if lazy else None
-            arrays.append(np.full((*shape, size), np.nan, dtype) if blank is None else blank)
+            whole = (*shape, size)
+            if lazy:
+                arrays.append(da.full(whole, np.nan, dtype=dtype, chunks=(*leading, size)))
+            else:
+                arrays.append(np.full(whole, np.nan, dtype))
             continue
         variable = variables[field].transpose(*lead, *part.dims)
         sizes: dict[Any, Any] = dict(zip(lead, leading, strict=True)) | dict.fromkeys(part.dims, -1)

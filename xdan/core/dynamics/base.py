@@ -12,11 +12,14 @@ from ..random import Purpose
 from ..registry import constructor_parameters, constructor_values
 from ..spaces import Coordinate, StateSpace
 from ..tangent import push_forward
-from . import declared_space, model_time, spin_up, trials
 from .clock import InTime
+from .declared_space import DefaultSpace, OfSpace, stated_space
 from .given_climate import GivenClimate
 from .guards import FOLLOWS, guard_methods
+from .model_time import TimeUnit, spin_up_steps, steps_in, with_time_unit
+from .spin_up import DefaultSpinUp, climatology, try_start
 from .stepping import runge_kutta_4, takes_time
+from .trials import fingerprint, start_states, try_out
 
 
 class Dynamics(InTime):
@@ -85,13 +88,13 @@ class Dynamics(InTime):
     """
 
     name: ClassVar[str] = "unnamed"
-    space: StateSpace = declared_space.DefaultSpace()  # type: ignore[assignment]
-    dims: tuple[str, ...] = declared_space.OfSpace()  # type: ignore[assignment]
-    coordinates: dict[str, Coordinate] = declared_space.OfSpace()  # type: ignore[assignment]
-    units: str = declared_space.OfSpace()  # type: ignore[assignment]
+    space: StateSpace = DefaultSpace()  # type: ignore[assignment]
+    dims: tuple[str, ...] = OfSpace()  # type: ignore[assignment]
+    coordinates: dict[str, Coordinate] = OfSpace()  # type: ignore[assignment]
+    units: str = OfSpace()  # type: ignore[assignment]
     timestep: float
-    spin_up_time: float = spin_up.DefaultSpinUp()  # type: ignore[assignment]
-    time_unit = model_time.TimeUnit()
+    spin_up_time: float = DefaultSpinUp()  # type: ignore[assignment]
+    time_unit = TimeUnit()
     has_derivatives: ClassVar[bool] = True
     given_climate: GivenClimate | None = None
     _vetted: bool = False
@@ -112,6 +115,8 @@ class Dynamics(InTime):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one state."""
+        if (space := stated_space(self)) is not None:
+            return space.shape
         return tuple(len(self.coordinates[dim].values) for dim in self.dims)
 
     @property
@@ -132,7 +137,7 @@ class Dynamics(InTime):
         """
         values = constructor_values(self, without=("time_unit",))
         takes_unit = "time_unit" in constructor_parameters(type(self))
-        return model_time.with_time_unit(values, self.time_unit if takes_unit else None)
+        return with_time_unit(values, self.time_unit if takes_unit else None)
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of states of shape (B, *shape).
@@ -240,7 +245,7 @@ class Dynamics(InTime):
         TypeError
             If it is no number.
         """
-        return model_time.steps_in(interval, self.timestep, self.label)
+        return steps_in(interval, self.timestep, self.label)
 
     def spin_up_steps(self) -> int:
         """Number of steps in the spin-up.
@@ -250,7 +255,7 @@ class Dynamics(InTime):
         ValueError
             If `spin_up_time` is negative, not finite, or more than a million steps.
         """
-        return model_time.spin_up_steps(self.spin_up_time, self.timestep)
+        return spin_up_steps(self.spin_up_time, self.timestep)
 
     def climatology(
         self,
@@ -289,7 +294,7 @@ class Dynamics(InTime):
             Where the states hardly move in the spin-up.
         """
         like = torch.zeros((), dtype=torch.float32) if like is None else like
-        return spin_up.climatology(self, labels, seed, members, purpose, like)
+        return climatology(self, labels, seed, members, purpose, like)
 
     def with_climatology(self, states: Any) -> Self:
         """Return a copy whose climatology is a sample of states, for a model that does not spin up from noise.
@@ -354,7 +359,7 @@ class Dynamics(InTime):
         ValueError
             If the state is not finite after it.
         """
-        spin_up.try_start(self, label, seed, like)
+        try_start(self, label, seed, like)
 
     def start_states(self) -> Tensor:
         """Two states that spin-ups begin from, the same at every call, to try functions of the state at.
@@ -367,7 +372,7 @@ class Dynamics(InTime):
             In double precision, or in single precision where `rest` takes no other.
         """
         self.vet()
-        return trials.start_states(self)
+        return start_states(self)
 
     def fingerprint(self) -> Tensor:
         """One step from fixed states, rounded: it differs between dynamics that share a name and a description.
@@ -386,7 +391,7 @@ class Dynamics(InTime):
             If neither step is finite, or the dynamics is refused by `vet`.
         """
         self.vet()
-        return trials.fingerprint(self)
+        return fingerprint(self)
 
     def vet(self) -> None:
         """Try a user's methods at two states, once for each object; the classes of xdan are not tried.
@@ -403,7 +408,7 @@ class Dynamics(InTime):
             return
         object.__setattr__(self, "_vetted", True)  # before the trial, which comes back here; classes may be frozen
         try:
-            trials.try_out(self)
+            try_out(self)
         except BaseException:
             object.__setattr__(self, "_vetted", False)
             raise

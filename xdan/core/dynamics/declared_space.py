@@ -16,9 +16,9 @@ class DefaultSpace:
         if dynamics is None:
             return self
         dims, coordinates = _declared(dynamics, "dims"), _declared(dynamics, "coordinates")
-        units = "1" if isinstance(_class_value(dynamics, "units"), OfSpace) else _class_value(dynamics, "units")
+        units = _declared(dynamics, "units")
         grid = Unstated({dim: coordinates[dim] for dim in dims})
-        return StateSpace(Field(UNNAMED, grid, vars(dynamics).get("units", units)))
+        return StateSpace(Field(UNNAMED, grid, "1" if units is None else units))
 
 
 class OfSpace:
@@ -30,16 +30,23 @@ class OfSpace:
     def __get__(self, dynamics: Any, owner: type | None = None) -> Any:
         if dynamics is None:
             return self
-        if isinstance(space := _declared(dynamics, "space"), StateSpace):
+        if (space := stated_space(dynamics)) is not None:
             return getattr(space, self.name)
         if self.name == "units":
             return "1"
         raise AttributeError(self.name)
 
 
+def stated_space(dynamics: Any) -> StateSpace | None:
+    """The space that a model declares; None where it sets dims and coordinates instead."""
+    space = _declared(dynamics, "space")
+    return space if isinstance(space, StateSpace) else None
+
+
 def _declared(dynamics: Any, name: str) -> Any:
     """What the object or its class sets, None where that is a default of this module."""
-    value = vars(dynamics).get(name, _class_value(dynamics, name))
+    inside = vars(dynamics)
+    value = inside[name] if name in inside else _class_value(dynamics, name)
     return None if isinstance(value, (DefaultSpace, OfSpace)) else value
 
 

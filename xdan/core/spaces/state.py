@@ -124,6 +124,12 @@ class StateSpace:
         N, of the flat vector.
     slices : dict of str to slice
         Where each field lies in it.
+    dims : tuple of str
+        Of a state as methods' callers hold it: those of the one field, or `state`.
+    shape : tuple of int
+        Lengths of `dims`.
+    units : str
+        Units that all fields have; "1" where they differ.
 
     Raises
     ------
@@ -159,6 +165,10 @@ class StateSpace:
         if start > MOST_COMPONENTS:
             raise ValueError(f"the fields {names} have {start} components: expected at most {MOST_COMPONENTS}")
         self.size = start
+        alone, units = self.single, {field.units for field in self.fields}
+        self.dims: tuple[str, ...] = (STATE,) if alone is None else alone.geometry.dims
+        self.shape: tuple[int, ...] = (start,) if alone is None else alone.geometry.shape
+        self.units = units.pop() if len(units) == 1 else "1"
 
     def __iter__(self) -> Iterator[Field]:
         return iter(self.fields)
@@ -199,27 +209,11 @@ class StateSpace:
         return alone is not None and alone.geometry.is_ring and not alone.conserved and not self.inputs
 
     @property
-    def dims(self) -> tuple[str, ...]:
-        """Dims of a state as methods' callers hold it: those of the one field, or `state`."""
-        return self.fields[0].geometry.dims if self.single else (STATE,)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of `dims`."""
-        return self.fields[0].geometry.shape if self.single else (self.size,)
-
-    @property
     def coordinates(self) -> dict[str, Coordinate]:
         """Coordinates of `dims`."""
         if self.single:
             return self.fields[0].geometry.coordinates
         return {STATE: Coordinate(tuple(range(self.size)), {"long_name": "component of the state", "units": "1"})}
-
-    @property
-    def units(self) -> str:
-        """Units that all fields have; "1" where they differ."""
-        units = {field.units for field in self.fields}
-        return units.pop() if len(units) == 1 else "1"
 
     def pack(self, fields: Mapping[str, Tensor]) -> Tensor:
         """Make the flat vector of all fields.
