@@ -96,6 +96,22 @@ class Operator(ABC):
         """H of a batch whose rows are repeated, each `count` times side by side; itself where rows have one H."""
         return self
 
+    @property
+    def times(self) -> int | None:
+        """How many times it holds H of; None where H stays."""
+        return None
+
+    def kept(self, like: Tensor) -> list[Tensor]:
+        """What differs in time of H, for observations (B, P) of one time: columns (B, P, k), of which `before` makes H.
+
+        None of it where H stays.
+        """
+        return []
+
+    def before(self, kept: Tensor) -> Operator:
+        """H of the time that `kept` was called at, of its columns side by side; itself where H stays."""
+        return self
+
     def identity(self, states: Tensor) -> list[Tensor]:
         """Tensors by which the operator is known from others: here what it makes of some states (S, N)."""
         return [self(states)]

@@ -198,11 +198,27 @@ class InterpolationOperator(Operator, pure=True):
         """As `Operator.repeat`."""
         if self.indices.ndim == 2:
             return self
-        repeated = InterpolationOperator(
-            self.indices.repeat_interleave(count, 0), self.weights.repeat_interleave(count, 0)
-        )
-        repeated.moves = False
-        return repeated
+        return self._of_rows(self.indices.repeat_interleave(count, 0), self.weights.repeat_interleave(count, 0))
+
+    @property
+    def times(self) -> int | None:
+        """Times of positions that move."""
+        return len(self.indices) if self.moves else None
+
+    def kept(self, like: Tensor) -> list[Tensor]:
+        """Indices and weights, as `Operator.kept`."""
+        return [part.to(like).expand(*like.shape, -1) for part in (self.indices, self.weights)]
+
+    def before(self, kept: Tensor) -> InterpolationOperator:
+        """As `Operator.before`."""
+        indices, weights = kept.chunk(2, -1)
+        return self._of_rows(indices.round().long(), weights)
+
+    def _of_rows(self, indices: Tensor, weights: Tensor) -> InterpolationOperator:
+        """H of a batch with an H for each row."""
+        rows = InterpolationOperator(indices, weights)
+        rows.moves = False
+        return rows
 
     def __call__(self, x: Tensor) -> Tensor:
         """H x, of x (..., N); (..., K, N) where positions move; (B, ..., N) of a batch with an H for each row."""

@@ -183,11 +183,9 @@ class ObservingSystem:
         columns = []
         if self.std is not None:
             columns.append(self.std.to(like).expand(like.shape)[..., None])
-        if isinstance(self.operator, InterpolationOperator):
-            columns += [
-                part.to(like).expand(*like.shape, -1) for part in (self.operator.indices, self.operator.weights)
-            ]
-        return torch.cat(columns, -1)
+        if self.operator is not None:
+            columns += self.operator.kept(like)
+        return torch.cat(columns, -1) if columns else None
 
     def kept_before(self, kept: Tensor | None) -> ObservingSystem:
         """H and R of the time that `kept` was called at; a deviation of zero, of no time yet, counts as 1."""
@@ -196,10 +194,8 @@ class ObservingSystem:
         before, count = copy.copy(self), 0
         if self.std is not None:
             before.std, count = torch.where(kept[..., 0] > 0, kept[..., 0], 1.0), 1
-        if isinstance(self.operator, InterpolationOperator):
-            indices, weights = kept[..., count:].chunk(2, -1)
-            before.operator = InterpolationOperator(indices.round().long(), weights)
-            before.operator.moves = False
+        if self.operator is not None:
+            before.operator = self.operator.before(kept[..., count:])
         return before
 
     def observe(self, x: Tensor) -> Tensor:
@@ -334,8 +330,8 @@ class ObservingSystem:
     def telling_times(self) -> list[int]:
         """Positions of times that stand for all: those at which R differs, and some of an H that moves."""
         times: list[int] = [0]
-        if isinstance(self.operator, InterpolationOperator) and self.operator.moves:
-            times = torch.linspace(0, len(self.operator.indices) - 1, _TIMES).round().long().tolist()
+        if self.operator is not None and self.operator.times is not None:
+            times = torch.linspace(0, self.operator.times - 1, _TIMES).round().long().tolist()
         if self.error_in_time and self.std is not None:
             _, which = self.std.unique(dim=0, return_inverse=True)
             first = torch.full((int(which.max()) + 1,), len(which), device=which.device)

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import real
+from .axis import Axis
 from .base import Geometry, between, register_geometry
-from .coordinates import Coordinate, order_of, positions_along, word
+from .coordinates import order_of
 
 _ROUNDING = 1e-9  # of the length: a place so far beyond a wall lies at it
 
 
 @register_geometry
-class Interval(Geometry):
+class Interval(Axis):
     """Points between two walls, each in the middle of its cell.
 
     Parameters
@@ -56,33 +55,22 @@ class Interval(Geometry):
         units: str = "1",
         long_name: str = "place between the walls",
     ) -> None:
-        self.points, values = positions_along("points", points)
-        if values is not None and length is not None:
+        super().__init__(points, length, dim, units, long_name)
+        if self.length is not None and not isinstance(self.points, int):
             raise ValueError("points= holds positions, and length= is given: expected one of them")
-        self.length = None if length is None else real("length", length, above=0.0)
-        self.dim, self.units, self.long_name = word("dim", dim), word("units", units), word("long_name", long_name)
-        if isinstance(self.points, int):
-            count, spacing = self.points, 1.0
-            if self.length is not None:
-                spacing = self.length / count
-            labels: Any = range(count) if self.length is None else ((np.arange(count) + 0.5) * spacing).tolist()
-        else:
-            labels = self.points
-        self.dims = (self.dim,)
-        attributes = {"axis": "X", "long_name": self.long_name, "units": self.units}
-        self.coordinates = {self.dim: Coordinate(tuple(labels), attributes)}
+
+    def _labels(self) -> Sequence[float]:
+        """In the middle of cells that fill the length, or at positions."""
+        labels = super()._labels()
+        if self.length is None or not isinstance(self.points, int):
+            return labels
+        return [(k + 0.5) * (self.length / self.points) for k in labels]
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Repeat the values at the walls; `Geometry.pad` has the shapes."""
         (width,), count = widths, x.shape[-1]
         index = torch.arange(-width, count + width, device=x.device).clamp(0, count - 1)
         return x.index_select(-1, index) if width else x
-
-    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
-        """Points of another interval at each of this one's, where their numbers divide; `Geometry.ratios`."""
-        if not isinstance(other, Interval) or other.size % self.size:
-            return None
-        return (other.size // self.size,)
 
     def weights(self) -> Tensor:
         """Length of each cell; the walls lie half a gap beyond the outer points."""
@@ -94,14 +82,6 @@ class Interval(Geometry):
         """Length from wall to wall."""
         edges = self._edges()
         return float(edges[-1] - edges[0])
-
-    def positions(self) -> Tensor:
-        """The coordinate."""
-        return self._axis()[:, None]
-
-    def distances(self, points: Tensor) -> Tensor:
-        """The way along the axis."""
-        return (points.to(torch.float64) - self._axis().to(points.device)[None]).abs()
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Linear between the points, and constant from the outer ones to the walls, as `pad` has it.

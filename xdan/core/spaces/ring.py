@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import real
+from .axis import Axis
 from .base import Geometry, around, between, register_geometry
-from .coordinates import Coordinate, order_of, positions_along, word
+from .coordinates import order_of
 
 
 @register_geometry
-class Ring(Geometry):
+class Ring(Axis):
     """Points on a periodic axis.
 
     Parameters
@@ -54,31 +53,25 @@ class Ring(Geometry):
         units: str = "1",
         long_name: str = "site on the ring",
     ) -> None:
-        self.points, values = positions_along("points", points)
-        count = self.points if isinstance(self.points, int) else len(self.points)
-        self.length = None if length is None else real("length", length, above=0.0)
-        self.dim, self.units, self.long_name = word("dim", dim), word("units", units), word("long_name", long_name)
-        if values is None:
-            labels: Any = range(count) if self.length is None else (np.arange(count) * (self.length / count)).tolist()
-        else:
-            labels = self._checked(values).tolist()
-        self.period = float(count) if self.length is None else self.length
-        self.dims = (self.dim,)
-        attributes = {"axis": "X", "long_name": self.long_name, "units": self.units}
-        self.coordinates = {self.dim: Coordinate(tuple(labels), attributes)}
+        super().__init__(points, length, dim, units, long_name)
+        self.period = float(self.size) if self.length is None else self.length
 
-    def _checked(self, values: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _labels(self) -> Sequence[float]:
+        """Evenly from 0 on around the length, or at positions that fit into it."""
+        labels = super()._labels()
+        if isinstance(self.points, int):
+            return labels if self.length is None else [k * (self.length / self.points) for k in labels]
         if self.length is None:
             raise ValueError(
                 "points= holds positions and there is no length=: expected the length of the ring, after which the "
                 "first point comes again"
             )
-        if values[-1] - values[0] >= self.length:
+        if labels[-1] - labels[0] >= self.length:
             raise ValueError(
-                f"points= reach from {values[0]:g} to {values[-1]:g} on a ring of length={self.length:g}: expected "
+                f"points= reach from {labels[0]:g} to {labels[-1]:g} on a ring of length={self.length:g}: expected "
                 "less than the length; is the first point repeated at the end?"
             )
-        return values
+        return labels
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
         """Go on around the ring, several times where the width wants it; `Geometry.pad` has the shapes."""
@@ -88,12 +81,6 @@ class Ring(Geometry):
     def is_ring(self) -> bool:
         """True."""
         return True
-
-    def ratios(self, other: Geometry) -> tuple[int, ...] | None:
-        """Points of another ring at each of this one's, where their numbers divide; `Geometry.ratios`."""
-        if not isinstance(other, Ring) or other.size % self.size:
-            return None
-        return (other.size // self.size,)
 
     @property
     def closed(self) -> tuple[bool, ...]:
@@ -110,13 +97,9 @@ class Ring(Geometry):
         """Length of the ring."""
         return self.period
 
-    def positions(self) -> Tensor:
-        """The coordinate."""
-        return self._axis()[:, None]
-
     def distances(self, points: Tensor) -> Tensor:
         """The shorter way around the ring."""
-        apart = (points.to(torch.float64) - self._axis().to(points.device)[None]).abs() % self.period
+        apart = super().distances(points) % self.period
         return torch.minimum(apart, self.period - apart)
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
