@@ -8,8 +8,9 @@ import xarray as xr
 import xdan
 from xdan.core.observing import FunctionOperator
 from xdan.core.twin import TwinExperiment
-from xdan.records.observing import identity, observing_system, operator_from
+from xdan.records.observing import identity, operator_from
 from xdan.records.record import read
+from xdan.records.twin_observing import observing_system
 
 RANDOM = np.random.default_rng(0)
 MATRIX = RANDOM.normal(size=(5, 8))

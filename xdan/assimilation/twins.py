@@ -20,7 +20,7 @@ from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
 from ..records.climatology import with_climatology
 from ..records.fields import Part, observed_parts, parts_of, split_tensor, state_coordinates, whole_of
-from ..records.observing import OF_FUNCTION, observing_system, position_coordinates
+from ..records.observing import OF_FUNCTION
 from ..records.schema import (
     ERROR,
     ERROR_COVARIANCE,
@@ -37,6 +37,7 @@ from ..records.schema import (
 )
 from ..records.store import sealed
 from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
+from ..records.twin_observing import observing_system, position_coordinates
 from ..records.watch import warn_of
 
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory

@@ -13,8 +13,9 @@ from ..core.dynamics import Dynamics, GivenClimate, dynamics_to_json
 from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.location import StoreLike
-from ..records.observing import identity, observing_system
+from ..records.observing import identity
 from ..records.store import digest
+from ..records.twin_observing import observing_system
 from .cube import SCORES
 
 if TYPE_CHECKING:

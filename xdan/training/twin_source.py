@@ -21,8 +21,8 @@ from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem, Operator
 from ..core.twin import TwinExperiment
 from ..records.observing import identity as observing_identity
-from ..records.observing import observing_system
 from ..records.store import digest
+from ..records.twin_observing import observing_system
 from ..records.watch import warn_of
 from .data import VALIDATION_CYCLES, VALIDATION_LANES, TrainingData, TrainingSource, climate_moments, describe_setting
 
