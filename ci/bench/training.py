@@ -69,23 +69,24 @@ def rk4(x: Tensor, h: float = 0.05) -> Tensor:
     return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
 
 
-def plain_step(network: ResidualCNN, batch: int) -> Callable[[], None]:
-    """One gradient step of the plain loop, as a function."""
-    net = PlainCNN(network)
+def plain_step(network: ResidualCNN, batch: int, device: str = "cpu", bfloat16: bool = False) -> Callable[[], None]:
+    """One gradient step of the plain loop, as a function; the network's products in bfloat16 on request."""
+    net = PlainCNN(network).to(device)
     matrices = {id(layer.weight): layer.weight for layer in net.layers[:-1]}
     adam = torch.optim.Adam([p for p in net.parameters() if id(p) not in matrices], lr=2e-3)
     # torch's Muon takes matrices only.
     flat = [nn.Parameter(w.detach().flatten(1)) for w in matrices.values()]
     muon = torch.optim.Muon(flat, lr=0.01, weight_decay=0.0)
-    truth = xdan.Lorenz96().climatology(torch.arange(batch), 0)[:, 0]
+    truth = xdan.Lorenz96().climatology(torch.arange(batch), 0)[:, 0].to(device)
     state = {"truth": truth, "x": truth + torch.randn_like(truth), "m": truth.new_zeros(batch, net.memory, 40)}
 
     def step() -> None:
         truth, x, memory = state["truth"], state["x"], state["m"]
-        loss = torch.zeros(())
+        loss = truth.new_zeros(())
         for _ in range(WINDOW):
             observation = truth + torch.randn_like(truth)
-            x, memory = net(x, observation - x, memory)
+            with torch.autocast(truth.device.type, torch.bfloat16, enabled=bfloat16):
+                x, memory = net(x, observation - x, memory)
             loss = loss + ((x - truth) ** 2).mean(-1).sqrt().mean()
             with torch.no_grad():
                 truth = rk4(truth)
@@ -105,9 +106,12 @@ def plain_step(network: ResidualCNN, batch: int) -> Callable[[], None]:
     return step
 
 
-def our_step(network: ResidualCNN, batch: int, processes: int) -> tuple[Callable[[], None], Trainer]:
+def our_step(
+    network: ResidualCNN, batch: int, processes: int = 1, device: str = "cpu"
+) -> tuple[Callable[[], None], Trainer]:
     """One gradient step of the trainer, its batch shared between processes; and the trainer, to be closed."""
-    model, observing = xdan.Lorenz96(), ObservingSystem(torch.tensor(1.0))
+    model, observing = xdan.Lorenz96(), ObservingSystem(torch.tensor(1.0, device=device))
+    network = network.to(device)
     network.normalise(2.3, 3.6, 1.0)
     source = EndlessTwin(
         model,
@@ -118,7 +122,7 @@ def our_step(network: ResidualCNN, batch: int, processes: int) -> tuple[Callable
         batch=batch,
         cycles=WINDOW,
         seed=0,
-        like=torch.zeros(()),
+        like=torch.zeros((), device=device),
     )
     trainer = Trainer(network, model, observing, objective_by_name("rmse"), Optimiser(), processes)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.learning import objective_by_name
@@ -37,7 +38,7 @@ def twin(dynamics, batch: int = 7) -> EndlessTwin:
 
 
 def assert_same(found, expected):
-    assert found.loss == pytest.approx(expected.loss, rel=1e-13)
+    assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-13)
     for gradient, other in zip(found.gradients, expected.gradients, strict=True):
         assert_close(gradient, other, rtol=1e-11, atol=1e-15)
     assert torch.equal(found.lost, expected.lost)
@@ -138,6 +139,47 @@ def test_units_change_no_gradient(objective, power, unit):
     net = network()
     net.normalise(2.3 * unit, 3.6 * unit, unit)
     found = OneProcess(net, scaled, ObservingSystem(std=unit * ERROR.std), objective_by_name(objective))(other, None)
-    assert found.loss == pytest.approx(unit**power * expected.loss, rel=1e-6)
+    assert float(found.loss) == pytest.approx(unit**power * float(expected.loss), rel=1e-6)
     for a, b in zip(found.gradients, expected.gradients, strict=True):
         assert_close(a, unit**power * b, rtol=1e-5, atol=1e-7 * float(unit**power))
+
+
+class NothingIsReadBack(TorchDispatchMode):
+    """Refuses what would wait for a GPU: a number or a shape that depends on values."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert not any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["rmse", "mse", "forecast"])
+@pytest.mark.parametrize("memory", [0, 2])
+def test_a_gradient_can_be_recorded_as_a_cuda_graph(name, memory, monkeypatch):
+    """Recording fails where anything reads a number back; so does the plain pass wait, in vain."""
+    monkeypatch.setattr("xdan.core.learning.rollout._may_hold_any", lambda lost: True)  # as on a GPU
+    torch.manual_seed(0)
+    net = ResidualCNN(filters=4, blocks=2, kernel=3, memory=memory).double()
+    net.normalise(2.3, 3.6, 1.0)
+    source = twin(Lorenz96(12))
+    gradient = OneProcess(net, source.dynamics, source.observing, objective_by_name(name))
+    first = gradient(source.window(0), None)
+    window = source.window(1)
+    plain = gradient(window, first.state)
+    with NothingIsReadBack():
+        watched = gradient(window, first.state)
+    assert_same(watched, plain)
+    with pytest.raises(AssertionError), NothingIsReadBack():
+        float(watched.loss)
+
+
+def test_a_restart_that_is_not_asked_for_changes_nothing(monkeypatch):
+    net, source = network(), twin(Lorenz96(12))
+    gradient = OneProcess(net, source.dynamics, source.observing, objective_by_name("rmse"))
+    state = gradient(source.window(0), None).state
+    state["x"][2] += 100.0  # one that is lost
+    window = source.window(1)
+    asked = gradient(window, state)
+    assert asked.lost.any()
+    assert not asked.lost.all()
+    monkeypatch.setattr("xdan.core.learning.rollout._may_hold_any", lambda lost: True)
+    assert_same(gradient(window, state), asked)

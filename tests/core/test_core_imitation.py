@@ -119,7 +119,7 @@ def test_processes_share_what_one_computes():
         other = many(window, None)
     finally:
         many.close()
-    assert other.loss == pytest.approx(one.loss, rel=1e-12)
+    assert float(other.loss) == pytest.approx(float(one.loss), rel=1e-12)
     for a, b in zip(one.gradients, other.gradients, strict=True):
         assert_close(a, b, rtol=1e-9, atol=1e-12)
     assert_close(other.state["memory"], one.state["memory"])

@@ -583,7 +583,7 @@ def test_processes_that_share_a_batch_share_its_times():
         both = several(window, state)
     finally:
         several.close()
-    assert both.loss == pytest.approx(one.loss, rel=1e-5)
+    assert float(both.loss) == pytest.approx(float(one.loss), rel=1e-5)
     for mine, theirs in zip(one.gradients, both.gradients, strict=True):
         assert_close(mine, theirs, rtol=1e-3, atol=1e-6)
 

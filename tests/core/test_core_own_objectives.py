@@ -179,7 +179,7 @@ def test_helpers_get_the_object_of_a_class_that_they_do_not_know():
         two = shards(seen, None)
     finally:
         shards.close()
-    assert two.loss == pytest.approx(one.loss, rel=1e-5)
+    assert float(two.loss) == pytest.approx(float(one.loss), rel=1e-5)
     for a, b in zip(one.gradients, two.gradients, strict=True):
         assert_close(a, b, rtol=1e-4, atol=1e-5)
 

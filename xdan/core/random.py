@@ -14,7 +14,7 @@ from .checks import integer, shown
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_BLOCK = 1 << 15  # counters per pass: the working set stays in the cache
+_BLOCK = 1 << 15  # counters per pass on a CPU: the working set stays in the cache
 
 
 class Purpose(IntEnum):
@@ -122,7 +122,8 @@ def uniform(seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size:
     )
     counter = torch.stack([label.expand(shape).reshape(-1) for label in labels])
     key = (seed, int(purpose))
-    parts = [philox(counter[:, i : i + _BLOCK], key) for i in range(0, counter.shape[1], _BLOCK)]
+    block = _BLOCK if counter.device.type == "cpu" else max(1, counter.shape[1])
+    parts = [philox(counter[:, i : i + block], key) for i in range(0, counter.shape[1], block)]
     bits = torch.cat(parts, 1) if parts else counter
     number = (bits.to(torch.float64) + 0.5) / 2.0**32
     return number.movedim(0, -1).reshape(len(trajectory), len(time), 4 * words)[..., :size]

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Unpack
 
 import torch
@@ -15,6 +15,7 @@ from tqdm.dask import TqdmCallback
 
 from ..core.dynamics import Dynamics
 from ..core.learning import Objective, Optimiser
+from ..core.learning.ahead import ReadAhead
 from ..core.learning.trainer import Trainer
 from ..core.networks import AnalysisNetwork, registered_name
 from ..core.progress import showing_bars
@@ -174,6 +175,8 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
     with showing_bars(bars), reading:
         planned = plan(arguments, device)
         data = planned.source.data(planned.network, device)
+    if torch.device(device).type == "cuda":
+        data = replace(data, windows=ReadAhead(data.windows))
     with closing(data.windows):
         module = planned.module(data).to(device)
         budget = _budget(arguments, data)

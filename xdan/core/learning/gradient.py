@@ -12,6 +12,8 @@ import os
 import signal
 import threading
 import time
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,6 +21,7 @@ import cloudpickle
 import loky
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, State
@@ -27,6 +30,7 @@ from ..observing import ObservingSystem, Operator
 from .objectives import Objective, WindowGradient
 from .rollout import Window
 
+_WARM_UPS = 3  # passes before a recording, as torch advises
 _TENSORS = ("truth", "observation", "forecast", "covariance", "clock")  # of a window, trajectories first
 
 
@@ -65,6 +69,96 @@ class OneProcess:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+
+class CudaGraph(OneProcess):
+    """The gradient on a GPU, recorded once as a CUDA graph and replayed.
+
+    A window of a small network is some thousand small kernels, which take longer to launch than to run. Replayed, they
+    are launched together. Windows that start trajectories, and those of a model or an observing system that depends on
+    time, are computed as by `OneProcess`; so are all windows, with a warning, where something cannot be recorded: a
+    user's model or loss that reads a number back from the GPU, say.
+
+    A graph belongs to one shape of windows and to weights that change in place. What a call returns is good until the
+    next.
+
+    Parameters
+    ----------
+    network, dynamics, observing, objective
+        As for `OneProcess`.
+    """
+
+    def __init__(
+        self, network: AnalysisNetwork, dynamics: Dynamics, observing: ObservingSystem, objective: Objective
+    ) -> None:
+        super().__init__(network, dynamics, observing, objective)
+        self._key: Any = None
+        self._recording: _Recording | None = None
+        self._refused = not dynamics.autonomous or observing.in_time
+
+    def __call__(self, window: Window, state: State | None) -> WindowGradient:
+        """Replay; the first window of a shape is recorded."""
+        if state is None or self._refused:
+            return super().__call__(window, state)
+        key = (window.steps, _shapes(_tensors_of(window)), _shapes(state))
+        if key != self._key:
+            self._recording = None  # its memory is free for the next
+            try:
+                self._recording, self._key = _Recording(super().__call__, window, state), key
+            except RuntimeError as reason:
+                self._refused = True
+                torch.cuda.synchronize()
+                warnings.warn(
+                    "training goes on without a CUDA graph, several times slower, as the gradient of a window cannot "
+                    f"be recorded ({str(reason).splitlines()[0]}): expected a dynamics, an operator and a loss that "
+                    "read no number back from the GPU",
+                    stacklevel=2,
+                )
+                return super().__call__(window, state)
+        assert self._recording is not None
+        return self._recording.replay(window, state)
+
+    def close(self) -> None:
+        """Free the graph and its memory."""
+        self._recording = self._key = None
+
+
+class _Recording:
+    """A CUDA graph of the gradient of a window, with the tensors that it reads and writes."""
+
+    def __init__(self, gradient: Callable[[Window, State], WindowGradient], window: Window, state: State) -> None:
+        self._tensors = {name: value.clone() for name, value in _tensors_of(window).items()}
+        self._state = {name: value.clone() for name, value in state.items()}
+        still = replace(window, **self._tensors)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # what is made at the first call is made before the recording
+            for _ in range(_WARM_UPS):
+                gradient(still, self._state)
+        torch.cuda.current_stream().wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        # Another thread may make the next window meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._result = gradient(still, self._state)
+
+    def replay(self, window: Window, state: State) -> WindowGradient:
+        """The gradient of another window of the same shapes; the state at its end is a copy."""
+        for name, value in _tensors_of(window).items():
+            self._tensors[name].copy_(value)
+        for name, value in state.items():
+            self._state[name].copy_(value)
+        self._graph.replay()
+        end = {name: value.clone() for name, value in self._result.state.items()}
+        return replace(self._result, state=end)
+
+
+def _tensors_of(window: Window) -> dict[str, Any]:
+    """What a window has, by name."""
+    return {name: value for name in _TENSORS if (value := getattr(window, name)) is not None}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    return tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(tensors.items()))
 
 
 def check_travels(dynamics: Dynamics, operator: Operator | None, objective: Objective) -> None:
@@ -142,7 +236,7 @@ class SeveralProcesses:
             for weight, gradient in zip(weights[1:], rest, strict=True):
                 total.add_(gradient, alpha=weight)
         return WindowGradient(
-            sum(weight * share.loss for weight, share in zip(weights, shares, strict=True)),
+            sum(weight * float(share.loss) for weight, share in zip(weights, shares, strict=True)),
             gradients,
             torch.cat([share.square for share in shares]),
             torch.cat([share.lost for share in shares]),
@@ -201,7 +295,7 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
     window = Window(**tensors, steps=steps, start=start)
     share = _helper(window, None if state is None else _tensors(state))
     return (
-        share.loss,
+        float(share.loss),
         [gradient.numpy() for gradient in share.gradients],
         share.square.numpy(),
         share.lost.numpy(),
@@ -211,8 +305,7 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
 
 def _cut(window: Window, state: State | None, rows: slice) -> tuple[Window, State | None]:
     """A window, and the state it starts from, of some of the trajectories."""
-    tensors = {name: value for name in _TENSORS if (value := getattr(window, name)) is not None}
-    cut = replace(window, **{name: value[rows] for name, value in tensors.items()})
+    cut = replace(window, **{name: value[rows] for name, value in _tensors_of(window).items()})
     return cut, None if state is None else {name: value[rows] for name, value in state.items()}
 
 
@@ -220,7 +313,7 @@ def _pack(window: Window, state: State | None, rows: slice) -> tuple[Any, ...]:
     """Cut out some of the trajectories, as arrays that `_share` reads."""
     window, state = _cut(window, state, rows)
     start = None if state is None else {name: value.numpy() for name, value in state.items()}
-    arrays = {name: value.numpy() for name in _TENSORS if (value := getattr(window, name)) is not None}
+    arrays = {name: value.numpy() for name, value in _tensors_of(window).items()}
     return arrays, window.steps, window.start, start
 
 

@@ -59,7 +59,7 @@ class CovarianceImitation(Objective):
             loss = errors.mean()
             gradients = gradients_of(loss, network.parameters())
         errors = errors.detach()
-        return WindowGradient(float(loss.detach()), gradients, errors, torch.zeros_like(errors).bool(), end)
+        return WindowGradient(loss.detach(), gradients, errors, torch.zeros_like(errors).bool(), end)
 
 
 def covariance_errors(network: AnalysisNetwork, window: Window, state: State | None) -> tuple[Tensor, State]:
@@ -99,7 +99,7 @@ def covariance_errors(network: AnalysisNetwork, window: Window, state: State | N
     else:
         covariance = network.covariance(forecast.flatten(0, 1))[0].unflatten(0, forecast.shape[:2])
     target = window.covariance[:, first:]
-    unit = float(network.error_std) ** 2 if (scale := network.component_errors) is None else 1.0
+    unit = network.error_std.double() ** 2 if (scale := network.component_errors) is None else 1.0
     if scale is not None:
         covariance, target = (matrix / torch.outer(scale, scale) for matrix in (covariance, target))
     # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.

@@ -51,8 +51,8 @@ class WindowGradient:
 
     Attributes
     ----------
-    loss : float
-        Mean over trajectories and cycles.
+    loss : float or Tensor, shape ()
+        Mean over trajectories and cycles, detached.
     gradients : list of Tensor
         Of the mean, for every parameter in turn.
     square : Tensor, shape (B, T)
@@ -63,7 +63,7 @@ class WindowGradient:
         Analysis state at the window's end.
     """
 
-    loss: float
+    loss: float | Tensor
     gradients: list[Tensor]
     square: Tensor
     lost: Tensor
@@ -251,7 +251,8 @@ class Objective(ABC):
         size = math.prod(dynamics.shape) if self.needs_truth else window.observation.shape[-1]
         # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
         # Of several fields the loss is in units of each field's error.
-        unit = float(method.network.error_std) ** self.power if method.network.component_errors is None else 1.0
+        # A tensor: nothing here waits for the device, so that a GPU can replay the whole pass as one graph.
+        unit = method.network.error_std.double() ** (self.power if method.network.component_errors is None else 0)
         cap = _CAP * unit / (batch * cycles * math.sqrt(size))
         with torch.enable_grad():
             rollout = roll_out(method, dynamics, observing, window, state, cap, self.needs_divergence)
@@ -259,7 +260,7 @@ class Objective(ABC):
             gradients = gradients_of(loss, method.network.parameters())
         with torch.no_grad():
             square = self.square(rollout)
-        return WindowGradient(float(loss.detach()), gradients, square.detach(), rollout.lost, rollout.state)
+        return WindowGradient(loss.detach(), gradients, square.detach(), rollout.lost, rollout.state)
 
     def _losses(self, rollout: Rollout) -> Tensor:
         losses: Any = self.loss(rollout)

@@ -150,7 +150,7 @@ class CappedGradient(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cap: float, scale: Tensor | None = None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cap: Tensor | float, scale: Tensor | None = None) -> Tensor:
         """Pass x on."""
         ctx.cap, ctx.scale = cap, scale
         return x.view_as(x)
@@ -161,7 +161,7 @@ class CappedGradient(torch.autograd.Function):
         """Shorten the rows."""
         scaled = gradient if ctx.scale is None else gradient * ctx.scale
         norm = torch.linalg.vector_norm(scaled, dim=tuple(range(1, gradient.ndim)), keepdim=True)
-        factor = (ctx.cap / norm.clamp_min(1e-30)).clamp_max(1.0)
+        factor = (norm.clamp_min(1e-30).reciprocal() * ctx.cap).clamp_max(1.0)
         return torch.where(norm.isfinite(), gradient * factor, 0.0), None, None
 
 
@@ -171,7 +171,7 @@ def roll_out(
     observing: ObservingSystem,
     window: Window,
     state: State | None,
-    cap: float = math.inf,
+    cap: Tensor | float | None = None,
     divergence: bool = False,
 ) -> Rollout:
     """Forecasts and analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
@@ -189,9 +189,9 @@ def roll_out(
         With a teacher's forecasts no dynamics is run, and gradients pass from cycle to cycle through the memory alone.
     state : dict of Tensor, or None where the trajectories start
         Analysis that the previous window left.
-    cap : float
+    cap : Tensor of shape (), or float, optional
         Bound on the norm of the gradient by the state that a trajectory passes back from one cycle to the cycle before;
-        of several fields by the state in units of their observation errors.
+        of several fields by the state in units of their observation errors. No bound by default.
     divergence : bool
         Estimate the divergence too, by a second analysis of slightly other observations (Ramani et al., 2008,
         doi:10.1109/TIP.2008.2001404).
@@ -211,9 +211,9 @@ def roll_out(
             lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
             trace = observation.new_zeros(len(observation))
         else:
-            if math.isfinite(cap) and k > 0:
+            if cap is not None and k > 0:
                 # Memory is a number of order one: in units of the observation error, as the increments are.
-                unit = float(method.network.error_std) if scale is None else 1.0
+                unit = method.network.error_std.double() if scale is None else 1.0
                 state = {
                     name: CappedGradient.apply(v, cap, scale) if name == "x" else CappedGradient.apply(v, cap * unit)  # type: ignore[no-untyped-call]
                     for name, v in state.items()
@@ -231,7 +231,7 @@ def roll_out(
         row |= {"divergence": trace} if divergence else {}
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
-        if bool(lost.any()):
+        if _may_hold_any(lost):
             restarted = method.first(method.start_like(observation, shape), observation, observed, now)
             state = {
                 name: torch.where(lost.reshape(-1, *(1 for _ in value.shape[1:])), restarted[name], value)
@@ -242,6 +242,11 @@ def roll_out(
     end = {name: value.detach() for name, value in state.items()}
     kept = {"members": None, "divergence": None, **stacked, "state": end, "scale": scale}
     return Rollout(**kept, window=window, observing=observing)
+
+
+def _may_hold_any(lost: Tensor) -> bool:
+    """Whether any is lost; True on a GPU without asking it, as an answer would make its queue run empty."""
+    return lost.device.type != "cpu" or bool(lost.any())
 
 
 def _is_lost(

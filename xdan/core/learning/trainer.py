@@ -16,7 +16,7 @@ from ..dynamics import Dynamics
 from ..methods import DataAssimilationNetwork, Record, State, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
-from .gradient import Gradient, OneProcess, SeveralProcesses
+from .gradient import CudaGraph, Gradient, OneProcess, SeveralProcesses
 from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
 from .objectives import Objective
 from .rollout import Window
@@ -141,12 +141,13 @@ class Trainer:
     ) -> None:
         self.network, self.objective, self.clip = network, objective, optimiser.clip
         self.method = DataAssimilationNetwork.of(network)
-        self.gradient: Gradient = (
-            OneProcess(network, dynamics, observing, objective)
-            if processes == 1
-            else SeveralProcesses(network, dynamics, observing, objective, processes)
-        )
         self.parameters = list(network.parameters())
+        task = network, dynamics, observing, objective
+        self.gradient: Gradient
+        if processes > 1:
+            self.gradient = SeveralProcesses(*task, processes)
+        else:
+            self.gradient = (CudaGraph if self.parameters[0].is_cuda else OneProcess)(*task)
         hidden = network.hidden_matrices()
         chosen = {id(p) for p in hidden}
         rest = [p for p in self.parameters if id(p) not in chosen]
@@ -194,7 +195,7 @@ class Trainer:
         square = result.square[~result.lost]
         square = square[~square.isnan()]  # a time without observations has none
         rmse = float(square.mean().sqrt()) if len(square) else math.nan
-        return StepReport(result.loss, rmse, norm, int(result.lost.sum()))
+        return StepReport(float(result.loss), rmse, norm, int(result.lost.sum()))
 
     def _apply(self, gradients: Sequence[Tensor], norm: float, rate: float) -> None:
         """Step along clipped gradients whose norm together is `norm`, above zero."""
