@@ -68,6 +68,7 @@ def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace
     parser.add_argument("--burn-in", type=int, help="cycles that an ensemble needs to forget its start")
     parser.add_argument("--trajectories", type=int, default=16)
     parser.add_argument("--batch", type=int, default=32, help="windows of a training step")
+    parser.add_argument("--window", type=int, default=16, help="cycles of a window")
     parser.add_argument("--points", type=int, help="along each axis of a model that is written in the example")
     parser.add_argument("--archive", type=int, help="states that stand for the climatology; the model's own by default")
     parser.add_argument("--seed", type=int, default=1, help="of the test record; the network has another")
@@ -79,11 +80,11 @@ def arguments(doc: str | None, name: str, **defaults: Any) -> argparse.Namespace
 
 
 def compare(
-    experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any
+    experiment: xdan.TwinExperiment, methods: Methods, options: argparse.Namespace, network: Any, **training: Any
 ) -> dict[str, xr.Dataset]:
     """Cycle a test record by classical methods, and by a network that is trained before; print and keep a table.
 
-    Returns the test record, under "truth", and the runs.
+    `training` holds further settings of `xdan.train`. Returns the test record, under "truth", and the runs.
     """
     cycles = options.burn_in + options.cycles
     climatology = archive(experiment, options.archive, options.seed + 2) if options.archive else None
@@ -91,8 +92,8 @@ def compare(
     runs, rows = {"truth": test}, []
     net = None
     if options.steps or options.minutes > 0:
-        settings = {"objective": "mse", "window": 16, "batch": options.batch, "seed": options.seed + 1}
-        settings |= {"climatology": climatology}
+        settings = {"objective": "mse", "window": options.window, "batch": options.batch, "seed": options.seed + 1}
+        settings |= {"climatology": climatology, **training}
         settings |= {"steps": options.steps} if options.steps else {"minutes": options.minutes}
         net = trained(options.out / "network.zarr", experiment, network, **settings)
     for name, (method, parameters) in {**methods, "network": ("", {})}.items():

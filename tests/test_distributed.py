@@ -45,7 +45,7 @@ def client(cluster):
 def record(tmp_path_factory, model):
     """A store of many blocks."""
     path = tmp_path_factory.mktemp("record") / "record.zarr"
-    ds = xdan.twin(model, cycles=512, trajectories=32, seed=5, chunks={"trajectory": 4, "time": 16})
+    ds = xdan.twin(model, cycles=320, trajectories=32, seed=5, chunks={"trajectory": 4, "time": 16})
     ds.to_zarr(path, consolidated=False)
     return xr.open_zarr(path, consolidated=False)
 

@@ -127,11 +127,11 @@ def test_smoother_is_the_rauch_tung_striebel_one():
 
 def test_stochastic_enkf_converges_like_one_over_the_root_of_the_members():
     observing, _ = error_and_matrix("scalar")
-    record = record_of(linear(model()), observing, 30, lanes=8)
+    record = record_of(linear(model()), observing, 25, lanes=8)
     method = method_by_name("kalman").prepare(record)
     exact, _ = run(method, record)
     distance = []
-    for members in (50, 800):
+    for members in (25, 400):
         outputs, _ = run(method_by_name("enkf", members=members, inflation=1.0).prepare(record), record)
         distance.append(float((outputs["analysis"] - exact["analysis"])[:, 15:].square().mean().sqrt()))
     # Sixteen times the members: a quarter of the distance.
@@ -144,7 +144,7 @@ def test_particle_filters_converge_to_the_kalman_filter_with_model_noise(name):
     dynamics = CustomDynamics(step=lambda x: growth * x, state={"x": 1}, timestep=1.0, spin_up_time=0.0)
     observing = ObservingSystem(std=DOUBLE + sigma)
     record = record_of(dynamics, observing, 12, lanes=4)
-    method = method_by_name(name, members=20_000, noise=noise).prepare(record)
+    method = method_by_name(name, members=6_000, noise=noise).prepare(record)
     outputs, _ = run(method, record)
     mean, variance = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     for k in range(12):

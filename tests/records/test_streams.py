@@ -227,7 +227,7 @@ def main(kind, folder, kills):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-@pytest.mark.parametrize(("kind", "kills"), [("stream", 10), ("record", 10), ("endless", 2)])
+@pytest.mark.parametrize(("kind", "kills"), [("stream", 7), ("record", 7), ("endless", 2)])
 def test_killed_and_resumed_ends_the_same(kind, kills, tmp_path):
     answer = subprocess.run(
         [sys.executable, __file__, kind, str(tmp_path), str(kills)], capture_output=True, text=True, check=False

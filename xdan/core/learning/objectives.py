@@ -252,12 +252,13 @@ class Objective(ABC):
         # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
         # Of several fields the loss is in units of each field's error.
         # A tensor: nothing here waits for the device, so that a GPU can replay the whole pass as one graph.
-        unit = method.network.error_std.double() ** (self.power if method.network.component_errors is None else 0)
+        network = method.network
+        unit = network.error_std.double() ** self.power if network.component_errors is None else 1.0
         cap = _CAP * unit / (batch * cycles * math.sqrt(size))
         with torch.enable_grad():
             rollout = roll_out(method, dynamics, observing, window, state, cap, self.needs_divergence)
             loss = self._losses(rollout.since(1 if state is None and cycles > 1 else 0)).mean()
-            gradients = gradients_of(loss, method.network.parameters())
+            gradients = gradients_of(loss, network.parameters())
         with torch.no_grad():
             square = self.square(rollout)
         return WindowGradient(loss.detach(), gradients, square.detach(), rollout.lost, rollout.state)

@@ -110,7 +110,7 @@ class ThreeDVar(Method):
                 "expected a finite one"
             )
         scheme = copy.copy(self)
-        scheme.scale, scheme._candidates = "tune", {}
+        scheme.scale = "tune"
         for _ in track(range(_TRAINING_ROUNDS), f"training the background of {self.name}"):
             tuned, _ = search_grid(scheme, record)
             outputs, _ = run(tuned, record)
