@@ -57,22 +57,24 @@ class RollWaves(xdan.Dynamics, pure=True):
 
     def tendency(self, x: torch.Tensor) -> torch.Tensor:
         h, u = self.space.unpack(x).values()
+        film = h.clamp_min(0.2)  # what presses and drags, where an analysis takes more water than there is
         per_length, gravity = self.points / self.length, 1.0 / self.froude**2
-        both = torch.stack([h, u])
-        ring = torch.cat([both[..., -1:], both, both[..., :1]], -1)
-        (h_left, u_left), (h_right, u_right) = ring[..., :-1], ring[..., 1:]  # of each point and the next
-        depth, viscosity = 0.5 * (h_left + h_right), self.viscosity * per_length
+        all_three = torch.stack([h, u, film])
+        ring = torch.cat([all_three[..., -1:], all_three, all_three[..., :1]], -1)
+        (h_left, u_left, film_left), (h_right, u_right, film_right) = ring[..., :-1], ring[..., 1:]  # a point, the next
+        depth, viscosity = 0.5 * (film_left + film_right), self.viscosity * per_length
         volume = 0.5 * (h_left * u_left + h_right * u_right) - 0.3 * viscosity * (h_right - h_left)  # widens jumps
         energy = 0.25 * (u_left.square() + u_right.square()) + gravity * depth
         friction = viscosity * depth * (u_right - u_left)
         volume, energy, friction = (torch.stack([volume, energy, friction]) * per_length).diff(dim=-1)
-        return self.space.pack({"h": -volume, "u": gravity * (1.0 - u * u.abs() / h) - energy + friction / h})
+        return self.space.pack({"h": -volume, "u": gravity * (1.0 - u * u.abs() / film) - energy + friction / film})
 
 
+INFLATIONS = {"inflation": [1.0, 1.02, 1.05, 1.1]}
 METHODS = {
     "3D-Var, trained B": ("3d-var", {"background": "trained", "candidates": {"scale": [0.01, 0.03, 0.1, 0.3, 1.0]}}),
-    "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "rotate": True}),
-    "LETKF, 20 members": ("letkf", {"members": 20, "radius": 8.0, "inflation": "tune"}),
+    "ETKF, 20 members": ("etkf", {"members": 20, "inflation": "tune", "candidates": INFLATIONS, "rotate": True}),
+    "LETKF, 20 members": ("letkf", {"members": 20, "radius": 8.0, "inflation": "tune", "candidates": INFLATIONS}),
 }
 SHOWN = ("ETKF, 20 members", "network")
 

@@ -89,7 +89,18 @@ def test_loops_threads_and_chunks_change_nothing(record, states):
         np.testing.assert_allclose(run(record.chunk(chunks)), expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["4d-var", "eda", "extended-kalman", "kalman", "state-covariance"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "4d-var",
+        "eda",
+        "extended-kalman",
+        "kalman",
+        "second-order-kalman",
+        "iterated-kalman-smoother",
+        "state-covariance",
+    ],
+)
 def test_methods_that_differentiate_are_refused_before_a_step(record, name):
     calls = []
 

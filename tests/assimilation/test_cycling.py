@@ -493,6 +493,7 @@ GAPS = [
     ("eda", {"members": 3, "window": 2}),
     ("ienks", {"members": 6, "lag": 3, "inflation": 1.05}),
     ("letkf", {"members": 5}),
+    ("iterated-kalman-smoother", {"lag": 2, "c2": 4.0}),
 ]
 
 
@@ -502,7 +503,7 @@ def test_a_trajectory_starts_anew_after_a_gap(interrupted, name, settings):
     """From then on it is the run of a record that begins there, for methods without draws and spin-up."""
     run = interrupted.dan.baseline(name, **settings, restart_after=1.0)
     assert run.attrs["restart_after"] == 1.0
-    windowed = name in ("4d-var", "eda", "ienks")
+    windowed = name in ("4d-var", "eda", "ienks", "iterated-kalman-smoother")
     expected = np.zeros((3, 100), bool)
     expected[:, 40] = True
     expected[1, 90] = not windowed  # a window is shared by all trajectories: intervals alone count
@@ -510,7 +511,7 @@ def test_a_trajectory_starts_anew_after_a_gap(interrupted, name, settings):
     plain = interrupted.dan.baseline(name, **settings)
     np.testing.assert_array_equal(run.analysis[:, :40], plain.analysis[:, :40])
     assert "restarted" not in plain
-    if name in ("3d-var", "extended-kalman", "4d-var"):
+    if name in ("3d-var", "extended-kalman", "4d-var", "iterated-kalman-smoother"):
         anew = interrupted.isel(time=slice(40, 60)).dan.baseline(name, **settings)
         for variable in ("forecast", "analysis"):
             np.testing.assert_allclose(run[variable][:, 40:60], anew[variable], **CLOSE)

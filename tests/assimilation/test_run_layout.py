@@ -19,6 +19,8 @@ NAMES = [
     "eda",
     "particle",
     "extended-kalman",
+    "second-order-kalman",
+    "iterated-kalman-smoother",
 ]
 
 
@@ -28,6 +30,7 @@ def labelled(single):
 
 
 @pytest.mark.filterwarnings("ignore:tuning scale of '4d-var' chose:xdan.XdanWarning")
+@pytest.mark.filterwarnings("ignore:tuning c2 of:xdan.XdanWarning")  # records of 6 cycles
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_holds_what_its_layout_says(single, labelled, name):
     method = method_by_name(name)

@@ -298,6 +298,8 @@ DIFFERENTIABLE = {
     "optimal-interpolation": {},
     "optimal-particle": {"members": 4, "threshold": 0.0},
     "extended-kalman": {"inflation": 1.1},
+    "second-order-kalman": {"c2": 8.0},
+    "iterated-kalman-smoother": {"lag": 2, "c2": 8.0, "tolerance": 1e-12, "iterations": 40},
     "4d-var": {"window": 2, "scale": 0.1, "tolerance": 1e-12, "iterations": 60},
     "state-covariance": {"depth": 2, "inflation": 1.0},
 }
@@ -310,7 +312,7 @@ def test_gradient_through_a_cycle_is_the_finite_difference(name):
     _, begin = run(method, record)
 
     # What the analysis starts from: the state, but for a window's the state at its start.
-    source = "begin" if name.split()[0] in ("4d-var", "ienks") else "x"
+    source = "begin" if name.split()[0] in ("4d-var", "ienks", "iterated-kalman-smoother") else "x"
 
     def analysis(x: torch.Tensor, observation: torch.Tensor) -> torch.Tensor:
         state: State = {**begin, source: x}
@@ -677,6 +679,8 @@ def test_what_makes_a_method_is_not_a_parameter_of_it(name, parameter):
         ("4d-var", {"window": 2, "scale": 0.01, "solver": "l-bfgs"}),
         ("eda", {"members": 3, "window": 2, "scale": 0.01}),
         ("extended-kalman", {"inflation": 1.1}),
+        ("second-order-kalman", {"c2": 2.0}),
+        ("iterated-kalman-smoother", {"lag": 2, "c2": 2.0}),
         ("state-covariance", {"depth": 2, "inflation": 1.0}),
         ("enkf-n", {"members": 5}),
         ("ienks-n", {"members": 5, "lag": 2}),

@@ -325,6 +325,8 @@ METHODS = {
     "ienkf": lambda: method_by_name("ienkf", members=5, inflation=1.05),
     "ienks-n": lambda: method_by_name("ienks-n", members=10, lag=3),
     "extended-kalman": lambda: method_by_name("extended-kalman", inflation=1.05),
+    "second-order-kalman": lambda: method_by_name("second-order-kalman", c2=4.0),
+    "iterated-kalman-smoother": lambda: method_by_name("iterated-kalman-smoother", lag=3, c2=4.0),
     "4d-var": lambda: method_by_name("4d-var", window=3, scale=0.1),
     "4d-var l-bfgs": lambda: method_by_name("4d-var", window=2, scale=0.1, solver="l-bfgs"),
     "eda": lambda: method_by_name("eda", members=3, window=2),

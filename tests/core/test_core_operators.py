@@ -23,6 +23,8 @@ METHODS = {
     "optimal-interpolation": {},
     "climatology": {},
     "extended-kalman": {"inflation": 1.05},
+    "second-order-kalman": {"c2": 4.0},
+    "iterated-kalman-smoother": {"lag": 2, "c2": 4.0},
     "etkf": {"members": 6},
     "enkf": {"members": 6},
     "enkf-n": {"members": 6},

@@ -40,7 +40,8 @@ def baseline(
 
         - static: "climatology", "optimal-interpolation", "3d-var";
         - variational: "4d-var" (`window=`), "eda";
-        - Kalman: "kalman" (linear dynamics), "extended-kalman", "state-covariance" (Sakov's A1 and A2);
+        - Kalman: "kalman" (linear dynamics), "extended-kalman", "second-order-kalman", "iterated-kalman-smoother"
+          (`lag=`), "state-covariance" (Sakov's A1 and A2);
         - ensemble: "enkf", "etkf", "letkf" (`radius=`), "enkf-n" (finite-size, nothing to tune);
         - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`);
         - particle: "particle", "optimal-particle".

@@ -201,6 +201,21 @@ class Dynamics(InTime):
         after, pushed = push_forward(flat, x.flatten(1), directions.flatten(2).contiguous(), what)
         return after.reshape(x.shape), pushed.reshape(directions.shape)
 
+    def second_order_tendency(self, covariance: Tensor) -> Tensor | None:
+        """Covariance of f''[d, d] / 2 and f''[e, e] / 2, f the tendency, where the model knows it in closed form.
+
+        Parameters
+        ----------
+        covariance : Tensor, shape (B, N, N)
+            E[d e^T] of two Gaussian perturbations without a mean, not symmetric where they are of two times.
+
+        Returns
+        -------
+        Tensor, shape (B, N, N), or None
+            None, by default: methods that need it then take second derivatives of the step.
+        """
+        return None
+
     def retreat(self, x: Tensor, steps: int) -> Tensor:
         """Go back in time by steps of the tendency; unstable for many, as what is dissipated forward grows.
 

@@ -95,6 +95,16 @@ class Lorenz96(Dynamics, pure=True):
             x, directions = torch.add(x, total, alpha=h / 6), torch.add(directions, total_along, alpha=h / 6)
         return x, directions
 
+    def second_order_tendency(self, covariance: Tensor) -> Tensor:
+        """Covariance of (d_{n+1} - d_{n-2}) d_{n-1} with the same of e, by Isserlis' theorem."""
+
+        def at(row: int, column: int) -> Tensor:
+            return covariance.roll((-row, -column), (-2, -1))
+
+        differences = at(1, 1) - at(1, -2) - at(-2, 1) + at(-2, -2)
+        crossed = (at(1, -1) - at(-2, -1)) * (at(-1, 1) - at(-1, -2))
+        return torch.addcmul(crossed, differences, at(-1, -1))
+
     def advance(self, x: Tensor, steps: int) -> Tensor:
         """Advance states of shape (..., sites).
 

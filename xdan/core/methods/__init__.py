@@ -13,6 +13,7 @@ from .loop import run
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
 from .record import Record, State
 from .registry import accepted_parameters, method_by_name, register_method
+from .second_order import IteratedKalmanSmoother, SecondOrderKalmanFilter
 from .square_root import ETKF
 from .state_covariance import CovarianceFromState
 from .stochastic import StochasticEnKF
@@ -34,6 +35,7 @@ __all__ = [
     "FiniteSizeIEnKF",
     "FiniteSizeIEnKS",
     "FourDVar",
+    "IteratedKalmanSmoother",
     "IterativeEnKF",
     "IterativeEnKS",
     "KalmanFilter",
@@ -43,6 +45,7 @@ __all__ = [
     "Output",
     "Record",
     "Search",
+    "SecondOrderKalmanFilter",
     "State",
     "StochasticEnKF",
     "ThreeDVar",

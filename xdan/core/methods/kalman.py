@@ -60,17 +60,16 @@ class ExtendedKalmanFilter(Method):
         """Take the moments of the climatology."""
         self._climate = climate_moments(record.dynamics, record.seed, record.observation)
 
-    def start(self, record: Record) -> State:
-        """Climatological mean and covariance.
-
-        Raises
-        ------
-        RuntimeError
-            If the method is not prepared.
-        """
+    @property
+    def climate(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance that `prepare` took."""
         if self._climate is None:
             raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
-        mean, covariance = self._climate
+        return self._climate
+
+    def start(self, record: Record) -> State:
+        """Climatological mean and covariance."""
+        mean, covariance = self.climate
         x = mean.expand(record.shape)
         return {"x": x, "covariance": covariance.expand(*x.shape, x.shape[1])}
 
