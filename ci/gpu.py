@@ -27,7 +27,7 @@ from xdan.core import methods
 from xdan.core.learning import Optimiser, objective_by_name
 from xdan.core.learning.gradient import CudaGraph, OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
-from xdan.core.methods import DataAssimilationNetwork, Record, run
+from xdan.core.methods import Record, method_of, run
 from xdan.core.networks import AnalysisNetwork, LinearInZeta, ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites
 
@@ -134,8 +134,7 @@ def agreement(device: str) -> None:
     for name, network in networks().items():
         with torch.no_grad():
             pair = [
-                run(DataAssimilationNetwork.of(network.to(one)), record(one))[0]["analysis"][:, :10].cpu()
-                for one in ("cpu", device)
+                run(method_of(network.to(one)), record(one))[0]["analysis"][:, :10].cpu() for one in ("cpu", device)
             ]
         print(f"  {name:26s} {float((pair[0] - pair[1]).abs().nan_to_num().max()):.1e} in 10 cycles", flush=True)
 

@@ -27,6 +27,7 @@ from .core.methods import register_method as register_method
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
 from .core.networks import EnsembleCNN as EnsembleCNN
+from .core.networks import KalmanCNN as KalmanCNN
 from .core.networks import LinearInZeta as LinearInZeta
 from .core.networks import ResidualCNN as ResidualCNN
 from .core.networks import register_network as register_network

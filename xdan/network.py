@@ -18,7 +18,7 @@ from zarr.errors import GroupNotFoundError
 
 from .core.checks import XdanWarning, shown
 from .core.dynamics import Dynamics
-from .core.methods import DataAssimilationNetwork
+from .core.methods import DataAssimilationNetwork, method_of
 from .core.networks import (
     AnalysisNetwork,
     Committee,
@@ -321,7 +321,7 @@ def committee(networks: Iterable[Network]) -> Network:
 def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilationNetwork:
     methods = _methods.setdefault(network, {})
     if (dtype, device) not in methods:
-        methods[dtype, device] = DataAssimilationNetwork.of(network.module(dtype, device).requires_grad_(False))
+        methods[dtype, device] = method_of(network.module(dtype, device).requires_grad_(False))
     return methods[dtype, device]
 
 

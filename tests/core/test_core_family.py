@@ -11,7 +11,7 @@ from xdan.core.dynamics import Lorenz96
 from xdan.core.learning import objective_by_name
 from xdan.core.learning.gradient import OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
-from xdan.core.methods import DataAssimilationNetwork, Record, run
+from xdan.core.methods import Record, method_of, run
 from xdan.core.networks import Committee, EnsembleCNN, LinearInZeta, ResidualCNN, network_by_name
 from xdan.core.networks.heads import soften
 from xdan.core.observing import ObservingSystem, Sites
@@ -120,7 +120,7 @@ def test_cycles_and_gradients_through_them_are_finite(name):
     assert all(bool(g.isfinite().all()) for g in found.gradients)
     assert sum(float(g.abs().sum()) > 0 for g in found.gradients) > len(found.gradients) // 2
     record = Record(dynamics, observing, window.observation, (0, 1, 1, 1), torch.arange(3), 0)
-    method = DataAssimilationNetwork.of(net.eval())
+    method = method_of(net.eval())
     outputs, _ = run(method, record, members=True)
     assert outputs["analysis"].shape == (3, 4, N)
     assert outputs.keys() >= {output.name for output in method.outputs}
@@ -236,7 +236,7 @@ def test_an_exchangeable_ensemble_may_be_reordered_and_another_size():
 
 def test_zeta_of_an_ensemble_comes_from_its_mean():
     net, observing = make("ensemble-cnn"), ObservingSystem(std=torch.tensor(0.7, dtype=torch.float64))
-    method = DataAssimilationNetwork.of(net)
+    method = method_of(net)
     x, _ = inputs(net)
     y, observed = normals(2, N, seed=3), torch.ones(2, N, dtype=torch.bool)
     after = method.analyse({"x": x}, y, observed, observing)

@@ -18,7 +18,7 @@ from xdan.core.learning.objectives import objective_by_name
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.rollout import Window, roll_out
 from xdan.core.lyapunov import backward_vectors, orthonormal_directions, spectrum
-from xdan.core.methods import DataAssimilationNetwork, Method, Record, method_by_name, run, tune
+from xdan.core.methods import DataAssimilationNetwork, Method, Record, method_by_name, method_of, run, tune
 from xdan.core.methods.advancing import advance, advance_along
 from xdan.core.networks import ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites, observe
@@ -501,7 +501,7 @@ def network() -> DataAssimilationNetwork:
     torch.manual_seed(0)
     net = ResidualCNN(filters=4, blocks=1, kernel=3, memory=2).double()
     net.normalise(2.3, 3.6, 0.7)
-    return DataAssimilationNetwork.of(net)
+    return method_of(net)
 
 
 def endless(model: Dynamics, **options) -> EndlessTwin:

@@ -10,7 +10,7 @@ from test_core_methods import METHODS, network, record_of
 from torch.testing import assert_close
 
 from xdan.core.dynamics import Lorenz96
-from xdan.core.methods import DataAssimilationNetwork, Record, method_by_name, run, tune
+from xdan.core.methods import Record, method_by_name, method_of, run, tune
 from xdan.core.observing import InterpolationOperator, LinearOperator, ObservingSystem, Positions, deviations_of
 from xdan.core.spaces import Components, Field, Interval, Plane, Ring, Sphere, StateSpace
 
@@ -145,7 +145,7 @@ def test_methods_see_the_h_of_each_time(name):
 
     def method():
         if name == "dan":
-            return DataAssimilationNetwork.of(network(memory=2))
+            return method_of(network(memory=2))
         return METHODS[name]() if name in METHODS else method_by_name(name, inflation=1.05)
 
     prepared = tune(method(), record)

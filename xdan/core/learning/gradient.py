@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
-from ..methods import DataAssimilationNetwork, State
+from ..methods import State, method_of
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem, Operator
 from .objectives import Objective, WindowGradient
@@ -59,7 +59,7 @@ class OneProcess:
         self, network: AnalysisNetwork, dynamics: Dynamics, observing: ObservingSystem, objective: Objective
     ) -> None:
         self.network, self.dynamics, self.observing, self.objective = network, dynamics, observing, objective
-        self.method = DataAssimilationNetwork.of(network)
+        self.method = method_of(network)
         self.parameters = list(network.parameters())
 
     def __call__(self, window: Window, state: State | None) -> WindowGradient:

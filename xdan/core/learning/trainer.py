@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checks import real
 from ..dynamics import Dynamics
-from ..methods import DataAssimilationNetwork, Record, State, run
+from ..methods import Record, State, method_of, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from .gradient import CudaGraph, Gradient, OneProcess, SeveralProcesses
@@ -140,7 +140,7 @@ class Trainer:
         processes: int = 1,
     ) -> None:
         self.network, self.objective, self.clip = network, objective, optimiser.clip
-        self.method = DataAssimilationNetwork.of(network)
+        self.method = method_of(network)
         self.parameters = list(network.parameters())
         task = network, dynamics, observing, objective
         self.gradient: Gradient

@@ -8,6 +8,7 @@ from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
 from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
+from .kalman_dan import GuidedNetwork, method_of
 from .local import LETKF
 from .loop import run
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
@@ -35,6 +36,7 @@ __all__ = [
     "FiniteSizeIEnKF",
     "FiniteSizeIEnKS",
     "FourDVar",
+    "GuidedNetwork",
     "IteratedKalmanSmoother",
     "IterativeEnKF",
     "IterativeEnKS",
@@ -52,6 +54,7 @@ __all__ = [
     "Tunable",
     "accepted_parameters",
     "method_by_name",
+    "method_of",
     "register_method",
     "run",
     "tune",

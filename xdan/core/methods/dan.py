@@ -53,11 +53,6 @@ class DataAssimilationNetwork(Method):
         network = self.network
         return network.per_component(network.state_mean), network.per_component(network.state_std)
 
-    @classmethod
-    def of(cls, network: AnalysisNetwork) -> DataAssimilationNetwork:
-        """Return the method for a network of one forecast, or of members."""
-        return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
-
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
         """Of the observation operator: in the first analysis, and its adjoint in the projected innovation."""

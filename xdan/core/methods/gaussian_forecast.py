@@ -33,7 +33,7 @@ class Moments:
     covariance: Tensor
     second: Tensor
 
-    def inflated(self, factor: float, climate: Tensor) -> Tensor:
+    def inflated(self, factor: float, most: Tensor) -> Tensor:
         """M P M^T + c2 Q2, the term shortened to the variance that M P M^T leaves of the climate's, (B, N, N).
 
         The term grows with the square of P. In a gap of the observations it would soon be larger than anything real.
@@ -42,10 +42,10 @@ class Moments:
         ----------
         factor : float
             c2.
-        climate : Tensor, shape (N, N)
-            Covariance of the climate.
+        most : Tensor, shape ()
+            Trace of the climate's covariance.
         """
-        room = (climate.diagonal().sum() - _trace(self.covariance)).clamp_min(0.0)
+        room = (most - _trace(self.covariance)).clamp_min(0.0)
         wanted = factor * _trace(self.second)
         share = factor * (room / wanted.clamp_min(torch.finfo(wanted.dtype).tiny)).clamp_max(1.0)
         whole = self.covariance + share[:, None, None] * self.second

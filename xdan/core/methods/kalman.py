@@ -83,13 +83,9 @@ class ExtendedKalmanFilter(Method):
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One Kalman update, Joseph form: P_a = (I - K H) P (I - K H)^T + K R K^T."""
         x, p = state["x"], state["covariance"]
-        rows, both = observing.observed_covariances(x, p, observed)
-        r = observing.covariance_of(observed)
-        gain = torch.linalg.solve_ex(both + r, rows).result.mT  # not finite where the covariance is not: a lost lane
+        gain = kalman_gain(x, p, observed, observing)
         innovation = torch.where(observed, observation - observing.observe(x), torch.zeros_like(observation))
-        left = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - observing.gain_on_state(gain, x)
-        p = left @ p @ left.mT + gain @ r @ gain.mT
-        p = self.number("inflation") ** 2 * 0.5 * (p + p.mT)
+        p = self.number("inflation") ** 2 * updated(x, p, gain, observed, observing)
         return {**state, "x": x + (gain @ innovation[..., None])[..., 0], "covariance": p}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
@@ -99,6 +95,23 @@ class ExtendedKalmanFilter(Method):
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Analysis spread."""
         return {"spread": _spread(state)}
+
+
+def kalman_gain(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+    """K = P H^T (H P H^T + R)^-1 for states (B, N) and covariances (B, N, N), shape (B, N, P).
+
+    Columns are zero where nothing is observed, and not finite where the covariance is not.
+    """
+    rows, both = observing.observed_covariances(x, p, observed)
+    gain: Tensor = torch.linalg.solve_ex(both + observing.covariance_of(observed), rows).result
+    return gain.mT
+
+
+def updated(x: Tensor, p: Tensor, gain: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+    """P_a = (I - K H) P (I - K H)^T + K R K^T, Joseph's form, shape (B, N, N)."""
+    left = torch.eye(x.shape[1], dtype=x.dtype, device=x.device) - observing.gain_on_state(gain, x)
+    p = left @ p @ left.mT + gain @ observing.covariance_of(observed) @ gain.mT
+    return 0.5 * (p + p.mT)
 
 
 @register_method

@@ -64,7 +64,7 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         """Advance the state and its covariance."""
         moments = forecast_moments(dynamics, state["x"], state["covariance"], steps)
         x = advance(dynamics, state["x"], steps)  # bit for bit the model's own run
-        return {**state, "x": x, "covariance": moments.inflated(self.number("c2"), self.climate[1])}
+        return {**state, "x": x, "covariance": moments.inflated(self.number("c2"), self.climate[1].trace())}
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class IteratedKalmanSmoother(Method):
             **self._window.slid(state, dynamics, steps),
             "x": advance(dynamics, state["x"], steps),
             "begin": moments.x,
-            "covariance": moments.inflated(self.number("c2"), self.climate[1]),
+            "covariance": moments.inflated(self.number("c2"), self.climate[1].trace()),
         }
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:

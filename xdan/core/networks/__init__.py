@@ -4,6 +4,7 @@ from .activations import Activation, register_activation
 from .base import AnalysisNetwork, check_same_fields
 from .committee import Committee
 from .ensemble_cnn import EnsembleCNN
+from .kalman_cnn import KalmanCNN
 from .linear_in_zeta import LinearInZeta
 from .opening import network_of_shapes
 from .registry import (
@@ -22,6 +23,7 @@ __all__ = [
     "AnalysisNetwork",
     "Committee",
     "EnsembleCNN",
+    "KalmanCNN",
     "LinearInZeta",
     "ResidualCNN",
     "check_network",

@@ -26,6 +26,7 @@ _BESIDE = {
     "check_state",
     "check_space",
     "hidden_matrices",
+    "guide",
     "normalise",
     "take_fixed_inputs",
     "forms_covariance",
@@ -89,6 +90,11 @@ class AnalysisNetwork(nn.Module, ABC):
         The fields of its states; None for one field on a ring of any length.
     memory : int
         Latent channels that are carried from cycle to cycle, for each component of the state.
+    guides : int
+        Channels of what a Kalman filter beside tells the network, 0 where there is none. The forecast then carries a
+        covariance, `guide` makes the channels, and `forward` gets them as a fourth argument.
+    second_order : float
+        Factor of the second-order term by which that covariance is propagated.
     ensemble : bool
         Whether states are members, `members` of them, of shape (B, M, N).
     members : int
@@ -108,6 +114,8 @@ class AnalysisNetwork(nn.Module, ABC):
 
     name: ClassVar[str]
     memory: int = 0
+    guides: int = 0
+    second_order: float = 0.0
     ensemble: ClassVar[bool] = False
     members: int = 1
     space: StateSpace | None
@@ -329,6 +337,10 @@ class AnalysisNetwork(nn.Module, ABC):
             If torch cannot differentiate the network.
         """
         return along(lambda state: self._analysis(state, zeta, memory), x, unit_direction(x, site), self._title)
+
+    def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
+        """What a filter's increment K d (B, N) and P_a (B, N, N) tell the network, (B, guides, N)."""
+        raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide`")
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """P_a as the network forms it, (B, N, N), and the new memory: only of networks that have such a matrix.

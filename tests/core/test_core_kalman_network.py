@@ -1,0 +1,164 @@
+"""Networks whose forecast carries a covariance: at the start the filter, exactly; then a correction of it."""
+
+import pytest
+import torch
+from test_core_methods import DOUBLE, SITES, error_and_matrix, linear, model, normals, record_of
+from torch.testing import assert_close
+
+from xdan.core.dynamics import CustomDynamics, Lorenz96
+from xdan.core.learning import objective_by_name
+from xdan.core.learning.gradient import OneProcess
+from xdan.core.learning.online_twin import EndlessTwin
+from xdan.core.methods import method_by_name, method_of, run
+from xdan.core.networks import KalmanCNN, network_by_name
+from xdan.core.observing import ObservingSystem, Sites
+from xdan.core.spaces import Components, Field, StateSpace
+
+KINDS = ("scalar", "diagonal", "full")
+
+
+def network(quiet: bool = False, **settings) -> KalmanCNN:
+    torch.manual_seed(0)
+    net = KalmanCNN(**{"filters": 6, "blocks": 2, "kernel": 3, "memory": 2, "diagonals": 3, **settings}).double()
+    net.normalise(2.3, 3.6, 1.0)
+    if quiet:
+        with torch.no_grad():
+            list(net.cnn.weights)[-1].zero_()
+    return net
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sites", [Sites.all(), Sites.random(1, 3)])
+def test_a_silent_network_is_the_second_order_filter(kind, sites):
+    """From one analysis on, as the filter starts from the climate's whole covariance."""
+    observing, _ = error_and_matrix(kind)
+    dynamics = Lorenz96(SITES)
+    record = record_of(dynamics, observing, 12, sites=sites)
+    classical = method_by_name("second-order-kalman", c2=8.0).prepare(record)
+    net = network(quiet=True)
+    net.normalise(2.3, float((classical.climate[1].trace() / SITES).sqrt()), 1.0)  # which bounds the inflation
+    guided = method_of(net)
+    outputs, _ = run(guided, record)
+    state = guided.first(guided.start(record), *split(record, 0), observing)
+    for k in range(1, 12):
+        state = {name: state[name] for name in ("x", "covariance")}
+        state = classical.forecast(state, dynamics, 1)
+        close = {"rtol": 1e-6, "atol": 1e-6}  # a network's scales are in single precision
+        assert_close(outputs["forecast"][:, k], state["x"], **close)
+        assert_close(outputs["forecast_spread"][:, k], state["covariance"].diagonal(dim1=1, dim2=2).sqrt(), **close)
+        state = classical.analyse(state, *split(record, k), observing)
+        assert_close(outputs["analysis"][:, k], state["x"], **close)
+        assert_close(outputs["spread"][:, k], state["covariance"].diagonal(dim1=1, dim2=2).sqrt(), **close)
+
+
+def split(record, k):
+    observation = record.observation[:, k]
+    return observation.nan_to_num(0.0), ~observation.isnan()
+
+
+def test_the_first_analysis_is_optimal_interpolation():
+    matrix, (observing, r) = model(), error_and_matrix("full")
+    record = record_of(linear(matrix), observing, 2)
+    net = network()
+    outputs, _ = run(method_of(net), record)
+    p = 3.6**2 * torch.eye(matrix.shape[0], dtype=torch.float64)
+    gain = p @ torch.linalg.inv(p + r)
+    assert_close(outputs["spread"][0, 0], (p - gain @ p).diagonal().sqrt(), rtol=1e-9, atol=1e-12)
+
+
+def test_the_network_sees_the_diagonals_around_the_ring():
+    net = network(diagonals=5)
+    increment, covariance = normals(2, 7), normals(2, 7, 7)
+    guides = net.guide(increment, covariance)
+    assert guides.shape == (2, net.guides, 7) == (2, 6, 7)
+    assert_close(guides[:, 0], increment)
+    for channel, offset in enumerate(range(-2, 3), 1):
+        for n in range(7):
+            assert_close(guides[:, channel, n], covariance[:, n, (n + offset) % 7] / 0.04)
+
+
+def test_what_it_does_moves_with_the_ring():
+    net = network()
+    x, zeta, memory = normals(2, 8), normals(2, 8, seed=1), normals(2, 2, 8, seed=2)
+    covariance = normals(2, 8, 8, seed=3)
+    covariance = covariance @ covariance.mT
+    increment = (covariance @ zeta[..., None])[..., 0]
+    analysis, after = net(x, zeta, memory, net.guide(increment, covariance))
+    turned = net.guide(increment.roll(3, -1), covariance.roll((3, 3), (-2, -1)))
+    other, memory_after = net(x.roll(3, -1), zeta.roll(3, -1), memory.roll(3, -1), turned)
+    assert_close(other, analysis.roll(3, -1))
+    assert_close(memory_after, after.roll(3, -1))
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+def test_the_gradient_is_the_finite_difference_at_a_fixed_covariance(memory):
+    """No gradient passes through P: with one cycle of the network there is no other way to the weights."""
+    net = network(memory=memory)
+    observing = ObservingSystem(std=DOUBLE + 1.0)
+    sizes = {"steps": 1, "trajectories": 3, "batch": 3, "cycles": 2, "seed": 0, "like": DOUBLE + 0.0}
+    source = EndlessTwin(Lorenz96(8), Sites.every(2), observing, **sizes)
+    gradient = OneProcess(net, source.dynamics, observing, objective_by_name("mse"))
+    window = source.window(0)
+    answer = gradient(window, None)
+    weights = list(net.parameters())
+    directions = [normals(*one.shape, seed=k) if one.ndim else normals(1)[0] for k, one in enumerate(weights)]
+    expected = sum(float((a * b).sum()) for a, b in zip(answer.gradients, directions, strict=True))
+    losses = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for one, direction in zip(weights, directions, strict=True):
+                one.add_(sign * 1e-6 * direction)
+        losses.append(float(gradient(window, None).loss))
+        with torch.no_grad():
+            for one, direction in zip(weights, directions, strict=True):
+                one.sub_(sign * 1e-6 * direction)
+    assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_window_goes_on_from_the_covariance_that_the_last_one_left():
+    net, observing = network(), ObservingSystem(std=DOUBLE + 1.0)
+    sizes = {"steps": 1, "trajectories": 3, "batch": 3, "cycles": 4, "seed": 0, "like": DOUBLE + 0.0}
+    gradient = OneProcess(net, Lorenz96(8), observing, objective_by_name("mse"))
+    source = EndlessTwin(Lorenz96(8), Sites.all(), observing, **sizes)
+    state = gradient(source.window(0), None).state
+    assert not state["covariance"].requires_grad
+    after = gradient(source.window(1), state)
+    assert {"x", "covariance", "memory"} == set(after.state)
+    assert (after.square < 4).all()
+    assert not after.lost.any()
+
+
+def test_gains_of_a_state_alone_are_refused():
+    net = network()
+    x = normals(2, 8)
+    for call in (
+        lambda: net.analysis_covariance(x, x, None),
+        lambda: net.marginal_gain(x, x, None, 0),
+        lambda: net.forecast_derivative(x, x, None, 0),
+    ):
+        with pytest.raises(ValueError, match="a gain is that of a state alone"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"diagonals": 4}, "diagonals=4"),
+        ({"c2": -1.0}, "c2=-1"),
+        ({"kernel": 2}, "kernel=2"),
+        ({"space": StateSpace(Field("x", Components(3)))}, "expected one field on a ring"),
+    ],
+)
+def test_what_it_cannot_be_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        KalmanCNN(**settings)
+
+
+def test_a_model_without_derivatives_is_refused():
+    black = CustomDynamics(step=lambda x: torch.from_numpy(x.detach().numpy() * 0.9), state={"x": 6}, timestep=1.0)
+    with pytest.raises(ValueError, match="deriv"):
+        method_of(network()).prepare(record_of(black, ObservingSystem(std=DOUBLE + 1.0), 3))
+
+
+def test_it_is_known_by_its_name():
+    assert isinstance(network_by_name("kalman-cnn", {"filters": 4}), KalmanCNN)

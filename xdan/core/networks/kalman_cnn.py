@@ -1,0 +1,139 @@
+"""A residual network beside a Kalman filter of one trajectory: it corrects the filter's analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..checks import real
+from ..spaces import StateSpace
+from .base import AnalysisNetwork
+from .heads import renew, saturate, soften
+from .layers import trunk_sizes
+from .registry import register_network
+from .sizes import odd, size
+from .trunk import ResidualTrunk
+
+_TYPICAL = 0.2  # deviation of an analysis error, in observation errors: entries of P_a become numbers of order one
+_QUIET = 0.01  # size of the correction at the start: the network begins as the filter
+
+
+@register_network
+class KalmanCNN(AnalysisNetwork):
+    """Residual CNN that corrects the analysis of a Kalman filter of second order, on a ring.
+
+    The forecast carries the covariance P_a of its error: P_f = M P_a M^T + c2 Q2(P_a), as in the method
+    "second-order-kalman", and K follows from P_f and R. The analysis is
+
+        x_a = x_f + K d + a_theta(x_f, zeta, K d, P_a[, m]),   d = y - H x_f,
+
+    where the network sees the central diagonals of P_a, and is nearly silent at the start. A cycle costs 1 + N runs of
+    the tangent linear model, for a ring of N sites, and matrices (N, N). No gradient goes through P or K.
+
+    Parameters
+    ----------
+    filters : int
+        N_f, channels of the hidden layers.
+    blocks, sub_blocks : int
+        N_b and N_sb.
+    kernel : int
+        Odd width f of every convolution.
+    memory : int
+        Latent channels, as of `ResidualCNN`; 0 for none.
+    diagonals : int
+        How many diagonals of P_a the network sees, an odd number.
+    c2 : float
+        Factor of the second-order term.
+    activation : {"gated", "silu", "linear"}
+        As of `ResidualCNN`.
+    space : StateSpace, or its JSON, optional
+        One field on a ring, which needs none.
+
+    Raises
+    ------
+    TypeError
+        For sizes that are no integers, or an activation that is no string.
+    ValueError
+        If a size is out of bounds, the kernel or the diagonals are even, the activation unknown, c2 negative, or the
+        space another than one field on a ring.
+    """
+
+    name: ClassVar[str] = "kalman-cnn"
+
+    def __init__(
+        self,
+        filters: int = 24,
+        blocks: int = 4,
+        sub_blocks: int = 1,
+        kernel: int = 5,
+        memory: int = 8,
+        diagonals: int = 9,
+        c2: float = 8.0,
+        activation: str = "gated",
+        space: StateSpace | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(space)
+        if self.space is not None and not self.space.is_plain_ring:
+            raise ValueError(
+                f"the network {self.name!r} and the fields {self.space.fields}: expected one field on a ring, whose "
+                "covariance has diagonals; take xdan.ResidualCNN(memory=8)"
+            )
+        sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
+        self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
+        self.second_order = self.c2 = real("c2", c2, least=0.0)
+        self.guides = 1 + self.diagonals
+        inputs, outputs = 2 + self.guides + self.memory, 1 + 2 * self.memory
+        self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=_QUIET, arrangement=self.arrangement)
+
+    def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
+        """What the filter tells the network: K d (B, N), and the diagonals of P_a (B, N, N); shape (B, guides, N)."""
+        half, sites = self.diagonals // 2, torch.arange(increment.shape[1], device=increment.device)
+        rows = [covariance[:, sites, (sites + k) % len(sites)] for k in range(-half, half + 1)]
+        scale = (_TYPICAL * self.error_std) ** 2
+        return torch.stack([increment / self.error_std, *(row / scale for row in rows)], 1)
+
+    def hidden_matrices(self) -> list[torch.nn.Parameter]:
+        """Every convolution but the last, as (out, taps * in) matrices."""
+        return self.cnn.hidden_matrices()
+
+    def forward(
+        self, x: Tensor, zeta: Tensor, memory: Tensor | None = None, guides: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Analysis and new memory; `guides` are those of `guide`, nothing by default."""
+        if guides is None:
+            guides = x.new_zeros(len(x), self.guides, x.shape[1])
+        if self.memory and memory is None:
+            memory = x.new_zeros(len(x), self.memory, x.shape[1])
+        scaled = torch.stack([(x - self.state_mean) / self.state_std, zeta * self.error_std])
+        features = [soften(torch.cat([scaled, guides.transpose(0, 1)])).transpose(1, 2)]
+        if memory is not None:
+            features.append(memory.permute(1, 2, 0))
+        out = self.cnn(torch.cat(features))
+        step = saturate(out[0].T, self.state_std, self.error_std)
+        analysis = x + self.error_std * (guides[:, 0] + step)
+        if memory is None:
+            return analysis, None
+        gate, candidate = out[1:].permute(2, 0, 1).chunk(2, 1)
+        return analysis, renew(memory, gate, candidate)
+
+    def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> NoReturn:
+        """Not of one state alone: refused."""
+        self._refuse()
+
+    def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> NoReturn:
+        """Not of one state alone: refused."""
+        self._refuse()
+
+    def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> NoReturn:
+        """Not of one state alone: refused."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise ValueError(
+            f"{self._title} reads the covariance that its forecast carries, and a gain is that of a state alone: "
+            "expected a network without, such as xdan.ResidualCNN"
+        )
