@@ -88,8 +88,16 @@ def test_memory_matters(twin, net, run):
     assert not np.allclose(other.analysis, run.analysis)
 
 
+@cache
+def guided() -> xdan.Network:
+    """A network whose forecast carries a covariance."""
+    small = xdan.KalmanCNN(filters=4, blocks=1, kernel=3, memory=2, diagonals=3)
+    return xdan.train(xdan.Lorenz96(8), small, steps=3, batch=2, window=3, progress=False)
+
+
 METHODS = {
     "dan": lambda net: net,
+    "kalman network": lambda net: guided(),
     "enkf-n": lambda net: xdan.FiniteSizeEnKF(members=5),
     "3d-var": lambda net: xdan.ThreeDVar(),
 }
