@@ -59,6 +59,13 @@ AFTER = {
     "optimiser": xdan.Optimiser(learning_rate=0.0015, adam_learning_rate=0.0003, weight_decay=0.1),
 }
 AFTER_LATENT = {**AFTER, "window": 16, "batch": 32}  # memory is worth longer windows
+# Beside a filter that is good from the start: short windows, and rates that leave it so.
+GUIDED = {
+    "objective": "mse",
+    "window": 12,
+    "batch": 32,
+    "optimiser": xdan.Optimiser(learning_rate=0.01, adam_learning_rate=0.002, weight_decay=0.1),
+}
 IMITATED_SHARE = 2 / 3
 # Of which committees are made.
 TITLES = "residual CNN, 40 filters", "covariance imitated first"
@@ -104,6 +111,7 @@ def rows() -> list[Row]:
         Row(LATENT_TITLES[1], latent, 40, 0.18, settings=AFTER_LATENT, imitate=IMITATE_LATENT),
         Row("committee", None, 10, 0.20, settings=AFTER, committee=TITLES),
         Row("committee, memory", None, 20, 0.18, settings=AFTER_LATENT, committee=LATENT_TITLES),
+        Row("beside a Kalman filter", xdan.KalmanCNN(filters=32), 30, 0.17, settings=GUIDED),
         Row("every other site", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.306, observe=every, settings=LARGE),
         Row("20 to 40 random sites", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.224, observe=some, settings=LARGE),
         Row("interval 0.20", xdan.ResidualCNN(**MEMORY), 30, 0.38, interval=0.20, settings=LARGE),

@@ -75,6 +75,18 @@ def rows() -> list[Row]:
         Row("LETKF, 7 members", "letkf", {"members": 7, "radius": 7.5, "inflation": 1.04}, 0.05, 0.219),
         Row("LETKF, 10 members", "letkf", {"members": 10, "radius": 7.5, "inflation": 1.02}, 0.05, 0.207),
         Row("Extended KF, inflation tuned", "extended-kalman", {"inflation": "tune"}, 0.05, 0.24, at_most=True),
+        Row("Second-order KF, c2 = 8", "second-order-kalman", {"c2": 8.0}, 0.05, 0.182, at_most=True),
+        *(
+            Row(
+                f"Iterated Kalman smoother, lag {lag}, c2 = 8",
+                "iterated-kalman-smoother",
+                {"lag": lag, "c2": 8.0},
+                0.05,
+                known,
+                at_most=True,
+            )
+            for lag, known in ((1, None), (5, 0.160), (10, 0.155))
+        ),
         Row("3D-Var, trained B", "3d-var", {"background": "trained"}, 0.05, 0.39),
         Row("4D-Var, window 4 x 0.20, tuned", "4d-var", {"window": 4, "scale": "tune"}, 0.20, 0.37),
         Row("Optimal interpolation", "optimal-interpolation", {}, 0.05, 0.95),

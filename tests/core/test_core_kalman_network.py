@@ -5,7 +5,7 @@ import torch
 from test_core_methods import DOUBLE, SITES, error_and_matrix, linear, model, normals, record_of
 from torch.testing import assert_close
 
-from xdan.core.dynamics import CustomDynamics, Lorenz96
+from xdan.core.dynamics import CustomDynamics, KuramotoSivashinsky, Lorenz96
 from xdan.core.learning import objective_by_name
 from xdan.core.learning.gradient import OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
@@ -158,6 +158,16 @@ def test_a_model_without_derivatives_is_refused():
     black = CustomDynamics(step=lambda x: torch.from_numpy(x.detach().numpy() * 0.9), state={"x": 6}, timestep=1.0)
     with pytest.raises(ValueError, match="deriv"):
         method_of(network()).prepare(record_of(black, ObservingSystem(std=DOUBLE + 1.0), 3))
+
+
+def test_a_mean_is_conserved_and_fixed_inputs_are_seen():
+    dynamics = KuramotoSivashinsky(24, 22.0)
+    net = network(space=dynamics.space)
+    x, increment = normals(2, 24), normals(2, 24, seed=1)
+    guides = net.guide(increment, torch.eye(24, dtype=torch.float64).expand(2, 24, 24))
+    analysis, _ = net(x, normals(2, 24, seed=2), None, guides)
+    assert_close(analysis.mean(1), x.mean(1))
+    assert (analysis - x).abs().max() > 0.1
 
 
 def test_it_is_known_by_its_name():

@@ -50,7 +50,7 @@ class KalmanCNN(AnalysisNetwork):
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
-        One field on a ring, which needs none.
+        One field on a ring, which needs none where its mean is not conserved and it has no fixed inputs.
 
     Raises
     ------
@@ -76,7 +76,7 @@ class KalmanCNN(AnalysisNetwork):
         space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(space)
-        if self.space is not None and not self.space.is_plain_ring:
+        if self.space is not None and not (self.space.single and self.space.single.geometry.is_ring):
             raise ValueError(
                 f"the network {self.name!r} and the fields {self.space.fields}: expected one field on a ring, whose "
                 "covariance has diagonals; take xdan.ResidualCNN(memory=8)"
@@ -86,7 +86,7 @@ class KalmanCNN(AnalysisNetwork):
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
         self.second_order = self.c2 = real("c2", c2, least=0.0)
         self.guides = 1 + self.diagonals
-        inputs, outputs = 2 + self.guides + self.memory, 1 + 2 * self.memory
+        inputs, outputs = 2 + self.guides + self.memory + self._fixed_channels, 1 + 2 * self.memory
         self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=_QUIET, arrangement=self.arrangement)
 
     def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
@@ -112,9 +112,9 @@ class KalmanCNN(AnalysisNetwork):
         features = [soften(torch.cat([scaled, guides.transpose(0, 1)])).transpose(1, 2)]
         if memory is not None:
             features.append(memory.permute(1, 2, 0))
-        out = self.cnn(torch.cat(features))
+        out = self.cnn(torch.cat([*features, *self._fixed(features[0])]))
         step = saturate(out[0].T, self.state_std, self.error_std)
-        analysis = x + self.error_std * (guides[:, 0] + step)
+        analysis = x + self.conserving(self.error_std * (guides[:, 0] + step))
         if memory is None:
             return analysis, None
         gate, candidate = out[1:].permute(2, 0, 1).chunk(2, 1)
