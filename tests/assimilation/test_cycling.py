@@ -89,15 +89,16 @@ def test_memory_matters(twin, net, run):
 
 
 @cache
-def guided() -> xdan.Network:
+def guided(lag: int) -> xdan.Network:
     """A network whose forecast carries a covariance."""
-    small = xdan.KalmanCNN(filters=4, blocks=1, kernel=3, memory=2, diagonals=3)
+    small = xdan.KalmanCNN(filters=4, blocks=1, kernel=3, memory=2, diagonals=3, lag=lag)
     return xdan.train(xdan.Lorenz96(8), small, steps=3, batch=2, window=3, progress=False)
 
 
 METHODS = {
     "dan": lambda net: net,
-    "kalman network": lambda net: guided(),
+    "kalman network": lambda net: guided(0),
+    "kalman network, lagged": lambda net: guided(2),
     "enkf-n": lambda net: xdan.FiniteSizeEnKF(members=5),
     "3d-var": lambda net: xdan.ThreeDVar(),
 }

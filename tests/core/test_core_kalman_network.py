@@ -172,3 +172,86 @@ def test_a_mean_is_conserved_and_fixed_inputs_are_seen():
 
 def test_it_is_known_by_its_name():
     assert isinstance(network_by_name("kalman-cnn", {"filters": 4}), KalmanCNN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sites", [Sites.all(), Sites.random(1, 3)])
+@pytest.mark.parametrize("lag", [1, 3])
+def test_a_silent_network_some_intervals_back_is_the_smoother_of_one_pass(kind, sites, lag):
+    observing, _ = error_and_matrix(kind)
+    dynamics = Lorenz96(SITES)
+    record = record_of(dynamics, observing, 10, sites=sites)
+    classical = method_by_name("iterated-kalman-smoother", c2=8.0, lag=lag, iterations=1).prepare(record)
+    net = network(quiet=True, lag=lag)
+    net.normalise(2.3, float((classical.climate[1].trace() / SITES).sqrt()), 1.0)  # which bounds the inflation
+    guided = method_of(net).bound(dynamics)
+    outputs, _ = run(guided, record)
+    start = guided.first(guided.start(record), *split(record, 0), observing)
+    names = ("x", "begin", "covariance", "steps", "smoothed", "forecast_spread", "spread")
+    state = {name: start[name] for name in names}
+    state |= {"iterations": state["x"].new_zeros(2), "unconverged": state["x"].new_zeros(2)}
+    close = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}  # a network's scales are in single precision
+    for k in range(1, 10):
+        state = classical.forecast(state, dynamics, 1)
+        assert_close(outputs["forecast"][:, k], state["x"], **close)
+        assert_close(outputs["forecast_spread"][:, k], classical.forecast_outputs(state)["forecast_spread"], **close)
+        state = classical.analyse(state, *split(record, k), observing)
+        for output, name in (("analysis", "x"), ("smoothed", "smoothed")):
+            assert_close(outputs[output][:, k], state[name], **close)
+
+
+def test_on_a_linear_model_no_lag_changes_a_silent_network():
+    record = record_of(linear(model()), error_and_matrix("full")[0], 9, sites=Sites.random(1, 3))
+    plain, _ = run(method_of(network(quiet=True)), record)
+    lagged, _ = run(method_of(network(quiet=True, lag=3)), record)
+    for name in ("analysis", "forecast", "spread", "forecast_spread"):
+        assert_close(lagged[name], plain[name], rtol=1e-7, atol=1e-7)
+
+
+def test_windows_are_those_of_each_trajectory():
+    """One that starts anew begins a window without length, and moves no other."""
+    net = network(lag=2)
+    dynamics = Lorenz96(8)
+    method = method_of(net).bound(dynamics)
+    record = record_of(dynamics, ObservingSystem(std=DOUBLE + 1.0), 6, lanes=3)
+    state = method.first(method.start(record), *split(record, 0), record.observing)
+    for k in range(1, 4):
+        state = method.analyse(method.forecast(state, dynamics, 1), *split(record, k), record.observing)
+    anew = method.first(method.start(record), *split(record, 3), record.observing)
+    lost = torch.tensor([False, True, False])
+    mixed = {name: torch.where(lost.reshape(-1, *(1 for _ in v.shape[1:])), anew[name], v) for name, v in state.items()}
+    assert mixed["steps"].tolist() == [[1, 1], [0, 0], [1, 1]]
+    for k in (4, 5):
+        mixed, state, anew = (
+            method.analyse(method.forecast(one, dynamics, 1), *split(record, k), record.observing)
+            for one in (mixed, state, anew)
+        )
+    for name in ("x", "begin", "covariance", "memory", "spread"):
+        assert_close(mixed[name][[0, 2]], state[name][[0, 2]])
+        assert_close(mixed[name][1], anew[name][1])
+    assert_close(dynamics.advance(mixed["begin"], 2), mixed["x"])
+
+
+def test_the_gradient_goes_through_the_window():
+    net = network(lag=2)
+    observing = ObservingSystem(std=DOUBLE + 1.0)
+    sizes = {"steps": 1, "trajectories": 3, "batch": 3, "cycles": 2, "seed": 0, "like": DOUBLE + 0.0}
+    source = EndlessTwin(Lorenz96(8), Sites.every(2), observing, **sizes)
+    gradient = OneProcess(net, source.dynamics, observing, objective_by_name("mse"))
+    window = source.window(0)
+    answer = gradient(window, None)
+    weight = list(net.parameters())[0]
+    direction = normals(*weight.shape)
+    losses = []
+    for step in (1e-6, -2e-6):
+        with torch.no_grad():
+            weight.add_(step * direction)
+        losses.append(float(gradient(window, None).loss))
+    slope = float((answer.gradients[0] * direction).sum())
+    assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(slope, rel=1e-5)
+
+
+def test_a_lag_needs_a_model_that_does_not_depend_on_time():
+    moving = CustomDynamics(tendency=lambda x, t: torch.cos(t) - x, state={"x": 6}, timestep=0.05)
+    with pytest.raises(ValueError, match="expected one that does not, or lag=0"):
+        method_of(network(lag=2)).bound(moving)

@@ -200,6 +200,7 @@ def roll_out(
     -------
     Rollout
     """
+    method = method.bound(dynamics)
     columns: dict[str, list[Tensor]] = {}
     shape, scale = (len(window.observation), math.prod(dynamics.shape)), method.network.component_errors
     for k, steps in enumerate(window.steps):

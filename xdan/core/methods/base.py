@@ -184,6 +184,10 @@ class Method(ABC):
         ready.set_up(record)
         return ready
 
+    def bound(self, dynamics: Dynamics) -> Self:
+        """Return the method with the dynamics at hand, where an analysis needs it and `prepare` is not called."""
+        return self
+
     def check_dynamics(self, dynamics: Dynamics) -> None:
         """Refuse a model that the method cannot work with, before anything is computed with it.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import copy
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -11,12 +12,15 @@ from ..derivative_checks import Mode
 from ..dynamics import Dynamics
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
+from .advancing import advance, advance_along
 from .base import Differentiated
 from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
-from .gaussian_forecast import forecast_moments
+from .ensemble import Precision
+from .gaussian_forecast import forecast_moments, root_of
 from .kalman import kalman_gain, updated
 from .record import State
+from .windowed import SlidingWindow, pushed
 
 
 class GuidedNetwork(DataAssimilationNetwork):
@@ -81,10 +85,133 @@ class GuidedNetwork(DataAssimilationNetwork):
         return {"spread": _deviation(state)}
 
 
+class LaggedGuidedNetwork(GuidedNetwork):
+    """The same some intervals back: the network corrects the start of a window, which the model runs to the present.
+
+    Trajectories have windows of their own: one that starts anew has a window without length. The state holds the model
+    steps of each of the last L intervals in `steps`, (B, L), 0 for those before a trajectory began; the window's start
+    in `begin`, and the covariance there.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+        With `guides` and a `lag`.
+    """
+
+    name: ClassVar[str] = "kalman-dan-lagged"
+
+    def __init__(self, network: AnalysisNetwork) -> None:
+        super().__init__(network)
+        self._window = SlidingWindow(network.lag)
+        self.outputs = (*SPREADS, self._window.output)
+
+    def bound(self, dynamics: Dynamics) -> Self:
+        """Return a copy that runs windows by the dynamics.
+
+        Raises
+        ------
+        ValueError
+            For a model that depends on time.
+        """
+        if not dynamics.autonomous:
+            raise ValueError(
+                f"a network with lag={self.network.lag} and the dynamics {dynamics.label!r}, which depends on time: "
+                "expected one that does not, or lag=0"
+            )
+        bound = copy.copy(self)
+        bound.dynamics = dynamics
+        return bound
+
+    def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
+        """Add the window's start, and no intervals."""
+        state = super().start_like(like, shape)
+        x = state["x"]
+        nothing = {"smoothed": torch.full_like(x, torch.nan), "forecast_spread": _deviation(state)}
+        return {**state, "begin": x, **self._window.opened(x), "spread": torch.zeros_like(x), **nothing}
+
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+        """Optimal interpolation; the window begins here."""
+        after = super().first(state, observation, observed, observing)
+        return {**after, "begin": after["x"], "spread": _deviation(after)}
+
+    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """Advance the state and, of full windows, the start with the covariance there."""
+        oldest = state["steps"][:, 0]
+        begin, covariance = state["begin"], state["covariance"]
+        if (count := int(oldest.max())) > 0:
+            with torch.no_grad():
+                moments = forecast_moments(dynamics, begin, covariance, count)
+                most = self._climate()[1].to(begin) ** 2 * begin.shape[1]
+                moved = moments.inflated(self.network.second_order, most)
+                covariance = torch.where((oldest > 0)[:, None, None], moved, covariance)
+            begin = torch.where((oldest > 0)[:, None], advance(dynamics, begin, count), begin)
+        return {
+            **state,
+            "x": advance(dynamics, state["x"], steps),
+            "begin": begin,
+            "covariance": covariance,
+            "steps": pushed(state["steps"], torch.full_like(oldest, steps)),
+        }
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+        """One analysis at the window's start, run to the present."""
+        x, begin = state["x"], state["begin"]
+        innovation = observing.whiten(observation - observing.observe(x), observed)
+        with torch.no_grad():
+            root = root_of(state["covariance"])
+            end, rows = self._run_along(begin.detach(), root, state["steps"])
+            seen = observing.whiten(observing.tangent(end, rows), observed)
+            inverse_root = Precision(seen, torch.zeros_like(innovation)).solve(1.0)[1]
+            gain = root.mT @ (inverse_root @ (inverse_root @ seen))
+            after = inverse_root @ root
+            covariance, projection = after.mT @ after, root.mT @ seen
+        guides = self.network.guide((gain @ innovation[..., None])[..., 0], covariance)
+        zeta = (projection @ innovation[..., None])[..., 0] / self.network.error_std.to(x) ** 2
+        analysis, memory = self.network(begin, zeta, state.get("memory"), guides)
+        entries = {
+            **state,
+            "x": self._run(analysis, state["steps"]),
+            "begin": analysis,
+            "covariance": covariance,
+            "forecast_spread": rows.square().sum(1).sqrt(),
+            "spread": (inverse_root @ rows).square().sum(1).sqrt(),
+            "smoothed": torch.where((state["steps"][:, 0] > 0)[:, None], analysis.detach(), torch.nan),
+        }
+        return entries if memory is None else {**entries, "memory": memory}
+
+    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
+        """Standard deviation of the forecast, by the tangent linear model over the window."""
+        _, rows = self._run_along(state["begin"], root_of(state["covariance"]), state["steps"])
+        return {"forecast_spread": rows.square().sum(1).sqrt()}
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Spread of the filter's analysis, and the state that was corrected."""
+        return {output.name: state[output.name] for output in self.outputs[1:]}
+
+    def _run(self, x: Tensor, steps: Tensor) -> Tensor:
+        """Run states (B, N) through the intervals of their windows."""
+        for inside, count in _intervals(steps):
+            x = torch.where(inside[:, None], advance(self.dynamics, x, count), x)
+        return x
+
+    def _run_along(self, x: Tensor, directions: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with directions (B, M, N) by the tangent linear model."""
+        for inside, count in _intervals(steps):
+            after, moved = advance_along(self.dynamics, x, directions, count)
+            x = torch.where(inside[:, None], after, x)
+            directions = torch.where(inside[:, None, None], moved, directions)
+        return x, directions
+
+
+def _intervals(steps: Tensor) -> list[tuple[Tensor, int]]:
+    """For each interval that is in some window: of which, (B,), and its model steps."""
+    return [(steps[:, k] > 0, count) for k, count in enumerate(steps.amax(0).tolist()) if count]
+
+
 def method_of(network: AnalysisNetwork) -> DataAssimilationNetwork:
     """Return the method for a network: of one forecast, of members, or with a covariance."""
     if network.guides:
-        return GuidedNetwork(network)
+        return LaggedGuidedNetwork(network) if network.lag else GuidedNetwork(network)
     return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
 
 

@@ -53,6 +53,7 @@ def run(
         If the method returns no state of its shape, takes a name that is the loop's, or gives other outputs than it
         declares.
     """
+    method = method.bound(record.dynamics)
     columns: dict[str, list[Tensor]] = {}
     shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
     lanes = None if state is None else _Lanes.resumed(method, record, state)

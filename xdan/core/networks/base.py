@@ -95,6 +95,8 @@ class AnalysisNetwork(nn.Module, ABC):
         covariance, `guide` makes the channels, and `forward` gets them as a fourth argument.
     second_order : float
         Factor of the second-order term by which that covariance is propagated.
+    lag : int
+        Intervals back in time at which the network makes its analysis, which the model then carries to the present.
     ensemble : bool
         Whether states are members, `members` of them, of shape (B, M, N).
     members : int
@@ -116,6 +118,7 @@ class AnalysisNetwork(nn.Module, ABC):
     memory: int = 0
     guides: int = 0
     second_order: float = 0.0
+    lag: int = 0
     ensemble: ClassVar[bool] = False
     members: int = 1
     space: StateSpace | None

@@ -33,6 +33,11 @@ class KalmanCNN(AnalysisNetwork):
     where the network sees the central diagonals of P_a, and is nearly silent at the start. A cycle costs 1 + N runs of
     the tangent linear model, for a ring of N sites, and matrices (N, N). No gradient goes through P or K.
 
+    With a lag the same happens at a state L intervals back, as in the method "iterated-kalman-smoother" with one pass:
+    the filter's increment there is P (H M)^T (H M P (H M)^T + R)^-1 d, M the tangent linear model from there to the
+    present, zeta becomes P (H M)^T R^-1 d, and the model runs the corrected state to the present again. A cycle then
+    costs (2 L + 1) (1 + N) runs of the tangent linear model.
+
     Parameters
     ----------
     filters : int
@@ -47,6 +52,8 @@ class KalmanCNN(AnalysisNetwork):
         How many diagonals of P_a the network sees, an odd number.
     c2 : float
         Factor of the second-order term.
+    lag : int
+        L, intervals back at which the network corrects; 0 for the present.
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
@@ -72,6 +79,7 @@ class KalmanCNN(AnalysisNetwork):
         memory: int = 8,
         diagonals: int = 9,
         c2: float = 8.0,
+        lag: int = 0,
         activation: str = "gated",
         space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
@@ -85,6 +93,7 @@ class KalmanCNN(AnalysisNetwork):
         self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
         self.second_order = self.c2 = real("c2", c2, least=0.0)
+        self.lag = size("lag", lag, 0)
         self.guides = 1 + self.diagonals
         inputs, outputs = 2 + self.guides + self.memory + self._fixed_channels, 1 + 2 * self.memory
         self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=_QUIET, arrangement=self.arrangement)
