@@ -240,7 +240,7 @@ def test_the_gradient_goes_through_the_window():
     gradient = OneProcess(net, source.dynamics, observing, objective_by_name("mse"))
     window = source.window(0)
     answer = gradient(window, None)
-    weight = list(net.parameters())[0]
+    weight = next(iter(net.parameters()))
     direction = normals(*weight.shape)
     losses = []
     for step in (1e-6, -2e-6):
