@@ -17,7 +17,7 @@ from .registry import register_network
 from .sizes import odd, size
 from .trunk import ResidualTrunk
 
-_TYPICAL = 0.2  # deviation of an analysis error, in observation errors: entries of P_a become numbers of order one
+_TYPICAL = 0.2  # deviation of an analysis error, in observation errors: corrections and roots of P_a are of that size
 _QUIET = 0.01  # size of the correction at the start: the network begins as the filter
 
 
@@ -122,7 +122,7 @@ class KalmanCNN(AnalysisNetwork):
         if memory is not None:
             features.append(memory.permute(1, 2, 0))
         out = self.cnn(torch.cat([*features, *self._fixed(features[0])]))
-        step = saturate(out[0].T, self.state_std, self.error_std)
+        step = saturate(_TYPICAL * out[0].T, self.state_std, self.error_std)
         analysis = x + self.conserving(self.error_std * (guides[:, 0] + step))
         if memory is None:
             return analysis, None
