@@ -285,7 +285,7 @@ def test_a_committee_of_networks_from_other_settings_warns(net):
             xdan.committee([base, trained(**unlike)])
 
 
-@pytest.fixture(scope="module", params=["lorenz96", "lorenz96-memory"])
+@pytest.fixture(scope="module", params=network.SHIPPED)
 def shipped(request):
     return request.param, xdan.open_network(request.param)
 
@@ -296,7 +296,7 @@ def test_shipped_networks_say_how_they_were_trained(shipped):
     training = net.description["training"]
     assert {"seed", "window", "batch", "learning_rate", "torch", "seconds"} <= set(training)
     assert net.history.validation_rmse.min() == training["validation_rmse"]
-    assert (net.module().memory > 0) == name.endswith("memory")
+    assert (net.module().memory > 0) == (name not in ("lorenz96", "lorenz96-wide"))
     folder = Path(network.__file__).with_name("trained") / f"{name}.zarr"
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 2_000_000
 

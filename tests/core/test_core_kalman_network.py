@@ -1,5 +1,7 @@
 """Networks whose forecast carries a covariance: at the start the filter, exactly; then a correction of it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_core_methods import DOUBLE, SITES, error_and_matrix, linear, model, normals, record_of
@@ -255,3 +257,14 @@ def test_a_lag_needs_a_model_that_does_not_depend_on_time():
     moving = CustomDynamics(tendency=lambda x, t: torch.cos(t) - x, state={"x": 6}, timestep=0.05)
     with pytest.raises(ValueError, match="expected one that does not, or lag=0"):
         method_of(network(lag=2)).bound(moving)
+
+
+def test_a_covariance_of_many_sites_is_refused():
+    method = method_of(network())
+    with pytest.raises(ValueError, match=r"2,001 x 2,001 .* expected at most 2,000 components; take 'letkf'"):
+        method.start_like(DOUBLE, (1, 2001))
+    record = record_of(linear(model()), ObservingSystem(std=DOUBLE + 1.0), 3)
+    wide = replace(record, dynamics=Lorenz96(2001))
+    for name, settings in (("second-order-kalman", {}), ("iterated-kalman-smoother", {"lag": 1})):
+        with pytest.raises(ValueError, match="expected at most 2,000 components"):
+            method_by_name(name, c2=1.0, **settings).prepare(wide)

@@ -12,6 +12,7 @@ from ..dynamics import Dynamics
 from ..tangent import identity_directions, mixed_along
 from .advancing import advance, advance_along
 
+MOST_SITES = 2000  # of a covariance (N, N): beyond, one of 64 trajectories takes more than a gibibyte
 COLUMNS = 24  # of a root of the covariance, at most, that second derivatives are taken along
 
 
@@ -148,6 +149,20 @@ def _by_derivatives(dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: in
     weight = torch.where(first == last, 0.5, 1.0).to(x)
     second = (bends * weight[:, None]).mT @ bends
     return Moments(after, rows.mT @ covariance @ rows, second)
+
+
+def check_size(sites: int, who: str) -> None:
+    """Refuse a state whose covariance is too large to carry as a matrix.
+
+    Raises
+    ------
+    ValueError
+    """
+    if sites > MOST_SITES:
+        raise ValueError(
+            f"{who} and states of {sites:,} components: it carries a covariance of {sites:,} x {sites:,} for every "
+            f"trajectory, expected at most {MOST_SITES:,} components; take 'letkf', or a network without a covariance"
+        )
 
 
 def root_of(covariance: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from .base import Differentiated
 from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
 from .ensemble import Precision
-from .gaussian_forecast import forecast_moments, root_of
+from .gaussian_forecast import check_size, forecast_moments, root_of
 from .kalman import kalman_gain, updated
 from .record import State
 from .windowed import SlidingWindow, pushed
@@ -44,7 +44,14 @@ class GuidedNetwork(DataAssimilationNetwork):
         return ("model", "forward"), *super().derivatives
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
-        """Add the climate's variance, as a covariance (B, N, N)."""
+        """Add the climate's variance, as a covariance (B, N, N).
+
+        Raises
+        ------
+        ValueError
+            For states whose covariance is too large.
+        """
+        check_size(shape[1], f"the network {self.network.name!r}")
         state = super().start_like(like, shape)
         variance = (self._climate()[1].to(like) ** 2).expand(shape)
         return {**state, "covariance": torch.diag_embed(variance)}

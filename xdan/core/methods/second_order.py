@@ -19,7 +19,7 @@ from .base import Differentiated, Method
 from .climate import climate_moments
 from .declarations import ITERATIONS, SPREADS, UNCONVERGED, Output, Tunable
 from .ensemble import INFLATIONS, Precision
-from .gaussian_forecast import forecast_moments, root_of
+from .gaussian_forecast import check_size, forecast_moments, root_of
 from .kalman import ExtendedKalmanFilter
 from .record import Record, State
 from .registry import register_method
@@ -59,6 +59,11 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
     def __init__(self, c2: float | str = "tune", inflation: float | str = 1.0) -> None:
         super().__init__(inflation)
         self.c2 = number_or_tune("c2", c2)
+
+    def check_record(self, record: Record) -> None:
+        """Refuse states whose covariance is too large."""
+        check_size(record.shape[1], f"the method {self.name!r}")
+        super().check_record(record)
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and its covariance."""
@@ -172,7 +177,8 @@ class IteratedKalmanSmoother(Method):
         return ("model", "forward"), ("operator", "forward")
 
     def check_record(self, record: Record) -> None:
-        """Refuse a record that is no longer than the lag."""
+        """Refuse a record that is no longer than the lag, and states whose covariance is too large."""
+        check_size(record.shape[1], f"the method {self.name!r}")
         if record.observation.shape[1] <= self.lag:
             raise ValueError(
                 f"lag={self.lag}: the record has {record.observation.shape[1]} times; expected more than the lag"
