@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from .advancing import advance
 from .arguments import number_or_tune
 from .declarations import INFLATION, ITERATIONS, SPREADS, UNCONVERGED, Tunable
 from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, compare
+from .iterates import Iterate
 from .record import Record, State
 from .registry import register_method
 from .windowed import SlidingWindow
@@ -25,31 +26,21 @@ VARIANTS = ("transform", "bundle")
 _BUNDLE = 1e-4  # of the analysis spread: how far the members of a bundle are apart
 
 
-@dataclass(frozen=True)
-class _Iterate:
-    """Where the minimisation stands, trajectories first.
+@dataclass(frozen=True, kw_only=True)
+class _Iterate(Iterate):
+    """An iterate with the Hessian at its weights, those of M members.
 
     Attributes
     ----------
-    weights : Tensor, shape (B, M)
-        The best so far.
     root, back : Tensor, shape (B, M, M)
         Inverse square root of the Hessian there, scaled to be 1 for the prior; and its inverse.
     zeta : Tensor, shape (B,)
-    target : Tensor, shape (B, M)
-        Where Gauss-Newton goes from the weights.
-    cost, scale, count : Tensor, shape (B,)
-        Cost at the weights, the share of the step to try next, and the runs over the window so far.
+        Weight of the prior.
     """
 
-    weights: Tensor
     root: Tensor
     back: Tensor
     zeta: Tensor
-    target: Tensor
-    cost: Tensor
-    scale: Tensor
-    count: Tensor
 
     @classmethod
     def zero(cls, weights: Tensor) -> _Iterate:
@@ -57,30 +48,8 @@ class _Iterate:
         batch, m = weights.shape
         one = weights.new_ones(batch)
         identity = torch.eye(m, dtype=weights.dtype, device=weights.device).expand(batch, m, m)
-        return cls(weights, identity, identity, (m - 1) * one, weights, torch.inf * one, one, 0 * one)
-
-    def rows(self, index: Tensor) -> _Iterate:
-        """Some trajectories, by index or by flag."""
-        if index.dtype != torch.bool and len(index) == len(self.cost):
-            return self
-        return _Iterate(*(value[index] for value in vars(self).values()))
-
-    def replaced(self, index: Tensor, by: _Iterate) -> _Iterate:
-        """Some trajectories put back."""
-        return _Iterate(
-            *(a.index_copy(0, index, b) for a, b in zip(vars(self).values(), vars(by).values(), strict=True))
-        )
-
-    def where(self, flag: Tensor, other: _Iterate) -> _Iterate:
-        """Keep this one where the flag is set."""
-        if bool(flag.all()):
-            return self
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Iterate(*(torch.where(flag.reshape(-1, *(1 for _ in a.shape[1:])), a, b) for a, b in pairs))
-
-    def halved(self) -> _Iterate:
-        """Try half of the step."""
-        return replace(self, scale=self.scale / 2, count=self.count + 1)
+        numbers = {"zeta": (m - 1) * one, "cost": torch.inf * one, "scale": one, "count": 0 * one}
+        return cls(weights=weights, target=weights, root=identity, back=identity, **numbers)
 
 
 def _identity(like: Tensor) -> Tensor:
@@ -261,7 +230,8 @@ class IterativeEnKS(EnsembleMethod):
         precision = Precision(s, missed + (weights[:, None] @ s)[:, 0])
         target, inverse_root = precision.solve(zeta)
         root, back = math.sqrt(size) * inverse_root, precision.at(zeta) @ inverse_root / math.sqrt(size)
-        return _Iterate(weights, root, back, zeta, target, cost, torch.ones_like(cost), count)
+        numbers = {"zeta": zeta, "cost": cost, "scale": torch.ones_like(cost), "count": count}
+        return _Iterate(weights=weights, target=target, root=root, back=back, **numbers)
 
     def _zeta(self, weights: Tensor) -> Tensor:
         """Weight of the prior, shape (B,): M - 1, or what the finite-size prior gives at these weights.

@@ -64,11 +64,14 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state, and its covariance to second order."""
-        with torch.no_grad():
-            moments = forecast_moments(dynamics, state["x"], state["covariance"], steps)
-            most = self._climate()[1].to(state["x"]) ** 2 * state["x"].shape[1]
-            covariance = moments.inflated(self.network.second_order, most)
+        covariance = self._propagated(state["x"], state["covariance"], dynamics, steps)
         return {**super().forecast(state, dynamics, steps), "covariance": covariance}
+
+    @torch.no_grad()
+    def _propagated(self, x: Tensor, covariance: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
+        """M P M^T + c2 Q2(P)."""
+        most = self._climate()[1].to(x) ** 2 * x.shape[1]
+        return forecast_moments(dynamics, x, covariance, steps).inflated(self.network.second_order, most)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis: the filter's increment, and the network's correction of it."""
@@ -76,9 +79,10 @@ class GuidedNetwork(DataAssimilationNetwork):
         with torch.no_grad():
             gain = kalman_gain(x, p, observed, observing)
             after = updated(x, p, gain, observed, observing)
-        innovation = torch.where(observed, observation - observing.observe(x), torch.zeros_like(observation))
+        difference = observation - observing.observe(x)
+        innovation = torch.where(observed, difference, torch.zeros_like(observation))
         guides = self.network.guide((gain @ innovation[..., None])[..., 0], after)
-        zeta = observing.project_innovation(observation - observing.observe(x), observed, x)
+        zeta = observing.project_innovation(difference, observed, x)
         analysis, memory = self.network(x, zeta, state.get("memory"), guides)
         entries = {**state, "x": analysis, "covariance": after}
         return entries if memory is None else {**entries, "memory": memory}
@@ -146,11 +150,8 @@ class LaggedGuidedNetwork(GuidedNetwork):
         oldest = state["steps"][:, 0]
         begin, covariance = state["begin"], state["covariance"]
         if (count := int(oldest.max())) > 0:
-            with torch.no_grad():
-                moments = forecast_moments(dynamics, begin, covariance, count)
-                most = self._climate()[1].to(begin) ** 2 * begin.shape[1]
-                moved = moments.inflated(self.network.second_order, most)
-                covariance = torch.where((oldest > 0)[:, None, None], moved, covariance)
+            moved = self._propagated(begin, covariance, dynamics, count)
+            covariance = torch.where((oldest > 0)[:, None, None], moved, covariance)
             begin = torch.where((oldest > 0)[:, None], advance(dynamics, begin, count), begin)
         return {
             **state,
@@ -187,13 +188,12 @@ class LaggedGuidedNetwork(GuidedNetwork):
         return entries if memory is None else {**entries, "memory": memory}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Standard deviation of the forecast, by the tangent linear model over the window."""
-        _, rows = self._run_along(state["begin"], root_of(state["covariance"]), state["steps"])
-        return {"forecast_spread": rows.square().sum(1).sqrt()}
+        """None: the analysis, which runs through the window, knows the forecast's spread."""
+        return {}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread of the filter's analysis, and the state that was corrected."""
-        return {output.name: state[output.name] for output in self.outputs[1:]}
+        """Spreads of the filter, and the state that was corrected."""
+        return {output.name: state[output.name] for output in self.outputs}
 
     def _run(self, x: Tensor, steps: Tensor) -> Tensor:
         """Run states (B, N) through the intervals of their windows."""

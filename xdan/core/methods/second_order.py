@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..checks import integer, real
-from ..derivative_checks import Mode
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
-from .base import Differentiated, Method
-from .climate import climate_moments
 from .declarations import ITERATIONS, SPREADS, UNCONVERGED, Output, Tunable
 from .ensemble import INFLATIONS, Precision
 from .gaussian_forecast import check_size, forecast_moments, root_of
+from .iterates import Iterate
 from .kalman import ExtendedKalmanFilter
 from .record import Record, State
 from .registry import register_method
@@ -72,52 +70,21 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         return {**state, "x": x, "covariance": moments.inflated(self.number("c2"), self.climate[1].trace())}
 
 
-@dataclass(frozen=True)
-class _Iterate:
-    """Where the minimisation stands, trajectories first.
+@dataclass(frozen=True, kw_only=True)
+class _Iterate(Iterate):
+    """An iterate in units of the root at the window's start.
 
     Attributes
     ----------
-    weights : Tensor, shape (B, N)
-        The best so far, in units of the root at the window's start.
-    target : Tensor, shape (B, N)
-        Where Gauss-Newton goes from the weights.
     inverse_root : Tensor, shape (B, N, N)
-        Inverse square root of the Hessian there.
-    cost, scale, count : Tensor, shape (B,)
-        Cost at the weights, the share of the step to try next, and the runs over the window so far.
+        Inverse square root of the Hessian at the weights.
     """
 
-    weights: Tensor
-    target: Tensor
     inverse_root: Tensor
-    cost: Tensor
-    scale: Tensor
-    count: Tensor
-
-    def rows(self, index: Tensor) -> _Iterate:
-        """Some trajectories."""
-        return _Iterate(*(value[index] for value in vars(self).values()))
-
-    def replaced(self, index: Tensor, by: _Iterate) -> _Iterate:
-        """Some trajectories put back."""
-        pairs = zip(vars(self).values(), vars(by).values(), strict=True)
-        return _Iterate(*(mine.index_copy(0, index, other) for mine, other in pairs))
-
-    def or_halved(self, better: Tensor, tried: _Iterate) -> _Iterate:
-        """Take what was tried where the flag is set; elsewhere try half of the step."""
-        halved = replace(self, scale=self.scale / 2, count=tried.count)
-        pairs = zip(vars(tried).values(), vars(halved).values(), strict=True)
-        return _Iterate(*(torch.where(better.reshape(-1, *(1 for _ in a.shape[1:])), a, b) for a, b in pairs))
-
-    @property
-    def step(self) -> Tensor:
-        """What to add to the weights next, shape (B, N)."""
-        return self.scale[:, None] * (self.target - self.weights)
 
 
 @register_method
-class IteratedKalmanSmoother(Method):
+class IteratedKalmanSmoother(SecondOrderKalmanFilter):
     """Iterated extended Kalman smoother over a window of intervals, shifted by one a cycle, of second order.
 
     One trajectory and a covariance P stand at the window's start. Gauss-Newton moves the start until the newest
@@ -152,9 +119,6 @@ class IteratedKalmanSmoother(Method):
 
     name: ClassVar[str] = "iterated-kalman-smoother"
     windowed: ClassVar[bool] = True
-    differentiates_model: ClassVar[bool] = True
-    tunable: ClassVar[Mapping[str, Tunable]] = {"c2": SECOND_ORDERS, "inflation": INFLATIONS}
-    _climate: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -164,50 +128,32 @@ class IteratedKalmanSmoother(Method):
         tolerance: float = 0.01,
         iterations: int = 10,
     ) -> None:
-        self.lag, self.c2 = integer("lag", lag, least=1), number_or_tune("c2", c2)
-        self.inflation = number_or_tune("inflation", inflation)
+        super().__init__(c2, inflation)
+        self.lag = integer("lag", lag, least=1)
         self.tolerance = real("tolerance", tolerance, above=0.0)
         self.iterations = integer("iterations", iterations, least=1)
         self._window = SlidingWindow(self.lag)
         self.outputs: tuple[Output, ...] = (*SPREADS, self._window.output, ITERATIONS, UNCONVERGED)
 
-    @property
-    def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the model, and of the observation operator."""
-        return ("model", "forward"), ("operator", "forward")
-
     def check_record(self, record: Record) -> None:
-        """Refuse a record that is no longer than the lag, and states whose covariance is too large."""
-        check_size(record.shape[1], f"the method {self.name!r}")
+        """Refuse a record that is no longer than the lag, too."""
         if record.observation.shape[1] <= self.lag:
             raise ValueError(
                 f"lag={self.lag}: the record has {record.observation.shape[1]} times; expected more than the lag"
             )
         super().check_record(record)
 
-    def set_up(self, record: Record) -> None:
-        """Take the moments of the climatology."""
-        self._climate = climate_moments(record.dynamics, record.seed, record.observation)
-
-    @property
-    def climate(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance that `prepare` took."""
-        if self._climate is None:
-            raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
-        return self._climate
-
     def start(self, record: Record) -> State:
         """Climatological mean and covariance; the window has no length yet."""
-        mean, covariance = self.climate
-        x = mean.expand(record.shape)
+        state = super().start(record)
+        x, covariance = state["x"], state["covariance"]
         zero = x.new_zeros(len(x))
         return {
-            "x": x,
+            **state,
             "begin": x,
-            "covariance": covariance.expand(*x.shape, x.shape[1]),
             **self._window.opened(x),
             "smoothed": torch.full_like(x, torch.nan),
-            "forecast_spread": covariance.diagonal().sqrt().expand(x.shape),
+            "forecast_spread": covariance.diagonal(dim1=1, dim2=2).sqrt(),
             "spread": torch.zeros_like(x),
             "iterations": zero,
             "unconverged": zero,
@@ -227,27 +173,31 @@ class IteratedKalmanSmoother(Method):
         }
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Standard deviation of the forecast, by the tangent linear model over the window."""
-        steps, dynamics = sum(self._window.counts(state)), self._window.at_begin(state, self.dynamics)
-        _, pushed = advance_along(dynamics, state["begin"], root_of(state["covariance"]), steps)
-        return {"forecast_spread": pushed.square().sum(1).sqrt()}
+        """None: the analysis, which runs through the window, knows the forecast's spread."""
+        return {}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Damped Gauss-Newton until every trajectory has converged."""
         steps, dynamics = sum(self._window.counts(state)), self._window.at_begin(state, self.dynamics)
         before, root = state["begin"], root_of(state["covariance"])
 
-        def linearised(rows: Tensor, weights: Tensor, count: Tensor) -> _Iterate:
-            inside, seen = root[rows], observed[rows]
-            end, pushed = advance_along(dynamics, before[rows] + (weights[:, None] @ inside)[:, 0], inside, steps)
+        def run_along(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+            inside = root[rows]
+            return advance_along(dynamics, before[rows] + (weights[:, None] @ inside)[:, 0], inside, steps)
+
+        def linearised(rows: Tensor, weights: Tensor, count: Tensor, end: Tensor, pushed: Tensor) -> _Iterate:
+            seen = observed[rows]
             s = observing.whiten(observing.tangent(end, pushed), seen)
             missed = observing.whiten(observation[rows] - observing.observe(end), seen)
             target, inverse_root = Precision(s, missed + (weights[:, None] @ s)[:, 0]).solve(1.0)
             cost = 0.5 * (missed.square().sum(1) + weights.square().sum(1)).detach()
-            return _Iterate(weights, target, inverse_root, cost, torch.ones_like(cost), count + 1)
+            numbers = {"cost": cost, "scale": torch.ones_like(cost), "count": count + 1}
+            return _Iterate(weights=weights, target=target, inverse_root=inverse_root, **numbers)
 
         active = torch.arange(len(before), device=before.device)
-        at = linearised(active, torch.zeros_like(before), before.new_zeros(len(before)))
+        nowhere = torch.zeros_like(before)
+        forecast, ahead = run_along(active, nowhere)
+        at = linearised(active, nowhere, before.new_zeros(len(before)), forecast, ahead)
         lost = ~at.cost.isfinite()
         for iteration in range(self.iterations):
             now = at.rows(active)
@@ -255,10 +205,11 @@ class IteratedKalmanSmoother(Method):
             active, now = active[going], now.rows(going)
             if not len(active) or iteration == self.iterations - 1:
                 break
-            tried = linearised(active, now.weights + now.step, now.count)
+            weights = now.weights + now.step
+            tried = linearised(active, weights, now.count, *run_along(active, weights))
             # A step that does not bring the cost down is halved: the tangent was followed too far.
             slack = torch.finfo(tried.cost.dtype).eps ** 0.5 * now.cost.abs()
-            at = at.replaced(active, now.or_halved(tried.cost <= now.cost + slack, tried))
+            at = at.replaced(active, tried.where(tried.cost <= now.cost + slack, now.halved()))
         unconverged = torch.zeros_like(lost).index_fill(0, active, True)
         # A single pass goes to its target; where more did not converge, the best of all iterates is taken.
         stopped = unconverged if self.iterations > 1 else torch.zeros_like(unconverged)
@@ -272,11 +223,12 @@ class IteratedKalmanSmoother(Method):
             "begin": begin,
             "covariance": after.mT @ after,
             "smoothed": self._window.smoothed(state, begin),
+            "forecast_spread": ahead.square().sum(1).sqrt(),
             "spread": pushed.square().sum(1).sqrt(),
             "iterations": at.count,
             "unconverged": unconverged.to(at.count.dtype),
         }
 
-    def analysis_outputs(self, state: State) -> dict[str, Any]:
-        """Spread, the smoothed state and what the minimisation did."""
-        return {output.name: state[output.name] for output in self.outputs if output.name != "forecast_spread"}
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Spreads, the smoothed state and what the minimisation did."""
+        return {output.name: state[output.name] for output in self.outputs}

@@ -36,7 +36,7 @@ class KalmanCNN(AnalysisNetwork):
     With a lag the same happens at a state L intervals back, as in the method "iterated-kalman-smoother" with one pass:
     the filter's increment there is P (H M)^T (H M P (H M)^T + R)^-1 d, M the tangent linear model from there to the
     present, zeta becomes P (H M)^T R^-1 d, and the model runs the corrected state to the present again. A cycle then
-    costs (2 L + 1) (1 + N) runs of the tangent linear model.
+    costs (L + 1) (1 + N) runs of the tangent linear model, and L of the model.
 
     Parameters
     ----------
