@@ -85,10 +85,11 @@ class Lorenz96(Dynamics, pure=True):
             stage, along = x, directions
             total, total_along = torch.zeros_like(x), torch.zeros_like(directions)
             for weight, c in zip((1, 2, 2, 1), (h / 2, h / 2, h, None), strict=True):
-                behind, difference = stage.roll(1, -1), stage.roll(-1, -1) - stage.roll(2, -1)
+                ring, ring_along = _with_neighbours(stage), _with_neighbours(along)
+                behind, difference = ring[..., 1:-2], ring[..., 3:] - ring[..., :-3]
                 k = torch.addcmul(self.forcing - stage, difference, behind)
-                k_along = (along.roll(-1, -1) - along.roll(2, -1)) * behind[:, None]
-                k_along = torch.addcmul(k_along, along.roll(1, -1), difference[:, None]) - along
+                k_along = (ring_along[..., 3:] - ring_along[..., :-3]) * behind[:, None]
+                k_along = torch.addcmul(k_along, ring_along[..., 1:-2], difference[:, None]) - along
                 total, total_along = total + weight * k, torch.add(total_along, k_along, alpha=weight)
                 if c is not None:
                     stage, along = torch.add(x, k, alpha=c), torch.add(directions, k_along, alpha=c)
@@ -98,8 +99,11 @@ class Lorenz96(Dynamics, pure=True):
     def second_order_tendency(self, covariance: Tensor) -> Tensor:
         """Covariance of (d_{n+1} - d_{n-2}) d_{n-1} with the same of e, by Isserlis' theorem."""
 
+        sites = covariance.shape[-1]
+        ring = _with_neighbours(_with_neighbours(covariance).mT).mT
+
         def at(row: int, column: int) -> Tensor:
-            return covariance.roll((-row, -column), (-2, -1))
+            return ring[..., 2 + row : 2 + row + sites, 2 + column : 2 + column + sites]
 
         differences = at(1, 1) - at(1, -2) - at(-2, 1) + at(-2, -2)
         crossed = (at(1, -1) - at(-2, -1)) * (at(-1, 1) - at(-1, -2))
@@ -130,6 +134,11 @@ class Lorenz96(Dynamics, pure=True):
         for _ in range(steps):
             tape.step(self.forcing, self.timestep, out=state)
         return state
+
+
+def _with_neighbours(x: Tensor) -> Tensor:
+    """States (..., sites) with the two sites before the first and the one after the last, (..., sites + 3)."""
+    return torch.cat([x[..., -2:], x, x[..., :1]], -1)
 
 
 class _Tape:

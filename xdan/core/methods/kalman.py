@@ -100,11 +100,12 @@ class ExtendedKalmanFilter(Method):
 def kalman_gain(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
     """K = P H^T (H P H^T + R)^-1 for states (B, N) and covariances (B, N, N), shape (B, N, P).
 
-    Columns are zero where nothing is observed, and not finite where the covariance is not.
+    Columns are zero where nothing is observed, and not finite where the covariance is not, or is not positive.
     """
     rows, both = observing.observed_covariances(x, p, observed)
-    gain: Tensor = torch.linalg.solve_ex(both + observing.covariance_of(observed), rows).result
-    return gain.mT
+    root, failed = torch.linalg.cholesky_ex(both + observing.covariance_of(observed))
+    gain = torch.cholesky_solve(rows, root).mT
+    return torch.where(failed[:, None, None] == 0, gain, torch.nan)
 
 
 def updated(x: Tensor, p: Tensor, gain: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:

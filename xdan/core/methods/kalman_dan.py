@@ -16,8 +16,7 @@ from .advancing import advance, advance_along
 from .base import Differentiated
 from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
-from .ensemble import Precision
-from .gaussian_forecast import check_size, forecast_moments, root_of
+from .gaussian_forecast import check_size, forecast_moments, triangular_root_of
 from .kalman import kalman_gain, updated
 from .record import State
 from .windowed import SlidingWindow, pushed
@@ -166,13 +165,15 @@ class LaggedGuidedNetwork(GuidedNetwork):
         x, begin = state["x"], state["begin"]
         innovation = observing.whiten(observation - observing.observe(x), observed)
         with torch.no_grad():
-            root = root_of(state["covariance"])
+            root = triangular_root_of(state["covariance"])
             end, rows = self._run_along(begin.detach(), root, state["steps"])
             seen = observing.whiten(observing.tangent(end, rows), observed)
-            inverse_root = Precision(seen, torch.zeros_like(innovation)).solve(1.0)[1]
-            gain = root.mT @ (inverse_root @ (inverse_root @ seen))
-            after = inverse_root @ root
-            covariance, projection = after.mT @ after, root.mT @ seen
+            unit = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+            precision = torch.linalg.cholesky_ex(unit + seen @ seen.mT)[0]  # of the weights, given the observations
+            parts = torch.linalg.solve_triangular(precision, torch.cat([root, seen, rows], -1), upper=False)
+            before, observation_side, present = parts.tensor_split((root.shape[2], root.shape[2] + seen.shape[2]), -1)
+            gain, covariance = before.mT @ observation_side, before.mT @ before
+            projection = root.mT @ seen
         guides = self.network.guide((gain @ innovation[..., None])[..., 0], covariance)
         zeta = (projection @ innovation[..., None])[..., 0] / self.network.error_std.to(x) ** 2
         analysis, memory = self.network(begin, zeta, state.get("memory"), guides)
@@ -182,7 +183,7 @@ class LaggedGuidedNetwork(GuidedNetwork):
             "begin": analysis,
             "covariance": covariance,
             "forecast_spread": rows.square().sum(1).sqrt(),
-            "spread": (inverse_root @ rows).square().sum(1).sqrt(),
+            "spread": present.square().sum(1).sqrt(),
             "smoothed": torch.where((state["steps"][:, 0] > 0)[:, None], analysis.detach(), torch.nan),
         }
         return entries if memory is None else {**entries, "memory": memory}
