@@ -98,7 +98,6 @@ class Lorenz96(Dynamics, pure=True):
 
     def second_order_tendency(self, covariance: Tensor) -> Tensor:
         """Covariance of (d_{n+1} - d_{n-2}) d_{n-1} with the same of e, by Isserlis' theorem."""
-
         sites = covariance.shape[-1]
         ring = _with_neighbours(_with_neighbours(covariance).mT).mT
 
