@@ -70,6 +70,7 @@ def kill_one(client):
 
 
 def test_scores_and_gains_of_separate_processes(client, record, net):
+    record = record.isel(trajectory=slice(12), time=slice(64))
     run = record.dan.cycle(net)
     lazy = [record.dan.score(run, burn_in=8).rmse, record.dan.gain(net)]
     found = dask.compute(*lazy)
@@ -78,6 +79,7 @@ def test_scores_and_gains_of_separate_processes(client, record, net):
         np.testing.assert_allclose(one.values, other.values, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_no_gain(client, record, net):
     omega = record.dan.gain(net)
     expected = omega.compute(scheduler="synchronous")

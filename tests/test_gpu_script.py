@@ -4,11 +4,14 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import pytest
+
 import xdan
 
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_all_parts_run_and_a_network_is_left(tmp_path, monkeypatch, capfd):
     for folder in (ROOT / "ci" / "bench", ROOT / "ci"):
         monkeypatch.syspath_prepend(folder)

@@ -827,7 +827,7 @@ print("DONE")
 """
 
 
-@pytest.mark.parametrize(("at", "processes"), [(2, 1), (7, 1), (7, 2)])
+@pytest.mark.parametrize(("at", "processes"), [(2, 1), (7, 1), pytest.param(7, 2, marks=pytest.mark.slow)])
 def test_ctrl_c_returns_the_best_network_until_then(tmp_path, at, processes):
     answer = run_script(INTERRUPTED, tmp_path, at, processes, "once")
     assert answer.stdout.strip() == "DONE", answer.stderr
