@@ -1,9 +1,10 @@
-"""Lorenz-96 from end to end: a twin in Zarr, two networks trained on it, tuned baselines, one table and one page.
+"""Lorenz-96 from end to end: a twin in Zarr, three networks trained on it, tuned baselines, one table and one page.
 
     python examples/quickstart.py [--minutes 2.5] [--out quickstart]
 
-The default network and one with memory are trained one after the other, for the same time and on all cores.
-Then both, 3D-Var and two EnKF-N assimilate a test record that none has seen.
+The default network, one with memory and one that corrects a Kalman filter are trained one after the other, for the
+same time and on all cores. Then they, that filter alone, 3D-Var and two EnKF-N assimilate a test record that none has
+seen.
 """
 
 from __future__ import annotations
@@ -23,16 +24,22 @@ import xdan
 BURN_IN = 200  # cycles that an ensemble needs to forget its climatological start
 LONG = 10.0  # minutes of training from which a larger network pays
 
-# Architecture and training settings. With memory the past comes through the latent channels: longer windows pay. And
-# with more time, a wider network.
-NETWORKS: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
-    "network": ({"filters": 24, "blocks": 6, "kernel": 5}, {}),
+# Kind, architecture and training settings. With memory the past comes through the latent channels: longer windows pay.
+# And with more time, a wider network.
+NETWORKS: dict[str, tuple[type, dict[str, Any], dict[str, Any]]] = {
+    "network": (xdan.ResidualCNN, {"filters": 24, "blocks": 6, "kernel": 5}, {}),
     "network with memory": (
+        xdan.ResidualCNN,
         {"filters": 32, "blocks": 5, "kernel": 3, "memory": 12},
         {"objective": "mse", "window": 16, "batch": 32},
     ),
+    "network and Kalman filter": (
+        xdan.KalmanCNN,
+        {"filters": 24, "blocks": 4, "kernel": 5, "memory": 8, "c2": 5.0},
+        {"objective": "mse", "window": 8, "batch": 24},
+    ),
 }
-WIDER: dict[str, tuple[dict[str, int], dict[str, Any]]] = {
+WIDER: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "network with memory": (
         {"filters": 40, "memory": 16},
         {"batch": 64, "optimiser": xdan.Optimiser(learning_rate=0.012, adam_learning_rate=0.0024, weight_decay=0.1)},
@@ -47,16 +54,16 @@ def slug(name: str) -> str:
 def train_one(out: Path, name: str, minutes: float, seed: int) -> xdan.Network:
     """Train one network, or carry on where a killed run was."""
     checkpoint = out / f"{slug(name)}-checkpoint.zarr"
-    architecture, settings = NETWORKS[name]
+    kind, architecture, settings = NETWORKS[name]
     if minutes > LONG and name in WIDER:
         architecture, settings = architecture | WIDER[name][0], settings | WIDER[name][1]
     net = xr.open_zarr(out / "train.zarr", consolidated=False).dan.train(
-        xdan.ResidualCNN(**architecture),
+        kind(**architecture),
         **settings,
         minutes=minutes,
         seed=seed,
         checkpoint=checkpoint,
-        progress={"desc": f"{name:<20}"},
+        progress={"desc": f"{name:<26}"},
     )
     net.to_zarr(out / f"{slug(name)}.zarr", mode="w")
     shutil.rmtree(checkpoint)
@@ -88,9 +95,9 @@ def main() -> None:
     test = xr.open_zarr(out / "test.zarr", consolidated=False)
     done(f"twins of {trajectories} x 1000 and 64 x {BURN_IN + 400} states in {out}/train.zarr and {out}/test.zarr")
 
-    # 2. Two networks, one after the other.
+    # 2. Three networks, one after the other.
     nets = {name: train_one(out, name, options.minutes, options.seed) for name in NETWORKS}
-    done(f"two networks trained, {options.minutes:g} minutes each")
+    done(f"three networks trained, {options.minutes:g} minutes each")
 
     # 3. Every method cycles the test record, streamed into a store of its own.
     runs = {}
@@ -98,13 +105,14 @@ def main() -> None:
         ("3D-Var", "3d-var", {}),
         ("EnKF-N, 20 members", "enkf-n", {"members": 20}),
         ("EnKF-N, 40 members", "enkf-n", {"members": 40}),
+        ("second-order Kalman filter", "second-order-kalman", {"c2": 8.0}),
     ):
         store = out / f"{method}{settings.get('members', '')}.zarr"
         runs[name] = test.dan.baseline(method, **settings, store=store, mode="w", progress=False)
     for name, net in nets.items():
         store = out / f"run-{slug(name)}.zarr"
         runs[name] = test.dan.cycle(net, store=store, mode="w", progress=False)
-    done("test record cycled by five methods")
+    done(f"test record cycled by {len(runs)} methods")
 
     # 4. Scores after burn-in.
     scores = {name: test.dan.score(run, burn_in=BURN_IN).compute() for name, run in runs.items()}
@@ -128,7 +136,7 @@ def main() -> None:
     (out / "table.txt").write_text(f"{heading}\n{text}\n")
 
     # 5. One page.
-    best = "network with memory"
+    best = "network and Kalman filter"
     xdan.save_page(
         out / "quickstart.html",
         {

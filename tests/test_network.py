@@ -328,3 +328,19 @@ def test_a_network_with_a_covariance_is_saved_and_its_gain_is_refused(tmp_path):
     assert {"spread", "forecast_spread"} <= set(run.data_vars)
     with pytest.raises(ValueError, match="a gain is that of a state alone"):
         record.dan.gain(opened).compute()
+
+
+def test_other_parameters_on_the_same_weights():
+    small = xdan.KalmanCNN(filters=2, blocks=1, kernel=3, memory=0, diagonals=3)
+    net = xdan.train(xdan.Lorenz96(8), small, steps=1, batch=2, window=2, progress=False)
+    other = net.with_parameters(c2=4.0, past=2)
+    assert (other.module().second_order, other.module().past) == (4.0, 2)
+    assert net.module().second_order == 8.0
+    assert other.digest != net.digest
+    assert other.description["training"] == net.description["training"]
+    with pytest.raises(TypeError, match=r"'pasts'.*'kalman-cnn' has"):
+        net.with_parameters(pasts=2)
+    with pytest.raises(ValueError, match="c2=-1"):
+        net.with_parameters(c2=-1.0)
+    with pytest.raises(ValueError, match="arrays"):
+        net.with_parameters(filters=3)

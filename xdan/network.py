@@ -139,6 +139,24 @@ class Network:
             raise ValueError(f"the arrays do not fit the network {self.description['name']!r}: {error}") from None
         return module.to(device=device, dtype=dtype).eval()
 
+    def with_parameters(self, **parameters: Any) -> Network:
+        """Return a network of the same weights with some other parameters, such as `c2` or `past` of a KalmanCNN.
+
+        The description keeps what it was trained as, under "training".
+
+        Raises
+        ------
+        TypeError, ValueError
+            For parameters that the network does not have, or that ask for other weights.
+        """
+        known = self.module().config()
+        if unknown := sorted(set(parameters) - set(known)):
+            raise TypeError(f"{unknown}: the network {self.description['name']!r} has {sorted(known)}")
+        changed = {**self.description, "parameters": {**known, **parameters}}
+        network = Network(changed, self.arrays, self.history)
+        network.module()
+        return network
+
     def method(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DataAssimilationNetwork:
         """Return the method to cycle with.
 

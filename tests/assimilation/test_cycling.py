@@ -99,6 +99,7 @@ METHODS = {
     "dan": lambda net: net,
     "kalman network": lambda net: guided(0),
     "kalman network, lagged": lambda net: guided(2),
+    "kalman network, rebuilt": lambda net: guided(0).with_parameters(past=3),
     "enkf-n": lambda net: xdan.FiniteSizeEnKF(members=5),
     "3d-var": lambda net: xdan.ThreeDVar(),
 }

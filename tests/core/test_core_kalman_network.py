@@ -1,5 +1,6 @@
 """Networks whose forecast carries a covariance: at the start the filter, exactly; then a correction of it."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -267,3 +268,66 @@ def test_a_covariance_of_many_sites_is_refused():
     for name, settings in (("second-order-kalman", {}), ("iterated-kalman-smoother", {"lag": 1})):
         with pytest.raises(ValueError, match="expected at most 2,000 components"):
             method_by_name(name, c2=1.0, **settings).prepare(wide)
+
+
+# --- a covariance that the forecast alone tells ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_silent_network_with_a_past_is_the_covariance_from_the_state(kind):
+    observing, _ = error_and_matrix(kind)
+    dynamics = Lorenz96(SITES)
+    record = record_of(dynamics, observing, 9)
+    settings = {"past": "dynamics", "depth": 3, "c2": 8.0, "epsilon": math.sqrt(0.03), "inflation": 1.0}
+    classical = method_by_name("state-covariance", **settings).prepare(record)
+    net = network(quiet=True, past=3)
+    net.normalise(2.3, float((classical._climate[1].trace() / SITES).sqrt()), 1.0)
+    guided = method_of(net).bound(dynamics)
+    outputs, _ = run(guided, record)
+    assert_close(outputs["forecast"][:, 1:], dynamics.advance(outputs["analysis"][:, :-1], 1))
+    x = outputs["forecast"]
+    for k in range(3, 9):
+        past = {"x": x[:, k], "steps": torch.ones(2, 3, dtype=torch.int64)}
+        past["observed"] = torch.ones(2, 3, SITES, dtype=torch.bool)
+        past["analyses"] = x[:, :3]  # not read
+        state = classical.analyse(past, *split(record, k), observing)
+        close = {"rtol": 1e-5, "atol": 1e-5}  # a network's scales are in single precision
+        assert_close(outputs["analysis"][:, k], state["x"], **close)
+        assert_close(outputs["forecast_spread"][:, k], state["forecast_spread"], **close)
+        assert_close(outputs["spread"][:, k], state["spread"], **close)
+
+
+def test_a_network_with_a_past_carries_nothing():
+    """Two histories that lead to one forecast have one analysis."""
+    net = network(past=4, memory=0)
+    dynamics = Lorenz96(8)
+    method = method_of(net).bound(dynamics)
+    record = record_of(dynamics, ObservingSystem(std=DOUBLE + 1.0), 4)
+    state = method.first(method.start(record), *split(record, 0), record.observing)
+    assert set(state) == {"x", "steps", "forecast_spread", "spread"}
+    one = method.analyse(method.forecast(state, dynamics, 1), *split(record, 1), record.observing)
+    before = {**one, "spread": 7.0 * one["spread"], "forecast_spread": 0.0 * one["spread"]}
+    ahead, other = (method.forecast(each, dynamics, 1) for each in (one, before))
+    first, second = (method.analyse(each, *split(record, 2), record.observing) for each in (ahead, other))
+    for name in first:
+        assert_close(first[name], second[name], rtol=0, atol=0)
+
+
+def test_weights_are_those_of_any_past():
+    """The same tensors, so that a network trained with a covariance that is carried serves without."""
+    carried, rebuilt = network(), network(past=5)
+    assert [one.shape for one in carried.parameters()] == [one.shape for one in rebuilt.parameters()]
+    with pytest.raises(ValueError, match="lag=1, past=2: expected one of them to be 0"):
+        network(lag=1, past=2)
+    moving = CustomDynamics(tendency=lambda x, t: torch.cos(t) - x, state={"x": 6}, timestep=0.05)
+    with pytest.raises(ValueError, match="expected one that does not, or past=0"):
+        method_of(rebuilt).bound(moving)
+
+
+def test_no_lag_is_the_plain_network():
+    """Bit for bit, window and all: a window without intervals corrects the present."""
+    record = record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 1.0), 6)
+    plain, _ = run(method_of(network()), record)
+    none, _ = run(method_of(network(lag=0)), record)
+    for name, value in plain.items():
+        assert_close(none[name], value, rtol=0, atol=0, equal_nan=True)

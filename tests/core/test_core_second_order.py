@@ -12,7 +12,14 @@ from torch.testing import assert_close
 from xdan.core.dynamics import CustomDynamics, KuramotoSivashinsky, Lorenz96
 from xdan.core.methods import method_by_name, run
 from xdan.core.methods.advancing import advance_along
-from xdan.core.methods.gaussian_forecast import _by_derivatives, _nodes, forecast_moments, root_of
+from xdan.core.methods.gaussian_forecast import (
+    _by_derivatives,
+    _nodes,
+    forecast_moments,
+    root_of,
+    triangular_root_of,
+)
+from xdan.core.methods.rebuilding import past_of, rebuilt_covariance, views_of
 from xdan.core.observing import ObservingSystem, Sites
 
 NAMES = ("second-order-kalman", "iterated-kalman-smoother")
@@ -182,3 +189,68 @@ def test_a_lag_needs_a_longer_record():
     assert len(record.observation[0, 0]) == SITES
     with pytest.raises(ValueError, match="lag=4: the record has 4 times; expected more than the lag"):
         method_by_name("iterated-kalman-smoother", lag=4, c2=1.0).prepare(record)
+
+
+# --- covariances rebuilt from the past ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_a_linear_model_the_second_order_changes_no_covariance_from_the_state(kind):
+    record = record_of(linear(model()), error_and_matrix(kind)[0], 7, sites=Sites.random(1, 3))
+    settings = {"depth": 4, "epsilon": 1.5, "inflation": 1.1}
+    plain, second = (
+        run(method_by_name("state-covariance", c2=c2, **settings).prepare(record), record)[0] for c2 in (0.0, 8.0)
+    )
+    for name, value in plain.items():
+        assert_close(second[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_a_rebuilt_covariance_is_that_of_the_filter_along_the_past():
+    dynamics, observing = Lorenz96(SITES), ObservingSystem(std=DOUBLE + 1.0)
+    record = record_of(dynamics, observing, 6)
+    kalman = method_by_name("second-order-kalman", c2=8.0).prepare(record)
+    state = {
+        "x": dynamics.climatology(range(2), 3, like=DOUBLE)[:, 0],
+        "covariance": torch.eye(SITES).double().expand(2, -1, -1),
+    }
+    start, past, seen = state["covariance"], [], []
+    for k in range(5):
+        past.append(state["x"])
+        seen.append(~record.observation[:, k].isnan())
+        state = kalman.analyse(state, state["x"], seen[-1], observing)  # without an innovation
+        state = kalman.forecast(state, dynamics, 1)
+    steps = [1] * 5
+    most = kalman.climate[1].trace()
+    rebuilt = rebuilt_covariance(views_of(dynamics, steps), past, steps, seen, start, observing, 8.0, most)
+    assert_close(rebuilt, state["covariance"])
+
+
+def test_the_past_leads_to_the_state_and_stays_near_the_climate():
+    dynamics = Lorenz96(SITES, timestep=0.01)
+    x = dynamics.climatology(range(3), 1, like=DOUBLE)[:, 0]
+    climate = (DOUBLE + 2.3, DOUBLE + 3.6)
+    steps = [1, 2, 0, 1]
+    past = past_of(views_of(dynamics, steps), x, steps, climate)
+    ahead = [*past[1:], x]
+    for before, after, count in zip(past, ahead, steps, strict=True):
+        assert_close(dynamics.advance(before, count), after, rtol=1e-5, atol=1e-5)
+    long = torch.stack(past_of(views_of(dynamics, [9] * 60), x, [9] * 60, climate))
+    assert long.isfinite().all()
+    assert long.min() >= 2.3 - 4 * 3.6
+    assert long.max() <= 2.3 + 4 * 3.6
+    assert ((long == long.min()) | (long == long.max())).any()  # clipped somewhere
+
+
+def test_a_second_order_of_a1_is_refused():
+    with pytest.raises(ValueError, match=r"c2=2\.0 and algorithm='A1'"):
+        method_by_name("state-covariance", algorithm="A1", c2=2.0)
+    with pytest.raises(ValueError, match="c2=-1"):
+        method_by_name("state-covariance", c2=-1.0)
+
+
+def test_triangular_roots_where_there_is_one():
+    root = normals(4, 6, 6)
+    covariance = root.mT @ root
+    covariance[1] = root[1, :3].mT @ root[1, :3]  # of rank three: no Cholesky factor
+    rows = triangular_root_of(covariance)
+    assert_close(rows.mT @ rows, covariance, rtol=1e-9, atol=1e-9)

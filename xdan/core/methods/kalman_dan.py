@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,12 @@ from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
 from .gaussian_forecast import check_size, forecast_moments, triangular_root_of
 from .kalman import kalman_gain, updated
+from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import State
 from .windowed import SlidingWindow, pushed
+
+M = TypeVar("M", bound="GuidedNetwork")
+_BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt covariance begins with
 
 
 class GuidedNetwork(DataAssimilationNetwork):
@@ -95,6 +99,82 @@ class GuidedNetwork(DataAssimilationNetwork):
         return {"spread": _deviation(state)}
 
 
+class RebuiltGuidedNetwork(GuidedNetwork):
+    """The same without a covariance that is carried: each analysis rebuilds it from the forecast alone.
+
+    The model runs backward from the forecast, `past` intervals as long as the last one, and the filter forward again,
+    as if the past had been observed like the present. The state is the forecast, besides the network's memory.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+        With `guides` and a `past`.
+    """
+
+    name: ClassVar[str] = "kalman-dan-rebuilt"
+
+    def bound(self, dynamics: Dynamics) -> Self:
+        """Return a copy that runs backward by the dynamics.
+
+        Raises
+        ------
+        ValueError
+            For a model that depends on time.
+        """
+        return _bound_to(self, dynamics, f"a network with past={self.network.past}", "past=0")
+
+    def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
+        """Add the model steps of the last interval, and no covariance."""
+        state = super().start_like(like, shape)
+        spread = _deviation(state)
+        del state["covariance"]
+        steps = torch.zeros(shape[0], dtype=torch.int64, device=like.device)
+        return {**state, "steps": steps, "forecast_spread": spread, "spread": torch.zeros_like(spread)}
+
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+        """Optimal interpolation."""
+        variance = torch.diag_embed(state["forecast_spread"].square())
+        return self._settled(super().first({**state, "covariance": variance}, observation, observed, observing))
+
+    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """Advance the state."""
+        count = torch.full_like(state["steps"], steps)
+        return {**DataAssimilationNetwork.forecast(self, state, dynamics, steps), "steps": count}
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+        """One analysis, with a covariance that the forecast alone tells."""
+        covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
+        before = {**state, "covariance": covariance, "forecast_spread": _deviation({"covariance": covariance})}
+        return self._settled(super().analyse(before, observation, observed, observing))
+
+    @torch.no_grad()
+    def _rebuilt(self, x: Tensor, steps: int, observed: Tensor, observing: ObservingSystem) -> Tensor:
+        """Covariance of the forecast x."""
+        counts, (mean, std) = [steps] * self.network.past, (value.to(x) for value in self._climate())
+        views = views_of(self.dynamics, counts)
+        past = past_of(views, x, counts, (mean, std))
+        error = self.network.per_component(self.network.error_std).to(x).expand(x.shape)
+        start = torch.diag_embed(_BEGINNING * error**2)
+        most = (std**2).expand(x.shape[1]).sum()
+        masks = [observed] * len(counts)
+        return rebuilt_covariance(views, past, counts, masks, start, observing, self.network.second_order, most)
+
+    @staticmethod
+    def _settled(state: State) -> State:
+        """The state after an analysis: its spread in place of its covariance."""
+        after = {**state, "spread": _deviation(state)}
+        del after["covariance"]
+        return after
+
+    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
+        """None: the analysis rebuilds the forecast's covariance."""
+        return {}
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Spreads of the filter."""
+        return {output.name: state[output.name] for output in self.outputs}
+
+
 class LaggedGuidedNetwork(GuidedNetwork):
     """The same some intervals back: the network corrects the start of a window, which the model runs to the present.
 
@@ -123,14 +203,7 @@ class LaggedGuidedNetwork(GuidedNetwork):
         ValueError
             For a model that depends on time.
         """
-        if not dynamics.autonomous:
-            raise ValueError(
-                f"a network with lag={self.network.lag} and the dynamics {dynamics.label!r}, which depends on time: "
-                "expected one that does not, or lag=0"
-            )
-        bound = copy.copy(self)
-        bound.dynamics = dynamics
-        return bound
+        return _bound_to(self, dynamics, f"a network with lag={self.network.lag}", "lag=0")
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the window's start, and no intervals."""
@@ -219,8 +292,21 @@ def _intervals(steps: Tensor) -> list[tuple[Tensor, int]]:
 def method_of(network: AnalysisNetwork) -> DataAssimilationNetwork:
     """Return the method for a network: of one forecast, of members, or with a covariance."""
     if network.guides:
-        return LaggedGuidedNetwork(network) if network.lag else GuidedNetwork(network)
+        kind = LaggedGuidedNetwork if network.lag else RebuiltGuidedNetwork if network.past else GuidedNetwork
+        return kind(network)
     return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
+
+
+def _bound_to(method: M, dynamics: Dynamics, what: str, remedy: str) -> M:
+    """A copy of a method that runs an autonomous model itself."""
+    if not dynamics.autonomous:
+        raise ValueError(
+            f"{what} and the dynamics {dynamics.label!r}, which depends on time: expected one that does not, "
+            f"or {remedy}"
+        )
+    bound = copy.copy(method)
+    bound.dynamics = dynamics
+    return bound
 
 
 def _deviation(state: State) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
 from typing import ClassVar
 
 import torch
@@ -20,6 +19,8 @@ from .base import Differentiated, Method
 from .climate import climate_moments
 from .declarations import SPREADS, Output, Tunable
 from .ensemble import INFLATIONS, Precision
+from .gaussian_forecast import check_size, root_of
+from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
 from .registry import register_method
 from .windowed import SlidingWindow, pushed
@@ -41,18 +42,23 @@ class CovarianceFromState(Method):
         T, intervals that the past goes back.
     past : {"analyses", "dynamics"}
         Where the past trajectory comes from: the scheme's own analyses, or the dynamics integrated backward from the
-        forecast, as in the paper; the latter blows up beyond a few tenths of a time unit.
+        forecast, as in the paper. The latter can be followed for a few tenths of a time unit; before that it is clipped
+        to the size of the climate.
     epsilon : float
         Initial standard deviation.
     inflation : float or "tune"
         Factor of the covariance's square root.
+    c2 : float
+        With "A2", factor of the second-order term of every forecast, as in "second-order-kalman"; 0 for none. With
+        past="dynamics" it makes a covariance of the forecast alone nearly as good as one that is carried: the depth is
+        then a time unit and more.
 
     Raises
     ------
     TypeError
         For arguments of another type.
     ValueError
-        For unknown names, or numbers that are not positive.
+        For unknown names, numbers that are not positive, a negative c2, or one with "A1".
 
     References
     ----------
@@ -66,7 +72,7 @@ class CovarianceFromState(Method):
     tunable: ClassVar[Mapping[str, Tunable]] = {  # less than one is as natural as more: there is no natural end
         "inflation": Tunable((*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS.values, 1.6, 2.0)),
     }
-    _mean: Tensor | None = None
+    _climate: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -75,10 +81,13 @@ class CovarianceFromState(Method):
         past: str = "analyses",
         epsilon: float = 1.0,
         inflation: float | str = "tune",
+        c2: float = 0.0,
     ) -> None:
         self.algorithm, self.past = choice("algorithm", algorithm, ALGORITHMS), choice("past", past, PASTS)
         self.depth, self.epsilon = integer("depth", depth, least=1), real("epsilon", epsilon, above=0.0)
-        self.inflation = number_or_tune("inflation", inflation)
+        self.inflation, self.c2 = number_or_tune("inflation", inflation), real("c2", c2, least=0.0)
+        if self.c2 and self.algorithm == "A1":
+            raise ValueError(f"c2={c2} and algorithm='A1', which keeps no size: expected algorithm='A2', or c2=0")
         self._window = SlidingWindow(self.depth)
 
     @property
@@ -87,8 +96,13 @@ class CovarianceFromState(Method):
         return ("model", "forward"), ("operator", "forward")
 
     def set_up(self, record: Record) -> None:
-        """Take the climatological mean."""
-        self._mean = climate_moments(record.dynamics, record.seed, record.observation)[0]
+        """Take the moments of the climatology."""
+        self._climate = climate_moments(record.dynamics, record.seed, record.observation)
+
+    def check_record(self, record: Record) -> None:
+        """Refuse states whose covariance is too large."""
+        check_size(record.shape[1], f"the method {self.name!r}")
+        super().check_record(record)
 
     def start(self, record: Record) -> State:
         """Climatological mean; an empty past.
@@ -98,9 +112,7 @@ class CovarianceFromState(Method):
         RuntimeError
             If the method is not prepared.
         """
-        if self._mean is None:
-            raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
-        x = self._mean.expand(record.shape)
+        x = self._moments()[0].expand(record.shape)
         return {
             "x": x,
             **self._window.opened(x),
@@ -135,20 +147,26 @@ class CovarianceFromState(Method):
             "spread": after.square().sum(1).sqrt(),
         }
 
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and covariance that `prepare` took."""
+        if self._climate is None:
+            raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
+        return self._climate
+
     def _root(self, state: State, observing: ObservingSystem) -> Tensor:
         """Rows whose outer products add up to the forecast error covariance, shape (B, N, N)."""
         x, steps = state["x"], self._window.counts(state)
-        first = self._window.at_begin(state, self.dynamics)
-        times = list(accumulate(steps, initial=first.model_step))
-        views = [first.from_step(time) for time in times]
+        mean, covariance = self._moments()
+        views = views_of(self._window.at_begin(state, self.dynamics), steps)
         if self.past == "dynamics":
-            points = [x]
-            for after, count in zip(reversed(views), reversed(steps), strict=False):
-                points.append(after.retreat(points[-1].reshape(-1, *after.shape), count).reshape(x.shape))
-            past = points[:0:-1]
+            past = past_of(views, x, steps, (mean, covariance.diagonal().sqrt()))
         else:
             past = list(state["analyses"].unbind(1))
-        root = self.epsilon * identity_directions(x)
+        if self.c2:
+            start = torch.diag_embed(torch.full_like(x, self.epsilon**2))
+            seen_then, most = state["observed"].unbind(1), covariance.trace()
+            return root_of(rebuilt_covariance(views, past, steps, seen_then, start, observing, self.c2, most))
+        root: Tensor = self.epsilon * identity_directions(x)
         for index, (count, point) in enumerate(zip(steps, past, strict=True)):
             if count == 0:
                 continue

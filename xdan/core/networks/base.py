@@ -97,6 +97,8 @@ class AnalysisNetwork(nn.Module, ABC):
         Factor of the second-order term by which that covariance is propagated.
     lag : int
         Intervals back in time at which the network makes its analysis, which the model then carries to the present.
+    past : int
+        Intervals before the forecast from which that covariance is rebuilt at every analysis, 0 where it is carried.
     ensemble : bool
         Whether states are members, `members` of them, of shape (B, M, N).
     members : int
@@ -119,6 +121,7 @@ class AnalysisNetwork(nn.Module, ABC):
     guides: int = 0
     second_order: float = 0.0
     lag: int = 0
+    past: int = 0
     ensemble: ClassVar[bool] = False
     members: int = 1
     space: StateSpace | None

@@ -54,6 +54,11 @@ class KalmanCNN(AnalysisNetwork):
         Factor of the second-order term.
     lag : int
         L, intervals back at which the network corrects; 0 for the present.
+    past : int
+        0: the covariance is carried from cycle to cycle. Otherwise nothing is carried: at each analysis the model runs
+        backward from the forecast for so many intervals, and the filter forward from 0.03 R. Some 28 intervals of 0.05
+        are enough for Lorenz-96. A cycle costs as many times more. Without latent channels the analysis is then a
+        function of the forecast and the observations alone.
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
@@ -64,8 +69,8 @@ class KalmanCNN(AnalysisNetwork):
     TypeError
         For sizes that are no integers, or an activation that is no string.
     ValueError
-        If a size is out of bounds, the kernel or the diagonals are even, the activation unknown, c2 negative, or the
-        space another than one field on a ring.
+        If a size is out of bounds, the kernel or the diagonals are even, the activation unknown, c2 negative, both
+        lag and past positive, or the space another than one field on a ring.
     """
 
     name: ClassVar[str] = "kalman-cnn"
@@ -80,6 +85,7 @@ class KalmanCNN(AnalysisNetwork):
         diagonals: int = 9,
         c2: float = 8.0,
         lag: int = 0,
+        past: int = 0,
         activation: str = "gated",
         space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
@@ -93,7 +99,9 @@ class KalmanCNN(AnalysisNetwork):
         self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
         self.second_order = self.c2 = real("c2", c2, least=0.0)
-        self.lag = size("lag", lag, 0)
+        self.lag, self.past = size("lag", lag, 0), size("past", past, 0)
+        if self.lag and self.past:
+            raise ValueError(f"lag={self.lag}, past={self.past}: expected one of them to be 0")
         self.guides = 1 + self.diagonals
         inputs, outputs = 2 + self.guides + self.memory + self._fixed_channels, 1 + 2 * self.memory
         self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=_QUIET, arrangement=self.arrangement)

@@ -1,0 +1,94 @@
+"""A forecast error covariance rebuilt from the past of one state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..observing import ObservingSystem
+from .gaussian_forecast import forecast_moments
+from .kalman import kalman_gain, updated
+
+WIDEST_PAST = 4.0  # deviations of the climate about its mean: a state integrated backward is clipped there
+
+
+def views_of(dynamics: Dynamics, steps: Sequence[int]) -> list[Dynamics]:
+    """The dynamics at the start of each interval of so many model steps, and at the end of the last.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        At the start of the first interval.
+    steps : sequence of int
+        Oldest first.
+    """
+    return [dynamics.from_step(time) for time in accumulate(steps, initial=dynamics.model_step)]
+
+
+def past_of(views: Sequence[Dynamics], x: Tensor, steps: Sequence[int], climate: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """States (B, N) at the start of each interval, oldest first, that a state x at the end comes from.
+
+    The model runs backward. What it dissipates forward then grows, so that states are clipped to `WIDEST_PAST`
+    deviations of the climate: a past of some tenths of a time unit is followed, and what lies before it is a state of
+    about the right size.
+
+    Parameters
+    ----------
+    views : sequence of Dynamics
+        Of `views_of`.
+    x : Tensor, shape (B, N)
+    steps : sequence of int
+        Model steps of each interval, oldest first.
+    climate : tuple of Tensor
+        Mean and deviation, each of shape () or (N,).
+    """
+    mean, std = climate
+    low, high = mean - WIDEST_PAST * std, mean + WIDEST_PAST * std
+    points = [x]
+    for end, count in zip(reversed(views), reversed(steps), strict=False):
+        before = end.retreat(points[-1].reshape(-1, *end.shape), count).reshape(x.shape)
+        points.append(torch.where(before.isfinite(), before, mean).clamp(low, high) if count else before)
+    return points[:0:-1]
+
+
+def rebuilt_covariance(
+    views: Sequence[Dynamics],
+    past: Sequence[Tensor],
+    steps: Sequence[int],
+    observed: Sequence[Tensor],
+    start: Tensor,
+    observing: ObservingSystem,
+    c2: float,
+    most: Tensor,
+) -> Tensor:
+    """Forecast error covariance (B, N, N) of a second-order Kalman filter along a past trajectory.
+
+    Parameters
+    ----------
+    views : sequence of Dynamics
+        Of `views_of`.
+    past : sequence of Tensor, each of shape (B, N)
+        States at the start of each interval, oldest first.
+    steps : sequence of int
+        Model steps of each interval; an interval of none is left out.
+    observed : sequence of Tensor of bool, each of shape (B, P)
+        What is observed at the start of each interval.
+    start : Tensor, shape (B, N, N)
+        Covariance before the first of these observations.
+    observing : ObservingSystem
+    c2 : float
+        Factor of the second-order term.
+    most : Tensor, shape ()
+        Trace of the climate's covariance.
+    """
+    covariance = start
+    for view, x, count, seen in zip(views, past, steps, observed, strict=False):
+        if count:
+            gain = kalman_gain(x, covariance, seen, observing)
+            covariance = updated(x, covariance, gain, seen, observing)
+            covariance = forecast_moments(view, x, covariance, count).inflated(c2, most)
+    return covariance
