@@ -1,23 +1,48 @@
 """The networks that come with xdan on rings of other sizes than the one they were trained on.
 
-python ci/bench/rings.py [--sites 20 40 80 160 10000]
+    python ci/bench/rings.py [--sites 20 40 80 160 10000] [--long 10000 1000000]
+
+Of long rings it prints the time of a cycle for each site, and this process's peak memory: the record is one trajectory of
+`LONG_CYCLES` cycles, and takes 8 bytes a site and cycle itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 
 import xdan
 
 CYCLES, BURN_IN, SEED = 500, 200, 11
+LONG, LONG_CYCLES = "lorenz96-wide", 8
 SITE_RUNS = 2560  # sites times trajectories, so that each size costs about the same
+
+
+def long_ring(sites: int) -> float:
+    """Microseconds of a cycle for each site; the quickest of three runs."""
+    net = xdan.open_network(LONG)
+    ds = xdan.twin(xdan.Lorenz96(sites=sites), cycles=LONG_CYCLES, trajectories=1, seed=SEED).compute()
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        ds.dan.cycle(net, progress=False)
+        seconds.append(time.perf_counter() - begin)
+    return 1e6 * min(seconds) / (sites * LONG_CYCLES)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sites", type=int, nargs="+", default=[20, 40, 80, 160, 10_000])
+    parser.add_argument("--sites", type=int, nargs="*", default=[20, 40, 80, 160, 10_000])
+    parser.add_argument("--long", type=int, nargs="*", default=[10_000, 1_000_000])
     options = parser.parse_args()
+    first = 0.0
+    for sites in options.long:
+        each = long_ring(sites)
+        first = first or each
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        ratio = f"{each / first:.2f} times the first"
+        print(f"{LONG:16s} {sites:9,d} sites: {each:.2f} us a site and cycle, {ratio}, peak {peak:.2f} GiB", flush=True)
     for name in ("lorenz96", "lorenz96-memory"):
         net = xdan.open_network(name)
         for sites in options.sites:

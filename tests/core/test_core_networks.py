@@ -434,3 +434,31 @@ def test_a_derived_class_is_trained_by_the_gradient_of_its_own_forward_pass(cls,
     covariance = formula(net, "analysis_covariance")(x, zeta, *(rest or [None]))
     one = torch.func.jacrev(lambda z: net(x[:1], z, *(part[:1] for part in rest))[0][0])(zeta[:1])[:, 0]
     assert_close(covariance[0], one, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("sites", "states"), [(50, 1), (50, 3), (7, 20), (24, 2)])
+def test_long_rings_in_parts_are_the_whole(monkeypatch, sites, states):
+    """Where no gradient is recorded, rings and batches beyond a size run through the layers part by part."""
+    torch.manual_seed(0)
+    trunk = ResidualTrunk(2, 3, trunk_sizes(4, 1, 1, 3, "gated"), quiet=1.0).double().eval()  # a reach of three sites
+    features = torch.randn(2, sites, states, dtype=torch.float64)
+    whole = trunk(features)
+    monkeypatch.setattr("xdan.core.networks.trunk._COLUMNS", 20)
+    with torch.no_grad():
+        parts = trunk(features)
+        assert_close(parts, whole.detach(), rtol=1e-12, atol=1e-12)
+    calls = []
+    monkeypatch.setattr(trunk, "_in_parts", lambda features: calls.append(features))
+    trunk(features)
+    torch.func.vmap(trunk._on_ring)(features[None])
+    assert not calls
+
+
+def test_parts_of_a_network_without_a_reach(monkeypatch):
+    torch.manual_seed(0)
+    trunk = ResidualTrunk(2, 1, trunk_sizes(4, 1, 1, 1, "gated"), quiet=1.0).eval()
+    features = torch.randn(2, 33, 1)
+    with torch.no_grad():
+        whole = trunk(features)
+        monkeypatch.setattr("xdan.core.networks.trunk._COLUMNS", 8)
+        assert_close(trunk(features), whole)

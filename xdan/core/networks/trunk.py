@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..spaces import Geometry
+from ..user_functions import in_transform
 from .activations import activation_by_name
 from .arrangement import Arrangement
 from .convolutions import circular_convolution
@@ -17,6 +18,7 @@ from .fast_backward import FastTrunk, TrunkFunction
 from .fields_with_derivatives import FieldWithDerivatives
 from .layers import Layers, TrunkSizes
 
+_COLUMNS = 4096  # sites times trajectories that run through the layers at once, where no gradient is recorded
 _CONVOLUTIONS: dict[int, Callable[[Tensor, Tensor, Tensor], Tensor]] = {1: torch.conv1d, 2: torch.conv2d}
 
 
@@ -83,6 +85,36 @@ class ResidualTrunk(nn.Module):
         if fast and self.is_fast(features.shape[1]):
             answer: Tensor = TrunkFunction.apply(features, *self.fast())  # type: ignore[no-untyped-call]
             return answer
+        if features.shape[1] * features.shape[2] > _COLUMNS and self._is_plain(features):
+            return self._in_parts(features)
+        return self._on_ring(features)
+
+    def _is_plain(self, features: Tensor) -> bool:
+        """Whether nothing is recorded: neither a gradient nor a transform of torch.func."""
+        recorded = torch.is_grad_enabled() and (features.requires_grad or any(w.requires_grad for w in self.weights))
+        return not recorded and not in_transform(features)
+
+    def _in_parts(self, features: Tensor) -> Tensor:
+        """As `_on_ring`, for so many sites and trajectories at once that what passes between layers stays in caches.
+
+        A part of a long ring is taken with what it sees on both sides; what the part's own ends make wrong is cut.
+        """
+        sites, reach = features.shape[1], self.reach
+        length = max(_COLUMNS, 8 * reach)  # of a part, of which the sides are a quarter at most
+        if sites <= length:
+            return torch.cat([self._on_ring(part) for part in features.split(max(1, _COLUMNS // sites), 2)], 2)
+        if features.shape[2] > 1:
+            return torch.cat([self._in_parts(part) for part in features.split(1, 2)], 2)
+        around = torch.cat([features[:, sites - reach :], features, features[:, :reach]], 1)
+        out = features.new_empty(self.layers.outputs, *features.shape[1:])
+        for start in range(0, sites, length):
+            size = min(length, sites - start)
+            part = self._on_ring(around[:, start : start + size + 2 * reach])
+            out[:, start : start + size] = part[:, reach : reach + size]
+        return out
+
+    def _on_ring(self, features: Tensor) -> Tensor:
+        """As `forward`, by plain operations on a ring."""
         layers, (weights, biases) = self.layers, self._tensors()
         activation = layers.activation
 
