@@ -50,8 +50,10 @@ from .core.symmetry import Group as Group
 from .core.twin import TwinExperiment as TwinExperiment
 from .diagnostics.covariances import covariance_spectrum as covariance_spectrum
 from .diagnostics.covariances import ensemble_covariance as ensemble_covariance
+from .diagnostics.covariances import information_gain as information_gain
 from .diagnostics.covariances import principal_angles as principal_angles
 from .diagnostics.covariances import zero_innovation_bias as zero_innovation_bias
+from .diagnostics.exponents import lyapunov_floor as lyapunov_floor
 from .diagnostics.exponents import lyapunov_spectrum as lyapunov_spectrum
 from .diagnostics.gains import gain as gain
 from .diagnostics.linearity import innovation_histogram as innovation_histogram

@@ -2,8 +2,8 @@
 
     python ci/bench/rings.py [--sites 20 40 80 160 10000] [--long 10000 1000000]
 
-Of long rings it prints the time of a cycle for each site, and this process's peak memory: the record is one trajectory of
-`LONG_CYCLES` cycles, and takes 8 bytes a site and cycle itself.
+Of long rings it prints the time of a cycle for each site, and this process's peak memory: the record is one
+trajectory of `LONG_CYCLES` cycles, and takes 8 bytes a site and cycle itself.
 """
 
 from __future__ import annotations

@@ -127,3 +127,37 @@ def test_matrices_of_a_lost_trajectory_are_left_out():
         xr.testing.assert_allclose(found.isel(whole), expected.isel(whole))
         gone = found.isel(trajectory=1)
         assert bool(gone.isnull().all() if isinstance(gone, xr.DataArray) else gone.eigenvalue.isnull().all())
+
+
+def test_information_is_that_of_the_forecast_covariance():
+    """-log det(I - K H) = log det(I + P_f R^-1), where P_a = (P_f^-1 + R^-1)^-1."""
+    rng = np.random.default_rng(0)
+    root, error = rng.standard_normal((5, 4, 4)), np.array([0.5, 1.0, 2.0, 1.5])
+    forecast = root @ root.swapaxes(1, 2)
+    analysis = np.linalg.inv(np.linalg.inv(forecast) + np.diag(error**-2))
+    covariance = xr.DataArray(analysis, dims=("time", "i", "j"), coords={"time": np.arange(5.0)})
+    lopsided = covariance + 0.1 * xr.DataArray(
+        [[0, 1, 2, 0], [-1, 0, 3, 0], [-2, -3, 0, 1], [0, 0, -1, 0]], dims=("i", "j")
+    )
+    expected = np.linalg.slogdet(np.eye(4) + forecast / error[:, None] ** 2)[1]
+    stds = xr.DataArray(error, dims="i")
+    for one in (covariance, covariance.chunk(time=2), lopsided):
+        answer = xdan.information_gain(one, error_std=stds)
+        np.testing.assert_allclose(answer.values, expected, rtol=1e-9)
+    alike = xdan.information_gain(covariance, error_std=2.0)
+    np.testing.assert_allclose(alike, -np.linalg.slogdet(np.eye(4) - analysis / 4.0)[1])
+
+
+def test_information_of_no_analysis_is_refused_or_nan():
+    covariance = xr.DataArray(
+        np.stack([0.5 * np.eye(2), 1.5 * np.eye(2), np.full((2, 2), np.nan)]), dims=("time", "i", "j")
+    )
+    answer = xdan.information_gain(covariance).values
+    assert answer[0] == pytest.approx(2 * np.log(2))
+    assert np.isnan(answer[1:]).all()
+    with pytest.raises(ValueError, match="expected i: 2"):
+        xdan.information_gain(covariance, error_std=xr.DataArray([1.0, 1.0, 1.0], dims="i"))
+    with pytest.raises(ValueError, match="not positive"):
+        xdan.information_gain(covariance, error_std=xr.DataArray([1.0, 0.0], dims="i"))
+    with pytest.raises(ValueError, match="expected dims i and j"):
+        xdan.information_gain(covariance.isel(j=[0]))

@@ -267,3 +267,35 @@ def test_directions_that_are_lost(twin):
     lazy = xdan.lyapunov_vectors(twin, dynamics=flat, kind="covariant", spin_up=4)
     with pytest.raises(ValueError, match="loses a direction altogether; ask for fewer with vectors="):
         lazy.growth.compute()
+
+
+def exponents(*values: float) -> xr.Dataset:
+    return xr.Dataset({"exponent": ("vector", np.array(values))})
+
+
+def test_the_floor_is_the_kalman_filters_of_each_growing_direction():
+    rates, interval, error = (1.2, 0.3, 0.0, -0.8), 0.5, 2.0
+    variance, told = 0.0, 0.0
+    for rate in rates[:3]:  # what decays is known without an observation
+        p = 1.0
+        for _ in range(2000):  # to the steady state of a scalar filter
+            forecast = math.exp(2 * rate * interval) * p
+            p = forecast * error**2 / (forecast + error**2)
+        variance += p
+        told += math.log(forecast / p)
+    floor = xdan.lyapunov_floor(exponents(*rates), interval=interval, error_std=error)
+    assert float(floor.rmse) == pytest.approx(math.sqrt(variance / 4), rel=1e-2)  # the neutral one decays slowly
+    assert float(floor.information) == pytest.approx(told, rel=1e-2)
+    wider = xdan.lyapunov_floor(exponents(*rates), interval=interval, error_std=error, components=16)
+    assert float(wider.rmse) == pytest.approx(float(floor.rmse) / 2)
+
+
+def test_a_floor_needs_all_growing_directions():
+    with pytest.raises(ValueError, match=r"the last of 2 exponents is 0\.3.*more vectors="):
+        xdan.lyapunov_floor(exponents(1.2, 0.3), interval=0.5)
+    with pytest.raises(ValueError, match="expected the result of lyapunov_spectrum"):
+        xdan.lyapunov_floor(xr.Dataset({"x": 1.0}), interval=0.5)
+    with pytest.raises(ValueError, match="interval="):
+        xdan.lyapunov_floor(exponents(1.2, -0.3), interval=0.0)
+    with pytest.raises(ValueError, match="components=1"):
+        xdan.lyapunov_floor(exponents(1.2, -0.3), interval=0.5, components=1)

@@ -229,3 +229,12 @@ def test_wrong_arguments_are_named(twin, run, cube, label):
 def test_numbers_of_numpy_are_numbers(twin, run):
     assert len(panels(xdan.hovmoller(twin, run, trajectory=np.int64(-1), cycles=slice(np.int64(3), np.int64(9))))) == 3
     assert len(panels(xdan.rmse_in_time(twin, {"a": run}, log=np.bool_(True)))) == 1
+
+
+def test_levels_are_dashed_lines(twin, run):
+    figure = xdan.rmse_in_time(twin, {"dan": run}, levels={"floor": 0.155})
+    line = next(curve for curve in figure if curve.label == "floor")
+    np.testing.assert_allclose(line.dimension_values(1), 0.155)
+    np.testing.assert_allclose(line.dimension_values(0), [twin.time[0], twin.time[-1]])
+    with pytest.raises(ValueError, match="levels"):
+        xdan.rmse_in_time(twin, {"dan": run}, levels={"floor": -1.0})

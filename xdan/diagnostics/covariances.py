@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Unpack
 
 import numpy as np
 import xarray as xr
 
-from ..core.checks import choice, integer, shown
+from ..core.checks import choice, integer, real, shown
 from ..network import Network
 from ..records.fields import ROLE_ATTRIBUTE, pack_by_attributes
 from ..records.record import RecordWords
@@ -103,6 +104,59 @@ def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
     result["eigenvector"].attrs = {"long_name": "eigenvector of the symmetric part", "units": "1"}
     result["asymmetry"].attrs = {"long_name": "size of the antisymmetric over the symmetric part", "units": "1"}
     return result
+
+
+def information_gain(covariance: xr.DataArray, *, error_std: float | xr.DataArray = 1.0) -> xr.DataArray:
+    """What observations of every component tell about the state, from the analysis error covariance, lazily.
+
+    It is -log det(I - K H) = -log det(I - P_a R^-1): how much smaller the volume of the error is after the analysis. Of
+    a steady linear filter its mean is twice the sum of the positive Lyapunov exponents times the interval
+    (`lyapunov_floor`); a covariance that is too small for its filter has less.
+
+    Parameters
+    ----------
+    covariance : xarray.DataArray, dims (..., i, j)
+        P_a, of `gain(kind="covariance")` or `ensemble_covariance`; its symmetric part is taken.
+    error_std : float or xarray.DataArray, dims (i,)
+        Standard deviation of the observation errors, in units of the state.
+
+    Returns
+    -------
+    xarray.DataArray, dims (...)
+        In nats. NaN where P_a R^-1 has an eigenvalue of 1 and more, which no analysis has.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If i and j are missing or of different sizes, or an error is not positive.
+    """
+    _check_square(covariance)
+    if isinstance(error_std, xr.DataArray):
+        if error_std.dims != ("i",) or error_std.sizes["i"] != covariance.sizes["i"]:
+            raise ValueError(f"error_std= has sizes {dict(error_std.sizes)}: expected i: {covariance.sizes['i']}")
+        error = error_std.values.astype(np.float64)
+    else:
+        error = np.full(covariance.sizes["i"], real("error_std", error_std, above=0.0))
+    if not (error > 0).all():
+        raise ValueError("error_std= holds values that are not positive: expected standard deviations")
+    result: xr.DataArray = xr.apply_ufunc(
+        partial(_information, error=error),
+        covariance,
+        input_core_dims=[["i", "j"]],
+        dask="parallelized",
+        output_dtypes=[np.float64],
+    )
+    result.attrs = {"long_name": "information gained by an analysis, -log det(I - K H)", "units": "nat"}
+    return result.rename("information_gain")
+
+
+def _information(p: Array, error: Array) -> Array:
+    whole = _finite(p)
+    p = np.where(whole[..., None, None], p, 0.0).astype(np.float64) / np.outer(error, error)
+    shares = np.linalg.eigvalsh((p + p.swapaxes(-1, -2)) / 2)
+    possible = whole & (shares < 1).all(-1)
+    information: Array = -np.log1p(-np.where(possible[..., None], shares, np.nan)).sum(-1)
+    return information
 
 
 def _finite(p: Array) -> Array:

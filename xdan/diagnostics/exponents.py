@@ -17,6 +17,7 @@ from ..core.lyapunov import kaplan_yorke_dimension, orthonormal_directions, spec
 from ..core.random import check_seed
 from ..records.blocks import Plan, block, block_graph
 from ..records.schema import Array, attributes
+from .evaluation_points import check_labelled
 
 VECTOR = "vector"
 VECTOR_ATTRIBUTES = {"long_name": "Lyapunov vector, the fastest growing first", "units": "1"}
@@ -121,6 +122,70 @@ def lyapunov_spectrum(
     title = "Lyapunov exponents"
     return _label_spectrum(exponents, dynamics, repeats * step).assign_attrs(
         attributes(dynamics, title=title, seed=seed, zero=_ZERO, **settings)
+    )
+
+
+def lyapunov_floor(
+    spectrum: xr.Dataset, *, interval: float, error_std: float = 1.0, components: int | None = None
+) -> xr.Dataset:
+    """What the exponents alone say of the best linear filter, where every component is observed.
+
+    Each direction that grows by exp(lambda dt) between observations has an analysis error variance of at least
+    R (1 - exp(-2 lambda dt)): that of a Kalman filter of this direction by itself. What the observations then tell is
+    2 lambda dt nats a cycle for each direction, no more and no less where the filter is steady.
+
+    Parameters
+    ----------
+    spectrum : xarray.Dataset
+        Of `lyapunov_spectrum`, with all positive exponents.
+    interval : float
+        Model time dt between analyses.
+    error_std : float
+        Standard deviation of the observation errors, in units of the state.
+    components : int, optional
+        N of the state; as many as the spectrum has exponents by default.
+
+    Returns
+    -------
+    xarray.Dataset
+        `rmse`, the root of the mean square error over the components, in units of `error_std`'s; `information`, in nats
+        a cycle, to be compared with `information_gain`.
+
+    Raises
+    ------
+    TypeError
+        For what is no spectrum, or a number that is none.
+    ValueError
+        For numbers that are not positive, or a spectrum that ends with a positive exponent.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.lyapunov_spectrum(xdan.Lorenz63(), time=10.0, trajectories=2)
+    >>> floor = xdan.lyapunov_floor(ds, interval=0.1)
+    >>> bool(0 < floor.rmse < 1)
+    True
+    """
+    check_labelled("spectrum", spectrum, xr.Dataset)
+    if "exponent" not in spectrum or spectrum["exponent"].dims != (VECTOR,):
+        raise ValueError(f"spectrum= holds {sorted(map(str, spectrum))}: expected the result of lyapunov_spectrum")
+    interval, error_std = real("interval", interval, above=0.0), real("error_std", error_std, above=0.0)
+    exponents = spectrum["exponent"].values
+    count = exponents.size if components is None else integer("components", components, least=exponents.size)
+    if exponents[-1] > 0:
+        raise ValueError(
+            f"the last of {exponents.size} exponents is {exponents[-1]:.3g}: expected all positive ones; give "
+            "lyapunov_spectrum more vectors="
+        )
+    growth = np.clip(exponents, 0.0, None) * interval
+    rmse = error_std * math.sqrt(float((1 - np.exp(-2 * growth)).sum()) / count)
+    text = "least RMSE of a linear filter, from the Lyapunov exponents"
+    return xr.Dataset(
+        {
+            "rmse": ((), rmse, {"long_name": text}),
+            "information": ((), 2 * float(growth.sum()), {"long_name": "information of a cycle", "units": "nat"}),
+        },
+        attrs={"interval": interval, "error_std": error_std, "components": count},
     )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ..assimilation.scoring import score
-from ..core.checks import shown, switch
+from ..core.checks import real, shown, switch
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
 from .axes import (
@@ -38,6 +38,7 @@ def rmse_in_time(
     *,
     cycles: slice | None = None,
     log: bool = False,
+    levels: Mapping[str, float] | None = None,
     **words: Unpack[RecordWords],
 ) -> Any:
     """Analysis RMSE of several runs in time, mean over the trajectories.
@@ -52,6 +53,8 @@ def rmse_in_time(
         Positions along `time`.
     log : bool
         Logarithmic RMSE.
+    levels : mapping, optional
+        Name to RMSE of dashed lines, such as the `rmse` of `lyapunov_floor`.
     **words
         dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
 
@@ -94,6 +97,11 @@ def rmse_in_time(
             panels[field] = [*panels.get(field, []), *lines]
             errors[field] = [*errors.get(field, []), curve.values]
     overlays = []
+    span = list(np.asarray(when)[[0, -1]])
+    for name, level in (levels or {}).items():
+        dashed = hv.Curve((span, [real(f"levels[{name!r}]", level, above=0.0)] * 2), label=name)
+        for lines in panels.values():
+            lines.append(dashed.opts(color="black", line_dash="dashed"))
     for field, lines in panels.items():
         yticks = {"yticks": _log_ticks(np.concatenate(errors[field]))} if log else {}
         overlays.append(hv.Overlay(lines).opts(legend_position="right", **yticks))
