@@ -1,18 +1,22 @@
 """Training: samples x cycles per second, against the plainest loop of the same network and batch.
 
-    python ci/bench/training.py
+    python ci/bench/training.py [--jax PYTHON]
 
 The plain loop is what one writes first: `torch.nn.Conv1d` with circular padding, `torch.roll` in the model, autograd
 through everything, the same optimisers, torch's own threads on all cores. Ours shares the trajectories of a batch
-between as many processes. Both train on the same endless twin.
+between as many processes. Both train on the same endless twin. With --jax, the interpreter of an environment that has
+JAX, a jitted loop of the same network stands beside (`jax_peer.py`), each on one core.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -141,11 +145,40 @@ def rate(step: Callable[[], None], batch: int, seconds: float) -> float:
     return count * batch * WINDOW / (time.perf_counter() - begin)
 
 
+def beside_jax(interpreter: str, memory: int, batch: int, seconds: float, repeats: int) -> None:
+    """Ours and JAX's in turn, each on the first core alone."""
+    peer = [interpreter, str(Path(__file__).with_name("jax_peer.py"))]
+    peer.append(json.dumps({"batch": batch, "seconds": seconds, "memory": memory}))
+    single = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    ours, trainer = our_step(ResidualCNN(memory=memory), batch)
+    ours()
+    pairs = []
+    for _ in range(repeats):
+        answer = subprocess.run(peer, capture_output=True, text=True, check=True, env={**os.environ, **single})
+        pairs.append((rate(ours, batch, seconds), max(json.loads(answer.stdout).values())))
+    trainer.close()
+    os.sched_setaffinity(0, cores)
+    ratios = sorted(a / b for a, b in pairs)
+    fast, slow = (sorted(side)[len(pairs) // 2] for side in zip(*pairs, strict=True))
+    spread = f"{ratios[len(ratios) // 2]:.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f})"
+    print(
+        f"memory {memory:2d}, batch {batch:3d}, one core: ours {fast:,.0f}, JAX {slow:,.0f}; ratio {spread}", flush=True
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--jax", help="interpreter of an environment with JAX")
     options = parser.parse_args()
+    if options.jax:
+        for memory, batch in ((0, 24), (8, 24), (0, 64)):
+            beside_jax(options.jax, memory, batch, options.seconds, options.repeats)
     cores = os.cpu_count() or 1
     print(f"{cores} cores, window of {WINDOW} cycles, median of {options.repeats} pairs")
     for memory, batch in ((0, 24), (8, 24), (0, 32), (0, 64)):
