@@ -101,7 +101,7 @@ ROWS = [
     Row("ks", "EnKF-N, 20 members", "enkf-n", {"members": 20}),
     Row("ks", "3D-Var, trained B", "3d-var", {"background": "trained"}),
     Row("ks", "climatology", "climatology"),
-    Row("two-scale", "EnKF-N, 20 members", "enkf-n", {"members": 20}, 0.27),
+    Row("two-scale", "EnKF-N, 20 members", "enkf-n", {"members": 20}, 0.29),  # DAPPER's, run; its list says 0.27
     Row("two-scale", "3D-Var", "3d-var", {}, 0.39),
     Row("two-scale", "3D-Var, trained B", "3d-var", {"background": "trained"}),
     Row("two-scale", "climatology", "climatology", {}, 0.93),
