@@ -331,3 +331,9 @@ def test_no_lag_is_the_plain_network():
     none, _ = run(method_of(network(lag=0)), record)
     for name, value in plain.items():
         assert_close(none[name], value, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_record_no_longer_than_the_lag_is_refused():
+    record = record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 1.0), 3)
+    with pytest.raises(ValueError, match="lag=3: the record has 3 times; expected more than the lag"):
+        method_of(network(lag=3)).bound(record.dynamics).prepare(record)

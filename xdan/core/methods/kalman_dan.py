@@ -19,7 +19,7 @@ from .declarations import SPREADS, Output
 from .gaussian_forecast import check_size, forecast_moments, triangular_root_of
 from .kalman import kalman_gain, updated
 from .rebuilding import past_of, rebuilt_covariance, views_of
-from .record import State
+from .record import Record, State
 from .windowed import SlidingWindow, pushed
 
 M = TypeVar("M", bound="GuidedNetwork")
@@ -204,6 +204,15 @@ class LaggedGuidedNetwork(GuidedNetwork):
             For a model that depends on time.
         """
         return _bound_to(self, dynamics, f"a network with lag={self.network.lag}", "lag=0")
+
+    def check_record(self, record: Record) -> None:
+        """Refuse a record that is no longer than the lag, of which no state would be smoothed."""
+        if record.observation.shape[1] <= self.network.lag:
+            raise ValueError(
+                f"a network with lag={self.network.lag}: the record has {record.observation.shape[1]} times; expected "
+                "more than the lag"
+            )
+        super().check_record(record)
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the window's start, and no intervals."""
