@@ -72,7 +72,6 @@ class RollWaves(xdan.Dynamics, pure=True):
 METHODS = {
     "3D-Var, trained B": ("3d-var", {"background": "trained", "candidates": {"scale": [0.01, 0.03, 0.1, 0.3, 1.0]}}),
     "ETKF, 40 members": ("etkf", {"members": 40, "inflation": 1.02, "rotate": True}),
-    "LETKF, 20 members": ("letkf", {"members": 20, "radius": 8.0, "inflation": 1.02}),
 }
 SHOWN = ("ETKF, 40 members", "network")
 

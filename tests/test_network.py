@@ -296,16 +296,21 @@ def test_shipped_networks_say_how_they_were_trained(shipped):
     training = net.description["training"]
     assert {"seed", "window", "batch", "learning_rate", "torch", "seconds"} <= set(training)
     assert net.history.validation_rmse.min() == training["validation_rmse"]
-    assert (net.module().memory > 0) == (name not in ("lorenz96", "lorenz96-wide"))
+    assert (net.module().memory > 0) == (name not in ("lorenz96", "lorenz96-wide", "lorenz96-single"))
     folder = Path(network.__file__).with_name("trained") / f"{name}.zarr"
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 2_000_000
 
 
 @pytest.mark.parametrize("sites", [20, 40, 100])
 def test_shipped_networks_assimilate_on_any_ring(shipped, sites):
-    ds = xdan.twin(xdan.Lorenz96(sites=sites), cycles=150, trajectories=320 // sites, seed=8).compute()
-    run = ds.dan.cycle(shipped[1])
-    assert float(ds.dan.score(run, burn_in=50).rmse) < 0.235
+    name, net = shipped
+    slow = name == "lorenz96-single"  # to settle, and to run: 28 intervals backward and forward in a cycle
+    if slow and sites != 40:
+        pytest.skip("one size is enough of what is slow")
+    cycles, trajectories, burn_in = (200, 3, 160) if slow else (150, 320 // sites, 50)
+    ds = xdan.twin(xdan.Lorenz96(sites=sites), cycles=cycles, trajectories=trajectories, seed=8).compute()
+    run = ds.dan.cycle(net)
+    assert float(ds.dan.score(run, burn_in=burn_in).rmse) < 0.235
 
 
 def test_a_path_comes_before_a_shipped_name(shipped, twin, tmp_path, monkeypatch, architecture, single, quick):
