@@ -66,6 +66,12 @@ GUIDED = {
     "batch": 32,
     "optimiser": xdan.Optimiser(learning_rate=0.01, adam_learning_rate=0.002, weight_decay=0.1),
 }
+PUT_BACK = {
+    "objective": "mse",
+    "window": 6,
+    "batch": 24,
+    "optimiser": xdan.Optimiser(learning_rate=0.008, adam_learning_rate=0.0016, weight_decay=0.1),
+}
 IMITATED_SHARE = 2 / 3
 # Of which committees are made.
 TITLES = "residual CNN, 40 filters", "covariance imitated first"
@@ -111,10 +117,12 @@ def rows() -> list[Row]:
         Row(LATENT_TITLES[1], latent, 40, 0.18, settings=AFTER_LATENT, imitate=IMITATE_LATENT),
         Row("committee", None, 10, 0.20, settings=AFTER, committee=TITLES),
         Row("committee, memory", None, 20, 0.18, settings=AFTER_LATENT, committee=LATENT_TITLES),
-        Row("beside a Kalman filter", xdan.KalmanCNN(filters=32), 30, 0.17, settings=GUIDED),
+        Row("beside a Kalman filter", xdan.KalmanCNN(filters=32, c2=5.0), 30, 0.17, settings=GUIDED),
+        Row("the same, no latent memory", xdan.KalmanCNN(filters=32, memory=0, c2=6.0), 30, 0.172, settings=GUIDED),
         Row("every other site", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.306, observe=every, settings=LARGE),
         Row("20 to 40 random sites", xdan.ResidualCNN(**MEMORY), 40, 1.3 * 0.224, observe=some, settings=LARGE),
         Row("interval 0.20", xdan.ResidualCNN(**MEMORY), 30, 0.38, interval=0.20, settings=LARGE),
+        Row("interval 0.20, put back", xdan.KalmanCNN(lag=2, c2=1.5), 12, 0.31, interval=0.20, settings=PUT_BACK),
         Row("interval 0.60", xdan.ResidualCNN(**MEMORY), 30, 0.62, interval=0.60, settings=LARGE),
         Row("observations only: forecast", xdan.ResidualCNN(), 20, settings={"objective": "forecast"}),
         Row("observations only: analysis", xdan.ResidualCNN(), 20, settings={"objective": "analysis"}),

@@ -135,13 +135,17 @@ def main() -> None:
     print(f"\n{heading}\n{text}\n")
     (out / "table.txt").write_text(f"{heading}\n{text}\n")
 
-    # 5. One page.
+    # 5. One page; the dashed line is what Lyapunov exponents leave to a linear filter.
+    spectrum = xdan.lyapunov_spectrum(model, vectors=18, time=100.0, trajectories=4)
+    floor = xdan.lyapunov_floor(spectrum, interval=0.05, components=40)
     best = "network and Kalman filter"
     xdan.save_page(
         out / "quickstart.html",
         {
             f"A single forecast corrected by the {best}": test.dan.hovmoller(runs[best], title=best),
-            "All methods, from the start": test.dan.rmse_in_time(runs, cycles=slice(0, 400), log=True),
+            "All methods, from the start": test.dan.rmse_in_time(
+                runs, cycles=slice(0, 400), log=True, levels={"Lyapunov floor": float(floor.rmse)}
+            ),
             "Training": xdan.training_history({name: net.history for name, net in nets.items()}),
         },
         title="xdan quickstart",
