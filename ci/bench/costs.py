@@ -58,7 +58,7 @@ ROWS = [
     Row("latent memory, wide", "lorenz96-wide-memory"),
     Row("Kalman filter, nothing carried", "lorenz96-single", {}, 1 + 28, 28 * 40),
     Row("Kalman filter", "lorenz96-kalman", {}, 1, 40),
-    Row("Kalman filter, put back 5 intervals", "lorenz96-window", {}, 2 + 5, 6 * 40),
+    Row("Kalman filter, put back 10 intervals", "lorenz96-window", {}, 2 + 10, 11 * 40),
 ]
 
 
