@@ -19,7 +19,7 @@ SMALL = ["--cycles", "3", "--burn-in", "2", "--trajectories", "2", "--archive", 
         ("kuramoto_sivashinsky", 2, "KuramotoSivashinsky", []),
         ("lorenz63", 4, "Lorenz63", []),
         ("two_scale", 3, "TwoScaleLorenz96", []),
-        ("shallow_water", 3, "RollWaves", ["--points", "24"]),
+        ("shallow_water", 2, "RollWaves", ["--points", "24"]),
         ("barotropic_vorticity", 2, "BarotropicVorticity", ["--points", "16"]),
     ],
 )

@@ -34,7 +34,7 @@ def past_of(views: Sequence[Dynamics], x: Tensor, steps: Sequence[int], climate:
 
     The model runs backward. What it dissipates forward then grows, so that states are clipped to `WIDEST_PAST`
     deviations of the climate: a past of some tenths of a time unit is followed, and what lies before it is a state of
-    about the right size.
+    about the right size. The climate of a model that depends on time moves; its states are not clipped.
 
     Parameters
     ----------
@@ -51,7 +51,9 @@ def past_of(views: Sequence[Dynamics], x: Tensor, steps: Sequence[int], climate:
     points = [x]
     for end, count in zip(reversed(views), reversed(steps), strict=False):
         before = end.retreat(points[-1].reshape(-1, *end.shape), count).reshape(x.shape)
-        points.append(torch.where(before.isfinite(), before, mean).clamp(low, high) if count else before)
+        if count and end.autonomous:
+            before = torch.where(before.isfinite(), before, mean).clamp(low, high)
+        points.append(before)
     return points[:0:-1]
 
 

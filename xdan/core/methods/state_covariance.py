@@ -43,7 +43,7 @@ class CovarianceFromState(Method):
     past : {"analyses", "dynamics"}
         Where the past trajectory comes from: the scheme's own analyses, or the dynamics integrated backward from the
         forecast, as in the paper. The latter can be followed for a few tenths of a time unit; before that it is clipped
-        to the size of the climate.
+        to the size of the climate, or blows up where the model depends on time.
     epsilon : float
         Initial standard deviation.
     inflation : float or "tune"
