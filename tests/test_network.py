@@ -304,7 +304,7 @@ def test_shipped_networks_say_how_they_were_trained(shipped):
 @pytest.mark.parametrize("sites", [20, 40, 100])
 def test_shipped_networks_assimilate_on_any_ring(shipped, sites):
     name, net = shipped
-    slow = name == "lorenz96-single"  # to settle, and to run: 28 intervals backward and forward in a cycle
+    slow = name == "lorenz96-single"  # to settle, and to run: 36 intervals backward and forward in a cycle
     if slow and sites != 40:
         pytest.skip("one size is enough of what is slow")
     cycles, trajectories, burn_in = (200, 3, 160) if slow else (150, 320 // sites, 50)

@@ -56,7 +56,7 @@ class KalmanCNN(AnalysisNetwork):
         L, intervals back at which the network corrects; 0 for the present.
     past : int
         0: the covariance is carried from cycle to cycle. Otherwise nothing is carried: at each analysis the model runs
-        backward from the forecast for so many intervals, and the filter forward from 0.03 R. Some 28 intervals of 0.05
+        backward from the forecast for so many intervals, and the filter forward from 0.03 R. Some 36 intervals of 0.05
         are enough for Lorenz-96. A cycle costs as many times more. Without latent channels the analysis is then a
         function of the forecast and the observations alone.
     activation : {"gated", "silu", "linear"}
