@@ -325,12 +325,27 @@ def test_weights_are_those_of_any_past():
 
 
 def test_no_lag_is_the_plain_network():
-    """Bit for bit, window and all: a window without intervals corrects the present."""
-    record = record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 1.0), 6)
-    plain, _ = run(method_of(network()), record)
-    none, _ = run(method_of(network(lag=0)), record)
-    for name, value in plain.items():
-        assert_close(none[name], value, rtol=0, atol=0, equal_nan=True)
+    """And a lagged one does the same in a window that has no intervals yet, as long as it is silent."""
+    record = record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 1.0), 2)
+    plain, lagged = method_of(network(quiet=True, lag=0)), method_of(network(quiet=True, lag=2)).bound(record.dynamics)
+    assert type(plain) is type(method_of(network()))
+    start = lagged.first(lagged.start(record), *split(record, 0), record.observing)
+    assert not start["steps"].any()
+    one, other = (each.analyse(start, *split(record, 1), record.observing) for each in (plain, lagged))
+    for name in ("x", "covariance"):
+        assert_close(other[name], one[name], rtol=1e-9, atol=1e-9)
+
+
+def test_an_analysis_that_cannot_be_made_is_not_finite():
+    """Nothing that looks like an analysis is left where H P H^T + R is not positive."""
+    record = record_of(Lorenz96(8), ObservingSystem(std=DOUBLE + 1.0), 2)
+    method = method_of(network())
+    state = method.first(method.start(record), *split(record, 0), record.observing)
+    state["covariance"][1] = -5.0 * torch.eye(8).double()
+    after = method.analyse(state, *split(record, 1), record.observing)
+    for name in ("x", "covariance"):
+        assert after[name][0].isfinite().all()
+        assert not after[name][1].isfinite().any()
 
 
 def test_a_record_no_longer_than_the_lag_is_refused():

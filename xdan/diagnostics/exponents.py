@@ -148,8 +148,8 @@ def lyapunov_floor(
     Returns
     -------
     xarray.Dataset
-        `rmse`, the root of the mean square error over the components, in units of `error_std`'s; `information`, in nats
-        a cycle, to be compared with `information_gain`.
+        `rmse`, the root of the mean square error over the components, in the unit of `error_std`; `information`, in
+        nats a cycle, to be compared with `information_gain`.
 
     Raises
     ------

@@ -71,6 +71,7 @@ def rmse_in_time(
     import holoviews as hv
     import hvplot.xarray  # noqa: F401
 
+    heights = {name: real(f"levels[{name!r}]", level, above=0.0) for name, level in (levels or {}).items()}
     cut, log = {TIME: cycles_of(cycles, slice(None))}, switch("log", log)
     runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
     labelled = read(dataset("ds", ds), needs_truth="a picture of the error", **words)
@@ -98,13 +99,13 @@ def rmse_in_time(
             errors[field] = [*errors.get(field, []), curve.values]
     overlays = []
     span = list(np.asarray(when)[[0, -1]])
-    for name, level in (levels or {}).items():
-        dashed = hv.Curve((span, [real(f"levels[{name!r}]", level, above=0.0)] * 2), label=name)
-        for lines in panels.values():
-            lines.append(dashed.opts(color="black", line_dash="dashed"))
+    dashed = [
+        hv.Curve((span, [height] * 2), label=name).opts(color="black", line_dash="dashed")
+        for name, height in heights.items()
+    ]
     for field, lines in panels.items():
         yticks = {"yticks": _log_ticks(np.concatenate(errors[field]))} if log else {}
-        overlays.append(hv.Overlay(lines).opts(legend_position="right", **yticks))
+        overlays.append(hv.Overlay([*lines, *dashed]).opts(legend_position="right", **yticks))
     return overlays[0] if len(overlays) == 1 else hv.Layout(overlays).cols(1).opts(shared_axes=False)
 
 

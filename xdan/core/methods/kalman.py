@@ -103,9 +103,14 @@ def kalman_gain(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSyst
     Columns are zero where nothing is observed, and not finite where the covariance is not, or is not positive.
     """
     rows, both = observing.observed_covariances(x, p, observed)
-    root, failed = torch.linalg.cholesky_ex(both + observing.covariance_of(observed))
-    gain = torch.cholesky_solve(rows, root).mT
-    return torch.where(failed[:, None, None] == 0, gain, torch.nan)
+    gain: Tensor = torch.cholesky_solve(rows, cholesky_or_nan(both + observing.covariance_of(observed))).mT
+    return gain
+
+
+def cholesky_or_nan(matrices: Tensor) -> Tensor:
+    """Lower factors of symmetric matrices (B, N, N), NaN where a matrix is not positive or not finite."""
+    root, failed = torch.linalg.cholesky_ex(matrices)
+    return torch.where(failed[:, None, None] == 0, root, torch.nan)
 
 
 def updated(x: Tensor, p: Tensor, gain: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:

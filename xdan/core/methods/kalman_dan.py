@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,12 +17,11 @@ from .base import Differentiated
 from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
 from .gaussian_forecast import check_size, forecast_moments, triangular_root_of
-from .kalman import kalman_gain, updated
+from .kalman import cholesky_or_nan, kalman_gain, updated
 from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
 from .windowed import SlidingWindow, pushed
 
-M = TypeVar("M", bound="GuidedNetwork")
 _BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt covariance begins with
 
 
@@ -73,8 +72,11 @@ class GuidedNetwork(DataAssimilationNetwork):
     @torch.no_grad()
     def _propagated(self, x: Tensor, covariance: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
         """M P M^T + c2 Q2(P)."""
-        most = self._climate()[1].to(x) ** 2 * x.shape[1]
-        return forecast_moments(dynamics, x, covariance, steps).inflated(self.network.second_order, most)
+        return forecast_moments(dynamics, x, covariance, steps).inflated(self.network.second_order, self._most(x))
+
+    def _most(self, x: Tensor) -> Tensor:
+        """Trace of the climate's covariance."""
+        return self._climate()[1].to(x) ** 2 * x.shape[1]
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis: the filter's increment, and the network's correction of it."""
@@ -99,7 +101,38 @@ class GuidedNetwork(DataAssimilationNetwork):
         return {"spread": _deviation(state)}
 
 
-class RebuiltGuidedNetwork(GuidedNetwork):
+class _ModelInAnalysis(GuidedNetwork):
+    """A network whose analysis runs the model itself, and knows the spreads of forecast and analysis only then."""
+
+    setting: ClassVar[str]  # of the network, that asks for the model
+
+    def bound(self, dynamics: Dynamics) -> Self:
+        """Return a copy that runs the dynamics.
+
+        Raises
+        ------
+        ValueError
+            For a model that depends on time.
+        """
+        if not dynamics.autonomous:
+            raise ValueError(
+                f"a network with {self.setting}={getattr(self.network, self.setting)} and the dynamics "
+                f"{dynamics.label!r}, which depends on time: expected one that does not, or {self.setting}=0"
+            )
+        bound = copy.copy(self)
+        bound.dynamics = dynamics
+        return bound
+
+    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
+        """None yet."""
+        return {}
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Entries of the state."""
+        return {output.name: state[output.name] for output in self.outputs}
+
+
+class RebuiltGuidedNetwork(_ModelInAnalysis):
     """The same without a covariance that is carried: each analysis rebuilds it from the forecast alone.
 
     The model runs backward from the forecast, `past` intervals as long as the last one, and the filter forward again,
@@ -112,16 +145,7 @@ class RebuiltGuidedNetwork(GuidedNetwork):
     """
 
     name: ClassVar[str] = "kalman-dan-rebuilt"
-
-    def bound(self, dynamics: Dynamics) -> Self:
-        """Return a copy that runs backward by the dynamics.
-
-        Raises
-        ------
-        ValueError
-            For a model that depends on time.
-        """
-        return _bound_to(self, dynamics, f"a network with past={self.network.past}", "past=0")
+    setting: ClassVar[str] = "past"
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the model steps of the last interval, and no covariance."""
@@ -150,14 +174,12 @@ class RebuiltGuidedNetwork(GuidedNetwork):
     @torch.no_grad()
     def _rebuilt(self, x: Tensor, steps: int, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """Covariance of the forecast x."""
-        counts, (mean, std) = [steps] * self.network.past, (value.to(x) for value in self._climate())
+        counts, (mean, std) = [steps] * self.network.past, self._climate()
         views = views_of(self.dynamics, counts)
-        past = past_of(views, x, counts, (mean, std))
-        error = self.network.per_component(self.network.error_std).to(x).expand(x.shape)
-        start = torch.diag_embed(_BEGINNING * error**2)
-        most = (std**2).expand(x.shape[1]).sum()
-        masks = [observed] * len(counts)
-        return rebuilt_covariance(views, past, counts, masks, start, observing, self.network.second_order, most)
+        past = past_of(views, x, counts, (mean.to(x), std.to(x)))
+        start = torch.diag_embed((_BEGINNING * self.network.error_std.to(x) ** 2).expand(x.shape))
+        masks, c2 = [observed] * len(counts), self.network.second_order
+        return rebuilt_covariance(views, past, counts, masks, start, observing, c2, self._most(x))
 
     @staticmethod
     def _settled(state: State) -> State:
@@ -166,16 +188,8 @@ class RebuiltGuidedNetwork(GuidedNetwork):
         del after["covariance"]
         return after
 
-    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """None: the analysis rebuilds the forecast's covariance."""
-        return {}
 
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spreads of the filter."""
-        return {output.name: state[output.name] for output in self.outputs}
-
-
-class LaggedGuidedNetwork(GuidedNetwork):
+class LaggedGuidedNetwork(_ModelInAnalysis):
     """The same some intervals back: the network corrects the start of a window, which the model runs to the present.
 
     Trajectories have windows of their own: one that starts anew has a window without length. The state holds the model
@@ -189,21 +203,12 @@ class LaggedGuidedNetwork(GuidedNetwork):
     """
 
     name: ClassVar[str] = "kalman-dan-lagged"
+    setting: ClassVar[str] = "lag"
 
     def __init__(self, network: AnalysisNetwork) -> None:
         super().__init__(network)
         self._window = SlidingWindow(network.lag)
         self.outputs = (*SPREADS, self._window.output)
-
-    def bound(self, dynamics: Dynamics) -> Self:
-        """Return a copy that runs windows by the dynamics.
-
-        Raises
-        ------
-        ValueError
-            For a model that depends on time.
-        """
-        return _bound_to(self, dynamics, f"a network with lag={self.network.lag}", "lag=0")
 
     def check_record(self, record: Record) -> None:
         """Refuse a record that is no longer than the lag, of which no state would be smoothed."""
@@ -251,7 +256,7 @@ class LaggedGuidedNetwork(GuidedNetwork):
             end, rows = self._run_along(begin.detach(), root, state["steps"])
             seen = observing.whiten(observing.tangent(end, rows), observed)
             unit = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-            precision = torch.linalg.cholesky_ex(unit + seen @ seen.mT)[0]  # of the weights, given the observations
+            precision = cholesky_or_nan(unit + seen @ seen.mT)  # of the weights, given the observations
             parts = torch.linalg.solve_triangular(precision, torch.cat([root, seen, rows], -1), upper=False)
             before, observation_side, present = parts.tensor_split((root.shape[2], root.shape[2] + seen.shape[2]), -1)
             gain, covariance = before.mT @ observation_side, before.mT @ before
@@ -269,14 +274,6 @@ class LaggedGuidedNetwork(GuidedNetwork):
             "smoothed": torch.where((state["steps"][:, 0] > 0)[:, None], analysis.detach(), torch.nan),
         }
         return entries if memory is None else {**entries, "memory": memory}
-
-    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """None: the analysis, which runs through the window, knows the forecast's spread."""
-        return {}
-
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spreads of the filter, and the state that was corrected."""
-        return {output.name: state[output.name] for output in self.outputs}
 
     def _run(self, x: Tensor, steps: Tensor) -> Tensor:
         """Run states (B, N) through the intervals of their windows."""
@@ -304,18 +301,6 @@ def method_of(network: AnalysisNetwork) -> DataAssimilationNetwork:
         kind = LaggedGuidedNetwork if network.lag else RebuiltGuidedNetwork if network.past else GuidedNetwork
         return kind(network)
     return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
-
-
-def _bound_to(method: M, dynamics: Dynamics, what: str, remedy: str) -> M:
-    """A copy of a method that runs an autonomous model itself."""
-    if not dynamics.autonomous:
-        raise ValueError(
-            f"{what} and the dynamics {dynamics.label!r}, which depends on time: expected one that does not, "
-            f"or {remedy}"
-        )
-    bound = copy.copy(method)
-    bound.dynamics = dynamics
-    return bound
 
 
 def _deviation(state: State) -> Tensor:
