@@ -16,10 +16,9 @@ from xdan.core.methods.gaussian_forecast import (
     _by_derivatives,
     _nodes,
     forecast_moments,
-    root_of,
-    triangular_root_of,
 )
 from xdan.core.methods.rebuilding import past_of, rebuilt_covariance, views_of
+from xdan.core.methods.roots import root_of, triangular_root_of
 from xdan.core.observing import ObservingSystem, Sites
 
 NAMES = ("second-order-kalman", "iterated-kalman-smoother")

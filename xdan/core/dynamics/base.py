@@ -66,6 +66,9 @@ class Dynamics(InTime):
     has_derivatives : bool
         Class attribute: whether torch can differentiate the step, or the class gives `advance_along`. False for a model
         that torch cannot see into; methods and trainings that need its derivatives are refused before they begin.
+    second_order_reach : int or None
+        Class attribute: within how many sites of one another `second_order_tendency` works, where its formula holds for
+        a stretch of a ring as for a ring, but for so many sites at its ends. None, the default, where it does not.
     given_climate : GivenClimate or None
         States that stand for the model's own climatology; `with_climatology` sets them.
 
@@ -96,6 +99,7 @@ class Dynamics(InTime):
     spin_up_time: float = DefaultSpinUp()  # type: ignore[assignment]
     time_unit = TimeUnit()
     has_derivatives: ClassVar[bool] = True
+    second_order_reach: ClassVar[int | None] = None
     given_climate: GivenClimate | None = None
     _vetted: bool = False
 

@@ -54,6 +54,7 @@ class Lorenz96(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "lorenz96"
+    second_order_reach: ClassVar[int | None] = 2
 
     def __init__(
         self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05, time_unit: Duration | None = None

@@ -15,6 +15,7 @@ from ..dynamics import Dynamics
 from ..random import Purpose, normal
 
 _STATES = 4096  # that the moments are taken from
+_FEWEST, _ENTRIES = 64, 1 << 22  # of large states fewer: their variances need no more
 _KEPT, _LARGEST = 4, 1 << 26  # how many climates are kept, and the bytes that one of them may have
 
 _Moments = tuple[Tensor, Tensor]
@@ -51,6 +52,22 @@ def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor
     return mean.to(like.device), covariance.to(like.device)
 
 
+def climate_variances(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (N,) of the climatology, of a state whose covariance would be too large.
+
+    Raises
+    ------
+    ValueError
+        As for `climate_moments`.
+    """
+    if dynamics.given_climate is not None:
+        states = dynamics.given_climate.states.flatten(1)
+    else:
+        count = max(_FEWEST, min(_STATES, _ENTRIES // math.prod(dynamics.shape)))
+        states = _spun_up(dynamics, seed, like, count)
+    return states.mean(0).to(like), states.var(0).to(like)
+
+
 def covariance_of(states: Tensor) -> Tensor:
     """Sample covariance of states (S, N), shape (N, N), for a single component too."""
     size = states.shape[1]
@@ -58,16 +75,21 @@ def covariance_of(states: Tensor) -> Tensor:
 
 
 def _moments(dynamics: Dynamics, seed: int, like: Tensor) -> _Moments:
-    labels = torch.arange(_STATES)
-    x = dynamics.climatology(labels, seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
+    x = _spun_up(dynamics, seed, like, _STATES)
+    return x.mean(0).cpu(), covariance_of(x).cpu()
+
+
+def _spun_up(dynamics: Dynamics, seed: int, like: Tensor, count: int) -> Tensor:
+    """States (count, N) of the model's own climatology."""
+    x = dynamics.climatology(torch.arange(count), seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
     lost = int((~x.isfinite()).any(1).sum())
     if lost:
         raise ValueError(
-            f"{lost} of {_STATES} states of the climatology of {dynamics.label!r} are not finite after a spin-up of "
+            f"{lost} of {count} states of the climatology of {dynamics.label!r} are not finite after a spin-up of "
             f"{dynamics.spin_up_time:g}: expected a model that stays finite; take a smaller timestep=, or another "
             "rest= to start from"
         )
-    return x.mean(0).cpu(), covariance_of(x).cpu()
+    return x
 
 
 def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:

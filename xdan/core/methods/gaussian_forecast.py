@@ -10,9 +10,12 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..tangent import identity_directions, mixed_along
 from .advancing import advance, advance_along
+from .patches import Patches
+from .roots import root_of
 
 MOST_SITES = 2000  # of a covariance (N, N): beyond, one of 64 trajectories takes more than a gibibyte
 COLUMNS = 24  # of a root of the covariance, at most, that second derivatives are taken along
+COLUMNS_OF_PATCH = 6  # the same of each patch, which has fewer directions of growth
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class Moments:
     ----------
     x : Tensor, shape (B, N)
         Forecast of the mean.
-    covariance : Tensor, shape (B, N, N)
+    covariance : Tensor, shape (B, N, N), or (B, T, W, W) in patches
         M P M^T.
-    second : Tensor, shape (B, N, N)
+    second : Tensor, of that shape
         Q2, the covariance of D^2 M[d, d] / 2 for d of covariance P.
     """
 
@@ -34,7 +37,7 @@ class Moments:
     second: Tensor
 
     def inflated(self, factor: float, most: Tensor) -> Tensor:
-        """M P M^T + c2 Q2, the term shortened to the variance that M P M^T leaves of the climate's, (B, N, N).
+        """M P M^T + c2 Q2, the term shortened to the variance that M P M^T leaves of the climate's.
 
         The term grows with the square of P. In a gap of the observations it would soon be larger than anything real.
 
@@ -42,13 +45,13 @@ class Moments:
         ----------
         factor : float
             c2.
-        most : Tensor, shape ()
+        most : Tensor, shape (), or (T,) in patches
             Trace of the climate's covariance.
         """
         room = (most - _trace(self.covariance)).clamp_min(0.0)
         wanted = factor * _trace(self.second)
         share = factor * (room / wanted.clamp_min(torch.finfo(wanted.dtype).tiny)).clamp_max(1.0)
-        whole = self.covariance + share[:, None, None] * self.second
+        whole = self.covariance + share[..., None, None] * self.second
         return 0.5 * (whole + whole.mT)
 
 
@@ -56,7 +59,9 @@ def _trace(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
-def forecast_moments(dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int) -> Moments:
+def forecast_moments(
+    dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, patches: Patches | None = None
+) -> Moments:
     """Advance a mean (B, N) and a covariance (B, N, N), and give the second-order term beside.
 
     Where the model knows the second-order covariance of its tendency (`Dynamics.second_order_tendency`), the term is
@@ -65,15 +70,18 @@ def forecast_moments(dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: i
 
     by the trapezoidal rule over one model step, and by Simpson's rule over more. Its relative error is 5 % over one
     step of Lorenz-96, below 1 % over two to five, and 14 % for Kuramoto-Sivashinsky, which is stiff. For other models
-    the second derivatives are taken along the leading columns of a root of P, `COLUMNS` at most.
+    the second derivatives are taken along the leading columns of a root of P, `COLUMNS` at most, or
+    `COLUMNS_OF_PATCH` of every patch.
 
     Parameters
     ----------
     dynamics : Dynamics
     x : Tensor, shape (B, N)
-    covariance : Tensor, shape (B, N, N)
+    covariance : Tensor, shape (B, N, N), or (B, T, W, W) in patches
     steps : int
         Model steps.
+    patches : Patches, optional
+        In which the covariance is kept.
 
     Returns
     -------
@@ -89,30 +97,44 @@ def forecast_moments(dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: i
     """
     if steps == 0:
         return Moments(x, covariance, torch.zeros_like(covariance))
-    if dynamics.second_order_tendency(covariance) is None:
-        return _by_derivatives(dynamics, x, covariance, steps)
+    known = patches.bends(dynamics, covariance) if patches else dynamics.second_order_tendency(covariance) is not None
+    if not known:
+        return _by_derivatives(dynamics, x, covariance, steps, patches)
     nodes, duration = _nodes(steps), steps * dynamics.timestep
-    unit = identity_directions(x)
     second = torch.zeros_like(covariance)
-    # Of each node before: its weight, E[d e^T] with d there and e here, the tangent linear model from there to here.
-    before: list[tuple[float, Tensor, Tensor]] = []
+    # Of each node before: its weight, E[d e^T] with d there and e here, the tangent linear model from there to here,
+    # which is None where the two are one.
+    before: list[tuple[float, Tensor, Tensor | None]] = []
     place = 0
     for node, weight in nodes:
         if node > place:
-            x, rows = advance_along(dynamics.from_step(dynamics.model_step + place), x, unit, node - place)
-            leg, place = rows.mT, node
-            before = [(w, joint @ rows, leg if since is unit else leg @ since) for w, joint, since in before]
+            x, leg = _tangent(dynamics.from_step(dynamics.model_step + place), x, node - place, patches)
+            rows, place = leg.mT, node
+            before = [(w, joint @ rows, leg if since is None else leg @ since) for w, joint, since in before]
             covariance, second = leg @ covariance @ rows, leg @ second @ rows
-        half = 0.5 * weight**2 * _bend(dynamics, covariance)
+        half = 0.5 * weight**2 * _bend(dynamics, covariance, patches)
         for w, joint, since in before:
-            half = half + w * weight * (since @ _bend(dynamics, joint))
+            assert since is not None  # the last node is not among them
+            half = half + w * weight * (since @ _bend(dynamics, joint, patches))
         second = second + duration**2 * (half + half.mT)
-        before.append((weight, covariance, unit))
+        before.append((weight, covariance, None))
+    if patches is not None:
+        covariance, second = patches.agreed(covariance), patches.agreed(second)
     return Moments(x, covariance, second)
 
 
-def _bend(dynamics: Dynamics, covariance: Tensor) -> Tensor:
+def _tangent(dynamics: Dynamics, x: Tensor, steps: int, patches: Patches | None) -> tuple[Tensor, Tensor]:
+    """Advance states (B, N), and give the tangent linear model as a matrix (B, N, N), or in patches."""
+    if patches is not None:
+        return patches.tangent(dynamics, x, steps)
+    after, rows = advance_along(dynamics, x, identity_directions(x), steps)
+    return after, rows.mT
+
+
+def _bend(dynamics: Dynamics, covariance: Tensor, patches: Patches | None) -> Tensor:
     """The second-order covariance of the tendency, of a model that knows it."""
+    if patches is not None:
+        return patches.bend(dynamics, covariance)
     second = dynamics.second_order_tendency(covariance)
     assert second is not None
     return second
@@ -136,27 +158,38 @@ def _simpson(start: int, stop: int) -> list[tuple[int, float]]:
     return [(start + k, (1 if k in (0, count) else 4 if k % 2 else 2) / 3) for k in range(count + 1) if count]
 
 
-def _by_derivatives(dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int) -> Moments:
-    """Second derivatives of the whole forecast along columns of a root of P."""
-    after, rows = advance_along(dynamics, x, identity_directions(x), steps)
-    columns = root_of(covariance)[:, -COLUMNS:]
-    count, size = columns.shape[1:]
+def _by_derivatives(
+    dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, patches: Patches | None = None
+) -> Moments:
+    """Second derivatives of the whole forecast along columns of a root of P; in patches along fewer."""
+    after, matrix = _tangent(dynamics, x, steps, patches)
+    if patches is None:
+        columns = root_of(covariance)[:, -COLUMNS:]
+    else:
+        root = root_of(covariance.flatten(0, 1))[:, -COLUMNS_OF_PATCH:].unflatten(0, covariance.shape[:2])
+        columns = patches.side_by_side(root)
+    count, size = columns.shape[-2:]
     first, last = torch.triu_indices(count, count, device=x.device)
-    points = x[:, None].expand(len(x), len(first), size).flatten(0, 1)
+    pairs = columns[..., first, :], columns[..., last, :]
+    points = x.reshape(len(x), *(1,) * (columns.ndim - 2), size).expand(pairs[0].shape)
+    points = points.reshape(-1, size).contiguous()  # of one state the copies share memory, which torch refuses
 
     def forecast(one: Tensor, other: Tensor) -> Tensor:
         return advance(dynamics, one + other, steps)
 
-    nothing = torch.zeros_like(points)
-    pairs = columns[:, first].flatten(0, 1), columns[:, last].flatten(0, 1)
-    bends = mixed_along(forecast, points, nothing, *pairs, f"the model {dynamics.label!r}").unflatten(0, (len(x), -1))
-    weight = torch.where(first == last, 0.5, 1.0).to(x)
-    second = (bends * weight[:, None]).mT @ bends
-    return Moments(after, rows.mT @ covariance @ rows, second)
+    what = f"the model {dynamics.label!r}"
+    one, other = (side.reshape(-1, size) for side in pairs)
+    bends = mixed_along(forecast, points, torch.zeros_like(points), one, other, what).reshape(pairs[0].shape)
+    weight = torch.where(first == last, 0.5, 1.0).to(x)[:, None]
+    propagated = matrix @ covariance @ matrix.mT
+    if patches is None:
+        return Moments(after, propagated, (bends * weight).mT @ bends)
+    inside = patches.apart(bends)
+    return Moments(after, patches.agreed(propagated), patches.agreed((inside * weight).mT @ inside))
 
 
-def check_size(sites: int, who: str) -> None:
-    """Refuse a state whose covariance is too large to carry as a matrix.
+def check_size(sites: int, who: str, remedy: str = "take 'letkf', or a network without a covariance") -> None:
+    """Refuse a state whose covariance is too large to carry as a matrix, and say what to do.
 
     Raises
     ------
@@ -165,26 +198,5 @@ def check_size(sites: int, who: str) -> None:
     if sites > MOST_SITES:
         raise ValueError(
             f"{who} and states of {sites:,} components: it carries a covariance of {sites:,} x {sites:,} for every "
-            f"trajectory, expected at most {MOST_SITES:,} components; take 'letkf', or a network without a covariance"
+            f"trajectory, expected at most {MOST_SITES:,} components; {remedy}"
         )
-
-
-def root_of(covariance: Tensor) -> Tensor:
-    """Rows (B, N, N) whose outer products add up to a covariance, those of the smallest variance first.
-
-    Negative eigenvalues count as zero; a covariance that is not finite has a root that is not.
-    """
-    whole = covariance.isfinite().flatten(1).all(1)
-    values, vectors = torch.linalg.eigh(torch.where(whole[:, None, None], covariance, 0.0))
-    root = (vectors * values.clamp_min(0.0).sqrt()[:, None]).mT
-    return torch.where(whole[:, None, None], root, torch.nan)
-
-
-def triangular_root_of(covariance: Tensor) -> Tensor:
-    """The same rows from a Cholesky factor, in a quarter of the time; where there is none, those of `root_of`."""
-    root, failed = torch.linalg.cholesky_ex(covariance)
-    rows: Tensor = root.mT
-    without = failed > 0
-    if not bool(without.any()):
-        return rows
-    return torch.where(without[:, None, None], root_of(covariance), rows)

@@ -22,6 +22,7 @@ from .declarations import SPREADS, Output, Tunable
 from .ensemble import INFLATIONS
 from .record import Record, State
 from .registry import register_method
+from .roots import cholesky_or_nan
 from .variational import Static
 
 _FACTORS = (0.1, 1.0, 10.0)  # of a size: how far from the climate a model is looked at
@@ -105,12 +106,6 @@ def kalman_gain(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSyst
     rows, both = observing.observed_covariances(x, p, observed)
     gain: Tensor = torch.cholesky_solve(rows, cholesky_or_nan(both + observing.covariance_of(observed))).mT
     return gain
-
-
-def cholesky_or_nan(matrices: Tensor) -> Tensor:
-    """Lower factors of symmetric matrices (B, N, N), NaN where a matrix is not positive or not finite."""
-    root, failed = torch.linalg.cholesky_ex(matrices)
-    return torch.where(failed[:, None, None] == 0, root, torch.nan)
 
 
 def updated(x: Tensor, p: Tensor, gain: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:

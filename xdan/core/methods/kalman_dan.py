@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import ClassVar, Self
 
 import torch
@@ -16,19 +17,23 @@ from .advancing import advance, advance_along
 from .base import Differentiated
 from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
-from .gaussian_forecast import check_size, forecast_moments, triangular_root_of
-from .kalman import cholesky_or_nan, kalman_gain, updated
+from .gaussian_forecast import check_size, forecast_moments
+from .kalman import kalman_gain, updated
+from .patches import Patches, analysed, check_observing, patches_of
 from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
+from .roots import cholesky_or_nan, triangular_root_of
 from .windowed import SlidingWindow, pushed
 
+WHOLE = 200  # components, at most, whose covariance a network carries as one matrix
 _BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt covariance begins with
 
 
 class GuidedNetwork(DataAssimilationNetwork):
     """A network that corrects the analysis of a Kalman filter of second order, whose covariance the state carries.
 
-    The first analysis is that of every network; the covariance begins with the climate's variance at each site.
+    The first analysis is that of every network; the covariance begins with the climate's variance at each site. Beyond
+    `WHOLE` components it is kept in patches, of the network's `radius`.
 
     Parameters
     ----------
@@ -39,30 +44,58 @@ class GuidedNetwork(DataAssimilationNetwork):
     name: ClassVar[str] = "kalman-dan"
     differentiates_model: ClassVar[bool] = True
     outputs: tuple[Output, ...] = SPREADS
+    _patches: Patches | None = None
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
         """Of the model, for the covariance, and of the observation operator."""
         return ("model", "forward"), *super().derivatives
 
+    def bound(self, dynamics: Dynamics) -> Self:
+        """Return a copy that keeps covariances of a large state of this dynamics in patches."""
+        bound = copy.copy(self)
+        bound._patches = None
+        if math.prod(dynamics.shape) > WHOLE and not self.network.lag:
+            bound._patches = patches_of(dynamics, self.network.radius)
+        return bound
+
+    def check_record(self, record: Record) -> None:
+        """Refuse observations that patches cannot take."""
+        if self.bound(record.dynamics)._patches is not None:
+            check_observing(
+                record.observing,
+                f"the network {self.network.name!r} with radius={self.network.radius:g} on states of more than {WHOLE} "
+                f"components",
+            )
+        super().check_record(record)
+
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
-        """Add the climate's variance, as a covariance (B, N, N).
+        """Add the climate's variance, as a covariance (B, N, N), or in patches.
 
         Raises
         ------
         ValueError
             For states whose covariance is too large.
         """
-        check_size(shape[1], f"the network {self.network.name!r}")
+        if self._patches is None:
+            check_size(shape[1], f"the network {self.network.name!r}")
         state = super().start_like(like, shape)
-        variance = (self._climate()[1].to(like) ** 2).expand(shape)
-        return {**state, "covariance": torch.diag_embed(variance)}
+        return {**state, "covariance": self._diagonal((self._climate()[1].to(like) ** 2).expand(shape))}
+
+    def _diagonal(self, variance: Tensor) -> Tensor:
+        """The covariance of independent errors of these variances (B, N)."""
+        return torch.diag_embed(variance) if self._patches is None else self._patches.diagonal(variance)
+
+    def _deviation(self, covariance: Tensor) -> Tensor:
+        """Standard deviations (B, N)."""
+        patches = self._patches
+        variance = covariance.diagonal(dim1=-2, dim2=-1) if patches is None else patches.variances(covariance)
+        return variance.clamp_min(0.0).sqrt()
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation, and the covariance that it leaves."""
         after = super().first(state, observation, observed, observing)
-        gain = kalman_gain(state["x"], state["covariance"], observed, observing)
-        return {**after, "covariance": updated(state["x"], state["covariance"], gain, observed, observing)}
+        return {**after, "covariance": analysed(state["x"], state["covariance"], observed, observing, self._patches)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state, and its covariance to second order."""
@@ -72,33 +105,40 @@ class GuidedNetwork(DataAssimilationNetwork):
     @torch.no_grad()
     def _propagated(self, x: Tensor, covariance: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
         """M P M^T + c2 Q2(P)."""
-        return forecast_moments(dynamics, x, covariance, steps).inflated(self.network.second_order, self._most(x))
+        moments = forecast_moments(dynamics, x, covariance, steps, self._patches)
+        return moments.inflated(self.network.second_order, self._most(x))
 
     def _most(self, x: Tensor) -> Tensor:
-        """Trace of the climate's covariance."""
-        return self._climate()[1].to(x) ** 2 * x.shape[1]
+        """Trace of the climate's covariance, that of each patch where there are patches."""
+        return self._climate()[1].to(x) ** 2 * (x.shape[1] if self._patches is None else self._patches.inside.sum(1))
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis: the filter's increment, and the network's correction of it."""
-        x, p = state["x"], state["covariance"]
-        with torch.no_grad():
-            gain = kalman_gain(x, p, observed, observing)
-            after = updated(x, p, gain, observed, observing)
+        x, p, patches = state["x"], state["covariance"], self._patches
         difference = observation - observing.observe(x)
-        innovation = torch.where(observed, difference, torch.zeros_like(observation))
-        guides = self.network.guide((gain @ innovation[..., None])[..., 0], after)
         zeta = observing.project_innovation(difference, observed, x)
+        if patches is None:
+            with torch.no_grad():
+                gain = kalman_gain(x, p, observed, observing)
+                after = updated(x, p, gain, observed, observing)
+            innovation = torch.where(observed, difference, torch.zeros_like(observation))
+            guides = self.network.guide((gain @ innovation[..., None])[..., 0], after)
+        else:
+            with torch.no_grad():
+                after = patches.analysed(p, observed, observing)
+            seen = patches.diagonals(after, self.network.diagonals // 2)
+            guides = self.network.guide_by(patches.times(after, zeta), seen)  # K d = P_a H^T R^-1 d
         analysis, memory = self.network(x, zeta, state.get("memory"), guides)
         entries = {**state, "x": analysis, "covariance": after}
         return entries if memory is None else {**entries, "memory": memory}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Standard deviation of the forecast, as the filter has it."""
-        return {"forecast_spread": _deviation(state)}
+        return {"forecast_spread": self._deviation(state["covariance"])}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Standard deviation of the filter's analysis, which the network's correction does not change."""
-        return {"spread": _deviation(state)}
+        return {"spread": self._deviation(state["covariance"])}
 
 
 class _ModelInAnalysis(GuidedNetwork):
@@ -119,7 +159,7 @@ class _ModelInAnalysis(GuidedNetwork):
                 f"a network with {self.setting}={getattr(self.network, self.setting)} and the dynamics "
                 f"{dynamics.label!r}, which depends on time: expected one that does not, or {self.setting}=0"
             )
-        bound = copy.copy(self)
+        bound = super().bound(dynamics)
         bound.dynamics = dynamics
         return bound
 
@@ -150,14 +190,14 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the model steps of the last interval, and no covariance."""
         state = super().start_like(like, shape)
-        spread = _deviation(state)
+        spread = self._deviation(state["covariance"])
         del state["covariance"]
         steps = torch.zeros(shape[0], dtype=torch.int64, device=like.device)
         return {**state, "steps": steps, "forecast_spread": spread, "spread": torch.zeros_like(spread)}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation."""
-        variance = torch.diag_embed(state["forecast_spread"].square())
+        variance = self._diagonal(state["forecast_spread"].square())
         return self._settled(super().first({**state, "covariance": variance}, observation, observed, observing))
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
@@ -168,7 +208,7 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis, with a covariance that the forecast alone tells."""
         covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
-        before = {**state, "covariance": covariance, "forecast_spread": _deviation({"covariance": covariance})}
+        before = {**state, "covariance": covariance, "forecast_spread": self._deviation(covariance)}
         return self._settled(super().analyse(before, observation, observed, observing))
 
     @torch.no_grad()
@@ -177,14 +217,14 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
         counts, (mean, std) = [steps] * self.network.past, self._climate()
         views = views_of(self.dynamics, counts)
         past = past_of(views, x, counts, (mean.to(x), std.to(x)))
-        start = torch.diag_embed((_BEGINNING * self.network.error_std.to(x) ** 2).expand(x.shape))
+        start = self._diagonal((_BEGINNING * self.network.error_std.to(x) ** 2).expand(x.shape))
         masks, c2 = [observed] * len(counts), self.network.second_order
-        return rebuilt_covariance(views, past, counts, masks, start, observing, c2, self._most(x))
+        most, patches = self._most(x), self._patches
+        return rebuilt_covariance(views, past, counts, masks, start, observing, c2, most, patches)
 
-    @staticmethod
-    def _settled(state: State) -> State:
+    def _settled(self, state: State) -> State:
         """The state after an analysis: its spread in place of its covariance."""
-        after = {**state, "spread": _deviation(state)}
+        after = {**state, "spread": self._deviation(state["covariance"])}
         del after["covariance"]
         return after
 
@@ -223,13 +263,13 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         """Add the window's start, and no intervals."""
         state = super().start_like(like, shape)
         x = state["x"]
-        nothing = {"smoothed": torch.full_like(x, torch.nan), "forecast_spread": _deviation(state)}
+        nothing = {"smoothed": torch.full_like(x, torch.nan), "forecast_spread": self._deviation(state["covariance"])}
         return {**state, "begin": x, **self._window.opened(x), "spread": torch.zeros_like(x), **nothing}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation; the window begins here."""
         after = super().first(state, observation, observed, observing)
-        return {**after, "begin": after["x"], "spread": _deviation(after)}
+        return {**after, "begin": after["x"], "spread": self._deviation(after["covariance"])}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and, of full windows, the start with the covariance there."""
@@ -301,7 +341,3 @@ def method_of(network: AnalysisNetwork) -> DataAssimilationNetwork:
         kind = LaggedGuidedNetwork if network.lag else RebuiltGuidedNetwork if network.past else GuidedNetwork
         return kind(network)
     return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
-
-
-def _deviation(state: State) -> Tensor:
-    return state["covariance"].diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .gaussian_forecast import forecast_moments
-from .kalman import kalman_gain, updated
+from .patches import Patches, analysed
 
 WIDEST_PAST = 4.0  # deviations of the climate about its mean: a state integrated backward is clipped there
 
@@ -66,8 +66,9 @@ def rebuilt_covariance(
     observing: ObservingSystem,
     c2: float,
     most: Tensor,
+    patches: Patches | None = None,
 ) -> Tensor:
-    """Forecast error covariance (B, N, N) of a second-order Kalman filter along a past trajectory.
+    """Forecast error covariance, of the shape of `start`, of a second-order Kalman filter along a past trajectory.
 
     Parameters
     ----------
@@ -79,18 +80,19 @@ def rebuilt_covariance(
         Model steps of each interval; an interval of none is left out.
     observed : sequence of Tensor of bool, each of shape (B, P)
         What is observed at the start of each interval.
-    start : Tensor, shape (B, N, N)
+    start : Tensor, shape (B, N, N), or (B, T, W, W) in patches
         Covariance before the first of these observations.
     observing : ObservingSystem
     c2 : float
         Factor of the second-order term.
-    most : Tensor, shape ()
+    most : Tensor, shape (), or (T,) in patches
         Trace of the climate's covariance.
+    patches : Patches, optional
+        In which the covariance is kept.
     """
     covariance = start
     for view, x, count, seen in zip(views, past, steps, observed, strict=False):
         if count:
-            gain = kalman_gain(x, covariance, seen, observing)
-            covariance = updated(x, covariance, gain, seen, observing)
-            covariance = forecast_moments(view, x, covariance, count).inflated(c2, most)
+            covariance = analysed(x, covariance, seen, observing, patches)
+            covariance = forecast_moments(view, x, covariance, count, patches).inflated(c2, most)
     return covariance

@@ -14,13 +14,16 @@ from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
+from .climate import climate_variances
 from .declarations import ITERATIONS, SPREADS, UNCONVERGED, Output, Tunable
 from .ensemble import INFLATIONS, Precision
-from .gaussian_forecast import check_size, forecast_moments, root_of
+from .gaussian_forecast import check_size, forecast_moments
 from .iterates import Iterate
 from .kalman import ExtendedKalmanFilter
+from .patches import Patches, check_observing, patches_of
 from .record import Record, State
 from .registry import register_method
+from .roots import root_of
 from .windowed import SlidingWindow
 
 SECOND_ORDERS = Tunable((0.5, 1.0, 2.0, 4.0, 8.0, 16.0), long_name="factors of the second-order term that were tried")
@@ -40,11 +43,18 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         Factor of the second-order term.
     inflation : float or "tune"
         As for "extended-kalman"; 1 by default.
+    radius : float, optional
+        For large states: the covariance is kept in patches (`Patches`), and covariances between components farther
+        apart than this, in the units of their coordinates, are not kept throughout. A cycle then runs the tangent
+        linear model along some 2 radius + 1 directions on a ring, whatever its length. Sites are to be observed
+        directly, with independent errors. By default the covariance is one matrix, which a state of less than three
+        radii always has.
 
     Raises
     ------
     TypeError, ValueError
-        For what is neither a positive number nor "tune".
+        For what is neither a positive number nor "tune"; with a radius, for an operator, correlated errors, or a
+        dynamics without distances.
 
     References
     ----------
@@ -54,20 +64,68 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
     name: ClassVar[str] = "second-order-kalman"
     tunable: ClassVar[Mapping[str, Tunable]] = {"c2": SECOND_ORDERS, "inflation": INFLATIONS}
 
-    def __init__(self, c2: float | str = "tune", inflation: float | str = 1.0) -> None:
+    _patches: Patches | None = None
+
+    def __init__(self, c2: float | str = "tune", inflation: float | str = 1.0, radius: float | None = None) -> None:
         super().__init__(inflation)
         self.c2 = number_or_tune("c2", c2)
+        self.radius = None if radius is None else real("radius", radius, above=0.0)
 
     def check_record(self, record: Record) -> None:
-        """Refuse states whose covariance is too large."""
-        check_size(record.shape[1], f"the method {self.name!r}")
+        """Refuse states whose covariance is too large, and observations that patches cannot take."""
+        who, remedy = f"the method {self.name!r}", "give radius=, such as 12 grid lengths, or take 'letkf'"
+        if self.radius is None or patches_of(record.dynamics, self.radius) is None:
+            check_size(record.shape[1], who, remedy)
+        else:
+            check_observing(record.observing, f"{who} with radius={self.radius:g}")
         super().check_record(record)
+
+    def set_up(self, record: Record) -> None:
+        """Take the moments of the climatology, and cut the state into patches where there is a radius."""
+        self._patches = None if self.radius is None else patches_of(record.dynamics, self.radius)
+        if self._patches is None:
+            super().set_up(record)
+            return
+        self._patches = self._patches.to(record.observation.device)
+        mean, variance = climate_variances(record.dynamics, record.seed, record.observation)
+        self._climate = mean, self._patches.diagonal(variance[None])[0]
+
+    def start(self, record: Record) -> State:
+        """Climatological mean and covariance; in patches the variance of each component."""
+        if self._patches is None:
+            return super().start(record)
+        x = self.climate[0].expand(record.shape)
+        return {"x": x, "covariance": self.climate[1].expand(len(x), *self.climate[1].shape)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and its covariance."""
-        moments = forecast_moments(dynamics, state["x"], state["covariance"], steps)
+        moments = forecast_moments(dynamics, state["x"], state["covariance"], steps, self._patches)
         x = advance(dynamics, state["x"], steps)  # bit for bit the model's own run
-        return {**state, "x": x, "covariance": moments.inflated(self.number("c2"), self.climate[1].trace())}
+        most = self.climate[1].diagonal(dim1=-2, dim2=-1).sum(-1)
+        return {**state, "x": x, "covariance": moments.inflated(self.number("c2"), most)}
+
+    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+        """One Kalman update, in each patch by the observations inside it."""
+        if self._patches is None:
+            return super().analyse(state, observation, observed, observing)
+        x = state["x"]
+        after = self._patches.analysed(state["covariance"], observed, observing)
+        zeta = observing.project_innovation(observation - x, observed)
+        increment = self._patches.times(after, zeta)  # K d = P_a H^T R^-1 d
+        return {**state, "x": x + increment, "covariance": self.number("inflation") ** 2 * after}
+
+    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
+        """Forecast spread."""
+        return {"forecast_spread": self._spread(state)}
+
+    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
+        """Analysis spread."""
+        return {"spread": self._spread(state)}
+
+    def _spread(self, state: State) -> Tensor:
+        p, patches = state["covariance"], self._patches
+        variance = p.diagonal(dim1=-2, dim2=-1) if patches is None else patches.variances(p)
+        return variance.clamp_min(0.0).sqrt()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +199,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
             raise ValueError(
                 f"lag={self.lag}: the record has {record.observation.shape[1]} times; expected more than the lag"
             )
+        check_size(record.shape[1], f"the method {self.name!r}")
         super().check_record(record)
 
     def start(self, record: Record) -> State:

@@ -19,10 +19,11 @@ from .base import Differentiated, Method
 from .climate import climate_moments
 from .declarations import SPREADS, Output, Tunable
 from .ensemble import INFLATIONS, Precision
-from .gaussian_forecast import check_size, root_of
+from .gaussian_forecast import check_size
 from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
 from .registry import register_method
+from .roots import root_of
 from .windowed import SlidingWindow, pushed
 
 ALGORITHMS = ("A1", "A2")

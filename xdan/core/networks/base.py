@@ -27,6 +27,7 @@ _BESIDE = {
     "check_space",
     "hidden_matrices",
     "guide",
+    "guide_by",
     "normalise",
     "take_fixed_inputs",
     "forms_covariance",
@@ -97,6 +98,10 @@ class AnalysisNetwork(nn.Module, ABC):
         Factor of the second-order term by which that covariance is propagated.
     lag : int
         Intervals back in time at which the network makes its analysis, which the model then carries to the present.
+    diagonals : int
+        How many central diagonals of that covariance `guide_by` reads.
+    radius : float
+        Of the patches that the covariance of a large state is kept in, in the units of its coordinates.
     past : int
         Intervals before the forecast from which that covariance is rebuilt at every analysis, 0 where it is carried.
     ensemble : bool
@@ -122,6 +127,8 @@ class AnalysisNetwork(nn.Module, ABC):
     second_order: float = 0.0
     lag: int = 0
     past: int = 0
+    diagonals: int = 0
+    radius: float = 0.0
     ensemble: ClassVar[bool] = False
     members: int = 1
     space: StateSpace | None
@@ -347,6 +354,10 @@ class AnalysisNetwork(nn.Module, ABC):
     def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
         """What a filter's increment K d (B, N) and P_a (B, N, N) tell the network, (B, guides, N)."""
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide`")
+
+    def guide_by(self, increment: Tensor, diagonals: Tensor) -> Tensor:
+        """The same from the central diagonals of P_a (B, N, diagonals), of a state too large for the whole."""
+        raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide_by`")
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """P_a as the network forms it, (B, N, N), and the new memory: only of networks that have such a matrix.

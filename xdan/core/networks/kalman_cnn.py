@@ -59,6 +59,10 @@ class KalmanCNN(AnalysisNetwork):
         backward from the forecast for so many intervals, and the filter forward from 0.03 R. Some 36 intervals of 0.05
         are enough for Lorenz-96. A cycle costs as many times more. Without latent channels the analysis is then a
         function of the forecast and the observations alone.
+    radius : float
+        On rings of more than 200 sites the covariance is kept in patches: covariances between sites farther apart than
+        this, in the units of the ring, are not kept throughout. A cycle then costs 2 radius + 1 runs of the tangent
+        linear model, whatever the length of the ring.
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
@@ -86,6 +90,7 @@ class KalmanCNN(AnalysisNetwork):
         c2: float = 8.0,
         lag: int = 0,
         past: int = 0,
+        radius: float = 12.0,
         activation: str = "gated",
         space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
@@ -100,6 +105,7 @@ class KalmanCNN(AnalysisNetwork):
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
         self.second_order = self.c2 = real("c2", c2, least=0.0)
         self.lag, self.past = size("lag", lag, 0), size("past", past, 0)
+        self.radius = real("radius", radius, above=0.0)
         if self.lag and self.past:
             raise ValueError(f"lag={self.lag}, past={self.past}: expected one of them to be 0")
         self.guides = 1 + self.diagonals
@@ -110,8 +116,12 @@ class KalmanCNN(AnalysisNetwork):
         """What the filter tells the network: K d (B, N), and the diagonals of P_a (B, N, N); shape (B, guides, N)."""
         half, sites = self.diagonals // 2, torch.arange(increment.shape[1], device=increment.device)
         rows = [covariance[:, sites, (sites + k) % len(sites)] for k in range(-half, half + 1)]
+        return self.guide_by(increment, torch.stack(rows, 2))
+
+    def guide_by(self, increment: Tensor, diagonals: Tensor) -> Tensor:
+        """The same, where the diagonals of P_a are at hand, (B, N, diagonals)."""
         scale = (_TYPICAL * self.error_std) ** 2
-        return torch.stack([increment / self.error_std, *(row / scale for row in rows)], 1)
+        return torch.cat([(increment / self.error_std)[:, None], (diagonals / scale).mT], 1)
 
     def hidden_matrices(self) -> list[torch.nn.Parameter]:
         """Every convolution but the last, as (out, taps * in) matrices."""

@@ -1,0 +1,315 @@
+"""Covariances of large states in patches: dense matrices of overlapping neighbourhoods, never one of N x N."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..observing import ObservingSystem
+from .advancing import advance_along
+from .kalman import kalman_gain, updated
+from .roots import cholesky_or_nan, root_of
+
+_DISTANCES = 1 << 24  # between sites, at once
+_ROUND = 1e-9  # of a radius: sites at exactly this distance count as within it
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Overlapping neighbourhoods that cover a state.
+
+    Each component of the state belongs to the core of one patch, whose halo holds all components within the radius of
+    the core. A covariance is kept as one matrix for each patch, shape (B, T, W, W). Two components within the radius of
+    one another share the patches of both their cores, which `agreed` keeps alike. The tangent linear model is taken to
+    reach no farther than the radius: components farther apart than twice as far are then carried by it together, and
+    their number does not grow with the state.
+
+    Made by `patches_of`.
+
+    Attributes
+    ----------
+    sites : Tensor of int64, shape (T, W)
+        Components of each patch, in the same order around a ring.
+    inside : Tensor of bool, shape (T, W)
+        False where a patch has fewer components than the largest; `sites` is then 0.
+    core : Tensor of int64, shape (N,)
+        Where each component stands in the core of its patch, in the flattened (T, W).
+    near : Tensor of bool, shape (T, W, W)
+        Pairs of components within the radius of one another.
+    colours : Tensor of int64, shape (N,)
+        Components of one colour are farther apart than twice the radius.
+    partner : Tensor of int64, shape (T, W, W)
+        Where a pair stands in the patch of its first component's core, in the flattened (T, W, W); its own place for
+        pairs that are not within the radius.
+    groups : Tensor of int64, shape (T,)
+        Patches of one group are farther apart than the radius.
+    contiguous : bool
+        Whether the components of every patch are neighbours along a ring, in their order.
+    """
+
+    sites: Tensor
+    inside: Tensor
+    core: Tensor
+    near: Tensor
+    colours: Tensor
+    partner: Tensor
+    groups: Tensor
+    contiguous: bool
+
+    def to(self, device: torch.device) -> Patches:
+        """The same on another device."""
+        if self.sites.device == device:
+            return self
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Patches(**moved, contiguous=self.contiguous)
+
+    def of(self, values: Tensor) -> Tensor:
+        """Values of the components (B, N) in each patch, zero where it has none, shape (B, T, W)."""
+        return torch.where(
+            self.inside, values[:, self.sites], torch.zeros((), dtype=values.dtype, device=values.device)
+        )
+
+    def cores(self, values: Tensor) -> Tensor:
+        """The values (B, T, W) that each component has in the patch of its core, shape (B, N)."""
+        return values.flatten(1)[:, self.core]
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """Independent errors of these variances, (B, N), in patches."""
+        return torch.diag_embed(self.of(variance))
+
+    def agreed(self, covariance: Tensor) -> Tensor:
+        """The same covariance in all patches, for components within the radius of one another.
+
+        The two patches of their cores have each lost another part of what lies around; the mean of both is taken. The
+        covariance need not be symmetric.
+        """
+        of_first, of_second = (
+            matrices.flatten(1)[:, self.partner.flatten()].unflatten(1, self.partner.shape)
+            for matrices in (covariance, covariance.mT)
+        )
+        both: Tensor = 0.5 * (of_first + of_second.mT)
+        return both
+
+    def tangent(self, dynamics: Dynamics, x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Advance states (B, N), and give the tangent linear model between components of a patch, (B, T, W, W)."""
+        count = int(self.colours.max()) + 1
+        unit = torch.nn.functional.one_hot(self.colours, count).T.to(x)
+        after, moved = advance_along(dynamics, x, unit.expand(len(x), *unit.shape), steps)
+        rows, columns = self.sites[:, :, None], self.colours[self.sites][:, None, :]
+        return after, moved[:, columns, rows] * self.near
+
+    def analysed(self, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+        """P_a = (P^-1 + H^T R^-1 H)^-1 in each patch, by the observations inside it."""
+        independent = observing.independent() or observing
+        root = self.of(independent.whiten(covariance.new_ones(observed.shape), observed))  # of H^T R^-1 H, diagonal
+        unit = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+        whole = unit + root[..., :, None] * covariance * root[..., None, :]
+        if bool((torch.linalg.cholesky_ex(whole)[1] > 0).any()):
+            covariance = _positive(covariance)
+            whole = unit + root[..., :, None] * covariance * root[..., None, :]
+        factor = cholesky_or_nan(whole.flatten(0, 1)).unflatten(0, covariance.shape[:2])
+        half = torch.linalg.solve_triangular(factor, root[..., :, None] * covariance, upper=False)
+        return self.agreed(covariance - half.mT @ half)
+
+    def bend(self, dynamics: Dynamics, covariance: Tensor) -> Tensor:
+        """The second-order covariance of the tendency, of a model whose closed form holds for a stretch of a ring."""
+        reach = dynamics.second_order_reach
+        second = dynamics.second_order_tendency(covariance.flatten(0, 1))
+        assert reach is not None
+        assert second is not None
+        whole = torch.zeros_like(second)
+        inner = slice(reach, second.shape[-1] - reach)  # beyond, the stretch was taken for a ring
+        whole[:, inner, inner] = second[:, inner, inner]
+        return self.agreed(whole.unflatten(0, covariance.shape[:2]))
+
+    def bends(self, dynamics: Dynamics, covariance: Tensor) -> bool:
+        """Whether `bend` knows this dynamics."""
+        if not self.contiguous or dynamics.second_order_reach is None:
+            return False
+        return dynamics.second_order_tendency(covariance[:1, 0]) is not None
+
+    def side_by_side(self, rows: Tensor) -> Tensor:
+        """Rows of all patches, (B, T, K, W), as states that hold those of one group, (B, groups, K, N)."""
+        states = rows.new_zeros(len(rows), int(self.groups.max()) + 1, rows.shape[2], len(self.core))
+        patch, place = self.inside.nonzero(as_tuple=True)
+        states[:, self.groups[patch], :, self.sites[patch, place]] = rows[:, patch, :, place]
+        return states
+
+    def apart(self, states: Tensor) -> Tensor:
+        """The inverse of `side_by_side`: what states (B, groups, K, N) hold in each patch, (B, T, K, W)."""
+        rows = states[:, self.groups[:, None], :, self.sites].movedim((0, 1), (1, 3))
+        return torch.where(self.inside[:, None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+
+    def times(self, covariance: Tensor, vector: Tensor) -> Tensor:
+        """P v of vectors (B, N)."""
+        return self.cores((covariance @ self.of(vector)[..., None])[..., 0])
+
+    def variances(self, covariance: Tensor) -> Tensor:
+        """Diagonal of P, shape (B, N)."""
+        return self.cores(covariance.diagonal(dim1=-2, dim2=-1))
+
+    def diagonals(self, covariance: Tensor, half: int) -> Tensor:
+        """P[i, i + k] along a ring, k from -half to half, shape (B, N, 2 half + 1).
+
+        The halo is to be as wide as that.
+        """
+        width = self.sites.shape[1]
+        places = (self.core * width + self.core % width)[:, None]  # of the variances, in the flattened (T, W, W)
+        return covariance.flatten(1)[:, places + torch.arange(-half, half + 1, device=places.device)]
+
+
+def analysed(
+    x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem, patches: Patches | None
+) -> Tensor:
+    """Analysis error covariance of states (B, N), from the forecast's, (B, N, N) or in patches."""
+    if patches is not None:
+        return patches.analysed(covariance, observed, observing)
+    return updated(x, covariance, kalman_gain(x, covariance, observed, observing), observed, observing)
+
+
+def _positive(covariance: Tensor) -> Tensor:
+    """The same covariances without negative eigenvalues, which the cut at the radius may leave."""
+    root: Tensor = root_of(covariance.flatten(0, 1)).unflatten(0, covariance.shape[:2])
+    return root.mT @ root
+
+
+def check_observing(observing: ObservingSystem, who: str) -> None:
+    """Refuse observations that patches cannot take: of an operator, or with correlated errors.
+
+    Raises
+    ------
+    ValueError
+    """
+    if not observing.direct:
+        raise ValueError(
+            f"{who} and observations of an operator: a covariance in patches needs observations of the sites "
+            "themselves; take 'letkf', whose observations have positions, or a radius so large that one patch is the "
+            "whole state"
+        )
+    if observing.independent() is None:
+        raise ValueError(
+            f"{who} and correlated observation errors: a covariance in patches needs a diagonal R; take 'letkf', or "
+            "errors that are independent, or a radius so large that one patch is the whole state"
+        )
+
+
+def patches_of(dynamics: Dynamics, radius: float) -> Patches | None:
+    """Cover a dynamics' states with patches; None where one patch would be no smaller than the state.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    radius : float
+        Width of the halos, in the units of the coordinates: covariances between components farther apart are not kept
+        throughout.
+
+    Raises
+    ------
+    ValueError
+        For a dynamics that knows no distance.
+    """
+    space = dynamics.space
+    single = space.single
+    if single is not None and single.geometry.is_ring and (spacing := _even_spacing(dynamics)) is not None:
+        return _around_ring(space.size, max(1, math.floor(radius / spacing * (1 + _ROUND))))
+    return _by_distance(dynamics, radius)
+
+
+def _even_spacing(dynamics: Dynamics) -> float | None:
+    """Distance between neighbours on a ring whose points are even; None for others."""
+    size = dynamics.space.size
+    apart = None if size < 4 else dynamics.distances(torch.arange(2))
+    if apart is None:
+        return None
+    spacing = float(apart[0, 1])
+    along = torch.minimum(torch.arange(size), size - torch.arange(size)) * spacing
+    return spacing if torch.allclose(apart[0], along.to(apart[0]), rtol=1e-6) else None
+
+
+def _around_ring(size: int, halo: int) -> Patches | None:
+    """Patches of three halos, their core in the middle."""
+    width = 3 * halo
+    if width >= size:
+        return None
+    count = math.ceil(size / halo)
+    starts = (torch.arange(count) * size) // count  # cores of about one halo
+    sites = (starts[:, None] - halo + torch.arange(width)) % size
+    whose = torch.bucketize(torch.arange(size), starts, right=True) - 1
+    within = torch.arange(size) - starts[whose] + halo
+    core = whose * width + within
+    apart = (torch.arange(width)[:, None] - torch.arange(width)).abs()
+    near = (apart <= halo).expand(count, width, width)
+    colours, groups = _in_turn(size, 2 * halo + 1), _in_turn(count, 5)
+    inside = torch.ones(count, width, dtype=torch.bool)
+    steps = torch.arange(width)[None, None, :] - torch.arange(width)[None, :, None]  # from the first to the second
+    place = core[sites]
+    partner = (place * width + place % width)[:, :, None] + steps
+    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, contiguous=True)
+
+
+def _in_turn(count: int, least: int) -> Tensor:
+    """Number places around a ring so that those of one number are so many places apart at least, (count,)."""
+    blocks = max(1, count // least)
+    first = (torch.arange(blocks) * count + blocks - 1) // blocks
+    return torch.arange(count) - first[torch.bucketize(torch.arange(count), first, right=True) - 1]
+
+
+def _own_where_far(partner: Tensor, near: Tensor) -> Tensor:
+    """Where each pair stands in the patch of its first component's core, its own place where it is far apart."""
+    return torch.where(near, partner, torch.arange(partner.numel()).reshape(partner.shape))
+
+
+def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
+    """Patches of any space: cores are what is left within half a radius of a component, halos what is near them."""
+    size = dynamics.space.size
+    reach = radius * (1 + _ROUND)
+    rows = []
+    for some in torch.arange(size).split(max(1, _DISTANCES // size)):
+        apart = dynamics.distances(some)
+        if apart is None:
+            raise ValueError(
+                f"radius={radius:g} and the dynamics {dynamics.label!r}: patches need a distance, which it does not "
+                "know; pass distance= to CustomDynamics, or leave radius= out for states of some hundred components"
+            )
+        rows.append(apart)
+    distance = torch.cat(rows)
+    near_core, cores = distance <= reach / 2, []
+    left = torch.ones(size, dtype=torch.bool)
+    while bool(left.any()):
+        candidates = (near_core[int(left.to(torch.int8).argmax())] & left).nonzero()[:, 0]
+        best = candidates[(near_core[candidates] & left).sum(1).argmax()]
+        cores.append((near_core[best] & left).nonzero()[:, 0])
+        left[cores[-1]] = False
+    members = [(distance[core] <= reach).any(0).nonzero()[:, 0] for core in cores]
+    width = max(len(one) for one in members)
+    if width >= size:
+        return None
+    count = len(members)
+    sites, inside = torch.zeros(count, width, dtype=torch.int64), torch.zeros(count, width, dtype=torch.bool)
+    place = torch.full((count, size), -1, dtype=torch.int64)  # of each component in each patch
+    core = torch.empty(size, dtype=torch.int64)
+    for k, (one, mine) in enumerate(zip(members, cores, strict=True)):
+        sites[k, : len(one)], inside[k, : len(one)] = one, True
+        place[k, one] = torch.arange(len(one))
+        core[mine] = k * width + place[k, mine]
+    near = (distance[sites[:, :, None], sites[:, None, :]] <= reach) & inside[:, :, None] & inside[:, None, :]
+    first = core[sites]
+    second = place[(first // width)[:, :, None], sites[:, None, :]]
+    partner = (first * width)[:, :, None] + second
+    member = (place >= 0).to(torch.float32)
+    touched = member @ (distance <= reach).to(member) @ member.T > 0
+    colours, groups = _colours(distance <= 2 * reach), _colours(touched)
+    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, contiguous=False)
+
+
+def _colours(near: Tensor) -> Tensor:
+    """Greedy colouring of a graph (N, N): neighbours have different colours."""
+    colours = torch.full((len(near),), -1, dtype=torch.int64)
+    for k, row in enumerate(near):
+        taken = set(colours[row].tolist())
+        colours[k] = next(c for c in range(len(near)) if c not in taken)
+    return colours
