@@ -179,13 +179,13 @@ def test_it_is_known_by_its_name():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sites", [Sites.all(), Sites.random(1, 3)])
-@pytest.mark.parametrize("lag", [1, 3])
-def test_a_silent_network_some_intervals_back_is_the_smoother_of_one_pass(kind, sites, lag):
+@pytest.mark.parametrize(("lag", "passes", "steps"), [(1, 1, 1), (3, 1, 1), (2, 20, 4)])
+def test_a_silent_network_some_intervals_back_is_the_smoother(kind, sites, lag, passes, steps):
     observing, _ = error_and_matrix(kind)
     dynamics = Lorenz96(SITES)
-    record = record_of(dynamics, observing, 10, sites=sites)
-    classical = method_by_name("iterated-kalman-smoother", c2=8.0, lag=lag, iterations=1).prepare(record)
-    net = network(quiet=True, lag=lag)
+    record = record_of(dynamics, observing, 10, sites=sites, steps=lambda k: steps * int(k > 0))
+    classical = method_by_name("iterated-kalman-smoother", c2=8.0, lag=lag, iterations=passes).prepare(record)
+    net = network(quiet=True, lag=lag, passes=passes)
     net.normalise(2.3, float((classical.climate[1].trace() / SITES).sqrt()), 1.0)  # which bounds the inflation
     guided = method_of(net).bound(dynamics)
     outputs, _ = run(guided, record)
@@ -195,7 +195,7 @@ def test_a_silent_network_some_intervals_back_is_the_smoother_of_one_pass(kind, 
     state |= {"iterations": state["x"].new_zeros(2), "unconverged": state["x"].new_zeros(2)}
     close = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}  # a network's scales are in single precision
     for k in range(1, 10):
-        state = classical.forecast(state, dynamics, 1)
+        state = classical.forecast(state, dynamics, steps)
         assert_close(outputs["forecast"][:, k], state["x"], **close)
         state = classical.analyse(state, *split(record, k), observing)
         for output, name in (("analysis", "x"), ("smoothed", "smoothed"), ("forecast_spread", "forecast_spread")):
@@ -319,6 +319,8 @@ def test_weights_are_those_of_any_past():
     assert [one.shape for one in carried.parameters()] == [one.shape for one in rebuilt.parameters()]
     with pytest.raises(ValueError, match="lag=1, past=2: expected one of them to be 0"):
         network(lag=1, past=2)
+    with pytest.raises(ValueError, match="passes=2, lag=0: expected a lag"):
+        network(passes=2)
     moving = CustomDynamics(tendency=lambda x, t: torch.cos(t) - x, state={"x": 6}, timestep=0.05)
     with pytest.raises(ValueError, match="expected one that does not, or past=0"):
         method_of(rebuilt).bound(moving)

@@ -26,6 +26,7 @@ from .roots import cholesky_or_nan, triangular_root_of
 from .windowed import SlidingWindow, pushed
 
 WHOLE = 200  # components, at most, whose covariance a network carries as one matrix
+_CONVERGED = 0.01  # root mean square of a step of Gauss-Newton, in deviations of the window's start
 _BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt covariance begins with
 
 
@@ -293,15 +294,19 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         innovation = observing.whiten(observation - observing.observe(x), observed)
         with torch.no_grad():
             root = triangular_root_of(state["covariance"])
-            end, rows = self._run_along(begin.detach(), root, state["steps"])
-            seen = observing.whiten(observing.tangent(end, rows), observed)
+            rows, seen = self._linearised(begin.detach(), root, state["steps"], observed, observing)[1:]
+            forecast_spread, weights = rows.square().sum(1).sqrt(), None
+            if self.network.passes > 1:
+                start = innovation.detach(), rows, seen
+                (innovation, rows, seen), weights = self._iterated(start, state, root, observation, observed, observing)
             unit = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
             precision = cholesky_or_nan(unit + seen @ seen.mT)  # of the weights, given the observations
             parts = torch.linalg.solve_triangular(precision, torch.cat([root, seen, rows], -1), upper=False)
             before, observation_side, present = parts.tensor_split((root.shape[2], root.shape[2] + seen.shape[2]), -1)
             gain, covariance = before.mT @ observation_side, before.mT @ before
             projection = root.mT @ seen
-        guides = self.network.guide((gain @ innovation[..., None])[..., 0], covariance)
+            increment = (gain @ innovation[..., None] if weights is None else root.mT @ weights[..., None])[..., 0]
+        guides = self.network.guide(increment, covariance)
         zeta = (projection @ innovation[..., None])[..., 0] / self.network.error_std.to(x) ** 2
         analysis, memory = self.network(begin, zeta, state.get("memory"), guides)
         entries = {
@@ -309,11 +314,66 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
             "x": self._run(analysis, state["steps"]),
             "begin": analysis,
             "covariance": covariance,
-            "forecast_spread": rows.square().sum(1).sqrt(),
+            "forecast_spread": forecast_spread,
             "spread": present.square().sum(1).sqrt(),
             "smoothed": torch.where((state["steps"][:, 0] > 0)[:, None], analysis.detach(), torch.nan),
         }
         return entries if memory is None else {**entries, "memory": memory}
+
+    def _linearised(
+        self, begin: Tensor, root: Tensor, steps: Tensor, observed: Tensor, observing: ObservingSystem
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The present that a window's start leads to, the rows of a root there, and as they are observed."""
+        end, rows = self._run_along(begin, root, steps)
+        return end, rows, observing.whiten(observing.tangent(end, rows), observed)
+
+    def _iterated(
+        self,
+        start: tuple[Tensor, Tensor, Tensor],
+        state: State,
+        root: Tensor,
+        observation: Tensor,
+        observed: Tensor,
+        observing: ObservingSystem,
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """More passes of Gauss-Newton: innovation, rows and observed rows about the best point, and where to go.
+
+        Points are begin + w S, w the weights of the rows of the root S. The innovation is what it would be at w = 0,
+        were the model linear about that point. A step that does not bring the cost down is halved. The weights to go to
+        are the last target, or those of the best point where passes ran out.
+        """
+        innovation, rows, seen = start
+        begin, steps = state["begin"].detach(), state["steps"]
+        weights = torch.zeros_like(begin)
+        cost, scale = 0.5 * innovation.square().sum(1), torch.ones_like(begin[:, :1])
+        unit = torch.eye(root.shape[1], dtype=root.dtype, device=root.device)
+        active = torch.arange(len(begin), device=begin.device)
+        best = weights.clone()
+        for remaining in range(self.network.passes - 1, -1, -1):
+            s, d = seen[active], innovation[active]
+            target = torch.cholesky_solve(s @ d[..., None], cholesky_or_nan(unit + s @ s.mT))[..., 0]
+            step = scale[active] * (target - weights[active])
+            going = step.square().mean(1) >= _CONVERGED**2  # not where it is not a number: that trajectory is lost
+            best[active] = torch.where(going[:, None], weights[active], target)
+            active, tried = active[going], (weights[active] + step)[going]
+            if not len(active) or not remaining:
+                break
+            inside, observed_now = root[active], observed[active]
+            now = begin[active] + (tried[:, None] @ inside)[:, 0]
+            end, along, observed_along = self._linearised(now, inside, steps[active], observed_now, observing)
+            missed = observing.whiten(observation[active] - observing.observe(end), observed_now)
+            value = 0.5 * (missed.square().sum(1) + tried.square().sum(1))
+            better = value <= cost[active]
+            scale[active] = torch.where(better[:, None], 1.0, 0.5 * scale[active])
+            to, of = active[better], better.nonzero()[:, 0]
+            weights[to], cost[to] = tried[of], value[of]
+            linear = missed + (tried[:, None] @ observed_along)[:, 0]
+            rows, seen, innovation = (
+                old.index_copy(0, to, new[of])
+                for old, new in ((rows, along), (seen, observed_along), (innovation, linear))
+            )
+            best[active] = weights[active]
+        return (innovation, rows, seen), best
 
     def _run(self, x: Tensor, steps: Tensor) -> Tensor:
         """Run states (B, N) through the intervals of their windows."""

@@ -102,6 +102,8 @@ class AnalysisNetwork(nn.Module, ABC):
         How many central diagonals of that covariance `guide_by` reads.
     radius : float
         Of the patches that the covariance of a large state is kept in, in the units of its coordinates.
+    passes : int
+        Passes of Gauss-Newton over those intervals before the network's correction.
     past : int
         Intervals before the forecast from which that covariance is rebuilt at every analysis, 0 where it is carried.
     ensemble : bool
@@ -126,6 +128,7 @@ class AnalysisNetwork(nn.Module, ABC):
     guides: int = 0
     second_order: float = 0.0
     lag: int = 0
+    passes: int = 1
     past: int = 0
     diagonals: int = 0
     radius: float = 0.0

@@ -54,6 +54,9 @@ class KalmanCNN(AnalysisNetwork):
         Factor of the second-order term.
     lag : int
         L, intervals back at which the network corrects; 0 for the present.
+    passes : int
+        With a lag, so many passes of Gauss-Newton at most before the network's correction, as in
+        "iterated-kalman-smoother"; each costs as many runs more. Intervals of 0.4 and more of Lorenz-96 need several.
     past : int
         0: the covariance is carried from cycle to cycle. Otherwise nothing is carried: at each analysis the model runs
         backward from the forecast for so many intervals, and the filter forward from 0.03 R. Some 36 intervals of 0.05
@@ -74,7 +77,7 @@ class KalmanCNN(AnalysisNetwork):
         For sizes that are no integers, or an activation that is no string.
     ValueError
         If a size is out of bounds, the kernel or the diagonals are even, the activation unknown, c2 negative, both
-        lag and past positive, or the space another than one field on a ring.
+        lag and past positive, several passes without a lag, or the space another than one field on a ring.
     """
 
     name: ClassVar[str] = "kalman-cnn"
@@ -89,6 +92,7 @@ class KalmanCNN(AnalysisNetwork):
         diagonals: int = 9,
         c2: float = 8.0,
         lag: int = 0,
+        passes: int = 1,
         past: int = 0,
         radius: float = 12.0,
         activation: str = "gated",
@@ -105,6 +109,11 @@ class KalmanCNN(AnalysisNetwork):
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
         self.second_order = self.c2 = real("c2", c2, least=0.0)
         self.lag, self.past = size("lag", lag, 0), size("past", past, 0)
+        self.passes = size("passes", passes)
+        if self.passes > 1 and not self.lag:
+            raise ValueError(
+                f"passes={self.passes}, lag=0: expected a lag, as passes are those of a window, or passes=1"
+            )
         self.radius = real("radius", radius, above=0.0)
         if self.lag and self.past:
             raise ValueError(f"lag={self.lag}, past={self.past}: expected one of them to be 0")
