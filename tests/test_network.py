@@ -221,6 +221,7 @@ def test_a_committee_averages_trained_networks_and_trains_on(single, architectur
     pair = [single.dan.train(architecture, **quick, seed=seed) for seed in (0, 1)]
     both = xdan.committee(pair)
     assert both.memory == 2 * pair[0].memory
+    assert xdan.committee([both, pair[0]]).memory == 3 * pair[0].memory  # its networks, one by one
     both.to_zarr(tmp_path / "net.zarr")
     assert xdan.open_network(tmp_path / "net.zarr") == both
     few = single.isel(time=slice(2))  # one analysis by the networks, from the same forecast

@@ -25,6 +25,7 @@ from .core.networks import (
     check_same_fields,
     network_by_name,
     network_of_shapes,
+    parts_of,
     registered_name,
 )
 from .core.spaces import STATE, StateSpace
@@ -278,6 +279,8 @@ def _check_climate(of_what: str, observation: Array, mean: float, std: float, er
 def committee(networks: Iterable[Network]) -> Network:
     """Average the analyses of trained networks: one network, that can be trained on.
 
+    A committee among them counts as its networks, each of which has the same weight.
+
     Parameters
     ----------
     networks : iterable of Network
@@ -326,7 +329,7 @@ def committee(networks: Iterable[Network]) -> Network:
             XdanWarning,
             stacklevel=2,
         )
-    modules = [one.module() for one in networks]
+    modules = [part for one in networks for part in parts_of(one.module())]
     together = Committee([{"name": m.name, "parameters": m.config()} for m in modules])
     mean, std = (np.mean([one.arrays[n] for one in networks], 0).tolist() for n in ("state_mean", "state_std"))
     together.normalise(mean, std, networks[0].arrays["error_std"].tolist())

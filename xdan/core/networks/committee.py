@@ -59,6 +59,11 @@ class Committee(AnalysisNetwork):
                 raise ValueError(
                     f"a committee for the spaces {self.space!r} and {one.space!r}: expected networks for one space"
                 )
+        if guided := sorted({one.name for one in self._all() if one.guides}):
+            raise ValueError(
+                f"a committee of {shown(names)}: {guided} stand beside a Kalman filter of their own; expected networks "
+                "of the forecast and the observations alone"
+            )
         if ensembles := sorted({one.name for one in self._all() if one.ensemble}):
             raise ValueError(
                 f"a committee of {shown(names)}: {ensembles} take members; expected networks of one forecast"
@@ -155,3 +160,8 @@ def _space_of(networks: Sequence[Mapping[str, Any]]) -> StateSpace | None:
 
 def _fields(space: StateSpace | None) -> object:
     return None if space is None else space.fields
+
+
+def parts_of(network: AnalysisNetwork) -> list[AnalysisNetwork]:
+    """The networks of a committee; another network by itself."""
+    return network._all() if isinstance(network, Committee) else [network]
