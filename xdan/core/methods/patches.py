@@ -15,6 +15,7 @@ from .kalman import kalman_gain, updated
 from .roots import cholesky_or_nan, root_of
 
 _DISTANCES = 1 << 24  # between sites, at once
+_NEGATIVE = 0.02  # eigenvalues below minus this, in those of the observation error, are taken out of a covariance
 _ROUND = 1e-9  # of a radius: sites at exactly this distance count as within it
 
 
@@ -107,10 +108,8 @@ class Patches:
         independent = observing.independent() or observing
         root = self.of(independent.whiten(covariance.new_ones(observed.shape), observed))  # of H^T R^-1 H, diagonal
         unit = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+        covariance = _positive(covariance, unit, root)
         whole = unit + root[..., :, None] * covariance * root[..., None, :]
-        if bool((torch.linalg.cholesky_ex(whole)[1] > 0).any()):
-            covariance = _positive(covariance)
-            whole = unit + root[..., :, None] * covariance * root[..., None, :]
         factor = cholesky_or_nan(whole.flatten(0, 1)).unflatten(0, covariance.shape[:2])
         half = torch.linalg.solve_triangular(factor, root[..., :, None] * covariance, upper=False)
         return self.agreed(covariance - half.mT @ half)
@@ -171,10 +170,17 @@ def analysed(
     return updated(x, covariance, kalman_gain(x, covariance, observed, observing), observed, observing)
 
 
-def _positive(covariance: Tensor) -> Tensor:
-    """The same covariances without negative eigenvalues, which the cut at the radius may leave."""
-    root: Tensor = root_of(covariance.flatten(0, 1)).unflatten(0, covariance.shape[:2])
-    return root.mT @ root
+def _positive(covariance: Tensor, unit: Tensor, root: Tensor) -> Tensor:
+    """The same covariances, without negative eigenvalues where the cut at the radius has left some that matter.
+
+    An analysis makes a negative eigenvalue larger, until it takes variance from all around.
+    """
+    white = root[..., :, None] * covariance * root[..., None, :]
+    failed = torch.linalg.cholesky_ex(_NEGATIVE * unit + white)[1] > 0
+    if not bool(failed.any()):
+        return covariance
+    rows = root_of(covariance[failed])
+    return covariance.index_put(failed.nonzero(as_tuple=True), rows.mT @ rows)
 
 
 def check_observing(observing: ObservingSystem, who: str) -> None:
