@@ -301,7 +301,7 @@ def _symmetry_kernel(
     site = about.place.start + reference
     group = fitting_group(points, group)
     if all_sites is None:
-        all_sites = not commuting(points.module, group)
+        all_sites = not commuting(points, group)
     elements = range(len(group)) if all_sites else [0]
     # The identity comes first in every group.
     permutations = sorted((group.permutation(index) for index in elements), key=lambda g: int(g[site]))

@@ -69,6 +69,8 @@ class Method(ABC):
         How many.
     channels : int
         Latent channels of `memory`, shape (B, channels, N), an entry of the state of a network with memory.
+    keeps_covariance : bool
+        Whether the state has an entry `covariance`, P_a of shape (B, N, N), which a run keeps where members are kept.
     outputs : tuple of Output
         What `forecast_outputs` and `analysis_outputs` give; set in the constructor where it depends on parameters.
     tunable : dict of str to Tunable
@@ -104,6 +106,7 @@ class Method(ABC):
     outputs: tuple[Output, ...] = ()
     members: int = 1
     channels: int = 0
+    keeps_covariance: bool = False
     tune_on: str = "innovation"
     dynamics: Dynamics
     seed: int

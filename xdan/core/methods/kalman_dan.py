@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..derivative_checks import Mode
 from ..dynamics import Dynamics
+from ..guided_analysis import CarriedCovariance, FilterCovariance, RebuiltCovariance
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from .advancing import advance, advance_along
@@ -28,7 +29,8 @@ _BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt
 class GuidedNetwork(DataAssimilationNetwork):
     """A network that corrects the analysis of a Kalman filter of second order, whose covariance the state carries.
 
-    The first analysis is that of every network; the covariance begins with the climate's variance at each site.
+    The first analysis is that of every network; the covariance begins with the climate's variance at each site. Gains
+    of the network are taken at a run's forecasts, with P_a as the run carried it; it is held fixed, as memory is.
 
     Parameters
     ----------
@@ -38,6 +40,7 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     name: ClassVar[str] = "kalman-dan"
     differentiates_model: ClassVar[bool] = True
+    keeps_covariance = True
     outputs: tuple[Output, ...] = SPREADS
 
     @property
@@ -61,8 +64,7 @@ class GuidedNetwork(DataAssimilationNetwork):
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation, and the covariance that it leaves."""
         after = super().first(state, observation, observed, observing)
-        gain = kalman_gain(state["x"], state["covariance"], observed, observing)
-        return {**after, "covariance": updated(state["x"], state["covariance"], gain, observed, observing)}
+        return {**after, "covariance": _filtered(state["x"], state["covariance"], observed, observing)[1]}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state, and its covariance to second order."""
@@ -82,8 +84,7 @@ class GuidedNetwork(DataAssimilationNetwork):
         """One analysis: the filter's increment, and the network's correction of it."""
         x, p = state["x"], state["covariance"]
         with torch.no_grad():
-            gain = kalman_gain(x, p, observed, observing)
-            after = updated(x, p, gain, observed, observing)
+            gain, after = _filtered(x, p, observed, observing)
         difference = observation - observing.observe(x)
         innovation = torch.where(observed, difference, torch.zeros_like(observation))
         guides = self.network.guide((gain @ innovation[..., None])[..., 0], after)
@@ -100,11 +101,20 @@ class GuidedNetwork(DataAssimilationNetwork):
         """Standard deviation of the filter's analysis, which the network's correction does not change."""
         return {"spread": _deviation(state)}
 
+    def covariance_at(
+        self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
+    ) -> FilterCovariance:
+        """P_a as the run carried it."""
+        if carried is None:
+            raise ValueError(f"{self.name!r} has no covariance of a state alone: expected the one that a run kept")
+        return CarriedCovariance(carried)
+
 
 class _ModelInAnalysis(GuidedNetwork):
     """A network whose analysis runs the model itself, and knows the spreads of forecast and analysis only then."""
 
     setting: ClassVar[str]  # of the network, that asks for the model
+    keeps_covariance = False
 
     def bound(self, dynamics: Dynamics) -> Self:
         """Return a copy that runs the dynamics.
@@ -136,7 +146,8 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
     """The same without a covariance that is carried: each analysis rebuilds it from the forecast alone.
 
     The model runs backward from the forecast, `past` intervals as long as the last one, and the filter forward again,
-    as if the past had been observed like the present. The state is the forecast, besides the network's memory.
+    as if the past had been observed like the present. The state is the forecast, besides the network's memory. Gains of
+    the network are taken at any state; P_a follows from it, and its derivative is part of theirs.
 
     Parameters
     ----------
@@ -146,6 +157,7 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
 
     name: ClassVar[str] = "kalman-dan-rebuilt"
     setting: ClassVar[str] = "past"
+    rebuilds_covariance: ClassVar[bool] = True
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the model steps of the last interval, and no covariance."""
@@ -167,11 +179,28 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis, with a covariance that the forecast alone tells."""
-        covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
+        with torch.no_grad():
+            covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
         before = {**state, "covariance": covariance, "forecast_spread": _deviation({"covariance": covariance})}
         return self._settled(super().analyse(before, observation, observed, observing))
 
-    @torch.no_grad()
+    def check_gains(self, dynamics: Dynamics) -> None:
+        """Refuse a model that has no derivatives, or depends on time."""
+        self.check_dynamics(dynamics)
+        self.bound(dynamics)
+
+    def covariance_at(
+        self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
+    ) -> FilterCovariance:
+        """P_a as the forecast alone tells it."""
+        assert observed is not None
+
+        def rebuild(x: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+            return _filtered(x, self._rebuilt(x, steps, observed, observing), observed, observing)[1]
+
+        check_size(x.shape[1], f"the network {self.network.name!r}")
+        return RebuiltCovariance(x, observed, observing, rebuild)
+
     def _rebuilt(self, x: Tensor, steps: int, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """Covariance of the forecast x."""
         counts, (mean, std) = [steps] * self.network.past, self._climate()
@@ -209,6 +238,15 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         super().__init__(network)
         self._window = SlidingWindow(network.lag)
         self.outputs = (*SPREADS, self._window.output)
+
+    def check_gains(self, dynamics: Dynamics) -> None:
+        """Refuse: the analysis is made at the start of a window, of which a run keeps neither state nor covariance."""
+        raise ValueError(
+            f"the network {self.network.name!r} with lag={self.network.lag} corrects a state {self.network.lag} "
+            "intervals back, and a gain is the derivative of an analysis by the forecast of its time: expected lag=0; "
+            "network.with_parameters(lag=0) is a network of the same weights, and network.with_parameters(lag=0, "
+            "past=36) one whose gains can be taken at a truth's states too; neither was trained so"
+        )
 
     def check_record(self, record: Record) -> None:
         """Refuse a record that is no longer than the lag, of which no state would be smoothed."""
@@ -301,6 +339,12 @@ def method_of(network: AnalysisNetwork) -> DataAssimilationNetwork:
         kind = LaggedGuidedNetwork if network.lag else RebuiltGuidedNetwork if network.past else GuidedNetwork
         return kind(network)
     return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
+
+
+def _filtered(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSystem) -> tuple[Tensor, Tensor]:
+    """K and P_a of the filter, from P_f."""
+    gain = kalman_gain(x, p, observed, observing)
+    return gain, updated(x, p, gain, observed, observing)
 
 
 def _deviation(state: State) -> Tensor:
