@@ -228,9 +228,7 @@ def test_a_run_in_single_precision(single, carried):
 def test_what_is_missing_is_refused(ds, carried, run, rebuilt):
     with pytest.raises(ValueError, match=r"run=None: expected a run that keeps it, run=ds.dan.cycle\(network, members"):
         ds.dan.gain(carried)
-    with pytest.raises(
-        ValueError, match=r"the network's covariance, 'analysis_covariance'; found .*members=True"
-    ):
+    with pytest.raises(ValueError, match=r"the network's covariance, 'analysis_covariance'; found .*members=True"):
         ds.dan.gain(carried, run=run.drop_vars("analysis_covariance"))
     with pytest.raises(ValueError, match=r"lacks the network's memory, 'memory'; found"):
         ds.dan.gain(carried, run=xdan.cycle(ds, carried))
