@@ -9,7 +9,8 @@ import xdan
 from xdan.core.guided_analysis import CarriedCovariance
 from xdan.core.methods import method_of
 from xdan.core.observing import ObservingSystem
-from xdan.core.sensitivity import Points, analysis_covariance, marginal_gain
+from xdan.core.sensitivity import Points, analysis_covariance, increment, marginal_gain
+from xdan.diagnostics.evaluation import evaluate
 from xdan.diagnostics.evaluation_points import read_points
 from xdan.diagnostics.symmetries import commuting
 from xdan.network import Network
@@ -76,7 +77,9 @@ def test_a_run_keeps_the_covariance_of_its_analyses(ds, carried, run):
 def test_units_of_a_covariance_are_squared():
     warm = xdan.CustomDynamics(MODEL.tendency, state={"x": SITES}, timestep=0.05, units="K")
     record = xdan.twin(warm, interval=0.05, cycles=2, dtype="float64").compute()
-    assert xdan.cycle(record, network(), members=True, dynamics=warm).analysis_covariance.attrs["units"] == "(K)2"
+    kept = xdan.cycle(record, network(), members=True, dynamics=warm)
+    assert kept.analysis_covariance.attrs["units"] == "(K)2"
+    assert record.dan.gain(network(), kind="covariance", run=kept, dynamics=warm).attrs["units"] == "(K)2"
 
 
 def test_gains_at_forecasts_are_derivatives_of_the_analyses(ds, carried, run):
@@ -97,6 +100,21 @@ def test_gains_at_forecasts_are_derivatives_of_the_analyses(ds, carried, run):
                 slope = ((high - low) / 2e-5).detach()
                 np.testing.assert_allclose(found[:, k, :, site], slope, rtol=1e-6, atol=1e-8)
         state = (method.analyse if k else method.first)(state, y[:, k], observed, UNIT)
+
+
+@pytest.mark.parametrize("past", [0, PAST])
+def test_at_the_innovations_of_a_run_the_analyses_are_those_of_the_run(ds, past):
+    """With sites that are not observed, other ones at every time."""
+    net = network(past=past, memory=2)
+    gappy = ds.assign(observation=ds.observation.where((ds.x + 20 * ds.time) % 3 > 0.5))
+    kept = xdan.cycle(gappy, net, members=True)
+    points = read_points(gappy, net, run=kept, innovation="run", burn_in=1)
+
+    def analysis(network, batch):
+        return batch.points.x + increment(network, batch.points)
+
+    values = evaluate(points, analysis, (SITES,), at_once=3)
+    np.testing.assert_allclose(values, kept.analysis[:, 1:], rtol=0, atol=1e-10)
 
 
 def test_marginal_gains_of_a_carried_covariance(ds, carried, run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import ClassVar, Self
 
 import torch
@@ -185,7 +186,8 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
         return self._settled(super().analyse(before, observation, observed, observing))
 
     def check_gains(self, dynamics: Dynamics) -> None:
-        """Refuse a model that has no derivatives, or depends on time."""
+        """Refuse a model that has no derivatives, or depends on time, and states whose covariance is too large."""
+        check_size(math.prod(dynamics.shape), f"the network {self.network.name!r}")
         self.check_dynamics(dynamics)
         self.bound(dynamics)
 
@@ -198,7 +200,6 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
         def rebuild(x: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
             return _filtered(x, self._rebuilt(x, steps, observed, observing), observed, observing)[1]
 
-        check_size(x.shape[1], f"the network {self.network.name!r}")
         return RebuiltCovariance(x, observed, observing, rebuild)
 
     def _rebuilt(self, x: Tensor, steps: int, observed: Tensor, observing: ObservingSystem) -> Tensor:
