@@ -322,7 +322,7 @@ def test_a_path_comes_before_a_shipped_name(shipped, twin, tmp_path, monkeypatch
     assert xdan.open_network(name) == own
 
 
-def test_a_network_with_a_covariance_is_saved_and_its_gain_is_refused(tmp_path):
+def test_a_network_with_a_covariance_is_saved_and_needs_its_run_for_a_gain(tmp_path):
     small = xdan.KalmanCNN(filters=4, blocks=1, kernel=3, memory=2, diagonals=3, c2=4.0)
     trained = xdan.train(xdan.Lorenz96(8), small, steps=3, batch=2, window=3, progress=False)
     trained.to_zarr(tmp_path / "net.zarr")
@@ -332,8 +332,8 @@ def test_a_network_with_a_covariance_is_saved_and_its_gain_is_refused(tmp_path):
     record = xdan.twin(xdan.Lorenz96(8), interval=0.05, cycles=6, trajectories=2, seed=3).compute()
     run = record.dan.cycle(opened)
     assert {"spread", "forecast_spread"} <= set(run.data_vars)
-    with pytest.raises(ValueError, match="a gain is that of a state alone"):
-        record.dan.gain(opened).compute()
+    with pytest.raises(ValueError, match="expected a run that keeps it"):
+        record.dan.gain(opened)
 
 
 def test_other_parameters_on_the_same_weights():

@@ -103,12 +103,13 @@ METHODS = {
     "enkf-n": lambda net: xdan.FiniteSizeEnKF(members=5),
     "3d-var": lambda net: xdan.ThreeDVar(),
 }
+KEEPING = ("enkf-n", "kalman network")  # members, or memory and covariance
 
 
 @pytest.fixture(scope="module")
 def whole(gappy, net):
     """Result without chunks, computed once for every method."""
-    return cache(lambda name: xdan.cycle(gappy, METHODS[name](net), members=name == "enkf-n"))
+    return cache(lambda name: xdan.cycle(gappy, METHODS[name](net), members=name in KEEPING))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -117,14 +118,14 @@ def whole(gappy, net):
 def test_any_chunks(name, data, gappy, net, whole):
     rows, columns = data.draw(cuts(4)), data.draw(cuts(24))
     chunked = gappy.chunk(trajectory=rows, time=columns, x=data.draw(st.sampled_from([3, 8])))
-    lazy = xdan.cycle(chunked, METHODS[name](net), members=name == "enkf-n")
+    lazy = xdan.cycle(chunked, METHODS[name](net), members=name in KEEPING)
     assert lazy.analysis.chunks == (rows, columns, (8,))
     assert_close(lazy.compute(), whole(name))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_threads(name, gappy, net, whole):
-    lazy = xdan.cycle(gappy.chunk(trajectory=1, time=7), METHODS[name](net), members=name == "enkf-n")
+    lazy = xdan.cycle(gappy.chunk(trajectory=1, time=7), METHODS[name](net), members=name in KEEPING)
     with dask.config.set(scheduler="threads", num_workers=4):
         assert_close(lazy.compute(), whole(name))
 
@@ -139,7 +140,7 @@ def test_processes(gappy, net, whole, tmp_path):
         dask.config.set(scheduler=None),
     ):
         for name, method in METHODS.items():
-            lazy = xdan.cycle(chunked, method(net), members=name == "enkf-n")
+            lazy = xdan.cycle(chunked, method(net), members=name in KEEPING)
             assert_close(lazy.compute(), whole(name))
         stored = xdan.cycle(chunked, net, store=tmp_path / "run.zarr", progress=False)
         assert_close(stored.compute(), whole("dan"))
@@ -151,7 +152,7 @@ def test_store_is_the_result(name, chunks, gappy, net, whole, tmp_path):
     stored = xdan.cycle(
         gappy.chunk(chunks) if chunks else gappy,
         METHODS[name](net),
-        members=name == "enkf-n",
+        members=name in KEEPING,
         store=tmp_path / "run.zarr",
         progress=False,
     )
@@ -179,7 +180,7 @@ def test_existing_store(twin, net, run, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_is_read_until_it_is_wanted(name, twin, net, untouchable, computed):
     chunked = untouchable(twin, "truth", "observation")
-    lazy = xdan.cycle(chunked, METHODS[name](net), members=name == "enkf-n")
+    lazy = xdan.cycle(chunked, METHODS[name](net), members=name in KEEPING)
     assert computed.calls == 0
     assert all(lazy[v].chunks is not None or not lazy[v].ndim for v in lazy.data_vars)
     with pytest.raises(AssertionError, match="data was read"):

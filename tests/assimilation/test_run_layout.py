@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from xdan.assimilation.run_layout import choices_of, layout_of
-from xdan.core.methods import method_by_name
+from xdan.core.methods import method_by_name, method_of
+from xdan.core.networks import KalmanCNN
 from xdan.records.record import read
 
 NAMES = [
@@ -65,3 +66,14 @@ def test_a_label_left_over_from_a_selection_gives_way(single, label):
     labelled = short.assign_coords({label: 3.0}).dan.baseline("etkf", members=4, keep_members=True)
     np.testing.assert_array_equal(labelled[label], plain[label])
     assert labelled[label].dims == plain[label].dims
+
+
+def test_a_covariance_has_a_second_dim_of_the_state(labelled):
+    method = method_of(KalmanCNN(filters=2, blocks=1, kernel=3, memory=0, diagonals=3))
+    variable = layout_of(method, labelled, True)["analysis_covariance"]
+    sites = labelled.setup.dynamics.shape[0]
+    assert variable.dims == ("trajectory", "time", "x_dual", "x")
+    assert variable.shape == (*labelled.observation.shape[:2], sites, sites)
+    assert "analysis_covariance" not in layout_of(method, labelled, False)
+    lagged = method_of(KalmanCNN(filters=2, blocks=1, kernel=3, memory=2, diagonals=3, lag=1))
+    assert "analysis_covariance" not in layout_of(lagged, labelled, True)

@@ -131,7 +131,7 @@ def test_a_window_goes_on_from_the_covariance_that_the_last_one_left():
     assert not after.lost.any()
 
 
-def test_gains_of_a_state_alone_are_refused():
+def test_derivatives_without_the_filter_are_refused():
     net = network()
     x = normals(2, 8)
     for call in (
@@ -139,7 +139,7 @@ def test_gains_of_a_state_alone_are_refused():
         lambda: net.marginal_gain(x, x, None, 0),
         lambda: net.forecast_derivative(x, x, None, 0),
     ):
-        with pytest.raises(ValueError, match="a gain is that of a state alone"):
+        with pytest.raises(ValueError, match="reads P_a of the filter beside it, which the module does not know"):
             call()
 
 

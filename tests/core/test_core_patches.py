@@ -190,3 +190,10 @@ def test_a_large_ring_costs_no_more_for_each_site():
     assert short.sites.shape[1] == long.sites.shape[1] == 36
     assert max(int(short.colours.max()), int(long.colours.max())) <= 26
     assert long.sites.shape[0] <= 101 * short.sites.shape[0]
+
+
+def test_a_covariance_in_patches_is_neither_kept_nor_differentiated(monkeypatch):
+    monkeypatch.setattr("xdan.core.methods.kalman_dan.WHOLE", 50)
+    with pytest.raises(ValueError, match="60 components, whose covariance is in patches of radius=12: expected one"):
+        method_of(network()).check_kept(Lorenz96(60))
+    method_of(network(radius=30.0)).check_gains(Lorenz96(60))

@@ -62,8 +62,9 @@ def cycle(
         time, obs) with an operator. `trajectory` may be missing. Chunked input gives lazy output.
     method : Network or Method
     members : bool
-        Keep the members of an ensemble method, or the memory of a network: the latent channels that each analysis
-        reads.
+        Keep the members of an ensemble method; or the memory of a network, the latent channels that each analysis
+        reads, and `analysis_covariance`, P_a (trajectory, time, x_dual, x) of a filter beside it that its forecast
+        carries. N numbers for each component make a long run large.
     restart_after : float, optional
         Model time without an observation after which a trajectory starts anew from the climatology, with the next
         observation; by default never. The run holds the flag `restarted`, and the time in its attributes. 4D-Var and

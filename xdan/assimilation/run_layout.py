@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,21 @@ from torch import Tensor
 
 from ..core.checks import shown
 from ..core.methods import Method, Output
+from ..core.methods.declarations import POWERS
 from ..core.spaces import STATE
 from ..records.blocks import Setup
 from ..records.fields import Part, packed_labels, parts_of, split_tensor
-from ..records.schema import CHANNEL, DUAL, MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, attributes
+from ..records.schema import (
+    CHANNEL,
+    DUAL,
+    MEMBER,
+    MEMBER_ATTRIBUTES,
+    TIME,
+    TRAJECTORY,
+    attributes,
+    dual_of,
+    to_power,
+)
 from ..records.store import sealed
 from ..records.watch import RATIO
 
@@ -36,7 +48,9 @@ _MEMBERS = (
     Output("members", "analysis members", "state", "state"),
 )
 _MEMORY = Output("memory", "latent channels that the analysis reads", "state")
-_ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _RATIO, _DIVERGED, _RESTARTED)  # no method's output has their names
+_COVARIANCE = Output("analysis_covariance", "error covariance of the filter's analysis", "state", "state squared")
+# No method's output has their names.
+_ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _COVARIANCE, _RATIO, _DIVERGED, _RESTARTED)
 
 
 @dataclass(frozen=True)
@@ -77,17 +91,20 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
     TypeError
         If `members` is not a bool.
     ValueError
-        If members are asked of a method that has neither members nor a memory.
+        If members are asked of a method that has neither members nor a memory nor a covariance.
     """
     if not isinstance(members, (bool, np.bool_)):
         raise TypeError(
             f"members={shown(members)}: expected True to keep them, or False; {method.name!r} has {method.members}, as "
             "the method or the network's training decided"
         )
-    if members and not method.ensemble and not method.channels:
+    if members and not (method.ensemble or method.channels or method.keeps_covariance):
         raise ValueError(
-            f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory"
+            f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory nor a "
+            "covariance"
         )
+    if members and method.keeps_covariance:
+        method.check_kept(labelled.setup.dynamics)
     method.check_declarations()
     setup, observation = labelled.setup, labelled.observation
     model, sizes = setup.dynamics, observation.shape[:2]
@@ -105,9 +122,9 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
             dims, shape = ((), ()) if part is None else (part.dims, part.shape)
             if part is not None:
                 name = part.name(output.name)
-                attrs = part.attributes(output.name, output.long_name, 1 if output.units == "state" else 0)
-            elif output.units == "state":
-                attrs["units"] = model.units
+                attrs = part.attributes(output.name, output.long_name, POWERS[output.units])
+            else:
+                attrs["units"] = to_power(model.units, POWERS[output.units])
             made[name] = Variable(
                 (TRAJECTORY, TIME, *inner[0], *dims),
                 (*sizes, *inner[1], *shape),
@@ -130,7 +147,9 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
         layout |= variables(output)
     if members and method.channels:
         layout |= variables(_MEMORY, CHANNEL, method.channels)
-    elif members:
+    if members and method.keeps_covariance:
+        layout |= variables(_COVARIANCE, dual_of(model.dims), math.prod(model.shape))
+    if members and method.ensemble:
         for output in _MEMBERS:
             layout |= variables(output, MEMBER, method.members)
     if setup.restart_after is not None:
@@ -140,16 +159,15 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
 
 def choices_of(method: Method, setup: Setup) -> Layout:
     """Describe what the method settles once for the record, by name."""
-    dims = setup.dynamics.dims
-    state = dims[0] if len(dims) == 1 else "state"
-    names = {"state": state, "state_dual": state + DUAL}
+    dual = dual_of(setup.dynamics.dims)
+    names = {"state": dual.removesuffix(DUAL), "state_dual": dual}
     size = int(np.prod(setup.dynamics.shape))
     return {
         choice.name: Variable(
             tuple(names.get(dim, dim) for dim in choice.dims),
             tuple(size if dim in names else count for dim, count in zip(choice.dims, choice.shape, strict=True)),
             setup.dtype,
-            {"long_name": choice.long_name, "units": setup.dynamics.units if choice.units == "state" else "1"},
+            {"long_name": choice.long_name, "units": to_power(setup.dynamics.units, POWERS[choice.units])},
             choice.name,
         )
         for choice in method.choices

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .guided_analysis import FilterCovariance, GuidedAnalysis
 from .networks import AnalysisNetwork
 from .networks.base import formula, is_patched
 from .tangent import mixed_along
@@ -26,23 +27,32 @@ class Points:
         Projected innovations.
     memory : Tensor, shape (B, n, N), optional
         Latent channels; empty by default.
+    covariance : FilterCovariance, optional
+        P_a of the Kalman filter beside the network, where there is one.
     """
 
     x: Tensor
     zeta: Tensor
     memory: Tensor | None = None
+    covariance: FilterCovariance | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Points:
-        """Apply a function to each of the tensors."""
+        """Apply a function to each of the tensors; P_a stays."""
         memory = None if self.memory is None else function(self.memory)
-        return Points(function(self.x), function(self.zeta), memory)
+        return replace(self, x=function(self.x), zeta=function(self.zeta), memory=memory)
 
     def at(self, index: Tensor) -> Points:
-        """Some of the points."""
-        return self.apply(lambda value: value[index])
+        """Some of the points, or points that stand several times."""
+        covariance = None if self.covariance is None else self.covariance.at(index)
+        return replace(self.apply(lambda value: value[index]), covariance=covariance)
+
+    def permuted(self, permutation: Tensor) -> Points:
+        """The points with the components of their states exchanged."""
+        covariance = None if self.covariance is None else self.covariance.permuted(permutation)
+        return replace(self.apply(lambda value: value[..., permutation]), covariance=covariance)
 
     def without_innovation(self) -> Points:
         """The same states and memory at zeta = 0."""
@@ -50,14 +60,23 @@ class Points:
 
     def sampled(self, zeta: Tensor) -> Points:
         """B P points: every state at each of its P projected innovations (B, P, N)."""
-        repeated = self.apply(lambda value: value.repeat_interleave(zeta.shape[1], 0))
+        repeated = self.at(torch.arange(len(self), device=self.x.device).repeat_interleave(zeta.shape[1]))
         return replace(repeated, zeta=zeta.flatten(0, 1))
 
 
 def increment(network: AnalysisNetwork, points: Points) -> Tensor:
     """x_a - x_f, shape (B, N)."""
-    answer: Tensor = network(points.x, points.zeta, points.memory)[0] - points.x
+    analysis = network if points.covariance is None else GuidedAnalysis(network, points.covariance)
+    answer: Tensor = analysis(points.x, points.zeta, points.memory)[0] - points.x
     return answer
+
+
+def _derivative(network: AnalysisNetwork, points: Points, name: str) -> Callable[..., Tensor]:
+    """A derivative by the network's formula, or with the covariance of the filter beside it."""
+    if points.covariance is None:
+        return formula(network, name)
+    derivative: Callable[..., Tensor] = getattr(GuidedAnalysis(network, points.covariance), name)
+    return derivative
 
 
 def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
@@ -74,7 +93,7 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
     -------
     Tensor, shape (B, N, N)
     """
-    return formula(network, "analysis_covariance")(points.x, points.zeta, points.memory)
+    return _derivative(network, points, "analysis_covariance")(points.x, points.zeta, points.memory)
 
 
 def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
@@ -97,7 +116,7 @@ def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor
     Tensor, shape (B, N, N)
         Along i and j.
     """
-    sites, network_gain = points.x.shape[1], formula(network, "marginal_gain")
+    sites, network_gain = points.x.shape[1], _derivative(network, points, "marginal_gain")
     window = sites_that_matter(network, sites)
     if window == sites:
         return network_gain(points.x, points.zeta, points.memory, site)
@@ -110,7 +129,8 @@ def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor
 
 def sites_that_matter(network: AnalysisNetwork, sites: int) -> int:
     """Width of the window about l outside of which a marginal gain is zero; all sites where there is no such bound."""
-    reach = None if is_patched(network) else network.reach
+    # What a filter tells comes from everywhere.
+    reach = None if is_patched(network) or network.guides else network.reach
     # a_i depends on x_l within the network's reach of l, and on zeta_j within twice the reach.
     return sites if reach is None else min(sites, 4 * reach + 1)
 
@@ -122,6 +142,9 @@ def whole_marginal_gain(network: AnalysisNetwork, points: Points) -> Tensor:
 
 def mixed_derivative(network: AnalysisNetwork, points: Points, zeta_direction: Tensor, x_direction: Tensor) -> Tensor:
     """sum_jl Gamma[i, j, l] v_j u_l along directions v and u of shape (B, N); shape (B, N)."""
+    if points.covariance is not None:
+        guided = GuidedAnalysis(network, points.covariance)
+        return guided.mixed_derivative(points.x, points.zeta, points.memory, x_direction, zeta_direction)
 
     def analysis(state: Tensor, zeta: Tensor) -> Tensor:
         answer: Tensor = network(state, zeta, points.memory)[0]
@@ -133,7 +156,7 @@ def mixed_derivative(network: AnalysisNetwork, points: Points, zeta_direction: T
 
 def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
     """Derivative of the analysis by x_l at one site l, shape (B, N)."""
-    return formula(network, "forecast_derivative")(points.x, points.zeta, points.memory, site)
+    return _derivative(network, points, "forecast_derivative")(points.x, points.zeta, points.memory, site)
 
 
 def regressed_covariance(network: AnalysisNetwork, points: Points, samples: Tensor) -> Tensor:

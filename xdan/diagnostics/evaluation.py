@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.networks import AnalysisNetwork
+from ..core.methods import DataAssimilationNetwork
 from ..core.observing import ObservingSystem, split_observation
 from ..core.random import Purpose, normal
 from ..core.sensitivity import Points
@@ -42,6 +42,8 @@ class _Evaluation:
     background : Tensor or None
     seed : int
         These three as in `EvaluationPoints`.
+    steps : int
+        As there.
     positions : numpy.ndarray of int
         Of all times in the record.
     summed : tuple of bool
@@ -55,6 +57,7 @@ class _Evaluation:
     innovation: str
     background: Tensor | None
     seed: int
+    steps: int
     positions: np.ndarray[Any, np.dtype[np.int64]]
     summed: tuple[bool, bool]
     tail: tuple[int, ...]
@@ -90,8 +93,8 @@ def evaluate(
     at_once : int
         States in a batch; bounds the memory of a block.
     observed : bool
-        Whether the kernel wants to know which observations are made; for innovations that are not zero they are read
-        in any case.
+        Whether the kernel wants to know which observations are made; for innovations that are not zero, and by a
+        network that rebuilds a covariance, they are read in any case.
     dtype : numpy.dtype, optional
         To compute in; the record's by default.
 
@@ -101,13 +104,14 @@ def evaluate(
     """
     dtype = np.dtype(dtype or points.setup.dtype)
     summed = (TRAJECTORY in over, TIME in over)
-    reads = observed or points.innovation != "zero"
+    reads = observed or points.innovation != "zero" or points.method.rebuilds_covariance
     observation = points.labelled.observation.isel({TIME: points.times}).chunk().data if reads else None
-    inputs = [points.x.chunk().data, observation, None if points.memory is None else points.memory.chunk().data]
-    kept = 1 if all(summed) else math.prod(tail) * dtype.itemsize
-    limit = _STATES_IN_BLOCK if all(summed) else max(1, min(_STATES_IN_BLOCK, _BYTES_IN_BLOCK // kept))
+    kept = (None if some is None else some.chunk().data for some in (points.memory, points.covariance))
+    inputs = [points.x.chunk().data, observation, *kept]
+    stored = 1 if all(summed) else math.prod(tail) * dtype.itemsize
+    limit = _STATES_IN_BLOCK if all(summed) else max(1, min(_STATES_IN_BLOCK, _BYTES_IN_BLOCK // stored))
     work = _Evaluation(
-        kernel, at_once, points.innovation, points.background, points.seed, points.positions, summed, tail
+        kernel, at_once, points.innovation, points.background, points.seed, points.steps, points.positions, summed, tail
     )
     values = block_graph(
         _evaluate_block,
@@ -148,13 +152,16 @@ def _evaluate_block(
     dtype: np.dtype[Any],
     device: str,
 ) -> dict[str, Array]:
-    """Refuse fill values in the arrays of a block, states (B, K, *state), observation and memory; then the kernel."""
+    """Refuse fill values in a block's states (B, K, *state) and observations; then the kernel.
+
+    Beside them the arrays are memory and covariance.
+    """
     for name, values in zip(("state", "observation"), arrays, strict=False):
         if values is not None:
             of_states = name == "state" or setup.observing.direct
             refuse_fill_values(np.asarray(values), name, of_states, setup.dynamics)
-    module = network.method(torch.float64 if dtype == np.float64 else torch.float32, device).network
-    values = _evaluate_tensors(arrays, rows, columns, setup, module, work, dtype=dtype, device=device)
+    method = network.method(torch.float64 if dtype == np.float64 else torch.float32, device).bound(setup.dynamics)
+    values = _evaluate_tensors(arrays, rows, columns, setup, method, work, dtype=dtype, device=device)
     return {"values": values}
 
 
@@ -164,11 +171,12 @@ def _evaluate_tensors(
     rows: slice,
     columns: slice,
     setup: Setup,
-    network: AnalysisNetwork,
+    method: DataAssimilationNetwork,
     work: _Evaluation,
 ) -> Tensor:
     """A kernel at the points of one block, a few at a time so that memory stays flat, dims (B, K, *tail) or summed."""
-    states, observation, memory = tensors
+    states, *beside = tensors
+    observation = beside[0]
     assert states is not None
     if not bool(torch.isfinite(states).all()):
         raise ValueError(
@@ -188,10 +196,10 @@ def _evaluate_tensors(
         device=states.device,
     )
     for r, k in _rectangles(shape, work.at_once):
-        observed, channels = (None if some is None else some[r, k].flatten(0, 1) for some in (observation, memory))
         x = states[r, k].flatten(0, 1)
-        batch = _point_batch(x, observed, channels, observing, labels[r], times[k], work, background)
-        values = work.kernel(network, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(total.dtype)
+        known = [None if some is None else some[r, k].flatten(0, 1) for some in beside]
+        batch = _point_batch(method, x, known, observing, labels[r], times[k], work, background)
+        values = work.kernel(method.network, batch).unflatten(0, (r.stop - r.start, k.stop - k.start)).to(total.dtype)
         if not any(work.summed):
             total[r, k] = values
             continue
@@ -212,22 +220,29 @@ def _rectangles(shape: Sequence[int], at_once: int) -> Iterator[tuple[slice, sli
 
 
 def _point_batch(
+    method: DataAssimilationNetwork,
     states: Tensor,
-    observation: Tensor | None,
-    memory: Tensor | None,
+    known: Sequence[Tensor | None],
     observing: ObservingSystem,
     labels: Tensor,
     times: Tensor,
     work: _Evaluation,
     background: Tensor | None,
 ) -> PointBatch:
-    """The points of some trajectories and times, side by side in a batch of shape (B, ...)."""
+    """The points of some trajectories and times, side by side in a batch of shape (B, ...).
+
+    Known are the observations there, the memory and the covariance that a run kept.
+    """
     x = states.flatten(1)
+    observation, memory, carried = known
     observing = observing.at_times(times.repeat(len(labels)).to(x.device))
     values = observed = None
     if observation is not None:
         values, observed = split_observation(observation.flatten(1))
-    points = Points(x, torch.zeros_like(x), None if memory is None else memory.flatten(2))
+    covariance = method.covariance_at(
+        x, None if carried is None else carried.flatten(2), observed, observing, work.steps
+    )
+    points = Points(x, torch.zeros_like(x), None if memory is None else memory.flatten(2), covariance)
     draw = partial(_draw, labels, times, work.seed, x.device)
     batch = PointBatch(points, observing, observed, draw, background)
     if work.innovation == "zero":

@@ -13,13 +13,14 @@ import xarray as xr
 from torch import Tensor
 
 from ..core.checks import choice, integer, real_array, shown
+from ..core.methods import DataAssimilationNetwork
 from ..core.networks import AnalysisNetwork
 from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Setup, pick_device, tensor_to_array
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import held_in, read_run
-from ..records.schema import CHANNEL, TIME, TRAJECTORY
+from ..records.schema import CHANNEL, TIME, TRAJECTORY, dual_of
 from ..records.store import digest
 
 INNOVATIONS = ("zero", "sampled", "run")
@@ -37,6 +38,10 @@ class EvaluationPoints:
     network : Network
     x : xarray.DataArray, dims (trajectory, time, *state)
     memory : xarray.DataArray, dims (trajectory, time, channel, *state), or None
+    covariance : xarray.DataArray, dims (trajectory, time, x_dual, *state), or None
+        P_a that a filter beside the network carried there.
+    steps : int
+        Model steps of the interval before each point, where the network rebuilds a covariance from the past; else 0.
     positions : numpy.ndarray of int
         Of the times in the record.
     innovation : {"zero", "sampled", "run"}
@@ -54,6 +59,8 @@ class EvaluationPoints:
     network: Network
     x: xr.DataArray
     memory: xr.DataArray | None
+    covariance: xr.DataArray | None
+    steps: int
     positions: np.ndarray[Any, np.dtype[np.int64]]
     innovation: str
     background: Tensor | None
@@ -100,9 +107,14 @@ class EvaluationPoints:
         return self.x.sizes[TRAJECTORY] * self.x.sizes[TIME]
 
     @cached_property
+    def method(self) -> DataAssimilationNetwork:
+        """The network in float64 as a method on the record's dynamics, to ask it what it is."""
+        return self.network.method(torch.float64).bound(self.setup.dynamics)
+
+    @property
     def module(self) -> AnalysisNetwork:
-        """The network in float64, to ask it what it is."""
-        return self.network.method(torch.float64).network
+        """The network in float64."""
+        return self.method.network
 
     def sample_count(self, samples: int | None) -> int:
         """N_p of a regression.
@@ -161,21 +173,35 @@ def read_points(
         raise TypeError(f"device={shown(device)}: expected 'auto', or a device of torch such as 'cpu' or 'cuda'")
     every, burn_in = integer("every", every, least=1), integer("burn_in", burn_in, least=0)
     background, seed = _background(forecast_error), check_seed(seed)
-    labelled = read(ds, **words, needs_truth=needs if run is None else None)
-    network.check(labelled.setup.dynamics)
     if network.ensemble:
         raise ValueError("derivatives are those of a network of one forecast; this one takes members")
+    method = network.method(torch.float64)
+    if run is None and method.keeps_covariance:
+        raise ValueError(
+            f"the network {method.network.name!r} analyses with a covariance that its forecast carries, and run=None: "
+            "expected a run that keeps it, run=ds.dan.cycle(network, members=True); a network with past=36, as "
+            "network.with_parameters(past=36) gives, makes it from the state alone"
+        )
+    labelled = read(ds, **words, needs_truth=needs if run is None else None)
+    network.check(labelled.setup.dynamics)
+    method.check_gains(labelled.setup.dynamics)
     cycles = labelled.observation.sizes[TIME]
     if burn_in >= cycles:
         raise ValueError(f"burn_in={burn_in}: expected fewer than the record's {cycles} cycles")
     later = slice(burn_in, None, every)
-    x, memory = _states(labelled, network, run)
+    x, memory, covariance = (
+        None if one is None else one.isel({TIME: later}) for one in _states(labelled, network, method, run)
+    )
+    assert x is not None
+    positions = np.arange(cycles)[later]
     return EvaluationPoints(
         labelled,
         network,
-        x.isel({TIME: later}),
-        None if memory is None else memory.isel({TIME: later}),
-        np.arange(cycles)[later],
+        x,
+        memory,
+        covariance,
+        _interval(labelled.setup, positions) if method.rebuilds_covariance else 0,
+        positions,
         innovation,
         _factor(background, math.prod(labelled.setup.dynamics.shape)),
         seed,
@@ -185,18 +211,50 @@ def read_points(
 
 
 def _states(
-    labelled: LabelledRecord, network: Network, run: xr.Dataset | None
-) -> tuple[xr.DataArray, xr.DataArray | None]:
-    """The truth's states; or a run's forecasts, and what the network remembered there."""
+    labelled: LabelledRecord, network: Network, method: DataAssimilationNetwork, run: xr.Dataset | None
+) -> tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None]:
+    """The truth's states; or a run's forecasts, and the memory and the covariance that the network had there."""
     if run is None:
         assert labelled.truth is not None
-        return labelled.truth, None
-    if network.memory and not held_in(labelled, run, ["memory"]):
-        raise ValueError("the run lacks the network's memory: make it with ds.dan.cycle(network, members=True)")
-    forecast = read_run(labelled, run, ["forecast"])["forecast"]
-    if not network.memory:
-        return forecast, None
-    return forecast, read_run(labelled, run, ["memory"], extra={CHANNEL: network.memory})["memory"]
+        return labelled.truth, None, None
+
+    def kept(name: str, what: str, extra: dict[str, int]) -> xr.DataArray:
+        if not held_in(labelled, run, [name]):
+            raise ValueError(
+                f"the run lacks the network's {what}, {name!r}; found {sorted(map(str, run.data_vars))}: make it with "
+                "ds.dan.cycle(network, members=True)"
+            )
+        return read_run(labelled, run, [name], extra=extra)[name]
+
+    dims, shape = labelled.setup.dynamics.dims, labelled.setup.dynamics.shape
+    memory = kept("memory", "memory", {CHANNEL: network.memory}) if network.memory else None
+    covariance = None
+    if method.keeps_covariance:
+        covariance = kept("analysis_covariance", "covariance", {dual_of(dims): math.prod(shape)})
+    return read_run(labelled, run, ["forecast"])["forecast"], memory, covariance
+
+
+def _interval(setup: Setup, positions: np.ndarray[Any, np.dtype[np.int64]]) -> int:
+    """Model steps of the interval before each time, which are the same; before the first time those after it.
+
+    Raises
+    ------
+    ValueError
+        For intervals that differ, or a single time, which has none.
+    """
+    if len(setup.steps) < 2:
+        raise ValueError(
+            "the record has a single time, and the network rebuilds its covariance over intervals as long as the last "
+            "one: expected at least two times"
+        )
+    steps = np.unique(setup.steps[np.maximum(positions, 1)])
+    if len(steps) > 1:
+        raise ValueError(
+            f"the record has intervals of {steps.tolist()} model steps before the states that are looked at, and the "
+            "network rebuilds its covariance over intervals as long as the last one: expected even intervals; take an "
+            "even part of the record, ds.isel(time=slice(...)), or states after even ones with every= and burn_in="
+        )
+    return int(steps[0])
 
 
 def check_labelled(label: str, value: Any, kind: type) -> None:

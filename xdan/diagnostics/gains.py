@@ -86,8 +86,10 @@ def gain(
         K; of i alone for K where there is an operator. One name stands for all. By default i, j and l go over the
         whole packed state.
     run : xarray.Dataset, optional
-        Of `cycle(network)`; its forecasts are the points. With a network with memory it must hold the memory,
-        `cycle(network, members=True)`; at the truth's states memory is taken as empty.
+        Of `cycle(network)`; its forecasts are the points. It must hold the memory of a network that has one, and the
+        covariance that a network beside a Kalman filter carries, `cycle(network, members=True)`: both are held fixed.
+        At the truth's states memory is taken as empty, and there is no such covariance; one that the network rebuilds
+        from the state (`past`) moves with the state.
     innovation : {"zero", "sampled", "run"}
         Where in zeta the exact derivatives are taken: at 0 (Gamma-bar, Eq. 11), at a draw for every state
         (Gamma-tilde, Eq. 14), at the run's own (Gamma-hat, Eq. D2).
@@ -126,8 +128,9 @@ def gain(
     TypeError
         If an argument is of another type than expected.
     ValueError
-        For unknown kinds, sites or dims; a group that does not fit; too few samples; before anything is computed. For
-        states that are not finite, when they are read.
+        For unknown kinds, sites or dims; a group that does not fit; too few samples; a covariance that the run lacks,
+        or that would be rebuilt over uneven intervals; a network with a lag; before anything is computed. For states
+        that are not finite, when they are read.
 
     Warns
     -----
@@ -301,7 +304,7 @@ def _symmetry_kernel(
     site = about.place.start + reference
     group = fitting_group(points, group)
     if all_sites is None:
-        all_sites = not commuting(points.module, group)
+        all_sites = not commuting(points, group)
     elements = range(len(group)) if all_sites else [0]
     # The identity comes first in every group.
     permutations = sorted((group.permutation(index) for index in elements), key=lambda g: int(g[site]))

@@ -248,14 +248,10 @@ class EquivarianceKernel:
         squares = []
         for permutation in self.permutations:
             g = permutation.to(x.device)
-            permuted = batch.points.apply(_permute(g))
+            permuted = batch.points.permuted(g)
             difference = mixed_derivative(network, permuted, v[:, g], u[:, g]) - whole[:, g]
             squares.append(torch.stack([difference.square().sum(1), whole.square().sum(1)], -1))
         return torch.stack(squares, 1)
-
-
-def _permute(g: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda value: value[..., g]
 
 
 def zero_innovation_increment(network: AnalysisNetwork, batch: PointBatch) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Unpack
 
 import dask.array as da
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics, dynamics_from_json
-from ..core.networks import AnalysisNetwork
 from ..core.observing import ObservingSystem
 from ..core.random import Purpose, normal
+from ..core.sensitivity import Points, increment
 from ..core.symmetry import Group, commutes, invariant_group, spread_out
 from ..core.tangent import identity_directions
 from ..network import Network
@@ -27,8 +28,11 @@ from .evaluation import evaluate
 from .evaluation_points import EvaluationPoints, check_labelled, read_points
 from .kernels import EquivarianceKernel
 
-_TRIED = 64  # elements of a group at which a network is tried
+# Elements of a group at which a network is tried; fewer where each runs the model along a past.
+_TRIED, _TRIED_REBUILT = 64, 8
 _LEADING = 100  # times that say which sites are observed, where no rule does
+# Largest difference of analyses that counts as none, relative to them: rounding grows where the model runs backward.
+_SAME, _SAME_REBUILT = 1e-10, 1e-6
 
 
 def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
@@ -72,6 +76,11 @@ def find_group(labelled: LabelledRecord) -> Group:
     noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))[:, 0]
     x = dynamics.rest(noise.reshape(2, *dynamics.shape)).flatten(1)
     observed = _observed(labelled)
+    if observed is None:
+        raise ValueError(
+            "the sites observed change in time, and no attribute 'observing' states the rule: pass group=, for example "
+            f"xdan.Group.ring({x.shape[1]})"
+        )
 
     def step(z: Tensor) -> Tensor:
         return dynamics.one_step(z.reshape(-1, *dynamics.shape)).flatten(1)
@@ -125,8 +134,11 @@ def fitting_group(points: EvaluationPoints, group: Group | None) -> Group:
     return group
 
 
-def _observed(labelled: LabelledRecord) -> Tensor:
-    """Which observations are made: 1 or 0, or 1 for all where they are as likely at each, shape (P,)."""
+def _observed(labelled: LabelledRecord) -> Tensor | None:
+    """Which observations are made: 1 or 0, or 1 for all where they are as likely at each, shape (P,).
+
+    None where they change in time by a rule that the attributes do not state.
+    """
     y = labelled.observation
     size = math.prod(y.shape[2:])
     rule = labelled.sites
@@ -138,15 +150,18 @@ def _observed(labelled: LabelledRecord) -> Tensor:
     leading = y.isel({TRAJECTORY: 0, TIME: slice(0, _LEADING)}).notnull()
     observed = leading.compute(scheduler="synchronous").to_numpy().reshape(-1, size)
     if not (observed == observed[0]).all():
-        raise ValueError(
-            "the sites observed change in time, and no attribute 'observing' states the rule: pass group=, for example "
-            f"xdan.Group.ring({size})"
-        )
+        return None
     return array_to_tensor(observed[0], np.dtype(np.float64))
 
 
-def commuting(network: AnalysisNetwork, group: Group) -> bool:
-    """Whether a network, in float64, commutes with a group, at some random states."""
+def commuting(points: EvaluationPoints, group: Group) -> bool:
+    """Whether the points' network, in float64, commutes with a group, at some random states.
+
+    The covariance of a filter beside the network is random where it is carried, and permuted with the state. Where it
+    is rebuilt from the state the model takes part, and the sites that the record observes stay where they are; a group
+    that moves them does not commute. Where they change in time by an unknown rule, that is taken to be so.
+    """
+    network, method, setup = points.module, points.method, points.setup
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -154,19 +169,26 @@ def commuting(network: AnalysisNetwork, group: Group) -> bool:
 
     scales = (network.state_mean, network.state_std, network.error_std)
     mean, std, error_std = (network.per_component(scale) for scale in scales)
-    x, zeta = mean + std * draw(), draw() / error_std
-    memory = draw(network.memory) if network.memory else None
+    state = Points(mean + std * draw(), draw() / error_std, draw(network.memory) if network.memory else None)
+    root = error_std * draw(group.sites) if method.keeps_covariance else None
+    observed = _observed(points.labelled) if method.rebuilds_covariance else None
+    if method.rebuilds_covariance and observed is None:
+        return False
 
-    def function(g: Tensor) -> Tensor:
-        answer: Tensor = network(x[:, g], zeta[:, g], None if memory is None else memory[..., g])[0]
-        return answer
+    def analysis(g: Tensor) -> Tensor:
+        at, rows = state.permuted(g), None if root is None else root[..., g]
+        carried = None if rows is None else rows.mT @ rows / group.sites
+        seen = None if observed is None else observed.bool().expand(2, -1)
+        covariance = method.covariance_at(at.x, carried, seen, setup.observing.at(0), points.steps)
+        return at.x + increment(network, replace(at, covariance=covariance))
 
     with torch.no_grad():
-        whole = function(torch.arange(group.sites))
-        tolerance = 1e-10 * float(1.0 + whole.abs().max())
+        whole = analysis(torch.arange(group.sites))
+        same, most = (_SAME_REBUILT, _TRIED_REBUILT) if method.rebuilds_covariance else (_SAME, _TRIED)
+        tolerance = same * float(1.0 + whole.abs().max())
         return all(
-            bool((function(g := group.permutation(index)) - whole[:, g]).abs().max() <= tolerance)
-            for index in _some(group, _TRIED)
+            bool((analysis(g := group.permutation(index)) - whole[:, g]).abs().max() <= tolerance)
+            for index in _some(group, most)
         )
 
 

@@ -17,7 +17,7 @@ import xarray as xr
 from ..core.checks import XdanWarning as XdanWarning
 from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_to_json
-from ..core.spaces import Coordinate
+from ..core.spaces import STATE, Coordinate
 
 TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
 CHANNEL = "channel"  # of a network's memory
@@ -152,6 +152,11 @@ def to_json(value: Any, **options: Any) -> str:
         raise TypeError(f"{v!r} of type {type(v).__name__} has no JSON")
 
     return json.dumps(value, default=plain, **options)
+
+
+def dual_of(dims: Sequence[str]) -> str:
+    """Name of the second dim of a covariance of states with these dims."""
+    return (dims[0] if len(dims) == 1 else STATE) + DUAL
 
 
 def averaged_dims(dim: str | Sequence[str]) -> list[str]:

@@ -69,6 +69,8 @@ class Method(ABC):
         How many.
     channels : int
         Latent channels of `memory`, shape (B, channels, N), an entry of the state of a network with memory.
+    keeps_covariance : bool
+        Whether the state has an entry `covariance`, P_a of shape (B, N, N), which a run keeps where members are kept.
     outputs : tuple of Output
         What `forecast_outputs` and `analysis_outputs` give; set in the constructor where it depends on parameters.
     tunable : dict of str to Tunable
@@ -104,6 +106,7 @@ class Method(ABC):
     outputs: tuple[Output, ...] = ()
     members: int = 1
     channels: int = 0
+    keeps_covariance: bool = False
     tune_on: str = "innovation"
     dynamics: Dynamics
     seed: int
@@ -134,6 +137,15 @@ class Method(ABC):
     def gives_forecast_spread(self) -> bool:
         """Whether a run holds the standard deviation of the forecast."""
         return any(output.name == FORECAST_SPREAD.name for output in self.outputs)
+
+    def check_kept(self, dynamics: Dynamics) -> None:
+        """Refuse to keep in a run what `members=True` asks for, of a dynamics whose states are too large for it.
+
+        Raises
+        ------
+        ValueError
+        """
+        del dynamics  # members and memory are kept of any
 
     def check_declarations(self) -> None:
         """Refuse declarations that cannot be: outputs that are none or share a name, and parameters with a wrong value.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..derivative_checks import Mode
 from ..dynamics import Dynamics
+from ..guided_analysis import FilterCovariance
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
@@ -28,9 +29,15 @@ class DataAssimilationNetwork(Method):
     Parameters
     ----------
     network : AnalysisNetwork
+
+    Attributes
+    ----------
+    rebuilds_covariance : bool
+        Class attribute: whether `covariance_at` makes P_a from the forecast.
     """
 
     name: ClassVar[str] = "dan"
+    rebuilds_covariance: ClassVar[bool] = False
 
     def __init__(self, network: AnalysisNetwork) -> None:
         self.network, self.members, self.channels = network, network.members, network.memory
@@ -84,6 +91,33 @@ class DataAssimilationNetwork(Method):
         if memory is not None:
             after["memory"] = memory
         return after
+
+    def check_gains(self, dynamics: Dynamics) -> None:
+        """Refuse to differentiate the analysis, where it is no function of a state and what is kept in a run.
+
+        Raises
+        ------
+        ValueError
+        """
+
+    def covariance_at(
+        self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
+    ) -> FilterCovariance | None:
+        """P_a of a filter beside the network at forecasts (B, N), to differentiate its analyses there; None without.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, N)
+        carried : Tensor, shape (B, N, N), optional
+            P_a that a run kept, where the method `keeps_covariance`.
+        observed : Tensor of bool, shape (B, P), optional
+            What is observed, where the method `rebuilds_covariance`.
+        observing : ObservingSystem
+            Of each state's time.
+        steps : int
+            Model steps of the interval before.
+        """
+        return None
 
 
 class EnsembleNetwork(DataAssimilationNetwork):

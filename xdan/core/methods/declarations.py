@@ -8,7 +8,9 @@ from typing import Literal
 
 from ..checks import choice, integer, real, shown
 
-Units = Literal["state", "1"]
+Units = Literal["state", "state squared", "1"]
+POWERS: Mapping[Units, int] = {"state": 1, "state squared": 2, "1": 0}
+"""The power of the state's units that each stands for."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,8 @@ class Output:
     place : {"state", "cycle", "observations"}
         Where the values lie: at every component of the state, (B, N); one for every trajectory, (B,); or at every
         observation of the time, (B, P).
-    units : {"state", "1"}
-        The state's units, or none.
+    units : {"state", "state squared", "1"}
+        The state's units, their square, or none.
     lag : int
         How many cycles earlier the time lies that the values belong to.
 
@@ -48,7 +50,7 @@ class Output:
             if not isinstance(word, str) or not word:
                 raise TypeError(f"{label}={shown(word)} of an Output: expected a word")
         choice("place", self.place, ("state", "cycle", "observations"))
-        choice("units", self.units, ("state", "1"))
+        choice("units", self.units, POWERS)
         integer("lag", self.lag, least=0)
 
 
@@ -64,7 +66,7 @@ class Choice:
         "state" and "state_dual" stand for the components of the state, which the method does not know beforehand.
     shape : tuple of int
         Sizes of the dims; -1 for "state" and "state_dual".
-    units : {"state", "1"}
+    units : {"state", "state squared", "1"}
     """
 
     name: str

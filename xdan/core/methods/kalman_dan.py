@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..derivative_checks import Mode
 from ..dynamics import Dynamics
+from ..guided_analysis import CarriedCovariance, FilterCovariance, RebuiltCovariance
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from .advancing import advance, advance_along
@@ -34,7 +35,8 @@ class GuidedNetwork(DataAssimilationNetwork):
     """A network that corrects the analysis of a Kalman filter of second order, whose covariance the state carries.
 
     The first analysis is that of every network; the covariance begins with the climate's variance at each site. Beyond
-    `WHOLE` components it is kept in patches, of the network's `radius`.
+    `WHOLE` components it is kept in patches, of the network's `radius`. Gains of the network are taken at a run's
+    forecasts, with P_a as the run carried it; it is held fixed, as memory is.
 
     Parameters
     ----------
@@ -44,6 +46,7 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     name: ClassVar[str] = "kalman-dan"
     differentiates_model: ClassVar[bool] = True
+    keeps_covariance = True
     outputs: tuple[Output, ...] = SPREADS
     _patches: Patches | None = None
 
@@ -141,11 +144,36 @@ class GuidedNetwork(DataAssimilationNetwork):
         """Standard deviation of the filter's analysis, which the network's correction does not change."""
         return {"spread": self._deviation(state["covariance"])}
 
+    def check_kept(self, dynamics: Dynamics) -> None:
+        """Refuse to keep the covariance of a state that has it in patches."""
+        size = math.prod(dynamics.shape)
+        check_size(size, f"the network {self.network.name!r}")
+        if self.bound(dynamics)._patches is not None:
+            raise ValueError(
+                f"the network {self.network.name!r} and states of {size} components, whose covariance is in patches of "
+                f"radius={self.network.radius:g}: expected one matrix, to keep it or to take gains, as states of "
+                f"{WHOLE} components have, or larger ones with a radius of a third of the ring; set it with "
+                "network.with_parameters(radius=...)"
+            )
+
+    def check_gains(self, dynamics: Dynamics) -> None:
+        """Refuse states whose covariance is no matrix."""
+        self.check_kept(dynamics)
+
+    def covariance_at(
+        self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
+    ) -> FilterCovariance:
+        """P_a as the run carried it."""
+        if carried is None:
+            raise ValueError(f"{self.name!r} has no covariance of a state alone: expected the one that a run kept")
+        return CarriedCovariance(carried)
+
 
 class _ModelInAnalysis(GuidedNetwork):
     """A network whose analysis runs the model itself, and knows the spreads of forecast and analysis only then."""
 
     setting: ClassVar[str]  # of the network, that asks for the model
+    keeps_covariance = False
 
     def bound(self, dynamics: Dynamics) -> Self:
         """Return a copy that runs the dynamics.
@@ -177,7 +205,8 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
     """The same without a covariance that is carried: each analysis rebuilds it from the forecast alone.
 
     The model runs backward from the forecast, `past` intervals as long as the last one, and the filter forward again,
-    as if the past had been observed like the present. The state is the forecast, besides the network's memory.
+    as if the past had been observed like the present. The state is the forecast, besides the network's memory. Gains of
+    the network are taken at any state; P_a follows from it, and its derivative is part of theirs.
 
     Parameters
     ----------
@@ -187,6 +216,7 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
 
     name: ClassVar[str] = "kalman-dan-rebuilt"
     setting: ClassVar[str] = "past"
+    rebuilds_covariance: ClassVar[bool] = True
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the model steps of the last interval, and no covariance."""
@@ -208,11 +238,27 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis, with a covariance that the forecast alone tells."""
-        covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
+        with torch.no_grad():
+            covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
         before = {**state, "covariance": covariance, "forecast_spread": self._deviation(covariance)}
         return self._settled(super().analyse(before, observation, observed, observing))
 
-    @torch.no_grad()
+    def check_gains(self, dynamics: Dynamics) -> None:
+        """Refuse a model that has no derivatives, or depends on time, and states whose covariance is too large."""
+        super().check_gains(dynamics)
+        self.check_dynamics(dynamics)
+
+    def covariance_at(
+        self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
+    ) -> FilterCovariance:
+        """P_a as the forecast alone tells it."""
+        assert observed is not None
+
+        def rebuild(x: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+            return analysed(x, self._rebuilt(x, steps, observed, observing), observed, observing, None)
+
+        return RebuiltCovariance(x, observed, observing, rebuild)
+
     def _rebuilt(self, x: Tensor, steps: int, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """Covariance of the forecast x."""
         counts, (mean, std) = [steps] * self.network.past, self._climate()
@@ -250,6 +296,15 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         super().__init__(network)
         self._window = SlidingWindow(network.lag)
         self.outputs = (*SPREADS, self._window.output)
+
+    def check_gains(self, dynamics: Dynamics) -> None:
+        """Refuse: the analysis is made at the start of a window, of which a run keeps neither state nor covariance."""
+        raise ValueError(
+            f"the network {self.network.name!r} with lag={self.network.lag} corrects a state {self.network.lag} "
+            "intervals back, and a gain is the derivative of an analysis by the forecast of its time: expected lag=0; "
+            "network.with_parameters(lag=0) is a network of the same weights, and network.with_parameters(lag=0, "
+            "past=36) one whose gains can be taken at a truth's states too; neither was trained so"
+        )
 
     def check_record(self, record: Record) -> None:
         """Refuse a record that is no longer than the lag, of which no state would be smoothed."""

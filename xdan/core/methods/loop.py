@@ -34,7 +34,8 @@ def run(
     state : dict of Tensor, optional
         What an earlier block of the same record left; None starts the record.
     members : bool
-        Also return the members of an ensemble method, or what a network with memory remembers.
+        Also return the members of an ensemble method, or what a network with memory remembers and the covariance that
+        its forecast carries.
     what : str, optional
         Name of a bar over the cycles, where bars are shown.
 
@@ -43,7 +44,8 @@ def run(
     outputs : dict of Tensor
         "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), "restarted" of that shape where
         trajectories may start anew, the method's `outputs`, and where asked for "forecast_members", "members" of shape
-        (B, K, M, N), or "memory", the latent channels that each analysis reads, of shape (B, K, n, N).
+        (B, K, M, N), or "memory", the latent channels that each analysis reads, of shape (B, K, n, N), and
+        "analysis_covariance", P_a, of shape (B, K, N, N).
     state : dict of Tensor
         To carry on from: the method's state, and what the loop keeps of each trajectory.
 
@@ -247,6 +249,8 @@ def _row(method: Method, forecast: State, analysis: State, observation: Tensor, 
         row |= {"forecast_members": forecast["x"], "members": analysis["x"]}
     if members and method.channels:
         row["memory"] = forecast["memory"]
+    if members and method.keeps_covariance:
+        row["analysis_covariance"] = analysis["covariance"]
     return row
 
 

@@ -38,6 +38,11 @@ class KalmanCNN(AnalysisNetwork):
     present, zeta becomes P (H M)^T R^-1 d, and the model runs the corrected state to the present again. A cycle then
     costs (L + 1) (1 + N) runs of the tangent linear model, and L of the model.
 
+    Gains are derivatives of this analysis by zeta, in which K d = P_a zeta (`GuidedAnalysis`). A covariance that is
+    carried comes from a run, `ds.dan.gain(network, run=ds.dan.cycle(network, members=True))`, and is held fixed. One
+    that is rebuilt, with a past, follows from the state, and its derivative by the state is part of the marginal gain.
+    With a lag they are refused.
+
     Parameters
     ----------
     filters : int
@@ -157,19 +162,19 @@ class KalmanCNN(AnalysisNetwork):
         return analysis, renew(memory, gate, candidate)
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> NoReturn:
-        """Not of one state alone: refused."""
+        """Not without P_a of the filter: refused. `GuidedAnalysis` has it."""
         self._refuse()
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> NoReturn:
-        """Not of one state alone: refused."""
+        """Not without P_a of the filter: refused. `GuidedAnalysis` has it."""
         self._refuse()
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> NoReturn:
-        """Not of one state alone: refused."""
+        """Not without P_a of the filter: refused. `GuidedAnalysis` has it."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise ValueError(
-            f"{self._title} reads the covariance that its forecast carries, and a gain is that of a state alone: "
-            "expected a network without, such as xdan.ResidualCNN"
+            f"{self._title} reads P_a of the filter beside it, which the module does not know: expected "
+            "ds.dan.gain(network), which rebuilds it or reads it from a run, or a GuidedAnalysis of the module and P_a"
         )
