@@ -8,14 +8,15 @@ import torch
 from test_core_methods import DOUBLE, SITES, error_and_matrix, linear, model, normals, record_of
 from torch.testing import assert_close
 
-from xdan.core.dynamics import CustomDynamics, KuramotoSivashinsky, Lorenz96
+from xdan.core.dynamics import CustomDynamics, KuramotoSivashinsky, Lorenz63, Lorenz96
 from xdan.core.learning import objective_by_name
 from xdan.core.learning.gradient import OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.methods import method_by_name, method_of, run
 from xdan.core.networks import KalmanCNN, network_by_name
+from xdan.core.networks.neighbours import companions
 from xdan.core.observing import ObservingSystem, Sites
-from xdan.core.spaces import Components, Field, StateSpace
+from xdan.core.spaces import Components, Field, Plane, Ring, StateSpace
 
 KINDS = ("scalar", "diagonal", "full")
 
@@ -52,6 +53,77 @@ def test_a_silent_network_is_the_second_order_filter(kind, sites):
         state = classical.analyse(state, *split(record, k), observing)
         assert_close(outputs["analysis"][:, k], state["x"], **close)
         assert_close(outputs["spread"][:, k], state["covariance"].diagonal(dim1=1, dim2=2).sqrt(), **close)
+
+
+def two_fields() -> CustomDynamics:
+    """Linear: a wave of a field and its slope on a ring, each in its own units."""
+    space = StateSpace([Field("h", Ring(6), units="m"), Field("u", Ring(6), units="m s-1")])
+
+    def step(fields):
+        h, u = fields["h"], fields["u"]
+        return {"h": 1.05 * h - 2.0 * (u.roll(-1, -1) - u), "u": 0.95 * u - 0.1 * (h - h.roll(1, -1))}
+
+    return CustomDynamics(step=step, state=space, timestep=1.0, spin_up_time=0.0)
+
+
+def swirl() -> CustomDynamics:
+    """Linear: a field on a plane that moves aside as it goes down, and grows."""
+    return CustomDynamics(
+        step=lambda x: 0.7 * x + 0.2 * x.roll(1, -1) + 0.15 * x.roll((1, 1), (-2, -1)),
+        state=StateSpace(Field("x", Plane((3, 4)))),
+        timestep=1.0,
+        spin_up_time=0.0,
+    )
+
+
+SPACES = [
+    (Lorenz63(), 5),
+    (two_fields(), 1),
+    (swirl(), 1),
+]
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize(("dynamics", "steps"), SPACES)
+def test_a_silent_network_on_any_fields_is_the_filter(dynamics, steps, lag):
+    size = dynamics.space.size
+    if dynamics.spin_up_time == 0.0:
+        dynamics = dynamics.with_climatology(normals(50, *dynamics.shape))
+    observing = ObservingSystem(std=DOUBLE + 1.0)
+    truth = [dynamics.climatology([0, 1], 1, like=DOUBLE).flatten(1)]
+    for _ in range(7):
+        truth.append(dynamics.advance(truth[-1].reshape(2, *dynamics.shape), steps).flatten(1))
+    record = record_of(dynamics, observing, 8, steps=lambda k: steps * int(k > 0), truth=torch.stack(truth, 1))
+    name, extra = ("iterated-kalman-smoother", {"lag": lag, "iterations": 1}) if lag else ("second-order-kalman", {})
+    classical = method_by_name(name, c2=1.0, **extra).prepare(record)
+    net = network(quiet=True, lag=lag, space=dynamics.space, c2=1.0)
+    fields = len(dynamics.space)
+    net.normalise(*([[value] * fields if fields > 1 else value for value in (0.0, 1e3, 1.0)]))
+    guided = method_of(net).bound(dynamics)
+    start = guided.first(guided.start(record), *split(record, 0), observing)
+    mine, state = start, {**start, "iterations": start["x"].new_zeros(2), "unconverged": start["x"].new_zeros(2)}
+    state = {**state, "covariance": state["covariance"].clone()}
+    classical._climate = classical.climate[0], torch.eye(size, dtype=torch.float64) * 1e6  # bounds nothing
+    for k in range(1, 8):
+        state, mine = (method.forecast(s, dynamics, steps) for method, s in ((classical, state), (guided, mine)))
+        state, mine = (
+            method.analyse(s, *split(record, k), observing) for method, s in ((classical, state), (guided, mine))
+        )
+        assert_close(mine["x"], state["x"], rtol=1e-5, atol=1e-5)
+        assert_close(mine["covariance"], state["covariance"], rtol=1e-5, atol=1e-5)
+
+
+def test_companions_are_neighbours_and_the_other_fields_at_a_point():
+    geometry = Plane((4, 5))
+    space = StateSpace([Field("h", geometry), Field("u", geometry)])
+    seen = companions(space, 3)
+    assert seen.shape == (40, 6)
+    assert seen[7].tolist() == [2, 7, 12, 6, 8, 27]  # row 1, column 2: above, itself, below, left, right, u there
+    assert seen[20].tolist() == [35, 20, 25, 24, 21, 0]  # the first of u, around both edges
+    points = companions(StateSpace(Field("x", Components(3))), 9)
+    assert points.tolist() == [[0, 1, 2]] * 3
+    ring = companions(KuramotoSivashinsky(24, 22.0).space, 5)
+    assert ring[0].tolist() == [22, 23, 0, 1, 2] == KalmanCNN(diagonals=5).companions(24)[0].tolist()
 
 
 def split(record, k):
@@ -149,7 +221,6 @@ def test_derivatives_without_the_filter_are_refused():
         ({"diagonals": 4}, "diagonals=4"),
         ({"c2": -1.0}, "c2=-1"),
         ({"kernel": 2}, "kernel=2"),
-        ({"space": StateSpace(Field("x", Components(3)))}, "expected one field on a ring"),
     ],
 )
 def test_what_it_cannot_be_is_refused(settings, message):

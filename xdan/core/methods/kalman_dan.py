@@ -49,6 +49,7 @@ class GuidedNetwork(DataAssimilationNetwork):
     keeps_covariance = True
     outputs: tuple[Output, ...] = SPREADS
     _patches: Patches | None = None
+    _seen: Tensor  # where the covariances that the network sees stand in the patches
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
@@ -61,6 +62,8 @@ class GuidedNetwork(DataAssimilationNetwork):
         bound._patches = None
         if math.prod(dynamics.shape) > WHOLE and not self.network.lag:
             bound._patches = patches_of(dynamics, self.network.radius)
+            if bound._patches is not None:
+                bound._seen = bound._patches.pairs(self.network.companions(math.prod(dynamics.shape)))
         return bound
 
     def check_record(self, record: Record) -> None:
@@ -112,9 +115,14 @@ class GuidedNetwork(DataAssimilationNetwork):
         moments = forecast_moments(dynamics, x, covariance, steps, self._patches)
         return moments.inflated(self.network.second_order, self._most(x))
 
+    def _error_std(self, x: Tensor) -> Tensor:
+        """Typical observation error, one number or one of each component."""
+        return self.network.per_component(self.network.error_std).to(x)
+
     def _most(self, x: Tensor) -> Tensor:
         """Trace of the climate's covariance, that of each patch where there are patches."""
-        return self._climate()[1].to(x) ** 2 * (x.shape[1] if self._patches is None else self._patches.inside.sum(1))
+        variance = (self._climate()[1].to(x) ** 2).expand(x.shape[1])
+        return variance.sum() if self._patches is None else self._patches.of(variance[None])[0].sum(1)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis: the filter's increment, and the network's correction of it."""
@@ -130,7 +138,7 @@ class GuidedNetwork(DataAssimilationNetwork):
         else:
             with torch.no_grad():
                 after = patches.analysed(p, observed, observing)
-            seen = patches.diagonals(after, self.network.diagonals // 2)
+            seen = after.flatten(1)[:, self._seen.to(after.device)]
             guides = self.network.guide_by(patches.times(after, zeta), seen)  # K d = P_a H^T R^-1 d
         analysis, memory = self.network(x, zeta, state.get("memory"), guides)
         entries = {**state, "x": analysis, "covariance": after}
@@ -264,7 +272,7 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
         counts, (mean, std) = [steps] * self.network.past, self._climate()
         views = views_of(self.dynamics, counts)
         past = past_of(views, x, counts, (mean.to(x), std.to(x)))
-        start = self._diagonal((_BEGINNING * self.network.error_std.to(x) ** 2).expand(x.shape))
+        start = self._diagonal((_BEGINNING * self._error_std(x) ** 2).expand(x.shape))
         masks, c2 = [observed] * len(counts), self.network.second_order
         most, patches = self._most(x), self._patches
         return rebuilt_covariance(views, past, counts, masks, start, observing, c2, most, patches)
@@ -362,7 +370,7 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
             projection = root.mT @ seen
             increment = (gain @ innovation[..., None] if weights is None else root.mT @ weights[..., None])[..., 0]
         guides = self.network.guide(increment, covariance)
-        zeta = (projection @ innovation[..., None])[..., 0] / self.network.error_std.to(x) ** 2
+        zeta = (projection @ innovation[..., None])[..., 0] / self._error_std(x) ** 2
         analysis, memory = self.network(begin, zeta, state.get("memory"), guides)
         entries = {
             **state,

@@ -16,6 +16,7 @@ from .roots import cholesky_or_nan, root_of
 
 _DISTANCES = 1 << 24  # between sites, at once
 _NEGATIVE = 0.02  # eigenvalues below minus this, in those of the observation error, are taken out of a covariance
+_AT_ONCE = 4096  # components
 _ROUND = 1e-9  # of a radius: sites at exactly this distance count as within it
 
 
@@ -151,14 +152,29 @@ class Patches:
         """Diagonal of P, shape (B, N)."""
         return self.cores(covariance.diagonal(dim1=-2, dim2=-1))
 
-    def diagonals(self, covariance: Tensor, half: int) -> Tensor:
-        """P[i, i + k] along a ring, k from -half to half, shape (B, N, 2 half + 1).
+    def pairs(self, companions: Tensor) -> Tensor:
+        """Where covariances of each component with some others stand in the flattened (T, W, W), in its core's patch.
 
-        The halo is to be as wide as that.
+        Parameters
+        ----------
+        companions : Tensor of int64, shape (N, L)
+
+        Raises
+        ------
+        ValueError
+            For components that are not in that patch.
         """
-        width = self.sites.shape[1]
-        places = (self.core * width + self.core % width)[:, None]  # of the variances, in the flattened (T, W, W)
-        return covariance.flatten(1)[:, places + torch.arange(-half, half + 1, device=places.device)]
+        width, parts = self.sites.shape[1], []
+        for some, core in zip(companions.split(_AT_ONCE), self.core.split(_AT_ONCE), strict=True):
+            patch = core // width
+            same = (self.sites[patch][:, None] == some[..., None]) & self.inside[patch][:, None]
+            if not bool(same.any(-1).all()):
+                raise ValueError(
+                    "a network sees covariances between components that are farther apart than the radius of its "
+                    "patches: expected a larger radius=, or fewer diagonals="
+                )
+            parts.append(core[:, None] * width + same.to(torch.int8).argmax(-1))
+        return torch.cat(parts)
 
 
 def analysed(

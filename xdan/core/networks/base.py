@@ -28,6 +28,7 @@ _BESIDE = {
     "hidden_matrices",
     "guide",
     "guide_by",
+    "companions",
     "normalise",
     "take_fixed_inputs",
     "forms_covariance",
@@ -98,8 +99,6 @@ class AnalysisNetwork(nn.Module, ABC):
         Factor of the second-order term by which that covariance is propagated.
     lag : int
         Intervals back in time at which the network makes its analysis, which the model then carries to the present.
-    diagonals : int
-        How many central diagonals of that covariance `guide_by` reads.
     radius : float
         Of the patches that the covariance of a large state is kept in, in the units of its coordinates.
     passes : int
@@ -130,7 +129,6 @@ class AnalysisNetwork(nn.Module, ABC):
     lag: int = 0
     passes: int = 1
     past: int = 0
-    diagonals: int = 0
     radius: float = 0.0
     ensemble: ClassVar[bool] = False
     members: int = 1
@@ -358,8 +356,12 @@ class AnalysisNetwork(nn.Module, ABC):
         """What a filter's increment K d (B, N) and P_a (B, N, N) tell the network, (B, guides, N)."""
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide`")
 
-    def guide_by(self, increment: Tensor, diagonals: Tensor) -> Tensor:
-        """The same from the central diagonals of P_a (B, N, diagonals), of a state too large for the whole."""
+    def companions(self, size: int) -> Tensor:
+        """For each of so many components, those whose covariance with it the network sees, int64 of shape (N, L)."""
+        raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `companions`")
+
+    def guide_by(self, increment: Tensor, covariances: Tensor) -> Tensor:
+        """The same from P_a of `companions` (B, N, L), of a state too large for the whole."""
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide_by`")
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ from ..spaces import StateSpace
 from .base import AnalysisNetwork
 from .heads import renew, saturate, soften
 from .layers import trunk_sizes
+from .neighbours import companions
 from .registry import register_network
 from .sizes import odd, size
 from .trunk import ResidualTrunk
@@ -23,15 +24,16 @@ _QUIET = 0.01  # size of the correction at the start: the network begins as the 
 
 @register_network
 class KalmanCNN(AnalysisNetwork):
-    """Residual CNN that corrects the analysis of a Kalman filter of second order, on a ring.
+    """Residual CNN that corrects the analysis of a Kalman filter of second order.
 
     The forecast carries the covariance P_a of its error: P_f = M P_a M^T + c2 Q2(P_a), as in the method
     "second-order-kalman", and K follows from P_f and R. The analysis is
 
         x_a = x_f + K d + a_theta(x_f, zeta, K d, P_a[, m]),   d = y - H x_f,
 
-    where the network sees the central diagonals of P_a, and is nearly silent at the start. A cycle costs 1 + N runs of
-    the tangent linear model, for a ring of N sites, and matrices (N, N). No gradient goes through P or K.
+    where the network sees the covariances in P_a of each component with its neighbours, on a ring the central
+    diagonals, and is nearly silent at the start. A cycle costs 1 + N runs of the tangent linear model, for a state of N
+    components, and matrices (N, N). No gradient goes through P or K.
 
     With a lag the same happens at a state L intervals back, as in the method "iterated-kalman-smoother" with one pass:
     the filter's increment there is P (H M)^T (H M P (H M)^T + R)^-1 d, M the tangent linear model from there to the
@@ -54,7 +56,8 @@ class KalmanCNN(AnalysisNetwork):
     memory : int
         Latent channels, as of `ResidualCNN`; 0 for none.
     diagonals : int
-        How many diagonals of P_a the network sees, an odd number.
+        How many diagonals of P_a the network sees, an odd number. On a grid of two dims those along each dim; of
+        several fields on one geometry also the covariances between them at a point.
     c2 : float
         Factor of the second-order term.
     lag : int
@@ -68,13 +71,13 @@ class KalmanCNN(AnalysisNetwork):
         are enough for Lorenz-96. A cycle costs as many times more. Without latent channels the analysis is then a
         function of the forecast and the observations alone.
     radius : float
-        On rings of more than 200 sites the covariance is kept in patches: covariances between sites farther apart than
-        this, in the units of the ring, are not kept throughout. A cycle then costs 2 radius + 1 runs of the tangent
-        linear model, whatever the length of the ring.
+        States of more than 200 components have their covariance in patches: covariances between components farther
+        apart than this, in the units of their coordinates, are not kept throughout. A cycle then costs 2 radius + 1
+        runs of the tangent linear model on a ring, whatever its length.
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
-        One field on a ring, which needs none where its mean is not conserved and it has no fixed inputs.
+        The fields that it is for, as of `ResidualCNN`; None for one field on a ring of any length.
 
     Raises
     ------
@@ -82,7 +85,7 @@ class KalmanCNN(AnalysisNetwork):
         For sizes that are no integers, or an activation that is no string.
     ValueError
         If a size is out of bounds, the kernel or the diagonals are even, the activation unknown, c2 negative, both
-        lag and past positive, several passes without a lag, or the space another than one field on a ring.
+        lag and past positive, several passes without a lag, or the fields cannot be joined.
     """
 
     name: ClassVar[str] = "kalman-cnn"
@@ -104,11 +107,6 @@ class KalmanCNN(AnalysisNetwork):
         space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(space)
-        if self.space is not None and not (self.space.single and self.space.single.geometry.is_ring):
-            raise ValueError(
-                f"the network {self.name!r} and the fields {self.space.fields}: expected one field on a ring, whose "
-                "covariance has diagonals; take xdan.ResidualCNN(memory=8)"
-            )
         sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
         self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
@@ -122,20 +120,35 @@ class KalmanCNN(AnalysisNetwork):
         self.radius = real("radius", radius, above=0.0)
         if self.lag and self.past:
             raise ValueError(f"lag={self.lag}, past={self.past}: expected one of them to be 0")
-        self.guides = 1 + self.diagonals
-        inputs, outputs = 2 + self.guides + self.memory + self._fixed_channels, 1 + 2 * self.memory
+        self._companions = None if self.space is None else companions(self.space, self.diagonals)
+        self.guides = 1 + (self.diagonals if self._companions is None else self._companions.shape[1])
+        channels = self.arrangement.channels
+        inputs = (2 + self.guides + self.memory) * channels + self._fixed_channels
+        outputs = (1 + 2 * self.memory) * channels
         self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=_QUIET, arrangement=self.arrangement)
 
-    def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
-        """What the filter tells the network: K d (B, N), and the diagonals of P_a (B, N, N); shape (B, guides, N)."""
-        half, sites = self.diagonals // 2, torch.arange(increment.shape[1], device=increment.device)
-        rows = [covariance[:, sites, (sites + k) % len(sites)] for k in range(-half, half + 1)]
-        return self.guide_by(increment, torch.stack(rows, 2))
+    def companions(self, size: int) -> Tensor:
+        """For each of so many components, those whose covariance with it the network sees, int64 of shape (N, L)."""
+        if self._companions is not None:
+            return self._companions
+        half, sites = self.diagonals // 2, torch.arange(size)
+        return (sites[:, None] + torch.arange(-half, half + 1)) % size
 
-    def guide_by(self, increment: Tensor, diagonals: Tensor) -> Tensor:
-        """The same, where the diagonals of P_a are at hand, (B, N, diagonals)."""
-        scale = (_TYPICAL * self.error_std) ** 2
-        return torch.cat([(increment / self.error_std)[:, None], (diagonals / scale).mT], 1)
+    def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
+        """What the filter tells the network: K d (B, N), and what it sees of P_a (B, N, N); shape (B, guides, N)."""
+        sites = torch.arange(increment.shape[1], device=increment.device)
+        near = self.companions(len(sites)).to(sites.device)
+        return self.guide_by(increment, covariance[:, sites[:, None], near])
+
+    def guide_by(self, increment: Tensor, covariances: Tensor) -> Tensor:
+        """The same, where P_a of `companions` is at hand, (B, N, L)."""
+        error_std = self.per_component(self.error_std)
+        if error_std.ndim == 0:
+            seen = covariances / (_TYPICAL * error_std) ** 2
+        else:
+            near = self.companions(len(error_std)).to(covariances.device)
+            seen = covariances / (_TYPICAL * error_std[:, None]) / (_TYPICAL * error_std[near])
+        return torch.cat([(increment / error_std)[:, None], seen.mT], 1)
 
     def hidden_matrices(self) -> list[torch.nn.Parameter]:
         """Every convolution but the last, as (out, taps * in) matrices."""
@@ -149,16 +162,18 @@ class KalmanCNN(AnalysisNetwork):
             guides = x.new_zeros(len(x), self.guides, x.shape[1])
         if self.memory and memory is None:
             memory = x.new_zeros(len(x), self.memory, x.shape[1])
-        scaled = torch.stack([(x - self.state_mean) / self.state_std, zeta * self.error_std])
-        features = [soften(torch.cat([scaled, guides.transpose(0, 1)])).transpose(1, 2)]
+        mean, std, error_std = map(self.per_component, (self.state_mean, self.state_std, self.error_std))
+        scaled = torch.stack([(x - mean) / std, zeta * error_std])
+        arrangement, channels = self.arrangement, self.arrangement.channels
+        features = [arrangement.to_channels(soften(torch.cat([scaled, guides.transpose(0, 1)])))]
         if memory is not None:
-            features.append(memory.permute(1, 2, 0))
+            features.append(arrangement.to_channels(memory.transpose(0, 1)))
         out = self.cnn(torch.cat([*features, *self._fixed(features[0])]))
-        step = saturate(_TYPICAL * out[0].T, self.state_std, self.error_std)
-        analysis = x + self.conserving(self.error_std * (guides[:, 0] + step))
+        step = saturate(_TYPICAL * arrangement.from_channels(out[:channels])[0], std, error_std)
+        analysis = x + self.conserving(error_std * (guides[:, 0] + step))
         if memory is None:
             return analysis, None
-        gate, candidate = out[1:].permute(2, 0, 1).chunk(2, 1)
+        gate, candidate = arrangement.from_channels(out[channels:]).transpose(0, 1).chunk(2, 1)
         return analysis, renew(memory, gate, candidate)
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> NoReturn:
