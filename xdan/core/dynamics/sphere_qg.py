@@ -14,7 +14,7 @@ from ..checks import integer, real
 from ..spaces import Field, FixedInput, Sphere, StateSpace
 from .base import Dynamics
 from .registry import register_dynamics
-from .spherical_harmonics import SphericalHarmonics, harmonics, multiplier
+from .spherical_harmonics import SphericalHarmonics, Workspace, harmonics, multiplier
 from .stepping import runge_kutta_4
 
 RADIUS = 6.371e6  # of the Earth, m
@@ -23,7 +23,7 @@ ROTATION = 7.2921e-5 * DAY  # of the Earth, radians in a day
 SCALE = RADIUS**2 / DAY  # of psi: inside the model a length of 1 is the Earth's radius, and a time of 1 is a day
 SCALE_HEIGHT = 10_000.0  # H, m
 MOUNTAINS = ((40.0, 90.0), (45.0, 255.0))  # latitude and longitude of their tops, degrees
-EXTENT = 15.0  # of a mountain: its height has fallen to exp(-1/2) there, degrees of arc
+EXTENT = 10.0  # of a mountain: its height has fallen to exp(-1/2) there, degrees of arc
 _GRIDS = {21: (32, 64), 42: (64, 128)}
 _LONGEST_STEP = 1.0 / 24  # days; in a longer one fast winds would carry the shortest waves too far
 _NOISE_SPEED = 5.0  # root mean square wind of the noise that spin-ups begin with, m s-1
@@ -71,18 +71,18 @@ class SphereQG(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "sphere-qg"
-    spin_up_time = 60.0
+    spin_up_time = 40.0  # waves are as strong as they become after some 20; the mountains change the flow until 30
 
     def __init__(
         self,
         truncation: int = 21,
-        jet_speed: float = 100.0,
-        jet_latitude: float = 45.0,
-        jet_width: float = 8.0,
-        relaxation: float | None = 20.0,
+        jet_speed: float = 110.0,
+        jet_latitude: float = 40.0,
+        jet_width: float = 5.0,
+        relaxation: float | None = 0.5,
         drag: float | None = 3.0,
         diffusion: float | None = 0.1,
-        deformation_radius: float | None = 1.0e6,
+        deformation_radius: float | None = 3.0e6,
         mountain_height: float = 2000.0,
         timestep: float = 1.0 / 48,
     ) -> None:
@@ -148,7 +148,7 @@ class SphereQG(Dynamics, pure=True):
 
     def _advance(self, groups: Tensor, steps: int) -> Tensor:
         """Advance groups (..., 1 + M, rows, columns) of a state and M directions at it."""
-        if not steps:
+        if not steps or not groups.numel():
             return groups
         tendency = self._tendency(groups, groups.shape[-3] - 1)
 
@@ -172,22 +172,22 @@ class SphereQG(Dynamics, pure=True):
 
     def _tendency(self, like: Tensor, directions: int = 0) -> Tendency:
         """Change of psi, and of directions at it by the tangent linear model, in coefficients (R, T, B, 1 + M)."""
-        flow = self._flow(like)
+        flow, space, more_space = self._flow(like), Workspace(like), Workspace(like)
         is_state = torch.eye(1, 1 + directions, dtype=like.dtype, device=like.device)[0]
         damping, planetary = self._damping.to(like)[..., None], self._planetary.to(like)[..., None]
         force = self._force.to(like)[..., None] * is_state
 
-        def carrying(q: Tensor) -> Callable[[Tensor], Tensor]:
+        def carrying(q: Tensor) -> Callable[[str, Tensor], Tensor]:
             """Multiply by q; for directions the derivative of that product."""
             if not directions:
-                return multiplier(q + planetary)
-            at_state, along = multiplier(q[..., :1] + planetary), multiplier(q * (1.0 - is_state))
-            return lambda wind: at_state(wind) + along(wind[..., :1])
+                return multiplier(torch.add(q, planetary, out=space("q", q.shape)), space)
+            at_state, along = multiplier(q[..., :1] + planetary, space), multiplier(q * (1.0 - is_state), more_space)
+            return lambda name, wind: at_state(name, wind) + along(name, wind[..., :1])
 
         def tendency(waves: Tensor) -> Tensor:
-            along_lon, along_lat, q = flow.gradients(waves)
+            along_lon, along_lat, q = flow.gradients(waves, space)
             times_q = carrying(q)
-            change = flow.divergence(times_q(along_lon), times_q(along_lat))
+            change = flow.divergence(times_q("along_lon", along_lon), times_q("along_lat", along_lat), space)
             return change + torch.addcmul(force, damping, waves, value=-1)
 
         return tendency
@@ -227,42 +227,62 @@ class _Flow:
         weights = (transform.pair_share / transform.cosine**2)[:, None] / stretched.mT
         self._analysis = (transform.values * weights).mT, -(transform.slopes * weights).mT
 
-    def gradients(self, waves: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def gradients(self, waves: Tensor, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
         """Derivatives of psi by longitude and, times the cosine of latitude, by latitude, and q without f.
 
         Parameters
         ----------
         waves : Tensor, shape (R, T, B, M)
             Coefficients of psi.
+        space : Workspace
+            For the answers too: the next call fills them again.
 
         Returns
         -------
         Tensor, shape (2, columns / 2, rows, B, M), three times
         """
-        columns = waves.shape[2:]
-        rows = torch.bmm(self._synthesis, waves.flatten(2)).unflatten(1, (3, -1)).unflatten(0, (2, -1))
-        along_lon = torch.bmm(self.harmonics.wave_slopes, rows[:, :, 0].flatten(2))
-        others = torch.bmm(self.harmonics.waves, rows[:, :, 1:].flatten(2))
-        along_lat, q = others.unflatten(2, (2, -1, *columns)).unbind(2)
-        return along_lon.unflatten(2, (-1, *columns)), along_lat, q
+        of, (batch, group) = self.harmonics, waves.shape[2:]
+        columns = batch * group
+        rows = torch.bmm(
+            self._synthesis,
+            waves.reshape(*waves.shape[:2], columns),
+            out=space("rows", (len(self._synthesis), 3 * of.rows, columns)),
+        ).view(2, -1, 3 * of.rows * columns)
+        psi, others = rows.tensor_split([of.rows * columns], 2)
+        half = of.columns // 2
+        along_lon = torch.bmm(of.wave_slopes, psi, out=space("first", (2, half, psi.shape[2])))
+        others = torch.bmm(of.waves, others, out=space("others", (2, half, others.shape[2])))
+        along_lat, q = others.view(2, half, 2, of.rows, batch, group).unbind(2)
+        return along_lon.view(2, half, of.rows, batch, group), along_lat, q
 
-    def divergence(self, along_lon: Tensor, along_lat: Tensor) -> Tensor:
-        """Minus J(psi, q) as a tendency of psi, from q times the derivatives of psi; the inverse of `gradients`.
+    def divergence(self, along_lon: Tensor, along_lat: Tensor, space: Workspace) -> Tensor:
+        """Tendency of psi by -J(psi, q), from q times the two derivatives of psi that `gradients` gives.
 
         Parameters
         ----------
         along_lon, along_lat : Tensor, shape (2, columns / 2, rows, B, M)
+        space : Workspace
 
         Returns
         -------
         Tensor, shape (R, T, B, M)
+            In the workspace: the next call fills it again.
         """
-        rows, columns = along_lon.shape[2], along_lon.shape[3:]
-        by_lat = torch.bmm(self.harmonics.wave_slopes.mT, along_lat.flatten(2))
-        by_lon = torch.bmm(self.harmonics.waves.mT, along_lon.flatten(2))
-        change = torch.bmm(self._analysis[0], by_lat.flatten(0, 1).unflatten(1, (rows, -1)))
-        change = torch.baddbmm(change, self._analysis[1], by_lon.flatten(0, 1).unflatten(1, (rows, -1)))
-        return change.unflatten(2, columns)
+        of, (rows, batch, group) = self.harmonics, along_lon.shape[2:]
+        columns = batch * group
+
+        def to_rows(name: str, transposed: Tensor, fields: Tensor) -> Tensor:
+            shape = (2, transposed.shape[1], rows * columns)
+            return torch.bmm(transposed, fields.reshape(2, -1, shape[2]), out=space(name, shape)).view(
+                -1, rows, columns
+            )
+
+        by_lat = to_rows("by_lat", of.wave_slopes.mT, along_lat)
+        by_lon = to_rows("by_lon", of.waves.mT, along_lon)
+        shape = (*self._analysis[0].shape[:2], columns)
+        change = torch.bmm(self._analysis[0], by_lat, out=space("first_change", shape))
+        change = torch.baddbmm(change, self._analysis[1], by_lon, out=space("change", shape))
+        return change.view(*shape[:2], batch, group)
 
 
 @lru_cache(maxsize=8)

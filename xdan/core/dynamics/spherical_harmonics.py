@@ -16,13 +16,15 @@ odd part o. The field is e + o on the first half and e - o on the second.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from ..user_functions import in_transform
 
 _Numbers = NDArray[np.float64]
 
@@ -158,18 +160,51 @@ def legendre_functions(truncation: int, sine: _Numbers) -> tuple[_Numbers, _Numb
     return values[:, :, :-1], slopes
 
 
-def multiplier(other: Tensor) -> Callable[[Tensor], Tensor]:
+def multiplier(other: Tensor, space: Workspace) -> Callable[[str, Tensor], Tensor]:
     """Product of a field with others, as even and odd parts: no point of the second half is needed.
 
     Parameters
     ----------
     other : Tensor, shape (2, ...)
         Parts e' and o' of the field.
+    space : Workspace
 
     Returns
     -------
     callable
-        From the parts e and o of another field, (2, ...), to e e' + o o' and e o' + o e'; shapes broadcast.
+        From a name in the workspace and the parts e and o of another field, (2, ...), to e e' + o o' and e o' + o e';
+        shapes broadcast.
     """
-    exchanged = other.flip(0)
-    return lambda one: torch.addcmul(one[:1] * other, one[1:], exchanged)
+    exchanged = torch.stack([other[1], other[0]], out=space("exchanged", other.shape))
+
+    def product(name: str, one: Tensor) -> Tensor:
+        shape = torch.broadcast_shapes(one.shape, other.shape)
+        first = torch.mul(one[:1], other, out=space(name, shape))
+        return torch.addcmul(first, one[1:], exchanged, out=space(name, shape))
+
+    return product
+
+
+class Workspace:
+    """Arrays by name, which functions of torch fill as their `out` at every call: no memory is asked for again.
+
+    Where a derivative is wanted the functions must make new arrays, and so all names stand for None.
+
+    Parameters
+    ----------
+    like : Tensor
+        What functions are called with; its dtype and device are taken.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._wanted = not (in_transform(like) or (torch.is_grad_enabled() and like.requires_grad))
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: Sequence[int]) -> Tensor | None:
+        """The array of a name, of a shape."""
+        if not self._wanted:
+            return None
+        if name not in self._kept or self._kept[name].shape != torch.Size(shape):
+            self._kept[name] = self._like.new_empty(tuple(shape))
+        return self._kept[name]
