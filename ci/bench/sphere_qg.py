@@ -101,10 +101,10 @@ def seconds(functions: dict[str, Callable[[], object]], repeats: int) -> dict[st
 
 
 def rates(model: xdan.SphereQG, batch: int, steps: int, repeats: int) -> dict[str, float]:
-    """Operations a second, in units of 1e9: of a product of square matrices, of the Legendre products, of whole steps."""
+    """Operations a second, in 1e9: of a product of square matrices, of the Legendre products, of whole steps."""
     columns = min(batch, sphere_qg._COLUMNS)
     flow = model._flow(torch.zeros(()))
-    synthesis, (analysis, _) = flow._synthesis, flow._analysis
+    synthesis, analysis = flow._synthesis, flow._by_lat
     square, x = torch.randn(768, 768), model.rest(torch.randn(batch, *model.shape))
     waves, rows = torch.randn(*synthesis.shape[::2], columns), torch.randn(*analysis.shape[::2], columns)
     legendre = 2 * columns * (synthesis.numel() + 2 * analysis.numel())

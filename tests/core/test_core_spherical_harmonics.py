@@ -8,14 +8,9 @@ import torch
 from scipy.special import sph_harm_y
 from torch.testing import assert_close
 
-from xdan.core.dynamics.spherical_harmonics import Workspace, harmonics, legendre_functions, multiplier
+from xdan.core.dynamics.spherical_harmonics import SphericalHarmonics, Workspace, legendre_functions, multiplier
 
 GRIDS = [(21, 32, 64), (42, 64, 128)]
-CPU = torch.device("cpu")
-
-
-def transform(truncation, rows, columns):
-    return harmonics(truncation, rows, columns, torch.float64, CPU)
 
 
 def coefficients(of, count=3):
@@ -43,7 +38,7 @@ def test_slopes_are_derivatives():
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_fields_of_harmonics_come_back(grid):
-    of = transform(*grid)
+    of = SphericalHarmonics(*grid)
     drawn = coefficients(of)
     assert int((drawn[..., 0] != 0).sum()) == (grid[0] + 1) ** 2 - 1  # all of degree 1 to T
     fields = of.to_fields(drawn)
@@ -59,7 +54,7 @@ def test_fields_of_coefficients_are_those_of_a_library(grid):
         warnings.simplefilter("ignore")
         pyshtools = pytest.importorskip("pyshtools")
     truncation, rows, columns = grid
-    of = transform(*grid)
+    of = SphericalHarmonics(*grid)
     drawn = coefficients(of, 1)
     theirs = np.zeros((2, truncation + 1, truncation + 1))
     for row in range(len(of.order)):
@@ -76,7 +71,7 @@ def test_fields_of_coefficients_are_those_of_a_library(grid):
 def test_products_have_exact_coefficients(grid):
     """The coefficients of a product are those that a much finer grid gives."""
     truncation, rows, columns = grid
-    coarse, fine = transform(*grid), harmonics(truncation, 2 * rows, 2 * columns, torch.float64, CPU)
+    coarse, fine = SphericalHarmonics(*grid), SphericalHarmonics(truncation, 2 * rows, 2 * columns)
     one, other = coefficients(coarse, 2).unbind(-1)
     found, exact = (
         of.to_coefficients(of.to_fields(one[..., None]) * of.to_fields(other[..., None])) for of in (coarse, fine)
@@ -85,7 +80,7 @@ def test_products_have_exact_coefficients(grid):
 
 
 def test_halves_multiply_as_fields_do():
-    of = transform(*GRIDS[0])
+    of = SphericalHarmonics(*GRIDS[0])
     one, other = torch.randn(2, 3, *GRIDS[0][1:], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     assert_close(of.from_halves(of.to_halves(one)), one)
     times = multiplier(of.to_halves(other), Workspace(other))

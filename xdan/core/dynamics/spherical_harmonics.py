@@ -15,9 +15,10 @@ odd part o. The field is e + o on the first half and e - o on the second.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,13 +27,12 @@ from torch import Tensor
 
 from ..user_functions import in_transform
 
+T = TypeVar("T")
 _Numbers = NDArray[np.float64]
 
 
 class SphericalHarmonics:
     """Transforms between fields on a Gaussian grid and their coefficients, for one dtype and device.
-
-    `harmonics` makes objects of this class, and keeps them.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class SphericalHarmonics:
         Of the grid. Products of two fields have exact coefficients up to T where 2 rows - 1 and columns - 1 are at
         least 3 T.
     dtype : torch.dtype
-    device : torch.device
+        The matrices are made on the CPU; `to` has a copy on another device.
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class SphericalHarmonics:
     Orszag (1970), doi:10.1175/1520-0469(1970)027<0890:TMFTCO>2.0.CO;2.
     """
 
-    def __init__(self, truncation: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, truncation: int, rows: int, columns: int, dtype: torch.dtype = torch.float64) -> None:
         self.rows, self.columns = rows, columns
         sine, weight = np.polynomial.legendre.leggauss(rows)
         legendre, derivative = legendre_functions(truncation, sine)
@@ -85,13 +85,17 @@ class SphericalHarmonics:
         wave_slopes = np.stack([-np.sin(angle), np.cos(angle)], -1) * orders[:, None, :, None]
 
         def kept(array: _Numbers) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).to(dtype=dtype, device=device)
+            return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
 
         self.order = kept(row_orders.astype(np.float64)[:, None, None])
         self.degree = kept(np.arange(1.0, truncation + 1)[None, :, None])
         self.values, self.slopes = kept(values), kept(slopes)
         self.waves, self.wave_slopes = (kept(one.reshape(2, columns // 2, -1)) for one in (waves, wave_slopes))
         self.pair_share, self.cosine = kept(weight / columns), kept(np.sqrt(1.0 - sine**2))
+
+    def to(self, device: torch.device) -> SphericalHarmonics:
+        """The same on a device."""
+        return moved(self, device)
 
     def to_halves(self, fields: Tensor) -> Tensor:
         """Even and odd part of fields of shape (B, rows, columns): shape (2, columns / 2, rows, B)."""
@@ -115,13 +119,6 @@ class SphericalHarmonics:
         rows = torch.bmm(self.values, coefficients)
         halves = torch.bmm(self.waves, rows.flatten(1).unflatten(0, (2, -1)))
         return self.from_halves(halves.unflatten(2, rows.shape[1:]))
-
-
-@lru_cache(maxsize=8)
-def harmonics(truncation: int, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> SphericalHarmonics:
-    """Transforms for a truncation, a grid, a dtype and a device: made once, and shared."""
-    with torch.inference_mode(False):  # a tensor made in that mode could never take part in a derivative
-        return SphericalHarmonics(truncation, rows, columns, dtype, device)
 
 
 def legendre_functions(truncation: int, sine: _Numbers) -> tuple[_Numbers, _Numbers]:
@@ -158,6 +155,15 @@ def legendre_functions(truncation: int, sine: _Numbers) -> tuple[_Numbers, _Numb
     for n in range(1, truncation + 1):
         slopes[:, :, n] = (n + 1) * ratio(n) * values[:, :, n - 1] - n * ratio(n + 1) * values[:, :, n + 1]
     return values[:, :, :-1], slopes
+
+
+def moved(holder: T, device: torch.device) -> T:
+    """A copy of an object whose tensors lie on a device."""
+    other = copy.copy(holder)
+    for name, value in vars(holder).items():
+        if isinstance(value, Tensor):
+            setattr(other, name, value.to(device))
+    return other
 
 
 def multiplier(other: Tensor, space: Workspace) -> Callable[[str, Tensor], Tensor]:
