@@ -71,24 +71,25 @@ class SphereQG(Dynamics, pure=True):
 
     Notes
     -----
-    The state is the stream function psi in m2 s-1, and model time is in days, so records may have dates. The fixed inputs
-    that networks read are the sine of latitude and the height of the mountains over that of their tops.
+    The state is the stream function psi in m2 s-1, and model time is in days, so records may have dates. The fixed
+    inputs that networks read are the sine of latitude and the height of the mountains over that of their tops.
 
-    In each harmonic of degree n the drag, and for m = 0 the relaxation, act on the relative vorticity alone. The diffusion
-    damps q by (n (n + 1) / (T (T + 1)))^4 over its time. H is 10 km. The mountains are bells of 10 degrees, with their tops
-    at 40 N, 90 E and 45 N, 255 E.
+    In each harmonic of degree n the drag, and for m = 0 the relaxation, act on the relative vorticity alone. The
+    diffusion damps q by (n (n + 1) / (T (T + 1)))^4 over its time. H is 10 km. The mountains are bells of 10 degrees,
+    with their tops at 40 N, 90 E and 45 N, 255 E.
 
-    A step begins with the harmonics of degree 1 to T of the state. What an analysis adds beyond them is left out by the
-    next step, and so is the mean of psi, which has no meaning. Products are formed on the grid, which is fine enough for
-    their harmonics up to T to be exact. So energy and squared q are conserved without forces, but for the errors of the
-    Runge-Kutta steps.
+    A step begins with the harmonics of degree 1 to T of the state. What an analysis adds beyond them is left out by
+    the next step, and so is the mean of psi, which has no meaning. Products are formed on the grid, which is fine
+    enough for their harmonics up to T to be exact. So energy and squared q are conserved without forces, but for the
+    errors of the Runge-Kutta steps.
 
-    Transforms are products with dense matrices, for many states at once, from step to step on the harmonics. Fourier
-    transforms take less time than their matrices, but not once the axes are exchanged for the Legendre products.
+    Transforms are products with dense matrices, for many states at once, and states stay harmonics from step to step.
+    A fast Fourier transform takes about as long as its matrix, but needs the axes in another order than the Legendre
+    products.
 
-    With the default parameters errors grow by some 0.15 a day. Drag and relaxation are fast: the zonal wind goes back to
-    the jets in half a day, as a drag of 3 days leaves no chaos to jets that are kept up more slowly. `docs/numbers.md` has
-    the climate, its exponents, and what other parameters give.
+    With the default parameters errors grow by some 0.15 a day. Drag and relaxation are fast: the zonal wind goes back
+    to the jets in half a day, as a drag of 3 days leaves no chaos to jets that are kept up more slowly.
+    `docs/numbers.md` has the climate, its exponents, and what other parameters give.
 
     References
     ----------
