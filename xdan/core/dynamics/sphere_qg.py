@@ -214,8 +214,15 @@ class SphereQG(Dynamics, pure=True):
             """Multiply by q; for directions the derivative of that product."""
             if not directions:
                 return multiplier(torch.add(q, planetary, out=space("q", q.shape)), space)
-            at_state, along = multiplier(q[..., :1] + planetary, space), multiplier(q * (1.0 - is_state), more_space)
-            return lambda name, wind: at_state(name, wind) + along(name, wind[..., :1])
+            state = q[..., :1]
+            at_state = multiplier(torch.add(state, planetary, out=space("q", state.shape)), space)
+            along = multiplier(torch.mul(q, 1.0 - is_state, out=more_space("q", q.shape)), more_space)
+
+            def both(name: str, wind: Tensor) -> Tensor:
+                one, other = at_state(name, wind), along(name, wind[..., :1])
+                return torch.add(one, other, out=space(name, one.shape))
+
+            return both
 
         def tendency(waves: Tensor) -> Tensor:
             along_lon, along_lat, q = flow.gradients(waves, space)
