@@ -182,6 +182,14 @@ def test_single_precision_is_double_rounded():
     assert_close(MODEL.advance(x.float(), 8).double(), MODEL.advance(x, 8), rtol=0, atol=1e-5 * SCALE)
 
 
+def test_constants_follow_the_states_to_another_device():
+    """The device "meta" computes nothing, and refuses tensors of the CPU."""
+    x = torch.empty(2, *MODEL.shape, device="meta")
+    assert MODEL.advance(MODEL.rest(x), 2).device.type == "meta"
+    after, pushed = MODEL.advance_along(x, x[:, None].expand(-1, 40, -1, -1), 1)
+    assert (after.shape, pushed.shape) == ((2, *MODEL.shape), (2, 40, *MODEL.shape))
+
+
 def test_tangent_linear_model_is_the_derivative():
     x, directions = states(2), noise(2, 3, seed=1) * SCALE
     after, pushed = MODEL.advance_along(x, directions, 3)
