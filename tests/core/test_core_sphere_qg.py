@@ -266,6 +266,15 @@ def test_labels_inputs_and_json():
     assert model.space["psi"].conserved
 
 
+def test_a_fingerprint_knows_the_flow_and_not_its_rounding(monkeypatch):
+    known = MODEL.fingerprint()
+    assert known.shape == (2, *MODEL.shape)
+    assert not SphereQG(drag=4.0).fingerprint().equal(known)
+    exact = SphereQG.step
+    monkeypatch.setattr(SphereQG, "step", lambda self, x: exact(self, x) * (1 + 1e-14))
+    assert MODEL.fingerprint().equal(known)
+
+
 def test_there_is_no_way_back_in_time():
     with pytest.raises(ValueError, match="'sphere-qg' cannot be integrated backward"):
         MODEL.retreat(states(1), 1)
