@@ -246,7 +246,7 @@ def test_starts_are_near_the_jet_and_grow_waves():
 
 @pytest.mark.slow
 def test_flow_is_chaotic():
-    x = MODEL.climatology(range(8), 0)[:, 0]
+    x = MODEL.climatology(range(8), 0)[:, 0].flatten(1)
     vectors = orthonormal_directions(torch.arange(8), 0, 1, 32 * 64).to(x)
     exponents, _ = spectrum(MODEL, x, vectors, between=24, spin_up=20, repeats=120)
     assert float(exponents.mean()) > 0.1
