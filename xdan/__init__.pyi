@@ -12,6 +12,7 @@ from .core.dynamics import KuramotoSivashinsky as KuramotoSivashinsky
 from .core.dynamics import Lorenz63 as Lorenz63
 from .core.dynamics import Lorenz96 as Lorenz96
 from .core.dynamics import NumpyDynamics as NumpyDynamics
+from .core.dynamics import SphereQG as SphereQG
 from .core.dynamics import TwoScaleLorenz96 as TwoScaleLorenz96
 from .core.dynamics import register_dynamics as register_dynamics
 from .core.learning import Objective as Objective

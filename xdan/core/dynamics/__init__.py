@@ -10,6 +10,7 @@ from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
 from .model_time import check_time_unit, in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
+from .sphere_qg import SphereQG
 from .stepping import runge_kutta_4
 from .two_scale_lorenz96 import TwoScaleLorenz96
 
@@ -21,6 +22,7 @@ __all__ = [
     "Lorenz63",
     "Lorenz96",
     "NumpyDynamics",
+    "SphereQG",
     "TwoScaleLorenz96",
     "check_declarations",
     "check_time_unit",
