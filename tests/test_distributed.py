@@ -176,7 +176,7 @@ def test_a_sweep_that_is_killed_goes_on(model, whole, tmp_path, blow):
         f"xdan.sweep(xdan.Lorenz96(sites=8), {{'DAN': {TINY!r}}}, {AXES!r}, store={str(store)!r}, **{SIZES!r})\n"
     )
     child = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
-    for _ in range(1200):
+    for _ in range(6000):
         done = len(list((store / "cells").glob("*/zarr.json")))
         if done or child.poll() is not None:
             break
