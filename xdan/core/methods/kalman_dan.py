@@ -354,11 +354,12 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis at the window's start, run to the present."""
         x, begin = state["x"], state["begin"]
-        innovation = observing.whiten(observation - observing.observe(x), observed)
+        innovation = at_forecast = observing.whiten(observation - observing.observe(x), observed)
+        weights = None
         with torch.no_grad():
             root = triangular_root_of(state["covariance"])
             rows, seen = self._linearised(begin.detach(), root, state["steps"], observed, observing)[1:]
-            forecast_spread, weights = rows.square().sum(1).sqrt(), None
+            forecast_spread = rows.square().sum(1).sqrt()
             if self.network.passes > 1:
                 start = innovation.detach(), rows, seen
                 (innovation, rows, seen), weights = self._iterated(start, state, root, observation, observed, observing)
@@ -368,7 +369,13 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
             before, observation_side, present = parts.tensor_split((root.shape[2], root.shape[2] + seen.shape[2]), -1)
             gain, covariance = before.mT @ observation_side, before.mT @ before
             projection = root.mT @ seen
-            increment = (gain @ innovation[..., None] if weights is None else root.mT @ weights[..., None])[..., 0]
+        if weights is None:
+            increment = (gain @ innovation[..., None])[..., 0]
+        else:
+            # The gradient of the passes is that of the last one: the innovation changes as that of the forecast does.
+            change = at_forecast - at_forecast.detach()
+            innovation = innovation + change
+            increment = (root.mT @ weights[..., None] + gain @ change[..., None])[..., 0]
         guides = self.network.guide(increment, covariance)
         zeta = (projection @ innovation[..., None])[..., 0] / self._error_std(x) ** 2
         analysis, memory = self.network(begin, zeta, state.get("memory"), guides)
