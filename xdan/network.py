@@ -25,7 +25,7 @@ from .core.networks import (
     check_same_fields,
     network_by_name,
     network_of_shapes,
-    parts_of,
+    networks_of,
     registered_name,
 )
 from .core.spaces import STATE, StateSpace
@@ -329,7 +329,7 @@ def committee(networks: Iterable[Network]) -> Network:
             XdanWarning,
             stacklevel=2,
         )
-    modules = [part for one in networks for part in parts_of(one.module())]
+    modules = [part for one in networks for part in networks_of(one.module())]
     together = Committee([{"name": m.name, "parameters": m.config()} for m in modules])
     mean, std = (np.mean([one.arrays[n] for one in networks], 0).tolist() for n in ("state_mean", "state_std"))
     together.normalise(mean, std, networks[0].arrays["error_std"].tolist())

@@ -4,7 +4,7 @@
         [--out intervals] [--trajectories 16] [--cycles 200]
 
 Lorenz-96, 40 sites, R = I, every site observed. The networks were trained at an interval of 0.05 and F = 8 and are not
-trained again. Each run is kept in a Zarr store under --out: a second call computes what is missing. A table of the
+trained again. The scores of each run are kept under --out: a second call computes what is missing. A table of the
 RMSE and its standard error is printed, and drawn into intervals.html.
 """
 
@@ -56,14 +56,16 @@ def main() -> None:
     for row, name in enumerate(options.only):
         cells = []
         for column, (forcing, interval) in enumerate(settings):
-            experiment = xdan.TwinExperiment(xdan.Lorenz96(forcing=forcing), interval=interval)
-            ds = xdan.twin(experiment, cycles=options.cycles, trajectories=options.trajectories, seed=SEED).compute()
-            store = options.out / f"{name.replace(' ', '-').replace(',', '')}-{forcing:g}-{interval:g}.zarr"
+            size = {"cycles": options.cycles, "trajectories": options.trajectories}
+            words = (name.replace(" ", "-").replace(",", ""), forcing, interval, *size.values())
+            store = options.out / f"{'-'.join(f'{word}' for word in words)}.zarr"
             if store.exists():
-                scores = xr.open_zarr(store).load()
+                scores = xr.open_zarr(store, consolidated=False).load()
             else:
+                experiment = xdan.TwinExperiment(xdan.Lorenz96(forcing=forcing), interval=interval)
+                ds = xdan.twin(experiment, **size, seed=SEED).compute()
                 scores = ds.dan.score(run(name, ds, interval), burn_in=BURN_IN).compute()
-                scores.to_zarr(store, mode="w")
+                scores.to_zarr(store, mode="w", consolidated=False)
             rmse, lost = float(scores.rmse), int(scores.diverged)
             cells.append(f"{lost} lost" if lost else f"{rmse:.3f} +- {float(scores.rmse_standard_error):.3f}")
             if column < len(options.intervals):

@@ -1,6 +1,6 @@
 """What a covariance in patches costs in RMSE, and what a site of a long ring costs in time and memory.
 
-    python ci/bench/patches.py [--sites 240] [--radii 8 12 16] [--long 1000 10000 100000]
+    python ci/bench/patches.py [--sites 240] [--radii 8 12 16] [--cycles 400] [--long 1000 10000 100000]
 
 Lorenz-96, F = 8, R = I, interval 0.05: the second-order Kalman filter (c2 = 8) and the network "lorenz96-kalman", with
 one matrix and with patches of each radius, on the same record. Then both with a radius of 12 on one trajectory of long
@@ -26,8 +26,7 @@ def cycled(name: str, ds: xr.Dataset, radius: float | None) -> xr.Dataset:
     """The run of a method or network, with patches of a radius, or one matrix."""
     if name == "second-order-kalman":
         return ds.dan.baseline(name, c2=8.0, radius=radius, progress=False).compute()
-    whole = float(ds.sizes["x"])  # as wide as the ring: one patch, which is the matrix itself
-    network = xdan.open_network(name).with_parameters(radius=radius or whole)
+    network = xdan.open_network(name).with_parameters(radius=radius)
     return ds.dan.cycle(network, progress=False).compute()
 
 

@@ -73,12 +73,12 @@ def test_a_state_of_one_patch_has_none():
 
 def test_patches_agree_with_the_whole_matrix_at_one_analysis_and_forecast():
     """Where correlations and the model end within the radius, patches are exact between neighbours."""
-    dynamics = Lorenz96(90)
+    dynamics = Lorenz96(104)
     patches = patches_of(dynamics, 25.0)
-    x = 8.0 + normals(2, 90)
-    p = 0.3 * banded(90, 4.0).expand(2, 90, 90)
-    observed = normals(2, 90, seed=1) < 0.7
-    observing = ObservingSystem(std=0.5 + normals(90, seed=2).abs())
+    x = 8.0 + normals(2, 104)
+    p = 0.3 * banded(104, 4.0).expand(2, 104, 104)
+    observed = normals(2, 104, seed=1) < 0.7
+    observing = ObservingSystem(std=0.5 + normals(104, seed=2).abs())
     inside = cut(patches, p)
     most = torch.tensor(1e9, dtype=torch.float64)
     for _ in range(2):
@@ -86,15 +86,18 @@ def test_patches_agree_with_the_whole_matrix_at_one_analysis_and_forecast():
         whole, parts = forecast_moments(dynamics, x, p, 1), forecast_moments(dynamics, x, inside, 1, patches)
         assert_close(parts.x, whole.x, rtol=0, atol=0)
         for name in ("covariance", "second"):
-            one, other = cut(patches, getattr(whole, name)) * patches.near, getattr(parts, name) * patches.near
+            one, other = (
+                cut(patches, getattr(whole, name)) * patches.near,
+                patches.agreed(getattr(parts, name)) * patches.near,
+            )
             assert_close(other, one, rtol=1e-6, atol=1e-7)
         x, p, inside = whole.x, whole.inflated(8.0, most), parts.inflated(8.0, most)
-    vector = normals(2, 90, seed=3)
-    here = torch.arange(90)
+    vector = normals(2, 104, seed=3)
+    here = torch.arange(104)
     assert_close(patches.variances(inside), p.diagonal(dim1=1, dim2=2), rtol=1e-5, atol=1e-7)
     assert_close(patches.times(inside, vector), (p @ vector[..., None])[..., 0], rtol=1e-3, atol=1e-4)
-    two_on = patches.pairs(((here + 2) % 90)[:, None])
-    assert_close(inside.flatten(1)[:, two_on[:, 0]], p[:, here, (here + 2) % 90], rtol=1e-5, atol=1e-7)
+    two_on = patches.pairs(((here + 2) % 104)[:, None])
+    assert_close(inside.flatten(1)[:, two_on[:, 0]], p[:, here, (here + 2) % 104], rtol=1e-5, atol=1e-7)
 
 
 def test_second_derivatives_in_patches_are_those_of_the_closed_form():
@@ -116,22 +119,22 @@ def test_second_derivatives_in_patches_are_those_of_the_closed_form():
     answer = forecast_moments(slow, x, inside, 2, patches)
     expected = forecast_moments(quick, x, inside, 2, patches)
     reach = 1e-6 * float(p.abs().max())  # the model reaches farther in two steps than in one, by so little
-    assert_close(answer.covariance, expected.covariance, rtol=0, atol=reach)
+    assert_close(*(patches.agreed(one.covariance) for one in (answer, expected)), rtol=0, atol=reach)
     assert_close(answer.second, expected.second, rtol=0.02, atol=0.01 * float(expected.second.abs().max()))
     assert expected.second.abs().max() > 0
 
 
 def test_a_plane_is_filtered_in_patches_as_in_one_matrix():
     """The same Kalman filter, but for what lies beyond the radius; the second-order term of a linear model is zero."""
-    dynamics, radius = shifting(Plane((12, 14))), 3.0
-    dynamics = dynamics.with_climatology(normals(4, 12, 14))
+    dynamics, radius = shifting(Plane((20, 22))), 2.0
+    dynamics = dynamics.with_climatology(normals(4, 20, 22))
     patches = patches_of(dynamics, radius)
     observing, most = ObservingSystem(std=DOUBLE + 0.5), torch.tensor(1e9, dtype=torch.float64)
-    x = normals(1, 168)
+    x = normals(1, 440)
     variance = torch.ones_like(x)
     whole, parts = torch.diag_embed(variance), patches.diagonal(variance)
     for k in range(5):
-        observed = normals(1, 168, seed=k) < 0.3
+        observed = normals(1, 440, seed=k) < 0.3
         whole, parts = (analysed(x, whole, observed, observing, None), patches.analysed(parts, observed, observing))
         whole = forecast_moments(dynamics, x, whole, 1).inflated(1.0, most)
         parts = forecast_moments(dynamics, x, parts, 1, patches).inflated(1.0, most)
@@ -174,12 +177,10 @@ def test_patches_need_distances():
 
 
 @pytest.mark.parametrize("settings", [{}, {"past": 3}])
-def test_a_network_on_a_large_ring_is_that_of_one_matrix(settings, monkeypatch):
+def test_a_network_with_patches_is_that_of_one_matrix(settings):
     record = record_of(Lorenz96(90), ObservingSystem(std=DOUBLE + 1.0), 8, sites=Sites.random(60, 90))
-    net = network(**settings, radius=25.0)
-    whole, _ = run(method_of(net), record)
-    monkeypatch.setattr("xdan.core.methods.kalman_dan.WHOLE", 50)
-    parts, _ = run(method_of(net), record)
+    net = network(**settings)
+    whole, parts = (run(method_of(one), record)[0] for one in (net, network(**settings, radius=20.0)))
     assert_close(parts["analysis"], whole["analysis"], rtol=0, atol=1e-2)
     assert_close(parts["spread"], whole["spread"], rtol=1e-2, atol=0)
     assert not torch.equal(parts["analysis"], whole["analysis"])
@@ -193,8 +194,18 @@ def test_a_large_ring_costs_no_more_for_each_site():
     assert long.sites.shape[0] <= 101 * short.sites.shape[0]
 
 
-def test_a_covariance_in_patches_is_neither_kept_nor_differentiated(monkeypatch):
-    monkeypatch.setattr("xdan.core.methods.kalman_dan.WHOLE", 50)
+def test_a_covariance_in_patches_is_neither_kept_nor_differentiated():
     with pytest.raises(ValueError, match="60 components, whose covariance is in patches of radius=12: expected one"):
-        method_of(network()).check_kept(Lorenz96(60))
-    method_of(network(radius=30.0)).check_gains(Lorenz96(60))
+        method_of(network(radius=12.0)).check_kept(Lorenz96(60))
+    method_of(network()).check_gains(Lorenz96(60))
+    with pytest.raises(ValueError, match=r"radius=12\.0, lag=2: a window has no patches"):
+        network(radius=12.0, lag=2)
+
+
+def test_a_radius_that_does_not_fit():
+    for dynamics in (Lorenz96(60), shifting(Plane((14, 18)))):
+        with pytest.raises(ValueError, match=r"radius=0\.5: no component has another within it"):
+            patches_of(dynamics, 0.5)
+    record = record_of(Lorenz96(60), ObservingSystem(std=DOUBLE + 1.0), 2)
+    with pytest.raises(ValueError, match="farther away than radius=2, the halo of its patches"):
+        run(method_of(network(radius=2.0, diagonals=7)), record)

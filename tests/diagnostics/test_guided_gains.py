@@ -250,7 +250,9 @@ def test_what_is_missing_is_refused(ds, carried, run, rebuilt):
         ds.dan.gain(carried, run=run.drop_vars("analysis_covariance"))
     with pytest.raises(ValueError, match=r"lacks the network's memory, 'memory'; found"):
         ds.dan.gain(carried, run=xdan.cycle(ds, carried))
-    with pytest.raises(ValueError, match=r"lag=2 corrects a state 2 intervals back.*with_parameters\(lag=0\)"):
+    with pytest.raises(
+        ValueError, match=r"lag=2 corrects a state 2 intervals back.*with_parameters\(lag=0, passes=1\)"
+    ):
         ds.dan.gain(carried.with_parameters(lag=2))
     uneven = ds.isel(time=[0, 1, 2, 4])
     with pytest.raises(ValueError, match=r"intervals of \[1, 2\] model steps .* expected even intervals"):

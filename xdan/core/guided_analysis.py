@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .networks import AnalysisNetwork
 from .observing import ObservingSystem
-from .tangent import along, jacobian, mixed_along, mixed_jacobian
+from .tangent import along, jacobian, mixed_along, mixed_jacobian, unit_direction
 
 
 class FilterCovariance(ABC):
@@ -24,7 +24,7 @@ class FilterCovariance(ABC):
 
     @abstractmethod
     def along(self, direction: Tensor) -> Tensor:
-        """Derivative of P_a along a direction of the forecast, (N,) for all points or (B, N), shape (B, N, N)."""
+        """Derivative of P_a, (B, N, N), along a direction of the forecast: (N,) for all points, or (B, N)."""
 
     @abstractmethod
     def permuted(self, permutation: Tensor) -> FilterCovariance:
@@ -37,7 +37,7 @@ class FilterCovariance(ABC):
 
 @dataclass(frozen=True)
 class CarriedCovariance(FilterCovariance):
-    """P_a that a cycle left. The forecast of its time does not change it, as it does not change latent memory.
+    """P_a that an analysis of a run gave. It is held fixed when the forecast changes, as latent memory is.
 
     Attributes
     ----------
@@ -102,9 +102,11 @@ class RebuiltCovariance(FilterCovariance):
         return slope.to(self.x)
 
     def permuted(self, permutation: Tensor) -> RebuiltCovariance:
-        """Rebuild them from the permuted forecasts, and what is observed there."""
-        observed = self.observed[:, permutation] if self.observing.direct else self.observed
-        return replace(self, x=self.x[:, permutation], observed=observed)
+        """Rebuild them from the permuted forecasts, and what is observed there with its errors."""
+        x, observing = self.x[:, permutation], self.observing
+        if not observing.direct:
+            return replace(self, x=x)
+        return replace(self, x=x, observed=self.observed[:, permutation], observing=observing.permuted(permutation))
 
     @cached_property
     def _matrices(self) -> Tensor:
@@ -117,7 +119,7 @@ class RebuiltCovariance(FilterCovariance):
 
 @dataclass(frozen=True)
 class _Taken(FilterCovariance):
-    """Some points of others, which may stand several times.
+    """Points picked from another source by row number; a row may be picked several times.
 
     Attributes
     ----------
@@ -178,30 +180,30 @@ class GuidedAnalysis:
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
         """d^2 a_i / (dx_l dzeta_j) at one site l, as of `AnalysisNetwork`."""
-        state, direction = self._known(x), self._moved(x, _unit(x, site))
-        return mixed_jacobian(self._of_known(memory), state, zeta, direction, self._title)
+        state, direction = self._joined(x), self._joined_direction(x, unit_direction(x, site)[0])
+        return mixed_jacobian(self._of_joined(memory), state, zeta, direction, self._title)
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
         """Derivative of the analysis by x_l at one site l, as of `AnalysisNetwork`."""
-        analysis, direction = self._of_known(memory), self._moved(x, _unit(x, site))
-        return along(lambda known: analysis(known, zeta), self._known(x), direction, self._title)
+        analysis, direction = self._of_joined(memory), self._joined_direction(x, unit_direction(x, site)[0])
+        return along(lambda known: analysis(known, zeta), self._joined(x), direction, self._title)
 
     def mixed_derivative(
         self, x: Tensor, zeta: Tensor, memory: Tensor | None, x_direction: Tensor, zeta_direction: Tensor
     ) -> Tensor:
         """Second derivative of the analysis along a direction of x and one of zeta, each (B, N); shape (B, N)."""
-        state, direction = self._known(x), self._moved(x, x_direction)
-        return mixed_along(self._of_known(memory), state, zeta, direction, zeta_direction, self._title)
+        state, direction = self._joined(x), self._joined_direction(x, x_direction)
+        return mixed_along(self._of_joined(memory), state, zeta, direction, zeta_direction, self._title)
 
-    def _known(self, x: Tensor) -> Tensor:
-        """Forecast and covariance side by side, (B, N + N N): P_a moves with x along what `_moved` gives."""
+    def _joined(self, x: Tensor) -> Tensor:
+        """Forecast and covariance side by side, (B, N + N N): P_a moves with x along what `_joined_direction` gives."""
         return torch.cat([x, self.covariance.matrices().flatten(1)], 1)
 
-    def _moved(self, x: Tensor, direction: Tensor) -> Tensor:
+    def _joined_direction(self, x: Tensor, direction: Tensor) -> Tensor:
         """A direction of x with the derivative of P_a along it, (B, N + N N)."""
         return torch.cat([direction.expand_as(x), self.covariance.along(direction).flatten(1)], 1)
 
-    def _of_known(self, memory: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
+    def _of_joined(self, memory: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
         """The analysis as a function of forecast and covariance side by side, and of zeta."""
 
         def analysis(known: Tensor, zeta: Tensor) -> Tensor:
@@ -221,10 +223,3 @@ class GuidedAnalysis:
     @property
     def _title(self) -> str:
         return f"the network {self.network.name!r}"
-
-
-def _unit(x: Tensor, site: int) -> Tensor:
-    """The unit direction of one component, (N,)."""
-    direction = torch.zeros_like(x[0])
-    direction[site] = 1.0
-    return direction

@@ -148,11 +148,13 @@ def read_points(
     seed: int = 0,
     device: str = "auto",
     needs: str = "the mean over states",
+    differentiates: bool = True,
     **words: Unpack[RecordWords],
 ) -> EvaluationPoints:
     """Pick the points at which a network is looked at, with the arguments of `gain`; no values are read.
 
-    `needs` says in a message what the truth is needed for.
+    `needs` says in a message what the truth is needed for. Where the network is not to be differentiated, neither its
+    memory nor its covariance is read.
 
     Raises
     ------
@@ -176,7 +178,7 @@ def read_points(
     if network.ensemble:
         raise ValueError("derivatives are those of a network of one forecast; this one takes members")
     method = network.method(torch.float64)
-    if run is None and method.keeps_covariance:
+    if differentiates and run is None and method.keeps_covariance:
         raise ValueError(
             f"the network {method.network.name!r} analyses with a covariance that its forecast carries, and run=None: "
             "expected a run that keeps it, run=ds.dan.cycle(network, members=True); a network with past=36, as "
@@ -184,13 +186,15 @@ def read_points(
         )
     labelled = read(ds, **words, needs_truth=needs if run is None else None)
     network.check(labelled.setup.dynamics)
-    method.check_gains(labelled.setup.dynamics)
+    if differentiates:
+        method.check_gains(labelled.setup.dynamics)
     cycles = labelled.observation.sizes[TIME]
     if burn_in >= cycles:
         raise ValueError(f"burn_in={burn_in}: expected fewer than the record's {cycles} cycles")
     later = slice(burn_in, None, every)
     x, memory, covariance = (
-        None if one is None else one.isel({TIME: later}) for one in _states(labelled, network, method, run)
+        None if one is None else one.isel({TIME: later})
+        for one in _states(labelled, network, method, run, differentiates)
     )
     assert x is not None
     positions = np.arange(cycles)[later]
@@ -200,7 +204,7 @@ def read_points(
         x,
         memory,
         covariance,
-        _interval(labelled.setup, positions) if method.rebuilds_covariance else 0,
+        _interval(labelled.setup, positions) if differentiates and method.rebuilds_covariance else 0,
         positions,
         innovation,
         _factor(background, math.prod(labelled.setup.dynamics.shape)),
@@ -211,7 +215,11 @@ def read_points(
 
 
 def _states(
-    labelled: LabelledRecord, network: Network, method: DataAssimilationNetwork, run: xr.Dataset | None
+    labelled: LabelledRecord,
+    network: Network,
+    method: DataAssimilationNetwork,
+    run: xr.Dataset | None,
+    differentiates: bool,
 ) -> tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None]:
     """The truth's states; or a run's forecasts, and the memory and the covariance that the network had there."""
     if run is None:
@@ -226,6 +234,8 @@ def _states(
             )
         return read_run(labelled, run, [name], extra=extra)[name]
 
+    if not differentiates:
+        return read_run(labelled, run, ["forecast"])["forecast"], None, None
     dims, shape = labelled.setup.dynamics.dims, labelled.setup.dynamics.shape
     memory = kept("memory", "memory", {CHANNEL: network.memory}) if network.memory else None
     covariance = None

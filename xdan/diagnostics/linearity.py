@@ -217,7 +217,7 @@ def innovation_histogram(
     """
     limit = None if limit is None else real("limit", limit, above=0)
     number_or_edges = _check_bins(bins)
-    points = read_points(ds, network, run=run, innovation="run", burn_in=burn_in, **words)
+    points = read_points(ds, network, run=run, innovation="run", burn_in=burn_in, differentiates=False, **words)
     if isinstance(number_or_edges, int):
         if limit is None:
             at = torch.zeros(1, points.sites, dtype=torch.float64)

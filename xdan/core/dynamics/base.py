@@ -67,8 +67,9 @@ class Dynamics(InTime):
         Class attribute: whether torch can differentiate the step, or the class gives `advance_along`. False for a model
         that torch cannot see into; methods and trainings that need its derivatives are refused before they begin.
     second_order_reach : int or None
-        Class attribute: within how many sites of one another `second_order_tendency` works, where its formula holds for
-        a stretch of a ring as for a ring, but for so many sites at its ends. None, the default, where it does not.
+        Class attribute: the formula of `second_order_tendency` at (i, j) reads covariances at most so many sites from i
+        and j. On a stretch of a ring it therefore holds, except for so many sites at each end. None, the default, where
+        no such bound is known.
     given_climate : GivenClimate or None
         States that stand for the model's own climatology; `with_climatology` sets them.
 
@@ -108,13 +109,15 @@ class Dynamics(InTime):
         super().__init_subclass__(**options)
         if "_vetted" not in vars(cls):
             cls._vetted = pure and cls.__module__.startswith("xdan.")
-        for name in set(vars(cls)) & set(FOLLOWS):
-            for follower in set(FOLLOWS[name]) - set(vars(cls)):
+        own = set(vars(cls))
+        followers = {follower for name in own & set(FOLLOWS) for follower in FOLLOWS[name]} - own
+        for follower in followers:
+            if getattr(cls, follower) is not getattr(Dynamics, follower):
                 setattr(cls, follower, getattr(Dynamics, follower))
         if "autonomous" not in vars(cls) and {"step", "tendency"} & set(vars(cls)):
             cls.autonomous = not takes_time(cls.tendency if cls.step is Dynamics.step else cls.step, 2)
         if not pure:
-            guard_methods(cls)
+            guard_methods(cls, without=followers)
 
     @property
     def shape(self) -> tuple[int, ...]:

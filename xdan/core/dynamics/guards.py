@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 # A class that replaces the method on the left loses the inherited methods on the right: they belong to the old step.
 FOLLOWS = {
-    "tendency": ("advance", "advance_along"),
-    "step": ("advance", "advance_along", "retreat"),
+    "tendency": ("step", "advance", "advance_along", "second_order_tendency"),
+    "step": ("advance", "advance_along", "retreat", "second_order_tendency"),
     "advance": ("advance_along",),
 }
 
 
-def guard_methods(cls: type[Dynamics]) -> None:
-    """Put copies around the methods that a class defines."""
+def guard_methods(cls: type[Dynamics], without: Collection[str] = ()) -> None:
+    """Put copies around the methods that a class defines, but for some that are those of every model."""
     for name, guard in _GUARDS.items():
-        method = vars(cls).get(name)
+        method = None if name in without else vars(cls).get(name)
         if inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
             setattr(cls, name, guard(method))
 

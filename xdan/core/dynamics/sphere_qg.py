@@ -88,9 +88,9 @@ class SphereQG(Dynamics, pure=True):
     On a circle of 64 points a fast Fourier transform takes about as long as its matrix, and needs the axes in another
     order than the Legendre products; on 128 points it would take less.
 
-    With the default parameters errors grow by 0.14 a day, and by 0.37 with T42. Drag and relaxation are fast: the
-    zonal wind goes back to the jets in half a day, as a drag of 3 days leaves no chaos to jets that are kept up more
-    slowly. `docs/numbers.md` has the climate, its exponents, and what other parameters give.
+    With the default parameters errors grow by 0.14 a day, and by 0.37 with T42. Relaxation is fast, half a day: with a
+    drag of 3 days, slower relaxation gives no chaos. `docs/numbers.md` has the climate, its exponents, and what other
+    parameters give.
 
     References
     ----------

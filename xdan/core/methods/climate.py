@@ -15,7 +15,7 @@ from ..dynamics import Dynamics
 from ..random import Purpose, normal
 
 _STATES = 4096  # that the moments are taken from
-_FEWEST, _ENTRIES = 64, 1 << 22  # of large states fewer: their variances need no more
+_FEWEST, _ENTRIES = 64, 1 << 22  # a large state takes fewer, as only variances are needed
 _KEPT, _LARGEST = 4, 1 << 26  # how many climates are kept, and the bytes that one of them may have
 
 _Moments = tuple[Tensor, Tensor]
@@ -53,7 +53,7 @@ def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor
 
 
 def climate_variances(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (N,) of the climatology, of a state whose covariance would be too large.
+    """Mean and variance (N,) of the climatology, where its covariance would be too large.
 
     Raises
     ------

@@ -10,10 +10,9 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..tangent import identity_directions, mixed_along
 from .advancing import advance, advance_along
-from .patches import Patches
+from .patches import MOST_SITES, Patches
 from .roots import root_of
 
-MOST_SITES = 2000  # of a covariance (N, N): beyond, one of 64 trajectories takes more than a gibibyte
 COLUMNS = 24  # of a root of the covariance, at most, that second derivatives are taken along
 COLUMNS_OF_PATCH = 6  # the same of each patch, which has fewer directions of growth
 
@@ -30,11 +29,14 @@ class Moments:
         M P M^T.
     second : Tensor, of that shape
         Q2, the covariance of D^2 M[d, d] / 2 for d of covariance P.
+    patches : Patches, optional
+        In which both are kept.
     """
 
     x: Tensor
     covariance: Tensor
     second: Tensor
+    patches: Patches | None = None
 
     def inflated(self, factor: float, most: Tensor) -> Tensor:
         """M P M^T + c2 Q2, the term shortened to the variance that M P M^T leaves of the climate's.
@@ -52,6 +54,7 @@ class Moments:
         wanted = factor * _trace(self.second)
         share = factor * (room / wanted.clamp_min(torch.finfo(wanted.dtype).tiny)).clamp_max(1.0)
         whole = self.covariance + share[..., None, None] * self.second
+        whole = whole if self.patches is None else self.patches.agreed(whole)
         return 0.5 * (whole + whole.mT)
 
 
@@ -97,7 +100,10 @@ def forecast_moments(
     """
     if steps == 0:
         return Moments(x, covariance, torch.zeros_like(covariance))
-    known = patches.bends(dynamics, covariance) if patches else dynamics.second_order_tendency(covariance) is not None
+    if patches is not None:
+        known = patches.bends(dynamics, covariance)
+    else:
+        known = dynamics.second_order_tendency(covariance) is not None
     if not known:
         return _by_derivatives(dynamics, x, covariance, steps, patches)
     nodes, duration = _nodes(steps), steps * dynamics.timestep
@@ -118,9 +124,7 @@ def forecast_moments(
             half = half + w * weight * (since @ _bend(dynamics, joint, patches))
         second = second + duration**2 * (half + half.mT)
         before.append((weight, covariance, None))
-    if patches is not None:
-        covariance, second = patches.agreed(covariance), patches.agreed(second)
-    return Moments(x, covariance, second)
+    return Moments(x, covariance, second, patches)
 
 
 def _tangent(dynamics: Dynamics, x: Tensor, steps: int, patches: Patches | None) -> tuple[Tensor, Tensor]:
@@ -185,7 +189,7 @@ def _by_derivatives(
     if patches is None:
         return Moments(after, propagated, (bends * weight).mT @ bends)
     inside = patches.apart(bends)
-    return Moments(after, patches.agreed(propagated), patches.agreed((inside * weight).mT @ inside))
+    return Moments(after, propagated, (inside * weight).mT @ inside, patches)
 
 
 def check_size(sites: int, who: str, remedy: str = "take 'letkf', or a network without a covariance") -> None:

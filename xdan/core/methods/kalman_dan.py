@@ -20,13 +20,13 @@ from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
 from .gaussian_forecast import check_size, forecast_moments
 from .kalman import kalman_gain, updated
-from .patches import Patches, analysed, check_observing, patches_of
+from .patches import Patches, analysed, check_observing, deviations, patches_of
 from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
 from .roots import cholesky_or_nan, triangular_root_of
 from .windowed import SlidingWindow, pushed
 
-WHOLE = 200  # components, at most, whose covariance a network carries as one matrix
+_REMEDY = "take network.with_parameters(radius=...), such as 12 grid lengths, or a network without a covariance"
 _CONVERGED = 0.01  # root mean square of a step of Gauss-Newton, in deviations of the window's start
 _BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt covariance begins with
 
@@ -34,8 +34,8 @@ _BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt
 class GuidedNetwork(DataAssimilationNetwork):
     """A network that corrects the analysis of a Kalman filter of second order, whose covariance the state carries.
 
-    The first analysis is that of every network; the covariance begins with the climate's variance at each site. Beyond
-    `WHOLE` components it is kept in patches, of the network's `radius`. Gains of the network are taken at a run's
+    The first analysis is that of every network; the covariance begins with the climate's variance at each site. Where
+    the network has a `radius` it is kept in patches. Gains of the network are taken at a run's
     forecasts, with P_a as the run carried it; it is held fixed, as memory is.
 
     Parameters
@@ -48,6 +48,7 @@ class GuidedNetwork(DataAssimilationNetwork):
     differentiates_model: ClassVar[bool] = True
     keeps_covariance = True
     outputs: tuple[Output, ...] = SPREADS
+    _cut: tuple[Dynamics, Patches | None, Tensor | None] | None = None  # for the dynamics that `bound` got last
     _patches: Patches | None = None
     _seen: Tensor  # where the covariances that the network sees stand in the patches
 
@@ -57,23 +58,31 @@ class GuidedNetwork(DataAssimilationNetwork):
         return ("model", "forward"), *super().derivatives
 
     def bound(self, dynamics: Dynamics) -> Self:
-        """Return a copy that keeps covariances of a large state of this dynamics in patches."""
+        """Return a copy that keeps covariances of this dynamics' states in patches, where the network has a radius."""
+        if self._cut is None or self._cut[0] is not dynamics:
+            self._cut = dynamics, *self._cut_for(dynamics)
         bound = copy.copy(self)
-        bound._patches = None
-        if math.prod(dynamics.shape) > WHOLE and not self.network.lag:
-            bound._patches = patches_of(dynamics, self.network.radius)
-            if bound._patches is not None:
-                bound._seen = bound._patches.pairs(self.network.companions(math.prod(dynamics.shape)))
+        bound._patches, seen = self._cut[1:]
+        if seen is not None:
+            bound._seen = seen
         return bound
 
+    def _cut_for(self, dynamics: Dynamics) -> tuple[Patches | None, Tensor | None]:
+        """The patches, and where the covariances that the network sees stand in them."""
+        radius, device = self.network.patch_radius, self.network.state_mean.device
+        patches = None if radius is None else patches_of(dynamics, radius)
+        if patches is None:
+            return None, None
+        seen = patches.pairs(self.network.companions(math.prod(dynamics.shape)).cpu())
+        return patches.to(device), seen.to(device)
+
     def check_record(self, record: Record) -> None:
-        """Refuse observations that patches cannot take."""
-        if self.bound(record.dynamics)._patches is not None:
-            check_observing(
-                record.observing,
-                f"the network {self.network.name!r} with radius={self.network.radius:g} on states of more than {WHOLE} "
-                f"components",
-            )
+        """Refuse states whose covariance is too large, and observations that patches cannot take."""
+        who = f"the network {self.network.name!r}"
+        if self.bound(record.dynamics)._patches is None:
+            check_size(math.prod(record.dynamics.shape), who, _REMEDY)
+        else:
+            check_observing(record.observing, f"{who} with radius={self.network.patch_radius:g}")
         super().check_record(record)
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
@@ -85,19 +94,13 @@ class GuidedNetwork(DataAssimilationNetwork):
             For states whose covariance is too large.
         """
         if self._patches is None:
-            check_size(shape[1], f"the network {self.network.name!r}")
+            check_size(shape[1], f"the network {self.network.name!r}", _REMEDY)
         state = super().start_like(like, shape)
         return {**state, "covariance": self._diagonal((self._climate()[1].to(like) ** 2).expand(shape))}
 
     def _diagonal(self, variance: Tensor) -> Tensor:
         """The covariance of independent errors of these variances (B, N)."""
         return torch.diag_embed(variance) if self._patches is None else self._patches.diagonal(variance)
-
-    def _deviation(self, covariance: Tensor) -> Tensor:
-        """Standard deviations (B, N)."""
-        patches = self._patches
-        variance = covariance.diagonal(dim1=-2, dim2=-1) if patches is None else patches.variances(covariance)
-        return variance.clamp_min(0.0).sqrt()
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation, and the covariance that it leaves."""
@@ -138,7 +141,7 @@ class GuidedNetwork(DataAssimilationNetwork):
         else:
             with torch.no_grad():
                 after = patches.analysed(p, observed, observing)
-            seen = after.flatten(1)[:, self._seen.to(after.device)]
+            seen = after.flatten(1)[:, self._seen]
             guides = self.network.guide_by(patches.times(after, zeta), seen)  # K d = P_a H^T R^-1 d
         analysis, memory = self.network(x, zeta, state.get("memory"), guides)
         entries = {**state, "x": analysis, "covariance": after}
@@ -146,23 +149,22 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Standard deviation of the forecast, as the filter has it."""
-        return {"forecast_spread": self._deviation(state["covariance"])}
+        return {"forecast_spread": deviations(state["covariance"], self._patches)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Standard deviation of the filter's analysis, which the network's correction does not change."""
-        return {"spread": self._deviation(state["covariance"])}
+        return {"spread": deviations(state["covariance"], self._patches)}
 
     def check_kept(self, dynamics: Dynamics) -> None:
         """Refuse to keep the covariance of a state that has it in patches."""
-        size = math.prod(dynamics.shape)
-        check_size(size, f"the network {self.network.name!r}")
+        size, who = math.prod(dynamics.shape), f"the network {self.network.name!r}"
         if self.bound(dynamics)._patches is not None:
             raise ValueError(
-                f"the network {self.network.name!r} and states of {size} components, whose covariance is in patches of "
-                f"radius={self.network.radius:g}: expected one matrix, to keep it or to take gains, as states of "
-                f"{WHOLE} components have, or larger ones with a radius of a third of the ring; set it with "
-                "network.with_parameters(radius=...)"
+                f"{who} and states of {size:,} components, whose covariance is in patches of "
+                f"radius={self.network.patch_radius:g}: expected one matrix, to keep it or to take gains. Leave "
+                "members= out, or take network.with_parameters(radius=None)"
             )
+        check_size(size, who, "leave members= out, and do without gains")
 
     def check_gains(self, dynamics: Dynamics) -> None:
         """Refuse states whose covariance is no matrix."""
@@ -180,7 +182,7 @@ class GuidedNetwork(DataAssimilationNetwork):
 class _ModelInAnalysis(GuidedNetwork):
     """A network whose analysis runs the model itself, and knows the spreads of forecast and analysis only then."""
 
-    setting: ClassVar[str]  # of the network, that asks for the model
+    setting: ClassVar[str]  # the network's parameter that makes the analysis run the model
     keeps_covariance = False
 
     def bound(self, dynamics: Dynamics) -> Self:
@@ -210,7 +212,7 @@ class _ModelInAnalysis(GuidedNetwork):
 
 
 class RebuiltGuidedNetwork(_ModelInAnalysis):
-    """The same without a covariance that is carried: each analysis rebuilds it from the forecast alone.
+    """A network beside a Kalman filter that carries no covariance: each analysis rebuilds it from the forecast alone.
 
     The model runs backward from the forecast, `past` intervals as long as the last one, and the filter forward again,
     as if the past had been observed like the present. The state is the forecast, besides the network's memory. Gains of
@@ -229,7 +231,7 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the model steps of the last interval, and no covariance."""
         state = super().start_like(like, shape)
-        spread = self._deviation(state["covariance"])
+        spread = deviations(state["covariance"], self._patches)
         del state["covariance"]
         steps = torch.zeros(shape[0], dtype=torch.int64, device=like.device)
         return {**state, "steps": steps, "forecast_spread": spread, "spread": torch.zeros_like(spread)}
@@ -248,7 +250,7 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
         """One analysis, with a covariance that the forecast alone tells."""
         with torch.no_grad():
             covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
-        before = {**state, "covariance": covariance, "forecast_spread": self._deviation(covariance)}
+        before = {**state, "covariance": covariance, "forecast_spread": deviations(covariance, self._patches)}
         return self._settled(super().analyse(before, observation, observed, observing))
 
     def check_gains(self, dynamics: Dynamics) -> None:
@@ -279,13 +281,13 @@ class RebuiltGuidedNetwork(_ModelInAnalysis):
 
     def _settled(self, state: State) -> State:
         """The state after an analysis: its spread in place of its covariance."""
-        after = {**state, "spread": self._deviation(state["covariance"])}
+        after = {**state, "spread": deviations(state["covariance"], self._patches)}
         del after["covariance"]
         return after
 
 
 class LaggedGuidedNetwork(_ModelInAnalysis):
-    """The same some intervals back: the network corrects the start of a window, which the model runs to the present.
+    """A network beside a Kalman filter that corrects a state some intervals back, which the model runs to the present.
 
     Trajectories have windows of their own: one that starts anew has a window without length. The state holds the model
     steps of each of the last L intervals in `steps`, (B, L), 0 for those before a trajectory began; the window's start
@@ -310,8 +312,8 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         raise ValueError(
             f"the network {self.network.name!r} with lag={self.network.lag} corrects a state {self.network.lag} "
             "intervals back, and a gain is the derivative of an analysis by the forecast of its time: expected lag=0; "
-            "network.with_parameters(lag=0) is a network of the same weights, and network.with_parameters(lag=0, "
-            "past=36) one whose gains can be taken at a truth's states too; neither was trained so"
+            "network.with_parameters(lag=0, passes=1) is a network of the same weights, and network.with_parameters("
+            "lag=0, passes=1, past=36) one whose gains can be taken at a truth's states too; neither was trained so"
         )
 
     def check_record(self, record: Record) -> None:
@@ -327,13 +329,16 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         """Add the window's start, and no intervals."""
         state = super().start_like(like, shape)
         x = state["x"]
-        nothing = {"smoothed": torch.full_like(x, torch.nan), "forecast_spread": self._deviation(state["covariance"])}
+        nothing = {
+            "smoothed": torch.full_like(x, torch.nan),
+            "forecast_spread": deviations(state["covariance"], self._patches),
+        }
         return {**state, "begin": x, **self._window.opened(x), "spread": torch.zeros_like(x), **nothing}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation; the window begins here."""
         after = super().first(state, observation, observed, observing)
-        return {**after, "begin": after["x"], "spread": self._deviation(after["covariance"])}
+        return {**after, "begin": after["x"], "spread": deviations(after["covariance"], self._patches)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and, of full windows, the start with the covariance there."""
@@ -408,9 +413,9 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
     ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
         """More passes of Gauss-Newton: innovation, rows and observed rows about the best point, and where to go.
 
-        Points are begin + w S, w the weights of the rows of the root S. The innovation is what it would be at w = 0,
-        were the model linear about that point. A step that does not bring the cost down is halved. The weights to go to
-        are the last target, or those of the best point where passes ran out.
+        A point is begin + w S; the rows of S are the root, w their weights. The innovation that is returned is
+        extrapolated linearly to w = 0. A step that does not bring the cost down is halved. The weights that are
+        returned are the last target, or those of the best point where the passes ran out.
         """
         innovation, rows, seen = start
         begin, steps = state["begin"].detach(), state["steps"]
@@ -420,8 +425,9 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         active = torch.arange(len(begin), device=begin.device)
         best = weights.clone()
         for remaining in range(self.network.passes - 1, -1, -1):
-            s, d = seen[active], innovation[active]
-            target = torch.cholesky_solve(s @ d[..., None], cholesky_or_nan(unit + s @ s.mT))[..., 0]
+            observed_rows, missing = seen[active], innovation[active]
+            precision = cholesky_or_nan(unit + observed_rows @ observed_rows.mT)
+            target = torch.cholesky_solve(observed_rows @ missing[..., None], precision)[..., 0]
             step = scale[active] * (target - weights[active])
             going = step.square().mean(1) >= _CONVERGED**2  # not where it is not a number: that trajectory is lost
             best[active] = torch.where(going[:, None], weights[active], target)
@@ -433,7 +439,8 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
             end, along, observed_along = self._linearised(now, inside, steps[active], observed_now, observing)
             missed = observing.whiten(observation[active] - observing.observe(end), observed_now)
             value = 0.5 * (missed.square().sum(1) + tried.square().sum(1))
-            better = value <= cost[active]
+            slack = torch.finfo(value.dtype).eps ** 0.5 * cost[active].abs()
+            better = value <= cost[active] + slack
             scale[active] = torch.where(better[:, None], 1.0, 0.5 * scale[active])
             to, of = active[better], better.nonzero()[:, 0]
             weights[to], cost[to] = tried[of], value[of]
@@ -452,7 +459,7 @@ class LaggedGuidedNetwork(_ModelInAnalysis):
         return x
 
     def _run_along(self, x: Tensor, directions: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with directions (B, M, N) by the tangent linear model."""
+        """Run directions (B, M, N) with them, by the tangent linear model."""
         for inside, count in _intervals(steps):
             after, moved = advance_along(self.dynamics, x, directions, count)
             x = torch.where(inside[:, None], after, x)

@@ -17,6 +17,8 @@ from .roots import cholesky_or_nan, root_of
 _DISTANCES = 1 << 24  # between sites, at once
 _NEGATIVE = 0.02  # eigenvalues below minus this, in those of the observation error, are taken out of a covariance
 _AT_ONCE = 4096  # components
+MOST_SITES = 2000  # of a covariance (N, N): beyond, one of 64 trajectories takes more than a gibibyte
+_MOST = 20_000  # components whose distances are all known at once: some gibibytes
 _ROUND = 1e-9  # of a radius: sites at exactly this distance count as within it
 
 
@@ -27,8 +29,8 @@ class Patches:
     Each component of the state belongs to the core of one patch, whose halo holds all components within the radius of
     the core. A covariance is kept as one matrix for each patch, shape (B, T, W, W). Two components within the radius of
     one another share the patches of both their cores, which `agreed` keeps alike. The tangent linear model is taken to
-    reach no farther than the radius: components farther apart than twice as far are then carried by it together, and
-    their number does not grow with the state.
+    reach no farther than the radius. Unit perturbations at components more than two radii apart are then run together
+    in one direction, and the number of directions does not grow with the state.
 
     Made by `patches_of`.
 
@@ -49,6 +51,8 @@ class Patches:
         pairs that are not within the radius.
     groups : Tensor of int64, shape (T,)
         Patches of one group are farther apart than the radius.
+    radius : float
+        Width of the halos.
     contiguous : bool
         Whether the components of every patch are neighbours along a ring, in their order.
     """
@@ -60,6 +64,7 @@ class Patches:
     colours: Tensor
     partner: Tensor
     groups: Tensor
+    radius: float
     contiguous: bool
 
     def to(self, device: torch.device) -> Patches:
@@ -67,7 +72,7 @@ class Patches:
         if self.sites.device == device:
             return self
         moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return Patches(**moved, contiguous=self.contiguous)
+        return Patches(**moved, radius=self.radius, contiguous=self.contiguous)
 
     def of(self, values: Tensor) -> Tensor:
         """Values of the components (B, N) in each patch, zero where it has none, shape (B, T, W)."""
@@ -84,10 +89,10 @@ class Patches:
         return torch.diag_embed(self.of(variance))
 
     def agreed(self, covariance: Tensor) -> Tensor:
-        """The same covariance in all patches, for components within the radius of one another.
+        """The same covariance in all patches, (B, T, W, W), for components within the radius of one another.
 
-        The two patches of their cores have each lost another part of what lies around; the mean of both is taken. The
-        covariance need not be symmetric.
+        Each patch neglects what lies outside it. So the copies of a covariance in the patches of its two cores differ,
+        and their mean is taken. The covariance need not be symmetric.
         """
         of_first, of_second = (
             matrices.flatten(1)[:, self.partner.flatten()].unflatten(1, self.partner.shape)
@@ -106,7 +111,9 @@ class Patches:
 
     def analysed(self, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """P_a = (P^-1 + H^T R^-1 H)^-1 in each patch, by the observations inside it."""
-        independent = observing.independent() or observing
+        check_observing(observing, "a covariance in patches")
+        independent = observing.independent()
+        assert independent is not None
         root = self.of(independent.whiten(covariance.new_ones(observed.shape), observed))  # of H^T R^-1 H, diagonal
         unit = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         covariance = _positive(covariance, unit, root)
@@ -170,11 +177,18 @@ class Patches:
             same = (self.sites[patch][:, None] == some[..., None]) & self.inside[patch][:, None]
             if not bool(same.any(-1).all()):
                 raise ValueError(
-                    "a network sees covariances between components that are farther apart than the radius of its "
-                    "patches: expected a larger radius=, or fewer diagonals="
+                    f"the network sees covariances of a component with {companions.shape[1]} around it, and some of "
+                    f"these are farther away than radius={self.radius:g}, the halo of its patches: expected a larger "
+                    "radius=, or fewer diagonals="
                 )
             parts.append(core[:, None] * width + same.to(torch.int8).argmax(-1))
         return torch.cat(parts)
+
+
+def deviations(covariance: Tensor, patches: Patches | None) -> Tensor:
+    """Standard deviations (B, N) of a covariance, (B, N, N) or in patches."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1) if patches is None else patches.variances(covariance)
+    return variance.clamp_min(0.0).sqrt()
 
 
 def analysed(
@@ -189,7 +203,7 @@ def analysed(
 def _positive(covariance: Tensor, unit: Tensor, root: Tensor) -> Tensor:
     """The same covariances, without negative eigenvalues where the cut at the radius has left some that matter.
 
-    An analysis makes a negative eigenvalue larger, until it takes variance from all around.
+    An update makes a negative eigenvalue more negative. It then takes variance from the components around.
     """
     white = root[..., :, None] * covariance * root[..., None, :]
     failed = torch.linalg.cholesky_ex(_NEGATIVE * unit + white)[1] > 0
@@ -237,7 +251,9 @@ def patches_of(dynamics: Dynamics, radius: float) -> Patches | None:
     space = dynamics.space
     single = space.single
     if single is not None and single.geometry.is_ring and (spacing := _even_spacing(dynamics)) is not None:
-        return _around_ring(space.size, max(1, math.floor(radius / spacing * (1 + _ROUND))))
+        if radius * (1 + _ROUND) < spacing:
+            raise ValueError(_too_small(radius))
+        return _around_ring(space.size, math.floor(radius / spacing * (1 + _ROUND)), radius)
     return _by_distance(dynamics, radius)
 
 
@@ -252,10 +268,17 @@ def _even_spacing(dynamics: Dynamics) -> float | None:
     return spacing if torch.allclose(apart[0], along.to(apart[0]), rtol=1e-6) else None
 
 
-def _around_ring(size: int, halo: int) -> Patches | None:
-    """Patches of three halos, their core in the middle."""
+def _too_small(radius: float) -> str:
+    return (
+        f"radius={radius:g}: no component has another within it; expected several grid lengths, in the units of the "
+        "coordinates"
+    )
+
+
+def _around_ring(size: int, halo: int, radius: float) -> Patches | None:
+    """Patches of three halos, their core in the middle; their ends are no neighbours around the ring."""
     width = 3 * halo
-    if width >= size:
+    if width + halo > size:
         return None
     count = math.ceil(size / halo)
     starts = (torch.arange(count) * size) // count  # cores of about one halo
@@ -270,24 +293,29 @@ def _around_ring(size: int, halo: int) -> Patches | None:
     steps = torch.arange(width)[None, None, :] - torch.arange(width)[None, :, None]  # from the first to the second
     place = core[sites]
     partner = (place * width + place % width)[:, :, None] + steps
-    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, contiguous=True)
+    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, radius, contiguous=True)
 
 
 def _in_turn(count: int, least: int) -> Tensor:
-    """Number places around a ring so that those of one number are so many places apart at least, (count,)."""
+    """Colour the places of a ring, (count,): two places of one colour are at least so many places apart."""
     blocks = max(1, count // least)
     first = (torch.arange(blocks) * count + blocks - 1) // blocks
     return torch.arange(count) - first[torch.bucketize(torch.arange(count), first, right=True) - 1]
 
 
 def _own_where_far(partner: Tensor, near: Tensor) -> Tensor:
-    """Where each pair stands in the patch of its first component's core, its own place where it is far apart."""
+    """`partner` for pairs within the radius; a pair's own place for others."""
     return torch.where(near, partner, torch.arange(partner.numel()).reshape(partner.shape))
 
 
 def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
     """Patches of any space: cores are what is left within half a radius of a component, halos what is near them."""
     size = dynamics.space.size
+    if size > _MOST:
+        raise ValueError(
+            f"radius={radius:g} and states of {size:,} components that are not evenly around a ring: patches are cut "
+            f"by the distances of all pairs, expected at most {_MOST:,} components; take 'letkf'"
+        )
     reach = radius * (1 + _ROUND)
     rows = []
     for some in torch.arange(size).split(max(1, _DISTANCES // size)):
@@ -295,10 +323,12 @@ def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
         if apart is None:
             raise ValueError(
                 f"radius={radius:g} and the dynamics {dynamics.label!r}: patches need a distance, which it does not "
-                "know; pass distance= to CustomDynamics, or leave radius= out for states of some hundred components"
+                "know; pass distance= to CustomDynamics, or radius=None for states of at most 2,000 components"
             )
         rows.append(apart)
     distance = torch.cat(rows)
+    if int((distance <= reach).sum(1).min()) < 2:
+        raise ValueError(_too_small(radius))
     near_core, cores = distance <= reach / 2, []
     left = torch.ones(size, dtype=torch.bool)
     while bool(left.any()):
@@ -308,9 +338,9 @@ def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
         left[cores[-1]] = False
     members = [(distance[core] <= reach).any(0).nonzero()[:, 0] for core in cores]
     width = max(len(one) for one in members)
-    if width >= size:
-        return None
     count = len(members)
+    if width >= size or (count * width**2 >= size**2 and size <= MOST_SITES):
+        return None
     sites, inside = torch.zeros(count, width, dtype=torch.int64), torch.zeros(count, width, dtype=torch.bool)
     place = torch.full((count, size), -1, dtype=torch.int64)  # of each component in each patch
     core = torch.empty(size, dtype=torch.int64)
@@ -325,7 +355,7 @@ def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
     member = (place >= 0).to(torch.float32)
     touched = member @ (distance <= reach).to(member) @ member.T > 0
     colours, groups = _colours(distance <= 2 * reach), _colours(touched)
-    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, contiguous=False)
+    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, radius, contiguous=False)
 
 
 def _colours(near: Tensor) -> Tensor:

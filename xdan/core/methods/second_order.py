@@ -20,7 +20,7 @@ from .ensemble import INFLATIONS, Precision
 from .gaussian_forecast import check_size, forecast_moments
 from .iterates import Iterate
 from .kalman import ExtendedKalmanFilter
-from .patches import Patches, check_observing, patches_of
+from .patches import Patches, check_observing, deviations, patches_of
 from .record import Record, State
 from .registry import register_method
 from .roots import root_of
@@ -44,11 +44,11 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
     inflation : float or "tune"
         As for "extended-kalman"; 1 by default.
     radius : float, optional
-        For large states: the covariance is kept in patches (`Patches`), and covariances between components farther
-        apart than this, in the units of their coordinates, are not kept throughout. A cycle then runs the tangent
-        linear model along some 2 radius + 1 directions on a ring, whatever its length. Sites are to be observed
-        directly, with independent errors. By default the covariance is one matrix, which a state of less than three
-        radii always has.
+        For large states: the covariance is kept in patches (`Patches`). Covariances between components farther apart
+        than this, in the units of their coordinates, are kept only where one patch holds both. A cycle then runs the
+        tangent linear model along some 2 radius + 1 directions on a ring, whatever its length. Sites are to be observed
+        directly, with independent errors. By default the covariance is one matrix, and so it is where patches would be
+        no smaller.
 
     Raises
     ------
@@ -116,16 +116,11 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""
-        return {"forecast_spread": self._spread(state)}
+        return {"forecast_spread": deviations(state["covariance"], self._patches)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Analysis spread."""
-        return {"spread": self._spread(state)}
-
-    def _spread(self, state: State) -> Tensor:
-        p, patches = state["covariance"], self._patches
-        variance = p.diagonal(dim1=-2, dim2=-1) if patches is None else patches.variances(p)
-        return variance.clamp_min(0.0).sqrt()
+        return {"spread": deviations(state["covariance"], self._patches)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from .activations import Activation, register_activation
 from .base import AnalysisNetwork, check_same_fields
-from .committee import Committee, parts_of
+from .committee import Committee, networks_of
 from .ensemble_cnn import EnsembleCNN
 from .kalman_cnn import KalmanCNN
 from .linear_in_zeta import LinearInZeta
@@ -32,7 +32,7 @@ __all__ = [
     "network_for",
     "network_of_shapes",
     "network_parameters",
-    "parts_of",
+    "networks_of",
     "register_activation",
     "register_network",
     "register_preset",

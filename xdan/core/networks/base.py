@@ -99,10 +99,10 @@ class AnalysisNetwork(nn.Module, ABC):
         Factor of the second-order term by which that covariance is propagated.
     lag : int
         Intervals back in time at which the network makes its analysis, which the model then carries to the present.
-    radius : float
-        Of the patches that the covariance of a large state is kept in, in the units of its coordinates.
     passes : int
-        Passes of Gauss-Newton over those intervals before the network's correction.
+        Iterations of Gauss-Newton over the `lag` intervals, before the network's correction.
+    patch_radius : float or None
+        Of the patches that the covariance is kept in, in the units of the coordinates; None for one matrix.
     past : int
         Intervals before the forecast from which that covariance is rebuilt at every analysis, 0 where it is carried.
     ensemble : bool
@@ -129,7 +129,7 @@ class AnalysisNetwork(nn.Module, ABC):
     lag: int = 0
     passes: int = 1
     past: int = 0
-    radius: float = 0.0
+    patch_radius: float | None = None
     ensemble: ClassVar[bool] = False
     members: int = 1
     space: StateSpace | None
@@ -361,7 +361,7 @@ class AnalysisNetwork(nn.Module, ABC):
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `companions`")
 
     def guide_by(self, increment: Tensor, covariances: Tensor) -> Tensor:
-        """The same from P_a of `companions` (B, N, L), of a state too large for the whole."""
+        """`guide`, where only the covariances of `companions` are at hand, (B, N, L)."""
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide_by`")
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

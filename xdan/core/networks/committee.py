@@ -30,7 +30,8 @@ class Committee(AnalysisNetwork):
     TypeError
         For what is no list of mappings, or names and parameters of the wrong type.
     ValueError
-        For fewer than two networks, a committee in a committee, networks of members, or what is no network.
+        For fewer than two networks, a committee in a committee, networks of members or beside a Kalman filter, or what
+        is no network.
 
     References
     ----------
@@ -162,6 +163,6 @@ def _fields(space: StateSpace | None) -> object:
     return None if space is None else space.fields
 
 
-def parts_of(network: AnalysisNetwork) -> list[AnalysisNetwork]:
+def networks_of(network: AnalysisNetwork) -> list[AnalysisNetwork]:
     """The networks of a committee; another network by itself."""
     return network._all() if isinstance(network, Committee) else [network]

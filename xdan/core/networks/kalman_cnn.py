@@ -19,6 +19,7 @@ from .sizes import odd, size
 from .trunk import ResidualTrunk
 
 _TYPICAL = 0.2  # deviation of an analysis error, in observation errors: corrections and roots of P_a are of that size
+_NOTHING = (("passes", 1), ("radius", None))  # parameters that change nothing
 _QUIET = 0.01  # size of the correction at the start: the network begins as the filter
 
 
@@ -70,10 +71,10 @@ class KalmanCNN(AnalysisNetwork):
         backward from the forecast for so many intervals, and the filter forward from 0.03 R. Some 36 intervals of 0.05
         are enough for Lorenz-96. A cycle costs as many times more. Without latent channels the analysis is then a
         function of the forecast and the observations alone.
-    radius : float
-        States of more than 200 components have their covariance in patches: covariances between components farther
-        apart than this, in the units of their coordinates, are not kept throughout. A cycle then costs 2 radius + 1
-        runs of the tangent linear model on a ring, whatever its length.
+    radius : float, optional
+        For large states, as of "second-order-kalman": the covariance is kept in patches, and a cycle costs some 2
+        radius + 1 runs of the tangent linear model on a ring, whatever its length. 12 is enough for Lorenz-96. By
+        default the covariance is one matrix. `Network.with_parameters(radius=12)` sets it for a trained network.
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
@@ -89,6 +90,7 @@ class KalmanCNN(AnalysisNetwork):
     """
 
     name: ClassVar[str] = "kalman-cnn"
+    _companions: Tensor
 
     def __init__(
         self,
@@ -102,7 +104,7 @@ class KalmanCNN(AnalysisNetwork):
         lag: int = 0,
         passes: int = 1,
         past: int = 0,
-        radius: float = 12.0,
+        radius: float | None = None,
         activation: str = "gated",
         space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
@@ -117,28 +119,42 @@ class KalmanCNN(AnalysisNetwork):
             raise ValueError(
                 f"passes={self.passes}, lag=0: expected a lag, as passes are those of a window, or passes=1"
             )
-        self.radius = real("radius", radius, above=0.0)
+        self.radius = None if radius is None else real("radius", radius, above=0.0)
+        if self.radius is not None and self.lag:
+            raise ValueError(
+                f"radius={radius}, lag={lag}: a window has no patches; expected one of them without the other"
+            )
         if self.lag and self.past:
             raise ValueError(f"lag={self.lag}, past={self.past}: expected one of them to be 0")
-        self._companions = None if self.space is None else companions(self.space, self.diagonals)
-        self.guides = 1 + (self.diagonals if self._companions is None else self._companions.shape[1])
+        near = torch.zeros(0, 0, dtype=torch.int64) if self.space is None else companions(self.space, self.diagonals)
+        self.register_buffer("_companions", near, persistent=False)
+        self.guides = 1 + (self.diagonals if self.space is None else near.shape[1])
         channels = self.arrangement.channels
         inputs = (2 + self.guides + self.memory) * channels + self._fixed_channels
         outputs = (1 + 2 * self.memory) * channels
         self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=_QUIET, arrangement=self.arrangement)
 
+    @property
+    def patch_radius(self) -> float | None:  # type: ignore[override]
+        """The radius."""
+        return self.radius
+
     def companions(self, size: int) -> Tensor:
         """For each of so many components, those whose covariance with it the network sees, int64 of shape (N, L)."""
-        if self._companions is not None:
+        if self.space is not None:
             return self._companions
-        half, sites = self.diagonals // 2, torch.arange(size)
-        return (sites[:, None] + torch.arange(-half, half + 1)) % size
+        half, device = self.diagonals // 2, self._companions.device
+        return (torch.arange(size, device=device)[:, None] + torch.arange(-half, half + 1, device=device)) % size
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters, without those that networks of before did not have, where they do nothing."""
+        values = super().config()
+        return {name: value for name, value in values.items() if (name, value) not in _NOTHING}
 
     def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
         """What the filter tells the network: K d (B, N), and what it sees of P_a (B, N, N); shape (B, guides, N)."""
         sites = torch.arange(increment.shape[1], device=increment.device)
-        near = self.companions(len(sites)).to(sites.device)
-        return self.guide_by(increment, covariance[:, sites[:, None], near])
+        return self.guide_by(increment, covariance[:, sites[:, None], self.companions(len(sites))])
 
     def guide_by(self, increment: Tensor, covariances: Tensor) -> Tensor:
         """The same, where P_a of `companions` is at hand, (B, N, L)."""
@@ -146,8 +162,8 @@ class KalmanCNN(AnalysisNetwork):
         if error_std.ndim == 0:
             seen = covariances / (_TYPICAL * error_std) ** 2
         else:
-            near = self.companions(len(error_std)).to(covariances.device)
-            seen = covariances / (_TYPICAL * error_std[:, None]) / (_TYPICAL * error_std[near])
+            near = error_std[self.companions(len(error_std))]
+            seen = covariances / (_TYPICAL * error_std[:, None]) / (_TYPICAL * near)
         return torch.cat([(increment / error_std)[:, None], seen.mT], 1)
 
     def hidden_matrices(self) -> list[torch.nn.Parameter]:

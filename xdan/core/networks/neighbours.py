@@ -11,9 +11,9 @@ from ..spaces import Field, StateSpace
 def companions(space: StateSpace, width: int) -> Tensor:
     """For each component, those whose covariance with it a network sees.
 
-    On a grid itself and its neighbours along each dim, half of the width to each side, as the geometry continues it
-    beyond its ends; of points without neighbours all of them. Then, of other fields on the same geometry, the same
-    point. Rows that have fewer than the longest repeat the component.
+    On a grid: the component and its neighbours along each dim, width // 2 on each side; beyond an end those that `pad`
+    of the geometry gives. Of components without places: all of them. Then the same point of every other field on an
+    equal geometry. Shorter rows are filled with the component itself.
 
     Parameters
     ----------
@@ -24,6 +24,11 @@ def companions(space: StateSpace, width: int) -> Tensor:
     Returns
     -------
     Tensor of int64, shape (N, L)
+
+    Raises
+    ------
+    ValueError
+        If `pad` of a geometry gives other values than those of its points, so that no neighbour is known.
     """
     rows = [_of_field(space, field, width) for field in space]
     most = max(row.shape[1] for row in rows)
@@ -56,7 +61,13 @@ def _along_dims(field: Field, points: Tensor, half: int) -> list[Tensor]:
     dims, columns = points.ndim, []
     for dim in range(dims):
         widths = [half if k == dim and size > 1 else 0 for k, size in enumerate(points.shape)]
-        padded = field.geometry.pad(points, widths)
+        padded = field.geometry.pad(points + 1, widths) - 1
+        if not bool(torch.isin(padded, points).all()):
+            raise ValueError(
+                f"pad() of {field.geometry!r} changes the values of points beyond its ends, and a network beside a "
+                "Kalman filter looks for neighbours there: expected a geometry that continues a field by its own "
+                "values; or take diagonals=1"
+            )
         for offset in range(2 * widths[dim] + 1):
             if offset != widths[dim] or dim == 0:  # the point itself once
                 columns.append(padded.narrow(dim, offset, points.shape[dim]))

@@ -145,6 +145,19 @@ class ObservingSystem:
         """H and R for a batch whose rows are at these positions in time, int64 of shape (B,)."""
         return self._picked(times, False) if self.in_time else self
 
+    def permuted(self, permutation: Tensor) -> ObservingSystem:
+        """R of the sites of a state whose components are permuted, x[..., permutation], which are observed directly."""
+        moved = copy.copy(self)
+        if self.std is not None and self.std.ndim and self.std.shape[-1] > 1:
+            moved.std = self.std[..., permutation]
+        for name in ("covariance", "_exact"):
+            matrix = getattr(self, name)
+            if matrix is not None:
+                setattr(moved, name, matrix[permutation][:, permutation])
+        if moved.covariance is not None:
+            moved._factor = covariance_factor("R", moved.covariance)
+        return moved
+
     def repeat(self, count: int) -> ObservingSystem:
         """H and R for a batch whose rows are repeated, each `count` times side by side."""
         repeated = copy.copy(self)
