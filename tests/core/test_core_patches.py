@@ -6,10 +6,12 @@ from test_core_kalman_network import network
 from test_core_methods import DOUBLE, normals, record_of
 from torch.testing import assert_close
 
+import xdan
 from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.methods import method_of, run
 from xdan.core.methods.gaussian_forecast import forecast_moments
-from xdan.core.methods.patches import analysed, check_observing, patches_of
+from xdan.core.methods.patch_cutting import patches_of, warn_of_reach
+from xdan.core.methods.patches import analysed, check_observing
 from xdan.core.observing import LinearOperator, ObservingSystem, Sites
 from xdan.core.spaces import Field, Plane, Ring, StateSpace
 
@@ -209,3 +211,13 @@ def test_a_radius_that_does_not_fit():
     record = record_of(Lorenz96(60), ObservingSystem(std=DOUBLE + 1.0), 2)
     with pytest.raises(ValueError, match="farther away than radius=2, the halo of its patches"):
         run(method_of(network(radius=2.0, diagonals=7)), record)
+
+
+def test_a_model_that_reaches_beyond_the_radius_warns():
+    far = CustomDynamics(
+        step=lambda x: 0.5 * x + 0.5 * x.roll(20, -1), state={"x": Ring(80)}, timestep=1.0, spin_up_time=0.0
+    )
+    patches = patches_of(far, 5.0)
+    with pytest.warns(xdan.XdanWarning, match=r"radius=5: after an interval 50 % .* lies farther away"):
+        warn_of_reach(far, patches, normals(1, 80), 1)
+    warn_of_reach(Lorenz96(80), patches_of(Lorenz96(80), 12.0), normals(1, 80), 2)

@@ -148,7 +148,12 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
     if members and method.channels:
         layout |= variables(_MEMORY, CHANNEL, method.channels)
     if members and method.keeps_covariance:
-        layout |= variables(_COVARIANCE, dual_of(model.dims), math.prod(model.shape))
+        rows = variables(_COVARIANCE, dual_of(model.dims), math.prod(model.shape))
+        if len({field.units for field in model.space}) > 1:  # a row has covariances with fields of other units
+            for row in rows.values():
+                row.attrs["long_name"] += ", in the product of the units of two fields"
+                del row.attrs["units"]
+        layout |= rows
     if members and method.ensemble:
         for output in _MEMBERS:
             layout |= variables(output, MEMBER, method.members)

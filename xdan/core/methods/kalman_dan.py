@@ -20,7 +20,8 @@ from .dan import DataAssimilationNetwork, EnsembleNetwork
 from .declarations import SPREADS, Output
 from .gaussian_forecast import check_size, forecast_moments
 from .kalman import kalman_gain, updated
-from .patches import Patches, analysed, check_observing, deviations, patches_of
+from .patch_cutting import patches_of, warn_of_reach
+from .patches import Patches, analysed, check_observing, deviations
 from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
 from .roots import cholesky_or_nan, triangular_root_of
@@ -78,11 +79,13 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     def check_record(self, record: Record) -> None:
         """Refuse states whose covariance is too large, and observations that patches cannot take."""
-        who = f"the network {self.network.name!r}"
-        if self.bound(record.dynamics)._patches is None:
+        who, patches = f"the network {self.network.name!r}", self.bound(record.dynamics)._patches
+        if patches is None:
             check_size(math.prod(record.dynamics.shape), who, _REMEDY)
         else:
             check_observing(record.observing, f"{who} with radius={self.network.patch_radius:g}")
+            x = self._climate()[0].to(record.observation).expand(1, record.shape[1])
+            warn_of_reach(record.dynamics, patches, x, max(record.steps, default=0))
         super().check_record(record)
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:

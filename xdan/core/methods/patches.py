@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +13,9 @@ from .advancing import advance_along
 from .kalman import kalman_gain, updated
 from .roots import cholesky_or_nan, root_of
 
-_DISTANCES = 1 << 24  # between sites, at once
 _NEGATIVE = 0.02  # eigenvalues below minus this, in those of the observation error, are taken out of a covariance
 _AT_ONCE = 4096  # components
 MOST_SITES = 2000  # of a covariance (N, N): beyond, one of 64 trajectories takes more than a gibibyte
-_MOST = 20_000  # components whose distances are all known at once: some gibibytes
-_ROUND = 1e-9  # of a radius: sites at exactly this distance count as within it
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Patches:
     reach no farther than the radius. Unit perturbations at components more than two radii apart are then run together
     in one direction, and the number of directions does not grow with the state.
 
-    Made by `patches_of`.
+    Made by `patches_of` of patch_cutting.py.
 
     Attributes
     ----------
@@ -231,137 +227,3 @@ def check_observing(observing: ObservingSystem, who: str) -> None:
             f"{who} and correlated observation errors: a covariance in patches needs a diagonal R; take 'letkf', or "
             "errors that are independent, or a radius so large that one patch is the whole state"
         )
-
-
-def patches_of(dynamics: Dynamics, radius: float) -> Patches | None:
-    """Cover a dynamics' states with patches; None where one patch would be no smaller than the state.
-
-    Parameters
-    ----------
-    dynamics : Dynamics
-    radius : float
-        Width of the halos, in the units of the coordinates: covariances between components farther apart are not kept
-        throughout.
-
-    Raises
-    ------
-    ValueError
-        For a dynamics that knows no distance.
-    """
-    space = dynamics.space
-    single = space.single
-    if single is not None and single.geometry.is_ring and (spacing := _even_spacing(dynamics)) is not None:
-        if radius * (1 + _ROUND) < spacing:
-            raise ValueError(_too_small(radius))
-        return _around_ring(space.size, math.floor(radius / spacing * (1 + _ROUND)), radius)
-    return _by_distance(dynamics, radius)
-
-
-def _even_spacing(dynamics: Dynamics) -> float | None:
-    """Distance between neighbours on a ring whose points are even; None for others."""
-    size = dynamics.space.size
-    apart = None if size < 4 else dynamics.distances(torch.arange(2))
-    if apart is None:
-        return None
-    spacing = float(apart[0, 1])
-    along = torch.minimum(torch.arange(size), size - torch.arange(size)) * spacing
-    return spacing if torch.allclose(apart[0], along.to(apart[0]), rtol=1e-6) else None
-
-
-def _too_small(radius: float) -> str:
-    return (
-        f"radius={radius:g}: no component has another within it; expected several grid lengths, in the units of the "
-        "coordinates"
-    )
-
-
-def _around_ring(size: int, halo: int, radius: float) -> Patches | None:
-    """Patches of three halos, their core in the middle; their ends are no neighbours around the ring."""
-    width = 3 * halo
-    if width + halo > size:
-        return None
-    count = math.ceil(size / halo)
-    starts = (torch.arange(count) * size) // count  # cores of about one halo
-    sites = (starts[:, None] - halo + torch.arange(width)) % size
-    whose = torch.bucketize(torch.arange(size), starts, right=True) - 1
-    within = torch.arange(size) - starts[whose] + halo
-    core = whose * width + within
-    apart = (torch.arange(width)[:, None] - torch.arange(width)).abs()
-    near = (apart <= halo).expand(count, width, width)
-    colours, groups = _in_turn(size, 2 * halo + 1), _in_turn(count, 5)
-    inside = torch.ones(count, width, dtype=torch.bool)
-    steps = torch.arange(width)[None, None, :] - torch.arange(width)[None, :, None]  # from the first to the second
-    place = core[sites]
-    partner = (place * width + place % width)[:, :, None] + steps
-    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, radius, contiguous=True)
-
-
-def _in_turn(count: int, least: int) -> Tensor:
-    """Colour the places of a ring, (count,): two places of one colour are at least so many places apart."""
-    blocks = max(1, count // least)
-    first = (torch.arange(blocks) * count + blocks - 1) // blocks
-    return torch.arange(count) - first[torch.bucketize(torch.arange(count), first, right=True) - 1]
-
-
-def _own_where_far(partner: Tensor, near: Tensor) -> Tensor:
-    """`partner` for pairs within the radius; a pair's own place for others."""
-    return torch.where(near, partner, torch.arange(partner.numel()).reshape(partner.shape))
-
-
-def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
-    """Patches of any space: cores are what is left within half a radius of a component, halos what is near them."""
-    size = dynamics.space.size
-    if size > _MOST:
-        raise ValueError(
-            f"radius={radius:g} and states of {size:,} components that are not evenly around a ring: patches are cut "
-            f"by the distances of all pairs, expected at most {_MOST:,} components; take 'letkf'"
-        )
-    reach = radius * (1 + _ROUND)
-    rows = []
-    for some in torch.arange(size).split(max(1, _DISTANCES // size)):
-        apart = dynamics.distances(some)
-        if apart is None:
-            raise ValueError(
-                f"radius={radius:g} and the dynamics {dynamics.label!r}: patches need a distance, which it does not "
-                "know; pass distance= to CustomDynamics, or radius=None for states of at most 2,000 components"
-            )
-        rows.append(apart)
-    distance = torch.cat(rows)
-    if int((distance <= reach).sum(1).min()) < 2:
-        raise ValueError(_too_small(radius))
-    near_core, cores = distance <= reach / 2, []
-    left = torch.ones(size, dtype=torch.bool)
-    while bool(left.any()):
-        candidates = (near_core[int(left.to(torch.int8).argmax())] & left).nonzero()[:, 0]
-        best = candidates[(near_core[candidates] & left).sum(1).argmax()]
-        cores.append((near_core[best] & left).nonzero()[:, 0])
-        left[cores[-1]] = False
-    members = [(distance[core] <= reach).any(0).nonzero()[:, 0] for core in cores]
-    width = max(len(one) for one in members)
-    count = len(members)
-    if width >= size or (count * width**2 >= size**2 and size <= MOST_SITES):
-        return None
-    sites, inside = torch.zeros(count, width, dtype=torch.int64), torch.zeros(count, width, dtype=torch.bool)
-    place = torch.full((count, size), -1, dtype=torch.int64)  # of each component in each patch
-    core = torch.empty(size, dtype=torch.int64)
-    for k, (one, mine) in enumerate(zip(members, cores, strict=True)):
-        sites[k, : len(one)], inside[k, : len(one)] = one, True
-        place[k, one] = torch.arange(len(one))
-        core[mine] = k * width + place[k, mine]
-    near = (distance[sites[:, :, None], sites[:, None, :]] <= reach) & inside[:, :, None] & inside[:, None, :]
-    first = core[sites]
-    second = place[(first // width)[:, :, None], sites[:, None, :]]
-    partner = (first * width)[:, :, None] + second
-    member = (place >= 0).to(torch.float32)
-    touched = member @ (distance <= reach).to(member) @ member.T > 0
-    colours, groups = _colours(distance <= 2 * reach), _colours(touched)
-    return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, radius, contiguous=False)
-
-
-def _colours(near: Tensor) -> Tensor:
-    """Greedy colouring of a graph (N, N): neighbours have different colours."""
-    colours = torch.full((len(near),), -1, dtype=torch.int64)
-    for k, row in enumerate(near):
-        taken = set(colours[row].tolist())
-        colours[k] = next(c for c in range(len(near)) if c not in taken)
-    return colours

@@ -20,7 +20,8 @@ from .ensemble import INFLATIONS, Precision
 from .gaussian_forecast import check_size, forecast_moments
 from .iterates import Iterate
 from .kalman import ExtendedKalmanFilter
-from .patches import Patches, check_observing, deviations, patches_of
+from .patch_cutting import patches_of, warn_of_reach
+from .patches import Patches, check_observing, deviations
 from .record import Record, State
 from .registry import register_method
 from .roots import root_of
@@ -89,6 +90,7 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         self._patches = self._patches.to(record.observation.device)
         mean, variance = climate_variances(record.dynamics, record.seed, record.observation)
         self._climate = mean, self._patches.diagonal(variance[None])[0]
+        warn_of_reach(record.dynamics, self._patches, mean[None], max(record.steps, default=0))
 
     def start(self, record: Record) -> State:
         """Climatological mean and covariance; in patches the variance of each component."""
