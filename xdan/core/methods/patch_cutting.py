@@ -48,7 +48,7 @@ def warn_of_reach(dynamics: Dynamics, patches: Patches, x: Tensor, steps: int) -
     if share > _BEYOND:
         warnings.warn(
             f"radius={patches.radius:g}: after an interval {100 * share:.2g} % of the mean square of a perturbation of "
-            f"the dynamics {dynamics.label!r} lies farther away, where patches do not follow it and mix it up: expected "
+            f"the dynamics {dynamics.label!r} lies farther away, where patches do not follow it: expected "
             f"less than {100 * _BEYOND:g} %; take a larger radius, or 'letkf'",
             XdanWarning,
             stacklevel=2,
