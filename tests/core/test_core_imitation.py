@@ -1,4 +1,4 @@
-"""Imitating an ensemble's covariance: what is compared, with what, and how it goes on."""
+"""Imitating a covariance: what is compared, with what, and how it goes on."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from xdan.core.learning.gradient import OneProcess, SeveralProcesses
 from xdan.core.learning.imitation import TaughtTwin, covariance_errors
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.trainer import Optimiser, Trainer
-from xdan.core.methods import ETKF, Record, run
+from xdan.core.methods import ETKF, Record, method_by_name, run
 from xdan.core.networks import LinearInZeta
 from xdan.core.observing import ObservingSystem, Sites
 
@@ -43,6 +43,25 @@ def taught(members: int = 8, anew: bool = True) -> TaughtTwin:
     source = twin()
     record = Record(MODEL, ERROR, torch.zeros(1, 1, N, dtype=torch.float64), (0,), torch.arange(1), 0)
     return TaughtTwin(source, ETKF(members=members).prepare(record), anew)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("second-order-kalman", {"c2": 8.0}), ("state-covariance", {"c2": 8.0, "depth": 4, "past": "dynamics"})],
+)
+def test_a_teacher_may_have_a_covariance_of_its_own(name, parameters):
+    """P_a that a run keeps: K = P_a R^-1 takes its forecast to its analysis."""
+    record = Record(MODEL, ERROR, torch.zeros(1, 1, N, dtype=torch.float64), (0,), torch.arange(1), 0)
+    teacher = method_by_name(name, inflation=1.0, **parameters).prepare(record)
+    source = TaughtTwin(twin(), teacher)
+    window = source.window(0)
+    outputs = source._run(twin().window(0), None)
+    assert_close(window.covariance, outputs["analysis_covariance"])
+    innovation = (window.observation - window.forecast).flatten(0, 1)
+    zeta = ERROR.project_innovation(innovation, torch.ones_like(innovation, dtype=torch.bool))
+    increment = (window.covariance.flatten(0, 1) @ zeta[..., None])[..., 0].unflatten(0, window.forecast.shape[:2])
+    later = slice(1, None) if name == "state-covariance" else slice(None)  # which has no past at first
+    assert_close((window.forecast + increment)[:, later], outputs["analysis"][:, later])
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -541,9 +541,9 @@ def test_an_imitation_that_was_cut_short_ends_with_the_same_weights(model, quick
 @pytest.mark.parametrize(
     ("network", "more", "message"),
     [
-        (ROOT, {"teacher": None}, "expected the name of an ensemble method to imitate, such as teacher='etkf'"),
-        (ROOT, {"teacher": xr.Dataset()}, "teacher=Dataset: expected the name of an ensemble method"),
-        (ROOT, {"teacher": "3d-var"}, "teacher '3d-var' has no members to take a covariance from; take 'etkf'"),
+        (ROOT, {"teacher": None}, "expected the name of a method to imitate that has a covariance, such as teacher="),
+        (ROOT, {"teacher": xr.Dataset()}, "teacher=Dataset: expected the name of a method to imitate"),
+        (ROOT, {"teacher": "3d-var"}, "teacher '3d-var' has no members to take a covariance from, nor one of its own"),
         (ROOT, {"teacher": "nobody"}, "'nobody' is unknown; known are"),
         (ROOT, {"teacher": {"members": 5}}, "expected the name of the method as 'method'"),
         (ROOT, {"teacher": {"method": "etkf", "member": 5}}, r"has no parameters \['member'\]"),

@@ -46,7 +46,8 @@ def baseline(
         - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`);
         - particle: "particle", "optimal-particle".
     keep_members : bool
-        Keep the members of an ensemble method.
+        Keep the members of an ensemble method, or the analysis error covariance that a Kalman filter carries, in
+        `analysis_covariance`.
     tune_on : {"innovation", "truth"}
         What a parameter that is "tune" is chosen by, on the leading part of the record: the likelihood of the
         innovations, which needs no truth, or the analysis RMSE.
@@ -86,10 +87,10 @@ def baseline(
     words: Any = {name: parameters.pop(name) for name in RecordWords.__annotations__ if name in parameters}
     keep = switch("keep_members", keep_members)
     method = method_by_name(name, tune_on=tune_on, candidates=candidates, **parameters)
-    if keep and not method.ensemble:
+    if keep and not (method.ensemble or method.keeps_covariance):
         raise ValueError(
-            f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a memory; "
-            "expected an ensemble method such as 'etkf'"
+            f"keep_members=True: the method {name!r} carries a single state, neither an ensemble nor a covariance; "
+            "expected an ensemble method such as 'etkf', or a Kalman filter such as 'second-order-kalman'"
         )
     return cycle(
         ds,

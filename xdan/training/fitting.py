@@ -80,8 +80,10 @@ def train(
         A run of `baseline` on this record to imitate, as a start: every analysis is made from the teacher's forecast
         and compared with its analysis, so that no model is run and no gradient goes through it. Take it from a store:
         a lazy one runs anew for every block that is read. Carry on from the network without a teacher. With
-        objective="covariance", an ensemble method that runs beside an endless twin: a name such as "etkf", or
-        {"method": "etkf", "members": 80, "inflation": 1.02}.
+        objective="covariance", a method that runs beside an endless twin, with members or a covariance of its own: a
+        name such as "etkf", or {"method": "etkf", "members": 80, "inflation": 1.02}. For a network with memory
+        {"method": "second-order-kalman", "c2": 8.0} costs less; {"method": "state-covariance", "past": "dynamics",
+        "depth": 36, "c2": 8.0} has a covariance that follows from the state alone, as that of a network without.
     window : int
         N_iter, cycles that the gradient goes back through.
     batch : int

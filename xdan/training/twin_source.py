@@ -75,7 +75,7 @@ class TwinSource(TrainingSource):
         Raises
         ------
         TypeError, ValueError
-            For intervals, errors or operators that cannot be, and a teacher that is no ensemble method or of no use.
+            For intervals, errors or operators that cannot be, and a teacher without a covariance, or of no use.
         """
         dynamics = experiment.dynamics
         if teacher is not None and not objective.needs_covariance:
@@ -83,7 +83,7 @@ class TwinSource(TrainingSource):
                 "['teacher'] go with a Dataset: expected none of them, an endless twin has error_std= and operator= in "
                 "its TwinExperiment, and a teacher by name with objective='covariance'"
             )
-        ensemble = ensemble_method(teacher, objective) if objective.needs_covariance else None
+        method = teaching_method(teacher, objective) if objective.needs_covariance else None
         if not isinstance(experiment.interval, float):
             raise ValueError(
                 f"interval={shown(experiment.interval)}: expected one interval, as networks are trained on an endless "
@@ -92,7 +92,7 @@ class TwinSource(TrainingSource):
         steps = dynamics.steps_in(experiment.interval)
         observing = observing_system(experiment)
         count = 4 * batch if trajectories is None else trajectories
-        return cls(experiment, observing, steps, ensemble, objective.needs_truth, count, window, batch, seed)
+        return cls(experiment, observing, steps, method, objective.needs_truth, count, window, batch, seed)
 
     @property
     def dynamics(self) -> Dynamics:
@@ -106,7 +106,7 @@ class TwinSource(TrainingSource):
 
     @property
     def contents(self) -> WindowContents:
-        """Windows have a truth where the objective needs it, and a covariance where an ensemble runs beside."""
+        """Windows have a truth where the objective needs it, and a covariance where a teacher runs beside."""
         return WindowContents(self.window, self.supervised, covariance=self.teacher is not None)
 
     def data(self, network: AnalysisNetwork, device: str) -> TrainingData:
@@ -182,24 +182,27 @@ class TwinSource(TrainingSource):
         }
 
 
-def ensemble_method(teacher: Any, objective: Objective) -> Method:
+def teaching_method(teacher: Any, objective: Objective) -> Method:
     """Make the method that a name, or a mapping with the name as "method" and its parameters, asks for.
 
     Raises
     ------
     ValueError
-        For what is neither, names and parameters that are unknown, and methods without members.
+        For what is neither, names and parameters that are unknown, and methods without members or a covariance.
     """
     if not isinstance(teacher, (str, Mapping)) or isinstance(teacher, xr.Dataset):  # a Dataset is a mapping too
         raise ValueError(
-            f"objective={objective.name!r} with teacher={type(teacher).__name__}: expected the name of an ensemble "
-            "method to imitate, such as teacher='etkf'"
+            f"objective={objective.name!r} with teacher={type(teacher).__name__}: expected the name of a method "
+            "to imitate that has a covariance, such as teacher='etkf'"
         )
     parameters = {"method": teacher} if isinstance(teacher, str) else dict(teacher)
     if "method" not in parameters:
         raise ValueError(f"teacher={teacher!r}: expected the name of the method as 'method', beside its parameters")
     name = parameters.pop("method")
     method = method_by_name(name, **parameters)
-    if not method.ensemble:
-        raise ValueError(f"teacher {name!r} has no members to take a covariance from; take 'etkf' or 'enkf-n'")
+    if not (method.ensemble or method.keeps_covariance):
+        raise ValueError(
+            f"teacher {name!r} has no members to take a covariance from, nor one of its own; take 'etkf', 'enkf-n' or "
+            "'second-order-kalman'"
+        )
     return method

@@ -1,4 +1,4 @@
-"""Imitating an ensemble's analysis error covariance, before a network is trained through the cycles."""
+"""Imitating a teacher's analysis error covariance, before a network is trained through the cycles."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def covariance_errors(network: AnalysisNetwork, window: Window, state: State | N
 
 
 class TaughtTwin:
-    """An endless twin beside which an ensemble method runs: windows have its forecasts and its P_a.
+    """An endless twin beside which a method runs that has a P_a: windows have its forecasts and that covariance.
 
     Where one of its trajectories diverges, the method starts anew for a whole batch.
 
@@ -122,7 +122,7 @@ class TaughtTwin:
     ----------
     twin : EndlessTwin
     teacher : Method
-        With members; prepared.
+        With members, or a covariance that a run keeps; prepared.
     anew : bool
         Whether the method starts anew from time to time, too: then windows show how ensembles settle. Otherwise it has
         settled before the first window: a network without memory cannot tell an ensemble that settles from one that
@@ -154,8 +154,11 @@ class TaughtTwin:
         outputs = self._run(window, None if fresh else self.states.get(window.group))
         if bool(outputs["diverged"].any()):
             fresh, outputs = True, self._run(window, None)
-        anomalies = outputs["members"] - outputs["analysis"][:, :, None]
-        covariance = anomalies.mT @ anomalies / (self.teacher.members - 1)
+        if self.teacher.ensemble:
+            anomalies = outputs["members"] - outputs["analysis"][:, :, None]
+            covariance = anomalies.mT @ anomalies / (self.teacher.members - 1)
+        else:
+            covariance = outputs["analysis_covariance"]
         return replace(window, fresh=fresh, forecast=outputs["forecast"], covariance=covariance)
 
     def _run(self, window: Window, state: State | None) -> dict[str, Tensor]:

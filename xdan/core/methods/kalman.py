@@ -45,6 +45,7 @@ class ExtendedKalmanFilter(Method):
 
     name: ClassVar[str] = "extended-kalman"
     differentiates_model: ClassVar[bool] = True
+    keeps_covariance: bool = True
     outputs: tuple[Output, ...] = SPREADS
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
     _climate: tuple[Tensor, Tensor] | None = None

@@ -81,6 +81,14 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
             check_observing(record.observing, f"{who} with radius={self.radius:g}")
         super().check_record(record)
 
+    def check_kept(self, dynamics: Dynamics) -> None:
+        """Refuse to keep the covariance of a state that has it in patches."""
+        if self.radius is not None and patches_of(dynamics, self.radius) is not None:
+            raise ValueError(
+                f"the method {self.name!r} with radius={self.radius:g} has its covariance in patches: expected one "
+                "matrix for each state, to be kept; leave keep_members= out, or radius="
+            )
+
     def set_up(self, record: Record) -> None:
         """Take the moments of the climatology, and cut the state into patches where there is a radius."""
         self._patches = None if self.radius is None else patches_of(record.dynamics, self.radius)
@@ -173,6 +181,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
     """
 
     name: ClassVar[str] = "iterated-kalman-smoother"
+    keeps_covariance: bool = False  # its covariance is that of the window's start
     windowed: ClassVar[bool] = True
 
     def __init__(

@@ -69,6 +69,7 @@ class CovarianceFromState(Method):
     name: ClassVar[str] = "state-covariance"
     windowed: ClassVar[bool] = True
     differentiates_model: ClassVar[bool] = True
+    keeps_covariance: bool = True
     outputs: tuple[Output, ...] = SPREADS
     tunable: ClassVar[Mapping[str, Tunable]] = {  # less than one is as natural as more: there is no natural end
         "inflation": Tunable((*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS.values, 1.6, 2.0)),
@@ -119,6 +120,7 @@ class CovarianceFromState(Method):
             **self._window.opened(x),
             "analyses": self._window.buffer(x),
             "observed": self._window.buffer(torch.zeros_like(record.observation[:, 0], dtype=torch.bool)),
+            "covariance": torch.zeros_like(x)[..., None].expand(*x.shape, x.shape[1]),
             "forecast_spread": torch.zeros_like(x),
             "spread": torch.zeros_like(x),
         }
@@ -144,6 +146,7 @@ class CovarianceFromState(Method):
             **state,
             "x": x + (weights[:, None] @ root)[:, 0],
             "observed": pushed(state["observed"], observed),
+            "covariance": after.mT @ after,
             "forecast_spread": root.square().sum(1).sqrt(),
             "spread": after.square().sum(1).sqrt(),
         }
