@@ -504,7 +504,7 @@ BAD_CYCLING = {
     ),
     "members of 3D-Var": (
         lambda a: xdan.baseline(a.twin, "3d-var", keep_members=True),
-        r"members=True: the method '3d-var' carries a single state, neither an ensemble nor a memory",
+        r"members=True: the method '3d-var' carries a single state, neither an ensemble nor a covariance",
     ),
     "scale by name": (lambda a: xdan.baseline(a.twin, "3d-var", scale="best"), r"scale='best': expected 'tune' or"),
 }
