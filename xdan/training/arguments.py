@@ -134,7 +134,7 @@ class TrainingArguments:
             "teacher": (
                 self.teacher,
                 (type(None), xr.Dataset, str, Mapping),
-                "the Dataset that baseline() returned, or with objective='covariance' the name of a method with a covariance",
+                "the Dataset that baseline() returned, or with objective='covariance' a method's name",
             ),
             "dynamics": (words["dynamics"], (type(None), Dynamics), "an xdan Dynamics such as xdan.Lorenz96()"),
             "truth": (words["truth"], named, "the name of a variable, or a mapping of fields to names"),
