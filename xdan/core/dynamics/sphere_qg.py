@@ -15,7 +15,7 @@ from ..spaces import Field, FixedInput, Sphere, StateSpace
 from .base import Dynamics
 from .registry import register_dynamics
 from .spherical_harmonics import SphericalHarmonics, Workspace, moved, multiplier
-from .stepping import runge_kutta_4
+from .stepping import Tendency, runge_kutta_4
 
 RADIUS = 6.371e6  # of the Earth, m
 DAY = 86_400.0  # s
@@ -30,8 +30,6 @@ _NOISE_SPEED = 5.0  # root mean square wind of the noise that spin-ups begin wit
 _NOISE_DEGREE = 12.0  # its power falls beyond this degree
 _FINGERPRINT_DECIMALS = 6  # sums of many products differ between machines
 _COLUMNS = 32  # fields per pass on a CPU: the arrays of one pass stay in the caches
-
-Tendency = Callable[[Tensor], Tensor]
 
 
 @register_dynamics

@@ -8,9 +8,10 @@ from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
 from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
-from .kalman_dan import GuidedNetwork, method_of
+from .kalman_dan import GuidedNetwork
 from .local import LETKF
 from .loop import run
+from .method_of import method_of
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
 from .record import Record, State
 from .registry import accepted_parameters, method_by_name, register_method

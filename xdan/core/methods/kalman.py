@@ -73,7 +73,7 @@ class ExtendedKalmanFilter(Method):
         """Climatological mean and covariance."""
         mean, covariance = self.climate
         x = mean.expand(record.shape)
-        return {"x": x, "covariance": covariance.expand(*x.shape, x.shape[1])}
+        return {"x": x, "covariance": covariance.expand(len(x), *covariance.shape)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and, by the tangent linear model, the columns of its covariance: P <- M P M^T."""
@@ -92,11 +92,15 @@ class ExtendedKalmanFilter(Method):
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""
-        return {"forecast_spread": _spread(state)}
+        return {"forecast_spread": self._deviations(state["covariance"])}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
         """Analysis spread."""
-        return {"spread": _spread(state)}
+        return {"spread": self._deviations(state["covariance"])}
+
+    def _deviations(self, covariance: Tensor) -> Tensor:
+        """Standard deviations (B, N)."""
+        return covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
 
 
 def kalman_gain(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
@@ -263,7 +267,3 @@ class OptimalInterpolation(_FromClimate):
         innovation = torch.where(observed, observation - observing.observe(state["x"]), torch.zeros_like(observation))
         x = state["x"] + (gain @ innovation[..., None])[..., 0]
         return {**state, "x": x, "spread": variance.sqrt().expand(x.shape)}
-
-
-def _spread(state: State) -> Tensor:
-    return state["covariance"].diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()

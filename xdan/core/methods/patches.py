@@ -72,9 +72,7 @@ class Patches:
 
     def of(self, values: Tensor) -> Tensor:
         """Values of the components (B, N) in each patch, zero where it has none, shape (B, T, W)."""
-        return torch.where(
-            self.inside, values[:, self.sites], torch.zeros((), dtype=values.dtype, device=values.device)
-        )
+        return torch.where(self.inside, values[:, self.sites], 0.0)
 
     def cores(self, values: Tensor) -> Tensor:
         """The values (B, T, W) that each component has in the patch of its core, shape (B, N)."""
@@ -107,9 +105,7 @@ class Patches:
 
     def analysed(self, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """P_a = (P^-1 + H^T R^-1 H)^-1 in each patch, by the observations inside it."""
-        check_observing(observing, "a covariance in patches")
-        independent = observing.independent()
-        assert independent is not None
+        independent = check_observing(observing, "a covariance in patches")
         root = self.of(independent.whiten(covariance.new_ones(observed.shape), observed))  # of H^T R^-1 H, diagonal
         unit = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
         covariance = _positive(covariance, unit, root)
@@ -145,7 +141,7 @@ class Patches:
     def apart(self, states: Tensor) -> Tensor:
         """The inverse of `side_by_side`: what states (B, groups, K, N) hold in each patch, (B, T, K, W)."""
         rows = states[:, self.groups[:, None], :, self.sites].movedim((0, 1), (1, 3))
-        return torch.where(self.inside[:, None], rows, torch.zeros((), dtype=rows.dtype, device=rows.device))
+        return torch.where(self.inside[:, None], rows, 0.0)
 
     def times(self, covariance: Tensor, vector: Tensor) -> Tensor:
         """P v of vectors (B, N)."""
@@ -209,8 +205,8 @@ def _positive(covariance: Tensor, unit: Tensor, root: Tensor) -> Tensor:
     return covariance.index_put(failed.nonzero(as_tuple=True), rows.mT @ rows)
 
 
-def check_observing(observing: ObservingSystem, who: str) -> None:
-    """Refuse observations that patches cannot take: of an operator, or with correlated errors.
+def check_observing(observing: ObservingSystem, who: str) -> ObservingSystem:
+    """Refuse observations that patches cannot take, of an operator or with correlated errors; give the deviations of R.
 
     Raises
     ------
@@ -222,8 +218,10 @@ def check_observing(observing: ObservingSystem, who: str) -> None:
             "themselves; take 'letkf', whose observations have positions, or a radius so large that one patch is the "
             "whole state"
         )
-    if observing.independent() is None:
+    independent = observing.independent()
+    if independent is None:
         raise ValueError(
             f"{who} and correlated observation errors: a covariance in patches needs a diagonal R; take 'letkf', or "
             "errors that are independent, or a radius so large that one patch is the whole state"
         )
+    return independent

@@ -18,9 +18,9 @@ from .climate import climate_variances
 from .declarations import ITERATIONS, SPREADS, UNCONVERGED, Output, Tunable
 from .ensemble import INFLATIONS, Precision
 from .gaussian_forecast import check_size, forecast_moments
-from .iterates import Iterate
+from .iterates import Iterate, minimised
 from .kalman import ExtendedKalmanFilter
-from .patch_cutting import patches_of, warn_of_reach
+from .patch_cutting import Cutting, warn_of_reach
 from .patches import Patches, check_observing, deviations
 from .record import Record, State
 from .registry import register_method
@@ -71,11 +71,12 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         super().__init__(inflation)
         self.c2 = number_or_tune("c2", c2)
         self.radius = None if radius is None else real("radius", radius, above=0.0)
+        self._cutting = Cutting(self.radius)
 
     def check_record(self, record: Record) -> None:
         """Refuse states whose covariance is too large, and observations that patches cannot take."""
         who, remedy = f"the method {self.name!r}", "give radius=, such as 12 grid lengths, or take 'letkf'"
-        if self.radius is None or patches_of(record.dynamics, self.radius) is None:
+        if self._cutting.of(record.dynamics, record.observation.device)[0] is None:
             check_size(record.shape[1], who, remedy)
         else:
             check_observing(record.observing, f"{who} with radius={self.radius:g}")
@@ -83,7 +84,7 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
 
     def check_kept(self, dynamics: Dynamics) -> None:
         """Refuse to keep the covariance of a state that has it in patches."""
-        if self.radius is not None and patches_of(dynamics, self.radius) is not None:
+        if self._cutting.of(dynamics)[0] is not None:
             raise ValueError(
                 f"the method {self.name!r} with radius={self.radius:g} has its covariance in patches: expected one "
                 "matrix for each state, to be kept; leave keep_members= out, or radius="
@@ -91,21 +92,13 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
 
     def set_up(self, record: Record) -> None:
         """Take the moments of the climatology, and cut the state into patches where there is a radius."""
-        self._patches = None if self.radius is None else patches_of(record.dynamics, self.radius)
+        self._patches = self._cutting.of(record.dynamics, record.observation.device)[0]
         if self._patches is None:
             super().set_up(record)
             return
-        self._patches = self._patches.to(record.observation.device)
         mean, variance = climate_variances(record.dynamics, record.seed, record.observation)
         self._climate = mean, self._patches.diagonal(variance[None])[0]
         warn_of_reach(record.dynamics, self._patches, mean[None], max(record.steps, default=0))
-
-    def start(self, record: Record) -> State:
-        """Climatological mean and covariance; in patches the variance of each component."""
-        if self._patches is None:
-            return super().start(record)
-        x = self.climate[0].expand(record.shape)
-        return {"x": x, "covariance": self.climate[1].expand(len(x), *self.climate[1].shape)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and its covariance."""
@@ -124,13 +117,8 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         increment = self._patches.times(after, zeta)  # K d = P_a H^T R^-1 d
         return {**state, "x": x + increment, "covariance": self.number("inflation") ** 2 * after}
 
-    def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Forecast spread."""
-        return {"forecast_spread": deviations(state["covariance"], self._patches)}
-
-    def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Analysis spread."""
-        return {"spread": deviations(state["covariance"], self._patches)}
+    def _deviations(self, covariance: Tensor) -> Tensor:
+        return deviations(covariance, self._patches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,26 +247,14 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
             numbers = {"cost": cost, "scale": torch.ones_like(cost), "count": count + 1}
             return _Iterate(weights=weights, target=target, inverse_root=inverse_root, **numbers)
 
-        active = torch.arange(len(before), device=before.device)
-        nowhere = torch.zeros_like(before)
-        forecast, ahead = run_along(active, nowhere)
-        at = linearised(active, nowhere, before.new_zeros(len(before)), forecast, ahead)
-        lost = ~at.cost.isfinite()
-        for iteration in range(self.iterations):
-            now = at.rows(active)
-            going = (now.step.detach().square().mean(1).sqrt() >= self.tolerance) & ~lost[active]
-            active, now = active[going], now.rows(going)
-            if not len(active) or iteration == self.iterations - 1:
-                break
-            weights = now.weights + now.step
-            tried = linearised(active, weights, now.count, *run_along(active, weights))
-            # A step that does not bring the cost down is halved: the tangent was followed too far.
-            slack = torch.finfo(tried.cost.dtype).eps ** 0.5 * now.cost.abs()
-            at = at.replaced(active, tried.where(tried.cost <= now.cost + slack, now.halved()))
-        unconverged = torch.zeros_like(lost).index_fill(0, active, True)
-        # A single pass goes to its target; where more did not converge, the best of all iterates is taken.
-        stopped = unconverged if self.iterations > 1 else torch.zeros_like(unconverged)
-        weights = torch.where(stopped[:, None], at.weights, at.target)
+        def again(rows: Tensor, weights: Tensor, now: _Iterate) -> _Iterate:
+            return linearised(rows, weights, now.count, *run_along(rows, weights))
+
+        everyone, nowhere = torch.arange(len(before), device=before.device), torch.zeros_like(before)
+        forecast, ahead = run_along(everyone, nowhere)
+        first = linearised(everyone, nowhere, before.new_zeros(len(before)), forecast, ahead)
+        at, weights, unconverged = minimised(first, again, self.iterations, self.tolerance)
+        lost = ~first.cost.isfinite()
         begin = before + (weights[:, None] @ root)[:, 0]
         after = self.number("inflation") * at.inverse_root @ root
         end, pushed = advance_along(dynamics, begin, after, steps)
