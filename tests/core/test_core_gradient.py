@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from xdan.core.dynamics import CustomDynamics, Lorenz96
+from xdan.core.dynamics import CustomDynamics, KuramotoSivashinsky, Lorenz63, Lorenz96, SphereQG, TwoScaleLorenz96
 from xdan.core.learning import objective_by_name
 from xdan.core.learning.gradient import OneProcess, SeveralProcesses
 from xdan.core.learning.online_twin import EndlessTwin
+from xdan.core.learning.rollout import Window
 from xdan.core.learning.trainer import Optimiser, Trainer
-from xdan.core.networks import ResidualCNN
+from xdan.core.networks import KalmanCNN, ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites
 
 ERROR = ObservingSystem(std=torch.tensor(1.0, dtype=torch.float64))
@@ -170,6 +172,50 @@ def test_a_gradient_can_be_recorded_as_a_cuda_graph(name, memory, monkeypatch):
     assert_same(watched, plain)
     with pytest.raises(AssertionError), NothingIsReadBack():
         float(watched.loss)
+
+
+class NothingComesFromTheCPU(NothingIsReadBack):
+    """Refuses a copy between devices, too, but for single numbers."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = super().__torch_dispatch__(function, types, args, kwargs)
+        tensors = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, torch.Tensor) and one.ndim]
+        assert len({one.device for one in tensors}) <= 1, function
+        return result
+
+
+ON_DEVICES = {
+    "Lorenz-96": (lambda: Lorenz96(12), ResidualCNN, {"memory": 2}),
+    "Lorenz-63": (Lorenz63, ResidualCNN, {"kernel": 1}),
+    "two-scale Lorenz-96": (TwoScaleLorenz96, ResidualCNN, {}),
+    "Kuramoto-Sivashinsky": (KuramotoSivashinsky, ResidualCNN, {"memory": 2}),
+    "Kuramoto-Sivashinsky beside a filter": (KuramotoSivashinsky, KalmanCNN, {"memory": 2, "diagonals": 3}),
+    "sphere": (SphereQG, ResidualCNN, {"memory": 2}),
+}
+
+
+@pytest.mark.parametrize("title", ON_DEVICES)
+def test_models_and_networks_on_a_device_take_nothing_from_the_cpu(title):
+    """The meta device, which has shapes and no numbers, stands for a GPU: a CUDA graph records no copy from the CPU."""
+    model, kind, settings = ON_DEVICES[title]
+    device, dynamics = torch.device("meta"), model()
+    dynamics.vet()
+    net = kind(filters=4, blocks=2, space=dynamics.space, **settings).to(device)
+    size = dynamics.space.size
+    observing = ObservingSystem(torch.ones(())).to(torch.float32, device)
+    blank = torch.zeros(2, 2, size, device=device)
+    window = Window(truth=blank, observation=blank, steps=(1, 1))
+    state = {"x": blank[:, 0]}
+    if net.memory:
+        state["memory"] = torch.zeros(2, net.memory, size, device=device)
+    if net.guides:
+        state["covariance"] = torch.zeros(2, size, size, device=device)
+    gradient = OneProcess(net, dynamics.on(device), observing, objective_by_name("mse"))
+    gradient(window, state)  # what is moved to the device once
+    with NothingComesFromTheCPU():
+        result = gradient(window, state)
+    assert all(one.device == device for one in result.gradients)
+    assert dynamics.on(torch.device("cpu")) is dynamics
 
 
 def test_a_restart_that_is_not_asked_for_changes_nothing(monkeypatch):

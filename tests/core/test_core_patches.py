@@ -9,9 +9,10 @@ from torch.testing import assert_close
 import xdan
 from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.methods import method_of, run
+from xdan.core.methods.covariance_forms import OneMatrix
 from xdan.core.methods.gaussian_forecast import forecast_moments
 from xdan.core.methods.patch_cutting import patches_of, warn_of_reach
-from xdan.core.methods.patches import analysed, check_observing
+from xdan.core.methods.patches import check_observing
 from xdan.core.observing import LinearOperator, ObservingSystem, Sites
 from xdan.core.spaces import Field, Plane, Ring, StateSpace
 
@@ -84,7 +85,7 @@ def test_patches_agree_with_the_whole_matrix_at_one_analysis_and_forecast():
     inside = cut(patches, p)
     most = torch.tensor(1e9, dtype=torch.float64)
     for _ in range(2):
-        p, inside = analysed(x, p, observed, observing, None), analysed(x, inside, observed, observing, patches)
+        p, inside = OneMatrix().analysed(x, p, observed, observing), patches.analysed(inside, observed, observing)
         whole, parts = forecast_moments(dynamics, x, p, 1), forecast_moments(dynamics, x, inside, 1, patches)
         assert_close(parts.x, whole.x, rtol=0, atol=0)
         for name in ("covariance", "second"):
@@ -137,7 +138,8 @@ def test_a_plane_is_filtered_in_patches_as_in_one_matrix():
     whole, parts = torch.diag_embed(variance), patches.diagonal(variance)
     for k in range(5):
         observed = normals(1, 440, seed=k) < 0.3
-        whole, parts = (analysed(x, whole, observed, observing, None), patches.analysed(parts, observed, observing))
+        whole = OneMatrix().analysed(x, whole, observed, observing)
+        parts = patches.analysed(parts, observed, observing)
         whole = forecast_moments(dynamics, x, whole, 1).inflated(1.0, most)
         parts = forecast_moments(dynamics, x, parts, 1, patches).inflated(1.0, most)
     expected = whole.diagonal(dim1=1, dim2=2)
@@ -197,7 +199,7 @@ def test_a_large_ring_costs_no_more_for_each_site():
 
 
 def test_a_covariance_in_patches_is_neither_kept_nor_differentiated():
-    with pytest.raises(ValueError, match="60 components, whose covariance is in patches of radius=12: expected one"):
+    with pytest.raises(ValueError, match="60 components, whose covariance is kept with radius=12: expected one"):
         method_of(network(radius=12.0)).check_kept(Lorenz96(60))
     method_of(network()).check_gains(Lorenz96(60))
     with pytest.raises(ValueError, match=r"radius=12\.0, lag=2: a window has no patches"):

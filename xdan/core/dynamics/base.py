@@ -146,6 +146,16 @@ class Dynamics(InTime):
         takes_unit = "time_unit" in constructor_parameters(type(self))
         return with_time_unit(values, self.time_unit if takes_unit else None)
 
+    def on(self, device: torch.device) -> Self:
+        """The same model with the tensors among its attributes on a device; itself where they are there.
+
+        A model may copy its constants to a state's device at every call. A CUDA graph takes no such copy, so trainings
+        on a GPU, which record graphs, run this one. A model that keeps tensors inside other objects has its own `on`.
+        """
+        held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        elsewhere = {name: value.to(device) for name, value in held.items() if value.device != device}
+        return self._copied(**elsewhere) if elsewhere else self
+
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of states of shape (B, *shape).
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -103,6 +103,7 @@ class SphereQG(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "sphere-qg"
+    _flows_there: Mapping[torch.dtype, _Flow] = {}  # of a model that `on` has moved to a device
     spin_up_time = 40.0  # waves are as strong as they become after some 20; the mountains change the flow until 30
 
     def __init__(
@@ -178,6 +179,14 @@ class SphereQG(Dynamics, pure=True):
         after = [self._advance(group, steps) for group in groups]
         return after[0][:, 0], torch.cat([group[:, 1:] for group in after], 1)
 
+    def on(self, device: torch.device) -> Self:
+        """The same model on a device, with the matrices of its transforms there."""
+        if device.type == "cpu":
+            return self
+        other = super().on(device)
+        other._flows_there = {dtype: self._flow_like(dtype).to(device) for dtype in (torch.float32, torch.float64)}
+        return other
+
     def fingerprint(self) -> Tensor:
         """One step from two states of a start, in units of the Earth's radius and days, rounded.
 
@@ -240,9 +249,15 @@ class SphereQG(Dynamics, pure=True):
         return tendency
 
     def _flow(self, like: Tensor) -> _Flow:
-        screening = 0.0 if self.deformation_radius is None else (RADIUS / self.deformation_radius) ** 2
-        flow = _flow_of(self.truncation, screening, like.dtype)
+        there = self._flows_there.get(like.dtype)
+        if there is not None and there.laplacian.device == like.device:
+            return there
+        flow = self._flow_like(like.dtype)
         return flow if like.device.type == "cpu" else flow.to(like.device)
+
+    def _flow_like(self, dtype: torch.dtype) -> _Flow:
+        screening = 0.0 if self.deformation_radius is None else (RADIUS / self.deformation_radius) ** 2
+        return _flow_of(self.truncation, screening, dtype)
 
     def _jets(self, flow: _Flow) -> Tensor:
         """Psi of the jets, coefficients of shape (R, T, 1)."""

@@ -52,7 +52,7 @@ class EndlessTwin:
         first: int = 0,
         supervised: bool = True,
     ) -> None:
-        self.dynamics, self.sites, self.observing = dynamics, sites, observing
+        self.dynamics, self.sites, self.observing = dynamics.on(like.device), sites, observing
         self.steps, self.batch, self.cycles, self.seed = steps, batch, cycles, seed
         self.groups = self.per_epoch = max(1, trajectories // batch)
         self.supervised = supervised

@@ -142,7 +142,7 @@ class Trainer:
         self.network, self.objective, self.clip = network, objective, optimiser.clip
         self.method = method_of(network)
         self.parameters = list(network.parameters())
-        task = network, dynamics, observing, objective
+        task = network, dynamics.on(self.parameters[0].device), observing, objective
         self.gradient: Gradient
         if processes > 1:
             self.gradient = SeveralProcesses(*task, processes)

@@ -15,7 +15,6 @@ from .advancing import advance, advance_along
 from .declarations import SPREADS
 from .iterates import Iterate, minimised
 from .kalman_dan import ModelInAnalysis
-from .patches import deviations
 from .record import Record, State
 from .roots import cholesky_or_nan, triangular_root_of
 from .windowed import SlidingWindow, pushed
@@ -96,14 +95,14 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         x = state["x"]
         nothing = {
             "smoothed": torch.full_like(x, torch.nan),
-            "forecast_spread": deviations(state["covariance"], self._patches),
+            "forecast_spread": self.form.deviations(state["covariance"]),
         }
         return {**state, "begin": x, **self._window.opened(x), "spread": torch.zeros_like(x), **nothing}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation; the window begins here."""
         after = super().first(state, observation, observed, observing)
-        return {**after, "begin": after["x"], "spread": deviations(after["covariance"], self._patches)}
+        return {**after, "begin": after["x"], "spread": self.form.deviations(after["covariance"])}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and, of full windows, the start with the covariance there."""

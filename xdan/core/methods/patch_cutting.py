@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from .patches import MOST_SITES, Patches
 _DISTANCES = 1 << 24  # between sites, at once
 _MOST = 20_000  # components whose distances are all known at once: some gibibytes
 _TRIED, _BEYOND = 4, 0.01  # perturbations that are tried, and the share of one that may lie beyond the radius
-_CPU = torch.device("cpu")
 _ROUND = 1e-9  # of a radius: sites at exactly this distance count as within it
 
 
@@ -55,32 +53,6 @@ def warn_of_reach(dynamics: Dynamics, patches: Patches, x: Tensor, steps: int) -
             XdanWarning,
             stacklevel=2,
         )
-
-
-class Cutting:
-    """The patches of a method, cut once for the dynamics that it meets again and again.
-
-    Parameters
-    ----------
-    radius : float, optional
-        None for no patches.
-    companions : callable, optional
-        companions(N): the components (N, L) whose covariance with each of N a network sees.
-    """
-
-    def __init__(self, radius: float | None, companions: Callable[[int], Tensor] | None = None) -> None:
-        self.radius, self.companions = radius, companions
-        self._last: tuple[Dynamics, torch.device, Patches | None, Tensor | None] | None = None
-
-    def of(self, dynamics: Dynamics, device: torch.device = _CPU) -> tuple[Patches | None, Tensor | None]:
-        """The patches, None for one matrix; and where in them the covariances stand that a network sees."""
-        if self._last is None or self._last[0] is not dynamics or self._last[1] != device:
-            patches = None if self.radius is None else patches_of(dynamics, self.radius)
-            seen = None
-            if patches is not None and self.companions is not None:
-                seen = patches.pairs(self.companions(dynamics.space.size).cpu()).to(device)
-            self._last = dynamics, device, None if patches is None else patches.to(device), seen
-        return self._last[2:]
 
 
 def patches_of(dynamics: Dynamics, radius: float) -> Patches | None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .advancing import advance_along
-from .kalman import kalman_gain, updated
 from .roots import cholesky_or_nan, root_of
 
 _NEGATIVE = 0.02  # eigenvalues below minus this, in those of the observation error, are taken out of a covariance
@@ -177,21 +176,6 @@ class Patches:
         return torch.cat(parts)
 
 
-def deviations(covariance: Tensor, patches: Patches | None) -> Tensor:
-    """Standard deviations (B, N) of a covariance, (B, N, N) or in patches."""
-    variance = covariance.diagonal(dim1=-2, dim2=-1) if patches is None else patches.variances(covariance)
-    return variance.clamp_min(0.0).sqrt()
-
-
-def analysed(
-    x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem, patches: Patches | None
-) -> Tensor:
-    """Analysis error covariance of states (B, N), from the forecast's, (B, N, N) or in patches."""
-    if patches is not None:
-        return patches.analysed(covariance, observed, observing)
-    return updated(x, covariance, kalman_gain(x, covariance, observed, observing), observed, observing)
-
-
 def _positive(covariance: Tensor, unit: Tensor, root: Tensor) -> Tensor:
     """The same covariances, without negative eigenvalues where the cut at the radius has left some that matter.
 
@@ -206,7 +190,7 @@ def _positive(covariance: Tensor, unit: Tensor, root: Tensor) -> Tensor:
 
 
 def check_observing(observing: ObservingSystem, who: str) -> ObservingSystem:
-    """Refuse observations that patches cannot take, of an operator or with correlated errors; give the deviations of R.
+    """Give the deviations of R; refuse an operator and correlated errors, which patches and columns cannot take.
 
     Raises
     ------
@@ -214,14 +198,13 @@ def check_observing(observing: ObservingSystem, who: str) -> ObservingSystem:
     """
     if not observing.direct:
         raise ValueError(
-            f"{who} and observations of an operator: a covariance in patches needs observations of the sites "
-            "themselves; take 'letkf', whose observations have positions, or a radius so large that one patch is the "
-            "whole state"
+            f"{who} and observations of an operator: a covariance in patches or columns needs observations of the "
+            "sites themselves; take 'letkf', whose observations have positions, or for small states one matrix"
         )
     independent = observing.independent()
     if independent is None:
         raise ValueError(
-            f"{who} and correlated observation errors: a covariance in patches needs a diagonal R; take 'letkf', or "
-            "errors that are independent, or a radius so large that one patch is the whole state"
+            f"{who} and correlated observation errors: a covariance in patches or columns needs a diagonal R; take "
+            "'letkf', or errors that are independent, or for small states one matrix"
         )
     return independent

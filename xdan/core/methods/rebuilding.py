@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
-from .gaussian_forecast import forecast_moments
-from .patches import Patches, analysed
+from .covariance_forms import CovarianceForm, OneMatrix
 
 WIDEST_PAST = 4.0  # deviations of the climate about its mean: a state integrated backward is clipped there
 
@@ -66,7 +65,7 @@ def rebuilt_covariance(
     observing: ObservingSystem,
     c2: float,
     most: Tensor,
-    patches: Patches | None = None,
+    form: CovarianceForm | None = None,
 ) -> Tensor:
     """Forecast error covariance, of the shape of `start`, of a second-order Kalman filter along a past trajectory.
 
@@ -80,19 +79,19 @@ def rebuilt_covariance(
         Model steps of each interval; an interval of none is left out.
     observed : sequence of Tensor of bool, each of shape (B, P)
         What is observed at the start of each interval.
-    start : Tensor, shape (B, N, N), or (B, T, W, W) in patches
+    start : Tensor, shape (B, N, N), or as the form has it
         Covariance before the first of these observations.
     observing : ObservingSystem
     c2 : float
         Factor of the second-order term.
-    most : Tensor, shape (), or (T,) in patches
-        Trace of the climate's covariance.
-    patches : Patches, optional
-        In which the covariance is kept.
+    most : Tensor
+        `bound` of the climate's variances.
+    form : CovarianceForm, optional
+        In which the covariance is kept; one matrix by default.
     """
-    covariance = start
+    kept, covariance = OneMatrix() if form is None else form, start
     for view, x, count, seen in zip(views, past, steps, observed, strict=False):
         if count:
-            covariance = analysed(x, covariance, seen, observing, patches)
-            covariance = forecast_moments(view, x, covariance, count, patches).inflated(c2, most)
+            covariance = kept.analysed(x, covariance, seen, observing)
+            covariance = kept.forecast(view, x, covariance, count, c2, most)
     return covariance

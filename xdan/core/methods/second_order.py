@@ -15,13 +15,12 @@ from ..observing import ObservingSystem
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
 from .climate import climate_variances
+from .covariance_forms import CovarianceForm, FormOf, OneMatrix, check_form, one_form
 from .declarations import ITERATIONS, SPREADS, UNCONVERGED, Output, Tunable
 from .ensemble import INFLATIONS, Precision
 from .gaussian_forecast import check_size, forecast_moments
 from .iterates import Iterate, minimised
 from .kalman import ExtendedKalmanFilter
-from .patch_cutting import Cutting, warn_of_reach
-from .patches import Patches, check_observing, deviations
 from .record import Record, State
 from .registry import register_method
 from .roots import root_of
@@ -50,12 +49,16 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         tangent linear model along some 2 radius + 1 directions on a ring, whatever its length. Sites are to be observed
         directly, with independent errors. By default the covariance is one matrix, and so it is where patches would be
         no smaller.
+    columns : int, optional
+        For large states in which errors grow in few directions: the covariance is kept as so many columns of a root
+        (`Columns`), and a cycle runs the tangent linear model along each. Take several times the number of positive
+        Lyapunov exponents. Errors outside their span are taken to have decayed. Observations as with a radius.
 
     Raises
     ------
     TypeError, ValueError
-        For what is neither a positive number nor "tune"; with a radius, for an operator, correlated errors, or a
-        dynamics without distances.
+        For what is neither a positive number nor "tune", or a radius beside columns; with either, for an operator or
+        correlated errors; with a radius, for a dynamics without distances.
 
     References
     ----------
@@ -65,60 +68,65 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
     name: ClassVar[str] = "second-order-kalman"
     tunable: ClassVar[Mapping[str, Tunable]] = {"c2": SECOND_ORDERS, "inflation": INFLATIONS}
 
-    _patches: Patches | None = None
+    form: CovarianceForm = OneMatrix()
+    _most: Tensor | None = None
 
-    def __init__(self, c2: float | str = "tune", inflation: float | str = 1.0, radius: float | None = None) -> None:
+    def __init__(
+        self,
+        c2: float | str = "tune",
+        inflation: float | str = 1.0,
+        radius: float | None = None,
+        columns: int | None = None,
+    ) -> None:
         super().__init__(inflation)
         self.c2 = number_or_tune("c2", c2)
-        self.radius = None if radius is None else real("radius", radius, above=0.0)
-        self._cutting = Cutting(self.radius)
+        self.radius, self.columns = one_form(radius, columns)
+        self._forms = FormOf(self.radius, self.columns)
 
     def check_record(self, record: Record) -> None:
-        """Refuse states whose covariance is too large, and observations that patches cannot take."""
-        who, remedy = f"the method {self.name!r}", "give radius=, such as 12 grid lengths, or take 'letkf'"
-        if self._cutting.of(record.dynamics, record.observation.device)[0] is None:
-            check_size(record.shape[1], who, remedy)
-        else:
-            check_observing(record.observing, f"{who} with radius={self.radius:g}")
+        """Refuse states whose covariance is too large, and observations that it cannot take as it is kept."""
+        form, who = self._forms.of(record.dynamics, record.observation.device), f"the method {self.name!r}"
+        remedy = "give radius=, such as 12 grid lengths, or columns=, such as 32, or take 'letkf'"
+        check_form(form, record.shape[1:], who, remedy)
+        form.check_observing(record.observing, who)
         super().check_record(record)
 
     def check_kept(self, dynamics: Dynamics) -> None:
-        """Refuse to keep the covariance of a state that has it in patches."""
-        if self._cutting.of(dynamics)[0] is not None:
+        """Refuse to keep the covariance of a state that has it in patches or columns."""
+        form = self._forms.of(dynamics)
+        if not form.whole:
             raise ValueError(
-                f"the method {self.name!r} with radius={self.radius:g} has its covariance in patches: expected one "
-                "matrix for each state, to be kept; leave keep_members= out, or radius="
+                f"the method {self.name!r} with {form.words} has no matrix for each state: expected one, to be kept; "
+                "leave keep_members= out, or radius= and columns="
             )
 
     def set_up(self, record: Record) -> None:
-        """Take the moments of the climatology, and cut the state into patches where there is a radius."""
-        self._patches = self._cutting.of(record.dynamics, record.observation.device)[0]
-        if self._patches is None:
+        """Take the moments of the climatology, and choose the form of covariances."""
+        self.form = self._forms.of(record.dynamics, record.observation.device)
+        if self.form.whole:
             super().set_up(record)
+            self._most = self.climate[1].diagonal(dim1=-2, dim2=-1).sum(-1)
             return
         mean, variance = climate_variances(record.dynamics, record.seed, record.observation)
-        self._climate = mean, self._patches.diagonal(variance[None])[0]
-        warn_of_reach(record.dynamics, self._patches, mean[None], max(record.steps, default=0))
+        self._climate, self._most = (mean, self.form.diagonal(variance[None])[0]), self.form.bound(variance)
+        self.form.warn(record.dynamics, mean[None], max(record.steps, default=0))
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the state and its covariance."""
-        moments = forecast_moments(dynamics, state["x"], state["covariance"], steps, self._patches)
-        x = advance(dynamics, state["x"], steps)  # bit for bit the model's own run
-        most = self.climate[1].diagonal(dim1=-2, dim2=-1).sum(-1)
-        return {**state, "x": x, "covariance": moments.inflated(self.number("c2"), most)}
+        assert self._most is not None
+        covariance = self.form.forecast(dynamics, state["x"], state["covariance"], steps, self.number("c2"), self._most)
+        return {**state, "x": advance(dynamics, state["x"], steps), "covariance": covariance}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One Kalman update, in each patch by the observations inside it."""
-        if self._patches is None:
-            return super().analyse(state, observation, observed, observing)
+        """One Kalman update."""
         x = state["x"]
-        after = self._patches.analysed(state["covariance"], observed, observing)
-        zeta = observing.project_innovation(observation - x, observed)
-        increment = self._patches.times(after, zeta)  # K d = P_a H^T R^-1 d
-        return {**state, "x": x + increment, "covariance": self.number("inflation") ** 2 * after}
+        increment, after = self.form.update(
+            x, state["covariance"], observation - observing.observe(x), observed, observing
+        )
+        return {**state, "x": x + increment, "covariance": self.form.scaled(after, self.number("inflation") ** 2)}
 
     def _deviations(self, covariance: Tensor) -> Tensor:
-        return deviations(covariance, self._patches)
+        return self.form.deviations(covariance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,6 +137,6 @@ class Arrangement:
         """Repeat one number a field, (fields,), for every channel, (C, 1, ..., 1); one number of all stays one."""
         if scale.ndim == 0:
             return scale
-        counts = torch.tensor([place.channels for place in self._places], device=scale.device)
         assert self.sites is not None
-        return scale.repeat_interleave(counts).reshape(-1, *(1 for _ in self.sites), 1)
+        channels = [one.expand(place.channels) for one, place in zip(scale, self._places, strict=True)]
+        return torch.cat(channels).reshape(-1, *(1 for _ in self.sites), 1)

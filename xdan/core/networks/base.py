@@ -97,12 +97,16 @@ class AnalysisNetwork(nn.Module, ABC):
         covariance, `guide` makes the channels, and `forward` gets them as a fourth argument.
     second_order : float
         Factor of the second-order term by which that covariance is propagated.
+    inflation : float
+        Factor of the deviations of that covariance, after each analysis.
     lag : int
         Intervals back in time at which the network makes its analysis, which the model then carries to the present.
     passes : int
         Iterations of Gauss-Newton over the `lag` intervals, before the network's correction.
     patch_radius : float or None
         Of the patches that the covariance is kept in, in the units of the coordinates; None for one matrix.
+    covariance_columns : int or None
+        Columns of the root that the covariance is kept as; None for one matrix.
     past : int
         Intervals before the forecast from which that covariance is rebuilt at every analysis, 0 where it is carried.
     ensemble : bool
@@ -126,10 +130,12 @@ class AnalysisNetwork(nn.Module, ABC):
     memory: int = 0
     guides: int = 0
     second_order: float = 0.0
+    inflation: float = 1.0
     lag: int = 0
     passes: int = 1
     past: int = 0
     patch_radius: float | None = None
+    covariance_columns: int | None = None
     ensemble: ClassVar[bool] = False
     members: int = 1
     space: StateSpace | None
@@ -137,6 +143,7 @@ class AnalysisNetwork(nn.Module, ABC):
     state_std: Tensor
     error_std: Tensor
     fixed_inputs: Tensor
+    _conserved_on: tuple[torch.device, dict[int, Tensor]] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -238,8 +245,8 @@ class AnalysisNetwork(nn.Module, ABC):
         if not self._conserved:
             return change
         parts = list(change.split([field.geometry.size for field in self.space or ()], -1))
-        for index, weights in self._conserved.items():
-            part, w = parts[index], weights.to(change)
+        for index, shares in self._area_shares(change.device).items():
+            part, w = parts[index], shares.to(change)
             parts[index] = part - (w * part.sum(-1, keepdim=True) if adjoint else (w * part).sum(-1, keepdim=True))
         return torch.cat(parts, -1)
 
@@ -248,6 +255,12 @@ class AnalysisNetwork(nn.Module, ABC):
         """For each field whose mean is conserved its number and the share of the area of each of its points."""
         fields = enumerate(self.space or ())
         return {k: field.geometry.weights() / field.geometry.weights().sum() for k, field in fields if field.conserved}
+
+    def _area_shares(self, device: torch.device) -> dict[int, Tensor]:
+        """The same on a device, where they stay: a CUDA graph takes no copy from the CPU."""
+        if self._conserved_on is None or self._conserved_on[0] != device:
+            self._conserved_on = device, {k: shares.to(device) for k, shares in self._conserved.items()}
+        return self._conserved_on[1]
 
     def made_for(self, space: StateSpace) -> AnalysisNetwork:
         """Give this architecture for the fields of a space, where it was made for none and its class can have one.

@@ -19,7 +19,7 @@ from .sizes import odd, size
 from .trunk import ResidualTrunk
 
 _TYPICAL = 0.2  # deviation of an analysis error, in observation errors: corrections and roots of P_a are of that size
-_NOTHING = (("passes", 1), ("radius", None))  # parameters that change nothing
+_NOTHING = (("passes", 1), ("radius", None), ("columns", None), ("inflation", 1.0))  # parameters that change nothing
 _QUIET = 0.01  # size of the correction at the start: the network begins as the filter
 
 
@@ -75,6 +75,12 @@ class KalmanCNN(AnalysisNetwork):
         For large states, as of "second-order-kalman": the covariance is kept in patches, and a cycle costs some 2
         radius + 1 runs of the tangent linear model on a ring, whatever its length. 12 is enough for Lorenz-96. By
         default the covariance is one matrix. `Network.with_parameters(radius=12)` sets it for a trained network.
+    columns : int, optional
+        For large states in which errors grow in few directions, as of "second-order-kalman": the covariance is kept as
+        so many columns of a root, and a cycle costs as many runs of the tangent linear model.
+    inflation : float
+        Factor of the deviations of P_a after each analysis, as of "second-order-kalman". Columns need some, such as
+        1.02: they know nothing of the errors outside their span.
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
@@ -105,6 +111,8 @@ class KalmanCNN(AnalysisNetwork):
         passes: int = 1,
         past: int = 0,
         radius: float | None = None,
+        columns: int | None = None,
+        inflation: float = 1.0,
         activation: str = "gated",
         space: StateSpace | Mapping[str, Any] | None = None,
     ) -> None:
@@ -113,6 +121,7 @@ class KalmanCNN(AnalysisNetwork):
         self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
         self.second_order = self.c2 = real("c2", c2, least=0.0)
+        self.inflation = real("inflation", inflation, above=0.0)
         self.lag, self.past = size("lag", lag, 0), size("past", past, 0)
         self.passes = size("passes", passes)
         if self.passes > 1 and not self.lag:
@@ -120,9 +129,16 @@ class KalmanCNN(AnalysisNetwork):
                 f"passes={self.passes}, lag=0: expected a lag, as passes are those of a window, or passes=1"
             )
         self.radius = None if radius is None else real("radius", radius, above=0.0)
-        if self.radius is not None and self.lag:
+        self.columns = None if columns is None else size("columns", columns)
+        if self.radius is not None and self.columns is not None:
             raise ValueError(
-                f"radius={radius}, lag={lag}: a window has no patches; expected one of them without the other"
+                f"radius={radius}, columns={columns}: expected at most one, as a covariance is kept in patches or as "
+                "columns"
+            )
+        if self.lag and (self.radius is not None or self.columns is not None):
+            raise ValueError(
+                f"radius={radius}, columns={columns}, lag={lag}: the covariance of a window is one matrix; expected "
+                "lag=0, or neither of the others"
             )
         if self.lag and self.past:
             raise ValueError(f"lag={self.lag}, past={self.past}: expected one of them to be 0")
@@ -138,6 +154,11 @@ class KalmanCNN(AnalysisNetwork):
     def patch_radius(self) -> float | None:  # type: ignore[override]
         """The radius."""
         return self.radius
+
+    @property
+    def covariance_columns(self) -> int | None:  # type: ignore[override]
+        """The columns."""
+        return self.columns
 
     def companions(self, size: int) -> Tensor:
         """For each of so many components, those whose covariance with it the network sees, int64 of shape (N, L)."""

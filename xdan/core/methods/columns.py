@@ -1,0 +1,160 @@
+"""Covariances of large states by a few columns of a root, which follow the directions in which errors grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..observing import ObservingSystem
+from ..spaces import StateSpace
+from ..tangent import mixed_along
+from .advancing import advance, advance_along
+from .patches import check_observing
+
+_BENT = 4  # leading columns, at most, that second derivatives are taken along
+_SEED = 12  # of the noise by which independent errors become columns
+
+
+@dataclass(frozen=True)
+class ColumnAnalysis:
+    """A Kalman update by columns.
+
+    Attributes
+    ----------
+    covariance : Tensor, shape (B, 1 + k, N)
+        P_a.
+    increment : callable
+        increment(d): K d, shape (B, N), of innovations (B, N); linear in them.
+    """
+
+    covariance: Tensor
+    increment: Callable[[Tensor], Tensor]
+
+
+class Columns:
+    """Covariances D + S^T S of the states of a space, as tensors (B, 1 + k, N).
+
+    The first row holds the deviations of independent errors, the root of the diagonal D. The others are S: k columns of
+    a root. A filter begins with independent errors. At its first forecast they become columns, as so many random draws,
+    and from then on D is zero. The columns turn by themselves to the directions in which errors grow: errors outside
+    their span are taken to have decayed.
+
+    A forecast keeps the k leading directions of what the tangent linear model makes of the columns, and of the
+    second-order term. Directions are compared by their mean square over the area, each field in units of its own
+    variance among the columns.
+
+    Parameters
+    ----------
+    space : StateSpace
+    count : int
+        k.
+    device : torch.device
+
+    References
+    ----------
+    Pham, Verron and Roubaud (1998), doi:10.1016/S0924-7963(97)00109-7, whose filter carries such a root; Trevisan and
+    Palatella (2011), doi:10.5194/npg-18-243-2011, for the directions that suffice.
+    """
+
+    def __init__(self, space: StateSpace, count: int, device: torch.device) -> None:
+        self.count = count
+        generator = torch.Generator().manual_seed(_SEED)
+        noise = torch.randn(count, space.size, generator=generator, dtype=torch.float64)
+        self._noise = (noise / count**0.5).to(device)
+        self._sizes = [field.geometry.size for field in space]
+        self._weights = torch.cat([field.geometry.weights() for field in space]).to(self._noise)
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """Independent errors of these variances (B, N)."""
+        rows = variance.new_zeros(len(variance), 1 + self.count, variance.shape[1])
+        rows[:, 0] = variance.sqrt()
+        return rows
+
+    def forecast(
+        self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
+    ) -> Tensor:
+        """M P M^T + c2 Q2(P), by columns.
+
+        Q2 is that of `_BENT` leading columns: (1/2) sum over k, l of h_kl h_kl^T, h_kl = D^2 M[s_k, s_l]. It is
+        shortened where the trace would exceed `most`.
+        """
+        if not steps:
+            return covariance
+        columns = covariance[:, 1:] + covariance[:, :1] * self._noise.to(covariance)
+        _, moved = advance_along(dynamics, x, columns, steps)
+        if c2:
+            bent = _bent(dynamics, x, columns[:, : min(_BENT, self.count)], steps)
+            room = (most - moved.square().sum((1, 2))).clamp_min(0.0)
+            wanted = c2 * bent.square().sum((1, 2))
+            share = c2 * (room / wanted.clamp_min(torch.finfo(wanted.dtype).tiny)).clamp_max(1.0)
+            moved = torch.cat([moved, share.sqrt()[:, None, None] * bent], 1)
+        return torch.cat([torch.zeros_like(covariance[:, :1]), self._leading(moved)], 1)
+
+    def analysis(self, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> ColumnAnalysis:
+        """A Kalman update by observations of the components, with independent errors.
+
+        Independent errors D act on the columns as more observation error: with z of unit variance and the error
+        e + S^T z, z is known from d to (I + S (R + D)^-1 S^T)^-1, and e then to D R / (R + D).
+        """
+        independent = check_observing(observing, "a covariance in columns")
+        deviation, columns = covariance[:, :1], covariance[:, 1:]
+        precision = independent.whiten(torch.ones_like(covariance[:, 0]), observed)[:, None]  # 1 / deviation of R
+        left = 1.0 / (1.0 + (precision * deviation).square())  # of independent errors, and of columns at their places
+        white = precision * left.sqrt()
+        seen = columns * white
+        values, vectors = _eigh(seen @ seen.mT)
+        shrunk = (vectors * (1.0 + values).rsqrt()[:, None]) @ vectors.mT
+        inverse = (vectors / (1.0 + values)[:, None]) @ vectors.mT
+
+        def increment(innovation: Tensor) -> Tensor:
+            d = torch.where(observed, innovation, torch.zeros_like(innovation))[:, None] * white
+            z = d @ seen.mT @ inverse
+            return (z @ columns + deviation.square() * white * (d - z @ seen))[:, 0]
+
+        return ColumnAnalysis(torch.cat([deviation * left.sqrt(), shrunk @ (columns * left)], 1), increment)
+
+    def pairs(self, covariance: Tensor, companions: Tensor) -> Tensor:
+        """Covariances of each component with its companions (N, L), shape (B, N, L)."""
+        columns, sites = covariance[:, 1:], torch.arange(covariance.shape[2], device=covariance.device)
+        parts = []
+        for others in companions.unbind(1):
+            alone = torch.where(others == sites, covariance[:, 0].square(), 0.0)
+            parts.append((columns * columns[:, :, others]).sum(1) + alone)
+        return torch.stack(parts, -1)
+
+    def _leading(self, rows: Tensor) -> Tensor:
+        """The k leading directions of rows (B, K, N), largest first; they have no covariance with one another."""
+        variance = rows.detach().square().sum(1) * self._weights.to(rows)
+        totals = [part.sum(1, keepdim=True).expand_as(part) for part in variance.split(self._sizes, 1)]
+        tiny = torch.finfo(rows.dtype).tiny
+        scaled = rows * (self._weights.to(rows) / torch.cat(totals, 1).clamp_min(tiny)).sqrt()[:, None]
+        _, vectors = _eigh(scaled @ scaled.mT)
+        leading = vectors.flip(-1)[..., : self.count]
+        return leading.mT @ rows
+
+
+def _bent(dynamics: Dynamics, x: Tensor, columns: Tensor, steps: int) -> Tensor:
+    """Rows h_kl / sqrt(2) of pairs of columns (B, K, N), shape (B, K (K + 1) / 2, N) with k < l counted twice."""
+    count, size = columns.shape[1:]
+    first, last = torch.triu_indices(count, count, device=x.device)
+    pairs = (columns[:, first], columns[:, last])
+    points = x[:, None].expand_as(pairs[0]).reshape(-1, size).contiguous()
+
+    def forecast(one: Tensor, other: Tensor) -> Tensor:
+        return advance(dynamics, one + other, steps)
+
+    one, other = (side.reshape(-1, size) for side in pairs)
+    what = f"the model {dynamics.label!r}"
+    bends = mixed_along(forecast, points, torch.zeros_like(points), one, other, what).reshape(pairs[0].shape)
+    return bends * torch.where(first == last, 0.5, 1.0).to(x).sqrt()[:, None]
+
+
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, at least 0, and vectors of symmetric matrices (B, K, K), NaN for those that are not finite."""
+    whole = matrices.isfinite().flatten(1).all(1)[:, None, None]
+    values, vectors = torch.linalg.eigh(torch.where(whole, matrices, 0.0))
+    return torch.where(whole[..., 0], values.clamp_min(0.0), torch.nan), torch.where(whole, vectors, torch.nan)

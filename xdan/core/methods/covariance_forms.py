@@ -1,0 +1,323 @@
+"""How the covariance of a state is kept: as one matrix, in patches, or as a few columns of a root."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..checks import integer, real
+from ..dynamics import Dynamics
+from ..observing import ObservingSystem
+from .columns import Columns
+from .gaussian_forecast import check_size, forecast_moments
+from .kalman import kalman_gain, updated
+from .patch_cutting import patches_of, warn_of_reach
+from .patches import Patches, check_observing
+
+_CPU = torch.device("cpu")
+Companions = Callable[[int], Tensor]
+
+
+class CovarianceForm(ABC):
+    """A way to keep covariances of a batch of states, as one tensor, and what a Kalman filter does with them.
+
+    Attributes
+    ----------
+    whole : bool
+        Whether a covariance is one matrix, (B, N, N).
+    words : str
+        What messages call it.
+    """
+
+    whole: bool = False
+    words: str
+
+    @abstractmethod
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """The covariance of independent errors of these variances (B, N)."""
+
+    @abstractmethod
+    def bound(self, variance: Tensor) -> Tensor:
+        """Trace of a covariance with these variances (N,), which `forecast` does not exceed."""
+
+    @abstractmethod
+    def forecast(
+        self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
+    ) -> Tensor:
+        """M P M^T + c2 Q2(P) of states (B, N), the second term shortened where the trace would exceed `most`."""
+
+    @abstractmethod
+    def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+        """P_a = (I - K H) P_f."""
+
+    @abstractmethod
+    def update(
+        self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
+    ) -> tuple[Tensor, Tensor]:
+        """The increment K d of an innovation (B, P), and P_a. Gradients go through the innovation alone."""
+
+    @abstractmethod
+    def variances(self, covariance: Tensor) -> Tensor:
+        """Diagonal of P, shape (B, N)."""
+
+    @abstractmethod
+    def seen(self, covariance: Tensor) -> Tensor:
+        """Covariances of each component with its companions, shape (B, N, L)."""
+
+    def deviations(self, covariance: Tensor) -> Tensor:
+        """Standard deviations (B, N)."""
+        return self.variances(covariance).clamp_min(0.0).sqrt()
+
+    def scaled(self, covariance: Tensor, factor: float) -> Tensor:
+        """The covariance times a factor."""
+        return factor * covariance
+
+    def check_observing(self, observing: ObservingSystem, who: str) -> None:
+        """Refuse observations that this form cannot take; `who` is what messages say asked for it.
+
+        Raises
+        ------
+        ValueError
+        """
+        check_observing(observing, f"{who} with {self.words}")
+
+    def warn(self, dynamics: Dynamics, x: Tensor, steps: int) -> None:  # noqa: B027
+        """Warn where the model outruns this form over so many steps from a state (1, N) of the climate."""
+
+
+class OneMatrix(CovarianceForm):
+    """A matrix for each state, (B, N, N).
+
+    Parameters
+    ----------
+    companions : callable, optional
+        companions(N): the components (N, L) whose covariance with each of N a network sees.
+    """
+
+    whole = True
+    words = "one matrix"
+
+    def __init__(self, companions: Companions | None = None) -> None:
+        self.companions = companions
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """The covariance of independent errors of these variances (B, N)."""
+        return torch.diag_embed(variance)
+
+    def bound(self, variance: Tensor) -> Tensor:
+        """Trace of a covariance with these variances."""
+        return variance.sum()
+
+    def forecast(
+        self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
+    ) -> Tensor:
+        """By products with the tangent linear model as a matrix."""
+        return forecast_moments(dynamics, x, covariance, steps).inflated(c2, most)
+
+    def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+        """Joseph form."""
+        return updated(x, covariance, kalman_gain(x, covariance, observed, observing), observed, observing)
+
+    def update(
+        self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
+    ) -> tuple[Tensor, Tensor]:
+        """K d by the gain K, of any observation operator."""
+        with torch.no_grad():
+            gain = kalman_gain(x, covariance, observed, observing)
+            after = updated(x, covariance, gain, observed, observing)
+        d = torch.where(observed, innovation, torch.zeros_like(innovation))
+        return (gain @ d[..., None])[..., 0], after
+
+    def variances(self, covariance: Tensor) -> Tensor:
+        """Diagonal of P."""
+        return covariance.diagonal(dim1=-2, dim2=-1)
+
+    def seen(self, covariance: Tensor) -> Tensor:
+        """Covariances of each component with its companions."""
+        assert self.companions is not None
+        sites = torch.arange(covariance.shape[-1], device=covariance.device)
+        return covariance[:, sites[:, None], self.companions(len(sites))]
+
+    def check_observing(self, observing: ObservingSystem, who: str) -> None:
+        """One matrix takes all observations."""
+
+
+class InPatches(CovarianceForm):
+    """Matrices of overlapping neighbourhoods, (B, T, W, W).
+
+    Parameters
+    ----------
+    patches : Patches
+    pairs : Tensor of int64, shape (N, L), optional
+        Where the covariances that a network sees stand in the patches (`Patches.pairs`).
+    """
+
+    def __init__(self, patches: Patches, pairs: Tensor | None = None) -> None:
+        self.patches, self.pairs = patches, pairs
+        self.words = f"radius={patches.radius:g}"
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """The covariance of independent errors of these variances (B, N)."""
+        return self.patches.diagonal(variance)
+
+    def bound(self, variance: Tensor) -> Tensor:
+        """Trace in each patch, (T,)."""
+        return self.patches.of(variance[None])[0].sum(1)
+
+    def forecast(
+        self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
+    ) -> Tensor:
+        """The same products in each patch."""
+        return forecast_moments(dynamics, x, covariance, steps, self.patches).inflated(c2, most)
+
+    def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+        """In each patch by the observations inside it."""
+        return self.patches.analysed(covariance, observed, observing)
+
+    def update(
+        self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
+    ) -> tuple[Tensor, Tensor]:
+        """K d = P_a H^T R^-1 d."""
+        with torch.no_grad():
+            after = self.patches.analysed(covariance, observed, observing)
+        return self.patches.times(after, observing.project_innovation(innovation, observed)), after
+
+    def variances(self, covariance: Tensor) -> Tensor:
+        """Diagonal of P."""
+        return self.patches.variances(covariance)
+
+    def seen(self, covariance: Tensor) -> Tensor:
+        """Covariances of each component with its companions."""
+        assert self.pairs is not None
+        return covariance.flatten(1)[:, self.pairs]
+
+    def warn(self, dynamics: Dynamics, x: Tensor, steps: int) -> None:
+        """Warn where the tangent linear model reaches beyond the radius."""
+        warn_of_reach(dynamics, self.patches, x, steps)
+
+
+class InColumns(CovarianceForm):
+    """Independent errors, and k columns of a root, (B, 1 + k, N): see `Columns`.
+
+    Parameters
+    ----------
+    columns : Columns
+    companions : Tensor of int64, shape (N, L), optional
+        Components whose covariance with each a network sees.
+    """
+
+    def __init__(self, columns: Columns, companions: Tensor | None = None) -> None:
+        self.columns, self.companions = columns, companions
+        self.words = f"columns={columns.count}"
+
+    def diagonal(self, variance: Tensor) -> Tensor:
+        """The covariance of independent errors of these variances (B, N)."""
+        return self.columns.diagonal(variance)
+
+    def bound(self, variance: Tensor) -> Tensor:
+        """Trace of a covariance with these variances."""
+        return variance.sum()
+
+    def forecast(
+        self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
+    ) -> Tensor:
+        """The columns by the tangent linear model, and the leading ones of what they and the second term span."""
+        return self.columns.forecast(dynamics, x, covariance, steps, c2, most)
+
+    def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+        """By the innovations in the space of the columns."""
+        return self.columns.analysis(covariance, observed, observing).covariance
+
+    def update(
+        self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
+    ) -> tuple[Tensor, Tensor]:
+        """K d by the columns."""
+        with torch.no_grad():
+            analysis = self.columns.analysis(covariance, observed, observing)
+        return analysis.increment(innovation), analysis.covariance
+
+    def variances(self, covariance: Tensor) -> Tensor:
+        """Diagonal of P."""
+        return covariance.square().sum(1)
+
+    def scaled(self, covariance: Tensor, factor: float) -> Tensor:
+        """The covariance times a factor, its columns times the root."""
+        return math.sqrt(factor) * covariance
+
+    def seen(self, covariance: Tensor) -> Tensor:
+        """Covariances of each component with its companions."""
+        assert self.companions is not None
+        return self.columns.pairs(covariance, self.companions)
+
+
+class FormOf:
+    """The form that a method keeps covariances in, made once for the dynamics that it meets again and again.
+
+    Parameters
+    ----------
+    radius : float, optional
+        Of patches; None for none.
+    columns : int, optional
+        Columns of a root; None for none. A state of no more components has one matrix.
+    companions : callable, optional
+        companions(N): the components (N, L) whose covariance with each of N a network sees.
+    """
+
+    def __init__(
+        self, radius: float | None = None, columns: int | None = None, companions: Companions | None = None
+    ) -> None:
+        self.radius, self.columns, self.companions = radius, columns, companions
+        self._last: tuple[Dynamics, torch.device, CovarianceForm] | None = None
+
+    def of(self, dynamics: Dynamics, device: torch.device = _CPU) -> CovarianceForm:
+        """The form for a dynamics' states; one matrix where the other would be no smaller."""
+        if self._last is None or self._last[0] is not dynamics or self._last[1] != device:
+            self._last = dynamics, device, self._made(dynamics, device)
+        return self._last[2]
+
+    def _made(self, dynamics: Dynamics, device: torch.device) -> CovarianceForm:
+        size, companions = dynamics.space.size, self.companions
+        if self.columns is not None and self.columns < size:
+            near = None if companions is None else companions(size).to(device)
+            return InColumns(Columns(dynamics.space, self.columns, device), near)
+        patches = None if self.radius is None else patches_of(dynamics, self.radius)
+        if patches is None:
+            return OneMatrix(companions)
+        pairs = None if companions is None else patches.pairs(companions(size).cpu()).to(device)
+        return InPatches(patches.to(device), pairs)
+
+
+def one_form(radius: float | None, columns: int | None) -> tuple[float | None, int | None]:
+    """A radius of patches and a number of columns, at most one of them.
+
+    Raises
+    ------
+    TypeError
+        For what is no number.
+    ValueError
+        For numbers that are not positive, and for both.
+    """
+    if radius is not None and columns is not None:
+        raise ValueError(
+            f"radius={radius}, columns={columns}: expected at most one, as a covariance is kept in patches or as "
+            "columns"
+        )
+    return (
+        None if radius is None else real("radius", radius, above=0.0),
+        None if columns is None else integer("columns", columns, least=1),
+    )
+
+
+def check_form(form: CovarianceForm, shape: tuple[int, ...], who: str, remedy: str) -> None:
+    """Refuse one matrix of a state for which it is too large.
+
+    Raises
+    ------
+    ValueError
+    """
+    if form.whole:
+        check_size(math.prod(shape), who, remedy)
