@@ -76,8 +76,8 @@ class CudaGraph(OneProcess):
 
     A window of a small network is some thousand small kernels, which take longer to launch than to run. Replayed, they
     are launched together. Windows that start trajectories, and those of a model or an observing system that depends on
-    time, are computed as by `OneProcess`; so are all windows, with a warning, where something cannot be recorded: a
-    user's model or loss that reads a number back from the GPU, say.
+    time, or of a method that is not `recordable`, are computed as by `OneProcess`. So are all windows, with a warning,
+    where something cannot be recorded: a user's model or loss that reads a number back from the GPU, say.
 
     A graph belongs to one shape of windows and to weights that change in place. What a call returns is good until the
     next.
@@ -94,7 +94,7 @@ class CudaGraph(OneProcess):
         super().__init__(network, dynamics, observing, objective)
         self._key: Any = None
         self._recording: _Recording | None = None
-        self._refused = not dynamics.autonomous or observing.in_time
+        self._refused = not dynamics.autonomous or observing.in_time or not self.method.recordable(dynamics)
 
     def __call__(self, window: Window, state: State | None) -> WindowGradient:
         """Replay; the first window of a shape is recorded."""

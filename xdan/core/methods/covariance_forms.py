@@ -36,6 +36,10 @@ class CovarianceForm(ABC):
     whole: bool = False
     words: str
 
+    def recordable(self, dynamics: Dynamics) -> bool:
+        """Whether forecasts and updates on a GPU read no number back, as a CUDA graph needs."""
+        return False
+
     @abstractmethod
     def diagonal(self, variance: Tensor) -> Tensor:
         """The covariance of independent errors of these variances (B, N)."""
@@ -103,6 +107,10 @@ class OneMatrix(CovarianceForm):
 
     def __init__(self, companions: Companions | None = None) -> None:
         self.companions = companions
+
+    def recordable(self, dynamics: Dynamics) -> bool:
+        """Where the model knows its second-order term; otherwise a root of the covariance is taken."""
+        return dynamics.second_order_tendency(torch.zeros(1, dynamics.space.size, dynamics.space.size)) is not None
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """The covariance of independent errors of these variances (B, N)."""

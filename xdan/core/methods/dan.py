@@ -46,6 +46,10 @@ class DataAssimilationNetwork(Method):
         """Plain JSON parameters."""
         return {"network": self.network.name, **self.network.config()}
 
+    def recordable(self, dynamics: Dynamics) -> bool:
+        """Whether cycles on a GPU read no number back, so that a training may record them as a CUDA graph."""
+        return True
+
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over states of the mean and the deviation that the network was trained with."""
         mean, std = (value.cpu().double() for value in self._climate())

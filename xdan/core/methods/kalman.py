@@ -22,7 +22,7 @@ from .declarations import SPREADS, Output, Tunable
 from .ensemble import INFLATIONS
 from .record import Record, State
 from .registry import register_method
-from .roots import cholesky_or_nan
+from .roots import cholesky_or_nan, cholesky_solved
 from .variational import Static
 
 _FACTORS = (0.1, 1.0, 10.0)  # of a size: how far from the climate a model is looked at
@@ -109,7 +109,7 @@ def kalman_gain(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSyst
     Columns are zero where nothing is observed, and not finite where the covariance is not, or is not positive.
     """
     rows, both = observing.observed_covariances(x, p, observed)
-    gain: Tensor = torch.cholesky_solve(rows, cholesky_or_nan(both + observing.covariance_of(observed))).mT
+    gain: Tensor = cholesky_solved(rows, cholesky_or_nan(both + observing.covariance_of(observed))).mT
     return gain
 
 

@@ -62,6 +62,10 @@ class GuidedNetwork(DataAssimilationNetwork):
         bound.form = self._forms.of(dynamics, self.network.state_mean.device)
         return bound
 
+    def recordable(self, dynamics: Dynamics) -> bool:
+        """As the form of the covariance is."""
+        return self.bound(dynamics).form.recordable(dynamics)
+
     def check_record(self, record: Record) -> None:
         """Refuse states whose covariance is too large, and observations that it cannot take as it is kept."""
         who, form = f"the network {self.network.name!r}", self.bound(record.dynamics).form
@@ -155,6 +159,10 @@ class ModelInAnalysis(GuidedNetwork):
 
     setting: ClassVar[str]  # the network's parameter that makes the analysis run the model
     keeps_covariance = False
+
+    def recordable(self, dynamics: Dynamics) -> bool:
+        """Never: how many steps the model runs is read from the state."""
+        return False
 
     def bound(self, dynamics: Dynamics) -> Self:
         """Return a copy that runs the dynamics.

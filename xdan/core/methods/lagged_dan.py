@@ -16,7 +16,7 @@ from .declarations import SPREADS
 from .iterates import Iterate, minimised
 from .kalman_dan import ModelInAnalysis
 from .record import Record, State
-from .roots import cholesky_or_nan, triangular_root_of
+from .roots import cholesky_or_nan, cholesky_solved, triangular_root_of
 from .windowed import SlidingWindow, pushed
 
 _CONVERGED = 0.01  # root mean square of a step of Gauss-Newton, in deviations of the window's start
@@ -44,7 +44,7 @@ class _Iterate(Iterate):
         innovation = missed + (weights[:, None] @ seen)[:, 0]
         unit = torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
         precision = cholesky_or_nan(unit + seen @ seen.mT)
-        target = torch.cholesky_solve(seen @ innovation[..., None], precision)[..., 0]
+        target = cholesky_solved(seen @ innovation[..., None], precision)[..., 0]
         cost = 0.5 * (missed.square().sum(1) + weights.square().sum(1))
         numbers = {"cost": cost, "scale": torch.ones_like(cost), "count": count}
         return cls(weights=weights, target=target, innovation=innovation, along=along, seen=seen, **numbers)

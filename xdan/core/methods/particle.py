@@ -19,6 +19,7 @@ from .declarations import SPREADS, Output
 from .ensemble import EnsembleMethod
 from .record import Record, State
 from .registry import register_method
+from .roots import cholesky_solved
 
 
 class ParticleFilter(EnsembleMethod):
@@ -173,5 +174,5 @@ class OptimalParticleFilter(ParticleFilter):
         e = self.noise * self._model_noise(state)
         r = observing.errors_from(self.draw(state, x[0].numel()).reshape(x.shape))
         rest = torch.where(observed[:, None], innovation - e - r, torch.zeros_like(x))
-        pulled = e + q * torch.cholesky_solve(rest.mT, factor).mT * observed[:, None]
+        pulled = e + q * cholesky_solved(rest.mT, factor).mT * observed[:, None]
         return self._reweigh(state, x + pulled, -0.5 * white.square().sum(2))

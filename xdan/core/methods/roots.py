@@ -12,6 +12,19 @@ def cholesky_or_nan(matrices: Tensor) -> Tensor:
     return torch.where(failed[:, None, None] == 0, root, torch.nan)
 
 
+def cholesky_solved(rows: Tensor, factor: Tensor) -> Tensor:
+    """The solution X of A X = rows, (B, N, K), from the lower factor of A, (B, N, N).
+
+    On a GPU by two triangular systems: `torch.cholesky_solve` of a batch goes through MAGMA there, which ends the
+    process where a CUDA graph is recorded.
+    """
+    if not factor.is_cuda:
+        return torch.cholesky_solve(rows, factor)
+    half = torch.linalg.solve_triangular(factor, rows, upper=False)
+    solution: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return solution
+
+
 def root_of(covariance: Tensor) -> Tensor:
     """Rows (B, N, N) whose outer products add up to a covariance, those of the smallest variance first.
 
