@@ -158,6 +158,40 @@ class Network:
         network.module()
         return network
 
+    def for_space(self, space: StateSpace) -> Network:
+        """Return a network of the same weights for the same fields on another grid of the same kind.
+
+        A longer ring, or a finer grid of a sphere. Kernels keep their width in grid points, and so reach half as far on
+        a grid of half the spacing. Fixed inputs are those of the new space.
+
+        Parameters
+        ----------
+        space : StateSpace
+            Such as `model.space`.
+
+        Raises
+        ------
+        TypeError
+            For what is no StateSpace, and for a network that was made for no space: it works on any ring as it is.
+        ValueError
+            For other fields, units or kinds of geometry, or other fixed inputs.
+        """
+        if not isinstance(space, StateSpace):
+            raise TypeError(f"space={shown(space)}: expected a StateSpace, such as the `space` of a dynamics")
+        if self.space is None or "space" not in self.module().config():
+            raise TypeError(
+                f"the network {self.description['name']!r} has no space of its own: expected one that was trained on "
+                "fields with a space; this one works on any ring as it is"
+            )
+        _check_alike(self.space, space)
+        module = type(self.module())(**{**self.module().config(), "space": space})
+        inputs = {name: value for name, value in module.state_dict().items() if name == "fixed_inputs"}
+        arrays = {**self.arrays, **{name: value.numpy() for name, value in inputs.items()}}
+        changed = {**self.description, "parameters": module.config()}
+        network = Network(changed, arrays, self.history)
+        network.module()
+        return network
+
     def method(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> DataAssimilationNetwork:
         """Return the method to cycle with.
 
@@ -337,6 +371,22 @@ def committee(networks: Iterable[Network]) -> Network:
         place.load_state_dict(module.state_dict())
     training = {"committee": [one.description["training"] for one in networks]}
     return Network.from_module(together, networks[0].state_dims, training)
+
+
+def _check_alike(one: StateSpace, other: StateSpace) -> None:
+    """Refuse another space whose fields are not the same on geometries of the same kinds."""
+
+    def kinds(space: StateSpace) -> list[tuple[str, str, str]]:
+        return [(field.name, field.units, field.geometry.name) for field in space]
+
+    def inputs(space: StateSpace) -> list[str]:
+        return [given.name for given in space.inputs]
+
+    for word, of in (("fields (name, units, geometry)", kinds), ("fixed inputs", inputs)):
+        if of(one) != of(other):
+            raise ValueError(
+                f"another space has the {word} {of(other)}: expected {of(one)}, as the network was trained"
+            )
 
 
 def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilationNetwork:

@@ -202,9 +202,7 @@ def test_a_covariance_in_patches_is_neither_kept_nor_differentiated():
     with pytest.raises(ValueError, match="60 components, whose covariance is kept with radius=12: expected one"):
         method_of(network(radius=12.0)).check_kept(Lorenz96(60))
     method_of(network()).check_gains(Lorenz96(60))
-    with pytest.raises(
-        ValueError, match=r"radius=12\.0, columns=None, lag=2: the covariance of a window"
-    ):
+    with pytest.raises(ValueError, match=r"radius=12\.0, columns=None, lag=2: the covariance of a window"):
         network(radius=12.0, lag=2)
 
 
