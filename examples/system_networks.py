@@ -1,7 +1,8 @@
-"""Systems beyond Lorenz-96, how each is observed, and the networks that are trained for it."""
+"""Systems beyond the papers' Lorenz-96: how each is observed, what is compared there, and the networks for it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,17 +15,25 @@ import xdan
 
 from common import Methods, archive, kept, trained
 
-SHIPPED = Path(__file__).parent.parent / "xdan" / "trained"
 DECAYED = xdan.Optimiser(learning_rate=0.01, adam_learning_rate=0.002, weight_decay=0.1)
 CAREFUL = xdan.Optimiser(learning_rate=0.008, adam_learning_rate=0.0016, weight_decay=0.1)
-STATES = 1024  # that stand for the climate of models of which 4,096 spin-ups take long
-PSI_ERROR = 2.0e6  # a tenth of the deviation of the stream function on the sphere, m2 s-1
+PSI_ERROR = 2.0e6  # m2 s-1, a tenth of the deviation of the stream function on the sphere
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A network, and how it is trained."""
+class Member:
+    """A network of a system.
 
+    Attributes
+    ----------
+    shipped : str or None
+        The name under which it comes with xdan.
+    network : AnalysisNetwork
+    settings : mapping
+        Of its training.
+    """
+
+    shipped: str | None
     network: xdan.AnalysisNetwork
     settings: Mapping[str, Any]
 
@@ -35,47 +44,189 @@ class System:
 
     Attributes
     ----------
+    title : str
     experiment : TwinExperiment
-    unit : float
-        In which errors are given.
+    methods : mapping
+        Classical methods by the names that a table gives them, each with its parameters.
+    members : mapping
+        Networks by such names.
     burn_in, cycles, trajectories : int
         Of the test record.
-    methods : mapping
-        Classical methods by their names, each with its parameters.
-    networks : mapping
-        Networks by their names.
-    archive : int, optional
-        States that stand for the climatology, the model's own by default.
+    unit : float
+        In which errors are given.
+    states : int, optional
+        Of a free run, that stand for the climatology; the model's own by default.
     """
 
     title: str
     experiment: xdan.TwinExperiment
-    burn_in: int
-    cycles: int
-    trajectories: int
     methods: Methods
-    networks: Mapping[str, Trained] = field(default_factory=dict)
+    members: Mapping[str, Member] = field(default_factory=dict)
+    burn_in: int = 100
+    cycles: int = 200
+    trajectories: int = 8
     unit: float = 1.0
-    archive: int | None = None
+    states: int | None = None
 
     def climatology(self, out: Path) -> np.ndarray | None:
         """States of a free run, kept in a folder, or None for the model's own."""
-        if self.archive is None:
+        if self.states is None:
             return None
 
         def free_run() -> xr.Dataset:
-            states = archive(self.experiment, self.archive, seed=3)
-            return xr.Dataset({"state": (("sample", *self.experiment.dynamics.dims), states)})
+            values = archive(self.experiment, self.states or 0, seed=3)
+            return xr.Dataset({"state": (("sample", *self.experiment.dynamics.dims), values)})
 
-        return kept(out / "climatology.zarr", free_run, states=self.archive).state.values
+        model = self.experiment.dynamics.name
+        return kept(out / f"climatology-{model}-{self.states}.zarr", free_run, states=self.states).state.values
 
-    def record(self, out: Path, seed: int) -> xr.Dataset:
-        """The test record."""
-        sizes = {"cycles": self.burn_in + self.cycles, "trajectories": self.trajectories}
-        return xdan.twin(self.experiment, **sizes, seed=seed, climatology=self.climatology(out)).compute()
+    def record(self, out: Path, seed: int, cycles: int, trajectories: int) -> xr.Dataset:
+        """A record that no network has seen."""
+        words = {"cycles": self.burn_in + cycles, "trajectories": trajectories, "seed": seed}
+        return xdan.twin(self.experiment, **words, climatology=self.climatology(out)).compute()
 
-    def train(self, name: str, out: Path, minutes: float, **settings: Any) -> xdan.Network:
-        """Train a network for some minutes, or open what is kept of it in a folder."""
-        one = self.networks[name]
-        words = {"objective": "mse", "seed": 2, "climatology": self.climatology(out), **one.settings, **settings}
-        return trained(out / f"{name}.zarr", self.experiment, one.network, minutes=minutes, **words)
+    def network(self, name: str, out: Path, minutes: float, device: str = "auto") -> xdan.Network:
+        """A network that comes with xdan, or one that is trained for some minutes and kept in a folder."""
+        one = self.members[name]
+        if not minutes:
+            if one.shipped is None:
+                raise SystemExit(f"the network {name!r} does not come with xdan: give --minutes, to train it")
+            return xdan.open_network(one.shipped)
+        words = {"objective": "mse", "seed": 2, "climatology": self.climatology(out), "device": device, **one.settings}
+        path = out / f"{name.replace(' ', '-')}.zarr"
+        return trained(path, self.experiment, one.network, minutes=minutes, **words)
+
+
+def kuramoto_sivashinsky(sites: int = 128) -> xdan.KuramotoSivashinsky:
+    """A ring of a length in proportion to its sites."""
+    return xdan.KuramotoSivashinsky(sites=sites, length=sites / 128 * 32 * math.pi)
+
+
+RING, FLOW = kuramoto_sivashinsky(), xdan.SphereQG()
+POINT = RING.length / RING.sites
+WAVES = {"window": 12, "batch": 128, "validate_every": 300, "optimiser": DECAYED}
+LONG = {"window": 16, "validate_every": 300, "optimiser": DECAYED}
+WEATHER = {"window": 8, "batch": 64, "validate_every": 200, "optimiser": DECAYED}
+ON_RING: dict[str, Any] = {"filters": 32, "kernel": 7, "blocks": 5, "space": RING.space}
+ON_SPHERE: dict[str, Any] = {"filters": 32, "space": FLOW.space}
+
+SYSTEMS = {
+    "kuramoto-sivashinsky": System(
+        "Kuramoto-Sivashinsky, 128 points on 32 pi, every point observed every 1.0",
+        xdan.TwinExperiment(RING, interval=1.0),
+        {
+            "3D-Var, trained B": ("3d-var", {"background": "trained"}),
+            "ETKF, 20 members": ("etkf", {"members": 20, "inflation": 1.03, "rotate": True}),
+            "LETKF, 16 members": ("letkf", {"members": 16, "radius": 28 * POINT, "inflation": 1.02}),
+            "second-order Kalman filter": ("second-order-kalman", {"c2": 4.0}),
+        },
+        {
+            "network": Member("kuramoto-sivashinsky", xdan.ResidualCNN(**ON_RING), WAVES),
+            "network with memory": Member("kuramoto-sivashinsky-memory", xdan.ResidualCNN(**ON_RING, memory=12), WAVES),
+            "network beside a Kalman filter": Member(
+                "kuramoto-sivashinsky-kalman",
+                xdan.KalmanCNN(filters=32, blocks=4, kernel=5, memory=8, c2=3.0, space=RING.space),
+                {"window": 8, "batch": 48, "validate_every": 300, "optimiser": CAREFUL},
+            ),
+        },
+    ),
+    "kuramoto-sivashinsky-sparse": System(
+        "Kuramoto-Sivashinsky, every eighth point observed",
+        xdan.TwinExperiment(RING, interval=1.0, observe=xdan.Sites.every(8)),
+        {
+            "3D-Var, trained B": ("3d-var", {"background": "trained"}),
+            "EnKF-N, 40 members": ("enkf-n", {"members": 40}),
+            "EnKF-N, 100 members": ("enkf-n", {"members": 100}),
+            "second-order Kalman filter": ("second-order-kalman", {"c2": 3.0}),
+        },
+        {
+            "network with memory": Member(
+                "kuramoto-sivashinsky-sparse",
+                xdan.ResidualCNN(**ON_RING, memory=16),
+                {**LONG, "batch": 96},
+            )
+        },
+        burn_in=150,
+        cycles=250,
+    ),
+    "lorenz96-sparse": System(
+        "Lorenz-96, every fourth site observed every 0.15",
+        xdan.TwinExperiment(xdan.Lorenz96(), interval=0.15, observe=xdan.Sites.every(4)),
+        {
+            "3D-Var": ("3d-var", {}),
+            "EnKF-N, 40 members": ("enkf-n", {"members": 40}),
+            "EnKF-N, 100 members": ("enkf-n", {"members": 100}),
+            "LETKF, 40 members": ("letkf", {"members": 40, "radius": 4.0, "inflation": 1.1}),
+            "IEnKS-N, 40 members, lag 4": ("ienks-n", {"members": 40, "lag": 4}),
+        },
+        {
+            "network with memory": Member(
+                "lorenz96-sparse",
+                xdan.ResidualCNN(filters=40, kernel=7, blocks=5, memory=24),
+                {**LONG, "batch": 192},
+            )
+        },
+        burn_in=200,
+        cycles=400,
+        trajectories=16,
+    ),
+    "sphere": System(
+        "quasi-geostrophic flow on the sphere, T21, every point observed every 6 hours",
+        xdan.TwinExperiment(FLOW, interval=0.25, error_std=PSI_ERROR),
+        {
+            "3D-Var": ("3d-var", {}),
+            "LETKF, 20 members": ("letkf", {"members": 20, "radius": 25.0, "inflation": 1.03}),
+            "LETKF, 40 members": ("letkf", {"members": 40, "radius": 35.0, "inflation": 1.02}),
+            "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
+            "EnKF-N, 60 members": ("enkf-n", {"members": 60}),
+            "second-order Kalman filter, 32 columns": (
+                "second-order-kalman",
+                {"columns": 32, "inflation": 1.05, "c2": 4.0},
+            ),
+        },
+        {
+            "network": Member("sphere-qg", xdan.ResidualCNN(**ON_SPHERE, kernel=5, blocks=5), WEATHER),
+            "network with memory": Member(
+                "sphere-qg-memory",
+                xdan.ResidualCNN(**ON_SPHERE, kernel=5, blocks=4, memory=8),
+                {**WEATHER, "window": 10},
+            ),
+            "network beside 32 columns": Member(
+                "sphere-qg-kalman",
+                xdan.KalmanCNN(
+                    filters=24,
+                    blocks=3,
+                    memory=4,
+                    diagonals=5,
+                    c2=0.0,
+                    columns=32,
+                    inflation=1.04,
+                    space=FLOW.space,
+                ),
+                {"window": 6, "batch": 48, "validate_every": 150, "optimiser": CAREFUL},
+            ),
+        },
+        unit=PSI_ERROR,
+        states=1024,
+    ),
+    "sphere-quarter": System(
+        "the same, every fourth meridian observed",
+        xdan.TwinExperiment(FLOW, interval=0.25, error_std=PSI_ERROR, observe=xdan.Sites.every(4)),
+        {
+            "3D-Var": ("3d-var", {}),
+            "LETKF, 20 members": ("letkf", {"members": 20, "radius": 35.0, "inflation": 1.05}),
+            "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
+            "second-order Kalman filter, 32 columns": (
+                "second-order-kalman",
+                {"columns": 32, "inflation": 1.05, "c2": 4.0},
+            ),
+        },
+        {
+            "network with memory": Member(
+                None, xdan.ResidualCNN(**ON_SPHERE, kernel=7, blocks=4, memory=8), {**WEATHER, "window": 10}
+            )
+        },
+        unit=PSI_ERROR,
+        states=1024,
+    ),
+}

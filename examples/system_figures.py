@@ -1,0 +1,251 @@
+"""Tables, anatomies and transfers of the systems of system_networks.py."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import re
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from system_networks import SYSTEMS, System, kuramoto_sivashinsky
+
+import xdan
+
+from common import kept, markdown, save_pictures
+
+
+@dataclass(frozen=True)
+class Dissected:
+    """What is looked at of a network.
+
+    Attributes
+    ----------
+    ensemble : str
+        The method that it is compared with.
+    references : mapping
+        Sites r by their names.
+    cycles, every : int
+        Of the record after the burn-in, and between the states that are looked at.
+    group : Group, optional
+        Symmetries that marginal gains are averaged over; by default those that the experiment has.
+    scales : sequence of float
+        lambda of r(lambda); none where P_a is too large for it.
+    """
+
+    ensemble: str
+    references: Mapping[str, int]
+    cycles: int
+    every: int
+    group: xdan.Group | None = None
+    scales: tuple[float, ...] = ()
+
+
+DISSECTED = {
+    "kuramoto-sivashinsky": Dissected(
+        "ETKF, 20 members", {"all turns of the ring": 64}, 400, 10, scales=(0.25, 0.5, 1.0, 1.5, 2.0)
+    ),
+    "sphere": Dissected(
+        "ETKF, 60 members",
+        {"r at 43 N, 180 E": 8 * 64 + 32, "r at 3 N, 180 E": 15 * 64 + 32},
+        80,
+        40,
+        xdan.Group.trivial(32 * 64),
+    ),
+}
+LARGER = {"kuramoto-sivashinsky": kuramoto_sivashinsky(256), "sphere": xdan.SphereQG(42)}
+
+
+def table(name: str, options: argparse.Namespace) -> None:
+    """The RMSE of classical methods and networks, in observation errors, each row kept."""
+    system = SYSTEMS[name]
+    cycles, trajectories = options.cycles or system.cycles, options.trajectories or system.trajectories
+    seed = 1 if options.seed is None else options.seed
+    test, rows = system.record(options.out, seed, cycles, trajectories), []
+    for label, work in works(system, test, options):
+        path = options.out / f"{slug(label)}-score.zarr"
+        score = kept(path, lambda work=work: scored(system, test, work), cycles=cycles, seed=seed, rows=trajectories)
+        rows.append(
+            {
+                "scheme": label,
+                "RMSE": float(score.rmse) / system.unit,
+                "standard error": float(score.rmse_standard_error) / system.unit,
+                "spread": float(score.spread) / system.unit if "spread" in score else math.nan,
+                "lost": int(score.diverged),
+                "seconds": round(score.attrs["seconds"]),
+                "GiB of the process": round(score.attrs["memory"], 1),
+            }
+        )
+        print(rows[-1], flush=True)
+    heading = f"{system.title}; {trajectories} trajectories, {cycles} cycles after {system.burn_in}, seed {seed}"
+    text = f"{heading}\n\n{markdown(pd.DataFrame(rows))}"
+    (options.out / "table.md").write_text(text)
+    print(f"\n{text}")
+
+
+def works(
+    system: System, test: xr.Dataset, options: argparse.Namespace
+) -> Iterator[tuple[str, Callable[[], xr.Dataset]]]:
+    """What makes the run of each row, by its name."""
+    climatology = system.climatology(options.out)
+    for label, (method, parameters) in system.methods.items():
+        words = {**parameters, "climatology": climatology, "progress": False}
+        yield label, lambda method=method, words=words: test.dan.baseline(method, **words).compute()
+    for label, member in system.members.items():
+        if options.minutes or member.shipped:
+            net = system.network(label, options.out, options.minutes)
+            yield label, lambda net=net: test.dan.cycle(net, progress=False).compute()
+
+
+def scored(system: System, test: xr.Dataset, work: Callable[[], xr.Dataset]) -> xr.Dataset:
+    """The score of a run, with the seconds that it took and the largest memory of the process until then."""
+    begin = time.perf_counter()
+    run = work()
+    seconds = time.perf_counter() - begin
+    score = test.dan.score(run, burn_in=system.burn_in).compute()
+    names = [one for one in ("rmse", "rmse_standard_error", "spread", "diverged") if one in score]
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return score[names].assign_attrs(seconds=seconds, memory=memory)
+
+
+def anatomy(name: str, options: argparse.Namespace) -> None:
+    """P_a, marginal gains and r(lambda) of the network without memory, at a few states, beside those of an ensemble."""
+    system, dissected, out = SYSTEMS[name], DISSECTED[name], options.out
+    seed, trajectories = 1 if options.seed is None else options.seed, options.trajectories or 2
+    cycles = options.cycles or dissected.cycles
+    settings = {"cycles": cycles, "rows": trajectories, "seed": seed}
+    test = system.record(out, seed, cycles, trajectories)
+    net = system.network("network", out, options.minutes)
+    run = kept(out / "run.zarr", lambda: test.dan.cycle(net, progress=False).compute(), **settings)
+    words = {"every": dissected.every, "burn_in": system.burn_in}
+
+    def covariances() -> xr.Dataset:
+        return test.dan.gain(net, kind="covariance", run=run, **words).compute().to_dataset(name="p")
+
+    def of_ensemble() -> xr.Dataset:
+        method, parameters = system.methods[dissected.ensemble]
+        more = {"climatology": system.climatology(out), "progress": False, "keep_members": True}
+        ensemble = test.dan.baseline(method, **parameters, **more)
+        late = ensemble.isel(time=slice(system.burn_in, None, dissected.every))
+        return xdan.ensemble_covariance(late.drop_attrs()).compute().to_dataset(name="p")
+
+    p = {
+        "network": kept(out / "covariance.zarr", covariances, **settings).p,
+        dissected.ensemble: kept(out / "ensemble-covariance.zarr", of_ensemble, **settings).p,
+    }
+    gains = {}
+    for label, site in dissected.references.items():
+        omega = test.dan.gain(net, run=run, reference=site, group=dissected.group, **words)
+        gains[label] = kept(
+            out / f"gain-{site}.zarr", lambda omega=omega: omega.compute().to_dataset(name="g"), **settings
+        ).g
+    rows = [{"quantity": label, "value": value} for label, value in likeness(system, *p.values()).items()]
+    for label, gain in gains.items():
+        extent = xdan.pattern_extent(gain, dynamics=system.experiment.dynamics)
+        rows.append({"quantity": f"radius of 95 % of the gain, {label}", "value": f"{float(extent.radius):.3g}"})
+    pages = {
+        "Mean marginal gains about r": xdan.gain_map(gains, within=None if name == "sphere" else 20),
+        "Eigenvalues of P_a": xdan.spectrum_curves({label: xdan.covariance_spectrum(one) for label, one in p.items()}),
+    }
+    if dissected.scales:
+        scaling = kept(
+            out / "scaling.zarr",
+            lambda: test.dan.scaling_of_increments(net, run, dissected.scales, cutoff=0.01, **words).compute(),
+            **settings,
+        )
+        for scale in dissected.scales:
+            ratio, error = (float(scaling[label].sel(scale=scale)) for label in ("ratio", "standard_error"))
+            rows.append({"quantity": f"r({scale:g})", "value": f"{ratio:.3f} +- {error:.3f}"})
+        pages["r(lambda)"] = xdan.scaling_curves({"network": scaling})
+    states = p["network"].sizes["time"] * trajectories
+    text = f"{system.title}; {states} states, seed {seed}\n\n{markdown(pd.DataFrame(rows))}"
+    (out / "anatomy.md").write_text(text)
+    save_pictures(out / "anatomy", pages, title=system.title)
+    print(f"\n{text}")
+
+
+def likeness(system: System, network: xr.DataArray, ensemble: xr.DataArray) -> dict[str, str]:
+    """How P_a of a network goes with an ensemble's: its size, its pattern about a site, and what follows the flow.
+
+    The last is the correlation of P[j, j] over the states of a trajectory, and over all j after the mean of each: a
+    covariance that does not follow the flow has none.
+    """
+    one, other = (p.transpose("trajectory", "time", "i", "j").values for p in (network, ensemble))
+    size = [np.trace(p, axis1=2, axis2=3) / p.shape[-1] for p in (one, other)]
+    unit = 1.0 if system.unit == 1.0 else 1.0 / system.unit**2
+    whole = [
+        np.corrcoef(a.ravel(), b.ravel())[0, 1]
+        for a, b in zip(*(p.reshape(-1, p[0, 0].size) for p in (one, other)), strict=True)
+    ]
+    flow = []
+    for a, b in zip(one, other, strict=True):
+        varying = [np.diagonal(p, axis1=1, axis2=2) for p in (a, b)]
+        varying = [d - d.mean(0) for d in varying]
+        flow.append(np.corrcoef(varying[0].ravel(), varying[1].ravel())[0, 1])
+    return {
+        "mean of P[j, j], network": f"{unit * size[0].mean():.4g}",
+        "mean of P[j, j], ensemble": f"{unit * size[1].mean():.4g}",
+        "correlation of the two matrices at a state": plus_minus(whole),
+        "correlation of P[j, j] in time": plus_minus(flow),
+    }
+
+
+def plus_minus(values: list[Any]) -> str:
+    """Mean and standard error."""
+    return f"{np.mean(values):.3f} +- {np.std(values, ddof=1) / math.sqrt(len(values)):.3f}"
+
+
+def transfer(name: str, options: argparse.Namespace) -> None:
+    """Networks on a larger ring, or a finer sphere, as they are."""
+    system, model = SYSTEMS[name], LARGER[name]
+    experiment = dataclasses.replace(system.experiment, dynamics=model)
+    larger = dataclasses.replace(system, experiment=experiment, methods={}, title=f"{system.title}, on {model}")
+    seed, trajectories = 1 if options.seed is None else options.seed, options.trajectories or 6
+    cycles, rows = options.cycles or 150, []
+    tests = {
+        label: one.record(options.out, seed, cycles, trajectories)
+        for label, one in (("there", system), ("here", larger))
+    }
+    for label, member in system.members.items():
+        if member.shipped is None and not options.minutes:
+            continue
+        net = system.network(label, options.out, options.minutes)
+        nets = {"there": net, "here": net.for_space(model.space)}
+        scores = {
+            place: kept(
+                options.out / f"{slug(label)}-{place}.zarr",
+                lambda place=place, nets=nets: scored(
+                    system, tests[place], lambda: tests[place].dan.cycle(nets[place], progress=False).compute()
+                ),
+                cycles=cycles, seed=seed, rows=trajectories,
+            )
+            for place in tests
+        }  # fmt: skip
+        values = {place: float(score.rmse) / system.unit for place, score in scores.items()}
+        errors = {place: float(score.rmse_standard_error) / system.unit for place, score in scores.items()}
+        rows.append(
+            {
+                "network": label,
+                "where it was trained": f"{values['there']:.4f} +- {errors['there']:.4f}",
+                "on the larger": f"{values['here']:.4f} +- {errors['here']:.4f}",
+                "lost": int(scores["here"].diverged),
+                "larger by": f"{100 * (values['here'] / values['there'] - 1):.0f} %",
+            }
+        )
+        print(rows[-1], flush=True)
+    heading = f"{larger.title}; {trajectories} trajectories, {cycles} cycles after {system.burn_in}, seed {seed}"
+    text = f"{heading}\n\n{markdown(pd.DataFrame(rows))}"
+    (options.out / "transfer.md").write_text(text)
+    print(f"\n{text}")
+
+
+def slug(label: str) -> str:
+    """A name for files."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
