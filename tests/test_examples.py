@@ -45,3 +45,23 @@ def test_runs_to_its_page(name, methods, model, options, tmp_path, monkeypatch):
     assert max(errors) < 5
     assert next((tmp_path / "out").glob("*.html")).stat().st_size > 10_000
     assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) <= 150
+
+
+@pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth", "ignore:the network is used out of")
+@pytest.mark.parametrize(("figure", "methods"), [("seasonal", 5 + 7), ("two-halves", 6)])
+def test_heterogeneous_systems_run_to_their_pages(figure, methods, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    example = import_module("heterogeneous")
+    monkeypatch.setattr("xdan.training.twin_source.VALIDATION_CYCLES", 10)
+    monkeypatch.setattr("xdan.training.twin_source.VALIDATION_LANES", 4)
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
+    monkeypatch.setattr(example, "BURN_IN", 2)
+    monkeypatch.setattr(example, "PERIOD", 0.3)  # six cycles
+    monkeypatch.setitem(example.METHODS, "LETKF, 20 members", ("letkf", {"members": 4, "radius": 5.0}))
+    small = ["--minutes", "0.01", "--cycles", "6", "--trajectories", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["heterogeneous", figure, *small])
+    example.main()
+    errors, agreement = (tmp_path / figure / "table.md").read_text().split("\n\n")
+    assert len(errors.splitlines()) == 2 + methods
+    assert "network" in agreement
+    assert (tmp_path / figure / f"{figure}.html").stat().st_size > 10_000

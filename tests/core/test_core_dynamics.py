@@ -50,6 +50,26 @@ def test_lorenz96_tendency_is_the_written_formula(sites):
     assert_close(Lorenz96(sites, 7.5).tendency(x), expected, rtol=1e-14, atol=1e-13)
 
 
+def test_lorenz96_takes_a_forcing_for_each_site():
+    dynamics, x = Lorenz96(9, UNEVEN), states(2, 9)
+    assert_close(dynamics.tendency(x), Lorenz96(9, 0.0).tendency(x) + torch.tensor(UNEVEN, dtype=x.dtype))
+    assert_close(dynamics.rest(torch.zeros(9)), torch.tensor(UNEVEN))
+    assert dynamics.tendency(x.float()).dtype == torch.float32
+    alike = Lorenz96(9, [6.0] * 9)
+    assert torch.equal(alike.advance(x, 3), Lorenz96(9, 6.0).advance(x, 3))
+
+
+def test_lorenz96_keeps_a_forcing_for_each_site_in_stores():
+    dynamics = Lorenz96(9, np.array(UNEVEN))
+    described = json.loads(json.dumps(dynamics_to_json(dynamics)))
+    assert described["parameters"] == {"sites": 9, "forcing": UNEVEN, "timestep": 0.05}
+    opened = dynamics_from_json(described)
+    assert opened == dynamics
+    assert hash(opened) == hash(dynamics)
+    assert torch.equal(opened.fingerprint(), dynamics.fingerprint())
+    assert opened != Lorenz96(9, UNEVEN[::-1])
+
+
 def test_lorenz96_has_a_direction():
     # With every roll flipped a model is the mirror image: its tendency is that of x read backwards.
     dynamics, x = Lorenz96(11), states(11)
@@ -99,17 +119,21 @@ def stepped(dynamics: Dynamics, x: torch.Tensor, steps: int) -> torch.Tensor:
     return x
 
 
-@pytest.mark.parametrize("sites", [4, 9])
+UNEVEN = [8.0, 8.0, 4.0, 4.0, 5.5, 6.0, -1.0, 0.0, 2.0]  # a forcing for each of nine sites
+
+
+@pytest.mark.parametrize(("sites", "forcing"), [(4, 6.0), (9, 6.0), (9, UNEVEN)])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (1030,)])
-def test_advance_without_a_gradient_is_repeated_steps(sites, shape):
-    dynamics, x = Lorenz96(sites, 6.0, 0.03), states(*shape, sites)
+def test_advance_without_a_gradient_is_repeated_steps(sites, forcing, shape):
+    dynamics, x = Lorenz96(sites, forcing, 0.03), states(*shape, sites)
     assert_close(dynamics.advance(x, 4), stepped(dynamics, x, 4), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("forcing", [6.0, UNEVEN[:5]])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_advance_with_a_gradient_is_repeated_steps(shape):
+def test_advance_with_a_gradient_is_repeated_steps(forcing, shape):
     dynamics, x, weight = (
-        Lorenz96(5, 6.0, 0.03),
+        Lorenz96(5, forcing, 0.03),
         states(*shape, 5).requires_grad_(),
         states(*shape, 5, seed=1),
     )
@@ -155,9 +179,10 @@ def test_advance_leaves_its_argument_alone():
 
 @pytest.mark.parametrize("steps", [0, 1, 3])
 @pytest.mark.parametrize("own", [True, False])
-def test_directions_are_advanced_by_the_tangent_linear_model(steps, own):
+@pytest.mark.parametrize("forcing", [8.0, UNEVEN[:7]])
+def test_directions_are_advanced_by_the_tangent_linear_model(steps, own, forcing):
     """The written one of Lorenz-96 and, for a dynamics without, autodiff: against finite differences."""
-    model = Lorenz96(7)
+    model = Lorenz96(7, forcing)
     if not own:
         model = CustomDynamics(model.tendency, state={"x": 7}, timestep=0.05)
     generator = torch.Generator().manual_seed(3)
@@ -248,7 +273,13 @@ def test_an_unknown_parameter_of_a_dynamics_is_refused():
 
 @pytest.mark.parametrize(
     ("parameters", "message"),
-    [({"sites": 3}, "sites=3"), ({"timestep": 0.0}, "timestep=0: expected"), ({"timestep": 0.06}, "timestep=0.06")],
+    [
+        ({"sites": 3}, "sites=3"),
+        ({"sites": 9, "forcing": UNEVEN[:4]}, r"shape \(4,\): expected a number, or one for each of the 9 sites"),
+        ({"sites": 4, "forcing": [8.0, 8.0, 8.0, math.nan]}, "forcing"),
+        ({"timestep": 0.0}, "timestep=0: expected"),
+        ({"timestep": 0.06}, "timestep=0.06"),
+    ],
 )
 def test_lorenz96_refuses_parameters_out_of_range(parameters, message):
     with pytest.raises(ValueError, match=message):

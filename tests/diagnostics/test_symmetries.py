@@ -98,6 +98,8 @@ MIXING = np.random.default_rng(0).normal(size=(5, 12))
         ({"error_covariance": np.diag([1.0, 2.0, 3.0, 4.0] * 3)}, 3),
         ({"operator": ROW_OPERATOR}, 4),
         ({"operator": MIXING}, 1),
+        ({"model": xdan.Lorenz96(sites=12, forcing=[8.0] * 6 + [4.0] * 6)}, 1),
+        ({"model": xdan.Lorenz96(sites=12, forcing=[8.0, 4.0, 4.0] * 4)}, 4),
         ({"model": xdan.CustomDynamics(lopsided, state={"x": 12}, timestep=0.01)}, 1),
         ({"model": xdan.CustomDynamics(lambda x: -x, state={"lat": 3, "lon": 4}, timestep=0.1), "interval": 0.1}, 12),
         ({"model": xdan.CustomDynamics(on_sphere, state={"lat": 3, "lon": 4}, timestep=0.1), "interval": 0.1}, 4),

@@ -245,6 +245,16 @@ def test_endless_twin(model, architecture, quick, windows):
     assert len(np.unique(states, axis=0)) == len(states)
 
 
+def test_an_endless_twin_observed_by_instruments(quick):
+    ring, positions = xdan.Lorenz96(sites=8, forcing=[8.0] * 4 + [4.0] * 4), [0.0, 1.0, 2.0, 3.0, 6.0]
+    labels = {"x": positions, "instrument": ["buoy", "ship", "buoy", "ship", "ship"]}
+    twin = TwinExperiment(ring, positions=labels, error_std={"buoy": 0.5, "ship": 2.0})
+    net = xdan.train(twin, xdan.ResidualCNN(filters=2, blocks=1), **{**quick, "steps": 2})
+    data = net.description["training"]["data"]
+    assert data["endless"]["parameters"]["forcing"] == [8.0] * 4 + [4.0] * 4
+    assert data["error_std"] == [0.5, 2.0]
+
+
 def test_an_endless_twin_teaches(model, architecture, quick):
     settings = {**quick, "batch": 8, "steps": 60, "validate_every": 20}
     scores = xdan.train(model, architecture, **settings).history.validation_rmse.values

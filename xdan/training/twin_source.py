@@ -175,11 +175,18 @@ class TwinSource(TrainingSource):
             "endless": dynamics_to_json(self.dynamics),
             "interval": float(experiment.interval),  # type: ignore[arg-type]
             "observing": experiment.observe.to_json(),
-            "error_std": np.asarray(deviation, dtype=np.float64).tolist(),
+            "error_std": _plain(deviation),
             "fingerprint": digest(*observing_identity(self.observing, self.dynamics)),
             "trajectories": self.trajectories,
             "teacher": None if teacher is None else {"method": teacher.name, **teacher.config()},
         }
+
+
+def _plain(deviation: Any) -> Any:
+    """Deviations as plain numbers; those of each field or instrument by its name."""
+    if isinstance(deviation, dict):
+        return {name: _plain(one) for name, one in deviation.items()}
+    return np.asarray(deviation, dtype=np.float64).tolist()
 
 
 def teaching_method(teacher: Any, objective: Objective) -> Method:

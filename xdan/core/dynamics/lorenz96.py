@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import integer, real
+from ..checks import integer, real, real_array, shown
 from ..pool import Pool
 from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
 from .base import Dynamics
@@ -28,8 +30,8 @@ class Lorenz96(Dynamics, pure=True):
     ----------
     sites : int
         Number of sites, at least 4, as four neighbours are coupled.
-    forcing : float
-        F; 8 is chaotic.
+    forcing : float or sequence of float, length sites
+        F, one number or one for each site; 8 is chaotic.
     timestep : float
         Runge-Kutta 4 step, 0.05 or less.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
@@ -41,7 +43,8 @@ class Lorenz96(Dynamics, pure=True):
     TypeError
         If the sites are no integer, another parameter is no number, or the time unit no time.
     ValueError
-        If there are fewer than 4 sites or more than ten million, or the step is not in (0, 0.05].
+        If there are fewer than 4 sites or more than ten million, the forcing has another length, or the step is not in
+        (0, 0.05].
 
     References
     ----------
@@ -51,44 +54,57 @@ class Lorenz96(Dynamics, pure=True):
     --------
     >>> Lorenz96(sites=6).step(torch.full((6,), 8.0))  # the steady state x = F
     tensor([8., 8., 8., 8., 8., 8.])
+    >>> Lorenz96(sites=4, forcing=[8, 8, 4, 4]).tendency(torch.zeros(4))
+    tensor([8., 8., 4., 4.])
     """
 
     name: ClassVar[str] = "lorenz96"
     second_order_reach: ClassVar[int | None] = 2
 
     def __init__(
-        self, sites: int = 40, forcing: float = 8.0, timestep: float = 0.05, time_unit: Duration | None = None
+        self,
+        sites: int = 40,
+        forcing: float | Sequence[float] = 8.0,
+        timestep: float = 0.05,
+        time_unit: Duration | None = None,
     ) -> None:
         self.sites = integer("sites", sites, least=4, most=MOST_COMPONENTS)
-        self.forcing, self.timestep = real("forcing", forcing), accurate_timestep(timestep)
+        self.forcing, self.timestep = _forcing(forcing, self.sites), accurate_timestep(timestep)
         self.time_unit = time_unit
         self._tapes: Pool[_Tape] = Pool()
         self.space = StateSpace(Field("x", Ring(self.sites)))
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
-        parameters = {"sites": self.sites, "forcing": self.forcing, "timestep": self.timestep}
+        forcing = list(self.forcing) if isinstance(self.forcing, tuple) else self.forcing
+        parameters = {"sites": self.sites, "forcing": forcing, "timestep": self.timestep}
         return with_time_unit(parameters, self.time_unit)
 
     def rest(self, noise: Tensor) -> Tensor:
         """Perturb the unstable steady state x = F."""
-        return self.forcing + noise
+        return self._forcing_of(noise) + noise
 
     def tendency(self, x: Tensor) -> Tensor:
         """dx/dt of Eq. 6 for states of shape (..., sites)."""
         ahead, behind, two_behind = x.roll(-1, -1), x.roll(1, -1), x.roll(2, -1)
-        return torch.addcmul(self.forcing - x, ahead - two_behind, behind)
+        return torch.addcmul(self._forcing_of(x) - x, ahead - two_behind, behind)
+
+    def _forcing_of(self, x: Tensor) -> float | Tensor:
+        """F as it is added to states (..., sites): a number, or a tensor (sites,) of their dtype and device."""
+        if not isinstance(self.forcing, tuple):
+            return self.forcing
+        return torch.tensor(self.forcing, dtype=x.dtype, device=x.device)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states (B, sites), and directions (B, M, sites) by the tangent linear model, written out."""
-        h = self.timestep
+        h, forcing = self.timestep, self._forcing_of(x)
         for _ in range(steps):
             stage, along = x, directions
             total, total_along = torch.zeros_like(x), torch.zeros_like(directions)
             for weight, c in zip((1, 2, 2, 1), (h / 2, h / 2, h, None), strict=True):
                 ring, ring_along = _with_neighbours(stage), _with_neighbours(along)
                 behind, difference = ring[..., 1:-2], ring[..., 3:] - ring[..., :-3]
-                k = torch.addcmul(self.forcing - stage, difference, behind)
+                k = torch.addcmul(forcing - stage, difference, behind)
                 k_along = (ring_along[..., 3:] - ring_along[..., :-3]) * behind[:, None]
                 k_along = torch.addcmul(k_along, ring_along[..., 1:-2], difference[:, None]) - along
                 total, total_along = total + weight * k, torch.add(total_along, k_along, alpha=weight)
@@ -118,9 +134,9 @@ class Lorenz96(Dynamics, pure=True):
         if steps == 0 or torch._C._functorch.is_functorch_wrapped_tensor(x):
             return super().advance(x, steps)
         if torch.is_grad_enabled() and x.requires_grad:
-            columns = x.reshape(-1, self.sites).T
+            columns, forcing = x.reshape(-1, self.sites).T, _as_column(self._forcing_of(x))
             for _ in range(steps):
-                columns = _Step.apply(columns, self.forcing, self.timestep, self._tapes)  # type: ignore[no-untyped-call]
+                columns = _Step.apply(columns, forcing, self.timestep, self._tapes)  # type: ignore[no-untyped-call]
             return columns.T.reshape(x.shape)
         flat = x.detach().reshape(-1, self.sites)
         parts = [self._advance_columns(part.T, steps).T for part in flat.split(_COLUMNS)]
@@ -128,12 +144,31 @@ class Lorenz96(Dynamics, pure=True):
 
     def _advance_columns(self, x: Tensor, steps: int) -> Tensor:
         """RK4 on states as columns, shape (B columns of N rows)."""
-        tape = _Tape(x, keep=False)
+        tape, forcing = _Tape(x, keep=False), _as_column(self._forcing_of(x))
         state = tape.stages[0].sites
         state.copy_(x)
         for _ in range(steps):
-            tape.step(self.forcing, self.timestep, out=state)
+            tape.step(forcing, self.timestep, out=state)
         return state
+
+
+def _forcing(forcing: Any, sites: int) -> float | tuple[float, ...]:
+    if isinstance(forcing, Real):
+        return real("forcing", forcing)
+    values = real_array("forcing", forcing)
+    if values.ndim == 0:
+        return float(values)
+    if values.shape != (sites,):
+        raise ValueError(
+            f"forcing={shown(forcing)} has shape {values.shape}: expected a number, or one for each of the {sites} "
+            "sites"
+        )
+    return tuple(values.tolist())
+
+
+def _as_column(forcing: float | Tensor) -> float | Tensor:
+    """F as it is added to states that are columns."""
+    return forcing[:, None] if isinstance(forcing, Tensor) else forcing
 
 
 def _with_neighbours(x: Tensor) -> Tensor:
@@ -155,7 +190,7 @@ class _Tape:
         self.known, self.partial = torch.empty_like(self.stages[0].sites), torch.empty_like(self.stages[0].sites)
         self.gradient = GhostRing(like, 1, 2) if keep else None
 
-    def step(self, forcing: float, h: float, out: Tensor) -> None:
+    def step(self, forcing: float | Tensor, h: float, out: Tensor) -> None:
         """From the first stage's sites to the new state in `out`, which may be those sites."""
         known, partial = self.known, self.partial
         state, second, third, fourth = (ring.sites for ring in self.stages)
@@ -195,7 +230,7 @@ class _Step(torch.autograd.Function):
     """One RK4 step on states as columns, shape (N, B), its adjoint written out."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, forcing: float, h: float, tapes: Pool[_Tape]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, forcing: float | Tensor, h: float, tapes: Pool[_Tape]) -> Tensor:
         """Advance the columns."""
         lease = tapes.lease((x.shape, x.dtype), lambda: _Tape(x), keep=x.device.type == "cpu")
         lease.value.stages[0].sites.copy_(x)
