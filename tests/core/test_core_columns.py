@@ -181,6 +181,20 @@ def test_observations_that_columns_cannot_take_are_refused():
         form().check_observing(ObservingSystem(covariance=covariance), "the method")
 
 
+def test_a_filter_starts_from_the_leading_columns_of_the_climate():
+    states = 3.0 * normals(400, SIZE) @ torch.diag(torch.linspace(1.0, 0.1, SIZE, dtype=torch.float64))
+    model = Lorenz96(SIZE).with_climatology(states)
+    mean, covariance, most = form().climate(model, 0, states)
+    exact = torch.cov(states.T)
+    assert_close(mean, states.mean(0))
+    assert_close(whole(covariance[None])[0].diagonal(), exact.diagonal())
+    assert float(most) == pytest.approx(float(exact.trace()))
+    leading = torch.linalg.eigvalsh(exact).flip(0)[:COUNT]
+    assert_close(covariance[1:].square().sum(1), leading)
+    few = Lorenz96(SIZE).with_climatology(states[:3])  # of two directions alone
+    assert int((form().climate(few, 0, states)[1][1:].square().sum(1) > 1e-12).sum()) == 2
+
+
 def test_a_small_state_has_a_matrix():
     assert FormOf(None, 40).of(Lorenz96(40)).whole
     assert not FormOf(None, 39).of(Lorenz96(40)).whole

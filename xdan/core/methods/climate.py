@@ -60,12 +60,35 @@ def climate_variances(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tens
     ValueError
         As for `climate_moments`.
     """
-    if dynamics.given_climate is not None:
-        states = dynamics.given_climate.states.flatten(1)
-    else:
-        count = max(_FEWEST, min(_STATES, _ENTRIES // math.prod(dynamics.shape)))
-        states = _spun_up(dynamics, seed, like, count)
+    states = _some_states(dynamics, seed, like)
     return states.mean(0).to(like), states.var(0).to(like)
+
+
+def climate_columns(dynamics: Dynamics, seed: int, like: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean (N,) of the climatology, the leading columns (count, N) of a root of its covariance, and what they leave.
+
+    The last is the variance (N,) outside the columns.
+
+    Raises
+    ------
+    ValueError
+        As for `climate_moments`.
+    """
+    states = _some_states(dynamics, seed, like).to(like)
+    mean, variance = states.mean(0), states.var(0)
+    _, sizes, directions = torch.linalg.svd((states - mean) / max(1, len(states) - 1) ** 0.5, full_matrices=False)
+    columns = like.new_zeros(count, states.shape[1])
+    leading = (sizes[:, None] * directions)[:count]
+    columns[: len(leading)] = leading
+    return mean, columns, (variance - columns.square().sum(0)).clamp_min(0.0)
+
+
+def _some_states(dynamics: Dynamics, seed: int, like: Tensor) -> Tensor:
+    """States (S, N) of the climatology, fewer of a large state."""
+    if dynamics.given_climate is not None:
+        return dynamics.given_climate.states.flatten(1)
+    count = max(_FEWEST, min(_STATES, _ENTRIES // math.prod(dynamics.shape)))
+    return _spun_up(dynamics, seed, like, count)
 
 
 def covariance_of(states: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import integer, real
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
+from .climate import climate_columns, climate_moments, climate_variances
 from .columns import Columns
 from .gaussian_forecast import check_size, forecast_moments
 from .kalman import kalman_gain, updated
@@ -79,6 +80,11 @@ class CovarianceForm(ABC):
     def scaled(self, covariance: Tensor, factor: float) -> Tensor:
         """The covariance times a factor."""
         return factor * covariance
+
+    def climate(self, dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean (N,) of the climatology, its covariance as far as the form holds it, without a batch, and its bound."""
+        mean, variance = climate_variances(dynamics, seed, like)
+        return mean, self.diagonal(variance[None])[0], self.bound(variance)
 
     def check_observing(self, observing: ObservingSystem, who: str) -> None:
         """Refuse observations that this form cannot take; `who` is what messages say asked for it.
@@ -149,6 +155,11 @@ class OneMatrix(CovarianceForm):
         assert self.companions is not None
         sites = torch.arange(covariance.shape[-1], device=covariance.device)
         return covariance[:, sites[:, None], self.companions(len(sites))]
+
+    def climate(self, dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The whole covariance."""
+        mean, covariance = climate_moments(dynamics, seed, like)
+        return mean, covariance, covariance.trace()
 
     def check_observing(self, observing: ObservingSystem, who: str) -> None:
         """One matrix takes all observations."""
@@ -225,6 +236,12 @@ class InColumns(CovarianceForm):
     def diagonal(self, variance: Tensor) -> Tensor:
         """The covariance of independent errors of these variances (B, N)."""
         return self.columns.diagonal(variance)
+
+    def climate(self, dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Its leading columns, and the rest as independent errors."""
+        mean, columns, rest = climate_columns(dynamics, seed, like, self.columns.count)
+        covariance = torch.cat([rest.sqrt()[None], columns])
+        return mean, covariance, covariance.square().sum()
 
     def bound(self, variance: Tensor) -> Tensor:
         """Trace of a covariance with these variances."""

@@ -14,7 +14,6 @@ from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
-from .climate import climate_variances
 from .covariance_forms import CovarianceForm, FormOf, OneMatrix, check_form, one_form
 from .declarations import ITERATIONS, SPREADS, UNCONVERGED, Output, Tunable
 from .ensemble import INFLATIONS, Precision
@@ -103,12 +102,8 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
     def set_up(self, record: Record) -> None:
         """Take the moments of the climatology, and choose the form of covariances."""
         self.form = self._forms.of(record.dynamics, record.observation.device)
-        if self.form.whole:
-            super().set_up(record)
-            self._most = self.climate[1].diagonal(dim1=-2, dim2=-1).sum(-1)
-            return
-        mean, variance = climate_variances(record.dynamics, record.seed, record.observation)
-        self._climate, self._most = (mean, self.form.diagonal(variance[None])[0]), self.form.bound(variance)
+        mean, covariance, self._most = self.form.climate(record.dynamics, record.seed, record.observation)
+        self._climate = mean, covariance
         self.form.warn(record.dynamics, mean[None], max(record.steps, default=0))
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
