@@ -110,6 +110,13 @@ WEATHER = {"window": 8, "batch": 64, "validate_every": 200, "optimiser": DECAYED
 ON_RING: dict[str, Any] = {"filters": 32, "kernel": 7, "blocks": 5, "space": RING.space}
 ON_SPHERE: dict[str, Any] = {"filters": 32, "space": FLOW.space}
 
+TUNED = {
+    "radius": "tune",
+    "inflation": "tune",
+    "candidates": {"radius": [2.0, 3.0, 4.5], "inflation": [1.02, 1.05, 1.1, 1.2]},
+    "tune_on": "truth",
+}
+
 SYSTEMS = {
     "kuramoto-sivashinsky": System(
         "Kuramoto-Sivashinsky, 128 points on 32 pi, every point observed every 1.0",
@@ -156,7 +163,8 @@ SYSTEMS = {
             "3D-Var": ("3d-var", {}),
             "EnKF-N, 40 members": ("enkf-n", {"members": 40}),
             "EnKF-N, 100 members": ("enkf-n", {"members": 100}),
-            "LETKF, 40 members": ("letkf", {"members": 40, "radius": 4.0, "inflation": 1.1}),
+            "LETKF, 40 members, tuned": ("letkf", {"members": 40, **TUNED}),
+            "IEnKS-N, 40 members, lag 1": ("ienks-n", {"members": 40, "lag": 1}),
             "IEnKS-N, 40 members, lag 4": ("ienks-n", {"members": 40, "lag": 4}),
         },
         {

@@ -1,5 +1,7 @@
 """Covariances as columns of a root: what they keep of the whole matrix."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_core_methods import normals, record_of
@@ -11,7 +13,7 @@ from xdan.core.methods.columns import Columns
 from xdan.core.methods.covariance_forms import FormOf, InColumns, OneMatrix
 from xdan.core.methods.gaussian_forecast import forecast_moments
 from xdan.core.networks import KalmanCNN
-from xdan.core.observing import LinearOperator, ObservingSystem
+from xdan.core.observing import LinearOperator, ObservingSystem, Sites
 from xdan.core.spaces import Field, Ring, Sphere, StateSpace
 
 SIZE, COUNT = 12, 5
@@ -193,6 +195,27 @@ def test_a_filter_starts_from_the_leading_columns_of_the_climate():
     assert_close(covariance[1:].square().sum(1), leading)
     few = Lorenz96(SIZE).with_climatology(states[:3])  # of two directions alone
     assert int((form().climate(few, 0, states)[1][1:].square().sum(1) > 1e-12).sum()) == 2
+
+
+def test_a_network_by_columns_starts_from_a_climatology_that_is_given():
+    """Its first analysis is then a Kalman update with the climate's covariance, not one of each site by itself."""
+    states = 3.0 * normals(400, SIZE - 1) @ normals(SIZE - 1, SIZE, seed=9) / SIZE**0.5  # of as many directions
+    torch.manual_seed(0)
+    net = KalmanCNN(filters=4, blocks=1, memory=0, columns=SIZE - 1).double()
+    net.normalise(0.0, 3.0, 1.0)
+    unit = ObservingSystem(torch.ones((), dtype=torch.float64))
+    model = Lorenz96(SIZE).with_climatology(states)
+    record = record_of(model, unit, cycles=1, sites=Sites.every(3))
+    first, _ = run(method_of(net).prepare(record), record)
+    p = torch.cov(states.T)
+    seen = torch.arange(0, SIZE, 3)
+    gain = p[:, seen] @ torch.linalg.inv(p[seen][:, seen] + torch.eye(len(seen), dtype=torch.float64))
+    mean = states.mean(0)
+    expected = mean + (record.observation[:, 0, seen] - mean[seen]) @ gain.T
+    assert_close(first["analysis"][:, 0], expected, rtol=1e-8, atol=1e-8)
+    plain = replace(record, dynamics=Lorenz96(SIZE))
+    alone, _ = run(method_of(net).prepare(plain), plain)
+    assert_close(alone["analysis"][:, 0, 1], torch.zeros(2, dtype=torch.float64))
 
 
 def test_a_small_state_has_a_matrix():

@@ -75,6 +75,15 @@ class GuidedNetwork(DataAssimilationNetwork):
         form.warn(record.dynamics, x, max(record.steps, default=0))
         super().check_record(record)
 
+    def start(self, record: Record) -> State:
+        """Begin at the climate that the network knows; by columns at a climatology that is given with the record."""
+        state = super().start(record)
+        if self.form.whole or record.dynamics.given_climate is None:
+            return state
+        mean, covariance, _ = self.form.climate(record.dynamics, record.seed, record.observation)
+        rows = len(record.observation)
+        return {**state, "x": mean.expand(record.shape), "covariance": covariance.expand(rows, *covariance.shape)}
+
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Add the climate's variance, as a covariance.
 
@@ -88,7 +97,12 @@ class GuidedNetwork(DataAssimilationNetwork):
         return {**state, "covariance": self.form.diagonal((self._climate()[1].to(like) ** 2).expand(shape))}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation, and the covariance that it leaves."""
+        """Optimal interpolation, and the covariance that it leaves; without a matrix an update of what is kept."""
+        if not self.form.whole:
+            x = state["x"]
+            innovation = observation - observing.observe(x)
+            increment, covariance = self.form.update(x, state["covariance"], innovation, observed, observing)
+            return {**state, "x": x + self.network.conserving(increment), "covariance": covariance}
         after = super().first(state, observation, observed, observing)
         return {**after, "covariance": self.form.analysed(state["x"], state["covariance"], observed, observing)}
 
