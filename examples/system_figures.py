@@ -101,7 +101,7 @@ def works(
     for label, member in system.members.items():
         if options.minutes or member.shipped:
             net = system.network(label, options.out, options.minutes)
-            yield label, lambda net=net: test.dan.cycle(net, progress=False).compute()
+            yield label, lambda net=net: test.dan.cycle(net, climatology=climatology, progress=False).compute()
 
 
 def scored(system: System, test: xr.Dataset, work: Callable[[], xr.Dataset]) -> xr.Dataset:

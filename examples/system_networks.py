@@ -110,6 +110,11 @@ WEATHER = {"window": 8, "batch": 64, "validate_every": 200, "optimiser": DECAYED
 ON_RING: dict[str, Any] = {"filters": 32, "kernel": 7, "blocks": 5, "space": RING.space}
 ON_SPHERE: dict[str, Any] = {"filters": 32, "space": FLOW.space}
 
+BESIDE_COLUMNS = Member(
+    "sphere-qg-kalman",
+    xdan.KalmanCNN(filters=24, blocks=3, memory=4, diagonals=5, c2=0.0, columns=32, inflation=1.04, space=FLOW.space),
+    {"window": 6, "batch": 48, "validate_every": 150, "optimiser": CAREFUL},
+)
 TUNED = {
     "radius": "tune",
     "inflation": "tune",
@@ -199,41 +204,26 @@ SYSTEMS = {
                 xdan.ResidualCNN(**ON_SPHERE, kernel=5, blocks=4, memory=8),
                 {**WEATHER, "window": 10},
             ),
-            "network beside 32 columns": Member(
-                "sphere-qg-kalman",
-                xdan.KalmanCNN(
-                    filters=24,
-                    blocks=3,
-                    memory=4,
-                    diagonals=5,
-                    c2=0.0,
-                    columns=32,
-                    inflation=1.04,
-                    space=FLOW.space,
-                ),
-                {"window": 6, "batch": 48, "validate_every": 150, "optimiser": CAREFUL},
-            ),
+            "network beside 32 columns": BESIDE_COLUMNS,
         },
         unit=PSI_ERROR,
         states=1024,
     ),
     "sphere-quarter": System(
-        "the same, every fourth meridian observed",
+        "quasi-geostrophic flow on the sphere, T21, every fourth meridian observed every 6 hours",
         xdan.TwinExperiment(FLOW, interval=0.25, error_std=PSI_ERROR, observe=xdan.Sites.every(4)),
         {
             "3D-Var": ("3d-var", {}),
-            "LETKF, 20 members": ("letkf", {"members": 20, "radius": 35.0, "inflation": 1.05}),
             "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
             "second-order Kalman filter, 32 columns": (
                 "second-order-kalman",
-                {"columns": 32, "inflation": 1.05, "c2": 4.0},
+                {"columns": 32, "inflation": 1.05, "c2": 0.01},
             ),
         },
-        {
-            "network with memory": Member(
-                None, xdan.ResidualCNN(**ON_SPHERE, kernel=7, blocks=4, memory=8), {**WEATHER, "window": 10}
-            )
-        },
+        {"network beside 32 columns, of all points": BESIDE_COLUMNS},
+        burn_in=130,
+        cycles=70,
+        trajectories=4,
         unit=PSI_ERROR,
         states=1024,
     ),
