@@ -77,8 +77,9 @@ class System:
             values = archive(self.experiment, self.states or 0, seed=3)
             return xr.Dataset({"state": (("sample", *self.experiment.dynamics.dims), values)})
 
-        model = self.experiment.dynamics.name
-        return kept(out / f"climatology-{model}-{self.states}.zarr", free_run, states=self.states).state.values
+        model = self.experiment.dynamics
+        path = out / f"climatology-{model.name}-{model.space.size}.zarr"
+        return kept(path, free_run, states=self.states).state.values
 
     def record(self, out: Path, seed: int, cycles: int, trajectories: int) -> xr.Dataset:
         """A record that no network has seen."""

@@ -174,13 +174,24 @@ def test_columns_and_a_window_are_refused():
         KalmanCNN(columns=4, lag=2)
 
 
-def test_observations_that_columns_cannot_take_are_refused():
-    operator = LinearOperator(torch.eye(3, SIZE, dtype=torch.float64))
-    with pytest.raises(ValueError, match="columns=5 and observations of an operator"):
-        form().check_observing(ObservingSystem(torch.ones(3, dtype=torch.float64), operator=operator), "the method")
-    covariance = torch.eye(SIZE, dtype=torch.float64) + 0.1
-    with pytest.raises(ValueError, match="columns=5 and correlated observation errors"):
-        form().check_observing(ObservingSystem(covariance=covariance), "the method")
+@pytest.mark.parametrize("kind", ["operator", "correlated errors", "both"])
+def test_an_analysis_of_other_observations_is_that_of_the_matrix(kind):
+    operator = None if kind == "correlated errors" else LinearOperator(normals(7, SIZE, seed=2))
+    count = SIZE if operator is None else 7
+    root = torch.eye(count, dtype=torch.float64) + 0.2 * normals(count, count, seed=3)
+    errors = {"std": torch.ones(count, dtype=torch.float64)} if kind == "operator" else {"covariance": root @ root.T}
+    observing = ObservingSystem(**errors, operator=operator)
+    covariance = normals(3, 1 + COUNT, SIZE)
+    covariance[:, 0] = 0.0
+    observed, innovation = normals(3, count, seed=4) < 0.6, normals(3, count, seed=5)
+    x = normals(3, SIZE, seed=8)
+    increment, after = form().update(x, covariance, innovation, observed, observing)
+    expected, matrix = OneMatrix().update(x, whole(covariance), innovation, observed, observing)
+    assert_close(increment, expected, rtol=1e-9, atol=1e-10)
+    assert_close(whole(after), matrix, rtol=1e-9, atol=1e-10)
+    # Independent errors become columns first.
+    alone = form().diagonal(torch.ones(3, SIZE, dtype=torch.float64))
+    assert bool((form().analysed(x, alone, observed, observing)[:, 0] == 0).all())
 
 
 def test_a_filter_starts_from_the_leading_columns_of_the_climate():

@@ -13,7 +13,6 @@ from ..observing import ObservingSystem
 from ..spaces import StateSpace
 from ..tangent import mixed_along
 from .advancing import advance, advance_along
-from .patches import check_observing
 
 _BENT = 4  # leading columns, at most, that second derivatives are taken along
 _SEED = 12  # of the noise by which independent errors become columns
@@ -28,7 +27,7 @@ class ColumnAnalysis:
     covariance : Tensor, shape (B, 1 + k, N)
         P_a.
     increment : callable
-        increment(d): K d, shape (B, N), of innovations (B, N); linear in them.
+        increment(d): K d, shape (B, N), of innovations (B, P); linear in them.
     """
 
     covariance: Tensor
@@ -94,23 +93,32 @@ class Columns:
             moved = torch.cat([moved, share.sqrt()[:, None, None] * bent], 1)
         return torch.cat([torch.zeros_like(covariance[:, :1]), self._leading(moved)], 1)
 
-    def analysis(self, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> ColumnAnalysis:
-        """A Kalman update by observations of the components, with independent errors.
+    def analysis(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> ColumnAnalysis:
+        """A Kalman update of states (B, N) by what is observed of them (B, P).
 
-        Independent errors D act on the columns as more observation error: with z of unit variance and the error
-        e + S^T z, z is known from d to (I + S (R + D)^-1 S^T)^-1, and e then to D R / (R + D).
+        Of components with independent errors, D acts on the columns as more observation error: with z of unit variance
+        and the error e + S^T z, z is known from d to (I + S (R + D)^-1 S^T)^-1, and e then to D R / (R + D). For other
+        observations D becomes columns before.
         """
-        independent = check_observing(observing, "a covariance in columns")
+        independent = observing.independent() if observing.direct else None
         deviation, columns = covariance[:, :1], covariance[:, 1:]
-        precision = independent.whiten(torch.ones_like(covariance[:, 0]), observed)[:, None]  # 1 / deviation of R
-        left = 1.0 / (1.0 + (precision * deviation).square())  # of independent errors, and of columns at their places
-        white = precision * left.sqrt()
-        seen = columns * white
+        if independent is None:
+            columns, deviation = columns + deviation * self._noise.to(columns), torch.zeros_like(deviation)
+            left = white = torch.ones_like(deviation)
+            seen = observing.whiten(observing.tangent(x, columns), observed)
+        else:
+            precision = independent.whiten(torch.ones_like(x), observed)[:, None]  # 1 / deviation of R
+            left = 1.0 / (1.0 + (precision * deviation).square())  # of independent errors, and of columns there
+            white = precision * left.sqrt()
+            seen = columns * white
         values, vectors = _eigh(seen @ seen.mT)
         shrunk = (vectors * (1.0 + values).rsqrt()[:, None]) @ vectors.mT
         inverse = (vectors / (1.0 + values)[:, None]) @ vectors.mT
 
         def increment(innovation: Tensor) -> Tensor:
+            if independent is None:
+                z = observing.whiten(innovation, observed)[:, None] @ seen.mT @ inverse
+                return (z @ columns)[:, 0]
             d = torch.where(observed, innovation, torch.zeros_like(innovation))[:, None] * white
             z = d @ seen.mT @ inverse
             return (z @ columns + deviation.square() * white * (d - z @ seen))[:, 0]

@@ -86,14 +86,13 @@ class CovarianceForm(ABC):
         mean, variance = climate_variances(dynamics, seed, like)
         return mean, self.diagonal(variance[None])[0], self.bound(variance)
 
-    def check_observing(self, observing: ObservingSystem, who: str) -> None:
+    def check_observing(self, observing: ObservingSystem, who: str) -> None:  # noqa: B027
         """Refuse observations that this form cannot take; `who` is what messages say asked for it.
 
         Raises
         ------
         ValueError
         """
-        check_observing(observing, f"{who} with {self.words}")
 
     def warn(self, dynamics: Dynamics, x: Tensor, steps: int) -> None:  # noqa: B027
         """Warn where the model outruns this form over so many steps from a state (1, N) of the climate."""
@@ -161,9 +160,6 @@ class OneMatrix(CovarianceForm):
         mean, covariance = climate_moments(dynamics, seed, like)
         return mean, covariance, covariance.trace()
 
-    def check_observing(self, observing: ObservingSystem, who: str) -> None:
-        """One matrix takes all observations."""
-
 
 class InPatches(CovarianceForm):
     """Matrices of overlapping neighbourhoods, (B, T, W, W).
@@ -214,6 +210,10 @@ class InPatches(CovarianceForm):
         assert self.pairs is not None
         return covariance.flatten(1)[:, self.pairs]
 
+    def check_observing(self, observing: ObservingSystem, who: str) -> None:
+        """Refuse an operator and correlated errors."""
+        check_observing(observing, f"{who} with {self.words}")
+
     def warn(self, dynamics: Dynamics, x: Tensor, steps: int) -> None:
         """Warn where the tangent linear model reaches beyond the radius."""
         warn_of_reach(dynamics, self.patches, x, steps)
@@ -255,14 +255,14 @@ class InColumns(CovarianceForm):
 
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """By the innovations in the space of the columns."""
-        return self.columns.analysis(covariance, observed, observing).covariance
+        return self.columns.analysis(x, covariance, observed, observing).covariance
 
     def update(
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
         """K d by the columns."""
         with torch.no_grad():
-            analysis = self.columns.analysis(covariance, observed, observing)
+            analysis = self.columns.analysis(x, covariance, observed, observing)
         return analysis.increment(innovation), analysis.covariance
 
     def variances(self, covariance: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ def _positive(covariance: Tensor, unit: Tensor, root: Tensor) -> Tensor:
 
 
 def check_observing(observing: ObservingSystem, who: str) -> ObservingSystem:
-    """Give the deviations of R; refuse an operator and correlated errors, which patches and columns cannot take.
+    """Give the deviations of R; refuse an operator and correlated errors, which patches cannot take.
 
     Raises
     ------
@@ -198,13 +198,14 @@ def check_observing(observing: ObservingSystem, who: str) -> ObservingSystem:
     """
     if not observing.direct:
         raise ValueError(
-            f"{who} and observations of an operator: a covariance in patches or columns needs observations of the "
-            "sites themselves; take 'letkf', whose observations have positions, or for small states one matrix"
+            f"{who} and observations of an operator: a covariance in patches needs observations of the "
+            "sites themselves; take 'letkf', whose observations have positions, or columns=, or for small states one "
+            "matrix"
         )
     independent = observing.independent()
     if independent is None:
         raise ValueError(
-            f"{who} and correlated observation errors: a covariance in patches or columns needs a diagonal R; take "
-            "'letkf', or errors that are independent, or for small states one matrix"
+            f"{who} and correlated observation errors: a covariance in patches needs a diagonal R; take "
+            "'letkf', columns=, errors that are independent, or for small states one matrix"
         )
     return independent

@@ -51,13 +51,13 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
     columns : int, optional
         For large states in which errors grow in few directions: the covariance is kept as so many columns of a root
         (`Columns`), and a cycle runs the tangent linear model along each. Take several times the number of positive
-        Lyapunov exponents. Errors outside their span are taken to have decayed. Observations as with a radius.
+        Lyapunov exponents. Errors outside their span are taken to have decayed. Any observations do.
 
     Raises
     ------
     TypeError, ValueError
-        For what is neither a positive number nor "tune", or a radius beside columns; with either, for an operator or
-        correlated errors; with a radius, for a dynamics without distances.
+        For what is neither a positive number nor "tune", or a radius beside columns; with a radius, for an operator,
+        correlated errors, or a dynamics without distances.
 
     References
     ----------
