@@ -179,7 +179,7 @@ def likeness(system: System, network: xr.DataArray, ensemble: xr.DataArray) -> d
     """
     one, other = (p.transpose("trajectory", "time", "i", "j").values for p in (network, ensemble))
     size = [np.trace(p, axis1=2, axis2=3) / p.shape[-1] for p in (one, other)]
-    unit = 1.0 if system.unit == 1.0 else 1.0 / system.unit**2
+    unit = system.unit**-2
     whole = [
         np.corrcoef(a.ravel(), b.ravel())[0, 1]
         for a, b in zip(*(p.reshape(-1, p[0, 0].size) for p in (one, other)), strict=True)
@@ -206,42 +206,35 @@ def transfer(name: str, options: argparse.Namespace) -> None:
     """Networks on a larger ring, or a finer sphere, as they are."""
     system, model = SYSTEMS[name], LARGER[name]
     experiment = dataclasses.replace(system.experiment, dynamics=model)
-    larger = dataclasses.replace(system, experiment=experiment, methods={}, title=f"{system.title}, on {model}")
+    systems = {"trained on": system, "larger": dataclasses.replace(system, experiment=experiment)}
     seed, trajectories = 1 if options.seed is None else options.seed, options.trajectories or 6
     cycles, rows = options.cycles or 150, []
-    tests = {
-        label: one.record(options.out, seed, cycles, trajectories)
-        for label, one in (("there", system), ("here", larger))
-    }
+    tests = {grid: one.record(options.out, seed, cycles, trajectories) for grid, one in systems.items()}
+
+    def cycled(grid: str, net: xdan.Network) -> xr.Dataset:
+        climatology = systems[grid].climatology(options.out)
+        return tests[grid].dan.cycle(net, climatology=climatology, progress=False).compute()
+
     for label, member in system.members.items():
         if member.shipped is None and not options.minutes:
             continue
         net = system.network(label, options.out, options.minutes)
-        nets = {"there": net, "here": net.for_space(model.space)}
-        scores = {
-            place: kept(
-                options.out / f"{slug(label)}-{place}.zarr",
-                lambda place=place, nets=nets: scored(
-                    system, tests[place], lambda: tests[place].dan.cycle(nets[place], progress=False).compute()
-                ),
-                cycles=cycles, seed=seed, rows=trajectories,
+        row: dict[str, Any] = {"network": label}
+        for grid, one in {"trained on": net, "larger": net.for_space(model.space)}.items():
+            score = kept(
+                options.out / f"{slug(label)}-{slug(grid)}.zarr",
+                lambda grid=grid, one=one: scored(system, tests[grid], lambda: cycled(grid, one)),
+                cycles=cycles,
+                seed=seed,
+                rows=trajectories,
             )
-            for place in tests
-        }  # fmt: skip
-        values = {place: float(score.rmse) / system.unit for place, score in scores.items()}
-        errors = {place: float(score.rmse_standard_error) / system.unit for place, score in scores.items()}
-        rows.append(
-            {
-                "network": label,
-                "where it was trained": f"{values['there']:.4f} +- {errors['there']:.4f}",
-                "on the larger": f"{values['here']:.4f} +- {errors['here']:.4f}",
-                "lost": int(scores["here"].diverged),
-                "larger by": f"{100 * (values['here'] / values['there'] - 1):.0f} %",
-            }
-        )
+            row[f"{grid}, RMSE"] = float(score.rmse) / system.unit
+            row[f"{grid}, standard error"] = float(score.rmse_standard_error) / system.unit
+            row[f"{grid}, lost"] = int(score.diverged)
+        rows.append({**row, "larger by": f"{row['larger, RMSE'] / row['trained on, RMSE'] - 1:.0%}"})
         print(rows[-1], flush=True)
-    heading = f"{larger.title}; {trajectories} trajectories, {cycles} cycles after {system.burn_in}, seed {seed}"
-    text = f"{heading}\n\n{markdown(pd.DataFrame(rows))}"
+    heading = f"{system.title}, and {model}; {trajectories} trajectories, {cycles} cycles after {system.burn_in}"
+    text = f"{heading}, seed {seed}\n\n{markdown(pd.DataFrame(rows))}"
     (options.out / "transfer.md").write_text(text)
     print(f"\n{text}")
 

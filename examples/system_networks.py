@@ -190,13 +190,13 @@ SYSTEMS = {
         {
             "3D-Var": ("3d-var", {}),
             "LETKF, 20 members": ("letkf", {"members": 20, "radius": 25.0, "inflation": 1.03}),
-            "LETKF, 40 members": ("letkf", {"members": 40, "radius": 35.0, "inflation": 1.02}),
             "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
             "EnKF-N, 60 members": ("enkf-n", {"members": 60}),
             "second-order Kalman filter, 32 columns": (
                 "second-order-kalman",
                 {"columns": 32, "inflation": 1.05, "c2": 4.0},
             ),
+            "LETKF, 40 members": ("letkf", {"members": 40, "radius": 35.0, "inflation": 1.02}),
         },
         {
             "network": Member("sphere-qg", xdan.ResidualCNN(**ON_SPHERE, kernel=5, blocks=5), WEATHER),

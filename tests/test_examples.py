@@ -65,3 +65,72 @@ def test_heterogeneous_systems_run_to_their_pages(figure, methods, tmp_path, mon
     assert len(errors.splitlines()) == 2 + methods
     assert "network" in agreement
     assert (tmp_path / figure / f"{figure}.html").stat().st_size > 10_000
+
+
+@pytest.fixture
+def systems(monkeypatch):
+    """The command, with one small system beside the others."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr("xdan.training.twin_source.VALIDATION_CYCLES", 10)
+    monkeypatch.setattr("xdan.training.twin_source.VALIDATION_LANES", 4)
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
+    command, networks, figures = map(import_module, ("systems", "system_networks", "system_figures"))
+    ring = xdan.Lorenz96(12)
+    network = xdan.ResidualCNN(filters=4, blocks=1, kernel=3, space=ring.space)
+    quick = {"window": 2, "batch": 2}
+    small = networks.System(
+        "a small ring",
+        xdan.TwinExperiment(ring),
+        {"ETKF, 5 members": ("etkf", {"members": 5, "inflation": 1.05})},
+        {"network": networks.Member(None, network, quick)},
+        burn_in=4,
+        states=32,
+    )
+    monkeypatch.setitem(networks.SYSTEMS, "small", small)
+    dissected = figures.Dissected("ETKF, 5 members", {"a site": 6}, 6, 2, scales=(0.5, 2.0))
+    monkeypatch.setitem(figures.DISSECTED, "small", dissected)
+    monkeypatch.setitem(figures.LARGER, "small", xdan.Lorenz96(20))
+    return command
+
+
+@pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth", "ignore:the network is used out of")
+@pytest.mark.parametrize(
+    ("figure", "words"),
+    [
+        ("table", ["| ETKF, 5 members |", "| network |"]),
+        ("anatomy", ["correlation of P[j, j] in time", "| r(0.5) |"]),
+        ("transfer", ["Lorenz96(sites=20", "| network |"]),
+    ],
+)
+def test_systems_have_figures(figure, words, systems, tmp_path, monkeypatch, capsys):
+    options = ["--minutes", "0.01", "--cycles", "6", "--trajectories", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["systems", "small", figure, *options])
+    systems.main()
+    printed = capsys.readouterr().out
+    text = (tmp_path / "small" / figure / f"{figure}.md").read_text()
+    assert text in printed
+    assert all(word in text for word in words)
+    systems.main()  # what is there is not made again
+    assert text in capsys.readouterr().out
+
+
+def test_a_figure_that_a_system_has_not_is_refused(systems, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["systems", "lorenz63", "table"])
+    with pytest.raises(SystemExit):
+        systems.main()
+    assert "lorenz63 has the figures ['ball'], not 'table'" in capsys.readouterr().err
+
+
+def test_networks_that_do_not_come_with_xdan_need_minutes(systems, tmp_path):
+    small = import_module("system_networks").SYSTEMS["small"]
+    with pytest.raises(SystemExit, match="'network' does not come with xdan: give --minutes"):
+        small.network("network", tmp_path, 0.0)
+
+
+def test_systems_name_networks_that_come_with_xdan(systems):
+    for system in import_module("system_networks").SYSTEMS.values():
+        for member in system.members.values():
+            if member.shipped is not None:
+                description = xdan.open_network(member.shipped).description["parameters"]
+                known = member.network.config()
+                assert {name: description[name] for name in known} == known
