@@ -164,6 +164,8 @@ def anatomy(name: str, options: argparse.Namespace) -> None:
             ratio, error = (float(scaling[label].sel(scale=scale)) for label in ("ratio", "standard_error"))
             rows.append({"quantity": f"r({scale:g})", "value": f"{ratio:.3f} +- {error:.3f}"})
         pages["r(lambda)"] = xdan.scaling_curves({"network": scaling})
+    if len(system.experiment.dynamics.dims) == 2:
+        pages = {"A state, and the network's analysis of it": test.dan.field_maps(run, title="network"), **pages}
     states = p["network"].sizes["time"] * trajectories
     text = f"{system.title}; {states} states, seed {seed}\n\n{markdown(pd.DataFrame(rows))}"
     (out / "anatomy.md").write_text(text)

@@ -119,7 +119,7 @@ BESIDE_COLUMNS = Member(
 TUNED = {
     "radius": "tune",
     "inflation": "tune",
-    "candidates": {"radius": [2.0, 3.0, 4.5], "inflation": [1.02, 1.05, 1.1, 1.2]},
+    "candidates": {"radius": [3.0, 5.0], "inflation": [1.02, 1.06]},
     "tune_on": "truth",
 }
 
