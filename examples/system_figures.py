@@ -69,9 +69,10 @@ def table(name: str, options: argparse.Namespace) -> None:
     cycles, trajectories = options.cycles or system.cycles, options.trajectories or system.trajectories
     seed = 1 if options.seed is None else options.seed
     test, rows = system.record(options.out, seed, cycles, trajectories), []
-    for label, work in works(system, test, options):
+    settings = {"cycles": cycles, "burn_in": system.burn_in, "seed": seed, "rows": trajectories}
+    for label, scheme, work in works(system, test, options):
         path = options.out / f"{slug(label)}-score.zarr"
-        score = kept(path, lambda work=work: scored(system, test, work), cycles=cycles, seed=seed, rows=trajectories)
+        score = kept(path, lambda work=work: scored(system, test, work), **settings, scheme=scheme)
         rows.append(
             {
                 "scheme": label,
@@ -92,16 +93,21 @@ def table(name: str, options: argparse.Namespace) -> None:
 
 def works(
     system: System, test: xr.Dataset, options: argparse.Namespace
-) -> Iterator[tuple[str, Callable[[], xr.Dataset]]]:
-    """What makes the run of each row, by its name."""
+) -> Iterator[tuple[str, str, Callable[[], xr.Dataset]]]:
+    """The name of each row, what tells its scheme from another, and what makes its run."""
     climatology = system.climatology(options.out)
     for label, (method, parameters) in system.methods.items():
         words = {**parameters, "climatology": climatology, "progress": False}
-        yield label, lambda method=method, words=words: test.dan.baseline(method, **words).compute()
+        scheme = f"{method} {parameters}"
+        yield label, scheme, lambda method=method, words=words: test.dan.baseline(method, **words).compute()
     for label, member in system.members.items():
         if options.minutes or member.shipped:
             net = system.network(label, options.out, options.minutes)
-            yield label, lambda net=net: test.dan.cycle(net, climatology=climatology, progress=False).compute()
+            yield (
+                label,
+                net.digest,
+                lambda net=net: test.dan.cycle(net, climatology=climatology, progress=False).compute(),
+            )
 
 
 def scored(system: System, test: xr.Dataset, work: Callable[[], xr.Dataset]) -> xr.Dataset:
@@ -120,9 +126,9 @@ def anatomy(name: str, options: argparse.Namespace) -> None:
     system, dissected, out = SYSTEMS[name], DISSECTED[name], options.out
     seed, trajectories = 1 if options.seed is None else options.seed, options.trajectories or 2
     cycles = options.cycles or dissected.cycles
-    settings = {"cycles": cycles, "rows": trajectories, "seed": seed}
     test = system.record(out, seed, cycles, trajectories)
     net = system.network("network", out, options.minutes)
+    settings = {"cycles": cycles, "rows": trajectories, "seed": seed, "every": dissected.every, "scheme": net.digest}
     run = kept(out / "run.zarr", lambda: test.dan.cycle(net, progress=False).compute(), **settings)
     words = {"every": dissected.every, "burn_in": system.burn_in}
 
@@ -229,6 +235,7 @@ def transfer(name: str, options: argparse.Namespace) -> None:
                 cycles=cycles,
                 seed=seed,
                 rows=trajectories,
+                scheme=one.digest,
             )
             row[f"{grid}, RMSE"] = float(score.rmse) / system.unit
             row[f"{grid}, standard error"] = float(score.rmse_standard_error) / system.unit

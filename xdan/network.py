@@ -28,6 +28,7 @@ from .core.networks import (
     networks_of,
     registered_name,
 )
+from .core.registry import constructor_parameters
 from .core.spaces import STATE, StateSpace
 from .records.blocks import array_to_tensor, tensor_to_array
 from .records.location import StoreLike, check_rewritable, locate, replacing, writing
@@ -150,11 +151,12 @@ class Network:
         TypeError, ValueError
             For parameters that the network does not have, or that ask for other weights.
         """
-        known = self.module().config()
+        module = self.module()
+        known = constructor_parameters(type(module))
         if unknown := sorted(set(parameters) - set(known)):
             raise TypeError(f"{unknown}: the network {self.description['name']!r} has {sorted(known)}")
-        changed = {**self.description, "parameters": {**known, **parameters}}
-        network = Network(changed, self.arrays, self.history)
+        made = network_by_name(self.description["name"], {**module.config(), **parameters})
+        network = Network({**self.description, "parameters": made.config()}, self.arrays, self.history)
         network.module()
         return network
 
@@ -178,10 +180,15 @@ class Network:
         """
         if not isinstance(space, StateSpace):
             raise TypeError(f"space={shown(space)}: expected a StateSpace, such as the `space` of a dynamics")
-        if self.space is None or "space" not in self.module().config():
+        if self.space is None:
             raise TypeError(
                 f"the network {self.description['name']!r} has no space of its own: expected one that was trained on "
                 "fields with a space; this one works on any ring as it is"
+            )
+        if "space" not in self.module().config():
+            raise TypeError(
+                f"the network {self.description['name']!r} is made of others: expected one of these; take for_space of "
+                "each before they are put together"
             )
         _check_alike(self.space, space)
         module = type(self.module())(**{**self.module().config(), "space": space})
@@ -376,17 +383,19 @@ def committee(networks: Iterable[Network]) -> Network:
 def _check_alike(one: StateSpace, other: StateSpace) -> None:
     """Refuse another space whose fields are not the same on geometries of the same kinds."""
 
-    def kinds(space: StateSpace) -> list[tuple[str, str, str]]:
-        return [(field.name, field.units, field.geometry.name) for field in space]
+    def fields(space: StateSpace) -> list[tuple[str, ...]]:
+        kinds = [(field.geometry.name, getattr(field.geometry, "grid", "")) for field in space]
+        return [
+            (field.name, field.units, *(word for word in kind if word))
+            for field, kind in zip(space, kinds, strict=True)
+        ]
 
     def inputs(space: StateSpace) -> list[str]:
-        return [given.name for given in space.inputs]
+        return [one_input.name for one_input in space.inputs]
 
-    for word, of in (("fields (name, units, geometry)", kinds), ("fixed inputs", inputs)):
-        if of(one) != of(other):
-            raise ValueError(
-                f"another space has the {word} {of(other)}: expected {of(one)}, as the network was trained"
-            )
+    for words, part in (("fields (name, units, geometry)", fields), ("fixed inputs", inputs)):
+        if part(one) != part(other):
+            raise ValueError(f"another space has the {words} {part(other)}: expected {part(one)}, as in training")
 
 
 def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilationNetwork:

@@ -8,6 +8,9 @@ from test_core_methods import normals, record_of
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
+from xdan.core.learning import objective_by_name
+from xdan.core.learning.gradient import OneProcess
+from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.methods import method_by_name, method_of, run
 from xdan.core.methods.columns import Columns
 from xdan.core.methods.covariance_forms import FormOf, InColumns, OneMatrix
@@ -64,21 +67,22 @@ def test_a_forecast_is_that_of_the_matrix_where_the_columns_hold_it():
 
 
 def test_the_second_term_is_that_of_the_leading_columns():
-    covariance = torch.zeros(2, 1 + 11, SIZE, dtype=torch.float64)
-    covariance[:, 1:5] = 0.3 * normals(2, 4, SIZE)
+    """Of twenty sites and fifteen columns, four and their ten pairs are all held. The columns stand in any order."""
+    size, count = 20, 15
+    root = torch.zeros(2, count, size, dtype=torch.float64)
+    root[:, :4] = 0.3 * normals(2, 4, size)
+    turned = torch.linalg.qr(normals(2, count, count, seed=6))[0] @ root
+    covariance = torch.cat([torch.zeros(2, 1, size, dtype=torch.float64), turned], 1)
     bilinear = CustomDynamics(  # without a closed form, so that the matrix takes second derivatives too
-        step=lambda x: x + 0.05 * x.roll(1, -1) * x.roll(-1, -1), state={"x": SIZE}, timestep=1.0, spin_up_time=0.0
+        step=lambda x: x + 0.05 * x.roll(1, -1) * x.roll(-1, -1), state={"x": size}, timestep=1.0, spin_up_time=0.0
     )
-    x = normals(2, SIZE, seed=2)
+    x = normals(2, size, seed=2)
     moments = forecast_moments(bilinear, x, whole(covariance), 1)
-    after = form(bilinear.space, 11).forecast(bilinear, x, covariance, 1, 2.0, MOST)
-    # Four columns and ten pairs are more than eleven directions: all but the smallest are kept.
-    expected = moments.inflated(2.0, MOST)
-    kept = whole(after)
-    assert_close(kept, expected, rtol=0, atol=float(torch.linalg.eigvalsh(moments.second).max()) * 0.2)
-    least = torch.tensor(float(moments.covariance.diagonal(dim1=1, dim2=2).sum(1).max()), dtype=torch.float64)
-    bounded = whole(form(bilinear.space, 11).forecast(bilinear, x, covariance, 1, 2.0, least))
-    assert bool((bounded.diagonal(dim1=1, dim2=2).sum(1) <= least * (1 + 1e-9)).all())
+    after = form(bilinear.space, count).forecast(bilinear, x, covariance, 1, 2.0, MOST)
+    assert_close(whole(after), moments.inflated(2.0, MOST), rtol=1e-9, atol=1e-10)
+    trace = whole(after).diagonal(dim1=1, dim2=2).sum(1).min() * 0.999  # a bound below it
+    bounded = whole(form(bilinear.space, count).forecast(bilinear, x, covariance, 1, 2.0, trace))
+    assert_close(bounded, moments.inflated(2.0, trace), rtol=1e-9, atol=1e-10)
 
 
 def test_independent_errors_become_columns_of_their_variance():
@@ -132,11 +136,8 @@ def test_a_network_sees_columns_as_it_sees_the_matrix():
     assert_close(kept.seen(covariance), OneMatrix(net.companions).seen(whole(covariance)))
     observed, innovation, observing = errors(2)
     x, y = normals(2, SIZE, seed=3), normals(2, SIZE, seed=3) + innovation
-    by_columns, by_matrix = (
-        method_of(one).bound(Lorenz96(SIZE)).analyse({"x": x, "covariance": p}, y, observed, observing)["x"]
-        for one, p in ((net, covariance), (type(net)(**{**net.config(), "columns": None}).double(), whole(covariance)))
-    )
-    assert by_columns.shape == by_matrix.shape
+    bound = method_of(net).bound(Lorenz96(SIZE))
+    by_columns = bound.analyse({"x": x, "covariance": covariance}, y, observed, observing)["x"]
     net_alone = KalmanCNN(**{**net.config(), "columns": None}).double()
     net_alone.load_state_dict(net.state_dict())
     alone = method_of(net_alone).bound(Lorenz96(SIZE))
@@ -189,9 +190,8 @@ def test_an_analysis_of_other_observations_is_that_of_the_matrix(kind):
     expected, matrix = OneMatrix().update(x, whole(covariance), innovation, observed, observing)
     assert_close(increment, expected, rtol=1e-9, atol=1e-10)
     assert_close(whole(after), matrix, rtol=1e-9, atol=1e-10)
-    # Independent errors become columns first.
-    alone = form().diagonal(torch.ones(3, SIZE, dtype=torch.float64))
-    assert bool((form().analysed(x, alone, observed, observing)[:, 0] == 0).all())
+    with pytest.raises(ValueError, match=r"columns=5, and observations of an operator .*: expected|begins with errors"):
+        form().check_first(observing, "the network")
 
 
 def test_a_filter_starts_from_the_leading_columns_of_the_climate():
@@ -227,6 +227,64 @@ def test_a_network_by_columns_starts_from_a_climatology_that_is_given():
     plain = replace(record, dynamics=Lorenz96(SIZE))
     alone, _ = run(method_of(net).prepare(plain), plain)
     assert_close(alone["analysis"][:, 0, 1], torch.zeros(2, dtype=torch.float64))
+
+
+def test_a_climate_of_several_fields_is_ranked_without_units():
+    two = StateSpace([Field("a", Ring(SIZE)), Field("b", Ring(SIZE))])
+    waves = torch.cat([torch.cos(torch.arange(SIZE) * 0.5), 1e-3 * torch.sin(torch.arange(SIZE) * 0.7)])
+    states = normals(300, 2).repeat_interleave(SIZE, 1) * waves + 1e-6 * normals(300, 2 * SIZE)
+    model = CustomDynamics(step=lambda x: x, state=two, timestep=1.0, spin_up_time=0.0).with_climatology(states)
+    covariance = form(two, 2).climate(model, 0, states)[1]
+    share = covariance[1:].square().sum(0) / states.var(0)
+    assert float(share[waves.abs() > 1e-4].min()) > 0.99  # the small field's pattern is in a column too
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_a_network_inflates_before_each_forecast(lag):
+    torch.manual_seed(0)
+    still = CustomDynamics(step=lambda x: 1.0 * x, state={"x": SIZE}, timestep=1.0, spin_up_time=0.0)
+    spread = {}
+    for inflation in (1.0, 1.5):
+        net = KalmanCNN(filters=2, blocks=1, memory=0, c2=0.0, lag=lag, inflation=inflation).double()
+        record = record_of(still, ObservingSystem(torch.ones((), dtype=torch.float64)), cycles=4)
+        spread[inflation] = run(method_of(net).prepare(record), record)[0]["forecast_spread"]
+    late = 1 + lag
+    assert bool((spread[1.5][:, late:] > 1.05 * spread[1.0][:, late:]).all())
+    if not lag:  # P_f = 1.5^2 P_a
+        variance = 0.5  # of the first analysis, from a climate of variance 1
+        assert_close(spread[1.5][:, 1], torch.full((2, SIZE), 1.5 * variance**0.5, dtype=torch.float64))
+
+
+def test_what_a_rebuilt_covariance_cannot_have_is_refused():
+    for settings in ({"inflation": 1.1}, {"columns": 3}):
+        with pytest.raises(ValueError, match="a rebuilt covariance is one matrix, and is not inflated"):
+            KalmanCNN(past=4, **settings)
+
+
+def test_a_training_by_columns_refuses_an_operator():
+    model = Lorenz96(SIZE)
+    net = KalmanCNN(filters=2, blocks=1, memory=0, columns=4)
+    operator = LinearOperator(torch.eye(3, SIZE, dtype=torch.float64))
+    observing = ObservingSystem(torch.ones(3, dtype=torch.float64), operator=operator)
+    with pytest.raises(ValueError, match="columns=4, and observations of an operator"):
+        method_of(net).check_training(model, observing)
+    method_of(net).check_training(model, ObservingSystem(torch.ones(())))
+
+
+def test_a_training_by_columns_goes_back_through_the_correction():
+    torch.manual_seed(0)
+    model = Lorenz96(SIZE)
+    net = KalmanCNN(filters=4, blocks=1, memory=2, columns=5, inflation=1.05).double()
+    net.normalise(2.3, 3.6, 1.0)
+    observing, like = ObservingSystem(torch.ones((), dtype=torch.float64)), torch.zeros((), dtype=torch.float64)
+    sizes = {"steps": 1, "trajectories": 3, "batch": 3, "cycles": 4, "seed": 0, "like": like}
+    source = EndlessTwin(model, Sites.all(), observing, **sizes)
+    gradient = OneProcess(net, model, observing, objective_by_name("mse"))
+    result = gradient(source.window(0), None)
+    assert result.state["covariance"].shape == (3, 6, SIZE)
+    assert all(bool(one.isfinite().all()) and float(one.norm()) > 0 for one in result.gradients)
+    again = gradient(source.window(1), result.state)
+    assert bool(again.state["covariance"].isfinite().all())
 
 
 def test_a_small_state_has_a_matrix():

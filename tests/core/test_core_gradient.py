@@ -186,6 +186,7 @@ class NothingComesFromTheCPU(NothingIsReadBack):
 
 ON_DEVICES = {
     "Lorenz-96": (lambda: Lorenz96(12), ResidualCNN, {"memory": 2}),
+    "Lorenz-96 of two halves": (lambda: Lorenz96(12, forcing=[8.0] * 6 + [4.0] * 6), ResidualCNN, {}),
     "Lorenz-63": (Lorenz63, ResidualCNN, {"kernel": 1}),
     "two-scale Lorenz-96": (TwoScaleLorenz96, ResidualCNN, {}),
     "Kuramoto-Sivashinsky": (KuramotoSivashinsky, ResidualCNN, {"memory": 2}),

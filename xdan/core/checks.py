@@ -188,3 +188,17 @@ def _bounds(
         if bound is not None:
             parts.append(f"{word} {bound:g}" if isinstance(bound, float) else f"{word} {bound}")
     return f", {' and '.join(parts)}" if parts else ""
+
+
+def check_one_form(radius: object, columns: object) -> None:
+    """Refuse a radius of patches beside a number of columns.
+
+    Raises
+    ------
+    ValueError
+    """
+    if radius is not None and columns is not None:
+        raise ValueError(
+            f"radius={radius}, columns={columns}: expected at most one, as a covariance is kept in patches or as "
+            "columns"
+        )

@@ -71,6 +71,8 @@ class Lorenz96(Dynamics, pure=True):
         self.sites = integer("sites", sites, least=4, most=MOST_COMPONENTS)
         self.forcing, self.timestep = _forcing(forcing, self.sites), accurate_timestep(timestep)
         self.time_unit = time_unit
+        at_sites = isinstance(self.forcing, tuple)
+        self._forcing_at_sites = torch.tensor(self.forcing, dtype=torch.float64) if at_sites else None
         self._tapes: Pool[_Tape] = Pool()
         self.space = StateSpace(Field("x", Ring(self.sites)))
 
@@ -93,7 +95,8 @@ class Lorenz96(Dynamics, pure=True):
         """F as it is added to states (..., sites): a number, or a tensor (sites,) of their dtype and device."""
         if not isinstance(self.forcing, tuple):
             return self.forcing
-        return torch.tensor(self.forcing, dtype=x.dtype, device=x.device)
+        assert self._forcing_at_sites is not None
+        return self._forcing_at_sites.to(dtype=x.dtype, device=x.device)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Advance states (B, sites), and directions (B, M, sites) by the tangent linear model, written out."""

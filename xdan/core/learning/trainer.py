@@ -141,6 +141,7 @@ class Trainer:
     ) -> None:
         self.network, self.objective, self.clip = network, objective, optimiser.clip
         self.method = method_of(network)
+        self.method.check_training(dynamics, observing)
         self.parameters = list(network.parameters())
         task = network, dynamics.on(self.parameters[0].device), observing, objective
         self.gradient: Gradient

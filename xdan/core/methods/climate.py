@@ -64,10 +64,22 @@ def climate_variances(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tens
     return states.mean(0).to(like), states.var(0).to(like)
 
 
-def climate_columns(dynamics: Dynamics, seed: int, like: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def climate_columns(
+    dynamics: Dynamics, seed: int, like: Tensor, count: int, shares: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (N,) of the climatology, the leading columns (count, N) of a root of its covariance, and what they leave.
 
     The last is the variance (N,) outside the columns.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    seed : int
+    like : Tensor
+        Its dtype and device are taken.
+    count : int
+    shares : callable
+        shares(variance): by which squares of the components (N,) are multiplied where directions are compared.
 
     Raises
     ------
@@ -76,9 +88,11 @@ def climate_columns(dynamics: Dynamics, seed: int, like: Tensor, count: int) -> 
     """
     states = _some_states(dynamics, seed, like).to(like)
     mean, variance = states.mean(0), states.var(0)
-    _, sizes, directions = torch.linalg.svd((states - mean) / max(1, len(states) - 1) ** 0.5, full_matrices=False)
+    scale = shares(variance).sqrt()
+    anomalies = (states - mean) / max(1, len(states) - 1) ** 0.5 * scale
+    _, sizes, directions = torch.linalg.svd(anomalies, full_matrices=False)
     columns = like.new_zeros(count, states.shape[1])
-    leading = (sizes[:, None] * directions)[:count]
+    leading = (sizes[:, None] * directions)[:count] / scale.clamp_min(torch.finfo(scale.dtype).tiny)
     columns[: len(leading)] = leading
     return mean, columns, (variance - columns.square().sum(0)).clamp_min(0.0)
 

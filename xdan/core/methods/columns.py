@@ -84,6 +84,7 @@ class Columns:
         if not steps:
             return covariance
         columns = covariance[:, 1:] + covariance[:, :1] * self._noise.to(covariance)
+        columns = self._leading(columns) if c2 else columns
         _, moved = advance_along(dynamics, x, columns, steps)
         if c2:
             bent = _bent(dynamics, x, columns[:, : min(_BENT, self.count)], steps)
@@ -96,9 +97,10 @@ class Columns:
     def analysis(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> ColumnAnalysis:
         """A Kalman update of states (B, N) by what is observed of them (B, P).
 
-        Of components with independent errors, D acts on the columns as more observation error: with z of unit variance
-        and the error e + S^T z, z is known from d to (I + S (R + D)^-1 S^T)^-1, and e then to D R / (R + D). For other
-        observations D becomes columns before.
+        Write the error as e + S^T z, with e of covariance D and z of unit covariance. Where components are observed
+        with independent errors, e acts on z as more observation error. So z has the covariance
+        (I + S (R + D)^-1 S^T)^-1 after the analysis, and e the covariance D R / (R + D). For other observations D
+        becomes columns first.
         """
         independent = observing.independent() if observing.direct else None
         deviation, columns = covariance[:, :1], covariance[:, 1:]
@@ -134,12 +136,16 @@ class Columns:
             parts.append((columns * columns[:, :, others]).sum(1) + alone)
         return torch.stack(parts, -1)
 
+    def shares(self, variance: Tensor) -> Tensor:
+        """Areas of the components (..., N) over the variance of their field, by which directions are compared."""
+        weights = self._weights.to(variance)
+        parts = (weights * variance).split(self._sizes, -1)
+        totals = torch.cat([part.sum(-1, keepdim=True).expand_as(part) for part in parts], -1)
+        return weights / totals.clamp_min(torch.finfo(variance.dtype).tiny)
+
     def _leading(self, rows: Tensor) -> Tensor:
-        """The k leading directions of rows (B, K, N), largest first; they have no covariance with one another."""
-        variance = rows.detach().square().sum(1) * self._weights.to(rows)
-        totals = [part.sum(1, keepdim=True).expand_as(part) for part in variance.split(self._sizes, 1)]
-        tiny = torch.finfo(rows.dtype).tiny
-        scaled = rows * (self._weights.to(rows) / torch.cat(totals, 1).clamp_min(tiny)).sqrt()[:, None]
+        """The k leading directions of rows (B, K, N), largest first, orthogonal by `shares`."""
+        scaled = rows * self.shares(rows.square().sum(1)).sqrt()[:, None]
         _, vectors = _eigh(scaled @ scaled.mT)
         leading = vectors.flip(-1)[..., : self.count]
         return leading.mT @ rows

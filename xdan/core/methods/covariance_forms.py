@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..checks import integer, real
+from ..checks import check_one_form, integer, real
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .climate import climate_columns, climate_moments, climate_variances
@@ -30,11 +30,14 @@ class CovarianceForm(ABC):
     ----------
     whole : bool
         Whether a covariance is one matrix, (B, N, N).
+    begins_at_climate : bool
+        Whether a network begins with the covariance of a climatology that is given, as far as the form holds it.
     words : str
         What messages call it.
     """
 
     whole: bool = False
+    begins_at_climate: bool = False
     words: str
 
     def recordable(self, dynamics: Dynamics) -> bool:
@@ -47,13 +50,13 @@ class CovarianceForm(ABC):
 
     @abstractmethod
     def bound(self, variance: Tensor) -> Tensor:
-        """Trace of a covariance with these variances (N,), which `forecast` does not exceed."""
+        """Trace of the climate's covariance, from its variances (N,): above it `forecast` leaves Q2 out."""
 
     @abstractmethod
     def forecast(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
-        """M P M^T + c2 Q2(P) of states (B, N), the second term shortened where the trace would exceed `most`."""
+        """M P M^T + c2 Q2(P) of states (B, N), Q2 shortened where the trace would exceed `most`."""
 
     @abstractmethod
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
@@ -94,6 +97,14 @@ class CovarianceForm(ABC):
         ValueError
         """
 
+    def check_first(self, observing: ObservingSystem, who: str) -> None:  # noqa: B027
+        """Refuse observations that no first analysis can be made of, from independent errors of the climate's variance.
+
+        Raises
+        ------
+        ValueError
+        """
+
     def warn(self, dynamics: Dynamics, x: Tensor, steps: int) -> None:  # noqa: B027
         """Warn where the model outruns this form over so many steps from a state (1, N) of the climate."""
 
@@ -104,7 +115,7 @@ class OneMatrix(CovarianceForm):
     Parameters
     ----------
     companions : callable, optional
-        companions(N): the components (N, L) whose covariance with each of N a network sees.
+        companions(N): for each of N components, those (N, L) whose covariance with it a network sees.
     """
 
     whole = True
@@ -114,15 +125,15 @@ class OneMatrix(CovarianceForm):
         self.companions = companions
 
     def recordable(self, dynamics: Dynamics) -> bool:
-        """Where the model knows its second-order term; otherwise a root of the covariance is taken."""
-        return dynamics.second_order_tendency(torch.zeros(1, dynamics.space.size, dynamics.space.size)) is not None
+        """Where the model's class has a second-order term; otherwise a root of the covariance is taken."""
+        return type(dynamics).second_order_tendency is not Dynamics.second_order_tendency
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """The covariance of independent errors of these variances (B, N)."""
         return torch.diag_embed(variance)
 
     def bound(self, variance: Tensor) -> Tensor:
-        """Trace of a covariance with these variances."""
+        """Sum of the variances."""
         return variance.sum()
 
     def forecast(
@@ -180,7 +191,7 @@ class InPatches(CovarianceForm):
         return self.patches.diagonal(variance)
 
     def bound(self, variance: Tensor) -> Tensor:
-        """Trace in each patch, (T,)."""
+        """Sum of the variances in each patch, (T,)."""
         return self.patches.of(variance[None])[0].sum(1)
 
     def forecast(
@@ -226,12 +237,23 @@ class InColumns(CovarianceForm):
     ----------
     columns : Columns
     companions : Tensor of int64, shape (N, L), optional
-        Components whose covariance with each a network sees.
+        For each of N components, those whose covariance with it a network sees.
     """
+
+    begins_at_climate = True
 
     def __init__(self, columns: Columns, companions: Tensor | None = None) -> None:
         self.columns, self.companions = columns, companions
         self.words = f"columns={columns.count}"
+
+    def check_first(self, observing: ObservingSystem, who: str) -> None:
+        """Refuse an operator and correlated errors: independent errors would have to become columns before."""
+        if not observing.direct or observing.independent() is None:
+            raise ValueError(
+                f"{who} with {self.words}, and observations of an operator or with correlated errors: it begins with "
+                "errors that are independent, which such observations would mix; expected observations of the "
+                "components, or in cycling climatology=, states whose leading directions the columns begin with"
+            )
 
     def diagonal(self, variance: Tensor) -> Tensor:
         """The covariance of independent errors of these variances (B, N)."""
@@ -239,12 +261,12 @@ class InColumns(CovarianceForm):
 
     def climate(self, dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Its leading columns, and the rest as independent errors."""
-        mean, columns, rest = climate_columns(dynamics, seed, like, self.columns.count)
+        mean, columns, rest = climate_columns(dynamics, seed, like, self.columns.count, self.columns.shares)
         covariance = torch.cat([rest.sqrt()[None], columns])
         return mean, covariance, covariance.square().sum()
 
     def bound(self, variance: Tensor) -> Tensor:
-        """Trace of a covariance with these variances."""
+        """Sum of the variances."""
         return variance.sum()
 
     def forecast(
@@ -289,7 +311,7 @@ class FormOf:
     columns : int, optional
         Columns of a root; None for none. A state of no more components has one matrix.
     companions : callable, optional
-        companions(N): the components (N, L) whose covariance with each of N a network sees.
+        companions(N): for each of N components, those (N, L) whose covariance with it a network sees.
     """
 
     def __init__(
@@ -299,7 +321,7 @@ class FormOf:
         self._last: tuple[Dynamics, torch.device, CovarianceForm] | None = None
 
     def of(self, dynamics: Dynamics, device: torch.device = _CPU) -> CovarianceForm:
-        """The form for a dynamics' states; one matrix where the other would be no smaller."""
+        """The form for a dynamics' states; one matrix where patches or columns would be no smaller."""
         if self._last is None or self._last[0] is not dynamics or self._last[1] != device:
             self._last = dynamics, device, self._made(dynamics, device)
         return self._last[2]
@@ -326,11 +348,7 @@ def one_form(radius: float | None, columns: int | None) -> tuple[float | None, i
     ValueError
         For numbers that are not positive, and for both.
     """
-    if radius is not None and columns is not None:
-        raise ValueError(
-            f"radius={radius}, columns={columns}: expected at most one, as a covariance is kept in patches or as "
-            "columns"
-        )
+    check_one_form(radius, columns)
     return (
         None if radius is None else real("radius", radius, above=0.0),
         None if columns is None else integer("columns", columns, least=1),

@@ -50,6 +50,14 @@ class DataAssimilationNetwork(Method):
         """Whether cycles on a GPU read no number back, so that a training may record them as a CUDA graph."""
         return True
 
+    def check_training(self, dynamics: Dynamics, observing: ObservingSystem) -> None:
+        """Refuse, before training, what the method cannot be trained with.
+
+        Raises
+        ------
+        ValueError
+        """
+
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over states of the mean and the deviation that the network was trained with."""
         mean, std = (value.cpu().double() for value in self._climate())

@@ -71,14 +71,22 @@ class GuidedNetwork(DataAssimilationNetwork):
         who, form = f"the network {self.network.name!r}", self.bound(record.dynamics).form
         check_form(form, record.dynamics.shape, who, _REMEDY)
         form.check_observing(record.observing, who)
+        if record.dynamics.given_climate is None:
+            form.check_first(record.observing, who)
         x = self._climate()[0].to(record.observation).expand(1, record.shape[1])
         form.warn(record.dynamics, x, max(record.steps, default=0))
         super().check_record(record)
 
+    def check_training(self, dynamics: Dynamics, observing: ObservingSystem) -> None:
+        """Refuse observations that the covariance cannot take as it is kept, or not from the network's own start."""
+        who, form = f"the network {self.network.name!r}", self.bound(dynamics).form
+        form.check_observing(observing, who)
+        form.check_first(observing, who)
+
     def start(self, record: Record) -> State:
-        """Begin at the climate that the network knows; by columns at a climatology that is given with the record."""
+        """Begin at the climate that the network knows; by columns at the climatology that is given with the record."""
         state = super().start(record)
-        if self.form.whole or record.dynamics.given_climate is None:
+        if not self.form.begins_at_climate or record.dynamics.given_climate is None:
             return state
         mean, covariance, _ = self.form.climate(record.dynamics, record.seed, record.observation)
         rows = len(record.observation)
@@ -97,8 +105,8 @@ class GuidedNetwork(DataAssimilationNetwork):
         return {**state, "covariance": self.form.diagonal((self._climate()[1].to(like) ** 2).expand(shape))}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation, and the covariance that it leaves; without a matrix an update of what is kept."""
-        if not self.form.whole:
+        """Optimal interpolation, and the covariance that it leaves; by columns an update from what they hold."""
+        if self.form.begins_at_climate:
             x = state["x"]
             innovation = observation - observing.observe(x)
             increment, covariance = self.form.update(x, state["covariance"], innovation, observed, observing)
@@ -113,7 +121,9 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     @torch.no_grad()
     def _propagated(self, x: Tensor, covariance: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
-        """M P M^T + c2 Q2(P)."""
+        """M P M^T + c2 Q2(P), of the inflated P."""
+        if self.network.inflation != 1.0:
+            covariance = self.form.scaled(covariance, self.network.inflation**2)
         return self.form.forecast(dynamics, x, covariance, steps, self.network.second_order, self._most(x))
 
     def _error_std(self, x: Tensor) -> Tensor:
@@ -129,8 +139,6 @@ class GuidedNetwork(DataAssimilationNetwork):
         x, innovation = state["x"], observation - observing.observe(state["x"])
         zeta = observing.project_innovation(innovation, observed, x)
         increment, after = self.form.update(x, state["covariance"], innovation, observed, observing)
-        if self.network.inflation != 1.0:
-            after = self.form.scaled(after, self.network.inflation**2)
         guides = self.network.guide_by(increment, self.form.seen(after))
         analysis, memory = self.network(x, zeta, state.get("memory"), guides)
         entries = {**state, "x": analysis, "covariance": after}

@@ -98,7 +98,7 @@ class AnalysisNetwork(nn.Module, ABC):
     second_order : float
         Factor of the second-order term by which that covariance is propagated.
     inflation : float
-        Factor of the deviations of that covariance, after each analysis.
+        Factor of the deviations of that covariance, before each forecast.
     lag : int
         Intervals back in time at which the network makes its analysis, which the model then carries to the present.
     passes : int
@@ -257,7 +257,7 @@ class AnalysisNetwork(nn.Module, ABC):
         return {k: field.geometry.weights() / field.geometry.weights().sum() for k, field in fields if field.conserved}
 
     def _area_shares(self, device: torch.device) -> dict[int, Tensor]:
-        """The same on a device, where they stay: a CUDA graph takes no copy from the CPU."""
+        """`_conserved` on a device. The tensors stay there, as a CUDA graph takes no copy from the CPU."""
         if self._conserved_on is None or self._conserved_on[0] != device:
             self._conserved_on = device, {k: shares.to(device) for k, shares in self._conserved.items()}
         return self._conserved_on[1]

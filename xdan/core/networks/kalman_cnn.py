@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from ..checks import real
+from ..checks import check_one_form, real
 from ..spaces import StateSpace
 from .base import AnalysisNetwork
 from .heads import renew, saturate, soften
@@ -79,8 +79,8 @@ class KalmanCNN(AnalysisNetwork):
         For large states in which errors grow in few directions, as of "second-order-kalman": the covariance is kept as
         so many columns of a root, and a cycle costs as many runs of the tangent linear model.
     inflation : float
-        Factor of the deviations of P_a after each analysis, as of "second-order-kalman". Columns need some, such as
-        1.02: they know nothing of the errors outside their span.
+        Factor of the deviations of P_a from which the next forecast starts, as of "second-order-kalman". Columns need
+        some, such as 1.02: they know nothing of the errors outside their span.
     activation : {"gated", "silu", "linear"}
         As of `ResidualCNN`.
     space : StateSpace, or its JSON, optional
@@ -122,6 +122,11 @@ class KalmanCNN(AnalysisNetwork):
         self.memory, self.diagonals = size("memory", memory, 0), odd("diagonals", diagonals)
         self.second_order = self.c2 = real("c2", c2, least=0.0)
         self.inflation = real("inflation", inflation, above=0.0)
+        if past and (self.inflation != 1.0 or columns is not None):
+            raise ValueError(
+                f"past={past}, inflation={inflation}, columns={columns}: a rebuilt covariance is one matrix, and "
+                "is not inflated; expected inflation=1 and columns=None, or past=0"
+            )
         self.lag, self.past = size("lag", lag, 0), size("past", past, 0)
         self.passes = size("passes", passes)
         if self.passes > 1 and not self.lag:
@@ -130,11 +135,7 @@ class KalmanCNN(AnalysisNetwork):
             )
         self.radius = None if radius is None else real("radius", radius, above=0.0)
         self.columns = None if columns is None else size("columns", columns)
-        if self.radius is not None and self.columns is not None:
-            raise ValueError(
-                f"radius={radius}, columns={columns}: expected at most one, as a covariance is kept in patches or as "
-                "columns"
-            )
+        check_one_form(radius, columns)
         if self.lag and (self.radius is not None or self.columns is not None):
             raise ValueError(
                 f"radius={radius}, columns={columns}, lag={lag}: the covariance of a window is one matrix; expected "
