@@ -71,6 +71,8 @@ def table(name: str, options: argparse.Namespace) -> None:
     test, rows = system.record(options.out, seed, cycles, trajectories), []
     settings = {"cycles": cycles, "burn_in": system.burn_in, "seed": seed, "rows": trajectories}
     for label, scheme, work in works(system, test, options):
+        if options.only is not None and not any(word.lower() in label.lower() for word in options.only):
+            continue
         path = options.out / f"{slug(label)}-score.zarr"
         score = kept(path, lambda work=work: scored(system, test, work), **settings, scheme=scheme)
         rows.append(

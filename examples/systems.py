@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, help="of the test record, after the burn-in")
     parser.add_argument("--trajectories", type=int)
     parser.add_argument("--seed", type=int, help="of the test record")
+    parser.add_argument("--only", nargs="*", help="rows of a table whose names contain one of these words")
     parser.add_argument("--out", type=Path, default=Path("systems"))
     options = parser.parse_args()
     if options.figure not in known[options.system]:
