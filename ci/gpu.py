@@ -4,7 +4,8 @@
 
 The parts are independent: one that fails prints why, and the next goes on. Each network that was trained is a store in
 a tar file of the folder --out, saved whenever its training ends. With --device cpu and little of everything the script
-runs anywhere, which a test does.
+runs anywhere, which a test does. Several networks share a GPU better where CUDA's multi-process service runs
+(`nvidia-cuda-mps-control -d`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from xdan.core.learning import Optimiser, objective_by_name
 from xdan.core.learning.gradient import CudaGraph, OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.methods import Record, method_of, run
-from xdan.core.networks import AnalysisNetwork, LinearInZeta, ResidualCNN
+from xdan.core.networks import AnalysisNetwork, KalmanCNN, LinearInZeta, ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
@@ -109,6 +110,8 @@ def networks() -> dict[str, AnalysisNetwork]:
         "residual CNN": ResidualCNN(**small),
         "residual CNN with memory": ResidualCNN(**small, memory=4),
         "linear in zeta": LinearInZeta(form="hypernetwork", **small),
+        "beside a Kalman filter": KalmanCNN(**small, memory=4),
+        "beside columns": KalmanCNN(**small, memory=4, columns=24, inflation=1.05),
     }
     for network in made.values():
         network.double().normalise(2.3, 3.6, 1.0)
