@@ -66,7 +66,7 @@ class CovarianceForm(ABC):
     def update(
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
-        """The increment K d of an innovation (B, P), and P_a. Gradients go through the innovation alone."""
+        """The increment K d of an innovation (B, P), and P_a. Where x and P are detached, so is K."""
 
     @abstractmethod
     def variances(self, covariance: Tensor) -> Tensor:
@@ -150,9 +150,8 @@ class OneMatrix(CovarianceForm):
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
         """K d by the gain K, of any observation operator."""
-        with torch.no_grad():
-            gain = kalman_gain(x, covariance, observed, observing)
-            after = updated(x, covariance, gain, observed, observing)
+        gain = kalman_gain(x, covariance, observed, observing)
+        after = updated(x, covariance, gain, observed, observing)
         d = torch.where(observed, innovation, torch.zeros_like(innovation))
         return (gain @ d[..., None])[..., 0], after
 
@@ -208,8 +207,7 @@ class InPatches(CovarianceForm):
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
         """K d = P_a H^T R^-1 d."""
-        with torch.no_grad():
-            after = self.patches.analysed(covariance, observed, observing)
+        after = self.patches.analysed(covariance, observed, observing)
         return self.patches.times(after, observing.project_innovation(innovation, observed)), after
 
     def variances(self, covariance: Tensor) -> Tensor:
@@ -283,8 +281,7 @@ class InColumns(CovarianceForm):
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
         """K d by the columns."""
-        with torch.no_grad():
-            analysis = self.columns.analysis(x, covariance, observed, observing)
+        analysis = self.columns.analysis(x, covariance, observed, observing)
         return analysis.increment(innovation), analysis.covariance
 
     def variances(self, covariance: Tensor) -> Tensor:

@@ -138,7 +138,8 @@ class GuidedNetwork(DataAssimilationNetwork):
         """One analysis: the filter's increment, and the network's correction of it."""
         x, innovation = state["x"], observation - observing.observe(state["x"])
         zeta = observing.project_innovation(innovation, observed, x)
-        increment, after = self.form.update(x, state["covariance"], innovation, observed, observing)
+        held = x.detach(), state["covariance"].detach()  # no gradient goes through K
+        increment, after = self.form.update(*held, innovation, observed, observing)
         guides = self.network.guide_by(increment, self.form.seen(after))
         analysis, memory = self.network(x, zeta, state.get("memory"), guides)
         entries = {**state, "x": analysis, "covariance": after}
