@@ -54,7 +54,7 @@ DISSECTED = {
     ),
     "sphere": Dissected(
         "ETKF, 60 members",
-        {"r at 43 N, 180 E": 8 * 64 + 32, "r at 3 N, 180 E": 15 * 64 + 32},
+        {"r at 42 S, 180 E": 8 * 64 + 32, "r at 3 S, 180 E": 15 * 64 + 32},
         80,
         40,
         xdan.Group.trivial(32 * 64),

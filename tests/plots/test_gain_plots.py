@@ -121,14 +121,16 @@ def test_a_gain_between_walls_keeps_its_labels():
     assert axes(plot) == ("j: height (km)", "i: height (km)")
 
 
+@pytest.mark.parametrize("order", [("i_lat", "i_lon"), ("i_lon", "i_lat")])
 @pytest.mark.parametrize(("fields", "place"), [("h h h", 5), ("h u h", 2)])
-def test_a_gain_on_a_grid_is_a_map(fields, place):
-    """For the innovation at r; of another field at the largest gain."""
+def test_a_gain_on_a_grid_is_a_map(fields, place, order):
+    """For the innovation at r; of another field at the largest gain. A store gives the labels in any order."""
     lat, lon = np.meshgrid([-30.0, 30.0], [0.0, 90.0, 180.0, 270.0], indexing="ij")
     named = {"i_lat": ("i", lat.ravel(), {"long_name": "latitude", "units": "degrees_north"})}
     named["i_lon"] = "i", lon.ravel(), {"long_name": "longitude", "units": "degrees_east"}
     values = np.random.default_rng(0).normal(size=(8, 8))
     values[:, 2] *= 10
+    named = {label: named[label] for label in order}
     average = xr.DataArray(values, named, ("i", "j"), attrs={"reference": 5, "fields": fields})
     (panel,) = xdan.gain_map({"all": average}).values()
     expected = values[:, place].reshape(2, 4) / abs(values[:, place]).max()

@@ -114,8 +114,15 @@ def on_ring(omega: xr.DataArray) -> bool:
 
 
 def _grid(omega: xr.DataArray) -> list[str]:
-    """Names of the labels of a field of several dims."""
-    return [str(name) for name in omega.coords if str(name).startswith("i_") and name != "i_field"]
+    """Names of the labels of a field of several dims, the outer first: a store does not keep their order."""
+
+    def same(name: str) -> int:
+        """How many points follow one another before the label changes."""
+        changed = np.flatnonzero(omega[name].values != omega[name].values[0])
+        return int(changed[0]) if len(changed) else omega.sizes["i"]
+
+    names = [str(name) for name in omega.coords if str(name).startswith("i_") and name != "i_field"]
+    return sorted(names, key=same, reverse=True)
 
 
 def _map(omega: xr.DataArray, grid: list[str], of: list[str]) -> _Drawn:
