@@ -108,6 +108,14 @@ def kuramoto_sivashinsky(sites: int = 128) -> xdan.KuramotoSivashinsky:
     return xdan.KuramotoSivashinsky(sites=sites, length=sites / 128 * 32 * math.pi)
 
 
+def radiosondes(count: int = 200) -> dict[str, np.ndarray]:
+    """Places on two continents, most of them in the north."""
+    draw = np.random.default_rng(5)
+    sine, eastern = draw.uniform(-0.3, 0.95, count), draw.random(count) < 0.5
+    lon = np.where(eastern, draw.uniform(0.0, 150.0, count), draw.uniform(230.0, 310.0, count))
+    return {"lat": np.degrees(np.arcsin(sine)), "lon": lon}
+
+
 RING, FLOW = kuramoto_sivashinsky(), xdan.SphereQG()
 POINT = RING.length / RING.sites
 WAVES = {"window": 12, "batch": 128, "validate_every": 300, "optimiser": DECAYED}
@@ -232,6 +240,24 @@ SYSTEMS = {
         {"network beside 32 columns, of all points": BESIDE_COLUMNS},
         burn_in=130,
         cycles=70,
+        trajectories=4,
+        unit=PSI_ERROR,
+        states=1024,
+    ),
+    "sphere-radiosondes": System(
+        "quasi-geostrophic flow on the sphere, T21, observed at 200 places on two continents every 6 hours",
+        xdan.TwinExperiment(FLOW, interval=0.25, error_std=PSI_ERROR, positions=radiosondes()),
+        {
+            "3D-Var": ("3d-var", {}),
+            "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
+            "second-order Kalman filter, 32 columns": (
+                "second-order-kalman",
+                {"columns": 32, "inflation": 1.05, "c2": 0.01},
+            ),
+        },
+        {"network beside 32 columns, of all points": BESIDE_COLUMNS},
+        burn_in=150,
+        cycles=50,
         trajectories=4,
         unit=PSI_ERROR,
         states=1024,

@@ -7,6 +7,7 @@
     lorenz96-sparse              table (every fourth site observed, every 0.15)
     sphere                       table, anatomy, transfer (from T21 to T42)
     sphere-quarter               table (every fourth meridian observed)
+    sphere-radiosondes           table (200 places on two continents observed)
     lorenz63                     ball: where errors grow, and where a network's P_a says that they do
     lorenz96                     seasonal, two-halves: a forcing that changes in time, or from site to site
 
