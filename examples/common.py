@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -161,6 +162,11 @@ def save_pictures(path: Path, sections: Mapping[str, Any], **page: Any) -> None:
         method, dither = Image.Quantize.MAXCOVERAGE, Image.Dither.NONE
         few = picture.convert("RGB").quantize(256, method, kmeans=3, dither=dither)
     few.save(png, optimize=True)
+
+
+def slug(title: str) -> str:
+    """A title as the name of a file."""
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -10,7 +10,6 @@ none has seen; a committee's members are trained before it. Networks, scores and
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import xarray as xr
 
 import xdan
 
-from common import markdown, trained
+from common import markdown, slug, trained
 
 BURN_IN, TRAJECTORIES = 200, 64
 PLAIN = {"filters": 40, "blocks": 5, "kernel": 5}
@@ -98,7 +97,7 @@ class Row:
 
     @property
     def slug(self) -> str:
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return slug(self.title)
 
 
 def rows() -> list[Row]:

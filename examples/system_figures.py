@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from system_networks import SYSTEMS, System, kuramoto_sivashinsky
 
 import xdan
 
-from common import kept, markdown, save_pictures
+from common import kept, markdown, save_pictures, slug
 
 
 @dataclass(frozen=True)
@@ -248,8 +247,3 @@ def transfer(name: str, options: argparse.Namespace) -> None:
     text = f"{heading}, seed {seed}\n\n{markdown(pd.DataFrame(rows))}"
     (options.out / "transfer.md").write_text(text)
     print(f"\n{text}")
-
-
-def slug(label: str) -> str:
-    """A name for files."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")

@@ -134,6 +134,21 @@ BESIDE_COLUMNS = Member(
     xdan.KalmanCNN(filters=24, blocks=3, memory=4, diagonals=5, c2=0.0, columns=32, inflation=1.04, space=FLOW.space),
     {"window": 6, "batch": 48, "validate_every": 150, "optimiser": CAREFUL},
 )
+# Of the sphere, where few places are observed: longer records, as filters take longer to settle.
+FEW_PLACES: dict[str, Any] = {
+    "methods": {
+        "3D-Var": ("3d-var", {}),
+        "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
+        "second-order Kalman filter, 32 columns": (
+            "second-order-kalman",
+            {"columns": 32, "inflation": 1.05, "c2": 0.01},
+        ),
+    },
+    "members": {"network beside 32 columns, of all points": BESIDE_COLUMNS},
+    "trajectories": 4,
+    "unit": PSI_ERROR,
+    "states": 1024,
+}
 TUNED = {
     "radius": "tune",
     "inflation": "tune",
@@ -229,37 +244,15 @@ SYSTEMS = {
     "sphere-quarter": System(
         "quasi-geostrophic flow on the sphere, T21, every fourth meridian observed every 6 hours",
         xdan.TwinExperiment(FLOW, interval=0.25, error_std=PSI_ERROR, observe=xdan.Sites.every(4)),
-        {
-            "3D-Var": ("3d-var", {}),
-            "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
-            "second-order Kalman filter, 32 columns": (
-                "second-order-kalman",
-                {"columns": 32, "inflation": 1.05, "c2": 0.01},
-            ),
-        },
-        {"network beside 32 columns, of all points": BESIDE_COLUMNS},
+        **FEW_PLACES,
         burn_in=130,
         cycles=70,
-        trajectories=4,
-        unit=PSI_ERROR,
-        states=1024,
     ),
     "sphere-radiosondes": System(
         "quasi-geostrophic flow on the sphere, T21, observed at 200 places on two continents every 6 hours",
         xdan.TwinExperiment(FLOW, interval=0.25, error_std=PSI_ERROR, positions=radiosondes()),
-        {
-            "3D-Var": ("3d-var", {}),
-            "ETKF, 60 members": ("etkf", {"members": 60, "inflation": 1.02}),
-            "second-order Kalman filter, 32 columns": (
-                "second-order-kalman",
-                {"columns": 32, "inflation": 1.05, "c2": 0.01},
-            ),
-        },
-        {"network beside 32 columns, of all points": BESIDE_COLUMNS},
+        **FEW_PLACES,
         burn_in=150,
         cycles=50,
-        trajectories=4,
-        unit=PSI_ERROR,
-        states=1024,
     ),
 }

@@ -181,10 +181,9 @@ class SphereQG(Dynamics, pure=True):
 
     def on(self, device: torch.device) -> Self:
         """The same model on a device, with the matrices of its transforms there."""
-        if device.type == "cpu":
-            return self
         other = super().on(device)
-        other._flows_there = {dtype: self._flow_like(dtype).to(device) for dtype in (torch.float32, torch.float64)}
+        if other is not self:
+            other._flows_there = {dtype: self._flow_like(dtype).to(device) for dtype in (torch.float32, torch.float64)}
         return other
 
     def fingerprint(self) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..spaces import StateSpace
-from ..tangent import mixed_along
-from .advancing import advance, advance_along
+from .advancing import advance_along
+from .gaussian_forecast import bends_along
+from .roots import eigh_or_nan
 
 _BENT = 4  # leading columns, at most, that second derivatives are taken along
 _SEED = 12  # of the noise by which independent errors become columns
@@ -87,7 +88,8 @@ class Columns:
         columns = self._leading(columns) if c2 else columns
         _, moved = advance_along(dynamics, x, columns, steps)
         if c2:
-            bent = _bent(dynamics, x, columns[:, : min(_BENT, self.count)], steps)
+            bends, weight = bends_along(dynamics, x, columns[:, :_BENT], steps)
+            bent = bends * weight.sqrt()
             room = (most - moved.square().sum((1, 2))).clamp_min(0.0)
             wanted = c2 * bent.square().sum((1, 2))
             share = c2 * (room / wanted.clamp_min(torch.finfo(wanted.dtype).tiny)).clamp_max(1.0)
@@ -113,7 +115,7 @@ class Columns:
             left = 1.0 / (1.0 + (precision * deviation).square())  # of independent errors, and of columns there
             white = precision * left.sqrt()
             seen = columns * white
-        values, vectors = _eigh(seen @ seen.mT)
+        values, vectors = eigh_or_nan(seen @ seen.mT)
         shrunk = (vectors * (1.0 + values).rsqrt()[:, None]) @ vectors.mT
         inverse = (vectors / (1.0 + values)[:, None]) @ vectors.mT
 
@@ -146,29 +148,6 @@ class Columns:
     def _leading(self, rows: Tensor) -> Tensor:
         """The k leading directions of rows (B, K, N), largest first, orthogonal by `shares`."""
         scaled = rows * self.shares(rows.square().sum(1)).sqrt()[:, None]
-        _, vectors = _eigh(scaled @ scaled.mT)
+        _, vectors = eigh_or_nan(scaled @ scaled.mT)
         leading = vectors.flip(-1)[..., : self.count]
         return leading.mT @ rows
-
-
-def _bent(dynamics: Dynamics, x: Tensor, columns: Tensor, steps: int) -> Tensor:
-    """Rows h_kl / sqrt(2) of pairs of columns (B, K, N), shape (B, K (K + 1) / 2, N) with k < l counted twice."""
-    count, size = columns.shape[1:]
-    first, last = torch.triu_indices(count, count, device=x.device)
-    pairs = (columns[:, first], columns[:, last])
-    points = x[:, None].expand_as(pairs[0]).reshape(-1, size).contiguous()
-
-    def forecast(one: Tensor, other: Tensor) -> Tensor:
-        return advance(dynamics, one + other, steps)
-
-    one, other = (side.reshape(-1, size) for side in pairs)
-    what = f"the model {dynamics.label!r}"
-    bends = mixed_along(forecast, points, torch.zeros_like(points), one, other, what).reshape(pairs[0].shape)
-    return bends * torch.where(first == last, 0.5, 1.0).to(x).sqrt()[:, None]
-
-
-def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, at least 0, and vectors of symmetric matrices (B, K, K), NaN for those that are not finite."""
-    whole = matrices.isfinite().flatten(1).all(1)[:, None, None]
-    values, vectors = torch.linalg.eigh(torch.where(whole, matrices, 0.0))
-    return torch.where(whole[..., 0], values.clamp_min(0.0), torch.nan), torch.where(whole, vectors, torch.nan)

@@ -172,6 +172,32 @@ def _by_derivatives(
     else:
         root = root_of(covariance.flatten(0, 1))[:, -COLUMNS_OF_PATCH:].unflatten(0, covariance.shape[:2])
         columns = patches.side_by_side(root)
+    bends, weight = bends_along(dynamics, x, columns, steps)
+    propagated = matrix @ covariance @ matrix.mT
+    if patches is None:
+        return Moments(after, propagated, (bends * weight).mT @ bends)
+    inside = patches.apart(bends)
+    return Moments(after, propagated, (inside * weight).mT @ inside, patches)
+
+
+def bends_along(dynamics: Dynamics, x: Tensor, columns: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Second derivatives h_kl = D^2 M[s_k, s_l] of a forecast, and their weights in Q2.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+    x : Tensor, shape (B, N)
+    columns : Tensor, shape (B, ..., K, N)
+        s_k, in groups: no pair is of two groups.
+    steps : int
+
+    Returns
+    -------
+    bends : Tensor, shape (B, ..., K (K + 1) / 2, N)
+        Of the pairs k <= l.
+    weight : Tensor, shape (K (K + 1) / 2, 1)
+        Q2 is the sum of weight h h^T: pairs of two columns stand for themselves turned around, too.
+    """
     count, size = columns.shape[-2:]
     first, last = torch.triu_indices(count, count, device=x.device)
     pairs = columns[..., first, :], columns[..., last, :]
@@ -184,12 +210,7 @@ def _by_derivatives(
     what = f"the model {dynamics.label!r}"
     one, other = (side.reshape(-1, size) for side in pairs)
     bends = mixed_along(forecast, points, torch.zeros_like(points), one, other, what).reshape(pairs[0].shape)
-    weight = torch.where(first == last, 0.5, 1.0).to(x)[:, None]
-    propagated = matrix @ covariance @ matrix.mT
-    if patches is None:
-        return Moments(after, propagated, (bends * weight).mT @ bends)
-    inside = patches.apart(bends)
-    return Moments(after, propagated, (inside * weight).mT @ inside, patches)
+    return bends, torch.where(first == last, 0.5, 1.0).to(x)[:, None]
 
 
 def check_size(sites: int, who: str, remedy: str = "take 'letkf', or a network without a covariance") -> None:

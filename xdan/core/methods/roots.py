@@ -25,15 +25,20 @@ def cholesky_solved(rows: Tensor, factor: Tensor) -> Tensor:
     return solution
 
 
+def eigh_or_nan(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, at least 0, and vectors of symmetric matrices (B, N, N), NaN for those that are not finite."""
+    whole = matrices.isfinite().flatten(1).all(1)[:, None, None]
+    values, vectors = torch.linalg.eigh(torch.where(whole, matrices, 0.0))
+    return torch.where(whole[..., 0], values.clamp_min(0.0), torch.nan), torch.where(whole, vectors, torch.nan)
+
+
 def root_of(covariance: Tensor) -> Tensor:
     """Rows (B, N, N) whose outer products add up to a covariance, those of the smallest variance first.
 
     Negative eigenvalues count as zero; a covariance that is not finite has a root that is not.
     """
-    whole = covariance.isfinite().flatten(1).all(1)
-    values, vectors = torch.linalg.eigh(torch.where(whole[:, None, None], covariance, 0.0))
-    root = (vectors * values.clamp_min(0.0).sqrt()[:, None]).mT
-    return torch.where(whole[:, None, None], root, torch.nan)
+    values, vectors = eigh_or_nan(covariance)
+    return (vectors * values.sqrt()[:, None]).mT
 
 
 def triangular_root_of(covariance: Tensor) -> Tensor:
