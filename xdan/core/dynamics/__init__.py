@@ -8,6 +8,7 @@ from .given_climate import GivenClimate
 from .kuramoto_sivashinsky import KuramotoSivashinsky
 from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
+from .model_error import ModelError
 from .model_time import check_time_unit, in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 from .sphere_qg import SphereQG
@@ -21,6 +22,7 @@ __all__ = [
     "KuramotoSivashinsky",
     "Lorenz63",
     "Lorenz96",
+    "ModelError",
     "NumpyDynamics",
     "SphereQG",
     "TwoScaleLorenz96",

@@ -16,6 +16,7 @@ from .clock import InTime
 from .declared_space import DefaultSpace, OfSpace, stated_space
 from .given_climate import GivenClimate
 from .guards import FOLLOWS, guard_methods
+from .model_error import ModelError
 from .model_time import TimeUnit, spin_up_steps, steps_in, with_time_unit
 from .spin_up import DefaultSpinUp, climatology, try_start
 from .stepping import runge_kutta_4, takes_time
@@ -72,6 +73,8 @@ class Dynamics(InTime):
         no such bound is known.
     given_climate : GivenClimate or None
         States that stand for the model's own climatology; `with_climatology` sets them.
+    model_error : ModelError or None
+        Covariance Q of what the model gets wrong in one interval; `with_model_error` sets it. None for a perfect model.
 
     Notes
     -----
@@ -102,6 +105,7 @@ class Dynamics(InTime):
     has_derivatives: ClassVar[bool] = True
     second_order_reach: ClassVar[int | None] = None
     given_climate: GivenClimate | None = None
+    model_error: ModelError | None = None
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
@@ -356,6 +360,36 @@ class Dynamics(InTime):
         climate = states if states is None or isinstance(states, GivenClimate) else GivenClimate(states, self)
         return self._copied(given_climate=climate)
 
+    def with_model_error(self, std: Any = None, covariance: Any = None) -> Self:
+        """Return a copy that is known to be wrong: in every interval between analyses it errs by e ~ N(0, Q).
+
+        `advance` stays as it is. Twins add e to their truth, and methods that can carry Q account for it.
+
+        Parameters
+        ----------
+        std : float, array of shape (*state), or mapping of fields' names to these, optional
+            Standard deviations; 0 everywhere is a perfect model.
+        covariance : array, shape (N, N), optional
+            Full Q, instead of `std`. Without either the copy is a perfect model.
+
+        Raises
+        ------
+        TypeError
+            For what holds no real numbers.
+        ValueError
+            For both, another shape, values that are negative or not finite, or a covariance that is not positive
+            semi-definite.
+
+        Examples
+        --------
+        >>> from xdan import Lorenz96
+        >>> Lorenz96(sites=4).with_model_error(0.1).model_error.matrix(torch.zeros(())).diagonal()
+        tensor([0.0100, 0.0100, 0.0100, 0.0100])
+        """
+        error = None if std is None and covariance is None else ModelError(self, std=std, covariance=covariance)
+        perfect = error is None or not bool(error.std.any())
+        return self._copied(model_error=None if perfect else error)
+
     def climate_sample(self, count: int, seed: int, *, purpose: Purpose, like: Tensor) -> Tensor:
         """States to take moments of the climate from: so many draws of it, or all the states of a given climatology.
 
@@ -476,12 +510,14 @@ class Dynamics(InTime):
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._identity() == other._identity()
 
-    def _identity(self) -> tuple[dict[str, Any], str | None]:
-        return self.config(), None if self.given_climate is None else self.given_climate.word
+    def _identity(self) -> tuple[dict[str, Any], str | None, float | str | None]:
+        climate, error = self.given_climate, self.model_error
+        return self.config(), None if climate is None else climate.word, None if error is None else error.word
 
     def __hash__(self) -> int:
         return hash((type(self), repr(self.config())))
 
     def __repr__(self) -> str:
         inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
-        return f"{type(self).__name__}({inside})"
+        error = "" if self.model_error is None else f".with_model_error({self.model_error.word!r})"
+        return f"{type(self).__name__}({inside}){error}"

@@ -53,7 +53,7 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
 
     A class that is not registered, and has inherited the name of one that is, goes by the name of the class: a store
     must not open with another model than the one that made it. A given climatology is described by the digest of its
-    states.
+    states, model errors by their standard deviation or the digest of Q.
 
     Raises
     ------
@@ -66,8 +66,11 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
     description = {"name": name, "parameters": dynamics.config()}
     if _REGISTRY.has(name, cls) and not cls.__module__.startswith("xdan."):
         _check_config(dynamics, description)
-    climate = dynamics.given_climate
-    return description if climate is None else {**description, "climatology": climate.word}
+    if dynamics.given_climate is not None:
+        description["climatology"] = dynamics.given_climate.word
+    if dynamics.model_error is not None:
+        description["model_error"] = dynamics.model_error.word
+    return description
 
 
 def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:

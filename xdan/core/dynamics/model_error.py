@@ -1,0 +1,186 @@
+"""The covariance Q of what a model gets wrong in one interval between analyses."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..checks import real_array, shown
+from ..observing import is_symmetric
+
+if TYPE_CHECKING:
+    from .base import Dynamics
+
+_NEGATIVE = 1e-10  # of the largest eigenvalue: so far below zero is rounding
+_LARGEST = 1e30  # of a standard deviation: its square is finite in single precision
+
+
+class ModelError:
+    """Gaussian errors of a model, x_{k+1} = M(x_k) + e_k with e_k ~ N(0, Q), independent from interval to interval.
+
+    Q is that of one interval between analyses, however long the interval is. It is positive semi-definite.
+
+    Parameters
+    ----------
+    dynamics : Dynamics
+        Whose errors they are.
+    std : float, array of shape (*state), or mapping of fields' names to these, optional
+        Standard deviations, in the state's units. Fields that a mapping leaves out have no error. A labelled array has
+        the dims of the state, in any order.
+    covariance : array, shape (N, N), optional
+        Q of the flattened state, instead of `std`. Of a state of one field also (*state, *state).
+
+    Attributes
+    ----------
+    std : Tensor of float64, shape (N,)
+        Standard deviation of every component.
+    covariance : Tensor of float64, shape (N, N), or None
+        None where errors of different components are independent.
+    word : str or float
+        What descriptions hold: one number, or how many there are and their digest.
+
+    Raises
+    ------
+    TypeError
+        For what holds no real numbers.
+    ValueError
+        Unless exactly one of `std` and `covariance` is there, for another shape, values that are negative or not
+        finite, or a covariance that is not symmetric and positive semi-definite.
+
+    References
+    ----------
+    Jazwinski (1970), Stochastic Processes and Filtering Theory, Sect. 7.2.
+    """
+
+    def __init__(self, dynamics: Dynamics, *, std: Any = None, covariance: Any = None) -> None:
+        if (std is None) == (covariance is None):
+            raise ValueError("expected exactly one of model_error_std= and model_error_covariance=")
+        self.covariance: Tensor | None = None
+        self._root: Tensor | None = None
+        if std is not None:
+            self.std = torch.from_numpy(_deviations(dynamics, std))
+        else:
+            matrix = _matrix(dynamics, covariance)
+            self.std, self._root = matrix.diagonal().clamp_min(0.0).sqrt(), _root(matrix)
+            self.covariance = self._root @ self._root.mT
+        values = self.std if self.covariance is None else self.covariance
+        alike = self.covariance is None and bool((values == values[0]).all())
+        digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
+        self.word: float | str = float(values[0]) if alike else f"{tuple(values.shape)} values, sha256 {digest}"
+        self._held: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    @property
+    def independent(self) -> bool:
+        """Whether errors of different components are independent: Q is diagonal."""
+        return self.covariance is None
+
+    def deviations(self, like: Tensor) -> Tensor:
+        """Standard deviations, shape (N,), of the dtype and on the device of a tensor."""
+        return self._as("std", self.std, like)
+
+    def matrix(self, like: Tensor) -> Tensor:
+        """Q, shape (N, N), of the dtype and on the device of a tensor."""
+        if self.covariance is not None:
+            return self._as("covariance", self.covariance, like)
+        return self.deviations(like).square().diag()
+
+    def root(self, like: Tensor) -> Tensor:
+        """A matrix A, shape (N, N), with A A^T = Q; the zero eigenvalues' columns are zero."""
+        return self.deviations(like).diag() if self._root is None else self._as("root", self._root, like)
+
+    def from_noise(self, noise: Tensor) -> Tensor:
+        """Errors (..., N) from standard normal numbers (..., N)."""
+        if self._root is None:
+            return noise * self.deviations(noise)
+        errors: Tensor = noise @ self.root(noise).mT
+        return errors
+
+    def added_to(self, covariance: Tensor) -> Tensor:
+        """P + Q for covariances (..., N, N)."""
+        if self._root is not None:
+            return covariance + self.matrix(covariance)
+        return covariance + self.deviations(covariance).square().diag_embed()
+
+    def _as(self, name: str, value: Tensor, like: Tensor) -> Tensor:
+        """A tensor of another's dtype, on its device; kept, as forecasts ask for it at every cycle."""
+        key = (name, like.dtype, like.device)
+        if key not in self._held:
+            self._held[key] = value.to(like)
+        return self._held[key]
+
+
+def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Standard deviations of the packed state, (N,)."""
+    space, size = dynamics.space, int(np.prod(dynamics.shape))
+    if isinstance(std, Mapping) and not hasattr(std, "dims"):
+        if unknown := [name for name in std if name not in space.names] or not std:
+            raise ValueError(
+                f"model_error_std= names {shown(unknown)}: expected fields of the state, some of {space.names}"
+            )
+        parts = [
+            _of_shape(f"model_error_std[{field.name!r}]", std.get(field.name, 0.0), field.geometry.shape, field.dims)
+            for field in space
+        ]
+        values = np.concatenate(parts)
+    else:
+        values = _of_shape("model_error_std", std, dynamics.shape, dynamics.dims)
+    if not (np.isfinite(values) & (values >= 0) & (values <= _LARGEST)).all():
+        wrong = values[~(np.isfinite(values) & (values >= 0) & (values <= _LARGEST))][0]
+        raise ValueError(
+            f"model_error_std holds the standard deviation {wrong:g}: expected finite values, at least 0, in the "
+            "state's units"
+        )
+    assert values.shape == (size,)
+    return values
+
+
+def _of_shape(label: str, std: Any, shape: tuple[int, ...], dims: tuple[str, ...]) -> Any:
+    """A number for every component, or one for each; flattened."""
+    if hasattr(std, "dims"):
+        if set(std.dims) - set(dims):
+            raise ValueError(f"{label} has the dims {tuple(std.dims)}: expected some of {dims}, those of the state")
+        std = std.transpose(*(dim for dim in dims if dim in std.dims))
+        std = std.expand_dims([dim for dim in dims if dim not in std.dims]).transpose(*dims) if std.ndim else std
+    numbers = real_array(label, std, finite=False)
+    try:
+        return np.broadcast_to(numbers, shape).reshape(-1).copy()
+    except ValueError:
+        raise ValueError(
+            f"{label} has shape {numbers.shape}: expected one number, or {shape}, one for every component of the state"
+        ) from None
+
+
+def _matrix(dynamics: Dynamics, covariance: Any) -> Tensor:
+    size = int(np.prod(dynamics.shape))
+    numbers = real_array("model_error_covariance", covariance, finite=False)
+    if numbers.shape == (*dynamics.shape, *dynamics.shape):
+        numbers = numbers.reshape(size, size)
+    if numbers.shape != (size, size):
+        raise ValueError(
+            f"model_error_covariance has shape {numbers.shape}: expected ({size}, {size}), Q of the {size} components "
+            f"of a state of {dynamics.label!r}"
+        )
+    if not np.isfinite(numbers).all():
+        raise ValueError("model_error_covariance holds values that are not finite: expected a covariance matrix")
+    matrix = torch.from_numpy(numbers)
+    if not is_symmetric(matrix):
+        raise ValueError("model_error_covariance is not symmetric: expected a covariance matrix")
+    return matrix
+
+
+def _root(matrix: Tensor) -> Tensor:
+    """Columns of the eigenvectors, each times the root of its eigenvalue."""
+    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
+    largest = float(values[-1])
+    if float(values[0]) < -_NEGATIVE * max(largest, 0.0) or largest < 0:
+        raise ValueError(
+            f"model_error_covariance has the eigenvalue {float(values[0]):.3g}: expected a positive semi-definite "
+            "matrix, as no variance is negative"
+        )
+    root: Tensor = vectors * values.clamp_min(0.0).sqrt()
+    return root
