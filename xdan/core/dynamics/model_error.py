@@ -16,7 +16,7 @@ from ..observing import is_symmetric
 if TYPE_CHECKING:
     from .base import Dynamics
 
-_NEGATIVE = 1e-10  # of the largest eigenvalue: so far below zero is rounding
+_NEGATIVE = 1e-6  # of the largest eigenvalue: so far below zero is the rounding of single precision
 _LARGEST = 1e30  # of a standard deviation: its square is finite in single precision
 
 
