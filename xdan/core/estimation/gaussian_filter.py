@@ -116,7 +116,12 @@ def linearised(dynamics: Dynamics, at: Gaussian, steps: int) -> tuple[Tensor, Te
 
 
 def analysed(
-    forecast: Gaussian, transition: Tensor | None, observation: Tensor, observed: Tensor, observing: ObservingSystem
+    forecast: Gaussian,
+    transition: Tensor | None,
+    observation: Tensor,
+    observed: Tensor,
+    observing: ObservingSystem,
+    errors: Tensor | None = None,
 ) -> Cycle:
     """The analysis of a Gaussian forecast, with what a smoother needs of it.
 
@@ -128,6 +133,8 @@ def analysed(
     observed : Tensor of bool, shape (B, P)
     observing : ObservingSystem
         Of this time.
+    errors : Tensor, shape (B, P, P), optional
+        R of each trajectory, in the place of that of the observing system.
 
     References
     ----------
@@ -135,10 +142,11 @@ def analysed(
     """
     x, p = forecast.x, forecast.covariance
     rows, both = observing.observed_covariances(x, p, observed)
-    factor = cholesky_or_nan(both + observing.covariance_of(observed))
-    innovation = torch.where(observed, observation - observing.observe(x), torch.zeros_like(observation))
     unit = torch.eye(observed.shape[-1], dtype=x.dtype, device=x.device)
     pair = observed[:, :, None] & observed[:, None, :]
+    r = observing.covariance_of(observed) if errors is None else torch.where(pair, errors, unit)
+    factor = cholesky_or_nan(both + r)
+    innovation = torch.where(observed, observation - observing.observe(x), torch.zeros_like(observation))
     precision = torch.where(pair, cholesky_solved(unit.expand_as(both), factor), torch.zeros_like(both))
     gain = rows.mT @ precision
     whitened = torch.linalg.solve_triangular(factor, innovation[..., None], upper=False)[..., 0]
