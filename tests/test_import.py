@@ -98,6 +98,7 @@ BELOW = {
     "assimilation": ("core", "records", "network"),
     "training": ("core", "records", "network"),
     "diagnostics": ("core", "records", "network"),
+    "estimation": ("core", "records", "network", "assimilation"),
     "sweeps": ("core", "records", "network", "assimilation", "training"),
     "plots": ("core", "records", "network", "assimilation"),
 }

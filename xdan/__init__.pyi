@@ -65,6 +65,7 @@ from .diagnostics.symmetries import equivariance_error as equivariance_error
 from .diagnostics.symmetries import pattern_extent as pattern_extent
 from .diagnostics.symmetries import reconstruct_gain as reconstruct_gain
 from .diagnostics.symmetries import symmetry_group as symmetry_group
+from .estimation.errors import estimate_errors as estimate_errors
 from .network import Network as Network
 from .network import committee as committee
 from .network import open_network as open_network

@@ -37,6 +37,12 @@ class DanAccessor:
 
         return baseline(self._ds, name, **kwargs)
 
+    def estimate_errors(self, method: str = "em", **kwargs: Any) -> xr.Dataset:
+        """Estimate Q and R from this record: `xdan.estimate_errors`."""
+        from .estimation.errors import estimate_errors
+
+        return estimate_errors(self._ds, method, **kwargs)
+
     def gain(self, network: Network, **kwargs: Any) -> xr.DataArray:
         """Differentiate a network at this record's states: `xdan.gain`."""
         from .diagnostics.gains import gain

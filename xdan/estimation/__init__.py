@@ -1,0 +1,1 @@
+"""What a record says of the model and of its own errors."""
