@@ -22,6 +22,7 @@ from .error_passes import Estimate, Passes
 
 _FAR = 1e8  # times the variances at the start, or one over it: an estimate there has diverged
 _RISE = 1e-9  # of a log-likelihood: rounding
+_NATS = 5.0  # times the tolerance: a log-likelihood that can rise by less has come to its end
 
 maximised = block(em.maximised_both)
 accelerated = block(em.accelerated)
@@ -152,7 +153,9 @@ def expectation_maximisation(
         if len(outcome.model) - 1 > anchor:
             three = [*zip(outcome.model[-2:], outcome.observation[-2:], strict=True), new]
             togo, rate = _to_go([numbers_of(point, structures) for point in three])
-            outcome.converged = togo < tolerance
+            # The likelihood's distance from its maximum shrinks by the square of the rate.
+            rise = (likelihood - last) * rate**2 / (1.0 - rate**2)
+            outcome.converged = togo < tolerance or rise < _NATS * tolerance
             anchor = len(outcome.model) - 1
             if accelerate and not outcome.converged and outcome.passes < iterations:
                 fallback, after, anchor = new, tuple(accelerated(three, structures)), len(outcome.model)

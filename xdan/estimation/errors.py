@@ -67,8 +67,9 @@ def estimate_errors(
     iterations : int, optional
         Passes over the record at most: by default 100 of "em", 5 of "desroziers".
     tolerance : float, optional
-        Of "em" the relative distance of all variances from where they go, by their last changes, 0.001 by default; of
-        "desroziers" the last relative change of R, 0.01 by default. There the iteration ends.
+        Of "em" the relative distance of all variances from where they go, by their last changes, 0.001 by default. It
+        ends there, or where the log-likelihood can rise by less than 5 times the tolerance: a tenth of a standard error
+        from its maximum. Of "desroziers" the last relative change of R, 0.01 by default.
     smoothing : float, optional
         Of "lag-innovations": cycles that the moving averages look back. By default a fifth of the record.
     burn_in : int, optional
