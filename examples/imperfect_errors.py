@@ -145,7 +145,7 @@ def lag_innovations(options: argparse.Namespace) -> None:
     sizes = setting(options, 20, 2000)
     record = kept(options.out / "record.zarr", lambda: noisy(**sizes), **sizes)
     estimates, rows = {}, []
-    for smoothing in (100.0, 400.0):
+    for smoothing in (50.0, 200.0):
         words = {"model_error": 1.0, "observation_error": 1.0, "smoothing": smoothing, "progress": False}
         label = f"smoothing over {smoothing:g} cycles"
 

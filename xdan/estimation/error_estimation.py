@@ -142,7 +142,7 @@ class Estimation:
     def _smoothing(self) -> float:
         """Cycles that moving averages look back."""
         cycles = self.labelled.observation.sizes[TIME] - self.passes.burn_in
-        return max(1.0, cycles / 5) if self.request.smoothing is None else self.request.smoothing
+        return max(10.0, cycles / 10) if self.request.smoothing is None else self.request.smoothing
 
     def _outcome(self, checkpoint: Checkpoint | None) -> Outcome:
         request, passes, labelled = self.request, self.passes, self.labelled
