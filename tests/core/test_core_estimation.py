@@ -490,3 +490,18 @@ def test_variances_of_few_samples_are_made_positive():
     assert values.tolist() == [[2.0, pytest.approx(0.1)]]
     matrix = torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])
     assert torch.linalg.eigvalsh(made_positive(matrix, 0.1)).min() == pytest.approx(0.1, abs=1e-6)
+
+
+def test_a_full_r_of_few_samples_is_raised_and_says_so():
+    sums = {
+        "observation": torch.tensor([[1.0, 2.0], [2.2, 1.0]]).expand(1, 1, 2, 2),
+        "observed": torch.ones(1, 1, 2, 2),
+        "forecast": torch.ones(1, 1, 2),
+        "innovation": 2.0 * torch.ones(1, 1, 2),
+    }
+    step = observation_errors(sums, torch.eye(2), structure_of("full", [2]))
+    assert float(step["raised"]) == pytest.approx(1.0 - 2.1, abs=1e-5)
+    assert float(torch.linalg.eigvalsh(step["observation"])[0]) == pytest.approx(1e-3, rel=0.1)
+    apart = observation_errors(sums, torch.eye(2), structure_of("full", [1, 1]))
+    assert float(apart["raised"]) == 0.0
+    torch.testing.assert_close(apart["observation"], torch.eye(2))

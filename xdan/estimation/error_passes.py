@@ -108,7 +108,8 @@ class Passes:
         """Products of residuals and innovations of a scheme with R: the entries of `Statistics`, and `diverged`."""
         size, whole = len(r), self.structures[1].whole
         square = (size, size) if whole else (size,)
-        outputs = {"observation": square, "observed": square, "forecast": (size,), "innovation": (size,)}
+        outputs: dict[str, tuple[int, ...]] = {"observation": square, "observed": square}
+        outputs |= dict.fromkeys(("forecast", "innovation"), (size,))
         observing = with_errors(self.setup.observing, r, dtype=np.dtype(np.float64))
         setup = dask.delayed(replace(self.setup, observing=observing), traverse=False)
         leading = self.observation[:LEADING_TRAJECTORIES, :LEADING_CYCLES]

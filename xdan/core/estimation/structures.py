@@ -67,7 +67,8 @@ class Structure:
         if self.kind != "scalar":
             return torch.where(weights > 0, values, torch.nan)
         onto = self.onto_parts(values)
-        return ((weights * values) @ onto / (weights @ onto))[..., self.parts]
+        means: Tensor = (weights * values) @ onto / (weights @ onto)
+        return means[..., self.parts]
 
     def apart(self, matrices: Tensor) -> Tensor:
         """Covariances (..., n, n) with zeros between the parts."""
