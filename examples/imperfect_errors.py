@@ -130,7 +130,7 @@ def desroziers(options: argparse.Namespace) -> None:
     record = kept(options.out / "record.zarr", make_record, **sizes)
     estimates, rows = {}, []
     for variance_at_start in (2.0, 0.5):
-        words = {"observation_error": math.sqrt(variance_at_start), "tolerance": 1e-5, "progress": False}
+        words = {"observation_error": math.sqrt(variance_at_start), "tolerance": 1e-6, "progress": False}
         label = f"from {variance_at_start:g}"
 
         def make(words: dict[str, Any] = words) -> xr.Dataset:

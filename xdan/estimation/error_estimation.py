@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import dask
 import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
@@ -73,7 +74,7 @@ class Estimation:
                 setup.trajectory,
                 [passes.burn_in, passes.groups, self.seed, str(passes.setup.dtype)],
                 *observing_identity(setup.observing, setup.dynamics),
-                np.asarray(passes.observation[passes.plan.rows(0)].compute(scheduler="synchronous")),
+                np.asarray(dask.compute(passes.observation[passes.plan.rows(0)])[0]),
             ),
         }
 

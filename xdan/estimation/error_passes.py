@@ -138,7 +138,7 @@ class Passes:
         """Estimates in time by innovations: sums over the trajectories of a block, (block, time, ...)."""
         tails = [value.shape for value in start]
         outputs = {"model": tails[0], "model_square": tails[0], "observation": tails[1], "observation_square": tails[1]}
-        outputs |= dict.fromkeys(("alive", "innovation"), ())
+        outputs |= dict.fromkeys(("alive", "innovation", "seen"), ())
         arrays = block_graph(
             _adapted_block,
             self.plan,
@@ -256,7 +256,9 @@ def _adapted_block(
     series: dict[str, list[Tensor]] = {}
     for one in adapted(record, first, start, structures, smoothing=smoothing, burn_in=burn_in):
         alive = one.alive
-        row = {"alive": alive.double().sum(), "innovation": one.innovation[alive].nansum()}
+        innovation = one.innovation[alive]
+        row = {"alive": alive.double().sum(), "innovation": innovation.nansum()}
+        row["seen"] = innovation.isfinite().double().sum()
         for name, value in (("model", one.model[alive]), ("observation", one.observation[alive])):
             row |= {name: value.sum(0), f"{name}_square": value.square().sum(0)}
         for name, value in row.items():
