@@ -13,7 +13,13 @@ import xdan
 from xdan.core.estimation import gaussian_filter
 from xdan.core.estimation.desroziers import desroziers, observation_errors
 from xdan.core.estimation.desroziers import standard_errors as desroziers_errors
-from xdan.core.estimation.expectation_maximisation import accelerated, maximised_both, scores
+from xdan.core.estimation.expectation_maximisation import (
+    accelerated,
+    errors_of_entries,
+    maximised_both,
+    scores,
+    standard_errors,
+)
 from xdan.core.estimation.gaussian_filter import Gaussian, backward_segments, cycles_of, linearised
 from xdan.core.estimation.lag_innovations import adapted
 from xdan.core.estimation.smoother import disturbances, rauch_tung_striebel, smooth, smooth_ensemble
@@ -505,3 +511,23 @@ def test_a_full_r_of_few_samples_is_raised_and_says_so():
     apart = observation_errors(sums, torch.eye(2), structure_of("full", [1, 1]))
     assert float(apart["raised"]) == 0.0
     torch.testing.assert_close(apart["observation"], torch.eye(2))
+
+
+def test_errors_of_a_covariance_are_those_of_wishart():
+    """Of n samples of N(0, V), the sample covariance has entries of the variance (V_ij^2 + V_ii V_jj) / n."""
+    groups, count = 200, 25
+    noise = torch.randn(groups, count, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    samples = noise @ torch.linalg.cholesky(Q).mT
+    inverse = torch.linalg.inv(Q)
+    products = samples.mT @ samples
+    brackets = inverse @ (products - count * Q) @ inverse  # twice the derivative of the log-likelihood by V
+    sums = {"model": brackets[None], "observation": torch.zeros(1, groups, 2, dtype=torch.float64)}
+    structures = structure_of("full", [3]), structure_of("fixed", [2])
+    errors = standard_errors(sums, (Q, R.diagonal()), structures)
+    d = Q.diagonal()
+    exact = ((Q.square() + d[:, None] * d) / (groups * count)).sqrt()
+    torch.testing.assert_close(errors["model"], exact, rtol=0.12, atol=0.0)
+    assert errors["observation"].isnan().all()
+    # From the exact errors of A, which are 1 / root of n off the diagonal and of n / 2 on it.
+    of_a = torch.full((3, 3), 1.0, dtype=torch.float64).fill_diagonal_(2**0.5) / (groups * count) ** 0.5
+    torch.testing.assert_close(errors_of_entries(torch.linalg.cholesky(Q), of_a), exact)

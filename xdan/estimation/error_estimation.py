@@ -24,6 +24,7 @@ from .error_passes import Estimate, Passes, start_of
 from .error_request import Request
 
 _SAMPLES = 20  # of trajectories and groups of times that standard errors are taken from, at least
+_OF_MATRICES = 50  # the same of full covariances
 _FEWEST = 10  # times of such a group, at least
 _PER_NUMBER = 5  # samples for each variance, where the record is long enough
 _OF_CLIMATE = 0.01  # of the climate's variance: Q to start from, where nothing says another
@@ -51,7 +52,7 @@ class Estimation:
         rows, cycles = labelled.observation.shape[:2]
         burn_in = request.first(labelled)
         variances = sum(one.count for one in self.structures if not one.whole)
-        wanted = max(_SAMPLES, _PER_NUMBER * variances)
+        wanted = max(_OF_MATRICES if any(one.whole for one in self.structures) else _SAMPLES, _PER_NUMBER * variances)
         groups = max(1, min(math.ceil(wanted / rows), (cycles - burn_in) // _FEWEST))
         dtype = labelled.setup.dtype if request.method == "desroziers" else np.dtype(np.float64)
         self.passes = Passes.over(

@@ -169,7 +169,7 @@ def expectation_maximisation(
         sums = passes.scores(outcome.last, prior)
         step = maximised(sums, outcome.last, structures)
         outcome.note(log_likelihood=step["log_likelihood"], lost=step["lost"])
-        outcome.errors = errors_of_scores(sums, outcome.last, structures, outcome.rate)
+        outcome.errors = errors_of_scores(sums, outcome.last, structures)
     return outcome
 
 
