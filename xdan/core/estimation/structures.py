@@ -87,7 +87,8 @@ class Structure:
         if value.ndim == 1:
             return value.log()
         eigenvalues, vectors = torch.linalg.eigh(value)
-        return ((vectors * eigenvalues.log()) @ vectors.mT).flatten()
+        logarithm: Tensor = (vectors * eigenvalues.log()) @ vectors.mT
+        return logarithm.flatten()
 
     def from_numbers(self, numbers: Tensor, value: Tensor) -> Tensor:
         """The value of logarithms; where it is fixed, the value that it has."""
