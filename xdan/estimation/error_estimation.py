@@ -100,7 +100,7 @@ class Estimation:
                 outcome.errors.get(name, blank),
                 along,
                 outcome.spread.get(name),
-                lost=outcome.diverged,
+                diverged=outcome.diverged,
             )
         for name, numbers in outcome.series.items():
             long_name, units = _SERIES[name]

@@ -78,7 +78,7 @@ def labelled_estimates(
     along: str = ITERATION,
     spread: Array | None = None,
     *,
-    lost: bool = False,
+    diverged: bool = False,
 ) -> dict[str, xr.DataArray]:
     """The variables of Q ("model") or R ("observation"): history, estimate and its standard error.
 
@@ -96,7 +96,7 @@ def labelled_estimates(
         Dim of the history.
     spread : array, shape of `history`, optional
         Standard errors at every place of the history.
-    lost : bool
+    diverged : bool
         Whether the estimate has diverged, and is NaN.
     """
     words, role, role_of_matrix = _WORDS[name]
@@ -114,17 +114,17 @@ def labelled_estimates(
             dims, shape = (*dims, *(dim + DUAL for dim in dims)), (*shape, *shape)
         else:
             values, scatter = _deviations(history[:, one.place], errors[one.place])
-        estimate = np.full_like(values[-1:], np.nan) if lost else values[-1:]
-        held: dict[str, tuple[Array, bool, str]] = {"": (estimate, False, long_name)}
+        estimate = np.full_like(values[-1:], np.nan) if diverged else values[-1:]
+        series: dict[str, tuple[Array, bool, str]] = {"": (estimate, False, long_name)}
         if name != "forecast":
-            held["_standard_error"] = scatter[None], False, f"standard error of the {long_name}"
-            held["_history"] = values, True, f"{long_name}, along {along}"
+            series["_standard_error"] = scatter[None], False, f"standard error of the {long_name}"
+            series["_history"] = values, True, f"{long_name}, along {along}"
             if spread is not None and not matrix:
                 place_spread = _deviations(history[:, one.place], spread[:, one.place])[1]
-                held["_history_standard_error"] = place_spread, True, f"standard error of the {long_name}"
+                series["_history_standard_error"] = place_spread, True, f"standard error of the {long_name}"
         alike = not matrix and (structure.kind == "scalar" or _alike(values))
         labels = {key: c for key, c in labelled.labels.items() if c.dims and set(c.dims) <= set(part.dims)}
-        for suffix, (numbers, along_history, title) in held.items():
+        for suffix, (numbers, along_history, title) in series.items():
             attrs = part.attributes(stem + suffix, title, power)
             if not suffix and name != "forecast":
                 attrs = part.described(stem_role, title)

@@ -140,8 +140,8 @@ def expectation_maximisation(
         tick()
         step = maximised(sums, outcome.last, structures)
         likelihood, new = float(step["log_likelihood"]), (step["model"], step["observation"])
-        last = outcome.series.get("log_likelihood", [-math.inf])[-1]
-        if fallback is not None and not likelihood >= last - _RISE * abs(last):
+        last, lost = (outcome.series.get(name, [-math.inf])[-1] for name in ("log_likelihood", "lost"))
+        if fallback is not None and (step["lost"] > lost or not likelihood >= last - _RISE * abs(last)):
             outcome.model.pop(), outcome.observation.pop()
             outcome.add(fallback)
             fallback, anchor = None, len(outcome.model) - 1

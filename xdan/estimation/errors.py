@@ -149,16 +149,16 @@ def estimate_errors(
     if store is None:
         return estimation.result(None)
     with writing(store):
-        kept = _Kept(store)
-        result = estimation.result(kept.checkpoint(estimation.identity(), mode))
+        unfinished = _Unfinished(store)
+        result = estimation.result(unfinished.checkpoint(estimation.identity(), mode))
         with replacing(store) as place:
             result.to_zarr(place, mode="w", consolidated=False, zarr_format=3)
-        kept.remove()
+        unfinished.remove()
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
 
 
-class _Kept:
+class _Unfinished:
     """Where an unfinished estimate is kept beside a local store; nowhere for others.
 
     Parameters
