@@ -1,4 +1,4 @@
-"""A model's parameters: their values, the model with other values, and steps that compute with tensors in their place."""
+"""A model's parameters: the model with other values of them, and steps that compute with tensors in their place."""
 
 from __future__ import annotations
 
@@ -100,8 +100,8 @@ class Parametrised:
     def advance_each(self, x: Tensor, steps: int, values: Mapping[str, Tensor]) -> Tensor:
         """Advance states, each with its own parameters.
 
-        The default maps `advance` over the states by `torch.func.vmap`; a model that vmap cannot see through is advanced
-        state by state.
+        The default maps `advance` over the states by `torch.func.vmap`. A model that vmap cannot see through is
+        advanced state by state.
 
         Parameters
         ----------

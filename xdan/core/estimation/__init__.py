@@ -1,0 +1,1 @@
+"""Estimates of what an experiment does not know, on tensors: parameters of the model."""
