@@ -1,1 +1,1 @@
-"""Estimates of what an experiment does not know, on tensors: parameters of the model."""
+"""Estimation from a record: Gaussian filters and smoothers, statistics of errors, and parameters of a model."""
