@@ -97,6 +97,7 @@ BELOW = {
     "network": ("core", "records"),
     "assimilation": ("core", "records", "network"),
     "training": ("core", "records", "network"),
+    "estimation": ("core", "records", "network", "assimilation"),
     "diagnostics": ("core", "records", "network"),
     "sweeps": ("core", "records", "network", "assimilation", "training"),
     "plots": ("core", "records", "network", "assimilation"),

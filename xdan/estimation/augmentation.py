@@ -37,6 +37,7 @@ from .parameter_labels import (
     dims_of,
 )
 
+_MEMBERS = "standard deviation of the members"
 _POOLED = "mean over trajectories at the last time"
 _SCATTER = "standard error of the mean over trajectories; of a single one the ensemble's spread"
 
@@ -116,12 +117,12 @@ class _ParameterRun(Run):
         sizes, start = self.observations.shape[:2], math.prod(model.shape)
         of_state: dict[str, Variable] = {}
         for (name, dims), shape, size in zip(dims_of(model, priors).items(), priors.shapes, priors.sizes, strict=True):
-            for suffix, stem in (("", "analysis"), (SPREAD, "spread")):
+            for suffix, stem, how in (("", "analysis", "ensemble mean"), (SPREAD, "spread", _MEMBERS)):
                 of_state[name + suffix] = _Components(
                     (TRAJECTORY, TIME, *dims),
                     (*sizes, *shape),
                     labelled.setup.dtype,
-                    attributes_of(name, suffix, "ensemble mean" if suffix == "" else "standard deviation of the members"),
+                    attributes_of(name, suffix, how),
                     stem,
                     first=start,
                 )
@@ -154,7 +155,9 @@ def _estimates(result: xr.Dataset, priors: Priors) -> dict[str, xr.DataArray]:
     """Final value of each parameter over all trajectories, and its uncertainty."""
     estimates = {}
     for name in priors.names:
-        last, spread = (result[label].isel({TIME: -1}).drop_vars(TIME, errors="ignore") for label in (name, name + SPREAD))
+        last, spread = (
+            result[label].isel({TIME: -1}).drop_vars(TIME, errors="ignore") for label in (name, name + SPREAD)
+        )
         count = last.notnull().sum(TRAJECTORY)
         scatter = last.std(TRAJECTORY, ddof=1) / np.sqrt(count) if last.sizes[TRAJECTORY] > 1 else np.nan * last.mean()
         one = spread.mean(TRAJECTORY)

@@ -30,7 +30,7 @@ def check_parameter_names(priors: Priors) -> None:
 
 
 def dims_of(model: Dynamics, priors: Priors) -> dict[str, tuple[str, ...]]:
-    """Dims of each parameter: those of the state where it has its shape, `forcing_component` or `forcing_0` otherwise."""
+    """Dims of each parameter: those of the state where it has its shape, otherwise `forcing_component`."""
     dims = {}
     for name, shape in zip(priors.names, priors.shapes, strict=True):
         if shape and shape == model.shape:

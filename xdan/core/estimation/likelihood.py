@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -155,9 +156,15 @@ class FilterLikelihood:
                 cost, gradient = cost + count * mean, gradient + count * slope
         return cost, gradient
 
-    def curvature(self, standard: Tensor) -> Tensor:
-        """Second derivative of the whole cost, the observed Fisher information, from differences of gradients, (p, p)."""
-        _, middle = self.total(standard)
+    def curvature(self, standard: Tensor, middle: Tensor) -> Tensor:
+        """Second derivative (p, p) of the whole cost, the observed Fisher information.
+
+        Parameters
+        ----------
+        standard : Tensor, shape (p,)
+        middle : Tensor, shape (p,)
+            Gradient of the whole cost there: p more gradients are taken, and their differences from it.
+        """
         rows = []
         for unit in torch.eye(len(standard), dtype=standard.dtype, device=standard.device):
             rows.append((self.total(standard + _DIFFERENCE * unit)[1] - middle) / _DIFFERENCE)
@@ -166,7 +173,7 @@ class FilterLikelihood:
 
 
 class Descent:
-    """Adam on a filter's likelihood, one step a window, with steps that decrease to zero: rate (1 - t)^2, t from 0 to 1.
+    """Adam on a filter's likelihood, one step a window, with steps rate (1 - t)^2, t from 0 to 1.
 
     Parameters
     ----------
@@ -183,7 +190,7 @@ class Descent:
         self.standard = torch.zeros_like(likelihood.priors.mean).to(likelihood.record.observation)
         self._optimiser = torch.optim.Adam([self.standard], lr=rate, betas=_BETAS)
 
-    def iterate(self) -> tuple[Tensor, Tensor]:
+    def iterate(self) -> tuple[float, Tensor]:
         """One pass over the record: mean cost of its windows, and the trajectories that some window lost."""
         windows = len(self.likelihood.windows)
         total, lost_ever, count = self.standard.new_zeros(()), None, 0
@@ -198,7 +205,34 @@ class Descent:
             total, count = total + cost, count + 1
         self.done += 1
         assert lost_ever is not None
-        return total / count if count else total * torch.nan, lost_ever
+        return float(total / count) if count else math.nan, lost_ever
+
+    @property
+    def parameters(self) -> Tensor:
+        """Newest estimate, float64 of shape (p,)."""
+        return self.likelihood.priors.scaled(self.standard.double())
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """The maximum of the likelihood, by one step of Newton from here, and its standard errors, both (p,).
+
+        Standard errors are those of the observed Fisher information. Where the curvature is not positive definite, or
+        Newton's step is longer than a deviation of the prior, the estimate stays where Adam ended; standard errors are
+        NaN where the curvature has no inverse.
+        """
+        likelihood, priors = self.likelihood, self.likelihood.priors
+        _, gradient = likelihood.total(self.standard)
+        curvature = likelihood.curvature(self.standard, gradient).double()
+        unknown = torch.full_like(priors.mean, torch.nan)
+        if not bool(curvature.isfinite().all()):
+            return self.parameters, unknown
+        factor, failed = torch.linalg.cholesky_ex(curvature)
+        if bool(failed):
+            return self.parameters, unknown
+        covariance = torch.cholesky_inverse(factor)
+        step = -covariance @ gradient.double()
+        fits = bool((step.abs() < 1.0).all())
+        standard = self.standard.double() + (step if fits else 0.0)
+        return priors.scaled(standard), priors.deviation * covariance.diagonal().sqrt()
 
     def saved(self) -> dict[str, Tensor]:
         """What a later process goes on from."""

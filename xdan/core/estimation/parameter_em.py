@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,10 +16,12 @@ from ..methods import EnsembleMethod, Record, run
 from ..methods.advancing import advance
 from .priors import Priors
 from .smoother import smooth_ensemble
+from .uncertainty import errors_by_samples
 
 _STEPS = 2  # of Gauss and Newton in an M step: a model is nearly linear in its parameters over one interval
 _DIFFERENCE = 1e-3  # deviations of the prior, between two forecasts whose difference gives a derivative
 _LEAST = 1e-12  # of the climate's mean square: Q is never smaller
+_BLOCKS, _SLOWEST = 8, 0.95  # samples of a single trajectory, and the largest rate that an uncertainty counts with
 _PAIRS = 1 << 14  # members whose intervals are computed at once
 
 
@@ -63,6 +67,7 @@ class ExpectationMaximisation:
     burn_in: int
     parameters: Tensor
     variance: float
+    _changes: list[float] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -80,17 +85,17 @@ class ExpectationMaximisation:
 
     def iterate(self) -> tuple[float, Tensor]:
         """One E step and one M step: root of q that the M step leaves, and the trajectories that the filter lost."""
-        record = replace(self.record, dynamics=self.current(), truth=None)
         with torch.no_grad():
-            outputs, _ = run(self.method, record, members=True)
-            lost = outputs["diverged"].any(1)
-            if bool(lost.all()):
+            smoothed, lost = self._smoothed()
+            if smoothed is None:
+                self._changes.append(torch.nan)
                 self.parameters = torch.full_like(self.parameters, torch.nan)
-                return float("nan"), lost
-            kept = ~lost
-            smoothed = smooth_ensemble(outputs["forecast_members"][kept], outputs["members"][kept])
+                return math.nan, lost
+            before_step = self.parameters
             for _ in range(_STEPS):
                 self.parameters = self._improved(smoothed)
+            change = (self.parameters - before_step) / self.priors.deviation
+            self._changes.append(float(change.square().mean().sqrt()))
             if self.error is None:
                 total, count = 0.0, 0
                 for before, after, dynamics, steps in self._intervals(smoothed):
@@ -98,6 +103,52 @@ class ExpectationMaximisation:
                     total, count = total + float(left.double().square().sum()), count + left.numel()
                 self.variance = max(total / count, _LEAST * float(smoothed.square().mean()))
         return self.variance**0.5, lost
+
+    def _smoothed(self) -> tuple[Tensor | None, Tensor]:
+        """Smoothed members (B, K, M, N) of the trajectories that the filter keeps, and which it loses, (B,)."""
+        record = replace(self.record, dynamics=self.current(), truth=None)
+        outputs, _ = run(self.method, record, members=True)
+        lost = outputs["diverged"].any(1)
+        if bool(lost.all()):
+            return None, lost
+        return smooth_ensemble(outputs["forecast_members"][~lost], outputs["members"][~lost]), lost
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """The estimate, and its standard errors from what each trajectory by itself would make of it, both (p,).
+
+        A single trajectory is cut into blocks of time. An error of one M step moves the fixed point of the iteration by
+        1 / (1 - rate) of it, with the rate at which the last changes have shrunk.
+        """
+        with torch.no_grad():
+            smoothed, _ = self._smoothed()
+            if smoothed is None:
+                return self.parameters, torch.full_like(self.parameters, torch.nan)
+            first, stop = max(1, self.burn_in), smoothed.shape[1]
+            if len(smoothed) > 1:
+                samples = [self._improved(smoothed[b : b + 1]) for b in range(len(smoothed))]
+            else:
+                edges = torch.linspace(first, stop, min(_BLOCKS, stop - first) + 1).round().int().tolist()
+                samples = [self._improved(smoothed, *pair) for pair in itertools.pairwise(edges)]
+            weights = torch.ones(len(samples), dtype=torch.float64)
+            return self.parameters, errors_by_samples(torch.stack(samples), weights, self._rate())
+
+    def _rate(self) -> float:
+        """By which the last changes have shrunk from one to the next."""
+        last = self._changes[-3:]
+        if len(last) < 2 or not last[0] > 0:
+            return 0.0
+        return min(max((last[-1] / last[0]) ** (1 / (len(last) - 1)), 0.0), _SLOWEST)
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a later process goes on from."""
+        numbers = torch.tensor([self.variance, *self._changes], dtype=torch.float64)
+        return {"parameters": self.parameters, "numbers": numbers}
+
+    def restore(self, saved: dict[str, Tensor], done: int) -> None:
+        """Go on from what `saved` gave after some iterations."""
+        del done
+        self.parameters = saved["parameters"].clone()
+        self.variance, *self._changes = saved["numbers"].tolist()
 
     def current(self) -> Dynamics:
         """The model with the newest parameters and Q."""
@@ -108,32 +159,36 @@ class ExpectationMaximisation:
     def _split(self) -> dict[str, Tensor]:
         return self.priors.split(self.parameters)
 
-    def _intervals(self, smoothed: Tensor) -> Iterator[tuple[Tensor, Tensor, Dynamics, int]]:
+    def _intervals(
+        self, smoothed: Tensor, first: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor, Dynamics, int]]:
         """Smoothed members (n, N) at the begin and at the end of intervals, the model there and its steps."""
         clock = int(self.record.clocks[0])
-        first = max(1, self.burn_in)
+        first, stop = max(1, self.burn_in, first), smoothed.shape[1] if stop is None else stop
         together: dict[int, list[int]] = {}
         for k, steps in enumerate(self.record.steps):
-            if k >= first:
+            if first <= k < stop:
                 if self.dynamics.autonomous:
                     together.setdefault(steps, []).append(k)
                 else:
-                    yield smoothed[:, k - 1].flatten(0, 1), smoothed[:, k].flatten(0, 1), self._at(clock), steps
+                    yield (
+                        smoothed[:, k - 1].flatten(0, 1),
+                        smoothed[:, k].flatten(0, 1),
+                        self.dynamics.from_step(clock),
+                        steps,
+                    )
             clock += steps
         for steps, cycles in together.items():
             ends = torch.tensor(cycles)
-            pairs = zip(smoothed[:, ends - 1].flatten(0, 2).split(_PAIRS), smoothed[:, ends].flatten(0, 2).split(_PAIRS))
-            for before, after in pairs:
+            both = (smoothed[:, at].flatten(0, 2).split(_PAIRS) for at in (ends - 1, ends))
+            for before, after in zip(*both, strict=True):
                 yield before, after, self.dynamics, steps
 
-    def _at(self, clock: int) -> Dynamics:
-        return self.dynamics.from_step(clock)
-
-    def _improved(self, smoothed: Tensor) -> Tensor:
-        """Parameters after one step of Gauss and Newton."""
+    def _improved(self, smoothed: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
+        """Parameters after one step of Gauss and Newton, over some of the cycles."""
         size = len(self.parameters)
         normal, right = self.parameters.new_zeros(size, size), self.parameters.new_zeros(size)
-        for before, after, dynamics, steps in self._intervals(smoothed):
+        for before, after, dynamics, steps in self._intervals(smoothed, first, stop):
             left = self._weighed(after - _forecast(dynamics, self.priors, self.parameters, before, steps))
             columns = []
             for unit in torch.eye(size, dtype=torch.float64):
