@@ -31,7 +31,7 @@ from .parameter_labels import (
     DIVERGED,
     ESTIMATE,
     SPREAD,
-    UNCERTAINTY,
+    STANDARD_ERROR,
     attributes_of,
     coordinates_of_parameters,
     dims_of,
@@ -39,7 +39,7 @@ from .parameter_labels import (
 
 _MEMBERS = "standard deviation of the members"
 _POOLED = "mean over trajectories at the last time"
-_SCATTER = "standard error of the mean over trajectories; of a single one the ensemble's spread"
+_SCATTER = "from the scatter of trajectories; of a single one the ensemble's spread"
 
 
 def estimate_by_augmentation(
@@ -162,6 +162,6 @@ def _estimates(result: xr.Dataset, priors: Priors) -> dict[str, xr.DataArray]:
         scatter = last.std(TRAJECTORY, ddof=1) / np.sqrt(count) if last.sizes[TRAJECTORY] > 1 else np.nan * last.mean()
         one = spread.mean(TRAJECTORY)
         estimates[name + ESTIMATE] = last.mean(TRAJECTORY).assign_attrs(attributes_of(name, ESTIMATE, _POOLED))
-        uncertainty = xr.where(count > 1, scatter, one).astype(last.dtype)
-        estimates[name + UNCERTAINTY] = uncertainty.assign_attrs(attributes_of(name, UNCERTAINTY, _SCATTER))
+        error = xr.where(count > 1, scatter, one).astype(last.dtype)
+        estimates[name + STANDARD_ERROR] = error.assign_attrs(attributes_of(name, STANDARD_ERROR, _SCATTER))
     return estimates

@@ -30,7 +30,7 @@ from .parameter_labels import (
     DIVERGED,
     ESTIMATE,
     ITERATION,
-    UNCERTAINTY,
+    STANDARD_ERROR,
     attributes_of,
     coordinates_of_parameters,
     dims_of,
@@ -229,14 +229,14 @@ def _labelled(
     """The Dataset of a history that has ended; warns where the estimate diverged."""
     priors, texts = history.priors, []
     if history.diverged[-1]:
-        estimate = uncertainty = torch.full_like(priors.mean, torch.nan)
+        estimate = error = torch.full_like(priors.mean, torch.nan)
         texts.append(
             f"the estimate of {list(priors.names)} diverged in iteration {history.done}: it went more than "
             f"{_FARTHEST:g} deviations from the prior's mean, or the filter lost all trajectories. Its history is "
             "kept. Take a smaller rate=, more members=, or a narrower prior"
         )
     else:
-        estimate, uncertainty = (part.cpu() for part in iteration.finish())
+        estimate, error = (part.cpu() for part in iteration.finish())
     if history.lost[-1]:
         texts.append(
             f"the filter lost {int(history.lost[-1])} of {len(labelled.setup.trajectory)} trajectories in the last "
@@ -248,7 +248,7 @@ def _labelled(
     said = said or "from what each trajectory, or block of time, would make of it"
     for name, past in priors.split(torch.from_numpy(history.parameters)).items():
         variables[name] = ((ITERATION, *dims[name]), past.numpy(), attributes_of(name, ""))
-    for suffix, value, how in ((ESTIMATE, estimate, ""), (UNCERTAINTY, uncertainty, f"standard error, {said}")):
+    for suffix, value, how in ((ESTIMATE, estimate, ""), (STANDARD_ERROR, error, said)):
         for name, part in priors.split(value).items():
             variables[name + suffix] = (dims[name], part.numpy(), attributes_of(name, suffix, how))
     variables[told[0]] = (ITERATION, history.told, {"long_name": told[1], "units": "1"})

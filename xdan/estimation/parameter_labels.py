@@ -14,7 +14,7 @@ from ..records.fields import state_coordinates
 from ..records.schema import TIME, TRAJECTORY
 
 ITERATION, DIVERGED = "iteration", "diverged"
-SPREAD, ESTIMATE, UNCERTAINTY = "_spread", "_estimate", "_uncertainty"  # suffixes of a parameter's variables
+SPREAD, ESTIMATE, STANDARD_ERROR = "_spread", "_estimate", "_standard_error"  # suffixes of a parameter's variables
 _TAKEN = {TRAJECTORY, TIME, ITERATION, DIVERGED, "innovation_ratio", "negative_log_likelihood", "model_error_std"}
 
 
@@ -55,7 +55,12 @@ def coordinates_of_parameters(model: Dynamics, priors: Priors) -> dict[str, Any]
 
 def attributes_of(name: str, suffix: str, how: str = "") -> dict[str, str]:
     """Attributes of a variable of a parameter."""
-    words = {"": "parameter {}", SPREAD: "spread of {}", ESTIMATE: "estimate of {}", UNCERTAINTY: "uncertainty of {}"}
+    words = {
+        "": "parameter {}",
+        SPREAD: "spread of {}",
+        ESTIMATE: "estimate of {}",
+        STANDARD_ERROR: "standard error of {}",
+    }
     long_name = words[suffix].format(name)
     return {"long_name": f"{long_name}, {how}" if how else long_name, "units": "1"}
 

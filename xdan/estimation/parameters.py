@@ -111,7 +111,7 @@ def estimate_parameters(
     -------
     xarray.Dataset
         For a parameter `forcing`: its history `forcing`, (trajectory, time, ...) or (iteration, ...), iteration 0 the
-        prior's mean; `forcing_estimate`, the final value, and `forcing_uncertainty`, its standard error.
+        prior's mean; `forcing_estimate`, the final value, and `forcing_standard_error`, its standard error.
 
         - "augmented": `forcing_spread`, the members' standard deviation; `diverged` and `innovation_ratio` of the run.
           The estimate is the mean over trajectories at the last time, its uncertainty the standard error of this mean,
