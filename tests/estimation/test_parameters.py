@@ -87,10 +87,10 @@ def test_chunks_and_the_function_give_the_same(record, results, wrong, method):
 @pytest.mark.parametrize("method", list(FEW))
 def test_a_dask_client_gives_the_same(record, results, wrong, method):
     distributed = pytest.importorskip("distributed")
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
-        with dask.config.set(scheduler=client):
-            chunked = record.chunk(trajectory=2)
-            result = chunked.dan.estimate_parameters(wrong, PRIOR, method, **QUICK, **FEW[method]).compute()
+    cluster = {"processes": False, "n_workers": 1, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.Client(**cluster) as client, dask.config.set(scheduler=client):
+        chunked = record.chunk(trajectory=2)
+        result = chunked.dan.estimate_parameters(wrong, PRIOR, method, **QUICK, **FEW[method]).compute()
     xr.testing.assert_allclose(result, results[method], rtol=1e-8)
 
 

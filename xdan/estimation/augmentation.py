@@ -131,7 +131,7 @@ class _ParameterRun(Run):
 
     def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:
         variables = {name: (one.dims, arrays[name], one.attrs) for name, one in (self.layout | self.choices).items()}
-        coordinates = {**self.labelled.labels, **coordinates_of_parameters(self.model, self.priors)}
+        coordinates: dict[Any, Any] = dict(self.labelled.labels) | coordinates_of_parameters(self.model, self.priors)
         result = xr.Dataset(variables, coordinates)
         said = attributes(
             self.model,

@@ -112,6 +112,7 @@ def estimate_by_iterations(
     record = make_record(setup, observation, rows=rows, columns=columns, seed=seed, device=device)
     with torch.no_grad():
         method = tune(ensemble, record)
+    assert isinstance(method, EnsembleMethod)
     iteration = begin(method, record, setup.dynamics, priors)
     history = _History(priors, iterations)
     description = {
@@ -139,7 +140,7 @@ def estimate_by_iterations(
             iteration.restore({name: array_to_tensor(v, device=device) for name, v in carried.items()}, history.done)
         _iterate(iteration, history, checkpoint, progress)
         with replacing(store) as place:
-            made().to_zarr(place, mode="w", consolidated=False, zarr_format=3)  # type: ignore[call-overload]
+            made().to_zarr(place, mode="w", consolidated=False, zarr_format=3)
     opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
     return opened
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,13 @@ from ..core.methods.registry import accepted_parameters
 from ..core.random import check_seed
 from ..records.blocks import pick_device
 from ..records.location import StoreLike
-from ..records.record import LabelledRecord, RecordWords, read
+from ..records.record import LabelledRecord, read
 from ..records.store import check_mode
 from .augmentation import estimate_by_augmentation
 from .iterations import Begin, estimate_by_iterations
 from .parameter_labels import check_parameter_names
 
-_OPTIONS = {  # of each method, with defaults
+_OPTIONS: dict[str, dict[str, Any]] = {  # of each method, with defaults
     "augmented": {"walk": 0.0},
     "likelihood": {"iterations": 20, "window": 20, "rate": 0.2},
     "em": {"iterations": 20, "burn_in": None},
@@ -59,7 +59,7 @@ def estimate_parameters(
     mode: str = "w-",
     device: str = "auto",
     progress: bool = True,
-    **words: Unpack[RecordWords],
+    **words: Any,
 ) -> xr.Dataset:
     """Estimate real parameters of a model from a record of observations; the truth is not needed.
 
@@ -162,7 +162,7 @@ def estimate_parameters(
     check_mode(mode)
     settings: dict[str, Any] = {"seed": check_seed(seed), "store": store, "mode": mode}
     settings |= {"device": pick_device(device), "progress": switch("progress", progress)}
-    labelled = read(ds, **(words | {"dynamics": dynamics}))  # type: ignore[typeddict-item]
+    labelled = read(ds, dynamics=dynamics, **words)
     model = labelled.setup.dynamics
     filter_method.check_dynamics(model)
     priors = read_priors(model, parameters)
@@ -184,7 +184,7 @@ def estimate_parameters(
 
 def _options(method: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a method, with its defaults."""
-    options: dict[str, Any] = dict(_OPTIONS[method])  # type: ignore[call-overload]
+    options = dict(_OPTIONS[method])
     for name, value in asked.items():
         if value is None:
             continue
@@ -198,7 +198,9 @@ def _options(method: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 def _ensemble(ensemble: Any, members: Any, method: str) -> EnsembleMethod:
     """The filter, by name or as it is."""
     if isinstance(ensemble, str):
-        more = {"inflation": 1.0} if method == "em" and "inflation" in accepted_parameters(ensemble) else {}
+        more: dict[str, Any] = (
+            {"inflation": 1.0} if method == "em" and "inflation" in accepted_parameters(ensemble) else {}
+        )
         if not issubclass(METHODS[ensemble], EnsembleMethod):
             raise ValueError(f"ensemble={ensemble!r} has no members: expected an ensemble method such as 'etkf'")
         made = method_by_name(ensemble, members=_MEMBERS if members is None else members, **more)

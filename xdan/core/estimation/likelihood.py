@@ -58,7 +58,8 @@ def innovation_cost(members: Tensor, observation: Tensor, observing: ObservingSy
     factor = cholesky_or_nan((count - 1) * identity + anomalies @ anomalies.mT)
     half = torch.linalg.solve_triangular(factor, anomalies @ innovation[..., None], upper=False)[..., 0]
     determinant = (factor.diagonal(dim1=-2, dim2=-1).square() / (count - 1)).log().sum(-1)
-    return 0.5 * (innovation.square().sum(-1) - half.square().sum(-1) + determinant)
+    cost: Tensor = 0.5 * (innovation.square().sum(-1) - half.square().sum(-1) + determinant)
+    return cost
 
 
 @dataclass(frozen=True)

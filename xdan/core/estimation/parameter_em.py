@@ -137,7 +137,8 @@ class ExpectationMaximisation:
         last = self._changes[-3:]
         if len(last) < 2 or not last[0] > 0:
             return 0.0
-        return min(max((last[-1] / last[0]) ** (1 / (len(last) - 1)), 0.0), _SLOWEST)
+        rate = float((last[-1] / last[0]) ** (1 / (len(last) - 1)))
+        return min(rate, _SLOWEST)
 
     def saved(self) -> dict[str, Tensor]:
         """What a later process goes on from."""
@@ -208,7 +209,8 @@ class ExpectationMaximisation:
         if self.error is None:
             return errors
         if self.error.independent:
-            return errors / self.error.deviations(errors)
+            scaled: Tensor = errors / self.error.deviations(errors)
+            return scaled
         factor = torch.linalg.cholesky(self.error.matrix(errors))
         whitened: Tensor = torch.linalg.solve_triangular(factor, errors.mT, upper=False).mT
         return whitened
