@@ -22,6 +22,7 @@ _STEPS = 2  # of Gauss and Newton in an M step: a model is nearly linear in its 
 _DIFFERENCE = 1e-3  # deviations of the prior, between two forecasts whose difference gives a derivative
 _LEAST = 1e-12  # of the climate's mean square: Q is never smaller
 _BLOCKS, _SLOWEST = 8, 0.95  # samples of a single trajectory, and the largest rate that an uncertainty counts with
+_SMALL = 0.01  # of the largest change of the parameters
 _PAIRS = 1 << 14  # members whose intervals are computed at once
 
 
@@ -133,11 +134,16 @@ class ExpectationMaximisation:
             return self.parameters, errors_by_samples(torch.stack(samples), weights, self._rate())
 
     def _rate(self) -> float:
-        """By which the last changes have shrunk from one to the next."""
-        last = self._changes[-3:]
-        if len(last) < 2 or not last[0] > 0:
+        """By which changes have shrunk from one iteration to the next, on the way from the largest to a hundredth of it.
+
+        Later changes are rounding, and the slow change of q.
+        """
+        largest = max(self._changes, default=0.0)
+        begin = self._changes.index(largest) if largest > 0 else 0
+        along = [one for one in self._changes[begin:] if one > _SMALL * largest]
+        if len(along) < 2:
             return 0.0
-        rate = float((last[-1] / last[0]) ** (1 / (len(last) - 1)))
+        rate = float((along[-1] / along[0]) ** (1 / (len(along) - 1)))
         return min(rate, _SLOWEST)
 
     def saved(self) -> dict[str, Tensor]:
