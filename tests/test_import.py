@@ -99,6 +99,7 @@ BELOW = {
     "training": ("core", "records", "network"),
     "estimation": ("core", "records", "network", "assimilation"),
     "diagnostics": ("core", "records", "network"),
+    "estimation": ("core", "records", "network", "assimilation"),
     "sweeps": ("core", "records", "network", "assimilation", "training"),
     "plots": ("core", "records", "network", "assimilation"),
 }

@@ -1,1 +1,1 @@
-"""Estimates of what an experiment does not know, from a record."""
+"""What a record says of the model, of its parameters and of its errors."""

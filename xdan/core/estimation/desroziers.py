@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 from ..methods import Method, Record, State, run
 from ..observing import split_observation
 from .gaussian_filter import part_of
+from .structures import Structure, made_positive
+from .uncertainty import errors_by_samples
 
 _TIMES = 64  # of a run that are kept at once
+_LEAST = 1e-3  # of the mean variance: smaller eigenvalues of a full R are raised to it
 
 
 @dataclass(frozen=True)
@@ -95,3 +99,90 @@ def desroziers(
             sums["forecast"][:, group] += (d - left) * d
             sums["innovation"][:, group] += d.square()
     return Statistics(**sums), diverged
+
+
+def observation_errors(sums: Mapping[str, Tensor], value: Tensor, structure: Structure) -> dict[str, Tensor]:
+    """R of the next pass, from the statistics of all trajectories.
+
+    Parameters
+    ----------
+    sums : mapping
+        The entries of `Statistics`. A trajectory with values that are not finite is left out.
+    value : Tensor, shape (P,) or (P, P)
+        R of this pass; what is never observed keeps it.
+    structure : Structure
+
+    Returns
+    -------
+    dict of Tensor
+        "observation", the next R; "forecast", variances (P,) of the forecast's errors as observed; "innovation", the
+        mean square innovation over what both together expect; "lost", how many trajectories were left out; "raised",
+        the smallest eigenvalue of a full R where it was not positive, or else 0.
+    """
+    alive = _alive(sums)
+    whole = {name: each[alive].sum((0, 1)) for name, each in sums.items()}
+    counts = whole["observed"].diagonal() if structure.whole else whole["observed"]
+    forecast = structure_of_one_kind(structure).pooled(whole["forecast"] / counts, counts)
+    innovation = whole["innovation"].sum() / counts.sum()
+    raised = torch.zeros(())
+    new = _ratio(whole, structure, value)
+    if structure.whole:
+        new = 0.5 * (new + new.mT)
+        smallest = torch.linalg.eigvalsh(new)[0] if bool(new.isfinite().all()) else torch.zeros(())
+        if float(smallest) <= 0.0:
+            raised = smallest
+            new = made_positive(new[None], _LEAST * float(new.diagonal().mean()))[0]
+    variance = new.diagonal() if structure.whole else new
+    expected = torch.where(counts > 0, counts * (variance + forecast), 0.0).sum() / counts.sum()
+    lost = (~alive).sum()
+    return {
+        "observation": new,
+        "forecast": forecast,
+        "innovation": innovation / expected,
+        "lost": lost,
+        "raised": raised,
+    }
+
+
+def structure_of_one_kind(structure: Structure) -> Structure:
+    """The structure of variances that belongs to one of covariances."""
+    return Structure("diagonal", structure.parts) if structure.whole else structure
+
+
+def _alive(sums: Mapping[str, Tensor]) -> Tensor:
+    """Trajectories all of whose sums are finite, (B,)."""
+    return torch.stack([each.isfinite().flatten(1).all(1) for each in sums.values()]).all(0)
+
+
+def _ratio(sums: Mapping[str, Tensor], structure: Structure, value: Tensor) -> Tensor:
+    """Mean products, of the last axes of R; what never occurs keeps its value."""
+    counts = sums["observed"]
+    mean = torch.where(counts > 0, sums["observation"] / counts, value)
+    if structure.whole:
+        return structure.apart(mean)
+    pooled = structure.pooled(mean, counts)
+    return torch.where(pooled.isfinite(), pooled, value)
+
+
+def standard_errors(sums: Mapping[str, Tensor], value: Tensor, structure: Structure, rate: float) -> Tensor:
+    """Standard errors of R, shape of `value`, from the scatter of trajectories and groups of times.
+
+    Parameters
+    ----------
+    sums, value, structure
+        As for `observation_errors`.
+    rate : float
+        By which changes shrink from pass to pass.
+    """
+    if structure.fixed:
+        return torch.full_like(value, torch.nan)
+    alive = _alive(sums)
+    samples = {name: each[alive].flatten(0, 1) for name, each in sums.items()}
+    weights = samples["observed"]
+    means = torch.stack(
+        [_ratio({name: each[s] for name, each in samples.items()}, structure, value) for s in range(len(weights))]
+    )
+    if structure.kind == "scalar":
+        onto = structure.onto_parts(value)
+        weights = (weights @ onto)[:, structure.parts]
+    return errors_by_samples(means, weights, rate)

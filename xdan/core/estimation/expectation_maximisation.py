@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,11 @@ from ..methods.record import Record
 from .gaussian_filter import BYTES, Gaussian, backward_segments
 from .smoother import Backward, disturbances
 from .structures import Structure
+from .uncertainty import errors_by_samples, errors_by_scores
+
+Estimate = tuple[Tensor, Tensor]
+"""Q and R, each as variances, shape (n,), or as a covariance, shape (n, n)."""
+Structures = tuple[Structure, Structure]
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,104 @@ def maximised(value: Tensor, structure: Structure, brackets: Tensor, counts: Ten
     return torch.where(occurs, structure.pooled(new, counts), value)
 
 
+def maximised_both(sums: Mapping[str, Tensor], estimate: Estimate, structures: Structures) -> dict[str, Tensor]:
+    """The M step of Q and R from the scores of all trajectories.
+
+    Parameters
+    ----------
+    sums : mapping
+        The entries of `Scores`. A trajectory with values that are not finite is left out.
+    estimate, structures
+        Of Q and R.
+
+    Returns
+    -------
+    dict of Tensor
+        "model", "observation", "log_likelihood", and "lost", how many trajectories were left out.
+    """
+    alive = _alive(sums)
+    whole = {name: value[alive].sum((0, 1)) for name, value in sums.items()}
+    q, r = estimate
+    intervals = whole["intervals"] if structures[0].whole else whole["intervals"].expand(len(q))
+    times = whole["times"] if structures[1].whole else whole["observed"]
+    return {
+        "model": maximised(q, structures[0], whole["model"], intervals),
+        "observation": maximised(r, structures[1], whole["observation"], times),
+        "log_likelihood": whole["log_likelihood"] if bool(alive.any()) else whole["log_likelihood"] * math.nan,
+        "lost": (~alive).sum(),
+    }
+
+
+def _alive(sums: Mapping[str, Tensor]) -> Tensor:
+    """Trajectories all of whose sums are finite, (B,)."""
+    fine = torch.stack([value.isfinite().flatten(1).all(1) for value in sums.values()])
+    return fine.all(0)
+
+
+def standard_errors(
+    sums: Mapping[str, Tensor], estimate: Estimate, structures: Structures, rate: float
+) -> dict[str, Tensor]:
+    """Standard errors of variances, or of the entries of covariances, at the maximum of the likelihood.
+
+    The scores of every trajectory and group of times are nearly independent. Of variances they give the information
+    matrix. A full covariance has too many entries for that: there the scatter of single M steps is taken, over
+    1 - `rate`, with the rate at which the iteration converges. It is no smaller than the error itself where the slowest
+    direction decides.
+
+    Parameters
+    ----------
+    sums : mapping
+        The entries of `Scores`.
+    estimate, structures
+        Of Q and R.
+    rate : float
+
+    Returns
+    -------
+    dict of Tensor
+        "model" and "observation", of the shapes of Q and R; NaN of what is fixed.
+    """
+    alive = _alive(sums)
+    samples = {name: value[alive].flatten(0, 1) for name, value in sums.items()}
+    counts = {"model": samples["intervals"], "observation": samples["times"]}
+    errors, columns, blocks = {}, [], {}
+    for name, value, structure in zip(("model", "observation"), estimate, structures, strict=True):
+        errors[name] = torch.full_like(value, math.nan)
+        if structure.whole:
+            count = counts[name][:, None, None]
+            steps = value + value @ (structure.apart(samples[name]) / count.clamp_min(1.0)) @ value
+            errors[name] = errors_by_samples(steps, count.flatten(), rate)
+        elif not structure.fixed:
+            onto = structure.onto_parts(value)
+            blocks[name] = 0.5 * (samples[name] @ onto if structure.kind == "scalar" else samples[name])
+            columns.append(name)
+    if not columns:
+        return errors
+    offsets = [0] if len(columns) == 1 else [0, blocks[columns[0]].shape[1]]
+    sizes = [blocks[name].shape[1] for name in columns]
+    pairs = [[k + offset for offset in offsets] for k in range(sizes[0])] if len(set(sizes)) == 1 else None
+    pairs = pairs or [[k] for k in range(sum(sizes))]
+    together = errors_by_scores(torch.cat([blocks[name] for name in columns], 1), pairs)
+    for name, offset, size in zip(columns, offsets, sizes, strict=True):
+        structure = structures[0 if name == "model" else 1]
+        part = together[offset : offset + size]
+        errors[name] = part[structure.parts] if structure.kind == "scalar" else part
+    return errors
+
+
+def numbers_of(estimate: Estimate, structures: Structures) -> Tensor:
+    """Logarithms of all numbers that are estimated, one after another."""
+    return torch.cat([structure.numbers(value) for structure, value in zip(structures, estimate, strict=True)])
+
+
+def accelerated(points: Sequence[Estimate], structures: Structures) -> Estimate:
+    """Q and R where three iterates lead to (`extrapolated`)."""
+    q, r = points[-1]
+    numbers = extrapolated([numbers_of(point, structures) for point in points])
+    first, second = numbers.split([structures[0].numbers(q).numel(), structures[1].numbers(r).numel()])
+    return structures[0].from_numbers(first, q), structures[1].from_numbers(second, r)
+
+
 def extrapolated(points: Sequence[Tensor]) -> Tensor:
     """Where three points of an iteration lead to, by the squared extrapolation of a step's length.
 
@@ -167,25 +270,6 @@ def extrapolated(points: Sequence[Tensor]) -> Tensor:
     size = float(bend.norm())
     length = max(1.0, float(step.norm()) / size) if size > 0 else 1.0
     return first + 2 * length * step + length**2 * bend
-
-
-def still_to_go(points: Sequence[Tensor]) -> float:
-    """How far an iteration that converges linearly is from its end: the last change over 1 minus its rate.
-
-    Parameters
-    ----------
-    points : sequence of Tensor, shape (n,)
-        The last estimates' logarithms; infinite for fewer than three.
-
-    Examples
-    --------
-    >>> round(still_to_go([0.5**k * torch.ones(1) for k in range(4)]), 6)
-    0.125
-    """
-    if len(points) < 3:
-        return math.inf
-    before, now = (float((b - a).abs().max()) for a, b in zip(points[-3:-1], points[-2:], strict=True))
-    return now / (1.0 - rate_of(before, now))
 
 
 def rate_of(before: float, now: float) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..derivative_checks import check_model, check_operator, climate_states
 from ..dynamics import Dynamics
 from ..methods.advancing import advance, advance_along
 from ..methods.record import Record
@@ -254,3 +255,16 @@ def _segment(record: Record, most_bytes: int) -> int:
     if one * count <= most_bytes:
         return max(count, 1)
     return max(1, min(math.isqrt(count) + 1, most_bytes // one))
+
+
+def check_linearised(dynamics: Dynamics, observing: ObservingSystem, seed: int, like: Tensor) -> None:
+    """Refuse a model or an operator whose derivatives are wrong; a model without any is differenced.
+
+    Raises
+    ------
+    ValueError
+    """
+    states = climate_states(dynamics, seed, like)
+    if dynamics.has_derivatives:
+        check_model(dynamics, "forward", states, "write the model in torch, or take method='desroziers'")
+    check_operator(observing.at(0).operator, "forward", states, "the estimate linearises it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,8 @@ class Structure:
 
     def apart(self, matrices: Tensor) -> Tensor:
         """Covariances (..., n, n) with zeros between the parts."""
-        return torch.where(self.parts[:, None] == self.parts, matrices, 0.0)
+        together = (self.parts[:, None] == self.parts).to(matrices.device)
+        return torch.where(together, matrices, 0.0)
 
     def onto_parts(self, like: Tensor) -> Tensor:
         """One where a component is of a part, shape (n, parts), of a tensor's dtype and on its device."""
@@ -78,15 +80,24 @@ class Structure:
         return torch.nn.functional.one_hot(self.parts, count).to(like)
 
     def numbers(self, value: Tensor) -> Tensor:
-        """Logarithms of a value, in which steps are taken: of variances, or of a covariance as a matrix."""
+        """Logarithms of a value, in which steps are taken: of variances, or of a covariance as a matrix; flattened."""
+        if self.fixed:
+            return value.new_zeros(0)
         if value.ndim == 1:
             return value.log()
         eigenvalues, vectors = torch.linalg.eigh(value)
-        return (vectors * eigenvalues.log()) @ vectors.mT
+        return ((vectors * eigenvalues.log()) @ vectors.mT).flatten()
 
-    def from_numbers(self, numbers: Tensor) -> Tensor:
-        """The value of logarithms."""
-        return numbers.exp() if numbers.ndim == 1 else torch.linalg.matrix_exp(numbers)
+    def from_numbers(self, numbers: Tensor, value: Tensor) -> Tensor:
+        """The value of logarithms; where it is fixed, the value that it has."""
+        if self.fixed:
+            return value
+        return numbers.exp() if value.ndim == 1 else torch.linalg.matrix_exp(numbers.reshape(value.shape))
+
+
+def structure_of(kind: str, sizes: Sequence[int]) -> Structure:
+    """The structure of a covariance whose parts have these numbers of components."""
+    return Structure(kind, torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(list(sizes))))
 
 
 def as_matrix(value: Tensor) -> Tensor:

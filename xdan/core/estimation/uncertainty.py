@@ -51,7 +51,7 @@ def errors_by_samples(samples: Tensor, weights: Tensor, rate: float) -> Tensor:
     ----------
     samples : Tensor, shape (S, *value)
         The next estimate, of each sample alone.
-    weights : Tensor, shape (S,)
+    weights : Tensor, shape (S,), or that of `samples`
         How many errors are in each.
     rate : float
         By which changes of the iteration shrink from step to step: an error of one step moves the fixed point by
@@ -65,7 +65,9 @@ def errors_by_samples(samples: Tensor, weights: Tensor, rate: float) -> Tensor:
     count = len(samples)
     if count < 2:
         return torch.full(samples.shape[1:], math.nan, dtype=samples.dtype)
-    share = (weights / weights.sum()).reshape(-1, *(1 for _ in samples.shape[1:]))
+    weights = weights.reshape(-1, *(1 for _ in samples.shape[1:])) if weights.ndim == 1 else weights
+    share = weights / weights.sum(0)
+    samples = torch.where(weights > 0, samples, 0.0)
     mean = (share * samples).sum(0)
     variance = (share.square() * (samples - mean).square()).sum(0) * count / (count - 1)
     return variance.sqrt() / (1.0 - rate)
