@@ -247,7 +247,7 @@ def _labelled(
     variables: dict[str, Any] = {}
     dims, said = dims_of(model, priors), "observed Fisher information" if description["kind"] == "likelihood" else ""
     said = said or "from what each trajectory, or block of time, would make of it"
-    for name, past in priors.split(torch.from_numpy(history.parameters)).items():
+    for name, past in priors.split(array_to_tensor(history.parameters)).items():
         variables[name] = ((ITERATION, *dims[name]), past.numpy(), attributes_of(name, ""))
     for suffix, value, how in ((ESTIMATE, estimate, ""), (STANDARD_ERROR, error, said)):
         for name, part in priors.split(value).items():

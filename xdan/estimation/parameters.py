@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
-from ..core.checks import choice, integer, real, real_array, shown, switch
+from ..core.checks import choice, integer, real, shown, switch
 from ..core.dynamics import Dynamics
 from ..core.estimation.likelihood import Descent, FilterLikelihood
 from ..core.estimation.parameter_em import ExpectationMaximisation
-from ..core.estimation.priors import Priors, check_parameter_derivatives, read_priors
+from ..core.estimation.priors import Priors, check_parameter_derivatives, read_priors, read_walk
 from ..core.methods import EnsembleMethod, FiniteSizeEnKF, Record, method_by_name
 from ..core.methods.base import METHODS
 from ..core.methods.finite_size import InflatedEnsemble
@@ -168,7 +166,9 @@ def estimate_parameters(
     priors = read_priors(model, parameters)
     check_parameter_names(priors)
     if method == "augmented":
-        return estimate_by_augmentation(ds, labelled, priors, filter_method, _walk(options["walk"], priors), **settings)
+        return estimate_by_augmentation(
+            ds, labelled, priors, filter_method, read_walk(options["walk"], priors), **settings
+        )
     cycles, told = labelled.observation.shape[1], _COST if method == "likelihood" else _ERROR
     begin = _likelihood(model, priors, options, cycles) if method == "likelihood" else _em(labelled, priors, options)
     count = integer("iterations", options.pop("iterations"), least=1)
@@ -217,24 +217,6 @@ def _ensemble(ensemble: Any, members: Any, method: str) -> EnsembleMethod:
             f"that can be differentiated: expected ensemble= of 'etkf', 'enkf', 'enkf-n' and 'letkf', not {made.name!r}"
         )
     return made
-
-
-def _walk(walk: Any, priors: Priors) -> Tensor:
-    """Deviations of the parameters' random walk, (p,)."""
-    if not isinstance(walk, Mapping):
-        walk = dict.fromkeys(priors.names, walk)
-    if unknown := sorted(map(str, set(walk) - set(priors.names))):
-        raise ValueError(f"walk= names {unknown}: expected some of the parameters {list(priors.names)}")
-    parts = []
-    for name, shape in zip(priors.names, priors.shapes, strict=True):
-        value = real_array(f"walk of {name!r}", walk.get(name, 0.0))
-        if (value < 0).any() or value.shape not in ((), shape):
-            raise ValueError(
-                f"walk of {name!r} is {shown(value.tolist())}: expected a standard deviation, 0 or more, or one for "
-                f"each number of the shape {shape}"
-            )
-        parts.append(np.broadcast_to(value, shape).reshape(-1))
-    return torch.from_numpy(np.concatenate(parts))
 
 
 def _likelihood(model: Dynamics, priors: Priors, options: dict[str, Any], cycles: int) -> Begin:

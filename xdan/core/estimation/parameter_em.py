@@ -134,7 +134,7 @@ class ExpectationMaximisation:
             return self.parameters, errors_by_samples(torch.stack(samples), weights, self._rate())
 
     def _rate(self) -> float:
-        """By which changes have shrunk from one iteration to the next, on the way from the largest to a hundredth of it.
+        """By which changes shrink from one iteration to the next, on the way from the largest to a hundredth of it.
 
         Later changes are rounding, and the slow change of q.
         """

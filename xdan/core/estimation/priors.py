@@ -121,6 +121,42 @@ def read_priors(dynamics: Dynamics, parameters: Any) -> Priors:
     return priors
 
 
+def read_walk(walk: Any, priors: Priors) -> Tensor:
+    """Take standard deviations of the parameters' random walk in one interval.
+
+    Parameters
+    ----------
+    walk : float, or mapping of str to float or array
+        One number for all, or by the parameters' names; those that are left out do not walk.
+    priors : Priors
+
+    Returns
+    -------
+    Tensor of float64, shape (p,)
+
+    Raises
+    ------
+    TypeError
+        For what holds no real numbers.
+    ValueError
+        For other names or shapes, and for negative numbers.
+    """
+    if not isinstance(walk, Mapping):
+        walk = dict.fromkeys(priors.names, walk)
+    if unknown := sorted(map(str, set(walk) - set(priors.names))):
+        raise ValueError(f"walk= names {unknown}: expected some of the parameters {list(priors.names)}")
+    parts = []
+    for name, shape in zip(priors.names, priors.shapes, strict=True):
+        value = real_array(f"walk of {name!r}", walk.get(name, 0.0))
+        if (value < 0).any() or value.shape not in ((), shape):
+            raise ValueError(
+                f"walk of {name!r} is {shown(value.tolist())}: expected a standard deviation, 0 or more, or one for "
+                f"each number of the shape {shape}"
+            )
+        parts.append(np.broadcast_to(value, shape).reshape(-1))
+    return torch.from_numpy(np.concatenate(parts))
+
+
 def check_parameter_derivatives(dynamics: Dynamics, priors: Priors, who: str) -> None:
     """Refuse a model whose derivative of a step by the parameters is missing or wrong.
 
