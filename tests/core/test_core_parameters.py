@@ -100,6 +100,27 @@ def test_lorenz96_with_a_forcing_for_each_state_is_the_default_and_so_is_its_gra
     torch.testing.assert_close(row[0], slow[2])
 
 
+def test_a_class_derived_from_lorenz96_does_not_inherit_the_faster_way():
+    class Damped(xdan.Lorenz96):
+        name = "damped96"
+
+        def __init__(self, sites=6, forcing=8.0, timestep=0.05, damping=1.0):
+            super().__init__(sites, forcing, timestep)
+            self.damping = damping
+
+        def config(self):
+            return {**super().config(), "damping": self.damping}
+
+        def tendency(self, x):
+            return super().tendency(x) + (1 - self.damping) * x
+
+    priors = read_priors(Damped(), {"forcing": (7.0, 1.0), "damping": (1.0, 0.5)})
+    x, forcing, damping = normal(2, 6), number([7.0, 8.0]), number([1.0, 0.5])
+    each = Damped().advance_each(x, 3, {"forcing": forcing, "damping": damping})
+    torch.testing.assert_close(each[1], Damped(damping=0.5).advance(x[1:], 3)[0])
+    assert priors.sizes == (1, 1)
+
+
 @pytest.mark.parametrize("shape", [(), (6,)])
 def test_gradient_of_a_shared_forcing_is_that_of_differences(shape):
     model, x = xdan.Lorenz96(sites=6), normal(4, 6)

@@ -151,7 +151,7 @@ class Lorenz96(Dynamics, pure=True):
 
     def advance_each(self, x: Tensor, steps: int, values: Mapping[str, Tensor]) -> Tensor:
         """Advance states (B, sites), each with its own forcing (B,) or (B, sites): a row of numbers for the columns."""
-        if steps == 0 or any(in_transform(one) for one in (x, *values.values())):
+        if steps == 0 or set(values) != {"forcing"} or any(in_transform(one) for one in (x, values["forcing"])):
             return super().advance_each(x, steps, values)
         forcing = values["forcing"].to(dtype=x.dtype, device=x.device)
         rows = forcing[None] if forcing.ndim == 1 else forcing.T

@@ -222,7 +222,7 @@ class Descent:
         """
         likelihood, priors = self.likelihood, self.likelihood.priors
         _, gradient = likelihood.total(self.standard)
-        curvature = likelihood.curvature(self.standard, gradient).double()
+        curvature = likelihood.curvature(self.standard, gradient).double().cpu()
         unknown = torch.full_like(priors.mean, torch.nan)
         if not bool(curvature.isfinite().all()):
             return self.parameters, unknown
@@ -230,9 +230,9 @@ class Descent:
         if bool(failed):
             return self.parameters, unknown
         covariance = torch.cholesky_inverse(factor)
-        step = -covariance @ gradient.double()
+        step = -covariance @ gradient.double().cpu()
         fits = bool((step.abs() < 1.0).all())
-        standard = self.standard.double() + (step if fits else 0.0)
+        standard = self.standard.double().cpu() + (step if fits else 0.0)
         return priors.scaled(standard), priors.deviation * covariance.diagonal().sqrt()
 
     def saved(self) -> dict[str, Tensor]:
@@ -246,7 +246,9 @@ class Descent:
         self.standard.copy_(saved["standard"])
         moments = {name.removeprefix("adam_"): value for name, value in saved.items() if name.startswith("adam_")}
         if moments:
-            self._optimiser.state[self.standard] = {name: value.clone() for name, value in moments.items()}
+            self._optimiser.state[self.standard] = {
+                name: value.cpu() if name == "step" else value.clone() for name, value in moments.items()
+            }
 
 
 def _part(record: Record, cycles: slice, dynamics: Dynamics) -> Record:

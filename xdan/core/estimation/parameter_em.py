@@ -154,7 +154,7 @@ class ExpectationMaximisation:
     def restore(self, saved: dict[str, Tensor], done: int) -> None:
         """Go on from what `saved` gave after some iterations."""
         del done
-        self.parameters = saved["parameters"].clone()
+        self.parameters = saved["parameters"].cpu().clone()
         self.variance, *self._changes = saved["numbers"].tolist()
 
     def current(self) -> Dynamics:
@@ -205,9 +205,9 @@ class ExpectationMaximisation:
                 )
                 columns.append(self._weighed(high - low).flatten() / (2 * _DIFFERENCE))
             slopes = torch.stack(columns, 1).double()
-            normal += slopes.mT @ slopes
-            right += slopes.mT @ left.flatten().double()
-        change = torch.linalg.pinv(normal, hermitian=True) @ right
+            normal += (slopes.mT @ slopes).to(normal)
+            right += (slopes.mT @ left.flatten().double()).to(right)
+        change: Tensor = torch.linalg.pinv(normal, hermitian=True) @ right
         return self.parameters + self.priors.deviation * change
 
     def _weighed(self, errors: Tensor) -> Tensor:
@@ -215,8 +215,7 @@ class ExpectationMaximisation:
         if self.error is None:
             return errors
         if self.error.independent:
-            scaled: Tensor = errors / self.error.deviations(errors)
-            return scaled
+            return errors / self.error.deviations(errors)
         factor = torch.linalg.cholesky(self.error.matrix(errors))
         whitened: Tensor = torch.linalg.solve_triangular(factor, errors.mT, upper=False).mT
         return whitened
