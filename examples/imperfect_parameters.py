@@ -27,7 +27,7 @@ TEST_CYCLES, BURN_IN = 500, 100  # of the record that filters with the estimates
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "augmented": {},
     "likelihood": {"iterations": 15},
-    "em": {"iterations": 12},
+    "em": {"iterations": 15},
 }
 # The ring model: its terms, and the coefficients that make Lorenz-96 of it.
 TERMS = (

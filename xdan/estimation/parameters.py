@@ -84,7 +84,8 @@ def estimate_parameters(
     method : {"augmented", "likelihood", "em"}
     ensemble : str or EnsembleMethod
         The filter, by name or as an object. "likelihood" and "em" take "etkf", "enkf", "enkf-n", "letkf", or a class of
-        your own; "augmented" any. By name "em" takes it without inflation, as Q stands for what is not known.
+        your own; "augmented" any. By name "em" takes it without inflation but for the first `burn_in` cycles, as Q
+        stands for what is not known.
     members : int, optional
         Of a filter by name; 40 by default.
     walk : float or mapping of str to float, optional
@@ -170,7 +171,11 @@ def estimate_parameters(
             ds, labelled, priors, filter_method, read_walk(options["walk"], priors), **settings
         )
     cycles, told = labelled.observation.shape[1], _COST if method == "likelihood" else _ERROR
-    begin = _likelihood(model, priors, options, cycles) if method == "likelihood" else _em(labelled, priors, options)
+    if method == "likelihood":
+        begin = _likelihood(model, priors, options, cycles)
+    else:
+        begin = _em(labelled, priors, options)
+        filter_method = _ensemble(ensemble, members, method, inflation=1.0, spin_up=options["burn_in"])
     count = integer("iterations", options.pop("iterations"), least=1)
     return estimate_by_iterations(
         *(ds, labelled, priors, filter_method, begin),
@@ -195,12 +200,10 @@ def _options(method: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _ensemble(ensemble: Any, members: Any, method: str) -> EnsembleMethod:
-    """The filter, by name or as it is."""
+def _ensemble(ensemble: Any, members: Any, method: str, **settings: Any) -> EnsembleMethod:
+    """The filter, by name and with those settings that it takes, or as it is."""
     if isinstance(ensemble, str):
-        more: dict[str, Any] = (
-            {"inflation": 1.0} if method == "em" and "inflation" in accepted_parameters(ensemble) else {}
-        )
+        more = {name: value for name, value in settings.items() if name in accepted_parameters(ensemble)}
         if not issubclass(METHODS[ensemble], EnsembleMethod):
             raise ValueError(f"ensemble={ensemble!r} has no members: expected an ensemble method such as 'etkf'")
         made = method_by_name(ensemble, members=_MEMBERS if members is None else members, **more)

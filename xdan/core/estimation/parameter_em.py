@@ -21,7 +21,7 @@ from .uncertainty import errors_by_samples
 _STEPS = 2  # of Gauss and Newton in an M step: a model is nearly linear in its parameters over one interval
 _DIFFERENCE = 1e-3  # deviations of the prior, between two forecasts whose difference gives a derivative
 _LEAST = 1e-12  # of the climate's mean square: Q is never smaller
-_BLOCKS, _SLOWEST = 8, 0.95  # samples of a single trajectory, and the largest rate that an uncertainty counts with
+_BLOCKS, _SLOWEST = 8, 0.9  # samples of a single trajectory, and the largest rate that the end counts with
 _SMALL = 0.01  # of the largest change of the parameters
 _PAIRS = 1 << 14  # members whose intervals are computed at once
 
@@ -68,7 +68,7 @@ class ExpectationMaximisation:
     burn_in: int
     parameters: Tensor
     variance: float
-    _changes: list[float] = field(default_factory=list)
+    _past: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -80,23 +80,19 @@ class ExpectationMaximisation:
         shifted = [_forecast(dynamics, priors, value, states, steps) for value in _both(priors)]
         jump = float((shifted[1] - shifted[0]).square().mean())
         least = _LEAST * float(states.square().mean())
-        return cls(
-            method, record, dynamics, priors, dynamics.model_error, burn_in, priors.mean.clone(), max(jump, least)
-        )
+        begin, variance = priors.mean.clone(), max(jump, least)
+        return cls(method, record, dynamics, priors, dynamics.model_error, burn_in, begin, variance, [begin])
 
     def iterate(self) -> tuple[float, Tensor]:
         """One E step and one M step: root of q that the M step leaves, and the trajectories that the filter lost."""
         with torch.no_grad():
             smoothed, lost = self._smoothed()
             if smoothed is None:
-                self._changes.append(torch.nan)
                 self.parameters = torch.full_like(self.parameters, torch.nan)
                 return math.nan, lost
-            before_step = self.parameters
             for _ in range(_STEPS):
                 self.parameters = self._improved(smoothed)
-            change = (self.parameters - before_step) / self.priors.deviation
-            self._changes.append(float(change.square().mean().sqrt()))
+            self._past.append(self.parameters)
             if self.error is None:
                 total, count = 0.0, 0
                 for before, after, dynamics, steps in self._intervals(smoothed):
@@ -117,8 +113,9 @@ class ExpectationMaximisation:
     def finish(self) -> tuple[Tensor, Tensor]:
         """The estimate, and its standard errors from what each trajectory by itself would make of it, both (p,).
 
-        A single trajectory is cut into blocks of time. An error of one M step moves the fixed point of the iteration by
-        1 / (1 - rate) of it, with the rate at which the last changes have shrunk.
+        The iteration converges geometrically, and slowly where Q is small. The estimate is Aitken's extrapolation of
+        its end, theta + (last change) rate / (1 - rate). A single trajectory is cut into blocks of time. An error of
+        one M step moves the fixed point of the iteration by 1 / (1 - rate) of it.
         """
         with torch.no_grad():
             smoothed, _ = self._smoothed()
@@ -131,16 +128,23 @@ class ExpectationMaximisation:
                 edges = torch.linspace(first, stop, min(_BLOCKS, stop - first) + 1).round().int().tolist()
                 samples = [self._improved(smoothed, *pair) for pair in itertools.pairwise(edges)]
             weights = torch.ones(len(samples), dtype=torch.float64)
-            return self.parameters, errors_by_samples(torch.stack(samples), weights, self._rate())
+            rate = self._rate()
+            last = self._past[-1] - self._past[-2] if len(self._past) > 1 else torch.zeros_like(self.parameters)
+            return self.parameters + rate / (1 - rate) * last, errors_by_samples(torch.stack(samples), weights, rate)
 
     def _rate(self) -> float:
-        """By which changes shrink from one iteration to the next, on the way from the largest to a hundredth of it.
+        """By which changes shrink from one iteration to the next.
 
-        Later changes are rounding, and the slow change of q.
+        Of the last two, or, where those are below a hundredth of the largest, on the way from the largest to there:
+        later changes are rounding, and the slow change of q.
         """
-        largest = max(self._changes, default=0.0)
-        begin = self._changes.index(largest) if largest > 0 else 0
-        along = [one for one in self._changes[begin:] if one > _SMALL * largest]
+        changes = (torch.stack(self._past).diff(dim=0) / self.priors.deviation).square().mean(1).sqrt()
+        if len(changes) < 2 or not bool(changes.max() > 0):
+            return 0.0
+        along = changes[int(changes.argmax()) :]
+        along = along[along > _SMALL * changes.max()]
+        if len(along) == len(changes) - int(changes.argmax()):  # not at its end yet: the last two say how it goes on
+            along = along[-2:]
         if len(along) < 2:
             return 0.0
         rate = float((along[-1] / along[0]) ** (1 / (len(along) - 1)))
@@ -148,14 +152,13 @@ class ExpectationMaximisation:
 
     def saved(self) -> dict[str, Tensor]:
         """What a later process goes on from."""
-        numbers = torch.tensor([self.variance, *self._changes], dtype=torch.float64)
-        return {"parameters": self.parameters, "numbers": numbers}
+        return {"past": torch.stack(self._past), "variance": torch.tensor(self.variance, dtype=torch.float64)}
 
     def restore(self, saved: dict[str, Tensor], done: int) -> None:
         """Go on from what `saved` gave after some iterations."""
         del done
-        self.parameters = saved["parameters"].cpu().clone()
-        self.variance, *self._changes = saved["numbers"].tolist()
+        self._past = list(saved["past"].cpu().clone())
+        self.parameters, self.variance = self._past[-1], float(saved["variance"])
 
     def current(self) -> Dynamics:
         """The model with the newest parameters and Q."""
