@@ -120,7 +120,9 @@ def coefficients(options: argparse.Namespace) -> None:
     firsts = xr.open_zarr(options.out / "first.zarr", consolidated=False).coefficients.load()
     labels = {"coefficients_component": list(TERMS)}
     pages = {
-        "From zero, first stage": firsts.assign_coords(labels).hvplot.line(x="iteration", by="coefficients_component")
+        "From zero, first stage": firsts.assign_coords(labels).hvplot.line(
+            x="iteration", by="coefficients_component", width=800, height=520
+        )
     }
     _finish(options, "coefficients", text, pages)
 
