@@ -291,6 +291,25 @@ def test_the_likelihood_of_a_linear_model_is_that_of_the_kalman_filter_and_so_is
     np.testing.assert_allclose(float(curvature[1, 1]), second, rtol=1e-4)  # quadratic in the push
 
 
+def test_a_trajectory_that_the_filter_loses_does_not_count():
+    record, alone = pushed_record(), pushed_record()
+    record.observation[1, 2] = 1e30
+    alone = dataclasses.replace(alone, observation=alone.observation[:1], trajectory=alone.trajectory[:1])
+    priors = read_priors(record.dynamics, {"decay": (0.8, 0.2)})
+    method = method_by_name("etkf", members=5, inflation=1.0, spin_up=0)
+    totals = []
+    for one in (record, alone):
+        likelihood = FilterLikelihood.of(method.prepare(one), one, one.dynamics, priors, window=5)
+        totals.append(next(iter(likelihood.gradients(number([0.3])))))
+    assert totals[0][2].tolist() == [False, True]
+    torch.testing.assert_close(totals[0][0], totals[1][0])
+    torch.testing.assert_close(totals[0][1], totals[1][1])
+    em = ExpectationMaximisation.of(method.prepare(record), record, record.dynamics, priors, burn_in=1)
+    _, lost = em.iterate()
+    assert lost.tolist() == [False, True]
+    assert bool(em.parameters.isfinite().all())
+
+
 @pytest.mark.parametrize("name", ["etkf", "enkf", "enkf-n", "letkf"])
 def test_gradient_of_a_window_is_that_of_differences(name):
     model = xdan.Lorenz96(sites=8, forcing=7.0)
