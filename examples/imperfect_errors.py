@@ -63,16 +63,22 @@ def curves(estimates: dict[str, xr.Dataset], true: dict[str, float], along: str)
     panels = []
     for letter, name in (("Q", "model_error"), ("R", "observation_error")):
         lines = []
-        for label, estimate in estimates.items():
+        for dash, (label, estimate) in zip(("solid", "dotted"), estimates.items(), strict=False):
             history = estimate.get(f"{name}_history")
             if history is None or letter not in true:
                 continue
             values = history**2
             values = values.mean([dim for dim in values.dims if dim != along])
-            lines.append(hv.Curve((estimate[along].values, values.values), along, f"trace {letter} / N", label=label))
+            curve = hv.Curve((estimate[along].values, values.values), along, f"trace {letter} / N", label=label)
+            lines.append(curve.opts(line_dash=dash, line_width=2, logy=letter == "Q"))
         if lines:
             truth = hv.HLine(true[letter]).opts(color="black", line_dash="dashed", line_width=1)
-            options = {"width": 460, "height": 320, "show_grid": True, "legend_position": "top_right"}
+            options = {
+                "width": 460,
+                "height": 320,
+                "show_grid": True,
+                "legend_position": "bottom_right" if letter == "R" else "top_right",
+            }
             panels.append(hv.Overlay([*lines, truth]).opts(**options))
     return hv.Layout(panels).opts(shared_axes=False)
 
@@ -124,7 +130,7 @@ def desroziers(options: argparse.Namespace) -> None:
     record = kept(options.out / "record.zarr", make_record, **sizes)
     estimates, rows = {}, []
     for variance_at_start in (2.0, 0.5):
-        words = {"observation_error": math.sqrt(variance_at_start), "tolerance": 1e-5, "progress": False}
+        words = {"observation_error": math.sqrt(variance_at_start), "tolerance": 1e-6, "progress": False}
         label = f"from {variance_at_start:g}"
 
         def make(words: dict[str, Any] = words) -> xr.Dataset:
@@ -145,7 +151,7 @@ def lag_innovations(options: argparse.Namespace) -> None:
     sizes = setting(options, 20, 2000)
     record = kept(options.out / "record.zarr", lambda: noisy(**sizes), **sizes)
     estimates, rows = {}, []
-    for smoothing in (100.0, 400.0):
+    for smoothing in (50.0, 200.0):
         words = {"model_error": 1.0, "observation_error": 1.0, "smoothing": smoothing, "progress": False}
         label = f"smoothing over {smoothing:g} cycles"
 

@@ -13,7 +13,13 @@ import xdan
 from xdan.core.estimation import gaussian_filter
 from xdan.core.estimation.desroziers import desroziers, observation_errors
 from xdan.core.estimation.desroziers import standard_errors as desroziers_errors
-from xdan.core.estimation.expectation_maximisation import accelerated, maximised_both, scores
+from xdan.core.estimation.expectation_maximisation import (
+    accelerated,
+    errors_of_entries,
+    maximised_both,
+    scores,
+    standard_errors,
+)
 from xdan.core.estimation.gaussian_filter import Gaussian, backward_segments, cycles_of, linearised
 from xdan.core.estimation.lag_innovations import adapted
 from xdan.core.estimation.smoother import disturbances, rauch_tung_striebel, smooth, smooth_ensemble
@@ -490,3 +496,38 @@ def test_variances_of_few_samples_are_made_positive():
     assert values.tolist() == [[2.0, pytest.approx(0.1)]]
     matrix = torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])
     assert torch.linalg.eigvalsh(made_positive(matrix, 0.1)).min() == pytest.approx(0.1, abs=1e-6)
+
+
+def test_a_full_r_of_few_samples_is_raised_and_says_so():
+    sums = {
+        "observation": torch.tensor([[1.0, 2.0], [2.2, 1.0]]).expand(1, 1, 2, 2),
+        "observed": torch.ones(1, 1, 2, 2),
+        "forecast": torch.ones(1, 1, 2),
+        "innovation": 2.0 * torch.ones(1, 1, 2),
+    }
+    step = observation_errors(sums, torch.eye(2), structure_of("full", [2]))
+    assert float(step["raised"]) == pytest.approx(1.0 - 2.1, abs=1e-5)
+    assert float(torch.linalg.eigvalsh(step["observation"])[0]) == pytest.approx(1e-3, rel=0.1)
+    apart = observation_errors(sums, torch.eye(2), structure_of("full", [1, 1]))
+    assert float(apart["raised"]) == 0.0
+    torch.testing.assert_close(apart["observation"], torch.eye(2))
+
+
+def test_errors_of_a_covariance_are_those_of_wishart():
+    """Of n samples of N(0, V), the sample covariance has entries of the variance (V_ij^2 + V_ii V_jj) / n."""
+    groups, count = 200, 25
+    noise = torch.randn(groups, count, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    samples = noise @ torch.linalg.cholesky(Q).mT
+    inverse = torch.linalg.inv(Q)
+    products = samples.mT @ samples
+    brackets = inverse @ (products - count * Q) @ inverse  # twice the derivative of the log-likelihood by V
+    sums = {"model": brackets[None], "observation": torch.zeros(1, groups, 2, dtype=torch.float64)}
+    structures = structure_of("full", [3]), structure_of("fixed", [2])
+    errors = standard_errors(sums, (Q, R.diagonal()), structures)
+    d = Q.diagonal()
+    exact = ((Q.square() + d[:, None] * d) / (groups * count)).sqrt()
+    torch.testing.assert_close(errors["model"], exact, rtol=0.12, atol=0.0)
+    assert errors["observation"].isnan().all()
+    # From the exact errors of A, which are 1 / root of n off the diagonal and of n / 2 on it.
+    of_a = torch.full((3, 3), 1.0, dtype=torch.float64).fill_diagonal_(2**0.5) / (groups * count) ** 0.5
+    torch.testing.assert_close(errors_of_entries(torch.linalg.cholesky(Q), of_a), exact)

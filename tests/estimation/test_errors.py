@@ -106,10 +106,11 @@ def test_chunks_change_nothing(record, method):
 
 
 @pytest.mark.filterwarnings(LAST)
-def test_workers_give_the_same(record):
+def test_workers_give_the_same(record, tmp_path):
     whole = record.dan.estimate_errors(iterations=2, **START)
     with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None):
-        chunked = record.chunk({"trajectory": 8}).dan.estimate_errors(iterations=2, **START)
+        words = {"iterations": 2, "store": tmp_path / "e.zarr", **START}
+        chunked = record.chunk({"trajectory": 8}).dan.estimate_errors(**words).compute()
     xr.testing.assert_allclose(whole, chunked, rtol=1e-9)
 
 
@@ -328,3 +329,19 @@ def test_the_figures_run(figure, tmp_path, monkeypatch):
         example.FIGURES[figure](Namespace(out=tmp_path, cycles=24, trajectories=4, seed=5))
     assert "| estimate |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "estimates.html").stat().st_size > 10_000
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "model-error.md").read_text()
+SECTION = re.search(r"^## Estimating Q and R\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.M)[1]
+
+
+@pytest.mark.filterwarnings(LAST)
+def test_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.M), 1):
+        exec(compile(block, f"block {number}", "exec"), names)
+    numbers = [float(word) for word in re.findall(r"\d+\.\d+", capsys.readouterr().out)]
+    assert len(numbers) == 6
+    assert np.isfinite(numbers).all()
+    xr.testing.assert_identical(names["run"].analysis, names["same"].analysis)

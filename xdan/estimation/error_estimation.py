@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import dask
 import numpy as np
 import xarray as xr
 from tqdm.auto import tqdm
@@ -23,6 +24,7 @@ from .error_passes import Estimate, Passes, start_of
 from .error_request import Request
 
 _SAMPLES = 20  # of trajectories and groups of times that standard errors are taken from, at least
+_OF_MATRICES = 50  # the same of full covariances
 _FEWEST = 10  # times of such a group, at least
 _PER_NUMBER = 5  # samples for each variance, where the record is long enough
 _OF_CLIMATE = 0.01  # of the climate's variance: Q to start from, where nothing says another
@@ -50,7 +52,7 @@ class Estimation:
         rows, cycles = labelled.observation.shape[:2]
         burn_in = request.first(labelled)
         variances = sum(one.count for one in self.structures if not one.whole)
-        wanted = max(_SAMPLES, _PER_NUMBER * variances)
+        wanted = max(_OF_MATRICES if any(one.whole for one in self.structures) else _SAMPLES, _PER_NUMBER * variances)
         groups = max(1, min(math.ceil(wanted / rows), (cycles - burn_in) // _FEWEST))
         dtype = labelled.setup.dtype if request.method == "desroziers" else np.dtype(np.float64)
         self.passes = Passes.over(
@@ -73,7 +75,7 @@ class Estimation:
                 setup.trajectory,
                 [passes.burn_in, passes.groups, self.seed, str(passes.setup.dtype)],
                 *observing_identity(setup.observing, setup.dynamics),
-                np.asarray(passes.observation[passes.plan.rows(0)].compute(scheduler="synchronous")),
+                np.asarray(dask.compute(passes.observation[passes.plan.rows(0)])[0]),
             ),
         }
 
@@ -142,7 +144,7 @@ class Estimation:
     def _smoothing(self) -> float:
         """Cycles that moving averages look back."""
         cycles = self.labelled.observation.sizes[TIME] - self.passes.burn_in
-        return max(1.0, cycles / 5) if self.request.smoothing is None else self.request.smoothing
+        return max(10.0, cycles / 10) if self.request.smoothing is None else self.request.smoothing
 
     def _outcome(self, checkpoint: Checkpoint | None) -> Outcome:
         request, passes, labelled = self.request, self.passes, self.labelled

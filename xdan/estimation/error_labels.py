@@ -110,7 +110,7 @@ def labelled_estimates(
         part, dims, shape = one.part, one.part.dims, one.part.shape
         if matrix:
             place = np.ix_(one.place, one.place)
-            values, scatter = history[(slice(None), *place)], errors[place]
+            values, scatter = history[:, place[0], place[1]], errors[place]
             dims, shape = (*dims, *(dim + DUAL for dim in dims)), (*shape, *shape)
         else:
             values, scatter = _deviations(history[:, one.place], errors[one.place])

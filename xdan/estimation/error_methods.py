@@ -51,6 +51,8 @@ class Outcome:
     diverged, converged : bool
     passes : int
         How often the record was gone through.
+    rate : float
+        By which changes shrink from one M step to the next.
     texts : list of str
         What to warn of.
     """
@@ -64,6 +66,7 @@ class Outcome:
     diverged: bool = False
     converged: bool = True
     passes: int = 0
+    rate: float = 0.0
     texts: list[str] = field(default_factory=list)
 
     def note(self, **numbers: Any) -> None:
@@ -89,13 +92,14 @@ class Outcome:
         arrays |= {f"series_{name}": np.array(numbers, np.float64) for name, numbers in self.series.items()}
         if fallback is not None:
             arrays |= {"fallback_model": fallback[0], "fallback_observation": fallback[1]}
-        checkpoint.save(arrays, {"passes": self.passes, "anchor": anchor, "texts": self.texts})
+        numbers = {"passes": self.passes, "anchor": anchor, "rate": self.rate, "converged": self.converged}
+        checkpoint.save(arrays, {**numbers, "texts": self.texts})
 
     @classmethod
     def resumed(cls, checkpoint: Checkpoint | None, start: Estimate) -> tuple[Outcome, Estimate | None, int]:
         """What an earlier call has written, or the start; with the estimate to fall back on, and the anchor."""
         saved = None if checkpoint is None else checkpoint.load()
-        outcome = cls()
+        outcome = cls(converged=False)
         if saved is None:
             outcome.add(start)
             return outcome, None, 0
@@ -105,6 +109,7 @@ class Outcome:
             name.removeprefix("series_"): value.tolist() for name, value in arrays.items() if name.startswith("series_")
         }
         outcome.passes, outcome.texts = int(scalars["passes"]), list(scalars["texts"])
+        outcome.rate, outcome.converged = float(scalars["rate"]), bool(scalars["converged"])
         fallback = None
         if "fallback_model" in arrays:
             fallback = arrays["fallback_model"], arrays["fallback_observation"]
@@ -129,7 +134,6 @@ def expectation_maximisation(
     """
     structures = passes.structures
     outcome, fallback, anchor = Outcome.resumed(checkpoint, start)
-    outcome.converged, rate = False, 0.0
     while outcome.passes < iterations and not outcome.converged:
         sums = passes.scores(outcome.last, prior)
         outcome.passes += 1
@@ -152,9 +156,9 @@ def expectation_maximisation(
         after = new
         if len(outcome.model) - 1 > anchor:
             three = [*zip(outcome.model[-2:], outcome.observation[-2:], strict=True), new]
-            togo, rate = _to_go([numbers_of(point, structures) for point in three])
+            togo, outcome.rate = _to_go([numbers_of(point, structures) for point in three])
             # The likelihood's distance from its maximum shrinks by the square of the rate.
-            rise = (likelihood - last) * rate**2 / (1.0 - rate**2)
+            rise = (likelihood - last) * outcome.rate**2 / (1.0 - outcome.rate**2)
             outcome.converged = togo < tolerance or rise < _NATS * tolerance
             anchor = len(outcome.model) - 1
             if accelerate and not outcome.converged and outcome.passes < iterations:
@@ -165,7 +169,7 @@ def expectation_maximisation(
         sums = passes.scores(outcome.last, prior)
         step = maximised(sums, outcome.last, structures)
         outcome.note(log_likelihood=step["log_likelihood"], lost=step["lost"])
-        outcome.errors = errors_of_scores(sums, outcome.last, structures, rate)
+        outcome.errors = errors_of_scores(sums, outcome.last, structures)
     return outcome
 
 
@@ -182,7 +186,7 @@ def desroziers_passes(
     """Cycle a scheme again and again, each time with the R of the statistics before."""
     structure = passes.structures[1]
     outcome, *_ = Outcome.resumed(checkpoint, start)
-    outcome.converged, sums = False, None
+    sums = None
     while outcome.passes < iterations and not outcome.converged:
         r = outcome.observation[-1]
         sums = passes.statistics(scheme, r)
@@ -207,7 +211,6 @@ def desroziers_passes(
         if sums is None:  # the last pass was made by an earlier call
             sums = passes.statistics(scheme, outcome.observation[-2])
             outcome.forecast = observation_errors(sums, outcome.observation[-2], structure)["forecast"]
-            outcome.converged = _changes(outcome.observation, structure)[0] < tolerance
         rate = _changes(outcome.observation, structure)[1]
         outcome.errors = {"observation": errors_of_statistics(sums, outcome.observation[-2], structure, rate)}
     for numbers in outcome.series.values():
@@ -231,7 +234,7 @@ def lag_innovations(passes: Passes, start: Estimate, prior: Delayed, *, smoothin
             outcome.errors[name] = outcome.spread[name][-1]
             setattr(outcome, name, list(mean))
         outcome.series = {
-            "innovation_ratio": (sums["innovation"] / alive).tolist(),
+            "innovation_ratio": (sums["innovation"] / sums["seen"]).tolist(),
             "lost": (rows - alive).tolist(),
         }
     outcome.diverged = _astray(outcome.last, start)

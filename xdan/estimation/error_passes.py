@@ -108,7 +108,8 @@ class Passes:
         """Products of residuals and innovations of a scheme with R: the entries of `Statistics`, and `diverged`."""
         size, whole = len(r), self.structures[1].whole
         square = (size, size) if whole else (size,)
-        outputs = {"observation": square, "observed": square, "forecast": (size,), "innovation": (size,)}
+        outputs: dict[str, tuple[int, ...]] = {"observation": square, "observed": square}
+        outputs |= dict.fromkeys(("forecast", "innovation"), (size,))
         observing = with_errors(self.setup.observing, r, dtype=np.dtype(np.float64))
         setup = dask.delayed(replace(self.setup, observing=observing), traverse=False)
         leading = self.observation[:LEADING_TRAJECTORIES, :LEADING_CYCLES]
@@ -137,7 +138,7 @@ class Passes:
         """Estimates in time by innovations: sums over the trajectories of a block, (block, time, ...)."""
         tails = [value.shape for value in start]
         outputs = {"model": tails[0], "model_square": tails[0], "observation": tails[1], "observation_square": tails[1]}
-        outputs |= dict.fromkeys(("alive", "innovation"), ())
+        outputs |= dict.fromkeys(("alive", "innovation", "seen"), ())
         arrays = block_graph(
             _adapted_block,
             self.plan,
@@ -255,7 +256,9 @@ def _adapted_block(
     series: dict[str, list[Tensor]] = {}
     for one in adapted(record, first, start, structures, smoothing=smoothing, burn_in=burn_in):
         alive = one.alive
-        row = {"alive": alive.double().sum(), "innovation": one.innovation[alive].nansum()}
+        innovation = one.innovation[alive]
+        row = {"alive": alive.double().sum(), "innovation": innovation.nansum()}
+        row["seen"] = innovation.isfinite().double().sum()
         for name, value in (("model", one.model[alive]), ("observation", one.observation[alive])):
             row |= {name: value.sum(0), f"{name}_square": value.square().sum(0)}
         for name, value in row.items():

@@ -71,7 +71,8 @@ def estimate_errors(
         ends there, or where the log-likelihood can rise by less than 5 times the tolerance: a tenth of a standard error
         from its maximum. Of "desroziers" the last relative change of R, 0.01 by default.
     smoothing : float, optional
-        Of "lag-innovations": cycles that the moving averages look back. By default a fifth of the record.
+        Of "lag-innovations": cycles that the moving averages look back. By default a tenth of the record, at least
+        10. The start is forgotten by a factor e in so many cycles, and a filter with noisier Q and R is a worse one.
     burn_in : int, optional
         First cycles that no sum counts. By default a tenth of the record, at most 20, or 100 of "desroziers".
     accelerate : bool, optional

@@ -13,7 +13,7 @@ from ..methods.record import Record
 from .gaussian_filter import BYTES, Gaussian, backward_segments
 from .smoother import Backward, disturbances
 from .structures import Structure
-from .uncertainty import errors_by_samples, errors_by_scores
+from .uncertainty import errors_by_scores
 
 Estimate = tuple[Tensor, Tensor]
 """Q and R, each as variances, shape (n,), or as a covariance, shape (n, n)."""
@@ -178,15 +178,13 @@ def _alive(sums: Mapping[str, Tensor]) -> Tensor:
     return fine.all(0)
 
 
-def standard_errors(
-    sums: Mapping[str, Tensor], estimate: Estimate, structures: Structures, rate: float
-) -> dict[str, Tensor]:
+def standard_errors(sums: Mapping[str, Tensor], estimate: Estimate, structures: Structures) -> dict[str, Tensor]:
     """Standard errors of variances, or of the entries of covariances, at the maximum of the likelihood.
 
-    The scores of every trajectory and group of times are nearly independent. Of variances they give the information
-    matrix. A full covariance has too many entries for that: there the scatter of single M steps is taken, over
-    1 - `rate`, with the rate at which the iteration converges. It is no smaller than the error itself where the slowest
-    direction decides.
+    The scores of every trajectory and group of times are nearly independent. Their outer products give the information
+    matrix (`errors_by_scores`): of all variances, or where samples are few of those of one component. A covariance is
+    changed as V = L (1 + A) L^T with V = L L^T; the entries of A are taken as independent of each other, but for those
+    of Q and R at one place.
 
     Parameters
     ----------
@@ -194,39 +192,61 @@ def standard_errors(
         The entries of `Scores`.
     estimate, structures
         Of Q and R.
-    rate : float
 
     Returns
     -------
     dict of Tensor
         "model" and "observation", of the shapes of Q and R; NaN of what is fixed.
     """
-    alive = _alive(sums)
-    samples = {name: value[alive].flatten(0, 1) for name, value in sums.items()}
-    counts = {"model": samples["intervals"], "observation": samples["times"]}
-    errors, columns, blocks = {}, [], {}
-    for name, value, structure in zip(("model", "observation"), estimate, structures, strict=True):
-        errors[name] = torch.full_like(value, math.nan)
+    alive, names = _alive(sums), ("model", "observation")
+    errors = {name: torch.full_like(value, math.nan) for name, value in zip(names, estimate, strict=True)}
+    columns: dict[str, Tensor] = {}
+    for name, value, structure in zip(names, estimate, structures, strict=True):
+        samples = sums[name][alive].flatten(0, 1)
         if structure.whole:
-            count = counts[name][:, None, None]
-            steps = value + value @ (structure.apart(samples[name]) / count.clamp_min(1.0)) @ value
-            errors[name] = errors_by_samples(steps, count.flatten(), rate)
+            root = torch.linalg.cholesky(value)
+            turned = root.mT @ structure.apart(samples) @ root
+            half = turned - 0.5 * turned.diagonal(dim1=1, dim2=2).diag_embed()
+            rows, others = torch.triu_indices(*value.shape)
+            columns[name] = half[:, rows, others]
         elif not structure.fixed:
-            onto = structure.onto_parts(value)
-            blocks[name] = 0.5 * (samples[name] @ onto if structure.kind == "scalar" else samples[name])
-            columns.append(name)
+            columns[name] = 0.5 * (samples @ structure.onto_parts(value) if structure.kind == "scalar" else samples)
     if not columns:
         return errors
-    offsets = [0] if len(columns) == 1 else [0, blocks[columns[0]].shape[1]]
-    sizes = [blocks[name].shape[1] for name in columns]
-    pairs = [[k + offset for offset in offsets] for k in range(sizes[0])] if len(set(sizes)) == 1 else None
-    pairs = pairs or [[k] for k in range(sum(sizes))]
-    together = errors_by_scores(torch.cat([blocks[name] for name in columns], 1), pairs)
+    sizes = [column.shape[1] for column in columns.values()]
+    offsets = [0, sizes[0]][: len(sizes)]
+    alike = len(set(sizes)) == 1
+    pairs = [[k + offset for offset in offsets] for k in range(sizes[0])] if alike else [[k] for k in range(sum(sizes))]
+    together = errors_by_scores(torch.cat(list(columns.values()), 1), pairs)
     for name, offset, size in zip(columns, offsets, sizes, strict=True):
-        structure = structures[0 if name == "model" else 1]
+        structure, value = structures[names.index(name)], estimate[names.index(name)]
         part = together[offset : offset + size]
-        errors[name] = part[structure.parts] if structure.kind == "scalar" else part
+        if structure.whole:
+            rows, others = torch.triu_indices(*value.shape)
+            of_a = torch.zeros_like(value)
+            of_a[rows, others] = of_a[others, rows] = part
+            errors[name] = errors_of_entries(torch.linalg.cholesky(value), of_a)
+        else:
+            errors[name] = part[structure.parts] if structure.kind == "scalar" else part
     return errors
+
+
+def errors_of_entries(root: Tensor, errors: Tensor) -> Tensor:
+    """Standard errors of the entries of V = L (1 + A) L^T, from those of A, whose entries a <= b are independent.
+
+    Parameters
+    ----------
+    root : Tensor, shape (n, n)
+        L.
+    errors : Tensor, shape (n, n)
+        Of A at 0, which is symmetric; NaN counts as zero, as between parts.
+    """
+    variances = torch.nan_to_num(errors).square()
+    squares = root.square()
+    crossed = [((row * root) @ variances * (row * root)).sum(1) for row in root]
+    # Entries on the diagonal of A stand once, all others twice.
+    once = squares @ variances.diagonal().diag() @ squares.mT
+    return (squares @ variances @ squares.mT + torch.stack(crossed) - once).clamp_min(0.0).sqrt()
 
 
 def numbers_of(estimate: Estimate, structures: Structures) -> Tensor:

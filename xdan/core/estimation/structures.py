@@ -67,7 +67,8 @@ class Structure:
         if self.kind != "scalar":
             return torch.where(weights > 0, values, torch.nan)
         onto = self.onto_parts(values)
-        return ((weights * values) @ onto / (weights @ onto))[..., self.parts]
+        means: Tensor = (weights * values) @ onto / (weights @ onto)
+        return means[..., self.parts]
 
     def apart(self, matrices: Tensor) -> Tensor:
         """Covariances (..., n, n) with zeros between the parts."""
@@ -86,7 +87,8 @@ class Structure:
         if value.ndim == 1:
             return value.log()
         eigenvalues, vectors = torch.linalg.eigh(value)
-        return ((vectors * eigenvalues.log()) @ vectors.mT).flatten()
+        logarithm: Tensor = (vectors * eigenvalues.log()) @ vectors.mT
+        return logarithm.flatten()
 
     def from_numbers(self, numbers: Tensor, value: Tensor) -> Tensor:
         """The value of logarithms; where it is fixed, the value that it has."""

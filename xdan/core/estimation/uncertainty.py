@@ -18,7 +18,7 @@ def errors_by_scores(scores: Tensor, blocks: list[list[int]]) -> Tensor:
     scores : Tensor, shape (S, p)
         Derivatives of the log-likelihood of each sample by each parameter, at the maximum.
     blocks : list of list of int
-        Parameters that are taken together where the samples are too few for all of them.
+        Parameters that are taken together where the samples are too few for all of them; blocks of one length.
 
     Returns
     -------
@@ -37,10 +37,11 @@ def errors_by_scores(scores: Tensor, blocks: list[list[int]]) -> Tensor:
     centred = scores - scores.mean(0)
     information = centred.mT @ centred * (samples / (samples - 1))
     chosen = [list(range(count))] if samples >= _FEWEST * count else blocks
-    for block in chosen:
-        part = information[block][:, block]
-        variances = torch.linalg.pinv(part, hermitian=True).diagonal()
-        errors[block] = torch.where(part.diagonal() > 0, variances.clamp_min(0.0).sqrt(), math.nan)
+    index = torch.tensor(chosen)
+    parts = information[index[:, :, None], index[:, None, :]]
+    variances = torch.linalg.pinv(parts, hermitian=True).diagonal(dim1=1, dim2=2)
+    known = parts.diagonal(dim1=1, dim2=2) > 0
+    errors[index] = torch.where(known, variances.clamp_min(0.0).sqrt(), math.nan)
     return errors
 
 
