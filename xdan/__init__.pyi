@@ -66,6 +66,8 @@ from .diagnostics.symmetries import pattern_extent as pattern_extent
 from .diagnostics.symmetries import reconstruct_gain as reconstruct_gain
 from .diagnostics.symmetries import symmetry_group as symmetry_group
 from .estimation.errors import estimate_errors as estimate_errors
+from .estimation.parameter_labels import estimate_of as estimate_of
+from .estimation.parameters import estimate_parameters as estimate_parameters
 from .network import Network as Network
 from .network import committee as committee
 from .network import open_network as open_network

@@ -43,6 +43,12 @@ class DanAccessor:
 
         return estimate_errors(self._ds, method, **kwargs)
 
+    def estimate_parameters(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """Estimate parameters of a model from this record: `xdan.estimate_parameters`."""
+        from .estimation.parameters import estimate_parameters
+
+        return estimate_parameters(self._ds, *args, **kwargs)
+
     def gain(self, network: Network, **kwargs: Any) -> xr.DataArray:
         """Differentiate a network at this record's states: `xdan.gain`."""
         from .diagnostics.gains import gain

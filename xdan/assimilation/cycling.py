@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
@@ -125,10 +125,38 @@ def cycle(
     Bocquet et al., Eq. 2 and 3.
     """
     labelled = read(ds, **words)
-    scheme = scheme_of(method)
     if restart_after is not None:
         longest = real("restart_after", restart_after, above=0.0)
         labelled = replace(labelled, setup=replace(labelled.setup, restart_after=longest))
+    return run_over(
+        ds, labelled, method, members=members, seed=seed, store=store, mode=mode, device=device, progress=progress
+    )
+
+
+def run_over(
+    ds: xr.Dataset,
+    labelled: LabelledRecord,
+    method: Network | Method,
+    *,
+    members: bool,
+    seed: int,
+    store: StoreLike | None,
+    mode: str,
+    device: str,
+    progress: bool,
+    kind: Callable[..., Run] | None = None,
+) -> xr.Dataset:
+    """Run a method over a record that is read; `cycle` has the arguments and the errors.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        That the record was read from.
+    labelled : LabelledRecord
+    kind : callable, optional
+        Makes the run; by default `Run`, a class that leaves out some of it or adds to it otherwise.
+    """
+    scheme = scheme_of(method)
     seed, progress = check_seed(seed), switch("progress", progress)
     check_mode(mode)
     device = pick_device(device)
@@ -142,7 +170,7 @@ def cycle(
         check_observed(labelled)
     warned = scheme.warnings(labelled)
     warn_of(warned)
-    run = _Run(labelled, scheme, warned, seed, members, device, progress, stored=store is not None)
+    run = (kind or Run)(labelled, scheme, warned, seed, members, device, progress, stored=store is not None)
     if store is not None:
         return run.streamed(store, mode)
     return run.lazy() if lazy else run.in_memory()
@@ -166,7 +194,7 @@ class _Prepared:
     texts: Sequence[str]
 
 
-class _Run:
+class Run:
     """A run that is planned and not computed yet.
 
     Attributes

@@ -1,1 +1,1 @@
-"""What a record says of the model and of its own errors."""
+"""What a record says of the model, of its parameters and of its errors."""
