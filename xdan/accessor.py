@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 if TYPE_CHECKING:
+    from .core.dynamics import CorrectedDynamics
     from .core.methods import Method
     from .core.symmetry import Group
     from .network import Network
@@ -96,6 +97,12 @@ class DanAccessor:
         from .assimilation.scoring import score
 
         return score(self._ds, run, **kwargs)
+
+    def learn_correction(self, run: xr.Dataset, *args: Any, **kwargs: Any) -> CorrectedDynamics:
+        """Learn what the model of a run lacks from its increments: `xdan.learn_correction`."""
+        from .estimation.corrections import learn_correction
+
+        return learn_correction(self._ds, run, *args, **kwargs)
 
     def rank_histogram(self, run: xr.Dataset, **kwargs: Any) -> xr.DataArray:
         """Rank the truth among a run's members: `xdan.rank_histogram`."""

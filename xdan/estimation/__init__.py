@@ -1,0 +1,1 @@
+"""Estimation: what a record and its runs say of the model."""

@@ -1,0 +1,212 @@
+"""How a correction is found from increments: by least squares, or by gradient steps on forecasts."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.dynamics import CorrectedDynamics, Dynamics
+from ..core.learning.increments import NormalEquations
+from ..core.learning.model_fit import ModelFit
+from ..core.spaces import StateSpace
+from ..core.tendencies import LocalPolynomial, TendencyNetwork
+from ..records.record import LabelledRecord
+from ..records.schema import TIME, TRAJECTORY
+from .increments import Increments, Moments
+from .model_training import FitSettings, fit_model
+from .stretches import Stretches
+
+_MOST = 4.0  # times that what a pass finds is added
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How a correction is found.
+
+    Attributes
+    ----------
+    penalty : float or None
+        Of least squares; None where parts of the data that are left out decide.
+    relaxation : float or None
+        How many times what is found is added; None for the secant.
+    validation : float
+        Share that is held back from gradient steps.
+    fitting : FitSettings
+        Of gradient steps.
+    """
+
+    penalty: float | None
+    relaxation: float | None
+    validation: float
+    fitting: FitSettings
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**vars(self), "fitting": self.fitting.to_json()}
+
+
+class Learner(ABC):
+    """Learns a correction pass by pass.
+
+    Attributes
+    ----------
+    network : TendencyNetwork
+        The correction so far.
+    """
+
+    def __init__(self, network: TendencyNetwork, rules: Rules, fresh: bool) -> None:
+        self.network, self.rules, self._fresh = network, rules, fresh
+        self._before = copy.deepcopy(network)
+
+    def learn(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
+        """Learn from a pass; returns a row of JSON that says how it went."""
+        self._before = copy.deepcopy(self.network)
+        if self._fresh:
+            moments.normalise(self.network)
+            self._fresh = False
+        return self._learned(increments, moments, checkpoint)
+
+    def undo(self) -> None:
+        """Go back to the correction before the last pass."""
+        self.network = self._before
+
+    @abstractmethod
+    def _learned(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
+        """Change the network."""
+
+
+class LeastSquares(Learner):
+    """Least squares for the coefficients of a polynomial.
+
+    A pass finds r, which is A (w* - w) for the correction w so far, the best one w* and a gain A below one that is not
+    known. From the second pass on r changed by -A times what was added before, s: the secant takes the number
+    <r_before - r, s> / <s, s> for A, in the mean over the states.
+    """
+
+    network: LocalPolynomial
+    _last: tuple[Tensor, Tensor] | None = None  # what the last pass found, and what was added
+
+    def _learned(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
+        equations = increments.normal_equations(copy.deepcopy(self.network))
+        learned, penalty = equations.coefficients(self.rules.penalty)
+        factor = self._factor(equations, learned)
+        with torch.no_grad():
+            self.network.coefficients.add_((factor * learned).to(self.network.coefficients))
+        self._last = learned, factor * learned
+        size = _size(equations, learned, learned) ** 0.5 * self._unit(increments)
+        noise = equations.standard_errors(penalty)
+        error = _size(equations, noise, noise) ** 0.5 * self._unit(increments)
+        return {"learned": size, "learned_standard_error": error, "factor": factor, "penalty": penalty}
+
+    def _factor(self, equations: NormalEquations, learned: Tensor) -> float:
+        if self.rules.relaxation is not None:
+            return self.rules.relaxation
+        if self._last is None:
+            return 1.0
+        before, added = self._last
+        gain = _size(equations, before - learned, added) / max(_size(equations, added, added), 1e-300)
+        return float(np.clip(1.0 / gain, 1.0, _MOST)) if gain > 0 else 1.0
+
+    def _unit(self, increments: Increments) -> float:
+        """Units of the state for an interval, of one field; the root mean square over several."""
+        std = self.network.tendency_std.double()
+        return float(std.square().mean().sqrt()) * float(np.mean(increments.interval))
+
+
+def _size(equations: NormalEquations, one: Tensor, other: Tensor) -> float:
+    """Mean over samples and channels of the product of two polynomials' values."""
+    mean = equations.gram.sum(0) / equations.count.sum()
+    return float(torch.einsum("cf,fg,cg->c", one, mean, other).mean())
+
+
+class GradientSteps(Learner):
+    """Gradient steps on forecasts of one interval with the corrected model, which are to meet the analyses."""
+
+    def __init__(
+        self, network: TendencyNetwork, rules: Rules, fresh: bool, model: Dynamics, device: str, progress: bool
+    ) -> None:
+        super().__init__(network, rules, fresh)
+        self._model, self._device, self._progress = model, device, progress
+
+    def _learned(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
+        factor = 1.0 if self.rules.relaxation is None else self.rules.relaxation
+        target = increments.forecast + factor * (increments.analysis - increments.forecast)
+        network = self.network.to(self._device)
+        live = CorrectedDynamics.trained_with(self._model.on(torch.device(self._device)), network)
+        scale = network.per_component(network.tendency_std) * float(np.mean(increments.interval))
+        steps = int(round(float(increments.interval[0]) / self._model.timestep))
+        fit = ModelFit(live, steps, scale, self.rules.fitting.learning_rate)
+        arrays = [increments.start, target]
+        training, held_back = split(arrays, self.rules.validation, self.rules.fitting.seed, self._device)
+        identity = {"verb": "learn_correction", "weights": self._before.digest()}
+        words: dict[str, Any] = {"checkpoint": checkpoint, "identity": identity, "progress": self._progress}
+        history = fit_model(fit, training, held_back, self.rules.fitting, **words)
+        self.network = network.cpu()
+        return {"factor": factor, "history": history}
+
+
+def learner_of(
+    network: TendencyNetwork, model: Dynamics, rules: Rules, *, fresh: bool, device: str, progress: bool
+) -> Learner:
+    """Least squares for a polynomial, gradient steps for other networks."""
+    if isinstance(network, LocalPolynomial):
+        return LeastSquares(network, rules, fresh)
+    return GradientSteps(network, rules, fresh, model, device, progress)
+
+
+def made_for(network: TendencyNetwork, space: StateSpace, seed: int) -> TendencyNetwork:
+    """A network for a space, its first weights from a seed; torch's own state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network.made_for(space)
+
+
+def check_gradient(labelled: LabelledRecord) -> None:
+    """Refuse a record that gradient steps cannot work on: of uneven intervals, or of a model without derivatives.
+
+    Raises
+    ------
+    ValueError
+    """
+    check_even(labelled)
+    model = labelled.setup.dynamics
+    model.require_derivatives("a correction that is fitted by gradient steps", "Take kind='linear' or 'quadratic'")
+    if not model.autonomous:
+        raise ValueError(
+            f"the dynamics {model.label!r} depends on time, and forecasts from many times are fitted together: expected "
+            "a model that does not; take kind='linear' or 'quadratic'"
+        )
+
+
+def check_even(labelled: LabelledRecord) -> int:
+    """Steps between all times of a record.
+
+    Raises
+    ------
+    ValueError
+        If they differ.
+    """
+    steps = np.unique(labelled.setup.steps[1:])
+    if len(steps) != 1:
+        raise ValueError(
+            f"the record's intervals are {steps[:4].tolist()} steps: expected even intervals, as forecasts from all "
+            "times are fitted together; select a part of the record"
+        )
+    return int(steps[0])
+
+
+def split(arrays: list[Any], share: float, seed: int, device: str) -> tuple[Stretches, Stretches]:
+    """Stretches to train on, and those of the last trajectories to validate on; of the last times of a single one."""
+    dim = TRAJECTORY if arrays[0].sizes[TRAJECTORY] > 1 else TIME
+    size = arrays[0].sizes[dim]
+    cut = size - min(size - 1, max(1, round(share * size)))
+    parts = ([one.isel({dim: part}) for one in arrays] for part in (slice(0, cut), slice(cut, None)))
+    first, second = (Stretches(part, seed, device) for part in parts)
+    return first, second
