@@ -72,6 +72,9 @@ from .diagnostics.symmetries import pattern_extent as pattern_extent
 from .diagnostics.symmetries import reconstruct_gain as reconstruct_gain
 from .diagnostics.symmetries import symmetry_group as symmetry_group
 from .estimation.corrections import learn_correction as learn_correction
+from .estimation.model_skill import forecast_skill as forecast_skill
+from .estimation.model_skill import model_climate as model_climate
+from .estimation.surrogates import train_surrogate as train_surrogate
 from .network import Network as Network
 from .network import committee as committee
 from .network import open_network as open_network

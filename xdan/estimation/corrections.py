@@ -28,6 +28,7 @@ from ..records.schema import TIME, TRAJECTORY
 from ..records.store import STATUS, digest
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES
 from ..records.watch import warn_of
+from .control import control_record
 from .increments import Increments, check_model
 from .learners import Rules, check_gradient, learner_of, made_for
 from .model_training import FitSettings
@@ -47,6 +48,7 @@ def learn_correction(
     kind: str | TendencyNetwork = "linear",
     *,
     passes: int = 1,
+    control: bool = True,
     method: Network | Method | None = None,
     burn_in: int = 50,
     penalty: float | None = None,
@@ -80,8 +82,13 @@ def learn_correction(
         summed block by block; another network by gradient steps on forecasts of one interval.
     passes : int
         How often to assimilate and learn; the given run is the first pass.
+    control : bool
+        Whether what the same method finds where the model is perfect is taken off. In every pass a truth of the
+        model is observed as the record is, and assimilated. Increments depend on the state there too, wherever the
+        method's gain is not the best one, and a regression would take that for an error of the model. Of what a network
+        is to learn by gradient steps, a linear form of five points is taken off.
     method : Network or Method, optional
-        Cycles the further passes; by default the run's, where its attributes tell.
+        Cycles the control and the further passes; by default the run's, where its attributes tell.
     burn_in : int
         Cycles of each run that are left out.
     penalty : float, optional
@@ -157,22 +164,27 @@ def learn_correction(
     increments = Increments.of(labelled, run, burn_in)
     if not isinstance(network, LocalPolynomial):
         check_gradient(labelled)
-    again = _method_of(run, method) if passes > 1 else None
+    again = _method_of(run, method) if passes > 1 or switch("control", control) else None
     folder = None if store is None else _folder(store)
     base = model.model if isinstance(model, CorrectedDynamics) else model
     learner = learner_of(network, base, rules, fresh=base is model, device=device, progress=progress)
     origin = {
         "verb": "learn_correction",
         "network": {"name": network.name, "parameters": network.config()},
-        "settings": {"kind": kind if isinstance(kind, str) else "network", "burn_in": burn_in, **rules.to_json()},
+        "settings": {
+            "kind": kind if isinstance(kind, str) else "network",
+            "burn_in": burn_in,
+            "control": control,
+            **rules.to_json(),
+        },
         **_source(ds, labelled, run),
     }
     rows: list[dict[str, Any]] = []
     corrected, converged = model, True
     for number in range(1, passes + 1):
+        place = partial(_place, folder, number)
         if again is not None and number > 1:
-            into = None if folder is None else folder / f"run-{number}.zarr"
-            latest = _cycled(ds, again, corrected, {**words}, run, into, device, progress)
+            latest = _cycled(ds, again, corrected, {**words}, run, place("run"), device, progress)
             increments = Increments.of(read(ds, **{**words, "dynamics": corrected}), latest, burn_in)
         moments = increments.moments()
         if rows and moments.size > _WORSE * rows[-1]["increment"]:
@@ -180,15 +192,20 @@ def learn_correction(
             warn_of(
                 [
                     f"the increments of pass {number} are {moments.size:.4g}, those of the pass before were "
-                    f"{rows[-1]['increment']:.4g}: the correction makes the assimilation worse, and the passes end here, "
-                    "with the correction of the pass before. Take fewer passes=, a smaller relaxation=, a simpler kind, "
-                    "or a longer record"
+                    f"{rows[-1]['increment']:.4g}: the correction makes the assimilation worse, and the passes end "
+                    "here, with the correction of the pass before. Take fewer passes=, a smaller relaxation=, a "
+                    "simpler kind, or a longer record"
                 ]
             )
             learner.undo()
             break
-        checkpoint = None if folder is None else folder / f"fit-{number}.zarr"
-        learned = learner.learn(increments, moments, checkpoint)
+        perfect = None
+        if again is not None and control:
+            twin = control_record(ds, increments.labelled, number, seed)
+            free: dict[str, Any] = {name: one for name, one in words.items() if name not in ("truth", "climatology")}
+            of_twin = _cycled(twin, again, corrected, free, run, place("control"), device, progress)
+            perfect = Increments.of(read(twin, **{**free, "dynamics": corrected}), of_twin, burn_in)
+        learned = learner.learn(increments, perfect, moments, place("fit"))
         rows.append({"increment": moments.size, "lost": moments.lost, **learned})
         corrected = CorrectedDynamics(_dressed(base, model), learner.network)
     provenance = {**origin, "passes": rows, "converged": converged}
@@ -263,6 +280,11 @@ def _folder(store: StoreLike) -> Path:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: expected a folder, or a path where there is none yet")
     return folder
+
+
+def _place(folder: Path | None, number: int, what: str) -> Path | None:
+    """Where a pass keeps something."""
+    return None if folder is None else folder / f"{what}-{number}.zarr"
 
 
 def _cycled(

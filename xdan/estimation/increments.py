@@ -92,8 +92,8 @@ class Increments:
         first = integer("burn_in", burn_in, least=0)
         if cycles - 1 - first < _FEWEST:
             raise ValueError(
-                f"burn_in={first} of a run of {cycles} cycles leaves {max(0, cycles - 1 - first)} intervals: expected at "
-                f"least {_FEWEST}; take a longer run, or a shorter burn-in"
+                f"burn_in={first} of a run of {cycles} cycles leaves {max(0, cycles - 1 - first)} intervals: expected "
+                f"at least {_FEWEST}; take a longer run, or a shorter burn-in"
             )
         before, after = slice(first, -1), slice(first + 1, None)
         return cls(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from ..core.dynamics import CorrectedDynamics, Dynamics
@@ -17,6 +18,7 @@ from ..core.learning.increments import NormalEquations
 from ..core.learning.model_fit import ModelFit
 from ..core.spaces import StateSpace
 from ..core.tendencies import LocalPolynomial, TendencyNetwork
+from ..records.blocks import block
 from ..records.record import LabelledRecord
 from ..records.schema import TIME, TRAJECTORY
 from .increments import Increments, Moments
@@ -65,20 +67,22 @@ class Learner(ABC):
         self.network, self.rules, self._fresh = network, rules, fresh
         self._before = copy.deepcopy(network)
 
-    def learn(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
-        """Learn from a pass; returns a row of JSON that says how it went."""
+    def learn(
+        self, increments: Increments, perfect: Increments | None, moments: Moments, checkpoint: Path | None
+    ) -> dict[str, Any]:
+        """Learn from a pass, and from its control if there is one; returns a row of JSON that says how it went."""
         self._before = copy.deepcopy(self.network)
         if self._fresh:
             moments.normalise(self.network)
             self._fresh = False
-        return self._learned(increments, moments, checkpoint)
+        return self._learned(increments, perfect, checkpoint)
 
     def undo(self) -> None:
         """Go back to the correction before the last pass."""
         self.network = self._before
 
     @abstractmethod
-    def _learned(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
+    def _learned(self, increments: Increments, perfect: Increments | None, checkpoint: Path | None) -> dict[str, Any]:
         """Change the network."""
 
 
@@ -87,21 +91,26 @@ class LeastSquares(Learner):
 
     A pass finds r, which is A (w* - w) for the correction w so far, the best one w* and a gain A below one that is not
     known. From the second pass on r changed by -A times what was added before, s: the secant takes the number
-    <r_before - r, s> / <s, s> for A, in the mean over the states.
+    <r_before - r, s> / <s, s> for A, in the mean over the states. Of each coefficient of r the share 1 - (e / r)^2 is
+    kept, e its standard error, and none where e is larger: errors would add up from pass to pass.
     """
 
     network: LocalPolynomial
     _last: tuple[Tensor, Tensor] | None = None  # what the last pass found, and what was added
 
-    def _learned(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
+    def _learned(self, increments: Increments, perfect: Increments | None, checkpoint: Path | None) -> dict[str, Any]:
         equations = increments.normal_equations(copy.deepcopy(self.network))
         learned, penalty = equations.coefficients(self.rules.penalty)
-        factor = self._factor(equations, learned)
-        with torch.no_grad():
-            self.network.coefficients.add_((factor * learned).to(self.network.coefficients))
-        self._last = learned, factor * learned
-        size = _size(equations, learned, learned) ** 0.5 * self._unit(increments)
         noise = equations.standard_errors(penalty)
+        if perfect is not None:
+            of_control = perfect.normal_equations(copy.deepcopy(self.network))
+            learned = learned - of_control.coefficients(penalty)[0]
+            noise = (noise.square() + of_control.standard_errors(penalty).square()).sqrt()
+        factor, kept = self._factor(equations, learned), shrunk(learned, noise)
+        with torch.no_grad():
+            self.network.coefficients.add_((factor * kept).to(self.network.coefficients))
+        self._last = learned, factor * kept
+        size = _size(equations, learned, learned) ** 0.5 * self._unit(increments)
         error = _size(equations, noise, noise) ** 0.5 * self._unit(increments)
         return {"learned": size, "learned_standard_error": error, "factor": factor, "penalty": penalty}
 
@@ -120,6 +129,11 @@ class LeastSquares(Learner):
         return float(std.square().mean().sqrt()) * float(np.mean(increments.interval))
 
 
+def shrunk(values: Tensor, errors: Tensor) -> Tensor:
+    """Values of which the share 1 - (error / value)^2 is kept, where it is positive (James and Stein)."""
+    return values * (1 - errors.square() / values.square().clamp_min(1e-300)).clamp_min(0.0)
+
+
 def _size(equations: NormalEquations, one: Tensor, other: Tensor) -> float:
     """Mean over samples and channels of the product of two polynomials' values."""
     mean = equations.gram.sum(0) / equations.count.sum()
@@ -135,13 +149,15 @@ class GradientSteps(Learner):
         super().__init__(network, rules, fresh)
         self._model, self._device, self._progress = model, device, progress
 
-    def _learned(self, increments: Increments, moments: Moments, checkpoint: Path | None) -> dict[str, Any]:
+    def _learned(self, increments: Increments, perfect: Increments | None, checkpoint: Path | None) -> dict[str, Any]:
         factor = 1.0 if self.rules.relaxation is None else self.rules.relaxation
         target = increments.forecast + factor * (increments.analysis - increments.forecast)
+        if perfect is not None:
+            target = target - factor * _of_control(increments, perfect)
         network = self.network.to(self._device)
         live = CorrectedDynamics.trained_with(self._model.on(torch.device(self._device)), network)
         scale = network.per_component(network.tendency_std) * float(np.mean(increments.interval))
-        steps = int(round(float(increments.interval[0]) / self._model.timestep))
+        steps = round(float(increments.interval[0]) / self._model.timestep)
         fit = ModelFit(live, steps, scale, self.rules.fitting.learning_rate)
         arrays = [increments.start, target]
         training, held_back = split(arrays, self.rules.validation, self.rules.fitting.seed, self._device)
@@ -150,6 +166,37 @@ class GradientSteps(Learner):
         history = fit_model(fit, training, held_back, self.rules.fitting, **words)
         self.network = network.cpu()
         return {"factor": factor, "history": history}
+
+
+def _of_control(increments: Increments, perfect: Increments) -> xr.DataArray:
+    """What increments of a control would be at the states of a run, by a linear form of five points; lazily."""
+    space = increments.labelled.setup.dynamics.space
+    form = LocalPolynomial(kernel=5, degree=1).made_for(space)
+    assert isinstance(form, LocalPolynomial)
+    perfect.moments().normalise(form)
+    with torch.no_grad():
+        form.coefficients.copy_(perfect.normal_equations(copy.deepcopy(form)).coefficients()[0])
+    dims = increments.labelled.setup.dynamics.dims
+    expected: xr.DataArray = xr.apply_ufunc(
+        _mean_of_ends,
+        increments.start,
+        increments.forecast.drop_vars(TIME, errors="ignore"),
+        kwargs={"form": form, "interval": float(np.mean(increments.interval))},
+        input_core_dims=[dims, dims],
+        output_core_dims=[dims],
+        dask="parallelized",
+        output_dtypes=[increments.start.dtype],
+    )
+    return expected
+
+
+@block
+def _mean_of_ends(start: Tensor, end: Tensor, form: TendencyNetwork, interval: float) -> Tensor:
+    """A form's mean over both ends of an interval, times the interval, for states (trajectory, time, *state)."""
+    shape = start.shape
+    like = form.to(start.dtype)
+    ends = [like(one.flatten(2).flatten(0, 1)) for one in (start, end)]
+    return (interval * (ends[0] + ends[1]) / 2).reshape(shape)
 
 
 def learner_of(
@@ -180,8 +227,8 @@ def check_gradient(labelled: LabelledRecord) -> None:
     model.require_derivatives("a correction that is fitted by gradient steps", "Take kind='linear' or 'quadratic'")
     if not model.autonomous:
         raise ValueError(
-            f"the dynamics {model.label!r} depends on time, and forecasts from many times are fitted together: expected "
-            "a model that does not; take kind='linear' or 'quadratic'"
+            f"the dynamics {model.label!r} depends on time, and forecasts from many times are fitted together: "
+            "expected a model that does not; take kind='linear' or 'quadratic'"
         )
 
 

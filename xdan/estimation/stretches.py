@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class Stretches:
         times, wanted = first.sizes[TIME], -(-len(self.arrays) * first.nbytes // _BYTES)
         count = max(1, min(wanted, times // _SHORTEST))
         edges = np.linspace(0, times, count + 1).round().astype(int).tolist()
-        return [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+        return [slice(start, stop) for start, stop in pairwise(edges)]
 
     def _read(self, number: int) -> list[Array]:
         if self._held is None or self._held[0] != number:

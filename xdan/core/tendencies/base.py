@@ -24,8 +24,8 @@ class TendencyNetwork(nn.Module, ABC):
     """A function g(x), in units of the state per model time, that treats every place of the state alike.
 
     It corrects a model, dx/dt = f(x) + g(x), in `CorrectedDynamics`, or it is the model, dx/dt = g(x), in
-    `SurrogateDynamics`. A new one is one class: a `name`, the decorator `xdan.register_tendency`, a constructor of plain
-    values that it keeps as attributes of their names, `space` among them, and a `forward`.
+    `SurrogateDynamics`. A new one is one class: a `name`, the decorator `xdan.register_tendency`, a constructor of
+    plain values that it keeps as attributes of their names, `space` among them, and a `forward`.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ class QuadraticCNN(TendencyNetwork):
 
     References
     ----------
-    Bocquet et al. (2020), Foundations of Data Science 2, 55, doi:10.3934/fods.2020004, Sect. 3.1.2: the layer of products;
+    Bocquet et al. (2020), Foundations of Data Science 2, doi:10.3934/fods.2020004, Sect. 3.1: the layer of products;
     Fablet et al. (2018), EUSIPCO, doi:10.23919/EUSIPCO.2018.8553492.
 
     Examples
