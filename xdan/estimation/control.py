@@ -26,8 +26,8 @@ _GOLDEN = 0x9E3779B9  # seeds of controls are this far apart, so that they share
 def control_record(ds: xr.Dataset, labelled: LabelledRecord, number: int, seed: int) -> xr.Dataset:
     """Observations that the record would hold if the model were perfect.
 
-    A truth of the model starts from its climatology, and is observed by the record's H and R where and when the record
-    has observations.
+    A truth of the model starts from its climatology, errs in every interval where the model has a model error, and is
+    observed by the record's H and R where and when the record has observations.
 
     Parameters
     ----------
@@ -97,6 +97,10 @@ def _control_block(
     x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
     for step in steps[columns].tolist():
         x = advance(dynamics.from_step(clock), x, step)
+        if dynamics.model_error is not None and step:
+            when = torch.tensor([columns.start + len(states)])
+            noise = normal(seed, Purpose.MODEL_NOISE, trajectory, when, x.shape[-1])[:, 0]
+            x = x + dynamics.model_error.from_noise(noise.to(x))
         clock += step
         states.append(x)
     truth = torch.stack(states, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ import xarray as xr
 from torch import Tensor
 
 from ..core.dynamics import CorrectedDynamics, Dynamics
-from ..core.learning.increments import NormalEquations
 from ..core.learning.model_fit import ModelFit
 from ..core.spaces import StateSpace
 from ..core.tendencies import LocalPolynomial, TendencyNetwork
@@ -26,6 +26,8 @@ from .model_training import FitSettings, fit_model
 from .stretches import Stretches
 
 _MOST = 4.0  # times that what a pass finds is added
+_MEMORY = 3  # passes that the secant looks back
+_TINY = 1e-9  # of the mean square of a term: so much is added where terms depend on one another
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,18 @@ class Learner(ABC):
 class LeastSquares(Learner):
     """Least squares for the coefficients of a polynomial.
 
-    A pass finds r, which is A (w* - w) for the correction w so far, the best one w* and a gain A below one that is not
-    known. From the second pass on r changed by -A times what was added before, s: the secant takes the number
-    <r_before - r, s> / <s, s> for A, in the mean over the states. Of each coefficient of r the share 1 - (e / r)^2 is
-    kept, e its standard error, and none where e is larger: errors would add up from pass to pass.
+    A pass finds r, which is A (w* - w) for the correction w so far, the best one w* and a gain A that is not known: of
+    some combinations of the terms the increments show nearly all that is missing, of others a small part. The secant
+    takes it from the passes before (Anderson's mixing, of which one pass before is the secant method). Of each
+    coefficient of r the share 1 - (e / r)^2 is kept, e its standard error, and none where e is larger: errors would add
+    up from pass to pass.
     """
 
     network: LocalPolynomial
-    _last: tuple[Tensor, Tensor] | None = None  # what the last pass found, and what was added
+
+    def __init__(self, network: LocalPolynomial, rules: Rules, fresh: bool) -> None:
+        super().__init__(network, rules, fresh)
+        self._passes: list[tuple[Tensor, Tensor]] = []  # the coefficients before each pass, and what it found
 
     def _learned(self, increments: Increments, perfect: Increments | None, checkpoint: Path | None) -> dict[str, Any]:
         equations = increments.normal_equations(copy.deepcopy(self.network))
@@ -106,22 +112,37 @@ class LeastSquares(Learner):
             of_control = perfect.normal_equations(copy.deepcopy(self.network))
             learned = learned - of_control.coefficients(penalty)[0]
             noise = (noise.square() + of_control.standard_errors(penalty).square()).sqrt()
-        factor, kept = self._factor(equations, learned), shrunk(learned, noise)
+        kept, before = shrunk(learned, noise), self.network.coefficients.detach().double()
+        # The values of a polynomial have the size |root w| in the mean over the states.
+        mean = equations.gram.sum(0) / equations.count.sum()
+        root = torch.linalg.cholesky(mean + _TINY * mean.diagonal().mean() * torch.eye(len(mean), dtype=mean.dtype)).mT
+        size, error = (float((root @ one.T).norm()) for one in (learned, noise))
+        self._passes.append((before, kept))
+        step = self._mixed(root, error) if self.rules.relaxation is None else self.rules.relaxation * kept
         with torch.no_grad():
-            self.network.coefficients.add_((factor * kept).to(self.network.coefficients))
-        self._last = learned, factor * kept
-        size = _size(equations, learned, learned) ** 0.5 * self._unit(increments)
-        error = _size(equations, noise, noise) ** 0.5 * self._unit(increments)
-        return {"learned": size, "learned_standard_error": error, "factor": factor, "penalty": penalty}
+            self.network.coefficients.add_(step.to(self.network.coefficients))
+        unit = self._unit(increments) / math.sqrt(len(learned))
+        factor = float((root @ step.T).norm()) / max(float((root @ kept.T).norm()), 1e-300)
+        return {
+            "learned": unit * size,
+            "learned_standard_error": unit * error,
+            "factor": factor if bool(kept.any()) else 0.0,
+            "penalty": penalty,
+        }
 
-    def _factor(self, equations: NormalEquations, learned: Tensor) -> float:
-        if self.rules.relaxation is not None:
-            return self.rules.relaxation
-        if self._last is None:
-            return 1.0
-        before, added = self._last
-        gain = _size(equations, before - learned, added) / max(_size(equations, added, added), 1e-300)
-        return float(np.clip(1.0 / gain, 1.0, _MOST)) if gain > 0 else 1.0
+    def _mixed(self, root: Tensor, error: float) -> Tensor:
+        """The step that the passes so far ask for: Anderson's mixing, held back where errors of r are large."""
+        w, r = self._passes[-1]
+        if len(self._passes) == 1 or not bool(r.any()):
+            return r
+        earlier = self._passes[-1 - _MEMORY : -1]
+        moves, changes = (torch.stack([(one - p[k]).reshape(-1) for p in earlier], 1) for k, one in ((0, w), (1, r)))
+        weighed = torch.stack([(root @ one.reshape(r.shape).T).reshape(-1) for one in changes.T], 1)
+        gram = weighed.T @ weighed + 2 * error**2 * torch.eye(len(earlier), dtype=r.dtype)
+        share = torch.linalg.solve(gram, weighed.T @ (root @ r.T).reshape(-1))
+        step = r - ((moves + changes) @ share).reshape(r.shape)
+        longest = _MOST * float((root @ r.T).norm())
+        return step * min(1.0, longest / max(float((root @ step.T).norm()), 1e-300))
 
     def _unit(self, increments: Increments) -> float:
         """Units of the state for an interval, of one field; the root mean square over several."""
@@ -132,12 +153,6 @@ class LeastSquares(Learner):
 def shrunk(values: Tensor, errors: Tensor) -> Tensor:
     """Values of which the share 1 - (error / value)^2 is kept, where it is positive (James and Stein)."""
     return values * (1 - errors.square() / values.square().clamp_min(1e-300)).clamp_min(0.0)
-
-
-def _size(equations: NormalEquations, one: Tensor, other: Tensor) -> float:
-    """Mean over samples and channels of the product of two polynomials' values."""
-    mean = equations.gram.sum(0) / equations.count.sum()
-    return float(torch.einsum("cf,fg,cg->c", one, mean, other).mean())
 
 
 class GradientSteps(Learner):

@@ -82,7 +82,7 @@ class ModelFit:
                     f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: forecasts of the network "
                     "diverge. Try a lower learning_rate=, shorter rollouts= or a smaller timestep="
                 )
-        return float(loss)
+        return loss.item()
 
     def validate(self, states: Tensor) -> Tensor:
         """Root mean square errors at each lead, (L,), in deviations; the best weights so far are kept."""
