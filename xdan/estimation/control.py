@@ -55,7 +55,7 @@ def control_record(ds: xr.Dataset, labelled: LabelledRecord, number: int, seed: 
         Plan.from_chunks(*data.chunks[:2]),
         [data],
         outputs,
-        *(*shared, torch.from_numpy(setup.trajectory).tolist(), keys),
+        *(*shared, setup.trajectory.tolist(), keys),
         carries=True,
         dtype=setup.dtype,
     )
@@ -93,7 +93,8 @@ def _control_block(
     (there,) = data
     trajectory, time = torch.tensor(labels[rows]), torch.arange(columns.start, columns.stop)
     like = torch.zeros((), dtype=there.dtype)
-    clock, states = int(steps[: columns.start].sum()), []
+    clock = int(steps[: columns.start].sum())
+    states: list[Tensor] = []
     x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
     for step in steps[columns].tolist():
         x = advance(dynamics.from_step(clock), x, step)

@@ -185,7 +185,7 @@ def learn_correction(
         place = partial(_place, folder, number)
         if again is not None and number > 1:
             latest = _cycled(ds, again, corrected, {**words}, run, place("run"), device, progress)
-            increments = Increments.of(read(ds, **{**words, "dynamics": corrected}), latest, burn_in)
+            increments = Increments.of(read(ds, **_with(words, corrected)), latest, burn_in)
         moments = increments.moments()
         if rows and moments.size > _WORSE * rows[-1]["increment"]:
             converged = False
@@ -204,7 +204,7 @@ def learn_correction(
             twin = control_record(ds, increments.labelled, number, seed)
             free: dict[str, Any] = {name: one for name, one in words.items() if name not in ("truth", "climatology")}
             of_twin = _cycled(twin, again, corrected, free, run, place("control"), device, progress)
-            perfect = Increments.of(read(twin, **{**free, "dynamics": corrected}), of_twin, burn_in)
+            perfect = Increments.of(read(twin, **_with(free, corrected)), of_twin, burn_in)
         learned = learner.learn(increments, perfect, moments, place("fit"))
         rows.append({"increment": moments.size, "lost": moments.lost, **learned})
         corrected = CorrectedDynamics(_dressed(base, model), learner.network)
@@ -280,6 +280,11 @@ def _folder(store: StoreLike) -> Path:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is a file: expected a folder, or a path where there is none yet")
     return folder
+
+
+def _with(words: Any, dynamics: Dynamics) -> Any:
+    """The words by which a record is read, with another dynamics."""
+    return {**words, "dynamics": dynamics}
 
 
 def _place(folder: Path | None, number: int, what: str) -> Path | None:

@@ -142,7 +142,8 @@ class LeastSquares(Learner):
         share = torch.linalg.solve(gram, weighed.T @ (root @ r.T).reshape(-1))
         step = r - ((moves + changes) @ share).reshape(r.shape)
         longest = _MOST * float((root @ r.T).norm())
-        return step * min(1.0, longest / max(float((root @ step.T).norm()), 1e-300))
+        shorter: Tensor = step * min(1.0, longest / max(float((root @ step.T).norm()), 1e-300))
+        return shorter
 
     def _unit(self, increments: Increments) -> float:
         """Units of the state for an interval, of one field; the root mean square over several."""
@@ -211,7 +212,8 @@ def _mean_of_ends(start: Tensor, end: Tensor, form: TendencyNetwork, interval: f
     shape = start.shape
     like = form.to(start.dtype)
     ends = [like(one.flatten(2).flatten(0, 1)) for one in (start, end)]
-    return (interval * (ends[0] + ends[1]) / 2).reshape(shape)
+    mean: Tensor = (interval * (ends[0] + ends[1]) / 2).reshape(shape)
+    return mean
 
 
 def learner_of(

@@ -200,8 +200,8 @@ def _skill_block(
     for model, each in zip(models, steps, strict=True):
         # A model that depends on time is called with one time for all states.
         groups = [when] if model.autonomous else [[one] for one in when]
-        sums = sum(_sums_of_model(truth, model, each, group, space, leads) for group in groups)
-        means.append(sums / len(when))
+        sums = [_sums_of_model(truth, model, each, group, space, leads) for group in groups]
+        means.append(torch.stack(sums).sum(0) / len(when))
     return {"sums": torch.stack(means, 1)[:, None]}
 
 
@@ -245,7 +245,7 @@ def _label_skill(moments: xr.DataArray, space: StateSpace) -> xr.Dataset:
     unit = units[0] if len(set(units)) == 1 else "of the field"
     forecast, actual = mean.isel(moment=4), mean.isel(moment=5)
     variances = mean.isel(moment=2) - forecast**2, mean.isel(moment=3) - actual**2
-    variables = {
+    variables: dict[str, tuple[Any, str, str]] = {
         "rmse": (rmse, "root mean square error of forecasts from the truth", unit),
         "rmse_standard_error": (of_square / (2 * rmse), "standard error of the RMSE over trajectories", unit),
         "correlation": (

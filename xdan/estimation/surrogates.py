@@ -120,9 +120,9 @@ def train_surrogate(
     True
     """
     of_truth = isinstance(source, str)
-    if of_truth and source != "truth":
+    if isinstance(source, str) and source != "truth":
         raise ValueError(f"source={source!r}: expected 'truth', or a run on this record whose analyses are learned")
-    if not of_truth and not isinstance(source, xr.Dataset):
+    if not isinstance(source, (str, xr.Dataset)):
         raise TypeError(f"source={shown(source)}: expected 'truth', or the Dataset of a run on this record")
     labelled = read(ds, **words, needs_truth="a surrogate of source='truth'" if of_truth else None)
     model = labelled.setup.dynamics
@@ -155,7 +155,7 @@ def train_surrogate(
     scale = _normalise(begin, training, interval, model.space)
     origin = {
         "verb": "train_surrogate",
-        "source": "truth" if of_truth else {k: str(v) for k, v in source.attrs.items() if k.startswith("method")},
+        "source": source if isinstance(source, str) else _run_of(source),
         "record": {
             "title": ds.attrs.get("title"),
             "dynamics": dynamics_to_json(model),
@@ -174,6 +174,11 @@ def train_surrogate(
         history = fit_model(fit, training, held_back, settings, checkpoint=place, identity=identity, progress=progress)
     provenance = {**origin, "when": datetime.now(UTC).isoformat(timespec="seconds"), "history": history}
     return SurrogateDynamics(begin.cpu(), model.space, timestep, model.spin_up_time, model.time_unit, provenance)
+
+
+def _run_of(run: xr.Dataset) -> dict[str, str]:
+    """What a run says of its method."""
+    return {str(name): str(value) for name, value in run.attrs.items() if str(name).startswith("method")}
 
 
 def _states(labelled: LabelledRecord, source: Any) -> xr.DataArray:

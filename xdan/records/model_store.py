@@ -156,7 +156,7 @@ def _made(
     if name == SurrogateDynamics.name:
         if model is not None:
             raise ValueError(f"model={shown(model)}: {store} holds a surrogate, which corrects no model; expected None")
-        rest = {label: parameters.get(label) for label in ("timestep", "spin_up_time", "time_unit")}
+        rest: dict[str, Any] = {label: parameters.get(label) for label in ("timestep", "spin_up_time", "time_unit")}
         return SurrogateDynamics(network, StateSpace.from_json(parameters.get("space")), provenance=provenance, **rest)
     corrected = parameters.get("model")
     if model is None:

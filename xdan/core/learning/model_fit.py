@@ -67,7 +67,7 @@ class ModelFit:
         self.network.train()
         self.optimiser.zero_grad()
         loss = self.loss(states).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), _LONGEST)
         self.step_count += 1
         if bool(norm.isfinite()):
