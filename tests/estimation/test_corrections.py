@@ -27,8 +27,8 @@ def at_rest(corrected):
 
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:the truth does not follow:xdan.core.checks.XdanWarning",
-    "ignore:.* have lost the truth:xdan.core.checks.XdanWarning",
+    "ignore:the truth does not follow:xdan.XdanWarning",
+    "ignore:.* have lost the truth:xdan.XdanWarning",
 )
 
 
@@ -117,7 +117,7 @@ def test_moments_and_lost_trajectories(record, run):
 
 def test_a_network_finds_it_too(record, run):
     network = xdan.QuadraticCNN(filters=3, kernel=1, blocks=0)
-    words = {"burn_in": 5, "steps": 150, "batch": 64, "control": False, **QUIET}
+    words = {"burn_in": 5, "steps": 300, "batch": 64, "learning_rate": 0.02, "control": False, **QUIET}
     corrected = record.dan.learn_correction(run, network, **words)
     states = torch.from_numpy(run.analysis.values[:, 20:30].copy()).reshape(-1, 8)
     assert float(corrected.correction(states).mean()) == pytest.approx(-1.0, abs=0.1)
