@@ -144,6 +144,9 @@ CROSSINGS = {
     "xdan.records.windows",  # windows of a training
     "xdan.records.setting",  # the errors of a record, in words
     "xdan.network",  # weights
+    "xdan.records.model_store",  # weights of a model's learned part
+    "xdan.estimation.model_training",  # weights in a checkpoint
+    "xdan.estimation.stretches",  # states that a model is fitted on
     "xdan.training.record_source",  # some states, to check derivatives at
     "xdan.training.loop",  # weights and carries in a checkpoint
     "xdan.estimation.iterations",  # the same of an estimate

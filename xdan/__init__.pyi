@@ -6,6 +6,7 @@ from .assimilation.cycling import cycle as cycle
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .assimilation.twins import twin as twin
+from .core.dynamics import CorrectedDynamics as CorrectedDynamics
 from .core.dynamics import CustomDynamics as CustomDynamics
 from .core.dynamics import Dynamics as Dynamics
 from .core.dynamics import KuramotoSivashinsky as KuramotoSivashinsky
@@ -13,6 +14,7 @@ from .core.dynamics import Lorenz63 as Lorenz63
 from .core.dynamics import Lorenz96 as Lorenz96
 from .core.dynamics import NumpyDynamics as NumpyDynamics
 from .core.dynamics import SphereQG as SphereQG
+from .core.dynamics import SurrogateDynamics as SurrogateDynamics
 from .core.dynamics import TwoScaleLorenz96 as TwoScaleLorenz96
 from .core.dynamics import register_dynamics as register_dynamics
 from .core.learning import Objective as Objective
@@ -48,6 +50,10 @@ from .core.spaces import Sphere as Sphere
 from .core.spaces import StateSpace as StateSpace
 from .core.spaces import register_geometry as register_geometry
 from .core.symmetry import Group as Group
+from .core.tendencies import LocalPolynomial as LocalPolynomial
+from .core.tendencies import QuadraticCNN as QuadraticCNN
+from .core.tendencies import TendencyNetwork as TendencyNetwork
+from .core.tendencies import register_tendency as register_tendency
 from .core.twin import TwinExperiment as TwinExperiment
 from .diagnostics.covariances import covariance_spectrum as covariance_spectrum
 from .diagnostics.covariances import ensemble_covariance as ensemble_covariance
@@ -65,9 +71,13 @@ from .diagnostics.symmetries import equivariance_error as equivariance_error
 from .diagnostics.symmetries import pattern_extent as pattern_extent
 from .diagnostics.symmetries import reconstruct_gain as reconstruct_gain
 from .diagnostics.symmetries import symmetry_group as symmetry_group
+from .estimation.corrections import learn_correction as learn_correction
 from .estimation.errors import estimate_errors as estimate_errors
+from .estimation.model_skill import forecast_skill as forecast_skill
+from .estimation.model_skill import model_climate as model_climate
 from .estimation.parameter_labels import estimate_of as estimate_of
 from .estimation.parameters import estimate_parameters as estimate_parameters
+from .estimation.surrogates import train_surrogate as train_surrogate
 from .network import Network as Network
 from .network import committee as committee
 from .network import open_network as open_network
@@ -84,6 +94,8 @@ from .plots.plotting import training_history as training_history
 from .plots.state_plots import component_curves as component_curves
 from .plots.state_plots import field_maps as field_maps
 from .plots.state_plots import hovmoller as hovmoller
+from .records.model_store import open_dynamics as open_dynamics
+from .records.model_store import save_dynamics as save_dynamics
 from .records.schema import XdanWarning as XdanWarning
 from .sweeps.scaling_law import scaling_law as scaling_law
 from .sweeps.sweeps import sweep as sweep

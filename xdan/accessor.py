@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .core.dynamics import CorrectedDynamics, Dynamics, SurrogateDynamics
     from .core.methods import Method
     from .core.symmetry import Group
     from .network import Network
@@ -108,6 +111,24 @@ class DanAccessor:
         from .assimilation.scoring import score
 
         return score(self._ds, run, **kwargs)
+
+    def learn_correction(self, run: xr.Dataset, *args: Any, **kwargs: Any) -> CorrectedDynamics:
+        """Learn what the model of a run lacks from its increments: `xdan.learn_correction`."""
+        from .estimation.corrections import learn_correction
+
+        return learn_correction(self._ds, run, *args, **kwargs)
+
+    def train_surrogate(self, *args: Any, **kwargs: Any) -> SurrogateDynamics:
+        """Train a network to take the place of this record's model: `xdan.train_surrogate`."""
+        from .estimation.surrogates import train_surrogate
+
+        return train_surrogate(self._ds, *args, **kwargs)
+
+    def forecast_skill(self, models: Mapping[str, Dynamics], **kwargs: Any) -> xr.Dataset:
+        """Forecast by several models from this record's truth: `xdan.forecast_skill`."""
+        from .estimation.model_skill import forecast_skill
+
+        return forecast_skill(self._ds, models, **kwargs)
 
     def rank_histogram(self, run: xr.Dataset, **kwargs: Any) -> xr.DataArray:
         """Rank the truth among a run's members: `xdan.rank_histogram`."""

@@ -1,1 +1,1 @@
-"""What a record says of the model, of its parameters and of its errors."""
+"""Verbs that learn from a record what is wrong with its model: errors, parameters, corrections, surrogates."""

@@ -2,6 +2,7 @@
 
 from .base import Dynamics
 from .black_box import NumpyDynamics
+from .corrected import CorrectedDynamics
 from .custom import CustomDynamics
 from .declarations import check_declarations
 from .given_climate import GivenClimate
@@ -13,9 +14,11 @@ from .model_time import check_time_unit, in_words
 from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
 from .sphere_qg import SphereQG
 from .stepping import runge_kutta_4
+from .surrogate import SurrogateDynamics
 from .two_scale_lorenz96 import TwoScaleLorenz96
 
 __all__ = [
+    "CorrectedDynamics",
     "CustomDynamics",
     "Dynamics",
     "GivenClimate",
@@ -25,6 +28,7 @@ __all__ = [
     "ModelError",
     "NumpyDynamics",
     "SphereQG",
+    "SurrogateDynamics",
     "TwoScaleLorenz96",
     "check_declarations",
     "check_time_unit",

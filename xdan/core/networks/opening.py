@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from ..checks import shown
 from .base import AnalysisNetwork
 from .registry import network_by_name
+
+M = TypeVar("M", bound=nn.Module)
 
 _SPARE = 16  # tensors, and values, that a constructor may register beyond twice those known
 _SHOWN = 4  # names that a message lists
@@ -48,8 +51,27 @@ def network_of_shapes(
         If there is no such network, or its names or shapes are others.
     """
     title = f"network {shown(name) if isinstance(name, str) else type(name).__name__}"
+    return module_of_shapes(partial(network_by_name, name, parameters), title, shapes)
+
+
+def module_of_shapes(make: Callable[[], M], title: str, shapes: Mapping[str, tuple[int, ...]]) -> M:
+    """Make a torch module that has tensors of some names and shapes, as `network_of_shapes` does.
+
+    Parameters
+    ----------
+    make : callable
+        Makes the module from its description.
+    title : str
+        What messages call it.
+    shapes : mapping of str to tuple of int
+
+    Raises
+    ------
+    ValueError
+        If it cannot be made, or its names or shapes are others.
+    """
     try:
-        network = _bounded(name, parameters, shapes)
+        network = _bounded(make, shapes)
     except _LargerError:
         values = sum(map(math.prod, shapes.values()))
         raise ValueError(
@@ -73,15 +95,15 @@ class _LargerError(Exception):
     """A network has more tensors, or values, than are known."""
 
 
-def _bounded(name: str, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> AnalysisNetwork:
+def _bounded(make: Callable[[], M], shapes: Mapping[str, tuple[int, ...]]) -> M:
     try:
         with _at_most(shapes), torch.device("meta"):
-            return network_by_name(name, parameters)
+            return make()
     except RecursionError:
         raise
     except RuntimeError:  # its constructor asks for values
         with _at_most(shapes):
-            return network_by_name(name, parameters)
+            return make()
 
 
 _budget = threading.local()

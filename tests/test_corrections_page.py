@@ -1,0 +1,37 @@
+"""The blocks of docs/corrections.md, each run by itself as a user would."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import xdan
+
+PAGE = (Path(__file__).parents[1] / "docs" / "corrections.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.M)
+
+
+def printed(block, capsys):
+    exec(compile(block, "docs/corrections.md", "exec"), {"__name__": "__main__"})
+    return [float(number) for number in re.findall(r" (\d+\.\d+)$", capsys.readouterr().out, re.M)]
+
+
+@pytest.mark.filterwarnings("ignore::xdan.XdanWarning")
+def test_the_correction_helps(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    wrong, corrected = printed(BLOCKS[0], capsys)
+    assert corrected < 0.9 * wrong
+    assert isinstance(xdan.open_dynamics("better.zarr"), xdan.CorrectedDynamics)
+
+
+@pytest.mark.filterwarnings("ignore::xdan.XdanWarning")
+def test_the_surrogate_serves(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    step, rmse = printed(BLOCKS[1], capsys)
+    assert step < 0.02
+    assert rmse < 0.3
+    assert isinstance(xdan.open_dynamics("surrogate.zarr"), xdan.SurrogateDynamics)
+
+
+def test_all_blocks_are_run():
+    assert len(BLOCKS) == 2

@@ -1,0 +1,165 @@
+"""A model with a learned correction of its tendency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..checks import shown
+from ..tendencies import TendencyNetwork
+from .base import Dynamics
+from .learned import WEIGHTS, TendencyWeights, checked_provenance
+from .registry import dynamics_to_json, register_dynamics
+
+
+@register_dynamics
+class CorrectedDynamics(Dynamics, pure=True):
+    """A model and a learned correction of what it gets wrong: dx/dt = f(x, t) + g(x).
+
+    g belongs to the tendency, not to an interval, so that the corrected model serves any interval between analyses. A
+    model that is stepped by Runge-Kutta 4 of its tendency gets g inside the four stages. A model with a step S of its
+    own, such as an exponential integrator, is stepped by x -> x + h/2 g(x) before S and after it, which is of second
+    order in h.
+
+    Parameters
+    ----------
+    model : Dynamics
+        What is corrected. Its climatology and its model error, where it was given some, become those of the whole.
+    network : TendencyNetwork
+        g. It is copied: training it further makes another model.
+    provenance : mapping, optional
+        Plain JSON that says where g came from; `learn_correction` writes it. It does not tell two models apart.
+
+    Attributes
+    ----------
+    model : Dynamics
+    network : TendencyNetwork
+        Frozen.
+    provenance : dict
+
+    Raises
+    ------
+    TypeError
+        For what is no Dynamics or no tendency network.
+    ValueError
+        For a correction of another space, a model that is corrected already, or weights that are not finite.
+
+    See Also
+    --------
+    xdan.learn_correction : learns g from the increments of a run.
+    xdan.save_dynamics, xdan.open_dynamics
+
+    References
+    ----------
+    Danforth et al. (2007), Mon. Wea. Rev. 135, doi:10.1175/MWR3266.1; Farchi et al. (2021), J. Comput. Sci. 55,
+    doi:10.1016/j.jocs.2021.101468: resolvent and tendency corrections.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from xdan import Lorenz96, LocalPolynomial
+    >>> g = LocalPolynomial(degree=0)  # a constant
+    >>> _ = torch.nn.init.constant_(g.coefficients, 0.5)
+    >>> corrected, better = CorrectedDynamics(Lorenz96(forcing=7.5), g), Lorenz96(forcing=8.0)
+    >>> x = torch.linspace(-5, 9, 40, dtype=torch.float64)
+    >>> torch.allclose(corrected.advance(x, 4), better.advance(x, 4))
+    True
+    """
+
+    name: ClassVar[str] = "corrected"
+
+    def __init__(self, model: Dynamics, network: TendencyNetwork, provenance: Mapping[str, Any] | None = None) -> None:
+        if isinstance(model, Mapping) or isinstance(network, Mapping):
+            raise ValueError(f"a corrected model is described by its model and a digest of its weights; {WEIGHTS}")
+        self._set_up(model, TendencyWeights(network), checked_provenance(provenance))
+
+    @classmethod
+    def trained_with(cls, model: Dynamics, network: TendencyNetwork) -> CorrectedDynamics:
+        """Make one whose weights are the network's own, so that gradients reach them."""
+        made = cls.__new__(cls)
+        made._set_up(model, TendencyWeights(network, live=True), {})
+        return made
+
+    def _set_up(self, model: Any, weights: TendencyWeights, provenance: dict[str, Any]) -> None:
+        """Take what the model has."""
+        if not isinstance(model, Dynamics):
+            raise TypeError(f"model={shown(model)}: expected an xdan Dynamics such as xdan.Lorenz96()")
+        if isinstance(model, CorrectedDynamics):
+            raise ValueError(
+                f"the model {model.label!r} is corrected already: expected its own model; correct model.model by one "
+                "network"
+            )
+        weights.network.check_space(model.space)
+        self.given_climate, self.model_error = model.given_climate, model.model_error
+        self.model = model._copied(given_climate=None, model_error=None, _model_step=0, _first=(0.0, 0))
+        self._first, self._model_step = model._first, model._model_step
+        self._weights, self.provenance = weights, provenance
+        self.space, self.timestep, self.spin_up_time = model.space, model.timestep, model.spin_up_time
+        self.dims, self.coordinates, self.units = model.dims, model.coordinates, model.units
+        self.time_unit, self.time_origin, self.autonomous = model.time_unit, model.time_origin, model.autonomous
+        self.has_derivatives = model.has_derivatives  # type: ignore[misc]
+        self._in_tendency = type(model).step is Dynamics.step or getattr(model, "_tendency", None) is not None
+
+    @property
+    def label(self) -> str:
+        """The model's name for messages, and that it is corrected."""
+        return f"{self.model.label}, corrected"
+
+    @property
+    def network(self) -> TendencyNetwork:
+        """The correction g."""
+        return self._weights.network
+
+    def config(self) -> dict[str, Any]:
+        """Describe the model and the correction, which is named and known by a digest of its weights."""
+        return {"model": dynamics_to_json(self.model), "network": self._weights.description()}
+
+    def correction(self, x: Tensor) -> Tensor:
+        """G of states of shape (..., *shape), in their units per model time."""
+        return self._weights(x, len(self.dims))
+
+    def tendency(self, x: Tensor, *time: float) -> Tensor:
+        """F + g of states of shape (..., *shape).
+
+        Raises
+        ------
+        TypeError
+            If the model has a step and no tendency.
+        """
+        return self.model.tendency(x, *time) + self.correction(x)
+
+    def step(self, x: Tensor, *time: float) -> Tensor:
+        """Advance states of shape (..., *shape) by one `timestep`, from a time on where the model takes one."""
+        if self._in_tendency:
+            return self._runge_kutta(x, self.timestep, *(time or (self._time,)))
+        half = self.timestep / 2
+        after = self._step_of_model(x + half * self.correction(x), *time)
+        return after + half * self.correction(after)
+
+    def _step_of_model(self, x: Tensor, *time: float) -> Tensor:
+        """A step of the model, from a time on where it takes one."""
+        now = time or (() if self.autonomous else (self.model_time,))
+        return self.model.step(x, *now)
+
+    def retreat(self, x: Tensor, steps: int) -> Tensor:
+        """Go back in time with the tendency, as `Dynamics.retreat`.
+
+        Raises
+        ------
+        ValueError
+            If the model has a step of its own.
+        """
+        return self._retreated(x, steps) if self._in_tendency else super().retreat(x, steps)
+
+    def rest(self, noise: Tensor) -> Tensor:
+        """Turn noise into states to spin up from, as the model does."""
+        return self.model.rest(noise)
+
+    def distances(self, sites: Tensor) -> Tensor | None:
+        """Distances between components, the model's."""
+        return self.model.distances(sites)
+
+    def __repr__(self) -> str:
+        return f"CorrectedDynamics({self.model!r}, {self.network.name}, weights {self._weights.digest[:12]})"

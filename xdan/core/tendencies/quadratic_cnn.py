@@ -1,0 +1,93 @@
+"""A small residual CNN with a layer of products, as advection is a product of two fields."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.layers import trunk_sizes
+from ..networks.sizes import size
+from ..networks.trunk import ResidualTrunk
+from ..spaces import StateSpace
+from .base import TendencyNetwork, register_tendency
+
+
+@register_tendency
+class QuadraticCNN(TendencyNetwork):
+    """g(x) = V [a, b c] + trunk([a, b c]), with (a, b, c) = U z a convolution of the normalised state.
+
+    The products b c of two channels, place by place, represent bilinear terms exactly: with them alone the tendency of
+    Lorenz-96 is within reach. The residual trunk adds what is no polynomial of degree two.
+
+    Parameters
+    ----------
+    filters : int
+        Channels of each of a, b and c, and of the trunk.
+    kernel : int
+        Odd width of the first convolution and of those of the trunk, in points.
+    blocks : int
+        Residual blocks of the trunk; 0 leaves the trunk out.
+    activation : {"gated", "silu", "linear"}
+        Of the trunk.
+    space : StateSpace, or its JSON, optional
+        As for `TendencyNetwork`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For sizes that are no integers or out of bounds, an even kernel, or an unknown activation.
+
+    References
+    ----------
+    Bocquet et al. (2020), Foundations of Data Science 2, doi:10.3934/fods.2020004, Sect. 3.1: the layer of products;
+    Fablet et al. (2018), EUSIPCO, doi:10.23919/EUSIPCO.2018.8553492.
+
+    Examples
+    --------
+    >>> g = QuadraticCNN(filters=4, blocks=0)
+    >>> g(torch.ones(2, 8)).shape
+    torch.Size([2, 8])
+    """
+
+    name: ClassVar[str] = "quadratic-cnn"
+
+    def __init__(
+        self,
+        filters: int = 12,
+        kernel: int = 5,
+        blocks: int = 1,
+        activation: str = "gated",
+        space: StateSpace | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(space)
+        self.blocks = size("blocks", blocks, 0)
+        sizes = trunk_sizes(filters, max(1, self.blocks), 1, kernel, activation)
+        self.filters, self.kernel, self.activation = sizes.filters, sizes.kernel, sizes.activation
+        channels = self.arrangement.channels
+        taps = math.prod(self.arrangement.kernels(self.kernel)) * channels
+        random = torch.randn(3 * self.filters, taps, dtype=torch.float32) / math.sqrt(taps)
+        self.first = nn.Parameter(random)
+        self.offset = nn.Parameter(torch.zeros(3 * self.filters, dtype=torch.float32))
+        # A nearly silent output: a model begins as it is, and a surrogate as persistence.
+        self.last = nn.Parameter(0.02 * torch.randn(channels, 2 * self.filters, dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(channels, dtype=torch.float32))
+        self.trunk = (
+            ResidualTrunk(2 * self.filters, channels, sizes, quiet=0.02, arrangement=self.arrangement)
+            if self.blocks
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give g of states of shape (B, N)."""
+        taps = self._taps(self._to_channels(x), self.kernel)
+        shape = taps.shape[1:]
+        a, b, c = (self.first @ taps.flatten(1) + self.offset[:, None]).chunk(3)
+        features = torch.cat([a, b * c])
+        out = (self.last @ features + self.bias[:, None]).unflatten(1, shape)
+        if self.trunk is not None:
+            out = out + self.trunk(features.unflatten(1, shape), fast=False)
+        return self._from_channels(out)

@@ -1,0 +1,342 @@
+"""Corrections of a model, learned from the increments of runs with it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import xarray as xr
+
+from ..assimilation.cycling import cycle
+from ..core.checks import integer, real, shown, switch
+from ..core.dynamics import CorrectedDynamics, Dynamics
+from ..core.methods import Method, method_by_name
+from ..core.random import check_seed
+from ..core.tendencies import LocalPolynomial, QuadraticCNN, TendencyNetwork
+from ..network import Network
+from ..records.blocks import pick_device
+from ..records.location import StoreLike, is_local, locate
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.schema import TIME, TRAJECTORY
+from ..records.store import STATUS, digest
+from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES
+from ..records.watch import warn_of
+from .control import control_record
+from .increments import Increments, check_model
+from .learners import Rules, check_gradient, learner_of, made_for
+from .model_training import FitSettings
+
+KINDS: dict[str, Callable[[], TendencyNetwork]] = {
+    "constant": partial(LocalPolynomial, kernel=1, degree=0),
+    "linear": partial(LocalPolynomial, kernel=5, degree=1),
+    "quadratic": partial(LocalPolynomial, kernel=5, degree=2),
+    "cnn": QuadraticCNN,
+}
+_WORSE = 1.05  # of the increments of a pass: so many times those of the pass before are no progress
+
+
+def learn_correction(
+    ds: xr.Dataset,
+    run: xr.Dataset,
+    kind: str | TendencyNetwork = "linear",
+    *,
+    passes: int = 1,
+    control: bool = True,
+    method: Network | Method | None = None,
+    burn_in: int = 50,
+    penalty: float | None = None,
+    relaxation: float | str = "secant",
+    steps: int = 1000,
+    batch: int = 256,
+    learning_rate: float = 3e-3,
+    validation: float = 0.2,
+    seed: int = 0,
+    store: StoreLike | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    **words: Unpack[RecordWords],
+) -> CorrectedDynamics:
+    """Learn what a model lacks from the increments of a run with it, x_a - x_f, computed at once.
+
+    An analysis that is not told of a model's error pulls the state back at every cycle: its increments have a mean,
+    given the state. The increment over the interval is regressed on the state, and what is learned is added to the
+    model's tendency. Only a part of the error shows in the increments (docs/corrections.md derives which), so that
+    `passes` > 1 assimilate again with the corrected model and learn what is left.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        The record.
+    run : xarray.Dataset
+        Of `cycle` or `baseline` on this record, with the model that is to be corrected: `dynamics=` says which, where
+        the record's attributes name another. It may be corrected already, by a network of the same kind.
+    kind : {"linear", "quadratic", "constant", "cnn"} or TendencyNetwork
+        Form of the correction. A `LocalPolynomial` (constant, linear and quadratic are some) is found by least squares,
+        summed block by block; another network by gradient steps on forecasts of one interval.
+    passes : int
+        How often to assimilate and learn; the given run is the first pass.
+    control : bool
+        Whether what the same method finds where the model is perfect is taken off. In every pass a truth of the
+        model is observed as the record is, and assimilated. Increments depend on the state there too, wherever the
+        method's gain is not the best one, and a regression would take that for an error of the model. Of what a network
+        is to learn by gradient steps, a linear form of five points is taken off.
+    method : Network or Method, optional
+        Cycles the control and the further passes; by default the run's, where its attributes tell.
+    burn_in : int
+        Cycles of each run that are left out.
+    penalty : float, optional
+        Of least squares: of a coefficient's square, in units of a sample's weight. By default the one that predicts
+        parts of the data best which it did not see.
+    relaxation : float or "secant"
+        How many times what a pass finds is added. "secant" adds it once in the first pass, and from then on as much as
+        the passes before showed to be needed, at most 4 times; of a network found by gradient steps once.
+    steps, batch, learning_rate, validation : optional
+        Of gradient steps: how many, intervals in each, Adam's rate, share of the trajectories (of the time, of a single
+        one) that is held back to choose the best weights.
+    seed : int
+        Of first weights and of draws.
+    store : path, optional
+        Folder that keeps the runs and models of all passes. A killed call is taken up by the same call.
+    device : str
+        "auto" takes the GPU where there is one.
+    progress : bool
+    **words
+        As for `cycle`.
+
+    Returns
+    -------
+    CorrectedDynamics
+        Its `provenance` says which record, run, method, settings and version it came from, and of every pass under
+        "passes": the root mean square `increment` before the correction, of what was learned (`learned`, in units of
+        the state for one interval), the `factor` that it was added with, and the `penalty` or the history of the fit.
+
+    Raises
+    ------
+    TypeError
+        For arguments of another type.
+    ValueError
+        For an unknown kind, a network of another space, a run of another record or model, too few cycles, or a method
+        that the run's attributes do not tell; before anything is computed.
+    FileExistsError
+        If the store holds passes of another call.
+
+    Warns
+    -----
+    XdanWarning
+        Where a pass makes the increments larger; the passes end there, and `provenance["converged"]` is False.
+
+    References
+    ----------
+    Danforth et al. (2007), doi:10.1175/MWR3266.1; Farchi et al. (2021), doi:10.1016/j.jocs.2021.101468; Brajard et al.
+    (2020), doi:10.1016/j.jocs.2020.101171: assimilation and learning in turn.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=12), cycles=120, trajectories=8, seed=0)
+    >>> wrong = xdan.Lorenz96(sites=12, forcing=9.0)
+    >>> run = ds.dan.baseline("3d-var", dynamics=wrong)
+    >>> better = ds.dan.learn_correction(run, "constant", dynamics=wrong)
+    >>> bool(better.correction(torch.zeros(12)).mean() < 0)
+    True
+    """
+    labelled = read(ds, **words)
+    model = labelled.setup.dynamics
+    seed, progress, device = check_seed(seed), switch("progress", progress), pick_device(device)
+    passes, burn_in = integer("passes", passes, least=1, most=1000), integer("burn_in", burn_in, least=0)
+    network = _network_for(kind, model, seed)
+    fitting = FitSettings.checked(
+        steps=steps, batch=batch, rollouts=(1,), learning_rate=learning_rate, validate_every=100, seed=seed
+    )
+    rules = Rules(
+        None if penalty is None else real("penalty", penalty, least=0.0),
+        _relaxation(relaxation),
+        real("validation", validation, above=0.0, below=1.0),
+        fitting,
+    )
+    increments = Increments.of(labelled, run, burn_in)
+    if not isinstance(network, LocalPolynomial):
+        check_gradient(labelled)
+    again = _method_of(run, method) if passes > 1 or switch("control", control) else None
+    folder = None if store is None else _folder(store)
+    base = model.model if isinstance(model, CorrectedDynamics) else model
+    learner = learner_of(network, base, rules, fresh=base is model, device=device, progress=progress)
+    origin = {
+        "verb": "learn_correction",
+        "network": {"name": network.name, "parameters": network.config()},
+        "settings": {
+            "kind": kind if isinstance(kind, str) else "network",
+            "burn_in": burn_in,
+            "control": control,
+            **rules.to_json(),
+        },
+        **_source(ds, labelled, run),
+    }
+    rows: list[dict[str, Any]] = []
+    corrected, converged = model, True
+    for number in range(1, passes + 1):
+        place = partial(_place, folder, number)
+        if again is not None and number > 1:
+            latest = _cycled(ds, again, corrected, {**words}, run, place("run"), device, progress)
+            increments = Increments.of(read(ds, **_with(words, corrected)), latest, burn_in)
+        moments = increments.moments()
+        if rows and moments.size > _WORSE * rows[-1]["increment"]:
+            converged = False
+            warn_of(
+                [
+                    f"the increments of pass {number} are {moments.size:.4g}, those of the pass before were "
+                    f"{rows[-1]['increment']:.4g}: the correction makes the assimilation worse, and the passes end "
+                    "here, with the correction of the pass before. Take fewer passes=, a smaller relaxation=, a "
+                    "simpler kind, or a longer record"
+                ]
+            )
+            learner.undo()
+            break
+        perfect = None
+        if again is not None and control:
+            twin = control_record(ds, increments.labelled, number, seed)
+            free: dict[str, Any] = {name: one for name, one in words.items() if name not in ("truth", "climatology")}
+            of_twin = _cycled(twin, again, corrected, free, run, place("control"), device, progress)
+            perfect = Increments.of(read(twin, **_with(free, corrected)), of_twin, burn_in)
+        learned = learner.learn(increments, perfect, moments, place("fit"))
+        rows.append({"increment": moments.size, "lost": moments.lost, **learned})
+        corrected = CorrectedDynamics(_dressed(base, model), learner.network)
+    provenance = {**origin, "passes": rows, "converged": converged}
+    return CorrectedDynamics(_dressed(base, model), learner.network, provenance)
+
+
+def _dressed(base: Dynamics, model: Dynamics) -> Dynamics:
+    """The model that is corrected, with the climatology and the model error that the record's model has."""
+    if base is model:
+        return base
+    return base._copied(
+        given_climate=model.given_climate,
+        model_error=model.model_error,
+        _first=model._first,
+        _model_step=model._model_step,
+    )
+
+
+def _network_for(kind: Any, model: Dynamics, seed: int) -> TendencyNetwork:
+    """The network that is learned: for the model's space, or the one that corrects the model already."""
+    if not isinstance(kind, (str, TendencyNetwork)):
+        raise TypeError(
+            f"kind={shown(kind)}: expected one of {sorted(KINDS)}, or a network such as xdan.QuadraticCNN()"
+        )
+    if isinstance(kind, str) and kind not in KINDS:
+        raise ValueError(f"kind={kind!r}: expected one of {sorted(KINDS)}, or a network such as xdan.QuadraticCNN()")
+    network = made_for(KINDS[kind]() if isinstance(kind, str) else kind, model.space, seed)
+    network.check_space(model.space)
+    if isinstance(model, CorrectedDynamics):
+        known, wanted = ((one.name, one.config()) for one in (model.network, network))
+        if known != wanted:
+            raise ValueError(
+                f"the model is corrected by {shown(known)} already, and kind= asks for {shown(wanted)}: expected one "
+                "form; go on with kind=model.network, or begin anew with the run of model.model"
+            )
+        return copy.deepcopy(model.network).requires_grad_(True)
+    return network
+
+
+def _relaxation(value: Any) -> float | None:
+    """How many times what is found is added; None for the secant."""
+    if isinstance(value, str):
+        if value != "secant":
+            raise ValueError(f"relaxation={value!r}: expected 'secant' or a positive number")
+        return None
+    return real("relaxation", value, above=0.0, most=10.0)
+
+
+def _method_of(run: xr.Dataset, method: Any) -> Network | Method:
+    """What cycles further passes: the caller's, or the run's as its attributes tell."""
+    if isinstance(method, (Network, Method)):
+        return method
+    if method is not None:
+        raise TypeError(f"method={shown(method)}: expected a trained network or a method, as for cycle()")
+    remedy = "pass method= with what made the run, as for cycle(); or passes=1"
+    name, parameters = run.attrs.get("method"), run.attrs.get("method_parameters")
+    if not isinstance(name, str) or "network_digest" in run.attrs:
+        raise ValueError(f"passes > 1 cycle the run's method again, and the run does not tell all of it: {remedy}")
+    try:
+        known = json.loads(parameters) if isinstance(parameters, str) else {}
+        return method_by_name(name, **known)
+    except (TypeError, ValueError, RecursionError) as reason:
+        raise ValueError(f"the run's method {name!r} cannot be made from its attributes ({reason}): {remedy}") from None
+
+
+def _folder(store: StoreLike) -> Path:
+    """The folder that keeps what passes make."""
+    place = locate(store)
+    if not is_local(place):
+        raise ValueError(f"store={shown(store)}: expected the path of a folder, which keeps a run of each pass")
+    folder = Path(place)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: expected a folder, or a path where there is none yet")
+    return folder
+
+
+def _with(words: Any, dynamics: Dynamics) -> Any:
+    """The words by which a record is read, with another dynamics."""
+    return {**words, "dynamics": dynamics}
+
+
+def _place(folder: Path | None, number: int, what: str) -> Path | None:
+    """Where a pass keeps something."""
+    return None if folder is None else folder / f"{what}-{number}.zarr"
+
+
+def _cycled(
+    ds: xr.Dataset,
+    method: Network | Method,
+    corrected: Dynamics,
+    words: dict[str, Any],
+    run: xr.Dataset,
+    store: Path | None,
+    device: str,
+    progress: bool,
+) -> xr.Dataset:
+    """A run with the corrected model; one that is in the store already is taken."""
+    if store is not None and (store / "zarr.json").exists():
+        there: xr.Dataset = xr.open_zarr(store, consolidated=False)
+        if STATUS not in there.attrs:
+            try:
+                check_model(there, corrected)
+            except ValueError:
+                raise FileExistsError(
+                    f"{store} holds the run of another correction, of another record or other settings: expected a "
+                    "folder of this call; choose another store="
+                ) from None
+            return there
+    words = {**words, "dynamics": corrected}
+    seed = int(run.attrs.get("seed", 0))
+    return cycle(ds, method, seed=seed, store=store, device=device, progress=progress, **words)
+
+
+def _source(ds: xr.Dataset, labelled: LabelledRecord, run: xr.Dataset) -> dict[str, Any]:
+    """Where a correction came from, as JSON."""
+    observation = labelled.observation
+    leading = observation.isel({TRAJECTORY: slice(0, LEADING_TRAJECTORIES), TIME: slice(0, LEADING_CYCLES)})
+    known = ("method", "method_parameters", "seed", "network_digest", "dynamics")
+    return {
+        "record": {
+            "title": ds.attrs.get("title"),
+            "trajectories": int(observation.sizes[TRAJECTORY]),
+            "cycles": int(observation.sizes[TIME]),
+            "observing": ds.attrs.get("observing"),
+            "observations": digest(np.asarray(leading.values)),
+        },
+        "run": {name: _plain(run.attrs[name]) for name in known if name in run.attrs},
+        "xdan": version("xdan"),
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value

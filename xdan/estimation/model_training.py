@@ -1,0 +1,138 @@
+"""The loop that fits the network of a model: steps along a curriculum, validations, checkpoints, a history."""
+
+from __future__ import annotations
+
+import math
+import time as clock
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..core.checks import integer, real, shown
+from ..core.learning.model_fit import ModelFit
+from ..core.learning.trainer import linear_decay
+from ..records.blocks import array_to_tensor, tensor_to_array
+from ..records.checkpoint import Checkpoint
+from ..records.location import StoreLike
+from .stretches import Stretches
+
+_SAVE_EVERY = 30.0  # seconds between checkpoints
+_VALIDATED = 512  # stretches of a validation
+_LONGEST = 1000  # intervals of a rollout
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a network of a model is fitted.
+
+    Attributes
+    ----------
+    steps, batch : int
+        Gradient steps, and stretches in each.
+    rollouts : tuple of int
+        Intervals that forecasts run over: each length for an equal share of the steps, one after another.
+    learning_rate : float
+        Of Adam; it falls linearly to zero.
+    validate_every, seed : int
+    """
+
+    steps: int
+    batch: int
+    rollouts: tuple[int, ...]
+    learning_rate: float
+    validate_every: int
+    seed: int
+
+    @classmethod
+    def checked(
+        cls, *, steps: Any, batch: Any, rollouts: Any, learning_rate: Any, validate_every: Any, seed: int
+    ) -> FitSettings:
+        """Take settings as a caller gives them.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what is no number, or cannot be.
+        """
+        if isinstance(rollouts, (str, bytes)) or not isinstance(rollouts, Sequence) or not rollouts:
+            raise TypeError(f"rollouts={shown(rollouts)}: expected a list of numbers of intervals, such as (1, 2, 4)")
+        lengths = tuple(integer("rollouts", one, least=1, most=_LONGEST) for one in rollouts)
+        return cls(
+            integer("steps", steps, least=1),
+            integer("batch", batch, least=1),
+            lengths,
+            real("learning_rate", learning_rate, above=0.0),
+            integer("validate_every", validate_every, least=1),
+            seed,
+        )
+
+    def length(self, step: int) -> int:
+        """Intervals of the rollouts at a step."""
+        return self.rollouts[min(len(self.rollouts) - 1, step * len(self.rollouts) // self.steps)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {**vars(self), "rollouts": list(self.rollouts)}
+
+
+def fit_model(
+    fit: ModelFit,
+    training: Stretches,
+    validation: Stretches,
+    settings: FitSettings,
+    *,
+    checkpoint: StoreLike | None = None,
+    identity: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fit a network; its best weights by the validation are put into it.
+
+    Validation forecasts run over the longest rollout. A killed call with a checkpoint is taken up.
+
+    Returns
+    -------
+    dict
+        JSON: `step`, `loss`, `one_interval_error` and `error`, the root mean square over the leads of the longest
+        rollout, in deviations of the climate, along the validations; `seconds`.
+    """
+    saves = None if checkpoint is None else Checkpoint(checkpoint, {**(identity or {}), "fit": settings.to_json()})
+    history: dict[str, Any] = {"step": [], "loss": [], "one_interval_error": [], "error": []}
+    before = 0.0
+    if saves is not None and (saved := saves.load()) is not None:
+        device = training.device
+        fit.restore({n: array_to_tensor(v, device=device) for n, v in saved[0].items()}, saved[1]["fit"])
+        history, before = saved[1]["history"], float(saved[1]["seconds"])
+    held_back = validation.spaced(_VALIDATED, max(settings.rollouts))
+    begin = last = clock.perf_counter()
+    losses: list[float] = []
+    with tqdm(total=settings.steps, initial=fit.step_count, desc="fitting", disable=not progress) as bar:
+        while fit.step_count < settings.steps:
+            step = fit.step_count
+            states = training.draw(step, settings.batch, settings.length(step))
+            losses.append(fit.step(states, linear_decay(step / settings.steps)))
+            bar.update()
+            if fit.step_count % settings.validate_every == 0 or fit.step_count == settings.steps:
+                errors = fit.validate(held_back)
+                row = fit.step_count, _mean(losses), float(errors[0]), float(errors.square().mean().sqrt())
+                for name, value in zip(("step", "loss", "one_interval_error", "error"), row, strict=True):
+                    history[name].append(value if math.isfinite(value) else None)
+                losses = []
+                bar.set_postfix_str(f"error {row[-1]:.4f} of the deviation")
+            now = clock.perf_counter()
+            if saves is not None and (now - last > _SAVE_EVERY or fit.step_count == settings.steps):
+                arrays = {name: tensor_to_array(value) for name, value in fit.arrays().items()}
+                saves.save(arrays, {"fit": fit.scalars(), "history": history, "seconds": before + now - begin})
+                last = clock.perf_counter()
+    if math.isinf(fit.best_score):
+        raise RuntimeError(
+            "no validation was finite: forecasts of the network diverge. Try a lower learning_rate=, shorter rollouts= "
+            "or a smaller timestep="
+        )
+    fit.network.load_state_dict(fit.best)
+    return {**history, "seconds": round(before + clock.perf_counter() - begin, 1)}
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses) if losses else math.nan
