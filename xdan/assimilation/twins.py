@@ -12,14 +12,15 @@ import torch
 import xarray as xr
 
 from ..core.checks import choice, integer, shown
-from ..core.dynamics import Dynamics, check_time_unit, in_words
-from ..core.methods.advancing import advance
+from ..core.dynamics import Dynamics, check_time_unit, dynamics_to_json, in_words
 from ..core.observing import FieldSites, ObservingSystem, Sites, observe
 from ..core.random import check_seed
+from ..core.truth_model import TruthModel
 from ..core.twin import TwinExperiment, TwinSetting, check_truth
 from ..records.blocks import Plan, block, block_graph
 from ..records.climatology import with_climatology
 from ..records.fields import Part, observed_parts, parts_of, split_tensor, state_coordinates, whole_of
+from ..records.model_errors import model_error_variables
 from ..records.observing import OF_FUNCTION
 from ..records.schema import (
     ERROR,
@@ -32,8 +33,10 @@ from ..records.schema import (
     TRAJECTORY,
     TRAJECTORY_ATTRIBUTES,
     TRUTH,
+    TRUTH_DYNAMICS,
     Role,
     attributes,
+    to_json,
 )
 from ..records.store import sealed
 from ..records.times import DATE_ATTRIBUTES, dates_from, since_origin
@@ -90,13 +93,18 @@ def twin(
           time where they move; the state is interpolated there;
         - error_std : float, array, or mapping of fields' names to these, by default 1: standard deviation of the
           observation errors; of observations at positions also a mapping from instruments to theirs;
-        - error_covariance : array, shape (P, P): full R, instead of `error_std`.
+        - error_covariance : array, shape (P, P): full R, instead of `error_std`;
+        - truth_dynamics : Dynamics: model that makes the truth, where that of the forecasts is wrong;
+        - model_error_std : float, array of shape (*state), or mapping of fields' names to these: standard deviation of
+          the error that the forecast model makes in one interval; the truth has it, unless another model makes it;
+        - model_error_covariance : array, shape (N, N): full Q, instead of `model_error_std`.
 
     Returns
     -------
     xarray.Dataset
         `truth` and `observation` (trajectory, time, *state), NaN where nothing is observed, and `observation_error`
-        (standard deviation) or `observation_error_covariance`. Dynamics and observing network are in the attributes.
+        (standard deviation) or `observation_error_covariance`; with model errors `model_error` (*state), or
+        `model_error_covariance`. Dynamics and observing network are in the attributes.
         With an operator `observation` has dims (trajectory, time, obs), and a matrix is `observation_operator`.
         A state of several fields has one variable for each role and field, such as `truth_u` and `observation_h`;
         fields that are not observed have no `observation_u`.
@@ -122,16 +130,19 @@ def twin(
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
     experiment = TwinExperiment.of(experiment, setting)
-    experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
-    if start is not None and not experiment.dynamics.autonomous:
-        at_start = experiment.dynamics.starting_at(since_origin(start, experiment.dynamics))
-        experiment = replace(experiment, dynamics=at_start)
+    if experiment.truth_dynamics is None:
+        experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
+    else:
+        experiment = replace(experiment, truth_dynamics=with_climatology(experiment.truth_dynamics, climatology))
+    if start is not None and not (experiment.dynamics.autonomous and experiment.truth.dynamics.autonomous):
+        timed = experiment.truth.dynamics if experiment.dynamics.autonomous else experiment.dynamics
+        experiment = experiment.starting_at(since_origin(start, timed))
     cycles = integer("cycles", cycles, least=1, most=_MOST)
     trajectories = integer("trajectories", trajectories, least=1, most=_MOST)
     seed, dtype = check_seed(seed), choice("dtype", dtype, ("float32", "float64"))
     plan = _plan(chunks, trajectories, cycles)
     intervals, steps = experiment.steps(cycles)
-    steps_before = np.concatenate([[0], steps])
+    steps_before, truth_steps = (np.concatenate([[0], some]) for some in (steps, experiment.steps(cycles, True)[1]))
     times = _times(start, intervals, steps_before, experiment.dynamics)
     observing = observing_system(experiment, cycles)
     dynamics, sites = experiment.dynamics, experiment.observe
@@ -140,21 +151,25 @@ def twin(
     sites.mask(observing.size(dynamics.space.size), none, none, seed)  # checks the sizes
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
-    dynamics.try_start(0, seed, like)
-    warn_of([dynamics.shortage(trajectories)])
+    truth = experiment.truth
+    truth.dynamics.try_start(0, seed, like)
+    warn_of([truth.dynamics.shortage(trajectories)])
 
     outputs = {
         part.name(role.name): (part.shape, np.dtype(dtype))
         for role, parts in ((TRUTH, states), (OBSERVATION, observed))
         for part in parts
     }
-    model, shared = (dask.delayed(one, traverse=False) for one in (dynamics, observing))  # one copy in the graph
-    arrays = block_graph(_twin_block, plan, [], outputs, model, sites, shared, steps_before, seed, dtype, carries=True)
+    # One copy of each in the graph.
+    model, made, shared = (dask.delayed(one, traverse=False) for one in (dynamics, truth, observing))
+    arguments = (model, made, sites, shared, truth_steps, seed, dtype)
+    arrays = block_graph(_twin_block, plan, [], outputs, *arguments, carries=True)
     variables = {
         **_series(arrays, TRUTH, "true state", states),
         **_series(arrays, OBSERVATION, "observation, NaN where nothing is observed", observed),
         **_error_variables(observing, observed, dynamics),
         **_operator_variables(observing, dynamics),
+        **model_error_variables(dynamics),
     }
     coordinates: dict[str, Any] = {
         TRAJECTORY: (TRAJECTORY, np.arange(trajectories), TRAJECTORY_ATTRIBUTES),
@@ -165,6 +180,8 @@ def twin(
     if experiment.positions is not None and callable(experiment.operator):
         variables[OBSERVATION.name][2][OF_FUNCTION] = 1
     description = attributes(dynamics, title="twin experiment", observing=sites.to_json(), seed=seed)
+    if experiment.truth_dynamics is not None:
+        description[TRUTH_DYNAMICS] = to_json(dynamics_to_json(experiment.truth_dynamics))
     return sealed(xr.Dataset(variables, coordinates, description))
 
 
@@ -197,6 +214,7 @@ def _twin_block(
     rows: slice,
     columns: slice,
     dynamics: Dynamics,
+    model: TruthModel,
     sites: Sites | FieldSites,
     observing: ObservingSystem,
     steps: torch.Tensor,
@@ -207,15 +225,15 @@ def _twin_block(
     trajectory = torch.arange(rows.start, rows.stop)
     time = torch.arange(columns.start, columns.stop)
     like = torch.zeros((), dtype=getattr(torch, dtype))
-    x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
+    x = model.start(trajectory, seed, like) if carry is None else carry["x"]
     states = []
     clock = int(steps[: columns.start].sum())
-    for step in steps[columns].tolist():
-        x = advance(dynamics.from_step(clock), x, step)
+    for k, step in zip(time.tolist(), steps[columns].tolist(), strict=True):
+        x = model.advanced(x, step, clock, trajectory, k, seed)
         clock += step
-        states.append(x)
+        states.append(model.forecast_part(x))
     truth = torch.stack(states, 1)
-    check_truth(dynamics, truth, trajectory, columns.start)
+    check_truth(model.dynamics, truth, trajectory, columns.start)
     observation = observe(truth, sites, observing.during(columns).to(like.dtype, "cpu"), trajectory, time, seed)
     observed = _observed_parts(dynamics, observing, sites)
     outputs = split_tensor(truth, parts_of(dynamics), TRUTH.name) | split_tensor(

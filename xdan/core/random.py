@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     BACKGROUND = 11
     DIRECTION = 12
     SENSITIVITY = 13
+    TRUTH_NOISE = 14
 
 
 def check_seed(seed: Any) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict
 
 import numpy as np
@@ -14,6 +14,7 @@ from .checks import real, real_array, shown
 from .dynamics import Dynamics, check_declarations, dynamics_to_json
 from .observing import FieldSites, Sites
 from .spaces import StateSpace
+from .truth_model import TruthModel
 
 FIELD, INSTRUMENT = "field", "instrument"  # what positions may say of observations beside where they lie
 
@@ -27,11 +28,14 @@ class TwinSetting(TypedDict, total=False):
     error_std: Any
     error_covariance: Any
     positions: Any
+    truth_dynamics: Dynamics | None
+    model_error_std: Any
+    model_error_covariance: Any
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TwinExperiment:
-    """A dynamics, and how its truth is observed.
+    """A model, the truth that it forecasts, and how that truth is observed.
 
     `twin` makes a record of it, `train` a network for it, and `sweep` changes its parameters. An experiment keeps
     copies of the numbers it was given and never changes; `dataclasses.replace` makes another. Two experiments are equal
@@ -40,8 +44,8 @@ class TwinExperiment:
     Parameters
     ----------
     dynamics : Dynamics
-        The truth's, and that of every forecast. Of one that depends on time, the first analysis is at its `model_time`:
-        0, or what `starting_at` has set.
+        The model of every forecast, and the truth's unless `truth_dynamics` is another. Of one that depends on time,
+        the first analysis is at its `model_time`: 0, or what `starting_at` has set.
     interval : float or sequence of float
         Model time between analyses; a sequence gives the intervals of a record one by one.
     observe : Sites, or mapping of str to Sites, optional
@@ -62,6 +66,15 @@ class TwinExperiment:
         Where the observations lie: for each dim of the observed fields a coordinate of every observation, shape (P,),
         or (times, P) where it moves; NaN where there is none. The state is interpolated there, unless an operator is
         H; then they serve localisation. "field" may name the field of each observation, and "instrument" what made it.
+    truth_dynamics : Dynamics, optional
+        Model that makes the truth, where the forecast model is wrong. Its state has the forecast model's fields, and
+        may have others, which a record leaves out. Its own `model_error`, if it has one, is added to the truth.
+    model_error_std : float, array of shape (*state), or mapping of fields' names to these, optional
+        Standard deviation of the forecast model's error in one interval, in the state's units: x_{k+1} = M(x_k) + e_k,
+        e_k ~ N(0, Q). Methods account for it, and without `truth_dynamics` the truth has it. By default that which the
+        dynamics has; 0 is a perfect model.
+    model_error_covariance : array, shape (N, N), optional
+        Full Q, instead of `model_error_std`.
 
     Raises
     ------
@@ -70,7 +83,8 @@ class TwinExperiment:
         parameter no real numbers.
     ValueError
         If an interval or a standard deviation is not positive and finite, or `error_std` and `error_covariance` are
-        both given. What depends on the length of a record is checked by the verbs.
+        both given; for a Q that is not positive semi-definite or has another size, and a truth's model without the
+        forecast model's fields. What depends on the length of a record is checked by the verbs.
 
     Examples
     --------
@@ -86,12 +100,21 @@ class TwinExperiment:
     error_std: Any = None
     error_covariance: Any = None
     positions: Any = None
+    truth_dynamics: Dynamics | None = None
+    model_error_std: Any = None
+    model_error_covariance: Any = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.dynamics, Dynamics):
             raise TypeError(f"dynamics={shown(self.dynamics)}: expected an xdan Dynamics such as xdan.Lorenz96()")
         check_declarations(self.dynamics)
-        space = self.dynamics.space
+        model, truth = self._with_error(), self.truth_dynamics
+        if truth is not None:
+            if not isinstance(truth, Dynamics):
+                raise TypeError(f"truth_dynamics={shown(truth)}: expected an xdan Dynamics, or None for the forecast's")
+            check_declarations(truth)
+            TruthModel.of(truth, model)
+        space = model.space
         along_obs = self.operator is not None or self.positions is not None
         observe = _observing_network(self.observe, space, along_obs)
         operator = self.operator
@@ -114,7 +137,8 @@ class TwinExperiment:
             else:
                 deviations = _of_each_field("error_std", error_std, space, _deviations)
         values = {
-            "dynamics": self.dynamics.starting_at(self.dynamics.model_time),
+            "dynamics": model.starting_at(model.model_time),
+            "truth_dynamics": None if truth is None else truth.starting_at(truth.model_time),
             "interval": _interval(self.interval),
             "observe": observe,
             "operator": operator,
@@ -150,8 +174,35 @@ class TwinExperiment:
             raise TypeError(f"a twin experiment takes no {unknown}: expected {sorted(TwinSetting.__annotations__)}")
         return cls(experiment, **setting)
 
-    def steps(self, cycles: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _with_error(self) -> Dynamics:
+        """The forecast model with the Q that the experiment gives it."""
+        std, covariance = self.model_error_std, self.model_error_covariance
+        if std is None and covariance is None:
+            return self.dynamics
+        return self.dynamics.with_model_error(std, covariance)
+
+    @property
+    def truth(self) -> TruthModel:
+        """What makes the truth."""
+        return TruthModel.of(self.truth_dynamics, self.dynamics)
+
+    def starting_at(self, time: float) -> TwinExperiment:
+        """The experiment with its first analysis at another model time, for models that depend on it."""
+        truth = self.truth_dynamics
+        return replace(
+            self,
+            dynamics=self.dynamics.starting_at(time),
+            truth_dynamics=None if truth is None else truth.starting_at(time),
+        )
+
+    def steps(self, cycles: int, of_truth: bool = False) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Intervals between so many cycles, and the model steps in each of them.
+
+        Parameters
+        ----------
+        cycles : int
+        of_truth : bool
+            Count the steps of the truth's model instead of the forecast model's.
 
         Returns
         -------
@@ -168,7 +219,8 @@ class TwinExperiment:
         if intervals.ndim and intervals.shape != (cycles - 1,):
             raise ValueError(f"{intervals.size} intervals for {cycles} cycles: expected {cycles - 1}")
         lengths, place = np.unique(intervals, return_inverse=True)
-        counts = np.array([self.dynamics.steps_in(float(length)) for length in lengths], dtype=np.int64)
+        model = self.truth.dynamics if of_truth else self.dynamics
+        counts = np.array([model.steps_in(float(length)) for length in lengths], dtype=np.int64)
         steps = counts[place].reshape(intervals.shape)
         return np.broadcast_to(intervals, (cycles - 1,)), np.broadcast_to(steps, (cycles - 1,))
 
@@ -179,6 +231,8 @@ class TwinExperiment:
             "interval": list(self.interval) if isinstance(self.interval, Sequence) else self.interval,
             "observe": self.observe.to_json(),
         }
+        if self.truth_dynamics is not None:
+            described["truth_dynamics"] = dynamics_to_json(self.truth_dynamics)
         if callable(self.operator):
             described["operator"] = getattr(self.operator, "__qualname__", type(self.operator).__name__)
         elif self.operator is not None:

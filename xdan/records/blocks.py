@@ -47,6 +47,8 @@ class Setup:
         Floating type to compute in.
     restart_after : float, optional
         Model time without an observation after which a trajectory starts anew.
+    other_truth : bool
+        Whether the record says that another model made its truth.
     """
 
     dynamics: Dynamics
@@ -55,6 +57,7 @@ class Setup:
     trajectory: NDArray[np.int64]
     dtype: np.dtype[Any]
     restart_after: float | None = None
+    other_truth: bool = False
 
     @property
     def start(self) -> float:

@@ -22,7 +22,7 @@ from ..core.dynamics import Dynamics
 from ..core.observing import ObservingSystem
 from ..core.spaces import STATE, Coordinate, Field, Geometry
 from ..core.twin import check_field_names, names_fields
-from .schema import MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
+from .schema import DUAL, MEMBER, OBS, TIME, TRAJECTORY, Role, check_order, find, to_power
 
 ROLE_ATTRIBUTE, FIELD_ATTRIBUTE = "xdan_role", "xdan_field"  # what a variable stands for, and of which field
 _VALUES = ("truth", "observation", "forecast", "analysis", "smoothed", "members", "forecast_members")
@@ -159,6 +159,29 @@ def in_order_of_places(variable: xr.DataArray, dim: str, part: Part) -> xr.DataA
     """
     order = _order_of_places(variable, dim, part)
     return variable if order in (None, list(range(variable.sizes[dim]))) else variable.isel({dim: order})
+
+
+def in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
+    """Errors in the order of the geometry; a covariance along its second dims too.
+
+    Raises
+    ------
+    ValueError
+        For other places, or other labels along the second dims.
+    """
+    for dim in part.dims:
+        if dim not in variable.dims or dim not in variable.coords:
+            continue
+        ordered, dual = in_order_of_places(variable, dim, part), f"{dim}{DUAL}"
+        if dual in variable.dims and ordered is not variable:
+            labels = variable[dim].values.tolist()
+            if dual in variable.coords and variable[dual].values.tolist() != labels:
+                raise ValueError(
+                    f"{variable.name!r} has other labels along {dual!r} than along {dim!r}: expected the same"
+                )
+            ordered = ordered.isel({dual: [labels.index(label) for label in ordered[dim].values.tolist()]})
+        variable = ordered
+    return variable
 
 
 def _order_of_places(variable: xr.DataArray, dim: str, part: Part) -> list[int] | None:

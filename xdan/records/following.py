@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .record import LabelledRecord
 
 _ROUNDING = 1e-6  # of the values in single precision, generously
+_DEVIATIONS = 5  # of the model's errors: a truth that is farther off follows another model
 _FOLLOWED = 8  # trajectories of a truth that are followed over an interval
 
 
@@ -52,7 +53,7 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
     truth : array, shape (R, 2, *state)
         At the times of the `shortest_interval`.
     """
-    if truth.shape[1] < 2:
+    if truth.shape[1] < 2 or setup.other_truth:
         return ""
     some = truth.astype(np.float64)
     some = some[np.isfinite(some).reshape(len(some), -1).all(1)]
@@ -61,20 +62,29 @@ def astray(setup: Setup, truth: np.ndarray[Any, Any]) -> str:
     model = setup.dynamics
     states = (_forecast(some[:, 0], setup), some[:, 1], some[:, 0])
     after, later, before = (split_values(values, model, "truth") for values in states)
+    known = _known_errors(setup)
     for name in after:
         # Beside another a field may stand still: then its error is rounding.
         least = 0.0 if model.space.single else _ROUNDING * _size(later[name])
         error, size = _size(after[name] - later[name]), _size(later[name] - before[name])
-        bound = np.maximum(1e-2 * size, least)
+        bound = np.maximum(1e-2 * size, least) + known[name]
         worst = int(np.argmax(np.where(np.isfinite(error), error - bound, np.inf)))
         if not error[worst] <= bound[worst]:
             what = "it" if model.space.single else f"{name!r}"
             return (
                 f"the truth does not follow {model!r}: over one interval {what} is off by {error[worst]:.3g} where it "
-                f"moves by {size[worst]:.3g}. Check dynamics= and the time units; go on if the model is wrong on "
-                "purpose"
+                f"moves by {size[worst]:.3g}. Check dynamics= and the time units; give model_error= where the model is "
+                "known to err so, or go on if it is wrong on purpose"
             )
     return ""
+
+
+def _known_errors(setup: Setup) -> dict[str, float]:
+    """Size that errors of the model are known to have at most, for each field."""
+    error = setup.dynamics.model_error
+    deviations = np.zeros((1, *setup.dynamics.shape)) if error is None else error.std.numpy()
+    fields = split_values(deviations.reshape(1, *setup.dynamics.shape), setup.dynamics, "truth")
+    return {name: _DEVIATIONS * float(_size(values)[0]) for name, values in fields.items()}
 
 
 def _size(values: np.ndarray[Any, Any]) -> Any:

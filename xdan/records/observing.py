@@ -26,8 +26,8 @@ from ..core.spaces import StateSpace
 from ..core.twin import FIELD, INSTRUMENT, check_field_names, checked_labels, names_fields
 from ..core.user_functions import call, check_function, shown_reason
 from .blocks import array_to_tensor, tensor_to_array
-from .fields import Part, in_order, in_order_of_places, parts_of, whole_of
-from .schema import DUAL, OBS, OPERATOR, TIME, TRAJECTORY, time_dims
+from .fields import Part, in_order, in_order_twice, parts_of, whole_of
+from .schema import OBS, OPERATOR, TIME, TRAJECTORY, time_dims
 
 OF_FUNCTION = "xdan_of_function"  # attribute: H is a function, which no store holds, and no interpolation
 
@@ -321,7 +321,7 @@ def read_observing(
         raise ValueError(f"observation error {variable.name!r} has {variable.sizes[TIME]} times: expected {times}")
     lead = [TIME] if in_time else []
     if part is not None:
-        variable = _in_order_twice(variable, part)
+        variable = in_order_twice(variable, part)
     for dim in (*lead, *dims):
         labelled = dim in variable.coords and dim in observation.coords
         if labelled and not np.array_equal(variable[dim].values, observation[dim].values):
@@ -347,23 +347,6 @@ def _of_instruments(errors: Mapping[str, float], observation: xr.DataArray) -> x
     names = observation.coords[INSTRUMENT]
     values = np.array(deviations_of(names.values.ravel().tolist(), errors)).reshape(names.shape)
     return xr.DataArray(values, dims=names.dims, name=INSTRUMENT)
-
-
-def _in_order_twice(variable: xr.DataArray, part: Part) -> xr.DataArray:
-    """Errors in the order of the geometry; a covariance along its second dims too."""
-    for dim in part.dims:
-        if dim not in variable.dims or dim not in variable.coords:
-            continue
-        ordered, dual = in_order_of_places(variable, dim, part), f"{dim}{DUAL}"
-        if dual in variable.dims and ordered is not variable:
-            labels = variable[dim].values.tolist()
-            if dual in variable.coords and variable[dual].values.tolist() != labels:
-                raise ValueError(
-                    f"{variable.name!r} has other labels along {dual!r} than along {dim!r}: expected the same"
-                )
-            ordered = ordered.isel({dual: [labels.index(label) for label in ordered[dim].values.tolist()]})
-        variable = ordered
-    return variable
 
 
 def errors(label: str, value: Any) -> torch.Tensor:

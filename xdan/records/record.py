@@ -19,6 +19,7 @@ from .arranging import arrange, arrange_state, labels_of, reordered
 from .blocks import Setup
 from .climatology import spaced, with_climatology
 from .fields import OneOrFields, Part, each, find_fields, observed_parts, parts_of, whole_of
+from .model_errors import with_model_error
 from .observing import observing_of_fields, read_observing, read_operator, read_positions
 from .schema import (
     DIGEST,
@@ -31,6 +32,7 @@ from .schema import (
     TIME,
     TRAJECTORY,
     TRUTH,
+    TRUTH_DYNAMICS,
     Role,
     changed_descriptions,
     find,
@@ -63,6 +65,10 @@ class RecordWords(TypedDict, total=False):
         variable's name for each field that is observed.
     positions : mapping of str to array
         Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
+    model_error : str, float, array or mapping
+        Q, the covariance of the model's errors in one interval: standard deviations (one number, or one for each
+        component), a matrix, a variable's name, or a mapping of fields' names to deviations. 0 is a perfect model. By
+        default what the dynamics has, or else the Dataset.
     climatology : array_like, DataArray or "record"
         States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
     """
@@ -74,6 +80,7 @@ class RecordWords(TypedDict, total=False):
     operator: Any
     climatology: Any
     positions: Any
+    model_error: Any
 
 
 @dataclass(frozen=True)
@@ -257,7 +264,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
             "the store is unfinished: the run that writes it was cut short. Run the same call again to resume it"
         )
     check_contents(ds)
-    model = read_dynamics(ds, words.get("dynamics"))
+    model = with_model_error(read_dynamics(ds, words.get("dynamics")), ds, words.get("model_error"))
     variables = _find_variables(ds, model, words, needs_truth)
     for one in each(variables.observation):
         check_whole(ds, one, may_be_empty=True)
@@ -290,6 +297,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
         steps=steps_between(observation, model),
         trajectory=np.asarray(observation[TRAJECTORY].values, dtype=np.int64),
         dtype=_computing_dtype(observation.dtype),
+        other_truth=TRUTH_DYNAMICS in ds.attrs,
     )
     bare = TRAJECTORY not in first.dims
     labels, notes = dict(observation.coords), reordered(variables.observation, whole_of(model))

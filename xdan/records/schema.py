@@ -25,6 +25,7 @@ OBS = "obs"  # observations that are no sites of the state
 DUAL = "_dual"  # suffix of the second dim of a covariance
 CONVENTIONS = "CF-1.11"
 DIGEST = "xdan_digest"  # attribute: digests of the attributes `dynamics` and `observing`
+TRUTH_DYNAMICS = "truth_dynamics"  # attribute: the model that made the truth, where it is not that of the forecasts
 WHOLE = "xdan_whole"  # attribute: names of the arrays of which every chunk is written, those of nothing but NaN too
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -65,7 +66,8 @@ class Role:
 
     def dims_in(self, state: Sequence[str], observed: Sequence[str]) -> tuple[str, ...]:
         """The dims in a record whose states and observations have these."""
-        words = {"state": state, "observed": observed, "observed_dual": [dim + DUAL for dim in observed]}
+        words = {"state": state, "observed": observed}
+        words |= {f"{name}_dual": [dim + DUAL for dim in dims] for name, dims in words.items()}
         return tuple(dim for word in self.dims for dim in words.get(word, (word,)))
 
     def attributes(self, long_name: str, units: str) -> dict[str, str]:
@@ -78,7 +80,9 @@ TRUTH = Role("truth", "truth", (TRAJECTORY, TIME, "state"))
 ERROR = Role("observation_error", "observation_error", (TIME, "observed"))  # time only where errors differ in it
 ERROR_COVARIANCE = Role("observation_error_covariance", "observation_error", ("observed", "observed_dual"), power=2)
 OPERATOR = Role("observation_operator", "operator", (OBS, "state"), power=0)
-ROLES = (OBSERVATION, TRUTH, ERROR, ERROR_COVARIANCE, OPERATOR)
+MODEL_ERROR = Role("model_error", "model_error", ("state",))
+MODEL_ERROR_COVARIANCE = Role("model_error_covariance", "model_error", ("state", "state_dual"), power=2)
+ROLES = (OBSERVATION, TRUTH, ERROR, ERROR_COVARIANCE, OPERATOR, MODEL_ERROR, MODEL_ERROR_COVARIANCE)
 _CRITERIA = {role.name: {"xdan_role": f"^{role.name}$", "name": f"^{role.name}$"} for role in ROLES}
 
 

@@ -39,11 +39,17 @@ def describe_observing(experiment: TwinExperiment) -> dict[str, Any]:
         If the errors or the operator cannot be, or differ in time.
     """
     config = experiment.config()
-    described = {"interval": config["interval"], "observe": config["observe"], "error_std": experiment.error_std}
+    described: dict[str, Any] = {
+        "interval": config["interval"],
+        "observe": config["observe"],
+        "error_std": experiment.error_std,
+    }
     plain = experiment.operator is None and experiment.positions is None
     if not plain or not isinstance(experiment.error_std, float):
         observing = observing_system(experiment)
         described |= {"error_std": None, "observing": digest(*identity(observing, experiment.dynamics))}
+    if experiment.truth_dynamics is not None:
+        described["truth_dynamics"] = describe_dynamics(experiment.truth_dynamics)
     return described
 
 

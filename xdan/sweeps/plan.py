@@ -22,7 +22,12 @@ from .cells import TEST_SEEDS, Cell, describe_dynamics, describe_observing
 from .cube import SCHEME, SEED, arranged
 from .schemes import Scheme, check_plain, plain, scheme_from
 
-_OF_EXPERIMENT = ("interval", "observe", "error_std")  # parameters of a twin experiment that may be axes
+_OF_EXPERIMENT = (
+    "interval",
+    "observe",
+    "error_std",
+    "model_error_std",
+)  # parameters of a twin experiment that may be axes
 _MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add so much
 _MOST_CELLS, _MOST_CELLS_WITH_YES = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
 
@@ -202,7 +207,7 @@ class SweepPlan:
         """Parameters of the dynamics, where it is what its description makes: then they may be axes."""
         dynamics = self.experiment.dynamics
         try:
-            registered = dynamics_from_json(dynamics_to_json(dynamics)) == dynamics
+            registered = dynamics_from_json(dynamics_to_json(dynamics)).with_error_of(dynamics) == dynamics
         except (TypeError, ValueError):
             return {}
         return dynamics.config() if registered else {}
@@ -215,7 +220,8 @@ class SweepPlan:
             described = dynamics_to_json(self.experiment.dynamics)
             new = {name: chosen.get(name, value) for name, value in parameters.items()}
             made = dynamics_from_json({**described, "parameters": new})
-            changed["dynamics"] = made.starting_at(self.experiment.dynamics.model_time)
+            before = self.experiment.dynamics
+            changed["dynamics"] = made.with_error_of(before).starting_at(before.model_time)
         return replace(self.experiment, **changed)
 
 

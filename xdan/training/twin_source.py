@@ -96,7 +96,7 @@ class TwinSource(TrainingSource):
 
     @property
     def dynamics(self) -> Dynamics:
-        """The truth's, and that of the forecasts."""
+        """That of the forecasts."""
         return self.experiment.dynamics
 
     @property
@@ -117,7 +117,7 @@ class TwinSource(TrainingSource):
         ValueError
             If the dynamics leaves the finite numbers, or nothing is observed.
         """
-        warn_of([self.dynamics.shortage(max(self.trajectories, self.batch))])
+        warn_of([self.experiment.truth.dynamics.shortage(max(self.trajectories, self.batch))])
         twin = self._endless(device, _TRAINING_LABEL, max(self.trajectories, self.batch), self.batch, self.window)
         record, truth = self._validation(device)
         dynamics, sites = self.dynamics, self.experiment.observe
@@ -141,6 +141,7 @@ class TwinSource(TrainingSource):
         self, device: str, label: int, trajectories: int, batch: int, cycles: int, supervised: bool | None = None
     ) -> EndlessTwin:
         like = torch.zeros((), dtype=torch.float32, device=device)
+        truth = self.experiment.truth
         return EndlessTwin(
             self.dynamics,
             self.experiment.observe,
@@ -153,6 +154,8 @@ class TwinSource(TrainingSource):
             like=like,
             first=label,
             supervised=self.supervised if supervised is None else supervised,
+            model=truth,
+            truth_steps=truth.dynamics.steps_in(float(self.experiment.interval)),  # type: ignore[arg-type]
         )
 
     def _validation(self, device: str) -> tuple[Record, torch.Tensor]:
@@ -171,8 +174,10 @@ class TwinSource(TrainingSource):
         deviation = experiment.error_std
         if experiment.error_covariance is not None:
             deviation = self.observing.error_variance().sqrt().numpy()
+        truth = experiment.truth_dynamics
         return {
             "endless": dynamics_to_json(self.dynamics),
+            **({} if truth is None else {"truth_dynamics": dynamics_to_json(truth)}),
             "interval": float(experiment.interval),  # type: ignore[arg-type]
             "observing": experiment.observe.to_json(),
             "error_std": _plain(deviation),

@@ -390,6 +390,24 @@ class Dynamics(InTime):
         perfect = error is None or not bool(error.std.any())
         return self._copied(model_error=None if perfect else error)
 
+    def with_error_of(self, other: Dynamics) -> Self:
+        """Return a copy with the `model_error` of another model.
+
+        Raises
+        ------
+        ValueError
+            If that is not the same for every component, and the states have other shapes.
+        """
+        error = other.model_error
+        if error is None or self.shape == other.shape:
+            return self._copied(model_error=error)
+        if not isinstance(error.word, float):
+            raise ValueError(
+                f"the model errors of {other.label!r} are for states of shape {other.shape}: expected those of a state "
+                f"of shape {self.shape}, or one standard deviation for all components"
+            )
+        return self.with_model_error(error.word)
+
     def climate_sample(self, count: int, seed: int, *, purpose: Purpose, like: Tensor) -> Tensor:
         """States to take moments of the climate from: so many draws of it, or all the states of a given climatology.
 

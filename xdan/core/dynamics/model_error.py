@@ -123,7 +123,9 @@ def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.flo
                 f"model_error_std= names {shown(unknown)}: expected fields of the state, some of {space.names}"
             )
         parts = [
-            _of_shape(f"model_error_std[{field.name!r}]", std.get(field.name, 0.0), field.geometry.shape, field.dims)
+            _of_shape(
+                f"model_error_std[{field.name!r}]", std.get(field.name, 0.0), field.geometry.shape, field.geometry.dims
+            )
             for field in space
         ]
         values = np.concatenate(parts)

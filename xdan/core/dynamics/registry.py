@@ -63,7 +63,7 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
     name, cls = dynamics.name, type(dynamics)
     if name in _REGISTRY and not _REGISTRY.has(name, cls):
         name = cls.__qualname__
-    description = {"name": name, "parameters": dynamics.config()}
+    description: dict[str, Any] = {"name": name, "parameters": dynamics.config()}
     if _REGISTRY.has(name, cls) and not cls.__module__.startswith("xdan."):
         _check_config(dynamics, description)
     if dynamics.given_climate is not None:

@@ -23,6 +23,7 @@ from .state_covariance import CovarianceFromState
 from .stochastic import StochasticEnKF
 from .tuning import tune
 from .variational import ThreeDVar
+from .weak_four_d_var import WeakFourDVar
 
 __all__ = [
     "ETKF",
@@ -57,6 +58,7 @@ __all__ = [
     "StochasticEnKF",
     "ThreeDVar",
     "Tunable",
+    "WeakFourDVar",
     "accepted_parameters",
     "method_by_name",
     "method_of",

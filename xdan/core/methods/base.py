@@ -85,6 +85,9 @@ class Method(ABC):
     differentiates_model : bool
         Class attribute: whether the method needs derivatives of the model, whatever its parameters. Where it does not,
         messages name it to users whose model has none.
+    perfect_model : bool
+        Whether the method takes the model to be perfect, and has no place for the covariance Q of its errors: then a
+        record with one is refused.
     first_cycle : int
         What the loop counts analyses from: 1 for an ensemble whose first analysis draws numbers, as `start` draws those
         of cycle 0.
@@ -103,6 +106,7 @@ class Method(ABC):
     windowed: ClassVar[bool] = False
     first_cycle: ClassVar[int] = 0
     differentiates_model: ClassVar[bool] = False
+    perfect_model: bool = False
     outputs: tuple[Output, ...] = ()
     members: int = 1
     channels: int = 0
@@ -206,9 +210,16 @@ class Method(ABC):
         Raises
         ------
         ValueError
-            If the method needs derivatives of a model that has none, or more members than a given climatology has
-            states.
+            If the method needs derivatives of a model that has none, takes it to be perfect where it is known to err,
+            or needs more members than a given climatology has states.
         """
+        if self.perfect_model and dynamics.model_error is not None:
+            others = [name for name in METHODS if not METHODS[name].perfect_model]
+            raise ValueError(
+                f"the method {self.name!r} takes the model to be perfect, and {dynamics.label!r} is known to err by "
+                f"{dynamics.model_error.word} in an interval: expected model_error=0, to take it as perfect all the "
+                f"same, or another method: {others}"
+            )
         if self.differentiates_model or any(what == "model" for what, _ in self.derivatives):
             others = [name for name in METHODS if not METHODS[name].differentiates_model]
             dynamics.require_derivatives(f"the method {self.name!r}", f"Methods that need none are {others}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..dynamics import Dynamics
+from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
 from ..spaces import StateSpace
 from .advancing import advance_along
@@ -95,6 +95,11 @@ class Columns:
             share = c2 * (room / wanted.clamp_min(torch.finfo(wanted.dtype).tiny)).clamp_max(1.0)
             moved = torch.cat([moved, share.sqrt()[:, None, None] * bent], 1)
         return torch.cat([torch.zeros_like(covariance[:, :1]), self._leading(moved)], 1)
+
+    def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
+        """P + Q, by columns: the leading directions of the columns and of k draws from Q, the same at every call."""
+        draws = error.from_noise(self._noise.to(covariance)).expand(len(covariance), -1, -1)
+        return torch.cat([covariance[:, :1], self._leading(torch.cat([covariance[:, 1:], draws], 1))], 1)
 
     def analysis(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> ColumnAnalysis:
         """A Kalman update of states (B, N) by what is observed of them (B, P).

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_one_form, integer, real
-from ..dynamics import Dynamics
+from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
 from .climate import climate_columns, climate_moments, climate_variances
 from .columns import Columns
@@ -52,11 +52,23 @@ class CovarianceForm(ABC):
     def bound(self, variance: Tensor) -> Tensor:
         """Trace of the climate's covariance, from its variances (N,): above it `forecast` leaves Q2 out."""
 
-    @abstractmethod
     def forecast(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
-        """M P M^T + c2 Q2(P) of states (B, N), Q2 shortened where the trace would exceed `most`."""
+        """M P M^T + c2 Q2(P) + Q of states (B, N), Q2 shortened where the trace would exceed `most`."""
+        propagated = self.propagated(dynamics, x, covariance, steps, c2, most)
+        error = dynamics.model_error
+        return propagated if error is None or not steps else self.with_errors(propagated, error)
+
+    @abstractmethod
+    def propagated(
+        self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
+    ) -> Tensor:
+        """M P M^T + c2 Q2(P), as `forecast` without the model's errors."""
+
+    @abstractmethod
+    def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
+        """P + Q, as far as the form holds it."""
 
     @abstractmethod
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
@@ -136,11 +148,15 @@ class OneMatrix(CovarianceForm):
         """Sum of the variances."""
         return variance.sum()
 
-    def forecast(
+    def propagated(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
         """By products with the tangent linear model as a matrix."""
         return forecast_moments(dynamics, x, covariance, steps).inflated(c2, most)
+
+    def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
+        """The sum of the matrices."""
+        return error.added_to(covariance)
 
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """Joseph form."""
@@ -193,11 +209,17 @@ class InPatches(CovarianceForm):
         """Sum of the variances in each patch, (T,)."""
         return self.patches.of(variance[None])[0].sum(1)
 
-    def forecast(
+    def propagated(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
         """The same products in each patch."""
         return forecast_moments(dynamics, x, covariance, steps, self.patches).inflated(c2, most)
+
+    def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
+        """Q as far as each patch holds it."""
+        if error.independent:
+            return covariance + self.patches.diagonal(error.deviations(covariance).square()[None])
+        return covariance + self.patches.cut(error.matrix(covariance))
 
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """In each patch by the observations inside it."""
@@ -267,11 +289,15 @@ class InColumns(CovarianceForm):
         """Sum of the variances."""
         return variance.sum()
 
-    def forecast(
+    def propagated(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
         """The columns by the tangent linear model, and the leading ones of what they and the second term span."""
         return self.columns.forecast(dynamics, x, covariance, steps, c2, most)
+
+    def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
+        """The leading directions of the columns and of as many draws from Q."""
+        return self.columns.with_errors(covariance, error)
 
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
         """By the innovations in the space of the columns."""

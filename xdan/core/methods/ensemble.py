@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..checks import integer
+from ..checks import choice, integer
 from ..derivative_checks import Mode
+from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
 from .base import Differentiated, Method
 from .declarations import SPREADS, Output, Tunable
+from .model_noise import WAYS, sqrt_core, with_draws
 from .record import Record, State
 
 INFLATIONS = Tunable(
@@ -51,22 +53,31 @@ class EnsembleMethod(Method):
     ----------
     members : int
         Ensemble size M, at least 2.
+    model_noise : {"draws", "sqrt-core"}
+        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
+        member, or the anomalies are transformed in their own space.
 
     Raises
     ------
     TypeError
         For what is no integer.
     ValueError
-        For fewer than 2 members.
+        For fewer than 2 members, or an unknown way.
     """
 
     ensemble: ClassVar[bool] = True
     outputs: tuple[Output, ...] = SPREADS
+    model_noise: str = "draws"
 
-    def __init__(self, members: int) -> None:
+    def __init__(self, members: int, model_noise: str = "draws") -> None:
         self.members = integer("members", members)
         if self.members < 2:
             raise ValueError(f"members={self.members}: expected at least 2, a spread needs them")
+        self.model_noise = choice("model_noise", model_noise, WAYS)
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters; those of before model errors go on."""
+        return {name: value for name, value in super().config().items() if (name, value) != ("model_noise", "draws")}
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
@@ -96,6 +107,19 @@ class EnsembleMethod(Method):
         x, noise = state["x"], observing.errors_from(state.pop("noise"))
         innovation = observation[:, None] + noise - observing.observe(x)
         return {**state, "x": x + observing.interpolate(x.mean(1), x.var(1), innovation, observed)}
+
+    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """Advance the members, and take up the model's errors."""
+        after = super().forecast(state, dynamics, steps)
+        return after if dynamics.model_error is None or not steps else self.with_errors(after, dynamics.model_error)
+
+    def with_errors(self, state: State, error: ModelError) -> State:
+        """A forecast state whose members differ by Q more."""
+        x = state["x"]
+        if self.model_noise == "sqrt-core":
+            return {**state, "x": sqrt_core(x, error)}
+        noise = self.draw(state, x[0].numel(), Purpose.MODEL_NOISE).reshape(x.shape)
+        return {**state, "x": with_draws(x, error, noise)}
 
     def turned(self, root: Tensor, state: State) -> Tensor:
         """Turn a square root (B, M, M) at random, so that the mean of the members is kept.

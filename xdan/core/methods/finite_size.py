@@ -41,13 +41,15 @@ class FiniteSizeEnKF(EnsembleMethod):
         correction of rank one that the dual form leaves out, for the analysis precision; it is not capped.
     rotate : bool
         Turn the anomalies at random after each analysis, the mean kept.
+    model_noise : {"draws", "sqrt-core"}
+        How a forecast takes up the model's errors, as for `EnsembleMethod`.
 
     Raises
     ------
     TypeError
         For arguments of another type.
     ValueError
-        For fewer than 2 members or an unknown form.
+        For fewer than 2 members, an unknown form or an unknown way.
 
     References
     ----------
@@ -58,8 +60,15 @@ class FiniteSizeEnKF(EnsembleMethod):
     name: ClassVar[str] = "enkf-n"
     outputs: tuple[Output, ...] = (*SPREADS, INFLATION)
 
-    def __init__(self, members: int = 40, capped: bool = True, form: str = "dual", rotate: bool = False) -> None:
-        super().__init__(members)
+    def __init__(
+        self,
+        members: int = 40,
+        capped: bool = True,
+        form: str = "dual",
+        rotate: bool = False,
+        model_noise: str = "draws",
+    ) -> None:
+        super().__init__(members, model_noise)
         self.capped, self.form, self.rotate = (
             switch("capped", capped),
             choice("form", form, FORMS),
@@ -103,6 +112,8 @@ class InflatedEnsemble(EnsembleMethod):
         Factor of the analysis anomalies.
     spin_up : int
         How many cycles. The burn-in of a score should be longer.
+    model_noise : {"draws", "sqrt-core"}
+        How a forecast takes up the model's errors, as for `EnsembleMethod`.
 
     Raises
     ------
@@ -114,8 +125,10 @@ class InflatedEnsemble(EnsembleMethod):
 
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
 
-    def __init__(self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100) -> None:
-        super().__init__(members)
+    def __init__(
+        self, members: int = 40, inflation: float | str = 1.01, spin_up: int = 100, model_noise: str = "draws"
+    ) -> None:
+        super().__init__(members, model_noise)
         self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
 
     def spins_up(self, state: State) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from .record import Record, State
 from .registry import register_method
 from .windowed import SlidingWindow, pushed
 
+W = TypeVar("W", bound=Window)
 SCALES = Tunable(tuple(10.0 ** (-k / 4) for k in range(-1, 14)), long_name="scales that were tried")
 _WINDOW_STATE = ("x", "begin", "steps", "clock", "window", "kept", "smoothed", "iterations", "unconverged")
 
@@ -67,6 +68,7 @@ class FourDVar(Method):
     name: ClassVar[str] = "4d-var"
     windowed: ClassVar[bool] = True
     differentiates_model: ClassVar[bool] = True
+    perfect_model = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"scale": SCALES}
 
     def __init__(
@@ -158,23 +160,34 @@ class FourDVar(Method):
         self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem, scale: float
     ) -> State:
         assert self._root is not None
-        window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
-        steps, dynamics = self._sliding.counts(state), self._sliding.at_begin(state, self.dynamics)
-        minimise = MINIMISERS[self.solver]
-        now = observing.kept(observation)
-        kept = None if now is None else pushed(state["kept"], now)
-        problem = Window(dynamics, observing, window, steps, kept)
-        least = minimise(problem, state["begin"], math.sqrt(scale) * self._root, self.tolerance, self.iterations)
+        problem, entries = self._problem(state, observation, observed, observing, Window)
+        root = math.sqrt(scale) * self._root
+        least = MINIMISERS[self.solver](problem, state["begin"], root, self.tolerance, self.iterations)
         return {
             **state,
-            "x": advance(dynamics, least.x, sum(steps)),
+            **entries,
+            "x": advance(problem.dynamics, least.x, sum(problem.steps)),
             "begin": least.x,
-            "window": window,
-            **({} if kept is None else {"kept": kept}),
             "smoothed": self._sliding.smoothed(state, least.x),
             "iterations": least.iterations,
             "unconverged": least.unconverged.to(least.iterations.dtype),
         }
+
+    def _problem(
+        self,
+        state: State,
+        observation: Tensor,
+        observed: Tensor,
+        observing: ObservingSystem,
+        kind: type[W],
+    ) -> tuple[W, State]:
+        """What is to be minimised, and the entries of the state that hold the window's observations."""
+        window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
+        steps, dynamics = self._sliding.counts(state), self._sliding.at_begin(state, self.dynamics)
+        now = observing.kept(observation)
+        kept = None if now is None else pushed(state["kept"], now)
+        entries = {"window": window} if kept is None else {"window": window, "kept": kept}
+        return kind(dynamics, observing, window, steps, kept), entries
 
 
 def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, Tensor]:
@@ -219,6 +232,7 @@ class EnsembleOf4DVar(EnsembleMethod):
     windowed: ClassVar[bool] = True
     differentiates_model: ClassVar[bool] = True
     first_cycle: ClassVar[int] = 1
+    perfect_model = True
     outputs: tuple[Output, ...] = (*SPREADS, ITERATIONS, UNCONVERGED)
 
     def __init__(

@@ -95,6 +95,7 @@ class IterativeEnKS(EnsembleMethod):
     """
 
     name: ClassVar[str] = "ienks"
+    perfect_model = True
     windowed: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
 

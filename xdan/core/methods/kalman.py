@@ -76,10 +76,12 @@ class ExtendedKalmanFilter(Method):
         return {"x": x, "covariance": covariance.expand(len(x), *covariance.shape)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state and, by the tangent linear model, the columns of its covariance: P <- M P M^T."""
+        """Advance the state and, by the tangent linear model, the columns of its covariance: P <- M P M^T + Q."""
         x, covariance = state["x"], state["covariance"]
         _, rows = advance_along(dynamics, x, identity_directions(x), steps)
         propagated = rows.mT @ covariance @ rows
+        if dynamics.model_error is not None and steps:
+            propagated = dynamics.model_error.added_to(propagated)
         return {**state, "x": advance(dynamics, x, steps), "covariance": propagated}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:

@@ -41,6 +41,8 @@ class LETKF(InflatedEnsemble):
         Factor of the analysis anomalies.
     spin_up : int
         First cycles that take, site by site, the inflation which the finite-size prior asks for.
+    model_noise : {"draws", "sqrt-core"}
+        How a forecast takes up the model's errors, as for `EnsembleMethod`.
 
     Raises
     ------
@@ -64,8 +66,9 @@ class LETKF(InflatedEnsemble):
         radius: float | str = 5.5,
         inflation: float | str = 1.02,
         spin_up: int = 100,
+        model_noise: str = "draws",
     ) -> None:
-        super().__init__(members, inflation, spin_up)
+        super().__init__(members, inflation, spin_up, model_noise)
         self.radius = number_or_tune("radius", radius)
         self._neighbours: tuple[Tensor, Tensor] | None = None
         self._positions: Positions | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks import real
 from ..derivative_checks import Mode
-from ..dynamics import Dynamics
+from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
 from ..random import Purpose, uniform
 from .advancing import advance
@@ -21,6 +21,8 @@ from .record import Record, State
 from .registry import register_method
 from .roots import cholesky_solved
 
+_NOISE = 0.1  # standard deviation of the noise that moves particles of a perfect model
+
 
 class ParticleFilter(EnsembleMethod):
     """What the particle filters share: weights, their effective number, and resampling.
@@ -29,9 +31,9 @@ class ParticleFilter(EnsembleMethod):
     ----------
     members : int
         Particles.
-    noise : float
-        Standard deviation, in the state's units, of the Gaussian model noise that each interval adds. The dynamics
-        itself has none: without it particles that were resampled stay alike.
+    noise : float, optional
+        Standard deviation, in the state's units, of the Gaussian model noise that each interval adds. Without it
+        particles that were resampled stay alike. By default Q of the model's errors, and 0.1 for a perfect model.
     threshold : float
         Resample where the effective sample size is below this share of the particles.
 
@@ -44,15 +46,16 @@ class ParticleFilter(EnsembleMethod):
     """
 
     first_cycle: ClassVar[int] = 1
+    _q: ModelError | None = None
     outputs: tuple[Output, ...] = (
         *SPREADS,
         Output("effective_sample_size", "number of particles that the weights stand for, before resampling"),
         Output("resampled", "1 where the particles were resampled"),
     )
 
-    def __init__(self, members: int = 500, noise: float = 0.1, threshold: float = 0.5) -> None:
+    def __init__(self, members: int = 500, noise: float | None = None, threshold: float = 0.5) -> None:
         super().__init__(members)
-        self.noise = real("noise", noise, least=0.0)
+        self.noise = None if noise is None else real("noise", noise, least=0.0)
         self.threshold = real("threshold", threshold, least=0.0, most=1.0)
 
     @property
@@ -105,9 +108,26 @@ class ParticleFilter(EnsembleMethod):
             "resampled": few.to(weights.dtype),
         }
 
-    def _model_noise(self, state: State) -> Tensor:
+    def _error(self, dynamics: Dynamics) -> ModelError | None:
+        """Q that the particles are moved by; None for none."""
+        if self.noise is None and dynamics.model_error is not None:
+            return dynamics.model_error
+        return dynamics.with_model_error(_NOISE if self.noise is None else self.noise).model_error
+
+    def set_up(self, record: Record) -> None:
+        """Take Q."""
+        self._q = self._error(record.dynamics)
+
+    def with_errors(self, state: State, error: ModelError) -> State:
+        """Leave the particles where they are: each scheme moves them by the model's errors in its own way."""
+        return state
+
+    def _errors(self, state: State) -> Tensor:
+        """An error of the model for every particle, (B, M, N)."""
         x = state["x"]
-        return self.draw(state, x[0].numel(), Purpose.MODEL_NOISE).reshape(x.shape)
+        if self._q is None:
+            return torch.zeros_like(x)
+        return self._q.from_noise(self.draw(state, x[0].numel(), Purpose.MODEL_NOISE).reshape(x.shape).to(x))
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Weigh the climatological particles; no model noise has acted yet."""
@@ -134,7 +154,7 @@ class BootstrapParticleFilter(ParticleFilter):
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the particles and add model noise."""
         x = advance(dynamics, state["x"], steps)
-        return {**state, "x": x + self.noise * self._model_noise(state)}
+        return {**state, "x": x + self._errors(state)}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Weigh, and resample."""
@@ -145,8 +165,8 @@ class BootstrapParticleFilter(ParticleFilter):
 class OptimalParticleFilter(ParticleFilter):
     """Particle filter with the optimal proposal: model noise is drawn given the observation.
 
-    Particles are drawn from N(M(x) + K (y - H M(x)), (I - K H) Q), K = Q H^T (H Q H^T + R)^{-1}, Q = noise^2 I, and
-    weighed with N(y; H M(x), H Q H^T + R).
+    Particles are drawn from N(M(x) + K (y - H M(x)), (I - K H) Q), K = Q H^T (H Q H^T + R)^{-1}, and weighed
+    with N(y; H M(x), H Q H^T + R).
 
     References
     ----------
@@ -163,16 +183,16 @@ class OptimalParticleFilter(ParticleFilter):
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Draw, weigh, and resample."""
-        x, q = state["x"], self.noise**2
+        x = state["x"]
         pair = observed[:, :, None] & observed[:, None, :]
-        identity = torch.eye(x.shape[2], dtype=x.dtype, device=x.device)
-        total = observing.covariance_of(observed) + torch.where(pair, q * identity, torch.zeros_like(identity))
+        q = x.new_zeros(x.shape[2], x.shape[2]) if self._q is None else self._q.matrix(x)
+        total = observing.covariance_of(observed) + torch.where(pair, q, torch.zeros_like(q))
         factor = torch.linalg.cholesky(total)
         innovation = torch.where(observed[:, None], observation[:, None] - x, torch.zeros_like(x))
         white = torch.linalg.solve_triangular(factor, innovation.mT, upper=False).mT
         # With the noise e ~ N(0, Q) and an error r ~ N(0, R): e + K (y - H x - H e - r) has the proposal's moments.
-        e = self.noise * self._model_noise(state)
+        e = self._errors(state)
         r = observing.errors_from(self.draw(state, x[0].numel()).reshape(x.shape))
         rest = torch.where(observed[:, None], innovation - e - r, torch.zeros_like(x))
-        pulled = e + q * cholesky_solved(rest.mT, factor).mT * observed[:, None]
+        pulled = e + (cholesky_solved(rest.mT, factor).mT * observed[:, None]) @ q
         return self._reweigh(state, x + pulled, -0.5 * white.square().sum(2))

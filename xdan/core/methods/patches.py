@@ -81,6 +81,11 @@ class Patches:
         """Independent errors of these variances, (B, N), in patches."""
         return torch.diag_embed(self.of(variance))
 
+    def cut(self, matrix: Tensor) -> Tensor:
+        """A covariance (N, N) in patches, (T, W, W)."""
+        both = self.inside[:, :, None] & self.inside[:, None]
+        return torch.where(both, matrix[self.sites[:, :, None], self.sites[:, None]], 0.0)
+
     def agreed(self, covariance: Tensor) -> Tensor:
         """The same covariance in all patches, (B, T, W, W), for components within the radius of one another.
 

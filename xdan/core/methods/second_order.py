@@ -30,7 +30,7 @@ SECOND_ORDERS = Tunable((0.5, 1.0, 2.0, 4.0, 8.0, 16.0), long_name="factors of t
 
 @register_method
 class SecondOrderKalmanFilter(ExtendedKalmanFilter):
-    """Extended Kalman filter of second order: P_f = M P_a M^T + c2 Q2(P_a).
+    """Extended Kalman filter of second order: P_f = M P_a M^T + c2 Q2(P_a) + Q.
 
     Q2 is the covariance of the second-order term of the forecast of a Gaussian (`forecast_moments`). It grows with the
     square of P: inflation that starts the filter from the climate and vanishes once it has settled. With a factor of
@@ -173,6 +173,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
 
     name: ClassVar[str] = "iterated-kalman-smoother"
     keeps_covariance: bool = False  # its covariance is that of the window's start
+    perfect_model = True
     windowed: ClassVar[bool] = True
 
     def __init__(

@@ -28,6 +28,8 @@ class ETKF(InflatedEnsemble):
         Turn the anomalies at random after each analysis, the mean kept.
     spin_up : int
         First cycles that take the inflation which the finite-size prior asks for.
+    model_noise : {"draws", "sqrt-core"}
+        How a forecast takes up the model's errors, as for `EnsembleMethod`.
 
     References
     ----------
@@ -38,9 +40,14 @@ class ETKF(InflatedEnsemble):
     name: ClassVar[str] = "etkf"
 
     def __init__(
-        self, members: int = 40, inflation: float | str = 1.01, rotate: bool = False, spin_up: int = 100
+        self,
+        members: int = 40,
+        inflation: float | str = 1.01,
+        rotate: bool = False,
+        spin_up: int = 100,
+        model_noise: str = "draws",
     ) -> None:
-        super().__init__(members, inflation, spin_up)
+        super().__init__(members, inflation, spin_up, model_noise)
         self.rotate = switch("rotate", rotate)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:

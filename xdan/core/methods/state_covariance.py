@@ -90,6 +90,7 @@ class CovarianceFromState(Method):
         self.inflation, self.c2 = number_or_tune("inflation", inflation), real("c2", c2, least=0.0)
         if self.c2 and self.algorithm == "A1":
             raise ValueError(f"c2={c2} and algorithm='A1', which keeps no size: expected algorithm='A2', or c2=0")
+        self.perfect_model = not self.c2  # the filter along the past has Q with c2 alone
         self._window = SlidingWindow(self.depth)
 
     @property

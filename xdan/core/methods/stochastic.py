@@ -26,6 +26,8 @@ class StochasticEnKF(InflatedEnsemble):
         Factor of the analysis anomalies.
     spin_up : int
         First cycles that take the inflation which the finite-size prior asks for.
+    model_noise : {"draws", "sqrt-core"}
+        How a forecast takes up the model's errors, as for `EnsembleMethod`.
 
     References
     ----------

@@ -1,0 +1,46 @@
+"""How an ensemble takes up the covariance Q of its model's errors: by draws, or by a square root in its own space."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..dynamics import ModelError
+from .roots import eigh_or_nan
+
+WAYS = ("draws", "sqrt-core")
+
+
+def with_draws(x: Tensor, error: ModelError, noise: Tensor) -> Tensor:
+    """Members (B, M, N) with an error each from normal numbers (B, M, N); the mean of the members is kept.
+
+    The errors are centred and made longer by sqrt(M / (M - 1)), so that the sample covariance grows by Q on average.
+    """
+    m = x.shape[1]
+    errors = error.from_noise(noise)
+    return x + math.sqrt(m / (m - 1)) * (errors - errors.mean(1, keepdim=True))
+
+
+def sqrt_core(x: Tensor, error: ModelError) -> Tensor:
+    """Members (B, M, N) whose anomalies are turned so that their covariance grows by the part of Q in their span.
+
+    With the anomalies A as rows, the new ones are T A, T^2 = I + (M - 1) A^{+T} Q A^+. No numbers are drawn, and the
+    mean is kept.
+
+    References
+    ----------
+    Raanes, Carrassi and Bertino (2015), doi:10.1175/MWR-D-14-00401.1, Eq. 41.
+    """
+    mean = x.mean(1, keepdim=True)
+    anomalies = x - mean
+    values, vectors = eigh_or_nan(anomalies @ anomalies.mT)
+    kept = values > values[:, -1:] * values.shape[1] * torch.finfo(values.dtype).eps
+    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
+    # A^{+T} = (A A^T)^+ A, rows; its products with a root of Q.
+    rows = (vectors * inverse[:, None]) @ vectors.mT @ anomalies
+    core = rows @ error.root(x)
+    size, turned = eigh_or_nan((x.shape[1] - 1) * core @ core.mT)
+    longer = (turned * (1 + size).sqrt()[:, None]) @ turned.mT
+    return mean + longer @ anomalies

@@ -1,0 +1,115 @@
+"""Q, the covariance of a model's errors in one interval: its variables in a record, and what a caller says of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ..core.dynamics import Dynamics
+from ..core.twin import check_field_names, names_fields
+from .fields import OneOrFields, Part, find_fields, in_order_twice, parts_of, whole_of
+from .schema import DUAL, MODEL_ERROR, MODEL_ERROR_COVARIANCE, Array
+
+
+def model_error_variables(model: Dynamics) -> dict[str, Any]:
+    """Name and hold Q: standard deviations of each part of the state, or a covariance of the whole."""
+    error = model.model_error
+    if error is None:
+        return {}
+    if error.covariance is not None:
+        part = whole_of(model)
+        label = part.described(MODEL_ERROR_COVARIANCE, "model error covariance of one interval")
+        matrix = error.covariance.reshape(*part.shape, *part.shape).numpy()
+        return {MODEL_ERROR_COVARIANCE.name: (MODEL_ERROR_COVARIANCE.dims_in(part.dims, ()), matrix, label)}
+    return {
+        part.name(MODEL_ERROR.name): (
+            *_alike(error.std[part.place].reshape(part.shape).numpy(), MODEL_ERROR.dims_in(part.dims, ())),
+            part.described(MODEL_ERROR, "standard deviation of the model error in one interval"),
+        )
+        for part in parts_of(model)
+    }
+
+
+def _alike(values: Array, dims: tuple[str, ...]) -> tuple[tuple[str, ...], Array]:
+    """Dims and values; of equal values none, and one."""
+    alike = bool((values == values.flat[0]).all())
+    return ((), values.reshape(-1)[0]) if alike else (dims, values)
+
+
+def with_model_error(model: Dynamics, ds: xr.Dataset, word: Any) -> Dynamics:
+    """A model with the Q that the caller says, or has set by `with_model_error`, or that the Dataset has.
+
+    Parameters
+    ----------
+    model : Dynamics
+    ds : xarray.Dataset
+    word : float, str, array, mapping, or None
+        The caller's: standard deviations (one number, or one for each component), Q as a matrix, a variable's name, or
+        a mapping of fields' names to standard deviations or names; 0 is a perfect model.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a variable that is not there, other shapes, and a Q that is none.
+    """
+    if word is None and model.model_error is not None:
+        return model
+    if word is None:
+        roles = (MODEL_ERROR, MODEL_ERROR_COVARIANCE)
+        std, covariance = (find_fields(ds, role, model, all_fields=False) for role in roles)
+        if std is None and covariance is None:
+            return model
+        if std is not None and covariance is not None:
+            raise ValueError(
+                f"there are the variables {[role.name for role in roles]}: expected one of them; name the "
+                "one that counts with model_error="
+            )
+        word = std if covariance is None else covariance
+    elif isinstance(word, str):
+        word = _named(ds, word)
+    elif names_fields(word):
+        word = {name: _named(ds, one) if isinstance(one, str) else one for name, one in word.items()}
+    return _with(model, word)
+
+
+def _named(ds: xr.Dataset, name: str) -> xr.DataArray:
+    """The variable of a name."""
+    if name not in ds.variables:
+        raise ValueError(f"no variable {name!r} for model_error=: expected one of {sorted(map(str, ds.data_vars))}")
+    return ds[name]
+
+
+def _with(model: Dynamics, error: OneOrFields | Any) -> Dynamics:
+    """A model with a Q of values."""
+    if isinstance(error, Mapping) and not hasattr(error, "dims"):
+        parts = {part.field.name: part for part in parts_of(model) if part.field is not None}
+        check_field_names(MODEL_ERROR.keyword, error, model.space)
+        return model.with_model_error({name: _ordered(one, parts[name]) for name, one in error.items()})
+    if isinstance(error, xr.DataArray) and any(str(dim).endswith(DUAL) for dim in error.dims):
+        return model.with_model_error(covariance=_matrix(model, error))
+    shape: tuple[int, ...] = np.shape(error)  # type: ignore[arg-type]
+    size = math.prod(model.shape)
+    is_matrix = shape in ((size, size), (*model.shape, *model.shape)) and shape != model.shape
+    if is_matrix and not isinstance(error, xr.DataArray):
+        return model.with_model_error(covariance=error)
+    return model.with_model_error(_ordered(error, whole_of(model)))
+
+
+def _ordered(error: Any, part: Part) -> Any:
+    """Deviations in the order of the geometry's places, where they are labelled."""
+    return in_order_twice(error, part).compute() if isinstance(error, xr.DataArray) else error
+
+
+def _matrix(model: Dynamics, covariance: xr.DataArray) -> Any:
+    """Q as a matrix (*state, *state), from its dims and those with the suffix "_dual"."""
+    part, duals = whole_of(model), tuple(dim + DUAL for dim in model.dims)
+    if set(covariance.dims) != {*part.dims, *duals}:
+        raise ValueError(
+            f"{covariance.name!r} has the dims {covariance.dims}: expected {(*part.dims, *duals)}, those of the state "
+            "twice"
+        )
+    return in_order_twice(covariance, part).transpose(*part.dims, *duals).to_numpy()
