@@ -16,6 +16,7 @@ from ..spaces import Unstated
 from .advancing import advance
 from .finite_size import InflatedEnsemble
 from .record import Record, State
+from .roots import eigh_or_nan
 
 _EXPECTED = "expected pairs such as [(xdan.Lorenz96(forcing=7.0), 20)], a model and a number of members"
 _MOST_RAISED = 100.0  # of the forecast error covariance in the first cycles
@@ -85,7 +86,8 @@ class FidelitiesMethod(InflatedEnsemble):
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Blocks (B, M_k, N) of members (B, M, N)."""
-        return x.split([members for _, members in self.blocks], 1)
+        parts: tuple[Tensor, ...] = torch.split(x, [members for _, members in self.blocks], 1)  # type: ignore[no-untyped-call]
+        return parts
 
     def advanced(self, x: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
         """Members (B, M, N), each block advanced by its model over so many steps of the record's dynamics."""
@@ -108,10 +110,10 @@ class FidelitiesMethod(InflatedEnsemble):
         mean = state["mean"]
         seen = Seen(mean, covariance, observation, observed, observing)
         if self.spins_up(state):
-            factor = seen.consistent_factor(observed)
+            factor = seen.consistent_factor()
             covariance, anomalies = covariance * factor[:, None, None], anomalies * factor.sqrt()[:, None, None]
             seen = Seen(mean, covariance, observation, observed, observing)
-        after, kept = seen.analysis(mean, anomalies)
+        after, kept = seen.analysis(anomalies)
         return after, self.number("inflation") * kept
 
     def _standing(self, model: Dynamics | None, dynamics: Dynamics) -> Dynamics:
@@ -156,37 +158,37 @@ class Seen:
         self, mean: Tensor, covariance: Tensor, observation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> None:
         rows, square = observing.observed_covariances(mean, covariance, observed)
-        self._see = lambda anomalies: observing.whiten(observing.tangent(mean, anomalies), observed)
+        self.mean, self.observed, self.observing = mean, observed, observing
         self.to_state = observing.whiten(rows.mT, observed)  # P H^T R^{-T/2}, (B, N, P)
         half = observing.whiten(square, observed)
         self.square = observing.whiten(half.mT.contiguous(), observed)  # R^{-1/2} H P H^T R^{-T/2}
         self.innovation = observing.whiten(observation - observing.observe(mean), observed)
 
-    def consistent_factor(self, observed: Tensor) -> Tensor:
+    def consistent_factor(self) -> Tensor:
         """Factor of the covariance, at least 1, with which |d|^2 is what it should be, shape (B,).
 
         References
         ----------
         Wang and Bishop (2003), doi:10.1175/1520-0469(2003)060<1140:ACOBAE>2.0.CO;2, Eq. 15.
         """
-        missing = self.innovation.square().sum(1) - observed.sum(1)
+        missing = self.innovation.square().sum(1) - self.observed.sum(1)
         trace = self.square.diagonal(dim1=1, dim2=2).sum(1)
         return (missing / trace.clamp_min(torch.finfo(trace.dtype).tiny)).clamp(1.0, _MOST_RAISED)
 
-    def analysis(self, mean: Tensor, anomalies: Tensor) -> tuple[Tensor, Tensor]:
+    def analysis(self, anomalies: Tensor) -> tuple[Tensor, Tensor]:
         """Mean x + K d, and anomalies (I - K' H) X whose covariance is (I - K H) P where that of X is P.
 
         References
         ----------
         Whitaker and Hamill (2002), doi:10.1175/1520-0493(2002)130<1913:EDAWPO>2.0.CO;2, Eq. 10.
         """
-        fine = self.square.isfinite().flatten(1).all(1)[:, None, None]
-        values, vectors = torch.linalg.eigh(torch.where(fine, self.square, 0.0))
-        gain = torch.where(fine, self.to_state, torch.nan) @ vectors  # a lost trajectory must not stop the others
+        values, vectors = eigh_or_nan(self.square)
+        gain = self.to_state @ vectors
         total = 1.0 + values.clamp_min(0.0)
         innovation = (vectors.mT @ self.innovation[..., None])[..., 0]
-        after = mean + (gain @ (innovation / total)[..., None])[..., 0]
-        kept = anomalies - (self._see(anomalies) @ vectors / (total + total.sqrt())[:, None]) @ gain.mT
+        after = self.mean + (gain @ (innovation / total)[..., None])[..., 0]
+        seen = self.observing.whiten(self.observing.tangent(self.mean, anomalies), self.observed)
+        kept = anomalies - (seen @ vectors / (total + total.sqrt())[:, None]) @ gain.mT
         return after, kept
 
 
@@ -252,11 +254,15 @@ def _same_state(model: Dynamics, other: Dynamics) -> bool:
         return False
     for one, two in zip(model.space, other.space, strict=True):
         known = not isinstance(one.geometry, Unstated) and not isinstance(two.geometry, Unstated)
-        if (one.geometry.dims, one.geometry.shape) != (two.geometry.dims, two.geometry.shape) or (known and one.geometry != two.geometry):
+        if (one.geometry.dims, one.geometry.shape) != (two.geometry.dims, two.geometry.shape) or (
+            known and one.geometry != two.geometry
+        ):
             return False
     return model.space.single is not None or model.space.names == other.space.names
 
 
 def _state_of(model: Dynamics) -> str:
     """Dims and sizes of a model's fields, in words."""
-    return ", ".join(f"{field.name} {dict(zip(field.geometry.dims, field.geometry.shape, strict=True))}" for field in model.space)
+    return ", ".join(
+        f"{field.name} {dict(zip(field.geometry.dims, field.geometry.shape, strict=True))}" for field in model.space
+    )

@@ -18,8 +18,9 @@ _PRIOR = 10.0  # cycles that the mean over the components counts for at each com
 class ErrorEstimate:
     """Estimate Q_k of K models as the mean of d_k d_k^T - R - H P H^T, of which the diagonal is kept.
 
-    Entries of a state hold the sums and the numbers of terms; earlier cycles fade out. Variances of components that were seldom observed are
-    drawn to the mean of the others, as if that had been seen for 10 cycles. What would be negative is zero.
+    Entries of a state hold the sums and the numbers of terms; earlier cycles fade out. Variances of components that
+    were seldom observed are drawn to the mean of the others, as if that had been seen for 10 cycles. What would be
+    negative is zero.
 
     Attributes
     ----------

@@ -17,6 +17,7 @@ from .fidelities import FidelitiesMethod, Pair, covariance_of, described, pairs_
 from .model_errors import KINDS, ErrorEstimate
 from .record import Record, State
 from .registry import register_method
+from .roots import eigh_or_nan
 
 _LEAST = 1e-4  # of the ensemble's mean variance: no model is taken to be more perfect than that
 ERRORS = (*KINDS, "known")
@@ -50,7 +51,8 @@ class MultiModelEnKF(FidelitiesMethod):
     TypeError
         For arguments of another type.
     ValueError
-        For fewer than 2 members, numbers out of range, or an unknown name.
+        For fewer than 2 members, numbers out of range, or an unknown name. When it is run: for models of another state
+        than the record's, a time step that does not divide the intervals, or errors that are known and not asked for.
 
     Notes
     -----
@@ -104,6 +106,17 @@ class MultiModelEnKF(FidelitiesMethod):
         """Plain JSON parameters."""
         held = {name: getattr(self, name) for name in ("inflation", "model_errors", "averaging", "spin_up")}
         return {"models": described(self.models), **held} | self.asked_candidates()
+
+    def check_dynamics(self, dynamics: Dynamics) -> None:
+        """Refuse models that do not fit the record's, and errors that are both known and estimated."""
+        super().check_dynamics(dynamics)
+        for model in (dynamics if model is None else model for model, _ in self.blocks):
+            if model.model_error is not None and self.model_errors != "known":
+                raise ValueError(
+                    f"the model {model.label!r} of models= is known to err by {model.model_error.word} in an interval, "
+                    f"and model_errors={self.model_errors!r} estimates its error: expected model_errors='known', or "
+                    "model.with_model_error(0.0)"
+                )
 
     def check_record(self, record: Record) -> None:
         """Refuse to estimate errors of components that an operator observes."""
@@ -223,7 +236,8 @@ def combine(means: Tensor, errors: Tensor, floor: Tensor) -> tuple[Tensor, Tenso
     """
     size = means.shape[2]
     identity = torch.eye(size, dtype=means.dtype, device=means.device)
-    lifted = errors + floor[:, None, None, None] * identity
+    least = floor.clamp_min(torch.finfo(floor.dtype).tiny)  # the loop hands lost trajectories over as zeros
+    lifted = errors + least[:, None, None, None] * identity
     mean, error, lifted_error = means[:, 0], errors[:, 0], lifted[:, 0]
     matrices = [identity.expand(len(means), size, size)]
     for k in range(1, means.shape[1]):
@@ -241,5 +255,5 @@ def _root(covariance: Tensor) -> Tensor:
     """A of A A^T = S, (B, N, N), for S that may be zero in some directions."""
     if bool((covariance == torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))).all()):
         return torch.diag_embed(covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0).sqrt())
-    values, vectors = torch.linalg.eigh(torch.nan_to_num(covariance))
+    values, vectors = eigh_or_nan(covariance)
     return vectors * values.clamp_min(0.0).sqrt()[:, None]

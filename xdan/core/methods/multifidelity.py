@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..checks import choice, integer, real, shown
-from ..control_variates import control_variate_covariance, control_variate_mean, regression_weights
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose
+from .control_variates import control_variate_covariance, control_variate_mean, regression_weights
 from .ensemble import centre
 from .fidelities import FidelitiesMethod, Pair, described, pairs_of
+from .model_noise import with_draws
 from .record import Record, State
 from .registry import register_method
 
@@ -48,7 +50,8 @@ class MultifidelityEnKF(FidelitiesMethod):
     TypeError
         For arguments of another type.
     ValueError
-        For counts that decrease, fewer than 2 principal members, or another number of weights.
+        For counts that decrease, fewer than 2 principal members, or another number of weights. When it is run: for
+        models of another state than the record's, or a time step that does not divide the intervals.
 
     Notes
     -----
@@ -57,9 +60,10 @@ class MultifidelityEnKF(FidelitiesMethod):
 
         m = m_0 + sum_k a_k (m_k - m'_k),  C = C_0 + sum_k A_k (C_k - C'_k) A_k.
 
-    Negative eigenvalues of C are set to zero. The analysis is that of a square-root filter with C: mean m + K d, and
-    each forecast anomaly times I - K' H. A member n > N_0 has no costly forecast. Its anomaly is a_k times that of the
-    best model that ran it, plus a residual, drawn with the covariance of the residuals at the principal members.
+    Negative eigenvalues of C are set to zero. Where the record's dynamics is known to err by Q, Q is added to C. The
+    analysis is that of a square-root filter with C: mean m + K d, and each forecast anomaly times I - K' H. A member
+    n > N_0 has no costly forecast. Its anomaly is a_k times that of the best model that ran it, plus a residual, drawn
+    with the covariance of the residuals at the principal members.
 
     References
     ----------
@@ -86,10 +90,10 @@ class MultifidelityEnKF(FidelitiesMethod):
         self.principal = integer("principal", principal, least=2)
         self.models: tuple[Pair, ...] = pairs_of("models", models, least=1)
         counts = [self.principal, *(members for _, members in self.models)]
-        if any(after < before for before, after in zip(counts, counts[1:], strict=False)):
+        if any(after < before for before, after in pairwise(counts)):
             raise ValueError(
-                f"members {counts} of the record's dynamics and of models=: expected numbers that do not decrease, as a "
-                "low-fidelity model runs all members of the models before it; sort the models by their members"
+                f"members {counts} of the record's dynamics and of models=: expected numbers that do not decrease, as "
+                "a low-fidelity model runs all members of the models before it; sort the models by their members"
             )
         super().__init__([(None, self.principal), *self.models], inflation, spin_up)
         self.weights = _weights(weights, len(self.models))
@@ -98,6 +102,17 @@ class MultifidelityEnKF(FidelitiesMethod):
         """Plain JSON parameters."""
         held = {"principal": self.principal, "models": described(self.models), "weights": self.weights}
         return {**held, "inflation": self.inflation, "spin_up": self.spin_up} | self.asked_candidates()
+
+    def check_dynamics(self, dynamics: Dynamics) -> None:
+        """Refuse models that do not fit the record's, and cheap ones with a Q, whose errors the costly model tells."""
+        super().check_dynamics(dynamics)
+        for model, _ in self.models:
+            if model is not None and model.model_error is not None:
+                raise ValueError(
+                    f"the low-fidelity model {model.label!r} of models= is known to err by {model.model_error.word} in "
+                    "an interval: expected no such error, as it is compared with the record's dynamics; give "
+                    "model.with_model_error(0.0)"
+                )
 
     def start(self, record: Record) -> State:
         """Members of the record's climatology."""
@@ -114,16 +129,18 @@ class MultifidelityEnKF(FidelitiesMethod):
         """Advance the members of each model by it, and estimate mean and covariance."""
         parts = self.split(self.advanced(state["x"], dynamics, steps))
         weights = self._weights(parts)
-        return {
-            **state,
-            "x": torch.cat(parts, 1),
-            "mean": control_variate_mean(parts, weights),
-            "covariance": control_variate_covariance(parts, weights),
-        }
+        covariance = control_variate_covariance(parts, weights)
+        if dynamics.model_error is not None:
+            covariance = dynamics.model_error.added_to(covariance)
+        mean = control_variate_mean(parts, weights)
+        return {**state, "x": torch.cat(parts, 1), "mean": mean, "covariance": covariance}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Assimilate the observations into the control variate estimates."""
-        anomalies = self._anomalies(state)
+        anomalies, error = self._anomalies(state), self.dynamics.model_error
+        if error is not None:
+            noise = self.draw(state, anomalies[0].numel(), Purpose.PERTURBATION).reshape(anomalies.shape)
+            anomalies = with_draws(anomalies, error, noise)
         mean, kept = self.analysed(state, state["covariance"], anomalies, observation, observed, observing)
         return self._begun({**state, "mean": mean}, mean[:, None] + kept)
 
@@ -158,30 +175,33 @@ class MultifidelityEnKF(FidelitiesMethod):
         return [regression_weights(high, part[:, : self.principal], scalar) for part in low]
 
     def _anomalies(self, state: State) -> Tensor:
-        """Forecast anomalies of the sample (B, N_K, N): those of the costly model, or of a cheaper one with a residual.
+        """Anomalies of the sample (B, N_K, N) about the forecast mean: those of the best model that ran each member.
 
-        The mean over the principal members is zero, and that over all others.
+        Of model k: a_k (u - m_k) + sum_{l > k} a_l (m'_l - m_l), a_0 = 1, as m_k is the mean of N_k members only. Cheap
+        models get the residual of the costly one. The mean over the sample is zero.
         """
         parts = self.split(state["x"])
-        high, done = centre(parts[0])[1], self.principal
-        rows, weights = [], self._weights(parts)
-        noise = self.draw(state, (self._all - done) * done, Purpose.MODEL_NOISE) if self._all > done else None
-        for weight, part in zip(weights, parts[1:], strict=True):
-            count = part.shape[1] - done
-            if not count or noise is None:
-                continue
-            residual = high - weight[:, None] * centre(part[:, : self.principal])[1]
-            begin = (done - self.principal) * self.principal
-            drawn = noise[:, begin : begin + count * self.principal].reshape(len(part), count, self.principal)
-            drawn = drawn / (self.principal - 1) ** 0.5
-            rows.append(weight[:, None] * centre(part)[1][:, done:] + drawn @ residual)
-            done = part.shape[1]
-        if not rows:
-            return high
-        others = torch.cat(rows, 1)
-        if others.shape[1] > 1:
-            others = centre(others)[1] * (others.shape[1] / (others.shape[1] - 1)) ** 0.5
-        return torch.cat([high, others], 1)
+        weights, counts = [weight[:, None] for weight in self._weights(parts)], [part.shape[1] for part in parts]
+        means = [part.mean(1, keepdim=True) for part in parts]
+        offsets = [
+            weight * (part[:, :fewer].mean(1, keepdim=True) - mean)
+            for weight, part, fewer, mean in zip(weights, parts[1:], counts, means[1:], strict=False)
+        ]
+        high, rest = parts[0] - means[0], self._all - self.principal
+        rows = [high + sum(offsets)]
+        if not rest:
+            return rows[0]
+        noise = self.draw(state, rest * self.principal, Purpose.MODEL_NOISE).reshape(len(high), rest, self.principal)
+        residuals = []
+        for k, (weight, part) in enumerate(zip(weights, parts[1:], strict=True)):
+            rows.append(weight * (part - means[k + 1])[:, counts[k] :] + sum(offsets[k + 1 :]))
+            residual = high - weight * centre(part[:, : self.principal])[1]
+            drawn = noise[:, counts[k] - self.principal : counts[k + 1] - self.principal]
+            residuals.append(drawn @ residual / (self.principal - 1) ** 0.5)
+        drawn = torch.cat(residuals, 1)
+        if rest > 1:
+            drawn = centre(drawn)[1] * (rest / (rest - 1)) ** 0.5
+        return torch.cat([rows[0], torch.cat(rows[1:], 1) + drawn], 1)
 
 
 def _weights(weights: Any, models: int) -> str | list[float]:

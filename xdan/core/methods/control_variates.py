@@ -1,7 +1,7 @@
 """Multifidelity Monte Carlo: a mean under a costly model, from a few draws of it and many of cheaper ones.
 
-Draws v^(n) are nested: the high-fidelity model is run on the first N_0 of them, low-fidelity model k on the first N_k, with
-N_0 <= N_1 <= ... <= N_K.
+Draws v^(n) are nested: the high-fidelity model is run on the first N_0 of them, low-fidelity model k on the first N_k,
+with N_0 <= N_1 <= ... <= N_K.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import integer, real, real_array, shown
+from ..checks import integer, real, real_array, shown
+from .roots import eigh_or_nan
 
 _MOST_MODELS = 12  # low-fidelity models, of which all subsets are tried
 
@@ -98,10 +99,8 @@ def control_variate_covariance(values: Sequence[Tensor], weights: Sequence[Tenso
         total = total + _sample_covariance(scaled) - _sample_covariance(scaled[..., : values[k - 1].shape[-2], :])
     if not weights:
         return total
-    fine = total.isfinite().flatten(-2).all(-1)[..., None, None]
-    eigenvalues, vectors = torch.linalg.eigh(torch.where(fine, total, 0.0))
-    positive = (vectors * eigenvalues.clamp_min(0.0)[..., None, :]) @ vectors.mT
-    return torch.where(fine, positive, torch.nan)
+    eigenvalues, vectors = eigh_or_nan(total.flatten(0, -3) if total.ndim > 2 else total[None])
+    return ((vectors * eigenvalues[:, None]) @ vectors.mT).reshape(total.shape)
 
 
 def regression_weights(high: Tensor, low: Tensor, scalar: bool) -> Tensor:
@@ -170,7 +169,7 @@ def control_variate_variance(counts: Sequence[int], correlations: Sequence[float
     numbers = [integer(f"counts[{k}]", count, least=1) for k, count in enumerate(_listed("counts", counts))]
     _check_nested(numbers, len(rho))
     total = 1.0 / numbers[0] - sum(
-        (1.0 / before - 1.0 / after) * r**2 for before, after, r in zip(numbers, numbers[1:], rho, strict=False)
+        (1.0 / before - 1.0 / after) * r**2 for (before, after), r in zip(pairwise(numbers), rho, strict=True)
     )
     return round(real("variance", variance, least=0.0) * total, 15)
 
@@ -250,7 +249,7 @@ def member_counts(costs: Sequence[float], correlations: Sequence[float], budget:
             f"budget={budget:g} does not pay for {least} runs of the high-fidelity model, which cost {least * w[0]:g}: "
             "expected a larger budget"
         )
-    best = ((affordable,), 1.0 / affordable, ())
+    best: tuple[list[int], float, tuple[int, ...]] = ([affordable], 1.0 / affordable, ())
     for size in range(1, len(rho) + 1):
         for chosen in combinations(range(len(rho)), size):
             numbers = _counts([w[0], *(w[k + 1] for k in chosen)], [rho[k] for k in chosen], budget, least)
@@ -258,7 +257,7 @@ def member_counts(costs: Sequence[float], correlations: Sequence[float], budget:
                 continue
             variance = control_variate_variance(numbers, [rho[k] for k in chosen])
             if variance < best[1] * (1 - 1e-12):
-                best = (tuple(numbers), variance, chosen)
+                best = (numbers, variance, chosen)
     counts = [0] * len(w)
     counts[0] = best[0][0]
     for k, number in zip(best[2], best[0][1:], strict=True):
@@ -270,7 +269,7 @@ def member_counts(costs: Sequence[float], correlations: Sequence[float], budget:
 def _counts(w: list[float], rho: list[float], budget: float, least: int) -> list[int] | None:
     """Best counts of models that are all used, or None where these do not pay, or not in this order."""
     squares = [1.0, *(r**2 for r in rho), 0.0]
-    gains = [before - after for before, after in zip(squares, squares[1:], strict=False)]
+    gains = [before - after for before, after in pairwise(squares)]
     if min(gains[1:]) <= 0 or gains[0] < 0:
         return None
     ratios = [math.sqrt(gain / cost) for gain, cost in zip(gains, w, strict=True)]
@@ -278,7 +277,7 @@ def _counts(w: list[float], rho: list[float], budget: float, least: int) -> list
     left = budget - high * w[0]
     scale = left / sum(r * cost for r, cost in zip(ratios[1:], w[1:], strict=True))
     numbers = [high, *(math.floor(scale * ratio + 1e-9) for ratio in ratios[1:])]
-    if any(after < before for before, after in zip(numbers, numbers[1:], strict=False)):
+    if any(after < before for before, after in pairwise(numbers)):
         return None
     left = budget - sum(number * cost for number, cost in zip(numbers, w, strict=True))
     numbers[-1] += math.floor(left / w[-1] + 1e-9)
@@ -297,10 +296,10 @@ def _check_nested(counts: Sequence[int], weights: int, least: int = 1) -> None:
         raise ValueError(
             f"{len(counts)} models and {weights} weights or correlations: expected one for each low-fidelity model"
         )
-    if counts[0] < least or any(after < before for before, after in zip(counts, counts[1:], strict=False)):
+    if counts[0] < least or any(after < before for before, after in pairwise(counts)):
         raise ValueError(
-            f"numbers of draws {list(counts)}: expected at least {least} of the high-fidelity model and no fewer of each "
-            "model that follows, as the draws of a model are the first ones of the next"
+            f"numbers of draws {list(counts)}: expected at least {least} of the high-fidelity model, and no fewer of "
+            "each model that follows, as the draws of a model are the first ones of the next"
         )
 
 
