@@ -41,7 +41,7 @@ COUNTS: dict[str, tuple[int, ...]] = {"10": (10,), "10, 40": (10, 40), "10, 40, 
 COSTS = (1.0, 0.1, 0.01)
 CANDIDATES = {  # five inflations to try, for ensembles of the true model, of a wrong one, and with estimated errors
     "true": [1.0, 1.03, 1.06, 1.1, 1.2],
-    "wrong": [1.1, 1.25, 1.4, 1.6, 2.0],
+    "wrong": [1.2, 1.4, 1.6, 2.0, 2.5],
     "estimated": [0.97, 1.0, 1.05, 1.1, 1.2],
 }
 ONE_MODEL = "one model, Q estimated, 80"

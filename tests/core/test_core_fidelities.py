@@ -225,11 +225,21 @@ def test_many_members_make_the_kalman_filter_of_a_model_with_errors(name):
     noisy = linear(M).with_model_error(covariance=q)
     record = record_of(linear(M), error_and_matrix("full")[0], 4, lanes=1)
     if name == "multi-model-enkf":
-        method, sample = MultiModelEnKF([(noisy, 4000)], 1.0, "known", spin_up=0), pooled([4000])
+        method, sample = MultiModelEnKF([(noisy, 1500)], 1.0, "known", spin_up=0), pooled([1500])
     else:
         record = replace(record, dynamics=noisy)
-        method, sample = MultifidelityEnKF(3, [(linear(0.5 * M), 4000)], inflation=1.0, spin_up=0), last(4000)
+        method, sample = MultifidelityEnKF(3, [(linear(0.5 * M), 1500)], inflation=1.0, spin_up=0), last(1500)
     against_kalman(method, record, sample, q, rtol=0.1, atol=0.1)
+
+
+def test_what_cheap_models_do_not_know_is_drawn(monkeypatch):
+    """The cheap model knows two of four independent components; of the others its members get residuals."""
+    costly, known = torch.tensor([1.3, 0.9, 1.1, 0.8]).double().diag(), torch.tensor([1.0, 1.0, 0.0, 0.0]).double()
+    monkeypatch.setitem(globals(), "M", costly)
+    record = record_of(linear(costly), ObservingSystem(std=DOUBLE + 0.8), 5, lanes=1)
+    cheap = linear(known.diag() @ costly)
+    method = MultifidelityEnKF(300, [(cheap, 1500)], "component", inflation=1.0, spin_up=0)
+    against_kalman(method, record, last(1500), rtol=0.08, atol=0.08)
 
 
 def test_forecasts_are_combined_by_the_best_linear_unbiased_estimate():

@@ -77,12 +77,16 @@ class FidelitiesMethod(InflatedEnsemble):
                 )
             model.vet()
 
+    def check_steps(self, dynamics: Dynamics, steps: Sequence[int]) -> None:
+        """Refuse models with a time step that does not divide these intervals."""
+        for model, _ in self.blocks:
+            for some in steps:
+                self._steps(model, dynamics, some)
+
     def check_record(self, record: Record) -> None:
         """Refuse models with a time step that does not divide the intervals of the record."""
         super().check_record(record)
-        for model, _ in self.blocks:
-            for steps in sorted(set(record.steps) - {0}):
-                self._steps(model, record.dynamics, steps)
+        self.check_steps(record.dynamics, sorted(set(record.steps) - {0}))
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Blocks (B, M_k, N) of members (B, M, N)."""

@@ -232,7 +232,7 @@ def combine(means: Tensor, errors: Tensor, floor: Tensor) -> tuple[Tensor, Tenso
 
     References
     ----------
-    Bach and Ghil (2023), Sect. 2.
+    Bach and Ghil (2023), doi:10.1029/2022MS003123.
     """
     size = means.shape[2]
     identity = torch.eye(size, dtype=means.dtype, device=means.device)
