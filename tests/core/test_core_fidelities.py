@@ -19,6 +19,7 @@ from xdan.core.methods.control_variates import (
     member_counts,
     regression_weights,
 )
+from xdan.core.methods.fidelities import Seen
 from xdan.core.methods.multi_model import combine
 from xdan.core.observing import LinearOperator, ObservingSystem
 
@@ -240,6 +241,18 @@ def test_what_cheap_models_do_not_know_is_drawn(monkeypatch):
     cheap = linear(known.diag() @ costly)
     method = MultifidelityEnKF(300, [(cheap, 1500)], "component", inflation=1.0, spin_up=0)
     against_kalman(method, record, last(1500), rtol=0.08, atol=0.08)
+
+
+def test_a_spin_up_raises_a_covariance_that_innovations_contradict():
+    """P = R = 1 and d = 10: P is raised to d^2 - R = 99, so that the gain is 0.99; and never lowered."""
+    one = torch.ones(2, 1, dtype=torch.float64)
+    observation = torch.tensor([[10.0], [0.5]], dtype=torch.float64)
+    seen = Seen(0 * one, one[..., None], observation, one > 0, ObservingSystem(std=DOUBLE + 1.0))
+    assert_close(seen.consistent_factor(), torch.tensor([99.0, 1.0], dtype=torch.float64))
+    raised = Seen(0 * one, 99 * one[..., None], observation, one > 0, ObservingSystem(std=DOUBLE + 1.0))
+    mean, kept = raised.analysis(99**0.5 * torch.tensor([[[-1.0], [1.0]]] * 2, dtype=torch.float64))
+    assert_close(mean[0], torch.tensor([9.9], dtype=torch.float64))
+    assert_close(kept[0, :, 0].square(), torch.full((2,), 0.99, dtype=torch.float64))
 
 
 def test_forecasts_are_combined_by_the_best_linear_unbiased_estimate():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,8 +46,6 @@ class FidelitiesMethod(InflatedEnsemble):
         For a negative number of cycles, or an inflation that is not positive.
     """
 
-    _label: ClassVar[str] = "models"
-
     def __init__(self, blocks: Sequence[Pair], inflation: float | str, spin_up: int) -> None:
         super().__init__(sum(members for _, members in blocks), inflation, spin_up)
         self.blocks: tuple[Pair, ...] = tuple(blocks)
@@ -66,13 +64,13 @@ class FidelitiesMethod(InflatedEnsemble):
                 continue
             if not _same_state(model, dynamics):
                 raise ValueError(
-                    f"the model {model.label!r} of {self._label}= has the state {_state_of(model)}: expected that of "
+                    f"the model {model.label!r} of models= has the state {_state_of(model)}: expected that of "
                     f"the record's dynamics {dynamics.label!r}, {_state_of(dynamics)}, as members of all models are "
                     "averaged; write the model on the grid of the record"
                 )
             if dynamics.autonomous and not model.autonomous:
                 raise ValueError(
-                    f"the model {model.label!r} of {self._label}= depends on time, and the record's dynamics "
+                    f"the model {model.label!r} of models= depends on time, and the record's dynamics "
                     f"{dynamics.label!r} does not: expected models without a time, or dynamics= with one"
                 )
             model.vet()
@@ -139,7 +137,7 @@ class FidelitiesMethod(InflatedEnsemble):
         count = steps * dynamics.timestep / model.timestep
         if round(count) < 1 or abs(count - round(count)) > 1e-6 * count:
             raise ValueError(
-                f"the model {model.label!r} of {self._label}= has a time step of {model.timestep:g}, and the record an "
+                f"the model {model.label!r} of models= has a time step of {model.timestep:g}, and the record an "
                 f"interval of {steps * dynamics.timestep:g}: expected a step that divides the interval"
             )
         return round(count)
