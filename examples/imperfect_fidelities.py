@@ -123,19 +123,19 @@ def control_variates(options: argparse.Namespace) -> None:
 
 def multifidelity(options: argparse.Namespace) -> None:
     """RMSE of ensembles of the costly model, the cheap one, and both."""
-    low, tuned = xdan.Lorenz96(SITES, 7.0), {"candidates": {"inflation": CANDIDATES["true"]}}
-    works: dict[str, tuple[str, dict[str, Any], float]] = {
-        f"ETKF, {count} costly": ("etkf", {"members": count, **tuned}, count) for count in (20, 30, 80)
+    costly, cheap = xdan.Lorenz96(SITES, FORCING), xdan.Lorenz96(SITES, 7.0)
+    tuned = {"candidates": {"inflation": CANDIDATES["true"]}}
+    works: dict[str, tuple[xdan.Dynamics, str, dict[str, Any], float]] = {
+        f"ETKF, {count} costly": (costly, "etkf", {"members": count, **tuned}, count) for count in (20, 30, 80)
     }
-    works["ETKF, 80 cheap"] = ("etkf", {"members": 80, "dynamics": low, **tuned}, 8.0)
+    works["ETKF, 80 cheap"] = (cheap, "etkf", {"members": 80, **tuned}, 8.0)
     for count in (5, 10, 20):
-        words = {"principal": count, "models": [(low, 80)], **tuned}
-        works[f"multifidelity, {count} costly and 80 cheap"] = ("multifidelity-enkf", words, count + 8.0)
-    record = _record(options, 1.0)
-    rows = [
-        {"scheme": label, "cost": cost, **_scored(options, record, label, method, parameters)}
-        for label, (method, parameters, cost) in works.items()
-    ]
+        words = {"principal": count, "models": [(cheap, 80)], **tuned}
+        works[f"multifidelity, {count} costly and 80 cheap"] = (costly, "multifidelity-enkf", words, count + 8.0)
+    rows = []
+    for label, (model, method, parameters, cost) in works.items():
+        record = _record(options, 1.0, model)
+        rows.append({"scheme": label, "cost": cost, **_scored(options, record, label, method, parameters)})
     heading = f"Lorenz-96, every 0.2, R = I; {_size(record)}; a cheap member costs 0.1"
     table = _told(options.out, "multifidelity", heading, rows)
     _drawn(options.out / "multifidelity", table, "scheme", "RMSE")
@@ -144,18 +144,18 @@ def multifidelity(options: argparse.Namespace) -> None:
 def multi_model(name: str, options: argparse.Namespace) -> None:
     """RMSE of four wrong models together, and of each by itself."""
     models, rows = WRONG[name](), []
-    candidates = {kind: {"candidates": {"inflation": values}} for kind, values in CANDIDATES.items()}
-    works: dict[str, tuple[str, dict[str, Any]]] = {
-        f"ETKF, 80, {label}": ("etkf", {"members": 80, "dynamics": model, **candidates["wrong"]})
-        for label, model in models.items()
+    tuned = {kind: {"candidates": {"inflation": values}} for kind, values in CANDIDATES.items()}
+    true, first = xdan.Lorenz96(SITES, FORCING), next(iter(models.values()))
+    works: dict[str, tuple[xdan.Dynamics, str, dict[str, Any]]] = {
+        f"ETKF, 80, {label}": (model, "etkf", {"members": 80, **tuned["wrong"]}) for label, model in models.items()
     }
     for label, model in models.items():
-        works[f"{ONE_MODEL}, {label}"] = ("multi-model-enkf", {"models": [(model, 80)], **candidates["estimated"]})
+        works[f"{ONE_MODEL}, {label}"] = (model, "multi-model-enkf", {"models": [(None, 80)], **tuned["estimated"]})
     together = [(model, 20) for model in models.values()]
-    works["multi-model, 4 x 20"] = ("multi-model-enkf", {"models": together, **candidates["estimated"]})
-    works["ETKF, 80, the true model"] = ("etkf", {"members": 80, **candidates["true"]})
-    record = _record(options, 0.5)
-    for label, (method, parameters) in works.items():
+    works["multi-model, 4 x 20"] = (first, "multi-model-enkf", {"models": together, **tuned["estimated"]})
+    works["ETKF, 80, the true model"] = (true, "etkf", {"members": 80, **tuned["true"]})
+    for label, (model, method, parameters) in works.items():
+        record = _record(options, 0.5, model)
         rows.append({"scheme": label, **_scored(options, record, label, method, parameters)})
     table = _told(options.out, name, f"Lorenz-96, F = 8, every 0.2, R = 0.25 I; {_size(record)}", rows)
     singles = table[table.scheme.str.contains("80, F")]
@@ -168,12 +168,13 @@ def multi_model(name: str, options: argparse.Namespace) -> None:
     _drawn(options.out / name, table, "scheme", "RMSE")
 
 
-def _record(options: argparse.Namespace, error_std: float) -> xr.Dataset:
-    """A truth of F = 8."""
+def _record(options: argparse.Namespace, error_std: float, model: xdan.Dynamics) -> xr.Dataset:
+    """A truth of F = 8, whatever the forecast model is: one truth, and one set of observations."""
     cycles, trajectories = BURN_IN + (options.cycles or 400), options.trajectories or 8
     seed = 1 if options.seed is None else options.seed
     size = {"cycles": cycles, "trajectories": trajectories, "seed": seed}
-    return xdan.twin(xdan.Lorenz96(SITES, FORCING), interval=0.2, error_std=error_std, **size).compute()
+    truth = xdan.Lorenz96(SITES, FORCING)
+    return xdan.twin(model, interval=0.2, error_std=error_std, truth_dynamics=truth, **size).compute()
 
 
 def _size(record: xr.Dataset) -> str:

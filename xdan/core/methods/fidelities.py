@@ -88,7 +88,7 @@ class FidelitiesMethod(InflatedEnsemble):
 
     def split(self, x: Tensor) -> tuple[Tensor, ...]:
         """Blocks (B, M_k, N) of members (B, M, N)."""
-        parts: tuple[Tensor, ...] = torch.split(x, [members for _, members in self.blocks], 1)  # type: ignore[no-untyped-call]
+        parts: tuple[Tensor, ...] = torch.split(x, [members for _, members in self.blocks], 1)
         return parts
 
     def advanced(self, x: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
