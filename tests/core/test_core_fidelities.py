@@ -180,6 +180,8 @@ def against_kalman(method, record, sample, q=None, **tolerance):
     """Compare a run with the Kalman filter from the mean and covariance of the members after the first analysis."""
     outputs, _ = run(method.prepare(record), record, members=True)
     expected = kalman(sample(outputs["members"][0, 0]), record, q)
+    assert_close(outputs["analysis"][0, 0], outputs["members"][0, 0, -method.blocks[-1][1] :].mean(0))
+    assert_close(outputs["spread"][0, 0], sample(outputs["members"][0, 0])[1].diagonal().sqrt())
     names = ("forecast", "forecast_spread", "analysis", "spread")
     for name, value in zip(names, expected, strict=True):
         assert_close(outputs[name][0, 1:], value, **tolerance)
@@ -207,7 +209,7 @@ def test_models_that_are_one_make_the_kalman_filter(kind):
     method = MultiModelEnKF(models, inflation=1.0, model_errors="known", spin_up=0)
     outputs = against_kalman(method, record, pooled([6, 9]))
     for k in (1, 2):
-        assert_close(outputs[f"weight_{k}"][0, 1:], torch.full((5, SITES), 0.5, dtype=torch.float64))
+        assert_close(outputs[f"weight_{k}"][0], torch.full((6, SITES), 0.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("models", [[], [(0.5, 12)], [(0.5, 3), (-2.0, 15)]])

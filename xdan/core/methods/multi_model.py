@@ -132,15 +132,14 @@ class MultiModelEnKF(FidelitiesMethod):
         state = super().start(record)
         x = state["x"]
         zero = x.new_zeros(len(x), len(self.blocks), x.shape[2])
-        estimate = self._estimate.start(zero)
-        combined = {"mean": x.mean(1), "error": torch.diag_embed(torch.zeros_like(x[:, 0])), "weights": zero}
-        return {**state, **estimate, **combined}
+        combined = {"mean": x.mean(1), "error": torch.diag_embed(zero[:, 0]), "weights": zero + 1 / len(self.blocks)}
+        return {**state, **self._estimate.start(zero), **combined}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Draw each member to the first observations; all models begin with the same mean."""
         state = super().first(state, observation, observed, observing)
         mean = state["x"].mean(1)
-        return {**state, "x": mean[:, None] + torch.cat([centre(part)[1] for part in self.split(state["x"])], 1)}
+        return {**state, "x": mean[:, None] + self._parts(state["x"])[1], "mean": mean}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the members of each model by it, and combine the forecasts."""
@@ -158,7 +157,9 @@ class MultiModelEnKF(FidelitiesMethod):
         if self.model_errors != "known":
             state = {**state, **self._estimate.updated(state, means, shared, observation, observed, observing)}
         drawn = self.draw(state, anomalies[0].numel(), Purpose.MODEL_NOISE).reshape(anomalies.shape)
-        noise = torch.cat([centre(part)[1] * (m / (m - 1)) ** 0.5 for (_, m), part in self._each(drawn)], 1)
+        noise = torch.cat(
+            [centre(part)[1] * (part.shape[1] / (part.shape[1] - 1)) ** 0.5 for part in self.split(drawn)], 1
+        )
         anomalies = anomalies + noise @ _root(error).mT
         mean, kept = self.analysed(state, shared + error, anomalies, observation, observed, observing)
         return {**state, "x": mean[:, None] + kept, "mean": mean}
@@ -184,15 +185,13 @@ class MultiModelEnKF(FidelitiesMethod):
 
     @property
     def _estimate(self) -> ErrorEstimate:
+        """Estimate of the errors; where they are known, its entries of the state stay empty."""
         return ErrorEstimate("scalar" if self.model_errors == "known" else self.model_errors, self.averaging)
 
     @property
     def _freedom(self) -> int:
         """Degrees of freedom of all anomalies about the means of their models."""
         return self.members - len(self.blocks)
-
-    def _each(self, x: Tensor) -> Any:
-        return zip(self.blocks, self.split(x), strict=True)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means of the models, (B, K, N), and anomalies of all members about them, (B, M, N)."""
