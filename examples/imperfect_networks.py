@@ -191,4 +191,4 @@ def _with_best_q(test: xr.Dataset, method: str, **parameters: Any) -> xr.Dataset
     return runs[best].assign_attrs(chosen_q=f"{best:g}^2 I")
 
 
-FIGURES = {"networks-forcing": forcing, "networks-noise": noise}
+FIGURES = {"forcing": forcing, "noise": noise}
