@@ -23,10 +23,15 @@ from .core.learning import register_objective as register_objective
 from .core.methods import EnsembleMethod as EnsembleMethod
 from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
 from .core.methods import Method as Method
+from .core.methods import MultifidelityEnKF as MultifidelityEnKF
+from .core.methods import MultiModelEnKF as MultiModelEnKF
 from .core.methods import Output as Output
 from .core.methods import ThreeDVar as ThreeDVar
 from .core.methods import Tunable as Tunable
 from .core.methods import register_method as register_method
+from .core.methods.control_variates import MemberCounts as MemberCounts
+from .core.methods.control_variates import control_variate_variance as control_variate_variance
+from .core.methods.control_variates import member_counts as member_counts
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
 from .core.networks import EnsembleCNN as EnsembleCNN
