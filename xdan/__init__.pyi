@@ -55,6 +55,7 @@ from .core.spaces import Sphere as Sphere
 from .core.spaces import StateSpace as StateSpace
 from .core.spaces import register_geometry as register_geometry
 from .core.symmetry import Group as Group
+from .core.tendencies import CorrectingCNN as CorrectingCNN
 from .core.tendencies import LocalPolynomial as LocalPolynomial
 from .core.tendencies import QuadraticCNN as QuadraticCNN
 from .core.tendencies import TendencyNetwork as TendencyNetwork
