@@ -151,6 +151,6 @@ def test_networks_of_wrong_models_run_to_their_tables(figure, schemes, tmp_path,
     monkeypatch.setattr(example, "_small", None)  # a second call makes nothing
     command.main()
     assert (tmp_path / "networks" / figure / "table.md").read_text().splitlines() == rows
+    monkeypatch.setattr(sys, "argv", ["imperfect", *small, "--seed", "5"])
     with pytest.raises(SystemExit, match="choose another --out"):
-        monkeypatch.setattr(sys, "argv", ["imperfect", *small, "--seed", "5"])
         command.main()

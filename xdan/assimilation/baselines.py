@@ -59,7 +59,7 @@ def baseline(
         As for `cycle`.
     **parameters
         The method's parameters, such as `members=` and `inflation="tune"`; and dynamics, truth, observation,
-        observation_error, operator, positions, climatology: as for `cycle`.
+        observation_error, operator, positions, model_error, climatology: as for `cycle`.
 
     Returns
     -------
