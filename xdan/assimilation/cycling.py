@@ -92,9 +92,9 @@ def cycle(
           of a mapping of tensors (..., *shape), which no store can hold;
         - positions : mapping of str to array: where observations along `obs` lie, such as {"x": [0.5, 7.25]}, where no
           coordinates of theirs say it;
-        - model_error : str, float, array, or mapping of fields' names to these: Q, the covariance of the model's errors in
-          one interval, as standard deviations, a matrix, or a variable's name; 0 is a perfect model. By default what the
-          dynamics has, or else the Dataset;
+        - model_error : str, float, array, or mapping of fields' names to these: Q, the covariance of the model's errors
+          in one interval, as standard deviations, a matrix, or a variable's name; 0 is a perfect model. By default what
+          the dynamics has, or else the Dataset;
         - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own
           climatology, where the model is expensive or does not spin up from noise. Methods start from them, and take
           mean and B of them; "record" takes at most 4096 of the truth's. The run's attributes hold a digest of them.

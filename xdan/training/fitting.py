@@ -115,8 +115,8 @@ def train(
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
     **words
         dynamics, truth, observation, observation_error, operator, positions, model_error: by which a Dataset is read,
-        as for `cycle`. climatology, of a Dataset or an endless twin: states that trajectories start from, and that the network
-        is normalised by.
+        as for `cycle`. climatology, of a Dataset or an endless twin: states that trajectories start from, and that the
+        network is normalised by.
 
     Returns
     -------

@@ -21,8 +21,8 @@ from .local_polynomial import LocalPolynomial
 class CorrectingCNN(AnalysisNetwork):
     """A `ResidualCNN` for the analysis, and a `LocalPolynomial` g for the forecast, dx/dt = f(x) + g(x).
 
-    Every forecast is made by the corrected model, in training and in use. The objective is that of the cycles, so that g
-    becomes what serves the analyses best; it begins at zero. `Network.corrected(model)` gives the corrected model by
+    Every forecast is made by the corrected model, in training and in use. The objective is that of the cycles, so that
+    g becomes what serves the objective best; it begins at zero. `Network.corrected(model)` gives the corrected model by
     itself, for other methods.
 
     Parameters
