@@ -16,6 +16,10 @@ from ..spaces import StateSpace
 from .base import TendencyNetwork
 from .local_polynomial import LocalPolynomial
 
+# Deviations of the state per model time in which g is measured. With a smaller unit the analysis learns to make up for
+# the model's error long before g, whose steps are of this size, has found it.
+_UNIT = 10.0
+
 
 @register_network
 class CorrectingCNN(AnalysisNetwork):
@@ -72,10 +76,10 @@ class CorrectingCNN(AnalysisNetwork):
         return self.correction
 
     def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
-        """Set the normalisation of both; tendencies are in deviations of the state."""
+        """Set the normalisation of both; g is in units of ten deviations of the state per model time."""
         super().normalise(mean, std, error_std)
         self.cnn.normalise(mean, std, error_std)
-        self.correction.normalise(self.state_mean, self.state_std, self.state_std)
+        self.correction.normalise(self.state_mean, self.state_std, _UNIT * self.state_std)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """Those of the analysis."""
