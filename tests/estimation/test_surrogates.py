@@ -39,6 +39,13 @@ def test_it_learns_the_model(record, surrogate):
     assert surrogate.provenance["source"] == "truth"
 
 
+def test_first_weights_are_those_of_the_seed(record):
+    words = {"steps": 2, "batch": 4, "rollouts": (1,), "progress": False}
+    one, other = (record.dan.train_surrogate(network=xdan.QuadraticCNN(filters=2), seed=1, **words) for _ in range(2))
+    assert one == other
+    assert record.dan.train_surrogate(network=xdan.QuadraticCNN(filters=2), seed=2, **words) != one
+
+
 def test_it_learns_from_analyses(record, surrogate):
     run = record.dan.baseline("etkf", members=10, inflation=1.05, progress=False)
     of_run = record.dan.train_surrogate(run, burn_in=5, **SHORT)
