@@ -15,7 +15,13 @@ from xdan.estimation.stretches import Stretches
 pytestmark = pytest.mark.filterwarnings("ignore:the truth does not follow:xdan.XdanWarning")
 
 MODEL = xdan.Lorenz96(8)
-SHORT = {"network": xdan.LocalPolynomial(5, 2), "steps": 250, "batch": 64, "rollouts": (1, 2), "progress": False}
+SHORT = {
+    "network": xdan.QuadraticCNN(filters=6, blocks=0),
+    "steps": 250,
+    "batch": 64,
+    "rollouts": (1, 2),
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
