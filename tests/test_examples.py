@@ -134,3 +134,23 @@ def test_systems_name_networks_that_come_with_xdan(systems):
                 description = xdan.open_network(member.shipped).description["parameters"]
                 known = member.network.config()
                 assert {name: description[name] for name in known} == known
+
+
+@pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth", "ignore:the truth does not follow")
+@pytest.mark.parametrize(("figure", "schemes"), [("forcing", 9), ("noise", 12)])
+def test_networks_of_wrong_models_run_to_their_tables(figure, schemes, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    command, example = import_module("imperfect"), import_module("imperfect_networks")
+    monkeypatch.setattr(example, "BURN_IN", 2)
+    monkeypatch.setattr(example, "MODEL_ERRORS", (0.1, 0.2))
+    small = ["networks", figure, "--cycles", "8", "--trajectories", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["imperfect", *small])
+    command.main()
+    rows = (tmp_path / "networks" / figure / "table.md").read_text().splitlines()
+    assert len(rows) == 2 + schemes
+    monkeypatch.setattr(example, "_small", None)  # a second call makes nothing
+    command.main()
+    assert (tmp_path / "networks" / figure / "table.md").read_text().splitlines() == rows
+    monkeypatch.setattr(sys, "argv", ["imperfect", *small, "--seed", "5"])
+    with pytest.raises(SystemExit, match="choose another --out"):
+        command.main()

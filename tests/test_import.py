@@ -149,6 +149,7 @@ CROSSINGS = {
     "xdan.estimation.stretches",  # states that a model is fitted on
     "xdan.training.record_source",  # some states, to check derivatives at
     "xdan.training.loop",  # weights and carries in a checkpoint
+    "xdan.estimation.iterations",  # the same of an estimate
     "xdan.assimilation.score_pair",  # the diagonal of R
     "xdan.assimilation.score_fields",  # area weights
     "xdan.diagnostics.evaluation_points",  # the digest of a covariance

@@ -23,10 +23,15 @@ from .core.learning import register_objective as register_objective
 from .core.methods import EnsembleMethod as EnsembleMethod
 from .core.methods import FiniteSizeEnKF as FiniteSizeEnKF
 from .core.methods import Method as Method
+from .core.methods import MultifidelityEnKF as MultifidelityEnKF
+from .core.methods import MultiModelEnKF as MultiModelEnKF
 from .core.methods import Output as Output
 from .core.methods import ThreeDVar as ThreeDVar
 from .core.methods import Tunable as Tunable
 from .core.methods import register_method as register_method
+from .core.methods.control_variates import MemberCounts as MemberCounts
+from .core.methods.control_variates import control_variate_variance as control_variate_variance
+from .core.methods.control_variates import member_counts as member_counts
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
 from .core.networks import EnsembleCNN as EnsembleCNN
@@ -50,6 +55,7 @@ from .core.spaces import Sphere as Sphere
 from .core.spaces import StateSpace as StateSpace
 from .core.spaces import register_geometry as register_geometry
 from .core.symmetry import Group as Group
+from .core.tendencies import CorrectingCNN as CorrectingCNN
 from .core.tendencies import LocalPolynomial as LocalPolynomial
 from .core.tendencies import QuadraticCNN as QuadraticCNN
 from .core.tendencies import TendencyNetwork as TendencyNetwork
@@ -72,8 +78,11 @@ from .diagnostics.symmetries import pattern_extent as pattern_extent
 from .diagnostics.symmetries import reconstruct_gain as reconstruct_gain
 from .diagnostics.symmetries import symmetry_group as symmetry_group
 from .estimation.corrections import learn_correction as learn_correction
+from .estimation.errors import estimate_errors as estimate_errors
 from .estimation.model_skill import forecast_skill as forecast_skill
 from .estimation.model_skill import model_climate as model_climate
+from .estimation.parameter_labels import estimate_of as estimate_of
+from .estimation.parameters import estimate_parameters as estimate_parameters
 from .estimation.surrogates import train_surrogate as train_surrogate
 from .network import Network as Network
 from .network import committee as committee

@@ -40,6 +40,18 @@ class DanAccessor:
 
         return baseline(self._ds, name, **kwargs)
 
+    def estimate_errors(self, method: str = "em", **kwargs: Any) -> xr.Dataset:
+        """Estimate Q and R from this record: `xdan.estimate_errors`."""
+        from .estimation.errors import estimate_errors
+
+        return estimate_errors(self._ds, method, **kwargs)
+
+    def estimate_parameters(self, *args: Any, **kwargs: Any) -> xr.Dataset:
+        """Estimate parameters of a model from this record: `xdan.estimate_parameters`."""
+        from .estimation.parameters import estimate_parameters
+
+        return estimate_parameters(self._ds, *args, **kwargs)
+
     def gain(self, network: Network, **kwargs: Any) -> xr.DataArray:
         """Differentiate a network at this record's states: `xdan.gain`."""
         from .diagnostics.gains import gain

@@ -17,7 +17,7 @@ from torch import Tensor
 from zarr.errors import GroupNotFoundError
 
 from .core.checks import XdanWarning, shown
-from .core.dynamics import Dynamics
+from .core.dynamics import CorrectedDynamics, Dynamics
 from .core.methods import DataAssimilationNetwork, method_of
 from .core.networks import (
     AnalysisNetwork,
@@ -30,6 +30,7 @@ from .core.networks import (
 )
 from .core.registry import constructor_parameters
 from .core.spaces import STATE, StateSpace
+from .core.tendencies import TendencyNetwork
 from .records.blocks import array_to_tensor, tensor_to_array
 from .records.location import StoreLike, check_rewritable, locate, replacing, writing
 from .records.schema import WHOLE, Array
@@ -206,6 +207,23 @@ class Network:
         weights share it.
         """
         return _method(self, dtype, device)
+
+    def corrected(self, model: Dynamics) -> CorrectedDynamics:
+        """Give a model with the correction that the network learned beside its analysis, for other methods.
+
+        Raises
+        ------
+        ValueError
+            If the network holds no correction, or one for other fields.
+        """
+        correction = self.module().model_correction()
+        if correction is None:
+            raise ValueError(
+                f"the network {self.description['name']!r} holds no correction of the model: expected one such as "
+                "xdan.CorrectingCNN, trained on a wrong model"
+            )
+        assert isinstance(correction, TendencyNetwork)
+        return CorrectedDynamics(model, correction, {"learned": "through the cycles", "network": self.digest})
 
     def check(self, dynamics: Dynamics) -> None:
         """Refuse a record of a dynamics whose states the network cannot work on.

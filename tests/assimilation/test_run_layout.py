@@ -13,6 +13,8 @@ NAMES = [
     "enkf-n",
     "etkf",
     "enkf",
+    "multi-model-enkf",
+    "multifidelity-enkf",
     "letkf",
     "ienks",
     "ienkf-n",

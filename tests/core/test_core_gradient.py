@@ -191,6 +191,7 @@ ON_DEVICES = {
     "two-scale Lorenz-96": (TwoScaleLorenz96, ResidualCNN, {}),
     "Kuramoto-Sivashinsky": (KuramotoSivashinsky, ResidualCNN, {"memory": 2}),
     "Kuramoto-Sivashinsky beside a filter": (KuramotoSivashinsky, KalmanCNN, {"memory": 2, "diagonals": 3}),
+    "a model that errs, beside a filter": (lambda: Lorenz96(12).with_model_error(0.1), KalmanCNN, {"diagonals": 3}),
     "sphere": (SphereQG, ResidualCNN, {"memory": 2}),
 }
 

@@ -44,6 +44,7 @@ def baseline(
           (`lag=`), "state-covariance" (Sakov's A1 and A2);
         - ensemble: "enkf", "etkf", "letkf" (`radius=`), "enkf-n" (finite-size, nothing to tune);
         - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`);
+        - several models: "multi-model-enkf", "multifidelity-enkf" (`models=`);
         - particle: "particle", "optimal-particle".
     keep_members : bool
         Keep the members of an ensemble method, or the analysis error covariance that a Kalman filter carries, in
@@ -58,7 +59,7 @@ def baseline(
         As for `cycle`.
     **parameters
         The method's parameters, such as `members=` and `inflation="tune"`; and dynamics, truth, observation,
-        observation_error, operator, positions, climatology: as for `cycle`.
+        observation_error, operator, positions, model_error, climatology: as for `cycle`.
 
     Returns
     -------

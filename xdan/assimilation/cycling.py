@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Unpack
@@ -92,6 +92,9 @@ def cycle(
           of a mapping of tensors (..., *shape), which no store can hold;
         - positions : mapping of str to array: where observations along `obs` lie, such as {"x": [0.5, 7.25]}, where no
           coordinates of theirs say it;
+        - model_error : str, float, array, or mapping of fields' names to these: Q, the covariance of the model's errors
+          in one interval, as standard deviations, a matrix, or a variable's name; 0 is a perfect model. By default what
+          the dynamics has, or else the Dataset;
         - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own
           climatology, where the model is expensive or does not spin up from noise. Methods start from them, and take
           mean and B of them; "record" takes at most 4096 of the truth's. The run's attributes hold a digest of them.
@@ -125,10 +128,38 @@ def cycle(
     Bocquet et al., Eq. 2 and 3.
     """
     labelled = read(ds, **words)
-    scheme = scheme_of(method)
     if restart_after is not None:
         longest = real("restart_after", restart_after, above=0.0)
         labelled = replace(labelled, setup=replace(labelled.setup, restart_after=longest))
+    return run_over(
+        ds, labelled, method, members=members, seed=seed, store=store, mode=mode, device=device, progress=progress
+    )
+
+
+def run_over(
+    ds: xr.Dataset,
+    labelled: LabelledRecord,
+    method: Network | Method,
+    *,
+    members: bool,
+    seed: int,
+    store: StoreLike | None,
+    mode: str,
+    device: str,
+    progress: bool,
+    kind: Callable[..., Run] | None = None,
+) -> xr.Dataset:
+    """Run a method over a record that is read; `cycle` has the arguments and the errors.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        That the record was read from.
+    labelled : LabelledRecord
+    kind : callable, optional
+        Makes the run; by default `Run`, a class that leaves out some of it or adds to it otherwise.
+    """
+    scheme = scheme_of(method)
     seed, progress = check_seed(seed), switch("progress", progress)
     check_mode(mode)
     device = pick_device(device)
@@ -142,7 +173,7 @@ def cycle(
         check_observed(labelled)
     warned = scheme.warnings(labelled)
     warn_of(warned)
-    run = _Run(labelled, scheme, warned, seed, members, device, progress, stored=store is not None)
+    run = (kind or Run)(labelled, scheme, warned, seed, members, device, progress, stored=store is not None)
     if store is not None:
         return run.streamed(store, mode)
     return run.lazy() if lazy else run.in_memory()
@@ -166,7 +197,7 @@ class _Prepared:
     texts: Sequence[str]
 
 
-class _Run:
+class Run:
     """A run that is planned and not computed yet.
 
     Attributes

@@ -151,8 +151,10 @@ class MethodScheme(Scheme):
         return self.method
 
     def check(self, labelled: LabelledRecord) -> None:
-        """Refuse a model that the method cannot work with."""
-        self.method.check_dynamics(labelled.setup.dynamics)
+        """Refuse a model, or intervals, that the method cannot work with."""
+        dynamics = labelled.setup.dynamics
+        self.method.check_dynamics(dynamics)
+        self.method.check_steps(dynamics, sorted({int(step) for step in labelled.setup.steps} - {0}))
 
     def prepared(self, record: Record, setup: Setup, observation: Array) -> Scheme:
         """Prepare the method, and tune it."""

@@ -65,7 +65,8 @@ def score(
     also : sequence of StateScore
         Your scores of whole states, averaged beside the others.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------
@@ -159,7 +160,8 @@ def rank_histogram(
     of : {"members", "forecast_members"}
         Rank in the analysis or in the forecast.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------

@@ -114,7 +114,8 @@ def gain(
     device : str
         "auto" takes the GPU where there is one.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------

@@ -50,7 +50,8 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
         Twin or record. Observations at random sites are taken to be as likely at each, where its attributes say that
         they are random.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------

@@ -1,1 +1,1 @@
-"""Estimation: what a record and its runs say of the model."""
+"""Verbs that learn from a record what is wrong with its model: errors, parameters, corrections, surrogates."""

@@ -39,7 +39,8 @@ def explore(
     gains : DataArray or mapping of name to one or several DataArrays, optional
         Symmetry averages, of `gain(kind="mean")`, by observing system; several where there are several orbits of sites.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------

@@ -56,7 +56,8 @@ def rmse_in_time(
     levels : mapping, optional
         Name to RMSE of dashed lines, such as the `rmse` of `lyapunov_floor`.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------

@@ -119,7 +119,8 @@ def hovmoller(
     title : str
         Of the method.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------
@@ -155,7 +156,8 @@ def field_maps(
     title : str
         Of the method.
     **words
-        dynamics, truth, observation, observation_error, operator, positions, climatology: as for `cycle`.
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
 
     Returns
     -------

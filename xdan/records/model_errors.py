@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..core.dynamics import Dynamics
 from ..core.twin import check_field_names, names_fields
-from .fields import OneOrFields, Part, find_fields, in_order_twice, parts_of, whole_of
+from .fields import OneOrFields, Part, find_fields, in_order, in_order_twice, parts_of, whole_of
 from .schema import DUAL, MODEL_ERROR, MODEL_ERROR_COVARIANCE, Array
 
 
@@ -101,7 +101,12 @@ def _with(model: Dynamics, error: OneOrFields | Any) -> Dynamics:
 
 def _ordered(error: Any, part: Part) -> Any:
     """Deviations in the order of the geometry's places, where they are labelled."""
-    return in_order_twice(error, part).compute() if isinstance(error, xr.DataArray) else error
+    if not isinstance(error, xr.DataArray):
+        return error
+    for dim in part.dims:
+        if dim in error.dims:
+            error = in_order(error, dim, part)
+    return error.drop_vars(list(error.coords)).compute()
 
 
 def _matrix(model: Dynamics, covariance: xr.DataArray) -> Any:
@@ -112,4 +117,6 @@ def _matrix(model: Dynamics, covariance: xr.DataArray) -> Any:
             f"{covariance.name!r} has the dims {covariance.dims}: expected {(*part.dims, *duals)}, those of the state "
             "twice"
         )
+    for dim in part.dims:
+        in_order(covariance, dim, part)  # refuses other labels
     return in_order_twice(covariance, part).transpose(*part.dims, *duals).to_numpy()

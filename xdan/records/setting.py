@@ -153,6 +153,9 @@ def _dynamics(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:
     for name in sorted((set(in_training) & set(in_record)) - _NOT_COMPARED):
         if in_training[name] != in_record[name]:
             yield f"the dynamics has {name}={in_record[name]}, in training it had {in_training[name]}"
+    errs, erred = here.get("model_error", 0.0), trained.get("model_error", 0.0)
+    if errs != erred:
+        yield f"the model errs by {errs} in an interval, in training by {erred}"
 
 
 def _interval(data: Mapping[str, Any], setup: Setup) -> Iterator[str]:

@@ -114,9 +114,9 @@ def train(
     progress : bool or mapping
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
     **words
-        dynamics, truth, observation, observation_error, operator, positions: by which a Dataset is read, as for
-        `cycle`. climatology, of a Dataset or an endless twin: states that trajectories start from, and that the network
-        is normalised by.
+        dynamics, truth, observation, observation_error, operator, positions, model_error: by which a Dataset is read,
+        as for `cycle`. climatology, of a Dataset or an endless twin: states that trajectories start from, and that the
+        network is normalised by.
 
     Returns
     -------

@@ -18,12 +18,13 @@ from .given_climate import GivenClimate
 from .guards import FOLLOWS, guard_methods
 from .model_error import ModelError
 from .model_time import TimeUnit, spin_up_steps, steps_in, with_time_unit
+from .parameters import Parametrised
 from .spin_up import DefaultSpinUp, climatology, try_start
 from .stepping import runge_kutta_4, takes_time
 from .trials import fingerprint, start_states, try_out
 
 
-class Dynamics(InTime):
+class Dynamics(InTime, Parametrised):
     """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
     A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and

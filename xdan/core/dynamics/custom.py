@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import integer, real, shown
+from ..checks import integer, real, real_array, shown
 from ..spaces import MOST_COMPONENTS, Coordinate, Field, Geometry, StateSpace
 from ..spaces.coordinates import word
 from ..user_functions import call, check_answer, isolated
@@ -66,6 +66,11 @@ class CustomDynamics(Dynamics, pure=True):
         localised methods need it.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
         How long one unit of model time lasts; None where time has no dimension.
+    parameters : mapping of str to float or array, optional
+        Real parameters that `tendency` or `step` takes by keyword, such as `{"forcing": 8.0}` for
+        `tendency(x, forcing)`. They are in `config()`, `with_parameters` changes them, and `estimate_parameters`
+        estimates them. A number is handed over as a float, an array as a tensor of the states' type; where parameters
+        are estimated both are tensors.
 
     Raises
     ------
@@ -104,7 +109,9 @@ class CustomDynamics(Dynamics, pure=True):
         rest: Tendency | None = None,
         distance: Callable[[Tensor, Tensor], Tensor] | None = None,
         time_unit: Duration | None = None,
+        parameters: Mapping[str, Any] | None = None,
     ) -> None:
+        self._values = _checked_values(parameters)
         functions = {"tendency": tendency, "step": step, "rest": rest, "distance": distance}
         for label, function in functions.items():
             if function is not None and not callable(function):
@@ -128,7 +135,7 @@ class CustomDynamics(Dynamics, pure=True):
                 tendency = self._of_fields(space, tendency, "tendency=")
                 step, rest = self._of_fields(space, step, "step="), self._of_fields(space, rest, "rest=")
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
-        self.autonomous = not takes_time(self._function, 1)  # type: ignore[arg-type]
+        self.autonomous = not takes_time(self._function, 1, self._values)  # type: ignore[arg-type]
         self.timestep = real("timestep", timestep, above=0.0)
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
@@ -150,7 +157,20 @@ class CustomDynamics(Dynamics, pure=True):
             "timestep": self.timestep,
             "spin_up_time": self.spin_up_time,
         }
+        if self._values:
+            described["parameters"] = self.parameter_values()
         return with_time_unit(described, self.time_unit)
+
+    def parameter_values(self) -> dict[str, Any]:
+        """The values of `parameters=`, as plain numbers or lists."""
+        return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in self._values.items()}
+
+    def _remade(self, values: dict[str, Any]) -> Self:
+        return self._copied(_values=self._values | _checked_values(values), _vetted=False)
+
+    def computing_with(self, values: Mapping[str, Tensor]) -> Self:
+        """A copy whose functions get tensors for some parameters."""
+        return self._copied(_values=self._values | dict(values), _vetted=True)
 
     def __eq__(self, other: object) -> bool:
         # The name of a function does not tell it from another of the same scope.
@@ -166,12 +186,12 @@ class CustomDynamics(Dynamics, pure=True):
         """dx/dt of states of shape (..., *shape), of a model that is made from it, at a time where it takes one."""
         if self._tendency is None:
             return super().tendency(x)
-        return self._isolated(_at(self._tendency, time), x, "tendency=")
+        return self._isolated(self._at(self._tendency, time), x, "tendency=")
 
     def step(self, x: Tensor, *time: float) -> Tensor:
         """Advance states of shape (..., *shape) by one `timestep`, from a time on where the model takes one."""
         if self._step is not None:
-            return self._isolated(_at(self._step, time), x, "step=")
+            return self._isolated(self._at(self._step, time), x, "step=")
         return self._runge_kutta(x, self.timestep, *(time or (self._time,)))
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
@@ -197,8 +217,8 @@ class CustomDynamics(Dynamics, pure=True):
         if function is None:
             return None
 
-        def flat(x: Tensor, *time: float) -> Any:
-            answer = function(space.unpack(x), *time)
+        def flat(x: Tensor, *time: float, **values: Any) -> Any:
+            answer = function(space.unpack(x), *time, **values)
             if isinstance(answer, Tensor) and answer.shape == x.shape:
                 return answer
             if not isinstance(answer, Mapping) or set(answer) != set(space.names):
@@ -210,6 +230,17 @@ class CustomDynamics(Dynamics, pure=True):
             return space.pack(answer)
 
         return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
+
+    def _at(self, function: Tendency, time: tuple[float, ...]) -> Tendency:
+        """A function of states alone, of one of states, of a time where there is one, and of parameters."""
+        if not time and not self._values:
+            return function
+
+        def of_states(x: Tensor) -> Any:
+            values = {name: one.to(x) if isinstance(one, Tensor) else one for name, one in self._values.items()}
+            return function(x, *time, **values)
+
+        return of_states
 
     def _part(self, method: str) -> str:
         known = {"step": "tendency=" if self._step is None else "step=", "rest": "rest="}
@@ -225,14 +256,22 @@ class CustomDynamics(Dynamics, pure=True):
 
         def tendency(z: Tensor, *now: float) -> Tensor:
             assert self._tendency is not None
-            return check_answer(call(_at(self._tendency, now), z, label), tuple(z.shape), z, label)
+            return check_answer(call(self._at(self._tendency, now), z, label), tuple(z.shape), z, label)
 
         return runge_kutta_4(tendency, states, timestep, time=time).reshape(x.shape)
 
 
-def _at(function: Tendency, time: tuple[float, ...]) -> Tendency:
-    """A function of states and time at a time; a function of states alone where there is none."""
-    return (lambda x: function(x, *time)) if time else function
+def _checked_values(parameters: Any) -> dict[str, float | Tensor]:
+    """Parameters as floats, or as tensors of float64 where they have a shape."""
+    if parameters is None:
+        return {}
+    if not isinstance(parameters, Mapping) or not all(isinstance(name, str) for name in parameters):
+        raise TypeError(f"parameters={shown(parameters)}: expected a mapping such as {{'forcing': 8.0}}")
+    values: dict[str, float | Tensor] = {}
+    for name, value in parameters.items():
+        numbers = real_array(f"parameters[{name!r}]", value)
+        values[name] = torch.from_numpy(numbers) if numbers.ndim else float(numbers)
+    return values
 
 
 def _space(state: Any, units: str) -> StateSpace | None:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 # A class that replaces the method on the left loses the inherited methods on the right: they belong to the old step.
 FOLLOWS = {
-    "tendency": ("step", "advance", "advance_along", "second_order_tendency"),
-    "step": ("advance", "advance_along", "retreat", "second_order_tendency"),
-    "advance": ("advance_along",),
+    "tendency": ("step", "advance", "advance_each", "advance_along", "second_order_tendency"),
+    "step": ("advance", "advance_each", "advance_along", "retreat", "second_order_tendency"),
+    "advance": ("advance_each", "advance_along"),
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from ..checks import integer, real, real_array, shown
 from ..pool import Pool
 from ..spaces import MOST_COMPONENTS, Field, Ring, StateSpace
+from ..user_functions import in_transform
 from .base import Dynamics
 from .ghost_rings import GhostRing
 from .model_time import Duration, with_time_unit
@@ -92,7 +93,10 @@ class Lorenz96(Dynamics, pure=True):
         return torch.addcmul(self._forcing_of(x) - x, ahead - two_behind, behind)
 
     def _forcing_of(self, x: Tensor) -> float | Tensor:
-        """F as it is added to states (..., sites): a number, or a tensor (sites,) of their dtype and device."""
+        """F as it is added to states (..., sites): a number, or a tensor, () or (sites,), of their dtype and device."""
+        forcing: Any = self.forcing
+        if isinstance(forcing, Tensor):
+            return forcing.to(dtype=x.dtype, device=x.device)
         if not isinstance(self.forcing, tuple):
             return self.forcing
         assert self._forcing_at_sites is not None
@@ -134,20 +138,37 @@ class Lorenz96(Dynamics, pure=True):
         In place in cached buffers without a gradient, by `_Step` with one, by plain operations inside a torch.func
         transform. Second derivatives by repeated `torch.autograd.grad` need `step`.
         """
-        if steps == 0 or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        forcing = self._forcing_of(x)
+        if steps == 0 or in_transform(x) or (isinstance(forcing, Tensor) and in_transform(forcing)):
             return super().advance(x, steps)
-        if torch.is_grad_enabled() and x.requires_grad:
-            columns, forcing = x.reshape(-1, self.sites).T, _as_column(self._forcing_of(x))
-            for _ in range(steps):
-                columns = _Step.apply(columns, forcing, self.timestep, self._tapes)  # type: ignore[no-untyped-call]
-            return columns.T.reshape(x.shape)
+        if _wants_gradient(x, forcing):
+            return self._advance_with_gradient(x.reshape(-1, self.sites).T, _as_column(forcing), steps).T.reshape(
+                x.shape
+            )
         flat = x.detach().reshape(-1, self.sites)
-        parts = [self._advance_columns(part.T, steps).T for part in flat.split(_COLUMNS)]
+        parts = [self._advance_columns(part.T, _as_column(forcing), steps).T for part in flat.split(_COLUMNS)]
         return torch.cat(parts).reshape(x.shape)
 
-    def _advance_columns(self, x: Tensor, steps: int) -> Tensor:
+    def advance_each(self, x: Tensor, steps: int, values: Mapping[str, Tensor]) -> Tensor:
+        """Advance states (B, sites), each with its own forcing (B,) or (B, sites): a row of numbers for the columns."""
+        if steps == 0 or set(values) != {"forcing"} or any(in_transform(one) for one in (x, values["forcing"])):
+            return super().advance_each(x, steps, values)
+        forcing = values["forcing"].to(dtype=x.dtype, device=x.device)
+        rows = forcing[None] if forcing.ndim == 1 else forcing.T
+        if _wants_gradient(x, forcing):
+            return self._advance_with_gradient(x.T, rows, steps).T
+        parts = zip(x.detach().split(_COLUMNS), rows.split(_COLUMNS, 1), strict=True)
+        return torch.cat([self._advance_columns(part.T, some, steps).T for part, some in parts])
+
+    def _advance_with_gradient(self, columns: Tensor, forcing: float | Tensor, steps: int) -> Tensor:
+        """RK4 on states as columns (N, B) with a gradient by them, and by the forcing."""
+        for _ in range(steps):
+            columns = _Step.apply(columns, forcing, self.timestep, self._tapes)  # type: ignore[no-untyped-call]
+        return columns
+
+    def _advance_columns(self, x: Tensor, forcing: float | Tensor, steps: int) -> Tensor:
         """RK4 on states as columns, shape (B columns of N rows)."""
-        tape, forcing = _Tape(x, keep=False), _as_column(self._forcing_of(x))
+        tape = _Tape(x, keep=False)
         state = tape.stages[0].sites
         state.copy_(x)
         for _ in range(steps):
@@ -169,9 +190,15 @@ def _forcing(forcing: Any, sites: int) -> float | tuple[float, ...]:
     return tuple(values.tolist())
 
 
+def _wants_gradient(x: Tensor, forcing: float | Tensor) -> bool:
+    """Whether a derivative by the states or by the forcing is recorded."""
+    wanted = x.requires_grad or (isinstance(forcing, Tensor) and forcing.requires_grad)
+    return wanted and torch.is_grad_enabled()
+
+
 def _as_column(forcing: float | Tensor) -> float | Tensor:
     """F as it is added to states that are columns."""
-    return forcing[:, None] if isinstance(forcing, Tensor) else forcing
+    return forcing[:, None] if isinstance(forcing, Tensor) and forcing.ndim else forcing
 
 
 def _with_neighbours(x: Tensor) -> Tensor:
@@ -210,8 +237,11 @@ class _Tape:
         partial.add_(third, alpha=2).add_(fourth, alpha=1 - h / 2).mul_(1 / 3).add_(h / 6 * forcing)
         torch.addcmul(partial, difference, ring.at[-1], value=h / 6, out=out)
 
-    def adjoint(self, g: Tensor, h: float) -> Tensor:
-        """Gradient of the state before the step from that of the state after it: the four stages backwards."""
+    def adjoint(self, g: Tensor, h: float, by_forcing: Tensor | None = None) -> Tensor:
+        """Gradient of the state before the step from that of the state after it: the four stages backwards.
+
+        The gradient by the forcing at every site of every state, that of the four tendencies, is added to `by_forcing`.
+        """
         assert self.gradient is not None
         v, share, total = self.gradient, self.known, g.clone()
         torch.mul(g, h / 6, out=v.sites)
@@ -219,6 +249,8 @@ class _Tape:
             (3, 2, 1, 0), ((h / 3, h), (h / 3, h / 2), (h / 6, h / 2), (0.0, 0.0)), strict=True
         ):
             v.close()
+            if by_forcing is not None:
+                by_forcing.add_(v.sites)
             x, difference = self.stages[stage].at, self.differences[stage].close().at[1]
             # Site m is the n + 1, n - 2, n - 1 and n of four equations.
             torch.mul(v.at[-1], x[-2], out=share).addcmul_(v.at[2], x[1], value=-1)
@@ -240,10 +272,13 @@ class _Step(torch.autograd.Function):
         out = torch.empty_like(lease.value.known)
         lease.value.step(forcing, h, out)
         ctx.lease, ctx.h = lease, h
+        ctx.forcing_shape = forcing.shape if isinstance(forcing, Tensor) else None
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """Run the four stages backwards."""
-        return ctx.lease.value.adjoint(g, ctx.h), None, None, None
+        by_forcing = torch.zeros_like(g) if ctx.needs_input_grad[1] else None
+        by_state = ctx.lease.value.adjoint(g, ctx.h, by_forcing)
+        return by_state, None if by_forcing is None else by_forcing.sum_to_size(ctx.forcing_shape), None, None

@@ -14,6 +14,7 @@ from ..checks import real_array, shown
 from ..observing import is_symmetric
 
 if TYPE_CHECKING:
+    from ..spaces import Geometry
     from .base import Dynamics
 
 _NEGATIVE = 1e-6  # of the largest eigenvalue: so far below zero is the rounding of single precision
@@ -66,8 +67,8 @@ class ModelError:
             self.std = torch.from_numpy(_deviations(dynamics, std))
         else:
             matrix = _matrix(dynamics, covariance)
-            self.std, self._root = matrix.diagonal().clamp_min(0.0).sqrt(), _root(matrix)
-            self.covariance = self._root @ self._root.mT
+            self.std, self._root = matrix.diagonal().sqrt(), _root(matrix)
+            self.covariance = matrix
         values = self.std if self.covariance is None else self.covariance
         alike = self.covariance is None and bool((values == values[0]).all())
         digest = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:16]
@@ -123,14 +124,11 @@ def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.flo
                 f"model_error_std= names {shown(unknown)}: expected fields of the state, some of {space.names}"
             )
         parts = [
-            _of_shape(
-                f"model_error_std[{field.name!r}]", std.get(field.name, 0.0), field.geometry.shape, field.geometry.dims
-            )
-            for field in space
+            _at_points(f"model_error_std[{field.name!r}]", std.get(field.name, 0.0), field.geometry) for field in space
         ]
         values = np.concatenate(parts)
     else:
-        values = _of_shape("model_error_std", std, dynamics.shape, dynamics.dims)
+        values = _at_points("model_error_std", std, dynamics)
     if not (np.isfinite(values) & (values >= 0) & (values <= _LARGEST)).all():
         wrong = values[~(np.isfinite(values) & (values >= 0) & (values <= _LARGEST))][0]
         raise ValueError(
@@ -141,12 +139,19 @@ def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.flo
     return values
 
 
-def _of_shape(label: str, std: Any, shape: tuple[int, ...], dims: tuple[str, ...]) -> Any:
+def _at_points(label: str, std: Any, grid: Dynamics | Geometry) -> Any:
     """A number for every component, or one for each; flattened."""
+    shape, dims = grid.shape, grid.dims
     if hasattr(std, "dims"):
         if set(std.dims) - set(dims):
             raise ValueError(f"{label} has the dims {tuple(std.dims)}: expected some of {dims}, those of the state")
-        std = std.transpose(*(dim for dim in dims if dim in std.dims))
+        for dim in std.dims:
+            labels, places = list(std[dim].values), list(grid.coordinates[dim].values)
+            if dim in std.coords and labels != places and set(labels) == set(places):
+                raise ValueError(
+                    f"{label} has the labels of {dim!r} in another order than the model: {labels[:4]}..., expected "
+                    f"{places[:4]}..."
+                )
         std = std.expand_dims([dim for dim in dims if dim not in std.dims]).transpose(*dims) if std.ndim else std
     numbers = real_array(label, std, finite=False)
     try:
@@ -172,12 +177,12 @@ def _matrix(dynamics: Dynamics, covariance: Any) -> Tensor:
     matrix = torch.from_numpy(numbers)
     if not is_symmetric(matrix):
         raise ValueError("model_error_covariance is not symmetric: expected a covariance matrix")
-    return matrix
+    return 0.5 * (matrix + matrix.T)
 
 
 def _root(matrix: Tensor) -> Tensor:
     """Columns of the eigenvectors, each times the root of its eigenvalue."""
-    values, vectors = torch.linalg.eigh(0.5 * (matrix + matrix.T))
+    values, vectors = torch.linalg.eigh(matrix)
     largest = float(values[-1])
     if float(values[0]) < -_NEGATIVE * max(largest, 0.0) or largest < 0:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -51,7 +51,7 @@ def runge_kutta_4(
     return x + timestep / 6 * (k1 + 2 * (k2 + k3) + k4)
 
 
-def takes_time(function: Callable[..., Any], position: int) -> bool:
+def takes_time(function: Callable[..., Any], position: int, parameters: Collection[str] = ()) -> bool:
     """Whether a function takes a time: an argument without a default, or called t or time, in some position.
 
     Parameters
@@ -59,14 +59,16 @@ def takes_time(function: Callable[..., Any], position: int) -> bool:
     function : callable
     position : int
         Of the argument after the state: 1, or 2 where `self` comes first.
+    parameters : collection of str
+        Arguments that are called by keyword, and are no time.
     """
     function = function.forward if isinstance(function, torch.nn.Module) else function
     try:
-        parameters = list(inspect.signature(function).parameters.values())
+        arguments = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # functions of C tell nothing, and know no time
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    places = [parameter for parameter in parameters if parameter.kind in kinds]
+    places = [one for one in arguments if one.kind in kinds and one.name not in parameters]
     if len(places) <= position:
         return False
     after = places[position]

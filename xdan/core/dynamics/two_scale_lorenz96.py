@@ -17,6 +17,7 @@ from .registry import register_dynamics
 from .stepping import runge_kutta_4
 
 _LARGEST_STEP = 0.01  # beyond it Runge-Kutta 4 does not follow the fast sites
+_REAL = ("forcing", "coupling", "amplitude_ratio", "time_ratio")  # may be tensors, with a gradient
 _COLUMNS = 128  # states per pass: the buffers of one pass stay in the second-level cache
 
 
@@ -123,7 +124,8 @@ class TwoScaleLorenz96(Dynamics, pure=True):
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
         """Advance states of shape (..., K + K J): in place in buffers where no derivative is wanted."""
-        if steps == 0 or in_transform(x) or (torch.is_grad_enabled() and x.requires_grad):
+        tensors = any(isinstance(getattr(self, name), Tensor) for name in _REAL)
+        if steps == 0 or tensors or in_transform(x) or (torch.is_grad_enabled() and x.requires_grad):
             return super().advance(x, steps)
         flat = x.detach().reshape(-1, x.shape[-1])
         return torch.cat([_Columns(self, part.T).advance(steps).T for part in flat.split(_COLUMNS)]).reshape(x.shape)

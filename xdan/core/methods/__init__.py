@@ -12,6 +12,8 @@ from .kalman_dan import GuidedNetwork
 from .local import LETKF
 from .loop import run
 from .method_of import method_of
+from .multi_model import MultiModelEnKF
+from .multifidelity import MultifidelityEnKF
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
 from .record import Record, State
 from .registry import accepted_parameters, method_by_name, register_method
@@ -44,6 +46,8 @@ __all__ = [
     "IterativeEnKS",
     "KalmanFilter",
     "Method",
+    "MultiModelEnKF",
+    "MultifidelityEnKF",
     "OptimalInterpolation",
     "OptimalParticleFilter",
     "Output",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
@@ -225,6 +225,14 @@ class Method(ABC):
             dynamics.require_derivatives(f"the method {self.name!r}", f"Methods that need none are {others}")
         if dynamics.given_climate is not None:
             dynamics.given_climate.check_members(self.members)
+
+    def check_steps(self, dynamics: Dynamics, steps: Sequence[int]) -> None:  # noqa: B027 - most methods take any
+        """Refuse intervals of so many model steps each, before anything is computed.
+
+        Raises
+        ------
+        ValueError
+        """
 
     def check_record(self, record: Record) -> None:
         """Refuse a record that the method cannot work on, such as one without a derivative that the method takes.

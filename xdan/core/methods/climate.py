@@ -92,6 +92,9 @@ def climate_columns(
     anomalies = (states - mean) / max(1, len(states) - 1) ** 0.5 * scale
     _, sizes, directions = torch.linalg.svd(anomalies, full_matrices=False)
     columns = like.new_zeros(count, states.shape[1])
+    # A direction has two signs: without a rule the device would choose, and a filter mixes columns with draws.
+    largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
+    directions = directions * largest.sign()
     leading = (sizes[:, None] * directions)[:count] / scale.clamp_min(torch.finfo(scale.dtype).tiny)
     columns[: len(leading)] = leading
     return mean, columns, (variance - columns.square().sum(0)).clamp_min(0.0)

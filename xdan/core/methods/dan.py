@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..derivative_checks import Mode
-from ..dynamics import Dynamics
+from ..dynamics import CorrectedDynamics, Dynamics
 from ..guided_analysis import FilterCovariance
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
+from ..tendencies import TendencyNetwork
 from .base import CLIMATE_STATES, Differentiated, Method
 from .declarations import SPREADS, Output
 from .record import Record, State
@@ -93,6 +94,14 @@ class DataAssimilationNetwork(Method):
         x, variance = state["x"], self._climate()[1].to(observation) ** 2
         change = observing.interpolate(x, variance, observation - observing.observe(x), observed)
         return {**state, "x": x + self.network.conserving(change)}
+
+    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """Advance the state by the model, with the correction that the network holds."""
+        correction = self.network.model_correction()
+        if correction is None:
+            return super().forecast(state, dynamics, steps)
+        assert isinstance(correction, TendencyNetwork)
+        return super().forecast(state, CorrectedDynamics.trained_with(dynamics, correction), steps)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis by the network."""

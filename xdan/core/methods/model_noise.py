@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -16,11 +14,10 @@ WAYS = ("draws", "sqrt-core")
 def with_draws(x: Tensor, error: ModelError, noise: Tensor) -> Tensor:
     """Members (B, M, N) with an error each from normal numbers (B, M, N); the mean of the members is kept.
 
-    The errors are centred and made longer by sqrt(M / (M - 1)), so that the sample covariance grows by Q on average.
+    The errors are centred, and the sample covariance grows by Q on average.
     """
-    m = x.shape[1]
     errors = error.from_noise(noise)
-    return x + math.sqrt(m / (m - 1)) * (errors - errors.mean(1, keepdim=True))
+    return x + errors - errors.mean(1, keepdim=True)
 
 
 def sqrt_core(x: Tensor, error: ModelError) -> Tensor:
@@ -36,7 +33,9 @@ def sqrt_core(x: Tensor, error: ModelError) -> Tensor:
     mean = x.mean(1, keepdim=True)
     anomalies = x - mean
     values, vectors = eigh_or_nan(anomalies @ anomalies.mT)
-    kept = values > values[:, -1:] * values.shape[1] * torch.finfo(values.dtype).eps
+    eps = torch.finfo(values.dtype).eps
+    rounding = (eps * x.abs().amax((1, 2))).square()[:, None] * x[0].numel()  # of members that are all alike
+    kept = values > torch.maximum(values[:, -1:] * values.shape[1] * eps, rounding)
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
     # A^{+T} = (A A^T)^+ A, rows; its products with a root of Q.
     rows = (vectors * inverse[:, None]) @ vectors.mT @ anomalies

@@ -32,6 +32,7 @@ _BESIDE = {
     "normalise",
     "take_fixed_inputs",
     "forms_covariance",
+    "model_correction",
     *_FORMULAS,
 }
 
@@ -218,6 +219,10 @@ class AnalysisNetwork(nn.Module, ABC):
         for name, buffer in self.named_buffers():
             if name.rpartition(".")[2] == "fixed_inputs":
                 buffer.copy_(others[name])
+
+    def model_correction(self) -> nn.Module | None:
+        """A correction of the forecast model's tendency that the network holds, a `TendencyNetwork`; None without."""
+        return None
 
     def per_component(self, scale: Tensor) -> Tensor:
         """Repeat one number a field, (fields,), for every component of a flat state, (N,); one of all stays one."""

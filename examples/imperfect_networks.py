@@ -1,0 +1,195 @@
+"""Networks where the forecast model is wrong: how much of its error do they absorb, and do they need the truth for it?
+
+Lorenz-96, 40 sites, all observed every 0.05 with unit errors. In "forcing" the truth has F = 8 and the forecast model
+F = 8.5: a bias. In "noise" the truth errs by N(0, 0.1 I) in every interval, and the model does not.
+
+Networks are trained through cycles of the wrong model, against the truth ("mse"), or on observations alone
+("forecast", the misfit of each forecast to the next observations). Those of the folder `trained` beside this file are
+taken, which a GPU trained in 5.2 minutes each; or, with --minutes, they are trained for so long each.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+import xdan
+
+from common import kept, markdown, slug, trained
+
+BURN_IN, CYCLES, TRAJECTORIES = 200, 500, 16
+MODEL_ERRORS = (0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviations of Q that are tried against a bias
+DECAYED = xdan.Optimiser(learning_rate=0.008, adam_learning_rate=0.0016, weight_decay=0.1)
+EXPERIMENTS = {
+    "forcing": xdan.TwinExperiment(xdan.Lorenz96(forcing=8.5), truth_dynamics=xdan.Lorenz96()),
+    "noise": xdan.TwinExperiment(xdan.Lorenz96(), model_error_std=0.1**0.5),
+}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network of a table.
+
+    Attributes
+    ----------
+    name : str
+        Of its store.
+    experiment : TwinExperiment
+    network : AnalysisNetwork
+    objective : str
+    """
+
+    name: str
+    experiment: xdan.TwinExperiment
+    network: xdan.AnalysisNetwork
+    objective: str
+
+    def training(self) -> dict[str, Any]:
+        """Further settings of its training."""
+        window = 16 if self.network.name == "residual-cnn" else 12
+        return {"objective": self.objective, "window": window, "batch": 64, "optimiser": DECAYED, "seed": 11}
+
+
+def plain() -> xdan.AnalysisNetwork:
+    """A network of a single forecast, with memory."""
+    return xdan.ResidualCNN(filters=40, blocks=5, kernel=5, memory=16)
+
+
+def beside_filter() -> xdan.AnalysisNetwork:
+    """A network beside a Kalman filter of second order."""
+    return xdan.KalmanCNN(filters=32, blocks=4, kernel=5, memory=8, diagonals=9, c2=5.0)
+
+
+NETWORKS: dict[str, dict[str, Trained]] = {
+    "forcing": {
+        "network, truth known": Trained("lorenz96-wrong-memory", EXPERIMENTS["forcing"], plain(), "mse"),
+        "network, observations alone": Trained("lorenz96-wrong-observed", EXPERIMENTS["forcing"], plain(), "forecast"),
+        "network beside a filter, truth known": Trained(
+            "lorenz96-wrong-kalman", EXPERIMENTS["forcing"], beside_filter(), "mse"
+        ),
+    },
+    "noise": {
+        "network, truth known": Trained("lorenz96-noisy-memory", EXPERIMENTS["noise"], plain(), "mse"),
+        "network, observations alone": Trained("lorenz96-noisy-observed", EXPERIMENTS["noise"], plain(), "forecast"),
+        "network beside a filter with Q, truth known": Trained(
+            "lorenz96-noisy-kalman", EXPERIMENTS["noise"], beside_filter(), "mse"
+        ),
+    },
+}
+TUNED = {"members": 40, "inflation": "tune"}
+WEAK = {"window": 3, "scale": "tune", "candidates": {"scale": [0.005, 0.01, 0.02, 0.04]}}
+
+
+def forcing(options: argparse.Namespace) -> None:
+    """A model with another forcing than the truth's."""
+    test = _record("forcing", options)
+    # The record says what made its truth; these runs have the truth's own model.
+    right = {"dynamics": xdan.Lorenz96()}
+    schemes: dict[str, Callable[[], xr.Dataset]] = {
+        "EnKF-N 40, the true model": lambda: test.dan.baseline("enkf-n", members=40, **right, progress=False),
+        "EnKF-N 40": lambda: test.dan.baseline("enkf-n", members=40, progress=False),
+        "ETKF 40, inflation tuned": lambda: test.dan.baseline("etkf", **TUNED, progress=False),
+        "ETKF 40 with Q, chosen by innovations": lambda: _with_best_q(test, "etkf", members=40),
+        "second-order Kalman filter, c2 = 8": lambda: test.dan.baseline("second-order-kalman", c2=8.0, progress=False),
+        "the same with Q, chosen by innovations": lambda: _with_best_q(test, "second-order-kalman", c2=8.0),
+    }
+    table(test, "forcing", schemes, options)
+
+
+def noise(options: argparse.Namespace) -> None:
+    """A truth that errs at random, with Q known and not."""
+    test = _record("noise", options)
+    perfect = {"model_error": 0.0}
+    schemes: dict[str, Callable[[], xr.Dataset]] = {}
+    for title, name, parameters in (
+        ("EnKF-N 40", "enkf-n", {"members": 40}),
+        ("ETKF 40, inflation tuned", "etkf", TUNED),
+        ("weak-constraint 4D-Var", "weak-4d-var", WEAK),
+        ("extended Kalman filter", "extended-kalman", {"inflation": "tune"}),
+    ):
+        schemes[f"{title}, no Q"] = lambda name=name, parameters=parameters: test.dan.baseline(
+            name, **parameters, **perfect, progress=False
+        )
+        schemes[f"{title}, Q"] = lambda name=name, parameters=parameters: test.dan.baseline(
+            name, **parameters, progress=False
+        )
+        if name == "enkf-n":
+            schemes[f"{title}, Q by sqrt-core"] = lambda: test.dan.baseline(
+                "enkf-n", members=40, model_noise="sqrt-core", progress=False
+            )
+    table(test, "noise", schemes, options)
+
+
+def table(
+    test: xr.Dataset, name: str, schemes: Mapping[str, Callable[[], xr.Dataset]], options: argparse.Namespace
+) -> None:
+    """Print and keep the RMSE of schemes and networks on a record."""
+    networks = NETWORKS[name]
+    runs: dict[str, Callable[[], xr.Dataset]] = dict(schemes)
+    for title, one in networks.items():
+        net = network(one, options)
+        runs[title] = lambda net=net: test.dan.cycle(net, progress=False)
+    settings = {"cycles": test.sizes["time"], "trajectories": test.sizes["trajectory"], "record": int(test.seed)}
+    rows, errors = [], {}
+    for title, make in runs.items():
+        path = options.out / f"{slug(title)}.zarr"
+        run = kept(path, lambda make=make: _small(make()), **settings)
+        score = test.dan.score(run, burn_in=BURN_IN).compute()
+        innovation = (test.observation - run.forecast).isel(time=slice(BURN_IN, None)).mean(("time", "x"))
+        rows.append(
+            {
+                "scheme": title,
+                "RMSE": float(score.rmse),
+                "standard error": float(score.rmse_standard_error),
+                "mean innovation": float(innovation.mean()),
+                "its error": float(innovation.std(ddof=1) / innovation.size**0.5),
+                "Q": run.attrs.get("chosen_q", ""),
+            }
+        )
+        errors[title] = float(score.rmse)
+        print(rows[-1], flush=True)
+    text = markdown(pd.DataFrame(rows))
+    (options.out / "table.md").write_text(text)
+    print(f"\n{name}: {settings['trajectories']} trajectories, {settings['cycles'] - BURN_IN} cycles\n\n{text}")
+
+
+def network(one: Trained, options: argparse.Namespace) -> xdan.Network:
+    """The network that lies beside this file, or with --minutes a new one."""
+    if not options.minutes:
+        return xdan.open_network(Path(__file__).with_name("trained") / f"{one.name}.zarr")
+    settings = {**one.training(), "minutes": options.minutes}
+    return trained(options.out / f"{one.name}.zarr", one.experiment, one.network, **settings)
+
+
+def _small(run: xr.Dataset) -> xr.Dataset:
+    """What scores and innovations need of a run."""
+    parts = ["forecast", "analysis", "diverged", "innovation_ratio"]
+    del run.attrs["xdan_whole"]  # the rest is left out
+    return run[parts]
+
+
+def _record(name: str, options: argparse.Namespace) -> xr.Dataset:
+    """The test record."""
+    cycles, seed = BURN_IN + (options.cycles or CYCLES), 1 if options.seed is None else options.seed
+    sizes = {"cycles": cycles, "trajectories": options.trajectories or TRAJECTORIES, "seed": seed}
+    return xdan.twin(EXPERIMENTS[name], **sizes).compute()
+
+
+def _with_best_q(test: xr.Dataset, method: str, **parameters: Any) -> xr.Dataset:
+    """The run whose Q = q^2 I makes the mean square innovation smallest, which needs no truth."""
+    squares, runs = {}, {}
+    for q in MODEL_ERRORS:
+        runs[q] = test.dan.baseline(method, **parameters, model_error=q, progress=False)
+        innovation = (test.observation - runs[q].forecast).isel(time=slice(BURN_IN, None))
+        squares[q] = float((innovation**2).mean())
+    best = min(squares, key=lambda q: squares[q])
+    return runs[best].assign_attrs(chosen_q=f"{best:g}^2 I")
+
+
+FIGURES = {"forcing": forcing, "noise": noise}

@@ -1,0 +1,265 @@
+"""Likelihood of the observations that an ensemble filter gives, and its gradient by the model's parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..dynamics import Dynamics
+from ..methods import EnsembleMethod, Record, State, run
+from ..methods.ensemble import compare
+from ..methods.roots import cholesky_or_nan
+from ..observing import ObservingSystem, split_observation
+from .priors import Priors
+
+_BETAS = (0.9, 0.99)  # of Adam: windows are few, and the first gradients large
+_DIFFERENCE = 0.02  # deviations of the prior, between two gradients whose difference gives the curvature
+
+
+def innovation_cost(members: Tensor, observation: Tensor, observing: ObservingSystem) -> Tensor:
+    """Negative log-likelihood of observations under a Gaussian forecast, but for what R alone says.
+
+    -log N(y; H m, H P H^T + R) - log det(2 pi R)^{1/2} = (|d|^2 - c^T A^{-1} c + log det(A / (M - 1))) / 2 with the
+    whitened anomalies S and innovation d, c = S d and A = (M - 1) I + S S^T: M x M numbers, however many the
+    observations.
+
+    Parameters
+    ----------
+    members : Tensor, shape (B, M, N)
+        Of the forecast.
+    observation : Tensor, shape (B, P)
+        NaN where nothing is observed.
+    observing : ObservingSystem
+        Of this time.
+
+    Returns
+    -------
+    Tensor, shape (B,)
+
+    References
+    ----------
+    Chen, Sanz-Alonso and Willett (2022), doi:10.1137/21M1434477, Eq. 3.8.
+
+    Examples
+    --------
+    >>> one = ObservingSystem(std=torch.tensor(1.0))
+    >>> innovation_cost(torch.tensor([[[-1.0], [1.0]]]), torch.tensor([[0.0]]), one)  # P = 2, so log(3) / 2
+    tensor([0.5493])
+    """
+    values, observed = split_observation(observation)
+    anomalies, innovation = compare(members, values, observed, observing)
+    count = members.shape[1]
+    identity = torch.eye(count, dtype=members.dtype, device=members.device)
+    factor = cholesky_or_nan((count - 1) * identity + anomalies @ anomalies.mT)
+    half = torch.linalg.solve_triangular(factor, anomalies @ innovation[..., None], upper=False)[..., 0]
+    determinant = (factor.diagonal(dim1=-2, dim2=-1).square() / (count - 1)).log().sum(-1)
+    cost: Tensor = 0.5 * (innovation.square().sum(-1) - half.square().sum(-1) + determinant)
+    return cost
+
+
+@dataclass(frozen=True)
+class FilterLikelihood:
+    """The sum over a record of `innovation_cost`, along an ensemble filter whose analyses depend on the parameters too.
+
+    Attributes
+    ----------
+    method : EnsembleMethod
+        Prepared.
+    record : Record
+    dynamics : Dynamics
+    priors : Priors
+    start : dict of Tensor
+        The filter's state after the first analysis, the same in every pass: one draw of the climatology.
+    window : int
+        Cycles through which gradients go back; the state that a window begins from counts as known.
+    """
+
+    method: EnsembleMethod
+    record: Record
+    dynamics: Dynamics
+    priors: Priors
+    start: State
+    window: int
+
+    @classmethod
+    def of(
+        cls, method: EnsembleMethod, record: Record, dynamics: Dynamics, priors: Priors, window: int
+    ) -> FilterLikelihood:
+        """Draw the members from the climatology of the prior's mean, and make the first analysis."""
+        with torch.no_grad():
+            _, start = run(method, _part(record, slice(0, 1), dynamics))
+        return cls(method, record, dynamics, priors, start, window)
+
+    @property
+    def windows(self) -> list[slice]:
+        """Cycles of each window, the first cycle left out."""
+        stop = self.record.observation.shape[1]
+        return [slice(k, min(k + self.window, stop)) for k in range(1, stop, self.window)]
+
+    def cost(self, standard: Tensor, state: State, cycles: slice) -> tuple[Tensor, State, Tensor]:
+        """Mean over trajectories and cycles of the cost of a window.
+
+        Parameters
+        ----------
+        standard : Tensor, shape (p,)
+            Parameters in deviations of the prior about its mean.
+        state : dict of Tensor
+            The filter's, before the window.
+        cycles : slice
+
+        Returns
+        -------
+        cost : Tensor, shape ()
+            Of the trajectories that the window does not lose; NaN where it loses all.
+        state : dict of Tensor
+            After the window, without gradient.
+        lost : Tensor of bool, shape (B,)
+        """
+        values = self.priors.split(self.priors.scaled(standard))
+        record = _part(self.record, cycles, self.dynamics.computing_with(values))
+        outputs, after = run(self.method, record, state, members=True)
+        lost = outputs["diverged"].any(1)
+        kept = ~lost
+        members, observation, observing = outputs["forecast_members"][kept], record.observation[kept], record.observing
+        if not bool(kept.any()):
+            cost = standard.sum() * torch.nan
+        elif observing.in_time:
+            pairs = zip(members.unbind(1), observation.unbind(1), strict=True)
+            cost = torch.stack([innovation_cost(*pair, observing.at(k)) for k, pair in enumerate(pairs)]).mean()
+        else:
+            cost = innovation_cost(members.flatten(0, 1), observation.flatten(0, 1), observing).mean()
+        return cost, {name: value.detach() for name, value in after.items()}, lost
+
+    def gradients(self, standard: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
+        """Cost, gradient (p,), lost trajectories (B,) and cycles of each window in turn.
+
+        `standard` may be changed between two windows.
+        """
+        state = self.start
+        for cycles in self.windows:
+            leaf = standard.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                cost, state, lost = self.cost(leaf, state, cycles)
+                (gradient,) = torch.autograd.grad(cost, leaf, allow_unused=True, materialize_grads=True)
+            yield cost.detach(), gradient, lost, cycles.stop - cycles.start
+
+    def total(self, standard: Tensor) -> tuple[Tensor, Tensor]:
+        """Cost of the whole record, summed over trajectories and cycles, and its gradient (p,), at fixed parameters."""
+        cost, gradient = standard.new_zeros(()), torch.zeros_like(standard)
+        for mean, slope, lost, cycles in self.gradients(standard):
+            count = cycles * int((~lost).sum())
+            if count:
+                cost, gradient = cost + count * mean, gradient + count * slope
+        return cost, gradient
+
+    def curvature(self, standard: Tensor, middle: Tensor) -> Tensor:
+        """Second derivative (p, p) of the whole cost, the observed Fisher information.
+
+        Parameters
+        ----------
+        standard : Tensor, shape (p,)
+        middle : Tensor, shape (p,)
+            Gradient of the whole cost there: p more gradients are taken, and their differences from it.
+        """
+        rows = []
+        for unit in torch.eye(len(standard), dtype=standard.dtype, device=standard.device):
+            rows.append((self.total(standard + _DIFFERENCE * unit)[1] - middle) / _DIFFERENCE)
+        matrix = torch.stack(rows)
+        return 0.5 * (matrix + matrix.T)
+
+
+class Descent:
+    """Adam on a filter's likelihood, one step a window, with steps rate (1 - t)^2, t from 0 to 1.
+
+    Parameters
+    ----------
+    likelihood : FilterLikelihood
+    iterations : int
+        Passes over the record.
+    rate : float
+        First step, in deviations of the prior.
+    """
+
+    def __init__(self, likelihood: FilterLikelihood, iterations: int, rate: float) -> None:
+        self.likelihood, self.iterations, self.rate = likelihood, iterations, rate
+        self.done = 0
+        self.standard = torch.zeros_like(likelihood.priors.mean).to(likelihood.record.observation)
+        self._optimiser = torch.optim.Adam([self.standard], lr=rate, betas=_BETAS)
+
+    def iterate(self) -> tuple[float, Tensor]:
+        """One pass over the record: mean cost of its windows, and the trajectories that some window lost."""
+        windows = len(self.likelihood.windows)
+        total, lost_ever, count = self.standard.new_zeros(()), None, 0
+        for number, (cost, gradient, lost, _) in enumerate(self.likelihood.gradients(self.standard)):
+            lost_ever = lost if lost_ever is None else lost_ever | lost
+            if not bool(gradient.isfinite().all()):
+                continue
+            part = (self.done + number / windows) / self.iterations
+            self._optimiser.param_groups[0]["lr"] = self.rate * (1.0 - part) ** 2
+            self.standard.grad = gradient
+            self._optimiser.step()
+            total, count = total + cost, count + 1
+        self.done += 1
+        assert lost_ever is not None
+        return float(total / count) if count else math.nan, lost_ever
+
+    @property
+    def parameters(self) -> Tensor:
+        """Newest estimate, float64 of shape (p,)."""
+        return self.likelihood.priors.scaled(self.standard.double())
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """The maximum of the likelihood, by one step of Newton from here, and its standard errors, both (p,).
+
+        Standard errors are those of the observed Fisher information. Where the curvature is not positive definite, or
+        Newton's step is longer than a deviation of the prior, the estimate stays where Adam ended; standard errors are
+        NaN where the curvature has no inverse.
+        """
+        likelihood, priors = self.likelihood, self.likelihood.priors
+        _, gradient = likelihood.total(self.standard)
+        curvature = likelihood.curvature(self.standard, gradient).double().cpu()
+        unknown = torch.full_like(priors.mean, torch.nan)
+        if not bool(curvature.isfinite().all()):
+            return self.parameters, unknown
+        factor, failed = torch.linalg.cholesky_ex(curvature)
+        if bool(failed):
+            return self.parameters, unknown
+        covariance = torch.cholesky_inverse(factor)
+        step = -covariance @ gradient.double().cpu()
+        fits = bool((step.abs() < 1.0).all())
+        standard = self.standard.double().cpu() + (step if fits else 0.0)
+        return priors.scaled(standard), priors.deviation * covariance.diagonal().sqrt()
+
+    def saved(self) -> dict[str, Tensor]:
+        """What a later process goes on from."""
+        state: dict[str, Any] = dict(self._optimiser.state[self.standard])
+        return {"standard": self.standard, **{f"adam_{name}": torch.as_tensor(value) for name, value in state.items()}}
+
+    def restore(self, saved: dict[str, Tensor], done: int) -> None:
+        """Go on from what `saved` gave after some iterations."""
+        self.done = done
+        self.standard.copy_(saved["standard"])
+        moments = {name.removeprefix("adam_"): value for name, value in saved.items() if name.startswith("adam_")}
+        if moments:
+            self._optimiser.state[self.standard] = {
+                name: value.cpu() if name == "step" else value.clone() for name, value in moments.items()
+            }
+
+
+def _part(record: Record, cycles: slice, dynamics: Dynamics) -> Record:
+    """Some cycles of a record, with another dynamics."""
+    before = sum(record.steps[: cycles.start])
+    return replace(
+        record,
+        dynamics=dynamics,
+        observing=record.observing.during(cycles),
+        observation=record.observation[:, cycles],
+        steps=record.steps[cycles],
+        clock=record.clock + before,
+        truth=None,
+    )
