@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.M)
 
 def printed(block, capsys):
     exec(compile(block, "docs/corrections.md", "exec"), {"__name__": "__main__"})
-    return [float(number) for number in re.findall(r" (\d+\.\d+)$", capsys.readouterr().out, re.M)]
+    return [float(number) for number in re.findall(r" ([\d.e-]+)$", capsys.readouterr().out, re.M)]
 
 
 @pytest.mark.filterwarnings("ignore::xdan.XdanWarning")

@@ -15,7 +15,13 @@ from xdan.estimation.stretches import Stretches
 pytestmark = pytest.mark.filterwarnings("ignore:the truth does not follow:xdan.XdanWarning")
 
 MODEL = xdan.Lorenz96(8)
-SHORT = {"network": xdan.LocalPolynomial(5, 2), "steps": 250, "batch": 64, "rollouts": (1, 2), "progress": False}
+SHORT = {
+    "network": xdan.QuadraticCNN(filters=6, blocks=0),
+    "steps": 250,
+    "batch": 64,
+    "rollouts": (1, 2),
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,13 @@ def test_it_learns_the_model(record, surrogate):
     assert float(relative.sel(model="true").max()) < 1e-5
     assert float(relative.sel(model="surrogate")[0]) < 0.02
     assert surrogate.provenance["source"] == "truth"
+
+
+def test_first_weights_are_those_of_the_seed(record):
+    words = {"steps": 2, "batch": 4, "rollouts": (1,), "progress": False}
+    one, other = (record.dan.train_surrogate(network=xdan.QuadraticCNN(filters=2), seed=1, **words) for _ in range(2))
+    assert one == other
+    assert record.dan.train_surrogate(network=xdan.QuadraticCNN(filters=2), seed=2, **words) != one
 
 
 def test_it_learns_from_analyses(record, surrogate):

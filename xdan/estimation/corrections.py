@@ -76,7 +76,8 @@ def learn_correction(
         The record.
     run : xarray.Dataset
         Of `cycle` or `baseline` on this record, with the model that is to be corrected: `dynamics=` says which, where
-        the record's attributes name another. It may be corrected already, by a network of the same kind.
+        the record's attributes name another. It may be corrected already, by a network of the same kind. Take it from a
+        store or from memory: a lazy one runs anew whenever it is read.
     kind : {"linear", "quadratic", "constant", "cnn"} or TendencyNetwork
         Form of the correction. A `LocalPolynomial` (constant, linear and quadratic are some) is found by least squares,
         summed block by block; another network by gradient steps on forecasts of one interval.
@@ -140,10 +141,10 @@ def learn_correction(
     Examples
     --------
     >>> import torch, xdan
-    >>> ds = xdan.twin(xdan.Lorenz96(sites=12), cycles=120, trajectories=8, seed=0)
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=12), cycles=120, trajectories=8, seed=0).drop_vars("truth").compute()
     >>> wrong = xdan.Lorenz96(sites=12, forcing=9.0)
-    >>> run = ds.dan.baseline("3d-var", dynamics=wrong)
-    >>> better = ds.dan.learn_correction(run, "constant", dynamics=wrong)
+    >>> run = ds.dan.baseline("etkf", members=14, inflation=1.4, rotate=True, dynamics=wrong)
+    >>> better = ds.dan.learn_correction(run, "constant", dynamics=wrong, progress=False)
     >>> bool(better.correction(torch.zeros(12)).mean() < 0)
     True
     """

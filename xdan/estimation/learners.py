@@ -229,7 +229,8 @@ def made_for(network: TendencyNetwork, space: StateSpace, seed: int) -> Tendency
     """A network for a space, its first weights from a seed; torch's own state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return network.made_for(space)
+        made = network.made_for(space)
+        return type(made)(**made.config())  # a copy would have the first weights of the caller's
 
 
 def check_gradient(labelled: LabelledRecord) -> None:

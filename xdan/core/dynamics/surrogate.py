@@ -63,6 +63,7 @@ class SurrogateDynamics(Dynamics, pure=True):
 
     Examples
     --------
+    >>> import torch
     >>> from xdan import LocalPolynomial, Ring
     >>> SurrogateDynamics(LocalPolynomial(), Ring(6), 0.05).advance(torch.ones(2, 6), 3).shape  # dx/dt = 0 so far
     torch.Size([2, 6])
