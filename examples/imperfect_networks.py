@@ -5,7 +5,8 @@ F = 8.5: a bias. In "noise" the truth errs by N(0, 0.1 I) in every interval, and
 
 Networks are trained through cycles of the wrong model, against the truth ("mse"), or on observations alone
 ("forecast", the misfit of each forecast to the next observations). Those of the folder `trained` beside this file are
-taken, which a GPU trained in 5.2 minutes each; or, with --minutes, they are trained for so long each.
+taken, which a GPU trained in 5.2 minutes each (those that correct the model in 3.4); or, with --minutes, they are
+trained for so long each.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 import xarray as xr
 
 import xdan
@@ -52,13 +54,19 @@ class Trained:
 
     def training(self) -> dict[str, Any]:
         """Further settings of its training."""
-        window = 16 if self.network.name == "residual-cnn" else 12
+        window = 12 if self.network.guides else 16
         return {"objective": self.objective, "window": window, "batch": 64, "optimiser": DECAYED, "seed": 11}
 
 
 def plain() -> xdan.AnalysisNetwork:
     """A network of a single forecast, with memory."""
     return xdan.ResidualCNN(filters=40, blocks=5, kernel=5, memory=16)
+
+
+def correcting() -> xdan.AnalysisNetwork:
+    """The same network, and a constant that it adds to the model's tendency."""
+    sizes = {"filters": 40, "blocks": 5, "kernel": 5, "memory": 16}
+    return xdan.CorrectingCNN(**sizes, correction_kernel=1, correction_degree=0)
 
 
 def beside_filter() -> xdan.AnalysisNetwork:
@@ -70,6 +78,12 @@ NETWORKS: dict[str, dict[str, Trained]] = {
     "forcing": {
         "network, truth known": Trained("lorenz96-wrong-memory", EXPERIMENTS["forcing"], plain(), "mse"),
         "network, observations alone": Trained("lorenz96-wrong-observed", EXPERIMENTS["forcing"], plain(), "forecast"),
+        "correcting network, truth known": Trained(
+            "lorenz96-wrong-correcting", EXPERIMENTS["forcing"], correcting(), "mse"
+        ),
+        "correcting network, observations alone": Trained(
+            "lorenz96-wrong-correcting-observed", EXPERIMENTS["forcing"], correcting(), "forecast"
+        ),
         "network beside a filter, truth known": Trained(
             "lorenz96-wrong-kalman", EXPERIMENTS["forcing"], beside_filter(), "mse"
         ),
@@ -99,6 +113,12 @@ def forcing(options: argparse.Namespace) -> None:
         "second-order Kalman filter, c2 = 8": lambda: test.dan.baseline("second-order-kalman", c2=8.0, progress=False),
         "the same with Q, chosen by innovations": lambda: _with_best_q(test, "second-order-kalman", c2=8.0),
     }
+    for title in ("correcting network, truth known", "correcting network, observations alone"):
+        model = network(NETWORKS["forcing"][title], options).corrected(EXPERIMENTS["forcing"].dynamics)
+        print(f"{title}: adds {float(model.correction(torch.zeros(40))[0]):.3f} to the tendency, -0.5 is missing")
+        schemes[f"EnKF-N 40, the model of the {title}"] = lambda model=model: test.dan.baseline(
+            "enkf-n", members=40, dynamics=model, progress=False
+        )
     table(test, "forcing", schemes, options)
 
 
@@ -149,6 +169,7 @@ def table(
                 "standard error": float(score.rmse_standard_error),
                 "mean innovation": float(innovation.mean()),
                 "its error": float(innovation.std(ddof=1) / innovation.size**0.5),
+                "lost": int(score.diverged),
                 "Q": run.attrs.get("chosen_q", ""),
             }
         )
