@@ -239,7 +239,15 @@ def test_the_network_learns_opens_and_is_differentiated(answers):
 def test_stores_open_once_their_modules_are_imported(folder, answers):
     (folder / "later.py").write_text(LATER)
     dynamics, network, opened = python(folder, "later.py").strip().split("\n")
-    known = ["kuramoto-sivashinsky", "lorenz63", "lorenz96", "sphere-qg", "two-scale-lorenz96"]
+    known = [
+        "corrected",
+        "kuramoto-sivashinsky",
+        "lorenz63",
+        "lorenz96",
+        "sphere-qg",
+        "surrogate",
+        "two-scale-lorenz96",
+    ]
     assert f"dynamics 'lorenz2005' is not registered: expected one of {known}" in dynamics
     assert "or import the module that registers it" in dynamics
     assert "'two-layers'" in network

@@ -219,7 +219,7 @@ def test_a_store_holds_a_digest_and_resumes_with_the_same_states_only(tmp_path, 
     assert len(run.attrs["dynamics"]) < 200
     again = xr.open_zarr(path, consolidated=False)
     assert np.isfinite(float(record.dan.score(again).rmse))
-    from xdan.assimilation.cycling import _Run
+    from xdan.assimilation.cycling import Run
     from xdan.assimilation.schemes import MethodScheme
     from xdan.core.methods import method_by_name
     from xdan.records.record import read
@@ -227,7 +227,7 @@ def test_a_store_holds_a_digest_and_resumes_with_the_same_states_only(tmp_path, 
     def identity(climatology):
         scheme = MethodScheme(method_by_name("etkf", members=6, inflation=1.02))
         labelled = read(record, climatology=climatology)
-        return _Run(labelled, scheme, [], 0, False, "cpu", False, stored=True)._identity()
+        return Run(labelled, scheme, [], 0, False, "cpu", False, stored=True)._identity()
 
     assert identity(states) == identity(states.copy())
     assert len({identity(states), identity(states[:-1]), identity(None)}) == 3

@@ -61,7 +61,7 @@ def test_a_claim_on_the_error_names_the_argument(twin):
 
 def test_words_are_those_of_the_verbs(twin):
     assert list(record.RecordWords.__annotations__) == [
-        "dynamics", "truth", "observation", "observation_error", "operator", "climatology", "positions"
+        "dynamics", "truth", "observation", "observation_error", "operator", "climatology", "positions", "model_error"
     ]  # fmt: skip
     with pytest.raises(TypeError, match=r"trut='x': expected no argument beyond .*'truth', .*'positions'\]"):
         record.read(twin, trut="x")
@@ -71,7 +71,8 @@ def test_words_are_those_of_the_verbs(twin):
 def test_a_twin_writes_its_roles_as_they_are_read(role, model):
     """Dims and units of what `twin` writes are those that the role describes."""
     r = np.eye(3) if role is schema.ERROR_COVARIANCE else None
-    ds = xdan.twin(model, cycles=2, operator=np.ones((3, 8)), error_covariance=r)
+    q = {role.name: np.eye(8)} if role is schema.MODEL_ERROR_COVARIANCE else {"model_error_std": np.arange(8.0)}
+    ds = xdan.twin(model, cycles=2, operator=np.ones((3, 8)), error_covariance=r, **q)
     variable = schema.find(ds, role)
     expected = role.dims_in(("x",), ("obs",))
     assert variable.dims == (() if role is schema.ERROR else expected)

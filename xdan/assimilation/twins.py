@@ -151,9 +151,9 @@ def twin(
     sites.mask(observing.size(dynamics.space.size), none, none, seed)  # checks the sizes
     like = torch.zeros((), dtype=getattr(torch, dtype))
     observing.to(like.dtype, "cpu")  # checks that the errors can be held
-    truth = experiment.truth
-    truth.dynamics.try_start(0, seed, like)
-    warn_of([truth.dynamics.shortage(trajectories)])
+    truth = experiment.truth.dynamics
+    truth.try_start(0, seed, like)
+    warn_of([truth.shortage(trajectories)])
 
     outputs = {
         part.name(role.name): (part.shape, np.dtype(dtype))
@@ -161,8 +161,9 @@ def twin(
         for part in parts
     }
     # One copy of each in the graph.
-    model, made, shared = (dask.delayed(one, traverse=False) for one in (dynamics, truth, observing))
-    arguments = (model, made, sites, shared, truth_steps, seed, dtype)
+    models = (dynamics, experiment.truth_dynamics, observing)
+    model, other, shared = (dask.delayed(one, traverse=False) for one in models)
+    arguments = (model, other, sites, shared, truth_steps, seed, dtype)
     arrays = block_graph(_twin_block, plan, [], outputs, *arguments, carries=True)
     variables = {
         **_series(arrays, TRUTH, "true state", states),
@@ -214,7 +215,7 @@ def _twin_block(
     rows: slice,
     columns: slice,
     dynamics: Dynamics,
-    model: TruthModel,
+    truth_dynamics: Dynamics | None,
     sites: Sites | FieldSites,
     observing: ObservingSystem,
     steps: torch.Tensor,
@@ -225,6 +226,7 @@ def _twin_block(
     trajectory = torch.arange(rows.start, rows.stop)
     time = torch.arange(columns.start, columns.stop)
     like = torch.zeros((), dtype=getattr(torch, dtype))
+    model = TruthModel.of(truth_dynamics, dynamics)
     x = model.start(trajectory, seed, like) if carry is None else carry["x"]
     states = []
     clock = int(steps[: columns.start].sum())
