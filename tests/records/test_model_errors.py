@@ -1,6 +1,7 @@
 """Q in a record: its variables, what a caller says instead, and twins whose model is wrong."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -263,3 +264,45 @@ def test_cells_know_their_errors():
         )
     }
     assert len(keys) == 4
+
+
+def test_a_record_whose_q_was_left_out_still_has_it():
+    parts = ["truth", "observation", "observation_error"]
+    np.testing.assert_allclose(q_of(twin(model_error_std=0.3)[parts]), 0.09 * np.eye(8))
+    assert q_of(twin(model_error_std=0.3)[parts], model_error=0) is None
+    with pytest.raises(ValueError, match="no variable holds it"):
+        read(twin(model_error_covariance=correlated())[parts])
+    assert q_of(twin(model_error_covariance=correlated())[parts], model_error=0) is None
+
+
+def test_an_experiment_keeps_q_in_one_place():
+    experiment = TwinExperiment(xdan.Lorenz96(SITES), model_error_std=0.2)
+    assert experiment.model_error_std is None
+    full = replace(experiment, model_error_covariance=correlated())
+    assert not full.dynamics.model_error.independent
+    assert replace(experiment, interval=0.1).dynamics.model_error.word == 0.2
+    assert replace(experiment, dynamics=xdan.Lorenz96(SITES).with_model_error(0.5)).dynamics.model_error.word == 0.5
+    assert replace(experiment, model_error_std=0).dynamics.model_error is None
+
+
+def test_a_labelled_matrix_of_an_experiment_is_brought_into_order():
+    q = correlated()
+    q[0, 1] = q[1, 0] = 0.02
+    labelled = xr.DataArray(q, dims=("x", "x_dual"), coords={"x": np.arange(8)})
+    turned = TwinExperiment(xdan.Lorenz96(SITES), model_error_covariance=labelled.transpose("x_dual", "x"))
+    np.testing.assert_allclose(turned.dynamics.model_error.covariance, q)
+    with pytest.raises(ValueError, match="in another order"):
+        TwinExperiment(xdan.Lorenz96(SITES), model_error_covariance=labelled.isel(x=slice(None, None, -1)))
+    with pytest.raises(ValueError, match="those of the state twice"):
+        TwinExperiment(xdan.Lorenz96(SITES), model_error_covariance=labelled.rename(x_dual="y"))
+
+
+def test_a_truth_on_other_places_is_refused():
+    def on(places):
+        ring = xdan.Field("x", xdan.Ring(places, 40.0))
+        return xdan.CustomDynamics(lambda x: -x, state=ring, timestep=0.1, spin_up_time=0.0)
+
+    near, far = on([0.0, 10.0, 20.0, 30.0]), on([5.0, 15.0, 25.0, 35.0])
+    TwinExperiment(near, truth_dynamics=on([0.0, 10.0, 20.0, 30.0]))
+    with pytest.raises(ValueError, match="expected one of them on its places"):
+        TwinExperiment(near, truth_dynamics=far)

@@ -63,7 +63,7 @@ def test_words_are_those_of_the_verbs(twin):
     assert list(record.RecordWords.__annotations__) == [
         "dynamics", "truth", "observation", "observation_error", "operator", "climatology", "positions", "model_error"
     ]  # fmt: skip
-    with pytest.raises(TypeError, match=r"trut='x': expected no argument beyond .*'truth', .*'positions'\]"):
+    with pytest.raises(TypeError, match=r"trut='x': expected no argument beyond .*'truth', .*'model_error'\]"):
         record.read(twin, trut="x")
 
 

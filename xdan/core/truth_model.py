@@ -47,10 +47,9 @@ class TruthModel:
                 f"truth_dynamics has time_unit={dynamics.time_unit}, the forecast model {forecast.time_unit}: expected "
                 "one unit of time, as the two run side by side"
             )
-        if (dynamics.dims, dynamics.shape, dynamics.space.names) == (
-            forecast.dims,
-            forecast.shape,
-            forecast.space.names,
+        if dynamics.space.names == forecast.space.names and all(
+            _same_places(one.geometry, other.geometry)
+            for one, other in zip(dynamics.space, forecast.space, strict=True)
         ):
             return cls(dynamics)
         return cls(dynamics, tuple(_place(name, dynamics, forecast) for name in forecast.space.names))

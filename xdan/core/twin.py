@@ -72,7 +72,7 @@ class TwinExperiment:
     model_error_std : float, array of shape (*state), or mapping of fields' names to these, optional
         Standard deviation of the forecast model's error in one interval, in the state's units: x_{k+1} = M(x_k) + e_k,
         e_k ~ N(0, Q). Methods account for it, and without `truth_dynamics` the truth has it. By default that which the
-        dynamics has; 0 is a perfect model.
+        dynamics has; 0 is a perfect model. The experiment keeps it as `dynamics.model_error`.
     model_error_covariance : array, shape (N, N), optional
         Full Q, instead of `model_error_std`.
 
@@ -145,6 +145,8 @@ class TwinExperiment:
             "error_std": deviations,
             "error_covariance": covariance,
             "positions": None if self.positions is None else checked_labels(self.positions),
+            "model_error_std": None,  # the dynamics has it from here on
+            "model_error_covariance": None,
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)

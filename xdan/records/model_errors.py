@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..core.checks import shown
 from ..core.dynamics import Dynamics
 from ..core.twin import check_field_names, names_fields
 from .fields import OneOrFields, Part, find_fields, in_order, in_order_twice, parts_of, whole_of
@@ -62,7 +64,7 @@ def with_model_error(model: Dynamics, ds: xr.Dataset, word: Any) -> Dynamics:
         roles = (MODEL_ERROR, MODEL_ERROR_COVARIANCE)
         std, covariance = (find_fields(ds, role, model, all_fields=False) for role in roles)
         if std is None and covariance is None:
-            return model
+            return _as_described(model, ds)
         if std is not None and covariance is not None:
             raise ValueError(
                 f"there are the variables {[role.name for role in roles]}: expected one of them; name the "
@@ -74,6 +76,21 @@ def with_model_error(model: Dynamics, ds: xr.Dataset, word: Any) -> Dynamics:
     elif names_fields(word):
         word = {name: _named(ds, one) if isinstance(one, str) else one for name, one in word.items()}
     return _with(model, word)
+
+
+def _as_described(model: Dynamics, ds: xr.Dataset) -> Dynamics:
+    """A model with the Q of the Dataset's attribute `dynamics`, whose variable may have been left out of it."""
+    try:
+        described = json.loads(ds.attrs["dynamics"]).get("model_error")
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError):
+        return model
+    if isinstance(described, str):
+        raise ValueError(
+            f"the attribute 'dynamics' says that the model errs by {shown(described)}, and no variable holds it: "
+            f"expected {MODEL_ERROR.name!r} or {MODEL_ERROR_COVARIANCE.name!r}, as the record had it; or pass "
+            "model_error=, 0 for a perfect model"
+        )
+    return model if described is None else model.with_model_error(described)
 
 
 def _named(ds: xr.Dataset, name: str) -> xr.DataArray:

@@ -119,7 +119,7 @@ def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.flo
     """Standard deviations of the packed state, (N,)."""
     space, size = dynamics.space, int(np.prod(dynamics.shape))
     if isinstance(std, Mapping) and not hasattr(std, "dims"):
-        if unknown := [name for name in std if name not in space.names] or not std:
+        if (unknown := [name for name in std if name not in space.names]) or not std:
             raise ValueError(
                 f"model_error_std= names {shown(unknown)}: expected fields of the state, some of {space.names}"
             )
@@ -146,12 +146,7 @@ def _at_points(label: str, std: Any, grid: Dynamics | Geometry) -> Any:
         if set(std.dims) - set(dims):
             raise ValueError(f"{label} has the dims {tuple(std.dims)}: expected some of {dims}, those of the state")
         for dim in std.dims:
-            labels, places = list(std[dim].values), list(grid.coordinates[dim].values)
-            if dim in std.coords and labels != places and set(labels) == set(places):
-                raise ValueError(
-                    f"{label} has the labels of {dim!r} in another order than the model: {labels[:4]}..., expected "
-                    f"{places[:4]}..."
-                )
+            _check_order(label, std, dim, grid.coordinates[dim].values)
         std = std.expand_dims([dim for dim in dims if dim not in std.dims]).transpose(*dims) if std.ndim else std
     numbers = real_array(label, std, finite=False)
     try:
@@ -162,8 +157,32 @@ def _at_points(label: str, std: Any, grid: Dynamics | Geometry) -> Any:
         ) from None
 
 
+def _check_order(label: str, values: Any, dim: str, places: Any) -> None:
+    """Refuse labels that are the model's in another order."""
+    if dim not in values.coords:
+        return
+    labels, expected = list(values[dim].values), list(places)
+    if labels != expected and set(labels) == set(expected):
+        raise ValueError(
+            f"{label} has the labels of {dim!r} in another order than the model: {labels[:4]}..., expected "
+            f"{expected[:4]}..."
+        )
+
+
 def _matrix(dynamics: Dynamics, covariance: Any) -> Tensor:
+    """Q as a matrix (N, N), checked but for its eigenvalues; labelled with the dims of the state twice, or not."""
     size = int(np.prod(dynamics.shape))
+    if hasattr(covariance, "dims"):
+        duals = {f"{dim}_dual": dim for dim in dynamics.dims}
+        if set(covariance.dims) != {*dynamics.dims, *duals}:
+            raise ValueError(
+                f"model_error_covariance has the dims {tuple(covariance.dims)}: expected {(*dynamics.dims, *duals)}, "
+                "those of the state twice"
+            )
+        for name in covariance.dims:
+            dim = duals.get(name, name)
+            _check_order("model_error_covariance", covariance, name, dynamics.coordinates[dim].values)
+        covariance = covariance.transpose(*dynamics.dims, *duals)
     numbers = real_array("model_error_covariance", covariance, finite=False)
     if numbers.shape == (*dynamics.shape, *dynamics.shape):
         numbers = numbers.reshape(size, size)
