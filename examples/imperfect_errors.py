@@ -72,12 +72,16 @@ def curves(estimates: dict[str, xr.Dataset], true: dict[str, float], along: str)
             curve = hv.Curve((estimate[along].values, values.values), along, f"trace {letter} / N", label=label)
             lines.append(curve.opts(line_dash=dash, line_width=2, logy=letter == "Q"))
         if lines:
-            truth = hv.HLine(true[letter]).opts(color="black", line_dash="dashed", line_width=1)
+            ends = [estimates[label][along].values[[0, -1]] for label in estimates]
+            span = (min(first for first, _ in ends), max(last for _, last in ends))
+            truth = hv.Curve((span, [true[letter]] * 2), label=f"true, {true[letter]:g}")
+            truth = truth.opts(color="black", line_dash="dashed", line_width=1)
             options = {
                 "width": 460,
                 "height": 320,
                 "show_grid": True,
                 "legend_position": "bottom_right" if letter == "R" else "top_right",
+                "yticks": [0.05, 0.1, 0.2, 0.5, 1.0] if letter == "Q" else 5,
             }
             panels.append(hv.Overlay([*lines, truth]).opts(**options))
     return hv.Layout(panels).opts(shared_axes=False)

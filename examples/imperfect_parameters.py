@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import holoviews as hv
 import hvplot.xarray  # noqa: F401 - gives Datasets their plots
 import numpy as np
 import pandas as pd
@@ -163,7 +164,12 @@ def _score(
 
 def _history(history: xr.DataArray) -> Any:
     """The estimate along time or iteration."""
-    return history.rename("estimate").hvplot.line(ylim=(6.5, 8.5), width=600, height=250)
+    (along,) = history.dims
+    title = "pass over the record; 0 is the prior's mean" if along == "iteration" else "model time"
+    line = history.hvplot.line(ylim=(6.5, 8.5), width=900, height=250, xlabel=title, ylabel="forcing", label="estimate")
+    ends = history[along].values[[0, -1]]
+    truth = hv.Curve((ends, [FORCING] * 2), label="truth").opts(color="black", line_dash="dashed")
+    return (line * truth).opts(legend_position="bottom_right", show_grid=True)
 
 
 def _finish(options: argparse.Namespace, name: str, text: str, pages: Mapping[str, Any]) -> None:

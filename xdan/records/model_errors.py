@@ -120,6 +120,7 @@ def _ordered(error: Any, part: Part) -> Any:
     """Deviations in the order of the geometry's places, where they are labelled."""
     if not isinstance(error, xr.DataArray):
         return error
+    error = error.rename(error.name or MODEL_ERROR.name)
     for dim in part.dims:
         if dim in error.dims:
             error = in_order(error, dim, part)

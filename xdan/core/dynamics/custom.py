@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Self
@@ -136,11 +137,32 @@ class CustomDynamics(Dynamics, pure=True):
                 step, rest = self._of_fields(space, step, "step="), self._of_fields(space, rest, "rest=")
         self._tendency, self._step, self._rest, self._distance = tendency, step, rest, distance
         self.autonomous = not takes_time(self._function, 1, self._values)  # type: ignore[arg-type]
+        self._check_arguments()
         self.timestep = real("timestep", timestep, above=0.0)
         if spin_up_time is not None:
             self.spin_up_time = real("spin_up_time", spin_up_time, least=0.0)
             warn_of_short_spin_up(self.spin_up_time, self.timestep, self.spin_up_steps())
         self.time_unit = time_unit
+
+    def _check_arguments(self) -> None:
+        """Refuse parameters that the function does not take, and an argument beside them that is neither one nor time."""
+        if not self._values:
+            return
+        try:
+            arguments = list(inspect.signature(self._function).parameters.values())  # type: ignore[arg-type]
+        except (TypeError, ValueError):  # a function of C tells nothing
+            return
+        names = [one.name for one in arguments if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
+        if len(names) == len(arguments) - 1 and (unknown := sorted(set(self._values) - set(names))):
+            raise ValueError(
+                f"the function of {self.label!r} takes no {unknown}, which parameters= names: it takes {names}"
+            )
+        rest = [name for name in names if name not in self._values]
+        if not self.autonomous and rest and rest[0] not in ("t", "time"):
+            raise ValueError(
+                f"the function of {self.label!r} takes {rest[0]!r}, which parameters= does not name: expected a value for "
+                "it there, or the name 't' or 'time' of an argument that is the model time"
+            )
 
     @property
     def label(self) -> str:

@@ -132,7 +132,7 @@ def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.flo
     if not (np.isfinite(values) & (values >= 0) & (values <= _LARGEST)).all():
         wrong = values[~(np.isfinite(values) & (values >= 0) & (values <= _LARGEST))][0]
         raise ValueError(
-            f"model_error_std holds the standard deviation {wrong:g}: expected finite values, at least 0, in the "
+            f"the model error has the standard deviation {wrong:g}: expected finite values, at least 0, in the "
             "state's units"
         )
     assert values.shape == (size,)
