@@ -145,7 +145,7 @@ class CustomDynamics(Dynamics, pure=True):
         self.time_unit = time_unit
 
     def _check_arguments(self) -> None:
-        """Refuse parameters that the function does not take, and an argument beside them that is neither one nor time."""
+        """Refuse parameters that the function does not take, and an argument that is neither a parameter nor time."""
         if not self._values:
             return
         try:
@@ -160,8 +160,8 @@ class CustomDynamics(Dynamics, pure=True):
         rest = [name for name in names if name not in self._values]
         if not self.autonomous and rest and rest[0] not in ("t", "time"):
             raise ValueError(
-                f"the function of {self.label!r} takes {rest[0]!r}, which parameters= does not name: expected a value for "
-                "it there, or the name 't' or 'time' of an argument that is the model time"
+                f"the function of {self.label!r} takes {rest[0]!r}, which parameters= does not name: expected its "
+                "value there, or the name 't' or 'time' of an argument that is the model time"
             )
 
     @property
