@@ -27,11 +27,17 @@ def test_the_correction_helps(tmp_path, monkeypatch, capsys):
 @pytest.mark.filterwarnings("ignore::xdan.XdanWarning")
 def test_the_surrogate_serves(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    step, rmse = printed(BLOCKS[1], capsys)
+    step, rmse = printed(BLOCKS[2], capsys)
     assert step < 0.02
     assert rmse < 0.3
     assert isinstance(xdan.open_dynamics("surrogate.zarr"), xdan.SurrogateDynamics)
 
 
+@pytest.mark.filterwarnings("ignore::xdan.XdanWarning")
+def test_a_network_corrects_the_model_that_it_is_trained_with(capsys):
+    (added,) = printed(BLOCKS[1], capsys)
+    assert added != 0.0
+
+
 def test_all_blocks_are_run():
-    assert len(BLOCKS) == 2
+    assert len(BLOCKS) == 3

@@ -138,6 +138,32 @@ def test_a_model_with_a_step_is_corrected_to_second_order():
         corrected.retreat(x, 1)
 
 
+class EulerLorenz96(xdan.Lorenz96):
+    """Lorenz-96 whose `advance` is Euler's, and whose `step` is not."""
+
+    def advance(self, x, steps):
+        for _ in range(steps):
+            x = x + self.timestep * self.tendency(x)
+        return x
+
+
+class EulerDecay(xdan.CustomDynamics):
+    """A tendency that is stepped by Euler's method."""
+
+    def step(self, x):
+        return x + self.timestep * self.tendency(x)
+
+
+def test_a_correction_of_zero_leaves_the_steps_of_the_model():
+    x = states(3)
+    with pytest.raises(ValueError, match=r"advance\(\).*over 2 steps is not what two calls of step\(\) give"):
+        CorrectedDynamics(EulerLorenz96(12), xdan.LocalPolynomial())
+    of_tendency = xdan.CustomDynamics(lambda x: -x, state=xdan.Ring(12), timestep=0.1)
+    for model in (EulerDecay(lambda x: -x, state=xdan.Ring(12), timestep=0.1), of_tendency, xdan.Lorenz96(12)):
+        corrected = CorrectedDynamics(model, xdan.LocalPolynomial())
+        assert torch.allclose(corrected.advance(x, 2), model.advance(x, 2), rtol=1e-12)
+
+
 def test_time_reaches_the_model():
     forced = xdan.CustomDynamics(lambda x, t: t + 0 * x, state=xdan.Ring(4), timestep=0.5)
     network = xdan.LocalPolynomial(degree=0, kernel=1)
@@ -271,9 +297,9 @@ def test_least_squares_find_a_known_tendency():
     increment[7], x[9] = torch.nan, torch.inf  # lost trajectories
     equations = NormalEquations.of_increments(network, x, end, increment, tau, group)
     assert float(equations.count.sum()) == 398 * 12
-    found, penalty = equations.coefficients()
+    coefficients, penalty = equations.coefficients()
     assert penalty < 1e-6
-    assert torch.allclose(found, truth.coefficients.detach(), atol=1e-5)
+    assert torch.allclose(coefficients, truth.coefficients.detach(), atol=1e-5)
     assert float(equations.standard_errors(penalty).max()) < 1e-5
 
 

@@ -1,6 +1,7 @@
 """Corrections learned from increments: closed forms, a filter with a gain of one, stores, and what is refused."""
 
 import json
+import shutil
 
 import dask
 import numpy as np
@@ -11,6 +12,7 @@ import zarr
 
 import xdan
 from xdan.core.checks import XdanWarning
+from xdan.core.methods import method_by_name
 from xdan.estimation.control import control_record
 from xdan.estimation.increments import Increments
 from xdan.estimation.learners import shrunk
@@ -130,6 +132,7 @@ def test_a_store_keeps_the_passes(record, run, tmp_path):
     words = {"burn_in": 5, "passes": 2, "store": tmp_path / "passes", **QUIET}
     first = record.dan.learn_correction(run, "constant", **words)
     assert sorted(p.name for p in (tmp_path / "passes").glob("*.zarr")) == [
+        "call.zarr",
         "control-1.zarr",
         "control-2.zarr",
         "run-2.zarr",
@@ -140,6 +143,66 @@ def test_a_store_keeps_the_passes(record, run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "passes").rglob("zarr.json")} == times
     with pytest.raises(FileExistsError, match="another correction"):
         record.dan.learn_correction(run, "linear", **words)
+
+
+def test_a_store_is_of_one_call(record, run, tmp_path):
+    words = {"kind": "constant", "burn_in": 5, "store": tmp_path / "passes", **QUIET}
+    first = record.dan.learn_correction(run, **words)
+    other = record.assign(observation=record.observation + 0.01)
+    etkf = method_by_name("etkf", members=12, inflation=4.5)
+    for ds, change, differs in (
+        (other, {}, "record"),
+        (record, {"observation_error": 0.04}, "experiment"),
+        (record, {"seed": 3}, "settings"),
+        (record, {"burn_in": 6}, "settings"),
+        (record, {"control": False}, "settings"),
+        (record, {"method": etkf}, "method"),
+        (record, {"dynamics": WRONG.with_model_error(0.1)}, "model"),
+    ):
+        with pytest.raises(FileExistsError, match=f"another correction, which differs in .*{differs}"):
+            ds.dan.learn_correction(run, **{**words, **change})
+    moved = run.assign(analysis=run.analysis + 0.01)
+    with pytest.raises(FileExistsError, match="first pass"):
+        record.dan.learn_correction(moved, **words)
+    shutil.rmtree(tmp_path / "passes" / "call.zarr")
+    with pytest.raises(FileExistsError, match="not the call that made them"):
+        record.dan.learn_correction(run, **words)
+    assert first.provenance["verb"] == "learn_correction"
+
+
+def test_a_checkpoint_of_another_fit_is_refused(record, run, tmp_path, monkeypatch):
+    """The fit of a pass knows its states by itself, also where nothing else tells two calls apart."""
+    monkeypatch.setattr("xdan.estimation.corrections.claim", lambda folder, call: None, raising=False)
+    words = {"steps": 2, "batch": 4, "burn_in": 5, "control": False, "store": tmp_path / "passes", **QUIET}
+    network = xdan.QuadraticCNN(filters=2)
+    first = record.dan.learn_correction(run, network, **words)
+    assert record.dan.learn_correction(run, network, **words) == first
+    with pytest.raises(ValueError, match="another run"):
+        record.dan.learn_correction(run.assign(analysis=run.analysis + 0.01), network, **words)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"passes": 1}, r"control=True cycles .*pass method= .*or control=False$"),
+        ({"passes": 2}, r"passes=2 and control=True cycles .*or passes=1 and control=False$"),
+        ({"passes": 2, "control": False}, r"passes=2 cycles .*or passes=1$"),
+    ],
+)
+def test_what_needs_the_method_is_said(record, run, change, match):
+    silent = run.assign_attrs(method_parameters="{}", network_digest="0")
+    with pytest.raises(ValueError, match=match):
+        record.dan.learn_correction(silent, "constant", burn_in=5, **{**QUIET, **change})
+
+
+def test_the_control_errs_as_a_truth_does(record):
+    """The control's truth is that of `TruthModel`: a twin of the model with its error, of the same seed."""
+    noisy = xdan.Lorenz96(8, forcing=9.0).with_model_error(0.3)
+    twin = xdan.twin(noisy, truth_dynamics=noisy, cycles=12, trajectories=3, seed=5, error_std=1e-6, dtype="float64")
+    twin = twin.compute()
+    seed = 5
+    control = control_record(twin, read(twin, dynamics=noisy), 0, seed)
+    np.testing.assert_allclose(control.observation, twin.truth, atol=1e-4)
 
 
 def test_going_on_with_a_corrected_model(record, run):
@@ -173,6 +236,9 @@ def test_saving_and_opening(record, run, tmp_path):
     dressed = xdan.CorrectedDynamics(WRONG.with_model_error(0.2).with_climatology(torch.randn(5, 8)), corrected.network)
     xdan.save_dynamics(dressed, tmp_path / "model.zarr", mode="w")
     assert xdan.open_dynamics(tmp_path / "model.zarr") == dressed
+    # The model may be handed over with the climatology and the Q that it was corrected with, or with others.
+    for given in (WRONG, WRONG.with_model_error(0.2).with_climatology(torch.randn(5, 8))):
+        assert xdan.open_dynamics(tmp_path / "model.zarr", given) == dressed
 
 
 def test_a_record_of_a_corrected_model_is_known(record, run, tmp_path):
@@ -233,6 +299,8 @@ def test_stores_of_other_things(tmp_path, net):
         ({"method": "enkf"}, TypeError, "expected a trained network or a method"),
         ({"validation": 1.0}, ValueError, "validation"),
         ({"steps": 0}, ValueError, "steps=0"),
+        ({"control": "no"}, TypeError, "control"),
+        ({"control": "no", "passes": 2}, TypeError, "control"),
         ({"kind": xdan.LocalPolynomial(1, 1, xdan.TwoScaleLorenz96().space)}, ValueError, "expected one space"),
     ],
 )

@@ -89,6 +89,18 @@ def test_a_killed_training_ends_the_same(record, surrogate, tmp_path, monkeypatc
         record.dan.train_surrogate(checkpoint=place, **{**SHORT, "steps": 90})
 
 
+def test_a_checkpoint_of_other_states_is_refused(record, tmp_path):
+    words = {"network": xdan.QuadraticCNN(filters=2), "steps": 2, "batch": 4, "rollouts": (1,), "progress": False}
+    first = record.dan.train_surrogate(checkpoint=tmp_path / "fit.zarr", **words)
+    assert record.dan.train_surrogate(checkpoint=tmp_path / "fit.zarr", **words) == first
+    other = record.assign(truth=record.truth.roll(trajectory=1))  # of the same title, model and sizes
+    with pytest.raises(ValueError, match="another run"):
+        other.dan.train_surrogate(checkpoint=tmp_path / "fit.zarr", **words)
+    longer = record.assign(truth=record.truth.where(record.time < record.time[-1], record.truth + 1))
+    with pytest.raises(ValueError, match="another run"):
+        longer.dan.train_surrogate(checkpoint=tmp_path / "fit.zarr", **words)
+
+
 def test_it_is_saved_and_opened_and_cycled(record, surrogate, tmp_path):
     xdan.save_dynamics(surrogate, tmp_path / "surrogate.zarr")
     opened = xdan.open_dynamics(tmp_path / "surrogate.zarr")
@@ -147,6 +159,20 @@ def test_skill_of_several_fields_and_of_a_time():
     ds = xdan.twin(forced, interval=0.1, cycles=8, trajectories=2, dtype="float64").compute()
     skill = ds.dan.forecast_skill({"same": forced}, leads=2, every=3, burn_in=1, dynamics=forced)
     assert float(skill.rmse.max()) < 1e-12
+
+
+@pytest.mark.parametrize("first", [0.0, 7.0])
+def test_a_model_of_another_time_step_is_at_the_times_of_the_record(first):
+    """A forcing t: each model counts time in steps of its own, from the record's first analysis."""
+    whole, half = (
+        xdan.CustomDynamics(lambda x, t: t - x, state=xdan.Ring(4), timestep=h, name="forced", spin_up_time=0.0)
+        for h in (0.1, 0.05)
+    )
+    ds = xdan.twin(whole.starting_at(first), interval=0.1, cycles=30, trajectories=2, dtype="float64").compute()
+    ds = ds.assign_coords(time=ds.time - ds.time[0] + first)
+    models = {"whole": whole, "half": half, "elsewhere": half.starting_at(3.0)}
+    skill = ds.dan.forecast_skill(models, leads=4, every=5, burn_in=2, dynamics=whole)
+    assert float(skill.rmse.max()) < 1e-6
 
 
 def test_the_climate_of_known_states():

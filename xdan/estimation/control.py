@@ -11,9 +11,9 @@ import xarray as xr
 from torch import Tensor
 
 from ..core.dynamics import Dynamics
-from ..core.methods.advancing import advance
 from ..core.observing import ObservingSystem
 from ..core.random import Purpose, normal
+from ..core.truth_model import TruthModel
 from ..core.twin import check_truth
 from ..records.blocks import Plan, block, block_graph
 from ..records.fields import split_tensor
@@ -95,13 +95,10 @@ def _control_block(
     like = torch.zeros((), dtype=there.dtype)
     clock = int(steps[: columns.start].sum())
     states: list[Tensor] = []
-    x = dynamics.climatology(trajectory, seed, like=like).flatten(1) if carry is None else carry["x"]
-    for step in steps[columns].tolist():
-        x = advance(dynamics.from_step(clock), x, step)
-        if dynamics.model_error is not None and step:
-            when = torch.tensor([columns.start + len(states)])
-            noise = normal(seed, Purpose.MODEL_NOISE, trajectory, when, x.shape[-1])[:, 0]
-            x = x + dynamics.model_error.from_noise(noise.to(x))
+    model = TruthModel.of(None, dynamics)
+    x = model.start(trajectory, seed, like) if carry is None else carry["x"]
+    for k, step in zip(time.tolist(), steps[columns].tolist(), strict=True):
+        x = model.advanced(x, step, clock, trajectory, k, seed)
         clock += step
         states.append(x)
     truth = torch.stack(states, 1)

@@ -16,13 +16,13 @@ import xarray as xr
 
 from ..assimilation.cycling import cycle
 from ..core.checks import integer, real, shown, switch
-from ..core.dynamics import CorrectedDynamics, Dynamics
+from ..core.dynamics import CorrectedDynamics, Dynamics, dynamics_to_json
 from ..core.methods import Method, method_by_name
 from ..core.random import check_seed
 from ..core.tendencies import LocalPolynomial, QuadraticCNN, TendencyNetwork
 from ..network import Network
 from ..records.blocks import pick_device
-from ..records.location import StoreLike, is_local, locate
+from ..records.location import StoreLike
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
 from ..records.store import STATUS, digest
@@ -32,6 +32,7 @@ from .control import control_record
 from .increments import Increments, check_model
 from .learners import Rules, check_gradient, learner_of, made_for
 from .model_training import FitSettings
+from .pass_folder import claim, folder_of, identity_of
 
 KINDS: dict[str, Callable[[], TendencyNetwork]] = {
     "constant": partial(LocalPolynomial, kernel=1, degree=0),
@@ -165,8 +166,9 @@ def learn_correction(
     increments = Increments.of(labelled, run, burn_in)
     if not isinstance(network, LocalPolynomial):
         check_gradient(labelled)
-    again = _method_of(run, method) if passes > 1 or switch("control", control) else None
-    folder = None if store is None else _folder(store)
+    control = switch("control", control)
+    again = _method_of(run, method, passes, control) if passes > 1 or control else None
+    folder = None if store is None else folder_of(store)
     base = model.model if isinstance(model, CorrectedDynamics) else model
     learner = learner_of(network, base, rules, fresh=base is model, device=device, progress=progress)
     origin = {
@@ -180,6 +182,8 @@ def learn_correction(
         },
         **_source(ds, labelled, run),
     }
+    if folder is not None:
+        claim(folder, {**origin, "model": dynamics_to_json(model), **identity_of(labelled, increments, again)})
     rows: list[dict[str, Any]] = []
     corrected, converged = model, True
     for number in range(1, passes + 1):
@@ -255,32 +259,24 @@ def _relaxation(value: Any) -> float | None:
     return real("relaxation", value, above=0.0, most=10.0)
 
 
-def _method_of(run: xr.Dataset, method: Any) -> Network | Method:
-    """What cycles further passes: the caller's, or the run's as its attributes tell."""
+def _method_of(run: xr.Dataset, method: Any, passes: int, control: bool) -> Network | Method:
+    """What cycles the control and further passes: the caller's, or the run's as its attributes tell."""
     if isinstance(method, (Network, Method)):
         return method
     if method is not None:
         raise TypeError(f"method={shown(method)}: expected a trained network or a method, as for cycle()")
-    remedy = "pass method= with what made the run, as for cycle(); or passes=1"
+    reasons = {f"passes={passes}": passes > 1, "control=True": control}
+    why = " and ".join(reason for reason, holds in reasons.items() if holds)
+    other = " and ".join(way for way, needed in (("passes=1", passes > 1), ("control=False", control)) if needed)
+    remedy = f"pass method= with what made the run, as for cycle(); or {other}"
     name, parameters = run.attrs.get("method"), run.attrs.get("method_parameters")
     if not isinstance(name, str) or "network_digest" in run.attrs:
-        raise ValueError(f"passes > 1 cycle the run's method again, and the run does not tell all of it: {remedy}")
+        raise ValueError(f"{why} cycles the run's method again, and the run does not tell all of it: {remedy}")
     try:
         known = json.loads(parameters) if isinstance(parameters, str) else {}
         return method_by_name(name, **known)
     except (TypeError, ValueError, RecursionError) as reason:
         raise ValueError(f"the run's method {name!r} cannot be made from its attributes ({reason}): {remedy}") from None
-
-
-def _folder(store: StoreLike) -> Path:
-    """The folder that keeps what passes make."""
-    place = locate(store)
-    if not is_local(place):
-        raise ValueError(f"store={shown(store)}: expected the path of a folder, which keeps a run of each pass")
-    folder = Path(place)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: expected a folder, or a path where there is none yet")
-    return folder
 
 
 def _with(words: Any, dynamics: Dynamics) -> Any:

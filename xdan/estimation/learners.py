@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..core.dynamics import CorrectedDynamics, Dynamics
+from ..core.dynamics import CorrectedDynamics, Dynamics, dynamics_to_json
 from ..core.learning.model_fit import ModelFit
 from ..core.spaces import StateSpace
 from ..core.tendencies import LocalPolynomial, TendencyNetwork
@@ -177,7 +177,12 @@ class GradientSteps(Learner):
         fit = ModelFit(live, steps, scale, self.rules.fitting.learning_rate)
         arrays = [increments.start, target]
         training, held_back = split(arrays, self.rules.validation, self.rules.fitting.seed, self._device)
-        identity = {"verb": "learn_correction", "weights": self._before.digest()}
+        identity = {
+            "verb": "learn_correction",
+            "model": dynamics_to_json(self._model),
+            "weights": self._before.digest(),
+            "intervals": [steps, factor],
+        }
         words: dict[str, Any] = {"checkpoint": checkpoint, "identity": identity, "progress": self._progress}
         history = fit_model(fit, training, held_back, self.rules.fitting, **words)
         self.network = network.cpu()

@@ -18,6 +18,7 @@ from ..core.spaces import StateSpace
 from ..records.blocks import Plan, block, block_graph
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY, Array
+from ..records.times import first_model_time
 from .learners import check_even
 
 LEAD, MODEL, WAVENUMBER, FIELD = "lead", "model", "wavenumber", "field"
@@ -81,16 +82,20 @@ def forecast_skill(
     assert labelled.truth is not None
     space = labelled.setup.dynamics.space
     interval = check_even(labelled) * labelled.setup.dynamics.timestep
-    named = _checked_models(models, space)
+    named = {
+        name: one if one.autonomous else one.starting_at(first_model_time(labelled.observation, one))
+        for name, one in _checked_models(models, space).items()
+    }
     steps = {name: one.steps_in(interval) for name, one in named.items()}
-    truth = labelled.truth.isel({TIME: slice(integer("burn_in", burn_in, least=0), None)})
+    burn_in = integer("burn_in", burn_in, least=0)
+    truth = labelled.truth.isel({TIME: slice(burn_in, None)})
     leads, every = integer("leads", leads, least=1, most=_MOST), integer("every", every, least=1)
     if truth.sizes[TIME] <= leads:
         raise ValueError(
             f"leads={leads} of a truth of {truth.sizes[TIME]} cycles after the burn-in: expected fewer leads than that"
         )
     starts = np.arange(0, truth.sizes[TIME] - leads, every)
-    clocks = [labelled.setup.clock(burn_in + int(start)) for start in starts]
+    passed = burn_in + starts  # intervals since the record's first analysis; models count each in steps of their own
     # The whole time of a trajectory is one block, as forecasts run across times.
     whole = truth.chunk({TIME: -1}) if truth.chunks is not None else truth.chunk()
     data = whole.transpose(TRAJECTORY, TIME, ...).data
@@ -101,7 +106,7 @@ def forecast_skill(
         {"sums": ((len(named), leads, len(space), 6), np.dtype(np.float64))},
         *(dask.delayed(one, traverse=False) for one in (list(named.values()), list(steps.values()), space)),
         starts.tolist(),
-        clocks,
+        passed.tolist(),
         leads,
         sizes=lambda rows, columns: (rows.stop - rows.start, 1),
         dtype=labelled.setup.dtype,
@@ -190,12 +195,12 @@ def _skill_block(
     steps: Sequence[int],
     space: StateSpace,
     starts: Sequence[int],
-    clocks: Sequence[int],
+    passed: Sequence[int],
     leads: int,
 ) -> dict[str, Tensor]:
     """Means over forecasts and places of e^2, x y, x^2, y^2, x and y, (B, 1, models, leads, fields, 6)."""
     truth = data[0].flatten(2)
-    when = list(zip(starts, clocks, strict=True))
+    when = list(zip(starts, passed, strict=True))
     means = []
     for model, each in zip(models, steps, strict=True):
         # A model that depends on time is called with one time for all states.
@@ -209,7 +214,7 @@ def _sums_of_model(
     truth: Tensor, model: Dynamics, steps: int, when: Sequence[tuple[int, int]], space: StateSpace, leads: int
 ) -> Tensor:
     """Sums over the starts of means over places, (B, leads, fields, 6)."""
-    first, clock = torch.tensor([start for start, _ in when]), when[0][1]
+    first, clock = torch.tensor([start for start, _ in when]), when[0][1] * steps
     sizes = [one.geometry.size for one in space]
     x = truth[:, first].flatten(0, 1).unflatten(-1, model.shape)
     rows = []

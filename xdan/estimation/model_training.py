@@ -89,7 +89,8 @@ def fit_model(
 ) -> dict[str, Any]:
     """Fit a network; its best weights by the validation are put into it.
 
-    Validation forecasts run over the longest rollout. A killed call with a checkpoint is taken up.
+    Validation forecasts run over the longest rollout. A killed call with a checkpoint is taken up, and a checkpoint of
+    other states is refused.
 
     Returns
     -------
@@ -97,7 +98,10 @@ def fit_model(
         JSON: `step`, `loss`, `one_interval_error` and `error`, the root mean square over the leads of the longest
         rollout, in deviations of the climate, along the validations; `seconds`.
     """
-    saves = None if checkpoint is None else Checkpoint(checkpoint, {**(identity or {}), "fit": settings.to_json()})
+    saves = None
+    if checkpoint is not None:
+        digests = {"training": training.identity(), "validation": validation.identity()}
+        saves = Checkpoint(checkpoint, {**(identity or {}), "fit": settings.to_json(), "states": digests})
     history: dict[str, Any] = {"step": [], "loss": [], "one_interval_error": [], "error": []}
     before = 0.0
     if saves is not None and (saved := saves.load()) is not None:

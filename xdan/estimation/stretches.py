@@ -14,6 +14,8 @@ from torch import Tensor
 from ..core.random import Purpose, uniform
 from ..records.blocks import array_to_tensor
 from ..records.schema import TIME, TRAJECTORY, Array
+from ..records.store import digest
+from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES
 
 _BYTES = 1 << 28  # of a piece
 _SHORTEST = 64  # times of a piece, at least
@@ -43,6 +45,13 @@ class Stretches:
     def longest(self) -> int:
         """Most intervals in a stretch."""
         return 1 if len(self.arrays) > 1 else int(self.arrays[0].sizes[TIME]) - 1
+
+    def identity(self) -> list[str]:
+        """Digests of the states, of the leading part of each array: those of another record differ there."""
+        leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
+        return [
+            digest(list(array.shape), held[leading]) for array, held in zip(self.arrays, self._read(0), strict=True)
+        ]
 
     def draw(self, step: int, batch: int, length: int) -> Tensor:
         """Draw some stretches, (B, length + 1, N), keyed by the step.

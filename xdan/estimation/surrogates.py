@@ -177,8 +177,13 @@ def train_surrogate(
 
 
 def _run_of(run: xr.Dataset) -> dict[str, str]:
-    """What a run says of its method."""
-    return {str(name): str(value) for name, value in run.attrs.items() if str(name).startswith("method")}
+    """What a run says of its method, its model and its draws."""
+    known = ("seed", "network_digest", "dynamics")
+    return {
+        str(name): str(value)
+        for name, value in run.attrs.items()
+        if str(name).startswith("method") or str(name) in known
+    }
 
 
 def _states(labelled: LabelledRecord, source: Any) -> xr.DataArray:

@@ -89,7 +89,7 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
     store : path or Zarr store
     model : Dynamics, optional
         The model that is corrected, where its class is not registered. It is compared with a step of the one that was
-        saved.
+        saved; its climatology and its model error are those of the store, whatever it has itself.
 
     Raises
     ------
@@ -166,8 +166,10 @@ def _made(
             raise ValueError(f"{store}: the model that is corrected cannot be made: {reason}; here as model=") from None
     elif not isinstance(model, Dynamics):
         raise TypeError(f"model={shown(model)}: expected the Dynamics that is corrected")
-    elif json.loads(to_json(dynamics_to_json(model))) != corrected:
-        raise ValueError(f"model={shown(model)}: expected the model that {store} corrects, {shown(corrected)}")
+    else:
+        model = model._copied(given_climate=None, model_error=None)
+        if json.loads(to_json(dynamics_to_json(model))) != corrected:
+            raise ValueError(f"model={shown(model)}: expected the model that {store} corrects, {shown(corrected)}")
     here, there = tensor_to_array(model.fingerprint()), arrays.get(_FINGERPRINT)
     if there is None or there.shape != here.shape or not np.allclose(here, there, rtol=_NEAR, atol=_NEAR):
         raise ValueError(

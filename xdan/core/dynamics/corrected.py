@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import shown
 from ..tendencies import TendencyNetwork
 from .base import Dynamics
+from .custom import CustomDynamics
 from .learned import WEIGHTS, TendencyWeights, checked_provenance
 from .registry import dynamics_to_json, register_dynamics
 
@@ -44,7 +45,8 @@ class CorrectedDynamics(Dynamics, pure=True):
     TypeError
         For what is no Dynamics or no tendency network.
     ValueError
-        For a correction of another space, a model that is corrected already, or weights that are not finite.
+        For a correction of another space, a model that is corrected already, one that `vet` refuses, as its `advance`
+        is not its `step`, or weights that are not finite.
 
     See Also
     --------
@@ -92,6 +94,7 @@ class CorrectedDynamics(Dynamics, pure=True):
                 "network"
             )
         weights.network.check_space(model.space)
+        model.vet()  # its `advance` and its `step` are one model, of which either part below may stand for the whole
         self.given_climate, self.model_error = model.given_climate, model.model_error
         self.model = model._copied(given_climate=None, model_error=None, _model_step=0, _first=(0.0, 0))
         self._first, self._model_step = model._first, model._model_step
@@ -100,7 +103,8 @@ class CorrectedDynamics(Dynamics, pure=True):
         self.dims, self.coordinates, self.units = model.dims, model.coordinates, model.units
         self.time_unit, self.time_origin, self.autonomous = model.time_unit, model.time_origin, model.autonomous
         self.has_derivatives = model.has_derivatives  # type: ignore[misc]
-        self._in_tendency = type(model).step is Dynamics.step or getattr(model, "_tendency", None) is not None
+        of_tendency = isinstance(model, CustomDynamics) and model._tendency is not None
+        self._in_tendency = type(model).step is (CustomDynamics.step if of_tendency else Dynamics.step)
 
     @property
     def label(self) -> str:
