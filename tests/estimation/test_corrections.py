@@ -344,3 +344,14 @@ def test_the_verb_works_under_threads(record, run):
 def test_shrinking():
     values, errors = torch.tensor([2.0, 1.0, -4.0]), torch.tensor([1.0, 2.0, 0.0])
     assert torch.allclose(shrunk(values, errors), torch.tensor([1.5, 0.0, -4.0]))
+
+
+def test_a_correction_of_nothing_says_so():
+    """The forecast model is right: no coefficient is larger than its error."""
+    model = xdan.Lorenz96(8)
+    record = xdan.twin(model, cycles=60, trajectories=4, seed=3).compute()
+    run = record.dan.baseline("etkf", members=10, inflation=1.05, progress=False)
+    with pytest.warns(xdan.XdanWarning, match="nothing was learned"):
+        same = record.dan.learn_correction(run, "constant", burn_in=30, control=False, progress=False)
+    x = torch.linspace(-3.0, 9.0, 8)
+    assert torch.equal(same.correction(x), torch.zeros(8))

@@ -213,6 +213,14 @@ def learn_correction(
         learned = learner.learn(increments, perfect, moments, place("fit"))
         rows.append({"increment": moments.size, "lost": moments.lost, **learned})
         corrected = CorrectedDynamics(_dressed(base, model), learner.network)
+    if rows and all(row["factor"] == 0.0 for row in rows):
+        warn_of(
+            [
+                "nothing was learned: every coefficient is smaller than its standard error, and the corrected model is "
+                "the model. Increments of a filter that does not follow the truth show no error: give the run more "
+                "inflation, or a model_error=; or take a longer record"
+            ]
+        )
     provenance = {**origin, "passes": rows, "converged": converged}
     return CorrectedDynamics(_dressed(base, model), learner.network, provenance)
 
