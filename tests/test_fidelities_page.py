@@ -27,7 +27,7 @@ def test_figures_run_to_their_pages(figure, rows, tmp_path, monkeypatch, capsys)
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
     example = import_module("imperfect_fidelities")
     monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
-    for name, value in {"REPETITIONS": 200, "TOGETHER": 100, "BURN_IN": 2}.items():
+    for name, value in {"REPETITIONS": 200, "TOGETHER": 100, "BURN_IN": 2, "SITES": 8}.items():
         monkeypatch.setattr(example, name, value)
     monkeypatch.setattr(example, "CANDIDATES", {kind: [1.0, 1.1] for kind in example.CANDIDATES})
     monkeypatch.setitem(example.WRONG, "multi-model", lambda: example.uniform(7.0, 9.0))

@@ -46,6 +46,18 @@ def test_a_run_says_which_models_made_it(record, name, tmp_path):
         record.dan.baseline(name, **other, store=tmp_path / "run.zarr", progress=False)
 
 
+def test_a_run_says_by_how_much_its_models_err(record):
+    models = [(xdan.Lorenz96(8, 7.0).with_model_error(0.3), 4), (xdan.Lorenz96(8, 9.0).with_model_error(0.1), 6)]
+    run = record.dan.baseline("multi-model-enkf", models=models, model_errors="known")
+    again = record.dan.baseline("multi-model-enkf", **json.loads(run.attrs["method_parameters"]))
+    np.testing.assert_allclose(again.model_error_1, 0.3)
+    np.testing.assert_allclose(again.analysis, run.analysis, rtol=1e-9)
+    models[0] = (xdan.Lorenz96(8, 7.0).with_model_error(np.linspace(0.1, 0.4, 8)), 4)
+    run = record.dan.baseline("multi-model-enkf", models=models, model_errors="known")
+    with pytest.raises(ValueError, match=r"models\[0\]: the model 'lorenz96'.*digest.*pass models= again"):
+        record.dan.baseline("multi-model-enkf", **json.loads(run.attrs["method_parameters"]))
+
+
 def test_weights_and_errors_are_labelled(record):
     run = record.dan.baseline("multi-model-enkf", models=PAIRS)
     weights = run.weight_1 + run.weight_2

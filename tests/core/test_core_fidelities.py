@@ -1,6 +1,7 @@
 """Control variates and ensembles of several models, against exact variances and the Kalman filter."""
 
 import itertools
+import json
 from dataclasses import replace
 
 import pytest
@@ -19,9 +20,10 @@ from xdan.core.methods.control_variates import (
     member_counts,
     regression_weights,
 )
-from xdan.core.methods.fidelities import Seen
-from xdan.core.methods.multi_model import combine
+from xdan.core.methods.fidelities import ObservedForecast
+from xdan.core.methods.multi_model import combine_forecasts
 from xdan.core.observing import LinearOperator, ObservingSystem
+from xdan.core.random import Purpose
 
 DOUBLE = torch.zeros((), dtype=torch.float64)
 M = model()
@@ -249,9 +251,9 @@ def test_a_spin_up_raises_a_covariance_that_innovations_contradict():
     """P = R = 1 and d = 10: P is raised to d^2 - R = 99, so that the gain is 0.99; and never lowered."""
     one = torch.ones(2, 1, dtype=torch.float64)
     observation = torch.tensor([[10.0], [0.5]], dtype=torch.float64)
-    seen = Seen(0 * one, one[..., None], observation, one > 0, ObservingSystem(std=DOUBLE + 1.0))
+    seen = ObservedForecast(0 * one, one[..., None], observation, one > 0, ObservingSystem(std=DOUBLE + 1.0))
     assert_close(seen.consistent_factor(), torch.tensor([99.0, 1.0], dtype=torch.float64))
-    raised = Seen(0 * one, 99 * one[..., None], observation, one > 0, ObservingSystem(std=DOUBLE + 1.0))
+    raised = ObservedForecast(0 * one, 99 * one[..., None], observation, one > 0, ObservingSystem(std=DOUBLE + 1.0))
     mean, kept = raised.analysis(99**0.5 * torch.tensor([[[-1.0], [1.0]]] * 2, dtype=torch.float64))
     assert_close(mean[0], torch.tensor([9.9], dtype=torch.float64))
     assert_close(kept[0, :, 0].square(), torch.full((2,), 0.99, dtype=torch.float64))
@@ -260,7 +262,7 @@ def test_a_spin_up_raises_a_covariance_that_innovations_contradict():
 def test_forecasts_are_combined_by_the_best_linear_unbiased_estimate():
     roots = normals(3, 4, 5, 5, seed=5)
     errors, means = roots @ roots.mT + 0.1 * torch.eye(5, dtype=torch.float64), normals(3, 4, 5, seed=6)
-    mean, error, weights = combine(means, errors, DOUBLE.expand(3))
+    mean, error, weights = combine_forecasts(means, errors, DOUBLE.expand(3))
     precision = torch.linalg.inv(errors)
     expected = torch.linalg.inv(precision.sum(1))
     assert_close(error, expected)
@@ -272,10 +274,24 @@ def test_a_model_without_errors_is_followed_where_it_has_none():
     half = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
     errors = torch.stack([torch.diag(half), torch.diag(1 - half)])[None]
     means = normals(1, 2, 4, seed=8)
-    mean, error, weights = combine(means, errors, DOUBLE.expand(1) + 1e-9)
+    mean, error, weights = combine_forecasts(means, errors, DOUBLE.expand(1) + 1e-9)
     assert_close(mean[0], torch.cat([means[0, 1, :2], means[0, 0, 2:]]), rtol=0, atol=1e-7)
     assert float(error.abs().max()) < 1e-8
     assert_close(weights[0, 0], 1 - half, rtol=0, atol=1e-7)
+
+
+def test_draws_of_the_combined_error_have_its_covariance():
+    """Nothing is observed and the members are alike: what they have about the means of their models is drawn."""
+    root = normals(SITES, SITES, seed=9)
+    error = root @ root.T + IDENTITY
+    record = record_of(linear(M), ObservingSystem(std=DOUBLE + 1.0), 1, lanes=4000)
+    method = MultiModelEnKF([(None, 4), (linear(M), 4)], 1.0, "known", spin_up=0).prepare(record)
+    state, zero = method.start(record), record.observation[:, 0] * 0
+    labels = {"label": record.trajectory, "cycle": torch.zeros(4000, dtype=torch.int64)}
+    state = {**state, **labels, "x": state["x"] * 0, "mean": zero, "error": error.expand(4000, -1, -1)}
+    x = method.analyse(state, zero, zero > 0, record.observing)["x"]
+    assert_close(x.reshape(4000, 2, 4, SITES).mean(2), torch.zeros(4000, 2, SITES, dtype=torch.float64))
+    assert_close((x.mT @ x / (8 - 2)).mean(0), error, rtol=0.05, atol=0.1)
 
 
 def noisy_record(std, cycles, lanes, observing):
@@ -349,6 +365,38 @@ def test_a_method_is_made_again_from_its_description(name):
     again = method_by_name(method.name, **method.config())
     assert again.config() == method.config()
     assert_close(run(again.prepare(record), record)[0], run(method.prepare(record), record)[0], rtol=0, atol=0)
+
+
+def test_a_model_is_made_again_with_its_errors():
+    record = lorenz96_record(1)
+    method = MultiModelEnKF([(Lorenz96(8).with_model_error(0.3), 5), (None, 4)], model_errors="known")
+    again = method_by_name(method.name, **json.loads(json.dumps(method.config())))
+    assert again.config() == method.config()
+    assert again.models[0][0].model_error.word == 0.3
+    assert_close(run(again.prepare(record), record)[0], run(method.prepare(record), record)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [Lorenz96(8).with_model_error(torch.arange(8.0)), linear(M), linear(M).with_model_error(covariance=IDENTITY)],
+)
+def test_a_model_that_is_described_by_a_digest_is_refused(other):
+    config = MultiModelEnKF([(None, 4), (other, 5)], model_errors="known").config()
+    with pytest.raises(ValueError, match=r"models\[1\]: .*a digest.*pass models= again"):
+        MultiModelEnKF(**json.loads(json.dumps(config)))
+
+
+def test_errors_of_the_model_and_residuals_are_drawn_for_their_own_purposes(monkeypatch):
+    purposes, draw = {}, MultifidelityEnKF.draw
+
+    def noted(self, state, size, purpose=Purpose.PERTURBATION):
+        purposes[size] = purpose
+        return draw(self, state, size, purpose)
+
+    monkeypatch.setattr(MultifidelityEnKF, "draw", noted)
+    record = replace(lorenz96_record(1), dynamics=Lorenz96(8).with_model_error(0.3))
+    run(MultifidelityEnKF(4, [(Lorenz96(8, 7.0), 9)]).prepare(record), record)
+    assert purposes == {9 * 8: Purpose.MODEL_NOISE, 5 * 4: Purpose.PERTURBATION}
 
 
 def test_a_description_tells_functions_of_one_name_apart():

@@ -132,7 +132,8 @@ def learn_correction(
     Warns
     -----
     XdanWarning
-        Where a pass makes the increments larger; the passes end there, and `provenance["converged"]` is False.
+        Where a pass makes the increments larger; the passes end there, and `provenance["converged"]` is False. Where
+        nothing was learned.
 
     References
     ----------

@@ -110,12 +110,12 @@ class FidelitiesMethod(InflatedEnsemble):
     ) -> tuple[Tensor, Tensor]:
         """Analysis mean (B, N) and inflated anomalies (B, M, N) of a forecast with a mean and a covariance."""
         mean = state["mean"]
-        seen = Seen(mean, covariance, observation, observed, observing)
+        forecast = ObservedForecast(mean, covariance, observation, observed, observing)
         if self.spins_up(state):
-            factor = seen.consistent_factor()
+            factor = forecast.consistent_factor()
             covariance, anomalies = covariance * factor[:, None, None], anomalies * factor.sqrt()[:, None, None]
-            seen = Seen(mean, covariance, observation, observed, observing)
-        after, kept = seen.analysis(anomalies)
+            forecast = ObservedForecast(mean, covariance, observation, observed, observing)
+        after, kept = forecast.analysis(anomalies)
         return after, self.number("inflation") * kept
 
     def _standing(self, model: Dynamics | None, dynamics: Dynamics) -> Dynamics:
@@ -143,7 +143,7 @@ class FidelitiesMethod(InflatedEnsemble):
         return round(count)
 
 
-class Seen:
+class ObservedForecast:
     """A forecast and its error covariance as observed, whitened by R: what an analysis needs of them.
 
     Parameters
@@ -189,8 +189,8 @@ class Seen:
         total = 1.0 + values.clamp_min(0.0)
         innovation = (vectors.mT @ self.innovation[..., None])[..., 0]
         after = self.mean + (gain @ (innovation / total)[..., None])[..., 0]
-        seen = self.observing.whiten(self.observing.tangent(self.mean, anomalies), self.observed)
-        kept = anomalies - (seen @ vectors / (total + total.sqrt())[:, None]) @ gain.mT
+        at_sites = self.observing.whiten(self.observing.tangent(self.mean, anomalies), self.observed)
+        kept = anomalies - (at_sites @ vectors / (total + total.sqrt())[:, None]) @ gain.mT
         return after, kept
 
 
@@ -216,7 +216,7 @@ def pairs_of(label: str, models: Any, least: int) -> tuple[Pair, ...]:
     TypeError
         For what is no such sequence.
     ValueError
-        For too few members, or a description of a dynamics that is not registered.
+        For too few members, or a description of a dynamics that is not registered, or has a digest in place of numbers.
     """
     if isinstance(models, (str, Mapping, Dynamics)) or not isinstance(models, Sequence):
         raise TypeError(f"{label}={shown(models)}: {_EXPECTED} each")
@@ -226,11 +226,28 @@ def pairs_of(label: str, models: Any, least: int) -> tuple[Pair, ...]:
             raise TypeError(f"{label}[{number}]={shown(pair)}: {_EXPECTED}")
         model, members = pair
         if isinstance(model, Mapping):
-            model = dynamics_from_json(model)
+            model = _model_from_json(f"{label}[{number}]", model)
         if model is not None and not isinstance(model, Dynamics):
             raise TypeError(f"{label}[{number}]={shown(pair)}: {_EXPECTED}; the model is no xdan.Dynamics")
         pairs.append((model, integer(f"members of {label}[{number}]", members, least=least)))
     return tuple(pairs)
+
+
+def _model_from_json(label: str, description: Mapping[str, Any]) -> Dynamics:
+    """Make the model that a description names, with the standard deviation of its errors.
+
+    Raises
+    ------
+    ValueError
+        For a description with a digest of the step or of Q, and what `dynamics_from_json` refuses.
+    """
+    digests = {name: word for name in ("step", "model_error") if isinstance(word := description.get(name), str)}
+    if digests:
+        raise ValueError(
+            f"{label}: the model {shown(description.get('name'))} is described with {shown(digests)}, a digest from "
+            "which no model can be made: expected the model itself; pass models= again, with the models of the run"
+        )
+    return dynamics_from_json(description).with_model_error(description.get("model_error"))
 
 
 def described(pairs: Sequence[Pair]) -> list[list[Any]]:

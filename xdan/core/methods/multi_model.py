@@ -13,8 +13,8 @@ from ..observing import ObservingSystem
 from ..random import Purpose
 from .declarations import SPREADS, Output
 from .ensemble import centre
+from .error_estimates import KINDS, ErrorEstimate
 from .fidelities import FidelitiesMethod, Pair, covariance_of, described, pairs_of
-from .model_errors import KINDS, ErrorEstimate
 from .record import Record, State
 from .registry import register_method
 from .roots import eigh_or_nan
@@ -146,7 +146,7 @@ class MultiModelEnKF(FidelitiesMethod):
         x = self.advanced(state["x"], dynamics, steps)
         means, anomalies = self._parts(x)
         floor = _LEAST * anomalies.square().sum(1).mean(1) / self._freedom
-        mean, error, weights = combine(means, self._model_errors(state), floor)
+        mean, error, weights = combine_forecasts(means, self._model_errors(state), floor)
         return {**state, "x": x, "mean": mean, "error": error, "weights": weights}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
@@ -157,9 +157,7 @@ class MultiModelEnKF(FidelitiesMethod):
         if self.model_errors != "known":
             state = {**state, **self._estimate.updated(state, means, shared, observation, observed, observing)}
         drawn = self.draw(state, anomalies[0].numel(), Purpose.MODEL_NOISE).reshape(anomalies.shape)
-        noise = torch.cat(
-            [centre(part)[1] * (part.shape[1] / (part.shape[1] - 1)) ** 0.5 for part in self.split(drawn)], 1
-        )
+        noise = self._parts(drawn)[1]  # M - K degrees of freedom, as the anomalies have
         anomalies = anomalies + noise @ _root(error).mT
         mean, kept = self.analysed(state, shared + error, anomalies, observation, observed, observing)
         return {**state, "x": mean[:, None] + kept, "mean": mean}
@@ -209,7 +207,7 @@ class MultiModelEnKF(FidelitiesMethod):
         return torch.stack(matrices).expand(len(x), -1, -1, -1)
 
 
-def combine(means: Tensor, errors: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def combine_forecasts(means: Tensor, errors: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Assimilate forecasts of one truth into each other, one after another.
 
     Parameters

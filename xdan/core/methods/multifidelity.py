@@ -35,8 +35,8 @@ class MultifidelityEnKF(FidelitiesMethod):
     principal : int
         N_0, members of the record's dynamics, at least 2.
     models : sequence of (Dynamics, int)
-        Low-fidelity models and the members N_k of each; N_0 <= N_1 <= ... <= N_K. Without any, all members are
-        principal.
+        Low-fidelity models and the members N_k of each; N_0 <= N_1 <= ... <= N_K. With no models
+        the method has `principal` members alone.
     weights : {"scalar", "component"} or sequence of float
         a_k of each low-fidelity model. By default the regression of the costly model on it at the N_0 common members of
         each cycle, one for all components, or one for each.
@@ -104,7 +104,10 @@ class MultifidelityEnKF(FidelitiesMethod):
         return {**held, "inflation": self.inflation, "spin_up": self.spin_up} | self.asked_candidates()
 
     def check_dynamics(self, dynamics: Dynamics) -> None:
-        """Refuse models that do not fit the record's, and cheap ones with a Q, whose errors the costly model tells."""
+        """Refuse models that do not fit the record's, and cheap ones with a Q.
+
+        The errors of cheap models are measured against the costly one.
+        """
         super().check_dynamics(dynamics)
         for model, _ in self.models:
             if model is not None and model.model_error is not None:
@@ -123,7 +126,7 @@ class MultifidelityEnKF(FidelitiesMethod):
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Draw each member to the first observations; those of the last model are the sample that all models run."""
         state = super().first(state, observation, observed, observing)
-        return self._begun(state, state["x"][:, -self._all :])
+        return self._state_at_analysis(state, state["x"][:, -self._all :])
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
         """Advance the members of each model by it, and estimate mean and covariance."""
@@ -139,10 +142,10 @@ class MultifidelityEnKF(FidelitiesMethod):
         """Assimilate the observations into the control variate estimates."""
         anomalies, error = self._anomalies(state), self.dynamics.model_error
         if error is not None:
-            noise = self.draw(state, anomalies[0].numel(), Purpose.PERTURBATION).reshape(anomalies.shape)
+            noise = self.draw(state, anomalies[0].numel(), Purpose.MODEL_NOISE).reshape(anomalies.shape)
             anomalies = with_draws(anomalies, error, noise)
         mean, kept = self.analysed(state, state["covariance"], anomalies, observation, observed, observing)
-        return self._begun({**state, "mean": mean}, mean[:, None] + kept)
+        return self._state_at_analysis({**state, "mean": mean}, mean[:, None] + kept)
 
     def mean(self, state: State) -> Tensor:
         """Control variate estimate of the forecast, or the mean of the analysis, shape (B, N)."""
@@ -161,8 +164,8 @@ class MultifidelityEnKF(FidelitiesMethod):
         """N_K, the size of the sample."""
         return self.blocks[-1][1]
 
-    def _begun(self, state: State, sample: Tensor) -> State:
-        """A state whose models stand at the first members each of a sample (B, N_K, N)."""
+    def _state_at_analysis(self, state: State, sample: Tensor) -> State:
+        """State after an analysis: each model restarts from its first members of a sample (B, N_K, N)."""
         x = torch.cat([sample[:, :members] for _, members in self.blocks], 1)
         return {**state, "x": x, "mean": sample.mean(1)}
 
@@ -191,7 +194,7 @@ class MultifidelityEnKF(FidelitiesMethod):
         rows = [high + sum(offsets)]
         if not rest:
             return rows[0]
-        noise = self.draw(state, rest * self.principal, Purpose.MODEL_NOISE).reshape(len(high), rest, self.principal)
+        noise = self.draw(state, rest * self.principal, Purpose.PERTURBATION).reshape(len(high), rest, self.principal)
         residuals = []
         for k, (weight, part) in enumerate(zip(weights, parts[1:], strict=True)):
             rows.append(weight * (part - means[k + 1])[:, counts[k] :] + sum(offsets[k + 1 :]))
