@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import torch
 import xarray as xr
 from dask.delayed import Delayed
 from torch import Tensor
@@ -21,6 +22,7 @@ from ..core.estimation.augmented import AugmentedDynamics, observing_augmented
 from ..core.estimation.priors import Priors
 from ..core.methods import EnsembleMethod
 from ..core.spaces import STATE
+from ..records.blocks import array_to_tensor
 from ..records.fields import observed_parts
 from ..records.record import LabelledRecord
 from ..records.schema import TIME, TRAJECTORY, attributes
@@ -37,6 +39,7 @@ from .parameter_labels import (
     dims_of,
 )
 
+_TRIED = 64  # trajectories of which the extreme members are tried
 _MEMBERS = "standard deviation of the members"
 _POOLED = "mean over trajectories at the last time"
 _SCATTER = "from the scatter of trajectories; of a single one the ensemble's spread"
@@ -63,8 +66,16 @@ def estimate_by_augmentation(
         Deviation of the parameters' random walk in one interval.
     **settings
         seed, store, mode, device, progress: as for `cycle`.
+
+    Raises
+    ------
+    ValueError
+        If members with extreme parameters become infinite in their spin-up.
     """
     augmented = AugmentedDynamics(labelled.setup.dynamics, priors, walk)
+    like = array_to_tensor(np.zeros((), labelled.setup.dtype))
+    labels = torch.tensor(labelled.setup.trajectory[:_TRIED].tolist())
+    augmented.try_draws(labels, settings["seed"], ensemble.members, like)
     kind = partial(_ParameterRun, labelled.setup.dynamics, priors)
     return run_over(ds, augmented_record(labelled, augmented), ensemble, members=False, kind=kind, **settings)
 
