@@ -11,7 +11,7 @@ import xarray as xr
 from dask.distributed import Client
 
 import xdan
-from xdan.estimation import error_passes
+from xdan.estimation import error_passes, error_request
 
 QUIET = {"progress": False}
 START = {"model_error": 1.0, "observation_error": 2.0, **QUIET}
@@ -122,7 +122,7 @@ class KilledError(Exception):
 @pytest.mark.parametrize("passes", [1, 3, 4])
 def test_a_killed_call_goes_on(record, method, name, passes, tmp_path, monkeypatch):
     words = {**START, "iterations": 5, "tolerance": 1e-9}
-    few = record.isel(trajectory=slice(0, 6))
+    few = record.isel(trajectory=slice(0, 6), time=slice(0, 16))
     with pytest.warns(xdan.XdanWarning, match="has not converged to 1e-09 in 5 passes"):
         whole = few.dan.estimate_errors(method, **words)
     count, original = [0], getattr(error_passes.Passes, name)
@@ -369,6 +369,7 @@ def test_the_figures_run(figure, tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     example = import_module("imperfect_errors")
+    monkeypatch.setitem(error_request._ITERATIONS, "em", 3)
     monkeypatch.setattr(example, "MODEL", xdan.Lorenz96(sites=5))
     monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
     for _ in range(2):
@@ -384,6 +385,7 @@ SECTION = re.search(r"^## Estimating Q and R\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL
 @pytest.mark.filterwarnings(LAST)
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(error_request._ITERATIONS, "em", 4)
     names = {}
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.M), 1):
         exec(compile(block, f"block {number}", "exec"), names)
