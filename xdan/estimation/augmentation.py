@@ -22,7 +22,6 @@ from ..core.estimation.augmented import AugmentedDynamics, observing_augmented
 from ..core.estimation.priors import Priors
 from ..core.methods import EnsembleMethod
 from ..core.spaces import STATE
-from ..records.blocks import array_to_tensor
 from ..records.fields import observed_parts
 from ..records.record import LabelledRecord
 from ..records.schema import TIME, TRAJECTORY, attributes
@@ -73,7 +72,7 @@ def estimate_by_augmentation(
         If members with extreme parameters become infinite in their spin-up.
     """
     augmented = AugmentedDynamics(labelled.setup.dynamics, priors, walk)
-    like = array_to_tensor(np.zeros((), labelled.setup.dtype))
+    like = torch.zeros((), dtype=torch.float64 if labelled.setup.dtype == np.float64 else torch.float32)
     labels = torch.tensor(labelled.setup.trajectory[:_TRIED].tolist())
     augmented.try_draws(labels, settings["seed"], ensemble.members, like)
     kind = partial(_ParameterRun, labelled.setup.dynamics, priors)

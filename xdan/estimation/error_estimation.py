@@ -62,7 +62,8 @@ class Estimation:
     def identity(self) -> dict[str, Any]:
         """What the estimate follows from, for the store of an unfinished one."""
         setup, request, passes = self.labelled.setup, self.request, self.passes
-        blocks = dask.compute(*(dask.delayed(digest)(part) for part in passes.observation.to_delayed().ravel()))
+        count = passes.observation.numblocks[0]
+        blocks = dask.compute(*(dask.delayed(digest)(passes.observation.blocks[k]) for k in range(count)))
         scheme, tolerance = None, request.tolerance
         if request.scheme is not None:
             method = request.scheme.method_on(setup.dtype, "cpu")
