@@ -479,12 +479,8 @@ BAD_CYCLING = {
     ),
     "unknown parameter": (
         lambda a: xdan.baseline(a.twin, "enkf-n", inflation=1.1),
-<<<<<<< HEAD
-        r"'enkf-n' has no parameters \['inflation'\]; it takes \['capped', 'form', 'members', 'model_noise', 'rotate'",
-=======
         r"'enkf-n' has no parameters \['inflation'\]; "
         r"it takes \['capped', 'form', 'members', 'model_noise', 'rotate'\]",
->>>>>>> mend-fidel
     ),
     "parameter of another": (
         lambda a: xdan.baseline(a.twin, "3d-var", members=3),

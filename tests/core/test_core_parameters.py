@@ -1,6 +1,7 @@
 """Parameters as tensors, in the state of a filter, in its likelihood, and in a smoother's least squares."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -53,6 +54,19 @@ class Cached(Pushed):
     def __init__(self, decay=0.9, push=1.0, timestep=1.0, sites=2):
         super().__init__(decay, push, timestep, sites)
         self.twice = 2 * push
+
+    def step(self, x):
+        return self.decay * x + self.twice
+
+
+class Lazy(Pushed):
+    """A model that computes something of its parameter when it is first read."""
+
+    name = "lazy"
+
+    @functools.cached_property
+    def twice(self):
+        return 2 * self.push
 
     def step(self, x):
         return self.decay * x + self.twice
@@ -426,11 +440,12 @@ def test_em_finds_the_parameters_and_q_of_a_noisy_linear_model():
     y = torch.stack(truth, 1) + 0.2 * torch.randn(rows, cycles, 2, dtype=DOUBLE, generator=generator)
     record = Record(Pushed(), ObservingSystem(std=number(0.2)), y, [0] + [1] * (cycles - 1), torch.arange(rows), 0)
     priors = read_priors(record.dynamics, {"decay": (0.6, 0.3), "push": (0.5, 1.0)})
-    method = method_by_name("etkf", members=40, inflation=1.0, spin_up=0).prepare(record)
+    method = method_by_name("etkf", members=20, inflation=1.0, spin_up=0).prepare(record)
     em = ExpectationMaximisation.of(method, record, record.dynamics, priors, burn_in=5)
     for _ in range(15):
         deviation, lost = em.iterate()
-    estimate, error = em.finish()
+    estimate, error, converged = em.finish()
+    assert converged
     assert not bool(lost.any())
     assert abs(deviation - 0.3) < 0.03
     assert bool(((estimate - number([0.9, 1.0])).abs() < 3 * error + 0.01).all())
@@ -445,3 +460,64 @@ def test_parameters_of_a_function_are_those_that_it_takes():
         xdan.CustomDynamics(lambda x, forcing, damping: forcing - damping * x, parameters={"damping": 1.0}, **state)
     timed = xdan.CustomDynamics(lambda x, t, damping: t - damping * x, parameters={"damping": 1.0}, **state)
     assert not timed.autonomous
+
+
+def test_what_a_model_computed_lazily_is_computed_anew_with_other_parameters():
+    model, x = Lazy(push=1.0).starting_at(3.0).from_step(2), normal(2, 2)
+    before = model.advance(x.clone(), 1)
+    changed = model.with_parameters(push=4.0)
+    torch.testing.assert_close(changed.advance(x.clone(), 1), before + 6.0)
+    torch.testing.assert_close(model.computing_with({"push": number(4.0)}).advance(x.clone(), 1), before + 6.0)
+    assert changed.model_time == model.model_time
+    read_priors(model, {"push": (1.0, 0.5)})
+
+
+def test_parameters_of_a_corrected_model_are_those_of_its_model():
+    network = xdan.LocalPolynomial(degree=1)
+    torch.nn.init.constant_(network.coefficients, 0.3)
+    corrected = xdan.CorrectedDynamics(xdan.Lorenz96(sites=6, forcing=7.0).with_model_error(0.1), network)
+    other, x = corrected.with_parameters(forcing=9.0), normal(2, 6)
+    assert corrected.parameter_values() == {"forcing": 7.0}
+    assert other.model.forcing == 9.0
+    assert other.model_error is corrected.model_error
+    exact = xdan.CorrectedDynamics(xdan.Lorenz96(sites=6, forcing=9.0), network).advance(x, 3)
+    torch.testing.assert_close(other.advance(x, 3), exact)
+    torch.testing.assert_close(corrected.advance_each(x, 3, {"forcing": number([9.0, 9.0])}), exact)
+    assert read_priors(corrected, {"forcing": (7.0, 1.0)}).names == ("forcing",)
+
+
+def em_with_history(*values):
+    """An iteration that has these estimates of the push behind it."""
+    record = pushed_record()
+    priors = read_priors(record.dynamics, {"push": (values[0], 1.0)})
+    past = [number([value]) for value in values]
+    return ExpectationMaximisation(None, record, record.dynamics, priors, None, 1, past[-1], 1.0, past)
+
+
+def test_the_extrapolation_of_a_geometric_iteration_is_its_end():
+    em = em_with_history(*(2.0 - 0.5**k for k in range(5)))
+    jump, unsure = em._way_left()
+    torch.testing.assert_close(em.parameters + jump, number([2.0]))
+    torch.testing.assert_close(unsure, number([0.0]))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (7.0, 11.5, 10.2, 9.1),  # the ratios are 0.29 and 0.85
+        (0.0, 1.0, 2.0, 4.0),  # it grows
+        (0.0, 1.0, 2.0),  # nothing is known of the ratio
+        (0.0, 2.0, 3.7, 5.145),  # 0.85: more than 8 deviations are left
+    ],
+)
+def test_an_iteration_far_from_its_end_is_not_extrapolated(values):
+    jump, unsure = em_with_history(*values)._way_left()
+    assert float(jump) == 0.0
+    assert float(unsure) > 1.0
+
+
+def test_a_way_left_by_a_rate_that_changes_is_bounded():
+    """Changes 1, 1/2 and 1/5: of r = 0.4, d r / (1 - r) is left, and |0.4 - 0.5| / 0.36 of d may be wrong with it."""
+    jump, unsure = em_with_history(0.0, 1.0, 1.5, 1.7)._way_left()
+    assert 0.1 < float(jump) < 0.25
+    assert float(unsure) > 0.2 * 0.1 / 0.36 - 1e-12

@@ -11,7 +11,7 @@ import xarray as xr
 from dask.distributed import Client
 
 import xdan
-from xdan.estimation import error_passes
+from xdan.estimation import error_passes, error_request
 
 QUIET = {"progress": False}
 START = {"model_error": 1.0, "observation_error": 2.0, **QUIET}
@@ -122,7 +122,7 @@ class KilledError(Exception):
 @pytest.mark.parametrize("passes", [1, 3, 4])
 def test_a_killed_call_goes_on(record, method, name, passes, tmp_path, monkeypatch):
     words = {**START, "iterations": 5, "tolerance": 1e-9}
-    few = record.isel(trajectory=slice(0, 6))
+    few = record.isel(trajectory=slice(0, 6), time=slice(0, 16))
     with pytest.warns(xdan.XdanWarning, match="has not converged to 1e-09 in 5 passes"):
         whole = few.dan.estimate_errors(method, **words)
     count, original = [0], getattr(error_passes.Passes, name)
@@ -148,6 +148,50 @@ def test_a_killed_call_goes_on(record, method, name, passes, tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["e.zarr"]
     with pytest.raises(FileExistsError, match="pass mode='w'"):
         few.dan.estimate_errors(method, store=tmp_path / "e.zarr", **words)
+
+
+@pytest.mark.parametrize(
+    "other", [{"tolerance": 1e-4}, {"observation": 1}, {"observation_error": 3.0}], ids=["tolerance", "block", "R"]
+)
+def test_a_killed_call_of_other_observations_or_tolerance_does_not_go_on(record, other, tmp_path, monkeypatch):
+    few = record.isel(trajectory=slice(0, 4)).chunk(trajectory=2)
+    words = {**START, "iterations": 2, "tolerance": 1e-9, "store": tmp_path / "e.zarr"}
+    whole = error_passes.Passes.scores
+
+    def killed(self, *arguments):
+        if (tmp_path / ".e.zarr.passes").exists():
+            raise KilledError
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(error_passes.Passes, "scores", killed)
+    with pytest.raises(KilledError):
+        few.dan.estimate_errors(**words)
+    if "observation" in other:  # of the last block
+        changed = few.observation.copy(data=few.observation.values)
+        changed[3, 5, 0] += 0.1
+        few, other = few.assign(observation=changed).chunk(trajectory=2), {}
+    with pytest.raises(FileExistsError, match="unfinished estimate of another record or other settings"):
+        few.dan.estimate_errors(**{**words, **other})
+
+
+@pytest.mark.filterwarnings(LAST)
+@pytest.mark.parametrize("method", ["em", "lag-innovations"])
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_fixed_q_of_a_perfect_model_is_zero(method, explicit):
+    ds = xdan.twin(Pair(), cycles=40, trajectories=8, interval=1.0, error_std=1.0, dtype="float64").compute()
+    words = {"dynamics": Pair(), "structure": {"model_error": "fixed"}, "observation_error": 1.5, **QUIET}
+    estimate = ds.dan.estimate_errors(method, **words, **({"model_error": 0.0} if explicit else {}))
+    for name in ("u", "h"):
+        assert (estimate[f"model_error_{name}_history"] == 0).all()
+        if method == "em":
+            error = float(estimate[f"observation_error_{name}_standard_error"])
+            assert abs(float(estimate[f"observation_error_{name}"]) - 1.0) < 4 * error
+
+
+def test_a_record_that_says_zero_is_refused(record):
+    perfect = record.assign(model_error=0.0 * record.model_error)
+    with pytest.raises(ValueError, match="model_error is 0, and the structure of Q is 'scalar'"):
+        perfect.dan.estimate_errors(**QUIET)
 
 
 def test_of_several_fields_each_has_its_own(pair):
@@ -267,13 +311,18 @@ BAD = [
     ({"scheme": "enkf-n"}, TypeError, "method='em' has no use for it"),
     ({"method": "lag-innovations", "smoothing": 0.5}, ValueError, "at least 1"),
     ({"method": "lag-innovations", "iterations": 3}, TypeError, "has no use for it"),
-    ({"method": "desroziers", "scheme": "no-such"}, ValueError, "no-such"),
+    ({"method": "desroziers", "scheme": "no-such"}, ValueError, "scheme='no-such': expected one of"),
     ({"method": "desroziers", "scheme": 3}, TypeError, "expected a method's name or object"),
     ({"method": "desroziers", "structure": {"model_error": "full"}}, ValueError, "tell nothing of Q"),
     ({"observation_error": np.ones(5)}, ValueError, "observation error has shape (5,)"),
     ({"observation_error": np.ones((30, 6))}, ValueError, "observation error has shape"),
     ({"model_error": np.ones(5)}, ValueError, "model_error_std has shape (5,)"),
-    ({"model_error": 0.0, "structure": "diagonal"}, None, ""),
+    (
+        {"model_error": 0.0, "structure": "diagonal"},
+        ValueError,
+        "model_error is 0, and the structure of Q is 'diagonal'",
+    ),
+    ({"model_error": 0.0, "method": "lag-innovations"}, ValueError, "structure={'model_error': 'fixed'}"),
     ({"model_error": [0.0, 1, 1, 1, 1, 1], "structure": "diagonal"}, ValueError, "leaves zero as it is"),
     ({"seed": -1}, ValueError, "seed=-1"),
     ({"progress": 3}, TypeError, "progress=3"),
@@ -286,9 +335,6 @@ BAD = [
 @pytest.mark.parametrize(("words", "error", "message"), BAD)
 def test_bad_input(record, words, error, message):
     words = {"progress": False, **words}
-    if error is None:  # a Q of zero is a perfect model: the estimate starts from the climate
-        assert float(record.dan.estimate_errors(iterations=1, **words).model_error_history[0, 0]) > 0.1
-        return
     with pytest.raises(error, match=re.escape(message)):
         record.dan.estimate_errors(**words)
 
@@ -323,6 +369,7 @@ def test_the_figures_run(figure, tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples")
     example = import_module("imperfect_errors")
+    monkeypatch.setitem(error_request._ITERATIONS, "em", 3)
     monkeypatch.setattr(example, "MODEL", xdan.Lorenz96(sites=5))
     monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
     for _ in range(2):
@@ -338,6 +385,7 @@ SECTION = re.search(r"^## Estimating Q and R\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL
 @pytest.mark.filterwarnings(LAST)
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(error_request._ITERATIONS, "em", 4)
     names = {}
     for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.M), 1):
         exec(compile(block, f"block {number}", "exec"), names)

@@ -11,6 +11,8 @@ from xdan.core.estimation.likelihood import Descent
 from xdan.core.estimation.parameter_em import ExpectationMaximisation
 from xdan.estimation import iterations as module
 
+pytestmark = pytest.mark.filterwarnings("ignore:the estimate of .* has not converged")  # three iterations
+
 PRIOR = {"forcing": (7.0, 1.0)}
 QUICK = {"members": 12, "progress": False}
 FEW = {"augmented": {}, "likelihood": {"iterations": 3, "window": 8}, "em": {"iterations": 3, "burn_in": 3}}
@@ -61,6 +63,7 @@ def test_labels_of_iterations(results, method):
     assert float(result.forcing[0]) == 7.0
     assert not result.diverged.any()
     assert not result.lost.any()
+    assert bool(result.converged) == (method == "likelihood")  # three iterations of "em" are too few
     assert 7.0 < float(result.forcing_estimate) < 9.0
     assert float(result.forcing_standard_error) > 0
     told = "negative_log_likelihood" if method == "likelihood" else "model_error_std"
@@ -108,8 +111,11 @@ def test_a_killed_iteration_goes_on(record, results, wrong, tmp_path, monkeypatc
     monkeypatch.setattr(cls, "iterate", killed)
     with pytest.raises(KeyboardInterrupt):
         record.dan.estimate_parameters(wrong, PRIOR, method, **words)
-    with pytest.raises(FileExistsError, match="unfinished estimate of other settings"):
-        record.dan.estimate_parameters(wrong, PRIOR, method, **{**words, "seed": 5})
+    h = 1.1 * np.eye(8)
+    for other in ({"seed": 5}, {"observation_error": 2.0}, {"operator": h, "observation_error": 1.0}):
+        observed = record.rename(x="obs").drop_vars(["truth", "obs"]) if "operator" in other else record
+        with pytest.raises(FileExistsError, match="unfinished estimate of other settings"):
+            observed.dan.estimate_parameters(wrong, PRIOR, method, **{**words, **other})
     resumed = record.dan.estimate_parameters(wrong, PRIOR, method, **words)
     assert len(calls) == 4  # two before the kill, the one that was killed, and one after
     xr.testing.assert_allclose(resumed.compute(), results[method], rtol=1e-10)
@@ -197,6 +203,7 @@ class Blind(xdan.Dynamics):
         ({"ensemble": "3d-var"}, ValueError, "has no members"),
         ({"ensemble": "ienkf", "method": "em"}, ValueError, "needs a filter whose members"),
         ({"ensemble": "particle", "method": "likelihood"}, ValueError, "needs a filter whose members"),
+        ({"ensemble": "foo"}, ValueError, "ensemble='foo': expected one of"),
         ({"ensemble": 3}, TypeError, "expected the name of an ensemble method"),
         ({"ensemble": xdan.FiniteSizeEnKF(5)}, ValueError, "has its own"),
         ({"window": 5}, ValueError, "window=5 is an option of method="),
@@ -235,3 +242,20 @@ def test_a_forcing_named_as_a_variable_of_the_result_is_refused(record):
     )
     with pytest.raises(ValueError, match="called as variables of the result"):
         record.dan.estimate_parameters(model, {"iteration": (8.0, 1.0)}, **QUICK)
+
+
+def test_an_iteration_that_is_not_at_its_end_says_so(record, wrong):
+    with pytest.warns(xdan.XdanWarning, match=r"\['forcing'\] by 'em' has not converged in 1 iterations"):
+        result = record.dan.estimate_parameters(wrong, PRIOR, "em", **QUICK, iterations=1, burn_in=3)
+    assert not result.converged
+    assert float(result.forcing_estimate) == float(result.forcing[-1])  # no extrapolation
+    assert "has not converged" in result.attrs["xdan_warnings"][0]
+
+
+def test_a_prior_too_wide_for_the_model_is_refused_at_once(record, monkeypatch):
+    model = xdan.CustomDynamics(
+        lambda x, growth: growth * x, state={"x": 8}, timestep=0.05, spin_up_time=50.0, parameters={"growth": -1.0}
+    )
+    monkeypatch.setattr("xdan.estimation.augmentation.run_over", None)  # nothing long may begin
+    with pytest.raises(ValueError, match=r"growth: \(-1.0, 30.0\).* take a narrower prior"):
+        record.dan.estimate_parameters(model, {"growth": (-1.0, 30.0)}, **QUICK)

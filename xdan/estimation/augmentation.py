@@ -10,6 +10,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import torch
 import xarray as xr
 from dask.delayed import Delayed
 from torch import Tensor
@@ -37,6 +38,7 @@ from .parameter_labels import (
     dims_of,
 )
 
+_TRIED = 64  # trajectories of which the extreme members are tried
 _MEMBERS = "standard deviation of the members"
 _POOLED = "mean over trajectories at the last time"
 _SCATTER = "from the scatter of trajectories; of a single one the ensemble's spread"
@@ -63,8 +65,16 @@ def estimate_by_augmentation(
         Deviation of the parameters' random walk in one interval.
     **settings
         seed, store, mode, device, progress: as for `cycle`.
+
+    Raises
+    ------
+    ValueError
+        If members with extreme parameters become infinite in their spin-up.
     """
     augmented = AugmentedDynamics(labelled.setup.dynamics, priors, walk)
+    like = torch.zeros((), dtype=torch.float64 if labelled.setup.dtype == np.float64 else torch.float32)
+    labels = torch.tensor(labelled.setup.trajectory[:_TRIED].tolist())
+    augmented.try_draws(labels, settings["seed"], ensemble.members, like)
     kind = partial(_ParameterRun, labelled.setup.dynamics, priors)
     return run_over(ds, augmented_record(labelled, augmented), ensemble, members=False, kind=kind, **settings)
 

@@ -15,10 +15,10 @@ from ..core.estimation.structures import Structure
 from ..records.checkpoint import Checkpoint
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord
-from ..records.schema import TIME, attributes
+from ..records.schema import ITERATION, TIME, attributes
 from ..records.store import digest, sealed
 from ..records.watch import attribute, warn_of
-from .error_labels import ITERATION, labelled_estimates
+from .error_labels import labelled_estimates
 from .error_methods import Outcome, desroziers_passes, expectation_maximisation, lag_innovations
 from .error_passes import Estimate, Passes, start_of
 from .error_request import Request
@@ -62,20 +62,22 @@ class Estimation:
     def identity(self) -> dict[str, Any]:
         """What the estimate follows from, for the store of an unfinished one."""
         setup, request, passes = self.labelled.setup, self.request, self.passes
-        scheme = None
+        count = passes.observation.numblocks[0]
+        blocks = dask.compute(*(dask.delayed(digest)(passes.observation.blocks[k]) for k in range(count)))
+        scheme, tolerance = None, request.tolerance
         if request.scheme is not None:
             method = request.scheme.method_on(setup.dtype, "cpu")
             scheme = [method.name, method.config(), request.scheme.digest]
         return {
             "kind": "estimate of errors",
-            "method": [request.method, dict(request.kinds), scheme, request.smoothing, request.accelerate],
+            "method": [request.method, dict(request.kinds), scheme, request.smoothing, request.accelerate, tolerance],
             "dynamics": dynamics_to_json(setup.dynamics),
             "record": digest(
                 setup.steps,
                 setup.trajectory,
                 [passes.burn_in, passes.groups, self.seed, str(passes.setup.dtype)],
                 *observing_identity(setup.observing, setup.dynamics),
-                np.asarray(dask.compute(passes.observation[passes.plan.rows(0)])[0]),
+                *blocks,
             ),
         }
 

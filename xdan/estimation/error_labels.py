@@ -17,13 +17,13 @@ from ..records.schema import (
     DUAL,
     ERROR,
     ERROR_COVARIANCE,
+    ITERATION,
     MODEL_ERROR,
     MODEL_ERROR_COVARIANCE,
     Array,
     Role,
 )
 
-ITERATION = "iteration"
 _WORDS = {
     "model": ("model error in one interval", MODEL_ERROR, MODEL_ERROR_COVARIANCE),
     "observation": ("observation error", ERROR, ERROR_COVARIANCE),

@@ -168,11 +168,17 @@ def with_errors(observing: ObservingSystem, r: Array, dtype: np.dtype[Any]) -> O
 
 @block
 def start_of(variances: Tensor, setup: Setup, structures: tuple[Structure, Structure]) -> list[Tensor]:
-    """Q and R to start from: the record's or the caller's, and a Q of these variances where neither has one."""
+    """Q and R to start from: the record's or the caller's.
+
+    Where neither has a Q, one that is estimated starts from these variances, and one that is fixed is zero.
+    """
     size = setup.observing.size(setup.dynamics.space.size)
     r = setup.observing.covariance_of(torch.ones(size, dtype=torch.bool)).double()
     error = setup.dynamics.model_error
-    q = variances.double().diag() if error is None else error.matrix(r)
+    if error is not None:
+        q = error.matrix(r)
+    else:
+        q = (torch.zeros_like(variances) if structures[0].fixed else variances).double().diag()
     return [structure.start(value) for structure, value in zip(structures, (q, r), strict=True)]
 
 

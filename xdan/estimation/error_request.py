@@ -12,6 +12,7 @@ from ..assimilation.schemes import Scheme, scheme_of
 from ..core.checks import choice, integer, real, shown, switch
 from ..core.estimation.structures import KINDS, Structure, structure_of
 from ..core.methods import Method, method_by_name
+from ..core.methods.base import METHODS as METHODS_BY_NAME
 from ..core.methods.gaussian_forecast import check_size
 from ..network import Network
 from ..records.record import LabelledRecord
@@ -114,8 +115,14 @@ class Request:
         cycles = labelled.observation.sizes[TIME]
         return min(_BURN_IN[self.method], cycles // 10) if self.burn_in is None else self.burn_in
 
-    def check(self, labelled: LabelledRecord) -> None:
+    def check(self, labelled: LabelledRecord, perfect: bool) -> None:
         """Refuse a record that says too little, or that the method cannot go through.
+
+        Parameters
+        ----------
+        labelled : LabelledRecord
+        perfect : bool
+            Whether the caller or the record says that Q is zero.
 
         Raises
         ------
@@ -123,6 +130,12 @@ class Request:
         """
         setup, observing = labelled.setup, labelled.setup.observing
         rows, cycles = labelled.observation.shape[:2]
+        if perfect and self.kinds["model"] != "fixed":
+            raise ValueError(
+                f"model_error is 0, and the structure of Q is {self.kinds['model']!r}: an estimate by {self.method!r} "
+                "leaves zero as it is. Expected positive standard deviations, such as a tenth of the state's; or "
+                "structure={'model_error': 'fixed'}, so that Q stays zero"
+            )
         if observing.error_in_time:
             raise ValueError(
                 "the record's observation errors change in time: expected one R for all times; name where the estimate "
@@ -174,7 +187,7 @@ def _kinds(structure: Any) -> dict[str, str]:
 def _scheme(scheme: Any) -> Scheme:
     """The scheme of Desroziers' passes."""
     if isinstance(scheme, str):
-        return scheme_of(method_by_name(scheme))
+        return scheme_of(method_by_name(choice("scheme", scheme, METHODS_BY_NAME)))
     if not isinstance(scheme, (Method, Network)):
         raise TypeError(f"scheme={shown(scheme)}: expected a method's name or object, such as 'etkf', or a Network")
     return scheme_of(scheme)

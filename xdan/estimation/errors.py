@@ -16,6 +16,7 @@ from ..network import Network
 from ..records.blocks import pick_device
 from ..records.checkpoint import Checkpoint
 from ..records.location import StoreLike, check_rewritable, exists, is_local, locate, replacing, writing
+from ..records.model_errors import says_perfect
 from ..records.record import RecordWords, read
 from ..records.store import check_apart, check_mode, check_writable
 from ..records.values import check_observed
@@ -45,7 +46,8 @@ def estimate_errors(
 
     It computes at once, and keeps the observations in memory, of this process or of dask's workers. Blocks of
     trajectories are tasks. The truth is not needed. The estimate starts from the Q and R that the record has, or from
-    `model_error=` and `observation_error=`; a Q that nothing names starts at a hundredth of the climate's variance.
+    `model_error=` and `observation_error=`. A Q that nothing names starts at a hundredth of the climate's variance; one
+    that is "fixed" is zero then.
 
     Parameters
     ----------
@@ -109,9 +111,9 @@ def estimate_errors(
     TypeError
         For arguments of another type, and for words that the method does not take.
     ValueError
-        For unknown names, numbers out of range, intervals of several lengths, an R that changes in time, a record with
-        fewer cycles than numbers to estimate, states too large for a covariance, a model or an operator whose
-        derivative is wrong, and as `cycle`.
+        For unknown names, numbers out of range, a Q of zero that is not fixed, intervals of several lengths, an R that
+        changes in time, a record with fewer cycles than numbers to estimate, states too large for a covariance, a model
+        or an operator whose derivative is wrong, and as `cycle`.
     FileExistsError
         If the store exists, and mode is not "w".
 
@@ -138,7 +140,7 @@ def estimate_errors(
     seed, progress, device = check_seed(seed), switch("progress", progress), pick_device(device)
     check_mode(mode)
     labelled = read(ds, **words)
-    request.check(labelled)
+    request.check(labelled, perfect=says_perfect(labelled.setup.dynamics, ds, words.get("model_error")))
     if store is not None:
         store = locate(store)
         check_rewritable(store)

@@ -21,15 +21,16 @@ from ..core.user_functions import finest
 from ..records.blocks import array_to_tensor, make_record, tensor_to_array
 from ..records.checkpoint import Checkpoint, OtherRunError
 from ..records.location import StoreLike, check_rewritable, exists, locate, replacing, writing
+from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord
-from ..records.schema import Array, attributes, to_json
+from ..records.schema import ITERATION, Array, attributes, to_json
 from ..records.store import DAMAGE, MISSING, check_apart, check_writable, digest, sealed
 from ..records.values import check_observed
 from ..records.watch import attribute, warn_of
 from .parameter_labels import (
+    CONVERGED,
     DIVERGED,
     ESTIMATE,
-    ITERATION,
     STANDARD_ERROR,
     attributes_of,
     coordinates_of_parameters,
@@ -37,6 +38,10 @@ from .parameter_labels import (
 )
 
 _FARTHEST = 30.0  # deviations of the prior: an estimate that goes farther has diverged
+_LEFT = {
+    "em": "more than half a standard error may be left of its way",
+    "likelihood": "the likelihood has no maximum within a deviation of the prior from where it ended",
+}
 _MARK = "xdan_checkpoint"  # attribute of a store in which an iteration is not at its end
 
 
@@ -50,8 +55,8 @@ class Iteration(Protocol):
     def iterate(self) -> tuple[float, Tensor]:
         """One iteration: a number that tells how well the estimate does, and the trajectories lost, (B,)."""
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """The estimate and its uncertainty, (p,)."""
+    def finish(self) -> tuple[Tensor, Tensor, bool]:
+        """The estimate and its uncertainty, (p,), and whether the iteration has converged."""
 
     def saved(self) -> dict[str, Tensor]:
         """What a later process goes on from."""
@@ -131,7 +136,9 @@ def estimate_by_iterations(
     if store is None:
         _iterate(iteration, history, None, progress)
         return made()
-    identity = description | {"record": digest(observation, setup.steps, setup.trajectory, str(setup.dtype))}
+    experiment = observing_identity(setup.observing, setup.dynamics)
+    parts = (observation, setup.steps, setup.trajectory, str(setup.dtype), *experiment)
+    identity = description | {"record": digest(*parts)}
     with writing(store):
         checkpoint = _opened(store, json.loads(to_json(identity)), mode)
         if (saved := checkpoint.load()) is not None:
@@ -228,7 +235,7 @@ def _labelled(
     description: dict[str, Any],
 ) -> xr.Dataset:
     """The Dataset of a history that has ended; warns where the estimate diverged."""
-    priors, texts = history.priors, []
+    priors, texts, converged = history.priors, [], False
     if history.diverged[-1]:
         estimate = error = torch.full_like(priors.mean, torch.nan)
         texts.append(
@@ -237,7 +244,13 @@ def _labelled(
             "kept. Take a smaller rate=, more members=, or a narrower prior"
         )
     else:
-        estimate, error = (part.cpu() for part in iteration.finish())
+        estimate, error, converged = iteration.finish()
+        estimate, error = estimate.cpu(), error.cpu()
+        if not converged:
+            texts.append(
+                f"the estimate of {list(priors.names)} by {description['kind']!r} has not converged in {history.done} "
+                f"iterations: {_LEFT[description['kind']]}. Look at its history, and give more iterations="
+            )
     if history.lost[-1]:
         texts.append(
             f"the filter lost {int(history.lost[-1])} of {len(labelled.setup.trajectory)} trajectories in the last "
@@ -254,6 +267,7 @@ def _labelled(
             variables[name + suffix] = (dims[name], part.numpy(), attributes_of(name, suffix, how))
     variables[told[0]] = (ITERATION, history.told, {"long_name": told[1], "units": "1"})
     variables["lost"] = (ITERATION, history.lost, {"long_name": "trajectories that the filter lost", "units": "1"})
+    variables[CONVERGED] = ((), converged, {"long_name": "the estimate has converged", "units": "1"})
     flag = {"long_name": "the estimate has diverged in or before this iteration", "units": "1"}
     variables[DIVERGED] = (ITERATION, history.diverged, flag)
     coordinates = coordinates_of_parameters(model, priors)

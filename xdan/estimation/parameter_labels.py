@@ -11,11 +11,12 @@ import xarray as xr
 from ..core.dynamics import Dynamics
 from ..core.estimation.priors import Priors
 from ..records.fields import state_coordinates
-from ..records.schema import TIME, TRAJECTORY
+from ..records.schema import ITERATION, TIME, TRAJECTORY
 
-ITERATION, DIVERGED = "iteration", "diverged"
+DIVERGED, CONVERGED = "diverged", "converged"
 SPREAD, ESTIMATE, STANDARD_ERROR = "_spread", "_estimate", "_standard_error"  # suffixes of a parameter's variables
-_TAKEN = {TRAJECTORY, TIME, ITERATION, DIVERGED, "innovation_ratio", "negative_log_likelihood", "model_error_std"}
+_NUMBERS = {"lost", "innovation_ratio", "negative_log_likelihood", "model_error_std"}
+_TAKEN = {TRAJECTORY, TIME, ITERATION, DIVERGED, CONVERGED} | _NUMBERS
 
 
 def check_parameter_names(priors: Priors) -> None:

@@ -119,7 +119,9 @@ def estimate_parameters(
           likelihood at the estimate, the observed Fisher information.
         - "em": `model_error_std` (iteration), the estimate of Q = q I where the model has no Q. The uncertainty follows
           from what each trajectory, or block of time of a single one, would make of the estimate by itself.
-        - both: `lost` (iteration), trajectories that the filter lost, and `diverged` (iteration).
+        - both: `lost` (iteration), trajectories that the filter lost, and `diverged` (iteration); `converged`: of
+          "em" at most half a standard error is left of its way, of "likelihood" Newton's last step stays within a
+          deviation of the prior.
 
         `dynamics.with_parameters(**xdan.estimate_of(result))` is the model with the estimate.
 
@@ -130,14 +132,15 @@ def estimate_parameters(
     ValueError
         For a parameter that the model does not have, that is an integer, or that a step does not read or depend on; a
         deviation that is not positive; a model without derivatives for "likelihood"; "em" on fewer cycles than
-        parameters; an option of another method; and as `cycle`.
+        parameters; a prior so wide that states drawn from it become infinite in their spin-up, for "augmented"; an
+        option of another method; and as `cycle`.
     FileExistsError
         If the store exists and is no unfinished estimate of the same call.
 
     Warns
     -----
     XdanWarning
-        If the estimate diverges, whose history is kept; if the filter loses trajectories.
+        If the estimate diverges, whose history is kept; if it has not converged; if the filter loses trajectories.
 
     References
     ----------
@@ -203,6 +206,7 @@ def _options(method: str, asked: Mapping[str, Any]) -> dict[str, Any]:
 def _ensemble(ensemble: Any, members: Any, method: str, **settings: Any) -> EnsembleMethod:
     """The filter, by name and with those settings that it takes, or as it is."""
     if isinstance(ensemble, str):
+        choice("ensemble", ensemble, METHODS)
         more = {name: value for name, value in settings.items() if name in accepted_parameters(ensemble)}
         if not issubclass(METHODS[ensemble], EnsembleMethod):
             raise ValueError(f"ensemble={ensemble!r} has no members: expected an ensemble method such as 'etkf'")

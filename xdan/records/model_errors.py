@@ -93,6 +93,14 @@ def _as_described(model: Dynamics, ds: xr.Dataset) -> Dynamics:
     return model if described is None else model.with_model_error(described)
 
 
+def says_perfect(model: Dynamics, ds: xr.Dataset, word: Any) -> bool:
+    """Whether a caller, or a variable of the Dataset, says that Q is zero, where `with_model_error` gave this model."""
+    if model.model_error is not None:
+        return False
+    roles = (MODEL_ERROR, MODEL_ERROR_COVARIANCE)
+    return word is not None or any(find_fields(ds, role, model, all_fields=False) is not None for role in roles)
+
+
 def _named(ds: xr.Dataset, name: str) -> xr.DataArray:
     """The variable of a name."""
     if name not in ds.variables:

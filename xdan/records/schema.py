@@ -19,7 +19,7 @@ from ..core.checks import shown
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.spaces import STATE, Coordinate
 
-TRAJECTORY, TIME, MEMBER = "trajectory", "time", "member"
+TRAJECTORY, TIME, MEMBER, ITERATION = "trajectory", "time", "member", "iteration"
 CHANNEL = "channel"  # of a network's memory
 OBS = "obs"  # observations that are no sites of the state
 DUAL = "_dual"  # suffix of the second dim of a covariance

@@ -120,6 +120,17 @@ class CorrectedDynamics(Dynamics, pure=True):
         """Describe the model and the correction, which is named and known by a digest of its weights."""
         return {"model": dynamics_to_json(self.model), "network": self._weights.description()}
 
+    def parameter_values(self) -> dict[str, Any]:
+        """Real parameters of the model that is corrected; the weights of the correction are not among them."""
+        return self.model.parameter_values()
+
+    def _remade(self, values: dict[str, Any]) -> CorrectedDynamics:
+        return self._copied(model=self.model._remade(values))
+
+    def computing_with(self, values: Mapping[str, Tensor]) -> CorrectedDynamics:
+        """A copy whose model computes with tensors in the place of some parameters; the correction stays as it is."""
+        return self._copied(model=self.model.computing_with(values), _vetted=True)
+
     def correction(self, x: Tensor) -> Tensor:
         """G of states of shape (..., *shape), in their units per model time."""
         return self._weights(x, len(self.dims))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from numbers import Real
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from ..checks import real_array, shown
 from ..registry import constructor_parameters
 
 _NO_PARAMETERS = ("timestep", "spin_up_time", "time_unit", "time_origin")  # of the scheme, not of the model
+_SET_LATER = ("given_climate", "model_error", "_first", "_model_step", "time_unit", "time_origin")  # on an object
 _CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest value: what two equal steps may differ by
 
 
@@ -83,9 +85,9 @@ class Parametrised:
         return self._remade(plain)
 
     def _remade(self, values: dict[str, Any]) -> Self:
-        """The model with plain values of some parameters, and with all else that was set on this object."""
+        """The model with plain values of some parameters, and with what a constructor does not take."""
         made = type(self)(**(self.config() | values))
-        return made._copied(**{name: value for name, value in vars(self).items() if name not in vars(made)})
+        return made._copied(**{name: vars(self)[name] for name in _SET_LATER if name in vars(self)})
 
     def computing_with(self, values: Mapping[str, Tensor]) -> Self:
         """A copy that computes with tensors in the place of some parameters, so that gradients reach these.
@@ -94,8 +96,16 @@ class Parametrised:
         ----------
         values : mapping of str to Tensor
             Each scalar, or of the parameter's shape; all states share them.
+
+        Returns
+        -------
+        Dynamics
+            What `functools.cached_property` keeps is computed anew.
         """
-        return self._copied(**values, _vetted=True)
+        other = self._copied(**values, _vetted=True)
+        for name in [name for name in vars(other) if isinstance(getattr(type(other), name, None), cached_property)]:
+            del vars(other)[name]  # was computed from other values
+        return other
 
     def advance_each(self, x: Tensor, steps: int, values: Mapping[str, Tensor]) -> Tensor:
         """Advance states, each with its own parameters.

@@ -26,6 +26,10 @@ _TRIAL_SECONDS = 0.5  # that `try_start` takes, at most
 _TRIAL_STEPS = 50  # between two looks at the clock
 
 
+class SpinUpError(ValueError):
+    """States of a spin-up that are not finite."""
+
+
 class DefaultSpinUp:
     """The default spin-up time of a dynamics: it grows with the time step, whatever the unit of time is."""
 
@@ -43,7 +47,7 @@ def climatology(
         return dynamics.given_climate.draw(labels, seed, members, purpose).to(like)
     steps = dynamics.spin_up_steps()
     with torch.no_grad():
-        state = start = _start(dynamics, labels, seed, members, purpose, like)
+        state = start = begin_states(dynamics, labels, seed, members, purpose, like)
         piece, first = max(1, -(-steps // _PIECES)), dynamics.model_step - steps
         for done in track(range(0, steps, piece), f"spin-up of {dynamics.label}"):
             state = dynamics.from_step(first + done).advance(state, min(piece, steps - done))
@@ -57,10 +61,20 @@ def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
     if dynamics.given_climate is not None:
         dynamics.vet()
         return
+    try_spin_up(dynamics, begin_states(dynamics, _keys([label]), seed, 1, Purpose.INITIAL_STATE, like))
+
+
+def try_spin_up(dynamics: Dynamics, state: Tensor) -> None:
+    """Spin states (B, *shape) up for half a second at most.
+
+    Raises
+    ------
+    SpinUpError
+        If one is not finite after it.
+    """
     total, done = dynamics.spin_up_steps(), 0
     first, until = dynamics.model_step - total, time.monotonic() + _TRIAL_SECONDS
     with torch.no_grad():
-        state = _start(dynamics, _keys([label]), seed, 1, Purpose.INITIAL_STATE, like)
         while done < total and time.monotonic() < until:
             steps = min(_TRIAL_STEPS if done else 1, total - done)
             state, done = dynamics.from_step(first + done).advance(state, steps), done + steps
@@ -76,19 +90,20 @@ def _keys(labels: Sequence[int] | Tensor) -> Tensor:
     return torch.as_tensor(labels, dtype=torch.int64).cpu()
 
 
-def _start(dynamics: Dynamics, keys: Tensor, seed: int, members: int, purpose: Purpose, like: Tensor) -> Tensor:
+def begin_states(dynamics: Dynamics, keys: Tensor, seed: int, members: int, purpose: Purpose, like: Tensor) -> Tensor:
     """States to spin up from, shape (R members, *shape)."""
     dynamics.vet()
     origin = torch.zeros(1, dtype=torch.int64)
     size = math.prod(dynamics.shape)
     noise = torch.cat([normal(seed, purpose, keys, origin, size, member) for member in range(members)], 1)
-    return dynamics.rest(noise.to(like).reshape(-1, *dynamics.shape))
+    with torch.no_grad():
+        return dynamics.rest(noise.to(like).reshape(-1, *dynamics.shape))
 
 
 def _check_finite(dynamics: Dynamics, state: Tensor, steps: int) -> None:
     lost = ~state.isfinite().flatten(1).all(1)
     if bool(lost.any()):
-        raise ValueError(
+        raise SpinUpError(
             f"{int(lost.sum())} of {len(lost)} states of {dynamics.label!r} are not finite after {steps} steps of the "
             "spin-up: expected finite states; give rest= that turns noise into states that the model can bear, a "
             "smaller timestep=, a shorter spin_up_time=, or states of the climate as climatology="

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..checks import shown
 from ..dynamics import Dynamics
 from ..dynamics.registry import dynamics_to_json
+from ..dynamics.spin_up import SpinUpError, begin_states, try_spin_up
 from ..observing import ObservingSystem, Operator
 from ..random import Purpose, normal
 from ..spaces import Components, Field, StateSpace
@@ -117,11 +121,50 @@ class AugmentedDynamics(Dynamics, pure=True):
     ) -> Tensor:
         """States that are spun up with parameters from the prior; of a given climatology its states, and such draws."""
         if self.model.given_climate is None:
-            return super().climatology(labels, seed, members=members, purpose=purpose, like=like)
+            with self._naming_the_prior():
+                return super().climatology(labels, seed, members=members, purpose=purpose, like=like)
         x = self.model.climatology(labels, seed, members=members, purpose=purpose, like=like)
         keys, count = torch.as_tensor(labels, dtype=torch.int64).cpu(), len(self.priors.mean)
         noise = normal(seed, purpose, keys, torch.ones(1, dtype=torch.int64), members * count)
         return torch.cat([x.flatten(2), self.priors.scaled(noise.reshape(len(x), members, count).to(x))], 2)
+
+    def try_draws(self, labels: Tensor, seed: int, members: int, like: Tensor) -> None:
+        """Spin up the members of an ensemble that have the extreme parameters, for half a second at most.
+
+        Parameters
+        ----------
+        labels : Tensor of int64, shape (R,)
+            Of trajectories.
+        seed, members : int
+        like : Tensor
+
+        Raises
+        ------
+        ValueError
+            If a state is not finite after it.
+        """
+        if self.model.given_climate is not None:
+            return
+        with self._naming_the_prior():
+            states = begin_states(self, labels, seed, members, Purpose.ENSEMBLE, like)
+            parameters = states[:, self.size :]
+            extreme = torch.cat([parameters.argmin(0), parameters.argmax(0)]).unique()
+            try_spin_up(self, states[extreme])
+
+    @contextmanager
+    def _naming_the_prior(self) -> Iterator[None]:
+        """Say of a spin-up that fails that its parameters were drawn."""
+        try:
+            yield
+        except SpinUpError as reason:
+            priors = ", ".join(
+                f"{name}: ({shown(mean)}, {shown(deviation)})"
+                for name, (mean, deviation) in self.priors.described().items()
+            )
+            raise SpinUpError(
+                f"{reason}. The states are spun up with parameters that are drawn from the prior ({priors}): where the "
+                "model cannot bear them, take a narrower prior"
+            ) from None
 
     def distances(self, sites: Tensor) -> Tensor | None:
         """Distances of the model's space. A parameter has no place: everything is near to it, and it is far from all.

@@ -213,27 +213,27 @@ class Descent:
         """Newest estimate, float64 of shape (p,)."""
         return self.likelihood.priors.scaled(self.standard.double())
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """The maximum of the likelihood, by one step of Newton from here, and its standard errors, both (p,).
+    def finish(self) -> tuple[Tensor, Tensor, bool]:
+        """The maximum of the likelihood, by one step of Newton from here, its standard errors, both (p,), and success.
 
         Standard errors are those of the observed Fisher information. Where the curvature is not positive definite, or
         Newton's step is longer than a deviation of the prior, the estimate stays where Adam ended; standard errors are
-        NaN where the curvature has no inverse.
+        NaN where the curvature has no inverse. In both cases it has not converged.
         """
         likelihood, priors = self.likelihood, self.likelihood.priors
         _, gradient = likelihood.total(self.standard)
         curvature = likelihood.curvature(self.standard, gradient).double().cpu()
         unknown = torch.full_like(priors.mean, torch.nan)
         if not bool(curvature.isfinite().all()):
-            return self.parameters, unknown
+            return self.parameters, unknown, False
         factor, failed = torch.linalg.cholesky_ex(curvature)
         if bool(failed):
-            return self.parameters, unknown
+            return self.parameters, unknown, False
         covariance = torch.cholesky_inverse(factor)
         step = -covariance @ gradient.double().cpu()
         fits = bool((step.abs() < 1.0).all())
         standard = self.standard.double().cpu() + (step if fits else 0.0)
-        return priors.scaled(standard), priors.deviation * covariance.diagonal().sqrt()
+        return priors.scaled(standard), priors.deviation * covariance.diagonal().sqrt(), fits
 
     def saved(self) -> dict[str, Tensor]:
         """What a later process goes on from."""

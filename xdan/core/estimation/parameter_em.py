@@ -23,6 +23,9 @@ _DIFFERENCE = 1e-3  # deviations of the prior, between two forecasts whose diffe
 _LEAST = 1e-12  # of the climate's mean square: Q is never smaller
 _BLOCKS, _SLOWEST = 8, 0.9  # samples of a single trajectory, and the largest rate that the end counts with
 _SMALL = 0.01  # of the largest change of the parameters
+_SURE = 0.5  # of the extrapolation, by which it may be wrong
+_FARTHEST = 1.0  # deviations of the prior that the extrapolation may go
+_UNRESOLVED = 0.5  # standard errors that may be left of the way: together with one they are 1.12
 _PAIRS = 1 << 14  # members whose intervals are computed at once
 
 
@@ -110,17 +113,25 @@ class ExpectationMaximisation:
             return None, lost
         return smooth_ensemble(outputs["forecast_members"][~lost], outputs["members"][~lost]), lost
 
-    def finish(self) -> tuple[Tensor, Tensor]:
-        """The estimate, and its standard errors from what each trajectory by itself would make of it, both (p,).
+    def finish(self) -> tuple[Tensor, Tensor, bool]:
+        """The estimate, its standard errors, both (p,), and whether the iteration has converged.
 
-        The iteration converges geometrically, and slowly where Q is small. The estimate is Aitken's extrapolation of
-        its end, theta + (last change) rate / (1 - rate). A single trajectory is cut into blocks of time. An error of
-        one M step moves the fixed point of the iteration by 1 / (1 - rate) of it.
+        Near its end the iteration converges geometrically, and slowly where Q is small: changes d shrink by a rate r,
+        and r / (1 - r) d is left of the way. The estimate is there, Aitken's extrapolation, if the last three changes
+        say so: both of their ratios are below 1, and the ratios r and s differ so little that what this makes of the
+        way left, |r - s| / (1 - r)^2 d, is at most half of it; and if the way left is at most one deviation of the
+        prior. Otherwise the estimate is the last iteration's. It has converged if what is not sure, of the
+        extrapolation or of the whole way left, is at most half a standard error. Where a ratio is not below 1, because
+        the members' noise is as large as the changes or because these grow, the mean of the last three changes counts
+        as one of a rate of 0.9. Fewer than three iterations have not converged.
+
+        Standard errors are from what each trajectory by itself would make of the estimate. A single trajectory is cut
+        into blocks of time. An error of one M step moves the fixed point of the iteration by 1 / (1 - r) of it.
         """
         with torch.no_grad():
             smoothed, _ = self._smoothed()
             if smoothed is None:
-                return self.parameters, torch.full_like(self.parameters, torch.nan)
+                return self.parameters, torch.full_like(self.parameters, torch.nan), False
             first, stop = max(1, self.burn_in), smoothed.shape[1]
             if len(smoothed) > 1:
                 samples = [self._improved(smoothed[b : b + 1]) for b in range(len(smoothed))]
@@ -128,9 +139,35 @@ class ExpectationMaximisation:
                 edges = torch.linspace(first, stop, min(_BLOCKS, stop - first) + 1).round().int().tolist()
                 samples = [self._improved(smoothed, *pair) for pair in itertools.pairwise(edges)]
             weights = torch.ones(len(samples), dtype=torch.float64)
-            rate = self._rate()
-            last = self._past[-1] - self._past[-2] if len(self._past) > 1 else torch.zeros_like(self.parameters)
-            return self.parameters + rate / (1 - rate) * last, errors_by_samples(torch.stack(samples), weights, rate)
+            errors = errors_by_samples(torch.stack(samples), weights, self._rate())
+            jump, unsure = self._way_left()
+            allowed = torch.where(errors.isfinite(), _UNRESOLVED * errors, _SMALL * self.priors.deviation)
+            return self.parameters + jump, errors, bool((unsure <= allowed).all())
+
+    def _way_left(self) -> tuple[Tensor, Tensor]:
+        """From the last iteration to where Aitken's extrapolation leads, and how much may be wrong with it, both (p,).
+
+        The first is zero where the extrapolation is not sure enough; the second is then all that may be left.
+        """
+        nothing, unknown = torch.zeros_like(self.parameters), torch.full_like(self.parameters, torch.inf)
+        if len(self._past) < 4:
+            return nothing, unknown
+        last = torch.stack(self._past[-4:]).diff(dim=0)
+        sizes = (last / self.priors.deviation).square().mean(1).sqrt()
+        largest = (torch.stack(self._past).diff(dim=0) / self.priors.deviation).square().mean(1).sqrt().max()
+        rate = self._rate()
+        jump = rate / (1 - rate) * last[-1]
+        if not bool(sizes[-1] > _SMALL * largest):  # at its end: rounding, and the slow change of q
+            return jump, last[1:].abs().amax(0)
+        before, now = float(sizes[1] / sizes[0]), float(sizes[2] / sizes[1])
+        if not (before < 1.0 and now < 1.0):
+            return nothing, _SLOWEST / (1 - _SLOWEST) * last.mean(0).abs()
+        left = now / (1 - now) * last[-1]
+        unsure = abs(now - before) / (1 - now) ** 2 * last[-1].abs() + (left - jump).abs()
+        sure = abs(now - before) <= _SURE * now * (1 - now)
+        if sure and bool((jump.abs() <= _FARTHEST * self.priors.deviation).all()):
+            return jump, unsure
+        return nothing, unsure + left.abs()
 
     def _rate(self) -> float:
         """By which changes shrink from one iteration to the next.
