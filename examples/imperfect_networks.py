@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import holoviews as hv
 import pandas as pd
 import torch
 import xarray as xr
 
 import xdan
 
-from common import kept, markdown, slug, trained
+from common import kept, markdown, save_pictures, slug, trained
 
+TITLES = {"forcing": "Truth F = 8, model F = 8.5", "noise": "Truth with errors N(0, 0.1 I) in every interval"}
 BURN_IN, CYCLES, TRAJECTORIES = 200, 500, 16
 MODEL_ERRORS = (0.05, 0.1, 0.15, 0.2, 0.3)  # standard deviations of Q that are tried against a bias
 DECAYED = xdan.Optimiser(learning_rate=0.008, adam_learning_rate=0.0016, weight_decay=0.1)
@@ -150,13 +152,14 @@ def table(
     test: xr.Dataset, name: str, schemes: Mapping[str, Callable[[], xr.Dataset]], options: argparse.Namespace
 ) -> None:
     """Print and keep the RMSE of schemes and networks on a record."""
+    hv.extension("bokeh", logo=False)
     networks = NETWORKS[name]
     runs: dict[str, Callable[[], xr.Dataset]] = dict(schemes)
     for title, one in networks.items():
         net = network(one, options)
         runs[title] = lambda net=net: test.dan.cycle(net, progress=False)
     settings = {"cycles": test.sizes["time"], "trajectories": test.sizes["trajectory"], "record": int(test.seed)}
-    rows, errors = [], {}
+    rows = []
     for title, make in runs.items():
         path = options.out / f"{slug(title)}.zarr"
         run = kept(path, lambda make=make: _small(make()), **settings)
@@ -173,11 +176,23 @@ def table(
                 "Q": run.attrs.get("chosen_q", ""),
             }
         )
-        errors[title] = float(score.rmse)
         print(rows[-1], flush=True)
     text = markdown(pd.DataFrame(rows))
     (options.out / "table.md").write_text(text)
-    print(f"\n{name}: {settings['trajectories']} trajectories, {settings['cycles'] - BURN_IN} cycles\n\n{text}")
+    title = f"{TITLES[name]}; {settings['trajectories']} trajectories, {settings['cycles'] - BURN_IN} cycles"
+    print(f"\n{title}\n\n{text}")
+    save_pictures(options.out / "rmse", {title: picture(pd.DataFrame(rows))}, title="Networks where the model is wrong")
+
+
+def picture(table: pd.DataFrame) -> hv.Overlay:
+    """RMSE of each scheme, three standard errors to each side; schemes that lose the truth are left out."""
+    whole = table[(table["lost"] == 0) & (table["RMSE"] < 1.0)][::-1]
+    colours = ["#999999" if "EnKF" in scheme or "network" not in scheme else "#0072B2" for scheme in whole["scheme"]]
+    bars = hv.Bars((whole["scheme"], whole["RMSE"], colours), "scheme", ["RMSE", "colour"])
+    bars = bars.opts(color="colour", invert_axes=True, line_color=None)
+    errors = hv.ErrorBars((whole["scheme"], whole["RMSE"], 3 * whole["standard error"])).opts(invert_axes=True)
+    sizes = {"width": 1000, "height": 28 * len(whole) + 90, "show_grid": True}
+    return (bars * errors).opts(xlabel="", ylabel="analysis RMSE", **sizes)
 
 
 def network(one: Trained, options: argparse.Namespace) -> xdan.Network:
