@@ -113,7 +113,9 @@ def forcing(options: argparse.Namespace) -> None:
         "ETKF 40, inflation tuned": lambda: test.dan.baseline("etkf", **TUNED, progress=False),
         "ETKF 40 with Q, chosen by innovations": lambda: _with_best_q(test, "etkf", members=40),
         "second-order Kalman filter, c2 = 8": lambda: test.dan.baseline("second-order-kalman", c2=8.0, progress=False),
-        "the same with Q, chosen by innovations": lambda: _with_best_q(test, "second-order-kalman", c2=8.0),
+        "second-order Kalman filter with Q, chosen by innovations": lambda: _with_best_q(
+            test, "second-order-kalman", c2=8.0
+        ),
     }
     for title in ("correcting network, truth known", "correcting network, observations alone"):
         model = network(NETWORKS["forcing"][title], options).corrected(EXPERIMENTS["forcing"].dynamics)
