@@ -99,6 +99,7 @@ NETWORKS: dict[str, dict[str, Trained]] = {
     },
 }
 TUNED = {"members": 40, "inflation": "tune"}
+EXTENDED = {"inflation": "tune"}
 WEAK = {"window": 3, "scale": "tune", "candidates": {"scale": [0.005, 0.01, 0.02, 0.04]}}
 
 
@@ -135,7 +136,7 @@ def noise(options: argparse.Namespace) -> None:
         ("EnKF-N 40", "enkf-n", {"members": 40}),
         ("ETKF 40, inflation tuned", "etkf", TUNED),
         ("weak-constraint 4D-Var", "weak-4d-var", WEAK),
-        ("extended Kalman filter", "extended-kalman", {"inflation": "tune"}),
+        ("extended Kalman filter", "extended-kalman", EXTENDED),
     ):
         schemes[f"{title}, no Q"] = lambda name=name, parameters=parameters: test.dan.baseline(
             name, **parameters, **perfect, progress=False

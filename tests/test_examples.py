@@ -143,6 +143,9 @@ def test_networks_of_wrong_models_run_to_their_tables(figure, schemes, tmp_path,
     command, example = import_module("imperfect"), import_module("imperfect_networks")
     monkeypatch.setattr(example, "BURN_IN", 2)
     monkeypatch.setattr(example, "MODEL_ERRORS", (0.1, 0.2))
+    monkeypatch.setattr(example, "TUNED", {"members": 8, "inflation": 1.1})  # tuning has tests of its own
+    monkeypatch.setattr(example, "WEAK", {"window": 1, "scale": 0.1})
+    monkeypatch.setattr(example, "EXTENDED", {"inflation": 1.05})
     small = ["networks", figure, "--cycles", "8", "--trajectories", "2", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["imperfect", *small])
     command.main()
