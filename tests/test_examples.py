@@ -137,7 +137,7 @@ def test_systems_name_networks_that_come_with_xdan(systems):
 
 
 @pytest.mark.filterwarnings("ignore:tuning", "ignore:.* have lost the truth", "ignore:the truth does not follow")
-@pytest.mark.parametrize(("figure", "schemes"), [("forcing", 13), ("noise", 12)])
+@pytest.mark.parametrize(("figure", "schemes"), [pytest.param("forcing", 13, marks=pytest.mark.slow), ("noise", 12)])
 def test_networks_of_wrong_models_run_to_their_tables(figure, schemes, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
     command, example = import_module("imperfect"), import_module("imperfect_networks")
