@@ -153,16 +153,16 @@ class Passes:
         return answer
 
 
-@block
-def _with_errors(r: Tensor, observing: ObservingSystem) -> ObservingSystem:
+def _observing_with(r: Tensor, observing: ObservingSystem) -> ObservingSystem:
+    """The same H with another R: variances, or a covariance."""
     if r.ndim == 1:
         return ObservingSystem(std=r.sqrt(), operator=observing.operator, positions=observing.positions)
     return ObservingSystem(covariance=r, operator=observing.operator, positions=observing.positions)
 
 
 def with_errors(observing: ObservingSystem, r: Array, dtype: np.dtype[Any]) -> ObservingSystem:
-    """An observing system of the same H with another R: variances, or a covariance."""
-    system: ObservingSystem = _with_errors(r, observing, dtype=dtype)
+    """The same H with another R: variances, or a covariance."""
+    system: ObservingSystem = block(_observing_with)(r, observing, dtype=dtype)
     return system
 
 
@@ -216,7 +216,7 @@ def _scores_block(
     """Scores of some trajectories, (B, G, ...)."""
     q, r = estimate
     record = setup.record(data[0], rows=rows, columns=columns, seed=0)
-    record = replace(record, observing=_with_errors.__wrapped__(r, record.observing))  # type: ignore[attr-defined]
+    record = replace(record, observing=_observing_with(r, record.observing))
     start = Gaussian(*(moment.expand(len(data[0]), *moment.shape) for moment in prior))
     return dict(vars(scores(record, as_matrix(q), start, burn_in=burn_in, groups=groups, whole=whole)))
 

@@ -39,11 +39,8 @@ def describe_observing(experiment: TwinExperiment) -> dict[str, Any]:
         If the errors or the operator cannot be, or differ in time.
     """
     config = experiment.config()
-    described: dict[str, Any] = {
-        "interval": config["interval"],
-        "observe": config["observe"],
-        "error_std": experiment.error_std,
-    }
+    described: dict[str, Any] = {name: config[name] for name in ("interval", "observe")}
+    described["error_std"] = experiment.error_std
     plain = experiment.operator is None and experiment.positions is None
     if not plain or not isinstance(experiment.error_std, float):
         observing = observing_system(experiment)

@@ -22,12 +22,8 @@ from .cells import TEST_SEEDS, Cell, describe_dynamics, describe_observing
 from .cube import SCHEME, SEED, arranged
 from .schemes import Scheme, check_plain, plain, scheme_from
 
-_OF_EXPERIMENT = (
-    "interval",
-    "observe",
-    "error_std",
-    "model_error_std",
-)  # parameters of a twin experiment that may be axes
+# Parameters of a twin experiment that may be axes.
+_OF_EXPERIMENT = ("interval", "observe", "error_std", "model_error_std")
 _MOST_SEED = 2**32 - 1 - TEST_SEEDS  # test records add so much
 _MOST_CELLS, _MOST_CELLS_WITH_YES = 10_000, 1_000_000  # cells of a cube, without yes=True and with it
 

@@ -16,7 +16,7 @@ from .clock import InTime
 from .declared_space import DefaultSpace, OfSpace, stated_space
 from .given_climate import GivenClimate
 from .guards import FOLLOWS, guard_methods
-from .model_error import ModelError
+from .model_error import MayErr
 from .model_time import TimeUnit, spin_up_steps, steps_in, with_time_unit
 from .parameters import Parametrised
 from .spin_up import DefaultSpinUp, climatology, try_start
@@ -24,7 +24,7 @@ from .stepping import runge_kutta_4, takes_time
 from .trials import fingerprint, start_states, try_out
 
 
-class Dynamics(InTime, Parametrised):
+class Dynamics(InTime, Parametrised, MayErr):
     """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
     A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and
@@ -106,7 +106,6 @@ class Dynamics(InTime, Parametrised):
     has_derivatives: ClassVar[bool] = True
     second_order_reach: ClassVar[int | None] = None
     given_climate: GivenClimate | None = None
-    model_error: ModelError | None = None
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
@@ -360,54 +359,6 @@ class Dynamics(InTime, Parametrised):
         """
         climate = states if states is None or isinstance(states, GivenClimate) else GivenClimate(states, self)
         return self._copied(given_climate=climate)
-
-    def with_model_error(self, std: Any = None, covariance: Any = None) -> Self:
-        """Return a copy that is known to be wrong: in every interval between analyses it errs by e ~ N(0, Q).
-
-        `advance` stays as it is. Twins add e to their truth, and methods that can carry Q account for it.
-
-        Parameters
-        ----------
-        std : float, array of shape (*state), or mapping of fields' names to these, optional
-            Standard deviations; 0 everywhere is a perfect model.
-        covariance : array, shape (N, N), optional
-            Full Q, instead of `std`. Without either the copy is a perfect model.
-
-        Raises
-        ------
-        TypeError
-            For what holds no real numbers.
-        ValueError
-            For both, another shape, values that are negative or not finite, or a covariance that is not positive
-            semi-definite.
-
-        Examples
-        --------
-        >>> from xdan import Lorenz96
-        >>> Lorenz96(sites=4).with_model_error(0.1).model_error.matrix(torch.zeros(())).diagonal()
-        tensor([0.0100, 0.0100, 0.0100, 0.0100])
-        """
-        error = None if std is None and covariance is None else ModelError(self, std=std, covariance=covariance)
-        perfect = error is None or not bool(error.std.any())
-        return self._copied(model_error=None if perfect else error)
-
-    def with_error_of(self, other: Dynamics) -> Self:
-        """Return a copy with the `model_error` of another model.
-
-        Raises
-        ------
-        ValueError
-            If that is not the same for every component, and the states have other shapes.
-        """
-        error = other.model_error
-        if error is None or self.shape == other.shape:
-            return self._copied(model_error=error)
-        if not isinstance(error.word, float):
-            raise ValueError(
-                f"the model errors of {other.label!r} are for states of shape {other.shape}: expected those of a state "
-                f"of shape {self.shape}, or one standard deviation for all components"
-            )
-        return self.with_model_error(error.word)
 
     def climate_sample(self, count: int, seed: int, *, purpose: Purpose, like: Tensor) -> Tensor:
         """States to take moments of the climate from: so many draws of it, or all the states of a given climatology.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import torch
@@ -115,9 +116,81 @@ class ModelError:
         return self._held[key]
 
 
+class MayErr:
+    """A model that may be known to err by a covariance Q in every interval.
+
+    Attributes
+    ----------
+    model_error : ModelError or None
+    """
+
+    model_error: ModelError | None = None
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one state."""
+
+    @abstractmethod
+    def _copied(self, **changed: Any) -> Self:
+        """A copy with other attributes."""
+
+    def with_model_error(self, std: Any = None, covariance: Any = None) -> Self:
+        """Return a copy that is known to be wrong: in every interval between analyses it errs by e ~ N(0, Q).
+
+        `advance` stays as it is. Twins add e to their truth, and methods that can carry Q account for it.
+
+        Parameters
+        ----------
+        std : float, array of shape (*state), or mapping of fields' names to these, optional
+            Standard deviations; 0 everywhere is a perfect model.
+        covariance : array, shape (N, N), optional
+            Full Q, instead of `std`. Without either the copy is a perfect model.
+
+        Raises
+        ------
+        TypeError
+            For what holds no real numbers.
+        ValueError
+            For both, another shape, values that are negative or not finite, or a covariance that is not positive
+            semi-definite.
+
+        Examples
+        --------
+        >>> from xdan import Lorenz96
+        >>> Lorenz96(sites=4).with_model_error(0.1).model_error.matrix(torch.zeros(())).diagonal()
+        tensor([0.0100, 0.0100, 0.0100, 0.0100])
+        """
+        error = (
+            None
+            if std is None and covariance is None
+            else ModelError(cast("Dynamics", self), std=std, covariance=covariance)
+        )
+        perfect = error is None or not bool(error.std.any())
+        return self._copied(model_error=None if perfect else error)
+
+    def with_error_of(self, other: Dynamics) -> Self:
+        """Return a copy with the `model_error` of another model.
+
+        Raises
+        ------
+        ValueError
+            If that is not the same for every component, and the states have other shapes.
+        """
+        error = other.model_error
+        if error is None or self.shape == other.shape:
+            return self._copied(model_error=error)
+        if not isinstance(error.word, float):
+            raise ValueError(
+                f"the model errors of {other.label!r} are for states of shape {other.shape}: expected those of a state "
+                f"of shape {self.shape}, or one standard deviation for all components"
+            )
+        return self.with_model_error(error.word)
+
+
 def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Standard deviations of the packed state, (N,)."""
-    space, size = dynamics.space, int(np.prod(dynamics.shape))
+    space = dynamics.space
     if isinstance(std, Mapping) and not hasattr(std, "dims"):
         if (unknown := [name for name in std if name not in space.names]) or not std:
             raise ValueError(
@@ -129,13 +202,12 @@ def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.flo
         values = np.concatenate(parts)
     else:
         values = _at_points("model_error_std", std, dynamics)
-    if not (np.isfinite(values) & (values >= 0) & (values <= _LARGEST)).all():
-        wrong = values[~(np.isfinite(values) & (values >= 0) & (values <= _LARGEST))][0]
+    wrong = values[~((values >= 0) & (values <= _LARGEST))]  # NaN too
+    if wrong.size:
         raise ValueError(
-            f"the model error has the standard deviation {wrong:g}: expected finite values, at least 0, in the "
+            f"the model error has the standard deviation {wrong[0]:g}: expected finite values, at least 0, in the "
             "state's units"
         )
-    assert values.shape == (size,)
     return values
 
 

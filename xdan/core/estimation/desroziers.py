@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..methods import Method, Record, State, run
 from ..observing import split_observation
-from .gaussian_filter import part_of
 from .structures import Structure, made_positive
 from .uncertainty import errors_by_samples
 
@@ -83,7 +82,7 @@ def desroziers(
     state: State | None = None
     diverged = torch.zeros(len(record.trajectory), dtype=torch.bool, device=record.observation.device)
     for start in range(0, count, _TIMES):
-        part = part_of(record, slice(start, min(start + _TIMES, count)))
+        part = record.during(slice(start, min(start + _TIMES, count)))
         outputs, state = run(method, part, state)
         diverged = outputs["diverged"][:, -1]
         observation, observed = split_observation(part.observation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -231,20 +231,8 @@ def backward_segments(
         if (k + 1) % length == 0:
             priors[k + 1] = cycle.analysis
     for start in reversed(range(0, count, length)):
-        part = part_of(record, slice(start, min(start + length, count)))
+        part = record.during(slice(start, min(start + length, count)))
         yield start, list(cycles_of(part, noise, priors[start], first=start == 0))
-
-
-def part_of(record: Record, columns: slice) -> Record:
-    """Some times of a record."""
-    return replace(
-        record,
-        observing=record.observing.during(columns),
-        observation=record.observation[:, columns],
-        steps=list(record.steps[columns]),
-        truth=None if record.truth is None else record.truth[:, columns],
-        clock=record.clocks + int(sum(record.steps[: columns.start])),
-    )
 
 
 def _segment(record: Record, most_bytes: int) -> int:

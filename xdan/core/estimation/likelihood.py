@@ -92,7 +92,7 @@ class FilterLikelihood:
     ) -> FilterLikelihood:
         """Draw the members from the climatology of the prior's mean, and make the first analysis."""
         with torch.no_grad():
-            _, start = run(method, _part(record, slice(0, 1), dynamics))
+            _, start = run(method, replace(record.during(slice(0, 1)), dynamics=dynamics))
         return cls(method, record, dynamics, priors, start, window)
 
     @property
@@ -121,7 +121,7 @@ class FilterLikelihood:
         lost : Tensor of bool, shape (B,)
         """
         values = self.priors.split(self.priors.scaled(standard))
-        record = _part(self.record, cycles, self.dynamics.computing_with(values))
+        record = replace(self.record.during(cycles), dynamics=self.dynamics.computing_with(values))
         outputs, after = run(self.method, record, state, members=True)
         lost = outputs["diverged"].any(1)
         kept = ~lost
@@ -249,17 +249,3 @@ class Descent:
             self._optimiser.state[self.standard] = {
                 name: value.cpu() if name == "step" else value.clone() for name, value in moments.items()
             }
-
-
-def _part(record: Record, cycles: slice, dynamics: Dynamics) -> Record:
-    """Some cycles of a record, with another dynamics."""
-    before = sum(record.steps[: cycles.start])
-    return replace(
-        record,
-        dynamics=dynamics,
-        observing=record.observing.during(cycles),
-        observation=record.observation[:, cycles],
-        steps=record.steps[cycles],
-        clock=record.clock + before,
-        truth=None,
-    )

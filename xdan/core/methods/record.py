@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -57,6 +57,17 @@ class Record:
     def clocks(self) -> Tensor:
         """`clock` of every trajectory, int64 of shape (B,)."""
         return torch.as_tensor(self.clock).expand(len(self.trajectory))
+
+    def during(self, columns: slice) -> Record:
+        """Some times of the record, one after another."""
+        return replace(
+            self,
+            observing=self.observing.during(columns),
+            observation=self.observation[:, columns],
+            steps=self.steps[columns],
+            truth=None if self.truth is None else self.truth[:, columns],
+            clock=self.clocks + int(sum(self.steps[: columns.start])),
+        )
 
     @property
     def shape(self) -> tuple[int, int]:
