@@ -638,3 +638,16 @@ def test_exponents_are_those_of_the_times_passed():
         growth = 0.3 * (times[k + 1] - times[k]) + (math.sin(RATE * times[k + 1]) - math.sin(RATE * times[k])) / RATE
         logarithms = factors[:, k].diagonal(dim1=-2, dim2=-1).log()
         assert_close(logarithms, torch.full_like(logarithms, growth), rtol=1e-6, atol=1e-6)
+
+
+def test_a_part_of_a_record_begins_where_the_part_before_ended():
+    """A filter that goes on from the first part is at the times of the whole record."""
+    model = CustomDynamics(lambda x, t: 3.0 * math.sin(3.0 * t) - x, state={"x": 2}, timestep=0.1, spin_up_time=0.0)
+    observation = torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).reshape(1, 6, 2)
+    observing = ObservingSystem(std=torch.ones((), dtype=torch.float64))
+    record = Record(model, observing, observation, [0, 1, 2, 1, 3, 1], torch.arange(1), 0)
+    method = method_by_name("etkf", members=4).prepare(record)
+    whole, _ = run(method, record)
+    first, state = run(method, record.during(slice(0, 3)))
+    rest, _ = run(method, record.during(slice(3, 6)), state)
+    torch.testing.assert_close(torch.cat([first["analysis"], rest["analysis"]], 1), whole["analysis"])
