@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     DIRECTION = 12
     SENSITIVITY = 13
     TRUTH_NOISE = 14
+    ANALYSIS_DRAW = 15
 
 
 def check_seed(seed: Any) -> int:
