@@ -12,6 +12,7 @@ from xdan.accessor import DanAccessor
 from xdan.records.record import RecordWords
 
 METHODS = [name for name in vars(DanAccessor) if not name.startswith("_")]
+ACCESSOR = DanAccessor(xr.Dataset())
 # Functions whose first argument is a record, all of which should be reachable from one.
 ON_RECORDS = sorted(
     name
@@ -28,9 +29,6 @@ def test_every_function_of_records_has_a_method():
 @pytest.mark.parametrize("name", METHODS)
 def test_method_is_the_function(name, twin, monkeypatch):
     home = import_module(f"xdan.{xdan._HOMES[name]}")
-    parameters = list(inspect.signature(getattr(DanAccessor, name)).parameters.values())[1:]
-    positional = tuple(object() for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD)
-    keywords = {"seed": object(), "anything": object()}
     calls, answer = [], object()
 
     def record(*args, **kwargs):
@@ -38,17 +36,20 @@ def test_method_is_the_function(name, twin, monkeypatch):
         return answer
 
     monkeypatch.setattr(home, name, record)
-    assert getattr(twin.dan, name)(*positional, **keywords) is answer
-    ((first, *rest), passed) = calls[0]
-    assert first is twin
-    assert tuple(rest) == positional
-    assert passed == keywords
-    assert len(calls) == 1
+    other = object()
+    assert getattr(twin.dan, name)(other, seed=other, anything=other) is answer
+    assert calls == [((twin, other), {"seed": other, "anything": other})]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_docstring_names_the_function(name):
-    assert f"`xdan.{name}`" in inspect.getdoc(getattr(DanAccessor, name))
+def test_help_is_that_of_the_function(name):
+    method, function = getattr(ACCESSOR, name), getattr(xdan, name)
+    assert inspect.getdoc(method) == inspect.getdoc(function)
+    signature = inspect.signature(function)
+    first, *others = signature.parameters.values()
+    assert first.name in ("ds", "source")
+    assert inspect.signature(method) == signature.replace(parameters=others)
+    assert inspect.signature(getattr(DanAccessor, name)) == signature  # what a page of the reference shows
 
 
 @pytest.mark.parametrize("name", METHODS)
