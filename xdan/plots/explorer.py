@@ -13,6 +13,7 @@ from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY, reference_site
 from .axes import dataset, mapping
 from .gain_plots import about_reference, gain_map, on_ring
+from .libraries import holoviews, panel
 from .plotting import sweep_curves
 from .state_plots import field_pairs, read_with_truth, state_pictures
 
@@ -58,7 +59,7 @@ def explore(
     >>> ds.dan.explore({"network": run, "EnKF-N": reference}).show()  # doctest: +SKIP
     >>> xdan.explore(cube)  # doctest: +SKIP
     """
-    import panel as pn
+    pn = panel()
 
     _extend()
     source = dataset("source", source)
@@ -88,8 +89,7 @@ def explore(
 
 
 def _extend() -> None:
-    import holoviews as hv
-    import panel as pn
+    hv, pn = holoviews(), panel()
 
     if hv.Store.current_backend != "bokeh" or "bokeh" not in hv.Store.registry:
         hv.extension("bokeh", logo=False)
@@ -101,7 +101,7 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], words: RecordWo
 
     Fields of one dim are drawn in space and time, components as lines, fields of two dims as maps at the first cycle.
     """
-    import panel as pn
+    pn = panel()
 
     labelled = read_with_truth(ds, words, "the explorer")
     cycles, trajectories = (labelled.observation.sizes[dim] for dim in (TIME, TRAJECTORY))
@@ -147,7 +147,7 @@ def _record_view(ds: xr.Dataset, runs: Mapping[str, xr.Dataset], words: RecordWo
 
 def _gain_view(systems: Mapping[str, Sequence[xr.DataArray]]) -> Any:
     """Omega_r of a chosen observing system about a chosen site."""
-    import panel as pn
+    pn = panel()
 
     for name, averages in systems.items():
         for omega in averages:
@@ -201,7 +201,7 @@ def _step(omega: xr.DataArray) -> int:
 
 def _cube_view(cube: xr.Dataset) -> Any:
     """Scores of a sweep against one axis, for some schemes, at labels of the other axes."""
-    import panel as pn
+    pn = panel()
 
     axes = [str(dim) for dim in cube.dims if dim not in (_SCHEME, _SEED)]
     scores = [str(name) for name, score in cube.data_vars.items() if {_SCHEME, *axes} <= set(map(str, score.dims))]
@@ -258,6 +258,6 @@ def _csv(frame: Any) -> io.StringIO:
 
 def _download(table: Any, filename: str) -> Any:
     """A button that gives what is seen."""
-    import panel as pn
+    pn = panel()
 
     return pn.widgets.FileDownload(callback=table, filename=filename, label="download what is shown", width=_WIDGETS)

@@ -12,6 +12,7 @@ import xarray as xr
 from ..core.checks import integer, switch
 from ..records.schema import TIME, TRAJECTORY, reference_site
 from .axes import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, mapping, placed
+from .libraries import holoviews
 
 _PANEL = 330
 
@@ -52,8 +53,7 @@ def gain_map(
     ----------
     Bocquet et al., Fig. 1 and 2.
     """
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     named = {"": averages} if isinstance(averages, xr.DataArray) else averages
     named = mapping("averages", named, xr.DataArray, "a gain, a DataArray")
@@ -233,8 +233,7 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     ----------
     Bocquet et al., Fig. 6.
     """
-    import holoviews as hv
-    import hvplot.pandas  # noqa: F401
+    hv = holoviews()
 
     scalings = mapping("scalings", scalings, xr.Dataset, "what xdan.scaling_of_increments gives")
     for name, scaling in scalings.items():
@@ -291,8 +290,7 @@ def _mean(variable: xr.DataArray) -> xr.DataArray:
 
 def _curves(values: Mapping[str, xr.DataArray], along: str, *, points: bool = True, **options: Any) -> Any:
     """A line, with points, for each of some arrays of one dim."""
-    import holoviews as hv
-    import hvplot.pandas  # noqa: F401
+    hv = holoviews()
 
     for name, value in values.items():
         if value.dims != (along,):

@@ -30,6 +30,7 @@ from .axes import (
     placed,
     text,
 )
+from .libraries import holoviews, panel
 
 
 def rmse_in_time(
@@ -69,8 +70,7 @@ def rmse_in_time(
     TypeError, ValueError
         If an argument is wrong, there is no truth, or a run is of another record.
     """
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     heights = {name: real(f"levels[{name!r}]", level, above=0.0) for name, level in (levels or {}).items()}
     cut, log = {TIME: cycles_of(cycles, slice(None))}, switch("log", log)
@@ -112,7 +112,7 @@ def rmse_in_time(
 
 def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -> list[Any]:
     """A line of RMSE; with a mark where there is one point, through which a line is invisible."""
-    import holoviews as hv
+    hv = holoviews()
 
     mark = [hv.Scatter((curve[along].values, curve.values)).opts(color=color)] if curve.size == 1 else []
     size = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 60}
@@ -136,8 +136,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     TypeError, ValueError
         For what is no history.
     """
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     named = {"network": histories} if isinstance(histories, xr.Dataset) else histories
     named = mapping("histories", named, xr.Dataset, "the history of a network")
@@ -188,8 +187,7 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     TypeError, ValueError
         If an argument is wrong, the cube lacks the axis or the score, or has more axes.
     """
-    import holoviews as hv
-    import hvplot.pandas  # noqa: F401
+    hv = holoviews()
 
     cube, along, value = dataset("cube", cube), text("along", along), text("value", value)
     logx, logy = switch("logx", logx), switch("logy", logy)
@@ -267,7 +265,7 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
     TypeError, ValueError
         If an argument is wrong.
     """
-    import panel as pn
+    pn = panel()
     from bokeh.resources import INLINE
 
     if not isinstance(path, (str, Path)):

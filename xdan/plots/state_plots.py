@@ -15,6 +15,7 @@ from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY
 from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, cycles_of, dataset, in_units, placed, position, text
+from .libraries import holoviews
 
 _SIDE = 380  # pixels of the longer side of a map
 _MOST_LINES = 12  # components that are drawn
@@ -254,8 +255,7 @@ def _colours(values: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
     """Three rows, a column for each field."""
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     columns = []
     for pair in pairs:
@@ -287,8 +287,7 @@ def _hovmoller(pairs: list[FieldPair], times: slice, title: str) -> Any:
 
 def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
     """Three columns, a row for each field."""
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     panels = []
     for pair in pairs:
@@ -322,8 +321,7 @@ def _maps(pairs: list[FieldPair], times: slice, title: str) -> Any:
 
 def _curves(pairs: list[FieldPair], times: slice, title: str) -> Any:
     """A panel for each component."""
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     panels = []
     for pair in pairs:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy.optimize import least_squares
 
 from ..core.checks import choice, integer, shown
+from ..core.extras import optional
 from ..core.random import check_seed
 from ..records.schema import Array
 
@@ -119,7 +119,8 @@ def _fit(n: Array, s: Array, y: Array, start: Array) -> _Fit:
         return coefficients, matrix @ coefficients - gamma
 
     start = np.clip(start, _LOWEST + 1e-6, _HIGHEST - 1e-6)
-    best = least_squares(lambda e: solve(e)[1], start, bounds=(_LOWEST, _HIGHEST), x_scale=(0.1, 0.3, 0.5))
+    optimize = optional("scipy.optimize", "fits", "fits of a scaling law")
+    best = optimize.least_squares(lambda e: solve(e)[1], start, bounds=(_LOWEST, _HIGHEST), x_scale=(0.1, 0.3, 0.5))
     return _Fit(best.x, solve(best.x)[0], float(best.cost))
 
 
