@@ -294,7 +294,7 @@ def zero_innovation_bias(
     Returns
     -------
     xarray.Dataset
-        `bias` b = |a(x, 0)| / sqrt(N) (trajectory, time), in units of the state; its `mean` and `deviation` over them.
+        `bias`, the norm of a(x, 0) over sqrt(N) (trajectory, time), in units of the state; its `mean` and `deviation` over them.
 
     References
     ----------
