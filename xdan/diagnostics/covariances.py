@@ -294,8 +294,8 @@ def zero_innovation_bias(
     Returns
     -------
     xarray.Dataset
-        `bias`, the norm of a(x, 0) over sqrt(N), dims (trajectory, time), in units of the state; `mean` and `deviation`,
-        its mean and standard deviation over them.
+        `bias`, the norm of a(x, 0) over sqrt(N), dims (trajectory, time), in units of the state; `mean` and
+        `deviation`, its mean and standard deviation over them.
 
     References
     ----------
