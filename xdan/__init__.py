@@ -8,6 +8,7 @@ hvplot are imported where they are first used. The public names are those of `__
 from __future__ import annotations
 
 import ast
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'xdan' has no attribute {name!r}; it has {__all__}")
+        near = "".join(f", perhaps {one!r}" for one in get_close_matches(name, __all__, n=1, cutoff=0.7))
+        raise AttributeError(f"module 'xdan' has no attribute {name!r}{near}; it has {__all__}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value

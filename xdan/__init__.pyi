@@ -3,6 +3,9 @@
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
+from .assimilation.listing import baselines as baselines
+from .assimilation.listing import models as models
+from .assimilation.listing import networks as networks
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .assimilation.twins import twin as twin

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,6 +24,18 @@ def shown(value: Any) -> str:
     """One line that shows a value in a message, cut where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({type(value).__name__})"
+
+
+def perhaps(name: Any, known: Iterable[str]) -> str:
+    """The known name that a wrong one may stand for, as the end of a sentence; empty where none is near.
+
+    Examples
+    --------
+    >>> perhaps("enkfn", ["enkf-n", "letkf", "etkf"])
+    ", perhaps 'enkf-n'"
+    """
+    near = get_close_matches(str(name), list(known), n=1, cutoff=0.7)
+    return f", perhaps {near[0]!r}" if near else ""
 
 
 def integer(label: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
@@ -162,7 +175,7 @@ def choice(label: str, value: Any, known: Collection[str]) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{label}={shown(value)}: expected one of {names}")
     if value not in known:
-        raise ValueError(f"{label}={value!r}: expected one of {names}")
+        raise ValueError(f"{label}={value!r}: expected one of {names}{perhaps(value, known)}")
     return value
 
 

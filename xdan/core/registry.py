@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from .checks import shown
+from .checks import perhaps, shown
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -70,7 +70,8 @@ class Registry(Generic[T]):
         if name not in self._classes:
             remedy = f". {self.remedy}" if self.remedy else ""
             raise ValueError(
-                f"{self.kind} {shown(name)} is unknown; known are {list(self)}: expected one of them{remedy}"
+                f"{self.kind} {shown(name)} is unknown; known are {list(self)}: expected one of them"
+                f"{perhaps(name, self)}{remedy}"
             )
         return self._classes[name]
 

@@ -11,7 +11,7 @@ from .lorenz63 import Lorenz63
 from .lorenz96 import Lorenz96
 from .model_error import ModelError
 from .model_time import check_time_unit, in_words
-from .registry import dynamics_from_json, dynamics_to_json, register_dynamics
+from .registry import dynamics_from_json, dynamics_to_json, known_dynamics, register_dynamics
 from .sphere_qg import SphereQG
 from .stepping import runge_kutta_4
 from .surrogate import SurrogateDynamics
@@ -35,6 +35,7 @@ __all__ = [
     "dynamics_from_json",
     "dynamics_to_json",
     "in_words",
+    "known_dynamics",
     "register_dynamics",
     "runge_kutta_4",
 ]

@@ -48,6 +48,11 @@ def register_dynamics(cls: D) -> D:
     return _REGISTRY.register(cls, "register_dynamics")
 
 
+def known_dynamics() -> dict[str, type[Dynamics]]:
+    """Class of each name."""
+    return {name: _REGISTRY[name] for name in _REGISTRY}
+
+
 def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
     """Describe a dynamics as a name and its parameters.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from ..checks import choice, shown
+from ..checks import choice, perhaps, shown
 from ..registry import constructor_parameters
 from .base import METHODS, Method
 
@@ -55,6 +55,7 @@ def method_by_name(
     if unknown := set(parameters) - accepted - set(METHODS[name].fixed):
         raise ValueError(
             f"baseline {name!r} has no parameters {sorted(unknown)}; it takes {sorted(accepted)}, expected no others"
+            f"{perhaps(min(unknown), accepted)}"
         )
     tune_on = choice("tune_on", tune_on, TUNE_ON)
     method = METHODS[name](**parameters)

@@ -8,6 +8,7 @@ from .kalman_cnn import KalmanCNN
 from .linear_in_zeta import LinearInZeta
 from .opening import network_of_shapes
 from .registry import (
+    known_networks,
     network_by_name,
     network_for,
     network_parameters,
@@ -28,6 +29,7 @@ __all__ = [
     "ResidualCNN",
     "check_network",
     "check_same_fields",
+    "known_networks",
     "network_by_name",
     "network_for",
     "network_of_shapes",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ..checks import shown
+from ..checks import perhaps, shown
 from ..registry import Registry, constructor_parameters
 from ..spaces import StateSpace
 from .base import AnalysisNetwork
@@ -67,6 +67,11 @@ def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) ->
     _PRESETS[name] = parameters
 
 
+def known_networks() -> dict[str, tuple[type[AnalysisNetwork], dict[str, Any]]]:
+    """Class of each name, and the parameters that the name sets."""
+    return {name: (_NETWORKS[name], dict(_PRESETS.get(name, {}))) for name in _NETWORKS}
+
+
 def registered_name(network: AnalysisNetwork) -> str:
     """Name under which a network's class is registered, so that a store of its weights opens as the same class.
 
@@ -124,5 +129,6 @@ def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork
     if unknown := sorted(str(label) for label in parameters if label not in accepted):
         raise ValueError(
             f"network {name!r} has no parameters {unknown[:_SHOWN]}; it takes {sorted(accepted)}: expected some"
+            f"{perhaps(unknown[0], accepted)}"
         )
     return _NETWORKS[name](**{**_PRESETS.get(name, {}), **parameters})
