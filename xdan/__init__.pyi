@@ -3,6 +3,8 @@
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
+from .assimilation.forecast_scores import score_forecasts as score_forecasts
+from .assimilation.forecasts import forecast as forecast
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .assimilation.twins import twin as twin
@@ -88,6 +90,7 @@ from .network import Network as Network
 from .network import committee as committee
 from .network import open_network as open_network
 from .plots.explorer import explore as explore
+from .plots.forecast_plots import lead_time_curves as lead_time_curves
 from .plots.gain_plots import angle_curves as angle_curves
 from .plots.gain_plots import gain_map as gain_map
 from .plots.gain_plots import histogram_curves as histogram_curves

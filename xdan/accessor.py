@@ -40,6 +40,18 @@ class DanAccessor:
 
         return baseline(self._ds, name, **kwargs)
 
+    def forecast(self, run: xr.Dataset | None = None, **kwargs: Any) -> xr.Dataset:
+        """Forecast from the analyses of a run: `xdan.forecast`."""
+        from .assimilation.forecasts import forecast
+
+        return forecast(self._ds, run, **kwargs)
+
+    def score_forecasts(self, forecasts: xr.Dataset | Mapping[str, xr.Dataset], **kwargs: Any) -> xr.Dataset:
+        """Score forecasts by their lead time: `xdan.score_forecasts`."""
+        from .assimilation.forecast_scores import score_forecasts
+
+        return score_forecasts(self._ds, forecasts, **kwargs)
+
     def estimate_errors(self, method: str = "em", **kwargs: Any) -> xr.Dataset:
         """Estimate Q and R from this record: `xdan.estimate_errors`."""
         from .estimation.errors import estimate_errors
