@@ -7,28 +7,152 @@ what is missing. docs/forecasts.md shows the results.
 from __future__ import annotations
 
 import argparse
+import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import xarray as xr
 
 import xdan
 
-from common import kept, slug
+from common import kept, markdown, save_pictures, slug
 
-BURN_IN, AHEAD = 200, 160  # cycles before the first start, and after the last one: forecasts reach so far
+BURN_IN, AHEAD, EVERY = 200, 160, 10  # cycles before the first start, after the last one, and from start to start
+ENSEMBLES = ("EnKF-N, 40 members", "second-order Kalman filter", "network with a window")  # those with a spread
+MEMBERS = 40
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "3D-Var": ("3d-var", {}),
     "EnKF-N, 40 members": ("enkf-n", {"members": 40, "keep_members": True}),
     "second-order Kalman filter": ("second-order-kalman", {"c2": 8.0, "keep_members": True}),
     "network with memory": ("lorenz96-memory", {}),
-    "network with a window": ("lorenz96-window", {"members": True}),
+    "network with a window": ("lorenz96-window", {}),
 }
-_LEFT_OUT = ("forecast", "forecast_members", "forecast_spread", "memory")  # what no figure reads
+_LEFT_OUT = ("forecast", "forecast_members", "forecast_spread", "smoothed")  # what no figure reads
+
+
+def doubling(options: argparse.Namespace) -> None:
+    """Forecasts from the analyses of EnKF-N: how fast their error grows, and where it ends."""
+    scores = _scores(options, "EnKF-N, 40 members")
+    most = np.sqrt(2) * scores.deviation
+    for name, label in (("doubling", "the error of a typical forecast"), ("rmse_doubling", "the RMSE")):
+        doubles, error, last = (
+            float(scores[f"{name}_{word}"]) for word in ("time", "time_standard_error", "fitted_to")
+        )
+        print(f"{label} doubles in {doubles:.4f} +- {error:.4f}, fitted to lead times from 0 to {last:g}")
+    print(f"deviation of the climate {float(scores.deviation):.4f}, sqrt(2) deviations {float(most):.4f}\n")
+    rows = []
+    for lead in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):
+        one = scores.sel(lead=lead, method="nearest")
+        rmse, error = float(one.rmse), float(one.rmse_standard_error)
+        share = {"of sqrt(2) deviations": rmse / float(most), "its standard error": error / float(most)}
+        row = {"lead": lead, "RMSE": rmse, "standard error": error, **share}
+        row |= {"geometric mean": float(one.geometric_rmse), "anomaly correlation": float(one.acc)}
+        rows.append(row)
+    _keep(options.out, "table", pd.DataFrame(rows))
+    save_pictures(options.out / "doubling", {"error by lead time": xdan.lead_time_curves(scores, log=True)})
+
+
+def methods(options: argparse.Namespace) -> None:
+    """Forecasts from the analyses of five methods, and of the members of three."""
+    scores = xr.concat([_scores(options, name) for name in METHODS], pd.Index(METHODS, name="method"))
+    rows = []
+    for name in METHODS:
+        one = scores.sel(method=name)
+        row: dict[str, Any] = {"method": name}
+        row |= {f"RMSE at {lead:g}": _value(one, "rmse", lead) for lead in (0.0, 0.5, 1.0, 2.0, 4.0)}
+        named = {"doubling_time": "doubling time", "skill_horizon": "skill horizon", "acc_horizon": "ACC 0.6"}
+        rows.append(row | {label: _value(one, variable) for variable, label in named.items()})
+    print("\none forecast from each analysis\n")
+    _keep(options.out, "table", pd.DataFrame(rows))
+    rows = []
+    members = {name: _scores(options, name, MEMBERS) for name in ENSEMBLES}
+    for name, one in members.items():
+        for lead in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0):
+            row = {"method": name, "lead": lead, "RMSE of the mean": _value(one, "rmse", lead)}
+            row["spread"] = float(one.spread.sel(lead=lead, method="nearest"))
+            row["CRPS"] = _value(one, "crps", lead)
+            rows.append(row)
+    print(f"\n{MEMBERS} members\n")
+    _keep(options.out, "members", pd.DataFrame(rows))
+    mean = members["EnKF-N, 40 members"].expand_dims(method=["EnKF-N, mean of members"])
+    picture = scores.drop_vars(["crps", "spread"], errors="ignore").sel(lead=slice(None, 5.01))
+    wanted = ["rmse", "rmse_standard_error", "spread", "deviation"]
+    drawn = xr.concat(
+        [picture[[name for name in wanted if name in picture]], mean[wanted].sel(lead=slice(None, 5.01))],
+        "method",
+        data_vars="all",
+    )
+    save_pictures(
+        options.out / "forecasts", {"forecasts from the analyses of five methods": xdan.lead_time_curves(drawn)}
+    )
+
+
+def observations(options: argparse.Namespace) -> None:
+    """The same forecasts against later observations, R taken off, beside their error from the truth."""
+    rows = []
+    for name in METHODS:
+        # Of each trajectory, so that the two scores of the same cases are compared.
+        seen, true = (_scores(options, name, against=one, dim="time") for one in ("observations", "truth"))
+        for lead in (0.05, 0.5, 1.0, 2.0, 4.0):
+            departure, mine, theirs = (
+                one.sel(lead=lead, method="nearest") ** 2 for one in (seen.departure_rms, seen.rmse, true.rmse)
+            )
+            root, error = _root(mine)
+            both = {"RMSE less R": root, "standard error": error, "RMSE from the truth": _root(theirs)[0]}
+            apart = (mine - theirs).to_numpy()
+            sigmas = apart.mean() / (apart.std(ddof=1) / np.sqrt(apart.size))
+            rows.append(
+                {"method": name, "lead": lead, "departure": _root(departure)[0], **both, "apart, in its se": sigmas}
+            )
+    _keep(options.out, "table", pd.DataFrame(rows))
+
+
+FIGURES = {"doubling": doubling, "methods": methods, "observations": observations}
+
+
+def _scores(
+    options: argparse.Namespace, name: str, members: int | None = None, against: str = "truth", dim: Any = None
+) -> xr.Dataset:
+    """Scores of forecasts from the analyses of a method, by their lead time up to 8."""
+    record = _record(options)
+    run = _run(options, name)
+    first = record.isel(time=slice(0, run.sizes["time"]))
+    dims = ("trajectory", "time") if dim is None else dim
+
+    def make() -> xr.Dataset:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the run has a spread and no covariance", xdan.XdanWarning)
+            forecasts = first.dan.forecast(run, lead=8.0, every=EVERY, burn_in=BURN_IN, members=members)
+        return record.dan.score_forecasts(forecasts, against=against, dim=dims)
+
+    words = [slug(name), against, *([] if members is None else [str(members)]), *([] if dim is None else [dim])]
+    return kept(options.out.parent / "scores" / f"{'-'.join(words)}.zarr", make, **_sizes(options), every=EVERY)
+
+
+def _value(scores: xr.Dataset, name: str, lead: float | None = None) -> str:
+    """A score with its standard error."""
+    one = scores if lead is None else scores.sel(lead=lead, method="nearest")
+    return f"{float(one[name]):.3f} +- {float(one[f'{name}_standard_error']):.3f}"
+
+
+def _root(squares: xr.DataArray) -> tuple[float, float]:
+    """Root of the mean over trajectories, and its standard error."""
+    root = float(np.sqrt(squares.mean()))
+    return root, float(squares.std(ddof=1)) / np.sqrt(squares.size) / (2 * root)
+
+
+def _keep(out: Path, name: str, table: pd.DataFrame) -> None:
+    """Print a table and keep it."""
+    text = markdown(table)
+    (out / f"{name}.md").write_text(text)
+    print(text)
 
 
 def _sizes(options: argparse.Namespace) -> dict[str, int]:
     """Of the record: cycles with starts, trajectories and seed."""
-    wanted = {"cycles": 300, "trajectories": 32, "seed": 1}
+    wanted = {"cycles": 300, "trajectories": 64, "seed": 1}
     return {name: getattr(options, name) or number for name, number in wanted.items()}
 
 
@@ -52,6 +176,7 @@ def _run(options: argparse.Namespace, name: str) -> xr.Dataset:
             run = record.dan.cycle(xdan.open_network(method), progress=False, **parameters)
         else:
             run = record.dan.baseline(method, progress=False, **parameters)
+        run.attrs.pop("xdan_whole")  # some of it is left out on purpose
         return run.drop_vars([variable for variable in _LEFT_OUT if variable in run])
 
     return kept(options.out.parent / f"{slug(name)}.zarr", make, **sizes)

@@ -40,9 +40,7 @@ def single_starts(labelled: LabelledRecord, run: xr.Dataset | None, which: str) 
     return read_run(labelled, run, (which,))[which]
 
 
-def member_starts(
-    labelled: LabelledRecord, run: xr.Dataset, members: int, seed: int, positions: Array
-) -> xr.DataArray:
+def member_starts(labelled: LabelledRecord, run: xr.Dataset, members: int, seed: int, positions: Array) -> xr.DataArray:
     """Members at some times of the record, dims (trajectory, time, member, *state).
 
     They are the first of the run's members. Without any they are drawn from the analysis's distribution.
@@ -81,8 +79,8 @@ def _drawn(labelled: LabelledRecord, run: xr.Dataset, members: int, seed: int, p
     else:
         raise ValueError(
             f"members={members}: the run holds neither 'members' nor {COVARIANCE!r} nor 'spread', from which members "
-            "could be drawn; expected a run of an ensemble method or of a Kalman filter, made with keep_members=True of "
-            "baseline() or members=True of cycle(); or leave out members="
+            "could be drawn; expected a run of an ensemble method or of a Kalman filter, made with keep_members=True "
+            "of baseline() or members=True of cycle(); or leave out members="
         )
     mean = mean.isel({TIME: positions})
     arrays = [mean.chunk().data, error.isel({TIME: positions}).chunk().data]

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Unpack
 
 import dask
 import dask.array as da
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.checks import integer, shown, switch
 from ..core.dynamics import dynamics_to_json
-from ..core.lead_times import MOST, ErrorDraws, states_by_lead
+from ..core.lead_times import MOST
 from ..core.random import check_seed
-from ..records.blocks import Plan, Setup, block, block_graph, pick_device
-from ..records.fields import Part, parts_of
+from ..records.blocks import Plan, block_graph, pick_device
+from ..records.fields import parts_of
 from ..records.leads import LEAD, VALID_TIME, lead_coordinates, steps_of
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.observing import identity as observing_identity
@@ -30,8 +27,8 @@ from ..records.schema import MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, Array,
 from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.watch import attribute, warn_of
+from .forecast_blocks import Settings, forecast_block, forecast_layout, lost_texts, stream_block
 from .forecast_starts import member_starts, single_starts
-from .run_layout import Layout, Variable
 
 _VALUES = 2**24  # bounds the numbers that a block of forecasts holds
 
@@ -97,12 +94,12 @@ def forecast(
     Returns
     -------
     xarray.Dataset
-        `forecast` (trajectory, time, lead, *state), in the state's units: from the analysis, or the mean of the members.
-        With members also `forecast_spread` of these dims, and `forecast_members` (trajectory, time, lead, member,
-        *state). Of several fields a variable for each, `forecast_u`. `time` is the start of a forecast; `lead` has the
-        units of the record's times, and is a time difference where these are dates; `valid_time` (time, lead) is the
-        time that a forecast is of. `diverged` (trajectory, time, lead) says where a forecast is not finite: its start
-        was lost by the run, or the model has left all bounds. Such forecasts are NaN from there on.
+        `forecast` (trajectory, time, lead, *state), in the state's units: from the analysis, or the mean of the
+        members. With members also `forecast_spread` of these dims, and `forecast_members` (trajectory, time, lead,
+        member, *state). Of several fields a variable for each, `forecast_u`. `time` is the start of a forecast; `lead`
+        has the units of the record's times, and is a time difference where these are dates; `valid_time` (time, lead)
+        is the time that a forecast is of. `diverged` (trajectory, time, lead) says where a forecast is not finite: its
+        start was lost by the run, or the model has left all bounds. Such forecasts are NaN from there on.
 
         Where the dynamics errs by a covariance Q, members have an error drawn from Q after each of the record's
         shortest intervals. A forecast without members has none.
@@ -164,8 +161,12 @@ def forecast(
         lazy = starts.chunks is not None
         starts = member_starts(labelled, run, count, seed, positions)
         _check_even(labelled)
-    told = {"forecasts_of": "the truth" if run is None else str(run.attrs.get("method", "a run")), "starts_from": which}
-    told |= {} if count is None else {"seed": seed}
+    told: dict[str, Any] = {
+        "forecasts_of": "the truth" if run is None else str(run.attrs.get("method", "a run")),
+        "starts_from": which,
+    }
+    if count is not None:
+        told["seed"] = seed
     plan = _Forecasts(labelled, starts, positions, steps, count, keep, seed, device, told)
     if store is not None:
         return plan.streamed(store, mode, progress)
@@ -189,7 +190,9 @@ def _lead_steps(labelled: LabelledRecord, lead: Any, step: Any) -> Array:
             f"lead={max(1, round(longest / each)) * size:g}; or another step="
         )
     if longest // each > MOST:
-        raise ValueError(f"lead={shown(lead)} has {longest // each} steps: expected at most {MOST}; take a longer step=")
+        raise ValueError(
+            f"lead={shown(lead)} has {longest // each} steps: expected at most {MOST}; take a longer step="
+        )
     return np.arange(0, longest + 1, each)
 
 
@@ -200,8 +203,8 @@ def _check_even(labelled: LabelledRecord) -> None:
         least, most = (between[k] * labelled.setup.dynamics.timestep for k in (between.argmin(), between.argmax()))
         warn_of(
             [
-                f"the model errs by Q in an interval, and the record's intervals are {least:g} to {most:g}: the members' "
-                f"forecasts have an error after every {least:g}, the shortest"
+                f"the model errs by Q in an interval, and the record's intervals are {least:g} to {most:g}: the "
+                f"members' forecasts have an error after every {least:g}, the shortest"
             ],
             stacklevel=4,
         )
@@ -243,7 +246,7 @@ class _Forecasts:
         setup = labelled.setup
         self.labelled, self.positions, self.steps, self.seed, self.told = labelled, positions, steps, seed, told
         self.device = device
-        self.layout = _layout(labelled, len(positions), len(steps), members, keep)
+        self.layout = forecast_layout(labelled, len(positions), len(steps), members, keep)
         # Numbers that one forecast takes: all that is kept of it, and its members at one lead time.
         kept = sum(math.prod(one.shape[2:]) for one in self.layout.values())
         case = max(kept, (members or 1) * math.prod(setup.dynamics.shape))
@@ -254,7 +257,7 @@ class _Forecasts:
         self.starts = data.rechunk({0: rows, 1: columns})
         self.plan = Plan.from_chunks(*self.starts.chunks[:2])
         between = setup.steps[1:]
-        self.settings = _Settings(
+        self.settings = Settings(
             positions,
             [setup.clock(int(k)) for k in positions],
             steps.tolist(),
@@ -268,7 +271,7 @@ class _Forecasts:
     def lazy(self, warns: bool = True) -> xr.Dataset:
         """The forecasts as dask arrays; with `warns` blocks warn by themselves."""
         outputs = {name: (one.shape[2:], one.dtype) for name, one in self.layout.items()}
-        arrays = block_graph(partial(_forecast_block, warns), self.plan, [self.starts], outputs, *self._shared)
+        arrays = block_graph(partial(forecast_block, warns), self.plan, [self.starts], outputs, *self._shared)
         return self._labelled(arrays, [])
 
     def in_memory(self) -> xr.Dataset:
@@ -296,14 +299,12 @@ class _Forecasts:
         """Fill the store, one block of starts of every block of trajectories at a time."""
         rows, columns = stream.plan.shape
         done = [stream.done(i) for i in range(rows)]
-        task = dask.delayed(_stream_block, pure=False)
+        task = dask.delayed(stream_block, pure=False)
         with tqdm(total=rows * columns, initial=sum(done), disable=not progress, unit="block") as bar:
             while active := [i for i in range(rows) if done[i] < columns]:
                 places = [(i, done[i]) for i in active]
                 blocks = [self.starts[stream.plan.rows(i), stream.plan.columns(t)] for i, t in places]
-                dask.compute(
-                    *(task(stream, p, one, *self._shared) for p, one in zip(places, blocks, strict=True))
-                )
+                dask.compute(*(task(stream, p, one, *self._shared) for p, one in zip(places, blocks, strict=True)))
                 for i in active:
                     done[i] += 1
                 bar.update(len(active))
@@ -336,7 +337,7 @@ class _Forecasts:
 
     def _judge(self, diverged: Array) -> list[str]:
         """Warn of forecasts that are not finite, and return the sentences."""
-        texts = _lost(diverged, self.told["starts_from"], self.steps * self.labelled.setup.dynamics.timestep)
+        texts = lost_texts(diverged, self.told["starts_from"], self.steps * self.labelled.setup.dynamics.timestep)
         warn_of(texts, stacklevel=5)
         return texts
 
@@ -358,130 +359,3 @@ class _Forecasts:
         result = xr.Dataset(variables, coordinates).assign_attrs(said | attribute(texts))
         whole: xr.Dataset = sealed(labelled.with_its_dims(result))
         return whole
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """What the forecasts of a block follow from, beside their starts and the record's set-up.
-
-    Attributes
-    ----------
-    positions : array of int, shape (T,)
-        Of all starts in the record.
-    clocks : list of int, length T
-        Model steps from the record's first analysis to each start.
-    steps : list of int, length L
-        Model steps in each lead time.
-    interval : int
-        Model steps of the record's shortest interval, after which Q adds an error.
-    seed : int
-    members : bool
-        Whether forecasts are of members.
-    starts_from : str
-        "analysis", "smoothed" or "truth".
-    """
-
-    positions: Array
-    clocks: list[int]
-    steps: list[int]
-    interval: int
-    seed: int
-    members: bool
-    starts_from: str
-
-
-_OUTPUTS = {
-    "forecast": "forecast from the analysis",
-    "forecast_spread": "standard deviation of the members' forecasts",
-    "forecast_members": "forecasts of the members",
-}
-
-
-def _layout(labelled: LabelledRecord, starts: int, leads: int, members: int | None, keep: bool) -> Layout:
-    """Describe every variable of the result, by name."""
-    setup = labelled.setup
-    if taken := sorted({LEAD, MEMBER, VALID_TIME} & {dim for part in parts_of(setup.dynamics) for dim in part.dims}):
-        raise ValueError(f"the state has the dims {taken}, which forecasts use: expected other names in the dynamics")
-    dims, sizes = (TRAJECTORY, TIME, LEAD), (len(setup.trajectory), starts, leads)
-    names = ["forecast", *(["forecast_spread"] if members else []), *(["forecast_members"] if members and keep else [])]
-    layout: Layout = {}
-    for stem in names:
-        inner = ((MEMBER,), (members,)) if stem == "forecast_members" else ((), ())
-        words = "mean of the members' forecasts" if members and stem == "forecast" else _OUTPUTS[stem]
-        for part in parts_of(setup.dynamics):
-            shape = (*sizes, *inner[1], *part.shape)
-            said = part.attributes(stem, words)
-            layout[part.name(stem)] = Variable((*dims, *inner[0], *part.dims), shape, setup.dtype, said, stem, part)
-    lost = {"long_name": "the forecast is not finite at or before this lead time", "units": "1"}
-    return layout | {"diverged": Variable(dims, sizes, np.dtype(bool), lost, "diverged")}
-
-
-def _forecast_block(
-    warns: bool,
-    data: Sequence[Any],
-    rows: slice,
-    columns: slice,
-    setup: Setup,
-    settings: _Settings,
-    layout: Layout,
-    device: str,
-) -> dict[str, Array]:
-    """Forecasts of one block; with `warns` the block warns by itself, as nothing looks at the whole of a lazy result."""
-    outputs = _forecast_tensors(data[0], rows, columns, setup, settings, layout, dtype=setup.dtype, device=device)
-    if warns:
-        warn_of(_lost(outputs["diverged"], settings.starts_from, np.array(settings.steps) * setup.dynamics.timestep))
-    return outputs
-
-
-def _stream_block(
-    stream: Stream, place: tuple[int, int], starts: Array, setup: Setup, settings: _Settings, layout: Layout, device: str
-) -> None:
-    """Forecast from one block, and write it."""
-    rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    stream.write(*place, _forecast_block(False, [starts], rows, columns, setup, settings, layout, device), {})
-
-
-@block
-def _forecast_tensors(
-    starts: Tensor, rows: slice, columns: slice, setup: Setup, settings: _Settings, layout: Layout
-) -> dict[str, Tensor]:
-    """Forecasts from starts (B, T, [M,] *state), of every variable (B, T, L, ...)."""
-    stems = {one.stem for one in layout.values()}
-    lead = 3 if settings.members else 2
-    x = starts.flatten(lead)
-    model, draws = setup.dynamics, None
-    if settings.members and model.model_error is not None:
-        positions = torch.tensor(settings.positions[columns].tolist(), device=x.device)
-        keys = setup.keys(rows).to(x.device)
-        draws = ErrorDraws(model.model_error, settings.interval, settings.seed, keys, positions)
-    made: dict[str, list[Tensor]] = {stem: [] for stem in stems}
-    for states, alive in states_by_lead(model, x, settings.clocks[columns], settings.steps, draws):
-        made["diverged"].append(~alive)
-        made["forecast"].append(states.mean(2) if settings.members else states)
-        if "forecast_spread" in stems:
-            made["forecast_spread"].append(states.std(2, correction=min(1, states.shape[2] - 1)))
-        if "forecast_members" in stems:
-            made["forecast_members"].append(states)
-    stacked = {stem: torch.stack(values, 2) for stem, values in made.items()}
-    return {name: one.of(stacked[one.stem]) for name, one in layout.items()}
-
-
-def _lost(diverged: Array, starts_from: str, leads: Array) -> list[str]:
-    """Say how many forecasts are not finite, and since when."""
-    at_start, at_end = diverged[:, :, 0], diverged[:, :, -1]
-    if starts_from == "smoothed":  # the last times of a run have no smoothed state
-        later = np.logical_and.accumulate(at_start.all(0)[::-1])[::-1]
-        at_start, at_end = at_start & ~later, at_end & ~later
-    texts, total = [], at_end.size
-    if at_start.any():
-        texts.append(
-            f"{int(at_start.sum())} of {total} forecasts start from states that are not finite, as the run has diverged "
-            "there: they are NaN"
-        )
-    if (blown := at_end & ~at_start).any():
-        first = leads[int(np.argmax((diverged & blown[:, :, None]).any((0, 1))))]
-        texts.append(
-            f"{int(blown.sum())} of {total} forecasts leave all bounds, the first after {first:g} in model time, and are "
-            "NaN from there on: look at the model's time step"
-        )
-    return texts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ MOMENTS = (
     "noise",
     "variance",
     "crps",
+    "logarithm",
 )
 # Position of each in the last axis of sums.
 AT = {name: k for k, name in enumerate(MOMENTS)}
@@ -45,10 +47,11 @@ def case_sums(
     """Sums over the components of each case, in the order of `MOMENTS`.
 
     With f the forecast, y what it is compared with, c the climate's mean and w the weights: "square" is the sum of
-    w (f - y)^2, "error" of w (f - y), "absolute" of w |f - y|, "product" of w (f - c)(y - c), "forecast" of w (f - c)^2,
-    "actual" of w (y - c)^2, "persistence" of w (x - y)^2 with x the start, "noise" of w times the error variance of y,
-    "variance" of w times the forecast's variance, "crps" of w times the CRPS of the members, or of a Gaussian of the
-    spread. Moments without their input are NaN.
+    w (f - y)^2, "error" of w (f - y), "absolute" of w |f - y|, "product" of w (f - c)(y - c), "forecast" of
+    w (f - c)^2, "actual" of w (y - c)^2, "persistence" of w (x - y)^2 with x the start, "noise" of w times the error
+    variance of y, "variance" of w times the forecast's variance, "crps" of w times the CRPS of the members, or of a
+    Gaussian of the spread. "logarithm" is that of the root of "square" over "weight", or 0 where nothing counts.
+    Moments without their input are NaN.
 
     Parameters
     ----------
@@ -65,7 +68,7 @@ def case_sums(
 
     Returns
     -------
-    array of float64, shape (..., 12)
+    array of float64, shape (..., 13)
     """
     counts = weights > 0
     f, y, c = (np.asarray(values, dtype=np.float64) for values in (forecast, actual, mean))
@@ -75,12 +78,14 @@ def case_sums(
         return summed
 
     sums = np.full((*f.shape[:-1], len(MOMENTS)), np.nan)
-    with np.errstate(over="ignore", invalid="ignore"):  # a caller warns of what is not finite, with its cause
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # a caller warns, with the cause
         sums[..., AT["weight"]], sums[..., AT["cases"]] = weights.sum(-1), counts.any(-1)
         sums[..., AT["square"]], sums[..., AT["error"]] = total(np.square(f - y)), total(f - y)
         sums[..., AT["absolute"]] = total(absolute_error(y, f))
         sums[..., AT["product"]] = total((f - c) * (y - c))
         sums[..., AT["forecast"]], sums[..., AT["actual"]] = total(np.square(f - c)), total(np.square(y - c))
+        square = sums[..., AT["square"]] / np.where(sums[..., AT["cases"]] > 0, sums[..., AT["weight"]], np.nan)
+        sums[..., AT["logarithm"]] = np.where(sums[..., AT["cases"]] > 0, 0.5 * np.log(square), 0.0)
         if start is not None:
             sums[..., AT["persistence"]] = total(np.square(np.asarray(start, dtype=np.float64) - y))
         if noise is not None:
@@ -95,39 +100,50 @@ def case_sums(
 
 
 def mean_and_error(sums: Array, weight: Array) -> tuple[Array, Array]:
-    """Weighted mean over trajectories, and its standard error.
+    """Weighted mean over trajectories, the last axis, and its standard error.
 
     With S_r the sum and w_r the weight of trajectory r, m = sum S_r / sum w_r and
     se^2 = R / (R - 1) sum (S_r - m w_r)^2 / (sum w_r)^2, the linearised variance of a ratio.
 
     Parameters
     ----------
-    sums, weight : array, shape (R, ...)
+    sums, weight : array, shape (..., R)
 
     Returns
     -------
     mean, standard_error : array, shape (...)
         The error of one trajectory is NaN.
+
+    References
+    ----------
+    Cochran (1977), Sampling Techniques, Sect. 2.11.
     """
-    count, total = len(sums), weight.sum(0)
+    count, total = sums.shape[-1], weight.sum(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean = sums.sum(0) / total
+        mean = sums.sum(-1) / total
         if count < 2:
             return mean, np.full_like(mean, np.nan)
-        error = np.sqrt(count / (count - 1) * np.square(sums - mean * weight).sum(0)) / total
+        error = np.sqrt(count / (count - 1) * np.square(sums - mean[..., None] * weight).sum(-1)) / total
     return mean, error
 
 
 def rmse_by_lead(sums: Array) -> Array:
-    """Root mean square error less the variance of the observations' errors, (L,), of sums (L, 12)."""
+    """Root mean square error less the variance of the observations' errors, (L,), of sums (L, 13)."""
     noise = np.nan_to_num(sums[..., AT["noise"]])
     with np.errstate(divide="ignore", invalid="ignore"):
         root: Array = np.sqrt((sums[..., AT["square"]] - noise) / sums[..., AT["weight"]])
     return root
 
 
+def geometric_by_lead(sums: Array) -> Array:
+    """Geometric mean over the cases of their RMSEs, (L,), of sums (L, 13)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean: Array = np.exp(sums[..., AT["logarithm"]] / sums[..., AT["cases"]])
+    return mean
+
+
 def correlation_by_lead(sums: Array) -> Array:
-    """Anomaly correlation, (L,), of sums (L, 12)."""
+    """Anomaly correlation, (L,), of sums (L, 13)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: Array = sums[..., AT["product"]] / np.sqrt(sums[..., AT["forecast"]] * sums[..., AT["actual"]])
     return ratio
@@ -211,14 +227,12 @@ def jackknife(sums: Array, statistics: Sequence[Callable[[Array], float]]) -> Ar
     return made
 
 
-def horizons(
-    sums: Array, deviation: float, lead: Array, fraction: float, correlation: float, small: float
-) -> Array:
+def horizons(sums: Array, deviation: float, lead: Array, fraction: float, correlation: float, small: float) -> Array:
     """Doubling time of the error, and the leads at which RMSE and anomaly correlation reach their levels.
 
     Parameters
     ----------
-    sums : array, shape (R, L, 12)
+    sums : array, shape (R, L, 13)
     deviation : float
         The climate's standard deviation: the RMSE of states that know nothing of one another is sqrt(2) times as large.
     lead : array, shape (L,)
@@ -227,25 +241,32 @@ def horizons(
     correlation : float
         Anomaly correlation at which the other horizon ends.
     small : float
-        Fraction of sqrt(2) deviations: the doubling time is that of the leads up to the first whose RMSE is larger.
+        Fraction of sqrt(2) deviations: doubling times are those of the leads before the first at which the error is
+        larger.
 
     Returns
     -------
-    array, shape (4, 2)
-        Doubling time, horizon of the RMSE, horizon of the correlation, and the longest lead of the fit; each with its
-        standard error, NaN for the last.
+    array, shape (6, 2)
+        Doubling times of the geometric mean of the cases' RMSEs and of the RMSE, the horizons of RMSE and correlation,
+        and the longest leads that the two doubling times are fitted to; each with its standard error, NaN for the last
+        two.
     """
     most = np.sqrt(2.0) * deviation
-    error = rmse_by_lead(sums.sum(0))
-    larger = np.flatnonzero(~(error <= small * most))
-    fitted = np.arange(len(lead)) < (int(larger[0]) if len(larger) else len(lead))
-    made = jackknife(
-        sums,
-        (
-            lambda total: doubling_time(lead[fitted], rmse_by_lead(total)[fitted]),
-            lambda total: crossing(lead, rmse_by_lead(total), fraction * most),
-            lambda total: crossing(lead, correlation_by_lead(total), correlation, rising=False),
-        ),
-    )
-    longest = float(lead[fitted][-1]) if fitted.sum() >= _FEWEST else float("nan")
-    return np.concatenate([made, [[longest, np.nan]]])
+    statistics: list[Callable[[Array], float]] = []
+    longest = np.full((2, 2), np.nan)
+    for k, curve in enumerate((geometric_by_lead, rmse_by_lead)):
+        larger = np.flatnonzero(~(curve(sums.sum(0)) <= small * most))
+        count = int(larger[0]) if len(larger) else len(lead)
+        statistics.append(partial(_doubling, curve=curve, lead=lead[:count]))
+        if count >= _FEWEST:
+            longest[k, 0] = lead[count - 1]
+    statistics += [
+        lambda total: crossing(lead, rmse_by_lead(total), fraction * most),
+        lambda total: crossing(lead, correlation_by_lead(total), correlation, rising=False),
+    ]
+    return np.concatenate([jackknife(sums, statistics), longest])
+
+
+def _doubling(total: Array, curve: Callable[[Array], Array], lead: Array) -> float:
+    """Doubling time of a curve of sums over the first leads."""
+    return doubling_time(lead, curve(total)[: len(lead)])
