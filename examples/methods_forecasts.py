@@ -59,7 +59,7 @@ def methods(options: argparse.Namespace) -> None:
     scores = xr.concat([_scores(options, name) for name in METHODS], pd.Index(METHODS, name="method"))
     rows = []
     for name in METHODS:
-        one = scores.sel(method=name)
+        one = scores.sel({"method": name})
         row: dict[str, Any] = {"method": name}
         row |= {f"RMSE at {lead:g}": _value(one, "rmse", lead) for lead in (0.0, 0.5, 1.0, 2.0, 4.0)}
         named = {"doubling_time": "doubling time", "skill_horizon": "skill horizon", "acc_horizon": "ACC 0.6"}

@@ -43,7 +43,8 @@ def score_forecasts(
         The record. It may go on after the last start: forecasts are compared at the times that they are of. Times that
         the record does not have are left out.
     forecasts : xarray.Dataset, or mapping of str to Dataset
-        Of `forecast`. A mapping of names to forecasts with the same lead times gives scores along `method`.
+        Of `forecast`. A mapping of names to forecasts with the same lead times gives scores along the dim `method`. It
+        is selected by `scores.sel({"method": name})`, as `sel` has an argument of that name.
     against : {"truth", "observations"}
         "observations" compares H of the forecast with the later observations.
     dim : str or sequence of str
@@ -278,7 +279,7 @@ def _summed(pair: ForecastPair, over_time: bool) -> tuple[xr.DataArray, xr.DataA
         made = dask.delayed(_deviation, pure=False)(pair.labelled.setup, pair.target)
         deviation = xr.DataArray(da.from_delayed(made, (parts,), np.float64), dims=["field"])
     if over_time:
-        sums = sums.sum(TIME)
+        sums = sums.sum(TIME, skipna=False)
         ranks = None if ranks is None else ranks.sum(TIME)
     scored = slice(pair.first_scored, None)
     sums, ranks = sums.isel({LEAD: scored}), None if ranks is None else ranks.isel({LEAD: scored})
