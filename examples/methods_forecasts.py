@@ -41,6 +41,9 @@ def doubling(options: argparse.Namespace) -> None:
             float(scores[f"{name}_{word}"]) for word in ("time", "time_standard_error", "fitted_to")
         )
         print(f"{label} doubles in {doubles:.4f} +- {error:.4f}, fitted to lead times from 0 to {last:g}")
+    first = kept(options.out / "exponent.zarr", lambda: xdan.lyapunov_spectrum(xdan.Lorenz96(), vectors=1, time=100.0))
+    doubles = f"{float(first.doubling_time):.4f} +- {float(first.doubling_time_standard_error):.4f}"
+    print(f"an error along the first Lyapunov vector doubles in {doubles}")
     print(f"deviation of the climate {float(scores.deviation):.4f}, sqrt(2) deviations {float(most):.4f}\n")
     rows = []
     for lead in (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0):
