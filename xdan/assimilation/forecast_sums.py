@@ -88,7 +88,9 @@ def sums_block(
     begin = held["forecast"][:, :, 0] if first_step == 0 else None
     sums = np.zeros((count, starts, leads, len(target.parts), len(kernels.MOMENTS)))
     ranks = np.zeros((count, starts, leads, len(target.parts), members + 1))
-    started = np.isfinite(held["forecast"][:, :, 0]).all(-1) if smoothed else np.ones((count, starts), dtype=bool)
+    started: Array = np.ones((count, starts), dtype=bool)
+    if smoothed:
+        started = np.all(np.isfinite(held["forecast"][:, :, 0]), axis=-1)
     for lead in range(leads):
         there = np.flatnonzero(valid[:, lead] >= 0)
         if not len(there):

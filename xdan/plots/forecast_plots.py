@@ -10,7 +10,7 @@ import xarray as xr
 
 from ..core.checks import real, shown, switch
 from ..records.leads import LEAD, lead_numbers
-from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, cycle_colours, dataset, in_units, text
+from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, cycle_colours, dataset, in_units, log_ticks, text
 
 METHOD = "method"
 _LEVELS = (("deviation of the climate", 1.0, "dotted"), ("sqrt(2) deviations", math.sqrt(2.0), "dashdot"))
@@ -102,7 +102,11 @@ def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: boo
             drawn.append(hv.Curve((lead[[0, -1]], height), label=name).opts(color="black", line_dash=dash))
             tops.append(height[0])
     sizes = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 140}
-    limits = {} if log else {"ylim": (min(0.0, float(np.nanmin(scores[value].values))), 1.05 * max(tops))}
+    limits: dict[str, Any] = (
+        {"yticks": log_ticks(scores[value].values)}
+        if log
+        else {"ylim": (min(0.0, float(np.nanmin(scores[value].values))), 1.05 * max(tops))}
+    )
     title = f"forecasts by lead time{of}"
     return hv.Overlay(drawn).opts(
         hv.opts.Overlay(legend_position="right", title=title, logy=log, **labels, **sizes, **limits)
