@@ -127,7 +127,8 @@ def _scores(
     def make() -> xr.Dataset:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the run has a spread and no covariance", xdan.XdanWarning)
-            forecasts = first.dan.forecast(run, lead=8.0, every=EVERY, burn_in=BURN_IN, members=members)
+            step = None if members is None else 0.25
+            forecasts = first.dan.forecast(run, lead=8.0, step=step, every=EVERY, burn_in=BURN_IN, members=members)
         return record.dan.score_forecasts(forecasts, against=against, dim=dims)
 
     words = [slug(name), against, *([] if members is None else [str(members)]), *([] if dim is None else [dim])]

@@ -278,13 +278,18 @@ def test_smoothed_states_and_the_truth_as_starts(twin):
     xr.testing.assert_identical(truth.drop_attrs(), twin.dan.forecast(which="truth", lead=0.1, burn_in=10).drop_attrs())
 
 
-def test_a_record_of_one_run_without_the_dim(twin, run):
+def test_a_record_of_one_run_without_the_dim(twin, run, tmp_path):
     one = twin.isel(trajectory=2, drop=True)
     forecasts = one.dan.forecast(run.isel(trajectory=2, drop=True), lead=0.1)
     assert forecasts.forecast.dims == ("time", "lead", "x")
     expected = twin.dan.forecast(run, lead=0.1).forecast.isel(trajectory=2, drop=True)
     np.testing.assert_array_equal(forecasts.forecast, expected)
-    assert one.dan.score_forecasts(forecasts.isel(time=slice(0, 20))).rmse.dims == ("lead",)
+    scores = one.dan.score_forecasts(forecasts.isel(time=slice(0, 20)))
+    assert scores.rmse.dims == ("lead",)
+    words = {"lead": 0.1, "store": tmp_path / "f.zarr", "progress": False}
+    stored = one.dan.forecast(run.isel(trajectory=2, drop=True), **words)
+    np.testing.assert_array_equal(stored.forecast.squeeze("trajectory"), expected)
+    xr.testing.assert_equal(one.dan.score_forecasts(stored.isel(time=slice(0, 20))).compute().rmse, scores.rmse)
 
 
 @pytest.mark.parametrize(

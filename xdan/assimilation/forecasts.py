@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Unpack
 
@@ -162,7 +162,7 @@ def forecast(
         starts = member_starts(labelled, run, count, seed, positions)
         _check_even(labelled)
     told: dict[str, Any] = {
-        "forecasts_of": "the truth" if run is None else str(run.attrs.get("method", "a run")),
+        "forecasts_of": "the truth" if run is None or which == "truth" else str(run.attrs.get("method", "a run")),
         "starts_from": which,
     }
     if count is not None:
@@ -272,7 +272,8 @@ class _Forecasts:
         """The forecasts as dask arrays; with `warns` blocks warn by themselves."""
         outputs = {name: (one.shape[2:], one.dtype) for name, one in self.layout.items()}
         arrays = block_graph(partial(forecast_block, warns), self.plan, [self.starts], outputs, *self._shared)
-        return self._labelled(arrays, [])
+        result: xr.Dataset = self.labelled.with_its_dims(self._labelled(arrays))
+        return sealed(result)
 
     def in_memory(self) -> xr.Dataset:
         """The forecasts, computed."""
@@ -293,7 +294,12 @@ class _Forecasts:
     @property
     def _shared(self) -> tuple[Any, ...]:
         """What every block takes beside its starts."""
-        return self.setup, dask.delayed(self.settings, traverse=False), dask.delayed(self.layout), self.device
+        return (
+            self.setup,
+            dask.delayed(self.settings, traverse=False),
+            dask.delayed(self.layout, traverse=False),
+            self.device,
+        )
 
     def _fill(self, stream: Stream, progress: bool) -> None:
         """Fill the store, one block of starts of every block of trajectories at a time."""
@@ -316,7 +322,7 @@ class _Forecasts:
             name: da.zeros(one.shape, dtype=one.dtype, chunks=(*chunks, *one.shape[2:]))
             for name, one in self.layout.items()
         }
-        template = self._labelled(blank, []).drop_encoding()
+        template = self._labelled(blank).drop_encoding()
         coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
         return sealed(template.assign_coords(coordinates))
 
@@ -341,7 +347,7 @@ class _Forecasts:
         warn_of(texts, stacklevel=5)
         return texts
 
-    def _labelled(self, arrays: Mapping[str, Any], texts: Sequence[str]) -> xr.Dataset:
+    def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:
         labelled, model = self.labelled, self.labelled.setup.dynamics
         held = {TRAJECTORY, *(dim for part in parts_of(model) for dim in part.dims)}
         taken = {LEAD, MEMBER, VALID_TIME, TIME, *self.layout}
@@ -356,6 +362,4 @@ class _Forecasts:
             coordinates[MEMBER] = MEMBER, np.arange(count), MEMBER_ATTRIBUTES
         variables = {name: (one.dims, arrays[name], one.attrs) for name, one in self.layout.items()}
         said = attributes(model, title="forecasts by lead time", **self.told)
-        result = xr.Dataset(variables, coordinates).assign_attrs(said | attribute(texts))
-        whole: xr.Dataset = sealed(labelled.with_its_dims(result))
-        return whole
+        return xr.Dataset(variables, coordinates).assign_attrs(said)

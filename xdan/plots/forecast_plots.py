@@ -58,6 +58,8 @@ def lead_time_curves(
             f"{value!r} has the dims {more} too: expected scores that are averaged over trajectories and starts"
         )
     scores = scores.load()
+    if not np.isfinite(scores[value]).any():
+        raise ValueError(f"{value!r} is NaN at every lead time: expected numbers; a warning of the scores says why")
     if METHOD not in scores.dims:
         name = str(scores.attrs.get("title", "forecasts")).removeprefix("scores of forecasts of ")
         scores = scores.expand_dims({METHOD: [name.removesuffix(" by lead time")]})
@@ -75,7 +77,7 @@ def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: boo
     """Curves of one field."""
     import holoviews as hv
 
-    lead, units = lead_numbers(scores[LEAD])
+    leads, units = lead_numbers(scores[LEAD])
     labels = {
         "xlabel": "lead time (model time)" if units == "1" else f"lead time ({units})",
         "ylabel": in_units({"rmse": "RMSE", "acc": "anomaly correlation", "crps": "CRPS"}.get(value, value) + of,
@@ -85,6 +87,10 @@ def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: boo
     tops: list[float] = []
     for name, colour in zip(scores[METHOD].values.tolist(), cycle_colours(scores.sizes[METHOD]), strict=True):
         one = scores.sel({METHOD: name})
+        known = np.isfinite(one[value].values)  # methods beside each other may have other leads
+        if not known.any():
+            continue
+        one, lead = one.isel({LEAD: known}), leads[known]
         curve = _positive(one[value].values, log)
         tops.append(float(np.nanmax(curve, initial=0.0)))
         if errors and f"{value}_standard_error" in one:
@@ -99,7 +105,7 @@ def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: boo
         deviation = float(scores["deviation"].max())  # the same of all methods
         for name, times, dash in _LEVELS:
             height = [times * deviation] * 2
-            drawn.append(hv.Curve((lead[[0, -1]], height), label=name).opts(color="black", line_dash=dash))
+            drawn.append(hv.Curve((leads[[0, -1]], height), label=name).opts(color="black", line_dash=dash))
             tops.append(height[0])
     sizes = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 140}
     limits: dict[str, Any] = (
