@@ -413,9 +413,8 @@ def _below(negative: Array) -> str:
     if not negative.any():
         return ""
     return (
-        f"at {int(negative.sum())} of {negative.size} lead times the mean square departure is smaller than R's "
-        "diagonal: look whether R is too large; or the forecasts are better than so few cases can tell, as "
-        "`departure_rms` shows"
+        f"{int(negative.sum())} of {negative.size} mean square departures are smaller than R's diagonal: look whether "
+        "R is too large; or the forecasts are better than so few cases can tell, as `departure_rms` shows"
     )
 
 
