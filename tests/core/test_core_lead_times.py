@@ -53,12 +53,12 @@ def test_errors_of_a_model_add_q_after_each_interval():
     """x_{k+1} = x_k + e: after n intervals the variance is n Q, and leads between intervals add nothing."""
     still = CustomDynamics(lambda x: 0 * x, state={"x": 2}, timestep=0.1, spin_up_time=0.0)
     error = still.with_model_error([0.5, 2.0]).model_error
-    x = torch.zeros(3, 40, 200, 2, dtype=torch.float64)
+    x = torch.zeros(3, 40, 100, 2, dtype=torch.float64)
     draws = ErrorDraws(error, 4, 1, torch.arange(3), torch.arange(40))
     made = [states for states, _ in states_by_lead(still, x, [0] * 40, [0, 3, 4, 7, 12], draws)]
     variances = torch.stack([states.flatten(0, 2).var(0) for states in made])
     expected = torch.tensor([0.0, 0.0, 1.0, 1.0, 3.0])[:, None] * torch.tensor([0.25, 4.0])
-    torch.testing.assert_close(variances, expected.double(), rtol=0.03, atol=1e-12)
+    torch.testing.assert_close(variances, expected.double(), rtol=0.04, atol=1e-12)
 
 
 def test_errors_are_independent_and_follow_from_their_labels():
