@@ -3,6 +3,8 @@
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
+from .assimilation.forecast_scores import score_forecasts as score_forecasts
+from .assimilation.forecasts import forecast as forecast
 from .assimilation.listing import baselines as baselines
 from .assimilation.listing import models as models
 from .assimilation.listing import networks as networks
@@ -16,10 +18,10 @@ from .core.dynamics import KuramotoSivashinsky as KuramotoSivashinsky
 from .core.dynamics import Lorenz63 as Lorenz63
 from .core.dynamics import Lorenz96 as Lorenz96
 from .core.dynamics import NumpyDynamics as NumpyDynamics
+from .core.dynamics import register_dynamics as register_dynamics
 from .core.dynamics import SphereQG as SphereQG
 from .core.dynamics import SurrogateDynamics as SurrogateDynamics
 from .core.dynamics import TwoScaleLorenz96 as TwoScaleLorenz96
-from .core.dynamics import register_dynamics as register_dynamics
 from .core.learning import Objective as Objective
 from .core.learning import Optimiser as Optimiser
 from .core.learning import register_objective as register_objective
@@ -29,19 +31,19 @@ from .core.methods import Method as Method
 from .core.methods import MultifidelityEnKF as MultifidelityEnKF
 from .core.methods import MultiModelEnKF as MultiModelEnKF
 from .core.methods import Output as Output
+from .core.methods import register_method as register_method
 from .core.methods import ThreeDVar as ThreeDVar
 from .core.methods import Tunable as Tunable
-from .core.methods import register_method as register_method
-from .core.methods.control_variates import MemberCounts as MemberCounts
 from .core.methods.control_variates import control_variate_variance as control_variate_variance
 from .core.methods.control_variates import member_counts as member_counts
+from .core.methods.control_variates import MemberCounts as MemberCounts
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
 from .core.networks import EnsembleCNN as EnsembleCNN
 from .core.networks import KalmanCNN as KalmanCNN
 from .core.networks import LinearInZeta as LinearInZeta
-from .core.networks import ResidualCNN as ResidualCNN
 from .core.networks import register_network as register_network
+from .core.networks import ResidualCNN as ResidualCNN
 from .core.observing import ObservingSystem as ObservingSystem
 from .core.observing import Operator as Operator
 from .core.observing import Sites as Sites
@@ -53,16 +55,16 @@ from .core.spaces import FixedInput as FixedInput
 from .core.spaces import Geometry as Geometry
 from .core.spaces import Interval as Interval
 from .core.spaces import Plane as Plane
+from .core.spaces import register_geometry as register_geometry
 from .core.spaces import Ring as Ring
 from .core.spaces import Sphere as Sphere
 from .core.spaces import StateSpace as StateSpace
-from .core.spaces import register_geometry as register_geometry
 from .core.symmetry import Group as Group
 from .core.tendencies import CorrectingCNN as CorrectingCNN
 from .core.tendencies import LocalPolynomial as LocalPolynomial
 from .core.tendencies import QuadraticCNN as QuadraticCNN
-from .core.tendencies import TendencyNetwork as TendencyNetwork
 from .core.tendencies import register_tendency as register_tendency
+from .core.tendencies import TendencyNetwork as TendencyNetwork
 from .core.twin import TwinExperiment as TwinExperiment
 from .diagnostics.covariances import covariance_spectrum as covariance_spectrum
 from .diagnostics.covariances import ensemble_covariance as ensemble_covariance
@@ -87,10 +89,11 @@ from .estimation.model_skill import model_climate as model_climate
 from .estimation.parameter_labels import estimate_of as estimate_of
 from .estimation.parameters import estimate_parameters as estimate_parameters
 from .estimation.surrogates import train_surrogate as train_surrogate
-from .network import Network as Network
 from .network import committee as committee
+from .network import Network as Network
 from .network import open_network as open_network
 from .plots.explorer import explore as explore
+from .plots.forecast_plots import lead_time_curves as lead_time_curves
 from .plots.gain_plots import angle_curves as angle_curves
 from .plots.gain_plots import gain_map as gain_map
 from .plots.gain_plots import histogram_curves as histogram_curves
@@ -109,5 +112,3 @@ from .records.schema import XdanWarning as XdanWarning
 from .sweeps.scaling_law import scaling_law as scaling_law
 from .sweeps.sweeps import sweep as sweep
 from .training.fitting import train as train
-
-__version__: str

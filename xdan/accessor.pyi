@@ -7,6 +7,8 @@ import xarray as xr
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
+from .assimilation.forecast_scores import score_forecasts as score_forecasts
+from .assimilation.forecasts import forecast as forecast
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .diagnostics.covariances import zero_innovation_bias as zero_innovation_bias
@@ -52,6 +54,7 @@ class DanAccessor:
     estimate_parameters = _method(estimate_parameters)  # type: ignore[arg-type]
     explore = _method(explore)
     field_maps = _method(field_maps)
+    forecast = _method(forecast)
     forecast_skill = _method(forecast_skill)
     gain = _method(gain)
     hovmoller = _method(hovmoller)
@@ -62,6 +65,7 @@ class DanAccessor:
     rmse_in_time = _method(rmse_in_time)
     scaling_of_increments = _method(scaling_of_increments)
     score = _method(score)
+    score_forecasts = _method(score_forecasts)
     stein_identity = _method(stein_identity)
     symmetry_group = _method(symmetry_group)
     train = _method(train)

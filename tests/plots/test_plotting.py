@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 
 import xdan
-from xdan.plots.plotting import _log_ticks
+from xdan.plots.axes import log_ticks
 
 hv = pytest.importorskip("holoviews")
 
@@ -104,7 +104,7 @@ def test_more_schemes_than_colours_are_told_apart(cube):
     [([0.18, 0.9], {0.2, 0.3, 0.6}), ([0.03, 5.0], {0.05, 0.1, 1.0}), ([0.21, 0.25], {0.22, 0.24}), ([np.nan], {1.0})],
 )
 def test_ticks_of_logarithmic_axes_lie_in_the_range(values, ticks):
-    found = _log_ticks(np.array(values))
+    found = log_ticks(np.array(values))
     assert ticks <= {round(tick, 6) for tick in found}
     assert np.all(np.diff(found) > 0)
 

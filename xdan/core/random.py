@@ -35,6 +35,7 @@ class Purpose(IntEnum):
     SENSITIVITY = 13
     TRUTH_NOISE = 14
     ANALYSIS_DRAW = 15
+    FORECAST_NOISE = 20
 
 
 def check_seed(seed: Any) -> int:

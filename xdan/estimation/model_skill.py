@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core.checks import integer, real, shown
 from ..core.dynamics import Dynamics
+from ..core.lead_times import states_by_lead
 from ..core.random import check_seed
 from ..core.spaces import StateSpace
 from ..records.blocks import Plan, block, block_graph
@@ -200,28 +201,29 @@ def _skill_block(
 ) -> dict[str, Tensor]:
     """Means over forecasts and places of e^2, x y, x^2, y^2, x and y, (B, 1, models, leads, fields, 6)."""
     truth = data[0].flatten(2)
-    when = list(zip(starts, passed, strict=True))
-    means = []
-    for model, each in zip(models, steps, strict=True):
-        # A model that depends on time is called with one time for all states.
-        groups = [when] if model.autonomous else [[one] for one in when]
-        sums = [_sums_of_model(truth, model, each, group, space, leads) for group in groups]
-        means.append(torch.stack(sums).sum(0) / len(when))
+    means = [
+        _sums_of_model(truth, model, each, starts, passed, space, leads) / len(starts)
+        for model, each in zip(models, steps, strict=True)
+    ]
     return {"sums": torch.stack(means, 1)[:, None]}
 
 
 def _sums_of_model(
-    truth: Tensor, model: Dynamics, steps: int, when: Sequence[tuple[int, int]], space: StateSpace, leads: int
+    truth: Tensor,
+    model: Dynamics,
+    steps: int,
+    starts: Sequence[int],
+    passed: Sequence[int],
+    space: StateSpace,
+    leads: int,
 ) -> Tensor:
     """Sums over the starts of means over places, (B, leads, fields, 6)."""
-    first, clock = torch.tensor([start for start, _ in when]), when[0][1] * steps
-    sizes = [one.geometry.size for one in space]
-    x = truth[:, first].flatten(0, 1).unflatten(-1, model.shape)
+    first, sizes = torch.tensor(list(starts)), [one.geometry.size for one in space]
+    clocks = [intervals * steps for intervals in passed]
+    forecasts = states_by_lead(model, truth[:, first], clocks, [lead * steps for lead in range(1, leads + 1)])
     rows = []
-    for lead in range(leads):
-        x = model.from_step(clock + lead * steps).advance(x, steps)
-        forecast = x.flatten(1).unflatten(0, (len(truth), -1)).double()
-        actual = truth[:, first + lead + 1].double()
+    for lead, (x, _) in enumerate(forecasts):
+        forecast, actual = x.double(), truth[:, first + lead + 1].double()
         products = (forecast - actual).square(), forecast * actual, forecast.square(), actual.square(), forecast, actual
         fields = [[part.mean(2).sum(1) for part in product.split(sizes, -1)] for product in products]
         rows.append(torch.stack([torch.stack(field, -1) for field in zip(*fields, strict=True)], 1))

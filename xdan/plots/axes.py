@@ -123,3 +123,18 @@ def in_units(name: str, units: str) -> str:
 def cycle_colours(count: int) -> list[str]:
     """Colours for so many curves."""
     return [COLOURS[k % len(COLOURS)] for k in range(count)]
+
+
+def log_ticks(values: Any) -> list[float]:
+    """Round numbers over the range of values, closer where it is narrow."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive):
+        return [1.0]
+    low, high = float(positive.min()), float(positive.max())
+    steps: tuple[float, ...] = (1.0, 2.0, 5.0)
+    if high < 2 * low:
+        steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
+    elif high < 12 * low:
+        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [step * 10.0**power for power in powers for step in steps]

@@ -253,6 +253,34 @@ def same_times(ours: xr.DataArray, theirs: xr.DataArray) -> bool:
     return bool(np.allclose(apart, 0.0, rtol=0.0, atol=near))
 
 
+def positions_among(ours: xr.DataArray, theirs: xr.DataArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions of times in an ascending coordinate of times, -1 where it does not hold them.
+
+    Times are the same that differ by less than a thousandth of the shortest interval.
+
+    Raises
+    ------
+    ValueError
+        For two kinds of times, such as numbers and dates.
+    """
+    a, b = ours.values, theirs.values
+    kinds = ["n" if values.dtype.kind in "fiu" else values.dtype.kind for values in (a, b)]
+    try:
+        if kinds[0] != kinds[1] or kinds[0] not in "nMmO":
+            raise TypeError
+        known, wanted = _as_numbers(a - a[0]), _as_numbers(b - a[0])
+    except TypeError:  # dates of two calendars too
+        raise ValueError(
+            f"times are of {a.dtype}, the first is {a[0]}, and of {b.dtype}, the first is {b[0]}: expected the same "
+            "kind of times, of one calendar"
+        ) from None
+    near = 1e-3 * float(np.diff(known).min()) if len(known) > 1 else 0.0
+    after = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    before = (after - 1).clip(min=0)
+    nearest = np.where(np.abs(known[before] - wanted) < np.abs(known[after] - wanted), before, after)
+    return np.where(np.abs(known[nearest] - wanted) <= near, nearest, -1)
+
+
 def drawn_times(coordinate: xr.DataArray) -> tuple[Array, str]:
     """Times as the values of a picture's axis, and the label of that axis.
 

@@ -1,0 +1,427 @@
+"""Scores of forecasts by their lead time: errors, their growth, and how far ahead there is skill."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any, Unpack
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from ..core import lead_scores as kernels
+from ..core.checks import choice, real
+from ..records.leads import LEAD, lead_numbers
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
+from .forecast_pair import AGAINST, MOMENT, RANK, ForecastPair
+from .forecast_sums import Target, climate_of
+from .score_causes import Cause, Score, with_warnings
+
+METHOD = "method"
+_OVER = "root of the mean over the state, the starts and the trajectories averaged"
+
+
+def score_forecasts(
+    ds: xr.Dataset,
+    forecasts: xr.Dataset | Mapping[str, xr.Dataset],
+    *,
+    against: str = "truth",
+    dim: str | Sequence[str] = (TRAJECTORY, TIME),
+    fraction: float = 0.5,
+    correlation: float = 0.6,
+    small: float = 0.2,
+    **words: Unpack[RecordWords],
+) -> xr.Dataset:
+    """Score forecasts by their lead time, lazily where record or forecasts are.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        The record. It may go on after the last start: forecasts are compared at the times that they are of. Times that
+        the record does not have are left out.
+    forecasts : xarray.Dataset, or mapping of str to Dataset
+        Of `forecast`. A mapping of names to forecasts with the same lead times gives scores along the dim `method`. It
+        is selected by `scores.sel({"method": name})`, as `sel` has an argument of that name.
+    against : {"truth", "observations"}
+        "observations" compares H of the forecast with the later observations.
+    dim : str or sequence of str
+        Dims to average over, of `trajectory` and `time`, the starts.
+    fraction : float
+        Of sqrt(2) deviations of the climate: the RMSE that ends `skill_horizon`.
+    correlation : float
+        Anomaly correlation that ends `acc_horizon`.
+    small : float
+        Fraction of sqrt(2) deviations: doubling times are fitted over the leads before the error is larger.
+    **words
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Along `lead`, in the state's units where nothing else is said; of several fields also along `field`:
+
+        - `rmse`: root of the mean square error over the state (by area), the starts and the trajectories;
+        - `rmse_standard_error`: over trajectories, of their mean square errors;
+        - `geometric_rmse`: the geometric mean, over starts and trajectories, of the RMSE of each forecast over the
+          state. It is the error of a typical forecast; `rmse` is ruled by the worst ones;
+        - `bias`: forecast minus truth; `mean_absolute_error`;
+        - `acc`: the correlation of f - c and x - c over all cases, with f the forecast, x the truth and c the mean of
+          the climatology: the dynamics' own, or `climatology=`;
+        - `spread`: root of the mean variance of the members, and `crps`, the fair one of the members where they are
+          kept and otherwise that of a Gaussian; the coordinate `crps_of` says which. Forecasts without members have
+          neither;
+        - `rank_histogram` (lead, rank): how often the truth takes each rank among the members;
+        - `persistence_rmse`: of the start in the place of the forecast, where the leads begin with 0;
+        - `climatology_rmse`: of c in the place of the forecast;
+        - `cases`: pairs of a trajectory and a start that are scored.
+
+        Without `lead`:
+
+        - `deviation`: the climate's standard deviation. The RMSE of a state that knows nothing of the truth is sqrt(2)
+          times as large; of c, once;
+        - `skill_horizon`: the lead at which `rmse` reaches `fraction` of sqrt(2) `deviation`, by linear interpolation;
+        - `acc_horizon`: the lead at which `acc` falls to `correlation`;
+        - `doubling_time` and `rmse_doubling_time`: ln 2 over the slope of a line through the logarithm of
+          `geometric_rmse` and of `rmse`, over the leads from the first to `doubling_fitted_to` and
+          `rmse_doubling_fitted_to`. A small error grows in the geometric mean at the rate of the first Lyapunov
+          exponent. The root of the mean square grows faster where the rate differs from state to state;
+        - their standard errors, by the jackknife over trajectories. What the leads do not reach is NaN.
+
+        Against observations y: `departure_rms`, root of the mean square of y - H(f); `rmse`, the same after the mean of
+        R's diagonal, `error_variance`, is subtracted from the mean square, so that it estimates the error of H(f) from
+        H of the truth; `persistence_rmse` and `climatology_rmse` likewise; `bias`, `spread`, `cases` and what follows
+        from `rmse`. The errors of
+        the observations must be independent of the forecast, so lead 0 is left out: the analysis has used the
+        observations of its time.
+
+    Raises
+    ------
+    TypeError
+        For arguments of another type.
+    ValueError
+        For forecasts without `lead`, of other trajectories, or that start at no time of the record; for lead times that
+        reach beyond the record; for lead times that are no whole steps of the dynamics, or in other units; for a
+        mapping of forecasts with different lead times; and for a record without a truth.
+
+    Warns
+    -----
+    XdanWarning
+        Where a score is not finite, with the cause: forecasts that diverged, a lead time without a case, or R that is
+        larger than the departures. For lazy data when the scores are computed. For forecasts from smoothed states that
+        are compared with observations, some of which these states have used.
+
+    References
+    ----------
+    Anomaly correlation: Wilks (2011), Statistical Methods in the Atmospheric Sciences, Sect. 8.6.4. Fair CRPS: Ferro
+    (2014), doi:10.1002/qj.2270.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=60, trajectories=3, seed=0)
+    >>> run = ds.dan.baseline("enkf-n", members=10)
+    >>> forecasts = ds.dan.forecast(run, lead=1.0, every=5, burn_in=20)
+    >>> scores = ds.dan.score_forecasts(forecasts)
+    >>> bool(scores.rmse[-1] > 2 * scores.rmse[0])
+    True
+    """
+    against = choice("against", against, AGAINST)
+    dims: list[Hashable] = list(averaged_dims(dim))
+    levels = (
+        real("fraction", fraction, above=0.0),
+        real("correlation", correlation, least=-1.0, most=1.0),
+        real("small", small, above=0.0),
+    )
+    needs = "a score against the truth" if against == "truth" else None
+    labelled = read(ds, **words, needs_truth=needs)
+    if not isinstance(forecasts, Mapping) or isinstance(forecasts, xr.Dataset):
+        return _scores(ForecastPair(labelled, forecasts, against), dims, levels)
+    return _of_methods(labelled, forecasts, against, dims, levels)
+
+
+def _of_methods(
+    labelled: LabelledRecord,
+    forecasts: Mapping[str, xr.Dataset],
+    against: str,
+    dims: list[Hashable],
+    levels: tuple[float, float, float],
+) -> xr.Dataset:
+    """Scores along `method`; what one method lacks is NaN."""
+    if not forecasts:
+        raise ValueError("forecasts is an empty mapping: expected names and what forecast() returned")
+    pairs = {str(name): ForecastPair(labelled, one, against) for name, one in forecasts.items()}
+    first_name, first = next(iter(pairs.items()))
+    for name, pair in pairs.items():
+        if not np.array_equal(pair.steps, first.steps):
+            raise ValueError(
+                f"forecasts[{name!r}] has other lead times than forecasts[{first_name!r}], {pair.lead.size} up to "
+                f"{pair.lead.values[-1]} and {first.lead.size} up to {first.lead.values[-1]}: expected the same"
+            )
+    made = {name: _scores(pair, dims, levels) for name, pair in pairs.items()}
+    names = xr.DataArray(np.array(list(made), dtype=object), dims=METHOD, name=METHOD)
+    of = [str(one.coords["crps_of"].item()) if "crps_of" in one.coords else "" for one in made.values()]
+    together = xr.concat(
+        [one.drop_vars("crps_of", errors="ignore") for one in made.values()],
+        names,
+        data_vars="all",
+        coords="minimal",
+        compat="override",
+        join="outer",
+        combine_attrs="drop_conflicts",
+    )
+    said = {str(name): one.attrs for scores in made.values() for name, one in scores.data_vars.items()}
+    for name, attrs in said.items():
+        together[name].attrs = attrs
+    if any(of):
+        crps_of = (METHOD, np.array(of, dtype=object), {"long_name": "what the CRPS is of"})
+        together = together.assign_coords(crps_of=crps_of)
+    return together.assign_attrs(title="scores of forecasts by lead time")
+
+
+def _scores(pair: ForecastPair, dims: list[Hashable], levels: tuple[float, float, float]) -> xr.Dataset:
+    """Scores of one method's forecasts."""
+    sums, ranks, deviation = _summed(pair, TIME in dims)
+    observed = pair.observed
+    weight, values = _moment(sums, "weight"), {name: _moment(sums, name) for name in kernels.MOMENTS}
+    if observed:
+        for name in ("square", "persistence", "actual"):
+            values[f"{name}_of_states"] = values[name] - values["noise"]
+    units, scores = pair.means.units, dict[str, Score]()
+
+    def average(name: str) -> tuple[xr.DataArray, xr.DataArray | None]:
+        if TRAJECTORY not in dims:
+            return values[name] / weight.where(weight > 0), None
+        mean, error = xr.apply_ufunc(
+            kernels.mean_and_error,
+            values[name],
+            weight,
+            input_core_dims=[[TRAJECTORY]] * 2,
+            output_core_dims=[[], []],
+            dask="parallelized",
+            output_dtypes=[np.float64] * 2,
+        )
+        return mean, error if sums.sizes[TRAJECTORY] > 1 else None
+
+    def add(name: str, value: xr.DataArray, long_name: str, power: int = 1, **more: Any) -> None:
+        said = None if units is None else to_power(units, power) if power else "1"
+        scores[name] = Score(value, long_name, said, **more)
+
+    def add_root(name: str, of: str, long_name: str, **more: Any) -> None:
+        mean, error = average(of)
+        root = xr.ufuncs.sqrt(mean)
+        add(name, root, long_name, **more)
+        if error is not None and name == "rmse":
+            add("rmse_standard_error", error / (2 * root), "standard error of the RMSE over trajectories")
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        end = "_of_states" if observed else ""
+        less = ", the variance of the observations' errors subtracted" if observed else ""
+        causes = [Cause(_diverged, lambda: (_lost(pair),)), Cause(_without, lambda: (_no_cases(pair),))]
+        if observed:
+            negative = _over(values["square_of_states"], dims) < 0
+            causes.append(Cause(_below, lambda: (negative,)))
+            add_root("departure_rms", "square", "root mean square of observation minus H of the forecast")
+            add("error_variance", average("noise")[0], "mean variance of the observations' errors", 2)
+        add_root("rmse", f"square{end}", f"forecast RMSE: {_OVER}{less}", causes=causes)
+        add("bias", average("error")[0], f"mean of forecast minus {'observation' if observed else 'truth'}")
+        held = pair.held
+        if not observed:
+            logarithm, number = (_over(values[name], dims) for name in ("logarithm", "cases"))
+            typical = xr.ufuncs.exp(logarithm / number.where(number > 0))
+            add("geometric_rmse", typical, "geometric mean of the RMSE of each forecast over the state")
+            add("mean_absolute_error", average("absolute")[0], "mean absolute error of the forecast")
+            product, f, x = (_over(values[name], dims) for name in ("product", "forecast", "actual"))
+            label = "anomaly correlation of forecast and truth about the climate's mean"
+            add("acc", product / xr.ufuncs.sqrt(f * x), label, 0)
+        in_space = not observed or pair.labelled.setup.observing.direct
+        if "forecast_members" in held or ("forecast_spread" in held and in_space):
+            add_root("spread", "variance", "root of the mean variance of the members' forecasts")
+        if "forecast_spread" in held and not observed:
+            mean, error = average("crps")
+            add("crps", mean, f"continuous ranked probability score of the {_crps_words(pair)}")
+            if error is not None:
+                add("crps_standard_error", error, "standard error of the CRPS over trajectories")
+        if int(pair.steps[0]) == 0:
+            add_root("persistence_rmse", f"persistence{end}", f"RMSE of the start as the forecast{less}")
+        add_root("climatology_rmse", f"actual{end}", f"RMSE of the climate's mean as the forecast{less}")
+        cases = _over(values["cases"], dims).astype(np.int64)
+        add("cases", cases, "pairs of a trajectory and a start that are scored", 0)
+        if deviation is not None:
+            add("deviation", deviation, "standard deviation of the climate")
+            scores |= _horizons(pair, sums, deviation, dims, levels)
+        if ranks is not None and not observed:
+            add("rank_histogram", _over(ranks, dims), "rank of the truth among the members' forecasts", 0)
+    result = _labelled(pair, scores)
+    if "crps" in scores:
+        of = xr.Variable((), np.array(_crps_of(pair), dtype=object), {"long_name": "what the CRPS is of"})
+        result = result.assign_coords(crps_of=of)
+    given = pair.labelled.setup.dynamics.given_climate is not None
+    about = "climatology=" if given else "the dynamics' climatology"
+    return result.assign_attrs(
+        title=f"scores of forecasts of {pair.forecasts.attrs.get('forecasts_of', 'a run')} by lead time",
+        against="observations" if observed else "truth",
+        rmse_convention=_OVER,
+        anomalies_about=f"the mean of {about}",
+    )
+
+
+def _summed(pair: ForecastPair, over_time: bool) -> tuple[xr.DataArray, xr.DataArray | None, xr.DataArray | None]:
+    """Sums over the cases of each trajectory, ranks, and the climate's deviation; computed where nothing is lazy."""
+    sums, ranks = pair.sums(over_time)
+    parts = len(pair.target.parts)
+    direct = not pair.observed or pair.labelled.setup.observing.direct
+    deviation = None
+    if direct:
+        made = dask.delayed(_deviation, pure=False)(pair.labelled.setup, pair.target)
+        deviation = xr.DataArray(da.from_delayed(made, (parts,), np.float64), dims=["field"])
+    if over_time:
+        sums = sums.sum(TIME, skipna=False)
+        ranks = None if ranks is None else ranks.sum(TIME)
+    scored = slice(pair.first_scored, None)
+    sums, ranks = sums.isel({LEAD: scored}), None if ranks is None else ranks.isel({LEAD: scored})
+    if pair.lazy:
+        sums = sums.chunk({TRAJECTORY: -1, LEAD: -1})
+    else:
+        sums, ranks, deviation = dask.compute(sums, ranks, deviation)
+    labels = {TRAJECTORY: pair.labelled.observation[TRAJECTORY].variable, LEAD: pair.lead.isel({LEAD: scored}).variable}
+    if not over_time:
+        labels[TIME] = pair.held["forecast"][TIME].variable
+    sums = sums.assign_coords(labels)
+    ranks = None if ranks is None else ranks.assign_coords(labels | {RANK: np.arange(1, ranks.sizes[RANK] + 1)})
+    if not pair.by_field:
+        sums = sums.isel(field=0)
+        ranks = None if ranks is None else ranks.isel(field=0)
+        deviation = None if deviation is None else deviation.isel(field=0)
+    return sums, ranks, deviation
+
+
+def _deviation(setup: Any, target: Target) -> Array:
+    """The climate's deviation of each field, root of the mean variance by area."""
+    variance = climate_of(setup)["variance"]
+    means = [
+        variance[place].mean() if share is None else (variance[place] * share).sum() for place, share in target.parts
+    ]
+    deviation: Array = np.sqrt(np.array(means))
+    return deviation
+
+
+def _moment(sums: xr.DataArray, name: str) -> xr.DataArray:
+    return sums.isel({MOMENT: kernels.AT[name]})
+
+
+def _over(values: xr.DataArray, dims: list[Hashable]) -> xr.DataArray:
+    """The sum over trajectories, where they are averaged; over starts the sums are taken already."""
+    total: xr.DataArray = values.sum(TRAJECTORY, skipna=False) if TRAJECTORY in dims else values
+    return total
+
+
+def _horizons(
+    pair: ForecastPair, sums: xr.DataArray, deviation: xr.DataArray, dims: list[Hashable], levels: tuple[float, ...]
+) -> dict[str, Score]:
+    """Doubling time and horizons, with their standard errors."""
+    lead, units = lead_numbers(sums[LEAD])
+    runs = TRAJECTORY
+    if TRAJECTORY not in dims:
+        sums, runs = sums.expand_dims("alone"), "alone"
+    fraction, correlation, small = levels
+    made = xr.apply_ufunc(
+        partial(kernels.horizons, lead=lead, fraction=fraction, correlation=correlation, small=small),
+        sums,
+        deviation,
+        input_core_dims=[[runs, LEAD, MOMENT], []],
+        output_core_dims=[["statistic", "part"]],
+        vectorize=True,
+        dask="parallelized",
+        output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"output_sizes": {"statistic": 6, "part": 2}},
+    )
+    slow = f"while it is below {small:g} of sqrt(2) deviations"
+    words = {
+        "doubling_time": f"doubling time of the geometric mean of RMSEs, {slow}",
+        "rmse_doubling_time": f"doubling time of the RMSE, {slow}",
+        "skill_horizon": f"lead time at which the RMSE reaches {fraction:g} of sqrt(2) deviations",
+        "acc_horizon": f"lead time at which the anomaly correlation falls to {correlation:g}",
+        "doubling_fitted_to": "longest lead time that the doubling time is fitted to",
+        "rmse_doubling_fitted_to": "longest lead time that the doubling time of the RMSE is fitted to",
+    }
+    scores: dict[str, Score] = {}
+    for k, (name, label) in enumerate(words.items()):
+        if pair.observed and name in ("doubling_time", "acc_horizon", "doubling_fitted_to"):
+            continue
+        value, error = (made.isel(statistic=k, part=part) for part in (0, 1))
+        scores[name] = Score(value, label, units)
+        if runs == TRAJECTORY and sums.sizes[runs] > 1 and not name.endswith("fitted_to"):
+            scores[f"{name}_standard_error"] = Score(error, f"standard error of the {name.replace('_', ' ')}", units)
+    return scores
+
+
+def _labelled(pair: ForecastPair, scores: Mapping[str, Score]) -> xr.Dataset:
+    """Scores with their names, units and labels; warnings of those that are broken."""
+    values = with_warnings({"rmse": scores["rmse"]}) | {n: one.value for n, one in scores.items() if n != "rmse"}
+    values = {name: values[name].drop_vars(set(values[name].coords) & set(scores)) for name in scores}
+    result = xr.Dataset({name: value.drop_attrs() for name, value in values.items()})
+    for name, one in scores.items():
+        result[name].attrs = {"long_name": one.long_name} | ({} if one.units is None else {"units": one.units})
+    result[LEAD].attrs = dict(pair.lead.attrs)
+    if "field" in result.dims:
+        result = result.assign_coords(pair.means.labels)
+    return result
+
+
+def _crps_of(pair: ForecastPair) -> str:
+    return "members" if "forecast_members" in pair.held else "Gaussian"
+
+
+def _crps_words(pair: ForecastPair) -> str:
+    return {"members": "members, fair", "Gaussian": "Gaussian of the members' mean and spread"}[_crps_of(pair)]
+
+
+def _lost(pair: ForecastPair) -> xr.DataArray:
+    """Where a forecast is not finite at some lead time within the record, dims (trajectory, time)."""
+    broken = ~xr.ufuncs.isfinite(pair.held["forecast"])
+    state = [dim for dim in broken.dims if dim not in (TRAJECTORY, TIME, LEAD)]
+    by_lead = broken.any(state) & xr.DataArray(pair.valid >= 0, dims=(TIME, LEAD))
+    lost: xr.DataArray = by_lead.any(LEAD).transpose(TRAJECTORY, TIME)
+    if pair.smoothed:
+        lost = lost & ~broken.isel({LEAD: 0}).any(state)
+    return lost
+
+
+def _no_cases(pair: ForecastPair) -> xr.DataArray:
+    """Which lead times end at no time of the record for any start, dims (lead, one)."""
+    none: Array = np.all(pair.valid < 0, axis=0)
+    return xr.DataArray(none[:, None], dims=(LEAD, "one"))
+
+
+def _diverged(lost: Array) -> str:
+    if not lost.any():
+        return ""
+    runs: Array = np.any(lost, axis=1)
+    return (
+        f"{int(lost.sum())} of {lost.size} forecasts are NaN at some lead time, those of {int(runs.sum())} of "
+        f"{len(runs)} trajectories (the first at position {int(runs.argmax())}), as their run or their model has "
+        "diverged, and a mean over them is no number; leave the trajectories out of record and forecasts with "
+        ".isel(trajectory=...)"
+    )
+
+
+def _below(negative: Array) -> str:
+    if not negative.any():
+        return ""
+    return (
+        f"{int(negative.sum())} of {negative.size} mean square departures are smaller than R's diagonal: look whether "
+        "R is too large; or the forecasts are better than so few cases can tell, as `departure_rms` shows"
+    )
+
+
+def _without(none: Array) -> str:
+    if not none.any():
+        return ""
+    return (
+        f"{int(none.sum())} of {len(none)} lead times end at no time of the record, whatever the start, as its "
+        "intervals are uneven or longer than the step of the forecasts: these have no case"
+    )

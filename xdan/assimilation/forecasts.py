@@ -1,0 +1,365 @@
+"""Forecasts from the analyses of a run, by their lead time, lazily or streamed into a store."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Unpack
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from tqdm.auto import tqdm
+
+from ..core.checks import integer, shown, switch
+from ..core.dynamics import dynamics_to_json
+from ..core.lead_times import MOST
+from ..core.random import check_seed
+from ..records.blocks import Plan, block_graph, pick_device
+from ..records.fields import parts_of
+from ..records.leads import LEAD, VALID_TIME, lead_coordinates, steps_of
+from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
+from ..records.observing import identity as observing_identity
+from ..records.record import LabelledRecord, RecordWords, read
+from ..records.schema import MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, Array, attributes
+from ..records.store import check_apart, check_mode, digest, sealed
+from ..records.streams import Stream
+from ..records.watch import attribute, warn_of
+from .forecast_blocks import Settings, forecast_block, forecast_layout, lost_texts, stream_block
+from .forecast_starts import member_starts, single_starts
+
+_VALUES = 2**24  # bounds the numbers that a block of forecasts holds
+
+
+def forecast(
+    ds: xr.Dataset,
+    run: xr.Dataset | None = None,
+    *,
+    lead: Any = 2.0,
+    step: Any = None,
+    every: int = 1,
+    burn_in: int = 0,
+    members: int | None = None,
+    keep_members: bool = True,
+    which: str = "analysis",
+    seed: int = 0,
+    store: StoreLike | None = None,
+    mode: str = "w-",
+    device: str = "auto",
+    progress: bool = True,
+    **words: Unpack[RecordWords],
+) -> xr.Dataset:
+    """Forecast from the analyses of a run, by their lead time, lazily where the run is.
+
+    A forecast starts at each of the chosen analyses and knows no later observations. The result does not depend on
+    chunks, scheduler or number of workers.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        The record that was cycled. Its dynamics makes the forecasts; another one is `dynamics=`.
+    run : xarray.Dataset, optional
+        Of `cycle` or `baseline` on this record. With which="truth" it may be left out.
+    lead : float or timedelta
+        The longest lead time, in model time; or as a time difference where the dynamics has a `time_unit`.
+    step : float or timedelta, optional
+        From one lead time to the next, from 0 to `lead`; by default the record's shortest interval.
+    every : int
+        Analyses from one start to the next.
+    burn_in : int
+        Leading analyses from which no forecast starts.
+    members : int, optional
+        Forecast that many members. They are the first of the run's `members`; where the run has none, draws from its
+        `analysis_covariance`, or from its `spread` with independent errors. By default one forecast from each analysis.
+    keep_members : bool
+        Whether to keep the forecasts of the members beside their mean and spread.
+    which : {"analysis", "smoothed", "truth"}
+        States that forecasts start from. The truth's are perfect starts: all of their error is the model's.
+    seed : int
+        Keys the draws of members and of the model's errors.
+    store : path or Zarr store, optional
+        Stream into this store block by block and return it opened. A killed call is resumed by the same call.
+    mode : {"w-", "w"}
+        "w" overwrites an existing store; an unfinished one of the same call is taken up all the same.
+    device : str
+        "auto" takes the GPU where there is one.
+    progress : bool
+        Show a progress bar when streaming.
+    **words
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
+
+    Returns
+    -------
+    xarray.Dataset
+        `forecast` (trajectory, time, lead, *state), in the state's units: from the analysis, or the mean of the
+        members. With members also `forecast_spread` of these dims, and `forecast_members` (trajectory, time, lead,
+        member, *state). Of several fields a variable for each, `forecast_u`. `time` is the start of a forecast; `lead`
+        has the units of the record's times, and is a time difference where these are dates; `valid_time` (time, lead)
+        is the time that a forecast is of. `diverged` (trajectory, time, lead) says where a forecast is not finite: its
+        start was lost by the run, or the model has left all bounds. Such forecasts are NaN from there on.
+
+        Where the dynamics errs by a covariance Q, members have an error drawn from Q after each of the record's
+        shortest intervals. A forecast without members has none.
+
+    Warns
+    -----
+    XdanWarning
+        For members that are drawn without correlations; for Q on a record of uneven intervals; and once for forecasts
+        that are not finite. For lazy output the last while it is computed.
+
+    Raises
+    ------
+    TypeError
+        For arguments of another type.
+    ValueError
+        For a lead that is no multiple of the step, a step that is no multiple of the model's time step, a time
+        difference where the dynamics has no unit of time, no start after the burn-in, more members than the run has, a
+        run without what members are drawn from, or a run of another record.
+    FileExistsError
+        If the store exists and is no unfinished store of the same call.
+
+    See Also
+    --------
+    score_forecasts : their errors by lead time.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=40, trajectories=2, seed=0)
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> forecasts = ds.dan.forecast(run, lead=0.5, every=5, burn_in=10, members=4)
+    >>> dict(forecasts.forecast.sizes)
+    {'trajectory': 2, 'time': 6, 'lead': 11, 'x': 8}
+    """
+    seed, progress, keep = check_seed(seed), switch("progress", progress), switch("keep_members", keep_members)
+    check_mode(mode)
+    device = pick_device(device)
+    count = None if members is None else integer("members", members, least=1, most=MOST)
+    every, burn_in = integer("every", every, least=1), integer("burn_in", burn_in, least=0)
+    labelled = read(ds, **words)
+    steps = _lead_steps(labelled, lead, step)
+    cycles = labelled.observation.sizes[TIME]
+    if burn_in >= cycles:
+        raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
+    if count is not None and which != "analysis":
+        raise ValueError(f"members={count} with which={which!r}: members are of analyses; expected which='analysis'")
+    if store is not None:
+        store = locate(store)
+        check_rewritable(store)
+        for source in (ds, *(() if run is None else (run,))):
+            check_apart(source, store, labelled.observed)
+    positions = np.arange(burn_in, cycles, every)
+    starts = single_starts(labelled, run, which)
+    if count is None:
+        starts = starts.isel({TIME: positions})
+        lazy = starts.chunks is not None
+    else:
+        assert run is not None
+        lazy = starts.chunks is not None
+        starts = member_starts(labelled, run, count, seed, positions)
+        _check_even(labelled)
+    told: dict[str, Any] = {
+        "forecasts_of": "the truth" if run is None or which == "truth" else str(run.attrs.get("method", "a run")),
+        "starts_from": which,
+    }
+    if count is not None:
+        told["seed"] = seed
+    plan = _Forecasts(labelled, starts, positions, steps, count, keep, seed, device, told)
+    if store is not None:
+        return plan.streamed(store, mode, progress)
+    return plan.lazy() if lazy else plan.in_memory()
+
+
+def _lead_steps(labelled: LabelledRecord, lead: Any, step: Any) -> Array:
+    """Model steps in each lead time, from 0 on."""
+    model, between = labelled.setup.dynamics, labelled.setup.steps[1:]
+    if step is not None:
+        each = steps_of("step", step, model)
+    elif len(between):
+        each = int(between.min())
+    else:
+        raise ValueError("the record has one time and no interval: expected step=, from one lead time to the next")
+    longest = steps_of("lead", lead, model)
+    if longest % each:
+        size = each * model.timestep
+        raise ValueError(
+            f"lead={shown(lead)} is no multiple of the step {size:g}, in model time: expected one, such as "
+            f"lead={max(1, round(longest / each)) * size:g}; or another step="
+        )
+    if longest // each > MOST:
+        raise ValueError(
+            f"lead={shown(lead)} has {longest // each} steps: expected at most {MOST}; take a longer step="
+        )
+    return np.arange(0, longest + 1, each)
+
+
+def _check_even(labelled: LabelledRecord) -> None:
+    """Warn where Q, which is that of an interval, meets intervals that differ."""
+    between = labelled.setup.steps[1:]
+    if labelled.setup.dynamics.model_error is not None and len(np.unique(between)) > 1:
+        least, most = (between[k] * labelled.setup.dynamics.timestep for k in (between.argmin(), between.argmax()))
+        warn_of(
+            [
+                f"the model errs by Q in an interval, and the record's intervals are {least:g} to {most:g}: the "
+                f"members' forecasts have an error after every {least:g}, the shortest"
+            ],
+            stacklevel=4,
+        )
+
+
+class _Forecasts:
+    """Forecasts that are planned and not computed yet.
+
+    Parameters
+    ----------
+    labelled : LabelledRecord
+    starts : xarray.DataArray, dims (trajectory, time, [member,] *state)
+        At the times of the starts.
+    positions : array of int, shape (T,)
+        Of the starts in the record.
+    steps : array of int, shape (L,)
+        Model steps in each lead time.
+    members : int, optional
+    keep : bool
+        Whether forecasts of members are kept.
+    seed : int
+    device : str
+    told : mapping
+        Further attributes of the result.
+    """
+
+    def __init__(
+        self,
+        labelled: LabelledRecord,
+        starts: xr.DataArray,
+        positions: Array,
+        steps: Array,
+        members: int | None,
+        keep: bool,
+        seed: int,
+        device: str,
+        told: Mapping[str, Any],
+    ) -> None:
+        setup = labelled.setup
+        self.labelled, self.positions, self.steps, self.seed, self.told = labelled, positions, steps, seed, told
+        self.device = device
+        self.layout = forecast_layout(labelled, len(positions), len(steps), members, keep)
+        # Numbers that one forecast takes: all that is kept of it, and its members at one lead time.
+        kept = sum(math.prod(one.shape[2:]) for one in self.layout.values())
+        case = max(kept, (members or 1) * math.prod(setup.dynamics.shape))
+        data = starts.chunk().data
+        rows, columns = (max(sizes) for sizes in data.chunks[:2])
+        columns = min(columns, max(1, _VALUES // case))
+        rows = min(rows, max(1, _VALUES // (case * columns)))
+        self.starts = data.rechunk({0: rows, 1: columns})
+        self.plan = Plan.from_chunks(*self.starts.chunks[:2])
+        between = setup.steps[1:]
+        self.settings = Settings(
+            positions,
+            [setup.clock(int(k)) for k in positions],
+            steps.tolist(),
+            int(between.min()) if len(between) else int(steps[1]),
+            seed,
+            members is not None,
+            told["starts_from"],
+        )
+        self.setup = dask.delayed(setup, traverse=False)
+
+    def lazy(self, warns: bool = True) -> xr.Dataset:
+        """The forecasts as dask arrays; with `warns` blocks warn by themselves."""
+        outputs = {name: (one.shape[2:], one.dtype) for name, one in self.layout.items()}
+        arrays = block_graph(partial(forecast_block, warns), self.plan, [self.starts], outputs, *self._shared)
+        result: xr.Dataset = self.labelled.with_its_dims(self._labelled(arrays))
+        return sealed(result)
+
+    def in_memory(self) -> xr.Dataset:
+        """The forecasts, computed."""
+        result = self.lazy(warns=False).compute()
+        return result.assign_attrs(attribute(self._judge(result["diverged"].to_numpy())))
+
+    def streamed(self, store: StoreLike, mode: str, progress: bool) -> xr.Dataset:
+        """The forecasts, computed block by block into a store, and opened there."""
+        check_reachable(store)
+        with writing(store):
+            stream = Stream(store, self._template(), self.plan, self._identity(), mode)
+            self._fill(stream, progress)
+            flags = xr.open_zarr(store, consolidated=False, chunks=None)["diverged"].to_numpy()
+            stream.finish(attribute(self._judge(flags)))
+        opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
+        return opened
+
+    @property
+    def _shared(self) -> tuple[Any, ...]:
+        """What every block takes beside its starts."""
+        return (
+            self.setup,
+            dask.delayed(self.settings, traverse=False),
+            dask.delayed(self.layout, traverse=False),
+            self.device,
+        )
+
+    def _fill(self, stream: Stream, progress: bool) -> None:
+        """Fill the store, one block of starts of every block of trajectories at a time."""
+        rows, columns = stream.plan.shape
+        done = [stream.done(i) for i in range(rows)]
+        task = dask.delayed(stream_block, pure=False)
+        with tqdm(total=rows * columns, initial=sum(done), disable=not progress, unit="block") as bar:
+            while active := [i for i in range(rows) if done[i] < columns]:
+                places = [(i, done[i]) for i in active]
+                blocks = [self.starts[stream.plan.rows(i), stream.plan.columns(t)] for i, t in places]
+                dask.compute(*(task(stream, p, one, *self._shared) for p, one in zip(places, blocks, strict=True)))
+                for i in active:
+                    done[i] += 1
+                bar.update(len(active))
+
+    def _template(self) -> xr.Dataset:
+        """The forecasts with zeros for their values."""
+        chunks = self.starts.chunks[:2]
+        blank = {
+            name: da.zeros(one.shape, dtype=one.dtype, chunks=(*chunks, *one.shape[2:]))
+            for name, one in self.layout.items()
+        }
+        template = self._labelled(blank).drop_encoding()
+        coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
+        return sealed(template.assign_coords(coordinates))
+
+    def _identity(self) -> str:
+        """Digest of all that the forecasts follow from; the states by their first block."""
+        setup = self.labelled.setup
+        return digest(
+            ["forecasts", dynamics_to_json(setup.dynamics), self.seed, str(setup.dtype), sorted(self.layout)],
+            dict(self.told),
+            [list(self.plan.trajectory), list(self.plan.time)],
+            setup.trajectory,
+            self.positions,
+            np.array(self.settings.clocks),
+            self.steps,
+            *observing_identity(setup.observing, setup.dynamics),
+            np.asarray(self.starts[self.plan.rows(0), self.plan.columns(0)].compute(scheduler="synchronous")),
+        )
+
+    def _judge(self, diverged: Array) -> list[str]:
+        """Warn of forecasts that are not finite, and return the sentences."""
+        texts = lost_texts(diverged, self.told["starts_from"], self.steps * self.labelled.setup.dynamics.timestep)
+        warn_of(texts, stacklevel=5)
+        return texts
+
+    def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:
+        labelled, model = self.labelled, self.labelled.setup.dynamics
+        held = {TRAJECTORY, *(dim for part in parts_of(model) for dim in part.dims)}
+        taken = {LEAD, MEMBER, VALID_TIME, TIME, *self.layout}
+        kept = {n: c for n, c in labelled.labels.items() if set(c.dims) <= held and n not in taken}
+        coordinates: dict[Any, Any] = {
+            name: one.drop_vars([other for other in one.coords if other not in kept]) for name, one in kept.items()
+        }
+        time = labelled.observation[TIME].isel({TIME: self.positions})
+        coordinates |= lead_coordinates(time, self.steps, model)
+        if any(MEMBER in one.dims for one in self.layout.values()):
+            count = next(one.shape[3] for one in self.layout.values() if MEMBER in one.dims)
+            coordinates[MEMBER] = MEMBER, np.arange(count), MEMBER_ATTRIBUTES
+        variables = {name: (one.dims, arrays[name], one.attrs) for name, one in self.layout.items()}
+        said = attributes(model, title="forecasts by lead time", **self.told)
+        return xr.Dataset(variables, coordinates).assign_attrs(said)
