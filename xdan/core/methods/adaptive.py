@@ -105,9 +105,8 @@ class AdaptiveEnsemble(InflatedEnsemble):
             )
         self.inflation_std = real("inflation_std", inflation_std, above=0.0)
         if adaptive:
-            place = "state" if self.local else "cycle"
             what = "inflation of the forecast anomalies, from innovations"
-            self.outputs: tuple[Output, ...] = (*self.outputs, Output("inflation", what, place))
+            self.outputs = (*self.outputs, Output("inflation", what, "state" if self.local else "cycle"))
 
     @property
     def local(self) -> bool:

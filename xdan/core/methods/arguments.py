@@ -113,8 +113,10 @@ def checked_candidates(
             tried = list(values)
         except TypeError:  # an array without an axis
             raise TypeError(f"{label}={shown(values)}: expected a list of numbers to try") from None
-        bound = {"least": 0.0} if name in zero else {"above": 0.0}
-        numbers = sorted({real(label, value, **bound) for value in tried})
+        with_zero = name in zero
+        numbers = sorted(
+            {real(label, value, least=0.0) if with_zero else real(label, value, above=0.0) for value in tried}
+        )
         if len(numbers) < 2:
             raise ValueError(f"{label}={shown(values)}: expected at least 2 distinct positive finite numbers")
         checked[name] = tuple(numbers)

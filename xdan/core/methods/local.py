@@ -1,4 +1,4 @@
-"""Ensemble filters that transform their members, at once or at every site: the local ensemble transform Kalman filter."""
+"""Ensemble filters that transform their members, at once or at every site: among them the LETKF."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ensemble filters that take observations one after another: the ensemble adjustment Kalman filter and its relatives."""
+"""Ensemble filters that take observations one after another: the EAKF and its relatives."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..observing import ObservingSystem
 from .ensemble import centre
-from .localised import Localisation, LocalEnsemble
+from .localised import LocalEnsemble, Localisation
 from .record import Record, State
 from .registry import register_method
 
@@ -105,7 +105,7 @@ class EAKF(SerialFilter):
 
         h_a = r m / (v + r) + sqrt(r / (v + r)) (h - m),
 
-    for an observation of 0, with m and v the mean and the variance of the members as observed, and r the error variance.
+    for an observation of 0, with m and v the mean and the variance of the members as observed, r the error variance.
     Parameters, errors raised and notes are those of all serial filters, `SerialFilter`.
 
     References
