@@ -20,7 +20,7 @@ from .registry import register_method
 from .tuning import tune
 from .variational import ThreeDVar
 
-ANOMALIES = ("half-gain", "perturbed")
+ANOMALIES = ("ensemble", "hybrid", "perturbed")
 OF_3D_VAR = "3d-var"
 
 
@@ -46,8 +46,9 @@ class HybridEnVar(LocalEnsemble):
         B_0, as for "3d-var".
     scale : float or "3d-var"
         s; "3d-var" takes the scale that 3D-Var is tuned to on the record's leading part.
-    anomalies : {"half-gain", "perturbed"}
-        Anomalies take half of the gain, as in the DEnKF; or each member has perturbed observations and the whole gain.
+    anomalies : {"ensemble", "hybrid", "perturbed"}
+        Anomalies take half of a gain, as in the DEnKF: that of rho o P_f alone, or that of B; or each member has
+        perturbed observations and the whole gain of B.
     inflation : float, "tune" or "adaptive"
         Factor of the analysis anomalies.
     **parameters
@@ -80,7 +81,7 @@ class HybridEnVar(LocalEnsemble):
         static_weight: float | str = 0.1,
         background: Any = "climatology",
         scale: float | str = OF_3D_VAR,
-        anomalies: str = "half-gain",
+        anomalies: str = "ensemble",
         inflation: float | str = 1.02,
         **parameters: Any,
     ) -> None:
@@ -130,18 +131,20 @@ class HybridEnVar(LocalEnsemble):
         super().taken(localisation)
         _ = localisation.components
 
-    def background_covariance(self, anomalies: Tensor, observing: ObservingSystem) -> Tensor:
-        """B, shape (B, N, N), with anomalies (B, M, N) of the forecast.
+    def ensemble_covariance(self, anomalies: Tensor, observing: ObservingSystem) -> Tensor:
+        """Rho o P_f, shape (B, N, N), of forecast anomalies (B, M, N)."""
+        p, localisation = anomalies.mT @ anomalies / (self.members - 1), self.localisation(observing)
+        return p if localisation is None else p * localisation.components.to(p)
+
+    def background_covariance(self, p: Tensor) -> Tensor:
+        """B, shape (B, N, N), with the ensemble's part rho o P_f of that shape.
 
         Raises
         ------
         RuntimeError
             If the method is not prepared, and the static covariance is needed.
         """
-        p, weight = anomalies.mT @ anomalies / (self.members - 1), self.number("static_weight")
-        localisation = self.localisation(observing)
-        if localisation is not None:
-            p = p * localisation.components.to(p)
+        weight = self.number("static_weight")
         if not weight:
             return p
         if self._static is None:
@@ -149,21 +152,30 @@ class HybridEnVar(LocalEnsemble):
         return (1 - weight) * p + weight * self._static.to(p)
 
     def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One gain for the mean and for the anomalies."""
+        """A gain for the mean, and what belongs to `anomalies` for the members beside it."""
         x = self.spun_up(state, observation, observed, observing)
         m, (mean, anomalies) = self.members, centre(x)
         at = mean[:, 0]
-        covariance = self.background_covariance(anomalies, observing)
-        rows, both = observing.observed_covariances(at, covariance, observed)
-        # Rows of what is not observed are those of the identity, so they solve to zero.
-        gain_t = torch.linalg.solve(both + observing.covariance_of(observed), rows)  # K^T, (B, P, N)
+        p = self.ensemble_covariance(anomalies, observing)
+        gain_t = _gain_t(at, self.background_covariance(p), observed, observing)
         innovation = torch.where(observed, observation - observing.observe(at), 0.0)
         mean = mean + innovation[:, None] @ gain_t
         _, seen = centre(observing.observe(x))
-        missed = -0.5 * seen
         if self.anomalies == "perturbed":
             drawn = self.draw(state, m * observation.shape[1]).reshape(len(x), m, -1)
             _, errors = centre(observing.errors_from(drawn))
             missed = math.sqrt(m / (m - 1)) * errors - seen
+        else:
+            missed = -0.5 * seen
+            if self.anomalies == "ensemble" and self.number("static_weight"):
+                gain_t = _gain_t(at, p, observed, observing)
         anomalies = anomalies + (missed * observed[:, None]) @ gain_t
         return {**state, "x": mean + self.factor * anomalies}
+
+
+def _gain_t(x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
+    """K^T of a background covariance (B, N, N), shape (B, P, N), with H linearised at x (B, N)."""
+    rows, both = observing.observed_covariances(x, covariance, observed)
+    # Rows of what is not observed are those of the identity, so they solve to zero.
+    gain_t: Tensor = torch.linalg.solve(both + observing.covariance_of(observed), rows)
+    return gain_t

@@ -1,0 +1,185 @@
+"""Figures of classical filters: "table", "sparse", "adaptive" and "non-gaussian" of examples/methods.py.
+
+Each filter is tuned on the leading part of the record that it is then scored on, by the analysis RMSE. Every run is
+kept in its folder. docs/methods.md shows the results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import torch
+import xarray as xr
+
+import xdan
+
+from common import kept, markdown, slug
+
+BURN_IN = 300
+Rows = Mapping[str, tuple[str, dict[str, Any], dict[str, list[float]]]]  # title: method, parameters, what is tuned
+
+NO_LOCALISATION = [1.0, 1.005, 1.01, 1.02]
+FEW_MEMBERS = [1.01, 1.02, 1.04]
+ENSEMBLES = {"inflation": [1.06, 1.1, 1.15, 1.2]}
+TABLE: Rows = {
+    "ETKF, 40 members": ("etkf", {"members": 40}, {"inflation": NO_LOCALISATION}),
+    "EAKF, 40 members": ("eakf", {"members": 40}, {"inflation": NO_LOCALISATION}),
+    "EAKF, 28 members": ("eakf", {"members": 28}, {"inflation": FEW_MEMBERS}),
+    "EnSRF, 40 members": ("ensrf", {"members": 40, "inflation": 1.005}, {}),
+    "DEnKF, 40 members": ("denkf", {"members": 40}, {"inflation": NO_LOCALISATION}),
+    "LETKF, 10 members, radius 7.5": ("letkf", {"members": 10, "radius": 7.5}, {"inflation": FEW_MEMBERS}),
+    "EAKF, 10 members, radius 7.5": ("eakf", {"members": 10, "radius": 7.5}, {"inflation": FEW_MEMBERS}),
+    "EAKF, 20 members, radius 15": ("eakf", {"members": 20, "radius": 15.0}, {"inflation": FEW_MEMBERS}),
+    "DEnKF, 10 members, radius 7.5": ("denkf", {"members": 10, "radius": 7.5}, {"inflation": FEW_MEMBERS}),
+    "ES-MDA, 40 members, 2 steps, square root": (
+        "es-mda",
+        {"members": 40, "steps": 2, "update": "deterministic"},
+        {"inflation": NO_LOCALISATION},
+    ),
+    "ES-MDA, 40 members, 2 steps, perturbed observations": (
+        "es-mda",
+        {"members": 40, "steps": 2},
+        {"inflation": [1.04, 1.06, 1.08]},
+    ),
+    "rank histogram, 40 members": ("rank-histogram", {"members": 40}, {"inflation": [1.03, 1.04, 1.06]}),
+    "rank histogram, 20 members, radius 15": (
+        "rank-histogram",
+        {"members": 20, "radius": 15.0},
+        {"inflation": [1.06, 1.08, 1.11]},
+    ),
+    **{
+        f"hybrid 3D-EnVar, {members} members, radius {radius:g}": (
+            "hybrid-envar",
+            {"members": members, "radius": radius},
+            {"static_weight": [0.0, 0.03, 0.1], "inflation": inflations},
+        )
+        for members, radius, inflations in ((10, 7.5, [1.02, 1.04]), (20, 15.0, [1.01, 1.02]), (40, 30.0, [1.0, 1.01]))
+    },
+}
+
+
+def table(options: argparse.Namespace) -> None:
+    """All filters beside each other, every site observed."""
+    _compare(options, {}, TABLE)
+
+
+def sparse(options: argparse.Namespace) -> None:
+    """Few members and few observations: the EAKF and the hybrid, with and without its static part."""
+    static = {"static_weight": [0.0, 0.03, 0.1, 0.3]}
+    for every, inflations in ((2, [1.02, 1.04]), (4, [1.04, 1.08])):
+        rows: Rows = {
+            "3D-Var": ("3d-var", {"scale": "tune"}, {}),
+            "LETKF, 10 members": ("letkf", {"members": 10, "radius": 5.5}, {"inflation": inflations}),
+            "EAKF, 10 members": ("eakf", {"members": 10, "radius": 5.5}, {"inflation": inflations}),
+            **{
+                f"hybrid 3D-EnVar, {members} members": (
+                    "hybrid-envar",
+                    {"members": members, "radius": 5.5, "anomalies": "hybrid"},
+                    {**static, "inflation": inflations},
+                )
+                for members in (5, 10)
+            },
+        }
+        _compare(options, {"observe": xdan.Sites.every(every)}, rows, f"every {every} sites")
+
+
+def adaptive(options: argparse.Namespace) -> None:
+    """Inflation that follows the innovations beside one number and relaxation: a perfect model, and one that errs."""
+    numbers = {"inflation": [1.005, 1.02, 1.06, 1.1, 1.15]}
+    plain = {"inflation": 1.0, "relaxation_factor": "tune"}
+    rows: Rows = {}
+    for name, title, size in (
+        ("etkf", "ETKF, 40 members", {"members": 40}),
+        ("letkf", "LETKF, 10 members, radius 5.5", {"members": 10, "radius": 5.5}),
+    ):
+        rows |= {
+            f"{title}, inflation 1.02": (name, {**size, "inflation": 1.02}, {}),
+            f"{title}, inflation tuned": (name, size, numbers),
+            f"{title}, adaptive": (name, {**size, "inflation": "adaptive"}, {}),
+        }
+        if name == "etkf":
+            rows |= {
+                f"{title}, {word.upper()} tuned": (
+                    name,
+                    {**size, **plain, "relaxation": word},
+                    {"relaxation_factor": [0.1, 0.3, 0.5, 0.7]},
+                )
+                for word in ("rtps", "rtpp")
+            }
+    _compare(options, {}, rows, "perfect model")
+    wrong = xdan.TwinExperiment(xdan.Lorenz96(forcing=8.5), truth_dynamics=xdan.Lorenz96())
+    _compare(options, {"experiment": wrong}, rows, "truth with F = 8, model with F = 8.5")
+
+
+def non_gaussian(options: argparse.Namespace) -> None:
+    """Lorenz-63 at long intervals: forecasts that are far from Gaussian."""
+    model = xdan.Lorenz63()
+    numbers = {"inflation": [1.0, 1.02, 1.05, 1.1, 1.2, 1.3]}
+    rows: Rows = {
+        f"{title}, {members} members": (name, {"members": members}, numbers)
+        for members in (20, 80)
+        for name, title in (("etkf", "ETKF"), ("eakf", "EAKF"), ("rank-histogram", "rank histogram"))
+    }
+    for interval in (0.25, 0.5):
+        words = {"experiment": xdan.TwinExperiment(model, interval=interval, error_std=2.0**0.5)}
+        _compare(options, words, rows, f"interval {interval:g}")
+
+
+def _compare(options: argparse.Namespace, words: Mapping[str, Any], rows: Rows, title: str = "all sites") -> None:
+    """Print and keep the table of a record."""
+    cycles, trajectories = BURN_IN + (options.cycles or 300), options.trajectories or 32
+    seed = 1 if options.seed is None else options.seed
+    words = dict(words)
+    experiment = words.pop("experiment", xdan.Lorenz96())
+    test = xdan.twin(experiment, cycles=cycles, trajectories=trajectories, seed=seed, **words).compute()
+    known = {"cycles": cycles, "trajectories": trajectories, "seed": seed}
+    lines = []
+    for name, (method, parameters, candidates) in rows.items():
+        path = options.out / f"{slug(title)}-{slug(name)}.zarr"
+        score = kept(path, lambda m=method, p=parameters, c=candidates: _scored(test, m, p, c), **known)
+        lines.append(
+            {
+                "filter": name,
+                "RMSE": float(score.rmse),
+                "standard error": float(score.rmse_standard_error),
+                "spread": float(score.spread) if "spread" in score else float("nan"),
+                "lost": int(score.diverged),
+                "tuned to": score.attrs["tuned_to"],
+                "seconds": round(float(score.seconds)),
+            }
+        )
+        print(lines[-1], flush=True)
+    text = markdown(pd.DataFrame(lines))
+    (options.out / f"{slug(title)}.md").write_text(text)
+    print(f"\n{title}: {trajectories} trajectories, {cycles - BURN_IN} cycles after {BURN_IN}, seed {seed}\n\n{text}")
+
+
+def _scored(
+    test: xr.Dataset, method: str, parameters: dict[str, Any], candidates: dict[str, list[float]]
+) -> xr.Dataset:
+    """Scores of one filter, with the seconds that its run took without tuning, and what it was tuned to."""
+    if candidates:
+        tune = dict.fromkeys(candidates, "tune")
+        few = test.isel(trajectory=slice(0, 16))
+        tuned = few.dan.baseline(
+            method, **{**parameters, **tune}, candidates=candidates, tune_on="truth", progress=False
+        )
+        parameters = {**parameters, **{name: float(tuned[f"tuned_{name}"]) for name in candidates}}
+    begin = time.perf_counter()
+    run = test.dan.baseline(method, **parameters, progress=False)
+    seconds = time.perf_counter() - begin
+    score = test.dan.score(run, burn_in=BURN_IN).compute()
+    names = [name for name in ("rmse", "rmse_standard_error", "spread", "diverged") if name in score]
+    chosen = ", ".join(f"{name.replace('_', ' ')} {parameters[name]:g}" for name in candidates)
+    if "inflation" in run:
+        chosen = f"mean inflation {float(run.inflation[:, BURN_IN:].mean()):.3f}"
+    if method == "3d-var":
+        chosen = f"scale {float(run.background_scale):.3f}"
+    return score[names].assign(seconds=seconds).drop_attrs().assign_attrs(tuned_to=chosen)
+
+
+FIGURES = {"table": table, "sparse": sparse, "adaptive": adaptive, "non-gaussian": non_gaussian}
