@@ -86,6 +86,33 @@ def test_an_observation_moves_nothing_beyond_twice_the_radius():
         assert moved[3:6].max() < 1e-12  # the inflation alone
 
 
+class WithAParameter(Lorenz96):
+    """Lorenz-96 whose last component has no place, as a parameter behind a state."""
+
+    def distances(self, sites):
+        apart = super().distances(sites).clone()
+        apart[:, -1] = 1e9
+        apart[sites == SIZE - 1] = 0.0
+        return apart
+
+
+def test_what_has_no_place_is_moved_by_every_observation():
+    record = record_of(WithAParameter(SIZE), ObservingSystem(std=DOUBLE + 1.0), 2)
+    x, y = normals(2, 5, SIZE), 3.0 * normals(2, SIZE, seed=1)
+    for name in ("eakf", "denkf", "hybrid-envar"):
+        parameters = {"static_weight": 0.0} if name == "hybrid-envar" else {}
+        method = method_by_name(name, members=5, radius=1.2, inflation=1.0, **parameters).prepare(record)
+        moved = []
+        for k in (0, 3):
+            observed = (torch.arange(SIZE) == k).expand(2, SIZE)
+            after = method.analyse(settled(x), torch.where(observed, y, 0.0), observed, record.observing)["x"]
+            moved.append((after - x).abs().amax((0, 1)) > 1e-9)
+        assert moved[0][-1]
+        assert moved[1][-1]
+        assert not moved[0][4]
+        assert not moved[1][6]
+
+
 def test_nothing_observed_leaves_the_members():
     record, x = lorenz96_record(2), normals(2, 5, SIZE)
     for name in ("eakf", "rank-histogram"):

@@ -134,7 +134,10 @@ class HybridEnVar(LocalEnsemble):
     def ensemble_covariance(self, anomalies: Tensor, observing: ObservingSystem) -> Tensor:
         """Rho o P_f, shape (B, N, N), of forecast anomalies (B, M, N)."""
         p, localisation = anomalies.mT @ anomalies / (self.members - 1), self.localisation(observing)
-        return p if localisation is None else p * localisation.components.to(p)
+        if localisation is None:
+            return p
+        taper = localisation.components.to(p)
+        return p * taper.maximum(taper.mT)  # what has no place is near to everything
 
     def background_covariance(self, p: Tensor) -> Tensor:
         """B, shape (B, N, N), with the ensemble's part rho o P_f of that shape.

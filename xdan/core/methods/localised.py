@@ -67,7 +67,7 @@ class Localisation:
 
     @cached_property
     def components(self) -> Tensor:
-        """Tapers between components, (N, N).
+        """Tapers between components, (N, N), each in its row; not symmetric where a parameter has no place.
 
         Raises
         ------
@@ -88,7 +88,7 @@ class Localisation:
             If there are no distances.
         """
         if self.positions is None:
-            return torch.cat([self.components, self.components], 1)
+            return torch.cat([self.components.mT, self.components.mT], 1)
         tapers = torch.zeros(self.positions.size, self.positions.space.size, dtype=torch.float64)
         for some, apart in self.positions.distances():
             tapers[some] = gaspari_cohn(apart, self.radius)
