@@ -72,8 +72,10 @@ def posterior_quantiles(h: Tensor) -> Tensor:
     share = (wanted - total.gather(1, inside)) / torch.where(held > 0, held, 1.0)
     value = low + share.clamp(0.0, 1.0) * (high - low)
     for side, here, beyond in ((0, place == 0, wanted), (1, place == count, 1 - wanted)):
-        log_mass = mass[:, [0, -1]][:, [side]].log()
-        quantile = torch.special.ndtri((beyond.log() - log_mass + below[:, [side]]).exp().clamp_max(1.0))
+        log_mass = mass[:, [0, -1]][:, [side]].clamp_min(torch.finfo(h.dtype).tiny).log()
+        # Members elsewhere take a harmless number here: an infinite one would spoil derivatives.
+        share = torch.where(here, (beyond.log() - log_mass + below[:, [side]]).exp(), 0.5)
+        quantile = torch.special.ndtri(share.clamp_max(1.0))
         at = centre[:, [side]] + width * quantile
         at = torch.where(at.isfinite(), at, edge[:, [side]]).minimum(edge[:, [side]])
         value = torch.where(here, sign[side] * at, value)
