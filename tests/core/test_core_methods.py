@@ -606,7 +606,7 @@ def explosive() -> CustomDynamics:
 SIMPLE = [
     name
     for name in MOVING
-    if name.split("-")[0] not in ("ienkf", "ienks", "iterated", "4d", "eda", "optimal", "ienkf bundle")
+    if name.split("-")[0] not in ("ienkf", "ienks", "iterated", "4d", "eda", "optimal", "ienkf bundle", "es")
 ]
 
 
