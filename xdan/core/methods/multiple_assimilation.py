@@ -30,8 +30,8 @@ class ESMDA(WindowedEnsemble):
     Step i takes the newest observations with the error covariance alpha_i R, where sum_i 1 / alpha_i = 1. Between the
     steps the members run through the window again, so that each step has sensitivities along a better trajectory. In a
     linear-Gaussian problem all steps together are one analysis with R; elsewhere a step is a short one, and the
-    ensemble follows a nonlinear model better. Older observations were assimilated before, as in the IEnKS. The model is
-    run steps + 1 times over the window in each cycle, less the first, which is the forecast.
+    ensemble follows a nonlinear model better. Older observations were assimilated before, as in the IEnKS. In each
+    cycle the model runs through the window once for every step, beside the forecast.
 
     Parameters
     ----------
