@@ -84,8 +84,8 @@ def estimate_parameters(
     method : {"augmented", "likelihood", "em"}
     ensemble : str or EnsembleMethod
         The filter, by name or as an object. "likelihood" and "em" take "etkf", "enkf", "enkf-n", "letkf", another that
-        analyses the members of one time, or a class of your own; "augmented" any. By name "em" takes it without inflation but for the first `burn_in` cycles, as Q
-        stands for what is not known.
+        analyses the members of one time, or a class of your own; "augmented" any. By name "em" takes it without
+        inflation but for the first `burn_in` cycles, as Q stands for what is not known.
     members : int, optional
         Of a filter by name; 40 by default.
     walk : float or mapping of str to float, optional
