@@ -76,6 +76,8 @@ def rows() -> list[Row]:
     rows += [
         Row("LETKF, 7 members", "letkf", {"members": 7, "radius": 7.5, "inflation": 1.04}, 0.05, 0.219),
         Row("LETKF, 10 members", "letkf", {"members": 10, "radius": 7.5, "inflation": 1.02}, 0.05, 0.207),
+        Row("EAKF, 40 members, inflation 1.005", "eakf", {"members": 40, "inflation": 1.005}, 0.05, 0.180),
+        Row("DEnKF, 40 members, inflation 1.005", "denkf", {"members": 40, "inflation": 1.005}, 0.05, 0.180),
         Row("Extended KF, inflation tuned", "extended-kalman", {"inflation": "tune"}, 0.05, 0.24, at_most=True),
         Row("Second-order KF, c2 = 8", "second-order-kalman", {"c2": 8.0}, 0.05, 0.182, at_most=True),
         *(

@@ -504,6 +504,7 @@ GAPS = [
     ("eda", {"members": 3, "window": 2}),
     ("ienks", {"members": 6, "lag": 3, "inflation": 1.05}),
     ("letkf", {"members": 5}),
+    ("eakf", {"members": 5, "radius": 4.0, "inflation": "adaptive", "spin_up": 10}),
     ("iterated-kalman-smoother", {"lag": 2, "c2": 4.0}),
 ]
 

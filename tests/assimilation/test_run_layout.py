@@ -13,6 +13,8 @@ NAMES = [
     "enkf-n",
     "etkf",
     "enkf",
+    "hybrid-envar",
+    "es-mda",
     "multi-model-enkf",
     "multifidelity-enkf",
     "letkf",

@@ -30,18 +30,21 @@ from xdan.core.checks import XdanWarning
 from xdan.core.dynamics import CustomDynamics, Lorenz96
 from xdan.core.methods import Method, Record, State, accepted_parameters, climate, method_by_name, run, tune
 from xdan.core.methods.ensemble import InverseRoot, rotation
-from xdan.core.methods.local import gaspari_cohn
 from xdan.core.methods.minimisers import Window, gauss_newton, l_bfgs
 from xdan.core.methods.tuning import warn_at_an_end
 from xdan.core.methods.variational import Static
 from xdan.core.observing import FunctionOperator, ObservingSystem, Sites
 from xdan.core.random import Purpose
+from xdan.core.tapers import gaspari_cohn
 
 # Exactly the Kalman filter of their own members' moments on linear dynamics, as long as members span the state.
 DETERMINISTIC = {
     "etkf": {"inflation": 1.0, "spin_up": 0},
     "etkf rotated": {"inflation": 1.0, "rotate": True, "spin_up": 0},
     "letkf": {"inflation": 1.0, "radius": 1e9, "spin_up": 0},
+    "eakf": {"inflation": 1.0, "spin_up": 0},
+    "ensrf": {"inflation": 1.0, "spin_up": 0},
+    "es-mda": {"inflation": 1.0, "spin_up": 0, "lag": 2, "steps": [4.0, 2.0, 4.0], "update": "deterministic"},
     "ienkf": {},
     "ienkf bundle": {"variant": "bundle"},
     "ienks": {"lag": 3},

@@ -109,6 +109,13 @@ METHODS: dict[str, Callable[[], Method]] = {
     "etkf": lambda: method_by_name("etkf", members=5, inflation=1.05),
     "etkf rotated": lambda: method_by_name("etkf", members=5, rotate=True),
     "letkf": lambda: method_by_name("letkf", members=4, radius=1.5),
+    "etkf adaptive": lambda: method_by_name("etkf", members=5, inflation="adaptive", spin_up=2, relaxation="rtpp"),
+    "letkf adaptive": lambda: method_by_name("letkf", members=4, radius=1.5, inflation="adaptive", spin_up=2),
+    "denkf": lambda: method_by_name("denkf", members=5),
+    "eakf": lambda: method_by_name("eakf", members=5, inflation=1.05),
+    "rank-histogram": lambda: method_by_name("rank-histogram", members=5, radius=1.5, relaxation="rtps"),
+    "hybrid-envar": lambda: method_by_name("hybrid-envar", members=4, radius=1.5, scale=0.1, anomalies="perturbed"),
+    "es-mda": lambda: method_by_name("es-mda", members=5, lag=2, steps=2),
     "ienkf": lambda: method_by_name("ienkf", members=5, inflation=1.05),
     "ienkf bundle": lambda: method_by_name("ienkf", members=5, variant="bundle"),
     "ienks-n": lambda: method_by_name("ienks-n", members=10, lag=3),
@@ -599,7 +606,7 @@ def explosive() -> CustomDynamics:
 SIMPLE = [
     name
     for name in MOVING
-    if name.split("-")[0] not in ("ienkf", "ienks", "iterated", "4d", "eda", "optimal", "ienkf bundle")
+    if name.split("-")[0] not in ("ienkf", "ienks", "iterated", "4d", "eda", "optimal", "ienkf bundle", "es")
 ]
 
 

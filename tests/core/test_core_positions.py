@@ -132,7 +132,10 @@ def moving_record(where: torch.Tensor) -> Record:
 MOVED = [
     name
     for name in METHODS
-    if "particle" not in name and "4d-var" not in name and name not in ("letkf", "eda", "kalman")
+    if "particle" not in name
+    and "4d-var" not in name
+    and name not in ("eda", "kalman")
+    and getattr(METHODS[name](), "radius", None) is None  # matrices have no places
 ]
 
 
@@ -204,6 +207,31 @@ def test_four_d_var_keeps_the_h_of_its_window_from_block_to_block(solver):
 
 
 # The local filter.
+
+
+STILL = ObservingSystem(std=STD)
+LOCAL = {"eakf": {"inflation": "adaptive"}, "hybrid-envar": {"scale": 0.1, "static_weight": 0.2}}
+
+
+@pytest.mark.parametrize("name", ["eakf", "hybrid-envar"])
+def test_filters_with_a_radius_at_sites_that_move_are_the_direct_ones(name):
+    """Even sites and odd ones in turns: by positions, and as sites of which every other one is missing."""
+    plain = record_of(Lorenz96(SITES), ObservingSystem(std=STD), 6)
+    where = 2 * torch.arange(SITES // 2) + torch.arange(6)[:, None] % 2
+    seen = torch.zeros(6, SITES, dtype=torch.bool).scatter(1, where, True)
+    gaps = replace(plain, observation=torch.where(seen, plain.observation, torch.nan))
+    picked = plain.observation.gather(2, where.expand(2, -1, -1))
+    moving = replace(plain, observing=on_ring(where.double()), observation=picked)
+    method = method_by_name(name, members=4, radius=1.5, spin_up=2, **LOCAL[name])
+    one, other = method.prepare(gaps), method.prepare(moving)
+    for k in range(4):
+        state = {"x": normals(2, 4, SITES, seed=k), "label": torch.arange(2), "cycle": torch.tensor([k, k])}
+        state["inflation"] = torch.full((2, SITES), 1.1, dtype=torch.float64)
+        expected = one.analyse(state, torch.where(seen[k], plain.observation[:, k], 0.0), seen[k].expand(2, -1), STILL)
+        y, every = picked[:, k], torch.ones(2, SITES // 2, dtype=torch.bool)
+        assert_close(other.analyse(state, y, every, moving.observing.at(k))["x"], expected["x"], rtol=1e-9, atol=1e-9)
+        elsewhere = other.analyse(state, y, every, moving.observing.at(k + 1))["x"]
+        assert (elsewhere - expected["x"]).abs().max() > 0.1
 
 
 def test_letkf_at_positions_of_the_sites_is_the_direct_one():

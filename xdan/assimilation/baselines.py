@@ -42,8 +42,10 @@ def baseline(
         - variational: "4d-var" (`window=`), "eda";
         - Kalman: "kalman" (linear dynamics), "extended-kalman", "second-order-kalman", "iterated-kalman-smoother"
           (`lag=`), "state-covariance" (Sakov's A1 and A2);
-        - ensemble: "enkf", "etkf", "letkf" (`radius=`), "enkf-n" (finite-size, nothing to tune);
-        - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`);
+        - ensemble: "enkf", "etkf", "letkf" (`radius=`), "denkf", "enkf-n" (finite-size, nothing to tune);
+        - ensemble, one observation after another: "eakf", "ensrf", "rank-histogram";
+        - ensemble with a static covariance: "hybrid-envar";
+        - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`), "es-mda" (`lag=`, `steps=`);
         - several models: "multi-model-enkf", "multifidelity-enkf" (`models=`);
         - particle: "particle", "optimal-particle".
     keep_members : bool

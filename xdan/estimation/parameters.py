@@ -83,9 +83,9 @@ def estimate_parameters(
         estimate to it; "augmented" is Bayesian.
     method : {"augmented", "likelihood", "em"}
     ensemble : str or EnsembleMethod
-        The filter, by name or as an object. "likelihood" and "em" take "etkf", "enkf", "enkf-n", "letkf", or a class of
-        your own; "augmented" any. By name "em" takes it without inflation but for the first `burn_in` cycles, as Q
-        stands for what is not known.
+        The filter, by name or as an object. "likelihood" and "em" take "etkf", "enkf", "enkf-n", "letkf", another that
+        analyses the members of one time, or a class of your own; "augmented" any. By name "em" takes it without
+        inflation but for the first `burn_in` cycles, as Q stands for what is not known.
     members : int, optional
         Of a filter by name; 40 by default.
     walk : float or mapping of str to float, optional

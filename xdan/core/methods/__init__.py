@@ -6,6 +6,8 @@ from .declarations import Choice, Output, Search, Tunable
 from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
+from .half_gain import DEnKF
+from .hybrid_envar import HybridEnVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
 from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
 from .kalman_dan import GuidedNetwork
@@ -14,10 +16,13 @@ from .loop import run
 from .method_of import method_of
 from .multi_model import MultiModelEnKF
 from .multifidelity import MultifidelityEnKF
+from .multiple_assimilation import ESMDA
 from .particle import BootstrapParticleFilter, OptimalParticleFilter
+from .rank_histogram import RankHistogramFilter
 from .record import Record, State
 from .registry import accepted_parameters, method_by_name, register_method
 from .second_order import IteratedKalmanSmoother, SecondOrderKalmanFilter
+from .serial import EAKF, EnSRF
 from .square_root import ETKF
 from .state_covariance import CovarianceFromState
 from .stochastic import StochasticEnKF
@@ -26,13 +31,17 @@ from .variational import ThreeDVar
 from .weak_four_d_var import WeakFourDVar
 
 __all__ = [
+    "EAKF",
+    "ESMDA",
     "ETKF",
     "LETKF",
     "BootstrapParticleFilter",
     "Choice",
     "Climatology",
     "CovarianceFromState",
+    "DEnKF",
     "DataAssimilationNetwork",
+    "EnSRF",
     "EnsembleMethod",
     "EnsembleOf4DVar",
     "ExtendedKalmanFilter",
@@ -41,6 +50,7 @@ __all__ = [
     "FiniteSizeIEnKS",
     "FourDVar",
     "GuidedNetwork",
+    "HybridEnVar",
     "IteratedKalmanSmoother",
     "IterativeEnKF",
     "IterativeEnKS",
@@ -51,6 +61,7 @@ __all__ = [
     "OptimalInterpolation",
     "OptimalParticleFilter",
     "Output",
+    "RankHistogramFilter",
     "Record",
     "Search",
     "SecondOrderKalmanFilter",

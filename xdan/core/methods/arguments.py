@@ -13,8 +13,8 @@ from ..checks import choice, real, shown
 from ..observing import is_symmetric
 
 
-def number_or_tune(label: str, value: Any) -> float | str:
-    """Take "tune" or a positive finite number.
+def number_or_tune(label: str, value: Any, zero: bool = False) -> float | str:
+    """Take "tune" or a positive finite number, or 0 where that is allowed.
 
     Raises
     ------
@@ -25,11 +25,11 @@ def number_or_tune(label: str, value: Any) -> float | str:
     """
     if isinstance(value, str) and value == "tune":
         return value
-    expected = f"{label}={shown(value)}: expected 'tune' or a positive finite number"
+    expected = f"{label}={shown(value)}: expected 'tune' or {'0 or ' if zero else ''}a positive finite number"
     if isinstance(value, str):
         raise ValueError(expected)
     try:
-        return real(label, value, above=0.0)
+        return real(label, value, least=0.0) if zero else real(label, value, above=0.0)
     except (TypeError, ValueError) as error:
         raise type(error)(expected) from None
 
@@ -86,8 +86,10 @@ def fitted(background: Tensor, size: int, like: Tensor) -> Tensor:
     return background.to(like)
 
 
-def checked_candidates(candidates: Any, to_tune: Collection[str]) -> dict[str, tuple[float, ...]]:
-    """Take values to try for parameters that are "tune", sorted.
+def checked_candidates(
+    candidates: Any, to_tune: Collection[str], zero: Collection[str] = ()
+) -> dict[str, tuple[float, ...]]:
+    """Take values to try for parameters that are "tune", sorted; 0 is a value for those named in `zero`.
 
     Raises
     ------
@@ -111,7 +113,10 @@ def checked_candidates(candidates: Any, to_tune: Collection[str]) -> dict[str, t
             tried = list(values)
         except TypeError:  # an array without an axis
             raise TypeError(f"{label}={shown(values)}: expected a list of numbers to try") from None
-        numbers = sorted({real(label, value, above=0.0) for value in tried})
+        with_zero = name in zero
+        numbers = sorted(
+            {real(label, value, least=0.0) if with_zero else real(label, value, above=0.0) for value in tried}
+        )
         if len(numbers) < 2:
             raise ValueError(f"{label}={shown(values)}: expected at least 2 distinct positive finite numbers")
         checked[name] = tuple(numbers)

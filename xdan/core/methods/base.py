@@ -176,7 +176,9 @@ class Method(ABC):
                     f"{title} declares {name!r} tunable and has no attribute of that name: expected its constructor "
                     f"to set self.{name}"
                 )
-            number_or_tune(name, getattr(self, name))
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in tunable.words:
+                number_or_tune(name, value, tunable.zero)
 
     # What it does.
 
@@ -372,7 +374,7 @@ class Method(ABC):
 
     def to_tune(self) -> list[str]:
         """Names of the parameters that are "tune"."""
-        return [name for name in self.tunable if isinstance(getattr(self, name), str)]
+        return [name for name in self.tunable if getattr(self, name) == "tune"]
 
     def tried(self, name: str) -> tuple[float, ...]:
         """Values to try for a parameter."""
@@ -391,7 +393,8 @@ class Method(ABC):
         TypeError, ValueError
             For anything else, and parameters that are not to be tuned.
         """
-        self._candidates = checked_candidates(candidates, self.to_tune())
+        zero = {name for name, tunable in self.tunable.items() if tunable.zero}
+        self._candidates = checked_candidates(candidates, self.to_tune(), zero)
 
     def asked_candidates(self) -> dict[str, Any]:
         """The caller's candidates, as a part of `config`; empty where the class's are tried."""

@@ -88,6 +88,10 @@ class Tunable:
         The value with which the parameter does nothing. Tuning that ends there does not warn: nothing lies beyond it.
     long_name : str
         Of the values that were tried, in a run.
+    words : tuple of str or None
+        What the parameter may be beside a number and "tune".
+    zero : bool
+        Whether 0 is allowed too. Other numbers are positive.
 
     Raises
     ------
@@ -100,6 +104,8 @@ class Tunable:
     values: tuple[float, ...]
     natural_end: float | None = None
     long_name: str = ""
+    words: tuple[str | None, ...] = ()
+    zero: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.values, tuple):

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, real, shown, switch
-from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .advancing import advance
 from .arguments import number_or_tune
 from .declarations import INFLATION, ITERATIONS, SPREADS, UNCONVERGED, Tunable
-from .ensemble import INFLATIONS, EnsembleMethod, Precision, centre, compare
+from .ensemble import INFLATIONS, Precision, centre, compare
 from .iterates import Iterate
 from .record import Record, State
 from .registry import register_method
-from .windowed import SlidingWindow
+from .windowed_ensemble import WindowedEnsemble
 
 VARIANTS = ("transform", "bundle")
 _BUNDLE = 1e-4  # of the analysis spread: how far the members of a bundle are apart
@@ -57,7 +56,7 @@ def _identity(like: Tensor) -> Tensor:
 
 
 @register_method
-class IterativeEnKS(EnsembleMethod):
+class IterativeEnKS(WindowedEnsemble):
     """IEnKS: Gauss-Newton in the space of the members over a window of intervals, shifted by one a cycle.
 
     The members at the start of the window are moved until the newest observations at its end are met; older ones were
@@ -95,8 +94,6 @@ class IterativeEnKS(EnsembleMethod):
     """
 
     name: ClassVar[str] = "ienks"
-    perfect_model = True
-    windowed: ClassVar[bool] = True
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
 
     def __init__(
@@ -110,15 +107,14 @@ class IterativeEnKS(EnsembleMethod):
         tolerance: float = 1e-3,
         iterations: int = 10,
     ) -> None:
-        super().__init__(members)
-        self.lag, self.inflation = integer("lag", lag, least=1), number_or_tune("inflation", inflation)
+        super().__init__(members, lag)
+        self.inflation = number_or_tune("inflation", inflation)
         self.finite_size, self.capped = switch("finite_size", finite_size), switch("capped", capped)
         self.variant = choice("variant", variant, VARIANTS)
         self.tolerance = real("tolerance", tolerance, above=0.0)
         self.iterations = integer("iterations", iterations, least=1)
         if self.finite_size and self.inflation != 1.0:
             raise ValueError(f"inflation={inflation!r} with finite_size=True: expected one of the two")
-        self._window = SlidingWindow(self.lag)
         self.outputs = (*SPREADS, self._window.output, INFLATION, ITERATIONS, UNCONVERGED)
 
     @classmethod
@@ -131,33 +127,11 @@ class IterativeEnKS(EnsembleMethod):
                     "take 'ienks' to choose it"
                 )
 
-    def check_record(self, record: Record) -> None:
-        """Refuse a record that is shorter than the lag."""
-        if record.observation.shape[1] <= self.lag:
-            raise ValueError(
-                f"lag={self.lag}: the record has {record.observation.shape[1]} times; expected more than the lag"
-            )
-        super().check_record(record)
-
     def start(self, record: Record) -> State:
         """Members from the climatology; the window has no length yet."""
         state = super().start(record)
-        x = state["x"]
-        zero = x.new_zeros(len(x))
-        more = {"inflation": zero + 1, "iterations": zero, "unconverged": zero}
-        nothing = torch.full_like(x[:, 0], torch.nan)
-        return {**state, "begin": x, **self._window.opened(x), "smoothed": nothing, **more}
-
-    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Start as every ensemble does; the window begins here."""
-        after = super().first(state, observation, observed, observing)
-        return {**after, "begin": after["x"]}
-
-    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the members, and the start of the window where it is full."""
-        begin = self._window.begin_after(state, dynamics)
-        x = advance(dynamics, state["x"], steps)
-        return {**state, **self._window.slid(state, dynamics, steps), "x": x, "begin": begin}
+        zero = state["x"].new_zeros(len(state["x"]))
+        return {**state, "inflation": zero + 1, "iterations": zero, "unconverged": zero}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Damped Gauss-Newton until every trajectory has converged; those that have stay as they are."""

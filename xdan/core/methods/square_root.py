@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..checks import switch
 from ..observing import ObservingSystem
+from .adaptive import AdaptiveEnsemble
 from .ensemble import Precision, centre, compare
-from .finite_size import InflatedEnsemble
 from .record import State
 from .registry import register_method
 
 
 @register_method
-class ETKF(InflatedEnsemble):
+class ETKF(AdaptiveEnsemble):
     """Ensemble transform Kalman filter, symmetric square root.
 
     Parameters
     ----------
     members : int
-    inflation : float or "tune"
-        Factor of the analysis anomalies.
+    inflation : float, "tune" or "adaptive"
+        Factor of the analysis anomalies; or one of the forecast's, which follows the innovations.
     rotate : bool
         Turn the anomalies at random after each analysis, the mean kept.
     spin_up : int
         First cycles that take the inflation which the finite-size prior asks for.
     model_noise : {"draws", "sqrt-core"}
         How a forecast takes up the model's errors, as for `EnsembleMethod`.
+    relaxation, relaxation_factor, inflation_std
+        As for `AdaptiveEnsemble`.
 
     References
     ----------
@@ -46,16 +48,17 @@ class ETKF(InflatedEnsemble):
         rotate: bool = False,
         spin_up: int = 100,
         model_noise: str = "draws",
+        **parameters: Any,
     ) -> None:
-        super().__init__(members, inflation, spin_up, model_noise)
+        super().__init__(members, inflation, spin_up, model_noise, **parameters)
         self.rotate = switch("rotate", rotate)
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+    def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One analysis in the space of the members."""
         m = self.members
         mean, anomalies = centre(state["x"])
         precision = Precision(*compare(state["x"], observation, observed, observing))
         weights, root = precision.solve(self.zeta(precision, state))
-        root = self.number("inflation") * math.sqrt(m - 1) * root
+        root = self.factor * math.sqrt(m - 1) * root
         x = mean + (weights[:, None] + (self.turned(root, state) if self.rotate else root)) @ anomalies
         return {**state, "x": x}

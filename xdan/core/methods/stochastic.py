@@ -9,25 +9,28 @@ import torch
 from torch import Tensor
 
 from ..observing import ObservingSystem
+from .adaptive import AdaptiveEnsemble
 from .ensemble import Precision, centre, compare
-from .finite_size import InflatedEnsemble, effective_zeta
+from .finite_size import effective_zeta
 from .record import State
 from .registry import register_method
 
 
 @register_method
-class StochasticEnKF(InflatedEnsemble):
+class StochasticEnKF(AdaptiveEnsemble):
     """Ensemble Kalman filter with perturbed observations.
 
     Parameters
     ----------
     members : int
-    inflation : float or "tune"
-        Factor of the analysis anomalies.
+    inflation : float, "tune" or "adaptive"
+        Factor of the analysis anomalies; or one of the forecast's, which follows the innovations.
     spin_up : int
         First cycles that take the inflation which the finite-size prior asks for.
     model_noise : {"draws", "sqrt-core"}
         How a forecast takes up the model's errors, as for `EnsembleMethod`.
+    relaxation, relaxation_factor, inflation_std
+        As for `AdaptiveEnsemble`.
 
     References
     ----------
@@ -36,7 +39,7 @@ class StochasticEnKF(InflatedEnsemble):
 
     name: ClassVar[str] = "enkf"
 
-    def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+    def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Draw each member to observations that are perturbed for it; the perturbations have zero mean."""
         x, (b, m, _) = state["x"], state["x"].shape
         drawn = self.draw(state, m * observation.shape[1]).reshape(b, m, -1)
@@ -52,4 +55,4 @@ class StochasticEnKF(InflatedEnsemble):
         p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
         weights = torch.linalg.solve(p, s @ innovation.mT)
         mean, anomalies = centre(x + weights.mT @ anomalies)
-        return {**state, "x": mean + self.number("inflation") * anomalies}
+        return {**state, "x": mean + self.factor * anomalies}

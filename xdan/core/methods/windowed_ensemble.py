@@ -1,0 +1,63 @@
+"""Ensembles over a window of intervals, which carry their members at its start and at its end."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import integer
+from ..dynamics import Dynamics
+from ..observing import ObservingSystem
+from .advancing import advance
+from .ensemble import EnsembleMethod
+from .record import Record, State
+from .windowed import SlidingWindow
+
+
+class WindowedEnsemble(EnsembleMethod):
+    """Members at the start of a window of L intervals, `begin`, which are moved until observations at its end are met.
+
+    A subclass gives `analyse`, and the entries `x`, `begin` and `smoothed` of its state.
+
+    Parameters
+    ----------
+    members : int
+    lag : int
+        L, intervals of the window, at least 1.
+    """
+
+    perfect_model = True
+    windowed: ClassVar[bool] = True
+
+    def __init__(self, members: int, lag: int) -> None:
+        super().__init__(members)
+        self.lag = integer("lag", lag, least=1)
+        self._window = SlidingWindow(self.lag)
+
+    def check_record(self, record: Record) -> None:
+        """Refuse a record that is shorter than the lag."""
+        if record.observation.shape[1] <= self.lag:
+            raise ValueError(
+                f"lag={self.lag}: the record has {record.observation.shape[1]} times; expected more than the lag"
+            )
+        super().check_record(record)
+
+    def start(self, record: Record) -> State:
+        """Members from the climatology; the window has no length yet."""
+        state = super().start(record)
+        x = state["x"]
+        nothing = torch.full_like(x[:, 0], torch.nan)
+        return {**state, "begin": x, **self._window.opened(x), "smoothed": nothing}
+
+    def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+        """Start as every ensemble does; the window begins here."""
+        after = super().first(state, observation, observed, observing)
+        return {**after, "begin": after["x"]}
+
+    def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
+        """Advance the members, and the start of the window where it is full."""
+        begin = self._window.begin_after(state, dynamics)
+        x = advance(dynamics, state["x"], steps)
+        return {**state, **self._window.slid(state, dynamics, steps), "x": x, "begin": begin}
