@@ -19,6 +19,7 @@ def baseline(
     name: str,
     *,
     keep_members: bool = False,
+    smooth: bool = False,
     tune_on: str = "innovation",
     candidates: Mapping[str, Sequence[float]] | None = None,
     restart_after: float | None = None,
@@ -55,7 +56,7 @@ def baseline(
     candidates : mapping of str to sequence of float, optional
         The values to try for parameters that are "tune", such as `{"radius": [2.0, 4.0, 6.0]}`; every method has
         default ones. A value chosen at an end of them warns.
-    restart_after, seed, store, mode, device, progress
+    smooth, restart_after, seed, store, mode, device, progress
         As for `cycle`.
     **parameters
         The method's parameters, such as `members=` and `inflation="tune"`; and dynamics, truth, observation,
@@ -97,6 +98,7 @@ def baseline(
         ds,
         method,
         members=keep,
+        smooth=smooth,
         restart_after=restart_after,
         seed=seed,
         store=store,

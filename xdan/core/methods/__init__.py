@@ -1,8 +1,10 @@
 """Methods: the data assimilation network and the classical schemes it is compared with, behind one protocol."""
 
+from .backward import BackwardPass, EnsembleBackward, GaussianBackward
 from .base import Method
 from .dan import DataAssimilationNetwork
 from .declarations import Choice, Output, Search, Tunable
+from .enks import EnsembleKalmanSmoother
 from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
@@ -18,6 +20,7 @@ from .particle import BootstrapParticleFilter, OptimalParticleFilter
 from .record import Record, State
 from .registry import accepted_parameters, method_by_name, register_method
 from .second_order import IteratedKalmanSmoother, SecondOrderKalmanFilter
+from .smoothing import smooth
 from .square_root import ETKF
 from .state_covariance import CovarianceFromState
 from .stochastic import StochasticEnKF
@@ -28,11 +31,14 @@ from .weak_four_d_var import WeakFourDVar
 __all__ = [
     "ETKF",
     "LETKF",
+    "BackwardPass",
     "BootstrapParticleFilter",
     "Choice",
     "Climatology",
     "CovarianceFromState",
     "DataAssimilationNetwork",
+    "EnsembleBackward",
+    "EnsembleKalmanSmoother",
     "EnsembleMethod",
     "EnsembleOf4DVar",
     "ExtendedKalmanFilter",
@@ -40,6 +46,7 @@ __all__ = [
     "FiniteSizeIEnKF",
     "FiniteSizeIEnKS",
     "FourDVar",
+    "GaussianBackward",
     "GuidedNetwork",
     "IteratedKalmanSmoother",
     "IterativeEnKF",
@@ -64,5 +71,6 @@ __all__ = [
     "method_of",
     "register_method",
     "run",
+    "smooth",
     "tune",
 ]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, switch
+from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .arguments import number_or_tune
+from .backward import BackwardPass, EnsembleBackward
 from .declarations import INFLATION, SPREADS, Output, Tunable
 from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Precision, centre, compare
 from .record import Record, State
@@ -130,6 +132,11 @@ class InflatedEnsemble(EnsembleMethod):
     ) -> None:
         super().__init__(members, model_noise)
         self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
+
+    def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
+        """That of members that the analysis has inflated."""
+        self.check_backward(dynamics)
+        return EnsembleBackward(self.number("inflation"))
 
     def spins_up(self, state: State) -> bool:
         """Whether the coming analysis is among the first."""

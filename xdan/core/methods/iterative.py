@@ -119,7 +119,7 @@ class IterativeEnKS(EnsembleMethod):
         if self.finite_size and self.inflation != 1.0:
             raise ValueError(f"inflation={inflation!r} with finite_size=True: expected one of the two")
         self._window = SlidingWindow(self.lag)
-        self.outputs = (*SPREADS, self._window.output, INFLATION, ITERATIONS, UNCONVERGED)
+        self.outputs = (*SPREADS, self._window.output, self._window.spread, INFLATION, ITERATIONS, UNCONVERGED)
 
     @classmethod
     def _refuse(cls, parameters: Mapping[str, Any]) -> None:
@@ -146,7 +146,7 @@ class IterativeEnKS(EnsembleMethod):
         zero = x.new_zeros(len(x))
         more = {"inflation": zero + 1, "iterations": zero, "unconverged": zero}
         nothing = torch.full_like(x[:, 0], torch.nan)
-        return {**state, "begin": x, **self._window.opened(x), "smoothed": nothing, **more}
+        return {**state, "begin": x, **self._window.opened(x), "smoothed": nothing, "smoothed_spread": nothing, **more}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Start as every ensemble does; the window begins here."""
@@ -206,6 +206,7 @@ class IterativeEnKS(EnsembleMethod):
             "x": torch.where(lost[:, None, None], torch.full_like(end, torch.nan), end),
             "begin": begin,
             "smoothed": self._window.smoothed(state, x0[:, 0]),
+            "smoothed_spread": self._window.smoothed(state, (at.root @ anomalies).std(1)),
             "inflation": ((m - 1) / at.zeta).sqrt() * self.number("inflation"),
             "iterations": at.count,
             "unconverged": unconverged.to(at.count.dtype),

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..observing import ObservingSystem, Positions
 from ..tapers import gaspari_cohn
 from .arguments import number_or_tune
+from .backward import BackwardPass
 from .declarations import Tunable
 from .ensemble import INFLATIONS, Precision, centre, compare
 from .finite_size import InflatedEnsemble
@@ -55,6 +56,10 @@ class LETKF(InflatedEnsemble):
     """
 
     name: ClassVar[str] = "letkf"
+    backward: ClassVar[type[BackwardPass] | None] = None
+    no_backward: ClassVar[str] = (
+        "each site has weights of its own for the members, and the weights of a step back would be the same for all"
+    )
     tunable: ClassVar[Mapping[str, Tunable]] = {
         "radius": Tunable((2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0)),
         "inflation": INFLATIONS,
