@@ -3,6 +3,7 @@
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
+from .assimilation.reanalysis import reanalysis as reanalysis
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .assimilation.twins import twin as twin

@@ -40,6 +40,12 @@ class DanAccessor:
 
         return baseline(self._ds, name, **kwargs)
 
+    def reanalysis(self, method: str | Network | Method, **kwargs: Any) -> xr.Dataset:
+        """Smooth this record by a method: `xdan.reanalysis`."""
+        from .assimilation.reanalysis import reanalysis
+
+        return reanalysis(self._ds, method, **kwargs)
+
     def estimate_errors(self, method: str = "em", **kwargs: Any) -> xr.Dataset:
         """Estimate Q and R from this record: `xdan.estimate_errors`."""
         from .estimation.errors import estimate_errors

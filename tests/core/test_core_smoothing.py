@@ -36,7 +36,7 @@ H = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, -1.0]], dtype=torch.float64)
 R = torch.tensor([[0.5, 0.2], [0.2, 0.8]], dtype=torch.float64)
 Q = torch.tensor([[0.3, 0.1, 0.0], [0.1, 0.4, 0.0], [0.0, 0.0, 0.2]], dtype=torch.float64)
 STEPS = [0, 1, 2, 1, 3, 1, 1, 2]
-CLIMATE = np.random.default_rng(0).normal([1.0, 0.0, -1.0], size=(500, N))
+CLIMATE = np.random.default_rng(0).normal([1.0, 0.0, -1.0], size=(20000, N))
 
 
 def matrix_at(step: int) -> torch.Tensor:
