@@ -108,6 +108,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "enkf": lambda: method_by_name("enkf", members=6),
     "etkf": lambda: method_by_name("etkf", members=5, inflation=1.05),
     "etkf rotated": lambda: method_by_name("etkf", members=5, rotate=True),
+    "enks": lambda: method_by_name("enks", members=5, lag=3, inflation=1.05),
     "letkf": lambda: method_by_name("letkf", members=4, radius=1.5),
     "ienkf": lambda: method_by_name("ienkf", members=5, inflation=1.05),
     "ienkf bundle": lambda: method_by_name("ienkf", members=5, variant="bundle"),

@@ -172,6 +172,25 @@ def test_enks_of_a_lag_is_the_backward_pass_over_so_many_times(lag):
             assert_close(outputs[name][:, k], part[name][:, k - lag], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("lag", [1, 3])
+def test_windows_smooth_as_backward_passes_where_the_model_is_linear(lag):
+    """The iterated Kalman smoother as a Kalman filter gone back over so many times, the IEnKS as the EnKS."""
+    record = record_of(linear(), gaps=False)
+    filtered = ExtendedKalmanFilter(inflation=1.0).prepare(record)
+    window = method_by_name("iterated-kalman-smoother", lag=lag, c2=1.0, tolerance=1e-9).prepare(record)
+    outputs, _ = run(window, record)
+    for k in range(lag, len(STEPS)):
+        part = smooth(filtered, record.during(slice(0, k + 1)))[0]
+        for name in ("smoothed", "smoothed_spread"):
+            assert_close(outputs[name][:, k], part[name][:, k - lag], rtol=0, atol=1e-7)
+    ienks = method_by_name("ienks", members=9, lag=lag, tolerance=1e-9).prepare(record)
+    enks = method_by_name("enks", members=9, lag=lag, inflation=1.0, spin_up=0).prepare(record)
+    pair = [run(method, record)[0] for method in (ienks, enks)]
+    for name in ("smoothed", "smoothed_spread"):
+        assert_close(pair[0][name][:, lag:], pair[1][name][:, lag:], rtol=0, atol=1e-7)
+        assert pair[0][name][:, :lag].isnan().all()
+
+
 def test_finite_size_enks_filters_as_enkf_n():
     record = record_of(linear(), gaps=False)
     enks = method_by_name("enks", members=5, finite_size=True, lag=3)
@@ -354,5 +373,9 @@ def test_methods_without_a_backward_pass_say_what_has_one():
     assert {"kalman", "extended-kalman", "second-order-kalman", "enkf", "etkf", "enkf-n"} <= set(named)
     for name in set(named) & set(METHODS):
         method_by_name(name, **({"c2": 1.0} if "second" in name else {})).check_backward(model)
+    wrong = method_by_name("etkf")
+    wrong.backward = True
+    with pytest.raises(TypeError, match="backward=True of the method 'etkf': expected a class derived from"):
+        wrong.check_declarations()
     assert isinstance(method_by_name("etkf").backward_pass(model), EnsembleBackward)
     assert isinstance(method_by_name("extended-kalman", inflation=1.1).backward_pass(model), GaussianBackward)

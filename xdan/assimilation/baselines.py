@@ -43,7 +43,7 @@ def baseline(
         - variational: "4d-var" (`window=`), "eda";
         - Kalman: "kalman" (linear dynamics), "extended-kalman", "second-order-kalman", "iterated-kalman-smoother"
           (`lag=`), "state-covariance" (Sakov's A1 and A2);
-        - ensemble: "enkf", "etkf", "letkf" (`radius=`), "enkf-n" (finite-size, nothing to tune);
+        - ensemble: "enkf", "etkf", "letkf" (`radius=`), "enkf-n" (finite-size, nothing to tune), "enks" (`lag=`);
         - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`);
         - several models: "multi-model-enkf", "multifidelity-enkf" (`models=`);
         - particle: "particle", "optimal-particle".

@@ -221,6 +221,11 @@ class Method(ABC):
             raise ValueError(f"{title} declares the outputs {twice} twice: expected distinct names")
         if taken := sorted(set(names) & set(KEPT)):
             raise ValueError(f"{title} declares the outputs {taken}, which the loop itself keeps: expected other names")
+        if not (self.backward is None or (isinstance(self.backward, type) and issubclass(self.backward, BackwardPass))):
+            raise TypeError(
+                f"backward={shown(self.backward)} of {title}: expected a class derived from "
+                "xdan.core.methods.BackwardPass, or None"
+            )
         for name, tunable in self.tunable.items():
             if not isinstance(tunable, Tunable):
                 raise TypeError(f"tunable[{name!r}]={shown(tunable)} of {title}: expected xdan.Tunable((0.1, 0.2))")
