@@ -145,14 +145,15 @@ def test_inflation_counts_as_an_error_of_the_model():
     assert_close(smoothed["smoothed_covariance"][0, -1], p[-1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("spin_up", [0, 3])
 @pytest.mark.parametrize("inflation", [1.0, 1.1])
 @pytest.mark.parametrize("missing", [0.0, 0.3])
-def test_enks_with_a_long_lag_is_the_backward_pass_of_the_etkf(missing, inflation):
-    """Means to rounding. Spreads with inflation too, as both have the covariances of the recursion."""
+def test_enks_with_a_long_lag_is_the_backward_pass_of_the_etkf(missing, inflation, spin_up):
+    """Means and spreads to rounding, with inflation too, and with what the finite-size prior adds at first."""
     record = record_of(linear(), missing=missing)
     lag = len(STEPS) - 1
-    back = smooth(method_by_name("etkf", members=9, inflation=inflation, spin_up=0).prepare(record), record)[0]
-    enks = method_by_name("enks", members=9, inflation=inflation, spin_up=0, lag=lag).prepare(record)
+    back = smooth(method_by_name("etkf", members=9, inflation=inflation, spin_up=spin_up).prepare(record), record)[0]
+    enks = method_by_name("enks", members=9, inflation=inflation, spin_up=spin_up, lag=lag).prepare(record)
     outputs, _ = run(enks, record)
     assert outputs["smoothed"][:, :-1].isnan().all()
     for name in ("smoothed", "smoothed_spread"):
@@ -197,8 +198,9 @@ def test_finite_size_enks_filters_as_enkf_n():
     assert "inflation" not in enks.config()
     outputs, _ = run(enks.prepare(record), record)
     assert_close(outputs["analysis"], run(method_by_name("enkf-n", members=5).prepare(record), record)[0]["analysis"])
-    part = smooth(method_by_name("enkf-n", members=5).prepare(record), record.during(slice(0, 4)))[0]
-    assert_close(outputs["smoothed"][:, 3], part["smoothed"][:, 0], rtol=0, atol=1e-9)
+    for name in ("smoothed", "smoothed_spread"):
+        part = smooth(method_by_name("enkf-n", members=5).prepare(record), record.during(slice(0, 4)))[0]
+        assert_close(outputs[name][:, 3], part[name][:, 0], rtol=0, atol=1e-9)
     with pytest.raises(ValueError, match=r"inflation=1\.02 with finite_size=True: expected one of the two"):
         method_by_name("enks", finite_size=True, inflation=1.02)
 
@@ -210,7 +212,7 @@ def test_smoothed_anomalies_with_inflation_have_the_covariance_of_the_recursion(
     anomalies = analysis - analysis.mean(1, keepdim=True)
     forecast = analysis.mean(1, keepdim=True) + f * anomalies @ turn  # and some later correction of it
     shrunk = forecast.mean(1, keepdim=True) + 0.4 * (forecast - forecast.mean(1, keepdim=True)) + 0.2
-    answer = smoothed_members(analysis, forecast, shrunk, f)
+    answer = smoothed_members(analysis, forecast, shrunk, torch.full((1, 1, 1), f, dtype=torch.float64))
     p, ahead = torch.cov(anomalies[0].T), torch.cov(forecast[0].T)
     gain = p @ turn @ torch.linalg.inv(ahead)
     assert_close(torch.cov(answer[0].T), p + gain @ (torch.cov(shrunk[0].T) - ahead) @ gain.T)

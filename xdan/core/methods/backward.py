@@ -14,6 +14,7 @@ from .record import State
 from .roots import eigh_or_nan
 
 SMOOTHED = Output("smoothed", "estimate of the state from the observations of all times", "state", "state")
+PRIOR_INFLATION = "prior_inflation"  # entry of a state: factor by which an analysis inflated its forecast's anomalies
 SMOOTHED_SPREAD = Output("smoothed_spread", "standard deviation of the smoothed state", "state", "state")
 
 
@@ -43,6 +44,11 @@ class BackwardPass(ABC):
     """
 
     entries: tuple[str, ...] = ("x",)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Entries of the states that the pass carries."""
+        return self.entries
 
     def __init__(self, inflation: float = 1.0) -> None:
         self.inflation = inflation
@@ -118,21 +124,42 @@ class EnsembleBackward(BackwardPass):
     """Of members that keep their numbers from an analysis to the next forecast.
 
     The first analysis of a trajectory, which no ensemble method inflates, counts as inflated here too.
+
+    Parameters
+    ----------
+    inflation : float
+        As for `BackwardPass`.
+    prior : str
+        Entry of the analysis state, shape (B,), where the method has one: the factor by which the analysis first
+        inflated the anomalies of its forecast, as the finite-size prior does.
     """
 
+    def __init__(self, inflation: float = 1.0, prior: str = PRIOR_INFLATION) -> None:
+        super().__init__(inflation)
+        self.prior = prior
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """The members, and the inflation of their forecast."""
+        return *self.entries, PRIOR_INFLATION
+
     def analysis(self, state: State) -> State:
-        """The members, their anomalies before inflation."""
+        """The members, their anomalies before inflation, and the inflation of their forecast."""
         x = state["x"]
-        mean = x.mean(1, keepdim=True)
-        return {"x": x if self.inflation == 1.0 else mean + (x - mean) / self.inflation}
+        mean, prior = x.mean(1, keepdim=True), state.get(self.prior, x.new_ones(len(x)))
+        return {"x": x if self.inflation == 1.0 else mean + (x - mean) / self.inflation, PRIOR_INFLATION: prior}
 
     def numbers(self, members: int, size: int) -> int:
         """The members."""
         return members * size
 
     def step(self, analysis: State, forecast: State, smoothed: State, dynamics: Dynamics, steps: int) -> State:
-        """By the covariances of the members."""
-        return {"x": smoothed_members(analysis["x"], forecast["x"], smoothed["x"], self.inflation)}
+        """By the covariances of the members, those of the forecast as its analysis inflated them."""
+        x, prior = forecast["x"], smoothed[PRIOR_INFLATION][:, None, None]
+        mean = x.mean(1, keepdim=True)
+        inflated = torch.where(prior == 1.0, x, mean + prior * (x - mean))
+        after = smoothed_members(analysis["x"], inflated, smoothed["x"], self.inflation * prior)
+        return {"x": after, PRIOR_INFLATION: analysis[PRIOR_INFLATION]}
 
     def outputs(self, smoothed: State, members: bool) -> dict[str, Tensor]:
         """Mean and spread of the members, and with `members` themselves."""
@@ -173,7 +200,7 @@ def smoothed_covariance(analysis: Tensor, gain: Tensor, forecast: Tensor, smooth
     return 0.5 * (p + p.mT)
 
 
-def smoothed_members(analysis: Tensor, forecast: Tensor, smoothed: Tensor, inflation: float = 1.0) -> Tensor:
+def smoothed_members(analysis: Tensor, forecast: Tensor, smoothed: Tensor, inflation: Tensor | None = None) -> Tensor:
     """Members (B, M, N) of one time, given the observations of later times too.
 
     The smoother of Rauch, Tung and Striebel with the covariances of the ensemble. With anomalies as rows, A_a of the
@@ -181,8 +208,9 @@ def smoothed_members(analysis: Tensor, forecast: Tensor, smoothed: Tensor, infla
 
         X_s,k = X_a,k + (X_s,k+1 - X_f,k+1) A_f,k+1^+ A_a,k.
 
-    With an inflation f the forecast started from f A_a. The gain P_a M^T P_f^+ is then A_a^T A_f^{+T} / f, and the
-    smoothed anomalies are a symmetric root of the smoothed covariance: with V = A_s,k+1 A_f^+,
+    With an inflation f between the two, A_f = f A_a M^T in the linear case. The gain P_a M^T P_f^+ is then
+    A_a^T A_f^{+T} / f, and the smoothed anomalies are a symmetric root of the smoothed covariance: with
+    V = A_s,k+1 A_f^+,
 
         A_s,k = (I + (V^T V - A_f A_f^+) / f^2)^{1/2} A_a,k.
 
@@ -192,8 +220,8 @@ def smoothed_members(analysis: Tensor, forecast: Tensor, smoothed: Tensor, infla
         X_a,k, before it was inflated.
     forecast, smoothed : Tensor, shape (B, M, N)
         X_f,k+1 and X_s,k+1. A forecast's members hold their draws of model error.
-    inflation : float
-        f.
+    inflation : Tensor, shape (B, 1, 1), optional
+        f; by default 1.
 
     References
     ----------
@@ -202,11 +230,11 @@ def smoothed_members(analysis: Tensor, forecast: Tensor, smoothed: Tensor, infla
     mean, after, end = (x.mean(1, keepdim=True) for x in (analysis, forecast, smoothed))
     anomalies = forecast - after
     inverse = torch.linalg.pinv(anomalies)
-    if inflation == 1.0:
-        moved: Tensor = analysis + (smoothed - forecast) @ inverse @ (analysis - mean)
+    moved: Tensor = analysis + (smoothed - forecast) @ inverse @ (analysis - mean)
+    if inflation is None or bool((inflation == 1.0).all()):
         return moved
     v = (smoothed - end) @ inverse
     values, vectors = eigh_or_nan((v.mT @ v - anomalies @ inverse) / inflation**2 + torch.eye(v.shape[1]).to(v))
     root = (vectors * values.sqrt()[:, None]) @ vectors.mT
-    answer: Tensor = mean + ((end - after) @ inverse / inflation + root) @ (analysis - mean)
-    return answer
+    rooted = mean + ((end - after) @ inverse / inflation + root) @ (analysis - mean)
+    return torch.where(inflation == 1.0, moved, rooted)

@@ -60,8 +60,9 @@ class EnsembleKalmanSmoother(InflatedEnsemble):
 
         x + w B,    v + (diag (T B)^T (T B) - diag B^T B) / (M - 1),    T B.
 
-    For a linear model without errors, and a lag as long as the record, the result is that of a backward pass over the
-    ETKF's run.
+    What the finite-size prior adds, with `finite_size` and in the first cycles, is an inflation of the forecast before
+    the analysis, and is taken so too. For a linear model without errors and a lag
+    as long as the record, the result is that of a backward pass over the filter's run.
 
     References
     ----------
@@ -126,13 +127,15 @@ class EnsembleKalmanSmoother(InflatedEnsemble):
         zeta = effective_zeta(precision, self.members, True) if self.finite_size else self.zeta(precision, state)
         weights, root = precision.solve(zeta)
         root = math.sqrt(size) * root
-        before = state["past_anomalies"]
-        after = root[:, None] @ before
+        # Of the forecast as the prior inflates it: the weights are w / f, and the root T / f.
+        prior = self.prior_inflation(zeta, mean)[:, None, None]
+        before = state["past_anomalies"] / prior[:, None]
+        after = (root / prior)[:, None] @ before
         gained = (after.square().sum(2) - before.square().sum(2)) / size
         return {
             **state,
             "x": mean + (weights[:, None] + self.number("inflation") * root) @ anomalies,
-            "past_mean": state["past_mean"] + (weights[:, None, None] @ before)[:, :, 0],
+            "past_mean": state["past_mean"] + ((weights[:, None] / prior)[:, None] @ before)[:, :, 0],
             "past_variance": state["past_variance"] + gained,
             "past_anomalies": after,
         }

@@ -81,6 +81,11 @@ class FiniteSizeEnKF(EnsembleMethod):
         """Plain JSON parameters; stores of before rotations go on."""
         return {name: value for name, value in super().config().items() if name != "rotate" or value}
 
+    def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
+        """That of members whose forecast the finite-size prior inflates."""
+        self.check_backward(dynamics)
+        return EnsembleBackward(prior="inflation")
+
     def start(self, record: Record) -> State:
         """Members, not inflated yet."""
         state = super().start(record)
@@ -141,6 +146,10 @@ class InflatedEnsemble(EnsembleMethod):
     def spins_up(self, state: State) -> bool:
         """Whether the coming analysis is among the first."""
         return bool((state["cycle"] < self.spin_up).any())
+
+    def prior_inflation(self, zeta: Tensor | float, x: Tensor) -> Tensor:
+        """Factor of the forecast's anomalies that a weight of the prior stands for, (B,), of members (B, M, N)."""
+        return ((self.members - 1) / (zeta if isinstance(zeta, Tensor) else x.new_full((len(x),), zeta))).sqrt()
 
     def zeta(self, precision: Precision, state: State) -> Tensor | float:
         """Weight of the prior in an analysis: M - 1, and less while spinning up where the innovations ask for it."""

@@ -136,7 +136,7 @@ def _one_back(back: BackwardPass, cycle: _Kept, after: State | None, record: Rec
         return cycle.analysis
     follows = after[_ALIVE] & ~after[_STARTED]
     forecast = {name: after[f"{_FORECAST}{name}"] for name in back.entries}
-    smoothed = {name: after[name] for name in back.entries}
+    smoothed = {name: after[name] for name in back.carried}
     dynamics = record.dynamics if record.dynamics.autonomous else record.dynamics.from_step(cycle.clock)
     stepped = back.step(cycle.analysis, forecast, smoothed, dynamics, int(after[_STEPS][0]))
     return {name: torch.where(_rows(follows, value), value, cycle.analysis[name]) for name, value in stepped.items()}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..checks import switch
 from ..observing import ObservingSystem
+from .backward import PRIOR_INFLATION
 from .ensemble import Precision, centre, compare
 from .finite_size import InflatedEnsemble
 from .record import State
@@ -55,7 +56,8 @@ class ETKF(InflatedEnsemble):
         m = self.members
         mean, anomalies = centre(state["x"])
         precision = Precision(*compare(state["x"], observation, observed, observing))
-        weights, root = precision.solve(self.zeta(precision, state))
+        zeta = self.zeta(precision, state)
+        weights, root = precision.solve(zeta)
         root = self.number("inflation") * math.sqrt(m - 1) * root
         x = mean + (weights[:, None] + (self.turned(root, state) if self.rotate else root)) @ anomalies
-        return {**state, "x": x}
+        return {**state, "x": x, PRIOR_INFLATION: self.prior_inflation(zeta, x)}
