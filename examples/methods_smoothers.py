@@ -23,7 +23,8 @@ from common import kept, markdown, save_pictures, slug
 
 BURN_IN, SITES = 200, 8
 MEMBERS = (20, 40, 80, 160, 320)
-LAGS = (1, 5, 10, 20, 40)
+LAGS, LAG = (1, 5, 10, 20, 40), 20
+WINDOWS = (1, 5, 10, 20)
 END = 40  # cycles at the end of a record that no score looks at: later observations are few there
 Scored = Mapping[str, tuple[Any, Mapping[str, Any]]]
 
@@ -73,7 +74,7 @@ def closed_form(options: argparse.Namespace) -> None:
 def ienks(options: argparse.Namespace) -> None:
     """IEnKS-N of 40 members: the smoothed state by its lag."""
     words = {"members": 40, "progress": False}
-    ways: Scored = {f"ienks-n, lag {lag}": ("ienks-n", {**words, "lag": lag}) for lag in (1, 5, 10, 20)}
+    ways: Scored = {f"ienks-n, lag {lag}": ("ienks-n", {**words, "lag": lag}) for lag in WINDOWS}
     _compared(options, ways)
 
 
@@ -83,8 +84,8 @@ def enks(options: argparse.Namespace) -> None:
     ways: dict[str, tuple[Any, Mapping[str, Any]]] = {
         f"enks, lag {lag}, inflation 1.005": ("enks", {**words, "lag": lag, "inflation": 1.005}) for lag in LAGS
     }
-    ways["enks, lag 20, inflation 1.01"] = ("enks", {**words, "lag": 20, "inflation": 1.01})
-    ways["enks, lag 20, finite size"] = ("enks", {**words, "lag": 20, "finite_size": True})
+    ways[f"enks, lag {LAG}, inflation 1.01"] = ("enks", {**words, "lag": LAG, "inflation": 1.01})
+    ways[f"enks, lag {LAG}, finite size"] = ("enks", {**words, "lag": LAG, "finite_size": True})
     ways["etkf, inflation 1.005, backward"] = ("etkf", {**words, "inflation": 1.005})
     ways["etkf, inflation 1.01, backward"] = ("etkf", {**words, "inflation": 1.01})
     ways["enkf-n, backward"] = ("enkf-n", words)

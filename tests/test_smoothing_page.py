@@ -23,12 +23,21 @@ def test_the_blocks_run(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.* have lost the truth")  # records of 9 cycles
-@pytest.mark.parametrize(("figure", "rows"), [("closed-form", 10), ("ienks", 4), ("enks", 9), ("inflation", 4)])
+@pytest.mark.parametrize(
+    ("figure", "rows"),
+    [
+        ("inflation", 4),
+        pytest.param("closed-form", 10, marks=pytest.mark.slow),
+        pytest.param("ienks", 2, marks=pytest.mark.slow),
+        pytest.param("enks", 9, marks=pytest.mark.slow),
+    ],
+)
 def test_figures_run_to_their_tables(figure, rows, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
     example = import_module("methods_smoothers")
     monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
-    for name, value in {"BURN_IN": 14, "END": 2, "LAGS": (1, 5), "MEMBERS": (20, 80)}.items():
+    small = {"BURN_IN": 4, "END": 2, "LAGS": (1, 2), "LAG": 2, "WINDOWS": (1, 2), "MEMBERS": (10, 20)}
+    for name, value in small.items():
         monkeypatch.setattr(example, name, value)
     monkeypatch.setattr("xdan.Lorenz96.spin_up_time", 2.0)
     out = tmp_path / figure
