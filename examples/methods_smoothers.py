@@ -96,7 +96,7 @@ def enks(options: argparse.Namespace) -> None:
 
     by_lag = table[table.method.str.contains("inflation 1.005") & table.method.str.startswith("enks")]
     curve = by_lag.assign(lag=list(LAGS)).rename(columns={"smoothed RMSE": "RMSE of the smoothed state"})
-    picture = curve.hvplot.line(x="lag", y=["RMSE of the smoothed state", "smoothed spread"], width=700)
+    picture = curve.hvplot.line(x="lag", y=["RMSE of the smoothed state", "smoothed spread"], ylabel="state", width=700)
     save_pictures(options.out / "enks", {"EnKS, 40 members, inflation 1.005": picture}, title="EnKS by its lag")
 
 
