@@ -110,6 +110,11 @@ def _baseline(folder: Path, whole: Path) -> None:
     _few_blocks(whole).dan.baseline("enkf", store=folder / "run", **settings)
 
 
+def _smoothed(folder: Path, whole: Path) -> None:
+    settings = {"members": 5, "keep_members": True, "progress": False}
+    _few_blocks(whole).dan.reanalysis("etkf", store=folder / "run", **settings)
+
+
 def _tuned(folder: Path, whole: Path) -> None:
     _few_blocks(whole).dan.baseline("3d-var", store=folder / "run", progress=False)
 
@@ -150,6 +155,7 @@ JOBS: Mapping[str, Job] = {
     "train": Job(_train, _trained),
     "cycle": Job(_cycle, _cycled),
     "baseline": Job(_baseline, _cycled),
+    "smoothed": Job(_smoothed, _cycled),
     "baseline-tuned": Job(_tuned, _cycled),
     "sweep": Job(_sweep, _swept),
     "twin": Job(_twin, tree, "twin", TWIN_READS),

@@ -97,6 +97,14 @@ def test_a_killed_worker_changes_no_run(client, record, net):
     np.testing.assert_allclose(future.result().values, expected.analysis.values, rtol=1e-5, atol=1e-5)
 
 
+def test_a_smoothed_run_of_separate_processes(client, record, tmp_path):
+    record = record.isel(trajectory=slice(8), time=slice(48))
+    settings = {"members": 5, "progress": False}
+    stored = record.dan.reanalysis("etkf", store=tmp_path / "run", **settings)
+    expected = record.dan.reanalysis("etkf", **settings).compute(scheduler="synchronous")
+    np.testing.assert_allclose(stored.smoothed, expected.smoothed, rtol=1e-5, atol=1e-4)
+
+
 def test_a_killed_worker_changes_no_sweep(client, model, whole, tmp_path, monkeypatch):
     store, killed = tmp_path / "sweep.zarr", []
     own = sweeps.tqdm.update

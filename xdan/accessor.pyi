@@ -9,6 +9,7 @@ from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
 from .assimilation.forecast_scores import score_forecasts as score_forecasts
 from .assimilation.forecasts import forecast as forecast
+from .assimilation.reanalysis import reanalysis as reanalysis
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .diagnostics.covariances import zero_innovation_bias as zero_innovation_bias
@@ -62,6 +63,7 @@ class DanAccessor:
     learn_correction = _method(learn_correction)
     lyapunov_vectors = _method(lyapunov_vectors)
     rank_histogram = _method(rank_histogram)
+    reanalysis = _method(reanalysis)  # type: ignore[arg-type]
     rmse_in_time = _method(rmse_in_time)
     scaling_of_increments = _method(scaling_of_increments)
     score = _method(score)

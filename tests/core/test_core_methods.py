@@ -108,6 +108,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "enkf": lambda: method_by_name("enkf", members=6),
     "etkf": lambda: method_by_name("etkf", members=5, inflation=1.05),
     "etkf rotated": lambda: method_by_name("etkf", members=5, rotate=True),
+    "enks": lambda: method_by_name("enks", members=5, lag=3, inflation=1.05),
     "letkf": lambda: method_by_name("letkf", members=4, radius=1.5),
     "etkf adaptive": lambda: method_by_name("etkf", members=5, inflation="adaptive", spin_up=2, relaxation="rtpp"),
     "letkf adaptive": lambda: method_by_name("letkf", members=4, radius=1.5, inflation="adaptive", spin_up=2),

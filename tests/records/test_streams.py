@@ -70,6 +70,7 @@ def arm(point, when, log):
         return event("step", lambda: real(self, *passed))
 
     patch(Stream, "write", writing)
+    patch(Stream, "write_back", writing)
 
     def finishing(self, attributes, real):
         armed[0] = False
@@ -121,6 +122,12 @@ def tasks(kind):
     # So fast that the best network is an early one, which a checkpoint must keep beside the last.
     settings["optimiser"] = Optimiser(learning_rate=0.5, adam_learning_rate=0.1)
     dask.config.set(scheduler="threads", num_workers=2)
+    if kind == "smoothed":
+
+        def smooth(folder):
+            xdan.baseline(ds, "etkf", members=4, smooth=True, store=folder / "run.zarr", progress=False)
+
+        return smooth, lambda folder: tree(folder / "run.zarr")
     if kind == "stream":
         # A training would start threads in the parent: the network is made in a child.
         def run(folder):
@@ -227,7 +234,7 @@ def main(kind, folder, kills):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills a forked child")
-@pytest.mark.parametrize(("kind", "kills"), [("stream", 7), ("record", 7), ("endless", 2)])
+@pytest.mark.parametrize(("kind", "kills"), [("stream", 7), ("smoothed", 8), ("record", 7), ("endless", 2)])
 def test_killed_and_resumed_ends_the_same(kind, kills, tmp_path):
     answer = subprocess.run(
         [sys.executable, __file__, kind, str(tmp_path), str(kills)], capture_output=True, text=True, check=False

@@ -19,6 +19,7 @@ def baseline(
     name: str,
     *,
     keep_members: bool = False,
+    smooth: bool = False,
     tune_on: str = "innovation",
     candidates: Mapping[str, Sequence[float]] | None = None,
     restart_after: float | None = None,
@@ -42,7 +43,8 @@ def baseline(
         - variational: "4d-var" (`window=`), "eda";
         - Kalman: "kalman" (linear dynamics), "extended-kalman", "second-order-kalman", "iterated-kalman-smoother"
           (`lag=`), "state-covariance" (Sakov's A1 and A2);
-        - ensemble: "enkf", "etkf", "letkf" (`radius=`), "denkf", "enkf-n" (finite-size, nothing to tune);
+        - ensemble: "enkf", "etkf", "letkf" (`radius=`), "denkf", "enkf-n" (finite-size, nothing to tune), "enks"
+          (`lag=`);
         - ensemble, one observation after another: "eakf", "ensrf", "rank-histogram";
         - ensemble with a static covariance: "hybrid-envar";
         - iterative ensemble: "ienkf", "ienkf-n", "ienks", "ienks-n" (`lag=`), "es-mda" (`lag=`, `steps=`);
@@ -57,7 +59,7 @@ def baseline(
     candidates : mapping of str to sequence of float, optional
         The values to try for parameters that are "tune", such as `{"radius": [2.0, 4.0, 6.0]}`; every method has
         default ones. A value chosen at an end of them warns.
-    restart_after, seed, store, mode, device, progress
+    smooth, restart_after, seed, store, mode, device, progress
         As for `cycle`.
     **parameters
         The method's parameters, such as `members=` and `inflation="tune"`; and dynamics, truth, observation,
@@ -99,6 +101,7 @@ def baseline(
         ds,
         method,
         members=keep,
+        smooth=smooth,
         restart_after=restart_after,
         seed=seed,
         store=store,

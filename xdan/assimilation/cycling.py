@@ -22,7 +22,7 @@ from ..core.methods import run as run_method
 from ..core.progress import showing_bars
 from ..core.random import check_seed
 from ..network import Network
-from ..records.blocks import Carry, Plan, Setup, block, block_graph, in_block, make_record, pick_device
+from ..records.blocks import Carry, Plan, Setup, block, carried_graph, in_block, make_record, pick_device
 from ..records.following import astray, shortest_interval
 from ..records.location import StoreLike, check_reachable, check_rewritable, locate, writing
 from ..records.observing import identity as observing_identity
@@ -32,7 +32,8 @@ from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES, check_observed, refuse_fill_values
 from ..records.watch import RATIO, Watch, attribute, far_from_truth, warn_of
-from .run_layout import Layout, choices_of, label_run, lags_of, layout_of
+from .backward_pass import fill_backward, lazy_pass
+from .run_layout import Layout, choices_of, label_run, lags_of, layout_of, smoothed_layout_of
 from .schemes import Scheme, scheme_of
 
 
@@ -41,6 +42,7 @@ def cycle(
     method: Network | Method,
     *,
     members: bool = False,
+    smooth: bool = False,
     restart_after: float | None = None,
     seed: int = 0,
     store: StoreLike | None = None,
@@ -65,6 +67,13 @@ def cycle(
         Keep the members of an ensemble method; or the memory of a network, the latent channels that each analysis
         reads, and `analysis_covariance`, P_a (trajectory, time, x_dual, x) of a filter beside it that its forecast
         carries. N numbers for each component make a long run large.
+    smooth : bool
+        Go back over the run too, so that every state knows the observations of all times: `smoothed` and
+        `smoothed_spread`, and with `members` also `smoothed_members` or `smoothed_covariance`. It takes another run
+        of the model. Kalman filters with one covariance matrix, ensemble methods but "letkf" and those with weights or
+        several models, and networks with members or beside such a Kalman filter can; methods with a lag smooth by it
+        already. Each block's states are made again from what the block began with, which a store keeps until the pass
+        has gone through that block.
     restart_after : float, optional
         Model time without an observation after which a trajectory starts anew from the climatology, with the next
         observation; by default never. The run holds the flag `restarted`, and the time in its attributes. 4D-Var and
@@ -106,7 +115,8 @@ def cycle(
         trajectory is lost and its output NaN; `innovation_ratio` (trajectory, time), the mean square innovation over
         what it should be: the forecast's variance plus R's; for a method without a spread what the network had in
         training, or what the climatology would have; spreads and diagnostics of the method. `smoothed` lies at the time
-        that it is an estimate of: the last times have none. The attribute `xdan_warnings` holds what was warned of.
+        that it is an estimate of: the last times of a method with a lag have none. The attribute `smoothed_by` says
+        which observations it knows, and `xdan_warnings` holds what was warned of.
 
     Warns
     -----
@@ -132,7 +142,16 @@ def cycle(
         longest = real("restart_after", restart_after, above=0.0)
         labelled = replace(labelled, setup=replace(labelled.setup, restart_after=longest))
     return run_over(
-        ds, labelled, method, members=members, seed=seed, store=store, mode=mode, device=device, progress=progress
+        ds,
+        labelled,
+        method,
+        members=members,
+        smooth=smooth,
+        seed=seed,
+        store=store,
+        mode=mode,
+        device=device,
+        progress=progress,
     )
 
 
@@ -147,6 +166,7 @@ def run_over(
     mode: str,
     device: str,
     progress: bool,
+    smooth: bool = False,
     kind: Callable[..., Run] | None = None,
 ) -> xr.Dataset:
     """Run a method over a record that is read; `cycle` has the arguments and the errors.
@@ -160,7 +180,7 @@ def run_over(
         Makes the run; by default `Run`, a class that leaves out some of it or adds to it otherwise.
     """
     scheme = scheme_of(method)
-    seed, progress = check_seed(seed), switch("progress", progress)
+    seed, progress, smooth = check_seed(seed), switch("progress", progress), switch("smooth", smooth)
     check_mode(mode)
     device = pick_device(device)
     scheme.check(labelled)
@@ -173,7 +193,7 @@ def run_over(
         check_observed(labelled)
     warned = scheme.warnings(labelled)
     warn_of(warned)
-    run = (kind or Run)(labelled, scheme, warned, seed, members, device, progress, stored=store is not None)
+    run = (kind or Run)(labelled, scheme, warned, seed, members, device, progress, store is not None, smooth)
     if store is not None:
         return run.streamed(store, mode)
     return run.lazy() if lazy else run.in_memory()
@@ -209,6 +229,8 @@ class Run:
         Blocks that the observations are cut into; those of a store have a regular size.
     layout, choices : Layout
         What there is of every cycle, and of the whole run.
+    smoothed : Layout
+        What the backward pass adds; empty without one.
     setup : Delayed
         Of the record's `Setup`.
     prepared : Delayed
@@ -225,12 +247,14 @@ class Run:
         device: str,
         progress: bool,
         stored: bool,
+        smooth: bool = False,
     ) -> None:
         self.labelled, self.scheme, self.warned = labelled, scheme, warned
         self.seed, self.device, self.progress = seed, device, progress
         self.method = scheme.method_on(labelled.setup.dtype, device)
         self.layout = layout_of(self.method, labelled, members)  # refuses `members` that are no bool
         self.members = bool(members)
+        self.smoothed = smoothed_layout_of(self.method, labelled, self.members) if smooth else {}
         self.choices = choices_of(self.method, labelled.setup)
         observations = labelled.observation.chunk().data
         if stored:
@@ -254,8 +278,11 @@ class Run:
         outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in self.layout.items()}
         arguments = (self.setup, self.prepared, *self._constants)
         run_block = partial(_cycle_block, warns)
-        arrays = block_graph(run_block, self.plan, [self.observations], outputs, *arguments, carries=True)
+        arrays, begun = carried_graph(run_block, self.plan, [self.observations], outputs, *arguments)
         arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method, self.layout).items()}
+        if self.smoothed:
+            shared = self.setup, self.prepared, *self._smoothed_constants
+            arrays |= lazy_pass(self.plan, self.observations, self.smoothed, begun, *shared)
         chosen = dask.delayed(_chosen)(self.prepared, self.labelled.setup.dtype, self.device)
         settled = {
             name: da.from_delayed(chosen[name], variable.shape, variable.dtype)
@@ -277,7 +304,8 @@ class Run:
         with writing(store):
             (ready,) = dask.persist(self.prepared)
             (prepared,) = dask.compute(ready)  # a record that is refused leaves the store as it is
-            stream = Stream(store, self._template(), self.plan, identity, mode, lags_of(self.method, self.layout))
+            lags, backward = lags_of(self.method, self.layout), bool(self.smoothed)
+            stream = Stream(store, self._template(), self.plan, identity, mode, lags, backward)
             self._fill(stream, ready)
             whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
             stream.finish(attribute([*self.warned, *prepared.texts, *self._judge(whole, prepared)]))
@@ -289,9 +317,14 @@ class Run:
         """What `_cycle_block` takes beside the record and the prepared scheme."""
         return dask.delayed(self.layout, traverse=False), self.seed, self.members, self.device
 
+    @property
+    def _smoothed_constants(self) -> tuple[Delayed, int, bool, str]:
+        """The same of the backward pass."""
+        return dask.delayed(self.smoothed, traverse=False), self.seed, self.members, self.device
+
     def _labelled(self, arrays: Mapping[str, Any]) -> xr.Dataset:
         return label_run(
-            self.layout | self.choices,
+            self.layout | self.smoothed | self.choices,
             arrays,
             method=self.method,
             labelled=self.labelled,
@@ -314,6 +347,7 @@ class Run:
             [list(plan.trajectory), list(plan.time), str(setup.dtype)],
             *observing_identity(setup.observing, setup.dynamics),
             *([] if setup.restart_after is None else [np.array(setup.restart_after)]),
+            *(["smooth"] if self.smoothed else []),
             # The record is known by its first block: another record's differs there.
             np.asarray(self.observations[plan.rows(0), plan.columns(0)].compute(scheduler="synchronous")),
         )
@@ -323,7 +357,7 @@ class Run:
         chunks = self.observations.chunks[:2]
         blank = {
             name: da.zeros(variable.shape, dtype=variable.dtype, chunks=(*chunks, *variable.shape[2:]))
-            for name, variable in self.layout.items()
+            for name, variable in (self.layout | self.smoothed).items()
         }
         unset = {
             name: da.zeros(variable.shape, dtype=variable.dtype, chunks=-1) for name, variable in self.choices.items()
@@ -338,7 +372,9 @@ class Run:
         done = [stream.done(i) for i in range(rows)]
         task = dask.delayed(_stream_block, pure=False)
         carries: dict[int, Any] = {i: stream.carry(i) for i in range(rows) if done[i] < columns}
-        with tqdm(total=rows * columns, initial=sum(done), disable=not self.progress, unit="block") as bar:
+        passes = 2 if self.smoothed else 1
+        before = sum(done) + (sum(map(stream.smoothed, range(rows))) if self.smoothed else 0)
+        with tqdm(total=passes * rows * columns, initial=before, disable=not self.progress, unit="block") as bar:
             while active := [i for i in carries if done[i] < columns]:
                 # One time block of every trajectory block at a time: memory holds no more, and the bar moves.
                 tasks = []
@@ -349,6 +385,8 @@ class Run:
                     carries[i] = carry
                     done[i] += 1
                     bar.update()
+            if self.smoothed:
+                fill_backward(stream, self.observations, bar, self.setup, ready, *self._smoothed_constants)
         chosen = dask.delayed(_chosen)(ready, self.labelled.setup.dtype, self.device)
         stream.write_scalars(dask.compute(chosen)[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..core.checks import shown
 from ..core.methods import Method, Output
+from ..core.methods.backward import SMOOTHED, SMOOTHED_SPREAD
 from ..core.methods.declarations import POWERS
 from ..core.spaces import STATE
 from ..records.blocks import Setup
@@ -48,7 +50,9 @@ _MEMBERS = (
     Output("members", "analysis members", "state", "state"),
 )
 _MEMORY = Output("memory", "latent channels that the analysis reads", "state")
+_SMOOTHED_MEMBERS = Output("smoothed_members", "members, given the observations of all times", "state", "state")
 _COVARIANCE = Output("analysis_covariance", "error covariance of the filter's analysis", "state", "state squared")
+_SMOOTHED_COVARIANCE = Output("smoothed_covariance", "error covariance of the smoothed state", "state", "state squared")
 # No method's output has their names.
 _ALWAYS = (*_BEFORE, *_MEMBERS, _MEMORY, _COVARIANCE, _RATIO, _DIVERGED, _RESTARTED)
 
@@ -107,35 +111,8 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
         method.check_kept(labelled.setup.dynamics)
     method.check_declarations()
     setup, observation = labelled.setup, labelled.observation
-    model, sizes = setup.dynamics, observation.shape[:2]
-    places: dict[str, Sequence[Part | None]] = {
-        "state": parts_of(model),
-        "observations": labelled.observed_parts,
-        "cycle": (None,),
-    }
-
-    def variables(output: Output, along: str | None = None, size: int = 1, dtype: Any = setup.dtype) -> Layout:
-        inner = ((), ()) if along is None else ((along,), (size,))
-        made = {}
-        for part in places[output.place]:
-            name, attrs = output.name, {"long_name": output.long_name, "units": "1"}
-            dims, shape = ((), ()) if part is None else (part.dims, part.shape)
-            if part is not None:
-                name = part.name(output.name)
-                attrs = part.attributes(output.name, output.long_name, POWERS[output.units])
-            else:
-                attrs["units"] = to_power(model.units, POWERS[output.units])
-            made[name] = Variable(
-                (TRAJECTORY, TIME, *inner[0], *dims),
-                (*sizes, *inner[1], *shape),
-                np.dtype(dtype),
-                attrs,
-                output.name,
-                part,
-            )
-        return made
-
-    held = {dim for part in places["state"] if part is not None for dim in part.dims}
+    model, variables = setup.dynamics, partial(_variables, labelled)
+    held = {dim for part in parts_of(model) for dim in part.dims}
     kept = {*map(str, observation.dims), *held, *(output.name for output in _ALWAYS)}
     if taken := sorted(kept & {output.name for output in method.outputs}):
         raise ValueError(
@@ -148,18 +125,78 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
     if members and method.channels:
         layout |= variables(_MEMORY, CHANNEL, method.channels)
     if members and method.keeps_covariance:
-        rows = variables(_COVARIANCE, dual_of(model.dims), math.prod(model.shape))
-        if len({field.units for field in model.space}) > 1:  # a row has covariances with fields of other units
-            for row in rows.values():
-                row.attrs["long_name"] += ", in the product of the units of two fields"
-                del row.attrs["units"]
-        layout |= rows
+        layout |= _matrix(labelled, _COVARIANCE)
     if members and method.ensemble:
         for output in _MEMBERS:
             layout |= variables(output, MEMBER, method.members)
     if setup.restart_after is not None:
         layout |= variables(_RESTARTED, dtype=bool)
     return layout | variables(_RATIO) | variables(_DIVERGED, dtype=bool)
+
+
+def smoothed_layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout:
+    """Describe the variables that a backward pass adds, by name.
+
+    Raises
+    ------
+    ValueError
+        If the method has no backward pass, or gives an output of such a name.
+    """
+    method.check_backward(labelled.setup.dynamics)
+    names = {SMOOTHED.name, SMOOTHED_SPREAD.name, _SMOOTHED_MEMBERS.name, _SMOOTHED_COVARIANCE.name}
+    if taken := sorted(names & {output.name for output in method.outputs}):
+        raise ValueError(
+            f"smooth=True: the method {method.name!r} declares the outputs {taken}, which a backward pass adds to a "
+            "run: expected other names"
+        )
+    layout = _variables(labelled, SMOOTHED) | _variables(labelled, SMOOTHED_SPREAD)
+    if members and method.keeps_covariance:
+        layout |= _matrix(labelled, _SMOOTHED_COVARIANCE)
+    if members and method.ensemble:
+        layout |= _variables(labelled, _SMOOTHED_MEMBERS, MEMBER, method.members)
+    return layout
+
+
+def _variables(
+    labelled: LabelledRecord, output: Output, along: str | None = None, size: int = 1, dtype: Any = None
+) -> Layout:
+    """The variables of an output, one for each part of its place, with another dim where one is named."""
+    setup, sizes = labelled.setup, labelled.observation.shape[:2]
+    places: dict[str, Sequence[Part | None]] = {
+        "state": parts_of(setup.dynamics),
+        "observations": labelled.observed_parts,
+        "cycle": (None,),
+    }
+    inner = ((), ()) if along is None else ((along,), (size,))
+    made = {}
+    for part in places[output.place]:
+        name, attrs = output.name, {"long_name": output.long_name, "units": "1"}
+        dims, shape = ((), ()) if part is None else (part.dims, part.shape)
+        if part is not None:
+            name = part.name(output.name)
+            attrs = part.attributes(output.name, output.long_name, POWERS[output.units])
+        else:
+            attrs["units"] = to_power(setup.dynamics.units, POWERS[output.units])
+        made[name] = Variable(
+            (TRAJECTORY, TIME, *inner[0], *dims),
+            (*sizes, *inner[1], *shape),
+            np.dtype(setup.dtype if dtype is None else dtype),
+            attrs,
+            output.name,
+            part,
+        )
+    return made
+
+
+def _matrix(labelled: LabelledRecord, output: Output) -> Layout:
+    """The variables of a covariance, its rows along the dual dim."""
+    model = labelled.setup.dynamics
+    rows = _variables(labelled, output, dual_of(model.dims), math.prod(model.shape))
+    if len({field.units for field in model.space}) > 1:  # a row has covariances with fields of other units
+        for row in rows.values():
+            row.attrs["long_name"] += ", in the product of the units of two fields"
+            del row.attrs["units"]
+    return rows
 
 
 def choices_of(method: Method, setup: Setup) -> Layout:
@@ -214,6 +251,10 @@ def label_run(
         result = result.assign_coords({MEMBER: (MEMBER, np.arange(result.sizes[MEMBER]), MEMBER_ATTRIBUTES)})
     described: dict[str, Any] = {"title": f"cycled with {method.name}", "seed": seed, "method": method.name}
     described["method_parameters"] = method.config()
+    if method.smoothing_lag:
+        described["smoothed_by"] = f"the method's lag: observations of up to {method.smoothing_lag} later times"
+    elif SMOOTHED.name in {one.stem for one in layout.values()}:
+        described["smoothed_by"] = "a backward pass: observations of all times"
     if setup.restart_after is not None:
         described["restart_after"] = setup.restart_after
     if method.to_tune():

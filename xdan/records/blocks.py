@@ -303,24 +303,60 @@ def block_graph(
     -------
     dict of dask arrays, dims (trajectory, time, ...)
     """
+    return carried_graph(function, plan, inputs, outputs, *shared, carries=carries, sizes=sizes, **options)[0]
+
+
+def carried_graph(
+    function: Callable[..., Any],
+    plan: Plan,
+    inputs: Sequence[da.Array | None],
+    outputs: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+    *shared: Any,
+    carries: bool = True,
+    begun: Sequence[Sequence[Any]] | None = None,
+    sizes: Callable[[slice, slice], tuple[int, int]] | None = None,
+    **options: Any,
+) -> tuple[dict[str, da.Array], list[list[Any]]]:
+    """`block_graph`, and the state that each block begins with; also backward along time.
+
+    Parameters
+    ----------
+    function, plan, inputs, outputs, shared, carries, sizes, options
+        As for `block_graph`.
+    begun : sequence of sequence, optional
+        What this function gave of another graph on the same plan, by block. Blocks are then taken from the last time to
+        the first, and their carry is the list of what that block began with and what the block after handed back.
+
+    Returns
+    -------
+    arrays : dict of dask arrays, dims (trajectory, time, ...)
+    begun : list of list
+        The state that each block begins with, by its place: None or Delayed.
+    """
     task = dask.delayed(function, nout=2 if carries else None, pure=False)
     cut = [None if array is None else plan.cut(array) for array in inputs]
     pieces: dict[str, list[list[da.Array]]] = {name: [] for name in outputs}
+    starts: list[list[Any]] = []
+    times = range(plan.shape[1])
     for i in range(plan.shape[0]):
         carry: Any = None
-        row: dict[str, list[da.Array]] = {name: [] for name in outputs}
-        for t in range(plan.shape[1]):
+        row: dict[str, dict[int, da.Array]] = {name: {} for name in outputs}
+        starts.append([None] * plan.shape[1])
+        for t in times if begun is None else reversed(times):
             rows, columns = plan.rows(i), plan.columns(t)
             data = [None if blocks is None else blocks[i][t] for blocks in cut]
+            starts[i][t] = carry
             if carries:
-                answer, carry = task(data, carry, rows, columns, *shared, **options)
+                handed = carry if begun is None else [begun[i][t], carry]
+                answer, carry = task(data, handed, rows, columns, *shared, **options)
             else:
                 answer = task(data, rows, columns, *shared, **options)
             size = (rows.stop - rows.start, columns.stop - columns.start) if sizes is None else sizes(rows, columns)
             for name, (tail, dtype) in outputs.items():
-                row[name].append(da.from_delayed(answer[name], (*size, *tail), dtype=dtype))
+                row[name][t] = da.from_delayed(answer[name], (*size, *tail), dtype=dtype)
         for name in outputs:
-            pieces[name].append(row[name])
-    return {
+            pieces[name].append([row[name][t] for t in times])
+    arrays = {
         name: da.concatenate([da.concatenate(row, axis=1) for row in rows], axis=0) for name, rows in pieces.items()
     }
+    return arrays, starts

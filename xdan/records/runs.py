@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ..core.checks import shown
+from ..core.checks import XdanWarning, shown
 from .arranging import arrange_state
 from .fields import each, in_order, parts_of, states_of
 from .schema import TIME, TRAJECTORY, Array, Role
@@ -19,6 +21,9 @@ from .units import check_units, check_units_of_parts
 
 if TYPE_CHECKING:
     from .record import LabelledRecord
+
+
+_OLD_SMOOTHED = "estimate, at each time, of the state a window earlier"  # long_name in runs of early versions
 
 
 def imitate(labelled: LabelledRecord, teacher: Any) -> LabelledRecord:
@@ -60,6 +65,11 @@ def read_run(
         If it is no Dataset.
     ValueError
         If the run lacks one of them, is unfinished, or is of another record.
+
+    Warns
+    -----
+    XdanWarning
+        If the smoothed state is asked for, and an early version wrote it at the time of the analysis.
     """
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
@@ -71,6 +81,8 @@ def read_run(
     if missing := [name for name, variables in held.items() if variables is None]:
         raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
     check_contents(run)
+    if any(name.startswith("smoothed") for name in names):
+        warn_of_old_smoothed(run)
     states = {}
     for name, variables in held.items():
         assert variables is not None
@@ -90,6 +102,29 @@ def read_run(
                 ordered = in_order(variables[part.field.name], dim, part)
                 _check_same_labels(labelled.labels[dim], ordered, dim, what)
     return states
+
+
+def warn_of_old_smoothed(run: xr.Dataset) -> None:
+    """Warn where a run's `smoothed` stands at the time of its analysis, as early versions wrote it.
+
+    Warns
+    -----
+    XdanWarning
+    """
+    names = [str(name) for name, one in run.data_vars.items() if _OLD_SMOOTHED in str(one.attrs.get("long_name", ""))]
+    if not names:
+        return
+    parameters = run.attrs.get("method_parameters", "{}")
+    parameters = json.loads(parameters) if isinstance(parameters, str) else parameters
+    single = {"ienkf": 1, "ienkf-n": 1}.get(str(run.attrs.get("method")))  # whose lag is no parameter
+    lag = next((parameters[word] for word in ("lag", "window") if word in parameters), single)
+    times, shift = (f"{lag} times", f"-{lag}") if lag is not None else ("its window's length", "-lag")
+    warnings.warn(
+        f"{names} of the run was written by an early version: each value stands at the time of its analysis, and is an "
+        f"estimate of the state {times} earlier; expected it at its own time: run[{names[0]!r}].shift(time={shift})",
+        XdanWarning,
+        stacklevel=3,
+    )
 
 
 def _check_same_labels(reference: xr.DataArray, variable: xr.DataArray, dim: str, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import xarray as xr
 import zarr
 from zarr.errors import GroupNotFoundError
 
+from ..core.checks import XdanWarning
 from .blocks import Carry, Plan
 from .location import StoreLike, exists, is_local, replacing
 from .schema import Array
@@ -24,6 +26,9 @@ class Stream:
 
     The template is written first, then whole regions. A group apart counts the blocks that are done, and holds the
     state to carry on with. It is removed at the end, so that an unbroken run and a resumed one leave the same store.
+
+    A run that is smoothed goes through the blocks twice, forward and backward. The group then holds the state that each
+    block began with, until the backward pass has done that block.
 
     Parameters
     ----------
@@ -39,6 +44,13 @@ class Stream:
         An unfinished run of the same identity is taken up whatever the mode.
     lags : mapping of str to int, optional
         Variables whose values belong to an earlier cycle, and how many cycles earlier; the last times have none.
+    backward : bool
+        Whether the blocks are gone back over, too.
+
+    Warns
+    -----
+    XdanWarning
+        If an earlier version began the run, and kept less of it: the run goes on without those variables.
 
     Raises
     ------
@@ -54,8 +66,10 @@ class Stream:
         identity: str,
         mode: str,
         lags: Mapping[str, int] | None = None,
+        backward: bool = False,
     ) -> None:
-        self.store, self.plan, self.lags = store, plan, dict(lags or {})
+        self.store, self.plan, self.lags, self.backward = store, plan, dict(lags or {}), backward
+        self.absent: list[str] = []
         stored_identity, unfinished = self._stored() if exists(store) else (None, False)
         if stored_identity is None and unfinished:
             mode = "w"  # killed before the first block
@@ -68,6 +82,8 @@ class Stream:
             check_writable(store, mode)
             with replacing(store) as place:
                 self._begin(place, template, identity)
+        else:
+            self._check_held(template)
 
     def _begin(self, place: StoreLike, template: xr.Dataset, identity: str) -> None:
         """Write the template, and that nothing is done."""
@@ -75,8 +91,21 @@ class Stream:
         empty = "w" if exists(place) else "w-"
         marked.to_zarr(place, mode=empty, compute=False, consolidated=False, zarr_format=3)  # type: ignore[call-overload]
         resume = zarr.open_group(place, mode="r+").create_group(_RESUME)
-        resume.create_array("done", shape=(self.plan.shape[0],), chunks=(1,), dtype="int64", fill_value=0)
+        for name in ("done", "smoothed") if self.backward else ("done",):
+            resume.create_array(name, shape=(self.plan.shape[0],), chunks=(1,), dtype="int64", fill_value=0)
         resume.attrs["identity"] = identity
+
+    def _check_held(self, template: xr.Dataset) -> None:
+        """Note which variables an unfinished run of an earlier version does not have."""
+        group = zarr.open_group(self.store, mode="r")
+        self.absent = sorted(str(name) for name in template.data_vars if str(name) not in group)
+        if self.absent:
+            warnings.warn(
+                f"{self.store} is an unfinished run of an earlier version, which kept no {self.absent}: it goes on "
+                "without them; pass another path to make a run that holds them",
+                XdanWarning,
+                stacklevel=5,
+            )
 
     def _stored(self) -> tuple[str | None, bool]:
         """Identity of the run in the store, None where it cannot be resumed; and whether the store is unfinished."""
@@ -92,18 +121,35 @@ class Stream:
 
     def done(self, i: int) -> int:
         """Blocks of the i-th row of the plan that are written."""
-        array = zarr.open_group(self.store, path=_RESUME, mode="r")["done"]
+        return self._count("done", i)
+
+    def smoothed(self, i: int) -> int:
+        """Blocks of the i-th row of the plan that the backward pass has written; they are the last ones in time."""
+        return self._count("smoothed", i)
+
+    def _count(self, name: str, i: int) -> int:
+        array = zarr.open_group(self.store, path=_RESUME, mode="r")[name]
         return int(np.asarray(array[i]))  # type: ignore[index]
 
     def carry(self, i: int) -> Carry | None:
         """State to carry on with after `done` blocks."""
-        t = self.done(i)
+        return self.begun(i, self.done(i))
+
+    def begun(self, i: int, t: int) -> Carry | None:
+        """State that the t-th block of the i-th row began with; None at the first time."""
         return read_arrays(self.store, f"{_RESUME}/carry/{i}/{t}")[0] if t else None
+
+    def handed_back(self, i: int) -> Carry | None:
+        """What the backward pass carries on with after `smoothed` blocks."""
+        t = self.plan.shape[1] - self.smoothed(i)
+        return read_arrays(self.store, f"{_RESUME}/back/{i}/{t}")[0] if t < self.plan.shape[1] else None
 
     def write(self, i: int, t: int, outputs: Mapping[str, Array], carry: Carry) -> None:
         """Write a block and then, only then, mark it as done."""
         group = zarr.open_group(self.store, mode="r+")
         for name, value in outputs.items():
+            if name in self.absent:
+                continue
             array = group[name].with_config({"write_empty_chunks": True})  # type: ignore[union-attr]
             lag, columns = self.lags.get(name, 0), self.plan.columns(t)
             first, stop = max(0, columns.start - lag), max(0, columns.stop - lag)
@@ -113,9 +159,25 @@ class Stream:
                 array[self.plan.rows(i), stop:] = np.nan
         write_arrays(self.store, f"{_RESUME}/carry/{i}/{t + 1}", carry, {})
         group[f"{_RESUME}/done"][i] = t + 1  # type: ignore[index]
-        old = f"{_RESUME}/carry/{i}/{t}"
-        if t and old in group:
-            del group[old]
+        if not self.backward:
+            self._forget(f"carry/{i}/{t}")
+
+    def write_back(self, i: int, t: int, outputs: Mapping[str, Array], carry: Carry) -> None:
+        """Write what the backward pass makes of a block, and then mark it as done."""
+        group = zarr.open_group(self.store, mode="r+")
+        for name, value in outputs.items():
+            array = group[name].with_config({"write_empty_chunks": True})  # type: ignore[union-attr]
+            array[self.plan.rows(i), self.plan.columns(t)] = value
+        write_arrays(self.store, f"{_RESUME}/back/{i}/{t}", carry, {})
+        group[f"{_RESUME}/smoothed"][i] = self.plan.shape[1] - t  # type: ignore[index]
+        self._forget(f"back/{i}/{t + 1}")
+        self._forget(f"carry/{i}/{t}")
+
+    def _forget(self, name: str) -> None:
+        """Remove a state that nothing goes on from any more."""
+        group = zarr.open_group(self.store, mode="r+")
+        if f"{_RESUME}/{name}" in group:
+            del group[f"{_RESUME}/{name}"]
 
     def write_scalars(self, values: Mapping[str, Array]) -> None:
         """Write what does not depend on trajectory and time."""

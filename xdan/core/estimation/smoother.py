@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..methods.backward import smoothed_covariance, smoothed_members, smoother_gain
 from ..methods.record import Record
-from ..methods.roots import cholesky_or_nan, cholesky_solved
 from .gaussian_filter import BYTES, Cycle, Gaussian, backward_segments
 
 
@@ -101,11 +101,11 @@ def rauch_tung_striebel(cycles: Sequence[Cycle], after: tuple[Cycle, Gaussian] |
         if following is not None:
             assert following.transition is not None
             forecast, analysis = following.forecast, cycle.analysis
-            gain = cholesky_solved(following.transition @ analysis.covariance, cholesky_or_nan(forecast.covariance)).mT
+            gain = smoother_gain((following.transition @ analysis.covariance).mT, forecast.covariance)
             joint = state.covariance @ gain.mT
             x = analysis.x + (gain @ (state.x - forecast.x)[..., None])[..., 0]
-            p = analysis.covariance + gain @ (state.covariance - forecast.covariance) @ gain.mT
-            state = Gaussian(x, 0.5 * (p + p.mT))
+            p = smoothed_covariance(analysis.covariance, gain, forecast.covariance, state.covariance)
+            state = Gaussian(x, p)
         columns.append((state.x, state.covariance, joint))
         following = cycle
     x, p, joint = (torch.stack(column[::-1], 1) for column in zip(*columns, strict=True))
@@ -186,13 +186,7 @@ def disturbances(cycle: Cycle, carried: Backward | None) -> tuple[Disturbances, 
 def smooth_ensemble(forecast_members: Tensor, members: Tensor) -> Tensor:
     """Smooth the kept members of an ensemble filter, whichever it was, from the last time to the first.
 
-    The smoother of Rauch, Tung and Striebel with the covariances of the ensemble. With anomalies as rows, A_a of the
-    analyses and A_f of the forecasts that they became,
-
-        X_s,k = X_a,k + (X_s,k+1 - X_f,k+1) A_f,k+1^+ A_a,k,
-
-    with the pseudo-inverse of the forecasts' anomalies. Members keep their numbers from an analysis to the next
-    forecast. A forecast's members hold their draws of model error.
+    Each step back is that of `smoothed_members`. Members keep their numbers from an analysis to the next forecast.
 
     Parameters
     ----------
@@ -210,8 +204,5 @@ def smooth_ensemble(forecast_members: Tensor, members: Tensor) -> Tensor:
     """
     smoothed = [members[:, -1]]
     for k in range(members.shape[1] - 2, -1, -1):
-        after, before = forecast_members[:, k + 1], members[:, k]
-        anomalies = after - after.mean(1, keepdim=True)
-        weights = (smoothed[0] - after) @ torch.linalg.pinv(anomalies)
-        smoothed.insert(0, before + weights @ (before - before.mean(1, keepdim=True)))
+        smoothed.insert(0, smoothed_members(members[:, k], forecast_members[:, k + 1], smoothed[0]))
     return torch.stack(smoothed, 1)

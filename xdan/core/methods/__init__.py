@@ -1,8 +1,10 @@
 """Methods: the data assimilation network and the classical schemes it is compared with, behind one protocol."""
 
+from .backward import BackwardPass, EnsembleBackward, GaussianBackward
 from .base import Method
 from .dan import DataAssimilationNetwork
 from .declarations import Choice, Output, Search, Tunable
+from .enks import EnsembleKalmanSmoother
 from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
@@ -23,6 +25,7 @@ from .record import Record, State
 from .registry import accepted_parameters, method_by_name, register_method
 from .second_order import IteratedKalmanSmoother, SecondOrderKalmanFilter
 from .serial import EAKF, EnSRF
+from .smoothing import smooth
 from .square_root import ETKF
 from .state_covariance import CovarianceFromState
 from .stochastic import StochasticEnKF
@@ -35,6 +38,7 @@ __all__ = [
     "ESMDA",
     "ETKF",
     "LETKF",
+    "BackwardPass",
     "BootstrapParticleFilter",
     "Choice",
     "Climatology",
@@ -42,6 +46,8 @@ __all__ = [
     "DEnKF",
     "DataAssimilationNetwork",
     "EnSRF",
+    "EnsembleBackward",
+    "EnsembleKalmanSmoother",
     "EnsembleMethod",
     "EnsembleOf4DVar",
     "ExtendedKalmanFilter",
@@ -49,6 +55,7 @@ __all__ = [
     "FiniteSizeIEnKF",
     "FiniteSizeIEnKS",
     "FourDVar",
+    "GaussianBackward",
     "GuidedNetwork",
     "HybridEnVar",
     "IteratedKalmanSmoother",
@@ -75,5 +82,6 @@ __all__ = [
     "method_of",
     "register_method",
     "run",
+    "smooth",
     "tune",
 ]

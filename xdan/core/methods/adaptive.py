@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, real
+from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .arguments import number_or_tune
+from .backward import PRIOR_INFLATION, BackwardPass, EnsembleBackward
 from .declarations import Output, Tunable
 from .ensemble import INFLATIONS, centre
 from .finite_size import InflatedEnsemble
@@ -122,6 +124,20 @@ class AdaptiveEnsemble(InflatedEnsemble):
         """Plain JSON parameters; runs of before adaptive inflation and relaxation go on."""
         return {name: v for name, v in super().config().items() if name not in _LEFT_OUT or v != _LEFT_OUT[name]}
 
+    def check_backward(self, dynamics: Dynamics) -> None:
+        """Refuse to go back over a run whose anomalies are relaxed."""
+        super().check_backward(dynamics)
+        if self.relaxation is not None:
+            why = (
+                f"relaxation={self.relaxation!r} changes the anomalies of every component by a factor of its own"
+            )
+            raise ValueError(self.without_backward_pass(why))
+
+    def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
+        """That of members that the analysis has inflated, or whose forecast it has."""
+        self.check_backward(dynamics)
+        return EnsembleBackward(self.factor)
+
     def start(self, record: Record) -> State:
         """Members, not inflated yet."""
         state = super().start(record)
@@ -136,6 +152,8 @@ class AdaptiveEnsemble(InflatedEnsemble):
         if self.inflation == ADAPTIVE and not self.spins_up(state):
             prior = self._inflated(state, observation, observed, observing)
         after = self.update(prior, observation, observed, observing)
+        if prior is not state and not self.local:
+            after = {**after, PRIOR_INFLATION: prior["inflation"]}
         if self.relaxation is None:
             return after
         return {**after, "x": self._relaxed(centre(state["x"])[1], after["x"])}

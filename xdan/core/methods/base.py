@@ -20,6 +20,7 @@ from ..registry import Registry, constructor_values
 from ..user_functions import finest
 from .advancing import advance
 from .arguments import checked_candidates, number_or_tune
+from .backward import SMOOTHED, BackwardPass
 from .declarations import CURVES, FORECAST_SPREAD, Choice, Output, Search, Tunable
 from .record import KEPT, Record, State
 
@@ -91,6 +92,11 @@ class Method(ABC):
     first_cycle : int
         What the loop counts analyses from: 1 for an ensemble whose first analysis draws numbers, as `start` draws those
         of cycle 0.
+    backward : type of BackwardPass, optional
+        Class attribute: how a run is gone back over, so that later observations correct earlier states. None where the
+        method's state does not say it.
+    no_backward : str
+        Class attribute: why not, in the words of a message.
     tune_on : {"innovation", "truth"}
         What tuning looks at: the innovations, or the analysis RMSE.
     dynamics, seed
@@ -106,6 +112,8 @@ class Method(ABC):
     windowed: ClassVar[bool] = False
     first_cycle: ClassVar[int] = 0
     differentiates_model: ClassVar[bool] = False
+    backward: ClassVar[type[BackwardPass] | None] = None
+    no_backward: ClassVar[str] = "its state has neither members nor a covariance that would say how"
     perfect_model: bool = False
     outputs: tuple[Output, ...] = ()
     members: int = 1
@@ -142,6 +150,51 @@ class Method(ABC):
         """Whether a run holds the standard deviation of the forecast."""
         return any(output.name == FORECAST_SPREAD.name for output in self.outputs)
 
+    @property
+    def smoothing_lag(self) -> int:
+        """How many cycles later the last observations are that the method's own `smoothed` has seen; 0 without it."""
+        return next((output.lag for output in self.outputs if output.name == SMOOTHED.name), 0)
+
+    def check_backward(self, dynamics: Dynamics) -> None:
+        """Refuse to go back over the method's run.
+
+        Raises
+        ------
+        ValueError
+            If it cannot.
+        """
+        if self.backward is None or self.windowed:
+            raise ValueError(self.without_backward_pass(self.no_backward))
+
+    def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
+        """How to go back over the run of the method, which is tuned.
+
+        Where `analyse` returns inflated members or an inflated covariance, this gives `self.backward(inflation)`.
+
+        Raises
+        ------
+        ValueError
+            If it cannot.
+        """
+        self.check_backward(dynamics)
+        assert self.backward is not None
+        return self.backward()
+
+    def without_backward_pass(self, why: str) -> str:
+        """The message that the method has no backward pass, and which methods have one."""
+        others = [name for name in METHODS if METHODS[name].backward is not None and not METHODS[name].windowed]
+        title = f"smooth=True: the method {self.name!r}"
+        if (lag := self.smoothing_lag) > 0:
+            return (
+                f"{title} smooths by its lag already: its run holds `smoothed`, from the observations of up to {lag} "
+                f"later times; expected smooth=False, or a method with a backward pass: {others}"
+            )
+        why = "its state is a window of several times" if self.windowed else why
+        return (
+            f"{title} has no backward pass: {why}; expected one of {others}, or a network beside a "
+            "Kalman filter with one matrix, such as 'lorenz96-kalman'"
+        )
+
     def check_kept(self, dynamics: Dynamics) -> None:
         """Refuse to keep in a run what `members=True` asks for, of a dynamics whose states are too large for it.
 
@@ -168,6 +221,11 @@ class Method(ABC):
             raise ValueError(f"{title} declares the outputs {twice} twice: expected distinct names")
         if taken := sorted(set(names) & set(KEPT)):
             raise ValueError(f"{title} declares the outputs {taken}, which the loop itself keeps: expected other names")
+        if not (self.backward is None or (isinstance(self.backward, type) and issubclass(self.backward, BackwardPass))):
+            raise TypeError(
+                f"backward={shown(self.backward)} of {title}: expected a class derived from "
+                "xdan.core.methods.BackwardPass, or None"
+            )
         for name, tunable in self.tunable.items():
             if not isinstance(tunable, Tunable):
                 raise TypeError(f"tunable[{name!r}]={shown(tunable)} of {title}: expected xdan.Tunable((0.1, 0.2))")

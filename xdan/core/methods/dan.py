@@ -15,6 +15,7 @@ from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
 from ..tendencies import TendencyNetwork
+from .backward import BackwardPass, EnsembleBackward
 from .base import CLIMATE_STATES, Differentiated, Method
 from .declarations import SPREADS, Output
 from .record import Record, State
@@ -38,6 +39,7 @@ class DataAssimilationNetwork(Method):
     """
 
     name: ClassVar[str] = "dan"
+    no_backward: ClassVar[str] = "a network with a single forecast has no covariance"
     rebuilds_covariance: ClassVar[bool] = False
 
     def __init__(self, network: AnalysisNetwork) -> None:
@@ -148,6 +150,7 @@ class EnsembleNetwork(DataAssimilationNetwork):
     """
 
     name: ClassVar[str] = "ensemble-dan"
+    backward: ClassVar[type[BackwardPass] | None] = EnsembleBackward
     ensemble: ClassVar[bool] = True
     outputs: tuple[Output, ...] = SPREADS
 

@@ -165,6 +165,11 @@ ITERATIONS = Output("iterations", "Gauss-Newton or descent steps of the analysis
 UNCONVERGED = Output("unconverged", "1 where the analysis reached its limit of iterations")
 
 
+def smoothed_spread(lag: int) -> Output:
+    """Declare the standard deviation of that estimate."""
+    return Output("smoothed_spread", "standard deviation of the smoothed state", "state", "state", lag)
+
+
 def smoothed(lag: int) -> Output:
     """Declare the estimate of the state at the start of a window of `lag` cycles."""
     return Output("smoothed", "estimate of the state from the observations up to a window later", "state", "state", lag)

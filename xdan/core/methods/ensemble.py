@@ -14,6 +14,7 @@ from ..derivative_checks import Mode
 from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
+from .backward import BackwardPass, EnsembleBackward
 from .base import Differentiated, Method
 from .declarations import SPREADS, Output, Tunable
 from .model_noise import WAYS, sqrt_core, with_draws
@@ -47,6 +48,9 @@ class EnsembleMethod(Method):
                 mean = x.mean(1, keepdim=True)
                 return {"x": mean + self.inflation * (x - mean)}
 
+    The backward pass of `cycle(..., smooth=True)` relies on members that keep their numbers from an analysis to the
+    next forecast. A method whose forecast reorders or remakes members sets `backward = None`.
+
     `compare`, `centre` and `Precision` of this module are what the ensemble transform filters are made of.
 
     Parameters
@@ -66,6 +70,7 @@ class EnsembleMethod(Method):
     """
 
     ensemble: ClassVar[bool] = True
+    backward: ClassVar[type[BackwardPass] | None] = EnsembleBackward
     outputs: tuple[Output, ...] = SPREADS
     model_noise: str = "draws"
 

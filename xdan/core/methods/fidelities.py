@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..dynamics import Dynamics, dynamics_from_json, dynamics_to_json
 from ..observing import ObservingSystem
 from ..spaces import Unstated
 from .advancing import advance
+from .backward import BackwardPass
 from .finite_size import InflatedEnsemble
 from .record import Record, State
 from .roots import eigh_or_nan
@@ -45,6 +46,9 @@ class FidelitiesMethod(InflatedEnsemble):
     ValueError
         For a negative number of cycles, or an inflation that is not positive.
     """
+
+    backward: ClassVar[type[BackwardPass] | None] = None
+    no_backward: ClassVar[str] = "its members belong to several models, and are not the members that it analyses"
 
     def __init__(self, blocks: Sequence[Pair], inflation: float | str, spin_up: int) -> None:
         super().__init__(sum(members for _, members in blocks), inflation, spin_up)

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from ..checks import choice, integer, switch
+from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .arguments import number_or_tune
+from .backward import BackwardPass, EnsembleBackward
 from .declarations import INFLATION, SPREADS, Output, Tunable
 from .ensemble import INFLATIONS, EnsembleMethod, InverseRoot, Precision, centre, compare
 from .record import Record, State
@@ -79,6 +81,11 @@ class FiniteSizeEnKF(EnsembleMethod):
         """Plain JSON parameters; stores of before rotations go on."""
         return {name: value for name, value in super().config().items() if name != "rotate" or value}
 
+    def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
+        """That of members whose forecast the finite-size prior inflates."""
+        self.check_backward(dynamics)
+        return EnsembleBackward(prior="inflation")
+
     def start(self, record: Record) -> State:
         """Members, not inflated yet."""
         state = super().start(record)
@@ -131,9 +138,18 @@ class InflatedEnsemble(EnsembleMethod):
         super().__init__(members, model_noise)
         self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
 
+    def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
+        """That of members that the analysis has inflated."""
+        self.check_backward(dynamics)
+        return EnsembleBackward(self.number("inflation"))
+
     def spins_up(self, state: State) -> bool:
         """Whether the coming analysis is among the first."""
         return bool((state["cycle"] < self.spin_up).any())
+
+    def prior_inflation(self, zeta: Tensor | float, x: Tensor) -> Tensor:
+        """Factor of the forecast's anomalies that a weight of the prior stands for, (B,), of members (B, M, N)."""
+        return ((self.members - 1) / (zeta if isinstance(zeta, Tensor) else x.new_full((len(x),), zeta))).sqrt()
 
     def zeta(self, precision: Precision, state: State) -> Tensor | float:
         """Weight of the prior in an analysis: M - 1, and less while spinning up where the innovations ask for it."""

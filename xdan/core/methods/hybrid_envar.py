@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import choice, real
 from ..observing import ObservingSystem
 from .arguments import background_or_name, number_or_tune
+from .backward import BackwardPass
 from .declarations import Choice, Tunable
 from .ensemble import centre
 from .localised import LocalEnsemble, Localisation
@@ -69,6 +70,8 @@ class HybridEnVar(LocalEnsemble):
     """
 
     name: ClassVar[str] = "hybrid-envar"
+    backward: ClassVar[type[BackwardPass] | None] = None
+    no_backward: ClassVar[str] = "the static part of its covariance is not in its members"
     tunable: ClassVar[Mapping[str, Tunable]] = {
         "static_weight": Tunable((0.0, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), natural_end=0.0, zero=True),
         **LocalEnsemble.tunable,
@@ -156,7 +159,7 @@ class HybridEnVar(LocalEnsemble):
 
     def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """A gain for the mean, and what belongs to `anomalies` for the members beside it."""
-        x = self.spun_up(state, observation, observed, observing)
+        x = self.spun_up(state, observation, observed, observing)["x"]
         m, (mean, anomalies) = self.members, centre(x)
         at = mean[:, 0]
         p = self.ensemble_covariance(anomalies, observing)

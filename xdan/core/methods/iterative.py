@@ -115,7 +115,7 @@ class IterativeEnKS(WindowedEnsemble):
         self.iterations = integer("iterations", iterations, least=1)
         if self.finite_size and self.inflation != 1.0:
             raise ValueError(f"inflation={inflation!r} with finite_size=True: expected one of the two")
-        self.outputs = (*SPREADS, self._window.output, INFLATION, ITERATIONS, UNCONVERGED)
+        self.outputs = (*SPREADS, self._window.output, self._window.spread, INFLATION, ITERATIONS, UNCONVERGED)
 
     @classmethod
     def _refuse(cls, parameters: Mapping[str, Any]) -> None:
@@ -180,6 +180,7 @@ class IterativeEnKS(WindowedEnsemble):
             "x": torch.where(lost[:, None, None], torch.full_like(end, torch.nan), end),
             "begin": begin,
             "smoothed": self._window.smoothed(state, x0[:, 0]),
+            "smoothed_spread": self._window.smoothed(state, (at.root @ anomalies).std(1)),
             "inflation": ((m - 1) / at.zeta).sqrt() * self.number("inflation"),
             "iterations": at.count,
             "unconverged": unconverged.to(at.count.dtype),

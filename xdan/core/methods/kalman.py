@@ -16,6 +16,7 @@ from ..observing import ObservingSystem
 from ..tangent import identity_directions
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
+from .backward import BackwardPass, GaussianBackward
 from .base import Differentiated, Method
 from .climate import climate_moments
 from .declarations import SPREADS, Output, Tunable
@@ -45,6 +46,7 @@ class ExtendedKalmanFilter(Method):
 
     name: ClassVar[str] = "extended-kalman"
     differentiates_model: ClassVar[bool] = True
+    backward: ClassVar[type[BackwardPass] | None] = GaussianBackward
     keeps_covariance: bool = True
     outputs: tuple[Output, ...] = SPREADS
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
@@ -91,6 +93,11 @@ class ExtendedKalmanFilter(Method):
         innovation = torch.where(observed, observation - observing.observe(x), torch.zeros_like(observation))
         p = self.number("inflation") ** 2 * updated(x, p, gain, observed, observing)
         return {**state, "x": x + (gain @ innovation[..., None])[..., 0], "covariance": p}
+
+    def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
+        """That of a covariance that the analysis has inflated."""
+        self.check_backward(dynamics)
+        return GaussianBackward(self.number("inflation"))
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""

@@ -13,6 +13,7 @@ from ..dynamics import Dynamics
 from ..guided_analysis import CarriedCovariance, FilterCovariance, RebuiltCovariance
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
+from .backward import BackwardPass, GaussianBackward
 from .base import Differentiated
 from .covariance_forms import CovarianceForm, FormOf, OneMatrix, check_form
 from .dan import DataAssimilationNetwork
@@ -42,6 +43,7 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     name: ClassVar[str] = "kalman-dan"
     differentiates_model: ClassVar[bool] = True
+    backward: ClassVar[type[BackwardPass] | None] = GaussianBackward
     keeps_covariance = True
     outputs: tuple[Output, ...] = SPREADS
     form: CovarianceForm
@@ -65,6 +67,17 @@ class GuidedNetwork(DataAssimilationNetwork):
     def recordable(self, dynamics: Dynamics) -> bool:
         """As the form of the covariance is."""
         return self.bound(dynamics).form.recordable(dynamics)
+
+    def check_backward(self, dynamics: Dynamics) -> None:
+        """Refuse a covariance in patches or columns, too."""
+        super().check_backward(dynamics)
+        form = self.bound(dynamics).form
+        if not form.whole:
+            raise ValueError(
+                f"smooth=True: the network {self.network.name!r} with {form.words} has no backward pass: expected a "
+                "covariance in one matrix; take network.with_parameters(radius=None, columns=None), or an ensemble "
+                "method such as 'etkf'"
+            )
 
     def check_record(self, record: Record) -> None:
         """Refuse states whose covariance is too large, and observations that it cannot take as it is kept."""
@@ -181,6 +194,8 @@ class ModelInAnalysis(GuidedNetwork):
     """A network whose analysis runs the model itself, and knows the spreads of forecast and analysis only then."""
 
     setting: ClassVar[str]  # the network's parameter that makes the analysis run the model
+    backward: ClassVar[type[BackwardPass] | None] = None
+    no_backward: ClassVar[str] = "it carries no covariance from an analysis to the next forecast"
     keeps_covariance = False
 
     def recordable(self, dynamics: Dynamics) -> bool:

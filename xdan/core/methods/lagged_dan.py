@@ -69,7 +69,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
     def __init__(self, network: AnalysisNetwork) -> None:
         super().__init__(network)
         self._window = SlidingWindow(network.lag)
-        self.outputs = (*SPREADS, self._window.output)
+        self.outputs = (*SPREADS, self._window.output, self._window.spread)
 
     def check_gains(self, dynamics: Dynamics) -> None:
         """Refuse: the analysis is made at the start of a window, of which a run keeps neither state nor covariance."""
@@ -95,6 +95,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         x = state["x"]
         nothing = {
             "smoothed": torch.full_like(x, torch.nan),
+            "smoothed_spread": torch.full_like(x, torch.nan),
             "forecast_spread": self.form.deviations(state["covariance"]),
         }
         return {**state, "begin": x, **self._window.opened(x), "spread": torch.zeros_like(x), **nothing}
@@ -150,6 +151,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         guides = self.network.guide(increment, covariance)
         zeta = (projection @ innovation[..., None])[..., 0] / self._error_std(x) ** 2
         analysis, memory = self.network(begin, zeta, state.get("memory"), guides)
+        full = (state["steps"][:, 0] > 0)[:, None]
         entries = {
             **state,
             "x": self._run(analysis, state["steps"]),
@@ -157,7 +159,8 @@ class LaggedGuidedNetwork(ModelInAnalysis):
             "covariance": covariance,
             "forecast_spread": forecast_spread,
             "spread": present.square().sum(1).sqrt(),
-            "smoothed": torch.where((state["steps"][:, 0] > 0)[:, None], analysis.detach(), torch.nan),
+            "smoothed": torch.where(full, analysis.detach(), torch.nan),
+            "smoothed_spread": torch.where(full, self.form.deviations(covariance), torch.nan),
         }
         return entries if memory is None else {**entries, "memory": memory}
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..observing import ObservingSystem
 from .arguments import number_or_tune
+from .backward import PRIOR_INFLATION, BackwardPass
 from .declarations import Tunable
 from .ensemble import Precision, centre, compare
-from .localised import RADII, LocalEnsemble, LocalObservations
+from .localised import LOCAL_WEIGHTS, RADII, LocalEnsemble, LocalObservations
 from .record import State
 from .registry import register_method
 
@@ -54,7 +55,8 @@ class TransformFilter(LocalEnsemble):
         if localisation is None:
             precision = Precision(*compare(x, observation, observed, observing))
             weights, turned = self.transform(precision, state)
-            return {**state, "x": mean + (weights[:, None] + turned) @ anomalies}
+            prior = self.prior_inflation(self.zeta(precision, state), mean)
+            return {**state, "x": mean + (weights[:, None] + turned) @ anomalies, PRIOR_INFLATION: prior}
         local = LocalObservations(x, observation, observed, observing, localisation.near)
         parts = []
         for sites in torch.arange(x.shape[2], device=x.device).split(local.at_once):
@@ -99,6 +101,8 @@ class LETKF(TransformFilter):
     """
 
     name: ClassVar[str] = "letkf"
+    backward: ClassVar[type[BackwardPass] | None] = None
+    no_backward: ClassVar[str] = LOCAL_WEIGHTS
     tunable: ClassVar[Mapping[str, Tunable]] = {**TransformFilter.tunable, "radius": RADII}
 
     def __init__(

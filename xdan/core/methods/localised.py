@@ -16,6 +16,7 @@ from ..observing import ObservingSystem, Positions
 from ..tapers import gaspari_cohn
 from .adaptive import AdaptiveEnsemble
 from .arguments import number_or_tune
+from .backward import PRIOR_INFLATION
 from .declarations import Tunable
 from .ensemble import Precision, centre, compare
 from .finite_size import effective_zeta
@@ -24,6 +25,9 @@ from .record import Record, State
 _ROWS = 4096  # local analyses at once
 _COVARIANCES = 1 << 24  # entries of local covariances at once
 _DISTANCES = 1 << 22  # distances at once when neighbours are looked for
+LOCAL_WEIGHTS = (
+    "each component has weights of its own for the members, and the weights of a step back would be the same for all"
+)
 RADII = Tunable((2.0, 3.0, 4.0, 5.5, 7.5, 10.0, 15.0))
 
 
@@ -141,6 +145,12 @@ class LocalEnsemble(AdaptiveEnsemble):
         """Whether there is a radius."""
         return self.radius is not None
 
+    def check_backward(self, dynamics: Dynamics) -> None:
+        """Refuse to go back over a localised run."""
+        super().check_backward(dynamics)
+        if self.local:
+            raise ValueError(self.without_backward_pass(f"with a radius, {LOCAL_WEIGHTS}"))
+
     def check_record(self, record: Record) -> None:
         """Refuse observations that lie nowhere."""
         if self.local and not record.observing.direct and record.observing.positions is None:
@@ -201,14 +211,14 @@ class LocalEnsemble(AdaptiveEnsemble):
         weighed: Tensor = (values[:, near.to(values.device)] * root.to(values).square()).sum(-1)
         return weighed
 
-    def spun_up(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
-        """Forecast members (B, M, N), inflated in the first cycles by what the finite-size prior asks for.
+    def spun_up(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
+        """A forecast state, its members inflated in the first cycles by what the finite-size prior asks for.
 
         With localisation each component has an inflation, that of a local analysis.
         """
         x, m = state["x"], self.members
         if not self.spins_up(state):
-            return x
+            return {**state, PRIOR_INFLATION: torch.ones_like(x[:, 0, 0])}
         localisation = self.localisation(observing)
         if localisation is None:
             zeta = effective_zeta(Precision(*compare(x, observation, observed, observing)), m, capped=True)[:, None]
@@ -217,7 +227,8 @@ class LocalEnsemble(AdaptiveEnsemble):
             parts = torch.arange(x.shape[2], device=x.device).split(local.at_once)
             zeta = torch.cat([effective_zeta(Precision(*local.at(sites)), m, capped=True) for sites in parts], 1)
         mean, anomalies = centre(x)
-        return mean + ((m - 1) / zeta).sqrt()[:, None] * anomalies
+        factor = ((m - 1) / zeta).sqrt()
+        return {**state, "x": mean + factor[:, None] * anomalies, PRIOR_INFLATION: factor[:, 0]}
 
 
 class LocalObservations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,11 +58,42 @@ def run(
     """
     method = method.bound(record.dynamics)
     columns: dict[str, list[Tensor]] = {}
+    passed = None
+    for passed in cycles(method, record, state, what):
+        row = _row(method, passed.forecast, passed.analysis, passed.observation, members)
+        for name, value in row.items():
+            columns.setdefault(name, []).append(passed.masked(value))
+        columns.setdefault("diverged", []).append(~passed.alive)
+        if record.restart_after is not None:
+            columns.setdefault("restarted", []).append(passed.started)
+    assert passed is not None
+    return {name: torch.stack(column, 1) for name, column in columns.items()}, passed.carried()
+
+
+def cycles(method: Method, record: Record, state: State | None = None, what: str | None = None) -> Iterator[Passed]:
+    """Cycle a method over a record, and give each cycle as it has passed.
+
+    Parameters
+    ----------
+    method : Method
+        Prepared, and bound to the record's dynamics.
+    record, state, what
+        As for `run`.
+
+    Yields
+    ------
+    Passed
+
+    Raises
+    ------
+    ValueError
+        As `run`, but for outputs.
+    """
     shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
     lanes = None if state is None else _Lanes.resumed(method, record, state)
     dtype, clock = record.observation.dtype, record.clocks
-    cycles = enumerate(record.steps)
-    for k, steps in cycles if what is None else track(list(cycles), what):
+    times = enumerate(record.steps)
+    for k, steps in times if what is None else track(list(times), what):
         observation, observed = split_observation(record.observation[:, k])
         if state is None or lanes is None:
             state = _checked(method, "start", method.start(record), shape, dtype)
@@ -89,16 +121,9 @@ def run(
             )
         lanes = lanes.after(state)
         analysis = lanes.handed(state)
-        row = _row(method, forecast, analysis, observation, members)
-        for name, value in row.items():
-            columns.setdefault(name, []).append(lanes.masked(value))
-        columns.setdefault("diverged", []).append(~lanes.alive)
-        if record.restart_after is not None:
-            columns.setdefault("restarted", []).append(torch.zeros_like(lanes.alive) if anew is None else anew)
+        started_anew = torch.zeros_like(lanes.alive) if anew is None else anew
+        yield Passed(forecast, analysis, observation, lanes, started_anew, steps, clock)
         state, lanes = analysis, replace(lanes, cycle=lanes.cycle + 1)
-    assert state is not None
-    assert lanes is not None
-    return {name: torch.stack(column, 1) for name, column in columns.items()}, lanes.carried(state)
 
 
 @dataclass(frozen=True)
@@ -206,6 +231,48 @@ class _Lanes:
         """A state with what the next block needs of the loop."""
         entries = {name: value for name, value in state.items() if name not in KEPT}
         return {**entries, **{name: getattr(self, name) for name in KEPT}}
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A cycle that a method has passed.
+
+    Attributes
+    ----------
+    forecast, analysis : dict of Tensor
+        States of the method; those of a lost trajectory are zero.
+    observation : Tensor, shape (B, P)
+        Zero where nothing is observed.
+    lanes : _Lanes
+        What the loop keeps of each trajectory.
+    started : Tensor of bool, shape (B,)
+        Trajectories that started anew with this forecast, so that the analysis before is not what it came from.
+    steps : int
+        Model steps from the analysis before.
+    clock : Tensor of int64, shape (B,)
+        Model steps from the record's first analysis to this one.
+    """
+
+    forecast: State
+    analysis: State
+    observation: Tensor
+    lanes: _Lanes
+    started: Tensor
+    steps: int
+    clock: Tensor
+
+    @property
+    def alive(self) -> Tensor:
+        """Trajectories that have not diverged, bool of shape (B,)."""
+        return self.lanes.alive
+
+    def masked(self, value: Tensor) -> Tensor:
+        """Values (B, ...), NaN where the trajectory is lost."""
+        return self.lanes.masked(value)
+
+    def carried(self) -> State:
+        """The state to carry on from."""
+        return replace(self.lanes, cycle=self.lanes.cycle + 1).carried(self.analysis)
 
 
 def _parts(record: Record) -> tuple[int, ...]:

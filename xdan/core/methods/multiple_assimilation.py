@@ -76,7 +76,7 @@ class ESMDA(WindowedEnsemble):
         self.steps, self._alphas = _coefficients(steps)
         self.update = choice("update", update, UPDATES)
         self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
-        self.outputs = (*SPREADS, self._window.output)
+        self.outputs = (*SPREADS, self._window.output, self._window.spread)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """All steps, and a last run through the window."""
@@ -95,8 +95,11 @@ class ESMDA(WindowedEnsemble):
             begin = self._stepped(begin, x, noise[k], alpha, observation, observed, observing)
         mean, anomalies = centre(begin)
         begin = mean + self.number("inflation") * anomalies
-        smoothed = self._window.smoothed(state, mean[:, 0])
-        return {**state, "x": advance(dynamics, begin, steps), "begin": begin, "smoothed": smoothed}
+        smoothed = {
+            "smoothed": self._window.smoothed(state, mean[:, 0]),
+            "smoothed_spread": self._window.smoothed(state, anomalies.std(1)),
+        }
+        return {**state, "x": advance(dynamics, begin, steps), "begin": begin, **smoothed}
 
     def _stepped(
         self,

@@ -14,6 +14,7 @@ from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
 from ..random import Purpose, uniform
 from .advancing import advance
+from .backward import BackwardPass
 from .base import Differentiated
 from .declarations import SPREADS, Output
 from .ensemble import EnsembleMethod
@@ -47,6 +48,8 @@ class ParticleFilter(EnsembleMethod):
 
     first_cycle: ClassVar[int] = 1
     _q: ModelError | None = None
+    backward: ClassVar[type[BackwardPass] | None] = None
+    no_backward: ClassVar[str] = "its particles have weights, and do not keep their numbers where they are resampled"
     outputs: tuple[Output, ...] = (
         *SPREADS,
         Output("effective_sample_size", "number of particles that the weights stand for, before resampling"),

@@ -90,6 +90,16 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         form.check_observing(record.observing, who)
         super().check_record(record)
 
+    def check_backward(self, dynamics: Dynamics) -> None:
+        """Refuse a covariance in patches or columns, too."""
+        super().check_backward(dynamics)
+        form = self._forms.of(dynamics)
+        if not form.whole:
+            raise ValueError(
+                f"smooth=True: the method {self.name!r} with {form.words} has no backward pass: expected a covariance "
+                "in one matrix; leave radius= and columns= out, or take an ensemble method such as 'etkf'"
+            )
+
     def check_kept(self, dynamics: Dynamics) -> None:
         """Refuse to keep the covariance of a state that has it in patches or columns."""
         form = self._forms.of(dynamics)
@@ -189,7 +199,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
         self.tolerance = real("tolerance", tolerance, above=0.0)
         self.iterations = integer("iterations", iterations, least=1)
         self._window = SlidingWindow(self.lag)
-        self.outputs: tuple[Output, ...] = (*SPREADS, self._window.output, ITERATIONS, UNCONVERGED)
+        self.outputs: tuple[Output, ...] = (*SPREADS, self._window.output, self._window.spread, ITERATIONS, UNCONVERGED)
 
     def check_record(self, record: Record) -> None:
         """Refuse a record that is no longer than the lag, too."""
@@ -210,6 +220,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
             "begin": x,
             **self._window.opened(x),
             "smoothed": torch.full_like(x, torch.nan),
+            "smoothed_spread": torch.full_like(x, torch.nan),
             "forecast_spread": covariance.diagonal(dim1=1, dim2=2).sqrt(),
             "spread": torch.zeros_like(x),
             "iterations": zero,
@@ -268,6 +279,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
             "begin": begin,
             "covariance": after.mT @ after,
             "smoothed": self._window.smoothed(state, begin),
+            "smoothed_spread": self._window.smoothed(state, (at.inverse_root @ root).square().sum(1).sqrt()),
             "forecast_spread": ahead.square().sum(1).sqrt(),
             "spread": pushed.square().sum(1).sqrt(),
             "iterations": at.count,

@@ -77,7 +77,8 @@ class SerialFilter(LocalEnsemble):
 
     def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """One observation after another, for all trajectories at once."""
-        x, localisation = self.spun_up(state, observation, observed, observing), self.localisation(observing)
+        state, localisation = self.spun_up(state, observation, observed, observing), self.localisation(observing)
+        x = state["x"]
         size = x.shape[2]
         taper = None if localisation is None else localisation.joint.to(x)
         misfit = observing.whiten(observing.observe(x) - observation[:, None], observed)

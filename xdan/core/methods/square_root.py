@@ -10,6 +10,7 @@ from torch import Tensor
 from ..checks import switch
 from ..observing import ObservingSystem
 from .adaptive import AdaptiveEnsemble
+from .backward import PRIOR_INFLATION
 from .ensemble import Precision, centre, compare
 from .record import State
 from .registry import register_method
@@ -58,7 +59,8 @@ class ETKF(AdaptiveEnsemble):
         m = self.members
         mean, anomalies = centre(state["x"])
         precision = Precision(*compare(state["x"], observation, observed, observing))
-        weights, root = precision.solve(self.zeta(precision, state))
+        zeta = self.zeta(precision, state)
+        weights, root = precision.solve(zeta)
         root = self.factor * math.sqrt(m - 1) * root
         x = mean + (weights[:, None] + (self.turned(root, state) if self.rotate else root)) @ anomalies
-        return {**state, "x": x}
+        return {**state, "x": x, PRIOR_INFLATION: self.prior_inflation(zeta, x)}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..observing import ObservingSystem
 from .adaptive import AdaptiveEnsemble
+from .backward import PRIOR_INFLATION
 from .ensemble import Precision, centre, compare
 from .finite_size import effective_zeta
 from .record import State
@@ -46,13 +47,15 @@ class StochasticEnKF(AdaptiveEnsemble):
         _, noise = centre(observing.errors_from(drawn))
         noise = noise * math.sqrt(m / (m - 1))
         mean, anomalies = centre(x)
+        prior = x.new_ones(len(x))
         if self.spins_up(state):
             zeta = effective_zeta(Precision(*compare(x, observation, observed, observing)), m, capped=True)
-            anomalies = anomalies * ((m - 1) / zeta).sqrt()[:, None, None]
+            prior = self.prior_inflation(zeta, x)
+            anomalies = anomalies * prior[:, None, None]
             x = mean + anomalies
         s, _ = compare(x, observation, observed, observing)
         innovation = observing.whiten(observation[:, None] + noise - observing.observe(x), observed)
         p = s @ s.mT + (m - 1) * torch.eye(m, dtype=x.dtype, device=x.device)
         weights = torch.linalg.solve(p, s @ innovation.mT)
         mean, anomalies = centre(x + weights.mT @ anomalies)
-        return {**state, "x": mean + self.factor * anomalies}
+        return {**state, "x": mean + self.factor * anomalies, PRIOR_INFLATION: prior}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from .advancing import advance
-from .declarations import Output, smoothed
+from .declarations import Output, smoothed, smoothed_spread
 from .record import State
 
 
@@ -34,6 +34,11 @@ class SlidingWindow:
     def output(self) -> Output:
         """Declaration of the estimate at the window's start, L cycles earlier."""
         return smoothed(self.length)
+
+    @property
+    def spread(self) -> Output:
+        """Declaration of that estimate's standard deviation."""
+        return smoothed_spread(self.length)
 
     def opened(self, x: Tensor) -> State:
         """The entry `steps` of a window that has no length yet, for states x of shape (B, ...)."""
@@ -69,7 +74,7 @@ class SlidingWindow:
         return dynamics.from_step(int(state["clock"][0]) - sum(self.counts(state)))
 
     def smoothed(self, state: State, begin: Tensor) -> Tensor:
-        """An estimate of the state at the window's start, NaN until the window is full."""
+        """An estimate of the state at the window's start, or its deviation, NaN until the window is full."""
         return begin if self.counts(state)[0] else torch.full_like(begin, torch.nan)
 
 

@@ -19,7 +19,7 @@ from .windowed import SlidingWindow
 class WindowedEnsemble(EnsembleMethod):
     """Members at the start of a window of L intervals, `begin`, which are moved until observations at its end are met.
 
-    A subclass gives `analyse`, and the entries `x`, `begin` and `smoothed` of its state.
+    A subclass gives `analyse`, and the entries `x`, `begin`, `smoothed` and `smoothed_spread` of its state.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class WindowedEnsemble(EnsembleMethod):
         state = super().start(record)
         x = state["x"]
         nothing = torch.full_like(x[:, 0], torch.nan)
-        return {**state, "begin": x, **self._window.opened(x), "smoothed": nothing}
+        return {**state, "begin": x, **self._window.opened(x), "smoothed": nothing, "smoothed_spread": nothing}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Start as every ensemble does; the window begins here."""

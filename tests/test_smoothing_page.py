@@ -1,0 +1,52 @@
+"""The blocks of docs/smoothing.md, run one after another as a user would, and its figures at a small size."""
+
+import re
+from argparse import Namespace
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PAGE = (Path(__file__).parents[1] / "docs" / "smoothing.md").read_text()
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.M)
+
+
+def test_the_blocks_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for number, block in enumerate(BLOCKS):
+        short = block.replace("members=40", "members=12").replace("xdan.Lorenz96()", "xdan.Lorenz96(sites=8)")
+        exec(compile(short, f"block {number}", "exec"), names)
+    analysis, smoothed = re.findall(r"(0\.\d+) (0\.\d+)", capsys.readouterr().out)[0]
+    assert float(smoothed) < float(analysis)
+
+
+@pytest.mark.filterwarnings("ignore:.* have lost the truth")  # records of 9 cycles
+@pytest.mark.parametrize(
+    ("figure", "rows"),
+    [
+        ("inflation", 4),
+        pytest.param("closed-form", 10, marks=pytest.mark.slow),
+        pytest.param("ienks", 2, marks=pytest.mark.slow),
+        pytest.param("enks", 9, marks=pytest.mark.slow),
+    ],
+)
+def test_figures_run_to_their_tables(figure, rows, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    example = import_module("methods_smoothers")
+    monkeypatch.setattr("shutil.which", lambda name: None)  # no browser: the page without its picture
+    small = {"BURN_IN": 4, "END": 2, "LAGS": (1, 2), "LAG": 2, "WINDOWS": (1, 2), "MEMBERS": (10, 20)}
+    for name, value in small.items():
+        monkeypatch.setattr(example, name, value)
+    monkeypatch.setattr("xdan.Lorenz96.spin_up_time", 2.0)
+    out = tmp_path / figure
+    out.mkdir()
+    options = Namespace(out=out, cycles=8, trajectories=2, seed=3)
+    example.FIGURES[figure](options)
+    table = (out / "table.md").read_text().strip().splitlines()
+    assert len(table) == 2 + 2 + rows
+    errors = np.array([float(re.split(r" *\| *", row)[2]) for row in table[4:]])
+    assert np.isfinite(errors).all()
+    if figure == "closed-form":
+        assert errors[0] < 1e-10
