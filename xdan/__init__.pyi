@@ -3,8 +3,11 @@
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
-from .assimilation.scoring import rank_histogram as rank_histogram
+from .assimilation.ranks import rank_flatness as rank_flatness
+from .assimilation.ranks import rank_histogram as rank_histogram
+from .assimilation.reliability import reliability as reliability
 from .assimilation.scoring import score as score
+from .assimilation.spread_errors import spread_error as spread_error
 from .assimilation.twins import twin as twin
 from .core.dynamics import CorrectedDynamics as CorrectedDynamics
 from .core.dynamics import CustomDynamics as CustomDynamics

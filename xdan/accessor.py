@@ -106,8 +106,8 @@ class DanAccessor:
 
         return lyapunov_vectors(self._ds, **kwargs)
 
-    def score(self, run: xr.Dataset, **kwargs: Any) -> xr.Dataset:
-        """Score a run on this record: `xdan.score`."""
+    def score(self, run: xr.Dataset | Mapping[str, xr.Dataset], **kwargs: Any) -> xr.Dataset:
+        """Score a run on this record, or several: `xdan.score`."""
         from .assimilation.scoring import score
 
         return score(self._ds, run, **kwargs)
@@ -130,11 +130,23 @@ class DanAccessor:
 
         return forecast_skill(self._ds, models, **kwargs)
 
-    def rank_histogram(self, run: xr.Dataset, **kwargs: Any) -> xr.DataArray:
+    def rank_histogram(self, run: xr.Dataset | Mapping[str, xr.Dataset], **kwargs: Any) -> xr.DataArray:
         """Rank the truth among a run's members: `xdan.rank_histogram`."""
-        from .assimilation.scoring import rank_histogram
+        from .assimilation.ranks import rank_histogram
 
         return rank_histogram(self._ds, run, **kwargs)
+
+    def spread_error(self, run: xr.Dataset | Mapping[str, xr.Dataset], **kwargs: Any) -> xr.Dataset:
+        """Compare a run's spread with its error: `xdan.spread_error`."""
+        from .assimilation.spread_errors import spread_error
+
+        return spread_error(self._ds, run, **kwargs)
+
+    def reliability(self, run: xr.Dataset | Mapping[str, xr.Dataset], **kwargs: Any) -> xr.Dataset:
+        """Compare a run's probabilities with frequencies: `xdan.reliability`."""
+        from .assimilation.reliability import reliability
+
+        return reliability(self._ds, run, **kwargs)
 
     def hovmoller(self, run: xr.Dataset, **kwargs: Any) -> Any:
         """Draw truth, analysis and error in space and time: `xdan.hovmoller`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import xarray as xr
 from ..core.checks import shown
 from .arranging import arrange_state
 from .fields import each, in_order, parts_of, states_of
-from .schema import TIME, TRAJECTORY, Array, Role
+from .schema import TIME, TRAJECTORY, Array, Role, XdanWarning
 from .store import STATUS, check_contents, check_whole
 from .times import same_times
 from .units import check_units, check_units_of_parts
@@ -116,3 +118,42 @@ def _first(labels: Array) -> str:
     """The first labels, in words; dates as they are written."""
     some = labels[:3]
     return shown(some.tolist() if some.dtype.kind in "fiuU" else [str(label) for label in some])
+
+
+_OLD_SMOOTHED = "estimate, at each time, of the state a window earlier"  # long_name in runs of early versions
+
+
+def warn_of_old_smoothed(run: xr.Dataset) -> int:
+    """Cycles by which `smoothed` lies too late: early versions of xdan kept it at the time of the analysis.
+
+    Returns
+    -------
+    int
+        0 for a run of today, whose `smoothed` lies at the time that it is an estimate of.
+
+    Raises
+    ------
+    ValueError
+        If the run is an old one and does not say its lag.
+
+    Warns
+    -----
+    XdanWarning
+        If the run is an old one.
+    """
+    old = [name for name, one in run.data_vars.items() if one.attrs.get("long_name") == _OLD_SMOOTHED]
+    if not old:
+        return 0
+    parameters = json.loads(str(run.attrs.get("method_parameters", "{}")))
+    lag = parameters.get("lag", parameters.get("window"))
+    what = f"{old[0]!r} of this run lies at the time of the analysis, as in early versions of xdan"
+    if not isinstance(lag, int):
+        raise ValueError(
+            f"{what}, and the run does not say its lag: expected run.{old[0]}.shift(time=-lag) in its place"
+        )
+    warnings.warn(
+        f"{what}, {lag} cycles after the state that it is an estimate of: it is taken {lag} cycles earlier",
+        XdanWarning,
+        stacklevel=2,
+    )
+    return lag
