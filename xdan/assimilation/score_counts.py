@@ -38,7 +38,7 @@ def pairs(ds: xr.Dataset, run: Run, burn_in: int, which: str, words: RecordWords
 
 def together(made: Mapping[str, xr.Dataset], run: Run) -> xr.Dataset:
     """Results of several runs along `method`, or that of the one."""
-    return joined(made) if isinstance(run, Mapping) and not isinstance(run, xr.Dataset) else made[""]
+    return made[""] if isinstance(run, xr.Dataset) else joined(made)
 
 
 def counted(

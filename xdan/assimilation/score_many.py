@@ -60,4 +60,4 @@ def joined(scored: Mapping[str, xr.Dataset]) -> xr.Dataset:
         if "long_name" not in result[name].attrs:
             # CRPS are of members and of Gaussians, spreads of methods that call them differently.
             result[name].attrs["long_name"] = CRPS_NAME if name == "crps" else str(name).replace("_", " ")
-    return result.assign_attrs(title="scores of several runs")
+    return result

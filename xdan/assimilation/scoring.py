@@ -120,7 +120,9 @@ def score(
         pair = match(record, one, which, forecast=which == "analysis", what=what)
         head = f"{what}: " if name else ""
         scored[name] = _scored(pair, dims, along, also, head, again=bool(scored))
-    return joined(scored) if isinstance(run, Mapping) and not isinstance(run, xr.Dataset) else scored[""]
+    if isinstance(run, xr.Dataset):
+        return scored[""]
+    return joined(scored).assign_attrs(title="scores of several runs")
 
 
 def _scored(
