@@ -1,4 +1,4 @@
-"""Scores of ensembles and probabilities against their definitions, closed forms and statistics of many draws."""
+"""Scores of ensembles against their definitions, closed forms and statistics of many draws."""
 
 import math
 
@@ -78,63 +78,6 @@ def test_energy_score_sees_correlations_that_the_crps_does_not(rng):
     assert abs((crps[1] - crps[0]).mean()) < 4 * (crps[1] - crps[0]).std() / math.sqrt(4000)
 
 
-def written_sums(truth, probability, threshold, bins, weights):
-    """Sums by bin of one time, one case after the other."""
-    sums = np.zeros((bins, 5))
-    for x, p, level, w in zip(truth.ravel(), probability.ravel(), threshold.ravel(), weights.ravel(), strict=True):
-        if not np.isnan([x, p]).any():
-            o = float(x > level)
-            sums[min(int(p * bins + 1e-9), bins - 1)] += w * np.array([1, p, p * p, o, p * o])
-    return sums
-
-
-@pytest.mark.parametrize("bound", [1, 30, 2**17])
-@pytest.mark.parametrize("bins", [1, 4, 10])
-def test_event_sums(rng, monkeypatch, bound, bins):
-    monkeypatch.setattr(scores, "_VALUES", bound)
-    truth, members = rng.normal(size=(3, 2, 4, 5)), rng.normal(size=(3, 2, 4, 5, 10))
-    threshold, weights = rng.normal(size=(4, 5)), rng.random((4, 5))
-    truth[1, 0, 2, 3] = members[2, 1, 0, 0, 4] = np.nan
-    share = np.where(np.isnan(members).any(-1), np.nan, (members > threshold[..., None]).mean(-1))
-    found = ensemble_scores.members_event_sums(truth, members, threshold, bins=bins, axes=2, weights=weights)
-    for place in np.ndindex(3, 2):
-        expected = written_sums(truth[place], share[place], threshold, bins, weights)
-        np.testing.assert_allclose(found[place], expected, rtol=1e-12, atol=1e-12)
-    mean, spread = members.mean(-1), members.std(-1)
-    spread[0, 0, 0] = 0.0
-    exceeds = stats.norm.sf(threshold, mean, np.where(spread > 0, spread, 1))
-    probability = np.where(spread == 0, mean > threshold, exceeds)
-    found = ensemble_scores.gaussian_event_sums(truth, mean, spread, threshold, bins=bins, axes=2, weights=weights)
-    expected = written_sums(truth[0, 0], probability[0, 0], threshold, bins, weights)
-    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-11, atol=1e-12)
-
-
-def test_parts_of_the_brier_score_add_up(rng):
-    truth, members = rng.normal(size=(40, 50)), 0.7 * rng.normal(size=(40, 50, 8)) + 0.3
-    sums = ensemble_scores.members_event_sums(truth, members, np.full(50, 0.5), bins=9).sum(0)
-    parts = ensemble_scores.brier_parts(sums, 8)
-    share = (members > 0.5).mean(-1)
-    assert parts["brier_score"] == pytest.approx(((share - (truth > 0.5)) ** 2).mean(), rel=1e-12)
-    assert parts["within_bins"] == pytest.approx(0, abs=1e-15)  # nine bins for nine probabilities
-    three = parts["reliability"] - parts["resolution"] + parts["uncertainty"]
-    assert three == pytest.approx(parts["brier_score"], rel=1e-12)
-    wide = ensemble_scores.brier_parts(sums.reshape(3, 3, 5).sum(1), 8)
-    four = wide["reliability"] - wide["resolution"] + wide["uncertainty"] + wide["within_bins"]
-    assert four == pytest.approx(parts["brier_score"], rel=1e-12)
-    assert abs(wide["within_bins"]) > 1e-4
-    assert all(np.isnan(value) for value in ensemble_scores.brier_parts(np.zeros((4, 5)), 8).values())
-
-
-@pytest.mark.parametrize("count", [2, 5, 40])
-def test_fair_brier_score_does_not_depend_on_the_number_of_members(rng, count):
-    """Truth and members exceed the threshold with one probability q: the mean is q (1 - q)."""
-    truth, members = rng.random((400, 50)), rng.random((400, 50, count))
-    sums = ensemble_scores.members_event_sums(truth, members, np.full(50, 0.8), bins=10)
-    each = ensemble_scores.brier_parts(sums, count)
-    agrees(each["brier_score_fair"], 0.16)
-    assert each["brier_score"].mean() > 0.16 * (1 + 0.5 / count)
-
-
 def clustered(rng, rows, ranks=8, each=400, tied=20):
     """Rank histograms of trajectories in which the ranks of `tied` cases in a row are one."""
     values = rng.integers(ranks, size=(rows, each // tied)).repeat(tied, 1)
@@ -164,56 +107,6 @@ def test_flatness_of_a_bent_histogram(rng):
     few = ensemble_scores.flatness(counts[0, :2])
     assert np.isnan(few["p_value"])
     assert np.isfinite(few["reliability_index"])
-
-
-@pytest.mark.parametrize("bound", [1, 30, 2**17])
-def test_spread_sums_are_those_of_their_bins(rng, monkeypatch, bound):
-    monkeypatch.setattr(scores, "_VALUES", bound)
-    truth, estimate = rng.normal(size=(2, 6, 5, 4))
-    spread, weights = rng.gamma(2.0, size=(6, 5, 4)), rng.random(4)
-    spread[0, 0, 0], truth[1, 1, 1] = np.nan, np.nan
-    edges, group = np.array([0.5, 1.0, 2.0]), np.array([0, 0, 1, 1, 2, 2])
-    found = ensemble_scores.spread_sums(truth, estimate, spread, group, groups=3, edges=edges, weights=weights)
-    known = ~np.isnan(truth + spread)
-    for g in range(3):
-        for k in range(3):
-            upper = np.append(edges, np.inf)[k + 1]
-            here = known & (spread >= edges[k]) & (spread < upper) & (group == g)[:, None, None]
-            share = np.broadcast_to(weights, truth.shape)[here]
-            values = (1, spread[here] ** 2, (truth - estimate)[here] ** 2)
-            np.testing.assert_allclose(found[g, k], [(share * value).sum() for value in values], rtol=1e-12)
-
-
-def test_merged_bins_hold_about_as_many_each(rng):
-    spread = rng.gamma(3.0, size=(4, 50, 40))
-    edges = ensemble_scores.fine_edges()
-    sums = ensemble_scores.spread_sums(spread, 0 * spread, spread, np.arange(4), groups=4, edges=edges)
-    merged, starts = ensemble_scores.merged_bins(sums, 10)
-    np.testing.assert_allclose(merged.sum(1), sums.sum(1), rtol=1e-12)
-    assert np.abs(merged.sum(0)[:, 0] / 800 - 1).max() < 0.2
-    for k in (0, 4, 9):
-        upper = np.append(edges, np.inf)[starts[k + 1]]
-        inside = spread[(spread >= edges[starts[k]]) & (spread < upper)]
-        np.testing.assert_allclose(merged.sum(0)[k], [len(inside), (inside**2).sum(), (inside**2).sum()], rtol=1e-9)
-    alike = ensemble_scores.spread_sums(spread, spread, 0 * spread + 1, np.arange(4), groups=4, edges=edges)
-    counts = ensemble_scores.merged_bins(alike, 10)[0].sum(0)[:, 0]
-    assert sorted(counts) == [0] * 9 + [8000]
-    nothing = ensemble_scores.merged_bins(np.zeros_like(sums), 3)[0]
-    assert nothing.shape == (4, 3, 3)
-    assert not nothing.any()
-
-
-def test_standard_error_of_the_rmse_of_a_bin(rng):
-    """Over groups it has the scatter that repeated experiments have."""
-    found, errors = [], []
-    for _ in range(300):
-        error = rng.normal(size=(16, 30)) * (1 + 0.5 * rng.normal(size=(16, 1)))
-        sums = np.stack([np.full(16, 30.0), np.full(16, 30.0), (error**2).sum(1)], -1)[:, None]
-        made = ensemble_scores.spread_error(sums)
-        found.append(made["rmse"][0])
-        errors.append(made["rmse_standard_error"][0])
-    assert np.mean(errors) == pytest.approx(np.std(found), rel=0.15)
-    assert np.isnan(ensemble_scores.spread_error(np.ones((1, 2, 3)))["rmse_standard_error"]).all()
 
 
 @pytest.mark.parametrize(

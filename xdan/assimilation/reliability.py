@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..core import ensemble_scores as kernels
+from ..core import event_scores as kernels
 from ..core.checks import choice, integer, real, shown
 from ..core.dynamics import Dynamics
 from ..core.random import Purpose

@@ -12,7 +12,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
-from ..core import ensemble_scores as kernels
+from ..core import spread_scores as kernels
 from ..core.checks import choice, integer, real_array, shown
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array

@@ -144,6 +144,12 @@ def pieces(lead: tuple[int, ...], values: int) -> Iterator[tuple[slice, ...]]:
         yield from ((slice(start, start + rows),) for start in range(0, lead[0], rows))
 
 
+def rows_of(x: Array, axes: int) -> tuple[tuple[int, ...], Array]:
+    """Sizes of the leading axes, and for each value the number of its row."""
+    lead = x.shape[: x.ndim - axes]
+    return lead, np.broadcast_to(np.arange(math.prod(lead)).reshape(*lead, *[1] * axes), x.shape)
+
+
 @dataclass(frozen=True)
 class StateScore:
     """A score of your own: one number for each time of a trajectory, from the truth and a run.
