@@ -40,7 +40,7 @@ def score(
         The twin or the record that was cycled.
     run : xarray.Dataset or mapping of name to Dataset
         Of `cycle` or `baseline`; or any `forecast` and `analysis` on the record's coordinates. Of a mapping the scores
-        have the dim `method`, and `.to_pandas()` is a table with a row for each run.
+        have the dim `method`, and `.to_pandas()` is a table with a row for each run; one is `.sel({"method": name})`.
     dim : str or sequence of str
         Dims to average over, of `trajectory` and `time`.
     along : {"state", "site"}

@@ -149,8 +149,8 @@ def reliability_curves(table: xr.Dataset) -> Any:
     _check(table["count"], {_BIN}, set(), "xdan.reliability")
     panels = []
     event = str(table.attrs.get("event", "the event"))
-    size = {"width": _SIDE + LEGEND_WIDTH, "legend_position": "right", "xlim": (-0.02, 1.02)}
-    bare = size | {"width": _SIDE, "show_legend": False}
+    size = {"frame_width": _SIDE - 80, "legend_position": "right", "xlim": (-0.02, 1.02)}
+    bare = size | {"show_legend": False}
     for title, place in _panels(table["count"], _FIELD):
         one = table.sel(place).load()
         drawn, _ = _lines(one, "forecast_probability", "observed_frequency", "observed_frequency_standard_error")
@@ -161,12 +161,12 @@ def reliability_curves(table: xr.Dataset) -> Any:
         ]
         heading = f"{title}: {event}" if title else f"truth {event}"
         labels = {"xlabel": "probability", "ylabel": "frequency", "title": heading}
-        panels.append(hv.Overlay([*lines, *drawn]).opts(height=_SIDE, ylim=(-0.02, 1.02), **labels, **size))
+        panels.append(hv.Overlay([*lines, *drawn]).opts(frame_height=_SIDE - 80, ylim=(-0.02, 1.02), **labels, **size))
         counts, _ = _lines(one.assign(count=one["count"].where(one["count"] > 0)), "forecast_probability", "count")
         most = float(one["count"].max())
         panels.append(
             hv.Overlay(counts).opts(
-                height=_HEIGHT - 60, logy=True, xlabel="probability", ylabel="cases", ylim=(0.5, 2 * most), **bare
+                frame_height=_HEIGHT // 2, logy=True, xlabel="probability", ylabel="cases", ylim=(0.5, 2 * most), **bare
             )
         )
     return hv.Layout(panels).cols(1).opts(shared_axes=False)
