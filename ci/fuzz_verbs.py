@@ -1171,11 +1171,10 @@ def gaussian_crps(error: Array, spread: Array) -> Array:
 
 
 def _crps(part: Mapping[str, Array], x: Array) -> Array:
-    """CRPS of what a run holds: members, else a Gaussian, else one state."""
+    """CRPS of what a run holds: members, else a Gaussian."""
     if "members" in part:
         return fair_crps(part["members"], x)
-    error = part["analysis"] - x
-    return gaussian_crps(error, part["spread"]) if "spread" in part else np.abs(error)
+    return gaussian_crps(part["analysis"] - x, part["spread"])
 
 
 _MEMBERS_OF = ["members", "forecast_members"]
@@ -1197,6 +1196,9 @@ def check_score(call: Call, scores: Dataset) -> None:
         close(name, scores[name], np.sqrt(((part[of] - x) ** 2).mean(-1)).mean(axes))
     for name in {"spread", "forecast_spread"} & set(part):
         close(name, scores[name], np.sqrt((part[name] ** 2).mean(-1)).mean(axes))
+    close("mean_absolute_error", scores["mean_absolute_error"], np.abs(part["analysis"] - x).mean(-1).mean(axes))
+    if ("crps" in scores) != ("members" in part or "spread" in part):
+        raise Mismatch("a run has a CRPS where it has members or a spread, and not elsewhere")
     if "crps" in scores:
         close("crps", scores["crps"], _crps(part, x).mean(-1).mean(axes))
     seen, both = np.isfinite(y), (*axes, 2)
@@ -1212,9 +1214,12 @@ def check_score(call: Call, scores: Dataset) -> None:
         "residual_mean": average(residual),
         "residual_variance": average(residual**2) - average(residual) ** 2,
         "error_variance_diagnosed": average(d * residual),
+        "forecast_variance_diagnosed": average((d - residual) * d),
     }
     if "forecast_spread" in part:
         expected["innovation_variance_expected"] = average(part["forecast_spread"] ** 2 + np.diag(call.source.error))
+        expected["forecast_variance"] = average(part["forecast_spread"] ** 2)
+        expected["consistency"] = expected["innovation_variance"] / expected["innovation_variance_expected"]
     for name, value in expected.items():
         if name in scores:
             close(name, scores[name], value, 5e-3, 5e-3)

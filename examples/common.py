@@ -90,7 +90,7 @@ def compare(
     cycles = options.burn_in + options.cycles
     climatology = archive(experiment, options.archive, options.seed + 2) if options.archive else None
     test = xdan.twin(experiment, cycles=cycles, trajectories=options.trajectories, seed=options.seed).compute()
-    runs, rows = {"truth": test}, []
+    runs, seconds = {}, {}
     net = None
     if options.steps or options.minutes > 0:
         settings = {"objective": "mse", "window": options.window, "batch": options.batch, "seed": options.seed + 1}
@@ -100,14 +100,17 @@ def compare(
     for name, (method, parameters) in {**methods, "network": ("", {})}.items():
         begin = time.perf_counter()
         if method:
-            run = test.dan.baseline(method, **parameters, climatology=climatology, progress=False)
+            runs[name] = test.dan.baseline(method, **parameters, climatology=climatology, progress=False)
         elif net is not None:
-            run = test.dan.cycle(net, progress=False)
+            runs[name] = test.dan.cycle(net, progress=False)
         else:
             continue
-        seconds = time.perf_counter() - begin
-        score = test.dan.score(run, burn_in=options.burn_in).compute()
-        row = {"method": name}
+        seconds[name] = round(time.perf_counter() - begin)
+        print(f"{name}: {seconds[name]} s", flush=True)
+    scores = test.dan.score(runs, burn_in=options.burn_in).compute()
+    rows = []
+    for name, run in runs.items():
+        score, row = scores.sel({"method": name}), {"method": name}
         for field in experiment.dynamics.space.names:
             one = score.sel(field=field) if "field" in score.dims else score
             words = {"rmse": "RMSE", "rmse_standard_error": "standard error", "spread": "spread"}
@@ -116,13 +119,11 @@ def compare(
         row["lost"] = int(score.diverged)
         tuned = {str(label): float(run[label]) for label in run.data_vars if str(label).startswith("tuned_")}
         row["tuned to"] = ", ".join(f"{label.removeprefix('tuned_')} {value:.3g}" for label, value in tuned.items())
-        rows.append({**row, "seconds": round(seconds)})
-        runs[name] = run
-        print(rows[-1], flush=True)
+        rows.append({**row, "seconds": seconds[name]})
     table = markdown(pd.DataFrame(rows))
     (options.out / "table.md").write_text(table)
     print(f"\n{options.trajectories} trajectories, {options.cycles} cycles after {options.burn_in}\n\n{table}")
-    return runs
+    return {"truth": test, **runs}
 
 
 def archive(experiment: xdan.TwinExperiment, states: int, seed: int) -> Any:

@@ -19,6 +19,7 @@ TOPICS = {
     "probabilistic": "networks that give a distribution",
     "forecasts": "forecasts from analyses, by their lead time",
     "filters": "classical filters beside each other",
+    "scores": "whether ensembles know their errors",
 }
 
 

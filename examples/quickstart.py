@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import xarray as xr
 
 import xdan
@@ -115,21 +114,19 @@ def main() -> None:
     done(f"test record cycled by {len(runs)} methods")
 
     # 4. Scores after burn-in.
-    scores = {name: test.dan.score(run, burn_in=BURN_IN).compute() for name, run in runs.items()}
+    scores = test.dan.score(runs, burn_in=BURN_IN).compute()
     columns = [
         "rmse",
         "rmse_standard_error",
         "forecast_rmse",
         "spread",
         "crps",
+        "crps_of",  # a network without a spread has no CRPS
         "innovation_variance",
         "diverged",
     ]
-    table = pd.DataFrame({name: {c: float(s[c]) for c in columns if c in s} for name, s in scores.items()}).T
-    table = table.reindex(columns=columns)
-    # The CRPS of an ensemble's spread and that of a single state are two scores.
-    table.insert(columns.index("crps") + 1, "crps of", [str(s.crps_of.item()) for s in scores.values()])
-    cycles = next(iter(scores.values())).attrs["cycles"]
+    table = scores.to_pandas()[columns].replace({"crps_of": {"": "-"}}).rename_axis(None)
+    cycles = scores.attrs["cycles"]
     text = table.to_string(float_format=lambda v: f"{v:.4f}", na_rep="-")
     heading = f"analysis scores over {cycles} cycles (64 trajectories, {BURN_IN} cycles of burn-in left out)"
     print(f"\n{heading}\n{text}\n")

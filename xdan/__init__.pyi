@@ -8,9 +8,12 @@ from .assimilation.forecasts import forecast as forecast
 from .assimilation.listing import baselines as baselines
 from .assimilation.listing import models as models
 from .assimilation.listing import networks as networks
+from .assimilation.ranks import rank_flatness as rank_flatness
+from .assimilation.ranks import rank_histogram as rank_histogram
 from .assimilation.reanalysis import reanalysis as reanalysis
-from .assimilation.scoring import rank_histogram as rank_histogram
+from .assimilation.reliability import reliability as reliability
 from .assimilation.scoring import score as score
+from .assimilation.spread_errors import spread_error as spread_error
 from .assimilation.twins import twin as twin
 from .core.dynamics import CorrectedDynamics as CorrectedDynamics
 from .core.dynamics import CustomDynamics as CustomDynamics
@@ -104,6 +107,9 @@ from .plots.plotting import rmse_in_time as rmse_in_time
 from .plots.plotting import save_page as save_page
 from .plots.plotting import sweep_curves as sweep_curves
 from .plots.plotting import training_history as training_history
+from .plots.score_plots import rank_bars as rank_bars
+from .plots.score_plots import reliability_curves as reliability_curves
+from .plots.score_plots import spread_error_curves as spread_error_curves
 from .plots.state_plots import component_curves as component_curves
 from .plots.state_plots import field_maps as field_maps
 from .plots.state_plots import hovmoller as hovmoller

@@ -10,8 +10,10 @@ from .assimilation.cycling import cycle as cycle
 from .assimilation.forecast_scores import score_forecasts as score_forecasts
 from .assimilation.forecasts import forecast as forecast
 from .assimilation.reanalysis import reanalysis as reanalysis
+from .assimilation.reliability import reliability as reliability
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
+from .assimilation.spread_errors import spread_error as spread_error
 from .diagnostics.covariances import zero_innovation_bias as zero_innovation_bias
 from .diagnostics.gains import gain as gain
 from .diagnostics.linearity import innovation_histogram as innovation_histogram
@@ -64,10 +66,12 @@ class DanAccessor:
     lyapunov_vectors = _method(lyapunov_vectors)
     rank_histogram = _method(rank_histogram)
     reanalysis = _method(reanalysis)  # type: ignore[arg-type]
+    reliability = _method(reliability)
     rmse_in_time = _method(rmse_in_time)
     scaling_of_increments = _method(scaling_of_increments)
     score = _method(score)
     score_forecasts = _method(score_forecasts)
+    spread_error = _method(spread_error)
     stein_identity = _method(stein_identity)
     symmetry_group = _method(symmetry_group)
     train = _method(train)

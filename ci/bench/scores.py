@@ -3,7 +3,13 @@
     python ci/bench/scores.py [--members 40]
 
 Each row is a process of its own, on Linux: the record and the run are made there, then scored. Memory is the largest
-resident size while scoring, less that before.
+resident size while scoring, less that before. Seconds are of the processor, all cores together, so that other programs
+matter little; of chunks they include what is read from stores.
+
+The second table has the CRPS alone, of the same members: sorted, as xdan has it; as the mean over all pairs of members,
+in pieces that stay in a core's cache; the same at once, as xskillscore and properscoring compute it without numba,
+trajectory by trajectory as the whole does not fit. The last two see a part of the trajectories, and their seconds are
+for all. Reading the members once is the limit.
 """
 
 from __future__ import annotations
@@ -14,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +28,7 @@ import pandas as pd
 import xarray as xr
 
 import xdan
+from xdan.core.ensemble_scores import members_crps
 
 TRAJECTORIES, CYCLES, SITES = 64, 400, 40
 CHUNKS = {"trajectory": 16, "time": 100}
@@ -61,6 +69,62 @@ def resident(what: str) -> float:
     )
 
 
+VERBS: dict[str, Callable[[xr.Dataset, xr.Dataset], xr.Dataset | xr.DataArray]] = {
+    "score": xdan.score,
+    "score with energy": lambda ds, run: xdan.score(ds, run, also=["energy"]),
+    "rank_histogram": xdan.rank_histogram,
+    "reliability": lambda ds, run: xdan.reliability(ds, run, threshold=1.0),
+    "spread_error": lambda ds, run: xdan.spread_error(ds, run.assign(spread=abs(run.analysis) + 0.1)),
+}
+
+
+def of_pairs(truth: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """The fair CRPS as it is written: a mean over all pairs of members."""
+    count = members.shape[-1]
+    apart = np.abs(members[..., :, None] - members[..., None, :]).sum((-1, -2))
+    return np.abs(members - truth[..., None]).mean(-1) - apart / (2 * count * (count - 1))
+
+
+def of_pairs_at_once(truth: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """The CRPS in the way of properscoring, which looks for NaN too."""
+    apart = np.expand_dims(members, -1) - np.expand_dims(members, -2)
+    score: np.ndarray = np.nanmean(np.abs(members - truth[..., None]), -1)
+    return score - 0.5 * np.nanmean(np.abs(apart), axis=(-2, -1))
+
+
+def kernels(members: int) -> dict[str, float]:
+    """Seconds of the CRPS of all members in several ways, and of reading them."""
+    ds, run = record_and_run(members)
+    truth, ensemble = ds["truth"].values, run["members"].transpose(..., "member").values
+    rows, few = max(1, 2**17 // (SITES * members**2)), 4
+
+    def in_pieces(x: np.ndarray, all_members: np.ndarray) -> None:
+        for row in range(len(x)):
+            for start in range(0, CYCLES, rows):
+                piece = row, slice(start, start + rows)
+                of_pairs(x[piece], np.ascontiguousarray(all_members[piece]))
+
+    def by_trajectory(x: np.ndarray, all_members: np.ndarray) -> None:
+        for row in range(len(x)):
+            of_pairs_at_once(x[row], np.ascontiguousarray(all_members[row]))
+
+    ways = {
+        "members read once": (lambda x, all_members: all_members.sum(), TRAJECTORIES),
+        "sorted": (members_crps, TRAJECTORIES),
+        "all pairs, in pieces": (in_pieces, few),
+        "all pairs, at once": (by_trajectory, few),
+    }
+    seconds = {}
+    for name, (way, count) in ways.items():
+        times = []
+        for _ in range(3):
+            begin = time.process_time()
+            way(truth[:count], ensemble[:count])
+            times.append((time.process_time() - begin) * TRAJECTORIES / count)
+        seconds[name] = min(times)
+    return seconds
+
+
 def measure(members: int, where: str, what: str) -> dict[str, float]:
     """Peak memory and time of one score."""
     ds, run = record_and_run(members)
@@ -70,10 +134,9 @@ def measure(members: int, where: str, what: str) -> dict[str, float]:
         run.chunk(CHUNKS).to_zarr(folder / "run.zarr", consolidated=False)
         ds, run = (xr.open_zarr(folder / name, consolidated=False) for name in ("ds.zarr", "run.zarr"))
     Path("/proc/self/clear_refs").write_text("5")
-    before, begin = resident("VmRSS"), time.perf_counter()
-    result = xdan.score(ds, run) if what == "score" else xdan.rank_histogram(ds, run)
-    result.load()
-    seconds = time.perf_counter() - begin
+    before, begin = resident("VmRSS"), time.process_time()
+    VERBS[what](ds, run).load()
+    seconds = time.process_time() - begin
     return {"seconds": seconds, "MiB beyond the input": resident("VmHWM") - before}
 
 
@@ -88,11 +151,14 @@ def main() -> None:
     size = 4 * TRAJECTORIES * CYCLES * SITES * options.members / 2**20
     print(f"{TRAJECTORIES} x {CYCLES} cycles, {SITES} sites, {options.members} members in float32: {size:.0f} MiB")
     rows = {}
-    for what in ("score", "rank_histogram"):
+    for what in VERBS:
         for where in ("memory", "chunks"):
             command = [sys.executable, __file__, "--members", str(options.members), "--only", where, what]
             rows[f"{what}, in {where}"] = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     print(pd.DataFrame(rows).T.round(2).to_string())
+    seconds = pd.Series(kernels(options.members), name="seconds").to_frame()
+    seconds["times the sorted one"] = seconds["seconds"] / seconds.loc["sorted", "seconds"]
+    print(f"\nCRPS of these members\n{seconds.round(2).to_string()}")
 
 
 if __name__ == "__main__":

@@ -62,9 +62,8 @@ def test_root_of_the_mean_by_area(globe):
         squares = (run[of] - ds.truth).values ** 2
         np.testing.assert_allclose(found[name], np.sqrt((squares * share).sum((2, 3))).mean(), rtol=1e-12)
     np.testing.assert_allclose(found.spread, np.sqrt((run.spread.values**2 * share).sum((2, 3))).mean(), rtol=1e-12)
-    crps = xdan.score(ds, run[["forecast", "analysis"]], dynamics=model).crps
     error = abs(run.analysis - ds.truth).values
-    np.testing.assert_allclose(crps, (error * share).sum((2, 3)).mean(), rtol=1e-12)
+    np.testing.assert_allclose(found.mean_absolute_error, (error * share).sum((2, 3)).mean(), rtol=1e-12)
     assert "by area" in found.attrs["rmse_convention"]
 
 

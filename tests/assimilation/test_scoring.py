@@ -29,11 +29,14 @@ def statistics(ds, run, error_variance=1.0):
         "residual_variance": residual.var(),
         "error_variance": error_variance,
         "error_variance_diagnosed": (innovation * residual).mean(),
+        "forecast_variance_diagnosed": ((innovation - residual) * innovation).mean(),
         "diverged": 0,
     }
     if "spread" in run:
         found |= {name: np.sqrt((run[name].values ** 2).mean(2)).mean() for name in ("spread", "forecast_spread")}
         found["innovation_variance_expected"] = (run.forecast_spread.values**2 + error_variance)[seen].mean()
+        found["forecast_variance"] = (run.forecast_spread.values**2)[seen].mean()
+        found["consistency"] = found["innovation_variance"] / found["innovation_variance_expected"]
     return found
 
 
@@ -106,8 +109,18 @@ def gaussian_crps(observing, spread):
     return spread * (z * (2 * stats.norm.cdf(z) - 1) + 2 * stats.norm.pdf(z) - 1 / math.sqrt(math.pi))
 
 
-def test_crps_of_a_single_state_is_its_absolute_error(twin, run):
-    np.testing.assert_allclose(xdan.score(twin, run).crps, abs(run.analysis - twin.truth).mean(), rtol=1e-12)
+def test_a_run_without_spread_has_an_absolute_error_and_no_crps(twin, ensemble, run):
+    found = xdan.score(twin, run)
+    np.testing.assert_allclose(found.mean_absolute_error, abs(run.analysis - twin.truth).mean(), rtol=1e-12)
+    assert "crps" not in found
+    assert "crps_of" not in found.coords
+    found = xdan.score(twin, ensemble)
+    np.testing.assert_allclose(found.mean_absolute_error, abs(ensemble.analysis - twin.truth).mean(), rtol=1e-12)
+    assert float(found.crps) < float(found.mean_absolute_error)
+    by_site = xdan.score(twin, run, along="site")
+    expected = abs(run.analysis - twin.truth).mean(["trajectory", "time"])
+    np.testing.assert_allclose(by_site.mean_absolute_error, expected, rtol=1e-12)
+    assert "crps" not in by_site
 
 
 def test_crps_of_a_spread_is_the_gaussians(twin, ensemble):
@@ -127,19 +140,19 @@ def test_crps_of_members(twin, ensemble):
     np.testing.assert_allclose(xdan.score(twin, alone).crps, abs(members[3] - truth).mean(), rtol=1e-12)
 
 
-def test_crps_of_says_which_of_three_scores_it_is(twin, ensemble, run, tmp_path):
-    runs = {"members": ensemble, "Gaussian": ensemble.drop_dims("member"), "analysis": run}
+def test_crps_of_says_which_of_two_scores_it_is(twin, ensemble, run, tmp_path):
+    runs = {"members": ensemble, "Gaussian": ensemble.drop_dims("member")}
     scores = {of: xdan.score(twin, one) for of, one in runs.items()}
     assert {of: one.crps.crps_of.item() for of, one in scores.items()} == {of: of for of in runs}
     assert all(np.isfinite(float(one.crps)) for one in scores.values())
-    column = xr.concat([one.crps for one in scores.values()], xr.Variable("scheme", list("abc")))
+    column = xr.concat([one.crps for one in scores.values()], xr.Variable("scheme", list("ab")))
     assert column.crps_of.values.tolist() == list(runs)
     xr.concat(list(scores.values()), "scheme").to_zarr(tmp_path / "scores.zarr", consolidated=False)
     opened = xr.open_zarr(tmp_path / "scores.zarr", consolidated=False)
     assert opened.crps.crps_of.values.tolist() == list(runs)
     lazy = xdan.score(twin.chunk(), ensemble.chunk())
     assert lazy.crps.crps_of.item() == lazy.compute().crps.crps_of.item() == "members"
-    assert "crps_of" not in xdan.score(twin.drop_vars("truth"), run).coords
+    assert "crps_of" not in xdan.score(twin.drop_vars("truth"), ensemble).coords
 
 
 @pytest.mark.parametrize("sites", [slice(0), slice(0, 3), slice(None)])
@@ -192,6 +205,9 @@ def test_statistics_of_a_consistent_filter(consistent):
     assert float(found.innovation_variance) == pytest.approx(total.mean(), rel=5 * sampling * 1.2)
     assert float(found.residual_variance) == pytest.approx((r**2 / total).mean(), rel=5 * sampling * 1.2)
     assert float(found.error_variance_diagnosed) == pytest.approx(r, rel=5 * sampling)
+    assert float(found.forecast_variance) == pytest.approx(p.mean(), rel=1e-12)
+    assert float(found.forecast_variance_diagnosed) == pytest.approx(p.mean(), rel=5 * sampling * 1.2)
+    assert float(found.consistency) == pytest.approx(1, abs=5 * sampling * 1.2)
     assert float(found.error_variance) == pytest.approx(r, rel=1e-12)
     assert abs(float(found.innovation_mean)) < 5 * np.sqrt(total.mean() / count / 5)
     assert abs(float(found.residual_mean)) < 5 * np.sqrt((r**2 / total).mean() / count / 5)
@@ -255,7 +271,15 @@ def test_lost_trajectory_is_counted_and_not_averaged_over(twin, net):
         assert int(xdan.score(wild, lost.drop_vars("diverged")).diverged) == 1
     others = [0, 2, 3]
     assert np.isfinite(xdan.score(wild.isel(trajectory=others), lost.isel(trajectory=others)).rmse)
-    for name in ("rmse", "rmse_standard_error", "forecast_rmse", "crps", "innovation_variance", "residual_mean"):
+    names = (
+        "rmse",
+        "rmse_standard_error",
+        "forecast_rmse",
+        "mean_absolute_error",
+        "innovation_variance",
+        "residual_mean",
+    )
+    for name in names:
         assert np.isnan(whole[name]), name
 
 
@@ -283,7 +307,7 @@ def test_record_in_chunks_along_the_state(sparse, ensemble):
 def test_without_a_truth(twin, ensemble):
     found = xdan.score(twin.drop_vars("truth"), ensemble)
     whole = xdan.score(twin, ensemble)
-    assert set(whole) - set(found) == {"rmse", "rmse_standard_error", "forecast_rmse", "crps"}
+    assert set(whole) - set(found) == {"rmse", "rmse_standard_error", "forecast_rmse", "crps", "mean_absolute_error"}
     xr.testing.assert_identical(found, whole[list(found)].drop_vars("crps_of"))
     with pytest.raises(ValueError, match="a rank histogram needs the truth, which the record lacks"):
         xdan.rank_histogram(twin.drop_vars("truth"), ensemble)
@@ -331,10 +355,11 @@ def test_another_state_is_refused(twin, run):
 def test_units(twin, ensemble):
     metres = xdan.CustomDynamics(lambda x: -x, state={"x": 8}, timestep=0.05, units="m")
     found = xdan.score(twin, ensemble, dynamics=metres)
-    squares = {name for name in found if "variance" in name}
+    squares, plain = {name for name in found if "variance" in name}, {"diverged", "consistency"}
     assert {found[name].attrs["units"] for name in squares} == {"(m)2"}
     assert found.diverged.attrs["units"] == "1"
-    assert {found[name].attrs["units"] for name in set(found) - squares - {"diverged"}} == {"m"}
+    assert {found[name].attrs["units"] for name in set(found) - squares - plain} == {"m"}
+    assert {found[name].attrs["units"] for name in plain} == {"1"}
     assert all(found[name].attrs["long_name"] for name in found)
 
 
@@ -421,7 +446,8 @@ def test_gaps_in_the_truth_are_alike_in_rmse_and_crps(twin, ensemble, run):
         with pytest.warns(xdan.XdanWarning, match="the truth has gaps"):
             found = xdan.score(ds, one)
         assert np.isnan(found.rmse)
-        assert np.isnan(found.crps)
+        assert np.isnan(found.mean_absolute_error)
+        assert "crps" not in found or np.isnan(found.crps)
 
 
 def test_members_with_gaps(twin, ensemble):

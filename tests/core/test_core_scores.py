@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from xdan.core import scores
+from xdan.core import ensemble_scores, scores
 
 
 def all_pairs(truth, members):
@@ -23,13 +23,13 @@ def rng():
 def test_members_crps_is_the_sum_over_pairs(rng, count):
     truth, members = rng.normal(size=(4, 5)), rng.normal(size=(4, 5, count))
     expected = all_pairs(truth, members) if count > 1 else np.abs(members[..., 0] - truth)
-    np.testing.assert_allclose(scores.members_crps(truth, members), expected, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(ensemble_scores.members_crps(truth, members), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("count", [2, 5, 50])
 def test_fair_crps_does_not_depend_on_the_number_of_members(rng, count):
     """Members and truth from one normal distribution: the mean is 1 / sqrt(pi) for any count."""
-    found = scores.members_crps(rng.normal(size=200_000), rng.normal(size=(200_000, count)))
+    found = ensemble_scores.members_crps(rng.normal(size=200_000), rng.normal(size=(200_000, count)))
     assert found.mean() == pytest.approx(1 / np.sqrt(np.pi), abs=6 * found.std() / np.sqrt(found.size))
 
 
@@ -37,7 +37,7 @@ def test_members_far_from_zero_keep_their_digits(rng):
     """Kelvin in single precision."""
     truth, members = 280 + rng.normal(size=(50, 8)), 280 + rng.normal(size=(50, 8, 20))
     truth, members = truth.astype(np.float32), members.astype(np.float32)
-    found = scores.members_crps(truth, members)
+    found = ensemble_scores.members_crps(truth, members)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, all_pairs(truth.astype(float), members.astype(float)), rtol=1e-5, atol=1e-6)
 
@@ -67,7 +67,7 @@ def test_what_is_no_number_stays_none(rng):
     truth, members = rng.normal(size=3), rng.normal(size=(3, 5))
     members[1, 2] = np.nan
     truth[2] = np.nan
-    assert np.isnan(scores.members_crps(truth, members)).tolist() == [False, True, True]
+    assert np.isnan(ensemble_scores.members_crps(truth, members)).tolist() == [False, True, True]
     assert np.isnan(scores.gaussian_crps(truth, 0 * truth, np.array([0.0, -1.0, 0.0]))).tolist() == [False, True, True]
     assert np.isnan(scores.gaussian_crps(np.ones(1), np.ones(1), np.array([np.nan]))).all()
     assert np.isnan(scores.rmse(truth[None], truth[None])).all()
@@ -86,12 +86,16 @@ def test_pieces_change_nothing(rng, monkeypatch, bound):
     truth = rng.normal(size=(3, 4, 6))
     members = np.moveaxis(rng.normal(size=(9, 6, 4, 3)), (0, 1, 2, 3), (3, 2, 1, 0)).astype(">f8")
     expected = (
-        scores.members_crps(truth, members),
-        scores.rank_counts(truth, members),
+        ensemble_scores.members_crps(truth, members),
+        ensemble_scores.rank_counts(truth, members),
         scores.rmse(truth, members[..., 0]),
     )
     monkeypatch.setattr(scores, "_VALUES", bound)
-    found = scores.members_crps(truth, members), scores.rank_counts(truth, members), scores.rmse(truth, members[..., 0])
+    found = (
+        ensemble_scores.members_crps(truth, members),
+        ensemble_scores.rank_counts(truth, members),
+        scores.rmse(truth, members[..., 0]),
+    )
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-13)
         assert one.dtype == np.float64
@@ -113,16 +117,16 @@ def test_rank_counts_with_ties():
     """A truth that equals t members counts 1 / (t + 1) in each of its ranks; NaN is not counted."""
     members = np.array([[1.0, 2.0, 3.0]] * 5 + [[1.0, np.nan, 3.0]])
     truth = np.array([0.0, 2.5, 2.0, np.nan, 4.0, 0.0])
-    found = scores.rank_counts(truth[None], members[None])
+    found = ensemble_scores.rank_counts(truth[None], members[None])
     np.testing.assert_array_equal(found, [[1.0, 0.5, 1.5, 1.0]])
-    collapsed = scores.rank_counts(np.ones((1, 4)), np.ones((1, 4, 3)))
+    collapsed = ensemble_scores.rank_counts(np.ones((1, 4)), np.ones((1, 4, 3)))
     np.testing.assert_array_equal(collapsed, [[1.0, 1.0, 1.0, 1.0]])
 
 
 def test_ranks_of_rounded_members_are_flat(rng):
     """Coarse rounding makes ties in most states."""
     draws = np.round(rng.normal(size=(100, 500, 6)) * 2)
-    found = scores.rank_counts(draws[..., 0], draws[..., 1:]).sum(0)
+    found = ensemble_scores.rank_counts(draws[..., 0], draws[..., 1:]).sum(0)
     assert found.sum() == pytest.approx(50_000)
     np.testing.assert_allclose(found / 50_000, 1 / 6, atol=0.01)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 
+from ..core.ensemble_scores import trailing
 from ..records.schema import Array
 from ..records.values import fill_text, leading
 from ..records.watch import warn_of
@@ -29,10 +30,18 @@ class Cause:
         Turns the evidence into a sentence, or into "" where this is not the cause.
     evidence : callable
         Gives the sentence's arguments, arrays or lazy arrays of dims (trajectory, time).
+    of_record : bool
+        Whether it speaks of the record alone, and not of a run.
     """
 
-    def __init__(self, sentence: Callable[..., str], evidence: Callable[[], Sequence[xr.DataArray]]) -> None:
-        self.sentence, self.evidence = sentence, evidence
+    def __init__(
+        self,
+        sentence: Callable[..., str],
+        evidence: Callable[[], Sequence[xr.DataArray]],
+        *,
+        of_record: bool = False,
+    ) -> None:
+        self.sentence, self.evidence, self.of_record = sentence, evidence, of_record
         self._lazy: da.Array | None = None
 
     def now(self) -> str:
@@ -64,7 +73,7 @@ def _sentence(*evidence: Array, of: Callable[..., str]) -> Array:
 def fills(values: xr.DataArray, name: str) -> Cause:
     """The cause that the leading part of a variable holds values that stand for nothing, such as -999."""
     first = leading(values)
-    return Cause(partial(fill_text, name=name), lambda: (first,))
+    return Cause(partial(fill_text, name=name), lambda: (first,), of_record=True)
 
 
 @dataclass(frozen=True)
@@ -101,19 +110,38 @@ class Score:
         return broken
 
 
-def with_warnings(scores: Mapping[str, Score]) -> dict[str, xr.DataArray]:
-    """Values of scores. Those in memory warn now, in one warning; lazy ones warn when they are computed."""
+def with_warnings(scores: Mapping[str, Score], of: str = "", *, again: bool = False) -> dict[str, xr.DataArray]:
+    """Values of scores. Those in memory warn now, in one warning; lazy ones warn when they are computed.
+
+    Parameters
+    ----------
+    scores : mapping
+    of : str
+        First words of a warning, such as the name of the run.
+    again : bool
+        Whether scores of another run have told already what is to be said of the record.
+    """
+    if again:
+        scores = {
+            name: replace(score, always=[cause for cause in score.always if not cause.of_record])
+            for name, score in scores.items()
+        }
     in_memory = {name: score for name, score in scores.items() if score.value.chunks is None}
     broken = [name for name, score in in_memory.items() if bool(score.where_broken().any())]
     causes = dict.fromkeys(cause for name in broken for cause in in_memory[name].causes)
     always = dict.fromkeys(cause for score in in_memory.values() for cause in score.always)
     if broken:
-        _tell(scores[broken[0]].trouble, broken, [cause.now() for cause in causes])
-    warn_of(cause.now() for cause in always)
-    return {name: score.value if name in in_memory else _watched(name, score) for name, score in scores.items()}
+        _tell(of + scores[broken[0]].trouble, broken, [cause.now() for cause in causes])
+    warn_of(_headed("" if cause.of_record else of, cause.now()) for cause in always)
+    return {name: score.value if name in in_memory else _watched(name, score, of) for name, score in scores.items()}
 
 
-def _watched(name: str, score: Score) -> xr.DataArray:
+def _headed(of: str, text: str) -> str:
+    """A sentence behind its first words, nothing where there is no sentence."""
+    return text and of + text
+
+
+def _watched(name: str, score: Score, of: str) -> xr.DataArray:
     """A lazy score whose blocks warn when they come out broken."""
     data = da.map_blocks(
         _tell_block,
@@ -122,26 +150,29 @@ def _watched(name: str, score: Score) -> xr.DataArray:
         *(cause.later() for cause in (*score.causes, *score.always)),
         dtype=score.value.dtype,
         meta=np.empty((0,) * score.value.ndim, score.value.dtype),
-        trouble=score.trouble,
+        trouble=of + score.trouble,
         score=name,
-        of_broken=len(score.causes),
+        heads=["" if cause.of_record else of for cause in score.always],
     )
     return score.value.copy(data=data)
 
 
-def _tell_block(value: Array, broken: Array, *sentences: Array, trouble: str, score: str, of_broken: int) -> Array:
-    """Warn of a block; the first sentences where it is broken, the others always."""
+def _tell_block(
+    value: Array, broken: Array, *sentences: Array, trouble: str, score: str, heads: Sequence[str]
+) -> Array:
+    """Warn of a block; the first sentences where it is broken, the others, as many as there are heads, always."""
     texts = [str(np.asarray(sentence).item()) for sentence in sentences]
+    of_broken = len(texts) - len(heads)
     if broken.any():
         _tell(trouble, [score], texts[:of_broken])
-    warn_of(texts[of_broken:])
+    warn_of(_headed(head, text) for head, text in zip(heads, texts[of_broken:], strict=True))
     return value
 
 
 def _tell(trouble: str, scores: Sequence[str], causes: Iterable[str]) -> None:
-    sentences = list(filter(None, causes))
+    sentences = list(dict.fromkeys(filter(None, causes)))
     if not sentences:
-        trouble = f"the scores {list(scores)} are not finite"
+        trouble = trouble.replace("scores are", f"the scores {list(scores)} are")
         sentences = ["no cause is seen in the input; expected values whose squares are in the range of their dtype"]
     warn_of([f"{trouble}: {'; '.join(sentences)}"])
 
@@ -213,6 +244,7 @@ def unsettled(rmse: Array, burn_in: int) -> str:
     burn_in : int
         Cycles that are left out already.
     """
+    rmse = rmse[:, : rmse.shape[1] - int(trailing(np.isnan(rmse).all(axis=0)).sum())]  # a smoother has no last states
     whole = rmse[np.isfinite(rmse).all(axis=1)].astype(np.float64)
     cycles = rmse.shape[1]
     if not len(whole) or cycles < _LEAST_CYCLES:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.observing import ObservingSystem
 from ..records.blocks import Setup, block
 from ..records.schema import OBS, TIME, to_power
-from .score_causes import Cause, Score, fills, gaps, unobserved
+from .score_causes import Cause, Score, gaps, unobserved
 from .score_fields import FIELD, OVER_ALL, TOTAL
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def against_observations(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
     """Mean and variance of innovations and residuals, and the variances of errors that they speak of.
 
+    A run has a forecast and an analysis here.
+
     Parameters
     ----------
     pair : Pair
@@ -30,6 +32,7 @@ def against_observations(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
         Of trajectory and time, to average over.
     """
     y, setup, run, scores = pair.labelled.observation, pair.labelled.setup, pair.run, _Scores(pair, dims)
+    means: dict[str, xr.DataArray] = {}
     forecast, analysis = _in_observation_space(run["forecast"], setup), _in_observation_space(run["analysis"], setup)
     innovation, residual = y - forecast, y - analysis
     of_forecast = pair.gaps_of("forecast", lambda: (forecast, scores.observed))
@@ -39,20 +42,28 @@ def against_observations(pair: Pair, dims: list[Hashable]) -> dict[str, Score]:
         ("residual", residual, "analysis", of_analysis),
     ):
         mean = scores.mean(value)
-        always = (fills(y, "observation"),) if name == "innovation" else ()
+        always = pair.record.of_observation if name == "innovation" else ()
         scores.add(f"{name}_mean", mean, f"mean of observation minus {label}", 1, cause, always=always)
-        variance = scores.mean(value**2) - mean**2
-        scores.add(f"{name}_variance", variance, f"variance of observation minus {label}", 2, cause)
+        squares = scores.mean(value**2)
+        means |= {name: squares, f"{name}_variance": squares - mean**2}
+        scores.add(f"{name}_variance", means[f"{name}_variance"], f"variance of observation minus {label}", 2, cause)
     if "forecast_spread" in run and setup.observing.direct:
-        expected = scores.mean(run["forecast_spread"] ** 2 + pair.error_variance)
+        squares = run["forecast_spread"] ** 2
+        expected = scores.mean(squares + pair.record.error_variance)
         cause = pair.gaps_of("forecast_spread", lambda: (run["forecast_spread"], scores.observed))
         label = "forecast variance plus observation error variance"
         scores.add("innovation_variance_expected", expected, label, 2, cause)
-    used = scores.mean(pair.error_variance * xr.ones_like(y))
+        ratio = means["innovation_variance"] / expected
+        scores.add("consistency", ratio, "innovation variance over its expected value", 0, of_forecast, cause)
+        scores.add("forecast_variance", scores.mean(squares), "forecast variance of what is observed", 2, cause)
+    used = scores.mean(pair.record.error_variance * xr.ones_like(y))
     scores.add("error_variance", used, "observation error variance in use", 2)
     diagnosed = scores.mean(innovation * residual)
     label = "mean of innovation times residual"
     scores.add("error_variance_diagnosed", diagnosed, label, 2, of_forecast, of_analysis)
+    # (H x_a - H x_f) d = d^2 - (y - H x_a) d
+    of_increments, label = means["innovation"] - diagnosed, "mean of observed increment times innovation"
+    scores.add("forecast_variance_diagnosed", of_increments, label, 2, of_forecast, of_analysis)
     return scores.made
 
 
@@ -98,7 +109,7 @@ class _Scores:
         self, name: str, value: xr.DataArray, long_name: str, power: int, *causes: Cause, always: Sequence[Cause] = ()
     ) -> None:
         """Make a score of a mean in units to a power; of several fields also of the mean over them."""
-        units = None if self.means.units is None else to_power(self.means.units, power)
+        units = to_power(self.means.units or "", power) if self.means.units or not power else None
         broken = ~xr.ufuncs.isfinite(value) & ~(self.without & self.observed.any())
         causes = (*self.causes, *causes)
         self.made[name] = Score(value, long_name, units, causes, always, broken)

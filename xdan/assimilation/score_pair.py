@@ -1,68 +1,66 @@
-"""A record and a run on it, matched: what every score of the run is made from."""
+"""A record and runs on it, matched: what every score of a run is made from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
 from ..core import scores as kernels
 from ..core.checks import integer
+from ..core.ensemble_scores import trailing
 from ..records.blocks import tensor_to_array
 from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import held_in, read_run, sizes_in
 from ..records.schema import MEMBER, TIME, TRAJECTORY, time_dims
 from ..records.store import check_whole
-from .score_causes import Cause, Score, diverged, gaps
+from .score_causes import Cause, Score, diverged, fills, gaps
 from .score_fields import OVER_ALL, TOTAL, FieldMeans, error_scales
 
 SPREADS, MEMBERS = ("forecast_spread", "spread"), ("members", "forecast_members")
 
 
+class Names(NamedTuple):
+    """What a run calls an estimate of the state, its standard deviation and its members."""
+
+    estimate: str
+    spread: str
+    members: str
+
+
+ESTIMATES = {
+    "analysis": Names("analysis", "spread", "members"),
+    "forecast": Names("forecast", "forecast_spread", "forecast_members"),
+    "smoothed": Names("smoothed", "smoothed_spread", "smoothed_members"),
+}
+
+
 @dataclass(frozen=True)
-class Pair:
-    """A record and a run on it under the record's labels, burn-in left out.
+class ScoredRecord:
+    """A record as scores take it; several runs share it, so that it is read once.
 
     Attributes
     ----------
+    whole : LabelledRecord
     labelled : LabelledRecord
-    run : xarray.Dataset
-        `forecast`, `analysis` and, where the run has them, spreads and members; dims (trajectory, time, *state), and
-        `member` last.
-    flags : xarray.DataArray of bool or None, dims (trajectory, time)
-        The run's `diverged`, burn-in too.
+        Burn-in left out, values of a type to compute in.
     burn_in : int
-    follows : Cause or None
-        The cause that the truth does not follow the dynamics; None without a truth.
     """
 
+    whole: LabelledRecord
     labelled: LabelledRecord
-    run: xr.Dataset
-    flags: xr.DataArray | None
     burn_in: int
-    follows: Cause | None
-
-    @property
-    def state(self) -> list[Hashable]:
-        """Dims of the state."""
-        return list(self.labelled.setup.dynamics.dims)
 
     @cached_property
     def means(self) -> FieldMeans:
         """How the state is averaged over."""
         return FieldMeans(self.labelled.setup.dynamics)
-
-    @cached_property
-    def scales(self) -> xr.DataArray:
-        """The error of each field, dims (field,), of a state of several."""
-        labelled = self.labelled
-        states = self.run["analysis"] if labelled.truth is None else labelled.truth
-        observation = labelled.observation if labelled.setup.observing.direct else None
-        return error_scales(self.means, observation, self.error_variance, states)
 
     @cached_property
     def error_variance(self) -> xr.DataArray:
@@ -73,6 +71,118 @@ class Pair:
         if values.ndim:
             values = np.broadcast_to(values, (*values.shape[:-1], int(np.prod(y.shape[2:])))).reshape(shape)
         return xr.DataArray(np.broadcast_to(values, shape), dims=dims)
+
+    @cached_property
+    def of_truth(self) -> tuple[Cause, ...]:
+        """What is told of the truth whether or not a score is broken: fill values, another dynamics."""
+        truth = self.labelled.truth
+        if truth is None:
+            return ()
+        assert self.whole.truth is not None
+        first = followed(self.whole.setup, self.whole.truth)
+        follows = Cause(partial(astray, self.whole.setup), lambda: (first,), of_record=True)
+        return (fills(truth, "truth"), follows)
+
+    @cached_property
+    def of_observation(self) -> tuple[Cause, ...]:
+        """What is told of the observations whether or not a score is broken: fill values."""
+        return (fills(self.labelled.observation, "observation"),)
+
+    @cached_property
+    def gaps_of_truth(self) -> Cause:
+        """The cause that the truth is not finite."""
+
+        def evidence() -> tuple[xr.DataArray, ...]:
+            assert self.labelled.truth is not None
+            return (_not_finite(self.labelled.truth),)
+
+        return Cause(
+            gaps("the truth has gaps", "expected a truth without NaN: fill them, or select around them"), evidence
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A record and a run on it under the record's labels, burn-in left out.
+
+    Attributes
+    ----------
+    record : ScoredRecord
+    run : xarray.Dataset
+        The estimate that is scored, as `analysis`, and where the run has them its `spread` and `members`; beside an
+        analysis also the forecast's. Dims (trajectory, time, *state), and `member` last.
+    names : dict of str to str
+        What the run itself calls these.
+    flags : xarray.DataArray of bool or None, dims (trajectory, time)
+        The run's `diverged`, burn-in too.
+    attributes : dict
+        The run's.
+    left_out : xarray.DataArray of bool or None, dims (time,)
+        Times at the end for which a smoother has nothing; None where an analysis or a forecast is scored.
+    """
+
+    record: ScoredRecord
+    run: xr.Dataset
+    names: Mapping[str, str]
+    flags: xr.DataArray | None
+    attributes: Mapping[str, Any]
+    left_out: xr.DataArray | None = None
+
+    @property
+    def labelled(self) -> LabelledRecord:
+        """The record, burn-in left out."""
+        return self.record.labelled
+
+    @property
+    def means(self) -> FieldMeans:
+        """How the state is averaged over."""
+        return self.record.means
+
+    @property
+    def state(self) -> list[Hashable]:
+        """Dims of the state."""
+        return list(self.labelled.setup.dynamics.dims)
+
+    @cached_property
+    def scales(self) -> xr.DataArray:
+        """The error of each field, dims (field,), of a state of several."""
+        labelled = self.labelled
+        states = self.run["analysis"] if labelled.truth is None else labelled.truth
+        observation = labelled.observation if labelled.setup.observing.direct else None
+        return error_scales(self.means, observation, self.record.error_variance, states)
+
+    def mean(self, values: xr.DataArray, dims: Sequence[Hashable]) -> xr.DataArray:
+        """Mean over trajectories and times that are not left out; NaN where another value is NaN."""
+        if self.left_out is None or TIME not in dims:
+            average: xr.DataArray = values.mean(dims, skipna=False)
+            return average
+        if not set(self.state) & set(values.dims):
+            values = values.where(~self.left_out)
+        # Sums and counts of blocks: no block of states has to wait for what is left out.
+        count, total = values.notnull().sum(dims), values.sum(dims, skipna=True)
+        return (total / count.where(count == self.cases(dims))).astype(values.dtype, copy=False)
+
+    def cases(self, dims: Sequence[Hashable]) -> Any:
+        """How many trajectories and times a mean is of: a number, or a lazy one of a smoother's lazy run."""
+        sizes = self.labelled.observation.sizes
+        number = math.prod(sizes[dim] for dim in dims)
+        if self.left_out is None or TIME not in dims:
+            return number
+        return (~self.left_out).sum() * (number // sizes[TIME])
+
+    def as_score(
+        self,
+        value: xr.DataArray,
+        long_name: str,
+        units: str | None,
+        causes: Sequence[Cause] = (),
+        always: Sequence[Cause] = (),
+    ) -> Score:
+        """Make a score; it is not broken at times that are left out."""
+        if self.left_out is None or TIME not in value.dims:
+            return Score(value, long_name, units, causes, always)
+        broken = ~xr.ufuncs.isfinite(value) & ~self.left_out
+        return Score(value, long_name, units, causes, always, broken.transpose(*value.dims))
 
     def averaged(
         self,
@@ -92,41 +202,38 @@ class Pair:
         by_time : xarray.DataArray, dims (trajectory, time), and field where there are several
         """
         units = self.means.units
-        scores = {name: Score(by_time.mean(dims, skipna=False), long_name, units, causes, always)}
+        scores = {name: self.as_score(self.mean(by_time, dims), long_name, units, causes, always)}
         if self.means.several:
-            together = self.means.over_all(by_time, self.scales, root=root).mean(dims, skipna=False)
-            scores[name + TOTAL] = Score(together, f"{long_name}; {OVER_ALL}", "1", causes)
+            together = self.mean(self.means.over_all(by_time, self.scales, root=root), dims)
+            scores[name + TOTAL] = self.as_score(together, f"{long_name}; {OVER_ALL}", "1", causes)
         return scores
 
     @property
+    def spreads(self) -> list[str]:
+        """Names of the spreads that the run has."""
+        return [name for name in SPREADS if name in self.run]
+
+    @property
     def crps_of(self) -> str:
-        """What the CRPS is of: the most that the run tells."""
-        return "members" if "members" in self.run else "Gaussian" if "spread" in self.run else "analysis"
+        """What the CRPS is of, the most that the run tells; "" where it tells nothing of its errors."""
+        return "members" if "members" in self.run else "Gaussian" if "spread" in self.run else ""
 
     def lost(self) -> xr.DataArray:
         """Where a trajectory has diverged, dims (trajectory, time): as the run says, or where it is not finite."""
-        return _not_finite(self.run["analysis"]) if self.flags is None else self._later_flags()
+        return self._explained(_not_finite(self.run["analysis"])) if self.flags is None else self._later_flags()
+
+    def _explained(self, broken: xr.DataArray) -> xr.DataArray:
+        """What is not finite, without the times that are left out."""
+        return broken if self.left_out is None else broken & ~self.left_out
 
     def _later_flags(self) -> xr.DataArray:
         assert self.flags is not None
-        return self.flags.isel({TIME: slice(self.burn_in, None)})
+        return self.flags.isel({TIME: slice(self.record.burn_in, None)})
 
     @cached_property
     def diverged(self) -> Cause:
         """The cause that trajectories diverged, as the run's flags say."""
         return Cause(diverged, lambda: (self.flags if self.flags is not None else xr.zeros_like(self.lost()),))
-
-    @cached_property
-    def gaps_of_truth(self) -> Cause:
-        """The cause that the truth is not finite."""
-
-        def evidence() -> tuple[xr.DataArray, ...]:
-            assert self.labelled.truth is not None
-            return (_not_finite(self.labelled.truth),)
-
-        return Cause(
-            gaps("the truth has gaps", "expected a truth without NaN: fill them, or select around them"), evidence
-        )
 
     def gaps_of(self, name: str, observed: Callable[[], tuple[xr.DataArray, xr.DataArray]] | None = None) -> Cause:
         """The cause that a variable of the run is not finite, though nothing has diverged.
@@ -137,18 +244,29 @@ class Pair:
         observed : callable, optional
             Gives the variable in observation space, and where observations exist. Other places do not matter.
         """
+        if observed is None and name in self._gaps:
+            return self._gaps[name]
 
         def evidence() -> tuple[xr.DataArray, ...]:
             values, where = (self.run[name], None) if observed is None else observed()
-            broken = _not_finite(values, where)
+            broken = self._explained(_not_finite(values, where))
             return (broken,) if self.flags is None else (broken, self._later_flags())
 
-        what = f"the run's {name!r} has NaN or infinite values"
+        own = self.names[name]
+        what = f"the run's {own!r} has NaN or infinite values"
         if name in SPREADS:
-            what = f"the run's {name!r} has values that are NaN, infinite or negative"
+            what = f"the run's {own!r} has values that are NaN, infinite or negative"
         if self.flags is not None:
             what += " where nothing has diverged"
-        return Cause(gaps(what, "expected numbers: was the run cut short, or merged with other labels?"), evidence)
+        cause = Cause(gaps(what, "expected numbers: was the run cut short, or merged with other labels?"), evidence)
+        if observed is None:
+            self._gaps[name] = cause
+        return cause
+
+    @cached_property
+    def _gaps(self) -> dict[str, Cause]:
+        """Causes that were asked for: scores that share one warn of it once."""
+        return {}
 
 
 def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.DataArray:
@@ -160,25 +278,61 @@ def _not_finite(values: xr.DataArray, where: xr.DataArray | None = None) -> xr.D
     return at_time.transpose(TRAJECTORY, TIME)
 
 
-def match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) -> Pair:
-    """Bring record and run to the same labels, and leave burn-in out.
+def read_scored(ds: xr.Dataset, burn_in: int, words: RecordWords) -> ScoredRecord:
+    """Read a record, and leave burn-in out.
 
     Raises
     ------
     TypeError, ValueError
-        If the record or the run cannot be read, they do not fit each other, or burn-in leaves nothing.
+        If the record cannot be read, or burn-in leaves nothing.
     """
     labelled = read(ds, **words)
-    variables = read_run(labelled, run, ("forecast", "analysis"))
-    variables |= read_run(labelled, run, held_in(labelled, run, SPREADS))
-    for name in held_in(labelled, run, MEMBERS):
-        variables[name] = _members(labelled, run, name)
     cycles = labelled.observation.sizes[TIME]
     burn_in = integer("burn_in", burn_in)
     if not 0 <= burn_in < cycles:
         raise ValueError(f"burn_in={burn_in}: expected 0 to {cycles - 1}, the record has {cycles} cycles")
     later = slice(burn_in, None)
-    unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in variables.items()}
+    scored = replace(
+        labelled,
+        setup=replace(labelled.setup, observing=labelled.setup.observing.during(later)),
+        observation=_cast(labelled.observation).isel({TIME: later}),
+        truth=None if labelled.truth is None else _cast(labelled.truth).isel({TIME: later}),
+    )
+    return ScoredRecord(labelled, scored, burn_in)
+
+
+def match(record: ScoredRecord, run: xr.Dataset, which: str, *, forecast: bool = False, what: str = "run") -> Pair:
+    """Bring a run to the labels of a record, and leave burn-in out.
+
+    Parameters
+    ----------
+    record : ScoredRecord
+    run : xarray.Dataset
+    which : {"analysis", "forecast", "smoothed"}
+        The estimate that is scored.
+    forecast : bool
+        Whether the forecast is read beside an analysis.
+    what : str
+        The run in words.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the run cannot be read, or it does not fit the record.
+    """
+    labelled, own = record.whole, ESTIMATES[which]
+    names = {"analysis": own.estimate, "spread": own.spread, "members": own.members}
+    needed = ["analysis"]
+    if forecast:
+        names |= dict(zip(("forecast", "forecast_spread", "forecast_members"), ESTIMATES["forecast"], strict=True))
+        needed.insert(0, "forecast")
+    if which == "smoothed" and isinstance(run, xr.Dataset) and not held_in(labelled, run, ["smoothed"]):
+        raise ValueError(
+            f"the {what} holds no 'smoothed': expected one of a method that corrects earlier states too, such as "
+            "baseline('ienks-n', lag=5)"
+        )
+    held = _read(labelled, run, names, needed, what)
+    unlabelled = {name: values.drop_vars(list(values.coords)) for name, values in held.items()}
     # Members stay as they are: the kernels cast them piece by piece.
     arranged = {name: values if name in MEMBERS else _cast(values) for name, values in unlabelled.items()}
     # A negative number is no spread: it counts as missing.
@@ -186,29 +340,54 @@ def match(ds: xr.Dataset, run: xr.Dataset, burn_in: int, words: RecordWords) -> 
     flags = _flags(labelled, run)
     # The record's labels are the run's: identical coordinates keep arithmetic from intersecting them.
     labels = {name: labelled.observation[name] for name in (TRAJECTORY, TIME)}
-    scored = replace(
-        labelled,
-        setup=replace(labelled.setup, observing=labelled.setup.observing.during(later)),
-        observation=_cast(labelled.observation).isel({TIME: later}),
-        truth=None if labelled.truth is None else _cast(labelled.truth).isel({TIME: later}),
+    later = {TIME: slice(record.burn_in, None)}
+    left_out = None
+    if which == "smoothed":
+        analysis = _read(labelled, run, {"analysis": "analysis"}, [], what).get("analysis") if flags is None else None
+        left_out = _without_estimate(arranged["analysis"], flags, analysis).assign_coords({TIME: labels[TIME]})
+        left_out = left_out.isel(later)
+    run_later = xr.Dataset(arranged).assign_coords(labels).isel(later)
+    return Pair(record, run_later, names, flags, dict(run.attrs), left_out)
+
+
+def _read(
+    labelled: LabelledRecord, run: xr.Dataset, names: Mapping[str, str], needed: Sequence[str], what: str
+) -> dict[str, xr.DataArray]:
+    """Variables of a run by the names that scores have for them: the needed ones, and those of the others it holds."""
+    own = [names[name] for name in needed]
+    found = read_run(labelled, run, own, what)  # which refuses what is no run
+    others = held_in(labelled, run, [name for name in names.values() if name not in own])
+    with_members = [name for name in others if any(name == one.members for one in ESTIMATES.values())]
+    found |= read_run(labelled, run, [name for name in others if name not in with_members], what)
+    for name in with_members:
+        found[name] = _members(labelled, run, name, what)
+    return {name: found[own] for name, own in names.items() if own in found}
+
+
+def _without_estimate(values: xr.DataArray, flags: xr.DataArray | None, analysis: xr.DataArray | None) -> xr.DataArray:
+    """Times at the end of a run for which a smoother has nothing though no trajectory is lost, dims (time,)."""
+    over = [dim for dim in values.dims if dim != TIME]
+    nothing = values.isnull().all(over)
+    if flags is not None:
+        nothing = nothing & ~flags.all(TRAJECTORY)
+    elif analysis is not None:
+        nothing = nothing & analysis.drop_vars(list(analysis.coords)).notnull().any(over)
+    at_end: xr.DataArray = xr.apply_ufunc(
+        trailing,
+        nothing if nothing.chunks is None else nothing.chunk({TIME: -1}),
+        input_core_dims=[[TIME]],
+        output_core_dims=[[TIME]],
+        dask="parallelized",
+        output_dtypes=[bool],
     )
-    run_later = xr.Dataset(arranged).assign_coords(labels).isel({TIME: later})
-    return Pair(scored, run_later, flags, burn_in, _follows(labelled))
+    return at_end & ~at_end.all()  # where there is nothing at all, that is told
 
 
-def _follows(labelled: LabelledRecord) -> Cause | None:
-    """The cause that the truth does not follow the dynamics; None without a truth."""
-    if labelled.truth is None:
-        return None
-    first = followed(labelled.setup, labelled.truth)
-    return Cause(partial(astray, labelled.setup), lambda: (first,))
-
-
-def _members(labelled: LabelledRecord, run: xr.Dataset, name: str) -> xr.DataArray:
+def _members(labelled: LabelledRecord, run: xr.Dataset, name: str, what: str) -> xr.DataArray:
     """Members of a run, dims (trajectory, time, *state, member)."""
     if not (sizes := sizes_in(labelled, run, name)).get(MEMBER):
-        raise ValueError(f"the run's {name!r} has sizes {sizes}: expected one {MEMBER!r} at least")
-    members = read_run(labelled, run, (name,), extra={MEMBER: sizes[MEMBER]})[name]
+        raise ValueError(f"the {what}'s {name!r} has sizes {sizes}: expected one {MEMBER!r} at least")
+    members = read_run(labelled, run, (name,), what, extra={MEMBER: sizes[MEMBER]})[name]
     return members.transpose(..., MEMBER)
 
 

@@ -15,7 +15,7 @@ from .checks import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_VALUES = 2**20  # bounds the values that a kernel copies at once, members included
+_VALUES = 2**17  # bounds the values that a kernel copies at once, members included: they stay in a core's cache
 # What a user's score may take.
 _OF_STATES = ("truth", "forecast", "analysis", "forecast_spread", "spread")
 _OF_MEMBERS = ("forecast_members", "members")
@@ -52,7 +52,7 @@ def rmse(truth: Array, estimate: Array, axes: int = 1, weights: Array | None = N
         return root
 
     lead = truth.shape[: truth.ndim - axes]
-    return _in_pieces(kernel, lead, (), truth, estimate)
+    return in_pieces(kernel, lead, (), truth, estimate)
 
 
 def absolute_error(truth: Array, estimate: Array) -> Array:
@@ -66,7 +66,7 @@ def absolute_error(truth: Array, estimate: Array) -> Array:
     -------
     array, shape S
     """
-    return _in_pieces(lambda x, estimate: np.abs(x - estimate), truth.shape, (), truth, estimate)
+    return in_pieces(lambda x, estimate: np.abs(x - estimate), truth.shape, (), truth, estimate)
 
 
 def gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
@@ -88,7 +88,7 @@ def gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
     ----------
     Gneiting and Raftery (2007), doi:10.1198/016214506000001437, Eq. 21.
     """
-    return _in_pieces(_gaussian_crps, truth.shape, (), truth, mean, spread)
+    return in_pieces(_gaussian_crps, truth.shape, (), truth, mean, spread)
 
 
 def _gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
@@ -101,80 +101,7 @@ def _gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
     return score
 
 
-def members_crps(truth: Array, members: Array) -> Array:
-    """Fair continuous ranked probability score of an ensemble: its mean does not depend on the number of members.
-
-    With m members x_i and the truth y: CRPS = 1/m sum_i |x_i - y| - 1/(2 m (m - 1)) sum_ij |x_i - x_j|.
-    The second sum is 2 sum_i (2 i - m - 1) x_(i) of the sorted members x_(1) <= ... <= x_(m).
-    One member has its absolute error.
-
-    Parameters
-    ----------
-    truth : array, shape S
-    members : array, shape (*S, m)
-
-    Returns
-    -------
-    array, shape S
-        NaN where a member is NaN.
-
-    References
-    ----------
-    Ferro (2014), doi:10.1002/qj.2270.
-    """
-    return _in_pieces(_members_crps, truth.shape, (), truth, members)
-
-
-def _members_crps(truth: Array, members: Array) -> Array:
-    count = members.shape[-1]
-    # About the truth, so that nothing is lost where the values are large beside their differences.
-    away = members - truth[..., None]
-    score: Array = np.abs(away).mean(axis=-1, dtype=np.float64)
-    if count > 1:
-        away.sort(axis=-1)
-        weights = 2.0 * np.arange(1, count + 1) - count - 1
-        score -= away @ weights / (count * (count - 1))
-    return score
-
-
-def rank_counts(truth: Array, members: Array, axes: int = 1) -> Array:
-    """How often the truth takes each rank among the members, counted over the state.
-
-    A truth that equals t members may have t + 1 ranks and counts as 1 / (t + 1) in each of them: the histogram of an
-    exchangeable ensemble stays flat in the mean, and no random numbers are drawn. A truth that is NaN, or has a member
-    that is NaN, is not counted.
-
-    Parameters
-    ----------
-    truth : array, shape (..., *state)
-    members : array, shape (..., *state, m)
-    axes : int
-        How many axes the state has.
-
-    Returns
-    -------
-    array of float64, shape (..., m + 1)
-    """
-    ranks = members.shape[-1] + 1
-
-    def kernel(x: Array, members: Array) -> Array:
-        lead = x.shape[: x.ndim - axes]
-        row = np.broadcast_to(np.arange(math.prod(lead)).reshape(*lead, *[1] * axes), x.shape)
-        known = ~(np.isnan(x) | np.isnan(members).any(axis=-1))
-        below = (members < x[..., None]).sum(axis=-1)
-        ties = (members == x[..., None]).sum(axis=-1)
-        counts = np.zeros(math.prod(lead) * ranks)
-        for k in range(int(ties.max(initial=0)) + 1):
-            taken = known & (ties >= k)
-            place = row[taken] * ranks + below[taken] + k
-            counts += np.bincount(place, 1.0 / (1.0 + ties[taken]), minlength=counts.size)
-        return counts.reshape(*lead, ranks)
-
-    lead = truth.shape[: truth.ndim - axes]
-    return _in_pieces(kernel, lead, (ranks,), truth, members, dtype=np.dtype(np.float64))
-
-
-def _in_pieces(
+def in_pieces(
     kernel: Callable[..., Array],
     lead: tuple[int, ...],
     tail: tuple[int, ...],
@@ -186,7 +113,7 @@ def _in_pieces(
     Parameters
     ----------
     kernel : callable
-        Of arrays of shape (..., *rest), in `working_dtype`; gives (..., *tail).
+        Of copies of shape (..., *rest), in `working_dtype` and in order; gives (..., *tail).
     lead : tuple of int
         Sizes of the leading axes.
     tail : tuple of int
@@ -199,22 +126,28 @@ def _in_pieces(
     result = np.empty((*lead, *tail), dtype or working)
     # A score that is not finite is the caller's to tell, once and with its cause.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for piece in _pieces(lead, max(math.prod(array.shape[len(lead) :]) for array in arrays)):
+        for piece in pieces(lead, max(math.prod(array.shape[len(lead) :]) for array in arrays)):
             result[piece] = kernel(*(np.array(array[piece], dtype=working, order="C") for array in arrays))
     return result
 
 
-def _pieces(lead: tuple[int, ...], values: int) -> Iterator[tuple[slice, ...]]:
+def pieces(lead: tuple[int, ...], values: int) -> Iterator[tuple[slice, ...]]:
     """Indices along the leading axes that cut an array of shape (*lead, values) into pieces of bounded size."""
     row = max(1, math.prod(lead[1:]) * values)
     if not lead:
         yield ()
     elif row > _VALUES:
         for i in range(lead[0]):
-            yield from ((slice(i, i + 1), *rest) for rest in _pieces(lead[1:], values))
+            yield from ((slice(i, i + 1), *rest) for rest in pieces(lead[1:], values))
     else:
         rows = _VALUES // row
         yield from ((slice(start, start + rows),) for start in range(0, lead[0], rows))
+
+
+def rows_of(x: Array, axes: int) -> tuple[tuple[int, ...], Array]:
+    """Sizes of the leading axes, and for each value the number of its row."""
+    lead = x.shape[: x.ndim - axes]
+    return lead, np.broadcast_to(np.arange(math.prod(lead)).reshape(*lead, *[1] * axes), x.shape)
 
 
 @dataclass(frozen=True)
@@ -318,4 +251,4 @@ class StateScore:
                 raise ValueError(f"the score {self.name!r} gave numbers of {score.dtype}: expected real ones")
             return score.reshape(shape)
 
-        return _in_pieces(kernel, lead, (), *arrays)
+        return in_pieces(kernel, lead, (), *arrays)

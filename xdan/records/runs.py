@@ -69,7 +69,7 @@ def read_run(
     Warns
     -----
     XdanWarning
-        If the smoothed state is asked for, and an early version wrote it at the time of the analysis.
+        If the smoothed state is asked for, and an early version wrote it at the time of the analysis. It is moved.
     """
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
@@ -81,8 +81,7 @@ def read_run(
     if missing := [name for name, variables in held.items() if variables is None]:
         raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
     check_contents(run)
-    if any(name.startswith("smoothed") for name in names):
-        warn_of_old_smoothed(run)
+    late = warn_of_old_smoothed(run) if any(name.startswith("smoothed") for name in names) else 0
     states = {}
     for name, variables in held.items():
         assert variables is not None
@@ -101,30 +100,48 @@ def read_run(
             for dim in part.dims:
                 ordered = in_order(variables[part.field.name], dim, part)
                 _check_same_labels(labelled.labels[dim], ordered, dim, what)
+    if late:
+        states |= {name: states[name].shift({TIME: -late}) for name in names if name.startswith("smoothed")}
     return states
 
 
-def warn_of_old_smoothed(run: xr.Dataset) -> None:
-    """Warn where a run's `smoothed` stands at the time of its analysis, as early versions wrote it.
+def warn_of_old_smoothed(run: xr.Dataset) -> int:
+    """Cycles by which `smoothed` lies too late: early versions of xdan kept it at the time of the analysis.
+
+    Returns
+    -------
+    int
+        0 for a run of today, whose `smoothed` lies at the time that it is an estimate of.
+
+    Raises
+    ------
+    ValueError
+        If the run is an old one and does not say its lag.
 
     Warns
     -----
     XdanWarning
+        If the run is an old one.
     """
-    names = [str(name) for name, one in run.data_vars.items() if _OLD_SMOOTHED in str(one.attrs.get("long_name", ""))]
-    if not names:
-        return
+    old = [name for name, one in run.data_vars.items() if _OLD_SMOOTHED in str(one.attrs.get("long_name", ""))]
+    if not old:
+        return 0
     parameters = run.attrs.get("method_parameters", "{}")
     parameters = json.loads(parameters) if isinstance(parameters, str) else parameters
     single = {"ienkf": 1, "ienkf-n": 1}.get(str(run.attrs.get("method")))  # whose lag is no parameter
     lag = next((parameters[word] for word in ("lag", "window") if word in parameters), single)
-    times, shift = (f"{lag} times", f"-{lag}") if lag is not None else ("its window's length", "-lag")
+    what = f"{old[0]!r} of this run lies at the time of the analysis, as in early versions of xdan"
+    if not isinstance(lag, int):
+        raise ValueError(
+            f"{what}, and the run does not say its lag: expected run.{old[0]}.shift(time=-lag) in its place"
+        )
     warnings.warn(
-        f"{names} of the run was written by an early version: each value stands at the time of its analysis, and is an "
-        f"estimate of the state {times} earlier; expected it at its own time: run[{names[0]!r}].shift(time={shift})",
+        f"{what}, {lag} cycles after the state that it is an estimate of: it is taken {lag} cycles earlier, as by "
+        f"run[{old[0]!r}].shift(time=-{lag})",
         XdanWarning,
         stacklevel=3,
     )
+    return lag
 
 
 def _check_same_labels(reference: xr.DataArray, variable: xr.DataArray, dim: str, what: str) -> None:
@@ -151,3 +168,6 @@ def _first(labels: Array) -> str:
     """The first labels, in words; dates as they are written."""
     some = labels[:3]
     return shown(some.tolist() if some.dtype.kind in "fiuU" else [str(label) for label in some])
+
+
+_OLD_SMOOTHED = "estimate, at each time, of the state a window earlier"  # long_name in runs of early versions

@@ -20,6 +20,7 @@ SCORES = {
     "rmse_standard_error": "standard error of the RMSE over trajectories",
     "forecast_rmse": "forecast RMSE",
     "spread": "standard deviation of the analysis",
+    "mean_absolute_error": "mean absolute error of the analysis",
     "crps": "continuous ranked probability score of the analysis",
     "innovation_variance": "variance of observation minus forecast",
     "diverged": "trajectories that diverged",

@@ -1,0 +1,174 @@
+"""Ranks of the truth among members, and how flat their histogram is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Unpack
+
+import numpy as np
+import xarray as xr
+
+from ..core import ensemble_scores as kernels
+from ..core.checks import choice, shown
+from ..records.record import RecordWords
+from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, averaged_dims
+from .score_counts import Run, called, counted, pairs, together, told
+from .score_fields import FieldPart
+from .score_pair import ESTIMATES, Pair
+
+_RANK = "rank"
+_WHICH = {names.members: which for which, names in ESTIMATES.items()}
+
+
+def rank_histogram(
+    ds: xr.Dataset,
+    run: Run,
+    *,
+    dim: str | Sequence[str] = (TRAJECTORY, TIME),
+    burn_in: int = 0,
+    of: str = "members",
+    **words: Unpack[RecordWords],
+) -> xr.DataArray:
+    """Count the truth's rank among the members; flat for a reliable ensemble.
+
+    Parameters
+    ----------
+    ds, run, dim, burn_in
+        As for `score`; the run with its members, from `baseline(..., keep_members=True)`. Several runs have as many
+        members each.
+    of : {"members", "forecast_members", "smoothed_members"}
+        Rank in the analysis, in the forecast or in the smoothed state.
+    **words
+        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
+        `cycle`.
+
+    Returns
+    -------
+    xarray.DataArray
+        Counts along `rank`, 1 to members + 1, for each field where there are several, and along `method` for several
+        runs. A truth that equals t members counts as 1 / (t + 1) in each of the t + 1 ranks that it may have.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is wrong, a run holds no members or the record no truth, or runs have different numbers of
+        members.
+
+    Warns
+    -----
+    XdanWarning
+        Where truth or members are NaN: these are not counted.
+
+    See Also
+    --------
+    rank_flatness : how flat it is.
+
+    References
+    ----------
+    Hamill (2001), doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2.
+    """
+    which = _WHICH[choice("of", of, _WHICH)]
+    dims: list[Hashable] = list(averaged_dims(dim))
+    matched = pairs(ds, run, burn_in, which, words, "a rank histogram")
+    counts = {name: pair.run.sizes.get(MEMBER, 0) for name, pair in matched.items()}
+    for name, pair in matched.items():
+        if "members" not in pair.run:
+            raise ValueError(
+                f"the {called(name)} holds no {of!r}: run baseline(..., keep_members=True), expected members of every "
+                "cycle"
+            )
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"the runs have {counts} members: expected as many in each, as ranks are counted among them")
+    made = {name: _ranks(pair, dims, name, again=k > 0) for k, (name, pair) in enumerate(matched.items())}
+    return together(made, run)["histogram_rank"]
+
+
+def _ranks(pair: Pair, dims: list[Hashable], name: str, *, again: bool) -> xr.Dataset:
+    x, members = pair.record.labelled.truth, pair.run["members"]
+    assert x is not None
+
+    def count(_: FieldPart, x: xr.DataArray, members: xr.DataArray) -> xr.DataArray:
+        # Counted at each time, so that blocks stay apart; counts are small beside members.
+        counts: xr.DataArray = xr.apply_ufunc(
+            partial(kernels.rank_counts, axes=len(pair.state)),
+            x,
+            members,
+            input_core_dims=[pair.state, [*pair.state, MEMBER]],
+            output_core_dims=[[_RANK]],
+            dask="parallelized",
+            output_dtypes=[np.float64],
+            dask_gufunc_kwargs={"output_sizes": {_RANK: members.sizes[MEMBER] + 1}},
+        ).sum(dims)
+        return counts
+
+    counts = pair.means.each(count, x, members).transpose(..., _RANK)
+    own = pair.names["members"].replace("_", " ")
+    score = counted(pair, counts, counts.sum(_RANK), dims, f"rank of the truth among {own}", ("members",))
+    result = told({"histogram_rank": score}, pair, name, again=again)
+    return result.assign_coords({_RANK: np.arange(1, members.sizes[MEMBER] + 2)})
+
+
+def rank_flatness(histogram: xr.DataArray) -> xr.Dataset:
+    """Say how flat a rank histogram is, and whether chance explains what is missing.
+
+    Ranks of neighbouring sites and times are not independent, so that a test that takes each count for one refuses
+    every ensemble. Trajectories are independent: their histograms say how many independent counts there are.
+
+    Parameters
+    ----------
+    histogram : xarray.DataArray
+        Of `rank_histogram(..., dim="time")`: its dim `trajectory` is needed for all but the reliability index.
+
+    Returns
+    -------
+    xarray.Dataset
+        On the dims of the histogram but `rank` and `trajectory`. `reliability_index`: sum of |p_k - 1/K| of the shares
+        p_k of K ranks, 0 for a flat histogram. From 3 trajectories on `effective_counts`, the number of independent
+        counts whose shares would scatter as those of the trajectories do; `chi_square` of so many counts; and
+        `p_value`, the probability of a histogram that is less flat where the true one is flat.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no rank histogram.
+
+    References
+    ----------
+    Reliability index: Delle Monache et al. (2006), doi:10.1029/2005JD006917. Statistics of clusters: Rao and Scott
+    (1984), doi:10.1214/aos/1176346391.
+    """
+    if not isinstance(histogram, xr.DataArray):
+        raise TypeError(f"histogram={shown(histogram)}: expected the DataArray of xdan.rank_histogram")
+    if _RANK not in histogram.dims:
+        raise ValueError(
+            f"the histogram has dims {histogram.dims}: expected what xdan.rank_histogram gives, with 'rank'"
+        )
+    counts = histogram if TRAJECTORY in histogram.dims else histogram.expand_dims(TRAJECTORY)
+    if counts.chunks is not None:
+        counts = counts.chunk({TRAJECTORY: -1, _RANK: -1})
+    names = ("reliability_index", "effective_counts", "chi_square", "p_value")
+
+    def all_of_them(values: Array) -> tuple[Array, ...]:
+        made = kernels.flatness(values)
+        return tuple(made[name] for name in names)
+
+    results = xr.apply_ufunc(
+        all_of_them,
+        counts,
+        input_core_dims=[[TRAJECTORY, _RANK]],
+        output_core_dims=[[]] * len(names),
+        dask="parallelized",
+        output_dtypes=[np.float64] * len(names),
+    )
+    words = (
+        "sum of the differences of shares of ranks from even ones",
+        "independent counts that scatter as the trajectories' do",
+        "chi-square of the effective counts",
+        "probability of a histogram that is less flat where the true one is flat",
+    )
+    shown_names = names if TRAJECTORY in histogram.dims else names[:1]
+    result = xr.Dataset(dict(zip(shown_names, results, strict=False)))
+    for name, word in zip(shown_names, words, strict=False):
+        result[name].attrs = {"long_name": word, "units": "1"}
+    return result.assign_attrs(title="flatness of a rank histogram")
