@@ -9,9 +9,9 @@ from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
 from .assimilation.forecast_scores import score_forecasts as score_forecasts
 from .assimilation.forecasts import forecast as forecast
+from .assimilation.ranks import rank_histogram as rank_histogram
 from .assimilation.reanalysis import reanalysis as reanalysis
 from .assimilation.reliability import reliability as reliability
-from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .assimilation.spread_errors import spread_error as spread_error
 from .diagnostics.covariances import zero_innovation_bias as zero_innovation_bias

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..core import lead_scores as kernels
+from ..core.ensemble_scores import rank_counts
 from ..core.methods.climate import climate_moments, climate_variances
-from ..core.scores import rank_counts
 from ..core.user_functions import finest
 from ..records.blocks import Setup, block
 from ..records.schema import Array

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy.special import fdtrc
 
 from . import scores
+from .extras import optional
 from .scores import Array, in_pieces, pieces, rows_of
 
 _FLOAT = np.dtype(np.float64)
@@ -175,6 +175,7 @@ def flatness(counts: Array) -> dict[str, Array]:
     Reliability index: Delle Monache et al. (2006), doi:10.1029/2005JD006917. Chi-square statistics of clusters: Rao and
     Scott (1984), doi:10.1214/aos/1176346391.
     """
+    special = optional("scipy.special", "statistics", "p values")
     rows, ranks = counts.shape[-2:]
     free = rows - 1
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -197,7 +198,7 @@ def flatness(counts: Array) -> dict[str, Array]:
             "reliability_index": index,
             "effective_counts": effective,
             "chi_square": effective * ranks * uneven,
-            "p_value": np.where(total > 0, fdtrc(degrees, degrees * free, uneven / trace), np.nan),
+            "p_value": np.where(total > 0, special.fdtrc(degrees, degrees * free, uneven / trace), np.nan),
         }
 
 

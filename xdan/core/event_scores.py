@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import erfc
+import torch
 
 from .scores import Array, in_pieces, rows_of
 
@@ -66,7 +66,7 @@ def gaussian_event_sums(
         # Without spread the event is certain or impossible.
         z = np.where(spread > 0, away / spread, np.where(away < 0, -np.inf, np.inf))
         known = (spread >= 0) & ~np.isnan(away)
-        probability = np.where(known, 0.5 * erfc(z / math.sqrt(2)), np.nan)
+        probability = np.where(known, 0.5 * torch.from_numpy(z / math.sqrt(2)).erfc().numpy(), np.nan)
         place = np.minimum((np.where(known, probability, 0.0) * bins).astype(np.int64), bins - 1)
         return _event_sums(x, probability, place, threshold, bins, axes, weights)
 

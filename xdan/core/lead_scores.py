@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .scores import absolute_error, gaussian_crps, members_crps
+from .ensemble_scores import members_crps
+from .scores import absolute_error, gaussian_crps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

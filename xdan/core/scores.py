@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import erf
+import torch
 
 from .checks import shown
 
@@ -97,7 +97,9 @@ def _gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
     # Without spread, and where the quotient overflows, z is infinite: its functions below then have their limits.
     z = np.where(spread == 0, np.copysign(np.inf, error), error / spread)
     density = math.sqrt(2 / math.pi) * np.exp(-0.5 * np.square(z))
-    score: Array = error * erf(z / math.sqrt(2)) + spread * (density - 1 / math.sqrt(math.pi))
+    score: Array = error * torch.from_numpy(z / math.sqrt(2)).erf().numpy() + spread * (
+        density - 1 / math.sqrt(math.pi)
+    )
     return score
 
 

@@ -119,7 +119,7 @@ def _fit(n: Array, s: Array, y: Array, start: Array) -> _Fit:
         return coefficients, matrix @ coefficients - gamma
 
     start = np.clip(start, _LOWEST + 1e-6, _HIGHEST - 1e-6)
-    optimize = optional("scipy.optimize", "fits", "fits of a scaling law")
+    optimize = optional("scipy.optimize", "statistics", "fits of a scaling law")
     best = optimize.least_squares(lambda e: solve(e)[1], start, bounds=(_LOWEST, _HIGHEST), x_scale=(0.1, 0.3, 0.5))
     return _Fit(best.x, solve(best.x)[0], float(best.cost))
 
