@@ -3,6 +3,7 @@
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
+from .assimilation.drawing import draw_members as draw_members
 from .assimilation.scoring import rank_histogram as rank_histogram
 from .assimilation.scoring import score as score
 from .assimilation.twins import twin as twin
@@ -35,6 +36,7 @@ from .core.methods.control_variates import member_counts as member_counts
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
 from .core.networks import EnsembleCNN as EnsembleCNN
+from .core.networks import GaussianCNN as GaussianCNN
 from .core.networks import KalmanCNN as KalmanCNN
 from .core.networks import LinearInZeta as LinearInZeta
 from .core.networks import ResidualCNN as ResidualCNN
@@ -105,6 +107,8 @@ from .records.model_store import save_dynamics as save_dynamics
 from .records.schema import XdanWarning as XdanWarning
 from .sweeps.scaling_law import scaling_law as scaling_law
 from .sweeps.sweeps import sweep as sweep
+from .training.calibration import calibrate as calibrate
+from .training.calibration import with_spread as with_spread
 from .training.fitting import train as train
 
 __version__: str

@@ -18,7 +18,7 @@ from xdan.core.observing import ObservingSystem, Sites
 
 MODEL = Lorenz96(8)
 ERROR = ObservingSystem(std=torch.tensor(1.0))
-BUILT_IN = {"rmse", "mse", "crps", "energy", "forecast", "analysis", "covariance"}
+BUILT_IN = {"rmse", "mse", "crps", "energy", "log-score", "variational", "forecast", "analysis", "covariance"}
 
 
 @pytest.fixture(autouse=True)

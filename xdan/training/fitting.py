@@ -249,6 +249,8 @@ def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> 
     }
     if trainer.objective.cycles_network:
         outcome["validation_innovation"] = trainer.best_innovation
+    if trainer.best_loss is not None:
+        outcome["validation_loss"] = trainer.best_loss
     if loop.interrupted:
         outcome |= {"interrupted": True, "interrupted_at_step": trainer.step_count}
     if planned.trained is not None:

@@ -6,6 +6,7 @@ from .declarations import Choice, Output, Search, Tunable
 from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
+from .gaussian_dan import SpreadNetwork
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
 from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
 from .kalman_dan import GuidedNetwork
@@ -54,6 +55,7 @@ __all__ = [
     "Record",
     "Search",
     "SecondOrderKalmanFilter",
+    "SpreadNetwork",
     "State",
     "StochasticEnKF",
     "ThreeDVar",

@@ -142,6 +142,15 @@ class Method(ABC):
         """Whether a run holds the standard deviation of the forecast."""
         return any(output.name == FORECAST_SPREAD.name for output in self.outputs)
 
+    @property
+    def reads_covariance(self) -> bool:
+        """Whether an analysis depends on the covariance that its forecast carries, where the method keeps one."""
+        return self.keeps_covariance
+
+    def kept_covariance(self, state: State) -> Tensor:
+        """P_a of an analysis state, (B, N, N), where the method keeps one."""
+        return state["covariance"]
+
     def check_kept(self, dynamics: Dynamics) -> None:
         """Refuse to keep in a run what `members=True` asks for, of a dynamics whose states are too large for it.
 
