@@ -91,13 +91,13 @@ def free_energy(
 ) -> Tensor:
     """Variational free energy of a Gaussian analysis q = N(m, L L^T), for each component of the state.
 
-    E_q[-ln p(y | x)] + KL(q || p_f), p_f = N(x_f, P_f), up to constants:
+    E_q[-ln p(y | x)] + KL(q || p_f), p_f = N(x_f, P_f), without the constant of p(y | x):
 
-        (|R^{-1/2} (y - H m)|^2 + |R^{-1/2} H' L|^2 + |F^{-1} (m - x_f)|^2 + |F^{-1} L|^2) / 2
+        (|R^{-1/2} (y - H m)|^2 + |R^{-1/2} H' L|^2 + |F^{-1} (m - x_f)|^2 + |F^{-1} L|^2 - N) / 2
             + ln |det F| - ln |det L|,
 
     F being a root of P_f and |.| the Frobenius norm. Over all m and L it is least at Bayes's analysis, for linear H the
-    Kalman filter's. A nonlinear H is linearised at m.
+    Kalman filter's, and there it is -ln p(y). A nonlinear H is linearised at m.
 
     Parameters
     ----------
@@ -122,7 +122,8 @@ def free_energy(
     misfit = observing.whiten(observation - observing.observe(mean), observed).square().sum(-1)
     spread = observing.whiten(observing.tangent(mean, root.mT), observed).square().sum((-2, -1))
     volumes = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1) - torch.linalg.slogdet(root).logabsdet
-    energy: Tensor = (0.5 * (misfit + spread + to_forecast) + volumes) / mean.shape[-1]
+    n = mean.shape[-1]
+    energy: Tensor = (0.5 * (misfit + spread + to_forecast - n) + volumes) / n
     return energy
 
 

@@ -34,6 +34,7 @@ _BESIDE = {
     "forms_covariance",
     "model_correction",
     "distribution",
+    "root",
     "root_places",
     *_FORMULAS,
 }
