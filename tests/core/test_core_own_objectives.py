@@ -116,7 +116,7 @@ def test_what_is_no_objective_is_not_registered():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"objective='mae': expected one of \['analysis', .*'rmse'\]"):
+    with pytest.raises(ValueError, match=r"objective='mae': expected one of \['analysis', .*'variational'\]"):
         objective_by_name("mae")
     with pytest.raises(TypeError, match="objective=3: expected one of"):
         objective_by_name(3)

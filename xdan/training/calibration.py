@@ -12,7 +12,7 @@ from ..core.dynamics import Dynamics
 from ..core.learning import calibration, objective_by_name
 from ..core.networks import ConstantSpread, GaussianCNN
 from ..core.networks.gaussian import Mean
-from ..core.random import Purpose, check_seed, uniform
+from ..core.random import check_seed
 from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.blocks import pick_device
@@ -58,9 +58,7 @@ def with_spread(net: Network, *, mean: Mean = "frozen", seed: int = 0, **paramet
     """
     _check_network(net)
     seed = check_seed(seed)
-    with building():
-        zero = torch.zeros(1, dtype=torch.int64)
-        torch.manual_seed(int(uniform(seed, Purpose.NETWORK, zero, zero, 1) * 2**31))
+    with building(seed):
         module = GaussianCNN(net.module(), mean=mean, **parameters)
     return Network.from_module(module, net.state_dims, _described(net, {"spread_seed": seed}))
 

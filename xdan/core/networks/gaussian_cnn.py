@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -69,6 +68,7 @@ class GaussianCNN(GaussianNetwork):
     name: ClassVar[str] = "gaussian-cnn"
     _places: Tensor
     _distinct: Tensor
+    _on_ring: tuple[Tensor, Tensor] | None = None
 
     def __init__(
         self,
@@ -125,9 +125,13 @@ class GaussianCNN(GaussianNetwork):
 
     def _columns(self, size: int) -> tuple[Tensor, Tensor]:
         """`root_places`, and which of them count."""
-        if self.space is None:
-            return _ring_places(self.diagonals, size, self.state_mean.device)
-        return self._places, self._distinct
+        if self.space is not None:
+            return self._places, self._distinct
+        known, device = self._on_ring, self.state_mean.device
+        if known is None or len(known[0]) != size or known[0].device != device:
+            places, distinct = root_places(None, self.diagonals, size)
+            known = self._on_ring = places.to(device), distinct.to(device)
+        return known
 
     def root(self, x: Tensor, zeta: Tensor, analysis: Tensor, memory: Tensor | None) -> Tensor:
         """Entries of the root, (B, N, L)."""
@@ -147,10 +151,3 @@ class GaussianCNN(GaussianNetwork):
         ratios = torch.stack(row, -1)
         entries: Tensor = spread[..., None] * ratios / ratios.square().sum(-1, keepdim=True).sqrt()
         return entries
-
-
-@lru_cache(maxsize=16)
-def _ring_places(width: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`root_places` of one field on a ring of any length."""
-    places, distinct = root_places(None, width, size)
-    return places.to(device), distinct.to(device)
