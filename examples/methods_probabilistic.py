@@ -45,9 +45,9 @@ def gaussian(options: argparse.Namespace) -> None:
         "EnKF-N, 40 members": lambda ds: _ensemble(ds, 40),
     }
     scores = _table(options, rows)
-    ranks = {name: one.histogram_rank / one.histogram_rank.mean() for name, one in scores.items()}
-    flat = xr.concat([one.expand_dims(of=[name]) for name, one in ranks.items() if len(one) == DRAWS + 1], "of")
-    frequency = flat.rename("frequency over that of a flat histogram")
+    ranked = {name: one.histogram_rank for name, one in scores.items() if "histogram_rank" in one}
+    each = [(one / one.mean()).expand_dims(of=[name]) for name, one in ranked.items()]
+    frequency = xr.concat(each, "of").rename("frequency over that of a flat histogram")
     sections = {
         f"Rank of the truth among {DRAWS} draws or members": frequency.hvplot.line(x="rank", by="of", width=700),
         "Error where the spread is so large": _reliability(scores),
