@@ -19,31 +19,29 @@ import xarray as xr
 
 import xdan
 
-from common import kept, markdown, save_pictures, slug
+from common import kept, markdown, save_pictures
 
 BURN_IN, DRAWS, BINS = 200, 20, 10
 TRAINED = Path(__file__).with_name("trained")
 TRAINING: dict[str, Any] = {"steps": 250, "window": 6, "batch": 24, "validate_every": 250, "seed": 1}
 RECORD = {"cycles": 300, "trajectories": 72, "seed": 5}  # that constant spreads are measured on
-# Names of the networks here: what each is around, and how it was trained otherwise.
+# Names of the networks here: what each is around, or goes on from, and how it was trained otherwise.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "log-score": ("lorenz96", {}),
     "crps": ("lorenz96", {"objective": "crps"}),
     "energy": ("lorenz96", {"objective": "energy"}),
     "variational": ("lorenz96", {"objective": "variational"}),
     "memory": ("lorenz96-wide-memory", {}),
+    "log-score-long": ("log-score", {"steps": 600, "validate_every": 600, "seed": 2}),
+    "memory-long": ("memory", {"steps": 600, "validate_every": 600, "seed": 2}),
 }
+ENSEMBLES = {"EnKF-N, 20 members": "enkf-n-20", "EnKF-N, 40 members": "enkf-n-40"}
 Make = Callable[[xr.Dataset], xr.Dataset]
 
 
 def gaussian(options: argparse.Namespace) -> None:
     """Networks with a spread, without and with memory, beside EnKF-N: scores, ranks of the truth, reliability."""
-    rows: dict[str, Make] = {
-        'around "lorenz96"': lambda ds: _run(ds, network("log-score", options)),
-        'around "lorenz96-wide-memory"': lambda ds: _run(ds, network("memory", options)),
-        "EnKF-N, 20 members": lambda ds: _ensemble(ds, 20),
-        "EnKF-N, 40 members": lambda ds: _ensemble(ds, 40),
-    }
+    rows = {'around "lorenz96"': "log-score-long", 'around "lorenz96-wide-memory"': "memory-long", **ENSEMBLES}
     scores = _table(options, rows)
     ranked = {name: one.histogram_rank for name, one in scores.items() if "histogram_rank" in one}
     each = [(one / one.mean()).expand_dims(of=[name]) for name, one in ranked.items()]
@@ -58,36 +56,37 @@ def gaussian(options: argparse.Namespace) -> None:
 def objectives(options: argparse.Namespace) -> None:
     """The same network trained by the log score, the CRPS, the energy score, and without the truth."""
     names = ("log-score", "crps", "energy", "variational")
-    scores = _table(options, {name: lambda ds, name=name: _run(ds, network(name, options)) for name in names})
+    scores = _table(options, {name: name for name in names})
     sections = {"Error where the spread is so large": _reliability(scores)}
     save_pictures(options.out / "objectives", sections, title="What a spread is trained by")
 
 
 def calibrated(options: argparse.Namespace) -> None:
     """One column of CRPS: a network without spread, with a constant one, with a learned one, and ensembles."""
-    net, made = xdan.open_network("lorenz96"), {}
-
-    def constant(ds: xr.Dataset, truth: bool) -> xr.Dataset:
-        if truth not in made:
-            made[truth] = _constant(net, truth)
-        return _run(ds, made[truth])
-
-    rows: dict[str, Make] = {
-        "analysis alone": lambda ds: ds.dan.cycle(net),
-        "constant spread": lambda ds: constant(ds, truth=True),
-        "constant spread, without the truth": lambda ds: constant(ds, truth=False),
-        "network spread": lambda ds: _run(ds, network("log-score", options)),
-        "EnKF-N, 20 members": lambda ds: _ensemble(ds, 20),
-        "EnKF-N, 40 members": lambda ds: _ensemble(ds, 40),
+    rows = {
+        "analysis alone": "plain",
+        "constant spread": "constant",
+        "constant spread, without the truth": "constant-without-truth",
+        "network spread": "log-score-long",
+        **ENSEMBLES,
     }
     _table(options, rows)
 
 
-def _constant(net: xdan.Network, truth: bool) -> xdan.Network:
-    """The network with a spread for each component, measured on a record with the truth, or without."""
-    record = xdan.twin(xdan.Lorenz96(), **RECORD).compute()
-    source = record if truth else record.drop_vars("truth")
-    return xdan.calibrate(net, source, kind="constant", validation=0.9)
+def scheme(key: str, options: argparse.Namespace) -> Make:
+    """What makes a run on a record: an ensemble, a network of `network`, or one with a constant spread."""
+    if key.startswith("enkf-n"):
+        members = int(key.rpartition("-")[2])
+        return lambda ds: ds.dan.baseline("enkf-n", members=members, keep_members=members == DRAWS, progress=False)
+    if key not in ("plain", "constant", "constant-without-truth"):
+        net = network(key, options)
+        return lambda ds: ds.dan.cycle(net, members=True)
+    net = xdan.open_network("lorenz96")
+    if key != "plain":
+        record = xdan.twin(xdan.Lorenz96(), **RECORD).compute()
+        source = record if key == "constant" else record.drop_vars("truth")
+        net = xdan.calibrate(net, source, kind="constant", validation=0.9)
+    return lambda ds: ds.dan.cycle(net)
 
 
 def network(name: str, options: argparse.Namespace) -> xdan.Network:
@@ -97,23 +96,17 @@ def network(name: str, options: argparse.Namespace) -> xdan.Network:
     if shipped.exists():
         return xdan.open_network(shipped)
     if not path.exists():
-        settings = {**TRAINING, **changes, "checkpoint": options.out.parent / f"{name}-checkpoint.zarr"}
+        settings = {"objective": "log-score", **TRAINING, **changes, "progress": False}
+        settings["checkpoint"] = options.out.parent / f"{name}-checkpoint.zarr"
         if options.minutes:
             settings |= {"minutes": options.minutes, "steps": None}
-        xdan.calibrate(xdan.open_network(around), xdan.Lorenz96(), progress=False, **settings).to_zarr(path)
+        start = network(around, options) if around in NETWORKS else xdan.with_spread(xdan.open_network(around), seed=1)
+        xdan.train(xdan.Lorenz96(), start, **settings).to_zarr(path)
     return xdan.open_network(path)
 
 
-def _run(ds: xr.Dataset, net: xdan.Network) -> xr.Dataset:
-    return ds.dan.cycle(net, members=net.description["name"] != "constant-spread")
-
-
-def _ensemble(ds: xr.Dataset, members: int) -> xr.Dataset:
-    return ds.dan.baseline("enkf-n", members=members, keep_members=members == DRAWS, progress=False)
-
-
-def _table(options: argparse.Namespace, rows: Mapping[str, Make]) -> dict[str, xr.Dataset]:
-    """Scores of each row, kept; print them."""
+def _table(options: argparse.Namespace, rows: Mapping[str, str]) -> dict[str, xr.Dataset]:
+    """Scores of each row, by its scheme; kept, as figures share them. Print them."""
     cycles, trajectories, seed = (
         default if value is None else value
         for value, default in ((options.cycles, 300), (options.trajectories, 64), (options.seed, 1))
@@ -121,9 +114,9 @@ def _table(options: argparse.Namespace, rows: Mapping[str, Make]) -> dict[str, x
     setting = {"cycles": BURN_IN + cycles, "trajectories": trajectories, "seed": seed}
     test = kept(options.out.parent / "test.zarr", lambda: xdan.twin(xdan.Lorenz96(), **setting), **setting)
     scores, printed = {}, []
-    for name, make in rows.items():
-        path = options.out / f"{slug(name)}-scores.zarr"
-        scores[name] = kept(path, lambda make=make: _measured(test, make), **setting)
+    for name, key in rows.items():
+        path = options.out.parent / f"{key}-scores.zarr"
+        scores[name] = kept(path, lambda key=key: _measured(test, scheme(key, options)), **setting)
         printed.append(_row(name, scores[name]))
         print(printed[-1], flush=True)
     heading = f"Lorenz-96, {trajectories} trajectories, {cycles} cycles after {BURN_IN}, seed {seed}"
