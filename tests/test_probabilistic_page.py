@@ -23,7 +23,7 @@ def test_a_block_runs(number, tmp_path, monkeypatch, capsys):
     assert np.isfinite(printed).all()
 
 
-@pytest.mark.parametrize(("figure", "rows"), [("gaussian", 4), ("calibrated", 6)])
+@pytest.mark.parametrize(("figure", "rows"), [pytest.param("gaussian", 4, marks=pytest.mark.slow), ("calibrated", 6)])
 def test_figures_run_to_their_pages(figure, rows, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
     example = import_module("methods_probabilistic")
