@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import integer, real
+from ..checks import integer, real, switch
 from ..dynamics import Dynamics
 from ..local_roots import LocalRoot
 from ..methods.advancing import advance
@@ -172,20 +172,37 @@ class EnergyScore(Objective):
 class LogScore(Objective):
     """Negative logarithm of the density that a Gaussian network gives the truth; strictly proper.
 
-    The correlations that the root holds count, unlike in "crps".
+    By default it is the mean of two scores: that of each component by itself, from which the deviations learn, and that
+    of all together, from which the correlations learn, with these deviations. A sparse root cannot hold all
+    correlations, and deviations that learn from the score of all together make up for that: they come out too small.
+
+    Parameters
+    ----------
+    marginal : bool
+        False: the score of all together alone.
     """
 
     name: ClassVar[str] = "log-score"
     needs_spread: ClassVar[bool] = True
     power: ClassVar[int] = -1
 
+    def __init__(self, marginal: bool = True) -> None:
+        self.marginal = switch("marginal", marginal)
+
     def loss(self, rollout: Rollout) -> Tensor:
-        """`log_score`, cycle by cycle."""
+        """`log_score`, cycle by cycle, and that of the components."""
         mean, truth, root = rollout.scaled(rollout.analysis), rollout.scaled(rollout.truth()), rollout.scaled_root()
+        deviations = root.deviations
+        if self.marginal:
+            root = LocalRoot(root.entries * (deviations.detach() / deviations)[..., None], root.places)
         each = range(mean.shape[1])
-        return torch.stack(
+        together = torch.stack(
             [log_score(mean[:, k], LocalRoot(root.entries[:, k], root.places), truth[:, k]) for k in each], 1
         )
+        if not self.marginal:
+            return together
+        alone = 0.5 * ((truth - mean) / deviations).square() + deviations.log()
+        return 0.5 * (together + alone.mean(-1) + 0.5 * math.log(2 * math.pi))
 
 
 @register_objective
