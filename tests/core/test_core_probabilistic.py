@@ -9,7 +9,7 @@ from scipy.stats import norm
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.learning import Variational, WindowContents, objective_by_name
+from xdan.core.learning import LogScore, Variational, WindowContents, objective_by_name
 from xdan.core.learning.probabilistic import (
     advanced,
     energy_score,
@@ -117,6 +117,35 @@ def test_the_log_score_is_least_at_the_covariance_of_the_truth():
     alone = diagonal_root(right.deviations, right.places)
     assert score(right, "log-score") < score(alone, "log-score") - 0.02
     assert score(right, "crps") == pytest.approx(score(alone, "crps"), rel=1e-12)
+
+
+def test_deviations_learn_from_each_component_and_correlations_from_all():
+    """A root without room for the correlations of the truth: only the first leaves its deviations right."""
+    size, draws = 6, 4000
+    factor = torch.eye(size, dtype=torch.float64) + 0.45 * normals(size, size, seed=3)
+    truth = (normals(draws, size, seed=9) @ factor.T)[:, None]
+    right = (factor @ factor.T).diagonal().sqrt()
+    centre, places = torch.zeros_like(truth), root_places(None, 3, size)[0]
+    learned = {}
+    for marginal in (True, False):
+        log_deviation = torch.zeros(size, dtype=torch.float64, requires_grad=True)
+        sides = torch.zeros(size, 2, dtype=torch.float64, requires_grad=True)
+        optimiser = torch.optim.LBFGS([log_deviation, sides], max_iter=60, line_search_fn="strong_wolfe")
+
+        def closure(marginal=marginal, log_deviation=log_deviation, sides=sides, optimiser=optimiser):
+            optimiser.zero_grad()
+            row = torch.cat([torch.ones(size, 1, dtype=torch.float64), 0.45 * sides.tanh()], 1)
+            entries = log_deviation.exp()[:, None] * row / row.square().sum(-1, keepdim=True).sqrt()
+            root = LocalRoot(entries.expand(draws, 1, size, 3), places)
+            loss = LogScore(marginal).loss(rollout_of(centre, root, truth)).mean()
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        learned[marginal] = log_deviation.detach().exp() / right, sides.detach().abs().sum()
+    assert_close(learned[True][0], torch.ones(size, dtype=torch.float64), rtol=0.05, atol=0)
+    assert float((learned[False][0] - 1).abs().max()) > 0.1
+    assert float(learned[True][1]) > 0.5  # correlations are learned all the same
 
 
 # ---- the variational objective ----
