@@ -174,7 +174,8 @@ class LogScore(Objective):
 
     By default it is the mean of two scores: that of each component by itself, from which the deviations learn, and that
     of all together, from which the correlations learn, with these deviations. A sparse root cannot hold all
-    correlations, and deviations that learn from the score of all together make up for that: they come out too small.
+    correlations, and deviations that learn from the score of all together make up for
+    that: they are then not those of the components.
 
     Parameters
     ----------
