@@ -19,6 +19,7 @@ import xarray as xr
 
 import xdan
 from xdan.core.learning import LogScore
+from xdan.network import SHIPPED
 
 from common import kept, markdown, save_pictures
 
@@ -94,9 +95,11 @@ def scheme(key: str, options: argparse.Namespace) -> Make:
 
 
 def network(name: str, options: argparse.Namespace) -> xdan.Network:
-    """The network of a name, from examples/trained, or from this folder, or trained now."""
+    """The network of a name: from the package, from examples/trained, from this folder, or trained now."""
     around, changes = NETWORKS[name]
-    shipped, path = TRAINED / f"lorenz96-gaussian-{name}.zarr", options.out.parent / f"{name}.zarr"
+    if name == "gaussian" and "lorenz96-gaussian" in SHIPPED:
+        return xdan.open_network("lorenz96-gaussian")
+    shipped, path = TRAINED / f"lorenz96-{name}.zarr", options.out.parent / f"{name}.zarr"
     if shipped.exists():
         return xdan.open_network(shipped)
     if not path.exists():
@@ -203,9 +206,9 @@ def _reliability(scores: Mapping[str, xr.Dataset]) -> Any:
     curves = []
     for name, one in scores.items():
         if "count" in one:
-            enough = one.count.values > 2000
+            enough = one["count"].values > 2000
             spread, error = (
-                np.sqrt(one[of].values[enough] / one.count.values[enough]) for of in ("variance", "square")
+                np.sqrt(one[of].values[enough] / one["count"].values[enough]) for of in ("variance", "square")
             )
             curves.append(pd.DataFrame({"spread": spread, "RMSE": error, "of": name}))
     both = pd.concat(curves)
