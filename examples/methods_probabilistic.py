@@ -37,8 +37,8 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "variational": ("lorenz96", {"objective": "variational"}),
     "memory": ("lorenz96-wide-memory", {"objective": JOINT}),
     "log-score-long": ("log-score", {"steps": 600, "validate_every": 600, "seed": 2, "objective": JOINT}),
-    "gaussian": ("log-score-long", {"seed": 3}),
-    "gaussian-memory": ("memory", {"seed": 3}),
+    "gaussian": ("log-score-long", {"kind": "factor"}),
+    "gaussian-memory": ("memory", {"kind": "factor"}),
 }
 ENSEMBLES = {"EnKF-N, 20 members": "enkf-n-20", "EnKF-N, 40 members": "enkf-n-40"}
 Make = Callable[[xr.Dataset], xr.Dataset]
@@ -103,6 +103,9 @@ def network(name: str, options: argparse.Namespace) -> xdan.Network:
     if shipped.exists():
         return xdan.open_network(shipped)
     if not path.exists():
+        if "kind" in changes:
+            xdan.calibrate(network(around, options), xdan.Lorenz96(), **changes, seed=1).to_zarr(path)
+            return xdan.open_network(path)
         settings = {"objective": "log-score", **TRAINING, **changes, "progress": False}
         settings["checkpoint"] = options.out.parent / f"{name}-checkpoint.zarr"
         if options.minutes:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import torch
 import xarray as xr
 
 from ..core.checks import choice, shown
 from ..core.dynamics import Dynamics
-from ..core.learning import calibration, objective_by_name
-from ..core.networks import ConstantSpread, GaussianCNN
+from ..core.learning import calibration
+from ..core.networks import AnalysisNetwork, ConstantSpread, GaussianCNN
 from ..core.networks.gaussian import Mean
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment
@@ -18,11 +19,13 @@ from ..network import Network
 from ..records.blocks import pick_device
 from ..records.record import RecordWords, read
 from .arguments import TrainingArguments
-from .data import burn_in
+from .data import TrainingData, burn_in
 from .fitting import train
 from .plan import building, plan
 
-Kind = Literal["network", "constant"]
+Kind = Literal["network", "constant", "factor"]
+_TRAINS = frozenset(("steps", "epochs", "minutes", "window", "batch", "objective", "optimiser", "teacher"))
+_WORDS = RecordWords.__optional_keys__
 
 
 def with_spread(net: Network, *, mean: Mean = "frozen", seed: int = 0, **parameters: Any) -> Network:
@@ -74,14 +77,16 @@ def calibrate(
         Of one forecast. Its analyses stay as they are.
     source : xarray.Dataset, TwinExperiment or Dynamics
         As of `xdan.train`. A Dataset has the truth, or with kind="constant" direct observations alone.
-    kind : {"network", "constant"}
+    kind : {"network", "constant", "factor"}
         "network": a `GaussianCNN` around the network, trained by the log score with the analyses frozen: the spread
-        differs from place to place and from time to time. "constant": one number for each component, the root mean
-        square error of its analyses on the part of the source that is held back for validation; without the truth one
-        number for each field.
+        differs from place to place and from time to time. At the end one factor for the spread of each field makes its
+        root mean square the RMSE of the analyses that are held back for validation, where these have the truth.
+        "constant": one number for each component, the root mean square error of its analyses on the part of the source
+        that is held back for validation; without the truth one number for each field.
+        "factor": the spread of a `GaussianCNN` that was trained otherwise, times that factor for each field.
     **settings
         Of "network": those of `xdan.train`, 2000 steps by default, and those of `xdan.with_spread`: filters, blocks,
-        sub_blocks, kernel, diagonals, activation. Of "constant": validation, seed, device and the words of a record.
+        sub_blocks, kernel, diagonals, activation. Of the others: validation, seed, device and the words of a record.
 
     Returns
     -------
@@ -93,7 +98,7 @@ def calibrate(
     TypeError
         For what is no trained network, or unknown settings.
     ValueError
-        For networks that have a spread already, and sources that `xdan.train` refuses; with kind="constant", where a
+        For networks that have a spread already, with kind="factor" for those without a `GaussianCNN`, and sources that `xdan.train` refuses; with kind="constant", where a
         field is never observed and there is no truth.
 
     Notes
@@ -112,9 +117,8 @@ def calibrate(
     doi:10.1109/TIP.2008.2001404.
     """
     _check_network(net)
-    if choice("kind", kind, ("network", "constant")) == "network":
-        return _by_network(net, source, settings)
-    return _by_constants(net, source, settings)
+    kinds = {"network": _by_network, "constant": _by_constants, "factor": _by_factors}
+    return kinds[choice("kind", kind, kinds)](net, source, settings)
 
 
 def _by_network(net: Network, source: Any, settings: dict[str, Any]) -> Network:
@@ -123,23 +127,62 @@ def _by_network(net: Network, source: Any, settings: dict[str, Any]) -> Network:
     around = with_spread(net, seed=settings.get("seed", 0), **parameters)
     lengths = {"steps", "epochs", "minutes"} & {name for name, value in settings.items() if value is not None}
     defaults = {} if lengths else {"steps": 2000}
-    return train(source, around, **{"objective": "log-score", **defaults, **settings})
+    settings = {"objective": "log-score", **defaults, **settings}
+    return _scaled(train(source, around, **settings), source, settings)
+
+
+def _scaled(net: Network, source: Any, settings: Mapping[str, Any]) -> Network:
+    """The network with the factors of `spread_factors` on what its training held back for validation."""
+    device = pick_device(settings.get("device", "auto"))
+    module, data = _held_back(net, source, settings, device)
+    record = data.validation
+    if record.truth is None:
+        return net
+    assert isinstance(module, GaussianCNN)
+    factors = calibration.spread_factors(module, record, burn_in(record.observation.shape[1]))
+    with torch.no_grad():
+        module.spread_factor.mul_(torch.tensor(factors).reshape(module.spread_factor.shape).to(module.spread_factor))
+    training = {**net.description["training"], "spread_factors": [round(one, 4) for one in factors]}
+    return Network.from_module(module.cpu(), net.state_dims, training, net.history)
+
+
+def _by_factors(net: Network, source: Any, settings: dict[str, Any]) -> Network:
+    _check_trains_nothing("factor", settings)
+    if not isinstance(net.module(), GaussianCNN):
+        raise ValueError(
+            f"the network {net.description['name']!r} has no spread that a factor changes: expected a GaussianCNN, as "
+            "xdan.with_spread(net) and a training give; or kind='network', or kind='constant'"
+        )
+    return _scaled(net, source, {"objective": "mse", "window": 1, "batch": 2, **settings})
+
+
+def _check_trains_nothing(kind: str, settings: Mapping[str, Any]) -> None:
+    if trains := sorted(set(settings) & _TRAINS):
+        raise TypeError(f"calibrate() with kind={kind!r} trains nothing and takes no {trains}: expected kind='network'")
+
+
+def _held_back(
+    net: Network, source: Any, settings: Mapping[str, Any], device: str
+) -> tuple[AnalysisNetwork, TrainingData]:
+    """A module of the network, and the data that a training with these settings reads."""
+    words = {name: value for name, value in settings.items() if name in _WORDS}
+    others = {name: value for name, value in settings.items() if name not in _WORDS}
+    planned = plan(TrainingArguments(source, net, **others, words=cast(RecordWords, words)), device)
+    data = planned.source.data(planned.network, device)
+    data.windows.close()
+    return planned.network.to(device), data
 
 
 def _by_constants(net: Network, source: Any, settings: dict[str, Any]) -> Network:
-    if trains := sorted(set(settings) & {"steps", "epochs", "minutes", "window", "objective", "optimiser", "teacher"}):
-        raise TypeError(
-            f"calibrate() with kind='constant' trains nothing and takes no {trains}: expected kind='network'"
-        )
-    device = pick_device(settings.pop("device", "auto"))
-    words = {name: value for name, value in settings.items() if name in RecordWords.__optional_keys__}
+    _check_trains_nothing("constant", settings)
+    device = pick_device(settings.get("device", "auto"))
+    words: Any = {name: value for name, value in settings.items() if name in _WORDS}
     has_truth = not isinstance(source, xr.Dataset) or read(source, **words).truth is not None
-    objective = objective_by_name("mse" if has_truth else "analysis")
-    planned = plan(TrainingArguments(source, net, objective=objective, window=1, batch=2, **settings), device)
-    data = planned.source.data(planned.network, device)
+    objective = "mse" if has_truth else "analysis"
+    held = {"objective": objective, "window": 1, "batch": 2, **settings}
+    centre, data = _held_back(net, source, held, device)
     record = data.validation
-    first = burn_in(record.observation.shape[1])
-    errors = calibration.error_variance(planned.network.to(device), record, first).cpu()
+    errors = calibration.error_variance(centre, record, burn_in(record.observation.shape[1])).cpu()
     if bad := (~(errors > 0)).nonzero()[:, 0].tolist():
         raise ValueError(
             f"the error variance of the components {shown(bad)} is {shown(errors[bad][:4].tolist())}: expected a "

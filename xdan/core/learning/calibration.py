@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..methods import DataAssimilationNetwork, Output, Record, State, run
+from ..methods import DataAssimilationNetwork, Output, Record, State, method_of, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from .rollout import PROBE, random_signs
@@ -31,6 +31,33 @@ class _Probed(DataAssimilationNetwork):
         moved = super().analyse(state, observation + step, observed, observing)
         answer = torch.where(observed, (moved["x"] - after["x"]) / torch.where(observed, step, 1.0), 0.0)
         return {**after, "sensitivity": answer}
+
+
+@torch.no_grad()
+def spread_factors(network: AnalysisNetwork, record: Record, burn_in: int) -> list[float]:
+    """RMSE of the analyses of each field over the root mean square of their spread, after burn-in.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork
+        That `gives_spread`.
+    record : Record
+        With the truth.
+    burn_in : int
+
+    Returns
+    -------
+    list of float
+        One for each field of the record's state.
+    """
+    assert record.truth is not None
+    network.eval()
+    outputs, _ = run(method_of(network), record)
+    square = (outputs["analysis"] - record.truth)[:, burn_in:].double().square()
+    variance = outputs["spread"][:, burn_in:].double().square()
+    space = record.dynamics.space
+    parts = [space.slices[field.name] for field in space]
+    return [float((square[..., part].mean() / variance[..., part].mean()).sqrt()) for part in parts]
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ class GaussianCNN(GaussianNetwork):
 
         L_nk = s_n r_nk / (sum_k r_nk^2)^(1/2),   r_nn = 1,   sum_{k != n} |r_nk| < 0.95.
 
+    times one factor for each field, `spread_factor`, 1 unless `xdan.calibrate` sets it.
+
     The diagonal dominates each row, so that L is regular and P_a = L L^T positive definite for any weights. The
     diagonal of P_a is s_n^2. Correlations reach twice as far as a row does. The CNN reads the forecast, the projected
     innovation, the increment x_a - x_f, and the memory of the analysis where there is one.
@@ -68,6 +70,7 @@ class GaussianCNN(GaussianNetwork):
     name: ClassVar[str] = "gaussian-cnn"
     _places: Tensor
     _distinct: Tensor
+    spread_factor: Tensor
     _on_ring: tuple[Tensor, Tensor] | None = None
 
     def __init__(
@@ -99,6 +102,7 @@ class GaussianCNN(GaussianNetwork):
         places, distinct = root_places(self.space, self.diagonals, 0 if self.space is None else self.space.size)
         self.register_buffer("_places", places, persistent=False)
         self.register_buffer("_distinct", distinct, persistent=False)
+        self.register_buffer("spread_factor", torch.ones(self._scale_shape, dtype=torch.float32))
         channels, rows = self.arrangement.channels, places.shape[1]
         inputs = (3 + self.memory) * channels + self._fixed_channels
         self.cnn = ResidualTrunk(inputs, rows * channels, sizes, quiet=_QUIET, arrangement=self.arrangement)
@@ -142,7 +146,8 @@ class GaussianCNN(GaussianNetwork):
             features.append(self.arrangement.to_channels(memory.transpose(0, 1)))
         out = self.cnn(torch.cat([*features, *self._fixed(features[0])]))
         log_spread, *sides = self.arrangement.from_channels(out)  # each (B, N)
-        spread = TYPICAL * error_std * (_WIDE * (log_spread / _WIDE).tanh()).exp()
+        unit = TYPICAL * error_std * self.per_component(self.spread_factor)
+        spread = unit * (_WIDE * (log_spread / _WIDE).tanh()).exp()
         row = [torch.ones_like(spread)]
         if sides:
             weights = torch.stack(sides, -1) * self._columns(x.shape[1])[1][:, 1:]
