@@ -98,8 +98,8 @@ def calibrate(
     TypeError
         For what is no trained network, or unknown settings.
     ValueError
-        For networks that have a spread already, with kind="factor" for those without a `GaussianCNN`, and sources that `xdan.train` refuses; with kind="constant", where a
-        field is never observed and there is no truth.
+        For networks that have a spread already, with kind="factor" for those without a `GaussianCNN`, and sources that
+        `xdan.train` refuses; with kind="constant", where a field is never observed and there is no truth.
 
     Notes
     -----
