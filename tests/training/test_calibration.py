@@ -74,7 +74,7 @@ def test_network_spread_is_learned_and_the_analyses_stay(record, plain, tmp_path
     run = record.dan.cycle(net)
     xr.testing.assert_equal(run.analysis, record.dan.cycle(plain).analysis)
     assert float(run.spread.isel(time=slice(2, None)).std()) > 0
-    assert net.description["training"]["objective"] == "log-score"
+    assert net.description["training"]["objective"]["name"] == "log-score"
     assert "validation_loss" in net.history
     assert net.description["training"]["validation_loss"] == pytest.approx(float(net.history.validation_loss.min()))
     net.to_zarr(tmp_path / "net.zarr")
@@ -84,6 +84,24 @@ def test_network_spread_is_learned_and_the_analyses_stay(record, plain, tmp_path
     assert str(record.dan.score(run).crps_of.values) == "Gaussian"
     further = xdan.train(record, net, objective="crps", **QUICK)
     xr.testing.assert_equal(record.dan.cycle(further).analysis, run.analysis)
+
+
+def test_a_factor_makes_the_spread_as_large_as_the_errors(record, plain):
+    before = xdan.with_spread(plain, **SMALL)
+    net = xdan.calibrate(before, record, kind="factor", validation=0.25)
+    held = record.isel(trajectory=slice(6, None))
+    run, old = held.dan.cycle(net, members=True), held.dan.cycle(before, members=True)
+    late = {"time": slice(10, None)}
+    error = (run.analysis - held.truth).isel(late).astype(float)
+    assert float((run.spread.isel(late).astype(float) ** 2).mean()) == pytest.approx(float((error**2).mean()), rel=1e-4)
+    factor = net.description["training"]["spread_factors"][0]
+    np.testing.assert_allclose(
+        run.analysis_covariance.isel(late), factor**2 * old.analysis_covariance.isel(late), rtol=1e-3, atol=1e-5
+    )
+    again = xdan.calibrate(net, record, kind="factor", validation=0.25)
+    assert again.description["training"]["spread_factors"] == [1.0]
+    with pytest.raises(ValueError, match="has no spread that a factor changes"):
+        xdan.calibrate(plain, record, kind="factor")
 
 
 def test_a_whole_network_is_trained_by_its_name(record):
