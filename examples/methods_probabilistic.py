@@ -50,7 +50,7 @@ def gaussian(options: argparse.Namespace) -> None:
     scores = _table(options, rows)
     ranked = {name: one.histogram_rank for name, one in scores.items() if "histogram_rank" in one}
     each = [(one / one.mean()).expand_dims(of=[name]) for name, one in ranked.items()]
-    frequency = xr.concat(each, "of").rename("frequency over that of a flat histogram")
+    frequency = xr.concat(each, "of").drop_attrs().rename("frequency over that of a flat histogram")
     sections = {
         f"Rank of the truth among {DRAWS} draws or members": frequency.hvplot.line(x="rank", by="of", width=700),
         "Error where the spread is so large": _reliability(scores),
