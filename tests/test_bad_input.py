@@ -365,7 +365,7 @@ BAD_TRAINING = {
     ),
     "objective": (
         lambda a: train(a, objective="mae"),
-        r"objective='mae': expected one of \['analysis', 'covariance', 'crps', .*'rmse'\]",
+        r"objective='mae': expected one of \['analysis', 'covariance', 'crps', .*'variational'\]",
     ),
     "both budgets": (lambda a: train(a, steps=3, minutes=1), r"expected one of steps=, epochs= and minutes="),
     "no epochs": (lambda a: train(a, steps=None, epochs=0), r"epochs=0: expected at least 1"),

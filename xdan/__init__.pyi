@@ -3,6 +3,7 @@
 
 from .assimilation.baselines import baseline as baseline
 from .assimilation.cycling import cycle as cycle
+from .assimilation.drawing import draw_members as draw_members
 from .assimilation.forecast_scores import score_forecasts as score_forecasts
 from .assimilation.forecasts import forecast as forecast
 from .assimilation.listing import baselines as baselines
@@ -44,6 +45,7 @@ from .core.methods.control_variates import member_counts as member_counts
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
 from .core.networks import EnsembleCNN as EnsembleCNN
+from .core.networks import GaussianCNN as GaussianCNN
 from .core.networks import KalmanCNN as KalmanCNN
 from .core.networks import LinearInZeta as LinearInZeta
 from .core.networks import ResidualCNN as ResidualCNN
@@ -118,4 +120,6 @@ from .records.model_store import save_dynamics as save_dynamics
 from .records.schema import XdanWarning as XdanWarning
 from .sweeps.scaling_law import scaling_law as scaling_law
 from .sweeps.sweeps import sweep as sweep
+from .training.calibration import calibrate as calibrate
+from .training.calibration import with_spread as with_spread
 from .training.fitting import train as train

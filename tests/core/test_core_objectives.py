@@ -5,14 +5,9 @@ import torch
 from torch.testing import assert_close
 
 from xdan.core.dynamics import CustomDynamics, Lorenz96
-from xdan.core.learning.objectives import (
-    crps,
-    energy_score,
-    objective_by_name,
-    root_squared_error,
-    squared_error,
-)
-from xdan.core.learning.rollout import CappedGradient, Window, _random_signs, roll_out
+from xdan.core.learning.objectives import objective_by_name, root_squared_error, squared_error
+from xdan.core.learning.probabilistic import crps, energy_score
+from xdan.core.learning.rollout import CappedGradient, Window, random_signs, roll_out
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
 from xdan.core.observing import LinearOperator, ObservingSystem, Sites, observe
@@ -401,7 +396,7 @@ def test_with_a_teacher_every_analysis_starts_from_its_forecast(memory):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_coin_is_fair_in_any_units(level, spread, dtype):
     """Also where the same value stands at every site."""
-    sign = _random_signs((level + spread * normals(200, 40)).to(dtype))
+    sign = random_signs((level + spread * normals(200, 40)).to(dtype))
     assert set(sign.unique().tolist()) == {-1.0, 1.0}
     pairs = (sign.T @ sign / 200).fill_diagonal_(0) if spread else sign.T @ sign / 200 - 1
     assert abs(float(sign.mean())) < 0.35 if not spread else abs(float(sign.mean())) < 0.05

@@ -178,7 +178,7 @@ def read_points(
     if network.ensemble:
         raise ValueError("derivatives are those of a network of one forecast; this one takes members")
     method = network.method(torch.float64)
-    if differentiates and run is None and method.keeps_covariance:
+    if differentiates and run is None and method.reads_covariance:
         raise ValueError(
             f"the network {method.network.name!r} analyses with a covariance that its forecast carries, and run=None: "
             "expected a run that keeps it, run=ds.dan.cycle(network, members=True); a network with past=36, as "
@@ -239,7 +239,7 @@ def _states(
     dims, shape = labelled.setup.dynamics.dims, labelled.setup.dynamics.shape
     memory = kept("memory", "memory", {CHANNEL: network.memory}) if network.memory else None
     covariance = None
-    if method.keeps_covariance:
+    if method.reads_covariance:
         covariance = kept("analysis_covariance", "covariance", {dual_of(dims): math.prod(shape)})
     return read_run(labelled, run, ["forecast"])["forecast"], memory, covariance
 

@@ -171,7 +171,7 @@ def commuting(points: EvaluationPoints, group: Group) -> bool:
     scales = (network.state_mean, network.state_std, network.error_std)
     mean, std, error_std = (network.per_component(scale) for scale in scales)
     state = Points(mean + std * draw(), draw() / error_std, draw(network.memory) if network.memory else None)
-    root = error_std * draw(group.sites) if method.keeps_covariance else None
+    root = error_std * draw(group.sites) if method.reads_covariance else None
     observed = _observed(points.labelled) if method.rebuilds_covariance else None
     if method.rebuilds_covariance and observed is None:
         return False

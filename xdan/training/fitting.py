@@ -69,13 +69,15 @@ def train(
         from (it is not changed). That one is validated first: what is returned is never worse on the validation record.
     memory : int, optional
         Latent channels per site carried from cycle to cycle, where `network` is a name; 0 is the paper's network.
-    objective : {"rmse", "mse", "crps", "energy", "forecast", "analysis", "covariance"}, other name, or Objective
+    objective : str or Objective
         Supervised: "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does; "crps" and "energy"
-        score the members of an ensemble network. From observations only, the truth is not read even where there is
-        one: "forecast" is the misfit of the forecast to the next observations; "analysis" that of the analysis to its
-        own observations, corrected for having seen them. Validation is then by the innovations. "covariance", on an
-        endless twin, is the distance of P_a from the teacher's: a start for `LinearInZeta`. For an objective that you
-        write, see `xdan.Objective`.
+        score the members of an ensemble network, or the Gaussian of a network with a spread such as
+        `xdan.GaussianCNN`; "log-score" scores that Gaussian. From observations only, the truth is not read even where
+        there is one: "forecast" is the misfit of the forecast to the next observations; "analysis" that of the
+        analysis to its own observations, corrected for having seen them; "variational" the distance of a network's
+        Gaussian from Bayes's analysis. Validation is then by the innovations. "covariance", on an endless twin, is the
+        distance of P_a from the teacher's: a start for `LinearInZeta`. For an objective that you write, see
+        `xdan.Objective`.
     teacher : xarray.Dataset, str or mapping, optional
         A run of `baseline` on this record to imitate, as a start: every analysis is made from the teacher's forecast
         and compared with its analysis, so that no model is run and no gradient goes through it. Take it from a store:
@@ -98,7 +100,8 @@ def train(
     optimiser : Optimiser, optional
         Learning rates, weight decay and clipping; `xdan.Optimiser()` by default.
     validation : float
-        Share of the trajectories kept for validation; the network with the best RMSE on them is returned.
+        Share of the trajectories kept for validation; the network with the best RMSE on them is returned, and of a
+        network whose spread is scored the one with the best loss.
     validate_every : int
         Steps between validations. One whose RMSE is 1.3 times the best sends training back to the best weights, at 0.7
         of the rates.
@@ -249,6 +252,8 @@ def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> 
     }
     if trainer.objective.cycles_network:
         outcome["validation_innovation"] = trainer.best_innovation
+    if trainer.best_loss is not None:
+        outcome["validation_loss"] = trainer.best_loss
     if loop.interrupted:
         outcome |= {"interrupted": True, "interrupted_at_step": trainer.step_count}
     if planned.trained is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time as clock
@@ -223,6 +224,7 @@ class Loop:
             restarts=int(steps[:, 2].sum()),
             rewinds=self.trainer.rewinds,
             seconds=elapsed,
+            validation_loss=self.trainer.validation_loss,
         )
         self.rows.append(row)
         self._losses = []
@@ -231,6 +233,8 @@ class Loop:
         """The rows so far, along `step`."""
         columns = {field.name: np.array([getattr(row, field.name) for row in self.rows]) for field in fields(_Row)}
         step = columns.pop("step")
+        if np.isnan(columns["validation_loss"]).all():
+            del columns["validation_loss"]
         return xr.Dataset(
             {name: ("step", values, _HISTORY[name]) for name, values in columns.items()},
             {"step": ("step", step, {"long_name": "gradient steps", "units": "1"})},
@@ -268,6 +272,7 @@ class _Row:
     restarts: int
     rewinds: int
     seconds: float
+    validation_loss: float = math.nan  # of objectives that judge by it
 
 
 _HISTORY = {
@@ -281,4 +286,5 @@ _HISTORY = {
     "restarts": {"long_name": "trajectories lost and restarted since the last entry", "units": "1"},
     "rewinds": {"long_name": "times so far that training went back to the best weights", "units": "1"},
     "seconds": {"long_name": "time spent training", "units": "s"},
+    "validation_loss": {"long_name": "validation loss, by which the best weights are chosen", "units": "1"},
 }

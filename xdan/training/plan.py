@@ -61,10 +61,7 @@ class TrainingPlan:
         """
         if self.trained is not None:
             return self.network
-        with building():  # a fresh module, so that the caller's is not changed and weights follow from the seed
-            zero = torch.zeros(1, dtype=torch.int64)
-            draw = uniform(self.seed, Purpose.NETWORK, zero, zero, 1)
-            torch.manual_seed(int(draw * 2**31))
+        with building(self.seed):  # a fresh module, so that the caller's is not changed
             module = type(self.network)(**self.network.config())
         module.take_fixed_inputs(self.network)
         mean, std = data.moments
@@ -179,12 +176,15 @@ def _processes(processes: int | None, batch: int, device: str) -> int:
 
 
 @contextmanager
-def building() -> Iterator[None]:
+def building(seed: int | None = None) -> Iterator[None]:
     """Make modules in single precision, and leave the process's random state and default type as they were.
 
-    One thread at a time: both are the whole process's.
+    With a seed their weights follow from it. One thread at a time: both are the whole process's.
     """
     with _BUILDING, torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            zero = torch.zeros(1, dtype=torch.int64)
+            torch.manual_seed(int(uniform(seed, Purpose.NETWORK, zero, zero, 1) * 2**31))
         default = torch.get_default_dtype()
         if default != torch.float32:
             torch.set_default_dtype(torch.float32)

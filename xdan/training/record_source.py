@@ -206,7 +206,9 @@ class RecordSource(TrainingSource):
             device=device,
         )
         clock = torch.tensor([labelled.setup.clock(first) for _, first in held]) - record.steps[0]
-        return replace(record, clock=clock), truth
+        # Segments may be more than the trajectories that they are of.
+        label = record.trajectory[torch.arange(len(held)) % len(record.trajectory)]
+        return replace(record, clock=clock, trajectory=label), truth
 
 
 def _check_lanes_observed(

@@ -9,12 +9,15 @@ from .objectives import (
     objective_names,
     register_objective,
 )
+from .probabilistic import LogScore, Variational
 from .trainer import Optimiser
 
 __all__ = [
     "CovarianceImitation",
+    "LogScore",
     "Objective",
     "Optimiser",
+    "Variational",
     "WindowContents",
     "WindowGradient",
     "objective_by_name",

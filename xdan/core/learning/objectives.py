@@ -90,6 +90,9 @@ class Objective(ABC):
         innovations.
     needs_members : bool
         Whether the network needs members, which `Rollout.members` then holds.
+    needs_spread : bool
+        Whether the network needs to give a spread: `Rollout.root` then holds the roots of its analyses' covariances.
+        With `needs_members` too, one of both is enough.
     needs_divergence : bool
         Whether the loss needs `Rollout.divergence`, at the cost of a second analysis in every cycle.
     needs_covariance : bool
@@ -102,6 +105,8 @@ class Objective(ABC):
     cycles_network : bool
         Whether the network is cycled. Where it is not, a bad validation says little of the way and does not send
         training back to the best weights, and no gradient passes through the model.
+    through_model : bool
+        Whether gradients pass through the model from cycle to cycle.
 
     Examples
     --------
@@ -129,11 +134,13 @@ class Objective(ABC):
     name: ClassVar[str]
     needs_truth: ClassVar[bool] = True
     needs_members: ClassVar[bool] = False
+    needs_spread: ClassVar[bool] = False
     needs_divergence: ClassVar[bool] = False
     needs_covariance: ClassVar[bool] = False
     least_window: ClassVar[int] = 1
     power: ClassVar[int] = 0
     cycles_network: ClassVar[bool] = True
+    through_model: ClassVar[bool] = True
 
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters from which `type(self)(**parameters)` makes the same objective.
@@ -177,16 +184,23 @@ class Objective(ABC):
                 f"{title} needs an ensemble beside the record: expected to train on the dynamics, as an endless twin, "
                 "with teacher='etkf'; or imitate a run's analyses with objective='mse' and teacher=run"
             )
-        if contents.forecast and (not self.needs_truth or self.needs_members):
+        if contents.forecast and (not self.needs_truth or self.needs_members or self.needs_spread):
             raise ValueError(f"{title} has no use for a teacher's analyses: expected 'mse' or 'rmse'")
         if contents.forecast and network.ensemble:
             raise ValueError(
                 "a teacher has one forecast and one analysis, and this network takes members: expected no teacher="
             )
-        if self.needs_members and (not network.ensemble or network.members < 2):
+        has_members, either = network.ensemble and network.members > 1, self.needs_members and self.needs_spread
+        if self.needs_members and not has_members and not (either and network.gives_spread):
+            others = ", a network with a spread such as xdan.GaussianCNN()" if either else ""
             raise ValueError(
                 f"{title} scores members, and the network has a single forecast: expected an ensemble network such as "
-                "xdan.EnsembleCNN(members=10), or objective='rmse'"
+                f"xdan.EnsembleCNN(members=10){others}, or objective='rmse'"
+            )
+        if self.needs_spread and not either and not network.gives_spread:
+            raise ValueError(
+                f"{title} scores a spread, and the network {network.name!r} gives none: expected a network such as "
+                "xdan.GaussianCNN(), or xdan.with_spread(net) of a trained network"
             )
 
     def loss(self, rollout: Rollout) -> Tensor:
@@ -205,6 +219,13 @@ class Objective(ABC):
             f"objective {self.name!r} has no loss: expected a method loss(rollout) of {type(self).__qualname__}, "
             "which gives a tensor of shape (trajectories, cycles)"
         )
+
+    def judges(self, network: AnalysisNetwork) -> bool:
+        """Whether the loss on the validation record chooses the best weights, and not the RMSE.
+
+        By default it does for what scores the spread that the network gives, of which the RMSE says nothing.
+        """
+        return self.needs_spread and network.gives_spread
 
     def square(self, rollout: Rollout) -> Tensor:
         """Give the mean square that the history shows the root of, shape (B, T).
@@ -256,14 +277,23 @@ class Objective(ABC):
         unit = network.error_std.double() ** self.power if network.component_errors is None else 1.0
         cap = _CAP * unit / (batch * cycles * math.sqrt(size))
         with torch.enable_grad():
-            rollout = roll_out(method, dynamics, observing, window, state, cap, self.needs_divergence)
-            loss = self._losses(rollout.since(1 if state is None and cycles > 1 else 0)).mean()
+            rollout = roll_out(
+                method, dynamics, observing, window, state, cap, self.needs_divergence, self.through_model
+            )
+            loss = self.losses(rollout.since(1 if state is None and cycles > 1 else 0)).mean()
             gradients = gradients_of(loss, network.parameters())
         with torch.no_grad():
             square = self.square(rollout)
         return WindowGradient(loss.detach(), gradients, square.detach(), rollout.lost, rollout.state)
 
-    def _losses(self, rollout: Rollout) -> Tensor:
+    def losses(self, rollout: Rollout) -> Tensor:
+        """Give what `loss` gives, (B, T), checked.
+
+        Raises
+        ------
+        ValueError
+            For another shape, or what is no real number or has no derivative.
+        """
         losses: Any = self.loss(rollout)
         shape = tuple(rollout.lost.shape)
         if not isinstance(losses, Tensor) or tuple(losses.shape) != shape:
@@ -284,11 +314,13 @@ class Objective(ABC):
 
 
 def gradients_of(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Gradient of a loss for every parameter in turn; zeros where nothing in it is the network's."""
+    """Gradient of a loss for every parameter in turn; zeros where nothing in it is the network's, and if frozen."""
     weights = list(parameters)
+    learned = [weight for weight in weights if weight.requires_grad]
     if not loss.requires_grad:  # a window of one cycle that starts a record
-        return [torch.zeros_like(weight) for weight in weights]
-    return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+        learned = []
+    known = iter(torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True) if learned else ())
+    return [next(known) if learned and weight.requires_grad else torch.zeros_like(weight) for weight in weights]
 
 
 _OBJECTIVES: Registry[Objective] = Registry("objective", Objective, "xdan.Objective")
@@ -324,7 +356,8 @@ def check_complete(cls: type[Objective]) -> None:
             f"{cls.__name__} has no loss: expected a method loss(rollout) that gives a tensor of shape (trajectories, "
             "cycles)"
         )
-    for name in ("needs_truth", "needs_members", "needs_divergence", "needs_covariance", "cycles_network"):
+    switches = ("needs_truth", "needs_members", "needs_spread", "needs_divergence", "needs_covariance")
+    for name in (*switches, "cycles_network", "through_model"):
         switch(f"{cls.__name__}.{name}", getattr(cls, name))
     integer(f"{cls.__name__}.least_window", cls.least_window, least=1)
     integer(f"{cls.__name__}.power", cls.power)
@@ -356,29 +389,6 @@ def root_squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
     return (squared_error(analysis, truth) + _TINY).sqrt()
 
 
-def crps(members: Tensor, truth: Tensor) -> Tensor:
-    """Fair continuous ranked probability score, mean over the state; (B, T, M, N), (B, T, N) to (B, T)."""
-    m = members.shape[2]
-    ordered = members.sort(2).values
-    # sum_ij |x_i - x_j| = 2 sum_k (2 k - M - 1) x_(k).
-    rank = torch.arange(1, m + 1, dtype=members.dtype, device=members.device)[:, None]
-    between = (2 * (2 * rank - m - 1) * ordered).sum(2) / (m * (m - 1))
-    return ((members - truth[:, :, None]).abs().mean(2) - 0.5 * between).mean(-1)
-
-
-def energy_score(members: Tensor, truth: Tensor) -> Tensor:
-    """Fair energy score, distances being root mean squares over the state; (B, T, M, N), (B, T, N) to (B, T)."""
-    m = members.shape[2]
-
-    def distance(difference: Tensor) -> Tensor:
-        return (difference.square().mean(-1) + _TINY).sqrt()
-
-    to_truth = distance(members - truth[:, :, None]).mean(2)
-    first, second = torch.triu_indices(m, m, 1, device=members.device)
-    between = distance(members[:, :, first] - members[:, :, second]).mean(2)
-    return to_truth - 0.5 * between
-
-
 @register_objective
 class SquaredError(Objective):
     """Mean square error of the analysis, Eq. 4 up to a constant factor."""
@@ -400,33 +410,6 @@ class RootSquaredError(Objective):
     def loss(self, rollout: Rollout) -> Tensor:
         """`root_squared_error` of the analysis."""
         return root_squared_error(rollout.scaled(rollout.analysis), rollout.scaled(rollout.truth()))
-
-
-@register_objective
-class CRPS(Objective):
-    """Continuous ranked probability score of the members, site by site.
-
-    A strictly proper score: Gneiting and Raftery (2007), and Ferro (2014) for the fair form.
-    """
-
-    name: ClassVar[str] = "crps"
-    needs_members: ClassVar[bool] = True
-
-    def loss(self, rollout: Rollout) -> Tensor:
-        """`crps` of the members."""
-        return crps(_members(rollout), rollout.scaled(rollout.truth()))
-
-
-@register_objective
-class EnergyScore(Objective):
-    """Energy score of the members, all sites together; strictly proper, in its fair form as for `CRPS`."""
-
-    name: ClassVar[str] = "energy"
-    needs_members: ClassVar[bool] = True
-
-    def loss(self, rollout: Rollout) -> Tensor:
-        """`energy_score` of the members."""
-        return energy_score(_members(rollout), rollout.scaled(rollout.truth()))
 
 
 @register_objective
@@ -460,8 +443,3 @@ class AnalysisMisfit(Objective):
         """Mean square of R^{-1/2} (y - H x_a), and the correction."""
         assert rollout.divergence is not None
         return rollout.misfit(rollout.analysis) + 2 * rollout.divergence / rollout.window.observation.shape[-1]
-
-
-def _members(rollout: Rollout) -> Tensor:
-    assert rollout.members is not None
-    return rollout.scaled(rollout.members)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..dynamics import Dynamics
+from ..local_roots import LocalRoot
 from ..methods import DataAssimilationNetwork, State
 from ..methods.advancing import forecast_from
 from ..observing import ObservingSystem, split_observation
@@ -77,6 +78,10 @@ class Rollout:
     observing : ObservingSystem
     scale : Tensor, shape (N,), or None
         Typical observation error of every component of several fields; None for one field.
+    root : LocalRoot, entries of shape (B, T, N, L), or None
+        Of the covariances of the analyses' errors, where the network gives a spread.
+    dynamics : Dynamics or None
+        That made the forecasts.
     """
 
     forecast: Tensor
@@ -88,6 +93,8 @@ class Rollout:
     window: Window
     observing: ObservingSystem
     scale: Tensor | None = None
+    root: LocalRoot | None = None
+    dynamics: Dynamics | None = None
 
     def since(self, first: int) -> Rollout:
         """Leave the first cycles out."""
@@ -106,7 +113,8 @@ class Rollout:
             clock=None if window.clock is None else window.clock_at(first),
         )
         names = ("forecast", "analysis", "members", "divergence", "lost")
-        return replace(self, window=later, **{name: cut(getattr(self, name)) for name in names})
+        root = None if self.root is None else self.root.since(first)
+        return replace(self, window=later, root=root, **{name: cut(getattr(self, name)) for name in names})
 
     def truth(self) -> Tensor:
         """Give the truth, which a supervised objective needs.
@@ -124,6 +132,20 @@ class Rollout:
         """Give states (..., N) of several fields in units of their observation errors, those of one as they are."""
         return states if self.scale is None else states / self.scale
 
+    def scaled_root(self) -> LocalRoot:
+        """Give the root of the covariances of the analyses' errors, in the units of `scaled`.
+
+        Raises
+        ------
+        ValueError
+            If the network gives no spread.
+        """
+        if self.root is None:
+            raise ValueError(
+                "the loss reads a spread, and the network gives none: expected an objective with needs_spread"
+            )
+        return self.root if self.scale is None else self.root.scaled(self.scale)
+
     def misfit(self, estimate: Tensor) -> Tensor:
         """Mean over observations of |R^{-1/2} (y - H x)|^2 of an estimate (B, T, N), missing ones as zeros; (B, T)."""
         columns = []
@@ -137,7 +159,7 @@ class Rollout:
 
 
 _MIXERS = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # odd multipliers that mix bits
-_PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors
+PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors
 
 
 class CappedGradient(torch.autograd.Function):
@@ -173,6 +195,7 @@ def roll_out(
     state: State | None,
     cap: Tensor | float | None = None,
     divergence: bool = False,
+    through_model: bool = True,
 ) -> Rollout:
     """Forecasts and analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
 
@@ -195,6 +218,8 @@ def roll_out(
     divergence : bool
         Estimate the divergence too, by a second analysis of slightly other observations (Ramani et al., 2008,
         doi:10.1109/TIP.2008.2001404).
+    through_model : bool
+        Whether gradients pass through the model from cycle to cycle; those through the memory pass in any case.
 
     Returns
     -------
@@ -212,6 +237,8 @@ def roll_out(
             lost = torch.zeros(len(observation), dtype=torch.bool, device=observation.device)
             trace = observation.new_zeros(len(observation))
         else:
+            if not through_model:
+                state = {**state, "x": state["x"].detach()}
             if cap is not None and k > 0:
                 # Memory is a number of order one: in units of the observation error, as the increments are.
                 unit = method.network.error_std.double() if scale is None else 1.0
@@ -230,6 +257,8 @@ def roll_out(
         row = {"forecast": method.mean(forecast), "analysis": method.mean(state), "lost": lost}
         row |= {"members": state["x"]} if method.ensemble else {}
         row |= {"divergence": trace} if divergence else {}
+        if (made := method.root_of(state)) is not None:
+            row["root"], places = made.entries, made.places
         for name, value in row.items():
             columns.setdefault(name, []).append(value)
         if _may_hold_any(lost):
@@ -241,8 +270,9 @@ def roll_out(
     assert state is not None
     stacked: dict[str, Any] = {name: torch.stack(column, 1) for name, column in columns.items()}
     end = {name: value.detach() for name, value in state.items()}
-    kept = {"members": None, "divergence": None, **stacked, "state": end, "scale": scale}
-    return Rollout(**kept, window=window, observing=observing)
+    root = LocalRoot(stacked.pop("root"), places) if "root" in stacked else None
+    kept = {"members": None, "divergence": None, **stacked, "state": end, "scale": scale, "root": root}
+    return Rollout(**kept, window=window, observing=observing, dynamics=dynamics)
 
 
 def _may_hold_any(lost: Tensor) -> bool:
@@ -278,17 +308,22 @@ def _divergence(
     observing: ObservingSystem,
 ) -> Tensor:
     """Trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), from one direction of random signs; shape (B,)."""
-    sign = _random_signs(observation) * observed
-    moved = method.analyse(forecast, observation + _PROBE * observing.errors_from(sign, observed), observed, observing)
+    sign = random_signs(observation) * observed
+    moved = method.analyse(forecast, observation + PROBE * observing.errors_from(sign, observed), observed, observing)
     change = observing.observe(method.mean(moved)) - observing.observe(method.mean(state))
-    return (observing.whiten(change, observed) / _PROBE * sign).sum(1)
+    return (observing.whiten(change, observed) / PROBE * sign).sum(1)
 
 
-def _random_signs(observation: Tensor) -> Tensor:
+def random_signs(observation: Tensor) -> Tensor:
     """Signs from the bits of observations (B, P): as good as a coin in any units, and the same in any process."""
+    return torch.where((mixed_bits(observation) >> 40) & 1 == 0, 1.0, -1.0).to(observation)
+
+
+def mixed_bits(observation: Tensor) -> Tensor:
+    """Integers from the bits of observations (B, P), int64 of that shape."""
     kind = torch.int32 if observation.element_size() == 4 else torch.int64
     site = torch.arange(observation.shape[1], device=observation.device)
     bits = observation.contiguous().view(kind).to(torch.int64) + _MIXERS[0] * site
     for factor in _MIXERS[1:]:
         bits = (bits ^ (bits >> 30)) * factor
-    return torch.where((bits >> 40) & 1 == 0, 1.0, -1.0).to(observation)
+    return bits

@@ -19,7 +19,7 @@ from ..observing import ObservingSystem
 from .gradient import CudaGraph, Gradient, OneProcess, SeveralProcesses
 from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
 from .objectives import Objective
-from .rollout import Window
+from .rollout import Window, roll_out
 
 _NORMS = 101  # gradient norms that the median is taken over
 _WORSE, _SLOWER = 1.3, 0.7  # a validation that many times the best goes back to that, the rates times so much
@@ -124,6 +124,8 @@ class Trainer:
         How often training went back to the best weights.
     best : dict of str to Tensor
         Weights with the best validation; `best_score` is its RMSE, `best_innovation` its normalised innovation.
+    best_loss : float or None
+        Its loss, where the objective judges by that.
 
     References
     ----------
@@ -166,6 +168,8 @@ class Trainer:
         self.rewinds = 0
         self.best_score = math.inf
         self.best_innovation: float | None = None
+        self.best_loss: float | None = None
+        self.validation_loss = math.nan
         self.best = {name: value.clone() for name, value in network.state_dict().items()}
 
     def step(self, window: Window, rate: float) -> StepReport:
@@ -213,11 +217,16 @@ class Trainer:
         """Mean RMSE of the network as it is, of analyses, or of innovations where the record has no truth.
 
         Of several fields in units of their observation errors. Keeps the weights when it is the best so far, and their
-        `normalised_innovation`. Where it is far worse than the best, training goes back to that with lower rates.
+        `normalised_innovation`. Where it is far worse than the best, training goes back to that with lower rates. The
+        best is by the loss where the objective judges by that; `validation_loss` is then the loss of these weights.
         """
         self.network.eval()
+        judged = None
         with torch.no_grad():
-            outputs, _ = run(self.method, record)
+            if self.objective.judges(self.network):
+                outputs, judged = self._judged(record, burn_in)
+            else:
+                outputs, _ = run(self.method, record)
         errors = self.network.component_errors
         if record.truth is not None:
             error = (outputs["analysis"] - record.truth)[:, burn_in:]
@@ -232,13 +241,30 @@ class Trainer:
             square = square[~square.isnan()]
         score = float(square.sqrt().mean())
         score = score if math.isfinite(score) else math.inf
-        if score < self.best_score:
+        if self._is_best(score, judged):
             self.best_score, self.best_innovation = score, normalised_innovation(record, outputs["forecast"], burn_in)
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         # Of a network that learns without cycling, how it cycles meanwhile says little of the way.
         elif score > _WORSE * self.best_score and self.objective.cycles_network:
             self._rewind()
         return score
+
+    def _judged(self, record: Record, burn_in: int) -> tuple[dict[str, Tensor], float]:
+        """Forecasts and analyses of a record, and the loss of the network on it."""
+        window = Window(record.truth, record.observation, tuple(record.steps), clock=record.clocks)
+        rollout = roll_out(self.method, record.dynamics, record.observing, window, None)
+        loss = float(self.objective.losses(rollout.since(burn_in)).mean())
+        return {"forecast": rollout.forecast, "analysis": rollout.analysis, "diverged": rollout.lost}, loss
+
+    def _is_best(self, score: float, loss: float | None) -> bool:
+        """Whether the weights are the best so far: by their loss, where the objective judges so, or by the RMSE."""
+        if loss is None:
+            return score < self.best_score
+        self.validation_loss = loss
+        if not math.isfinite(loss + score) or (self.best_loss is not None and loss >= self.best_loss):
+            return False
+        self.best_loss = loss
+        return True
 
     def _rewind(self) -> None:
         """Go back to the best weights, with lower rates and trajectories that start anew."""
@@ -272,6 +298,7 @@ class Trainer:
             "rates": self.rates,
             "best_score": None if math.isinf(self.best_score) else self.best_score,
             "best_innovation": self.best_innovation,
+            **({} if self.best_loss is None else {"best_loss": self.best_loss}),
         }
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
@@ -287,6 +314,7 @@ class Trainer:
         self.rewinds = scalars["rewinds"]
         self.best_score = math.inf if scalars["best_score"] is None else scalars["best_score"]
         self.best_innovation = scalars.get("best_innovation")  # checkpoints of earlier versions lack it
+        self.best_loss = scalars.get("best_loss")
 
 
 def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> float | None:

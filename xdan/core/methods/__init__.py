@@ -8,6 +8,7 @@ from .enks import EnsembleKalmanSmoother
 from .ensemble import EnsembleMethod
 from .finite_size import FiniteSizeEnKF
 from .four_d_var import EnsembleOf4DVar, FourDVar
+from .gaussian_dan import SpreadNetwork
 from .half_gain import DEnKF
 from .hybrid_envar import HybridEnVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
@@ -72,6 +73,7 @@ __all__ = [
     "Record",
     "Search",
     "SecondOrderKalmanFilter",
+    "SpreadNetwork",
     "State",
     "StochasticEnKF",
     "ThreeDVar",

@@ -195,6 +195,15 @@ class Method(ABC):
             "Kalman filter with one matrix, such as 'lorenz96-kalman'"
         )
 
+    @property
+    def reads_covariance(self) -> bool:
+        """Whether an analysis depends on the covariance that its forecast carries, where the method keeps one."""
+        return self.keeps_covariance
+
+    def kept_covariance(self, state: State) -> Tensor:
+        """P_a of an analysis state, (B, N, N), where the method keeps one."""
+        return state["covariance"]
+
     def check_kept(self, dynamics: Dynamics) -> None:
         """Refuse to keep in a run what `members=True` asks for, of a dynamics whose states are too large for it.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..derivative_checks import Mode
 from ..dynamics import CorrectedDynamics, Dynamics
 from ..guided_analysis import FilterCovariance
+from ..local_roots import LocalRoot
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
@@ -115,6 +116,10 @@ class DataAssimilationNetwork(Method):
             after["memory"] = memory
         return after
 
+    def root_of(self, state: State) -> LocalRoot | None:
+        """Root of the covariance of an analysis state's error; None of networks that give no spread."""
+        return None
+
     def check_gains(self, dynamics: Dynamics) -> None:
         """Refuse to differentiate the analysis, where it is no function of a state and what is kept in a run.
 
@@ -132,7 +137,7 @@ class DataAssimilationNetwork(Method):
         ----------
         x : Tensor, shape (B, N)
         carried : Tensor, shape (B, N, N), optional
-            P_a that a run kept, where the method `keeps_covariance`.
+            P_a that a run kept, where the method `reads_covariance`.
         observed : Tensor of bool, shape (B, P), optional
             What is observed, where the method `rebuilds_covariance`.
         observing : ObservingSystem

@@ -317,7 +317,7 @@ def _row(method: Method, forecast: State, analysis: State, observation: Tensor, 
     if members and method.channels:
         row["memory"] = forecast["memory"]
     if members and method.keeps_covariance:
-        row["analysis_covariance"] = analysis["covariance"]
+        row["analysis_covariance"] = method.kept_covariance(analysis)
     return row
 
 

@@ -4,6 +4,8 @@ from .activations import Activation, register_activation
 from .base import AnalysisNetwork, check_same_fields
 from .committee import Committee, networks_of
 from .ensemble_cnn import EnsembleCNN
+from .gaussian import ConstantSpread, GaussianNetwork
+from .gaussian_cnn import GaussianCNN
 from .kalman_cnn import KalmanCNN
 from .linear_in_zeta import LinearInZeta
 from .opening import network_of_shapes
@@ -23,7 +25,10 @@ __all__ = [
     "Activation",
     "AnalysisNetwork",
     "Committee",
+    "ConstantSpread",
     "EnsembleCNN",
+    "GaussianCNN",
+    "GaussianNetwork",
     "KalmanCNN",
     "LinearInZeta",
     "ResidualCNN",

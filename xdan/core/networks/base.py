@@ -33,6 +33,9 @@ _BESIDE = {
     "take_fixed_inputs",
     "forms_covariance",
     "model_correction",
+    "distribution",
+    "root",
+    "root_places",
     *_FORMULAS,
 }
 
@@ -81,6 +84,7 @@ class AnalysisNetwork(nn.Module, ABC):
     - `normalise`: takes the climate and the observation error, before training.
     - `hidden_matrices`: which parameters an optimiser for matrices may take.
     - `covariance`: the matrix P_a where the increment is P_a zeta; `forms_covariance` then says so.
+    - `distribution`: the analysis, and a root of its error covariance, where the network `gives_spread`.
     - `reach`, `analysis_covariance`, `marginal_gain`, `forecast_derivative`: derivatives of the analysis, taken
       by autodiff unless a class brings what is faster. A class derived from such a one that overrides `forward`, or any
       method that `forward` may call, has those of autodiff again, unless it brings its own.
@@ -114,6 +118,8 @@ class AnalysisNetwork(nn.Module, ABC):
         Whether states are members, `members` of them, of shape (B, M, N).
     members : int
         1 for a network of one forecast.
+    gives_spread : bool
+        Whether the network gives a Gaussian distribution: an analysis and a root of its error covariance.
     state_mean, state_std : Tensor, shape (), or (fields,) of several fields
         Climatological moments of a site of each field, in its units.
     error_std : Tensor, shape (), or (fields,) of several fields
@@ -139,6 +145,7 @@ class AnalysisNetwork(nn.Module, ABC):
     covariance_columns: int | None = None
     ensemble: ClassVar[bool] = False
     members: int = 1
+    gives_spread: ClassVar[bool] = False
     space: StateSpace | None
     state_mean: Tensor
     state_std: Tensor
@@ -396,6 +403,34 @@ class AnalysisNetwork(nn.Module, ABC):
     def forms_covariance(self) -> bool:
         """Whether the increment is `covariance` times zeta."""
         return type(self).covariance is not AnalysisNetwork.covariance
+
+    def distribution(
+        self, x: Tensor, zeta: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Analysis, memory, and a sparse root L of the analysis's error covariance P_a = L L^T.
+
+        Parameters
+        ----------
+        x, zeta, memory
+            As of `forward`.
+
+        Returns
+        -------
+        analysis : Tensor, shape (B, N)
+        memory : Tensor, shape (B, n, N), or None
+        root : Tensor, shape (B, N, L)
+            Entries of each row of L, in the columns of `root_places`.
+
+        Raises
+        ------
+        ValueError
+            If the network gives no spread.
+        """
+        raise ValueError(f"{self._title} gives no spread: expected one such as xdan.GaussianCNN")
+
+    def root_places(self, size: int) -> Tensor:
+        """For each of so many components, the columns of its row of the root, int64 of shape (N, L); itself first."""
+        raise ValueError(f"{self._title} gives no spread: expected one such as xdan.GaussianCNN")
 
     @property
     def _is_one_climate(self) -> bool:

@@ -1,4 +1,4 @@
-"""Which components of a state a network is told the covariances with."""
+"""Which components of a state a network is told, or tells, the covariances with."""
 
 from __future__ import annotations
 
@@ -72,3 +72,37 @@ def _along_dims(field: Field, points: Tensor, half: int) -> list[Tensor]:
             if offset != widths[dim] or dim == 0:  # the point itself once
                 columns.append(padded.narrow(dim, offset, points.shape[dim]))
     return columns
+
+
+def root_places(space: StateSpace | None, width: int, size: int) -> tuple[Tensor, Tensor]:
+    """For each component, the columns of a sparse root of its covariances: itself, and then those near it.
+
+    Parameters
+    ----------
+    space : StateSpace, or None
+        None is a ring of `size` points.
+    width : int
+        Odd: the component and width // 2 neighbours on each side, along each dim.
+    size : int
+        N, components.
+
+    Returns
+    -------
+    places : Tensor of int64, shape (N, L)
+        The component itself first. L depends on the space and the width alone.
+    distinct : Tensor of bool, shape (N, L)
+        False where a column stands in the row already, as beyond an end and on short rings.
+    """
+    if space is None:
+        half = torch.arange(1, width // 2 + 1)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.stack([half, -half], 1).flatten()])
+        places = (torch.arange(size)[:, None] + offsets) % size
+    else:
+        near = companions(space, width)
+        places = torch.cat([torch.arange(size)[:, None], near], 1)
+    earlier = (places[:, :, None] == places[:, None, :]).tril(-1).any(-1)
+    if space is not None:  # the component itself stands among its companions too: that column goes
+        order = earlier.to(torch.int64).argsort(dim=1, stable=True)
+        most = int((~earlier).sum(1).max())
+        places, earlier = (one.gather(1, order)[:, :most] for one in (places, earlier))
+    return places, ~earlier

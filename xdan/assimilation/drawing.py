@@ -1,0 +1,178 @@
+"""Members of runs that have a distribution and no members: drawn from it, lazily."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from ..core.checks import integer, shown
+from ..core.drawing import draw_gaussian
+from ..core.dynamics import Dynamics
+from ..core.random import check_seed
+from ..records.arranging import arrange_state
+from ..records.blocks import block
+from ..records.fields import ROLE_ATTRIBUTE, split, states_of
+from ..records.record import read_dynamics
+from ..records.schema import MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, Array, Role, XdanWarning, dual_of
+from ..records.store import check_contents, check_whole
+
+_NAMES = ("analysis", "analysis_covariance", "spread", "members")
+
+
+def draw_members(
+    run: xr.Dataset, members: int, seed: int = 0, *, dynamics: Dynamics | None = None
+) -> xr.DataArray | xr.Dataset:
+    """Draw members from the analyses of a run and what it says of their errors, lazily.
+
+    Parameters
+    ----------
+    run : xarray.Dataset
+        With `analysis_covariance`, as `ds.dan.cycle(net, members=True)` gives for a network such as `xdan.GaussianCNN`
+        and methods such as "second-order-kalman"; or with `spread` alone.
+    members : int
+        How many, at least 1.
+    seed : int
+        Keys the draws, with the labels of trajectory and time and the number of the member: they are the same for any
+        chunks, any part of the run and any number of further members.
+    dynamics : Dynamics, optional
+        Of a run of several fields, where its attributes name none that is registered.
+
+    Returns
+    -------
+    xarray.DataArray or xarray.Dataset
+        "members" (trajectory, time, member, *state): x_m = x_a + P_a^{1/2} e_m, e_m standard normal and P_a^{1/2} the
+        symmetric root; with `spread` alone x_a + spread e_m. Of several fields a Dataset of `members_u` and so on. NaN
+        where a trajectory has diverged. `run.assign(members=...)` takes them to `score` and `rank_histogram`.
+
+    Raises
+    ------
+    TypeError
+        For a number of members or a seed that is no integer, or what is no Dataset.
+    ValueError
+        For a run that holds members, or says nothing of its errors.
+
+    Warns
+    -----
+    XdanWarning
+        With `spread` alone: the errors of different components are drawn as if they were independent.
+    """
+    if not isinstance(run, xr.Dataset):
+        raise TypeError(f"run={shown(run)}: expected the Dataset that cycle() returned")
+    members, seed = integer("members", members, least=1), check_seed(seed)
+    check_contents(run)
+    model = None if "analysis" in run else read_dynamics(run, dynamics)
+    held = _held(run, model)
+    _check(run, held)
+    errors = held["analysis_covariance"] if "analysis_covariance" in held else held["spread"]
+    drawn = _drawn(held["analysis"], errors, members, seed)
+    return drawn if model is None else xr.Dataset(split(drawn, model, "members"))
+
+
+def _held(run: xr.Dataset, model: Dynamics | None) -> dict[str, xr.DataArray]:
+    """What a run holds of its analyses, by the names of `_NAMES`; of several fields, those of a model, packed."""
+    if model is None:
+        return {name: run[name] for name in _NAMES if name in run}
+    found = {name: states_of(run, Role(name, "run", ()), model) for name in _NAMES}
+    dual = {dual_of(model.dims): math.prod(model.shape)}
+    extra = {"analysis_covariance": dual, "members": {MEMBER: run.sizes.get(MEMBER, 0)}}
+    return {name: arrange_state(one, model, name, extra.get(name)) for name, one in found.items() if one is not None}
+
+
+def _check(run: xr.Dataset, held: Mapping[str, xr.DataArray]) -> None:
+    """Refuse a run that has members, or nothing to draw them from; warn where correlations are not known."""
+    if "analysis" not in held:
+        raise ValueError(f"the run lacks 'analysis'; found {sorted(map(str, run.data_vars))}")
+    if "members" in held:
+        raise ValueError("the run holds 'members': expected a run without, to draw some; take run['members']")
+    if not {"analysis_covariance", "spread"} & set(held):
+        raise ValueError(
+            "the run has neither 'analysis_covariance' nor 'spread', and says nothing of the errors of its analyses: "
+            "expected one of a network with a spread, ds.dan.cycle(xdan.calibrate(net, ds), members=True)"
+        )
+    for variable in run.data_vars.values():
+        if str(variable.name) in held or variable.attrs.get(ROLE_ATTRIBUTE) in held:
+            check_whole(run, variable)
+    if "analysis_covariance" not in held:
+        warnings.warn(
+            "the run has 'spread' and no 'analysis_covariance': members are drawn as if the errors of different "
+            "components were independent. Keep the covariance with ds.dan.cycle(net, members=True), where it fits",
+            XdanWarning,
+            stacklevel=3,
+        )
+
+
+def _drawn(analysis: xr.DataArray, errors: xr.DataArray, members: int, seed: int) -> xr.DataArray:
+    """Members, dims (trajectory, time, member, *state)."""
+    lead = [dim for dim in (TRAJECTORY, TIME) if dim in analysis.dims]
+    state = [dim for dim in analysis.dims if dim not in lead]
+    dual = [dim for dim in errors.dims if dim not in analysis.dims]
+    missing = [dim for dim in (TRAJECTORY, TIME) if dim not in lead]
+    whole = dict.fromkeys([*state, *dual], -1)
+    mean, errors = (
+        (one if one.chunks is None else one.chunk({dim: -1 for dim in whole if dim in one.dims}))
+        for one in (analysis, errors)
+    )
+    labels = [_keys(analysis, dim) for dim in (TRAJECTORY, TIME)]
+    drawn: xr.DataArray = xr.apply_ufunc(
+        _draw_block,
+        *(
+            one.expand_dims(missing)
+            for one in (mean.drop_vars(list(mean.coords)), errors.drop_vars(list(errors.coords)))
+        ),
+        *labels,
+        input_core_dims=[state, [*dual, *state], [], []],
+        output_core_dims=[[MEMBER, *state]],
+        dask="parallelized",
+        output_dtypes=[analysis.dtype],
+        dask_gufunc_kwargs={"output_sizes": {MEMBER: members}},
+        kwargs={"members": members, "seed": seed},
+    )
+    drawn = drawn.transpose(TRAJECTORY, TIME, MEMBER, *state).isel(dict.fromkeys(missing, 0))
+    drawn = drawn.assign_coords(analysis.coords).rename("members")
+    drawn = drawn.assign_coords({MEMBER: (MEMBER, np.arange(members), MEMBER_ATTRIBUTES)})
+    drawn.attrs = {"long_name": "members drawn from the distribution of the analysis"}
+    if "units" in analysis.attrs:
+        drawn.attrs["units"] = analysis.attrs["units"]
+    return drawn
+
+
+def _draw_block(analysis: Array, errors: Array, trajectory: Array, time: Array, *, members: int, seed: int) -> Array:
+    """Members of a block, shape (B, K, members, *state), from arrays of (B, K, *state) and of its labels."""
+    lead, state = analysis.shape[:2], analysis.shape[2:]
+    drawn: Array = _draw_tensors(
+        [
+            analysis.reshape(*lead, -1),
+            errors.reshape(*lead, *([] if errors.ndim == analysis.ndim else [-1]), math.prod(state)),
+        ],
+        trajectory.reshape(-1),
+        time.reshape(-1),
+        members,
+        seed,
+    )
+    return drawn.reshape(*lead, members, *state)
+
+
+@block
+def _draw_tensors(values: list[Tensor], trajectory: Tensor, time: Tensor, members: int, seed: int) -> Tensor:
+    return draw_gaussian(values[0], values[1], trajectory, time, members, seed)
+
+
+def _keys(analysis: xr.DataArray, dim: str) -> xr.DataArray:
+    """A 32-bit number for each label of a dim: integers themselves, of other labels a checksum of their value."""
+    if dim not in analysis.coords and dim not in analysis.dims:
+        return xr.DataArray(np.zeros(1, dtype=np.int64), dims=dim)
+    labels = np.atleast_1d(analysis[dim].values)
+    if labels.dtype.kind in "iu":
+        return xr.DataArray(labels.astype(np.int64), dims=dim)
+    if labels.dtype.kind == "M":
+        labels = labels.astype("datetime64[ns]").astype(np.int64)
+    if labels.dtype.kind == "f":
+        labels = labels.astype(np.float64)
+    words = (str(label).encode() if labels.dtype.kind in "OUS" else label.tobytes() for label in labels)
+    return xr.DataArray(np.array([zlib.crc32(word) for word in words], dtype=np.int64), dims=dim)

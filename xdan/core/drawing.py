@@ -1,0 +1,50 @@
+"""Members drawn from Gaussian analyses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .random import Purpose, normal
+
+
+def draw_gaussian(mean: Tensor, deviation: Tensor, trajectory: Tensor, time: Tensor, members: int, seed: int) -> Tensor:
+    """Draw members x_m = x_a + s e_m with independent errors, or x_a + P^{1/2} e_m, e_m standard normal.
+
+    Parameters
+    ----------
+    mean : Tensor, shape (B, K, N)
+        Analyses.
+    deviation : Tensor, shape (B, K, N) or (B, K, N, N)
+        Standard deviations s, or covariances P.
+    trajectory, time : Tensor of int64, shape (B,) and (K,)
+        Labels that key the random numbers, beside the seed and the member's number.
+    members : int
+    seed : int
+
+    Returns
+    -------
+    Tensor, shape (B, K, members, N), of the dtype of `mean`
+        NaN where a mean or its deviation is not finite.
+    """
+    size = mean.shape[-1]
+    noise = torch.stack(
+        [normal(seed, Purpose.ANALYSIS_DRAW, trajectory, time, size, stream=m) for m in range(members)], 2
+    )
+    noise = noise.to(mean.device)
+    independent = deviation.ndim == mean.ndim
+    error = deviation.double()[:, :, None] * noise if independent else noise @ symmetric_root(deviation)
+    return (mean.double()[:, :, None] + error).to(mean.dtype)
+
+
+def symmetric_root(covariance: Tensor) -> Tensor:
+    """Symmetric root of covariances (..., N, N) in double precision; negative eigenvalues, of rounding, count as zero.
+
+    NaN where a covariance is not finite. Unlike a Cholesky factor it moves with the components, in whatever order they
+    are, and it exists for singular covariances.
+    """
+    matrix = covariance.double()
+    broken = ~matrix.isfinite().all(-1).all(-1)[..., None, None]
+    values, vectors = torch.linalg.eigh(torch.where(broken, 0.0, 0.5 * (matrix + matrix.mT)))
+    root = (vectors * values.clamp_min(0.0).sqrt()[..., None, :]) @ vectors.mT
+    return torch.where(broken, torch.nan, root)

@@ -1,0 +1,158 @@
+"""A CNN that says how uncertain the analysis of another network is, from place to place and from time to time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..spaces import StateSpace
+from .base import AnalysisNetwork
+from .gaussian import TYPICAL, GaussianNetwork, Mean
+from .heads import soften
+from .layers import trunk_sizes
+from .neighbours import root_places
+from .registry import register_network
+from .sizes import odd, size
+from .trunk import ResidualTrunk
+
+_DOMINANT = 0.95  # bound on the entries beside the diagonal of the root, together, in units of the diagonal
+_WIDE = 5.0  # bound on the logarithm of the spread, about that of its start
+_QUIET = 0.02  # size of the trunk's output at the start: the spread begins the same everywhere
+
+
+@register_network
+class GaussianCNN(GaussianNetwork):
+    """Mean and spread: x ~ N(x_a, L L^T), x_a the analysis of a network and L a sparse root that a second CNN gives.
+
+    Row n of the root has the spread s_n of component n, and weights r_nk of the components k near it:
+
+        L_nk = s_n r_nk / (sum_k r_nk^2)^(1/2),   r_nn = 1,   sum_{k != n} |r_nk| < 0.95.
+
+    times one factor for each field, `spread_factor`, 1 unless `xdan.calibrate` sets it.
+
+    The diagonal dominates each row, so that L is regular and P_a = L L^T positive definite for any weights. The
+    diagonal of P_a is s_n^2. Correlations reach twice as far as a row does. The CNN reads the forecast, the projected
+    innovation, the increment x_a - x_f, and the memory of the analysis where there is one.
+
+    Parameters
+    ----------
+    network : AnalysisNetwork, or mapping of its "name" and "parameters", optional
+        Makes x_a; a `ResidualCNN` by default.
+    mean : {"trained", "frozen"}
+        Whether a training changes the weights of that network. Frozen, the analyses stay as they are, and the spread is
+        learned alone, which takes minutes.
+    filters, blocks, sub_blocks, kernel, activation
+        Of the CNN that gives the spread, as of `ResidualCNN`.
+    diagonals : int
+        Odd: a row of L has the component and diagonals // 2 neighbours on each side, along each dim of a grid; the same
+        point of other fields too. 1: the errors of components are taken to be independent.
+    memory : int
+        Latent channels of the default `network`.
+    space : StateSpace, or its JSON, optional
+        Of the default `network`.
+
+    Raises
+    ------
+    TypeError
+        For sizes that are no integers, an activation that is no string, or what describes no network.
+    ValueError
+        If a size is out of bounds, kernel or diagonals are even, the activation or `mean` is unknown, `memory` or
+        `space` come beside a `network`, or the network has members, a filter or a spread already.
+
+    References
+    ----------
+    Nix and Weigend (1994), doi:10.1109/ICNN.1994.374138, for mean and variance from one network.
+    """
+
+    name: ClassVar[str] = "gaussian-cnn"
+    _places: Tensor
+    _distinct: Tensor
+    spread_factor: Tensor
+    _on_ring: tuple[Tensor, Tensor] | None = None
+
+    def __init__(
+        self,
+        network: AnalysisNetwork | Mapping[str, Any] | None = None,
+        mean: Mean = "trained",
+        filters: int = 24,
+        blocks: int = 3,
+        sub_blocks: int = 1,
+        kernel: int = 5,
+        diagonals: int = 5,
+        activation: str = "gated",
+        memory: int = 0,
+        space: StateSpace | Mapping[str, Any] | None = None,
+    ) -> None:
+        memory = size("memory", memory, 0)
+        if network is None:
+            parameters = {"memory": memory} if space is None else {"memory": memory, "space": space}
+            network = {"name": "residual-cnn", "parameters": parameters}
+        elif memory or space is not None:
+            raise ValueError(
+                f"memory={memory} and space= are those of the default network: expected neither beside network=, which "
+                "has its own"
+            )
+        super().__init__(network, mean)
+        sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
+        self.filters, self.blocks, self.sub_blocks, self.kernel, self.activation = sizes
+        self.diagonals = odd("diagonals", diagonals)
+        places, distinct = root_places(self.space, self.diagonals, 0 if self.space is None else self.space.size)
+        self.register_buffer("_places", places, persistent=False)
+        self.register_buffer("_distinct", distinct, persistent=False)
+        self.register_buffer("spread_factor", torch.ones(self._scale_shape, dtype=torch.float32))
+        channels, rows = self.arrangement.channels, places.shape[1]
+        inputs = (3 + self.memory) * channels + self._fixed_channels
+        self.cnn = ResidualTrunk(inputs, rows * channels, sizes, quiet=_QUIET, arrangement=self.arrangement)
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters; the centre's memory and space are among its own."""
+        names = ("mean", "filters", "blocks", "sub_blocks", "kernel", "diagonals", "activation")
+        return {"network": self.described_centre, **{name: getattr(self, name) for name in names}}
+
+    def made_for(self, space: StateSpace) -> AnalysisNetwork:
+        """Give the same architecture around a centre that is made for the space."""
+        centre = self.centre.made_for(space)
+        if centre is self.centre:
+            return self
+        return type(self)(**{**self.config(), "network": centre})
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """Every convolution but the last of the CNN that gives the spread, and those of a centre that is trained."""
+        return [*self.cnn.hidden_matrices(), *super().hidden_matrices()]
+
+    def root_places(self, size: int) -> Tensor:
+        """For each of so many components, itself and those near it, int64 of shape (N, L)."""
+        return self._columns(size)[0]
+
+    def _columns(self, size: int) -> tuple[Tensor, Tensor]:
+        """`root_places`, and which of them count."""
+        if self.space is not None:
+            return self._places, self._distinct
+        known, device = self._on_ring, self.state_mean.device
+        if known is None or len(known[0]) != size or known[0].device != device:
+            places, distinct = root_places(None, self.diagonals, size)
+            known = self._on_ring = places.to(device), distinct.to(device)
+        return known
+
+    def root(self, x: Tensor, zeta: Tensor, analysis: Tensor, memory: Tensor | None) -> Tensor:
+        """Entries of the root, (B, N, L)."""
+        mean, std, error_std = map(self.per_component, (self.state_mean, self.state_std, self.error_std))
+        read = torch.stack([(x - mean) / std, zeta * error_std, (analysis - x) / error_std])
+        features = [self.arrangement.to_channels(soften(read))]
+        if memory is not None:
+            features.append(self.arrangement.to_channels(memory.transpose(0, 1)))
+        out = self.cnn(torch.cat([*features, *self._fixed(features[0])]))
+        log_spread, *sides = self.arrangement.from_channels(out)  # each (B, N)
+        unit = TYPICAL * error_std * self.per_component(self.spread_factor)
+        spread = unit * (_WIDE * (log_spread / _WIDE).tanh()).exp()
+        row = [torch.ones_like(spread)]
+        if sides:
+            weights = torch.stack(sides, -1) * self._columns(x.shape[1])[1][:, 1:]
+            weights = _DOMINANT * weights / (1.0 + weights.abs().sum(-1, keepdim=True))
+            row += weights.unbind(-1)
+        ratios = torch.stack(row, -1)
+        entries: Tensor = spread[..., None] * ratios / ratios.square().sum(-1, keepdim=True).sqrt()
+        return entries

@@ -1,0 +1,211 @@
+"""A spread for networks that have none: learned, or measured, on a record or an endless twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import torch
+import xarray as xr
+
+from ..core.checks import choice, shown
+from ..core.dynamics import Dynamics
+from ..core.learning import calibration
+from ..core.networks import AnalysisNetwork, ConstantSpread, GaussianCNN
+from ..core.networks.gaussian import Mean
+from ..core.random import check_seed
+from ..core.twin import TwinExperiment
+from ..network import Network
+from ..records.blocks import pick_device
+from ..records.record import RecordWords, read
+from .arguments import TrainingArguments
+from .data import TrainingData, burn_in
+from .fitting import train
+from .plan import building, plan
+
+Kind = Literal["network", "constant", "factor"]
+_TRAINS = frozenset(("steps", "epochs", "minutes", "window", "batch", "objective", "optimiser", "teacher"))
+_WORDS = RecordWords.__optional_keys__
+
+
+def with_spread(net: Network, *, mean: Mean = "frozen", seed: int = 0, **parameters: Any) -> Network:
+    """Put a `GaussianCNN` around a trained network: its analyses, and a spread that is still to be trained.
+
+    Parameters
+    ----------
+    net : Network
+        Of one forecast, without a spread, such as `xdan.open_network("lorenz96")`.
+    mean : {"frozen", "trained"}
+        Whether a training will change the analyses too.
+    seed : int
+        Of the first weights of the CNN that gives the spread.
+    **parameters
+        Of `xdan.GaussianCNN`: filters, blocks, sub_blocks, kernel, diagonals, activation.
+
+    Returns
+    -------
+    Network
+        Its description has how the analyses were trained, under "before". Train it: `xdan.train(source,
+        xdan.with_spread(net), objective="log-score")`; `xdan.calibrate` does both.
+
+    Raises
+    ------
+    TypeError
+        For what is no trained network, or unknown parameters.
+    ValueError
+        For a network with members, beside a Kalman filter, or with a spread.
+
+    See Also
+    --------
+    xdan.calibrate
+    """
+    _check_network(net)
+    seed = check_seed(seed)
+    with building(seed):
+        module = GaussianCNN(net.module(), mean=mean, **parameters)
+    return Network.from_module(module, net.state_dims, _described(net, {"spread_seed": seed}))
+
+
+def calibrate(
+    net: Network, source: xr.Dataset | TwinExperiment | Dynamics, kind: Kind = "network", **settings: Any
+) -> Network:
+    """Give the analyses of a trained network a spread, which a record or an endless twin says.
+
+    Parameters
+    ----------
+    net : Network
+        Of one forecast. Its analyses stay as they are.
+    source : xarray.Dataset, TwinExperiment or Dynamics
+        As of `xdan.train`. A Dataset has the truth, or with kind="constant" direct observations alone.
+    kind : {"network", "constant", "factor"}
+        "network": a `GaussianCNN` around the network, trained by the log score with the analyses frozen: the spread
+        differs from place to place and from time to time. At the end one factor for the spread of each field makes its
+        root mean square the RMSE of the analyses that are held back for validation, where these have the truth.
+        "constant": one number for each component, the root mean square error of its analyses on the part of the source
+        that is held back for validation; without the truth one number for each field.
+        "factor": the spread of a `GaussianCNN` that was trained otherwise, times that factor for each field.
+    **settings
+        Of "network": those of `xdan.train`, 2000 steps by default, and those of `xdan.with_spread`: filters, blocks,
+        sub_blocks, kernel, diagonals, activation. Of the others: validation, seed, device and the words of a record.
+
+    Returns
+    -------
+    Network
+        Its runs have `spread`.
+
+    Raises
+    ------
+    TypeError
+        For what is no trained network, or unknown settings.
+    ValueError
+        For networks that have a spread already, with kind="factor" for those without a `GaussianCNN`, and sources that
+        `xdan.train` refuses; with kind="constant", where a field is never observed and there is no truth.
+
+    Notes
+    -----
+    Without the truth the error variance of component n follows from observations of independent Gaussian errors of
+    variance R_n alone, by Stein's (1981) unbiased estimate of risk, whatever the network does:
+
+        E[e_n^2] = E[(y_n - x_a,n)^2] - R_n + 2 R_n E[d x_a,n / d y_n].
+
+    Its values scatter by some 2^(1/2) R_n: it takes some 100,000 of them to know a variance of 0.04 R_n to a tenth.
+    They are averaged over the components of each field.
+
+    References
+    ----------
+    Stein (1981), doi:10.1214/aos/1176345632. Divergence from one random direction: Ramani et al. (2008),
+    doi:10.1109/TIP.2008.2001404.
+    """
+    _check_network(net)
+    kinds = {"network": _by_network, "constant": _by_constants, "factor": _by_factors}
+    return kinds[choice("kind", kind, kinds)](net, source, settings)
+
+
+def _by_network(net: Network, source: Any, settings: dict[str, Any]) -> Network:
+    own = {"filters", "blocks", "sub_blocks", "kernel", "diagonals", "activation"}
+    parameters = {name: settings.pop(name) for name in own & set(settings)}
+    around = with_spread(net, seed=settings.get("seed", 0), **parameters)
+    lengths = {"steps", "epochs", "minutes"} & {name for name, value in settings.items() if value is not None}
+    defaults = {} if lengths else {"steps": 2000}
+    settings = {"objective": "log-score", **defaults, **settings}
+    return _scaled(train(source, around, **settings), source, settings)
+
+
+def _scaled(net: Network, source: Any, settings: Mapping[str, Any]) -> Network:
+    """The network with the factors of `spread_factors` on what its training held back for validation."""
+    device = pick_device(settings.get("device", "auto"))
+    module, data = _held_back(net, source, settings, device)
+    record = data.validation
+    if record.truth is None:
+        return net
+    assert isinstance(module, GaussianCNN)
+    factors = calibration.spread_factors(module, record, burn_in(record.observation.shape[1]))
+    with torch.no_grad():
+        module.spread_factor.mul_(torch.tensor(factors).reshape(module.spread_factor.shape).to(module.spread_factor))
+    training = {**net.description["training"], "spread_factors": [round(one, 4) for one in factors]}
+    return Network.from_module(module.cpu(), net.state_dims, training, net.history)
+
+
+def _by_factors(net: Network, source: Any, settings: dict[str, Any]) -> Network:
+    _check_trains_nothing("factor", settings)
+    if not isinstance(net.module(), GaussianCNN):
+        raise ValueError(
+            f"the network {net.description['name']!r} has no spread that a factor changes: expected a GaussianCNN, as "
+            "xdan.with_spread(net) and a training give; or kind='network', or kind='constant'"
+        )
+    return _scaled(net, source, {"objective": "mse", "window": 1, "batch": 2, **settings})
+
+
+def _check_trains_nothing(kind: str, settings: Mapping[str, Any]) -> None:
+    if trains := sorted(set(settings) & _TRAINS):
+        raise TypeError(f"calibrate() with kind={kind!r} trains nothing and takes no {trains}: expected kind='network'")
+
+
+def _held_back(
+    net: Network, source: Any, settings: Mapping[str, Any], device: str
+) -> tuple[AnalysisNetwork, TrainingData]:
+    """A module of the network, and the data that a training with these settings reads."""
+    words = {name: value for name, value in settings.items() if name in _WORDS}
+    others = {name: value for name, value in settings.items() if name not in _WORDS}
+    planned = plan(TrainingArguments(source, net, **others, words=cast(RecordWords, words)), device)
+    data = planned.source.data(planned.network, device)
+    data.windows.close()
+    return planned.network.to(device), data
+
+
+def _by_constants(net: Network, source: Any, settings: dict[str, Any]) -> Network:
+    _check_trains_nothing("constant", settings)
+    device = pick_device(settings.get("device", "auto"))
+    words: Any = {name: value for name, value in settings.items() if name in _WORDS}
+    has_truth = not isinstance(source, xr.Dataset) or read(source, **words).truth is not None
+    objective = "mse" if has_truth else "analysis"
+    held = {"objective": objective, "window": 1, "batch": 2, **settings}
+    centre, data = _held_back(net, source, held, device)
+    record = data.validation
+    errors = calibration.error_variance(centre, record, burn_in(record.observation.shape[1])).cpu()
+    if bad := (~(errors > 0)).nonzero()[:, 0].tolist():
+        raise ValueError(
+            f"the error variance of the components {shown(bad)} is {shown(errors[bad][:4].tolist())}: expected a "
+            "positive one of each; without the truth every field is to be observed directly, and often enough"
+        )
+    with building():
+        module = ConstantSpread(net.module(), len(errors))
+    with torch.no_grad():
+        module.log_spread.copy_(0.5 * errors.log())
+    said = {"calibrated": {"kind": "constant", "truth": has_truth, "data": {**data.identity, **data.setting}}}
+    return Network.from_module(module, net.state_dims, _described(net, said))
+
+
+def _check_network(net: Any) -> None:
+    if not isinstance(net, Network):
+        raise TypeError(
+            f"net={shown(net)}: expected a trained Network, as train() and open_network() give; train an architecture "
+            "with a spread from the start as xdan.train(source, xdan.GaussianCNN(), objective='log-score')"
+        )
+
+
+def _described(net: Network, said: dict[str, Any]) -> dict[str, Any]:
+    """Training of a network around another: the setting is that of the other, whose training stands under "before"."""
+    before = net.description["training"]
+    kept = {name: before[name] for name in ("data", "validation_rmse", "validation_innovation") if name in before}
+    return {**kept, **said, "before": before}
