@@ -163,7 +163,7 @@ def test_draws_follow_from_trajectory_and_time(twin, kalman):
 
 def test_a_spread_gives_independent_draws_and_says_so(twin, kalman):
     only = kalman[["analysis", "spread"]]
-    with pytest.warns(xdan.XdanWarning, match="correlations between components are left out"):
+    with pytest.warns(xdan.XdanWarning, match="as if the errors of different components were independent"):
         forecasts = twin.dan.forecast(only, lead=0.05, members=400, burn_in=22)
     ratio = forecasts.forecast_spread.isel(lead=0) / kalman.spread.isel(time=slice(22, None)).values
     assert abs(ratio - 1).max() < 0.2

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
-
-import dask
 import numpy as np
-import torch
 import xarray as xr
-from torch import Tensor
 
-from ..core.checks import XdanWarning, choice
-from ..core.methods.roots import eigh_or_nan
-from ..core.random import Purpose, normal
-from ..records.blocks import Plan, Setup, block, block_graph
+from ..core.checks import choice
 from ..records.record import LabelledRecord
 from ..records.runs import held_in, read_run, sizes_in
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, dual_of
+from .drawing import draw_members
 
 COVARIANCE = "analysis_covariance"
 STARTS = ("analysis", "smoothed", "truth")
@@ -56,66 +49,21 @@ def member_starts(labelled: LabelledRecord, run: xr.Dataset, members: int, seed:
             raise ValueError(f"members={members}: the run holds {there}; expected at most so many")
         held = read_run(labelled, run, ("members",), extra={MEMBER: there})["members"]
         return held.isel({MEMBER: slice(members), TIME: positions})
-    return _drawn(labelled, run, members, seed, positions)
-
-
-def _drawn(labelled: LabelledRecord, run: xr.Dataset, members: int, seed: int, positions: Array) -> xr.DataArray:
-    """Draws from N(analysis, P_a) at some times, lazily, dims (trajectory, time, member, *state)."""
-    state = labelled.setup.dynamics.dims
-    mean = read_run(labelled, run, ("analysis",))["analysis"]
-    size = int(np.prod(labelled.setup.dynamics.shape))
+    known = read_run(labelled, run, ("analysis",))
     if held_in(labelled, run, (COVARIANCE,)):
-        dual = dual_of(state)
-        error = read_run(labelled, run, (COVARIANCE,), extra={dual: size})[COVARIANCE]
+        setup = labelled.setup
+        extra = {dual_of(setup.dynamics.dims): int(np.prod(setup.dynamics.shape))}
+        known |= read_run(labelled, run, (COVARIANCE,), extra=extra)
     elif held_in(labelled, run, ("spread",)):
-        error = read_run(labelled, run, ("spread",))["spread"]
-        warnings.warn(
-            "the run has a spread and no covariance of its analyses: members are drawn with independent errors, and "
-            "correlations between components are left out. Keep the members or the covariance, where the method has "
-            "them, with keep_members=True of baseline(), or members=True of cycle()",
-            XdanWarning,
-            stacklevel=5,
-        )
+        known |= read_run(labelled, run, ("spread",))
     else:
         raise ValueError(
             f"members={members}: the run holds neither 'members' nor {COVARIANCE!r} nor 'spread', from which members "
             "could be drawn; expected a run of an ensemble method or of a Kalman filter, made with keep_members=True "
             "of baseline() or members=True of cycle(); or leave out members="
         )
-    mean = mean.isel({TIME: positions})
-    arrays = [mean.chunk().data, error.isel({TIME: positions}).chunk().data]
-    plan = Plan.from_chunks(*arrays[0].chunks[:2])
-    outputs = {"members": ((members, *mean.shape[2:]), labelled.setup.dtype)}
-    setup = dask.delayed(labelled.setup, traverse=False)
-    told = setup, members, seed, positions, error.ndim > mean.ndim
-    drawn = block_graph(_draw_block, plan, arrays, outputs, *told, dtype=labelled.setup.dtype)["members"]
-    labels = {name: mean[name] for name in (TRAJECTORY, TIME)}
-    return xr.DataArray(drawn, labels, (TRAJECTORY, TIME, MEMBER, *state), "members")
-
-
-@block
-def _draw_block(
-    data: list[Tensor],
-    rows: slice,
-    columns: slice,
-    setup: Setup,
-    members: int,
-    seed: int,
-    positions: Tensor,
-    correlated: bool,
-) -> dict[str, Tensor]:
-    """Draws (B, T, M, *state); the error is a spread (B, T, *state) or a covariance (B, T, N, *state)."""
-    mean, error = data[0].flatten(2), data[1]
-    times, size = positions[columns], mean.shape[-1]
-    keys = setup.keys(rows)
-    noise = torch.stack(
-        [normal(seed, Purpose.ANALYSIS_DRAW, keys, times, size, stream=member) for member in range(members)], 2
-    ).to(mean)
-    if not correlated:
-        draws = noise * error.flatten(2)[:, :, None]
-    else:
-        values, vectors = eigh_or_nan(error.reshape(-1, size, size).double())
-        root = (vectors * values.clamp_min(0.0).sqrt()[:, None]) @ vectors.mT  # symmetric: no sign is free
-        draws = (noise.reshape(-1, members, size) @ root.to(mean)).reshape(noise.shape)
-    x = mean[:, :, None] + draws
-    return {"members": x.unflatten(-1, data[0].shape[2:])}
+    labels = {name: labelled.observation[name] for name in (TRAJECTORY, TIME)}
+    unlabelled = {name: one.drop_vars(list(one.coords)).drop_attrs() for name, one in known.items()}
+    drawn = draw_members(xr.Dataset(unlabelled, labels).isel({TIME: positions}), members, seed)
+    assert isinstance(drawn, xr.DataArray)
+    return drawn
