@@ -17,9 +17,11 @@ from ..random import Purpose, normal
 from ..tendencies import TendencyNetwork
 from .base import CLIMATE_STATES, Differentiated, Method
 from .declarations import SPREADS, Output
+from .network_methods import cycles_networks
 from .record import Record, State
 
 
+@cycles_networks
 class DataAssimilationNetwork(Method):
     """A single forecast corrected by a network, Eq. 2 and 22.
 
@@ -141,6 +143,7 @@ class DataAssimilationNetwork(Method):
         return None
 
 
+@cycles_networks
 class EnsembleNetwork(DataAssimilationNetwork):
     """Members corrected by a network, propagated one by one.
 

@@ -22,6 +22,7 @@ _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivati
 # Methods that the forward pass does not call: overriding them leaves the formulas right.
 _BESIDE = {
     "config",
+    "cycled_by",
     "made_for",
     "check_state",
     "check_space",
@@ -75,6 +76,7 @@ class AnalysisNetwork(nn.Module, ABC):
     A class says by attributes and methods what depends on its kind; callers ask no network for its class:
 
     - `ensemble`, `members`: whether it takes members, and how many. `memory`: latent channels that it carries.
+    - `cycled_by`: the name of the method that cycles it.
     - `space`: the fields that it was made for, where its constructor has such a parameter and hands it to
       `super().__init__(space)`; None is one field on a ring. `self.space.unpack(x)` gives the fields of a flat state.
     - `check_state`: which states it takes.
@@ -328,6 +330,13 @@ class AnalysisNetwork(nn.Module, ABC):
                 f"the state has dims {tuple(dims)}: expected one, as {self._title} was made for a ring; or space="
                 "dynamics.space where its constructor takes it"
             )
+
+    @property
+    def cycled_by(self) -> str:
+        """Name of the method that cycles it: by default of one forecast, or of members, that `forward` analyses."""
+        if self.guides:
+            return "kalman-dan-lagged" if self.lag else "kalman-dan-rebuilt" if self.past else "kalman-dan"
+        return "ensemble-dan" if self.ensemble else "dan"
 
     @property
     def reach(self) -> int | None:
