@@ -34,6 +34,7 @@ from .core.methods.control_variates import control_variate_variance as control_v
 from .core.methods.control_variates import member_counts as member_counts
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
+from .core.networks import ConstantGain as ConstantGain
 from .core.networks import EnsembleCNN as EnsembleCNN
 from .core.networks import KalmanCNN as KalmanCNN
 from .core.networks import LinearInZeta as LinearInZeta

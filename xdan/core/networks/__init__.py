@@ -3,6 +3,7 @@
 from .activations import Activation, register_activation
 from .base import AnalysisNetwork, check_same_fields
 from .committee import Committee, networks_of
+from .constant_gain import ConstantGain
 from .ensemble_cnn import EnsembleCNN
 from .kalman_cnn import KalmanCNN
 from .linear_in_zeta import LinearInZeta
@@ -22,6 +23,7 @@ __all__ = [
     "Activation",
     "AnalysisNetwork",
     "Committee",
+    "ConstantGain",
     "EnsembleCNN",
     "KalmanCNN",
     "LinearInZeta",
