@@ -36,7 +36,9 @@ from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
 from .core.networks import ConstantGain as ConstantGain
 from .core.networks import EnsembleCNN as EnsembleCNN
+from .core.networks import HyperGain as HyperGain
 from .core.networks import KalmanCNN as KalmanCNN
+from .core.networks import LearnedLETKF as LearnedLETKF
 from .core.networks import LinearInZeta as LinearInZeta
 from .core.networks import ResidualCNN as ResidualCNN
 from .core.networks import register_network as register_network

@@ -5,7 +5,9 @@ from .base import AnalysisNetwork, check_same_fields
 from .committee import Committee, networks_of
 from .constant_gain import ConstantGain
 from .ensemble_cnn import EnsembleCNN
+from .hyper_gain import HyperGain
 from .kalman_cnn import KalmanCNN
+from .learned_letkf import LearnedLETKF
 from .linear_in_zeta import LinearInZeta
 from .opening import network_of_shapes
 from .registry import (
@@ -17,6 +19,7 @@ from .registry import (
     registered_name,
 )
 from .residual_cnn import ResidualCNN
+from .site_statistics import Seen
 from .trials import check_network
 
 __all__ = [
@@ -25,9 +28,12 @@ __all__ = [
     "Committee",
     "ConstantGain",
     "EnsembleCNN",
+    "HyperGain",
     "KalmanCNN",
+    "LearnedLETKF",
     "LinearInZeta",
     "ResidualCNN",
+    "Seen",
     "check_network",
     "check_same_fields",
     "network_by_name",
