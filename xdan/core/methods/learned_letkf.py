@@ -68,8 +68,8 @@ class LearnedEnsembleFilter(EnsembleNetwork):
         """Refuse the same before training."""
         if not self.network.localised:
             return
-        title = f"the network {self.network.name!r} with localisation={self.network.localisation!r}"
-        remedy = "expected localisation='none', an ETKF"
+        title = f"the network {self.network.name!r} with localisation_form={self.network.localisation_form!r}"
+        remedy = "expected localisation_form='none', an ETKF"
         if observing.independent() is None:
             raise ValueError(f"{title} takes independent errors, and these are correlated: {remedy}, or 'letkf'")
         size = dynamics.space.size

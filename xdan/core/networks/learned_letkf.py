@@ -43,12 +43,12 @@ class LearnedLETKF(AnalysisNetwork):
     ----------
     members : int
         M, at least 2.
-    inflation : {"state", "scalar", "sites", "fixed"}
+    inflation_form : {"state", "scalar", "sites", "fixed"}
         "state": a network with one hidden layer, the same for all sites, gives alpha and lambda from the logarithms of
         the forecast spread, of how the innovations compare with what the spread predicts, now and on average over some
         ten cycles, of how much the observations tell, and of the number of members. "scalar", "sites": lambda is one
         number, or one for each site, and alpha is 1. "fixed": lambda is `first_inflation`.
-    localisation : {"state", "taper", "fixed", "none"}
+    localisation_form : {"state", "taper", "fixed", "none"}
         "taper": exp(-b(d)) with a cost b that grows with the distance d, piecewise linear between `nodes`. "state":
         exp(-e^c b(d)), where a network with one hidden layer gives c for each pair of a component and an observation,
         from their sample correlation, their distance and what the inflation reads. "fixed": that of Gaspari and Cohn.
@@ -67,7 +67,7 @@ class LearnedLETKF(AnalysisNetwork):
         First cycles, after a start, in which the prior's weight (M - 1) / alpha^2 is that of the finite-size prior,
         EnKF-N, as for "letkf".
     sites : int
-        N, for inflation="sites" of one field on a ring.
+        N, for inflation_form="sites" of one field on a ring.
     space : StateSpace, or its JSON, optional
         The fields that it is for; None for one field on a ring of any length.
 
@@ -90,8 +90,8 @@ class LearnedLETKF(AnalysisNetwork):
     def __init__(
         self,
         members: int = 20,
-        inflation: str = "state",
-        localisation: str = "state",
+        inflation_form: str = "state",
+        localisation_form: str = "state",
         first_inflation: float = 1.02,
         radius: float = 5.5,
         farthest: float = 20.0,
@@ -103,28 +103,29 @@ class LearnedLETKF(AnalysisNetwork):
     ) -> None:
         super().__init__(space)
         self.members, self.hidden = size("members", members, 2), size("hidden", hidden)
-        self.inflation = choice("inflation", inflation, INFLATIONS)
-        self.localisation = choice("localisation", localisation, LOCALISATIONS)
+        self.inflation_form = choice("inflation_form", inflation_form, INFLATIONS)
+        self.localisation_form = choice("localisation_form", localisation_form, LOCALISATIONS)
         self.first_inflation = real("first_inflation", first_inflation, above=0.0)
         self.radius, self.farthest = real("radius", radius, above=0.0), real("farthest", farthest, above=0.0)
         self.nodes, self.spin_up = size("nodes", nodes, 2), integer("spin_up", spin_up, least=0)
         self.sites = size("sites", sites) if self.space is None else self.space.size
         start = math.log(self.first_inflation)
-        if self.inflation == "fixed":
+        if self.inflation_form == "fixed":
             self.register_buffer("log_inflation", torch.tensor(start, dtype=torch.float32), persistent=False)
         else:
-            shape = (self.sites,) if self.inflation == "sites" else ()
+            shape = (self.sites,) if self.inflation_form == "sites" else ()
             self.log_inflation = nn.Parameter(torch.full(shape, start, dtype=torch.float32))
         self.statistics: nn.Sequential | None = None
-        if self.inflation == "state":
-            self.statistics = nn.Sequential(nn.Linear(FEATURES, self.hidden), nn.Tanh(), nn.Linear(self.hidden, 2))
-            nn.init.zeros_(self.statistics[2].weight)
-            nn.init.zeros_(self.statistics[2].bias)
+        if self.inflation_form == "state":
+            last = nn.Linear(self.hidden, 2)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.statistics = nn.Sequential(nn.Linear(FEATURES, self.hidden), nn.Tanh(), last)
         self.taper: LearnedTaper | FixedTaper | None = None
-        if self.localisation == "fixed":
+        if self.localisation_form == "fixed":
             self.taper = FixedTaper(self.radius)
-        elif self.localisation != "none":
-            layer = self.hidden if self.localisation == "state" else 0
+        elif self.localisation_form != "none":
+            layer = self.hidden if self.localisation_form == "state" else 0
             self.taper = LearnedTaper(self.radius, self.farthest, self.nodes, layer)
 
     @property
@@ -140,7 +141,7 @@ class LearnedLETKF(AnalysisNetwork):
     def check_state(self, dims: Any, shape: Any) -> None:
         """Refuse states of another size than the inflation's."""
         super().check_state(dims, shape)
-        if self.inflation == "sites" and self.space is None and shape[0] != self.sites:
+        if self.inflation_form == "sites" and self.space is None and shape[0] != self.sites:
             raise ValueError(f"sites={self.sites}: the state has {shape[0]} sites; expected that number")
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -156,7 +157,7 @@ class LearnedLETKF(AnalysisNetwork):
             distance = Ring(len(sites)).distances(sites[:, None].double()) if self.space is None else None
             distance = self.space.distances(sites) if self.space is not None else distance
             if distance is None:
-                raise ValueError(f"{self._title} localises, and its space knows no distances: localisation='none'")
+                raise ValueError(f"{self._title} localises, and its space knows no distances: localisation_form='none'")
             distance = distance.to(x)
         seen = Seen(centre(x)[1] / error_std, zeta * error_std, torch.ones_like(zeta), distance)
         return self.assimilate(x, seen, torch.ones_like(zeta))[0], None
@@ -243,10 +244,10 @@ class LearnedLETKF(AnalysisNetwork):
         b, m, n = x.shape
         if self.taper is None:
             return [slice(0, n)]
-        each = b * max(min(m, seen.anomalies.shape[2]) ** 2, seen.anomalies.shape[2])
-        step = max(1, _ENTRIES // each)
+        seen_count = seen.anomalies.shape[2]
+        step = max(1, _ENTRIES // (b * max(min(m, seen_count) ** 2, seen_count, 1)))
         return [slice(start, start + step) for start in range(0, n, step)]
 
 
-register_preset("learned-inflation", LearnedLETKF, members=40, localisation="none", first_inflation=1.01)
-register_preset("learned-localisation", LearnedLETKF, inflation="fixed")
+register_preset("learned-inflation", LearnedLETKF, members=40, localisation_form="none", first_inflation=1.01)
+register_preset("learned-localisation", LearnedLETKF, inflation_form="fixed")
