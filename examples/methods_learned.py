@@ -75,6 +75,7 @@ def gain(options: argparse.Namespace) -> None:
         _row("3D-Var, trained B", test, lambda: test.dan.baseline("3d-var", progress=False), options),
     ]
     _print(rows, options)
+    hv.extension("bokeh", logo=False)
     sites = np.arange(-(net.arrays["weights"].size // 2), net.arrays["weights"].size // 2 + 1)
     kernel = hv.Curve((sites, net.arrays["weights"]), "offset, sites", "gain").opts(width=700, show_grid=True)
     save_pictures(options.out / "gain", {"Gain of Lorenz-96 by the distance": kernel}, title="A constant gain")
@@ -119,7 +120,6 @@ def _any_count(figure: str, experiment: xdan.TwinExperiment, net: xdan.Network, 
     test = _record(experiment, options)
     rows = []
     for count in COUNTS[figure]:
-        tuned = {"members": count, **TUNED[figure][count]}
         words = ", ".join(f"{name} {value:g}" for name, value in TUNED[figure][count].items())
         one = net.with_parameters(members=count)
         rows += [
@@ -127,11 +127,12 @@ def _any_count(figure: str, experiment: xdan.TwinExperiment, net: xdan.Network, 
             _row(
                 f"{count} members, {words}",
                 test,
-                lambda tuned=tuned: test.dan.baseline("letkf", **tuned, progress=False),
+                lambda count=count: test.dan.cycle(_tuned(count, net, **TUNED[figure][count]), progress=False),
                 options,
             ),
         ]
     _print(rows, options)
+    hv.extension("bokeh", logo=False)
     distance = torch.arange(0.0, 20.0, 0.25)
     taper = net.module().taper
     first = xdan.LearnedLETKF(**net.description["parameters"]).taper
@@ -143,6 +144,13 @@ def _any_count(figure: str, experiment: xdan.TwinExperiment, net: xdan.Network, 
             ]
         ).opts(width=700, show_grid=True)
     save_pictures(options.out / "taper", {"Taper by the distance": curves}, title="A learned localisation")
+
+
+def _tuned(members: int, like: xdan.Network, radius: float, inflation: float) -> xdan.Network:
+    """The LETKF with this radius and inflation: a network before any training, which decomposes smaller matrices."""
+    module = xdan.LearnedLETKF(members, "scalar", "fixed", first_inflation=inflation, radius=radius)
+    module.normalise(*(like.arrays[name].tolist() for name in ("state_mean", "state_std", "error_std")))
+    return xdan.Network.from_module(module, like.state_dims, {})
 
 
 def _learned(
