@@ -25,7 +25,7 @@ def test_the_block_runs(capsys):
 
 
 @pytest.mark.filterwarnings("ignore:.* have lost the truth")  # records of 5 cycles
-@pytest.mark.parametrize(("figure", "rows"), [("constant-gain", 2), ("inflation", 6), ("localisation", 6)])
+@pytest.mark.parametrize(("figure", "rows"), [("constant-gain", 2), ("inflation", 4), ("localisation", 6)])
 def test_figures(figure, rows, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     example = import_module("methods_learned")
