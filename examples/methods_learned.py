@@ -33,9 +33,7 @@ TUNED: dict[str, dict[int, dict[str, float]]] = {
         20: {"radius": 7.5, "inflation": 1.02},
     },
     "sparse": {
-        10: {"radius": 4.0, "inflation": 1.1},
-        20: {"radius": 4.0, "inflation": 1.1},
-        40: {"radius": 5.5, "inflation": 1.05},
+        20: {"radius": 4.0, "inflation": 1.08},  # what the training starts from
     },
 }
 
@@ -94,7 +92,8 @@ def localisation(options: argparse.Namespace) -> None:
     """Inflation and localisation of an LETKF, one network for 7, 10 and 20 members."""
     settings = {"objective": "rmse", "window": 8, "batch": 8, "trajectories": 8, "validate_every": 10**6}
     network = xdan.LearnedLETKF(7, first_inflation=1.03, radius=7.5)
-    stages = [Stage(80, 2e-3, settings, {"members": count}) for count in (20, 10, 7)]
+    rounds = ((20, 80, 2e-3), (10, 80, 2e-3), (7, 80, 2e-3), (10, 100, 5e-4), (7, 50, 3e-4))
+    stages = [Stage(steps, rate, settings, {"members": count}) for count, steps, rate in rounds]
     _any_count("localisation", DENSE, _learned("lorenz96-letkf", DENSE, network, stages, options), options)
 
 
@@ -112,17 +111,15 @@ def _any_count(figure: str, experiment: xdan.TwinExperiment, net: xdan.Network, 
     test = _record(experiment, options)
     rows = []
     for count in COUNTS[figure]:
-        words = ", ".join(f"{name} {value:g}" for name, value in TUNED[figure][count].items())
         one = net.with_parameters(members=count)
-        rows += [
-            _row(f"{count} members, learned", test, lambda one=one: test.dan.cycle(one, progress=False), options),
-            _row(
-                f"{count} members, {words}",
-                test,
-                lambda count=count: test.dan.cycle(_tuned(count, net, **TUNED[figure][count]), progress=False),
-                options,
-            ),
-        ]
+        rows.append(
+            _row(f"{count} members, learned", test, lambda one=one: test.dan.cycle(one, progress=False), options)
+        )
+    for count, numbers in TUNED[figure].items():
+        words = ", ".join(f"{name} {value:g}" for name, value in numbers.items())
+        one = _tuned(count, net, **numbers)
+        title = f"{count} members, {words}"
+        rows.append(_row(title, test, lambda one=one: test.dan.cycle(one, progress=False), options))
     _print(rows, options)
     hv.extension("bokeh", logo=False)
     distance = torch.arange(0.0, 20.0, 0.25)

@@ -108,5 +108,7 @@ class HyperGain(AnalysisNetwork):
         d = torch.where(observed, innovation, torch.zeros_like(innovation))
         factor, failed = torch.linalg.cholesky_ex(matrix)
         factor = torch.where(failed[:, None, None] == 0, factor, torch.nan)
-        solved = torch.cholesky_solve(d[..., None], factor)
+        # Two triangular systems: `cholesky_solve` of a batch cannot be recorded as a CUDA graph.
+        half = torch.linalg.solve_triangular(factor, d[..., None], upper=False)
+        solved = torch.linalg.solve_triangular(factor.mT, half, upper=True)
         return x + self.conserving((rows.mT @ solved)[..., 0])
