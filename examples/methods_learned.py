@@ -52,8 +52,8 @@ def gain(options: argparse.Namespace) -> None:
     """A constant gain: Riccati's on a linear model, that of 3D-Var on Lorenz-96."""
     model, experiment, errors = _linear()
     network = xdan.ConstantGain("matrix", sites=len(model))
-    settings = {"objective": "mse", "window": 6, "batch": 4000, "validate_every": 300}
-    net = _learned("linear-gain", experiment, network, [Stage(600, 0.02, settings)], options)
+    settings = {"objective": "mse", "window": 6, "batch": 3000, "validate_every": 500}
+    net = _learned("linear-gain", experiment, network, [Stage(500, 4e-3, settings)], options)
     expected = _steady_gain(model, errors, experiment)
     seen = np.asarray(experiment.operator)
     matrix = net.module().covariance(torch.zeros(1, len(model)))[0][0].detach().numpy()
@@ -198,12 +198,12 @@ def _print(rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> No
 
 
 def _linear() -> tuple[np.ndarray, xdan.TwinExperiment, float]:
-    """A linear model of 8 components, six of them observed, its experiment, and the deviation of its errors."""
-    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0]
+    """A linear model of 4 components, three of them observed, its experiment, and the deviation of its errors."""
+    turned = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
     model, errors = 0.95 * turned, 0.3
     matrix = torch.tensor(model)
-    dynamics = xdan.CustomDynamics(step=lambda x: x @ matrix.to(x).T, state={"x": 8}, timestep=1.0, spin_up_time=0.0)
-    seen = np.eye(8)[[0, 1, 2, 4, 5, 7]]
+    dynamics = xdan.CustomDynamics(step=lambda x: x @ matrix.to(x).T, state={"x": 4}, timestep=1.0, spin_up_time=0.0)
+    seen = np.eye(4)[[0, 1, 3]]
     setting: dict[str, Any] = {"operator": seen, "error_std": 0.5, "model_error_std": errors}
     return model, xdan.TwinExperiment(dynamics, interval=1.0, **setting), errors
 
