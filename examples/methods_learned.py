@@ -90,10 +90,10 @@ def inflation(options: argparse.Namespace) -> None:
 
 def localisation(options: argparse.Namespace) -> None:
     """Inflation and localisation of an LETKF, one network for 7, 10 and 20 members."""
-    settings = {"objective": "rmse", "window": 8, "batch": 8, "trajectories": 8, "validate_every": 10**6}
-    network = xdan.LearnedLETKF(7, first_inflation=1.03, radius=7.5)
-    rounds = ((20, 80, 2e-3), (10, 80, 2e-3), (7, 80, 2e-3), (10, 100, 5e-4), (7, 50, 3e-4))
-    stages = [Stage(steps, rate, settings, {"members": count}) for count, steps, rate in rounds]
+    objective = xdan.AcrossMembers(COUNTS["localisation"])
+    settings = {"objective": objective, "window": 10, "batch": 8, "trajectories": 8, "validate_every": 10**6}
+    network = xdan.LearnedLETKF(10, first_inflation=1.025, radius=7.5)
+    stages = [Stage(120, 5e-4, settings)]
     _any_count("localisation", DENSE, _learned("lorenz96-letkf", DENSE, network, stages, options), options)
 
 

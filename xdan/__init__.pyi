@@ -17,6 +17,7 @@ from .core.dynamics import SphereQG as SphereQG
 from .core.dynamics import SurrogateDynamics as SurrogateDynamics
 from .core.dynamics import TwoScaleLorenz96 as TwoScaleLorenz96
 from .core.dynamics import register_dynamics as register_dynamics
+from .core.learning import AcrossMembers as AcrossMembers
 from .core.learning import Objective as Objective
 from .core.learning import Optimiser as Optimiser
 from .core.learning import register_objective as register_objective

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 import xdan
 from xdan.core.dynamics import Lorenz96
-from xdan.core.learning.objectives import SquaredError
+from xdan.core.learning import AcrossMembers
+from xdan.core.learning.objectives import RootSquaredError, SquaredError
 from xdan.core.learning.rollout import Window
 from xdan.core.methods import ETKF, LETKF, method_of
 from xdan.core.networks import Committee, ConstantGain, HyperGain, LearnedLETKF, LinearInZeta, network_by_name
@@ -350,3 +351,39 @@ def test_a_constant_gain_learns_that_of_riccati():
     error = np.linalg.norm(learned - expected) / np.linalg.norm(expected)
     print(error)
     assert error < 0.01
+
+
+def test_training_across_numbers_of_members_is_the_mean_of_trainings_with_each():
+    network = perturbed(LearnedLETKF(4, radius=2.0, farthest=6.0, nodes=4, hidden=2, spin_up=1).double(), 0.2)
+    network.normalise(2.3, 3.6, 0.7)
+    method, observing = method_of(network), ObservingSystem(std=DOUBLE + 0.7)
+    truth = 2.0 + normals(2, 6, SITES, seed=3)
+    observation = truth + 0.7 * normals(2, 6, SITES, seed=4)
+    both = AcrossMembers((3, 5))
+
+    def halves(objective, method):
+        """Results of two windows that follow each other."""
+        first = Window(truth[:, :3], observation[:, :3], (1, 1, 1))
+        second = Window(truth[:, 3:], observation[:, 3:], (1, 1, 1))
+        before = objective.window_gradient(method, MODEL, observing, first, None)
+        return objective.window_gradient(method, MODEL, observing, second, before.state)
+
+    together = halves(both, method)
+    each = [halves(RootSquaredError(), method.with_members(count)) for count in (3, 5)]
+    assert together.loss.item() == pytest.approx(np.mean([one.loss.item() for one in each]))
+    for gradient, *others in zip(together.gradients, *(one.gradients for one in each), strict=True):
+        assert_close(gradient, torch.stack(others).mean(0))
+    assert together.state["3-x"].shape == (2, 3, SITES)
+    assert_close(together.state["5-x"], each[1].state["x"])
+
+
+def test_training_across_numbers_of_members_is_resumed(tmp_path):
+    words = {**TRAINING, "objective": AcrossMembers((3, 5)), "checkpoint": tmp_path / "checkpoint.zarr"}
+    network = LearnedLETKF(4, radius=2.0, farthest=6.0, nodes=4, spin_up=2)
+    net = xdan.train(xdan.Lorenz96(sites=SITES), network, **words)
+    again = xdan.train(xdan.Lorenz96(sites=SITES), network, **words)  # from its end
+    assert again == net
+    with pytest.raises(ValueError, match="several numbers of members"):
+        xdan.train(xdan.Lorenz96(sites=SITES), xdan.EnsembleCNN(3, filters=2, blocks=1), **words)
+    with pytest.raises(TypeError, match="expected numbers of members"):
+        AcrossMembers(5)

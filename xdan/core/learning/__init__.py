@@ -1,5 +1,6 @@
 """Training below the wall: rollouts through the cycles, objectives, gradients and steps."""
 
+from .across_members import AcrossMembers
 from .imitation import CovarianceImitation
 from .objectives import (
     Objective,
@@ -12,6 +13,7 @@ from .objectives import (
 from .trainer import Optimiser
 
 __all__ = [
+    "AcrossMembers",
     "CovarianceImitation",
     "Objective",
     "Optimiser",

@@ -116,6 +116,8 @@ class AnalysisNetwork(nn.Module, ABC):
         Whether states are members, `members` of them, of shape (B, M, N).
     members : int
         1 for a network of one forecast.
+    any_members : bool
+        Whether the same weights serve any number of members.
     state_mean, state_std : Tensor, shape (), or (fields,) of several fields
         Climatological moments of a site of each field, in its units.
     error_std : Tensor, shape (), or (fields,) of several fields
@@ -141,6 +143,7 @@ class AnalysisNetwork(nn.Module, ABC):
     covariance_columns: int | None = None
     ensemble: ClassVar[bool] = False
     members: int = 1
+    any_members: ClassVar[bool] = False
     space: StateSpace | None
     state_mean: Tensor
     state_std: Tensor

@@ -86,6 +86,7 @@ class LearnedLETKF(AnalysisNetwork):
 
     name: ClassVar[str] = "learned-letkf"
     ensemble: ClassVar[bool] = True
+    any_members: ClassVar[bool] = True
 
     def __init__(
         self,
