@@ -27,6 +27,7 @@ from .core.dynamics import SphereQG as SphereQG
 from .core.dynamics import SurrogateDynamics as SurrogateDynamics
 from .core.dynamics import TwoScaleLorenz96 as TwoScaleLorenz96
 from .core.dynamics import register_dynamics as register_dynamics
+from .core.learning import AcrossMembers as AcrossMembers
 from .core.learning import Objective as Objective
 from .core.learning import Optimiser as Optimiser
 from .core.learning import register_objective as register_objective
@@ -44,9 +45,12 @@ from .core.methods.control_variates import control_variate_variance as control_v
 from .core.methods.control_variates import member_counts as member_counts
 from .core.networks import AnalysisNetwork as AnalysisNetwork
 from .core.networks import Committee as Committee
+from .core.networks import ConstantGain as ConstantGain
 from .core.networks import EnsembleCNN as EnsembleCNN
 from .core.networks import GaussianCNN as GaussianCNN
+from .core.networks import HyperGain as HyperGain
 from .core.networks import KalmanCNN as KalmanCNN
+from .core.networks import LearnedLETKF as LearnedLETKF
 from .core.networks import LinearInZeta as LinearInZeta
 from .core.networks import ResidualCNN as ResidualCNN
 from .core.networks import register_network as register_network

@@ -1,5 +1,6 @@
 """Training below the wall: rollouts through the cycles, objectives, gradients and steps."""
 
+from .across_members import AcrossMembers
 from .imitation import CovarianceImitation
 from .objectives import (
     Objective,
@@ -13,6 +14,7 @@ from .probabilistic import LogScore, Variational
 from .trainer import Optimiser
 
 __all__ = [
+    "AcrossMembers",
     "CovarianceImitation",
     "LogScore",
     "Objective",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from ..tendencies import TendencyNetwork
 from .backward import BackwardPass, EnsembleBackward
 from .base import CLIMATE_STATES, Differentiated, Method
 from .declarations import SPREADS, Output
+from .network_methods import cycles_networks
 from .record import Record, State
 
 
+@cycles_networks
 class DataAssimilationNetwork(Method):
     """A single forecast corrected by a network, Eq. 2 and 22.
 
@@ -49,6 +52,16 @@ class DataAssimilationNetwork(Method):
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters."""
         return {"network": self.network.name, **self.network.config()}
+
+    def with_members(self, count: int) -> Self:
+        """Return a copy for another number of members.
+
+        Raises
+        ------
+        ValueError
+            For a network that does not serve any number.
+        """
+        raise ValueError(f"the network {self.network.name!r} serves one number of members: expected no other, {count}")
 
     def recordable(self, dynamics: Dynamics) -> bool:
         """Whether cycles on a GPU read no number back, so that a training may record them as a CUDA graph."""
@@ -148,6 +161,7 @@ class DataAssimilationNetwork(Method):
         return None
 
 
+@cycles_networks
 class EnsembleNetwork(DataAssimilationNetwork):
     """Members corrected by a network, propagated one by one.
 
@@ -161,7 +175,7 @@ class EnsembleNetwork(DataAssimilationNetwork):
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
         """Members at the climatological mean."""
-        return {"x": self._climate()[0].to(like).expand(shape[0], self.network.members, shape[1])}
+        return {"x": self._climate()[0].to(like).expand(shape[0], self.members, shape[1])}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
         """Optimal interpolation, and about it the same pattern for every trajectory."""
@@ -177,6 +191,20 @@ class EnsembleNetwork(DataAssimilationNetwork):
         pattern = normal(0, Purpose.ENSEMBLE, label, torch.zeros_like(label[:1]), n)[:, 0].to(observation)
         pattern = pattern - pattern.mean(0)
         return {**state, "x": middle[:, None] + self.network.conserving(variance.sqrt()[:, None] * pattern)}
+
+    def with_members(self, count: int) -> Self:
+        """Return a copy for another number of members, of a network that serves any.
+
+        Raises
+        ------
+        ValueError
+            For a network that was made for one number.
+        """
+        if not self.network.any_members:
+            return super().with_members(count)
+        other = copy.copy(self)
+        other.members = count
+        return other
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
         """Forecast spread."""

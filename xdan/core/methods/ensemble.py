@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..checks import choice, integer
 from ..derivative_checks import Mode
 from ..dynamics import Dynamics, ModelError
+from ..ensemble_space import InverseRoot, Precision, centre
 from ..observing import ObservingSystem
 from ..random import Purpose, normal
 from .backward import BackwardPass, EnsembleBackward
@@ -19,6 +19,8 @@ from .base import Differentiated, Method
 from .declarations import SPREADS, Output, Tunable
 from .model_noise import WAYS, sqrt_core, with_draws
 from .record import Record, State
+
+__all__ = ["INFLATIONS", "EnsembleMethod", "InverseRoot", "Precision", "centre", "compare", "rotation"]
 
 INFLATIONS = Tunable(
     (1.0, 1.005, 1.01, 1.015, 1.02, 1.03, 1.04, 1.06, 1.08, 1.11, 1.15, 1.2, 1.3, 1.45), natural_end=1.0
@@ -149,74 +151,6 @@ def compare(x: Tensor, observation: Tensor, observed: Tensor, observing: Observi
     """Members as observed: whitened anomalies of H(x), (B, M, P), and whitened innovation of their mean, (B, P)."""
     mean, anomalies = centre(observing.observe(x))
     return observing.whiten(anomalies, observed), observing.whiten(observation - mean[:, 0], observed)
-
-
-def centre(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, shape (B, 1, N), and anomalies, shape (B, M, N), of members."""
-    mean = x.mean(1, keepdim=True)
-    return mean, x - mean
-
-
-class InverseRoot(torch.autograd.Function):
-    """P^{-1/2} of symmetric positive matrices from their eigendecomposition.
-
-    Its gradient has no difference of eigenvalues in a denominator, so equal ones do no harm (Daleckii and Krein).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, p: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-        """From P (..., M, M), and its eigenvalues and eigenvectors."""
-        ctx.save_for_backward(values, vectors)
-        return (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        """Divided differences of 1 / sqrt in the eigenbasis."""
-        values, vectors = ctx.saved_tensors
-        root = values.sqrt()
-        rows, columns = root[..., :, None], root[..., None, :]
-        inner = -(vectors.mT @ g @ vectors) / (rows * columns * (rows + columns))
-        return vectors @ inner @ vectors.mT, None, None
-
-
-class Precision:
-    """Precision P = zeta I + S S^T of the weights of an ensemble's members, and what an analysis needs of it.
-
-    Parameters
-    ----------
-    s : Tensor, shape (..., M, P)
-        Whitened anomalies.
-    innovation : Tensor, shape (..., P)
-        Whitened innovation of the mean.
-    """
-
-    def __init__(self, s: Tensor, innovation: Tensor) -> None:
-        self.gram = s @ s.mT
-        self.projected = (s @ innovation[..., None])[..., 0]
-        with torch.no_grad():
-            if not bool(self.gram.isfinite().all()):  # a lost trajectory must not stop the others' decomposition
-                fine = self.gram.isfinite().all(-1).all(-1)[..., None]
-                self.projected = torch.where(fine, self.projected, torch.nan)
-                self.gram = torch.where(fine[..., None], self.gram, 0.0)
-            self.values, self.vectors = torch.linalg.eigh(self.gram)
-            self.values = self.values.clamp_min(0.0)
-
-    def rotated(self) -> Tensor:
-        """S d in the eigenbasis, shape (..., M)."""
-        turned: Tensor = self.vectors.mT @ self.projected.detach()[..., None]
-        return turned[..., 0]
-
-    def at(self, zeta: Tensor | float) -> Tensor:
-        """P, for zeta a number or of shape (...)."""
-        identity = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype, device=self.gram.device)
-        return self.gram + (zeta[..., None, None] if isinstance(zeta, Tensor) else zeta) * identity
-
-    def solve(self, zeta: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Weights P^{-1} S d of shape (..., M), and P^{-1/2}, for zeta a number or of shape (...)."""
-        shift = zeta.detach()[..., None] if isinstance(zeta, Tensor) else zeta
-        root: Tensor = InverseRoot.apply(self.at(zeta), self.values + shift, self.vectors)  # type: ignore[no-untyped-call]
-        return (root @ (root @ self.projected[..., None]))[..., 0], root
 
 
 def rotation(noise: Tensor) -> Tensor:

@@ -14,11 +14,13 @@ from ..observing import ObservingSystem
 from .dan import DataAssimilationNetwork
 from .declarations import Output
 from .gaussian_forecast import check_size
+from .network_methods import cycles_networks
 from .record import State
 
 SPREAD = Output("spread", "standard deviation of the analysis, calibrated in training", "state", "state")
 
 
+@cycles_networks
 class SpreadNetwork(DataAssimilationNetwork):
     """A network whose analysis is a Gaussian N(x_a, L L^T); the forecast is that of x_a alone.
 

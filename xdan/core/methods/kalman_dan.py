@@ -18,6 +18,7 @@ from .base import Differentiated
 from .covariance_forms import CovarianceForm, FormOf, OneMatrix, check_form
 from .dan import DataAssimilationNetwork
 from .declarations import SPREADS, Output
+from .network_methods import cycles_networks
 from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
 
@@ -28,6 +29,7 @@ _REMEDY = (
 _BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt covariance begins with
 
 
+@cycles_networks
 class GuidedNetwork(DataAssimilationNetwork):
     """A network that corrects the analysis of a Kalman filter of second order, whose covariance the state carries.
 
@@ -228,6 +230,7 @@ class ModelInAnalysis(GuidedNetwork):
         return {output.name: state[output.name] for output in self.outputs}
 
 
+@cycles_networks
 class RebuiltGuidedNetwork(ModelInAnalysis):
     """A network beside a Kalman filter that carries no covariance: each analysis rebuilds it from the forecast alone.
 

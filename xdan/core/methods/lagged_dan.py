@@ -15,6 +15,7 @@ from .advancing import advance, advance_along
 from .declarations import SPREADS
 from .iterates import Iterate, minimised
 from .kalman_dan import ModelInAnalysis
+from .network_methods import cycles_networks
 from .record import Record, State
 from .roots import cholesky_or_nan, cholesky_solved, triangular_root_of
 from .windowed import SlidingWindow, pushed
@@ -50,6 +51,7 @@ class _Iterate(Iterate):
         return cls(weights=weights, target=target, innovation=innovation, along=along, seen=seen, **numbers)
 
 
+@cycles_networks
 class LaggedGuidedNetwork(ModelInAnalysis):
     """A network beside a Kalman filter that corrects a state some intervals back, which the model runs to the present.
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from ..networks import AnalysisNetwork
-from .dan import DataAssimilationNetwork, EnsembleNetwork
-from .gaussian_dan import SpreadNetwork
-from .kalman_dan import GuidedNetwork, RebuiltGuidedNetwork
-from .lagged_dan import LaggedGuidedNetwork
+from . import gaussian_dan, kalman_dan, kalman_gain, lagged_dan, learned_letkf  # noqa: F401 - they register the methods that networks name
+from .dan import DataAssimilationNetwork
+from .network_methods import NETWORK_METHODS
 
 
 def method_of(network: AnalysisNetwork) -> DataAssimilationNetwork:
-    """Return the method for a network: of one forecast, of members, with a spread, or with a covariance."""
-    if network.gives_spread:
-        return SpreadNetwork(network)
-    if network.guides:
-        kind = LaggedGuidedNetwork if network.lag else RebuiltGuidedNetwork if network.past else GuidedNetwork
-        return kind(network)
-    return EnsembleNetwork(network) if network.ensemble else DataAssimilationNetwork(network)
+    """Return the method for a network: the one that it names by `cycled_by`.
+
+    Raises
+    ------
+    ValueError
+        If no method has the name.
+    """
+    kind = cast(type[DataAssimilationNetwork], NETWORK_METHODS[network.cycled_by])
+    return kind(network)

@@ -3,10 +3,13 @@
 from .activations import Activation, register_activation
 from .base import AnalysisNetwork, check_same_fields
 from .committee import Committee, networks_of
+from .constant_gain import ConstantGain
 from .ensemble_cnn import EnsembleCNN
 from .gaussian import ConstantSpread, GaussianNetwork
 from .gaussian_cnn import GaussianCNN
+from .hyper_gain import HyperGain
 from .kalman_cnn import KalmanCNN
+from .learned_letkf import LearnedLETKF
 from .linear_in_zeta import LinearInZeta
 from .opening import network_of_shapes
 from .registry import (
@@ -19,19 +22,24 @@ from .registry import (
     registered_name,
 )
 from .residual_cnn import ResidualCNN
+from .site_statistics import Seen
 from .trials import check_network
 
 __all__ = [
     "Activation",
     "AnalysisNetwork",
     "Committee",
+    "ConstantGain",
     "ConstantSpread",
     "EnsembleCNN",
     "GaussianCNN",
     "GaussianNetwork",
+    "HyperGain",
     "KalmanCNN",
+    "LearnedLETKF",
     "LinearInZeta",
     "ResidualCNN",
+    "Seen",
     "check_network",
     "check_same_fields",
     "known_networks",

@@ -22,6 +22,7 @@ _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivati
 # Methods that the forward pass does not call: overriding them leaves the formulas right.
 _BESIDE = {
     "config",
+    "cycled_by",
     "made_for",
     "check_state",
     "check_space",
@@ -78,6 +79,7 @@ class AnalysisNetwork(nn.Module, ABC):
     A class says by attributes and methods what depends on its kind; callers ask no network for its class:
 
     - `ensemble`, `members`: whether it takes members, and how many. `memory`: latent channels that it carries.
+    - `cycled_by`: the name of the method that cycles it.
     - `space`: the fields that it was made for, where its constructor has such a parameter and hands it to
       `super().__init__(space)`; None is one field on a ring. `self.space.unpack(x)` gives the fields of a flat state.
     - `check_state`: which states it takes.
@@ -120,6 +122,8 @@ class AnalysisNetwork(nn.Module, ABC):
         1 for a network of one forecast.
     gives_spread : bool
         Whether the network gives a Gaussian distribution: an analysis and a root of its error covariance.
+    any_members : bool
+        Whether the same weights serve any number of members.
     state_mean, state_std : Tensor, shape (), or (fields,) of several fields
         Climatological moments of a site of each field, in its units.
     error_std : Tensor, shape (), or (fields,) of several fields
@@ -146,6 +150,7 @@ class AnalysisNetwork(nn.Module, ABC):
     ensemble: ClassVar[bool] = False
     members: int = 1
     gives_spread: ClassVar[bool] = False
+    any_members: ClassVar[bool] = False
     space: StateSpace | None
     state_mean: Tensor
     state_std: Tensor
@@ -335,6 +340,13 @@ class AnalysisNetwork(nn.Module, ABC):
                 f"the state has dims {tuple(dims)}: expected one, as {self._title} was made for a ring; or space="
                 "dynamics.space where its constructor takes it"
             )
+
+    @property
+    def cycled_by(self) -> str:
+        """Name of the method that cycles it: by default of one forecast, or of members, that `forward` analyses."""
+        if self.guides:
+            return "kalman-dan-lagged" if self.lag else "kalman-dan-rebuilt" if self.past else "kalman-dan"
+        return "ensemble-dan" if self.ensemble else "dan"
 
     @property
     def reach(self) -> int | None:

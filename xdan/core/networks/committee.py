@@ -69,6 +69,11 @@ class Committee(AnalysisNetwork):
             raise ValueError(
                 f"a committee of {shown(names)}: {ensembles} take members; expected networks of one forecast"
             )
+        if others := sorted({one.name for one in self._all() if one.cycled_by != self.cycled_by}):
+            raise ValueError(
+                f"a committee of {shown(names)}: {others} are parts of a filter, which knows H and R; expected "
+                "networks of the forecast and the projected innovation"
+            )
         self.memory = sum(self._channels())
 
     def _all(self) -> list[AnalysisNetwork]:

@@ -41,10 +41,11 @@ class GaussianNetwork(AnalysisNetwork):
     """
 
     gives_spread: ClassVar[bool] = True
+    cycled_by: ClassVar[str] = "gaussian-dan"  # type: ignore[override]
 
     def __init__(self, network: AnalysisNetwork | Mapping[str, Any], mean: Mean = "trained") -> None:
         centre = _made(network)
-        if centre.ensemble or centre.guides or centre.gives_spread:
+        if centre.cycled_by != "dan":
             raise ValueError(
                 f"network={registered_name(centre)!r}: it says by its members, its filter or its root how uncertain "
                 "its analysis is; expected a network of one forecast without a spread"

@@ -1,0 +1,83 @@
+"""Training of one network for several numbers of members at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import integer, shown
+from ..dynamics import Dynamics
+from ..methods import DataAssimilationNetwork, State
+from ..networks import AnalysisNetwork
+from ..observing import ObservingSystem
+from .objectives import Objective, WindowContents, WindowGradient, register_objective, root_squared_error
+from .rollout import Rollout, Window
+
+
+@register_objective
+class AcrossMembers(Objective):
+    """Root mean square error of the analysis, the mean over filters with different numbers of members.
+
+    Each window is run through with every number, by filters whose states go on side by side. A network that is trained
+    for one number after another forgets the first. The network is validated with its own number.
+
+    Parameters
+    ----------
+    members : sequence of int
+        The numbers, each at least 2.
+
+    Raises
+    ------
+    TypeError
+        For what is no sequence of integers.
+    ValueError
+        For no number, or one below 2.
+    """
+
+    name: ClassVar[str] = "rmse-across-members"
+
+    def __init__(self, members: Sequence[int] = (7, 10, 20)) -> None:
+        if not isinstance(members, (list, tuple)) or not members:
+            raise TypeError(f"members={shown(members)}: expected numbers of members, such as (7, 10, 20)")
+        self.members = [integer("members", count, least=2) for count in members]
+
+    def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
+        """Refuse a network with weights for each member, or of a single forecast."""
+        super().check(network, contents)
+        if not network.any_members:
+            raise ValueError(
+                f"objective={self.name!r} trains for several numbers of members, and the network {network.name!r} is "
+                "for one: expected one such as xdan.LearnedLETKF()"
+            )
+
+    def loss(self, rollout: Rollout) -> Tensor:
+        """`root_squared_error` of the analysis, with one number of members."""
+        return root_squared_error(rollout.scaled(rollout.analysis), rollout.scaled(rollout.truth()))
+
+    def window_gradient(
+        self,
+        method: DataAssimilationNetwork,
+        dynamics: Dynamics,
+        observing: ObservingSystem,
+        window: Window,
+        state: State | None,
+    ) -> WindowGradient:
+        """Mean over the numbers of members; the state has the entries of each, after its number."""
+        results: list[WindowGradient] = []
+        after: State = {}
+        for count in self.members:
+            sign = f"{count}-"
+            before = None
+            if state is not None:
+                before = {name.removeprefix(sign): v for name, v in state.items() if name.startswith(sign)}
+            one = super().window_gradient(method.with_members(count), dynamics, observing, window, before)
+            after |= {f"{sign}{name}": value for name, value in one.state.items()}
+            results.append(one)
+        gradients = [torch.stack(parts).mean(0) for parts in zip(*(one.gradients for one in results), strict=True)]
+        loss = torch.stack([torch.as_tensor(one.loss) for one in results]).mean()
+        square = torch.stack([one.square for one in results]).mean(0)
+        lost = torch.stack([one.lost for one in results]).any(0)
+        return WindowGradient(loss, gradients, square, lost, after)

@@ -1,0 +1,254 @@
+"""An ensemble transform Kalman filter whose inflation and localisation are learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import choice, integer, real
+from ..ensemble_space import centre
+from ..spaces import StateSpace
+from ..spaces.ring import Ring
+from .base import AnalysisNetwork
+from .learned_taper import FixedTaper, LearnedTaper
+from .local_transforms import PriorWeight, local_transforms
+from .registry import register_network, register_preset
+from .site_statistics import FEATURES, Seen, pair_features, site_features
+from .sizes import size
+
+INFLATIONS = ("fixed", "scalar", "sites", "state")
+LOCALISATIONS = ("none", "fixed", "taper", "state")
+_BOUND = 0.7  # of the logarithm of an inflation that depends on the state
+_ENTRIES = 1 << 25  # of local matrices at once
+
+
+@register_network
+class LearnedLETKF(AnalysisNetwork):
+    """ETKF or LETKF of members, of which the inflation, the localisation or both are learned through the cycles.
+
+    At each site, with the whitened anomalies S and innovation d of the observations, whose columns are multiplied by
+    the roots of the tapers, the analysis members are those of Hunt et al. (2007),
+
+        w = P^-1 S d,   X_a = lambda (M - 1)^1/2 P^-1/2 X,   P = (M - 1) / alpha^2 I + S S^T,
+
+    with a factor alpha of the forecast's anomalies and a factor lambda of the analysis's. No weight belongs to a
+    member: a trained network works with any number of them, `net.with_parameters(members=20)`, and their order does not
+    matter. Forecasts draw no model errors: the inflation learns to stand for these.
+
+    Parameters
+    ----------
+    members : int
+        M, at least 2.
+    inflation_form : {"state", "scalar", "sites", "fixed"}
+        "state": a network with one hidden layer, the same for all sites, gives alpha and lambda from the logarithms of
+        the forecast spread, of how the innovations compare with what the spread predicts, now and on average over some
+        ten cycles, of how much the observations tell, and of the number of members. "scalar", "sites": lambda is one
+        number, or one for each site, and alpha is 1. "fixed": lambda is `first_inflation`.
+    localisation_form : {"state", "taper", "fixed", "none"}
+        "taper": exp(-b(d)) with a cost b that grows with the distance d, piecewise linear between `nodes`. "state":
+        exp(-e^c b(d)), where a network with one hidden layer gives c for each pair of a component and an observation,
+        from their sample correlation, their distance and what the inflation reads. "fixed": that of Gaspari and Cohn.
+        "none": one transform for all sites, an ETKF; an alpha that depends on the state is then the geometric mean.
+    first_inflation : float
+        Inflation that training starts from, that of a tuned filter for instance.
+    radius : float
+        Of the taper of Gaspari and Cohn that training starts from, in units of the coordinates, as of "letkf".
+    farthest : float
+        Distance of the last node; beyond it a learned taper is zero.
+    nodes : int
+        Of a learned taper, the one at distance 0 included.
+    hidden : int
+        Units of each hidden layer.
+    spin_up : int
+        First cycles, after a start, in which the prior's weight (M - 1) / alpha^2 is that of the finite-size prior,
+        EnKF-N, as for "letkf".
+    sites : int
+        N, for inflation_form="sites" of one field on a ring.
+    space : StateSpace, or its JSON, optional
+        The fields that it is for; None for one field on a ring of any length.
+
+    Raises
+    ------
+    TypeError
+        For numbers or words of another type.
+    ValueError
+        For unknown words, numbers out of bounds, or fewer than 2 members.
+
+    References
+    ----------
+    Hunt, Kostelich and Szunyogh (2007), doi:10.1016/j.physd.2006.11.008. Inflation and localisation learned from errors
+    of the analysis: Bach et al. (2024), arXiv:2410.10523, Sect. 9.4.3.
+    """
+
+    name: ClassVar[str] = "learned-letkf"
+    ensemble: ClassVar[bool] = True
+    any_members: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        members: int = 20,
+        inflation_form: str = "state",
+        localisation_form: str = "state",
+        first_inflation: float = 1.02,
+        radius: float = 5.5,
+        farthest: float = 20.0,
+        nodes: int = 21,
+        hidden: int = 8,
+        spin_up: int = 100,
+        sites: int = 40,
+        space: StateSpace | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(space)
+        self.members, self.hidden = size("members", members, 2), size("hidden", hidden)
+        self.inflation_form = choice("inflation_form", inflation_form, INFLATIONS)
+        self.localisation_form = choice("localisation_form", localisation_form, LOCALISATIONS)
+        self.first_inflation = real("first_inflation", first_inflation, above=0.0)
+        self.radius, self.farthest = real("radius", radius, above=0.0), real("farthest", farthest, above=0.0)
+        self.nodes, self.spin_up = size("nodes", nodes, 2), integer("spin_up", spin_up, least=0)
+        self.sites = size("sites", sites) if self.space is None else self.space.size
+        start = math.log(self.first_inflation)
+        if self.inflation_form == "fixed":
+            self.register_buffer("log_inflation", torch.tensor(start, dtype=torch.float32), persistent=False)
+        else:
+            shape = (self.sites,) if self.inflation_form == "sites" else ()
+            self.log_inflation = nn.Parameter(torch.full(shape, start, dtype=torch.float32))
+        self.statistics: nn.Sequential | None = None
+        if self.inflation_form == "state":
+            last = nn.Linear(self.hidden, 2)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.statistics = nn.Sequential(nn.Linear(FEATURES, self.hidden), nn.Tanh(), last)
+        self.taper: LearnedTaper | FixedTaper | None = None
+        if self.localisation_form == "fixed":
+            self.taper = FixedTaper(self.radius)
+        elif self.localisation_form != "none":
+            layer = self.hidden if self.localisation_form == "state" else 0
+            self.taper = LearnedTaper(self.radius, self.farthest, self.nodes, layer)
+
+    @property
+    def cycled_by(self) -> str:
+        """The method that hands over what is observed, and how far apart it is."""
+        return "learned-letkf"
+
+    @property
+    def localised(self) -> bool:
+        """Whether distances matter."""
+        return self.taper is not None
+
+    def check_state(self, dims: Any, shape: Any) -> None:
+        """Refuse states of another size than the inflation's."""
+        super().check_state(dims, shape)
+        if self.inflation_form == "sites" and self.space is None and shape[0] != self.sites:
+            raise ValueError(f"sites={self.sites}: the state has {shape[0]} sites; expected that number")
+
+    def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Analysis of members (B, M, N) where every component is observed with the typical error; no memory.
+
+        The method that cycles the network calls `assimilate`, which knows what is observed. Distances are those of the
+        space, or on a ring those in sites.
+        """
+        error_std = self.per_component(self.error_std)
+        distance = None
+        if self.localised:
+            sites = torch.arange(x.shape[2])
+            distance = Ring(len(sites)).distances(sites[:, None].double()) if self.space is None else None
+            distance = self.space.distances(sites) if self.space is not None else distance
+            if distance is None:
+                raise ValueError(f"{self._title} localises, and its space knows no distances: localisation_form='none'")
+            distance = distance.to(x)
+        seen = Seen(centre(x)[1] / error_std, zeta * error_std, torch.ones_like(zeta), distance)
+        return self.assimilate(x, seen, torch.ones_like(zeta))[0], None
+
+    def assimilate(
+        self,
+        x: Tensor,
+        seen: Seen,
+        running: Tensor,
+        young: Tensor | None = None,
+        prior_weight: PriorWeight | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One analysis.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, M, N)
+            Forecast.
+        seen : Seen
+        running : Tensor, shape (B, N)
+            Consistency of the cycles before, 1 at a start.
+        young : Tensor of bool, shape (B,), optional
+            Trajectories that spin up; none by default.
+        prior_weight : callable, optional
+            Their prior's weight.
+
+        Returns
+        -------
+        analysis : Tensor, shape (B, M, N)
+        running : Tensor, shape (B, N)
+        inflation : Tensor, shape (B, N)
+            alpha times lambda, as if nobody spun up.
+        """
+        anomalies = centre(x)[1]
+        m, n = x.shape[1:]
+        scaled = anomalies / self.per_component(self.error_std)
+        base = seen.innovation.new_ones(n, seen.innovation.shape[1])
+        if self.taper is not None:
+            assert seen.distance is not None
+            base = self.taper(seen.distance)
+        features, running = site_features(scaled.square().sum(1) / (m - 1), seen, base, running)
+        before, after = self._inflations(features)
+        if self.taper is None:
+            before = before.mean(1, keepdim=True)
+
+        def zeta_of(rows: slice) -> PriorWeight:
+            def zeta(values: Tensor, rotated: Tensor) -> Tensor:
+                weight = (m - 1) * (-2.0 * before[:, rows]).exp()
+                if young is None or prior_weight is None:
+                    return weight
+                with torch.no_grad():
+                    spun = prior_weight(values, rotated)
+                return torch.where(young[:, None], spun, weight)
+
+            return zeta
+
+        parts = []
+        for rows in self._at_once(x, seen):
+            taper = base[:1]
+            if self.taper is not None:
+                assert seen.distance is not None
+                taper = base[rows]
+                if self.taper.pairs is not None:
+                    apart = seen.distance[rows]
+                    pairs = pair_features(scaled[:, :, rows], seen, apart / self.taper.end)
+                    taper = self.taper(apart, features[:, rows], pairs)
+            one = slice(0, 1) if self.taper is None else rows
+            parts.append(local_transforms(anomalies[:, :, rows], seen.anomalies, seen.innovation, taper, zeta_of(one)))
+        increment = torch.cat([part[0] for part in parts], -1)
+        transformed = torch.cat([part[1] for part in parts], -1)
+        change = self.conserving(increment[:, None] + after.exp()[:, None] * transformed - anomalies)
+        return x + change, running, (before + after).exp().expand(len(x), n)
+
+    def _inflations(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of alpha and lambda, (B, N)."""
+        after = self.log_inflation.expand(features.shape[:2])
+        if self.statistics is None:
+            return torch.zeros_like(after), after
+        both = _BOUND * torch.tanh(self.statistics(features) / _BOUND)
+        return both[..., 0], after + both[..., 1]
+
+    def _at_once(self, x: Tensor, seen: Seen) -> list[slice]:
+        """Sites whose matrices fit into memory together; all of them where there is one transform."""
+        b, m, n = x.shape
+        if self.taper is None:
+            return [slice(0, n)]
+        seen_count = seen.anomalies.shape[2]
+        step = max(1, _ENTRIES // (b * max(min(m, seen_count) ** 2, seen_count, 1)))
+        return [slice(start, start + step) for start in range(0, n, step)]
+
+
+register_preset("learned-inflation", LearnedLETKF, members=40, localisation_form="none", first_inflation=1.01)
+register_preset("learned-localisation", LearnedLETKF, inflation_form="fixed")
