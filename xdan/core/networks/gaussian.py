@@ -41,7 +41,7 @@ class GaussianNetwork(AnalysisNetwork):
     """
 
     gives_spread: ClassVar[bool] = True
-    cycled_by: ClassVar[str] = "gaussian-dan"  # type: ignore[override]
+    cycled_by: ClassVar[str] = "gaussian-dan"
 
     def __init__(self, network: AnalysisNetwork | Mapping[str, Any], mean: Mean = "trained") -> None:
         centre = _made(network)
