@@ -13,6 +13,7 @@ from xdan.core.learning import AcrossMembers
 from xdan.core.learning.objectives import RootSquaredError, SquaredError
 from xdan.core.learning.rollout import Window
 from xdan.core.methods import ETKF, LETKF, method_of
+from xdan.core.methods.localised import Localisation
 from xdan.core.networks import Committee, ConstantGain, HyperGain, LearnedLETKF, LinearInZeta, network_by_name
 from xdan.core.observing import ObservingSystem, Positions
 from xdan.core.observing.positions import InterpolationOperator
@@ -46,7 +47,7 @@ def classical(kind, members, spin_up):
         return ETKF(members, inflation=1.25, spin_up=spin_up)
     method = LETKF(members, radius=2.0, inflation=1.25, spin_up=spin_up)
     method.dynamics = MODEL
-    method._neighbours = method._within(2.0)
+    method._localisation = Localisation(MODEL, None, 2.0)
     return method
 
 
