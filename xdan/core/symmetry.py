@@ -29,11 +29,16 @@ class Group:
 
     Made by `translations`, `ring`, `rotations`, `trivial` or `generated_by`.
 
-    Attributes
+    Parameters
     ----------
     name : str
+        What the group is, in words.
     sites : int
         N.
+    permutation : callable
+        From the number of an element, 0 to size - 1, to its sites g(i), a Tensor of integers, shape (N,).
+    size : int
+        How many elements the group has.
 
     References
     ----------

@@ -18,6 +18,7 @@ from ..records.watch import warn_of
 from .evaluation import evaluate
 from .evaluation_points import check_labelled, read_points
 from .kernels import zero_innovation_increment
+from .wording import shares_points
 
 
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
@@ -274,6 +275,7 @@ def _angles(wide: Array, narrow: Array) -> Array:
     return np.where(whole[..., None], angles, np.nan)
 
 
+@shares_points
 def zero_innovation_bias(
     ds: xr.Dataset,
     network: Network,
@@ -288,8 +290,12 @@ def zero_innovation_bias(
 
     Parameters
     ----------
-    ds, network, run, every, burn_in, device, **words
-        As for `gain`.
+    {points}
+    {run}
+    {every}
+    {burn_in}
+    {device}
+    {words}
 
     Returns
     -------

@@ -19,10 +19,12 @@ from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
 from .evaluation import evaluate
 from .evaluation_points import MOST_SAMPLES, check_samples, read_points
 from .kernels import CovarianceKernel, HistogramKernel, ScalingKernel, SteinKernel
+from .wording import shares_points
 
 _MOST_BINS = 10**6
 
 
+@shares_points
 def scaling_of_increments(
     ds: xr.Dataset,
     network: Network,
@@ -44,8 +46,7 @@ def scaling_of_increments(
 
     Parameters
     ----------
-    ds, network, every, burn_in, device, **words
-        As for `gain`.
+    {points}
     run : xarray.Dataset
         Whose forecasts and innovations are taken.
     scales : sequence of float
@@ -59,6 +60,10 @@ def scaling_of_increments(
     cutoff : float, optional
         Leave out the directions of P_a whose singular value is below this share of the largest, in which the
         standardised increment is large whatever its size. By default, and with 0, none, and a singular P_a is refused.
+    {every}
+    {burn_in}
+    {device}
+    {words}
 
     Returns
     -------
@@ -97,6 +102,7 @@ def scaling_of_increments(
     return result
 
 
+@shares_points
 def stein_identity(
     ds: xr.Dataset,
     network: Network,
@@ -117,15 +123,18 @@ def stein_identity(
 
     Parameters
     ----------
-    ds, network, run, every, burn_in, device, **words
-        As for `gain`.
+    {points}
     samples : int
         Draws of zeta for each state, more than sites. The network is differentiated at each: 400 of them take some
         seconds for a state of 40 sites, so take few states, with `every`.
-    forecast_error : float or array, optional
-        As for `gain`.
+    {forecast_error}
+    {run}
+    {every}
+    {burn_in}
     seed : int
         Keys the samples.
+    {device}
+    {words}
 
     Returns
     -------
@@ -182,6 +191,7 @@ def stein_identity(
     return result
 
 
+@shares_points
 def innovation_histogram(
     ds: xr.Dataset,
     network: Network,
@@ -196,15 +206,18 @@ def innovation_histogram(
 
     Parameters
     ----------
-    ds, network, **words
-        As for `gain`.
+    ds : xarray.Dataset
+        The twin or the record that was cycled.
+    network : Network
+        The trained network.
     run : xarray.Dataset
+        Whose innovations are counted.
     bins : int or sequence of float
         How many between -limit and limit, or their edges.
     limit : float, optional
         By default six standard deviations of what the observation error makes of zeta, H being linearised at zero.
-    burn_in : int
-        Leading times to leave out.
+    {burn_in}
+    {words}
 
     Returns
     -------

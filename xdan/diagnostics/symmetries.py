@@ -27,6 +27,7 @@ from ..records.schema import TIME, TRAJECTORY, reference_site
 from .evaluation import evaluate
 from .evaluation_points import EvaluationPoints, check_labelled, read_points
 from .kernels import EquivarianceKernel
+from .wording import shares_points
 
 # Elements of a group at which a network is tried; fewer where each runs the model along a past.
 _TRIED, _TRIED_REBUILT = 64, 8
@@ -35,6 +36,7 @@ _LEADING = 100  # times that say which sites are observed, where no rule does
 _SAME, _SAME_REBUILT = 1e-10, 1e-6
 
 
+@shares_points
 def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
     """Find the permutations of the state's sites under which an experiment does not change.
 
@@ -49,9 +51,7 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
     ds : xarray.Dataset
         Twin or record. Observations at random sites are taken to be as likely at each, where its attributes say that
         they are random.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -71,7 +71,7 @@ def symmetry_group(ds: xr.Dataset, **words: Unpack[RecordWords]) -> Group:
 
 
 def find_group(labelled: LabelledRecord) -> Group:
-    """Find the group under which the experiment of a record does not change, as for `symmetry_group`."""
+    """Find the group under which the experiment of a record does not change: what `symmetry_group` returns."""
     dynamics = labelled.setup.dynamics
     labels = torch.arange(2)
     noise = normal(0, Purpose.SENSITIVITY, labels, labels[:1], math.prod(dynamics.shape))[:, 0]
@@ -200,6 +200,7 @@ def _some(group: Group, most: int) -> list[int]:
     return sorted({0, 1, *np.linspace(2, len(group) - 1, most - 2).astype(int).tolist()})
 
 
+@shares_points
 def equivariance_error(
     ds: xr.Dataset,
     network: Network,
@@ -221,14 +222,19 @@ def equivariance_error(
 
     Parameters
     ----------
-    ds, network, every, burn_in, run, innovation, device, **words
-        As for `gain`.
+    {points}
     group : Group, optional
         That of `symmetry_group` by default.
     elements : int
         Elements that are tried, spread over the group.
+    {every}
+    {burn_in}
+    {run}
+    {innovation}
     seed : int
         Keys the directions.
+    {device}
+    {words}
 
     Returns
     -------

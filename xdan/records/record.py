@@ -41,36 +41,16 @@ from .store import STATUS, check_contents, check_whole
 from .times import first_model_time, steps_between
 from .units import check_units, check_units_of_parts
 from .values import refuse_fill_values
+from .wording import shares_words
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 
+@shares_words
 class RecordWords(TypedDict, total=False):
     """What a caller may say of a Dataset where its roles and attributes do not; each may be left out, or None.
 
-    Attributes
-    ----------
-    dynamics : Dynamics
-        Where the attributes name none that is registered.
-    truth, observation : str, or mapping of str to str
-        Names of the variables. Of a state of several fields a mapping of the fields' names to those of the variables;
-        fields that `observation` leaves out are not observed.
-    observation_error : str, float, array or mapping
-        A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or a mapping of
-        fields' names to these; or the deviation of each instrument that the observations' coordinate `instrument`
-        names.
-    operator : str, array, callable or mapping
-        H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N). Of a
-        state of several fields the function takes a mapping of fields (..., *shape), and a mapping has a matrix or a
-        variable's name for each field that is observed.
-    positions : mapping of str to array
-        Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
-    model_error : str, float, array or mapping
-        Q, the covariance of the model's errors in one interval: standard deviations (one number, or one for each
-        component), a matrix, a variable's name, or a mapping of fields' names to deviations. 0 is a perfect model. By
-        default what the dynamics has, or else the Dataset.
-    climatology : array_like, DataArray or "record"
-        States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
+    {record_words}
     """
 
     dynamics: Dynamics | None

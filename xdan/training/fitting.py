@@ -26,6 +26,7 @@ from ..records.location import StoreLike, writing
 from ..records.record import RecordWords
 from ..records.schema import XdanWarning
 from ..records.setting import disagreements
+from ..records.wording import shares_words
 from .arguments import TrainingArguments
 from .data import TrainingData
 from .loop import Budget, Loop
@@ -34,6 +35,7 @@ from .plan import TrainingPlan, not_finite, plan
 _DEFAULT_STEPS = 6000
 
 
+@shares_words
 def train(
     source: xr.Dataset | TwinExperiment | Dynamics,
     network: str | AnalysisNetwork | Network = "residual-cnn",
@@ -104,8 +106,7 @@ def train(
         of the rates.
     seed : int
         Of the initial weights, of the order of the trajectories and of an endless twin.
-    device : str
-        "auto" takes the GPU where there is one.
+    {device}
     processes : int, optional
         How many share the trajectories of a batch, on the CPU. By default as many as torch has threads
         (`torch.set_num_threads`), where that leaves each at least 12 trajectories.
@@ -113,10 +114,10 @@ def train(
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
     progress : bool or mapping
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error: by which a Dataset is read,
-        as for `cycle`. climatology, of a Dataset or an endless twin: states that trajectories start from, and that the
-        network is normalised by.
+    {words}
+
+        A twin experiment, or a dynamics, takes the word climatology alone. In a training the trajectories start from
+        its states, and the network is normalised by them.
 
     Returns
     -------

@@ -308,8 +308,10 @@ class Dynamics(InTime, Parametrised, MayErr):
         ----------
         labels : sequence of int, length R
             One for each trajectory.
-        seed, purpose
-            As for `xdan.core.random.normal`.
+        seed : int
+            Keys the draws.
+        purpose : Purpose
+            Keys the draws too: what they are for, so that draws of one seed for two purposes are independent.
         members : int
             States for each label.
         like : Tensor, optional
@@ -366,8 +368,13 @@ class Dynamics(InTime, Parametrised, MayErr):
         Parameters
         ----------
         count : int
-        seed, purpose, like
-            As for `climatology`.
+            How many draws.
+        seed : int
+            Keys the draws.
+        purpose : Purpose
+            Keys the draws too: what they are for.
+        like : Tensor
+            Its dtype and device are taken.
 
         Returns
         -------

@@ -248,6 +248,16 @@ _GEOMETRIES: Registry[Geometry] = Registry(
 def register_geometry(cls: G) -> G:
     """Register a geometry's class under its `name`, as a decorator of the class; stores refer to the name.
 
+    Parameters
+    ----------
+    cls : class derived from Geometry
+        With an attribute `name` of its own.
+
+    Returns
+    -------
+    class
+        The same class.
+
     Raises
     ------
     TypeError

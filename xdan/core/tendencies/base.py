@@ -180,6 +180,16 @@ _TENDENCIES: Registry[TendencyNetwork] = Registry(
 def register_tendency(cls: T) -> T:
     """Register a class of tendency networks under its `name`, as a decorator of the class; stores refer to the name.
 
+    Parameters
+    ----------
+    cls : class derived from TendencyNetwork
+        With an attribute `name` of its own.
+
+    Returns
+    -------
+    class
+        The same class.
+
     Raises
     ------
     TypeError
