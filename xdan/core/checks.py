@@ -29,13 +29,16 @@ def shown(value: Any) -> str:
 def perhaps(name: Any, known: Iterable[str]) -> str:
     """The known name that a wrong one may stand for, as the end of a sentence; empty where none is near.
 
+    Capitals do not count.
+
     Examples
     --------
     >>> perhaps("enkfn", ["enkf-n", "letkf", "etkf"])
     ", perhaps 'enkf-n'"
     """
-    near = get_close_matches(str(name), list(known), n=1, cutoff=0.7)
-    return f", perhaps {near[0]!r}" if near else ""
+    lowered = {one.lower(): one for one in known}
+    near = get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.7)
+    return f", perhaps {lowered[near[0]]!r}" if near else ""
 
 
 def integer(label: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:

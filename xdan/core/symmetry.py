@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checks import integer, shown
 from .spaces.joint import period, power_of
+from .tables import html_table
 
 _ALL_SHIFTS = 4096  # products with shifts that are tried; where there are more, only powers of each shift
 _MOST_SITES = 10**8  # a permutation of more would take gigabytes
@@ -182,6 +183,9 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<xdan.Group: {self.name}, {len(self)} elements on {self.sites} sites>"
+
+    def _repr_html_(self) -> str:
+        return html_table("xdan.Group", [("group", self.name), ("elements", len(self)), ("sites", self.sites)])
 
 
 def _items(label: str, values: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import numpy as np
 import xarray as xr
 
-from ..core.checks import shown
+from ..core.checks import perhaps, shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
 from ..core.twin import INSTRUMENT, check_field_names, names_fields
@@ -177,9 +177,10 @@ def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_t
     fields = "" if model.space.single else f", or one for each field, such as 'observation_{model.space.names[0]}'"
     observation = find_fields(ds, OBSERVATION, model, words.get("observation"), all_fields=False)
     if observation is None:
-        raise ValueError(
-            f"no observations: expected a variable 'observation'{fields}, found {listed}; name it with observation="
-        )
+        remedy = "name it with observation="
+        if {"forecast", "analysis"} <= set(listed):
+            remedy += ". This looks like a run: pass the record that it was made on"
+        raise ValueError(f"no observations: expected a variable 'observation'{fields}, found {listed}; {remedy}")
     truth = find_fields(ds, TRUTH, model, words.get("truth"))
     if truth is None and needs_truth:
         fields = fields.replace("observation", "truth")
@@ -237,7 +238,10 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
         For whatever is missing, misnamed or of the wrong size; the message says what was found and the remedy.
     """
     if not isinstance(ds, xr.Dataset):
-        raise TypeError(f"ds={shown(ds)}: expected the Dataset of a twin or of a record")
+        raise TypeError(
+            f"ds={shown(ds)}: expected the Dataset of a twin or of a record; xarray.open_zarr opens a store, and "
+            "arrays go into an xarray.Dataset with names and dims"
+        )
     check_words(words)
     if ds.attrs.get(STATUS) == "unfinished":
         raise ValueError(
@@ -391,7 +395,9 @@ def check_words(words: Any) -> None:
     """
     known = list(RecordWords.__annotations__)
     if unknown := [name for name in words if name not in known]:
-        raise TypeError(f"{unknown[0]}={shown(words[unknown[0]])}: expected no argument beyond {known}")
+        raise TypeError(
+            f"{unknown[0]}={shown(words[unknown[0]])}: expected no argument beyond {known}{perhaps(unknown[0], known)}"
+        )
 
 
 def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..random import Purpose
 from ..registry import constructor_parameters, constructor_values
 from ..spaces import Coordinate, StateSpace
+from ..tables import html_table
 from ..tangent import push_forward
 from .clock import InTime
 from .declared_space import DefaultSpace, OfSpace, stated_space
@@ -498,3 +499,11 @@ class Dynamics(InTime, Parametrised, MayErr):
         inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
         error = "" if self.model_error is None else f".with_model_error({self.model_error.word!r})"
         return f"{type(self).__name__}({inside}){error}"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, Any]] = list(self.config().items())
+        grids = {one.name: zip(one.geometry.dims, one.geometry.shape, strict=True) for one in self.space}
+        rows += [(f"field {name}", ", ".join(f"{dim}: {n}" for dim, n in grid)) for name, grid in grids.items()]
+        if self.model_error is not None:
+            rows.append(("model error", self.model_error.word))
+        return html_table(type(self).__name__, rows)

@@ -54,6 +54,10 @@ class Sites:
         if not self.low <= self.high:
             raise ValueError(f"low={self.low}, high={self.high}: expected 0 <= low <= high")
 
+    def __repr__(self) -> str:
+        parts = [getattr(self, key) for key in _KEYS[self.kind]]
+        return f"Sites.{self.kind}({', '.join(map(str, parts))})"
+
     @classmethod
     def all(cls) -> Sites:
         """Every site."""
