@@ -39,7 +39,7 @@ def test_dynamics_shows_its_parameters_its_fields_and_its_error():
     told = table(xdan.Lorenz96(sites=12, forcing=9.0).with_model_error(0.5))
     assert (told["sites"], told["forcing"], told["field x"]) == ("12", "9.0", "x: 12")
     assert "model error" in told
-    assert table(xdan.TwoScaleLorenz96(slow=4, fast=3)).keys() >= {"field X", "field Y"}
+    assert table(xdan.TwoScaleLorenz96(sites=4, fast=3)).keys() >= {"field U", "field V"}
 
 
 def test_group_shows_its_size():

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # Python or NumPy counts these types among the integers
+_STEM = 4  # letters that a wrong name and a known one begin with alike, where one goes on: batch_size, batch
 _LONGEST = 80  # characters of a value that a message shows
 
 
@@ -35,9 +36,13 @@ def perhaps(name: Any, known: Iterable[str]) -> str:
     --------
     >>> perhaps("enkfn", ["enkf-n", "letkf", "etkf"])
     ", perhaps 'enkf-n'"
+    >>> perhaps("batch_size", ["batch", "steps"])
+    ", perhaps 'batch'"
     """
-    lowered = {one.lower(): one for one in known}
-    near = get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.7)
+    lowered, wrong = {one.lower(): one for one in known}, str(name).lower()
+    near = get_close_matches(wrong, list(lowered), n=1, cutoff=0.7)
+    if not near and len(wrong) >= _STEM:
+        near = [one for one in lowered if len(one) >= _STEM and (wrong.startswith(one) or one.startswith(wrong))][:1]
     return f", perhaps {lowered[near[0]]!r}" if near else ""
 
 
