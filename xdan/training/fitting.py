@@ -143,6 +143,11 @@ def train(
         "interrupted". Where no validation was finite; where a network goes on in another setting than its own; where
         some trajectories have no observations.
 
+    See Also
+    --------
+    xdan.networks : table of the networks by name, with their parameters.
+    xdan.models : table of the models by name.
+
     References
     ----------
     Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: the same authors' slides, Eq. 13
