@@ -66,6 +66,13 @@ class Network:
         Weights and normalisation, read-only.
     history : xarray.Dataset or None
         Training and validation along `step`.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> net = xdan.open_network("lorenz96-single")  # one that comes with xdan
+    >>> net.description["name"], net.description["state_dims"]
+    ('kalman-cnn', ['x'])
     """
 
     def __init__(
@@ -381,6 +388,16 @@ def committee(networks: Iterable[Network]) -> Network:
     -----
     XdanWarning
         Where they were trained with another interval, observing network or dynamics, as far as their descriptions tell.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> architecture = xdan.ResidualCNN(filters=4, blocks=1)
+    >>> settings = {"steps": 2, "window": 4, "batch": 2, "progress": False}
+    >>> first, second = (ds.dan.train(architecture, seed=seed, **settings) for seed in (0, 1))
+    >>> xdan.committee([first, second]).description["name"]
+    'committee'
     """
     try:
         networks = list(networks)
@@ -459,6 +476,12 @@ def open_network(store: StoreLike) -> Network:
         If there is no such store.
     ValueError
         If it is not a network, its name is not registered, or it was cut short.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.open_network("lorenz96-single").description["name"]  # one that comes with xdan
+    'kalman-cnn'
     """
     if isinstance(store, str) and store in SHIPPED and not Path(store).exists():
         store = _TRAINED / f"{store}.zarr"

@@ -18,7 +18,17 @@ _LONGEST = 80  # characters of a value that a message shows
 
 
 class XdanWarning(UserWarning):
-    """Something that is allowed but surprising."""
+    """Something that is allowed but surprising.
+
+    Examples
+    --------
+    >>> import warnings, xdan
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", category=xdan.XdanWarning)  # what is surprising stops a script
+    ...     ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=3)
+    >>> issubclass(xdan.XdanWarning, UserWarning)
+    True
+    """
 
 
 def shown(value: Any) -> str:

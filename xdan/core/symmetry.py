@@ -44,6 +44,13 @@ class Group:
     References
     ----------
     Bocquet et al., Eq. F1.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> group = xdan.Group.ring(12, step=3)
+    >>> len(group), group.sites
+    (4, 12)
     """
 
     def __init__(self, name: str, sites: int, permutation: Callable[[int], Tensor], size: int) -> None:

@@ -128,6 +128,18 @@ def gain(
     References
     ----------
     Bocquet et al., Eq. 5 to 15 and App. C to H. Regression for P_a: Bocquet et al. (2024), doi:10.1063/5.0230837.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> covariance = ds.dan.gain(net, kind="covariance", burn_in=18)
+    >>> dict(covariance.sizes)
+    {'trajectory': 4, 'time': 2, 'i': 8, 'j': 8}
+    >>> omega = ds.dan.gain(net, kind="mean", burn_in=18)
+    >>> dict(omega.sizes)
+    {'i': 8, 'j': 8}
     """
     choice("kind", kind, KINDS)
     choice("innovation", innovation, INNOVATIONS)

@@ -79,6 +79,15 @@ def scaling_of_increments(
     References
     ----------
     Bocquet et al., Eq. 23 and Fig. 6.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> growth = ds.dan.scaling_of_increments(net, ds.dan.cycle(net), [0.5, 2.0], burn_in=18).compute()
+    >>> bool(growth.ratio[0] < growth.ratio[1])
+    True
     """
     values = np.atleast_1d(real_array("scales", scales))
     if values.ndim != 1 or not len(values) or not (values > 0).all():
@@ -150,6 +159,15 @@ def stein_identity(
     References
     ----------
     Bocquet et al., Eq. 12, C3 and C4.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> sides = ds.dan.stein_identity(net, samples=50, burn_in=18)
+    >>> dict(sides.difference.sizes)
+    {'i': 8, 'j': 8}
     """
     samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
     points = read_points(
@@ -227,6 +245,15 @@ def innovation_histogram(
     References
     ----------
     Bocquet et al., Fig. 7.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> density = ds.dan.innovation_histogram(net, ds.dan.cycle(net), bins=20)
+    >>> dict(density.sizes)
+    {'zeta': 20}
     """
     limit = None if limit is None else real("limit", limit, above=0)
     number_or_edges = _check_bins(bins)

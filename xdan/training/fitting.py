@@ -152,6 +152,15 @@ def train(
     ----------
     Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: the same authors' slides, Eq. 13
     to 15; the correction: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> run = ds.dan.cycle(net)
+    >>> sorted(run)
+    ['analysis', 'diverged', 'forecast', 'innovation_ratio']
     """
     net, interruption = fit(TrainingArguments(**locals()))
     if interruption is not None:

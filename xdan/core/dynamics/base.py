@@ -94,6 +94,21 @@ class Dynamics(InTime, Parametrised, MayErr):
     References
     ----------
     Bocquet et al. (2024), Eq. 1a, doi:10.1063/5.0230837.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Decay(xdan.Dynamics):
+    ...     name = "decay"
+    ...     def __init__(self, rate=1.0):
+    ...         self.rate, self.timestep = rate, 0.05
+    ...         self.space = xdan.StateSpace([xdan.Field("x", xdan.Ring(4))])
+    ...     def config(self):
+    ...         return {"rate": self.rate}
+    ...     def tendency(self, x):
+    ...         return -self.rate * x
+    >>> Decay().advance(torch.ones(1, 4), 20)  # exp(-1)
+    tensor([[0.3679, 0.3679, 0.3679, 0.3679]])
     """
 
     name: ClassVar[str] = "unnamed"

@@ -36,6 +36,13 @@ class Sites:
         If the kind is no name, or another parameter no integer.
     ValueError
         For an unknown kind, or numbers out of range.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=3, observe=xdan.Sites.every(2))
+    >>> ds.observation.notnull()[0, 0].values
+    array([ True, False,  True, False,  True, False,  True, False])
     """
 
     kind: str

@@ -46,6 +46,18 @@ class TendencyNetwork(nn.Module, ABC):
     ------
     ValueError
         For fields whose geometries cannot be joined.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Damping(xdan.TendencyNetwork):
+    ...     name = "damping"
+    ...     def forward(self, x):
+    ...         return -x
+    >>> model = xdan.CorrectedDynamics(xdan.Lorenz96(sites=8, forcing=0.0), Damping())
+    >>> x = torch.ones(1, 8)
+    >>> bool((model.advance(x, 1) < xdan.Lorenz96(sites=8, forcing=0.0).advance(x, 1)).all())
+    True
     """
 
     name: ClassVar[str]
@@ -196,6 +208,12 @@ def register_tendency(cls: T) -> T:
         For what is no class of tendency networks, or has no name of its own.
     ValueError
         If another class has the name.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.register_tendency(xdan.QuadraticCNN) is xdan.QuadraticCNN  # what the decorator does, once more
+    True
     """
     return _TENDENCIES.register(cls, "register_tendency")
 
