@@ -14,6 +14,7 @@ from ..core.checks import choice, shown
 from ..records.fields import split, state_coordinates
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, averaged_dims
+from ..records.wording import shares_words
 from .score_causes import Cause, Score, fills, unsettled, with_warnings
 from .score_fields import FIELD, OVER_ALL, TOTAL, FieldMeans, FieldPart
 from .score_observations import against_observations
@@ -37,6 +38,7 @@ _CRPS = {
 }
 
 
+@shares_words
 def score(
     ds: xr.Dataset,
     run: xr.Dataset,
@@ -64,9 +66,7 @@ def score(
         Leading cycles to leave out.
     also : sequence of StateScore
         Your scores of whole states, averaged beside the others.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -107,6 +107,15 @@ def score(
     ----------
     CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437; of members: Ferro (2014), doi:10.1002/qj.2270.
     Diagnosed error: Desroziers et al. (2005), doi:10.1256/qj.05.108.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10)
+    >>> score = ds.dan.score(run, burn_in=10)
+    >>> bool(score.rmse < score.forecast_rmse)
+    True
     """
     along = choice("along", along, ("state", "site"))
     if along == "site" and also:
@@ -142,6 +151,7 @@ def score(
     )
 
 
+@shares_words
 def rank_histogram(
     ds: xr.Dataset,
     run: xr.Dataset,
@@ -155,13 +165,17 @@ def rank_histogram(
 
     Parameters
     ----------
-    ds, run, dim, burn_in
-        As for `score`; the run with its members, from `baseline(..., keep_members=True)`.
+    ds : xarray.Dataset
+        The twin or the record that was cycled; its truth is read.
+    run : xarray.Dataset
+        A run with its members, from `baseline(..., keep_members=True)`.
+    dim : str or sequence of str
+        Dims to count over, of `trajectory` and `time`.
+    burn_in : int
+        Leading cycles to leave out.
     of : {"members", "forecast_members"}
         Rank in the analysis or in the forecast.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -178,6 +192,15 @@ def rank_histogram(
     -----
     XdanWarning
         Where truth or members are NaN: these are not counted.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> counts = ds.dan.rank_histogram(run, burn_in=10)
+    >>> dict(counts.sizes), int(counts.sum())  # 4 trajectories, 10 times, 8 sites
+    ({'rank': 11}, 320)
     """
     of = choice("of", of, MEMBERS)
     pair = match(ds, run, burn_in, words)

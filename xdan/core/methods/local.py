@@ -42,7 +42,8 @@ class LETKF(InflatedEnsemble):
     spin_up : int
         First cycles that take, site by site, the inflation which the finite-size prior asks for.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
+        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
+        member, or the anomalies are transformed in their own space.
 
     Raises
     ------
