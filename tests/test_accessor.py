@@ -1,7 +1,6 @@
 """The accessor forwards, and does nothing else."""
 
 import inspect
-import re
 from importlib import import_module
 
 import pytest
@@ -9,7 +8,6 @@ import xarray as xr
 
 import xdan
 from xdan.accessor import DanAccessor
-from xdan.records.record import RecordWords
 
 METHODS = [name for name in vars(DanAccessor) if not name.startswith("_")]
 ACCESSOR = DanAccessor(xr.Dataset())
@@ -50,17 +48,6 @@ def test_help_is_that_of_the_function(name):
     assert first.name in ("ds", "source")
     assert inspect.signature(method) == signature.replace(parameters=others)
     assert inspect.signature(getattr(DanAccessor, name)) == signature  # what a page of the reference shows
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_docstring_says_every_word_of_a_record(name):
-    """By itself, or by the name of the verb that says them."""
-    parameters = inspect.signature(getattr(xdan, name)).parameters
-    if "words" in parameters or name == "baseline":
-        doc = inspect.getdoc(getattr(xdan, name))
-        other = re.search(r"\*\*words\n    As for `(\w+)`", doc)
-        doc = doc if other is None else inspect.getdoc(getattr(xdan, other[1]))
-        assert [word for word in RecordWords.__annotations__ if not re.search(rf"\b{word}\b", doc)] == []
 
 
 def test_same_run_and_same_score(twin, net, run):

@@ -45,7 +45,7 @@ def test_public_name_resolves(name):
 
 
 def test_unknown_name_says_which_are_known():
-    with pytest.raises(AttributeError, match=r"module 'xdan' has no attribute 'kalman'; it has .*'baseline'"):
+    with pytest.raises(AttributeError, match=r"no attribute 'kalman', perhaps 'KalmanCNN'; it has .*'baseline'"):
         _ = xdan.kalman
 
 

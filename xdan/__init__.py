@@ -32,7 +32,10 @@ __all__ = ["__version__", *_HOMES]
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        near = "".join(f", perhaps {one!r}" for one in get_close_matches(name, __all__, n=1, cutoff=0.7))
+        lowered = {one.lower(): one for one in __all__}
+        near = "".join(
+            f", perhaps {lowered[one]!r}" for one in get_close_matches(name.lower(), lowered, n=1, cutoff=0.7)
+        )
         raise AttributeError(f"module 'xdan' has no attribute {name!r}{near}; it has {__all__}")
     value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value

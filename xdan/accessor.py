@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -50,6 +51,11 @@ class DanAccessor:
 
     def __init__(self, ds: xr.Dataset) -> None:
         self._ds = ds
+
+    def __getattr__(self, name: str) -> Any:
+        verbs = [verb for verb in vars(DanAccessor) if not verb.startswith("_")]
+        near = "".join(f", perhaps {verb!r}" for verb in get_close_matches(name.lower(), verbs, n=1, cutoff=0.7))
+        raise AttributeError(f".dan has no {name!r}{near}; it has {verbs}")
 
 
 def _verbs() -> dict[str, str]:

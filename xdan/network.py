@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,6 +30,7 @@ from .core.networks import (
 )
 from .core.registry import constructor_parameters
 from .core.spaces import STATE, StateSpace
+from .core.tables import html_table
 from .core.tendencies import TendencyNetwork
 from .records.blocks import array_to_tensor, tensor_to_array
 from .records.location import StoreLike, check_rewritable, locate, replacing, writing
@@ -65,6 +66,13 @@ class Network:
         Weights and normalisation, read-only.
     history : xarray.Dataset or None
         Training and validation along `step`.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> net = xdan.open_network("lorenz96-single")  # one that comes with xdan
+    >>> net.description["name"], net.description["state_dims"]
+    ('kalman-cnn', ['x'])
     """
 
     def __init__(
@@ -309,14 +317,31 @@ class Network:
         return ("xdan.Network", self.digest)
 
     def __repr__(self) -> str:
-        parameters = {**self.description["parameters"]}
-        if "space" in parameters:
-            parameters["space"] = [field["name"] for field in parameters["space"]["fields"]]
-        inside = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+        inside = ", ".join(f"{key}={value!r}" for key, value in self._short_parameters().items())
         score = self.description.get("training", {}).get("validation_rmse")
         validation = "" if score is None else f", validation RMSE {score:.3f}"
         weights = sum(value.size for value in self.arrays.values())
         return f"<xdan.Network {self.description['name']}({inside}): {weights} weights{validation}>"
+
+    def _short_parameters(self) -> dict[str, Any]:
+        """Parameters of the architecture; of fields and of a committee's networks the names alone."""
+        parameters = {**self.description["parameters"]}
+        if isinstance(parameters.get("space"), Mapping):
+            parameters["space"] = [field["name"] for field in parameters["space"]["fields"]]
+        if isinstance(parameters.get("networks"), Sequence):
+            parameters["networks"] = [one["name"] for one in parameters["networks"]]
+        return parameters
+
+    def _repr_html_(self) -> str:
+        training = self.description.get("training", {})
+        told = ("objective", "window", "batch", "steps", "epochs", "minutes", "seed", "interrupted")
+        rows: list[tuple[str, Any]] = [*self._short_parameters().items()]
+        rows += [("weights", sum(value.size for value in self.arrays.values()))]
+        rows += [("state's dims", ", ".join(self.description.get("state_dims", ())))]
+        rows += [(f"training: {name}", training[name]) for name in told if training.get(name) is not None]
+        if (score := training.get("validation_rmse")) is not None:
+            rows.append(("training: validation RMSE", f"{score:.3f}"))
+        return html_table(f"xdan.Network {self.description['name']}", rows)
 
 
 def _check_climate(of_what: str, observation: Array, mean: float, std: float, error_variance: float) -> None:
@@ -363,6 +388,16 @@ def committee(networks: Iterable[Network]) -> Network:
     -----
     XdanWarning
         Where they were trained with another interval, observing network or dynamics, as far as their descriptions tell.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> architecture = xdan.ResidualCNN(filters=4, blocks=1)
+    >>> settings = {"steps": 2, "window": 4, "batch": 2, "progress": False}
+    >>> first, second = (ds.dan.train(architecture, seed=seed, **settings) for seed in (0, 1))
+    >>> xdan.committee([first, second]).description["name"]
+    'committee'
     """
     try:
         networks = list(networks)
@@ -441,6 +476,12 @@ def open_network(store: StoreLike) -> Network:
         If there is no such store.
     ValueError
         If it is not a network, its name is not registered, or it was cut short.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.open_network("lorenz96-single").description["name"]  # one that comes with xdan
+    'kalman-cnn'
     """
     if isinstance(store, str) and store in SHIPPED and not Path(store).exists():
         store = _TRAINED / f"{store}.zarr"

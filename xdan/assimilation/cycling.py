@@ -32,11 +32,13 @@ from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES, check_observed, refuse_fill_values
 from ..records.watch import RATIO, Watch, attribute, far_from_truth, warn_of
+from ..records.wording import shares_words
 from .backward_pass import fill_backward, lazy_pass
 from .run_layout import Layout, choices_of, label_run, lags_of, layout_of, smoothed_layout_of
 from .schemes import Scheme, scheme_of
 
 
+@shares_words
 def cycle(
     ds: xr.Dataset,
     method: Network | Method,
@@ -59,10 +61,9 @@ def cycle(
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        A twin or a record: observations (trajectory, time, *state), NaN where nothing is observed, or (trajectory,
-        time, obs) with an operator. `trajectory` may be missing. Chunked input gives lazy output.
+    {ds}
     method : Network or Method
+        What makes the analyses. Classical methods go by name through `baseline`.
     members : bool
         Keep the members of an ensemble method; or the memory of a network, the latent channels that each analysis
         reads, and `analysis_covariance`, P_a (trajectory, time, x_dual, x) of a filter beside it that its forecast
@@ -74,39 +75,14 @@ def cycle(
         several models, and networks with members or beside such a Kalman filter can; methods with a lag smooth by it
         already. Each block's states are made again from what the block began with, which a store keeps until the pass
         has gone through that block.
-    restart_after : float, optional
-        Model time without an observation after which a trajectory starts anew from the climatology, with the next
-        observation; by default never. The run holds the flag `restarted`, and the time in its attributes. 4D-Var and
-        smoothers, which fit several times together, start anew after intervals of the record that are longer.
+    {restart_after}
     seed : int
         Keys the draws of ensembles.
-    store : path or Zarr store, optional
-        Stream into this store block by block and return it opened. A killed run is resumed by the same call.
-    mode : {"w-", "w"}
-        "w" overwrites an existing store; an unfinished run of the same call is taken up all the same.
-    device : str
-        "auto" takes the GPU where there is one.
-    progress : bool
-        Show a progress bar when streaming.
-    **words
-        What the Dataset does not say of itself.
-
-        - dynamics : Dynamics: where the attributes name none that is registered;
-        - truth, observation : str, or mapping of fields' names to str: names of the variables, where their attributes
-          and names do not say the role. Fields that the mapping `observation` leaves out are not observed;
-        - observation_error : str, float, array, or mapping of fields' names to these: a variable's name, standard
-          deviations, or R; or a mapping of instruments' names to their deviations;
-        - operator : str, array, callable, or mapping of fields' names to matrices (P, *shape): H, where observations
-          lie along `obs`: a variable's name, a matrix (P, N), or a torch function of states (..., N), of several fields
-          of a mapping of tensors (..., *shape), which no store can hold;
-        - positions : mapping of str to array: where observations along `obs` lie, such as {"x": [0.5, 7.25]}, where no
-          coordinates of theirs say it;
-        - model_error : str, float, array, or mapping of fields' names to these: Q, the covariance of the model's errors
-          in one interval, as standard deviations, a matrix, or a variable's name; 0 is a perfect model. By default what
-          the dynamics has, or else the Dataset;
-        - climatology : array, DataArray or "record": states (sample, *state) that stand for the dynamics' own
-          climatology, where the model is expensive or does not spin up from noise. Methods start from them, and take
-          mean and B of them; "record" takes at most 4096 of the truth's. The run's attributes hold a digest of them.
+    {store}
+    {mode}
+    {device}
+    {progress}
+    {words}
 
     Returns
     -------
@@ -136,6 +112,14 @@ def cycle(
     References
     ----------
     Bocquet et al., Eq. 2 and 3.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.cycle(xdan.FiniteSizeEnKF(members=10))  # or a trained network
+    >>> dict(run.analysis.sizes)
+    {'trajectory': 4, 'time': 20, 'x': 8}
     """
     labelled = read(ds, **words)
     if restart_after is not None:

@@ -13,6 +13,7 @@ from ..core.checks import choice
 from ..records.fields import split, state_coordinates
 from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY, averaged_dims
+from ..records.wording import shares_words
 from .score_causes import Score, with_warnings
 from .score_fields import FIELD
 from .score_many import CRPS_OF, joined, several
@@ -21,6 +22,7 @@ from .score_pair import Pair, match, read_scored
 from .score_truth import BY_SITE, against_truth, also_scored, by_site, check_also, spreads
 
 
+@shares_words
 def score(
     ds: xr.Dataset,
     run: xr.Dataset | Mapping[str, xr.Dataset],
@@ -56,9 +58,7 @@ def score(
         What is scored. "smoothed" takes the run's `smoothed`, `smoothed_spread` and `smoothed_members` in the
         analysis's place, and leaves out what is of the forecast or of observations alone. Times at the end of the
         record for which the run has no smoothed state are in no mean; `times_left_out` counts them.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -106,6 +106,15 @@ def score(
     ----------
     CRPS: Gneiting and Raftery (2007), doi:10.1198/016214506000001437; of members: Ferro (2014), doi:10.1002/qj.2270.
     Diagnosed variances: Desroziers et al. (2005), doi:10.1256/qj.05.108.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10)
+    >>> score = ds.dan.score(run, burn_in=10)
+    >>> bool(score.rmse < score.forecast_rmse)
+    True
     """
     along, which = choice("along", along, ("state", "site")), choice("which", which, ("analysis", "smoothed"))
     check_also(also)

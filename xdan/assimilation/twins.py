@@ -46,6 +46,9 @@ from ..records.watch import warn_of
 _MOST = 10**8  # trajectories or cycles: more are taken for a slip, and their labels alone would fill memory
 
 
+_BESIDE = ("cycles", "trajectories", "seed", "start", "chunks", "dtype", "climatology")  # parameters of `twin` alone
+
+
 def twin(
     experiment: TwinExperiment | Dynamics,
     *,
@@ -129,7 +132,7 @@ def twin(
     >>> dict(ds.truth.sizes)
     {'trajectory': 2, 'time': 10, 'x': 40}
     """
-    experiment = TwinExperiment.of(experiment, setting)
+    experiment = TwinExperiment.of(experiment, setting, _BESIDE)
     if experiment.truth_dynamics is None:
         experiment = replace(experiment, dynamics=with_climatology(experiment.dynamics, climatology))
     else:

@@ -13,11 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # Python or NumPy counts these types among the integers
+_STEM = 4  # letters that a wrong name and a known one begin with alike, where one goes on: batch_size, batch
 _LONGEST = 80  # characters of a value that a message shows
 
 
 class XdanWarning(UserWarning):
-    """Something that is allowed but surprising."""
+    """Something that is allowed but surprising.
+
+    Examples
+    --------
+    >>> import warnings, xdan
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", category=xdan.XdanWarning)  # what is surprising stops a script
+    ...     ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=3)
+    >>> issubclass(xdan.XdanWarning, UserWarning)
+    True
+    """
 
 
 def shown(value: Any) -> str:
@@ -29,13 +40,20 @@ def shown(value: Any) -> str:
 def perhaps(name: Any, known: Iterable[str]) -> str:
     """The known name that a wrong one may stand for, as the end of a sentence; empty where none is near.
 
+    Capitals do not count.
+
     Examples
     --------
     >>> perhaps("enkfn", ["enkf-n", "letkf", "etkf"])
     ", perhaps 'enkf-n'"
+    >>> perhaps("batch_size", ["batch", "steps"])
+    ", perhaps 'batch'"
     """
-    near = get_close_matches(str(name), list(known), n=1, cutoff=0.7)
-    return f", perhaps {near[0]!r}" if near else ""
+    lowered, wrong = {one.lower(): one for one in known}, str(name).lower()
+    near = get_close_matches(wrong, list(lowered), n=1, cutoff=0.7)
+    if not near and len(wrong) >= _STEM:
+        near = [one for one in lowered if len(one) >= _STEM and (wrong.startswith(one) or one.startswith(wrong))][:1]
+    return f", perhaps {lowered[near[0]]!r}" if near else ""
 
 
 def integer(label: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:

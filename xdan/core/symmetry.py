@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .checks import integer, shown
 from .spaces.joint import period, power_of
+from .tables import html_table
 
 _ALL_SHIFTS = 4096  # products with shifts that are tried; where there are more, only powers of each shift
 _MOST_SITES = 10**8  # a permutation of more would take gigabytes
@@ -29,15 +30,27 @@ class Group:
 
     Made by `translations`, `ring`, `rotations`, `trivial` or `generated_by`.
 
-    Attributes
+    Parameters
     ----------
     name : str
+        What the group is, in words.
     sites : int
         N.
+    permutation : callable
+        From the number of an element, 0 to size - 1, to its sites g(i), a Tensor of integers, shape (N,).
+    size : int
+        How many elements the group has.
 
     References
     ----------
     Bocquet et al., Eq. F1.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> group = xdan.Group.ring(12, step=3)
+    >>> len(group), group.sites
+    (4, 12)
     """
 
     def __init__(self, name: str, sites: int, permutation: Callable[[int], Tensor], size: int) -> None:
@@ -177,6 +190,9 @@ class Group:
 
     def __repr__(self) -> str:
         return f"<xdan.Group: {self.name}, {len(self)} elements on {self.sites} sites>"
+
+    def _repr_html_(self) -> str:
+        return html_table("xdan.Group", [("group", self.name), ("elements", len(self)), ("sites", self.sites)])
 
 
 def _items(label: str, values: Any) -> list[Any]:

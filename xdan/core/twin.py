@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checks import real, real_array, shown
+from .checks import perhaps, real, real_array, shown
 from .dynamics import Dynamics, check_declarations, dynamics_to_json
 from .observing import FieldSites, Sites
 from .spaces import StateSpace
+from .tables import html_table
 from .truth_model import TruthModel
 
 FIELD, INSTRUMENT = "field", "instrument"  # what positions may say of observations beside where they lie
@@ -152,8 +153,18 @@ class TwinExperiment:
             object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls, experiment: TwinExperiment | Dynamics, setting: Mapping[str, Any]) -> TwinExperiment:
+    def of(
+        cls, experiment: TwinExperiment | Dynamics, setting: Mapping[str, Any], also: tuple[str, ...] = ()
+    ) -> TwinExperiment:
         """Take an experiment as it is, or make one from a dynamics and its setting.
+
+        Parameters
+        ----------
+        experiment : TwinExperiment or Dynamics
+        setting : mapping
+            Parameters of the experiment, beside a dynamics.
+        also : tuple of str
+            What else the caller takes, for the message on an unknown parameter.
 
         Raises
         ------
@@ -173,7 +184,9 @@ class TwinExperiment:
                 "TwinExperiment"
             )
         if unknown := sorted(set(setting) - set(TwinSetting.__annotations__)):
-            raise TypeError(f"a twin experiment takes no {unknown}: expected {sorted(TwinSetting.__annotations__)}")
+            known = sorted(TwinSetting.__annotations__)
+            near = perhaps(unknown[0], [*known, *also])
+            raise TypeError(f"a twin experiment takes no {unknown}: expected {known}{near}")
         return cls(experiment, **setting)
 
     def _with_error(self) -> Dynamics:
@@ -248,6 +261,10 @@ class TwinExperiment:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         inside = (f"{name}={shown(value)}" for name, value in values.items() if value is not None)
         return f"{type(self).__name__}({', '.join(inside)})"
+
+    def _repr_html_(self) -> str:
+        values = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return html_table(type(self).__name__, [(name, value) for name, value in values if value is not None])
 
 
 def _interval(interval: Any) -> float | tuple[float, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,10 @@ def check_answer(answer: Any, shape: tuple[int, ...], x: Tensor, label: str) -> 
     """
     states = f"for states of shape {tuple(x.shape)}"
     if not isinstance(answer, Tensor):
-        raise ValueError(f"{label} gave a {type(answer).__name__} {states}: expected a tensor of shape {shape}")
+        remedy = (
+            "; write it with torch, or make the model by xdan.NumpyDynamics" if isinstance(answer, np.ndarray) else ""
+        )
+        raise ValueError(f"{label} gave a {type(answer).__name__} {states}: expected a tensor of shape {shape}{remedy}")
     if answer.shape != shape:
         raise ValueError(
             f"{label} gave shape {tuple(answer.shape)} {states}: expected {shape}; it must act on the last axes, and "

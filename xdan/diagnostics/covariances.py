@@ -18,6 +18,7 @@ from ..records.watch import warn_of
 from .evaluation import evaluate
 from .evaluation_points import check_labelled, read_points
 from .kernels import zero_innovation_increment
+from .wording import shares_points
 
 
 def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray:
@@ -39,6 +40,14 @@ def ensemble_covariance(run: xr.Dataset, *, of: str = "members") -> xr.DataArray
     ------
     ValueError
         If the run holds no members, or one only.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=5, keep_members=True)
+    >>> dict(xdan.ensemble_covariance(run).sizes)
+    {'trajectory': 4, 'time': 10, 'i': 8, 'j': 8}
     """
     check_labelled("run", run, xr.Dataset)
     choice("of", of, ("members", "forecast_members"))
@@ -85,6 +94,13 @@ def covariance_spectrum(covariance: xr.DataArray) -> xr.Dataset:
     ------
     ValueError
         If i and j are missing or of different sizes.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> covariance = xr.DataArray([[2.0, 1.0], [1.0, 2.0]], dims=("i", "j"))
+    >>> xdan.covariance_spectrum(covariance).eigenvalue.values
+    array([3., 1.])
     """
     _check_square(covariance)
     n = covariance.sizes["i"]
@@ -129,6 +145,13 @@ def information_gain(covariance: xr.DataArray, *, error_std: float | xr.DataArra
     ------
     TypeError, ValueError
         If i and j are missing or of different sizes, or an error is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> covariance = xr.DataArray(0.5 * np.eye(2), dims=("i", "j"))
+    >>> round(float(xdan.information_gain(covariance, error_std=1.0)), 4)  # 2 ln 2
+    1.3863
     """
     _check_square(covariance)
     if isinstance(error_std, xr.DataArray):
@@ -205,6 +228,14 @@ def principal_angles(
     References
     ----------
     Bjorck and Golub (1973), doi:10.2307/2005662.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> one = xr.DataArray(np.diag([1.0, 0.1]), dims=("i", "j"))
+    >>> other = xr.DataArray([[1.0, 1.0], [1.0, 1.0]], dims=("i", "j"))
+    >>> xdan.principal_angles(one, other, modes=1).values.round(3)
+    array([45.])
     """
     modes = integer("modes", modes, least=1)
     sizes = (modes, modes if other_modes is None else integer("other_modes", other_modes, least=1))
@@ -274,6 +305,7 @@ def _angles(wide: Array, narrow: Array) -> Array:
     return np.where(whole[..., None], angles, np.nan)
 
 
+@shares_points
 def zero_innovation_bias(
     ds: xr.Dataset,
     network: Network,
@@ -288,8 +320,12 @@ def zero_innovation_bias(
 
     Parameters
     ----------
-    ds, network, run, every, burn_in, device, **words
-        As for `gain`.
+    {points}
+    {run}
+    {every}
+    {burn_in}
+    {device}
+    {words}
 
     Returns
     -------
@@ -300,6 +336,15 @@ def zero_innovation_bias(
     References
     ----------
     Bocquet et al. (2024), doi:10.1063/5.0230837.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> bias = ds.dan.zero_innovation_bias(net, burn_in=18)
+    >>> dict(bias.bias.sizes)
+    {'trajectory': 4, 'time': 2}
     """
     points = read_points(
         ds,

@@ -21,6 +21,7 @@ from .evaluation import evaluate
 from .evaluation_points import INNOVATIONS, EvaluationPoints, check_samples, read_points
 from .kernels import CovarianceKernel, CutKernel, Kernel, MarginalGainKernel, SymmetryAverageKernel
 from .symmetries import commuting, fitting_group
+from .wording import shares_points
 
 
 class _Kind(NamedTuple):
@@ -41,6 +42,7 @@ _LARGE = 2**30  # bytes from which a lazy result warns
 _COLUMNS_AT_ONCE = 480  # states times tangents in a pass: the working set stays in the cache
 
 
+@shares_points
 def gain(
     ds: xr.Dataset,
     network: Network,
@@ -71,9 +73,7 @@ def gain(
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        Twin or record. Its truth is where derivatives are taken, unless a run is given.
-    network : Network
+    {points}
     kind : {"mean", "marginal", "covariance", "kalman"}
         Omega_r, Gamma, P_a or K.
     method : {"autodiff", "regression"}
@@ -85,14 +85,8 @@ def gain(
         Of a state of several fields, those of i, j and l in this order, such as ("h", "u", "h"); of i and j for P_a and
         K; of i alone for K where there is an operator. One name stands for all. By default i, j and l go over the
         whole packed state.
-    run : xarray.Dataset, optional
-        Of `cycle(network)`; its forecasts are the points. It must hold the memory of a network that has one, and the
-        covariance that a network beside a Kalman filter carries, `cycle(network, members=True)`: both are held fixed.
-        At the truth's states memory is taken as empty, and there is no such covariance; one that the network rebuilds
-        from the state (`past`) moves with the state.
-    innovation : {"zero", "sampled", "run"}
-        Where in zeta the exact derivatives are taken: at 0 (Gamma-bar, Eq. 11), at a draw for every state
-        (Gamma-tilde, Eq. 14), at the run's own (Gamma-hat, Eq. D2).
+    {run}
+    {innovation}
     group : xdan.Group, optional
         Symmetries to average over; those found by `symmetry_group` by default.
     reference : int, optional
@@ -102,20 +96,13 @@ def gain(
         where the network does not commute with the group; otherwise l = r alone has the same mean.
     samples : int, optional
         N_p of the regression; 4 N by default.
-    forecast_error : float or array, shape (N, N), optional
-        Deviation or covariance P_f of forecast errors: samples then have the covariance H^T R^-1 (R + H P_f H^T) R^-1
-        H, without it H^T R^-1 H (App. H).
-    every : int
-        Take every so many-th time.
-    burn_in : int
-        Leading times to leave out.
+    {forecast_error}
+    {every}
+    {burn_in}
     seed : int
         Keys the samples.
-    device : str
-        "auto" takes the GPU where there is one.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {device}
+    {words}
 
     Returns
     -------
@@ -141,6 +128,18 @@ def gain(
     References
     ----------
     Bocquet et al., Eq. 5 to 15 and App. C to H. Regression for P_a: Bocquet et al. (2024), doi:10.1063/5.0230837.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> covariance = ds.dan.gain(net, kind="covariance", burn_in=18)
+    >>> dict(covariance.sizes)
+    {'trajectory': 4, 'time': 2, 'i': 8, 'j': 8}
+    >>> omega = ds.dan.gain(net, kind="mean", burn_in=18)
+    >>> dict(omega.sizes)
+    {'i': 8, 'j': 8}
     """
     choice("kind", kind, KINDS)
     choice("innovation", innovation, INNOVATIONS)

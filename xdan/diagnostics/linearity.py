@@ -19,10 +19,12 @@ from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
 from .evaluation import evaluate
 from .evaluation_points import MOST_SAMPLES, check_samples, read_points
 from .kernels import CovarianceKernel, HistogramKernel, ScalingKernel, SteinKernel
+from .wording import shares_points
 
 _MOST_BINS = 10**6
 
 
+@shares_points
 def scaling_of_increments(
     ds: xr.Dataset,
     network: Network,
@@ -44,8 +46,7 @@ def scaling_of_increments(
 
     Parameters
     ----------
-    ds, network, every, burn_in, device, **words
-        As for `gain`.
+    {points}
     run : xarray.Dataset
         Whose forecasts and innovations are taken.
     scales : sequence of float
@@ -59,6 +60,10 @@ def scaling_of_increments(
     cutoff : float, optional
         Leave out the directions of P_a whose singular value is below this share of the largest, in which the
         standardised increment is large whatever its size. By default, and with 0, none, and a singular P_a is refused.
+    {every}
+    {burn_in}
+    {device}
+    {words}
 
     Returns
     -------
@@ -74,6 +79,15 @@ def scaling_of_increments(
     References
     ----------
     Bocquet et al., Eq. 23 and Fig. 6.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> growth = ds.dan.scaling_of_increments(net, ds.dan.cycle(net), [0.5, 2.0], burn_in=18).compute()
+    >>> bool(growth.ratio[0] < growth.ratio[1])
+    True
     """
     values = np.atleast_1d(real_array("scales", scales))
     if values.ndim != 1 or not len(values) or not (values > 0).all():
@@ -97,6 +111,7 @@ def scaling_of_increments(
     return result
 
 
+@shares_points
 def stein_identity(
     ds: xr.Dataset,
     network: Network,
@@ -117,15 +132,18 @@ def stein_identity(
 
     Parameters
     ----------
-    ds, network, run, every, burn_in, device, **words
-        As for `gain`.
+    {points}
     samples : int
         Draws of zeta for each state, more than sites. The network is differentiated at each: 400 of them take some
         seconds for a state of 40 sites, so take few states, with `every`.
-    forecast_error : float or array, optional
-        As for `gain`.
+    {forecast_error}
+    {run}
+    {every}
+    {burn_in}
     seed : int
         Keys the samples.
+    {device}
+    {words}
 
     Returns
     -------
@@ -141,6 +159,15 @@ def stein_identity(
     References
     ----------
     Bocquet et al., Eq. 12, C3 and C4.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> sides = ds.dan.stein_identity(net, samples=50, burn_in=18)
+    >>> dict(sides.difference.sizes)
+    {'i': 8, 'j': 8}
     """
     samples = integer("samples", samples, least=1, most=MOST_SAMPLES)
     points = read_points(
@@ -182,6 +209,7 @@ def stein_identity(
     return result
 
 
+@shares_points
 def innovation_histogram(
     ds: xr.Dataset,
     network: Network,
@@ -196,15 +224,18 @@ def innovation_histogram(
 
     Parameters
     ----------
-    ds, network, **words
-        As for `gain`.
+    ds : xarray.Dataset
+        The twin or the record that was cycled.
+    network : Network
+        The trained network.
     run : xarray.Dataset
+        Whose innovations are counted.
     bins : int or sequence of float
         How many between -limit and limit, or their edges.
     limit : float, optional
         By default six standard deviations of what the observation error makes of zeta, H being linearised at zero.
-    burn_in : int
-        Leading times to leave out.
+    {burn_in}
+    {words}
 
     Returns
     -------
@@ -214,6 +245,15 @@ def innovation_histogram(
     References
     ----------
     Bocquet et al., Fig. 7.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> density = ds.dan.innovation_histogram(net, ds.dan.cycle(net), bins=20)
+    >>> dict(density.sizes)
+    {'zeta': 20}
     """
     limit = None if limit is None else real("limit", limit, above=0)
     number_or_edges = _check_bins(bins)

@@ -59,8 +59,10 @@ def lyapunov_vectors(
         rate by which their exponents differ: where that is 0.1, only some 100 units of model time bring them to 1e-4.
     interval : float, optional
         Model time between orthonormalisations, at most; 10 steps by default.
-    dynamics, truth
-        As for `cycle`.
+    dynamics : Dynamics, optional
+        The model, where the attributes name none that is registered.
+    truth : str, or mapping of fields' names to str, optional
+        Name of the truth's variable, where its attributes and its name do not say the role.
     seed : int
         Of the directions at the first time and, for covariant vectors, at the last. Converged vectors do not depend
         on it, but for signs: two seeds tell how far they have converged.

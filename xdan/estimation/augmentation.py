@@ -64,7 +64,7 @@ def estimate_by_augmentation(
     walk : Tensor, shape (p,)
         Deviation of the parameters' random walk in one interval.
     **settings
-        seed, store, mode, device, progress: as for `cycle`.
+        seed, store, mode, device, progress: arguments of `cycle`.
 
     Raises
     ------

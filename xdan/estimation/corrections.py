@@ -28,6 +28,7 @@ from ..records.schema import TIME, TRAJECTORY
 from ..records.store import STATUS, digest
 from ..records.values import LEADING_CYCLES, LEADING_TRAJECTORIES
 from ..records.watch import warn_of
+from ..records.wording import shares_words
 from .control import control_record
 from .increments import Increments, check_model
 from .learners import Rules, check_gradient, learner_of, made_for
@@ -43,6 +44,7 @@ KINDS: dict[str, Callable[[], TendencyNetwork]] = {
 _WORSE = 1.05  # of the increments of a pass: so many times those of the pass before are no progress
 
 
+@shares_words
 def learn_correction(
     ds: xr.Dataset,
     run: xr.Dataset,
@@ -106,11 +108,9 @@ def learn_correction(
         Of first weights and of draws.
     store : path, optional
         Folder that keeps the runs and models of all passes. A killed call is taken up by the same call.
-    device : str
-        "auto" takes the GPU where there is one.
-    progress : bool
-    **words
-        As for `cycle`.
+    {device}
+    {progress}
+    {words}
 
     Returns
     -------

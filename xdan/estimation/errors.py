@@ -20,10 +20,12 @@ from ..records.model_errors import says_perfect
 from ..records.record import RecordWords, read
 from ..records.store import check_apart, check_mode, check_writable
 from ..records.values import check_observed
+from ..records.wording import shares_words
 from .error_estimation import Estimation
 from .error_request import Request
 
 
+@shares_words
 def estimate_errors(
     ds: xr.Dataset,
     method: str = "em",
@@ -51,8 +53,8 @@ def estimate_errors(
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        As for `cycle`. For "em" and "lag-innovations" all intervals are of one length, as Q is that of an interval;
+    {ds}
+        For "em" and "lag-innovations" all intervals are of one length, as Q is that of an interval;
         times at which nothing is observed hold NaN.
     method : {"em", "desroziers", "lag-innovations"}
         - "em": expectation maximisation. An extended Kalman filter and a smoother with the newest Q and R give what the
@@ -85,14 +87,12 @@ def estimate_errors(
     store : path or Zarr store, optional
         Write the estimate there and return it opened. Beside a local store each pass is kept as soon as it is made, and
         a killed call goes on there when it is made again.
-    mode : {"w-", "w"}
-        "w" overwrites an existing store.
-    device : str
-        "auto" takes the GPU where there is one.
-    progress : bool
-        Show a progress bar over the passes.
-    **words
-        As for `cycle`; `model_error` and `observation_error` are where the estimate starts.
+    {mode}
+    {device}
+    {progress}
+    {words}
+
+        `model_error` and `observation_error` are where the estimate starts.
 
     Returns
     -------

@@ -90,8 +90,11 @@ def estimate_by_iterations(
 
     Parameters
     ----------
-    ds, labelled, priors, ensemble
-        As for `estimate_by_augmentation`.
+    ds : xarray.Dataset
+        That the record was read from.
+    labelled : LabelledRecord
+    priors : Priors
+    ensemble : EnsembleMethod
     begin : callable
     kind : {"likelihood", "em"}
     told : tuple of str
@@ -100,7 +103,7 @@ def estimate_by_iterations(
     options : dict
         What else the estimate follows from, plain values.
     seed, store, mode, device, progress
-        As for `cycle`.
+        Arguments of `cycle`.
     """
     if store is not None:
         store = locate(store)

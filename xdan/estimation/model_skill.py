@@ -20,6 +20,7 @@ from ..records.blocks import Plan, block, block_graph
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY, Array
 from ..records.times import first_model_time
+from ..records.wording import shares_words
 from .learners import check_even
 
 LEAD, MODEL, WAVENUMBER, FIELD = "lead", "model", "wavenumber", "field"
@@ -27,6 +28,7 @@ _BINS = 101  # of a histogram, in deviations from -5 to 5
 _MOST = 10**6
 
 
+@shares_words
 def forecast_skill(
     ds: xr.Dataset,
     models: Mapping[str, Dynamics],
@@ -50,8 +52,7 @@ def forecast_skill(
         Cycles between the starts of two forecasts of one trajectory.
     burn_in : int
         Cycles at the beginning without starts.
-    **words
-        As for `cycle`.
+    {words}
 
     Returns
     -------

@@ -22,6 +22,7 @@ from ..records.blocks import pick_device
 from ..records.location import StoreLike
 from ..records.record import LabelledRecord, read
 from ..records.store import check_mode
+from ..records.wording import shares_words
 from .augmentation import estimate_by_augmentation
 from .iterations import Begin, estimate_by_iterations
 from .parameter_labels import check_parameter_names
@@ -39,6 +40,7 @@ _COST = (
 _ERROR = ("model_error_std", "standard deviation of the model's errors in one interval")
 
 
+@shares_words
 def estimate_parameters(
     ds: xr.Dataset,
     dynamics: Dynamics | None,
@@ -72,8 +74,7 @@ def estimate_parameters(
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        As for `cycle`.
+    {ds}
     dynamics : Dynamics or None
         Whose parameters are not known; None takes the one that the attributes name. Values of these parameters do not
         matter. It may have model errors, `with_model_error`, which all three methods account for.
@@ -101,10 +102,14 @@ def estimate_parameters(
         "em": first cycles that the least squares leave out; by default a quarter of the record, at most 50.
     seed : int
         Keys the draws of the ensemble.
-    store, mode, device, progress
-        As for `cycle`. A killed call is resumed by the same call, from the last iteration or block that is written.
-    **words
-        As for `cycle`: truth, observation, observation_error, operator, positions, model_error, climatology.
+    {store}
+        It goes on after the last iteration or block that is written.
+    {mode}
+    {device}
+    {progress}
+    {words}
+
+        `dynamics` is an argument of its own here.
 
     Returns
     -------

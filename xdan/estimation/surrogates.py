@@ -22,6 +22,7 @@ from ..records.location import StoreLike, locate, writing
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import TIME
+from ..records.wording import shares_words
 from .learners import check_even, made_for, split
 from .model_training import FitSettings, fit_model
 from .stretches import Stretches
@@ -29,6 +30,7 @@ from .stretches import Stretches
 _MOMENT_STATES = 4096  # that a climate is taken of
 
 
+@shares_words
 def train_surrogate(
     ds: xr.Dataset,
     source: str | xr.Dataset = "truth",
@@ -75,17 +77,16 @@ def train_surrogate(
         Share of the trajectories, of the times of a single one, that is held back; the weights with the smallest error
         over the longest rollout are returned.
     validate_every : int
+        Steps between validations.
     burn_in : int
         Cycles at the beginning that are left out.
     seed : int
         Of the first weights and of draws.
     checkpoint : path or Zarr store, optional
         Save here every half minute. A killed call is taken up by the same call, and ends with the same weights.
-    device : str
-        "auto" takes the GPU where there is one.
-    progress : bool
-    **words
-        As for `cycle`.
+    {device}
+    {progress}
+    {words}
 
     Returns
     -------

@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..records.record import RecordWords
 from ..records.schema import TIME, TRAJECTORY, reference_site
+from ..records.wording import shares_words
 from .axes import dataset, mapping
 from .gain_plots import about_reference, gain_map, on_ring
 from .libraries import holoviews, panel
@@ -22,6 +23,7 @@ _SHOWN = 100  # cycles at first
 _SCHEME, _SEED = "scheme", "seed"
 
 
+@shares_words
 def explore(
     source: xr.Dataset,
     runs: xr.Dataset | Mapping[str, xr.Dataset] | None = None,
@@ -39,9 +41,7 @@ def explore(
         Runs on the record, of `cycle` or `baseline`.
     gains : DataArray or mapping of name to one or several DataArrays, optional
         Symmetry averages, of `gain(kind="mean")`, by observing system; several where there are several orbits of sites.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -56,8 +56,11 @@ def explore(
 
     Examples
     --------
-    >>> ds.dan.explore({"network": run, "EnKF-N": reference}).show()  # doctest: +SKIP
-    >>> xdan.explore(cube)  # doctest: +SKIP
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=5)
+    >>> type(ds.dan.explore({"EnKF-N": run})).__name__  # `.show()` opens it in a browser
+    'Tabs'
     """
     pn = panel()
 

@@ -52,6 +52,15 @@ def gain_map(
     References
     ----------
     Bocquet et al., Fig. 1 and 2.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> omega = ds.dan.gain(net, burn_in=19).compute()
+    >>> type(xdan.gain_map(omega)).__name__
+    'Layout'
     """
     hv = holoviews()
 
@@ -171,6 +180,13 @@ def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
     ------
     TypeError, ValueError
         For what is no spectrum.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> covariance = xr.DataArray([[2.0, 1.0], [1.0, 2.0]], dims=("i", "j"))
+    >>> type(xdan.spectrum_curves({"P": xdan.covariance_spectrum(covariance)})).__name__
+    'Overlay'
     """
     spectra = mapping("spectra", spectra, xr.Dataset, "what xdan.covariance_spectrum gives")
     for name, spectrum in spectra.items():
@@ -204,6 +220,14 @@ def angle_curves(angles: Mapping[str, xr.DataArray]) -> Any:
     ------
     TypeError, ValueError
         For what are no angles.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> covariance = xr.DataArray([[2.0, 1.0], [1.0, 2.0]], dims=("i", "j"))
+    >>> angles = xdan.principal_angles(covariance, xr.DataArray(np.diag([2.0, 1.0]), dims=("i", "j")), modes=1)
+    >>> type(xdan.angle_curves({"P": angles})).__name__
+    'Overlay'
     """
     angles = mapping("angles", angles, xr.DataArray, "what xdan.principal_angles gives")
     means = {name: _mean(value) for name, value in angles.items()}
@@ -232,6 +256,16 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     References
     ----------
     Bocquet et al., Fig. 6.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> run = ds.dan.cycle(net)
+    >>> growth = ds.dan.scaling_of_increments(net, run, [0.5, 2.0], burn_in=19)
+    >>> type(xdan.scaling_curves({"network": growth})).__name__
+    'Overlay'
     """
     hv = holoviews()
 
@@ -269,6 +303,16 @@ def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = Fal
     References
     ----------
     Bocquet et al., Fig. 7.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> run = ds.dan.cycle(net)
+    >>> density = ds.dan.innovation_histogram(net, run, bins=20)
+    >>> type(xdan.histogram_curves({"network": density})).__name__
+    'Overlay'
     """
     logy = switch("logy", logy)
     histograms = mapping("histograms", histograms, xr.DataArray, "what xdan.innovation_histogram gives")

@@ -14,6 +14,7 @@ from ..assimilation.scoring import score
 from ..core.checks import real, shown, switch
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
+from ..records.wording import shares_words
 from .axes import (
     COLOURS,
     HEIGHT,
@@ -33,6 +34,7 @@ from .axes import (
 from .libraries import holoviews, panel
 
 
+@shares_words
 def rmse_in_time(
     ds: xr.Dataset,
     runs: Mapping[str, xr.Dataset],
@@ -56,9 +58,7 @@ def rmse_in_time(
         Logarithmic RMSE.
     levels : mapping, optional
         Name to RMSE of dashed lines, such as the `rmse` of `lyapunov_floor`.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -69,6 +69,14 @@ def rmse_in_time(
     ------
     TypeError, ValueError
         If an argument is wrong, there is no truth, or a run is of another record.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=5)
+    >>> type(ds.dan.rmse_in_time({"EnKF-N": run})).__name__
+    'Overlay'
     """
     hv = holoviews()
 
@@ -135,6 +143,13 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     ------
     TypeError, ValueError
         For what is no history.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> net = xdan.open_network("lorenz96-single")
+    >>> type(xdan.training_history(net.history)).__name__
+    'Overlay'
     """
     hv = holoviews()
 
@@ -186,6 +201,14 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     ------
     TypeError, ValueError
         If an argument is wrong, the cube lacks the axis or the score, or has more axes.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> dims, labels = ("scheme", "forcing", "seed"), {"scheme": ["EnKF-N"], "forcing": [7.0, 8.0], "seed": [0, 1]}
+    >>> cube = xr.Dataset({"rmse": xr.DataArray([[[0.18, 0.19], [0.20, 0.21]]], labels, dims)})
+    >>> type(xdan.sweep_curves(cube, "forcing")).__name__
+    'Overlay'
     """
     hv = holoviews()
 
@@ -249,6 +272,18 @@ def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan"
         If there is no such folder.
     TypeError, ValueError
         If an argument is wrong.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=5)
+    >>> import pathlib, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = pathlib.Path(folder) / "page.html"
+    ...     xdan.save_page(page, {"EnKF-N": ds.dan.hovmoller(run)}, title="A first run")
+    ...     page.stat().st_size > 10_000
+    True
     """
     pn = panel()
     from bokeh.resources import INLINE

@@ -14,6 +14,7 @@ from ..records.fields import Part, coordinates_of, parts_of, split
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY
+from ..records.wording import shares_words
 from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, cycles_of, dataset, in_units, placed, position, text
 from .libraries import holoviews
 
@@ -96,6 +97,7 @@ def field_pairs(labelled: LabelledRecord, run: xr.Dataset, row: int, what: str =
     return pairs
 
 
+@shares_words
 def hovmoller(
     ds: xr.Dataset,
     run: xr.Dataset,
@@ -119,9 +121,7 @@ def hovmoller(
         Positions along `time`; the last 200 by default.
     title : str
         Of the method.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -132,11 +132,20 @@ def hovmoller(
     ------
     TypeError, ValueError
         If an argument is wrong, there is no truth, the run is of another record, or no field has one dim.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=5)
+    >>> type(ds.dan.hovmoller(run, title="EnKF-N")).__name__
+    'Layout'
     """
     options: dict[str, Any] = {"cycles": cycles, "title": title, "words": words}
     return _picture(_hovmoller, ds, run, trajectory, "a Hovmöller diagram shows one", dims=1, **options)
 
 
+@shares_words
 def field_maps(
     ds: xr.Dataset,
     run: xr.Dataset,
@@ -156,9 +165,7 @@ def field_maps(
         Positions along `trajectory` and `time`; the last cycle by default.
     title : str
         Of the method.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -169,6 +176,15 @@ def field_maps(
     ------
     TypeError, ValueError
         If an argument is wrong, there is no truth, the run is of another record, or no field has two dims.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> model = xdan.CustomDynamics(lambda x: -x, state={"y": 3, "x": 4}, timestep=0.05, spin_up_time=1.0)
+    >>> ds = xdan.twin(model, cycles=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=5, dynamics=model)
+    >>> type(ds.dan.field_maps(run, dynamics=model)).__name__
+    'Layout'
     """
     chosen = slice(cycle, cycle + 1 or None) if isinstance(cycle, int) else cycle
     options: dict[str, Any] = {"cycles": chosen, "title": title, "words": words}
@@ -176,6 +192,7 @@ def field_maps(
     return _picture(_maps, ds, run, trajectory, "a map shows two", dims=2, **options)
 
 
+@shares_words
 def component_curves(
     ds: xr.Dataset,
     run: xr.Dataset,
@@ -189,8 +206,15 @@ def component_curves(
 
     Parameters
     ----------
-    ds, run, trajectory, cycles, title, **words
-        As for `hovmoller`.
+    ds, run : xarray.Dataset
+        Twin, and a run on it.
+    trajectory : int
+        Position along `trajectory`.
+    cycles : slice, optional
+        Positions along `time`; the last 200 by default.
+    title : str
+        Of the method.
+    {words}
 
     Returns
     -------
@@ -201,6 +225,14 @@ def component_curves(
     ------
     TypeError, ValueError
         If an argument is wrong, there is no truth, the run is of another record, or no field has one dim.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz63(), interval=0.1, cycles=5, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=3, climatology="record")
+    >>> type(ds.dan.component_curves(run)).__name__
+    'Layout'
     """
     options: dict[str, Any] = {"cycles": cycles, "title": title, "words": words}
     return _picture(_curves, ds, run, trajectory, "a line shows one component of one", dims=1, **options)

@@ -75,7 +75,8 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     if time is None:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims} and none is time: expected 'time', or a dim whose "
-            "coordinate holds dates or has the attribute axis='T'"
+            "coordinate holds dates or has the attribute axis='T'; rename the dim of the analysis times, and keep it "
+            "where there is a single time: ds.isel(time=[0])"
         )
     if time != TIME:
         variable = variable.drop_vars(TIME, errors="ignore").rename({time: TIME})
@@ -84,12 +85,13 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     if missing:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims}, without {missing}: expected the dynamics' state dims "
-            f"{part.dims}; rename the record's dims"
+            f"{part.dims}; rename the record's dims, and keep them where a single place is selected: {missing[0]}=[0]"
         )
     extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
     if extra:
         raise ValueError(
-            f"{variable.name!r} has dims {extra} beyond those expected, (trajectory, time, {', '.join(dims)})"
+            f"{variable.name!r} has dims {extra} beyond those expected, (trajectory, time, {', '.join(dims)}); rename "
+            f"them, or select one place along each, as in ds.isel({extra[0]}=0)"
         )
     sizes = {dim: variable.sizes[dim] for dim in dims}
     if sizes != expected:

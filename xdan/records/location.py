@@ -27,6 +27,7 @@ from ..core.checks import shown
 StoreLike = Any
 """A path, URL or Zarr store."""
 
+_NO_STORES = {".nc", ".nc4", ".h5", ".hdf5", ".grib", ".npy", ".npz", ".csv", ".pt", ".pth", ".pkl", ".pickle"}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of renameat2(2)
 
 
@@ -46,7 +47,8 @@ def locate(store: Any, label: str = "store") -> StoreLike:
     TypeError
         If `store` is neither a path nor a store.
     ValueError
-        If a path is empty or holds a null character, or a dict holds anything but Zarr's buffers.
+        If a path is empty, holds a null character or is named as another format's file; if a dict holds
+        anything but Zarr's buffers.
     """
     if isinstance(store, LocalStore) and not store.read_only:
         store = store.root
@@ -56,7 +58,15 @@ def locate(store: Any, label: str = "store") -> StoreLike:
             raise ValueError(f"{label}={store!r}: expected a path")
         if text.startswith("file://"):
             text = unquote(urlparse(text).path)
-        return text if "://" in text else Path(text).expanduser().absolute()
+        if "://" in text:
+            return text
+        path = Path(text).expanduser().absolute()
+        if path.suffix.lower() in _NO_STORES and not path.is_dir():
+            raise ValueError(
+                f"{label}={text!r} is the name of a {path.suffix} file: expected the path of a Zarr store, a folder "
+                "such as 'run.zarr'. Results go into NetCDF by ds.to_netcdf(path)"
+            )
+        return path
     if isinstance(store, MutableMapping):
         if not all(isinstance(key, str) and isinstance(value, Buffer) for key, value in store.items()):
             raise ValueError(f"{label}={shown(store)}: expected a dict of Zarr's buffers, such as an empty one")

@@ -100,6 +100,15 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
     ValueError
         If it is no such store or was cut short, names what is not registered, holds weights of other shapes or weights
         that are not finite; or if `model` is another model.
+
+    Examples
+    --------
+    >>> import tempfile, xdan
+    >>> surrogate = xdan.SurrogateDynamics(xdan.QuadraticCNN(filters=4), xdan.Lorenz96(sites=8).space, timestep=0.05)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     xdan.save_dynamics(surrogate, f"{folder}/model.zarr")
+    ...     xdan.open_dynamics(f"{folder}/model.zarr") == surrogate
+    True
     """
     store = locate(store)
     description, shapes = read_description(store, "")

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, TypeVar, Unpack
 import numpy as np
 import xarray as xr
 
-from ..core.checks import shown
+from ..core.checks import perhaps, shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
 from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
 from ..core.twin import INSTRUMENT, check_field_names, names_fields
@@ -41,36 +41,16 @@ from .store import STATUS, check_contents, check_whole
 from .times import first_model_time, steps_between
 from .units import check_units, check_units_of_parts
 from .values import refuse_fill_values
+from .wording import shares_words
 
 Labelled = TypeVar("Labelled", xr.Dataset, xr.DataArray)
 
 
+@shares_words
 class RecordWords(TypedDict, total=False):
     """What a caller may say of a Dataset where its roles and attributes do not; each may be left out, or None.
 
-    Attributes
-    ----------
-    dynamics : Dynamics
-        Where the attributes name none that is registered.
-    truth, observation : str, or mapping of str to str
-        Names of the variables. Of a state of several fields a mapping of the fields' names to those of the variables;
-        fields that `observation` leaves out are not observed.
-    observation_error : str, float, array or mapping
-        A variable's name, standard deviations (scalar or one per observation), or R as a matrix; or a mapping of
-        fields' names to these; or the deviation of each instrument that the observations' coordinate `instrument`
-        names.
-    operator : str, array, callable or mapping
-        H where observations lie along `obs`: a variable's name, a matrix, or a torch function of states (..., N). Of a
-        state of several fields the function takes a mapping of fields (..., *shape), and a mapping has a matrix or a
-        variable's name for each field that is observed.
-    positions : mapping of str to array
-        Where observations along `obs` lie, as of a `TwinExperiment`, where no coordinates say it.
-    model_error : str, float, array or mapping
-        Q, the covariance of the model's errors in one interval: standard deviations (one number, or one for each
-        component), a matrix, a variable's name, or a mapping of fields' names to deviations. 0 is a perfect model. By
-        default what the dynamics has, or else the Dataset.
-    climatology : array_like, DataArray or "record"
-        States (sample, *state) that stand for the dynamics' own climatology; "record" takes them from the truth.
+    {record_words}
     """
 
     dynamics: Dynamics | None
@@ -197,9 +177,10 @@ def _find_variables(ds: xr.Dataset, model: Dynamics, words: RecordWords, needs_t
     fields = "" if model.space.single else f", or one for each field, such as 'observation_{model.space.names[0]}'"
     observation = find_fields(ds, OBSERVATION, model, words.get("observation"), all_fields=False)
     if observation is None:
-        raise ValueError(
-            f"no observations: expected a variable 'observation'{fields}, found {listed}; name it with observation="
-        )
+        remedy = "name it with observation="
+        if {"forecast", "analysis"} <= set(listed):
+            remedy += ". This looks like a run: pass the record that it was made on"
+        raise ValueError(f"no observations: expected a variable 'observation'{fields}, found {listed}; {remedy}")
     truth = find_fields(ds, TRUTH, model, words.get("truth"))
     if truth is None and needs_truth:
         fields = fields.replace("observation", "truth")
@@ -257,7 +238,10 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
         For whatever is missing, misnamed or of the wrong size; the message says what was found and the remedy.
     """
     if not isinstance(ds, xr.Dataset):
-        raise TypeError(f"ds={shown(ds)}: expected the Dataset of a twin or of a record")
+        raise TypeError(
+            f"ds={shown(ds)}: expected the Dataset of a twin or of a record; xarray.open_zarr opens a store, and "
+            "arrays go into an xarray.Dataset with names and dims"
+        )
     check_words(words)
     if ds.attrs.get(STATUS) == "unfinished":
         raise ValueError(
@@ -411,7 +395,9 @@ def check_words(words: Any) -> None:
     """
     known = list(RecordWords.__annotations__)
     if unknown := [name for name in words if name not in known]:
-        raise TypeError(f"{unknown[0]}={shown(words[unknown[0]])}: expected no argument beyond {known}")
+        raise TypeError(
+            f"{unknown[0]}={shown(words[unknown[0]])}: expected no argument beyond {known}{perhaps(unknown[0], known)}"
+        )
 
 
 def _computing_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -79,7 +79,10 @@ def read_run(
     roles = [Role(name, what, ()) for name in names]
     held = {role.name: states_of(run, role, model) for role in roles}
     if missing := [name for name, variables in held.items() if variables is None]:
-        raise ValueError(f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}")
+        raise ValueError(
+            f"the {what} lacks {missing}; found {sorted(map(str, run.data_vars))}: expected what cycle() or baseline() "
+            "returned; variables of another program are renamed by ds.rename"
+        )
     check_contents(run)
     late = warn_of_old_smoothed(run) if any(name.startswith("smoothed") for name in names) else 0
     states = {}

@@ -15,7 +15,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import XdanWarning as XdanWarning
-from ..core.checks import shown
+from ..core.checks import perhaps, shown
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.spaces import STATE, Coordinate
 
@@ -102,6 +102,7 @@ def find(ds: xr.Dataset, role: Role, name: str | None = None) -> xr.DataArray | 
         if name not in ds.variables:
             raise ValueError(
                 f"no variable {name!r} for {role.keyword}=: expected one of {sorted(map(str, ds.data_vars))}"
+                f"{perhaps(name, map(str, ds.data_vars))}"
             )
         return ds[name]
     with cf_xarray.set_options(custom_criteria=_CRITERIA):

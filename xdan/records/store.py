@@ -265,7 +265,10 @@ def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[
     try:
         names, text = group.attrs.get("arrays"), group.attrs.get("description")
         if not isinstance(names, list) or not isinstance(text, str):
-            raise ValueError(f"{place} is not a group of arrays that xdan wrote, or was cut short")
+            raise ValueError(
+                f"{place} is not a group of arrays that xdan wrote, or was cut short: expected a store of a network or "
+                "of a model; records and runs are opened by xarray.open_zarr"
+            )
         missing = [name for name in names if not isinstance(group.get(str(name)), zarr.Array)]
         if missing:
             raise ValueError(f"{place} was cut short: arrays {missing} are missing")

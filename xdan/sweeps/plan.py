@@ -69,7 +69,7 @@ class SweepPlan:
         ----------
         experiment : TwinExperiment or Dynamics
         schemes, axes, seeds
-            As for `sweep`.
+            Arguments of `sweep`, unchecked.
         test : mapping
             `cycles`, `trajectories` and `burn_in`.
         yes : bool

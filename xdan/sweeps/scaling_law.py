@@ -65,6 +65,17 @@ def scaling_law(
     References
     ----------
     Bocquet et al., Eq. A1 and Fig. A3: alpha = 0.103, beta = 0.060, gamma = 1.435, ratio 0.58.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> sizes, batches = np.array([64, 256, 1024, 4096]), np.array([4, 16, 64])
+    >>> z = sizes[:, None] ** 0.103 / batches ** 0.060
+    >>> dims, labels = ("trajectories", "batch"), {"trajectories": sizes, "batch": batches}
+    >>> rmse = xr.DataArray((1.0 + 0.5 / z) ** 1.4, labels, dims)
+    >>> law = xdan.scaling_law(rmse, bootstrap=0)
+    >>> bool(abs(law.ratio - 0.060 / 0.103) < 0.1)
+    True
     """
     bootstrap = integer("bootstrap", bootstrap, least=0, most=_MOST_FITS)
     rng = np.random.default_rng(check_seed(seed))

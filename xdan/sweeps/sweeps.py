@@ -102,6 +102,14 @@ def sweep(
     -----
     XdanWarning
         Where a cell or a network in the store is damaged; it is computed again.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> schemes = {"3D-Var": {"baseline": "3d-var", "scale": 0.1}, "EnKF-N": {"baseline": "enkf-n", "members": 10}}
+    >>> cube = xdan.sweep(xdan.Lorenz96(sites=8), schemes, {"forcing": [7.0, 8.0]}, cycles=9, trajectories=2, burn_in=5)
+    >>> dict(cube.rmse.sizes)  # lazy: nothing was computed
+    {'scheme': 2, 'forcing': 2, 'seed': 1}
     """
     retry, yes, progress = switch("retry", retry), switch("yes", yes), switch("progress", progress)
     experiment = TwinExperiment.of(experiment, {})

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ..core.checks import integer, real, shown, switch
+from ..core.checks import integer, perhaps, real, shown, switch
 from ..core.dynamics import Dynamics
 from ..core.learning import Objective, Optimiser, objective_by_name, objective_names
 from ..core.learning.objectives import RootSquaredError, check_complete
-from ..core.networks import AnalysisNetwork
+from ..core.networks import AnalysisNetwork, known_networks, network_parameters
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment
 from ..network import Network
@@ -104,14 +104,21 @@ class TrainingArguments:
 
     def _check_words(self) -> None:
         """Refuse unknown keywords as Python does, and say where those of before have gone."""
-        homes = {entry.name: "xdan.TwinExperiment, to train on" for entry in fields(TwinExperiment)}
+        known = [entry.name for entry in fields(self)]
+        homes = {}
+        if isinstance(self.network, str) and self.network in known_networks():
+            cls = known_networks()[self.network][0].__name__
+            homes = {
+                word: f"the network: pass network=xdan.{cls}({word}=...)" for word in network_parameters(self.network)
+            }
+        homes |= {entry.name: "xdan.TwinExperiment, to train on" for entry in fields(TwinExperiment)}
         homes |= {entry.name: "xdan.Optimiser, for optimiser=" for entry in fields(Optimiser)}
         for word in self.words:
             if word not in _WORDS:
                 place = f"; {word}= is a parameter of {homes[word]}" if word in homes else ""
                 raise TypeError(
                     f"train() got an unexpected keyword argument {word!r}: expected its parameters, or the words of a "
-                    f"record, {sorted(_WORDS)}{place}"
+                    f"record, {sorted(_WORDS)}{place or perhaps(word, [*known, *_WORDS])}"
                 )
 
     def _check_kinds(self) -> None:

@@ -26,6 +26,7 @@ from ..records.location import StoreLike, writing
 from ..records.record import RecordWords
 from ..records.schema import XdanWarning
 from ..records.setting import disagreements
+from ..records.wording import shares_words
 from .arguments import TrainingArguments
 from .data import TrainingData
 from .loop import Budget, Loop
@@ -34,6 +35,7 @@ from .plan import TrainingPlan, not_finite, plan
 _DEFAULT_STEPS = 6000
 
 
+@shares_words
 def train(
     source: xr.Dataset | TwinExperiment | Dynamics,
     network: str | AnalysisNetwork | Network = "residual-cnn",
@@ -107,8 +109,7 @@ def train(
         of the rates.
     seed : int
         Of the initial weights, of the order of the trajectories and of an endless twin.
-    device : str
-        "auto" takes the GPU where there is one.
+    {device}
     processes : int, optional
         How many share the trajectories of a batch, on the CPU. By default as many as torch has threads
         (`torch.set_num_threads`), where that leaves each at least 12 trajectories.
@@ -116,10 +117,10 @@ def train(
         Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
     progress : bool or mapping
         Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error: by which a Dataset is read,
-        as for `cycle`. climatology, of a Dataset or an endless twin: states that trajectories start from, and that the
-        network is normalised by.
+    {words}
+
+        A twin experiment, or a dynamics, takes the word climatology alone. In a training the trajectories start from
+        its states, and the network is normalised by them.
 
     Returns
     -------
@@ -145,10 +146,24 @@ def train(
         "interrupted". Where no validation was finite; where a network goes on in another setting than its own; where
         some trajectories have no observations.
 
+    See Also
+    --------
+    xdan.networks : table of the networks by name, with their parameters.
+    xdan.models : table of the models by name.
+
     References
     ----------
     Bocquet et al., Sect. 2.2.1, Eq. 2 to 4 and 22, App. A; forecasts as the target: the same authors' slides, Eq. 13
     to 15; the correction: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> run = ds.dan.cycle(net)
+    >>> sorted(run)
+    ['analysis', 'diverged', 'forecast', 'innovation_ratio']
     """
     net, interruption = fit(TrainingArguments(**locals()))
     if interruption is not None:

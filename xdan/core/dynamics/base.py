@@ -11,6 +11,7 @@ from torch import Tensor
 from ..random import Purpose
 from ..registry import constructor_parameters, constructor_values
 from ..spaces import Coordinate, StateSpace
+from ..tables import html_table
 from ..tangent import push_forward
 from .clock import InTime
 from .declared_space import DefaultSpace, OfSpace, stated_space
@@ -93,6 +94,21 @@ class Dynamics(InTime, Parametrised, MayErr):
     References
     ----------
     Bocquet et al. (2024), Eq. 1a, doi:10.1063/5.0230837.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Decay(xdan.Dynamics):
+    ...     name = "decay"
+    ...     def __init__(self, rate=1.0):
+    ...         self.rate, self.timestep = rate, 0.05
+    ...         self.space = xdan.StateSpace([xdan.Field("x", xdan.Ring(4))])
+    ...     def config(self):
+    ...         return {"rate": self.rate}
+    ...     def tendency(self, x):
+    ...         return -self.rate * x
+    >>> Decay().advance(torch.ones(1, 4), 20)  # exp(-1)
+    tensor([[0.3679, 0.3679, 0.3679, 0.3679]])
     """
 
     name: ClassVar[str] = "unnamed"
@@ -308,8 +324,10 @@ class Dynamics(InTime, Parametrised, MayErr):
         ----------
         labels : sequence of int, length R
             One for each trajectory.
-        seed, purpose
-            As for `xdan.core.random.normal`.
+        seed : int
+            Keys the draws.
+        purpose : Purpose
+            Keys the draws too: what they are for, so that draws of one seed for two purposes are independent.
         members : int
             States for each label.
         like : Tensor, optional
@@ -366,8 +384,13 @@ class Dynamics(InTime, Parametrised, MayErr):
         Parameters
         ----------
         count : int
-        seed, purpose, like
-            As for `climatology`.
+            How many draws.
+        seed : int
+            Keys the draws.
+        purpose : Purpose
+            Keys the draws too: what they are for.
+        like : Tensor
+            Its dtype and device are taken.
 
         Returns
         -------
@@ -491,3 +514,11 @@ class Dynamics(InTime, Parametrised, MayErr):
         inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items())
         error = "" if self.model_error is None else f".with_model_error({self.model_error.word!r})"
         return f"{type(self).__name__}({inside}){error}"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[str, Any]] = list(self.config().items())
+        grids = {one.name: zip(one.geometry.dims, one.geometry.shape, strict=True) for one in self.space}
+        rows += [(f"field {name}", ", ".join(f"{dim}: {n}" for dim, n in grid)) for name, grid in grids.items()]
+        if self.model_error is not None:
+            rows.append(("model error", self.model_error.word))
+        return html_table(type(self).__name__, rows)

@@ -330,12 +330,29 @@ _Cls = TypeVar("_Cls", bound=type[Objective])
 def register_objective(cls: _Cls) -> _Cls:
     """Register an objective class under its `name`, which `train(objective=...)` then takes.
 
+    Parameters
+    ----------
+    cls : class derived from Objective
+        With an attribute `name` of its own.
+
+    Returns
+    -------
+    class
+        The same class.
+
     Raises
     ------
     TypeError
         For what is no class of objectives, has no name of its own, or neither a loss nor a gradient.
     ValueError
         If another class has the name. A class that is defined anew takes its own place.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> from xdan.core.learning.objectives import SquaredError
+    >>> xdan.register_objective(SquaredError) is SquaredError  # what the decorator does, once more
+    True
     """
     _OBJECTIVES.check(cls, "register_objective")
     check_complete(cls)

@@ -71,6 +71,12 @@ class Optimiser:
         For what is no number.
     ValueError
         For rates or a clip that are not above 0, or a negative weight decay.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.Optimiser(learning_rate=0.005, weight_decay=0.1)
+    Optimiser(learning_rate=0.005, adam_learning_rate=0.002, weight_decay=0.1, clip=2.0)
     """
 
     learning_rate: float = 0.01

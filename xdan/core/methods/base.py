@@ -102,6 +102,21 @@ class Method(ABC):
     dynamics, seed
         Of the record that the method is prepared for. A model that depends on time stands at the record's first
         analysis here, and where the state is in what `forecast` gets; `from_step` gives it at another time.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> class Persistence(xdan.Method):
+    ...     name = "persistence"
+    ...     def start(self, record):
+    ...         return {"x": record.observation.new_zeros(record.shape)}
+    ...     def forecast(self, state, dynamics, steps):
+    ...         return state
+    ...     def analyse(self, state, observation, observed, observing):
+    ...         return {"x": state["x"]}
+    >>> bool((ds.dan.cycle(Persistence()).analysis == 0.0).all())
+    True
     """
 
     name: ClassVar[str] = "method"

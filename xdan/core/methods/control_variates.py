@@ -188,6 +188,13 @@ class MemberCounts:
         Of the mean of high-fidelity draws for the whole budget, in the same units.
     cost : float
         What the draws cost together.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> chosen = xdan.member_counts([1.0, 0.01], [0.9], budget=20.0)
+    >>> bool(chosen.variance < chosen.high_only and chosen.cost <= 20.0)
+    True
     """
 
     counts: tuple[int, ...]

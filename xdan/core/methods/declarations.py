@@ -37,6 +37,12 @@ class Output:
         If a name is no word, or the lag no integer.
     ValueError
         If the place or the units are none of these, or the lag is negative.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.Output("weight", "weight of the observations", place="cycle").units
+    '1'
     """
 
     name: str
@@ -99,6 +105,12 @@ class Tunable:
         If the values are no tuple of numbers.
     ValueError
         If a value is not finite, or there is none.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.Tunable((1.0, 1.02, 1.05), natural_end=1.0, long_name="inflation").values
+    (1.0, 1.02, 1.05)
     """
 
     values: tuple[float, ...]

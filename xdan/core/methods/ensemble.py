@@ -69,6 +69,20 @@ class EnsembleMethod(Method):
         For what is no integer.
     ValueError
         For fewer than 2 members, or an unknown way.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> class FreeEnsemble(xdan.EnsembleMethod):
+    ...     name = "free-ensemble"
+    ...     def __init__(self, members=5):
+    ...         super().__init__(members)
+    ...     def analyse(self, state, observation, observed, observing):
+    ...         return {"x": state["x"]}
+    >>> run = ds.dan.cycle(FreeEnsemble(), members=True)
+    >>> dict(run.members.sizes)
+    {'trajectory': 4, 'time': 10, 'member': 5, 'x': 8}
     """
 
     ensemble: ClassVar[bool] = True

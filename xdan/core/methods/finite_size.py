@@ -44,7 +44,8 @@ class FiniteSizeEnKF(EnsembleMethod):
     rotate : bool
         Turn the anomalies at random after each analysis, the mean kept.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
+        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
+        member, or the anomalies are transformed in their own space.
 
     Raises
     ------
@@ -57,6 +58,14 @@ class FiniteSizeEnKF(EnsembleMethod):
     ----------
     Bocquet (2011), doi:10.5194/npg-18-735-2011, for the primal; Bocquet, Raanes and Hannart (2015),
     doi:10.5194/npg-22-645-2015, Sect. 4 for the dual and 5 for the cap.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.cycle(xdan.FiniteSizeEnKF(members=10))
+    >>> bool(ds.dan.score(run, burn_in=10).rmse < 1.0)
+    True
     """
 
     name: ClassVar[str] = "enkf-n"
@@ -120,7 +129,8 @@ class InflatedEnsemble(EnsembleMethod):
     spin_up : int
         How many cycles. The burn-in of a score should be longer.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
+        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
+        member, or the anomalies are transformed in their own space.
 
     Raises
     ------

@@ -16,12 +16,30 @@ TUNE_ON = ("innovation", "truth")
 def register_method(cls: M) -> M:
     """Register a method's class under its `name`, by which `baseline` runs it.
 
+    Parameters
+    ----------
+    cls : class derived from Method
+        With an attribute `name` of its own.
+
+    Returns
+    -------
+    class
+        The same class.
+
     Raises
     ------
     TypeError
         For what is no class of methods, or gives no name itself.
     ValueError
         If another class has the name. A class that is defined anew, as by a notebook's cell, takes its own place.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.register_method(xdan.FiniteSizeEnKF) is xdan.FiniteSizeEnKF  # what the decorator does, once more
+    True
+    >>> "enkf-n" in xdan.baselines().index
+    True
     """
     return METHODS.register(cls, "register_method")
 

@@ -30,9 +30,14 @@ class ETKF(AdaptiveEnsemble):
     spin_up : int
         First cycles that take the inflation which the finite-size prior asks for.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
-    relaxation, relaxation_factor, inflation_std
-        As for `AdaptiveEnsemble`.
+        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
+        member, or the anomalies are transformed in their own space.
+    relaxation : {"rtps", "rtpp"}, optional
+        Bring the spread of the analysis ("rtps"), or its anomalies ("rtpp"), back towards those of the forecast.
+    relaxation_factor : float or "tune"
+        Share of the way back, from 0 to 1.
+    inflation_std : float
+        Standard deviation of the factor of the covariance before the innovations of a cycle are seen, for "adaptive".
 
     References
     ----------

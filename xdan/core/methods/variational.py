@@ -56,6 +56,14 @@ class ThreeDVar(Method):
     References
     ----------
     Lorenc (1986), doi:10.1002/qj.49711247414.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.cycle(xdan.ThreeDVar(scale=0.1))
+    >>> bool(ds.dan.score(run, burn_in=10).rmse < 1.0)
+    True
     """
 
     name: ClassVar[str] = "3d-var"

@@ -135,6 +135,17 @@ class AnalysisNetwork(nn.Module, ABC):
     References
     ----------
     Bocquet et al. (2024), doi:10.1063/5.0230837, Eq. 2 and 22.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Nudging(xdan.AnalysisNetwork):
+    ...     name = "nudging"
+    ...     def forward(self, x, zeta, memory=None):
+    ...         return x + 0.5 * zeta, memory
+    >>> analysis, memory = Nudging()(torch.zeros(1, 4), torch.ones(1, 4))
+    >>> analysis
+    tensor([[0.5000, 0.5000, 0.5000, 0.5000]])
     """
 
     name: ClassVar[str]

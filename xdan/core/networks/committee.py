@@ -36,6 +36,15 @@ class Committee(AnalysisNetwork):
     References
     ----------
     Perrone and Cooper (1993), for regression in general.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> member = {"name": "residual-cnn", "parameters": {"filters": 4, "memory": 2}}
+    >>> net = xdan.Committee([member, member])
+    >>> analysis, memory = net(torch.zeros(1, 40), torch.zeros(1, 40))
+    >>> tuple(analysis.shape), net.memory
+    ((1, 40), 4)
     """
 
     name: ClassVar[str] = "committee"

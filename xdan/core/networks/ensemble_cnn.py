@@ -30,8 +30,16 @@ class EnsembleCNN(AnalysisNetwork):
         False: one CNN with N_e + 1 channels in and N_e out, as in the slides: members have places. True: the same CNN
         for every member, which reads that member's anomaly, the mean, the spread and zeta; members may be reordered,
         and their number may change.
-    filters, blocks, sub_blocks, kernel, activation, space
-        As for `ResidualCNN`.
+    filters : int
+        N_f, channels of the hidden layers.
+    blocks, sub_blocks : int
+        N_b residual blocks of N_sb activated convolutions each.
+    kernel : int
+        Odd width f of every convolution, along each dim of the grid that has more than one site.
+    activation : {"gated", "silu", "linear"}
+        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+    space : StateSpace, or its JSON, optional
+        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
 
     Raises
     ------
@@ -43,6 +51,14 @@ class EnsembleCNN(AnalysisNetwork):
     References
     ----------
     Bocquet et al., slides on data assimilation networks, Eq. 2a and 2b.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> net = xdan.EnsembleCNN(members=5, filters=4, blocks=1)
+    >>> analysis, memory = net(torch.zeros(2, 5, 40), torch.zeros(2, 40))
+    >>> tuple(analysis.shape)
+    (2, 5, 40)
     """
 
     name: ClassVar[str] = "ensemble-cnn"

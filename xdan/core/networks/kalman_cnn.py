@@ -93,6 +93,13 @@ class KalmanCNN(AnalysisNetwork):
     ValueError
         If a size is out of bounds, the kernel or the diagonals are even, the activation unknown, c2 negative, both
         lag and past positive, several passes without a lag, or the fields cannot be joined.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> net = xdan.KalmanCNN(filters=8, memory=2, diagonals=5)
+    >>> net.memory, net.guides  # K d and five diagonals
+    (2, 6)
     """
 
     name: ClassVar[str] = "kalman-cnn"

@@ -46,8 +46,16 @@ class LinearInZeta(AnalysisNetwork):
         the median distance of a point to the nearest other one.
     width : int
         Odd number of sites that W spans along each dim. Only of the hypernetwork.
-    filters, blocks, sub_blocks, kernel, activation, space
-        Of the CNN, as for `ResidualCNN`.
+    filters : int
+        N_f, channels of the hidden layers.
+    blocks, sub_blocks : int
+        N_b residual blocks of N_sb activated convolutions each.
+    kernel : int
+        Odd width f of every convolution, along each dim of the grid that has more than one site.
+    activation : {"gated", "silu", "linear"}
+        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+    space : StateSpace, or its JSON, optional
+        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
     memory : int
         Latent channels of each component that the CNN reads and renews beside the forecast, as `ResidualCNN` does: P_a
         then depends on the past as that of an ensemble does, and the increment stays linear in zeta.
@@ -62,6 +70,15 @@ class LinearInZeta(AnalysisNetwork):
     References
     ----------
     Bocquet et al. (2024), Sect. 3.1.2 and App. B, Eq. 8b and B1, which describes the hypernetwork without testing it.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> net = xdan.LinearInZeta(filters=4, blocks=1, rank=2)
+    >>> x, zeta = torch.zeros(1, 40), torch.randn(1, 40)
+    >>> increments = [net(x, scale * zeta)[0] - x for scale in (1.0, 2.0)]
+    >>> torch.allclose(2.0 * increments[0], increments[1])
+    True
     """
 
     name: ClassVar[str] = "linear-in-zeta"

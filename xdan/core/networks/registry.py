@@ -46,6 +46,12 @@ def register_network(cls: N) -> N:
     ValueError
         If another class has the name: stores that hold it would open as this one. A class that is defined anew takes
         its own place.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.register_network(xdan.ResidualCNN) is xdan.ResidualCNN  # what the decorator does, once more
+    True
     """
     return _NETWORKS.register(cls, "register_network")
 

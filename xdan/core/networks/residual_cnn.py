@@ -68,6 +68,14 @@ class ResidualCNN(AnalysisNetwork):
     References
     ----------
     Bocquet et al. (2024), doi:10.1063/5.0230837; architecture in the slides of the same authors, N_b, N_sb, f.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> net = xdan.ResidualCNN(filters=8, blocks=2, memory=3)
+    >>> analysis, memory = net(torch.zeros(2, 40), torch.zeros(2, 40), torch.zeros(2, 3, 40))
+    >>> tuple(analysis.shape), tuple(memory.shape)
+    ((2, 40), (2, 3, 40))
     """
 
     name: ClassVar[str] = "residual-cnn"

@@ -78,7 +78,7 @@ class FieldSites:
         return sum(least for least, _ in each), sum(most for _, most in each)
 
     def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
-        """Which components of the packed state are observed, shape (R, K, N); arguments as for `Sites.mask`.
+        """Which components of the packed state are observed, shape (R, K, N); `Sites.mask` says the arguments.
 
         Raises
         ------

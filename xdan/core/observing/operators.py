@@ -31,6 +31,17 @@ class Operator(ABC):
         Whether H x is a product with a matrix.
     moves : bool
         Whether it holds H of several times, which differ; then states have the shape (..., K, N).
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Sums(xdan.Operator):
+    ...     "Sums of neighbours."
+    ...     size, linear = 4, True
+    ...     def __call__(self, x):
+    ...         return x + x.roll(-1, -1)
+    >>> Sums().adjoint(torch.zeros(1, 4), torch.tensor([[1.0, 0.0, 0.0, 0.0]]))
+    tensor([[1., 1., 0., 0.]])
     """
 
     size: int

@@ -36,6 +36,13 @@ class Sites:
         If the kind is no name, or another parameter no integer.
     ValueError
         For an unknown kind, or numbers out of range.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=3, observe=xdan.Sites.every(2))
+    >>> ds.observation.notnull()[0, 0].values
+    array([ True, False,  True, False,  True, False,  True, False])
     """
 
     kind: str
@@ -53,6 +60,10 @@ class Sites:
             raise ValueError(f"step={self.step}, offset={self.offset}: expected 0 <= offset < step")
         if not self.low <= self.high:
             raise ValueError(f"low={self.low}, high={self.high}: expected 0 <= low <= high")
+
+    def __repr__(self) -> str:
+        parts = [getattr(self, key) for key in _KEYS[self.kind]]
+        return f"Sites.{self.kind}({', '.join(map(str, parts))})"
 
     @classmethod
     def all(cls) -> Sites:

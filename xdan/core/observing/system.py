@@ -46,6 +46,15 @@ class ObservingSystem:
         For what is no tensor of real floating-point numbers.
     ValueError
         If a standard deviation is not positive and finite, or R is not square, symmetric and positive definite.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> observing = xdan.ObservingSystem(std=torch.tensor(0.5))
+    >>> x, innovation = torch.zeros(1, 3), torch.tensor([[1.0, 2.0, 3.0]])
+    >>> observed = torch.tensor([[True, True, False]])
+    >>> observing.project_innovation(innovation, observed, x)  # R^-1 d, zero where nothing is observed
+    tensor([[4., 8., 0.]])
     """
 
     def __init__(

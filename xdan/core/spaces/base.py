@@ -36,6 +36,20 @@ class Geometry(ABC):
     drawn_as : {"image", "lines"}
         Class attribute: how pictures show a field. "image" shows its dims as axes, "lines" a line for each point, which
         suits points that have no neighbours.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Stations(xdan.Geometry):
+    ...     "Points without neighbours."
+    ...     name = "stations"
+    ...     def __init__(self, count=3):
+    ...         self.count, self.dims = count, ("station",)
+    ...         self.coordinates = {"station": xdan.Coordinate(tuple(float(k) for k in range(count)))}
+    ...     def pad(self, x, widths):
+    ...         return torch.nn.functional.pad(x, (widths[0], widths[0]))
+    >>> Stations(4).shape
+    (4,)
     """
 
     name: ClassVar[str]
@@ -248,12 +262,28 @@ _GEOMETRIES: Registry[Geometry] = Registry(
 def register_geometry(cls: G) -> G:
     """Register a geometry's class under its `name`, as a decorator of the class; stores refer to the name.
 
+    Parameters
+    ----------
+    cls : class derived from Geometry
+        With an attribute `name` of its own.
+
+    Returns
+    -------
+    class
+        The same class.
+
     Raises
     ------
     TypeError
         For what is no class of geometries, or has no name of its own.
     ValueError
         If another class has the name.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.register_geometry(xdan.Ring) is xdan.Ring  # what the decorator does, once more
+    True
     """
     return _GEOMETRIES.register(cls, "register_geometry")
 

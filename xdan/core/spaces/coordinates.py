@@ -25,6 +25,13 @@ class Coordinate:
         One label for each place along the dim.
     attributes : dict of str to str
         CF attributes of the labels, such as `axis`, `long_name` and `units`.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> depth = xdan.Coordinate((0.0, 10.0, 50.0), {"axis": "Z", "units": "m", "positive": "down"})
+    >>> len(depth.values)
+    3
     """
 
     values: tuple[float | str, ...]

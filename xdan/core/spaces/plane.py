@@ -27,8 +27,11 @@ class Plane(Geometry):
     periodic : two of bool
         Whether each axis closes on itself; otherwise it ends at walls.
     lengths : two of float or None
-        Of each axis, as for `Ring` and `Interval`.
+        Of each axis, in `units`. A periodic axis has this length once around; it is needed where positions are passed.
+        Between walls a number of points lie in the middle of cells from 0 to the length, and positions take no length.
+        With None points lie 1 apart.
     dims : two of str
+        Names of the two axes; rows first.
     units : str
         Of both coordinates and of distances.
 

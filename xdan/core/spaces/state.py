@@ -41,6 +41,13 @@ class Field:
     ------
     TypeError
         For a name that is no word, or a geometry that is none.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> wind = xdan.Field("u", xdan.Ring(40), units="m s-1", standard_name="eastward_wind")
+    >>> xdan.StateSpace([wind]).size
+    40
     """
 
     name: str
@@ -92,6 +99,14 @@ class FixedInput:
         For values that are no real tensor.
     ValueError
         For another shape, or values that are not finite.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> ring = xdan.Ring(8)
+    >>> land = xdan.FixedInput("land", ring, torch.tensor([1.0] * 3 + [0.0] * 5))
+    >>> xdan.StateSpace([xdan.Field("u", ring)], inputs=[land]).size  # the state's, without the mask
+    8
     """
 
     def __init__(self, name: str, geometry: Geometry, values: Tensor) -> None:

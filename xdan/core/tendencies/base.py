@@ -46,6 +46,18 @@ class TendencyNetwork(nn.Module, ABC):
     ------
     ValueError
         For fields whose geometries cannot be joined.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Damping(xdan.TendencyNetwork):
+    ...     name = "damping"
+    ...     def forward(self, x):
+    ...         return -x
+    >>> model = xdan.CorrectedDynamics(xdan.Lorenz96(sites=8, forcing=0.0), Damping())
+    >>> x = torch.ones(1, 8)
+    >>> bool((model.advance(x, 1) < xdan.Lorenz96(sites=8, forcing=0.0).advance(x, 1)).all())
+    True
     """
 
     name: ClassVar[str]
@@ -180,12 +192,28 @@ _TENDENCIES: Registry[TendencyNetwork] = Registry(
 def register_tendency(cls: T) -> T:
     """Register a class of tendency networks under its `name`, as a decorator of the class; stores refer to the name.
 
+    Parameters
+    ----------
+    cls : class derived from TendencyNetwork
+        With an attribute `name` of its own.
+
+    Returns
+    -------
+    class
+        The same class.
+
     Raises
     ------
     TypeError
         For what is no class of tendency networks, or has no name of its own.
     ValueError
         If another class has the name.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> xdan.register_tendency(xdan.QuadraticCNN) is xdan.QuadraticCNN  # what the decorator does, once more
+    True
     """
     return _TENDENCIES.register(cls, "register_tendency")
 

@@ -47,6 +47,13 @@ class CorrectingCNN(AnalysisNetwork):
     ----------
     Farchi et al. (2021), doi:10.1002/qj.4116, for corrections learned online; Bocquet et al. (2024),
     doi:10.1063/5.0230837, for the network.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> net = xdan.CorrectingCNN(filters=8, correction_kernel=5, correction_degree=1)
+    >>> net.name, net.correction_degree
+    ('correcting-cnn', 1)
     """
 
     name: ClassVar[str] = "correcting-cnn"

@@ -33,7 +33,7 @@ class LocalPolynomial(TendencyNetwork):
     degree : int
         0 is a constant for each field, 1 a linear form, 2 adds all products of two values; at most 4.
     space : StateSpace, or its JSON, optional
-        As for `TendencyNetwork`.
+        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
 
     Attributes
     ----------

@@ -34,7 +34,7 @@ class QuadraticCNN(TendencyNetwork):
     activation : {"gated", "silu", "linear"}
         Of the trunk.
     space : StateSpace, or its JSON, optional
-        As for `TendencyNetwork`.
+        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
 
     Raises
     ------
