@@ -100,6 +100,7 @@ from .plots.plotting import rmse_in_time as rmse_in_time
 from .plots.plotting import save_page as save_page
 from .plots.plotting import sweep_curves as sweep_curves
 from .plots.plotting import training_history as training_history
+from .plots.saving import save_figure as save_figure
 from .plots.state_plots import component_curves as component_curves
 from .plots.state_plots import field_maps as field_maps
 from .plots.state_plots import hovmoller as hovmoller

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -26,6 +25,7 @@ from .axes import (
     cycles_of,
     dataset,
     in_units,
+    log_ticks,
     mapping,
     placed,
     text,
@@ -105,7 +105,7 @@ def rmse_in_time(
         for name, height in heights.items()
     ]
     for field, lines in panels.items():
-        yticks = {"yticks": _log_ticks(np.concatenate(errors[field]))} if log else {}
+        yticks = {"yticks": log_ticks(np.concatenate(errors[field]))} if log else {}
         overlays.append(hv.Overlay([*lines, *dashed]).opts(legend_position="right", **yticks))
     return overlays[0] if len(overlays) == 1 else hv.Layout(overlays).cols(1).opts(shared_axes=False)
 
@@ -214,7 +214,7 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         # With their labels: a logarithmic axis would write powers of ten under 256 and 4096.
         sizes["xticks"] = [(label, f"{label:g}") for label in cube[along].values.tolist()]
     if logy:
-        sizes["yticks"] = _log_ticks(mean.values)
+        sizes["yticks"] = log_ticks(mean.values)
     drawn = []
     for number, (scheme, colour) in enumerate(
         zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True)
@@ -229,21 +229,6 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
         points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30, marker=marker)
         drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour, padding=PADDING)]
     return hv.Overlay(drawn).opts(legend_position="right")
-
-
-def _log_ticks(values: Any) -> list[float]:
-    """Round numbers over the range of values, closer where it is narrow."""
-    positive = values[np.isfinite(values) & (values > 0)]
-    if not len(positive):
-        return [1.0]
-    low, high = float(positive.min()), float(positive.max())
-    steps: tuple[float, ...] = (1.0, 2.0, 5.0)
-    if high < 2 * low:
-        steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
-    elif high < 12 * low:
-        steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [step * 10.0**power for power in powers for step in steps]
 
 
 def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan", notes: str = "") -> None:
