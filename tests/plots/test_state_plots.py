@@ -180,7 +180,7 @@ def test_a_line_of_rmse_for_each_field(fields):
     model, ds, run = fields
     titles = [plot.title.text for plot in panels(xdan.rmse_in_time(ds, {"a": run}, dynamics=model))]
     expected = ["c (K)", "h (m)", "u (m s-1)"]
-    assert titles == [f"analysis RMSE of {name}, mean over trajectories" for name in expected]
+    assert titles == [f"analysis RMSE of {name}, mean over trajectories and its standard error" for name in expected]
 
 
 TIMES = {
