@@ -131,12 +131,12 @@ class WholeNumber:
     def _changed(self, event: Any) -> None:
         value = event.new
         inside = value is not None and self._least <= value <= self._most
-        if inside:
-            self.accepted.rx.value = value
-        else:
+        if not inside:
             text = f"{'nothing' if value is None else value}: expected {self._least} to {self._most}"
             self._message.object = f'<p role="alert" style="{_LOOK}">{text}. Still shown: {self.accepted.rx.value}.</p>'
         self._message.visible = not inside
+        if inside:
+            self.accepted.rx.value = value
 
     @property
     def value(self) -> int:

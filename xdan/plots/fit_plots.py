@@ -110,7 +110,7 @@ def tuning_curve(run: xr.Dataset) -> Any:
     chosen = float(run[f"{_CHOSEN}{name}"])
     drawn.append(hv.VLine(chosen).opts(color="black", line_dash="dashed", line_width=1))
     return hv.Overlay(drawn).opts(
-        title=f"tuning: {name} {chosen:g} was chosen", xlabel=name, ylabel=axis_label(score),
+        title=f"tuning: {name} {chosen:g} was chosen", xlabel=name, ylabel=scores[0].replace("_", " "),
         width=WIDTH + LEGEND_WIDTH, height=HEIGHT + 60, padding=PADDING, legend_position="right",
         show_legend=len(rows) > 1,
     )  # fmt: skip

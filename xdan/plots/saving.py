@@ -17,6 +17,7 @@ from .libraries import holoviews
 _FORMATS = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}  # without the day: the same bytes again
 _INCH = 2.54  # cm
 _LINE = 1.2  # points
+_MOST_PLAIN = 4  # powers of ten that are written as 0.01; more as 10^-2
 _POINTS_A_PIXEL = 0.4  # of marks, as a page is narrower than a screen
 _DASHES = {"solid": "-", "dashed": "--", "dotted": ":", "dotdash": "-.", "dashdot": "-."}
 _MARKS = {
@@ -28,6 +29,7 @@ _MARKS = {
     "x": "x",
     "cross": "+",
 }
+_COLOUR_BAR = (1.02, 0.0, 0.03, 1.0)  # in shares of the panel
 _DECORATION = 90  # pixels of axes beside a frame
 
 
@@ -206,7 +208,9 @@ class _Panel:
         if isinstance(ticks, (int, np.integer)):
             of_axis.set_major_locator(ticker.MaxNLocator(int(ticks)))
         elif ticks is not None:
-            pairs = [tick if isinstance(tick, tuple) else (tick, _number(tick)) for tick in ticks]
+            plain = [tick for tick in ticks if not isinstance(tick, tuple)]
+            powers = logarithmic and len(plain) > _MOST_PLAIN and all(map(_is_power, plain))
+            pairs = [tick if isinstance(tick, tuple) else (tick, _number(tick, powers)) for tick in ticks]
             # A tick outside would widen the axis.
             pairs = [(place, name) for place, name in pairs if low <= place <= high]
             of_axis.set_major_locator(ticker.FixedLocator([place for place, _ in pairs]))
@@ -220,12 +224,14 @@ class _Panel:
             of_axis.set_major_formatter(dates.ConciseDateFormatter(locator))
 
 
-def _number(tick: float) -> str:
-    """A tick as it is read: a power of ten where it would be long."""
-    exponent = round(math.log10(abs(tick))) if tick else 0
-    if tick > 0 and not -4 < exponent < 5 and math.isclose(tick, 10.0**exponent):
-        return f"$10^{{{exponent}}}$"
-    return f"{tick:g}"
+def _is_power(tick: float) -> bool:
+    """Whether a tick is a power of ten."""
+    return tick > 0 and math.isclose(math.log10(tick), round(math.log10(tick)), abs_tol=1e-9)
+
+
+def _number(tick: float, power: bool) -> str:
+    """A tick as it is read."""
+    return f"$10^{{{round(math.log10(tick))}}}$" if power else f"{tick:g}"
 
 
 class _Look:
@@ -326,7 +332,8 @@ def _colours(
     mesh = axis.pcolormesh(*edges, np.ma.masked_invalid(values), **look.values(clim))
     if said.get("colorbar"):
         label = said.get("clabel") or element.vdims[0].pprint_label
-        figure.colorbar(mesh, ax=axis, label=label, pad=0.02, aspect=15)
+        # Inside the panel's own frame, so that it is as high as the panel.
+        figure.colorbar(mesh, cax=axis.inset_axes(_COLOUR_BAR), label=label)
 
 
 def _bars(figure: Any, axis: Any, element: Any, look: _Look, said: dict[str, Any]) -> None:
