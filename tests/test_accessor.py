@@ -18,7 +18,7 @@ ON_RECORDS = sorted(
     name
     for name in set(xdan.__all__) - {"__version__"}
     if inspect.isfunction(getattr(xdan, name))
-    and next(iter(inspect.signature(getattr(xdan, name)).parameters)) in ("ds", "source")
+    and next(iter(inspect.signature(getattr(xdan, name)).parameters), None) in ("ds", "source")
 )
 
 

@@ -70,6 +70,7 @@ def test_scaling_law_has_points_and_lines():
         xdan.scaling_law_curves(xr.Dataset())
 
 
+@pytest.mark.filterwarnings("ignore:tuning inflation:xdan.XdanWarning")
 def test_tuning_curve(twin, run):
     few = twin.isel(trajectory=slice(2), time=slice(12))
     tuned = few.dan.baseline(

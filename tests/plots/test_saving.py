@@ -128,7 +128,7 @@ def test_every_element_that_is_named_is_drawn(kind, drawn, tmp_path):
         ({"figure": "box"}, TypeError, "the figure holds a BoxWhisker: expected some of"),
         ({"width": 0}, ValueError, "width=0: expected"),
         ({"dpi": 0.5}, TypeError, "dpi=0.5: expected"),
-        ({"font_size": -1.0}, ValueError, "font_size=-1.0: expected"),
+        ({"font_size": -1.0}, ValueError, "font_size=-1: expected"),
     ],
 )
 def test_wrong_arguments_are_named(tmp_path, words, error, message):

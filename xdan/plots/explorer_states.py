@@ -31,6 +31,7 @@ _MOST_SHOWN = 2000  # cycles: more are wider than a screen has pixels
 _NOTHING = "nothing"
 # Heights in pixels: all of the page is seen on a screen of 1366 x 768.
 _ROW, _RMSE, _STATES = 172, 160, 525
+_TOOLS = 30  # pixels of the column of tools
 _PER_COLUMN, _LEAST_LINE = 4, 125  # panels of components, one above the other, and their least height in pixels
 
 
@@ -153,9 +154,11 @@ class StatesPage:
 def _rows_of_panels(pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[str, str]) -> list[list[Any]]:
     """Space and time: a column for each method, with the truth above it; one scale of the states, one of the errors."""
     scales, width = colours_of(*values.values()), PICTURES // len(values)
-    sizes: dict[str, Any] = {"width": width, "height": _ROW, "xlabel": ""}
+    # The tools of a row stand beside its last panel.
+    widths = {name: width + (_TOOLS if name == list(values)[-1] else 0) for name in values}
+    sizes: dict[str, Any] = {"height": _ROW, "xlabel": ""}
     rows = [
-        [space_and_time(pair, one, label, title=pair.heading(label, name), **sizes, **scales[label])
+        [space_and_time(pair, one, label, title=pair.heading(label, name), width=widths[name], **sizes, **scales[label])
          for name, one in values.items()]
         for label in scales
     ]  # fmt: skip
@@ -179,7 +182,7 @@ def _lines(pair: FieldPair, values: Mapping[str, xr.Dataset], colours: Mapping[s
     count = min(pair.part.shape[0], MOST_LINES)
     columns = -(-count // _PER_COLUMN)
     rows = -(-count // columns)
-    sizes = {"width": PICTURES // columns, "height": max(_STATES // rows, _LEAST_LINE)}
+    sizes: dict[str, Any] = {"width": PICTURES // columns, "height": max(_STATES // rows, _LEAST_LINE)}
     # With several columns the legend of the RMSE below says the colours.
     panels = [one.opts(show_legend=columns == 1, toolbar=None) for one in component_panels(pair, values, some, **sizes)]
     return [panels[k : k + columns] for k in range(0, len(panels), columns)]
@@ -195,7 +198,10 @@ def _zoomed_together(rows: list[list[Any]]) -> list[list[Any]]:
         for which in ("x_range", "y_range"):
             setattr(figure, which, common.setdefault(which, getattr(figure, which)))
 
-    return [[panel.opts(hooks=[share], toolbar="right" if panel is row[-1] else None) for panel in row] for row in rows]
+    for row in rows:
+        for one in row:
+            one.opts(hooks=[share], toolbar="right" if one is row[-1] else None)
+    return rows
 
 
 _KINDS = {"hovmoller": _rows_of_panels, "map": _maps, "lines": _lines}

@@ -255,12 +255,12 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     ratios = {name: _mean(value["ratio"]) for name, value in scalings.items()}
     scales = np.unique(np.concatenate([ratio["scale"].values for ratio in ratios.values()]))
     line = hv.Curve((scales, scales), label="linear").opts(color="black", line_dash="dashed")
-    ticks = {
+    said: dict[str, Any] = {
         "xticks": log_ticks(scales),
         "yticks": log_ticks(np.concatenate([scales, *(ratio.values for ratio in ratios.values())])),
     }
-    said = {"xlabel": "lambda", "ylabel": "r(lambda)", "title": "scaling of increments"}
-    return line * _curves(ratios, "scale", logx=True, logy=True, **said, **ticks)
+    said |= {"xlabel": "lambda", "ylabel": "r(lambda)", "title": "scaling of increments"}
+    return line * _curves(ratios, "scale", logx=True, logy=True, **said)
 
 
 def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = False) -> Any:

@@ -29,6 +29,7 @@ _MARKS = {
     "x": "x",
     "cross": "+",
 }
+_SHADES = 256  # of a list of colours
 _COLOUR_BAR = (1.02, 0.0, 0.03, 1.0)  # in shares of the panel
 _DECORATION = 90  # pixels of axes beside a frame
 
@@ -274,9 +275,12 @@ class _Look:
     def values(self, clim: tuple[float, float]) -> dict[str, Any]:
         """Of values in colours, between two ends."""
         colours = optional("matplotlib.colors", "plots", "figures in files")
+        process_cmap = optional("holoviews.plotting.util", "plots", "pictures").process_cmap
         cmap = self._style.get("cmap", "viridis")
         if not isinstance(cmap, str):
             cmap = colours.ListedColormap(list(cmap))
+        elif cmap not in optional("matplotlib", "plots", "figures in files").colormaps:  # another library's name
+            cmap = colours.ListedColormap(process_cmap(cmap, _SHADES))
         return {"cmap": cmap, "vmin": clim[0], "vmax": clim[1], "rasterized": True}
 
 
