@@ -104,12 +104,12 @@ from .plots.matrix_plots import lyapunov_vector_maps as lyapunov_vector_maps
 from .plots.matrix_plots import matrix_map as matrix_map
 from .plots.plotting import rmse_in_time as rmse_in_time
 from .plots.plotting import save_page as save_page
-from .plots.plotting import sweep_curves as sweep_curves
 from .plots.plotting import training_history as training_history
 from .plots.saving import save_figure as save_figure
 from .plots.state_plots import component_curves as component_curves
 from .plots.state_plots import field_maps as field_maps
 from .plots.state_plots import hovmoller as hovmoller
+from .plots.sweep_plots import sweep_curves as sweep_curves
 from .records.model_store import open_dynamics as open_dynamics
 from .records.model_store import save_dynamics as save_dynamics
 from .records.schema import XdanWarning as XdanWarning

@@ -10,7 +10,7 @@ import xarray as xr
 
 from .explorer_parts import WIDGETS, Address, csv, page
 from .libraries import panel
-from .plotting import sweep_curves
+from .sweep_plots import sweep_curves
 
 SCHEME, _SEED = "scheme", "seed"
 _NOTHING = "nothing"
