@@ -27,6 +27,7 @@ from .estimation.errors import estimate_errors as estimate_errors
 from .estimation.model_skill import forecast_skill as forecast_skill
 from .estimation.parameters import estimate_parameters as estimate_parameters
 from .estimation.surrogates import train_surrogate as train_surrogate
+from .plots.analysis_plots import one_analysis as one_analysis
 from .plots.explorer import explore as explore
 from .plots.plotting import rmse_in_time as rmse_in_time
 from .plots.state_plots import component_curves as component_curves
@@ -64,6 +65,7 @@ class DanAccessor:
     innovation_histogram = _method(innovation_histogram)
     learn_correction = _method(learn_correction)
     lyapunov_vectors = _method(lyapunov_vectors)
+    one_analysis = _method(one_analysis)
     rank_histogram = _method(rank_histogram)
     reanalysis = _method(reanalysis)  # type: ignore[arg-type]
     reliability = _method(reliability)

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from urllib.parse import parse_qs, urlparse
 
 import dask.array as da
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import xarray as xr
 
 import xdan
+from xdan.plots import explorer_states, state_panels
 
 pn = pytest.importorskip("panel")
+hv = pytest.importorskip("holoviews")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -56,26 +59,33 @@ def browser():
 class Page:
     """An explorer in a browser, and what went wrong there."""
 
-    def __init__(self, app, browser):
+    def __init__(self, app, browser, query=""):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
         self.server = pn.serve(app, port=port, show=False, threaded=True, verbose=False)
-        self.page = browser.new_page(viewport={"width": 1280, "height": 800})
+        self.browser = browser
         self.wrong = []
-        self.page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda observing: self.wrong.append(str(observing)))
-        self.page.on("requestfailed", lambda request: self.wrong.append(request.url))
-        for _ in range(100):
-            try:
-                self.page.goto(f"http://localhost:{port}")
-                break
-            except Exception:  # the server is not up yet
-                self.page.wait_for_timeout(100)
-        self.wrong.clear()
-        self.page.wait_for_selector("canvas")
+        self.address = f"http://localhost:{port}{query}"
+        self.page = self.look(self.address)
         self.last = b""
         self.changed()
+
+    def look(self, address):
+        """Open an address in a session of its own."""
+        page = self.browser.new_page(viewport={"width": 1366, "height": 768})
+        page.on("console", lambda m: self.wrong.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda observing: self.wrong.append(str(observing)))
+        page.on("requestfailed", lambda request: self.wrong.append(request.url))
+        for _ in range(100):
+            try:
+                page.goto(address)
+                break
+            except Exception:  # the server is not up yet
+                page.wait_for_timeout(100)
+        self.wrong.clear()
+        page.wait_for_selector("canvas")
+        return page
 
     def changed(self):
         """Wait until the page looks otherwise, and then stays as it is."""
@@ -97,8 +107,8 @@ class Page:
 def opened(browser):
     pages = []
 
-    def open_page(app):
-        pages.append(Page(app, browser))
+    def open_page(app, query=""):
+        pages.append(Page(app, browser, query))
         return pages[-1]
 
     yield open_page
@@ -109,7 +119,8 @@ def opened(browser):
 def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp_path):
     page = opened(twin.dan.explore({"network": run, "other": run + 1}, ring))
     page.page.get_by_label("method").select_option("other")
-    assert page.changed()
+    assert page.changed()  # one method is shown once
+    assert page.page.evaluate("document.documentElement.scrollHeight") <= 768
     page.page.get_by_label("trajectory").fill("1")
     page.page.keyboard.press("Enter")
     assert page.changed()
@@ -120,7 +131,7 @@ def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp
     page.page.keyboard.press("ArrowRight")
     assert page.changed()
     with page.page.expect_download() as download:
-        page.page.get_by_text("download what is shown").click()
+        page.page.get_by_text("download what is shown").locator("visible=true").click()
     download.value.save_as(tmp_path / "states.csv")
     seen = np.genfromtxt(tmp_path / "states.csv", delimiter=",", names=True)
     shown = {"trajectory": 1, "time": slice(1, 11)}
@@ -130,12 +141,12 @@ def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp
     assert page.changed()
     page.page.get_by_label("observing system").select_option("every other site")
     assert page.changed()
-    for handle in page.page.locator(".noUi-handle").all():
+    for handle in page.page.locator(".noUi-handle:visible").all():
         handle.focus()
         page.page.keyboard.press("ArrowLeft")
         assert page.changed()
     with page.page.expect_download() as download:
-        page.page.get_by_text("download what is shown").click()
+        page.page.get_by_text("download what is shown").locator("visible=true").click()
     download.value.save_as(tmp_path / "gain.csv")
     seen = np.genfromtxt(tmp_path / "gain.csv", delimiter=",", names=True)
     assert set(seen["reference"]) == {3}
@@ -144,6 +155,90 @@ def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp
     page.page.get_by_label("observing system").select_option("observed")
     page.page.get_by_text("No average about site 3 was given").wait_for()
     assert not page.wrong
+
+
+def address_of(page):
+    return {key: values[-1] for key, values in parse_qs(urlparse(page.url).query).items()}
+
+
+def test_two_browsers_do_not_move_each_other_and_an_address_can_be_shared(twin, run, opened):
+    first = opened(twin.dan.explore({"network": run, "other": run + 1}), "?cycles=12&first=3")
+    assert first.page.evaluate("document.documentElement.scrollHeight") <= 768
+    second = first.look(first.address.split("?")[0])
+    first.page.get_by_label("trajectory").fill("2")
+    first.page.keyboard.press("Enter")
+    first.page.wait_for_url("**trajectory=2**")
+    assert second.get_by_label("trajectory").input_value() == "0"
+    assert address_of(second).get("trajectory", "0") == "0"
+    second.get_by_label("trajectory").fill("9")
+    second.keyboard.press("Enter")
+    second.get_by_text("9: expected 0 to 3. Still shown: 0.").wait_for()
+    assert address_of(second).get("trajectory", "0") == "0"
+    second.get_by_label("trajectory").fill("1")
+    second.keyboard.press("Enter")
+    second.wait_for_url("**trajectory=1**")
+    second.get_by_role("alert").wait_for(state="hidden")
+    shown = {"method": "network", "beside": "other", "trajectory": "2", "first": "3", "cycles": "12"}
+    assert address_of(first.page) == shown
+    third = first.look(first.page.url)
+    assert third.get_by_label("trajectory").input_value() == "2"
+    assert third.get_by_label("cycles shown").input_value() == "12"
+    assert not first.wrong
+
+
+def test_an_address_that_asks_for_what_is_not_there_is_refused_above_the_page(twin, run, opened):
+    page = opened(twin.dan.explore(run), "?trajectory=99&cycles=<b>&method=no")
+    text = page.page.get_by_text("The address asks for").inner_text()
+    assert "trajectory='99': expected a whole number from 0 to 3" in text
+    assert "cycles='<b>': expected a whole number" in text
+    assert "method='no': expected one of ['run']" in text
+    assert not page.wrong
+
+
+@pytest.fixture
+def states(twin, run):
+    """Panels of two methods, and their RMSE."""
+    page = explorer_states.StatesPage(twin, {"network": run, "other": run + 3}, {})
+    pairs = [explorer_states.field_pairs(page._labelled, one, 1)[0] for one in page._runs.values()]
+    values = {name: pair.at(slice(2, 20)) for name, pair in zip(page._runs, pairs, strict=True)}
+    return page, pairs[0], values
+
+
+def test_methods_share_one_scale_of_errors(states):
+    page, pair, values = states
+    scales = state_panels.colours_of(*values.values())
+    sizes = np.abs(np.concatenate([one["error"].values.ravel() for one in values.values()]))
+    assert scales["error"]["clim"][1] == pytest.approx(np.quantile(sizes, 0.995))
+    truth, analysis, error = explorer_states._KINDS[pair.kind](pair, values, page._colours)
+    assert [one.range(2) for one in error] == [scales["error"]["clim"]] * 2
+    assert len({one.range(2) for one in (*truth, *analysis)}) == 1
+
+
+def rmse_drawn(ds, run, row, cycles, **words):
+    """The curve below the pictures, of the last field."""
+    page = explorer_states.StatesPage(ds, {"run": run}, words)
+    pair = explorer_states.field_pairs(page._labelled, run, row)[-1]
+    (curve,) = page._rmse(pair, {"run": pair.at(cycles)})
+    return curve.dimension_values("RMSE")
+
+
+def test_rmse_below_is_that_of_the_score(twin, run):
+    expected = xdan.score(twin, run, dim=()).rmse.isel(trajectory=1, time=slice(2, 20))
+    np.testing.assert_allclose(rmse_drawn(twin, run, 1, slice(2, 20)), expected, rtol=1e-6)
+
+
+def test_rmse_below_is_by_area_and_of_the_chosen_field():
+    state = (xdan.Field("u", xdan.Ring(4)), xdan.Field("h", xdan.Sphere(4, 8)))
+    model = xdan.CustomDynamics(
+        lambda x: {name: -one for name, one in x.items()}, state=state, timestep=0.05, spin_up_time=0.0
+    )
+    ds = xdan.twin(model, interval=0.05, cycles=5, trajectories=2).compute()
+    error = np.arange(4.0)[:, None] + np.zeros(8)
+    run = xr.Dataset({f"{stem}_u": ds.truth_u.drop_attrs() for stem in ("forecast", "analysis")})
+    run = run.assign({f"{stem}_h": ds.truth_h.drop_attrs() + error for stem in ("forecast", "analysis")})
+    edges = np.sin(np.deg2rad([-90, -45, 0, 45, 90]))
+    expected = np.sqrt(np.sum(np.diff(edges) / 2 * np.arange(4.0) ** 2))
+    np.testing.assert_allclose(rmse_drawn(ds, run, 0, slice(5), dynamics=model), expected, rtol=1e-5)
 
 
 def test_every_widget_of_a_cube_moves_the_picture(cube, opened):
@@ -185,7 +280,7 @@ def test_only_what_is_shown_is_read(twin):
     ).assign(observation_error=twin.observation_error)  # fmt: skip
     run = xr.Dataset({"analysis": (dims, block("analysis"))}, {"time": time, "trajectory": range(4)})
     app = whole.dan.explore(run)
-    app.get_root()
+    app.view().get_root()
     assert read == {(name, (0, t, 0)) for name in ("truth", "analysis") for t in (0, 1)}
 
 

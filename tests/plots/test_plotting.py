@@ -101,7 +101,13 @@ def test_more_schemes_than_colours_are_told_apart(cube):
 
 @pytest.mark.parametrize(
     ("values", "ticks"),
-    [([0.18, 0.9], {0.2, 0.3, 0.6}), ([0.03, 5.0], {0.05, 0.1, 1.0}), ([0.21, 0.25], {0.22, 0.24}), ([np.nan], {1.0})],
+    [
+        ([0.18, 0.9], {0.2, 0.3, 0.6}),
+        ([0.03, 5.0], {0.05, 0.1, 1.0}),
+        ([0.21, 0.25], {0.22, 0.24}),
+        ([np.nan], {1.0}),
+        ([1e-6, 1.0], {1e-6, 1e-3, 1.0}),
+    ],
 )
 def test_ticks_of_logarithmic_axes_lie_in_the_range(values, ticks):
     found = log_ticks(np.array(values))
@@ -166,7 +172,7 @@ def test_pictures_of_every_kind_of_record(twin, kind):
             assert mapper.low == -mapper.high < 0
     (plot,) = panels(xdan.rmse_in_time(ds, {"a": run}))
     assert plot.renderers
-    assert ds.dan.explore({"a": run}).get_root() is not None
+    assert ds.dan.explore({"a": run}).view().get_root() is not None
 
 
 @pytest.mark.parametrize("name", ["three components", "one component"])
@@ -178,7 +184,7 @@ def test_pictures_of_few_components(name):
     run = runs_of(ds)
     assert len(panels(ds.dan.hovmoller(run, dynamics=model))) == 3
     assert len(panels(xdan.rmse_in_time(ds, {"a": run}, dynamics=model))) == 1
-    assert ds.dan.explore(run, dynamics=model).get_root() is not None
+    assert ds.dan.explore(run, dynamics=model).view().get_root() is not None
 
 
 def test_pictures_of_nothing_but_nan(twin):

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import xdan
-from xdan.plots import state_plots
+from xdan.plots import state_panels, state_plots
 from xdan.plots.axes import placed
 
 from test_plotting import STATES, axes, panels, runs_of
@@ -170,18 +170,17 @@ def test_lines_of_components(fields):
 
 def test_every_field_is_drawn_as_its_geometry_says(fields):
     model, ds, run = fields
-    labelled = state_plots.read_with_truth(ds, {"dynamics": model}, "a picture")
-    pairs = state_plots.field_pairs(labelled, run, 0)
+    labelled = state_panels.read_with_truth(ds, {"dynamics": model}, "a picture")
+    pairs = state_panels.field_pairs(labelled, run, 0)
     assert [pair.kind for pair in pairs] == ["map", "hovmoller", "lines"]
-    assert len(state_plots.state_pictures(pairs, slice(1, 4), "run")) == 3
-    assert ds.dan.explore(run, dynamics=model).get_root() is not None
+    assert ds.dan.explore(run, dynamics=model).view().get_root() is not None
 
 
 def test_a_line_of_rmse_for_each_field(fields):
     model, ds, run = fields
     titles = [plot.title.text for plot in panels(xdan.rmse_in_time(ds, {"a": run}, dynamics=model))]
     expected = ["c (K)", "h (m)", "u (m s-1)"]
-    assert titles == [f"analysis RMSE of {name}, mean over trajectories" for name in expected]
+    assert titles == [f"analysis RMSE of {name}, mean over trajectories and its standard error" for name in expected]
 
 
 TIMES = {
@@ -202,8 +201,8 @@ LABELS = {
 @pytest.mark.parametrize("cycles", [slice(24), slice(3, 4)])
 def test_times_that_are_no_numbers(twin, run, kind, cycles):
     """The picture itself; which records have such times is not its affair."""
-    labelled = state_plots.read_with_truth(twin, {}, "a picture")
-    (pair,) = state_plots.field_pairs(labelled, run, 0)
+    labelled = state_panels.read_with_truth(twin, {}, "a picture")
+    (pair,) = state_panels.field_pairs(labelled, run, 0)
     dated = pair.truth.assign_coords(time=("time", TIMES[kind], {"long_name": "valid time"}))
     pair = dataclasses.replace(pair, truth=dated)
     drawn = panels(state_plots.KINDS["hovmoller"]([pair], cycles, "run"))

@@ -16,6 +16,7 @@ from ..records.times import drawn_times
 WIDTH, HEIGHT, LEGEND_WIDTH = 760, 260, 210
 _TICKS = 12  # names on an axis that can be read
 _DEGREES = {"degrees_north": 30, "degrees_east": 60}  # between ticks of latitudes and longitudes
+_WIDE, _MOST_DECADES = 2e3, 8  # a ratio from which powers of ten alone are written, and how many of them
 PADDING = 0.04  # share of a picture's axes beyond its points
 # Okabe and Ito's colours, told apart with every kind of colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -126,15 +127,19 @@ def cycle_colours(count: int) -> list[str]:
 
 
 def log_ticks(values: Any) -> list[float]:
-    """Round numbers over the range of values, closer where it is narrow."""
+    """Round numbers over the range of values, closer where it is narrow; powers of ten where it is wide."""
+    values = np.asarray(values, dtype=np.float64)
     positive = values[np.isfinite(values) & (values > 0)]
     if not len(positive):
         return [1.0]
     low, high = float(positive.min()), float(positive.max())
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps: tuple[float, ...] = (1.0, 2.0, 5.0)
+    if high > _WIDE * low:
+        every = max(1, round((last - first) / _MOST_DECADES))
+        return [10.0**power for power in range(first, last + 1, every)]
     if high < 2 * low:
         steps = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2, 2.4, 2.6, 2.8, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0, 8.0, 9.0)
     elif high < 12 * low:
         steps = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [step * 10.0**power for power in powers for step in steps]
+    return [step * 10.0**power for power in range(first, last + 1) for step in steps]

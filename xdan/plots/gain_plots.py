@@ -11,7 +11,7 @@ import xarray as xr
 
 from ..core.checks import integer, switch
 from ..records.schema import TIME, TRAJECTORY, reference_site
-from .axes import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, mapping, placed
+from .axes import LEGEND_WIDTH, PADDING, WIDTH, axis_label, cycle_colours, in_units, log_ticks, mapping, placed
 from .libraries import holoviews
 
 _PANEL = 330
@@ -174,7 +174,7 @@ def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
     Returns
     -------
     holoviews.Overlay
-        Logarithmic; negative averages are left out.
+        Logarithmic. Negative averages are drawn by their size as triangles, and the legend says how many there are.
 
     Raises
     ------
@@ -188,20 +188,33 @@ def spectrum_curves(spectra: Mapping[str, xr.Dataset]) -> Any:
     >>> type(xdan.spectrum_curves({"P": xdan.covariance_spectrum(covariance)})).__name__
     'Overlay'
     """
+    hv = holoviews()
+
     spectra = mapping("spectra", spectra, xr.Dataset, "what xdan.covariance_spectrum gives")
     for name, spectrum in spectra.items():
         if "eigenvalue" not in spectrum:
             raise ValueError(f"{name!r} holds no eigenvalues: expected what xdan.covariance_spectrum gives")
     means = {name: _mean(spectrum["eigenvalue"]) for name, spectrum in spectra.items()}
+    means = {name: mean.load() for name, mean in means.items()}
     shown = {name: mean.where(mean > 0) for name, mean in means.items()}
-    return _curves(
+    sizes = np.concatenate([np.abs(mean.values) for mean in means.values()])
+    curves = _curves(
         shown,
         "mode",
         logy=True,
         xlabel="rank",
-        ylabel="eigenvalue",
-        title="spectra of analysis error covariances, time mean",
+        ylabel=in_units("eigenvalue", str(next(iter(spectra.values()))["eigenvalue"].attrs.get("units", "1"))),
+        title="spectra of covariances, mean over trajectories and time",
+        yticks=log_ticks(sizes),
     )
+    triangles = []
+    for (name, mean), colour in zip(means.items(), cycle_colours(len(means)), strict=True):
+        below = mean[mean.values < 0]
+        if below.size:
+            label = f"{name}: {below.size} negative, size"
+            points = hv.Scatter((below["mode"].values, -below.values), "mode", "value", label=label)
+            triangles.append(points.opts(color=colour, marker="inverted_triangle", size=7, fill_color="white"))
+    return curves if not triangles else hv.Overlay([*curves, *triangles]).opts(legend_position="right", logy=True)
 
 
 def angle_curves(angles: Mapping[str, xr.DataArray]) -> Any:
@@ -276,9 +289,12 @@ def scaling_curves(scalings: Mapping[str, xr.Dataset]) -> Any:
     ratios = {name: _mean(value["ratio"]) for name, value in scalings.items()}
     scales = np.unique(np.concatenate([ratio["scale"].values for ratio in ratios.values()]))
     line = hv.Curve((scales, scales), label="linear").opts(color="black", line_dash="dashed")
-    return line * _curves(
-        ratios, "scale", logx=True, logy=True, xlabel="lambda", ylabel="r(lambda)", title="scaling of increments"
-    )
+    said: dict[str, Any] = {
+        "xticks": log_ticks(scales),
+        "yticks": log_ticks(np.concatenate([scales, *(ratio.values for ratio in ratios.values())])),
+    }
+    said |= {"xlabel": "lambda", "ylabel": "r(lambda)", "title": "scaling of increments"}
+    return line * _curves(ratios, "scale", logx=True, logy=True, **said)
 
 
 def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = False) -> Any:
@@ -317,9 +333,11 @@ def histogram_curves(histograms: Mapping[str, xr.DataArray], *, logy: bool = Fal
     logy = switch("logy", logy)
     histograms = mapping("histograms", histograms, xr.DataArray, "what xdan.innovation_histogram gives")
     shown = {name: value.where(value > 0) if logy else value for name, value in histograms.items()}
+    ticks = {"yticks": log_ticks(np.concatenate([one.values for one in shown.values()]))} if logy else {}
     return _curves(
         shown,
         "zeta",
+        **ticks,
         logy=logy,
         points=False,
         xlabel="projected innovation",

@@ -11,15 +11,13 @@ import numpy as np
 import xarray as xr
 
 from ..assimilation.scoring import score
-from ..core.checks import real, shown, switch
+from ..core.checks import choice, real, shown, switch
 from ..records.record import RecordWords, read
 from ..records.schema import TIME, TRAJECTORY
 from ..records.wording import shares_words
 from .axes import (
-    COLOURS,
     HEIGHT,
     LEGEND_WIDTH,
-    PADDING,
     WIDTH,
     axis_label,
     cycle_colours,
@@ -33,6 +31,11 @@ from .axes import (
 )
 from .libraries import holoviews, panel
 
+# What is shaded, as the title says it.
+_BANDS = {"error": " and its standard error", "quantiles": " and 10 % to 90 % of them", "none": ""}
+_QUANTILES = [0.1, 0.9]
+_SHADE = 0.25  # opacity
+
 
 @shares_words
 def rmse_in_time(
@@ -41,6 +44,7 @@ def rmse_in_time(
     *,
     cycles: slice | None = None,
     log: bool = False,
+    band: str = "error",
     levels: Mapping[str, float] | None = None,
     **words: Unpack[RecordWords],
 ) -> Any:
@@ -56,6 +60,9 @@ def rmse_in_time(
         Positions along `time`.
     log : bool
         Logarithmic RMSE.
+    band : {"error", "quantiles", "none"}
+        What is shaded: one standard error of the mean to each side, or from the 10 % to the 90 % quantile of the
+        trajectories. Of one trajectory nothing is.
     levels : mapping, optional
         Name to RMSE of dashed lines, such as the `rmse` of `lyapunov_floor`.
     {words}
@@ -80,6 +87,7 @@ def rmse_in_time(
     """
     hv = holoviews()
 
+    band = choice("band", band, tuple(_BANDS))
     heights = {name: real(f"levels[{name!r}]", level, above=0.0) for name, level in (levels or {}).items()}
     cut, log = {TIME: cycles_of(cycles, slice(None))}, switch("log", log)
     runs = mapping("runs", runs, xr.Dataset, "a run, of cycle() or baseline()")
@@ -98,12 +106,17 @@ def rmse_in_time(
         of_fields = {"": rmse}
         if "field" in rmse.dims:
             units = scores["field_units"].values
-            named = {str(field): rmse.sel(field=field, drop=True) for field in rmse["field"].values}
-            headings = [f" of {in_units(field, unit)}" for field, unit in zip(named, units, strict=True)]
-            of_fields = dict(zip(headings, named.values(), strict=True))
-        for field, curve in of_fields.items():
-            title = f"analysis RMSE{field}, mean over trajectories"
+            fields = [str(field) for field in rmse["field"].values]
+            headings = [f" of {in_units(field, unit)}" for field, unit in zip(fields, units, strict=True)]
+            of_fields = {heading: rmse.isel(field=k, drop=True) for k, heading in enumerate(headings)}
+        shades = _band(ds, run, rmse, scores, band, cut, words)
+        for number, (field, curve) in enumerate(of_fields.items()):
+            title = f"analysis RMSE{field}, mean over trajectories{_BANDS[band] if shades is not None else ''}"
             lines = _rmse_line(curve.assign_coords({TIME: when}), TIME, title=title, **options)
+            if shades is not None:
+                ends = shades.isel(field=number) if "field" in shades.dims else shades
+                shade = hv.Area((when, *_clipped(ends.values, curve.values, log)), TIME, ["low", "high"])
+                panels[field] = [*panels.get(field, []), shade.opts(color=colour, alpha=_SHADE, line_alpha=0)]
             panels[field] = [*panels.get(field, []), *lines]
             errors[field] = [*errors.get(field, []), curve.values]
     overlays = []
@@ -116,6 +129,32 @@ def rmse_in_time(
         yticks = {"yticks": log_ticks(np.concatenate(errors[field]))} if log else {}
         overlays.append(hv.Overlay([*lines, *dashed]).opts(legend_position="right", **yticks))
     return overlays[0] if len(overlays) == 1 else hv.Layout(overlays).cols(1).opts(shared_axes=False)
+
+
+def _band(
+    ds: xr.Dataset,
+    run: xr.Dataset,
+    mean: xr.DataArray,
+    scores: xr.Dataset,
+    band: str,
+    cut: Mapping[str, slice],
+    words: RecordWords,
+) -> xr.DataArray | None:
+    """Lower and upper ends of what is shaded, along `end`; None where there is nothing to shade."""
+    if band == "none" or "rmse_standard_error" not in scores or not mean.sizes[TIME] > 1:
+        return None
+    if band == "error":
+        error = scores["rmse_standard_error"].isel(cut).load()
+        ends: xr.DataArray = xr.concat([mean - error, mean + error], "end", coords="minimal", compat="override")
+        return ends.transpose("end", ...)
+    each = score(ds, run, dim=(), **words)["rmse"].isel(cut).load()
+    return each.quantile(_QUANTILES, TRAJECTORY, skipna=False).rename(quantile="end").transpose("end", ...)
+
+
+def _clipped(ends: Any, mean: Any, log: bool) -> tuple[Any, Any]:
+    """The ends of a band; on a logarithmic axis not below a tenth of the mean, which is far below what is seen."""
+    low, high = ends
+    return (np.maximum(low, 0.1 * mean) if log else low), high
 
 
 def _rmse_line(curve: xr.DataArray, along: str, *, color: str, **options: Any) -> list[Any]:
@@ -158,13 +197,14 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
     for name, history in named.items():
         if missing := {"seconds", "validation_rmse", "rmse"} - set(history.variables):
             raise ValueError(f"histories[{name!r}] lacks {sorted(missing)}: expected the history of a network")
-    curves = []
+    curves, errors = [], []
     for (name, history), colour in zip(named.items(), cycle_colours(len(named)), strict=True):
         against = history.assign_coords(minutes=("step", history["seconds"].values / 60)).swap_dims(step="minutes")
         for variable, label, dash in (
             ("validation_rmse", "validation", "solid"),
             ("rmse", "training", "dotted"),
         ):
+            errors.append(history[variable].values)
             curves += _rmse_line(
                 against[variable],
                 "minutes",
@@ -175,83 +215,7 @@ def training_history(histories: Mapping[str, xr.Dataset] | xr.Dataset) -> Any:
                 xlabel="training time (minutes)",
                 title="training",
             )
-    return hv.Overlay(curves).opts(legend_position="right")
-
-
-def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: bool = False, logy: bool = False) -> Any:
-    """A score of a sweep against one of its axes, a line for each scheme.
-
-    Parameters
-    ----------
-    cube : xarray.Dataset
-        Of `sweep`, with no more axes than the one that is drawn: select first.
-    along : str
-        The axis.
-    value : str
-        Which score.
-    logx, logy : bool
-        Logarithmic axes.
-
-    Returns
-    -------
-    holoviews.Overlay
-        Means over the seeds; bars are a standard error, over seeds, or where there is one over its trajectories.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument is wrong, the cube lacks the axis or the score, or has more axes.
-
-    Examples
-    --------
-    >>> import numpy as np, xarray as xr, xdan
-    >>> dims, labels = ("scheme", "forcing", "seed"), {"scheme": ["EnKF-N"], "forcing": [7.0, 8.0], "seed": [0, 1]}
-    >>> cube = xr.Dataset({"rmse": xr.DataArray([[[0.18, 0.19], [0.20, 0.21]]], labels, dims)})
-    >>> type(xdan.sweep_curves(cube, "forcing")).__name__
-    'Overlay'
-    """
-    hv = holoviews()
-
-    cube, along, value = dataset("cube", cube), text("along", along), text("value", value)
-    logx, logy = switch("logx", logx), switch("logy", logy)
-    wanted = {"scheme", along, "seed"}
-    if value not in cube.data_vars or not wanted <= set(cube[value].dims):
-        raise ValueError(
-            f"value={value!r}, along={along!r}: the cube has scores {sorted(map(str, cube.data_vars))} and axes "
-            f"{[str(d) for d in cube.dims]}, expected a score and one of its axes"
-        )
-    more = [str(dim) for dim in cube[value].dims if dim not in ("scheme", along, "seed") and cube.sizes[dim] > 1]
-    if more:
-        raise ValueError(f"the cube has the axes {more} too: choose one value of each, cube.sel({more[0]}=...)")
-    cube = cube.squeeze([d for d in cube.dims if d not in ("scheme", along, "seed")], drop=True).load()
-    # A scheme that failed for one seed has no mean.
-    mean, seeds = cube[value].mean("seed", skipna=False), cube.sizes["seed"]
-    if seeds > 1:
-        error = cube[value].std("seed", ddof=1, skipna=False) / np.sqrt(seeds)
-    else:
-        error = cube[f"{value}_standard_error"].isel(seed=0) if f"{value}_standard_error" in cube else 0 * mean
-    labels = {"xlabel": axis_label(cube[along]), "ylabel": axis_label(cube[value])}
-    sizes: dict[str, Any] = {"width": WIDTH + LEGEND_WIDTH, "height": HEIGHT + 100, "padding": PADDING}
-    sizes |= {"logx": logx, "logy": logy}
-    if cube[along].dtype.kind in "iuf":
-        # With their labels: a logarithmic axis would write powers of ten under 256 and 4096.
-        sizes["xticks"] = [(label, f"{label:g}") for label in cube[along].values.tolist()]
-    if logy:
-        sizes["yticks"] = log_ticks(mean.values)
-    drawn = []
-    for number, (scheme, colour) in enumerate(
-        zip(cube["scheme"].values.tolist(), cycle_colours(cube.sizes["scheme"]), strict=True)
-    ):
-        dash, marker = ("solid", "circle") if number < len(COLOURS) else ("dashed", "square")
-        frame = mean.sel(scheme=scheme).to_series().rename(value).reset_index()
-        frame["bar"] = error.sel(scheme=scheme).values
-        frame = frame.dropna(subset=[value])  # where it was lost, or was not run
-        if frame.empty:
-            continue
-        line = frame.hvplot.line(along, value, label=scheme, color=colour, line_dash=dash, **labels, **sizes)
-        points = frame.hvplot.scatter(along, value, label=scheme, color=colour, size=30, marker=marker)
-        drawn += [line, points, hv.ErrorBars(frame, along, [value, "bar"]).opts(color=colour, padding=PADDING)]
-    return hv.Overlay(drawn).opts(legend_position="right")
+    return hv.Overlay(curves).opts(legend_position="right", yticks=log_ticks(np.concatenate(errors)))
 
 
 def save_page(path: str | Path, sections: Mapping[str, Any], title: str = "xdan", notes: str = "") -> None:

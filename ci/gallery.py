@@ -1,0 +1,58 @@
+"""Run the blocks of docs/gallery.md in order, which write its pictures; and check that the page shows what is there.
+
+python ci/gallery.py [--page docs/gallery.md] [--most-kib 1500]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+def blocks(text: str) -> list[str]:
+    """The blocks of Python of a page."""
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+def run(page: Path) -> None:
+    """Run the blocks of a page in one namespace, beside the page."""
+    names: dict[str, Any] = {}
+    os.chdir(page.parent)
+    Path("gallery").mkdir(exist_ok=True)
+    for number, block in enumerate(blocks(page.read_text()), 1):
+        begin = time.perf_counter()
+        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
+        print(f"block {number}: {time.perf_counter() - begin:.1f} s", flush=True)
+
+
+def wrong(page: Path, most_kib: int) -> list[str]:
+    """What does not fit together: pictures and the page, or their size."""
+    shown = set(re.findall(r"\]\(gallery/([\w-]+\.png)\)", page.read_text()))
+    there = {path.name: path.stat().st_size for path in (page.parent / "gallery").glob("*")}
+    found = [f"{name} is shown and not there" for name in sorted(shown - set(there))]
+    found += [f"{name} is there and not shown" for name in sorted(set(there) - shown)]
+    if (size := sum(there.values()) / 1024) > most_kib:
+        found.append(f"the pictures have {size:.0f} KiB: expected at most {most_kib}")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--page", type=Path, default=Path(__file__).parents[1] / "docs" / "gallery.md")
+    parser.add_argument("--most-kib", type=int, default=1500)
+    options = parser.parse_args()
+    page = options.page.resolve()
+    warnings.simplefilter("ignore", UserWarning)  # of short runs
+    run(page)
+    if found := wrong(page, options.most_kib):
+        sys.exit("\n".join(found))
+
+
+if __name__ == "__main__":
+    main()
