@@ -279,8 +279,8 @@ class Variational(Objective):
         covariance = anomalies.mT @ anomalies / (self.members - 1)
         if (taper := self._tapering(rollout.dynamics, covariance)) is not None:
             covariance = covariance * taper
-        own = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
-        return (1 - _SHRINKAGE) * covariance + _SHRINKAGE * own
+        variances = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+        return (1 - _SHRINKAGE) * covariance + _SHRINKAGE * variances
 
     def _tapering(self, dynamics: Dynamics, like: Tensor) -> Tensor | None:
         """Taper of all pairs of components, (N, N); None for components without distances."""
