@@ -18,7 +18,7 @@ import pandas as pd
 import xarray as xr
 
 import xdan
-from xdan.core.learning import LogScore
+from xdan.core.learning import LogScore, Variational
 from xdan.network import SHIPPED
 
 from common import kept, markdown, save_pictures
@@ -34,7 +34,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "log-score": ("lorenz96", {"objective": JOINT}),
     "crps": ("lorenz96", {"objective": "crps"}),
     "energy": ("lorenz96", {"objective": "energy"}),
-    "variational": ("lorenz96", {"objective": "variational"}),
+    "variational": ("lorenz96", {"objective": Variational(inflation=1.3)}),
     "memory": ("lorenz96-wide-memory", {"objective": JOINT}),
     "log-score-long": ("log-score", {"steps": 600, "validate_every": 600, "seed": 2, "objective": JOINT}),
     "gaussian": ("log-score-long", {"kind": "factor"}),

@@ -211,6 +211,8 @@ def test_the_forecast_covariance_is_that_of_advanced_draws():
     step = torch.linalg.matrix_exp(0.03 * (matrix - torch.eye(5, dtype=torch.float64)))
     expected = step @ before.covariance[0] @ step.T
     size = expected.diagonal().mean()
+    inflated = Variational(members=400, radius=1e9, inflation=1.5)._forecast_covariance(made, before, 1)
+    assert_close(inflated, 1.5**2 * covariance)
     off = 1 - torch.eye(5, dtype=torch.float64)
     assert float((covariance.mean(0) - expected * (1 - 0.05 * off)).abs().max()) < 0.03 * float(size)
 
@@ -280,4 +282,4 @@ def test_networks_with_a_spread_are_taken_and_teachers_are_not():
         Variational().check(GaussianCNN(), WindowContents(1))
     with pytest.raises(ValueError, match="members=1"):
         Variational(members=1)
-    assert Variational(radius=3).config() == {"members": 20, "radius": 3.0}
+    assert Variational(radius=3).config() == {"members": 20, "radius": 3.0, "inflation": 1.0}

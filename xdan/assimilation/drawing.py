@@ -78,10 +78,10 @@ def _held(run: xr.Dataset, model: Dynamics | None) -> dict[str, xr.DataArray]:
     """What a run holds of its analyses, by the names of `_NAMES`; of several fields, those of a model, packed."""
     if model is None:
         return {name: run[name] for name in _NAMES if name in run}
-    found = {name: states_of(run, Role(name, "run", ()), model) for name in _NAMES}
+    states = {name: states_of(run, Role(name, "run", ()), model) for name in _NAMES}
     dual = {dual_of(model.dims): math.prod(model.shape)}
     extra = {"analysis_covariance": dual, "members": {MEMBER: run.sizes.get(MEMBER, 0)}}
-    return {name: arrange_state(one, model, name, extra.get(name)) for name, one in found.items() if one is not None}
+    return {name: arrange_state(one, model, name, extra.get(name)) for name, one in states.items() if one is not None}
 
 
 def _check(run: xr.Dataset, held: Mapping[str, xr.DataArray]) -> None:

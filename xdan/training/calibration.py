@@ -122,8 +122,8 @@ def calibrate(
 
 
 def _by_network(net: Network, source: Any, settings: dict[str, Any]) -> Network:
-    own = {"filters", "blocks", "sub_blocks", "kernel", "diagonals", "activation"}
-    parameters = {name: settings.pop(name) for name in own & set(settings)}
+    sizes = {"filters", "blocks", "sub_blocks", "kernel", "diagonals", "activation"}
+    parameters = {name: settings.pop(name) for name in sizes & set(settings)}
     around = with_spread(net, seed=settings.get("seed", 0), **parameters)
     lengths = {"steps", "epochs", "minutes"} & {name for name, value in settings.items() if value is not None}
     defaults = {} if lengths else {"steps": 2000}

@@ -223,6 +223,10 @@ class Variational(Objective):
     radius : float, optional
         Of the taper of Gaspari and Cohn, which vanishes from twice the radius, in the units of the coordinates. By
         default six times the distance between neighbours; no taper for components without places.
+    inflation : float
+        Factor of the deviations of the forecast. A sparse root cannot hold all correlations, and the nearest one in the
+        sense of this objective is too small: without inflation the spread may shrink from cycle to cycle, as that of a
+        small ensemble does.
 
     References
     ----------
@@ -236,8 +240,9 @@ class Variational(Objective):
     power: ClassVar[int] = -1
     through_model: ClassVar[bool] = False
 
-    def __init__(self, members: int = 20, radius: float | None = None) -> None:
+    def __init__(self, members: int = 20, radius: float | None = None, inflation: float = 1.0) -> None:
         self.members = integer("members", members, least=2)
+        self.inflation = real("inflation", inflation, above=0.0)
         self.radius = None if radius is None else real("radius", radius, above=0.0)
         self._taper: tuple[Any, Tensor] | None = None
 
@@ -276,11 +281,11 @@ class Variational(Objective):
         drawn = mean[:, None] + LocalRoot(before.entries[:, None], before.places).apply(noise)
         ahead = advanced(rollout.dynamics, drawn, steps, window.clock_at(k))
         anomalies = ahead - ahead.mean(1, keepdim=True)
-        covariance = anomalies.mT @ anomalies / (self.members - 1)
+        covariance = self.inflation**2 / (self.members - 1) * (anomalies.mT @ anomalies)
         if (taper := self._tapering(rollout.dynamics, covariance)) is not None:
             covariance = covariance * taper
-        own = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
-        return (1 - _SHRINKAGE) * covariance + _SHRINKAGE * own
+        variances = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+        return (1 - _SHRINKAGE) * covariance + _SHRINKAGE * variances
 
     def _tapering(self, dynamics: Dynamics, like: Tensor) -> Tensor | None:
         """Taper of all pairs of components, (N, N); None for components without distances."""
