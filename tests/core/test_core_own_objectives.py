@@ -18,7 +18,7 @@ from xdan.core.observing import ObservingSystem, Sites
 
 MODEL = Lorenz96(8)
 ERROR = ObservingSystem(std=torch.tensor(1.0))
-BUILT_IN = {"rmse", "mse", "crps", "energy", "forecast", "analysis", "covariance"}
+BUILT_IN = {"rmse", "mse", "crps", "energy", "forecast", "analysis", "covariance", "rmse-across-members"}
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_what_is_no_objective_is_not_registered():
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match=r"objective='mae': expected one of \['analysis', .*'rmse'\]"):
+    with pytest.raises(ValueError, match=r"objective='mae': expected one of \['analysis', .*'rmse', 'rmse-across-members'\]"):
         objective_by_name("mae")
     with pytest.raises(TypeError, match="objective=3: expected one of"):
         objective_by_name(3)
