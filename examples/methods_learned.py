@@ -53,7 +53,7 @@ def gain(options: argparse.Namespace) -> None:
     model, experiment, errors = _linear()
     network = xdan.ConstantGain("matrix", sites=len(model))
     settings = {"objective": "mse", "window": 6, "batch": 3000, "validate_every": 500}
-    net = _learned("linear-gain", experiment, network, [Stage(500, 4e-3, settings)], options)
+    net = _learned("linear-gain", experiment, network, [Stage(2500, 2e-3, settings)], options)
     expected = _steady_gain(model, errors, experiment)
     seen = np.asarray(experiment.operator)
     matrix = net.module().covariance(torch.zeros(1, len(model)))[0][0].detach().numpy()
@@ -61,11 +61,12 @@ def gain(options: argparse.Namespace) -> None:
     distance = np.linalg.norm(learned - expected) / np.linalg.norm(expected)
     print(f"linear model: |K - K_Riccati| / |K_Riccati| = {distance:.2e}\n")
     settings = {"objective": "mse", "window": 8}
-    net = _learned("lorenz96-constant-gain", DENSE, xdan.ConstantGain(), [Stage(3000, 5e-3, settings)], options)
+    stages = [Stage(3000, 5e-3, settings), Stage(1500, 1e-3, {**settings, "window": 12, "batch": 96})]
+    net = _learned("lorenz96-constant-gain", DENSE, xdan.ConstantGain(), stages, options)
     test = _record(DENSE, options)
     rows = [
         _row("constant gain, learned", test, lambda: test.dan.cycle(net, progress=False), options),
-        _row("3D-Var, trained B", test, lambda: test.dan.baseline("3d-var", progress=False), options),
+        _row("3D-Var, trained B", test, lambda: test.dan.baseline("3d-var", scale="tune", progress=False), options),
     ]
     _print(rows, options)
     hv.extension("bokeh", logo=False)

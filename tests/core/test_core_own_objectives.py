@@ -18,7 +18,18 @@ from xdan.core.observing import ObservingSystem, Sites
 
 MODEL = Lorenz96(8)
 ERROR = ObservingSystem(std=torch.tensor(1.0))
-BUILT_IN = {"rmse", "mse", "crps", "energy", "log-score", "variational", "forecast", "analysis", "covariance"}
+BUILT_IN = {
+    "rmse",
+    "mse",
+    "crps",
+    "energy",
+    "log-score",
+    "variational",
+    "forecast",
+    "analysis",
+    "covariance",
+    "rmse-across-members",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +73,8 @@ def window(batch=4):
 def test_the_built_in_ones_are_known_by_their_names():
     assert set(objective_names()) == BUILT_IN
     for name in BUILT_IN:
-        described = objective_by_name(name).to_json()
-        assert (described if isinstance(described, str) else described["name"]) == name
+        one = objective_by_name(name)
+        assert one.to_json() == ({"name": name, "parameters": one.config()} if one.config() else name)
 
 
 def test_a_registered_class_is_found_by_its_name():
