@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import xdan
-from xdan.core.scores import members_crps
+from xdan.core.ensemble_scores import members_crps
 
 RATE, SITES = 1.5, 400
 GROWS = xdan.CustomDynamics(lambda x: RATE * x, state={"x": SITES}, timestep=0.01, spin_up_time=0.0)
