@@ -52,7 +52,7 @@ def gain(options: argparse.Namespace) -> None:
     """A constant gain: Riccati's on a linear model, that of 3D-Var on Lorenz-96."""
     model, experiment, errors = _linear()
     network = xdan.ConstantGain("matrix", sites=len(model))
-    settings = {"objective": "mse", "window": 6, "batch": 3000, "validate_every": 500}
+    settings = {"objective": "mse", "window": 6, "batch": 3000, "validate_every": 10**6}
     net = _learned("linear-gain", experiment, network, [Stage(2500, 2e-3, settings)], options)
     expected = _steady_gain(model, errors, experiment)
     seen = np.asarray(experiment.operator)
@@ -66,7 +66,12 @@ def gain(options: argparse.Namespace) -> None:
     test = _record(DENSE, options)
     rows = [
         _row("constant gain, learned", test, lambda: test.dan.cycle(net, progress=False), options),
-        _row("3D-Var, trained B", test, lambda: test.dan.baseline("3d-var", scale="tune", progress=False), options),
+        _row(
+            "3D-Var, trained B",
+            test,
+            lambda: test.dan.baseline("3d-var", background="trained", progress=False),
+            options,
+        ),
     ]
     _print(rows, options)
     hv.extension("bokeh", logo=False)
