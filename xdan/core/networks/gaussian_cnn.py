@@ -27,9 +27,9 @@ _QUIET = 0.02  # size of the trunk's output at the start: the spread begins the 
 class GaussianCNN(GaussianNetwork):
     """Mean and spread: x ~ N(x_a, L L^T), x_a the analysis of a network and L a sparse root that a second CNN gives.
 
-    Row n of the root has the spread s_n of component n, and weights r_nk of the components k near it:
+    Row n of the root has the spread s_n of component n, and weights r_nk of the components k near it::
 
-        L_nk = s_n r_nk / (sum_k r_nk^2)^(1/2),   r_nn = 1,   sum_{k != n} |r_nk| < 0.95.
+        L_nk = s_n r_nk / (sum_k r_nk^2)^(1/2),   r_nn = 1,   sum_{k != n} |r_nk| < 0.95,
 
     times one factor for each field, `spread_factor`, 1 unless `xdan.calibrate` sets it.
 
