@@ -137,10 +137,10 @@ def rank_flatness(histogram: xr.DataArray) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        On the dims of the histogram but `rank` and `trajectory`. `reliability_index`: sum of ``|p_k - 1/K|`` of the shares
-        p_k of K ranks, 0 for a flat histogram. From 3 trajectories on `effective_counts`, the number of independent
-        counts whose shares would scatter as those of the trajectories do; `chi_square` of so many counts; and
-        `p_value`, the probability of a histogram that is less flat where the true one is flat.
+        On the dims of the histogram but `rank` and `trajectory`. `reliability_index`: sum of ``|p_k - 1/K|`` of the
+        shares p_k of K ranks, 0 for a flat histogram. From 3 trajectories on `effective_counts`, the number of
+        independent counts whose shares would scatter as those of the trajectories do; `chi_square` of so many counts;
+        and `p_value`, the probability of a histogram that is less flat where the true one is flat.
 
     Raises
     ------

@@ -32,9 +32,9 @@ class AcrossMembers(Objective):
     Raises
     ------
     TypeError
-        For what is no sequence of integers.
+        For what is no list or tuple of integers, or an empty one.
     ValueError
-        For no number, or one below 2.
+        For a number below 2.
 
     Examples
     --------
