@@ -41,7 +41,7 @@ def baseline(
         The method; all are in the table of docs/methods.md.
 
         - static: "climatology", "optimal-interpolation", "3d-var";
-        - variational: "4d-var" (`window=`), "eda";
+        - variational: "4d-var", "weak-4d-var" (`window=`), "eda";
         - Kalman: "kalman" (linear dynamics), "extended-kalman", "second-order-kalman", "iterated-kalman-smoother"
           (`lag=`), "state-covariance" (Sakov's A1 and A2);
         - ensemble: "enkf", "etkf", "letkf" (`radius=`), "denkf", "enkf-n" (finite-size, nothing to tune), "enks"

@@ -61,6 +61,15 @@ def draw_members(
     -----
     XdanWarning
         With `spread` alone: the errors of different components are drawn as if they were independent.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("second-order-kalman", c2=8.0, keep_members=True)
+    >>> members = xdan.draw_members(run, 5)
+    >>> dict(members.sizes)
+    {'trajectory': 4, 'time': 20, 'member': 5, 'x': 8}
     """
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"run={shown(run)}: expected the Dataset that cycle() returned")

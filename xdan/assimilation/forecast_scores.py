@@ -16,6 +16,7 @@ from ..core.checks import choice, real
 from ..records.leads import LEAD, lead_numbers
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.schema import TIME, TRAJECTORY, Array, averaged_dims, to_power
+from ..records.wording import shares_words
 from .forecast_pair import AGAINST, MOMENT, RANK, ForecastPair
 from .forecast_sums import Target, climate_of
 from .score_causes import Cause, Score, with_warnings
@@ -24,6 +25,7 @@ METHOD = "method"
 _OVER = "root of the mean over the state, the starts and the trajectories averaged"
 
 
+@shares_words
 def score_forecasts(
     ds: xr.Dataset,
     forecasts: xr.Dataset | Mapping[str, xr.Dataset],
@@ -55,9 +57,7 @@ def score_forecasts(
         Anomaly correlation that ends `acc_horizon`.
     small : float
         Fraction of sqrt(2) deviations: doubling times are fitted over the leads before the error is larger.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------

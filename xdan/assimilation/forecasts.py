@@ -27,12 +27,14 @@ from ..records.schema import MEMBER, MEMBER_ATTRIBUTES, TIME, TRAJECTORY, Array,
 from ..records.store import check_apart, check_mode, digest, sealed
 from ..records.streams import Stream
 from ..records.watch import attribute, warn_of
+from ..records.wording import shares_words
 from .forecast_blocks import Settings, forecast_block, forecast_layout, lost_texts, stream_block
 from .forecast_starts import member_starts, single_starts
 
 _VALUES = 2**24  # bounds the numbers that a block of forecasts holds
 
 
+@shares_words
 def forecast(
     ds: xr.Dataset,
     run: xr.Dataset | None = None,
@@ -83,13 +85,10 @@ def forecast(
         Stream into this store block by block and return it opened. A killed call is resumed by the same call.
     mode : {"w-", "w"}
         "w" overwrites an existing store; an unfinished one of the same call is taken up all the same.
-    device : str
-        "auto" takes the GPU where there is one.
+    {device}
     progress : bool
         Show a progress bar when streaming.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------

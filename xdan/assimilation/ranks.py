@@ -13,6 +13,7 @@ from ..core import ensemble_scores as kernels
 from ..core.checks import choice, shown
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, averaged_dims
+from ..records.wording import shares_words
 from .score_counts import Run, called, counted, pairs, together, told
 from .score_fields import FieldPart
 from .score_pair import ESTIMATES, Pair
@@ -21,6 +22,7 @@ _RANK = "rank"
 _WHICH = {names.members: which for which, names in ESTIMATES.items()}
 
 
+@shares_words
 def rank_histogram(
     ds: xr.Dataset,
     run: Run,
@@ -34,14 +36,15 @@ def rank_histogram(
 
     Parameters
     ----------
-    ds, run, dim, burn_in
-        As for `score`; the run with its members, from `baseline(..., keep_members=True)`. Several runs have as many
-        members each.
+    {scored}
+    run : xarray.Dataset or mapping of name to Dataset
+        With its members, from `baseline(..., keep_members=True)` or `draw_members`. Runs of a mapping have as many
+        members each; the counts then have the dim `method`.
+    {averaged}
+    {burn_in}
     of : {"members", "forecast_members", "smoothed_members"}
         Rank in the analysis, in the forecast or in the smoothed state.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -67,6 +70,17 @@ def rank_histogram(
     References
     ----------
     Hamill (2001), doi:10.1175/1520-0493(2001)129<0550:IORHFV>2.0.CO;2.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> histogram = ds.dan.rank_histogram(run, burn_in=10)
+    >>> histogram.sizes["rank"]  # one more than members
+    11
+    >>> float(histogram.sum())  # 4 trajectories, 10 times, 8 sites
+    320.0
     """
     which = _WHICH[choice("of", of, _WHICH)]
     dims: list[Hashable] = list(averaged_dims(dim))
@@ -123,10 +137,10 @@ def rank_flatness(histogram: xr.DataArray) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        On the dims of the histogram but `rank` and `trajectory`. `reliability_index`: sum of |p_k - 1/K| of the shares
-        p_k of K ranks, 0 for a flat histogram. From 3 trajectories on `effective_counts`, the number of independent
-        counts whose shares would scatter as those of the trajectories do; `chi_square` of so many counts; and
-        `p_value`, the probability of a histogram that is less flat where the true one is flat.
+        On the dims of the histogram but `rank` and `trajectory`. `reliability_index`: sum of ``|p_k - 1/K|`` of the
+        shares p_k of K ranks, 0 for a flat histogram. From 3 trajectories on `effective_counts`, the number of
+        independent counts whose shares would scatter as those of the trajectories do; `chi_square` of so many counts;
+        and `p_value`, the probability of a histogram that is less flat where the true one is flat.
 
     Raises
     ------
@@ -137,6 +151,15 @@ def rank_flatness(histogram: xr.DataArray) -> xr.Dataset:
     ----------
     Reliability index: Delle Monache et al. (2006), doi:10.1029/2005JD006917. Statistics of clusters: Rao and Scott
     (1984), doi:10.1214/aos/1176346391.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> flatness = xdan.rank_flatness(ds.dan.rank_histogram(run, burn_in=10, dim="time"))
+    >>> sorted(flatness)
+    ['chi_square', 'effective_counts', 'p_value', 'reliability_index']
     """
     if not isinstance(histogram, xr.DataArray):
         raise TypeError(f"histogram={shown(histogram)}: expected the DataArray of xdan.rank_histogram")

@@ -13,6 +13,7 @@ from ..core.methods import Method, accepted_parameters, method_by_name
 from ..core.methods.base import METHODS
 from ..network import Network
 from ..records.location import StoreLike
+from ..records.wording import shares_words
 from .baselines import baseline
 from .cycling import cycle
 from .schemes import scheme_of
@@ -21,6 +22,7 @@ from .schemes import scheme_of
 _WITH_LAG: Mapping[str, Mapping[str, Any]] = {"etkf": {}, "enkf-n": {"finite_size": True}}
 
 
+@shares_words
 def reanalysis(
     ds: xr.Dataset,
     method: str | Network | Method,
@@ -38,25 +40,26 @@ def reanalysis(
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        As for `cycle`.
+    {ds}
     method : str, Network or Method
-        The name of a method, as for `baseline`, or what `cycle` takes.
+        The name of a classical method, all of which `xdan.baselines()` lists; a trained network; or a method object.
     lag : int, optional
         How many later times each state is to know, at least 1. By default the method's own lag, or all times.
     keep_members : bool
-        Keep members or covariances, as `baseline(..., keep_members=True)`.
-    store : path or Zarr store, optional
-        As for `cycle`. A killed call goes on in either pass where it was.
+        Keep the members of an ensemble, or the covariances of a Kalman filter, of analyses and of smoothed states.
+    {store}
+        A killed call goes on in the pass in which it was, forward or backward.
     **parameters
-        Of the method, where it is a name; and what `baseline` or `cycle` takes: restart_after, seed, mode, device,
-        progress, dynamics, truth, observation, observation_error, operator, positions, model_error, climatology.
+        Of the method, where it is a name, such as members=40, each a value or "tune"; restart_after, seed, mode,
+        device and progress, which `cycle` takes too; and what the Dataset does not say of itself:
+
+        {record_words}
 
     Returns
     -------
     xarray.Dataset
-        As of `cycle`, with `smoothed` (trajectory, time, *state), and `smoothed_spread` where the method has one. The
-        attribute `smoothed_by` says by what. With a lag L the last L times have none.
+        What `cycle` gives, with `smoothed` (trajectory, time, *state), and `smoothed_spread` where the method has one.
+        The attribute `smoothed_by` says by what. With a lag L the last L times have none.
 
     Raises
     ------

@@ -18,6 +18,7 @@ from ..core.random import Purpose
 from ..records.blocks import block
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array, averaged_dims
+from ..records.wording import shares_words
 from .score_causes import Score
 from .score_counts import Run, called, counted, pairs, together, told
 from .score_fields import FIELD, FieldPart
@@ -35,6 +36,7 @@ class _Event(NamedTuple):
     words: str
 
 
+@shares_words
 def reliability(
     ds: xr.Dataset,
     run: Run,
@@ -54,8 +56,9 @@ def reliability(
 
     Parameters
     ----------
-    ds, run, burn_in, dim
-        As for `score`.
+    {scored}
+    run : xarray.Dataset or mapping of name to Dataset
+        Of `cycle` or `baseline`, with members or a spread. Of a mapping the result has the dim `method`.
     threshold : float or mapping of field to float, optional
         In the state's units. Of a state of several fields a mapping; fields that it leaves out are not looked at.
     quantile : float, optional
@@ -63,10 +66,11 @@ def reliability(
         as frequent everywhere. 4096 states of the model's climatology, or those of `climatology=`.
     bins : int
         Bins of equal width that probabilities are sorted into.
+    {averaged}
+    {burn_in}
     which : {"analysis", "forecast", "smoothed"}
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+        The estimate that gives the probabilities.
+    {words}
 
     Returns
     -------
@@ -92,6 +96,16 @@ def reliability(
     ----------
     Murphy (1973), doi:10.1175/1520-0450(1973)012<0595:ANVPOT>2.0.CO;2; thresholds of a climate: Hamill and Juras
     (2006), doi:10.1256/qj.06.25; the fair score: Ferro (2014), doi:10.1002/qj.2270.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> table = ds.dan.reliability(run, threshold=6.0, burn_in=10)
+    >>> parts = table.reliability - table.resolution + table.uncertainty + table.within_bins
+    >>> bool(abs(parts - table.brier_score) < 1e-6)
+    True
     """
     which, bins = choice("which", which, list(ESTIMATES)), integer("bins", bins, least=1)
     dims: list[Hashable] = list(averaged_dims(dim))

@@ -38,18 +38,15 @@ def score(
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        The twin or the record that was cycled.
+    {scored}
     run : xarray.Dataset or mapping of name to Dataset
         Of `cycle` or `baseline`; or any `forecast` and `analysis` on the record's coordinates. Of a mapping the scores
         have the dim `method`, and `.to_pandas()` is a table with a row for each run; one is `.sel({"method": name})`.
-    dim : str or sequence of str
-        Dims to average over, of `trajectory` and `time`.
+    {averaged}
     along : {"state", "site"}
         "state" takes the root of the mean over the state at each time, and averages that. "site" gives maps: the root
         of the mean over `dim` at each site.
-    burn_in : int
-        Leading cycles to leave out.
+    {burn_in}
     also : sequence of StateScore or {"energy"}
         Your scores of whole states, averaged beside the others. "energy" is the `energy_score` of the members, in its
         fair form. Its distance of two states is the root of the mean square over the state, so that one member has its

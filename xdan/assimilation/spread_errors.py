@@ -16,6 +16,7 @@ from ..core import spread_scores as kernels
 from ..core.checks import choice, integer, real_array, shown
 from ..records.record import RecordWords
 from ..records.schema import MEMBER, TIME, TRAJECTORY, Array
+from ..records.wording import shares_words
 from .score_causes import Score
 from .score_counts import Run, called, counted, pairs, together, told
 from .score_fields import FieldPart
@@ -25,6 +26,7 @@ _BIN = "bin"
 _GROUPS = 16  # of trajectories, from which standard errors come
 
 
+@shares_words
 def spread_error(
     ds: xr.Dataset,
     run: Run,
@@ -38,16 +40,17 @@ def spread_error(
 
     Parameters
     ----------
-    ds, run, burn_in
-        As for `score`; the run with its spread.
+    {scored}
+    run : xarray.Dataset or mapping of name to Dataset
+        Of `cycle` or `baseline`, with a spread. Of a mapping the result has the dim `method`.
     bins : int or sequence of float
         How many bins with about as many values each; or their edges, in the state's units, ascending. With a number,
         edges are powers of 2^(1/32), which is 2.2 %, so that lazy data are read once, and a bin may be empty where
         spreads are alike.
+    {burn_in}
     which : {"analysis", "forecast", "smoothed"}
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+        The estimate whose spread and error are compared.
+    {words}
 
     Returns
     -------
@@ -72,6 +75,15 @@ def spread_error(
     ----------
     Fortin et al. (2014), doi:10.1175/JHM-D-14-0008.1, for the factor; van den Dool (1989) and Wang and Bishop (2003),
     doi:10.1175/1520-0469(2003)060<1140:ACOBAE>2.0.CO;2, for the bins.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10)
+    >>> table = ds.dan.spread_error(run, bins=4, burn_in=10)
+    >>> table[["spread", "rmse", "expected_rmse"]].sizes["bin"]
+    4
     """
     which = choice("which", which, list(ESTIMATES))
     wanted, edges = _bins(bins)

@@ -12,11 +12,13 @@ from ..records.fields import parts_of
 from ..records.record import RecordWords
 from ..records.runs import read_run
 from ..records.schema import TIME, TRAJECTORY
+from ..records.wording import shares_words
 from .axes import COLOURS, HEIGHT, LEGEND_WIDTH, WIDTH, axis_label, in_units, placed, position
 from .libraries import holoviews
 from .state_panels import read_with_truth
 
 
+@shares_words
 def one_analysis(
     ds: xr.Dataset,
     run: xr.Dataset,
@@ -33,9 +35,7 @@ def one_analysis(
         Twin, and a run on it with its forecast.
     trajectory, cycle : int
         Positions along `trajectory` and `time`; the last cycle by default.
-    **words
-        dynamics, truth, observation, observation_error, operator, positions, model_error, climatology: as for
-        `cycle`.
+    {words}
 
     Returns
     -------
@@ -49,6 +49,14 @@ def one_analysis(
     TypeError, ValueError
         If an argument is wrong, there is no truth, the run is of another record, or the state is not one field of one
         dim.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10)
+    >>> len(ds.dan.one_analysis(run, trajectory=1, cycle=15))
+    3
     """
     hv = holoviews()
 

@@ -34,6 +34,16 @@ def scaling_law_curves(law: xr.Dataset) -> Any:
     References
     ----------
     Bocquet et al., Fig. A3.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> sizes, batches = np.array([64, 256, 1024, 4096]), np.array([4, 16, 64])
+    >>> dims, labels = ("trajectories", "batch"), {"trajectories": sizes, "batch": batches}
+    >>> rmse = xr.DataArray((1.0 + 0.5 * batches**0.060 / sizes[:, None] ** 0.103) ** 1.4, labels, dims)
+    >>> law = xdan.scaling_law(rmse, bootstrap=0)
+    >>> type(xdan.scaling_law_curves(law)).__name__
+    'Overlay'
     """
     hv = holoviews()
 
@@ -76,6 +86,15 @@ def tuning_curve(run: xr.Dataset) -> Any:
     ------
     TypeError, ValueError
         If the run was not tuned, or more than two parameters were.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> tried = {"inflation": [1.0, 1.05, 1.1, 1.5]}
+    >>> run = ds.dan.baseline("etkf", members=10, inflation="tune", candidates=tried, progress=False)
+    >>> type(xdan.tuning_curve(run)).__name__
+    'Overlay'
     """
     hv = holoviews()
 

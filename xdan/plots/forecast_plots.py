@@ -44,6 +44,15 @@ def lead_time_curves(
     ------
     TypeError, ValueError
         If an argument is wrong, or the scores lack the score or have more dims.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10)
+    >>> scores = ds.dan.score_forecasts(ds.dan.forecast(run, lead=0.3, burn_in=5))
+    >>> type(xdan.lead_time_curves(scores)).__name__
+    'Overlay'
     """
     import holoviews as hv
     import hvplot.xarray  # noqa: F401

@@ -52,6 +52,15 @@ def matrix_map(matrices: xr.DataArray | Mapping[str, xr.DataArray], *, together:
     ------
     TypeError, ValueError
         If an argument is wrong, or a matrix has not two dims beside trajectory and time.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> covariance = xdan.ensemble_covariance(run)
+    >>> type(xdan.matrix_map({"P_a of EnKF-N": covariance})).__name__
+    'Layout'
     """
     hv = holoviews()
 
@@ -100,6 +109,13 @@ def exponent_curves(spectra: xr.Dataset | Mapping[str, xr.Dataset]) -> Any:
     ------
     TypeError, ValueError
         For what is no spectrum.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> spectrum = xdan.lyapunov_spectrum(xdan.Lorenz63(), time=10.0, trajectories=2)
+    >>> type(xdan.exponent_curves({"Lorenz-63": spectrum})).__name__
+    'Overlay'
     """
     hv = holoviews()
 
@@ -149,6 +165,14 @@ def lyapunov_vector_maps(
     ------
     TypeError, ValueError
         If an argument is wrong, or the vectors are of another kind of state.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=60, trajectories=1, seed=0, dtype="float64").compute()
+    >>> vectors = ds.dan.lyapunov_vectors(vectors=2, spin_up=20)
+    >>> len(xdan.lyapunov_vector_maps(vectors, cycles=slice(30)))
+    2
     """
     hv = holoviews()
 

@@ -63,7 +63,14 @@ def save_figure(path: str | Path, figure: Any, *, width: float = 17.0, dpi: int 
 
     Examples
     --------
-    >>> xdan.save_figure("rmse.pdf", ds.dan.rmse_in_time(runs), width=8.5)  # doctest: +SKIP
+    >>> import pathlib, tempfile, xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder) / "rmse.pdf"
+    ...     xdan.save_figure(path, ds.dan.rmse_in_time({"EnKF-N": run}), width=8.5)
+    ...     path.read_bytes()[:5]
+    b'%PDF-'
     """
     holoviews()
     matplotlib = optional("matplotlib", "plots", "figures in files")

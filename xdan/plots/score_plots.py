@@ -38,6 +38,15 @@ def rank_bars(histogram: xr.DataArray) -> Any:
     ------
     TypeError, ValueError
         If it is no rank histogram, or has other dims.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> histogram = ds.dan.rank_histogram(run, burn_in=10, dim="time")
+    >>> type(xdan.rank_bars(histogram)).__name__
+    'Layout'
     """
     import holoviews as hv
     import hvplot.xarray  # noqa: F401
@@ -93,6 +102,15 @@ def spread_error_curves(table: xr.Dataset) -> Any:
     ------
     TypeError, ValueError
         If it is no such table.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10)
+    >>> table = ds.dan.spread_error(run, bins=4, burn_in=10)
+    >>> type(xdan.spread_error_curves(table)).__name__
+    'Layout'
     """
     import holoviews as hv
     import hvplot.xarray  # noqa: F401
@@ -140,6 +158,15 @@ def reliability_curves(table: xr.Dataset) -> Any:
     ------
     TypeError, ValueError
         If it is no such table.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> run = ds.dan.baseline("enkf-n", members=10, keep_members=True)
+    >>> table = ds.dan.reliability(run, threshold=6.0, burn_in=10)
+    >>> type(xdan.reliability_curves(table)).__name__
+    'Layout'
     """
     import holoviews as hv
     import hvplot.xarray  # noqa: F401

@@ -46,6 +46,14 @@ def sweep_curves(cube: xr.Dataset, along: str, *, value: str = "rmse", logx: boo
     ------
     TypeError, ValueError
         If an argument is wrong, the cube lacks the axis or the score, or has more axes.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, xdan
+    >>> dims, labels = ("scheme", "forcing", "seed"), {"scheme": ["EnKF-N"], "forcing": [7.0, 8.0], "seed": [0, 1]}
+    >>> cube = xr.Dataset({"rmse": xr.DataArray([[[0.18, 0.19], [0.20, 0.21]]], labels, dims)})
+    >>> type(xdan.sweep_curves(cube, "forcing")).__name__
+    'Overlay'
     """
     hv = holoviews()
 

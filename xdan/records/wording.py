@@ -33,6 +33,15 @@ PARAGRAPHS = {
 ds : xarray.Dataset
     A twin or a record: observations (trajectory, time, *state), NaN where nothing is observed, or (trajectory, time,
     obs) with an operator or positions. The dim `trajectory` may be missing. Chunked input gives lazy output.""",
+    "scored": """\
+ds : xarray.Dataset
+    The twin or the record that was cycled.""",
+    "averaged": """\
+dim : str or sequence of str
+    Dims to average over, of `trajectory` and `time`.""",
+    "burn_in": """\
+burn_in : int
+    Leading cycles to leave out.""",
     "restart_after": """\
 restart_after : float, optional
     Model time without an observation after which a trajectory starts anew from the climatology, with the next

@@ -58,6 +58,18 @@ def with_spread(net: Network, *, mean: Mean = "frozen", seed: int = 0, **paramet
     See Also
     --------
     xdan.calibrate
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> whole = xdan.with_spread(net, filters=4, blocks=1)
+    >>> "spread" in ds.dan.cycle(whole)
+    True
+    >>> trained = ds.dan.train(whole, objective="log-score", steps=2, window=4, batch=2, progress=False)
+    >>> bool((ds.dan.cycle(trained).analysis == ds.dan.cycle(net).analysis).all())
+    True
     """
     _check_network(net)
     seed = check_seed(seed)
@@ -76,7 +88,8 @@ def calibrate(
     net : Network
         Of one forecast. Its analyses stay as they are.
     source : xarray.Dataset, TwinExperiment or Dynamics
-        As of `xdan.train`. A Dataset has the truth, or with kind="constant" direct observations alone.
+        A twin or a record with truth; with kind="constant" direct observations are enough. Or a twin experiment, which
+        is generated during the call; a dynamics makes the one with the usual settings.
     kind : {"network", "constant", "factor"}
         "network": a `GaussianCNN` around the network, trained by the log score with the analyses frozen: the spread
         differs from place to place and from time to time. At the end one factor for the spread of each field makes its
@@ -115,6 +128,16 @@ def calibrate(
     ----------
     Stein (1981), doi:10.1214/aos/1176345632. Divergence from one random direction: Ramani et al. (2008),
     doi:10.1109/TIP.2008.2001404.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> net = ds.dan.train(xdan.ResidualCNN(filters=4, blocks=1), steps=4, window=4, batch=2, progress=False)
+    >>> constant = xdan.calibrate(net, ds, kind="constant")
+    >>> spread = ds.dan.cycle(constant).spread
+    >>> bool((spread.isel(time=1) == spread.isel(time=-1)).all())  # the first analysis starts from the climatology
+    True
     """
     _check_network(net)
     kinds = {"network": _by_network, "constant": _by_constants, "factor": _by_factors}

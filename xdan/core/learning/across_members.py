@@ -35,6 +35,16 @@ class AcrossMembers(Objective):
         For what is no list or tuple of integers, or an empty one.
     ValueError
         For a number below 2.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> objective = xdan.AcrossMembers((3, 5))
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> network = xdan.LearnedLETKF(members=5, radius=2.0)
+    >>> net = xdan.train(ds, network, objective=objective, steps=1, window=3, batch=2, progress=False)
+    >>> ds.dan.cycle(net.with_parameters(members=3), members=True).sizes["member"]
+    3
     """
 
     name: ClassVar[str] = "rmse-across-members"

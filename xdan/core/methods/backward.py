@@ -128,7 +128,7 @@ class EnsembleBackward(BackwardPass):
     Parameters
     ----------
     inflation : float
-        As for `BackwardPass`.
+        Factor of the standard deviation that an analysis state of the method holds.
     prior : str
         Entry of the analysis state, shape (B,), where the method has one: the factor by which the analysis first
         inflated the anomalies of its forecast, as the finite-size prior does.

@@ -50,6 +50,16 @@ class ConstantGain(AnalysisNetwork):
     ----------
     Bach, Baptista, Sanz-Alonso and Stuart (2024), arXiv:2410.10523, Sect. 9.4.1 and 9.4.2, where a constant gain is
     learned from errors of the analysis.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> network = xdan.ConstantGain("kernel", width=5)
+    >>> x, zeta = torch.zeros(1, 40), torch.randn(1, 40)
+    >>> increment = network(x, zeta)[0] - x
+    >>> turned = network(x, zeta.roll(3, -1))[0] - x
+    >>> torch.allclose(increment.roll(3, -1), turned)
+    True
     """
 
     name: ClassVar[str] = "constant-gain"

@@ -27,9 +27,9 @@ _QUIET = 0.02  # size of the trunk's output at the start: the spread begins the 
 class GaussianCNN(GaussianNetwork):
     """Mean and spread: x ~ N(x_a, L L^T), x_a the analysis of a network and L a sparse root that a second CNN gives.
 
-    Row n of the root has the spread s_n of component n, and weights r_nk of the components k near it:
+    Row n of the root has the spread s_n of component n, and weights r_nk of the components k near it::
 
-        L_nk = s_n r_nk / (sum_k r_nk^2)^(1/2),   r_nn = 1,   sum_{k != n} |r_nk| < 0.95.
+        L_nk = s_n r_nk / (sum_k r_nk^2)^(1/2),   r_nn = 1,   sum_{k != n} |r_nk| < 0.95,
 
     times one factor for each field, `spread_factor`, 1 unless `xdan.calibrate` sets it.
 
@@ -44,8 +44,14 @@ class GaussianCNN(GaussianNetwork):
     mean : {"trained", "frozen"}
         Whether a training changes the weights of that network. Frozen, the analyses stay as they are, and the spread is
         learned alone, which takes minutes.
-    filters, blocks, sub_blocks, kernel, activation
-        Of the CNN that gives the spread, as of `ResidualCNN`.
+    filters : int
+        N_f, channels of the hidden layers of the CNN that gives the spread.
+    blocks, sub_blocks : int
+        N_b residual blocks of that CNN, of N_sb activated convolutions each.
+    kernel : int
+        Odd width f of its convolutions, along each dim of the grid that has more than one site.
+    activation : {"gated", "silu", "linear"}
+        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
     diagonals : int
         Odd: a row of L has the component and diagonals // 2 neighbours on each side, along each dim of a grid; the same
         point of other fields too. 1: the errors of components are taken to be independent.
@@ -65,6 +71,15 @@ class GaussianCNN(GaussianNetwork):
     References
     ----------
     Nix and Weigend (1994), doi:10.1109/ICNN.1994.374138, for mean and variance from one network.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> network = xdan.GaussianCNN(xdan.ResidualCNN(filters=4, blocks=1), filters=4, blocks=1)
+    >>> net = xdan.train(ds, network, objective="log-score", steps=2, window=4, batch=2, progress=False)
+    >>> bool((ds.dan.cycle(net).spread > 0).all())
+    True
     """
 
     name: ClassVar[str] = "gaussian-cnn"

@@ -27,21 +27,47 @@ class HyperGain(AnalysisNetwork):
     Parameters
     ----------
     form : {"localised", "low-rank", "hypernetwork"}
+        "localised": B = rho o (X X^T), with X of shape (N, rank) from the CNN, and rho the taper of Gaspari and Cohn.
+        "low-rank": B = X X^T. "hypernetwork": B = W^T W, with W a convolution of `rank` channels whose weights the CNN
+        gives for every site.
     rank : int
+        Columns of X, or channels of W.
     radius : float
+        Of the taper, in sites: it is 5/24 there and zero from twice it on. Only where localised. Off the ring a site is
+        the median distance of a point to the nearest other one.
     width : int
-    filters, blocks, sub_blocks, kernel, activation, space
-        As of `LinearInZeta`.
+        Odd number of sites that W spans along each dim. Only of the hypernetwork.
+    filters : int
+        N_f, channels of the hidden layers.
+    blocks, sub_blocks : int
+        N_b residual blocks of N_sb activated convolutions each.
+    kernel : int
+        Odd width f of every convolution, along each dim of the grid that has more than one site.
+    activation : {"gated", "silu", "linear"}
+        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+    space : StateSpace, or its JSON, optional
+        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
 
     Raises
     ------
-    TypeError, ValueError
-        As of `LinearInZeta`.
+    TypeError
+        For sizes that are no integers, a radius that is no number, or a form or activation that is no string.
+    ValueError
+        For an unknown form or sizes out of bounds; on states with fewer sites than the taper or W spans.
 
     References
     ----------
     A gain that is learned: Bach et al. (2024), arXiv:2410.10523, Sect. 9.4.1 and 9.4.2. The forms: Bocquet et al.
     (2024), doi:10.1063/5.0230837, App. B.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
+    >>> network = xdan.HyperGain("low-rank", rank=4, filters=4, blocks=1)
+    >>> net = ds.dan.train(network, steps=2, window=4, batch=2, progress=False)
+    >>> dict(ds.dan.cycle(net).analysis.sizes)
+    {'trajectory': 4, 'time': 20, 'x': 8}
     """
 
     name: ClassVar[str] = "hyper-gain"

@@ -56,7 +56,7 @@ class LearnedLETKF(AnalysisNetwork):
     first_inflation : float
         Inflation that training starts from, that of a tuned filter for instance.
     radius : float
-        Of the taper of Gaspari and Cohn that training starts from, in units of the coordinates, as of "letkf".
+        Of the taper of Gaspari and Cohn that training starts from, in units of the coordinates.
     farthest : float
         Distance of the last node; beyond it a learned taper is zero.
     nodes : int
@@ -65,7 +65,7 @@ class LearnedLETKF(AnalysisNetwork):
         Units of each hidden layer.
     spin_up : int
         First cycles, after a start, in which the prior's weight (M - 1) / alpha^2 is that of the finite-size prior,
-        EnKF-N, as for "letkf".
+        EnKF-N; the method "letkf" has the same.
     sites : int
         N, for inflation_form="sites" of one field on a ring.
     space : StateSpace, or its JSON, optional
@@ -82,6 +82,16 @@ class LearnedLETKF(AnalysisNetwork):
     ----------
     Hunt, Kostelich and Szunyogh (2007), doi:10.1016/j.physd.2006.11.008. Inflation and localisation learned from errors
     of the analysis: Bach et al. (2024), arXiv:2410.10523, Sect. 9.4.3.
+
+    Examples
+    --------
+    >>> import xdan
+    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
+    >>> network = xdan.LearnedLETKF(members=5, radius=2.0)
+    >>> net = ds.dan.train(network, steps=1, window=3, batch=2, progress=False)
+    >>> run = ds.dan.cycle(net)
+    >>> dict(run.inflation.sizes)
+    {'trajectory': 4, 'time': 10, 'x': 8}
     """
 
     name: ClassVar[str] = "learned-letkf"
