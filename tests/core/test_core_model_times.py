@@ -323,7 +323,7 @@ METHODS = {
     "3d-var": lambda: method_by_name("3d-var", scale=0.1),
     "enkf": lambda: method_by_name("enkf", members=6, inflation=1.05),
     "ienkf": lambda: method_by_name("ienkf", members=5, inflation=1.05),
-    "enks": lambda: method_by_name("enks", members=5, lag=3, inflation=1.05),
+    "enks": lambda: method_by_name("enks", members=12, lag=3, inflation=1.05),
     "ienks-n": lambda: method_by_name("ienks-n", members=10, lag=3),
     "extended-kalman": lambda: method_by_name("extended-kalman", inflation=1.05),
     "second-order-kalman": lambda: method_by_name("second-order-kalman", c2=4.0),
