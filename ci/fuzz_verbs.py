@@ -986,9 +986,15 @@ def _baseline(method: str) -> Verb:
     """A verb for each method, as each has parameters of its own."""
     records = {
         "kalman": ("linear",),
-        **dict.fromkeys(("ienkf", "ienkf-n", "ienks", "ienks-n"), ("whole", "gaps", "alternate", "uneven", "double")),
+        **dict.fromkeys(
+            ("ienkf", "ienkf-n", "ienks", "ienks-n", "enks", "es-mda"),
+            ("whole", "gaps", "alternate", "uneven", "double"),
+        ),
         "extended-kalman": (*_LORENZ96, "lorenz63", "linear", "operator", "slow"),
         "letkf": ("whole", "gaps", "alternate", "uneven", "double", "single", "instant"),
+        **dict.fromkeys(  # with a radius errors are independent
+            ("eakf", "ensrf", "rank-histogram"), ("whole", "gaps", "alternate", "uneven", "double", "single", "slow")
+        ),
         "3d-var": (*_LORENZ96, "operator", "slow"),
         "4d-var": ("whole", "gaps", "double"),
         "eda": ("whole", "gaps", "double"),
