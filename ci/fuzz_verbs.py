@@ -26,7 +26,7 @@ from xarray import DataArray, Dataset, DataTree
 import xdan
 from xdan.core.learning import Optimiser
 from xdan.core.methods import accepted_parameters
-from xdan.core.methods.registry import _METHODS
+from xdan.core.methods.base import METHODS
 from xdan.core.twin import TwinExperiment
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -732,7 +732,10 @@ def _check_forecast(call: Call, run: Dataset, before: str, after: str) -> None:
 
 def _check_etkf(call: Call, run: Dataset) -> None:
     """Mean and covariance of the members after the first cycle, against the Kalman update of those before."""
-    factor, r, y = float(call.get("inflation", 1.01)) ** 2, call.source.error, call.source.values("observation")
+    inflation = call.get("inflation", 1.01)
+    if isinstance(inflation, str) or call.get("relaxation") is not None:
+        return
+    factor, r, y = float(inflation) ** 2, call.source.error, call.source.values("observation")
     before, after = arranged(run, "forecast_members"), arranged(run, "members")
     for i, k in np.ndindex(before.shape[0], before.shape[1] - 1):
         x, p = before[i, k + 1], np.cov(before[i, k + 1].T)
@@ -879,6 +882,16 @@ _ITERATIVE = {
     "tolerance": number(1e-3, 0.1, above=0),
     "iterations": count(3, 10, least=1, work=True),
 }
+_MODEL_NOISE = choice("draws", "sqrt-core")
+_ADAPTIVE = {
+    "members": _MEMBERS,
+    "inflation": number(1.0, 1.05, 1, "adaptive", above=0, words=("tune", "adaptive")),
+    "model_noise": _MODEL_NOISE,
+    "relaxation": choice("rtps", "rtpp", None, optional=True),
+    "relaxation_factor": number(0.0, 0.3, 1.0, least=0, most=1),
+    "inflation_std": number(0.1, 0.5, above=0),
+}
+_LOCAL = {"radius": number(2.0, 5.5, None, above=0, words=("tune",), optional=True)}
 _SCALE = number(0.1, 1, 0.02, above=0, words=("tune",))
 _B = free(0.5 * _smooth(8), "climatology", wrong=(bool, complex, bytes, set, slice, int, float))
 _SPIN_UP = count(0, 2, 100, least=0)
@@ -895,18 +908,47 @@ PARAMETERS: dict[str, dict[str, Kind]] = {
         "algorithm": choice("A1", "A2"),
         "depth": count(2, 5, 10, least=1),
         "past": choice("analyses", "dynamics"),
+        "c2": number(0.0, 0.1, least=0),
         "epsilon": number(1.0, 0.1, above=0),
         "inflation": _INFLATION,
     },
-    "enkf": {"members": _MEMBERS, "inflation": _INFLATION, "spin_up": _SPIN_UP},
-    "etkf": {"members": _MEMBERS, "inflation": _INFLATION, "rotate": switch(), "spin_up": _SPIN_UP},
-    "letkf": {
+    "second-order-kalman": {"inflation": _INFLATION, "c2": number(0.0, 0.5, least=0, words=("tune",))},
+    "enkf": {**_ADAPTIVE, "spin_up": _SPIN_UP},
+    "etkf": {**_ADAPTIVE, "rotate": switch(), "spin_up": _SPIN_UP},
+    "letkf": {**_ADAPTIVE, "radius": number(2.0, 5.5, 3, above=0, words=("tune",)), "spin_up": _SPIN_UP},
+    **{name: {**_ADAPTIVE, **_LOCAL, "spin_up": _SPIN_UP} for name in ("denkf", "eakf", "ensrf", "rank-histogram")},
+    "hybrid-envar": {
+        **_ADAPTIVE,
+        **_LOCAL,
+        "static_weight": number(0.0, 0.1, 1.0, least=0, most=1),
+        "background": _B,
+        "scale": number(0.1, 1, above=0),
+        "anomalies": choice("ensemble", "hybrid", "perturbed"),
+        "spin_up": _SPIN_UP,
+    },
+    "enkf-n": {
         "members": _MEMBERS,
-        "radius": number(2.0, 5.5, 3, above=0, words=("tune",)),
+        "capped": switch(),
+        "form": choice("dual", "primal"),
+        "rotate": switch(),
+        "model_noise": _MODEL_NOISE,
+    },
+    "enks": {
+        "members": _MEMBERS,
+        "lag": count(1, 2, 3, least=1),
+        "inflation": _INFLATION,
+        "finite_size": _FALSE,
+        "spin_up": _SPIN_UP,
+        "model_noise": _MODEL_NOISE,
+    },
+    "es-mda": {
+        "members": _MEMBERS,
+        "lag": count(1, 2, 3, least=1),
+        "steps": free(1, 2, [2.0, 2.0], wrong=(bool, complex, str, bytes, dict, set)),
+        "update": choice("stochastic", "deterministic"),
         "inflation": _INFLATION,
         "spin_up": _SPIN_UP,
     },
-    "enkf-n": {"members": _MEMBERS, "capped": switch(), "form": choice("dual", "primal")},
     "ienkf": {**_ITERATIVE, "inflation": _INFLATION, "finite_size": _FALSE},
     "ienkf-n": _ITERATIVE,
     "ienks": {**_ITERATIVE, "lag": count(1, 2, 3, least=1), "inflation": _INFLATION, "finite_size": _FALSE},
@@ -944,16 +986,22 @@ def _baseline(method: str) -> Verb:
     """A verb for each method, as each has parameters of its own."""
     records = {
         "kalman": ("linear",),
-        **dict.fromkeys(("ienkf", "ienkf-n", "ienks", "ienks-n"), ("whole", "gaps", "alternate", "uneven", "double")),
+        **dict.fromkeys(
+            ("ienkf", "ienkf-n", "ienks", "ienks-n", "enks", "es-mda"),
+            ("whole", "gaps", "alternate", "uneven", "double"),
+        ),
         "extended-kalman": (*_LORENZ96, "lorenz63", "linear", "operator", "slow"),
         "letkf": ("whole", "gaps", "alternate", "uneven", "double", "single", "instant"),
+        **dict.fromkeys(  # with a radius errors are independent
+            ("eakf", "ensrf", "rank-histogram"), ("whole", "gaps", "alternate", "uneven", "double", "single", "slow")
+        ),
         "3d-var": (*_LORENZ96, "operator", "slow"),
         "4d-var": ("whole", "gaps", "double"),
         "eda": ("whole", "gaps", "double"),
     }
     ensemble = {"keep_members": switch()} if method in _ENSEMBLES else {}
     tune = {"tune_on": choice("innovation", "truth")}
-    kinds = {"name": choice(method, also=list(_METHODS)), **PARAMETERS[method], **ensemble, **tune, **_CYCLING}
+    kinds = {"name": choice(method, also=list(METHODS)), **PARAMETERS[method], **ensemble, **tune, **_CYCLING}
     needs = ["ds", "name", *({"members"} & set(kinds)), *([_TUNED[method]] if method in _TUNED else [])]
     return Verb(
         f"baseline {method}",
@@ -1987,7 +2035,7 @@ _REFUSED = {"finite_size", "lag", "inflation"}  # that a subclass names and does
 
 def unlisted() -> list[str]:
     """Registered methods and parameters that the tables above leave out."""
-    gone = sorted(set(_METHODS) - set(PARAMETERS))
+    gone = sorted(set(METHODS) - set(PARAMETERS))
     for method, kinds in PARAMETERS.items():
         refused = _REFUSED if method.startswith("ienk") else set()
         gone += [f"{method} {name}=" for name in sorted(accepted_parameters(method) - set(kinds) - refused)]

@@ -22,6 +22,12 @@ ARCHIVES = sorted((Path(__file__).parent / "data").glob("*.zip"))
 NETWORKS = ("network", "linear", "ensemble", "memory", "committee")
 OTHER_EVERY_TIME = ("seconds", "training_seconds")
 
+RELATIVE, ABSOLUTE = 2e-4, 2e-5  # of single precision, over few cycles
+# With an operator innovations are compared with the variance of H(x) over 64 states of the climate, which spin up in
+# double precision. Logarithms and sines of the first draws differ in their last bit between processors, and a spin-up
+# makes another state of one with such a bit: some 1 of the 64. This changes the variance by 0.1 to 5 %.
+RELATIVE_OF = {("operator", "innovation_ratio"): 5e-2}
+
 Answer = dict[str, np.ndarray[Any, Any]]
 
 
@@ -40,6 +46,14 @@ def run(folder: Path, name: str) -> Answer:
     ds = opened(folder / "twin").isel(time=slice(0, 6))  # few cycles: rounding grows with every one
     result = ds.dan.cycle(xdan.open_network(folder / name))
     return values(result) | values(ds.dan.score(result, dim=[]))
+
+
+def in_words_of_today(answer: Answer) -> Answer:
+    """An answer of an early version, whose `crps` of a run without a spread is the mean absolute error of today."""
+    if not (np.asarray(answer.get("crps_of", "members")) == "analysis").all():
+        return answer
+    renamed = {"crps": "mean_absolute_error"}
+    return {renamed.get(key, key): value for key, value in answer.items() if key != "crps_of"}
 
 
 def weights(folder: Path, name: str) -> Answer:
@@ -128,10 +142,12 @@ def test_kept_stores_read_as_they_did(stores: Path, name: str, tmp_path: Path) -
     prefix = f"{name}: "
     with np.load(stores / "answers.npz") as kept:
         expected = {key[len(prefix) :]: kept[key] for key in kept.files if key.startswith(prefix)}
+    expected = in_words_of_today(expected)
     assert expected
     assert set(expected) <= set(answer)
     for key, array in expected.items():
         if array.dtype.kind == "f":
-            np.testing.assert_allclose(answer[key], array, rtol=2e-4, atol=2e-5, err_msg=key)
+            relative = RELATIVE_OF.get((name, key), RELATIVE)
+            np.testing.assert_allclose(answer[key], array, rtol=relative, atol=ABSOLUTE, err_msg=key)
         else:
             np.testing.assert_array_equal(answer[key], array, err_msg=key)

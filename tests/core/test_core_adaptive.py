@@ -147,6 +147,20 @@ def test_a_relaxation_factor_is_tuned():
     assert chosen["candidate_relaxation_factor"].tolist() == [0.2, 0.5]
 
 
+def test_shares_are_from_zero_to_one():
+    x, y = normals(2, 6, SIZE), normals(2, SIZE, seed=1)
+    observing = ObservingSystem(std=DOUBLE + 0.7)
+    plain = of("etkf", inflation=1.05).analyse(settled(x), y, EVERY, observing)["x"]
+    nothing = of("etkf", inflation=1.05, relaxation="rtps", relaxation_factor=0.0)
+    assert_close(nothing.analyse(settled(x), y, EVERY, observing)["x"], plain, rtol=1e-11, atol=1e-11)
+    asked = {"relaxation": "rtps", "relaxation_factor": "tune", "candidates": {"relaxation_factor": [0.0, 1.0]}}
+    assert method_by_name("etkf", **asked).tried("relaxation_factor") == (0.0, 1.0)
+    with pytest.raises(ValueError, match=r"candidates of relaxation_factor=1\.2: expected .*at most 1"):
+        method_by_name("etkf", **{**asked, "candidates": {"relaxation_factor": [0.5, 1.2]}})
+    with pytest.raises(ValueError, match=r"candidates of static_weight=1\.2: expected .*at most 1"):
+        method_by_name("hybrid-envar", static_weight="tune", candidates={"static_weight": [0.5, 1.2]})
+
+
 def test_runs_of_before_have_the_parameters_they_had():
     assert method_by_name("etkf").config() == {
         "members": 40,
@@ -165,7 +179,7 @@ def test_runs_of_before_have_the_parameters_they_had():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"inflation": "adapted"}, "inflation='adapted': expected 'tune' or a positive finite number"),
+        ({"inflation": "adapted"}, "inflation='adapted': expected 'tune', 'adaptive' or a positive finite number"),
         ({"inflation_std": 0.0}, "inflation_std=0"),
         ({"relaxation": "rtp"}, r"relaxation='rtp': expected one of \['rtpp', 'rtps'\]"),
         ({"relaxation": "rtps", "relaxation_factor": 1.5}, r"relaxation_factor=1\.5: expected .*at most 1"),

@@ -189,6 +189,11 @@ def test_what_says_its_spread_already_is_refused(network, message):
         GaussianCNN(network)
 
 
+def test_a_committee_refuses_them_by_what_it_would_lose():
+    with pytest.raises(ValueError, match=r"'gaussian-cnn'.*give the spread of their analyses"):
+        Committee([{"name": "gaussian-cnn", "parameters": around().config()}] * 2)
+
+
 def test_what_is_no_network_and_settings_that_do_not_go_together_are_refused():
     with pytest.raises(TypeError, match="network=3: expected an architecture"):
         GaussianCNN(3)

@@ -7,6 +7,7 @@ import xarray as xr
 
 import xdan
 from xdan.core.dynamics import Lorenz96
+from xdan.core.learning import calibration
 from xdan.core.learning.calibration import error_variance
 from xdan.core.methods import Record
 from xdan.core.networks import ResidualCNN
@@ -127,6 +128,20 @@ def test_what_has_a_spread_or_is_not_trained_is_refused(record, plain, kind):
     around = xdan.with_spread(plain, **SMALL)
     with pytest.raises(ValueError, match=r"'gaussian-cnn'.*expected a network of one forecast without a spread"):
         xdan.calibrate(around, record, kind=kind)
+
+
+@pytest.mark.parametrize("kind", ["network", "constant"])
+def test_a_network_of_members_is_refused_by_the_same_sentence(record, kind):
+    net = xdan.train(record, xdan.EnsembleCNN(members=3, **SMALL), **QUICK)
+    with pytest.raises(ValueError, match=r"'ensemble-cnn'.*expected a network of one forecast without a spread"):
+        xdan.calibrate(net, record, kind=kind)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), 0.0])
+def test_a_factor_that_is_no_positive_number_is_refused(record, plain, monkeypatch, factor):
+    monkeypatch.setattr(calibration, "spread_factors", lambda *_: [factor])
+    with pytest.raises(ValueError, match=r"factors of the spread are .*expected positive numbers"):
+        xdan.calibrate(xdan.with_spread(plain, **SMALL), record, kind="factor")
 
 
 def test_wrong_arguments_are_refused(record, plain):

@@ -171,6 +171,3 @@ def _first(labels: Array) -> str:
     """The first labels, in words; dates as they are written."""
     some = labels[:3]
     return shown(some.tolist() if some.dtype.kind in "fiuU" else [str(label) for label in some])
-
-
-_OLD_SMOOTHED = "estimate, at each time, of the state a window earlier"  # long_name in runs of early versions

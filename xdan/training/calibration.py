@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -12,7 +13,7 @@ from ..core.checks import choice, shown
 from ..core.dynamics import Dynamics
 from ..core.learning import calibration
 from ..core.networks import AnalysisNetwork, ConstantSpread, GaussianCNN
-from ..core.networks.gaussian import Mean
+from ..core.networks.gaussian import Mean, check_centre
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment
 from ..network import Network
@@ -163,6 +164,12 @@ def _scaled(net: Network, source: Any, settings: Mapping[str, Any]) -> Network:
         return net
     assert isinstance(module, GaussianCNN)
     factors = calibration.spread_factors(module, record, burn_in(record.observation.shape[1]))
+    if not all(math.isfinite(one) and one > 0 for one in factors):
+        raise ValueError(
+            f"the factors of the spread are {shown(factors)}: expected positive numbers. Analyses of what is held back "
+            "for validation left all bounds, or have no errors; train the network longer, or hold back other "
+            "trajectories by validation= and seed="
+        )
     with torch.no_grad():
         module.spread_factor.mul_(torch.tensor(factors).reshape(module.spread_factor.shape).to(module.spread_factor))
     training = {**net.description["training"], "spread_factors": [round(one, 4) for one in factors]}
@@ -198,6 +205,7 @@ def _held_back(
 
 def _by_constants(net: Network, source: Any, settings: dict[str, Any]) -> Network:
     _check_trains_nothing("constant", settings)
+    check_centre(net.module())
     device = pick_device(settings.get("device", "auto"))
     words: Any = {name: value for name, value in settings.items() if name in _WORDS}
     has_truth = not isinstance(source, xr.Dataset) or read(source, **words).truth is not None

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import choice, real
+from ..checks import choice, real, shown
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .arguments import number_or_tune
@@ -79,9 +79,10 @@ class AdaptiveEnsemble(InflatedEnsemble):
     doi:10.1175/1520-0493(2004)132<1238:IOIEAO>2.0.CO;2, for "rtpp".
     """
 
+    shares: ClassVar[tuple[str, ...]] = ("relaxation_factor",)  # tunable parameters that are at most 1
     tunable: ClassVar[Mapping[str, Tunable]] = {
         "inflation": replace(INFLATIONS, words=(ADAPTIVE,)),
-        "relaxation_factor": Tunable(tuple(0.1 * k for k in range(1, 10))),
+        "relaxation_factor": Tunable(tuple(0.1 * k for k in range(1, 10)), zero=True),
     }
 
     def __init__(
@@ -95,10 +96,12 @@ class AdaptiveEnsemble(InflatedEnsemble):
         inflation_std: float = 0.1,
     ) -> None:
         adaptive = isinstance(inflation, str) and inflation == ADAPTIVE
+        if isinstance(inflation, str) and inflation not in ("tune", ADAPTIVE):
+            raise ValueError(f"inflation={shown(inflation)}: expected 'tune', {ADAPTIVE!r} or a positive finite number")
         super().__init__(members, 1.0 if adaptive else inflation, spin_up, model_noise)
         self.inflation = ADAPTIVE if adaptive else self.inflation
         self.relaxation = None if relaxation is None else choice("relaxation", relaxation, RELAXATIONS)
-        self.relaxation_factor = number_or_tune("relaxation_factor", relaxation_factor)
+        self.relaxation_factor = number_or_tune("relaxation_factor", relaxation_factor, zero=True)
         if isinstance(self.relaxation_factor, float):
             real("relaxation_factor", self.relaxation_factor, most=1.0)
         elif self.relaxation is None:
@@ -123,6 +126,13 @@ class AdaptiveEnsemble(InflatedEnsemble):
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters; runs of before adaptive inflation and relaxation go on."""
         return {name: v for name, v in super().config().items() if name not in _LEFT_OUT or v != _LEFT_OUT[name]}
+
+    def take_candidates(self, candidates: Any) -> None:
+        """Set the values to try, as every method does; those of a share are at most 1."""
+        super().take_candidates(candidates)
+        for name in set(self.shares) & set(self.to_tune()):
+            for value in self.tried(name):
+                real(f"candidates of {name}", value, most=1.0)
 
     def check_backward(self, dynamics: Dynamics) -> None:
         """Refuse to go back over a run whose anomalies are relaxed."""

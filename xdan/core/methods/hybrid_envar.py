@@ -72,6 +72,7 @@ class HybridEnVar(LocalEnsemble):
     name: ClassVar[str] = "hybrid-envar"
     backward: ClassVar[type[BackwardPass] | None] = None
     no_backward: ClassVar[str] = "the static part of its covariance is not in its members"
+    shares: ClassVar[tuple[str, ...]] = ("static_weight", *LocalEnsemble.shares)
     tunable: ClassVar[Mapping[str, Tunable]] = {
         "static_weight": Tunable((0.0, 0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0), natural_end=0.0, zero=True),
         **LocalEnsemble.tunable,

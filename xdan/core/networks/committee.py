@@ -78,6 +78,11 @@ class Committee(AnalysisNetwork):
             raise ValueError(
                 f"a committee of {shown(names)}: {ensembles} take members; expected networks of one forecast"
             )
+        if spread := sorted({one.name for one in self._all() if one.gives_spread}):
+            raise ValueError(
+                f"a committee of {shown(names)}: {spread} give the spread of their analyses, which a committee would "
+                "lose; expected networks without a spread. A committee gets one by xdan.calibrate(committee, source)"
+            )
         if others := sorted({one.name for one in self._all() if one.cycled_by != self.cycled_by}):
             raise ValueError(
                 f"a committee of {shown(names)}: {others} are parts of a filter, which knows H and R; expected "

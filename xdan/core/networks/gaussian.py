@@ -45,11 +45,7 @@ class GaussianNetwork(AnalysisNetwork):
 
     def __init__(self, network: AnalysisNetwork | Mapping[str, Any], mean: Mean = "trained") -> None:
         centre = _made(network)
-        if centre.cycled_by != "dan":
-            raise ValueError(
-                f"network={registered_name(centre)!r}: it says by its members, its filter or its root how uncertain "
-                "its analysis is; expected a network of one forecast without a spread"
-            )
+        check_centre(centre)
         super().__init__(centre.space)
         self.mean = choice("mean", mean, ("trained", "frozen"))
         self.centre = centre
@@ -175,6 +171,20 @@ class ConstantSpread(GaussianNetwork):
         """The spread, (B, N, 1)."""
         spread = self.log_spread.exp()
         return spread[:, None].expand(len(x), *spread.shape, 1)
+
+
+def check_centre(network: AnalysisNetwork) -> None:
+    """Refuse a network that says by itself how uncertain its analysis is.
+
+    Raises
+    ------
+    ValueError
+    """
+    if network.cycled_by != "dan":
+        raise ValueError(
+            f"network={registered_name(network)!r}: it says by its members, its filter or its root how uncertain "
+            "its analysis is; expected a network of one forecast without a spread"
+        )
 
 
 def _made(network: Any) -> AnalysisNetwork:
