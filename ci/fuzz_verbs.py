@@ -912,7 +912,7 @@ PARAMETERS: dict[str, dict[str, Kind]] = {
         "epsilon": number(1.0, 0.1, above=0),
         "inflation": _INFLATION,
     },
-    "second-order-kalman": {"inflation": _INFLATION, "c2": number(0.0, 0.5, least=0, words=("tune",))},
+    "second-order-kalman": {"inflation": _INFLATION, "c2": number(0.5, 2.0, above=0, words=("tune",))},
     "enkf": {**_ADAPTIVE, "spin_up": _SPIN_UP},
     "etkf": {**_ADAPTIVE, "rotate": switch(), "spin_up": _SPIN_UP},
     "letkf": {**_ADAPTIVE, "radius": number(2.0, 5.5, 3, above=0, words=("tune",)), "spin_up": _SPIN_UP},
@@ -965,7 +965,13 @@ PARAMETERS: dict[str, dict[str, Kind]] = {
     },
 }
 _ENSEMBLES = {name for name, kinds in PARAMETERS.items() if "members" in kinds}
-_TUNED = {"3d-var": "scale", "4d-var": "scale", "extended-kalman": "inflation", "state-covariance": "inflation"}
+_TUNED = {
+    "3d-var": "scale",
+    "4d-var": "scale",
+    "extended-kalman": "inflation",
+    "state-covariance": "inflation",
+    "enks": "lag",
+}
 _CYCLING = {
     **ROLES,
     "seed": SEED,

@@ -29,6 +29,14 @@ def kalman(twin):
     return twin.dan.baseline("second-order-kalman", c2=2.0, keep_members=True)
 
 
+def test_a_run_that_says_nothing_of_its_errors_names_what_does(twin):
+    run = twin.dan.baseline("etkf", members=5).drop_vars(["spread", "forecast_spread"])
+    with pytest.raises(
+        ValueError, match="expected a run of an ensemble method, a Kalman filter or a network with a spr"
+    ):
+        twin.dan.forecast(run, lead=0.1, members=2)
+
+
 def test_forecasts_are_the_model_by_hand(twin, run):
     forecasts = twin.dan.forecast(run, lead=0.3, step=0.1, every=4, burn_in=5)
     assert forecasts.forecast.dims == ("trajectory", "time", "lead", "x")

@@ -350,6 +350,9 @@ def test_methods_without_a_backward_pass_say_what_has_one():
     plain = method_of(ResidualCNN(filters=3, blocks=1, kernel=3))
     for method, words in (
         (method_by_name("letkf"), "each component has weights of its own"),
+        (method_by_name("denkf", radius=4.0), "with a radius, each component has weights of its own"),
+        (method_by_name("etkf", relaxation="rtpp"), "relaxation='rtpp' changes the anomalies beside the weights"),
+        (method_by_name("hybrid-envar"), "the static part of its covariance is not in its members"),
         (method_by_name("particle"), "its particles have weights"),
         (method_by_name("multi-model-enkf"), "its members belong to several models"),
         (method_by_name("3d-var"), "neither members nor a covariance"),

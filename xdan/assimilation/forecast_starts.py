@@ -59,8 +59,8 @@ def member_starts(labelled: LabelledRecord, run: xr.Dataset, members: int, seed:
     else:
         raise ValueError(
             f"members={members}: the run holds neither 'members' nor {COVARIANCE!r} nor 'spread', from which members "
-            "could be drawn; expected a run of an ensemble method or of a Kalman filter, made with keep_members=True "
-            "of baseline() or members=True of cycle(); or leave out members="
+            "could be drawn; expected a run of an ensemble method, a Kalman filter or a network with a spread, such as "
+            "xdan.calibrate(net, ds) gives; or leave out members="
         )
     labels = {name: labelled.observation[name] for name in (TRAJECTORY, TIME)}
     unlabelled = {name: one.drop_vars(list(one.coords)).drop_attrs() for name, one in known.items()}

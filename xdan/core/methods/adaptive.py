@@ -138,7 +138,7 @@ class AdaptiveEnsemble(InflatedEnsemble):
         """Refuse to go back over a run whose anomalies are relaxed."""
         super().check_backward(dynamics)
         if self.relaxation is not None:
-            why = f"relaxation={self.relaxation!r} changes the anomalies of every component by a factor of its own"
+            why = f"relaxation={self.relaxation!r} changes the anomalies beside the weights of the members"
             raise ValueError(self.without_backward_pass(why))
 
     def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
