@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .eigen import eigh
 from .random import Purpose, normal
 
 
@@ -45,6 +46,6 @@ def symmetric_root(covariance: Tensor) -> Tensor:
     """
     matrix = covariance.double()
     broken = ~matrix.isfinite().all(-1).all(-1)[..., None, None]
-    values, vectors = torch.linalg.eigh(torch.where(broken, 0.0, 0.5 * (matrix + matrix.mT)))
+    values, vectors = eigh(torch.where(broken, 0.0, 0.5 * (matrix + matrix.mT)))
     root = (vectors * values.clamp_min(0.0).sqrt()[..., None, :]) @ vectors.mT
     return torch.where(broken, torch.nan, root)

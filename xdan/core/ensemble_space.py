@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .eigen import eigh
+
 
 def centre(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean, shape (B, 1, N), and anomalies, shape (B, M, N), of members."""
@@ -57,7 +59,7 @@ class Precision:
                 fine = self.gram.isfinite().all(-1).all(-1)[..., None]
                 self.projected = torch.where(fine, self.projected, torch.nan)
                 self.gram = torch.where(fine[..., None], self.gram, 0.0)
-            self.values, self.vectors = torch.linalg.eigh(self.gram)
+            self.values, self.vectors = eigh(self.gram)
             self.values = self.values.clamp_min(0.0)
 
     def rotated(self) -> Tensor:

@@ -55,7 +55,7 @@ def explore(
     >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=10, trajectories=4, seed=0).compute()
     >>> run = ds.dan.baseline("enkf-n", members=5)
     >>> type(ds.dan.explore({"EnKF-N": run})).__name__  # `.show()` opens it in a browser
-    'Tabs'
+    'Explorer'
     """
     _extend()
     source = dataset("source", source)

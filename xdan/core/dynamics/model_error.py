@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..checks import real_array, shown
+from ..eigen import eigh
 from ..observing import is_symmetric
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def _matrix(dynamics: Dynamics, covariance: Any) -> Tensor:
 
 def _root(matrix: Tensor) -> Tensor:
     """Columns of the eigenvectors, each times the root of its eigenvalue."""
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     largest = float(values[-1])
     if float(values[0]) < -_NEGATIVE * max(largest, 0.0) or largest < 0:
         raise ValueError(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..eigen import eigh
 from ..methods.roots import eigh_or_nan
 
 KINDS = ("scalar", "diagonal", "full", "fixed")
@@ -86,7 +87,7 @@ class Structure:
             return value.new_zeros(0)
         if value.ndim == 1:
             return value.log()
-        eigenvalues, vectors = torch.linalg.eigh(value)
+        eigenvalues, vectors = eigh(value)
         logarithm: Tensor = (vectors * eigenvalues.log()) @ vectors.mT
         return logarithm.flatten()
 

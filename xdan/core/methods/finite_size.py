@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..checks import choice, integer, switch
 from ..dynamics import Dynamics
+from ..eigen import eigh
 from ..observing import ObservingSystem
 from .arguments import number_or_tune
 from .backward import BackwardPass, EnsembleBackward
@@ -213,7 +214,7 @@ def primal_minimum(precision: Precision, members: int) -> tuple[Tensor, Tensor, 
     rank_one = (2 * zeta**2 / (members + 1))[:, None, None] * weights[:, :, None] * weights[:, None, :]
     hessian = precision.at((members + 1) / (eps + weights.square().sum(-1))) - rank_one
     with torch.no_grad():
-        values, vectors = torch.linalg.eigh(hessian)
+        values, vectors = eigh(hessian)
         # Where the cost is not convex the Hessian is no covariance: bounded below by a small part of the prior's.
         values = values.clamp_min(1e-3 * (members - 1))
     root: Tensor = InverseRoot.apply(hessian, values, vectors)  # type: ignore[no-untyped-call]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..eigen import eigh
+
 
 def cholesky_or_nan(matrices: Tensor) -> Tensor:
     """Lower factors of symmetric matrices (B, N, N), NaN where a matrix is not positive or not finite."""
@@ -28,7 +30,7 @@ def cholesky_solved(rows: Tensor, factor: Tensor) -> Tensor:
 def eigh_or_nan(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, at least 0, and vectors of symmetric matrices (B, N, N), NaN for those that are not finite."""
     whole = matrices.isfinite().flatten(1).all(1)[:, None, None]
-    values, vectors = torch.linalg.eigh(torch.where(whole, matrices, 0.0))
+    values, vectors = eigh(torch.where(whole, matrices, 0.0))
     return torch.where(whole[..., 0], values.clamp_min(0.0), torch.nan), torch.where(whole, vectors, torch.nan)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..eigen import eigh
 from ..ensemble_space import InverseRoot
 
 PriorWeight = Callable[[Tensor, Tensor], Tensor]
@@ -92,7 +93,7 @@ def _decomposed(gram: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, at least 0, and vectors; those of a lost trajectory stop no other."""
     with torch.no_grad():
         fine = gram.isfinite().flatten(2).all(-1)[..., None, None]
-        values, vectors = torch.linalg.eigh(torch.where(fine, gram, 0.0))
+        values, vectors = eigh(torch.where(fine, gram, 0.0))
         return values.clamp_min(0.0), torch.where(fine, vectors, torch.nan)
 
 
