@@ -59,7 +59,7 @@ def test_smoothed_states_are_closer_to_the_truth(twin):
     assert float(error.smoothed) < 0.75 * float(error.analysis)
 
 
-@settings(max_examples=3)
+@settings(max_examples=2)
 @given(rows=st.integers(1, 4), columns=st.integers(1, 12), small=st.booleans())
 def test_any_chunks_give_the_same(case, record, rows, columns, small):
     name, options, whole = case
@@ -88,7 +88,7 @@ def test_a_store_holds_the_same(case, record, tmp_path):
     assert "xdan_resume" not in zarr.open_group(tmp_path / "run", mode="r")
 
 
-@pytest.mark.parametrize("blow", [1, 5])
+@pytest.mark.parametrize("blow", [pytest.param(1, marks=pytest.mark.slow), 5])
 def test_a_broken_backward_pass_goes_on(case, record, tmp_path, blow, monkeypatch):
     """Three blocks in time of two rows: the two passes make six blocks each."""
     expected = stored(record, tmp_path / "whole", case)

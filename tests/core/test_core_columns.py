@@ -115,6 +115,7 @@ def test_directions_are_compared_without_units_and_by_area():
     assert_close(first.abs(), near_equator[None], rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_filter_by_columns_is_as_accurate_as_one_by_a_matrix():
     """On Lorenz-96, whose errors grow in a third of all directions, with some inflation for what is left out."""
     model = Lorenz96(SIZE)

@@ -378,6 +378,7 @@ def test_training_across_numbers_of_members_is_the_mean_of_trainings_with_each()
     assert_close(together.state["5-x"], each[1].state["x"])
 
 
+@pytest.mark.slow
 def test_training_across_numbers_of_members_is_resumed(tmp_path):
     words = {**TRAINING, "objective": AcrossMembers((3, 5)), "checkpoint": tmp_path / "checkpoint.zarr"}
     network = LearnedLETKF(4, radius=2.0, farthest=6.0, nodes=4, spin_up=2)

@@ -363,7 +363,10 @@ def in_blocks(method: Method, record: Record, edges: list[int]) -> dict[str, tor
     return {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
 
-@pytest.mark.parametrize("name", METHODS)
+LONG = {"eda"}  # runs of some seconds each
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in METHODS])
 def test_a_method_follows_a_moving_model_as_the_still_one(name):
     still, moving = record_of(still_model(), STEPS), record_of(moving_model(), STEPS)
     times = torch.tensor(STEPS).cumsum(0).double() * 0.05

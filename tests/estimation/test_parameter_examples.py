@@ -11,7 +11,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 @pytest.mark.filterwarnings("ignore:the truth does not follow", "ignore:.*have lost the truth")  # wrong on purpose
 @pytest.mark.filterwarnings("ignore:the estimate of .* has not converged")  # one iteration, or two
-@pytest.mark.parametrize(("figure", "stores"), [("forcing", 8), ("coefficients", 2)])
+@pytest.mark.parametrize(
+    ("figure", "stores"), [pytest.param("forcing", 8, marks=pytest.mark.slow), ("coefficients", 2)]
+)
 def test_a_figure_is_printed_drawn_and_kept(figure, stores, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     module = import_module("imperfect_parameters")

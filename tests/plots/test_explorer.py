@@ -116,6 +116,7 @@ def opened(browser):
         page.close()
 
 
+@pytest.mark.slow
 def test_every_widget_of_a_record_moves_the_picture(twin, run, ring, opened, tmp_path):
     page = opened(twin.dan.explore({"network": run, "other": run + 1}, ring))
     page.page.get_by_label("method").select_option("other")
@@ -241,6 +242,7 @@ def test_rmse_below_is_by_area_and_of_the_chosen_field():
     np.testing.assert_allclose(rmse_drawn(ds, run, 0, slice(5), dynamics=model), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_widget_of_a_cube_moves_the_picture(cube, opened):
     page = opened(xdan.explore(cube))
     page.page.get_by_label("along").select_option("forcing")
