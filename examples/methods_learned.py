@@ -99,7 +99,8 @@ def localisation(options: argparse.Namespace) -> None:
     objective = xdan.AcrossMembers(COUNTS["localisation"])
     settings = {"objective": objective, "window": 10, "batch": 8, "trajectories": 8, "validate_every": 10**6}
     network = xdan.LearnedLETKF(10, first_inflation=1.025, radius=7.5)
-    stages = [Stage(120, 5e-4, settings), Stage(80, 1.5e-3, settings)]
+    longer = {**settings, "window": 12, "batch": 12, "trajectories": 12}
+    stages = [Stage(120, 5e-4, settings), Stage(80, 1.5e-3, settings), Stage(160, 4e-4, longer)]
     _any_count("localisation", DENSE, _learned("lorenz96-letkf", DENSE, network, stages, options), options)
 
 
