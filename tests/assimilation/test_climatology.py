@@ -357,6 +357,7 @@ def test_states_of_several_fields_are_packed(past, packed, brought):
     assert with_climatology(of_fields(), brought(past)).given_climate.word == expected.word
 
 
+@pytest.mark.slow
 def test_every_verb_takes_states_of_several_fields(past, packed):
     model, run = of_fields(), {"scale": 0.3}
     experiment = xdan.TwinExperiment(model, interval=1.0, error_std=0.1)

@@ -212,6 +212,7 @@ def kalman_filter(record: Record, matrix: torch.Tensor, r: torch.Tensor, p: torc
     return torch.stack(lanes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_cycled_enkf_n_of_many_members_converges_to_the_kalman_filter(kind):
     matrix, (observing, r) = model(), error_and_matrix(kind)

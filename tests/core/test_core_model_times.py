@@ -363,7 +363,7 @@ def in_blocks(method: Method, record: Record, edges: list[int]) -> dict[str, tor
     return {name: torch.cat([piece[name] for piece in pieces], 1) for name in pieces[0]}
 
 
-LONG = {"eda"}  # runs of some seconds each
+LONG = {"eda", "4d-var", "iterated-kalman-smoother"}  # runs of some seconds each
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in METHODS])

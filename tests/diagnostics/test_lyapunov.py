@@ -83,6 +83,7 @@ def test_spectrum_of_what_turns():
     assert (ds.positive, ds.zero, ds.kaplan_yorke_dimension) == (0, 2, 2)
 
 
+@pytest.mark.slow
 def test_too_few_vectors_leave_open_what_they_cannot_tell(model):
     ds = xdan.lyapunov_spectrum(xdan.Lorenz63(), time=20.0, vectors=1)
     assert ds.positive == 1

@@ -117,6 +117,7 @@ def test_moments_and_lost_trajectories(record, run):
     assert at_rest(corrected) == pytest.approx(-1.0, abs=0.06)
 
 
+@pytest.mark.slow
 def test_a_network_finds_it_too(record, run):
     network = xdan.QuadraticCNN(filters=3, kernel=1, blocks=0)
     words = {"burn_in": 5, "steps": 300, "batch": 64, "learning_rate": 0.02, "control": False, **QUIET}
