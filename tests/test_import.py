@@ -181,3 +181,17 @@ def test_arrays_become_tensors_in_one_place():
 def test_only_blocks_and_verbs_cross_the_wall(graph):
     """The accessor and the top only forward."""
     assert not {name for name in graph["xdan.accessor"] if name.startswith("xdan.core")}
+
+
+def test_optional_libraries_are_imported_in_one_place():
+    """Elsewhere their absence would be an error without a remedy."""
+    optional = {"holoviews", "hvplot", "panel", "matplotlib", "scipy"}
+    direct = {
+        (module, alias.name)
+        for module, path in MODULES.items()
+        for node in nodes(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in (node.names if isinstance(node, ast.Import) else [ast.alias(node.module or "")])
+        if not getattr(node, "level", 0) and alias.name.split(".")[0] in optional
+    }
+    assert not direct

@@ -18,8 +18,8 @@ from xdan.core.methods.gaussian_forecast import (
     forecast_moments,
 )
 from xdan.core.methods.rebuilding import past_of, rebuilt_covariance, views_of
-from xdan.core.methods.roots import root_of, triangular_root_of
 from xdan.core.observing import ObservingSystem, Sites
+from xdan.core.roots import root_of, triangular_root_of
 
 NAMES = ("second-order-kalman", "iterated-kalman-smoother")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .eigen import eigh
 from .random import Purpose, normal
+from .roots import eigh_or_nan
 
 
 def draw_gaussian(mean: Tensor, deviation: Tensor, trajectory: Tensor, time: Tensor, members: int, seed: int) -> Tensor:
@@ -45,7 +45,6 @@ def symmetric_root(covariance: Tensor) -> Tensor:
     are, and it exists for singular covariances.
     """
     matrix = covariance.double()
-    broken = ~matrix.isfinite().all(-1).all(-1)[..., None, None]
-    values, vectors = eigh(torch.where(broken, 0.0, 0.5 * (matrix + matrix.mT)))
-    root = (vectors * values.clamp_min(0.0).sqrt()[..., None, :]) @ vectors.mT
-    return torch.where(broken, torch.nan, root)
+    values, vectors = eigh_or_nan(0.5 * (matrix + matrix.mT))
+    root: Tensor = (vectors * values.sqrt()[..., None, :]) @ vectors.mT
+    return root

@@ -11,6 +11,7 @@ import xarray as xr
 from ..core.checks import real, shown, switch
 from ..records.leads import LEAD, lead_numbers
 from .axes import HEIGHT, LEGEND_WIDTH, WIDTH, cycle_colours, dataset, in_units, log_ticks, text
+from .libraries import holoviews
 
 METHOD = "method"
 _LEVELS = (("deviation of the climate", 1.0, "dotted"), ("sqrt(2) deviations", math.sqrt(2.0), "dashdot"))
@@ -54,8 +55,7 @@ def lead_time_curves(
     >>> type(xdan.lead_time_curves(scores)).__name__
     'Overlay'
     """
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     scores, value = dataset("scores", scores), text("value", value)
     errors, levels, log = real("errors", errors, least=0.0), switch("levels", levels), switch("log", log)
@@ -84,7 +84,7 @@ def lead_time_curves(
 
 def _panel(scores: xr.Dataset, value: str, errors: float, levels: bool, log: bool, of: str) -> Any:
     """Curves of one field."""
-    import holoviews as hv
+    hv = holoviews()
 
     leads, units = lead_numbers(scores[LEAD])
     labels = {

@@ -13,6 +13,7 @@ from ..assimilation.ranks import rank_flatness
 from ..core.checks import shown
 from ..records.schema import TRAJECTORY
 from .axes import LEGEND_WIDTH, PADDING, WIDTH, cycle_colours, dataset, in_units
+from .libraries import holoviews
 
 _HEIGHT, _SIDE = 260, 420
 _METHOD, _FIELD, _BIN, _RANK = "method", "field", "bin", "rank"
@@ -48,8 +49,7 @@ def rank_bars(histogram: xr.DataArray) -> Any:
     >>> type(xdan.rank_bars(histogram)).__name__
     'Layout'
     """
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     if not isinstance(histogram, xr.DataArray):
         raise TypeError(f"histogram={shown(histogram)}: expected the DataArray of xdan.rank_histogram")
@@ -112,8 +112,7 @@ def spread_error_curves(table: xr.Dataset) -> Any:
     >>> type(xdan.spread_error_curves(table)).__name__
     'Layout'
     """
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     table = dataset("table", table)
     _check_variables(table, ("expected_rmse", "rmse", "rmse_standard_error"), "xdan.spread_error")
@@ -168,8 +167,7 @@ def reliability_curves(table: xr.Dataset) -> Any:
     >>> type(xdan.reliability_curves(table)).__name__
     'Layout'
     """
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     table = dataset("table", table)
     _check_variables(table, ("forecast_probability", "observed_frequency", "count", "base_rate"), "xdan.reliability")
@@ -235,8 +233,7 @@ def _panels(values: xr.DataArray, *dims: str) -> Iterator[tuple[str, dict[str, A
 
 def _lines(table: xr.Dataset, x: str, y: str, error: str = "") -> tuple[list[Any], float]:
     """A line with its points for each run, bars where there is an error, and the largest value of both axes."""
-    import holoviews as hv
-    import hvplot.xarray  # noqa: F401
+    hv = holoviews()
 
     runs = list(_panels(table[y], _METHOD))
     drawn: list[Any] = []

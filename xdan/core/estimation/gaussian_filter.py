@@ -13,8 +13,8 @@ from ..derivative_checks import check_model, check_operator, climate_states
 from ..dynamics import Dynamics
 from ..methods.advancing import advance, advance_along
 from ..methods.record import Record
-from ..methods.roots import cholesky_or_nan, cholesky_solved, triangular_root_of
 from ..observing import ObservingSystem, split_observation
+from ..roots import cholesky_or_nan, cholesky_solved, triangular_root_of
 from ..tangent import identity_directions
 
 BYTES = 1 << 28  # that the kept part of a run may have

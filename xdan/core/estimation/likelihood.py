@@ -13,8 +13,8 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..methods import EnsembleMethod, Record, State, run
 from ..methods.ensemble import compare
-from ..methods.roots import cholesky_or_nan
 from ..observing import ObservingSystem, split_observation
+from ..roots import cholesky_or_nan
 from .priors import Priors
 
 _BETAS = (0.9, 0.99)  # of Adam: windows are few, and the first gradients large

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..eigen import eigh
-from ..methods.roots import eigh_or_nan
+from ..roots import eigh_or_nan
 
 KINDS = ("scalar", "diagonal", "full", "fixed")
 

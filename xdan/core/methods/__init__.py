@@ -14,6 +14,9 @@ from .hybrid_envar import HybridEnVar
 from .iterative import FiniteSizeIEnKF, FiniteSizeIEnKS, IterativeEnKF, IterativeEnKS
 from .kalman import Climatology, ExtendedKalmanFilter, KalmanFilter, OptimalInterpolation
 from .kalman_dan import GuidedNetwork
+from .kalman_gain import KalmanGainNetwork
+from .lagged_dan import LaggedGuidedNetwork
+from .learned_letkf import LearnedEnsembleFilter
 from .local import LETKF
 from .loop import run
 from .method_of import method_of
@@ -63,6 +66,9 @@ __all__ = [
     "IterativeEnKF",
     "IterativeEnKS",
     "KalmanFilter",
+    "KalmanGainNetwork",
+    "LaggedGuidedNetwork",
+    "LearnedEnsembleFilter",
     "Method",
     "MultiModelEnKF",
     "MultifidelityEnKF",

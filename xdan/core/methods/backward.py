@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
+from ..roots import eigh_or_nan
 from .advancing import advance_along
 from .declarations import Output
 from .record import State
-from .roots import eigh_or_nan
 
 SMOOTHED = Output("smoothed", "estimate of the state from the observations of all times", "state", "state")
 PRIOR_INFLATION = "prior_inflation"  # entry of a state: factor by which an analysis inflated its forecast's anomalies

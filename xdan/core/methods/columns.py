@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
+from ..roots import eigh_or_nan
 from ..spaces import StateSpace
 from .advancing import advance_along
 from .gaussian_forecast import bends_along
-from .roots import eigh_or_nan
 
 _BENT = 4  # leading columns, at most, that second derivatives are taken along
 _SEED = 12  # of the noise by which independent errors become columns

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..checks import integer, real, real_array, shown
-from .roots import eigh_or_nan
+from ..roots import eigh_or_nan
 
 _MOST_MODELS = 12  # low-fidelity models, of which all subsets are tried
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from ..checks import integer, shown
 from ..dynamics import Dynamics, dynamics_from_json, dynamics_to_json
 from ..observing import ObservingSystem
+from ..roots import eigh_or_nan
 from ..spaces import Unstated
 from .advancing import advance
 from .backward import BackwardPass
 from .finite_size import InflatedEnsemble
 from .record import Record, State
-from .roots import eigh_or_nan
 
 _EXPECTED = "expected pairs such as [(xdan.Lorenz96(forcing=7.0), 20)], a model and a number of members"
 _MOST_RAISED = 100.0  # of the forecast error covariance in the first cycles

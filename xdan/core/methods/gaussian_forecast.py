@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..dynamics import Dynamics
+from ..roots import root_of
 from ..tangent import identity_directions, mixed_along
 from .advancing import advance, advance_along
 from .patches import MOST_SITES, Patches
-from .roots import root_of
 
 COLUMNS = 24  # of a root of the covariance, at most, that second derivatives are taken along
 COLUMNS_OF_PATCH = 6  # the same of each patch, which has fewer directions of growth

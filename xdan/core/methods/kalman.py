@@ -13,6 +13,7 @@ from torch import Tensor
 from ..derivative_checks import Mode, climate_states, random_directions, sizes
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
+from ..roots import cholesky_or_nan, cholesky_solved
 from ..tangent import identity_directions
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
@@ -23,7 +24,6 @@ from .declarations import SPREADS, Output, Tunable
 from .ensemble import INFLATIONS
 from .record import Record, State
 from .registry import register_method
-from .roots import cholesky_or_nan, cholesky_solved
 from .variational import Static
 
 _FACTORS = (0.1, 1.0, 10.0)  # of a size: how far from the climate a model is looked at

@@ -11,13 +11,13 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
+from ..roots import cholesky_or_nan, cholesky_solved, triangular_root_of
 from .advancing import advance, advance_along
 from .declarations import SPREADS
 from .iterates import Iterate, minimised
 from .kalman_dan import ModelInAnalysis
 from .network_methods import cycles_networks
 from .record import Record, State
-from .roots import cholesky_or_nan, cholesky_solved, triangular_root_of
 from .windowed import SlidingWindow, pushed
 
 _CONVERGED = 0.01  # root mean square of a step of Gauss-Newton, in deviations of the window's start

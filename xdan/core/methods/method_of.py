@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import cast
 
 from ..networks import AnalysisNetwork
-from . import gaussian_dan, kalman_dan, kalman_gain, lagged_dan, learned_letkf  # noqa: F401 - they register the methods that networks name
 from .dan import DataAssimilationNetwork
 from .network_methods import NETWORK_METHODS
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dynamics import ModelError
-from .roots import eigh_or_nan
+from ..roots import eigh_or_nan
 
 WAYS = ("draws", "sqrt-core")
 

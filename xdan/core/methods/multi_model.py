@@ -11,13 +11,13 @@ from ..checks import choice, integer
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from ..random import Purpose
+from ..roots import eigh_or_nan
 from .declarations import SPREADS, Output
 from .ensemble import centre
 from .error_estimates import KINDS, ErrorEstimate
 from .fidelities import FidelitiesMethod, Pair, covariance_of, described, pairs_of
 from .record import Record, State
 from .registry import register_method
-from .roots import eigh_or_nan
 
 _LEAST = 1e-4  # of the ensemble's mean variance: no model is taken to be more perfect than that
 ERRORS = (*KINDS, "known")

@@ -13,6 +13,7 @@ from ..derivative_checks import Mode
 from ..dynamics import Dynamics, ModelError
 from ..observing import ObservingSystem
 from ..random import Purpose, uniform
+from ..roots import cholesky_solved
 from .advancing import advance
 from .backward import BackwardPass
 from .base import Differentiated
@@ -20,7 +21,6 @@ from .declarations import SPREADS, Output
 from .ensemble import EnsembleMethod
 from .record import Record, State
 from .registry import register_method
-from .roots import cholesky_solved
 
 _NOISE = 0.1  # standard deviation of the noise that moves particles of a perfect model
 

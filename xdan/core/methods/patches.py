@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
+from ..roots import cholesky_or_nan, root_of
 from .advancing import advance_along
-from .roots import cholesky_or_nan, root_of
 
 _NEGATIVE = 0.02  # eigenvalues below minus this, in those of the observation error, are taken out of a covariance
 _AT_ONCE = 4096  # components

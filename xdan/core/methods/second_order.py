@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import integer, real
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
+from ..roots import root_of
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
 from .covariance_forms import CovarianceForm, FormOf, OneMatrix, check_form, one_form
@@ -22,7 +23,6 @@ from .iterates import Iterate, minimised
 from .kalman import ExtendedKalmanFilter
 from .record import Record, State
 from .registry import register_method
-from .roots import root_of
 from .windowed import SlidingWindow
 
 SECOND_ORDERS = Tunable((0.5, 1.0, 2.0, 4.0, 8.0, 16.0), long_name="factors of the second-order term that were tried")

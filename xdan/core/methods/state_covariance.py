@@ -12,6 +12,7 @@ from ..checks import choice, integer, real
 from ..derivative_checks import Mode
 from ..dynamics import Dynamics
 from ..observing import ObservingSystem
+from ..roots import root_of
 from ..tangent import identity_directions
 from .advancing import advance, advance_along
 from .arguments import number_or_tune
@@ -23,7 +24,6 @@ from .gaussian_forecast import check_size
 from .rebuilding import past_of, rebuilt_covariance, views_of
 from .record import Record, State
 from .registry import register_method
-from .roots import root_of
 from .windowed import SlidingWindow, pushed
 
 ALGORITHMS = ("A1", "A2")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..observing import ObservingSystem
+from ..roots import cholesky_or_nan, cholesky_solved
 from ..spaces import StateSpace
 from .base import AnalysisNetwork, Scale
 from .linear_in_zeta import LinearInZeta
@@ -132,9 +133,5 @@ class HyperGain(AnalysisNetwork):
         rows, square = observing.observed_covariances(x, self.background(x), observed)
         matrix = square + observing.covariance_of(observed)
         d = torch.where(observed, innovation, torch.zeros_like(innovation))
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        factor = torch.where(failed[:, None, None] == 0, factor, torch.nan)
-        # Two triangular systems: `cholesky_solve` of a batch cannot be recorded as a CUDA graph.
-        half = torch.linalg.solve_triangular(factor, d[..., None], upper=False)
-        solved = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+        solved = cholesky_solved(d[..., None], cholesky_or_nan(matrix))
         return x + self.conserving((rows.mT @ solved)[..., 0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..eigen import eigh
+from .eigen import eigh
 
 
 def cholesky_or_nan(matrices: Tensor) -> Tensor:
@@ -28,8 +28,8 @@ def cholesky_solved(rows: Tensor, factor: Tensor) -> Tensor:
 
 
 def eigh_or_nan(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, at least 0, and vectors of symmetric matrices (B, N, N), NaN for those that are not finite."""
-    whole = matrices.isfinite().flatten(1).all(1)[:, None, None]
+    """Eigenvalues, at least 0, and vectors of symmetric matrices (..., N, N), NaN for those that are not finite."""
+    whole = matrices.isfinite().flatten(-2).all(-1)[..., None, None]
     values, vectors = eigh(torch.where(whole, matrices, 0.0))
     return torch.where(whole[..., 0], values.clamp_min(0.0), torch.nan), torch.where(whole, vectors, torch.nan)
 
