@@ -28,8 +28,18 @@ from xdan.core import methods
 from xdan.core.learning import Optimiser, objective_by_name
 from xdan.core.learning.gradient import CudaGraph, OneProcess
 from xdan.core.learning.online_twin import EndlessTwin
-from xdan.core.methods import Record, method_of, run
-from xdan.core.networks import AnalysisNetwork, KalmanCNN, LinearInZeta, ResidualCNN
+from xdan.core.methods import Record, method_of, run, smooth
+from xdan.core.networks import (
+    AnalysisNetwork,
+    ConstantGain,
+    EnsembleCNN,
+    GaussianCNN,
+    HyperGain,
+    KalmanCNN,
+    LearnedLETKF,
+    LinearInZeta,
+    ResidualCNN,
+)
 from xdan.core.observing import ObservingSystem, Sites
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
@@ -45,14 +55,24 @@ METHODS: dict[str, dict[str, Any]] = {
     "FiniteSizeIEnKS": {"members": 20, "lag": 3},
     "ExtendedKalmanFilter": {"inflation": 1.05},
     "FourDVar": {"scale": 0.02},
+    "EAKF": {"members": 20, "radius": 8.0},
+    "RankHistogramFilter": {"members": 20, "radius": 8.0, "inflation": 1.1},
+    "DEnKF": {"members": 20},
+    "HybridEnVar": {"members": 20, "radius": 8.0},
+    "ESMDA": {"members": 20},
+    "EnsembleKalmanSmoother": {"members": 20, "lag": 3},
 }
+SMOOTHED = ("ETKF", "ExtendedKalmanFilter")  # by a backward pass
 DECAYED = Optimiser(learning_rate=0.012, adam_learning_rate=0.0024, weight_decay=0.1)
+TRAINED_ON = Optimiser(learning_rate=0.004, adam_learning_rate=0.0008, weight_decay=0.1)
 NETWORKS: dict[str, dict[str, Any]] = {
     "memory": {"filters": 40, "blocks": 5, "kernel": 5, "memory": 16},
     "plain": {"filters": 40, "blocks": 5, "kernel": 5},
     "wide-memory": {"filters": 64, "blocks": 5, "kernel": 5, "memory": 24},
     "wide-plain": {"filters": 64, "blocks": 5, "kernel": 5},
+    "wider-memory": {"filters": 96, "blocks": 5, "kernel": 5, "memory": 32},
 }
+ON = {"wide-memory-on": "lorenz96-wide-memory", "wide-on": "lorenz96-wide"}  # trained on, at a third of the rates
 
 
 def main() -> None:
@@ -75,13 +95,13 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-out"))
     parser.add_argument("--minutes", type=float, default=7.0, help="for all parts together")
-    parser.add_argument("--networks", nargs="*", default=["memory", "plain"], choices=sorted(NETWORKS))
+    parser.add_argument("--networks", nargs="*", default=["memory", "plain"], choices=sorted({*NETWORKS, *ON}))
     parser.add_argument("--batches", type=int, nargs="*", default=[256, 1024, 4096])
     parser.add_argument("--seconds", type=float, default=3.0, help="for each rate")
     parser.add_argument("--batch", type=int, default=256, help="of the networks that are trained")
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--train", choices=sorted(NETWORKS), help=argparse.SUPPRESS)  # of a process for one network
+    parser.add_argument("--train", choices=sorted({*NETWORKS, *ON}), help=argparse.SUPPRESS)  # of one process
     return parser.parse_args()
 
 
@@ -112,6 +132,11 @@ def networks() -> dict[str, AnalysisNetwork]:
         "linear in zeta": LinearInZeta(form="hypernetwork", **small),
         "beside a Kalman filter": KalmanCNN(**small, memory=4),
         "beside columns": KalmanCNN(**small, memory=4, columns=24, inflation=1.05),
+        "Gaussian": GaussianCNN(**small, memory=4),
+        "gain of a 3D-Var": HyperGain(**small),
+        "constant gain": ConstantGain(),
+        "ensemble CNN": EnsembleCNN(**small, members=6),
+        "learned LETKF": LearnedLETKF(members=10, spin_up=5),
     }
     for network in made.values():
         network.double().normalise(2.3, 3.6, 1.0)
@@ -134,6 +159,10 @@ def agreement(device: str) -> None:
     for name, settings in METHODS.items():
         pair = [run(getattr(methods, name)(**settings).prepare(one), one)[0]["analysis"].cpu() for one in (here, there)]
         print(f"  {name:26s} {float((pair[0] - pair[1]).abs().max()):.1e}", flush=True)
+    for name in SMOOTHED:
+        pair = [smooth(getattr(methods, name)(**METHODS[name]).prepare(one), one)[0] for one in (here, there)]
+        pair = [outputs["smoothed"].cpu() for outputs in pair]
+        print(f"  {name + ', smoothed':26s} {float((pair[0] - pair[1]).abs().max()):.1e}", flush=True)
     for name, network in networks().items():
         with torch.no_grad():
             pair = [
@@ -223,15 +252,16 @@ def train(name: str, options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     torch.set_float32_matmul_precision("high")  # products in TF32 on a GPU: the gradient is noisier than that
     experiment = xdan.TwinExperiment(xdan.Lorenz96(), interval=0.05)
+    network = xdan.open_network(ON[name]) if name in ON else ResidualCNN(**NETWORKS[name])
     spare = 0.3 if options.minutes > 1 else 0.0  # to start and to save
     net = xdan.train(
         experiment,
-        ResidualCNN(**NETWORKS[name]),
+        network,
         objective="mse",
         window=options.window,
         batch=options.batch,
         minutes=options.minutes - spare,
-        optimiser=DECAYED,
+        optimiser=TRAINED_ON if name in ON else DECAYED,
         validate_every=1000,
         seed=1,
         device=options.device,

@@ -21,9 +21,10 @@ def test_all_parts_run_and_a_network_is_left(tmp_path, monkeypatch, capfd):
     small += ["--networks", "plain", "--device", "cpu", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["gpu.py", *small])
     monkeypatch.setattr(script, "METHODS", {name: script.METHODS[name] for name in ("ThreeDVar", "ETKF")})
+    monkeypatch.setattr(script, "SMOOTHED", ("ETKF",))
     script.main()
     printed = capfd.readouterr().out
     assert "FAILED" not in printed
-    assert printed.count("0.0e+00") == 2 + 3 + 3  # methods, networks, graphs: the CPU is no other device
+    assert printed.count("0.0e+00") == 2 + 1 + 10 + 10  # methods, smoothed, networks, graphs
     assert xdan.open_network(tmp_path / "plain.zarr").description["training"]["device"] == "cpu"
     assert (tmp_path / "plain.tar").exists()
