@@ -1,6 +1,6 @@
 """On a GPU: the same numbers as on the CPU, how fast training is, and networks trained in the minutes that are left.
 
-    python ci/gpu.py --out gpu-out [--minutes 7] [--networks memory plain] [--device cuda]
+    python ci/gpu.py --out gpu-out [--minutes 7] [--networks memory plain] [--on lorenz96-wide-memory] [--device cuda]
 
 The parts are independent: one that fails prints why, and the next goes on. Each network that was trained is a store in
 a tar file of the folder --out, saved whenever its training ends. With --device cpu and little of everything the script
@@ -64,7 +64,6 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 SMOOTHED = ("ETKF", "ExtendedKalmanFilter")  # by a backward pass
 DECAYED = Optimiser(learning_rate=0.012, adam_learning_rate=0.0024, weight_decay=0.1)
-TRAINED_ON = Optimiser(learning_rate=0.004, adam_learning_rate=0.0008, weight_decay=0.1)
 NETWORKS: dict[str, dict[str, Any]] = {
     "memory": {"filters": 40, "blocks": 5, "kernel": 5, "memory": 16},
     "plain": {"filters": 40, "blocks": 5, "kernel": 5},
@@ -72,7 +71,6 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "wide-plain": {"filters": 64, "blocks": 5, "kernel": 5},
     "wider-memory": {"filters": 96, "blocks": 5, "kernel": 5, "memory": 32},
 }
-ON = {"wide-memory-on": "lorenz96-wide-memory", "wide-on": "lorenz96-wide"}  # trained on, at a third of the rates
 
 
 def main() -> None:
@@ -95,13 +93,17 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-out"))
     parser.add_argument("--minutes", type=float, default=7.0, help="for all parts together")
-    parser.add_argument("--networks", nargs="*", default=["memory", "plain"], choices=sorted({*NETWORKS, *ON}))
+    parser.add_argument("--networks", nargs="*", default=["memory", "plain"], choices=sorted(NETWORKS))
+    parser.add_argument(
+        "--on", nargs="*", default=[], help="trained networks, names or stores, to train on; A+B: a committee"
+    )
+    parser.add_argument("--rate", type=float, default=0.004, help="learning rate of those")
     parser.add_argument("--batches", type=int, nargs="*", default=[256, 1024, 4096])
     parser.add_argument("--seconds", type=float, default=3.0, help="for each rate")
     parser.add_argument("--batch", type=int, default=256, help="of the networks that are trained")
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--train", choices=sorted({*NETWORKS, *ON}), help=argparse.SUPPRESS)  # of one process
+    parser.add_argument("--train", help=argparse.SUPPRESS)  # of one process
     return parser.parse_args()
 
 
@@ -241,18 +243,27 @@ def product_rate(device: str) -> float:
 def side_by_side(options: argparse.Namespace, minutes: float) -> None:
     """Train every network in a process of its own: one alone does not fill a GPU."""
     words = ["--out", options.out, "--device", options.device, "--batch", options.batch, "--window", options.window]
+    words += ["--rate", options.rate]
     command = [sys.executable, __file__, *map(str, words), "--minutes", f"{minutes:.3f}"]
-    children = [subprocess.Popen([*command, "--train", name]) for name in options.networks]
+    children = [subprocess.Popen([*command, "--train", name]) for name in [*options.networks, *options.on]]
     for child in children:
         child.wait()
 
 
 def train(name: str, options: argparse.Namespace) -> None:
-    """Train one network for the minutes, save it and print its history."""
+    """Train a new network, or train one on, for the minutes; save it and print its history."""
     begin = time.perf_counter()
     torch.set_float32_matmul_precision("high")  # products in TF32 on a GPU: the gradient is noisier than that
     experiment = xdan.TwinExperiment(xdan.Lorenz96(), interval=0.05)
-    network = xdan.open_network(ON[name]) if name in ON else ResidualCNN(**NETWORKS[name])
+    network: Any
+    if name in NETWORKS:
+        network, optimiser = ResidualCNN(**NETWORKS[name]), DECAYED
+    else:
+        stores = name.split("+")
+        parts = [xdan.open_network(store) for store in stores]
+        network = parts[0] if len(parts) == 1 else xdan.committee(parts)
+        optimiser = Optimiser(learning_rate=options.rate, adam_learning_rate=options.rate / 5, weight_decay=0.1)
+        name = "+".join(Path(store).stem for store in stores) + "-on"
     spare = 0.3 if options.minutes > 1 else 0.0  # to start and to save
     net = xdan.train(
         experiment,
@@ -261,7 +272,7 @@ def train(name: str, options: argparse.Namespace) -> None:
         window=options.window,
         batch=options.batch,
         minutes=options.minutes - spare,
-        optimiser=TRAINED_ON if name in ON else DECAYED,
+        optimiser=optimiser,
         validate_every=1000,
         seed=1,
         device=options.device,
