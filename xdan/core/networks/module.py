@@ -1,4 +1,4 @@
-"""Any torch module as a network: it is wrapped, copied in place of being made anew, and known again by what it does."""
+"""Any torch module as a network. No name makes it anew: it is copied, and known again by the analyses that it gives."""
 
 from __future__ import annotations
 
@@ -24,6 +24,10 @@ _WIDE = 2.0  # climatological deviations, and observation errors, of the states 
 _KEPT = 8  # increments that a description keeps of them
 _SAME = 1e-3  # of the largest of those increments: so far two machines differ by rounding, and no more
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
+
+
+class WrongAnswerError(ValueError):
+    """What a module gave is no analysis."""
 
 
 @register_network
@@ -140,20 +144,22 @@ class ModuleNetwork(AnalysisNetwork):
         usual = "" if self.sites in (None, sites) else f", and was last used on {self.sites}"
         try:
             self.increments(sites)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, WrongAnswerError):
             raise
         except _FAILURES as reason:
             raise ValueError(
                 f"{self._title} fails for states of {sites} components{usual} ({type(reason).__name__}: "
-                f"{shown_reason(reason)}): expected a module of {self.takes}, x and zeta of shape (B, {sites}), that "
-                "gives the analysis"
+                f"{shown_reason(reason)}): expected {self.takes}, that takes x and zeta of shape (B, {sites}) and gives "
+                "the analysis"
             ) from reason
         self.sites = sites
 
     @property
     def takes(self) -> str:
         """How the module is called."""
-        return f"forward(x, zeta, memory), as memory={self.memory}" if self.memory else "forward(x, zeta)"
+        if self.memory:
+            return f"forward(x, zeta, memory), as memory={self.memory}"
+        return "forward(x, zeta), or memory= and forward(x, zeta, memory)"
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Analysis and new memory; shapes as in the base class."""
@@ -179,22 +185,21 @@ class ModuleNetwork(AnalysisNetwork):
         if isinstance(answer, Tensor):
             answer = answer, None
         if not isinstance(answer, (tuple, list)) or len(answer) != 2:
-            raise ValueError(f"{self._title} gave {_kind(answer)}: expected {expected}")
+            raise WrongAnswerError(f"{self._title} gave {_kind(answer)}: expected {expected}")
         analysis, after = answer
         if not isinstance(analysis, Tensor) or tuple(analysis.shape) != shape:
-            raise ValueError(f"{self._title} gave {_kind(analysis)}: expected {expected}")
+            raise WrongAnswerError(f"{self._title} gave {_kind(analysis)}: expected {expected}")
         if analysis.dtype != x.dtype:
-            raise ValueError(
-                f"{self._title} gave {_kind(analysis)}: expected {expected}; turn its own tensors to x.dtype"
+            raise WrongAnswerError(
+                f"{self._title} gave {_kind(analysis)}: expected {expected}; turn tensors of its own with .to(x)"
             )
-        if not self.memory:
-            if after is not None:
-                raise ValueError(
-                    f"{self._title} gave {_kind(after)} beside the analysis: expected {expected} alone; a module with "
-                    "latent channels is trained as xdan.ModuleNetwork(module, memory=...), or with memory="
-                )
-        elif not isinstance(after, Tensor) or tuple(after.shape) != channels or after.dtype != x.dtype:
-            raise ValueError(f"{self._title} gave {_kind(after)} as its memory: expected {expected}")
+        if not self.memory and after is not None:
+            raise WrongAnswerError(
+                f"{self._title} gave {_kind(after)} beside the analysis: expected {expected} alone; for latent "
+                "channels pass memory=, their number"
+            )
+        if self.memory and (not isinstance(after, Tensor) or tuple(after.shape) != channels or after.dtype != x.dtype):
+            raise WrongAnswerError(f"{self._title} gave {_kind(after)} as its memory: expected {expected}")
         return analysis, after
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from typing import Any
 
@@ -12,6 +13,8 @@ from ..checks import XdanWarning, is_json_mapping, shown
 from ..random import Purpose, normal
 from ..user_functions import shown_reason
 from .base import AnalysisNetwork
+
+_LOUD = 0.1  # deviation of what is added to weights: of the size that torch begins with, where layers are wide
 
 
 def check_network(network: AnalysisNetwork, size: int) -> None:
@@ -44,7 +47,7 @@ def check_network(network: AnalysisNetwork, size: int) -> None:
     training = network.training
     try:
         _check_forward(network.eval(), size, title)
-        _check_in_training(network.train(), size, title)
+        _check_in_training(_loud(network).train(), size, title)
     finally:
         network.train(training)
 
@@ -109,6 +112,20 @@ def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
             f"{title} mixes the states of a batch: one gives another analysis beside another state than by itself; "
             "expected every state along the first axis by itself, so take sums and means along the last axes only"
         )
+
+
+def _loud(network: AnalysisNetwork) -> AnalysisNetwork:
+    """A copy with other weights, as a last layer that begins with zeros hides what stands before it."""
+    try:
+        other = copy.deepcopy(network)
+    except Exception:  # whatever a class holds
+        return network
+    labels, origin = torch.arange(1), torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        for number, one in enumerate(other.parameters()):
+            noise = normal(number, Purpose.NETWORK, labels, origin, one.numel()).reshape(one.shape)
+            one.add_(_LOUD * noise.to(one))
+    return other
 
 
 def _check_in_training(network: AnalysisNetwork, size: int, title: str) -> None:
