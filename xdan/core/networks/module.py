@@ -149,8 +149,8 @@ class ModuleNetwork(AnalysisNetwork):
         except _FAILURES as reason:
             raise ValueError(
                 f"{self._title} fails for states of {sites} components{usual} ({type(reason).__name__}: "
-                f"{shown_reason(reason)}): expected {self.takes}, that takes x and zeta of shape (B, {sites}) and gives "
-                "the analysis"
+                f"{shown_reason(reason)}): expected {self.takes}, that takes x and zeta of shape (B, {sites}) and "
+                "gives the analysis"
             ) from reason
         self.sites = sites
 
