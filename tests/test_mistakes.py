@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import xdan
@@ -240,6 +241,22 @@ TABLES = {
                 r"xdan.committee\(\[net, other\]\)",
             ),
         ),
+        "a class in place of a torch module": (
+            lambda a: xdan.train(a.single, a.Affine, **a.quick),
+            ("network=Affine is a class", "expected an instance of it", r"such as Affine\(...\)"),
+        ),
+        "a torch module that gives a shorter state": (
+            lambda a: xdan.train(a.single, a.Affine(8, 5), **a.quick),
+            (r"Affine gave torch.float32 of shape \(1, 5\)", "expected the analysis", r"of shape \(1, 8\)"),
+        ),
+        "a torch module without parameters": (
+            lambda a: xdan.train(a.single, torch.nn.Identity(), **a.quick),
+            ("the module Identity has no parameters", "expected some to train", "as torch.nn.Parameter or layers"),
+        ),
+        "a torch module to cycle with": (
+            lambda a: xdan.cycle(a.single, a.Affine(8, 8)),
+            ("cannot cycle with Affine", "expected a Network", r"train\(\) give, of a torch module too"),
+        ),
         "a network for another R": (
             lambda a: xdan.cycle(a.twin.isel(time=slice(6)), a.net, observation_error=3.0),
             ("the observation error is 3", "in training it was 1", r"ds.dan.train\(\)"),
@@ -261,6 +278,18 @@ TABLES = {
         "weights of torch as a network": (
             lambda a: xdan.open_network(a.folder / "net.pt"),
             ("net.pt' is the name of a .pt file", "expected the path of a Zarr store", "such as 'run.zarr'"),
+        ),
+        "a torch module opened without it": (
+            lambda a: xdan.open_network(a.folder / "module.zarr"),
+            (
+                "weights of the torch module '.*Affine', and no code",
+                "expected module=",
+                "import Affine; xdan.open_net",
+            ),
+        ),
+        "a torch module opened with another": (
+            lambda a: xdan.open_network(a.folder / "module.zarr", module=torch.nn.Linear(8, 8)),
+            (r"module=torch.*Linear: the weights are those of .*Affine", "expected an instance of that class"),
         ),
         "a record opened as a network": (
             lambda a: xdan.open_network(a.folder / "record.zarr"),
@@ -365,11 +394,19 @@ TABLES = {
 CASES = {f"{topic}: {name}": case for topic, cases in TABLES.items() for name, case in cases.items()}
 
 
+class Affine(torch.nn.Linear):
+    """A torch module as a user brings it."""
+
+    def forward(self, x, zeta):
+        return super().forward(x + zeta)
+
+
 @pytest.fixture(scope="module")
 def a(twin, single, net, run, ensemble, model, architecture, quick, tmp_path_factory):
     """All that the calls need, in order."""
     folder = tmp_path_factory.mktemp("stores")
     net.to_zarr(folder / "net.zarr")
+    xdan.train(single, Affine(8, 8), **quick).to_zarr(folder / "module.zarr")
     twin.to_zarr(folder / "record.zarr", consolidated=False)
     (folder / "net.pt").write_bytes(b"weights")
     days = xdan.Lorenz96(sites=8, time_unit=np.timedelta64(5, "D"))
@@ -381,7 +418,7 @@ def a(twin, single, net, run, ensemble, model, architecture, quick, tmp_path_fac
     def filled(value):
         return single.assign(observation=single.observation.where(single.x > 0, value))
 
-    return SimpleNamespace(**locals())
+    return SimpleNamespace(Affine=Affine, **locals())
 
 
 def told(call, a):

@@ -52,6 +52,7 @@ from .core.networks import HyperGain as HyperGain
 from .core.networks import KalmanCNN as KalmanCNN
 from .core.networks import LearnedLETKF as LearnedLETKF
 from .core.networks import LinearInZeta as LinearInZeta
+from .core.networks import ModuleNetwork as ModuleNetwork
 from .core.networks import ResidualCNN as ResidualCNN
 from .core.networks import register_network as register_network
 from .core.observing import ObservingSystem as ObservingSystem

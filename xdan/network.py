@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 import zarr
-from torch import Tensor
+from torch import Tensor, nn
 from zarr.errors import GroupNotFoundError
 
 from .core.checks import XdanWarning, shown
@@ -23,10 +24,15 @@ from .core.networks import (
     AnalysisNetwork,
     Committee,
     check_same_fields,
+    how_to_open,
+    module_networks,
+    moved,
+    named_modules,
     network_by_name,
     network_of_shapes,
     networks_of,
     registered_name,
+    with_modules,
 )
 from .core.registry import constructor_parameters
 from .core.spaces import STATE, StateSpace
@@ -76,15 +82,21 @@ class Network:
     """
 
     def __init__(
-        self, description: Mapping[str, Any], arrays: Mapping[str, Array], history: xr.Dataset | None = None
+        self,
+        description: Mapping[str, Any],
+        arrays: Mapping[str, Array],
+        history: xr.Dataset | None = None,
+        prototype: AnalysisNetwork | None = None,
     ) -> None:
         self.description = dict(description)
         self.arrays = {name: np.array(value) for name, value in arrays.items()}
         for value in self.arrays.values():
             value.setflags(write=False)
         self.history = history
+        # With a torch module of a user, which the description does not make. No store has it.
+        self._prototype = prototype
         self.digest = digest(
-            {key: self.description[key] for key in ("name", "parameters")},
+            {key: self.description[key] for key in ("name", "parameters", "modules") if key in self.description},
             *(self.arrays[name] for name in sorted(self.arrays)),
         )
 
@@ -97,6 +109,7 @@ class Network:
         history: xr.Dataset | None = None,
     ) -> Network:
         """Freeze a copy of a torch module."""
+        prototype = None if module.follows_from_config else copy.deepcopy(module).cpu().eval()
         description = {
             "format": _FORMAT,
             "name": registered_name(module),
@@ -104,7 +117,9 @@ class Network:
             "state_dims": list(dims),
             "training": dict(training),
         }
-        return cls(description, {n: tensor_to_array(v) for n, v in module.state_dict().items()}, history)
+        if prototype is not None:
+            description["modules"] = [one.seen() for one in module_networks(prototype)]
+        return cls(description, {n: tensor_to_array(v) for n, v in module.state_dict().items()}, history, prototype)
 
     @property
     def memory(self) -> int:
@@ -139,8 +154,11 @@ class Network:
             raise ValueError(
                 f"arrays {odd[:4]} are of type {self.arrays[odd[0]].dtype}: expected real numbers of at most 64 bits"
             )
-        network_of_shapes(name, parameters, {label: value.shape for label, value in self.arrays.items()})
-        module = network_by_name(name, parameters)
+        if self._prototype is None:
+            network_of_shapes(name, parameters, {label: value.shape for label, value in self.arrays.items()})
+            module = network_by_name(name, parameters)
+        else:
+            module = copy.deepcopy(self._prototype)
         weights = {name: array_to_tensor(value) for name, value in self.arrays.items()}
         if any(value.dtype == torch.float64 for value in weights.values()):
             module.double()  # loading would round them
@@ -160,6 +178,7 @@ class Network:
         TypeError, ValueError
             For parameters that the network does not have, or that ask for other weights.
         """
+        self._check_described("with_parameters", "make the module with other values, and train the network on it")
         module = self.module()
         known = constructor_parameters(type(module))
         if unknown := sorted(set(parameters) - set(known)):
@@ -189,6 +208,7 @@ class Network:
         """
         if not isinstance(space, StateSpace):
             raise TypeError(f"space={shown(space)}: expected a StateSpace, such as the `space` of a dynamics")
+        self._check_described("for_space", "train the module on a record of these fields")
         if self.space is None:
             raise TypeError(
                 f"the network {self.description['name']!r} has no space of its own: expected one that was trained on "
@@ -215,6 +235,14 @@ class Network:
         weights share it.
         """
         return _method(self, dtype, device)
+
+    def _check_described(self, verb: str, remedy: str) -> None:
+        """Refuse to make a network anew that holds a torch module of a user."""
+        if self._prototype is not None:
+            raise TypeError(
+                f"{verb}() makes a network anew, and this one holds {named_modules(self.description)}, of which xdan "
+                f"knows no parameters: expected a network of registered classes; {remedy}"
+            )
 
     def corrected(self, model: Dynamics) -> CorrectedDynamics:
         """Give a model with the correction that the network learned beside its analysis, for other methods.
@@ -255,6 +283,8 @@ class Network:
             )
         if self.space is not None:
             check_same_fields(self.space, dynamics.space, f"the network {self.description['name']!r}")
+        if self._prototype is not None:  # a user's module may be for one number of sites
+            _method(self, torch.float32, "cpu").network.check_state(dynamics.dims, dynamics.shape)
 
     def check_climate(self, observation: Array, error_variance: Tensor) -> None:
         """Refuse observations of another climate than the network's, such as the same in other units.
@@ -369,7 +399,8 @@ def committee(networks: Iterable[Network]) -> Network:
     ----------
     networks : iterable of Network
         At least two, of one forecast, on the same state dims, whose increments are in one unit: trained from the start
-        with the same observation error.
+        with the same observation error. All of them give a spread, or none does. With a spread the committee gives that
+        of the mixture: the mean of the variances plus the variance of the means (`xdan.Committee`).
 
     Returns
     -------
@@ -424,11 +455,10 @@ def committee(networks: Iterable[Network]) -> Network:
             stacklevel=2,
         )
     modules = [part for one in networks for part in networks_of(one.module())]
-    together = Committee([{"name": m.name, "parameters": m.config()} for m in modules])
+    together = Committee(modules)
     mean, std = (np.mean([one.arrays[n] for one in networks], 0).tolist() for n in ("state_mean", "state_std"))
-    together.normalise(mean, std, networks[0].arrays["error_std"].tolist())
-    for place, module in zip(together.networks, modules, strict=True):
-        place.load_state_dict(module.state_dict())
+    # Of the committee itself: each of its networks keeps its normalisation.
+    AnalysisNetwork.normalise(together, mean, std, networks[0].arrays["error_std"].tolist())
     training = {"committee": [one.description["training"] for one in networks]}
     return Network.from_module(together, networks[0].state_dims, training)
 
@@ -458,13 +488,17 @@ def _method(network: Network, dtype: torch.dtype, device: str) -> DataAssimilati
     return methods[dtype, device]
 
 
-def open_network(store: StoreLike) -> Network:
+def open_network(store: StoreLike, module: nn.Module | Sequence[nn.Module] | None = None) -> Network:
     """Open a network that `Network.to_zarr` saved; nothing is unpickled, imported or executed.
 
     Parameters
     ----------
     store : path, Zarr store, or name
         The names of `SHIPPED` open networks that come with xdan, where no path of that name exists.
+    module : torch.nn.Module, or sequence of them, optional
+        Of a network around a torch module of yours (`xdan.ModuleNetwork`): an instance of its class, made with the
+        values of the training. A copy of it gets the weights. For several modules, as in a committee, one for all, or
+        a list.
 
     Returns
     -------
@@ -474,8 +508,16 @@ def open_network(store: StoreLike) -> Network:
     ------
     FileNotFoundError
         If there is no such store.
+    TypeError
+        If `module` is no module.
     ValueError
-        If it is not a network, its name is not registered, or it was cut short.
+        If it is not a network, its name is not registered, or it was cut short. If it holds weights of a torch module
+        and no `module` is passed, or one of another class, with other tensors, or that gives other analyses.
+
+    Warns
+    -----
+    XdanWarning
+        Where the module's class has the name that was saved and stands in another file.
 
     Examples
     --------
@@ -491,15 +533,57 @@ def open_network(store: StoreLike) -> Network:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; networks that come with xdan are {list(SHIPPED)}") from None
     _check_description(description, store)
-    network_of_shapes(description["name"], description["parameters"], shapes)  # before any array is read
+    prototype = _with_modules(description, module, shapes, store)
+    if prototype is None:
+        network_of_shapes(description["name"], description["parameters"], shapes)  # before any array is read
     arrays, description = read_arrays(store, "")
     expected_history = description.pop(_HISTORY, None)
     history = _read_history(store, expected_history)
-    network = Network(description, arrays, history)
+    network = Network(description, arrays, history, prototype)
     if bad := sorted(name for name, value in network.arrays.items() if not np.isfinite(value).all()):
         raise ValueError(f"{store}: the arrays {bad} hold values that are not finite: expected finite weights")
-    network.module()  # shapes are checked now, not in the middle of a long run
+    made = network.module()  # shapes are checked now, not in the middle of a long run
+    if prototype is not None:
+        _check_seen(network, made, store)
     return network
+
+
+def _with_modules(
+    description: Mapping[str, Any], module: Any, shapes: Mapping[str, tuple[int, ...]], store: StoreLike
+) -> AnalysisNetwork | None:
+    """The network around a user's modules that a description names; None where it names none."""
+    names = named_modules(description)
+    if not names:
+        if module is not None:
+            raise ValueError(
+                f"{store} holds the network {shown(description['name'])}, which opens by itself: expected no module="
+            )
+        return None
+    if module is None:
+        raise ValueError(
+            f"{store} holds weights of the torch module {shown(names[0])}, and no code: expected module= with an "
+            f"instance of that class, made as in the training: {how_to_open(names, store)}"
+        )
+    prototype = with_modules(description, module, shapes).eval()
+    for before, now in moved(description, prototype):
+        warnings.warn(
+            f"{store} holds weights of {before}, and module= is of {now}: expected one class. Go on if the class was "
+            "moved to another file",
+            XdanWarning,
+            stacklevel=3,
+        )
+    return prototype
+
+
+def _check_seen(network: Network, made: AnalysisNetwork, store: StoreLike) -> None:
+    """Refuse modules that with these weights give other analyses than those that were saved."""
+    kept, parts = network.description.get("modules"), module_networks(made)
+    prototype = network._prototype
+    if not isinstance(kept, list) or len(kept) != len(parts) or prototype is None:
+        raise ValueError(f"{store} has modules={shown(kept)}: expected a list of {len(parts)}, one for each module")
+    for part, mine, one in zip(parts, module_networks(prototype), kept, strict=True):
+        part.check_seen(one)
+        mine.sites = part.sites
 
 
 def _check_description(description: Mapping[str, Any], store: StoreLike) -> None:

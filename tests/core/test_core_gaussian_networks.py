@@ -189,9 +189,85 @@ def test_what_says_its_spread_already_is_refused(network, message):
         GaussianCNN(network)
 
 
-def test_a_committee_refuses_them_by_what_it_would_lose():
-    with pytest.raises(ValueError, match=r"'gaussian-cnn'.*give the spread of their analyses"):
-        Committee([{"name": "gaussian-cnn", "parameters": around().config()}] * 2)
+def test_a_committee_has_a_spread_of_all_its_networks_or_of_none():
+    spread, none = around(), ResidualCNN(**SMALL)
+    with pytest.raises(ValueError, match=r"\['gaussian-cnn'\] give the spread .*expected a spread of all"):
+        Committee([spread, none])
+    assert not Committee([none, none]).gives_spread
+    with pytest.raises(ValueError, match="gives no spread"):
+        Committee([none, none]).distribution(torch.zeros(1, 8), torch.zeros(1, 8))
+    assert isinstance(method_of(Committee([spread, spread])), SpreadNetwork)
+
+
+def spreads(space=None, **changes):
+    """Three networks with roots of different widths, memories and weights."""
+    members = [around(space, memory, diagonals=width) for memory, width in ((0, 5), (2, 3), (1, 1))]
+    return [loud(one, seed=seed) for seed, one in enumerate(members)]
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_a_committee_has_the_moments_of_the_mixture(name):
+    """Law of total variance: the mean of the variances plus the variance of the means."""
+    space, size = SPACES[name]
+    members = spreads(space)
+    together = Committee(members).double().eval()
+    x, zeta, memory = inputs(together, size)
+    analysis, after, entries = together.distribution(x, zeta, memory)
+    places = together.root_places(size)
+    parts = [(None, 0), (memory[:, :2], 1), (memory[:, 2:], 2)]
+    each = [members[k].distribution(x, zeta, before) for before, k in parts]
+    means = torch.stack([one[0] for one in each])
+    variances = torch.stack(
+        [LocalRoot(one[2], net.root_places(size)).deviations ** 2 for one, net in zip(each, members, strict=True)]
+    )
+    assert_close(analysis, means.mean(0))
+    assert_close(after, torch.cat([each[1][1], each[2][1]], 1))
+    root = LocalRoot(entries, places)
+    expected = variances.mean(0) + means.var(0, correction=0)
+    assert_close(root.deviations**2, expected)
+    assert_close(root.covariance.diagonal(dim1=1, dim2=2), expected)  # no column stands twice
+    assert torch.equal(places[:, 0], torch.arange(size))
+    # Correlations are those of the mean root.
+    mean_root = torch.stack(
+        [LocalRoot(one[2], net.root_places(size)).dense for one, net in zip(each, members, strict=True)]
+    ).mean(0)
+    assert_close(correlations(root.covariance), correlations(mean_root @ mean_root.mT))
+
+
+def correlations(covariance):
+    deviations = covariance.diagonal(dim1=1, dim2=2).sqrt()
+    return covariance / deviations[:, :, None] / deviations[:, None]
+
+
+def test_a_mixture_has_the_moments_of_draws_from_its_networks():
+    members = [loud(around(diagonals=3), seed=seed) for seed in range(2)]
+    x, zeta, _ = inputs(members[0], 6, batch=1)
+    together = Committee(members).double().eval()
+    analysis, _, entries = together.distribution(x, zeta)
+    draws = []
+    for seed, net in enumerate(members):
+        mean, _, root = net.distribution(x, zeta)
+        draws.append(mean + LocalRoot(root, net.root_places(6)).apply(normals(200_000, 6, seed=seed)))
+    draws = torch.cat(draws).detach()
+    assert_close(draws.mean(0), analysis[0].detach(), atol=0.02, rtol=0.02)
+    assert_close(draws.std(0), entries[0].detach().square().sum(-1).sqrt(), atol=0.0, rtol=0.02)
+
+
+def test_a_committee_of_one_network_with_itself_has_its_distribution():
+    net = loud(around())
+    x, zeta, _ = inputs(net, 9)
+    alone, pair = net.distribution(x, zeta), Committee([net, net]).double().eval().distribution(x, zeta)
+    assert_close(pair[0], alone[0])
+    assert_close(pair[2], alone[2])
+
+
+def test_a_constant_spread_and_a_network_make_one_committee():
+    constant = ConstantSpread(ResidualCNN(**SMALL), 8)
+    together = Committee([constant, around(diagonals=3)])
+    assert together.root_places(8).shape == (8, 4)
+    again = network_by_name("committee", together.config())
+    assert again.config() == together.config()
+    assert again.gives_spread
 
 
 def test_what_is_no_network_and_settings_that_do_not_go_together_are_refused():

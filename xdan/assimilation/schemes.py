@@ -180,5 +180,5 @@ def scheme_of(method: Any) -> Scheme:
         )
     raise TypeError(
         f"cannot cycle with {type(method).__name__}: expected a Network, as xdan.open_network() and train() give, "
-        "or a method of xdan.core.methods; classical ones go by name through baseline()"
+        "of a torch module too, or a method of xdan.core.methods; classical ones go by name through baseline()"
     )

@@ -321,9 +321,15 @@ def _scheme(label: str, kind: str, value: Any, options: Mapping[str, Any]) -> Sc
     if isinstance(value, Network):
         return TrainedScheme(digest=value.digest, **options)
     if isinstance(value, AnalysisNetwork):
+        if not value.follows_from_config:
+            raise TypeError(
+                f"scheme {label!r}: network={type(value).__name__} holds a torch module, which no sweep can make anew "
+                "for each cell: expected a class with @xdan.register_network, or a trained Network"
+            )
         return TrainingScheme(name=value.name, kind=type(value), architecture=value.config(), **options)
     if isinstance(value, str):
         return TrainingScheme(name=value, **options)
     raise TypeError(
-        f"scheme {label!r}: network={shown(value)}: expected a registered name, an architecture or a Network"
+        f"scheme {label!r}: network={shown(value)}: expected a registered name, an architecture or a Network; a torch "
+        "module goes in once it is trained, or as a class with @xdan.register_network"
     )

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from torch import nn
 
 from ..core.checks import integer, perhaps, real, shown, switch
 from ..core.dynamics import Dynamics
 from ..core.learning import Objective, Optimiser, objective_by_name, objective_names
 from ..core.learning.objectives import RootSquaredError, check_complete
-from ..core.networks import AnalysisNetwork, known_networks, network_parameters
+from ..core.networks import AnalysisNetwork, ModuleNetwork, known_networks, network_parameters
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment
 from ..network import Network
@@ -41,7 +42,7 @@ class TrainingArguments:
     """
 
     source: xr.Dataset | TwinExperiment
-    network: str | AnalysisNetwork | Network = "residual-cnn"
+    network: str | AnalysisNetwork | Network | nn.Module = "residual-cnn"
     memory: int | None = None
     objective: Objective = field(default_factory=RootSquaredError)
     teacher: xr.Dataset | str | Mapping[str, Any] | None = None
@@ -65,6 +66,7 @@ class TrainingArguments:
         optimiser: Any = self.optimiser
         self._set("optimiser", Optimiser() if optimiser is None else optimiser)
         self._check_words()
+        self._take_module()
         self._check_kinds()
         self._set("source", TwinExperiment(self.source) if isinstance(self.source, Dynamics) else self.source)
         self._take_climatology()
@@ -93,6 +95,16 @@ class TrainingArguments:
 
     def _set(self, label: str, value: Any) -> None:
         object.__setattr__(self, label, value)
+
+    def _take_module(self) -> None:
+        """Make a network of a torch module, with the memory that stands beside it."""
+        network: Any = self.network
+        if isinstance(network, type) and issubclass(network, nn.Module):
+            name = network.__name__
+            raise TypeError(f"network={name} is a class: expected an instance of it, such as {name}(...)")
+        if isinstance(network, nn.Module) and not isinstance(network, AnalysisNetwork):
+            self._set("network", ModuleNetwork(network, 0 if self.memory is None else self.memory))
+            self._set("memory", None)
 
     def _take_climatology(self) -> None:
         """Give the model of an endless twin its climatology; a Dataset is read with it."""
@@ -129,7 +141,8 @@ class TrainingArguments:
             "network": (
                 self.network,
                 (str, AnalysisNetwork, Network),
-                "a registered name, an architecture such as xdan.ResidualCNN(), or a trained Network",
+                "a registered name, an architecture such as xdan.ResidualCNN(), a trained Network, or an instance of "
+                "torch.nn.Module whose forward(x, zeta) gives the analysis",
             ),
             "optimiser": (
                 self.optimiser,

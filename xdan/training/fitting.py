@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 import torch
 import xarray as xr
+from torch import nn
 from tqdm.dask import TqdmCallback
 
 from ..core.dynamics import Dynamics
@@ -38,7 +39,7 @@ _DEFAULT_STEPS = 6000
 @shares_words
 def train(
     source: xr.Dataset | TwinExperiment | Dynamics,
-    network: str | AnalysisNetwork | Network = "residual-cnn",
+    network: str | AnalysisNetwork | Network | nn.Module = "residual-cnn",
     *,
     memory: int | None = None,
     objective: str | Objective = "rmse",
@@ -66,11 +67,14 @@ def train(
     source : xarray.Dataset, TwinExperiment or Dynamics
         A twin or a record with truth, of any size: a few blocks are in memory at a time. Or a twin experiment, which is
         generated while training and never ends; a dynamics makes the one with the usual settings.
-    network : str, AnalysisNetwork or Network
+    network : str, AnalysisNetwork, Network or torch.nn.Module
         A registered name; an architecture such as `xdan.ResidualCNN(filters=40)`; or a trained network to carry on
         from (it is not changed). That one is validated first: what is returned is never worse on the validation record.
+        Or any torch module of yours: `module(x, zeta)` gives the analysis, x, zeta and the analysis of shape (B, N).
+        It stands for `xdan.ModuleNetwork(module)`, which says more, and is not changed: a copy of it is trained.
     memory : int, optional
-        Latent channels per site carried from cycle to cycle, where `network` is a name; 0 is the paper's network.
+        Latent channels per site carried from cycle to cycle, where `network` is a name or a torch module; 0 is the
+        paper's network. A torch module with memory is called as `module(x, zeta, memory)`.
     objective : str or Objective
         Supervised: "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does; "crps" and "energy"
         score the members of an ensemble network, or the Gaussian of a network with a spread such as
@@ -108,7 +112,8 @@ def train(
         Steps between validations. One whose RMSE is 1.3 times the best sends training back to the best weights, at 0.7
         of the rates.
     seed : int
-        Of the initial weights, of the order of the trajectories and of an endless twin.
+        Of the initial weights, of the order of the trajectories and of an endless twin. A torch module begins with the
+        weights that it has.
     {device}
     processes : int, optional
         How many share the trajectories of a batch, on the CPU. By default as many as torch has threads
@@ -144,11 +149,12 @@ def train(
     XdanWarning
         At Ctrl-C: the best network until then is returned, a checkpoint is saved, and `description["training"]` says
         "interrupted". Where no validation was finite; where a network goes on in another setting than its own; where
-        some trajectories have no observations.
+        some trajectories have no observations; where a network draws random numbers in training, as dropout does.
 
     See Also
     --------
     xdan.networks : table of the networks by name, with their parameters.
+    xdan.ModuleNetwork : any torch module as a network.
     xdan.models : table of the models by name.
 
     References
@@ -251,8 +257,15 @@ def _identity(
         "validate_every": arguments.validate_every,
         "data": data.identity,
         "architecture": {"name": registered_name(module), **module.config()},
-        "start": None if planned.trained is None else planned.trained.digest,
+        "start": _start(planned, data, module),
     }
+
+
+def _start(planned: TrainingPlan, data: TrainingData, module: AnalysisNetwork) -> str | None:
+    """Digest of the first weights, where they do not follow from the seed."""
+    if planned.trained is not None:
+        return planned.trained.digest
+    return None if module.follows_from_config else Network.from_module(module, data.dynamics.dims, {}).digest
 
 
 def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class TrainingPlan:
         if self.trained is not None:
             return self.network
         with building(self.seed):  # a fresh module, so that the caller's is not changed
-            module = type(self.network)(**self.network.config())
+            module = self.network.made_anew()
         module.take_fixed_inputs(self.network)
         mean, std = data.moments
         module.normalise(mean, std, data.error_scale(module))
@@ -101,7 +101,7 @@ def plan(arguments: TrainingArguments, device: str = "cpu") -> TrainingPlan:
     if trained is None:
         check_network(network, math.prod(dynamics.shape))
     if processes > 1:
-        check_travels(dynamics, source.operator, arguments.objective)
+        check_travels(network, dynamics, source.operator, arguments.objective)
     if arguments.objective.cycles_network:
         _check_differentiable(source, device)
     return TrainingPlan(source, network, trained, processes, arguments.seed)
@@ -115,6 +115,7 @@ def _network(arguments: TrainingArguments, space: StateSpace) -> AnalysisNetwork
             return network.made_for(space)
         if isinstance(network, Network):
             return network.module()
+        assert isinstance(network, str)
         return network_for(space, network, {} if arguments.memory is None else {"memory": arguments.memory})
 
 

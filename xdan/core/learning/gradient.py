@@ -161,7 +161,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> tuple[Any, ...]:
     return tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(tensors.items()))
 
 
-def check_travels(dynamics: Dynamics, operator: Operator | None, objective: Objective) -> None:
+def check_travels(
+    network: AnalysisNetwork, dynamics: Dynamics, operator: Operator | None, objective: Objective
+) -> None:
     """Refuse what cannot be sent to another process.
 
     Raises
@@ -169,6 +171,7 @@ def check_travels(dynamics: Dynamics, operator: Operator | None, objective: Obje
     ValueError
     """
     travellers = {
+        f"network {network.name!r}": network,
         f"dynamics {dynamics.label!r}": dynamics,
         "observation operator": operator,
         f"objective {objective.name!r}": objective,
@@ -212,7 +215,7 @@ class SeveralProcesses:
         objective: Objective,
         processes: int,
     ) -> None:
-        check_travels(dynamics, observing.operator, objective)
+        check_travels(network, dynamics, observing.operator, objective)
         self.here = OneProcess(network, dynamics, observing, objective)
         self.processes = processes
         self._helpers: Any = None

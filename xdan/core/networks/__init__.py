@@ -11,6 +11,7 @@ from .hyper_gain import HyperGain
 from .kalman_cnn import KalmanCNN
 from .learned_letkf import LearnedLETKF
 from .linear_in_zeta import LinearInZeta
+from .module import ModuleNetwork, how_to_open, module_networks, moved, named_modules, with_modules
 from .opening import network_of_shapes
 from .registry import (
     known_networks,
@@ -38,11 +39,16 @@ __all__ = [
     "KalmanCNN",
     "LearnedLETKF",
     "LinearInZeta",
+    "ModuleNetwork",
     "ResidualCNN",
     "Seen",
     "check_network",
     "check_same_fields",
+    "how_to_open",
     "known_networks",
+    "module_networks",
+    "moved",
+    "named_modules",
     "network_by_name",
     "network_for",
     "network_of_shapes",
@@ -52,4 +58,5 @@ __all__ = [
     "register_network",
     "register_preset",
     "registered_name",
+    "with_modules",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property, partial
@@ -23,6 +24,9 @@ _FORMULAS = ("reach", "analysis_covariance", "marginal_gain", "forecast_derivati
 _BESIDE = {
     "config",
     "cycled_by",
+    "follows_from_config",
+    "made_anew",
+    "takes",
     "made_for",
     "check_state",
     "check_space",
@@ -124,6 +128,8 @@ class AnalysisNetwork(nn.Module, ABC):
         Whether the network gives a Gaussian distribution: an analysis and a root of its error covariance.
     any_members : bool
         Whether the same weights serve any number of members.
+    described : bool
+        Class attribute: whether `type(self)(**self.config())` makes this architecture. Otherwise it is copied.
     state_mean, state_std : Tensor, shape (), or (fields,) of several fields
         Climatological moments of a site of each field, in its units.
     error_std : Tensor, shape (), or (fields,) of several fields
@@ -160,8 +166,9 @@ class AnalysisNetwork(nn.Module, ABC):
     covariance_columns: int | None = None
     ensemble: ClassVar[bool] = False
     members: int = 1
-    gives_spread: ClassVar[bool] = False
+    gives_spread: bool = False
     any_members: ClassVar[bool] = False
+    described: ClassVar[bool] = True
     space: StateSpace | None
     state_mean: Tensor
     state_std: Tensor
@@ -209,6 +216,20 @@ class AnalysisNetwork(nn.Module, ABC):
         if values.get("space", self) is None:
             del values["space"]  # descriptions of networks on a ring never had it
         return values
+
+    @property
+    def follows_from_config(self) -> bool:
+        """Whether `config` makes this architecture again, that of every network in it included."""
+        return all(part.described for part in self.modules() if isinstance(part, AnalysisNetwork))
+
+    def made_anew(self) -> AnalysisNetwork:
+        """A network of this architecture, its weights at their start: those of now, where `config` does not make it."""
+        return type(self)(**self.config()) if self.follows_from_config else copy.deepcopy(self)
+
+    @property
+    def takes(self) -> str:
+        """How messages say what `forward` takes."""
+        return "forward(x, zeta, memory=None)"
 
     @abstractmethod
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -19,23 +19,33 @@ from .sizes import LARGEST
 class Committee(AnalysisNetwork):
     """x_a is the mean of what several networks make of one forecast; errors that they do not share average out.
 
+    Networks that give a spread make a committee with one: that of the mixture of their M Gaussians N(x_m, P_m), which
+    each have the weight 1/M. By the law of total variance it is the mean of the variances plus the variance of the
+    means::
+
+        x_a = 1/M sum_m x_m,   s_n^2 = 1/M sum_m [P_m]_nn + 1/M sum_m (x_m - x_a)_n^2.
+
+    The correlations of different components are those of the mean root, 1/M sum_m L_m with P_m = L_m L_m^T, whose
+    rows are scaled to these variances. So a committee of one network with itself has the P_a of this network.
+
     Parameters
     ----------
-    networks : sequence of mapping
-        Registered "name", and "parameters", of each. Every one has its own latent channels, which stand one after
-        another in the committee's memory.
+    networks : sequence of mapping or AnalysisNetwork
+        Registered "name", and "parameters", of each; or networks. Every one has its own latent channels, which stand
+        one after another in the committee's memory.
 
     Raises
     ------
     TypeError
-        For what is no list of mappings, or names and parameters of the wrong type.
+        For what is no list of mappings or networks, or names and parameters of the wrong type.
     ValueError
-        For fewer than two networks, a committee in a committee, networks of members or beside a Kalman filter, or what
-        is no network.
+        For fewer than two networks, a committee in a committee, networks of members or beside a Kalman filter, networks
+        with a spread beside others without, or what is no network.
 
     References
     ----------
-    Perrone and Cooper (1993), for regression in general.
+    Perrone and Cooper (1993), for regression in general. Lakshminarayanan, Pritzel and Blundell (2017),
+    arXiv:1612.01474, Sect. 2.4, for the mixture of Gaussians.
 
     Examples
     --------
@@ -48,47 +58,56 @@ class Committee(AnalysisNetwork):
     """
 
     name: ClassVar[str] = "committee"
+    _kept: tuple[Any, Tensor, Tensor | None] | None = None
 
-    def __init__(self, networks: Sequence[Mapping[str, Any]] = ()) -> None:
-        if not isinstance(networks, (list, tuple)) or not all(isinstance(one, Mapping) for one in networks):
+    def __init__(self, networks: Sequence[Mapping[str, Any] | AnalysisNetwork] = ()) -> None:
+        if not isinstance(networks, (list, tuple)) or not all(
+            isinstance(one, (Mapping, AnalysisNetwork)) for one in networks
+        ):
             raise TypeError(f"networks={shown(networks)}: expected a list of names with their parameters")
-        super().__init__(_space_of(networks))
-        names = [one.get("name") for one in networks]
+        names = [one.get("name") if isinstance(one, Mapping) else one.name for one in networks]
         if not 2 <= len(names) <= LARGEST or Committee.name in names:
             raise ValueError(
                 f"a committee of {shown(names)}: expected at least two networks, none of them a committee, as "
                 "xdan.committee([net, other]) makes it of trained ones"
             )
-        self.networks = nn.ModuleList()
-        for name, one in zip(names, networks, strict=True):
-            self.networks.append(network_by_name(name, one.get("parameters", {})))
-        if any(isinstance(one, Committee) for one in self._all()):
+        made = [_made(one) for one in networks]
+        super().__init__(None if made[0].space is None else StateSpace(made[0].space.fields))
+        self.networks = nn.ModuleList(made)
+        if any(isinstance(one, Committee) for one in made):
             raise ValueError(f"a committee of {shown(names)}: expected networks, none of them a committee")
-        for one in self._all():
+        for one in made:
             if _fields(one.space) != _fields(self.space):
                 raise ValueError(
                     f"a committee for the spaces {self.space!r} and {one.space!r}: expected networks for one space"
                 )
-        if guided := sorted({one.name for one in self._all() if one.guides}):
+        if guided := sorted({one.name for one in made if one.guides}):
             raise ValueError(
                 f"a committee of {shown(names)}: {guided} stand beside a Kalman filter of their own; expected networks "
                 "of the forecast and the observations alone"
             )
-        if ensembles := sorted({one.name for one in self._all() if one.ensemble}):
+        if ensembles := sorted({one.name for one in made if one.ensemble}):
             raise ValueError(
                 f"a committee of {shown(names)}: {ensembles} take members; expected networks of one forecast"
             )
-        if spread := sorted({one.name for one in self._all() if one.gives_spread}):
+        self.gives_spread = made[0].gives_spread
+        if len({one.gives_spread for one in made}) > 1:
+            spread = sorted({one.name for one in made if one.gives_spread})
             raise ValueError(
-                f"a committee of {shown(names)}: {spread} give the spread of their analyses, which a committee would "
-                "lose; expected networks without a spread. A committee gets one by xdan.calibrate(committee, source)"
+                f"a committee of {shown(names)}: {spread} give the spread of their analyses and the others none; "
+                "expected a spread of all, as xdan.calibrate(net, source) gives it, or of none"
             )
-        if others := sorted({one.name for one in self._all() if one.cycled_by != self.cycled_by}):
+        if others := sorted({one.name for one in made if one.cycled_by != self.cycled_by}):
             raise ValueError(
                 f"a committee of {shown(names)}: {others} are parts of a filter, which knows H and R; expected "
                 "networks of the forecast and the projected innovation"
             )
         self.memory = sum(self._channels())
+
+    @property
+    def cycled_by(self) -> str:
+        """As its networks."""
+        return "gaussian-dan" if self.gives_spread else "dan"
 
     def _all(self) -> list[AnalysisNetwork]:
         return [cast(AnalysisNetwork, one) for one in self.networks]
@@ -105,10 +124,7 @@ class Committee(AnalysisNetwork):
         networks = [one.made_for(space) for one in self._all()]
         if networks == self._all():
             return self
-        together = Committee([{"name": registered_name(one), "parameters": one.config()} for one in networks])
-        for place, one in zip(together._all(), networks, strict=True):
-            place.take_fixed_inputs(one)
-        return together
+        return Committee(networks)
 
     def check_space(self, space: StateSpace) -> None:
         """Refuse a space that one of the networks is not for."""
@@ -168,14 +184,59 @@ class Committee(AnalysisNetwork):
                 after.append(remembered)
         return torch.stack(analyses).mean(0), torch.cat(after, 1) if after else None
 
+    def distribution(
+        self, x: Tensor, zeta: Tensor, memory: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Analysis, memory, and the root of the mixture's covariance; shapes as in the base class."""
+        if not self.gives_spread:
+            return super().distribution(x, zeta, memory)
+        analyses, after, roots = [], [], []
+        for one, before in self.parts(memory):
+            analysis, remembered, root = one.distribution(x, zeta, before)
+            analyses.append(analysis)
+            roots.append(root)
+            if remembered is not None:
+                after.append(remembered)
+        means = torch.stack(analyses)
+        centre = means.mean(0)
+        variance = torch.stack([root.square().sum(-1) for root in roots]).mean(0) + (means - centre).square().mean(0)
+        mean_root = self._mean_root(roots)
+        rows = mean_root.square().sum(-1, keepdim=True).sqrt()
+        return centre, torch.cat(after, 1) if after else None, variance.sqrt()[..., None] * mean_root / rows
 
-def _space_of(networks: Sequence[Mapping[str, Any]]) -> StateSpace | None:
-    """The fields of the first network; its fixed inputs are the network's own."""
-    parameters = networks[0].get("parameters") if networks else None
-    space = parameters.get("space") if isinstance(parameters, Mapping) else None
-    if space is None or isinstance(space, StateSpace):
-        return None if space is None else StateSpace(space.fields)
-    return StateSpace(StateSpace.from_json(space).fields)
+    def root_places(self, size: int) -> Tensor:
+        """Columns of every network's root, int64 of shape (N, L); once where they are the same."""
+        return self._columns(size)[0] if self.gives_spread else super().root_places(size)
+
+    def _mean_root(self, roots: Sequence[Tensor]) -> Tensor:
+        """Mean of the networks' roots, in the columns of `root_places`; a column that comes again is zero there."""
+        _, first = self._columns(roots[0].shape[1])
+        if first is None:
+            return torch.stack(list(roots)).mean(0)
+        entries = torch.cat(list(roots), -1) / len(roots)
+        return torch.zeros_like(entries).scatter_add(-1, first.expand(entries.shape), entries)
+
+    def _columns(self, size: int) -> tuple[Tensor, Tensor | None]:
+        """`root_places`, and for each column where it stands first; None where all networks have the same columns.
+
+        Kept, as a CUDA graph reads no number back.
+        """
+        key = size, self.state_mean.device
+        if self._kept is None or self._kept[0] != key:
+            places = [one.root_places(size) for one in self._all()]
+            if all(one.shape == places[0].shape and torch.equal(one, places[0]) for one in places[1:]):
+                self._kept = key, places[0], None
+            else:
+                columns = torch.cat(places, 1)
+                self._kept = key, columns, (columns[:, :, None] == columns[:, None, :]).int().argmax(-1)
+        return self._kept[1:]
+
+
+def _made(network: Mapping[str, Any] | AnalysisNetwork) -> AnalysisNetwork:
+    """The network, or the one of a description."""
+    if isinstance(network, AnalysisNetwork):
+        return network
+    return network_by_name(network.get("name", ""), network.get("parameters", {}))
 
 
 def _fields(space: StateSpace | None) -> object:

@@ -40,7 +40,7 @@ class GaussianNetwork(AnalysisNetwork):
         For a network of members, beside a Kalman filter or with a spread, which say how uncertain they are.
     """
 
-    gives_spread: ClassVar[bool] = True
+    gives_spread = True
     cycled_by: ClassVar[str] = "gaussian-dan"
 
     def __init__(self, network: AnalysisNetwork | Mapping[str, Any], mean: Mean = "trained") -> None:

@@ -87,7 +87,7 @@ def module_of_shapes(make: Callable[[], M], title: str, shapes: Mapping[str, tup
     state = {label: tuple(value.shape) for label, value in network.state_dict().items()}
     known = {label: tuple(shape) for label, shape in shapes.items()}
     if state != known:
-        raise ValueError(f"the arrays do not fit the {title}: {_difference(known, state)}")
+        raise ValueError(f"the arrays do not fit the {title}: {differing_shapes(known, state)}")
     return network
 
 
@@ -138,7 +138,7 @@ def _count(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
         raise _LargerError
 
 
-def _difference(known: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]) -> str:
+def differing_shapes(known: Mapping[str, tuple[int, ...]], state: Mapping[str, tuple[int, ...]]) -> str:
     """How the names and shapes that are known differ from those of a network."""
     parts = [
         f"{name!r} has shape {known[name]}, expected {shape}"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import is_json_mapping, shown
+from ..checks import XdanWarning, is_json_mapping, shown
 from ..random import Purpose, normal
 from ..user_functions import shown_reason
 from .base import AnalysisNetwork
+
+_LOUD = 0.1  # deviation of what is added to weights: of the size that torch begins with, where layers are wide
 
 
 def check_network(network: AnalysisNetwork, size: int) -> None:
@@ -30,8 +34,9 @@ def check_network(network: AnalysisNetwork, size: int) -> None:
         If `config` makes another network, `forward` fails, gives another shape or dtype or memory than declared, writes
         into the forecast, mixes the states of a batch, or has no derivative by any weight.
     """
-    title = f"the network {network.name!r}"
-    _check_config(network, title)
+    title = network._title
+    if network.follows_from_config:
+        _check_config(network, title)
     parameters = {id(one) for one in network.parameters()}
     if not parameters:
         raise ValueError(f"{title} has no parameters: expected some to train, as torch.nn.Parameter or layers")
@@ -40,9 +45,9 @@ def check_network(network: AnalysisNetwork, size: int) -> None:
             what = f"a tensor of shape {tuple(one.shape)}" if isinstance(one, Tensor) else shown(one)
             raise TypeError(f"hidden_matrices() of {title} gave {what}: expected parameters of it with two dims")
     training = network.training
-    network.eval()
     try:
-        _check_forward(network, size, title)
+        _check_forward(network.eval(), size, title)
+        _check_in_training(_loud(network).train(), size, title)
     finally:
         network.train(training)
 
@@ -69,7 +74,8 @@ def _check_config(network: AnalysisNetwork, title: str) -> None:
         )
 
 
-def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
+def _states(network: AnalysisNetwork, size: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Two forecasts, with projected innovations and empty memories."""
     weight = next(network.parameters())
     labels, cycle = torch.arange(2), torch.zeros(1, dtype=torch.int64)
     members = network.members if network.ensemble else 1
@@ -77,7 +83,11 @@ def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
     x, zeta = noise[:, : members * size].contiguous(), noise[:, members * size :].contiguous()
     if network.ensemble:
         x = x.reshape(2, members, size)
-    memory = x.new_zeros(2, network.memory, size) if network.memory else None
+    return x, zeta, x.new_zeros(2, network.memory, size) if network.memory else None
+
+
+def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
+    x, zeta, memory = _states(network, size)
     taken = x.clone(), zeta.clone()
     with torch.enable_grad():
         analysis = _analysis(network, taken[0], taken[1], memory, title)
@@ -104,6 +114,56 @@ def _check_forward(network: AnalysisNetwork, size: int, title: str) -> None:
         )
 
 
+def _loud(network: AnalysisNetwork) -> AnalysisNetwork:
+    """A copy with other weights, as a last layer that begins with zeros hides what stands before it."""
+    try:
+        other = copy.deepcopy(network)
+    except Exception:  # whatever a class holds
+        return network
+    labels, origin = torch.arange(1), torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        for number, one in enumerate(other.parameters()):
+            noise = normal(number, Purpose.NETWORK, labels, origin, one.numel()).reshape(one.shape)
+            one.add_(_LOUD * noise.to(one))
+    return other
+
+
+def _check_in_training(network: AnalysisNetwork, size: int, title: str) -> None:
+    """Refuse what goes wrong in training mode alone: statistics of a batch, and buffers that calls change."""
+    x, zeta, memory = _states(network, size)
+    buffers = dict(network.named_buffers())
+    before = {name: value.clone() for name, value in buffers.items()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            first = _analysis(network, x.clone(), zeta.clone(), memory, title)
+            changed = sorted(name for name, value in buffers.items() if not _same(value, before[name]))
+        finally:
+            for name, value in buffers.items():
+                value.copy_(before[name])
+        if changed:
+            raise ValueError(
+                f"{title} changes its buffers {changed[:4]} when it is called in training mode, as BatchNorm does: "
+                "these would depend on how trajectories are shared between batches and processes; expected layers "
+                "without statistics of a batch, such as torch.nn.GroupNorm or LayerNorm"
+            )
+        second = _analysis(network, x.clone(), zeta.clone(), memory, title)
+        alone = _analysis(network, x[:1].clone(), zeta[:1].clone(), None if memory is None else memory[:1], title)
+    scale = float(first.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    if not _close(first, second, 1e-4 * scale):
+        warnings.warn(
+            f"{title} draws random numbers in training mode, as dropout does: two trainings with one seed give two "
+            "networks, and a resumed one another than one that was not killed. Cycles draw none. Leave dropout out, or "
+            "go on if that is meant",
+            XdanWarning,
+            stacklevel=7,
+        )
+    elif not _close(alone, first[:1], 1e-4 * scale):
+        raise ValueError(
+            f"{title} mixes the states of a batch in training mode: one gives another analysis beside another state "
+            "than by itself; expected every state along the first axis by itself, so leave out BatchNorm and the like"
+        )
+
+
 def _analysis(network: AnalysisNetwork, x: Tensor, zeta: Tensor, memory: Tensor | None, title: str) -> Tensor:
     """The analysis, its shape and that of the memory checked."""
     shape, channels = tuple(x.shape), network.memory
@@ -114,7 +174,7 @@ def _analysis(network: AnalysisNetwork, x: Tensor, zeta: Tensor, memory: Tensor 
     except (RuntimeError, TypeError, IndexError) as reason:
         raise ValueError(
             f"{title} failed for a forecast of shape {shape} and a projected innovation of shape {tuple(zeta.shape)} "
-            f"({type(reason).__name__}: {shown_reason(reason)}): expected forward(x, zeta, memory=None)"
+            f"({type(reason).__name__}: {shown_reason(reason)}): expected {network.takes}"
         ) from reason
     expected = f"expected the analysis, {x.dtype} of shape {shape}, and the new memory, None for a network without"
     if not isinstance(answer, tuple) or len(answer) != 2:
@@ -134,3 +194,7 @@ def _analysis(network: AnalysisNetwork, x: Tensor, zeta: Tensor, memory: Tensor 
 
 def _close(one: Tensor, other: Tensor, tolerance: float) -> bool:
     return torch.allclose(one, other, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())

@@ -1,0 +1,427 @@
+"""Any torch module as a network. No name makes it anew: it is copied, and known again by the analyses that it gives."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+
+from ..checks import shown, switch
+from ..random import Purpose, normal
+from ..spaces import StateSpace
+from ..user_functions import shown_reason
+from .base import AnalysisNetwork
+from .opening import differing_shapes
+from .registry import network_by_name, register_network
+from .sizes import size
+
+_WIDE = 2.0  # climatological deviations, and observation errors, of the states that a module is known again by
+_KEPT = 8  # increments that a description keeps of them
+_SAME = 1e-3  # of the largest of those increments: so far two machines differ by rounding, and no more
+_FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError)
+
+
+class WrongAnswerError(ValueError):
+    """What a module gave is no analysis."""
+
+
+@register_network
+class ModuleNetwork(AnalysisNetwork):
+    """A torch module of yours as a network: any `torch.nn.Module` that makes the analysis from forecast and zeta.
+
+    The module is called as `module(x, zeta)`, and as `module(x, zeta, memory)` where `memory` is above 0. zeta is the
+    projected innovation, H^T R^-1 (y - H(x_f)); it is 0 where nothing is observed.
+
+    ==========  ====================  ==================================================================================
+    argument    shape                 units
+    ==========  ====================  ==================================================================================
+    x           (B, N)                forecast, in the units of the state
+    zeta        (B, N)                projected innovation, in 1 / the units of the state
+    memory      (B, memory, N)        your latent channels; zeros before the first analysis of a record
+    ==========  ====================  ==================================================================================
+
+    The module returns the analysis, of the shape and dtype of x, or the pair (analysis, memory). B are states that do
+    not know of each other. A state is flat: several fields stand one after another in the order of the model's space,
+    each in C order. `x.unflatten(-1, (32, 64))` makes a plane of the only field, and
+    `xdan.StateSpace.unpack(x)` each field of several.
+
+    With `normalised=True` the module is called with other units, those of the networks that come with xdan, and its
+    answer is brought back::
+
+        x' = (x - state_mean) / state_std,   zeta' = error_std zeta,   x'_a = module(x', zeta'),
+        x_a = x + state_std (x'_a - x').
+
+    So the module returns its analysis in the units of x'. Without observation errors of several sizes zeta' is the
+    innovation in units of the observation error. `state_mean` and `state_std` are the climatological mean and
+    deviation, `error_std` is the observation error; each is one number, or one for each of several fields, and
+    training sets them.
+
+    The module is copied, and the copy is in single precision. It begins with the weights that it has: `seed=` of
+    `train` does not draw them, so call `torch.manual_seed` before you make the module. The module is in evaluation
+    mode wherever it cycles; training puts it into training mode. Adam trains all its parameters.
+
+    A store holds the weights and the class's dotted name as text. It holds no code, so opening needs the module again:
+    `xdan.open_network("net.zarr", module=Mine())`.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        An instance, not a class.
+    memory : int
+        Latent channels of each component of the state, 0 for none.
+    normalised : bool
+        Whether the module gets normalised states, as above.
+    space : StateSpace, or its JSON, optional
+        The fields of the states; training fills it in. None is one field on a ring.
+
+    Raises
+    ------
+    TypeError
+        For what is no instance of `torch.nn.Module`, or a memory that is no integer.
+    ValueError
+        For a module without parameters, with parameters that have no shape yet or are complex, a compiled module,
+        and one that cannot be copied.
+
+    See Also
+    --------
+    xdan.register_network : for a class that stores know by a name, and open by themselves.
+
+    Examples
+    --------
+    >>> import torch, xdan
+    >>> class Mine(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = torch.nn.Conv1d(2, 1, 5, padding=2, padding_mode="circular")
+    ...     def forward(self, x, zeta):
+    ...         return x + self.layer(torch.stack([x, zeta], 1))[:, 0]
+    >>> network = xdan.ModuleNetwork(Mine(), normalised=True)
+    >>> analysis, memory = network(torch.zeros(3, 40), torch.zeros(3, 40))
+    >>> tuple(analysis.shape), memory
+    ((3, 40), None)
+    """
+
+    name: ClassVar[str] = "module"
+    described: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        module: nn.Module | None = None,
+        memory: int = 0,
+        normalised: bool = False,
+        space: StateSpace | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(space)
+        self.memory, self.normalised = size("memory", memory, 0), switch("normalised", normalised)
+        self.module = _copied(module)
+        self.sites: int | None = None
+
+    @property
+    def label(self) -> str:
+        """Dotted name of the module's class."""
+        return dotted_name(self.module)
+
+    def config(self) -> dict[str, Any]:
+        """Plain JSON parameters, the dotted name in the place of the module."""
+        described = {"module": self.label, "memory": self.memory, "normalised": self.normalised}
+        return described if self.space is None else {**described, "space": self.space.to_json()}
+
+    def made_for(self, space: StateSpace) -> AnalysisNetwork:
+        """Give a copy for the fields of a space, where it was made for none."""
+        if self.space is not None or space.is_plain_ring:
+            return self
+        return type(self)(self.module, self.memory, self.normalised, space)
+
+    def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
+        """Refuse states on which the module fails; it may be for one number of sites."""
+        super().check_state(dims, shape)
+        sites = math.prod(shape)
+        usual = "" if self.sites in (None, sites) else f", and was last used on {self.sites}"
+        try:
+            self.increments(sites)
+        except (torch.OutOfMemoryError, WrongAnswerError):
+            raise
+        except _FAILURES as reason:
+            raise ValueError(
+                f"{self._title} fails for states of {sites} components{usual} ({type(reason).__name__}: "
+                f"{shown_reason(reason)}): expected {self.takes}, that takes x and zeta of shape (B, {sites}) and "
+                "gives the analysis"
+            ) from reason
+        self.sites = sites
+
+    @property
+    def takes(self) -> str:
+        """How the module is called."""
+        if self.memory:
+            return f"forward(x, zeta, memory), as memory={self.memory}"
+        return "forward(x, zeta), or memory= and forward(x, zeta, memory)"
+
+    def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Analysis and new memory; shapes as in the base class."""
+        states, innovation = x, zeta
+        if self.normalised:
+            mean, std, error_std = map(self.per_component, (self.state_mean, self.state_std, self.error_std))
+            states, innovation = (x - mean) / std, zeta * error_std
+        if self.memory:
+            memory = x.new_zeros(len(x), self.memory, x.shape[-1]) if memory is None else memory
+            analysis, after = self._answer(self.module(states, innovation, memory), x)
+        else:
+            analysis, after = self._answer(self.module(states, innovation), x)
+        if self.normalised:
+            analysis = x + std * (analysis - states)
+        return (x + self.conserving(analysis - x) if self._conserved else analysis), after
+
+    def _answer(self, answer: Any, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Analysis and memory of what the module gave."""
+        shape, channels = tuple(x.shape), (len(x), self.memory, x.shape[-1])
+        expected = f"the analysis, {x.dtype} of shape {shape}"
+        if self.memory:
+            expected = f"a pair: {expected}, and the new memory of shape {channels}"
+        if isinstance(answer, Tensor):
+            answer = answer, None
+        if not isinstance(answer, (tuple, list)) or len(answer) != 2:
+            raise WrongAnswerError(f"{self._title} gave {_kind(answer)}: expected {expected}")
+        analysis, after = answer
+        if not isinstance(analysis, Tensor) or tuple(analysis.shape) != shape:
+            raise WrongAnswerError(f"{self._title} gave {_kind(analysis)}: expected {expected}")
+        if analysis.dtype != x.dtype:
+            raise WrongAnswerError(
+                f"{self._title} gave {_kind(analysis)}: expected {expected}; turn tensors of its own with .to(x)"
+            )
+        if not self.memory and after is not None:
+            raise WrongAnswerError(
+                f"{self._title} gave {_kind(after)} beside the analysis: expected {expected} alone; for latent "
+                "channels pass memory=, their number"
+            )
+        if self.memory and (not isinstance(after, Tensor) or tuple(after.shape) != channels or after.dtype != x.dtype):
+            raise WrongAnswerError(f"{self._title} gave {_kind(after)} as its memory: expected {expected}")
+        return analysis, after
+
+    @torch.no_grad()
+    def increments(self, sites: int) -> Tensor:
+        """Increments of one state of so many components, in climatological deviations: what a module is known by.
+
+        Forecast and innovation are the same at every call.
+
+        Returns
+        -------
+        Tensor, shape (sites,)
+        """
+        weight = next(self.parameters())
+        like = weight if weight.is_floating_point() else self.state_mean
+        labels, origin = torch.arange(1), torch.zeros(1, dtype=torch.int64)
+        noise = normal(0, Purpose.CLIMATOLOGY, labels, origin, (2 + self.memory) * sites)[:, 0].to(like)
+        first, second, *rest = noise.split(sites, -1)
+        mean, std, error_std = map(self.per_component, (self.state_mean, self.state_std, self.error_std))
+        x, zeta = mean + _WIDE * std * first, _WIDE * second / error_std
+        training = {part: part.training for part in self.modules()}
+        self.eval()
+        try:
+            analysis, _ = self(x, zeta, torch.stack(rest, 1) if rest else None)
+        finally:
+            for part, mode in training.items():
+                part.training = mode
+        increments: Tensor = ((analysis - x) / std)[0]
+        return increments
+
+    def seen(self) -> dict[str, Any] | None:
+        """What a description keeps to know the module again: a number of components, and some increments there.
+
+        None before any states were checked, and where increments are not finite.
+        """
+        if self.sites is None:
+            return None
+        values = self.increments(self.sites)[:: -(-self.sites // _KEPT)].double().cpu()
+        return {"sites": self.sites, "increments": values.tolist()} if bool(values.isfinite().all()) else None
+
+    def check_seen(self, kept: Any) -> None:
+        """Refuse a module that with the weights of another gives other increments than it.
+
+        Parameters
+        ----------
+        kept : object
+            What `seen` gave.
+
+        Raises
+        ------
+        ValueError
+        """
+        if kept is None:
+            return
+        self.sites = size("sites", kept["sites"])
+        now, before = self.seen(), torch.tensor(kept["increments"], dtype=torch.float64)
+        other = None if now is None else torch.tensor(now["increments"], dtype=torch.float64)
+        if other is None or other.shape != before.shape or not _alike(other, before):
+            raise ValueError(
+                f"{self._title} with the weights that were saved gives other analyses than the module that was saved: "
+                "expected the same values in its constructor and the same code in its class"
+            )
+
+    @property
+    def _title(self) -> str:
+        return f"the module {type(self.module).__qualname__}"
+
+
+def dotted_name(module: nn.Module) -> str:
+    """Module and name of a class, as an import would write them."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def module_networks(network: nn.Module) -> list[ModuleNetwork]:
+    """The networks around torch modules that a network holds, itself among them, in their order."""
+    return [part for part in network.modules() if isinstance(part, ModuleNetwork)]
+
+
+def named_modules(description: Any) -> list[str]:
+    """Dotted names of the torch modules that the description of a network speaks of, in their order."""
+    return list(_named(description))
+
+
+def with_modules(
+    description: Mapping[str, Any], modules: nn.Module | Sequence[nn.Module], shapes: Mapping[str, tuple[int, ...]]
+) -> AnalysisNetwork:
+    """Make the network of a description, with a user's modules where it names theirs.
+
+    Parameters
+    ----------
+    description : mapping
+        "name" and "parameters".
+    modules : torch.nn.Module, or sequence of them
+        One for all places, or one for each.
+    shapes : mapping of str to tuple of int
+        What the network's `state_dict` should hold.
+
+    Returns
+    -------
+    AnalysisNetwork
+        Its weights are those of the modules.
+
+    Raises
+    ------
+    TypeError
+        For what are no modules.
+    ValueError
+        For modules of other classes, or with other tensors.
+    """
+    names = named_modules(description)
+    several = isinstance(modules, (list, tuple))
+    given: list[Any] = list(modules) if isinstance(modules, (list, tuple)) else [modules] * len(names)
+    if len(given) != len(names):
+        raise ValueError(f"module= holds {len(given)} modules: expected {len(names)}, of the classes {names}")
+    for k, (name, one) in enumerate(zip(names, given, strict=True)):
+        _check_instance(one, f"module[{k}]" if several else "module")
+        if not name.endswith(f".{type(one).__qualname__}"):
+            raise ValueError(
+                f"module={dotted_name(one)}: the weights are those of {name}: expected an instance of that class"
+            )
+    left = iter(given)
+    network = network_by_name(description["name"], _filled(description["parameters"], description["name"], left))
+    state = {label: tuple(value.shape) for label, value in network.state_dict().items()}
+    known = {label: tuple(shape) for label, shape in shapes.items()}
+    if state != known:
+        raise ValueError(
+            f"the arrays do not fit the modules {names}: {differing_shapes(known, state)}; expected the values that "
+            "their constructors had in the training"
+        )
+    return network
+
+
+def moved(description: Mapping[str, Any], network: AnalysisNetwork) -> list[tuple[str, str]]:
+    """Dotted names in a description, and those of classes of these names that stand in other files.
+
+    A class of a script or a notebook is in `__main__`, and in a file when that is imported: that is no other class.
+    """
+    pairs = zip(named_modules(description), [one.label for one in module_networks(network)], strict=True)
+    return [(one, now) for one, now in pairs if one != now and "__main__" not in (one.split(".")[0], now.split(".")[0])]
+
+
+def how_to_open(names: Sequence[str], store: object) -> str:
+    """The lines that open a store of modules, for a message."""
+    kinds, lines = [], []
+    for name in names:
+        place, _, kind = name.rpartition(".")
+        kinds.append(f"{kind}(...)")
+        importable = place and place.split(".")[0] != "__main__" and "<locals>" not in place
+        lines.append(f"from {place} import {kind}" if importable else f"run the code that defines {kind}")
+    module = kinds[0] if len(set(names)) == 1 else f"[{', '.join(kinds)}]"
+    return f"{'; '.join(dict.fromkeys(lines))}; xdan.open_network({str(store)!r}, module={module})"
+
+
+def _named(described: Any) -> Iterator[str]:
+    if isinstance(described, Mapping):
+        parameters = described.get("parameters")
+        if described.get("name") == ModuleNetwork.name and isinstance(parameters, Mapping):
+            yield str(parameters.get("module"))
+        elif described.get("name") is not None and isinstance(parameters, Mapping):
+            yield from _named(list(parameters.values()))
+    elif isinstance(described, (list, tuple)):
+        for one in described:
+            yield from _named(one)
+
+
+def _filled(parameters: Any, name: Any, modules: Iterator[nn.Module]) -> Any:
+    """The parameters of a network by its name, with modules where they name them; networks in them are made."""
+    if name == ModuleNetwork.name:
+        return {**parameters, "module": next(modules)}
+    return {label: _made(value, modules) for label, value in parameters.items()}
+
+
+def _made(value: Any, modules: Iterator[nn.Module]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_made(one, modules) for one in value]
+    if not named_modules(value):
+        return value
+    return network_by_name(value["name"], _filled(value["parameters"], value["name"], modules))
+
+
+def _check_instance(module: Any, label: str) -> None:
+    such_as = f"{label}={shown(module)}: expected an instance of torch.nn.Module"
+    if isinstance(module, type) and issubclass(module, nn.Module):
+        raise TypeError(f"{label}={module.__qualname__} is a class: expected an instance, {module.__qualname__}(...)")
+    if isinstance(module, str):
+        raise TypeError(f"{such_as}; a name stands for no code, so import the class {shown(module)} and make one of it")
+    if isinstance(module, AnalysisNetwork):
+        raise TypeError(f"{such_as} that is no network of xdan; {type(module).__name__} is one as it is")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"{such_as} of yours, whose forward(x, zeta) gives the analysis")
+
+
+def _copied(module: Any) -> nn.Module:
+    """A copy of a module in single precision, its gradients left out."""
+    _check_instance(module, "module")
+    title = f"the module {type(module).__qualname__}"
+    if hasattr(module, "_orig_mod"):
+        raise ValueError(f"{title} is what torch.compile gave: expected the module before it was compiled")
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if unknown := [name for name, one in tensors if isinstance(one, UninitializedParameter)]:
+        raise ValueError(f"{title} has no shape yet for {unknown[:4]}: expected a module that was called once")
+    if complex_ones := [name for name, one in tensors if one.is_complex()]:
+        raise ValueError(f"{title} has complex numbers in {complex_ones[:4]}: expected pairs of real ones")
+    if not any(True for _ in module.parameters()):
+        raise ValueError(f"{title} has no parameters: expected some to train, as torch.nn.Parameter or layers")
+    try:
+        mine: nn.Module = copy.deepcopy(module)
+    except Exception as reason:  # whatever the module holds
+        raise ValueError(
+            f"{title} cannot be copied ({shown_reason(reason)}): expected one that copy.deepcopy takes, without open "
+            "files, locks or tensors that autograd made"
+        ) from reason
+    mine.zero_grad(set_to_none=True)
+    return mine.float()
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return bool(((one - other).abs() <= _SAME * other.abs().max()).all())
