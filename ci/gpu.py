@@ -38,6 +38,7 @@ from xdan.core.networks import (
     KalmanCNN,
     LearnedLETKF,
     LinearInZeta,
+    ModuleNetwork,
     ResidualCNN,
 )
 from xdan.core.observing import ObservingSystem, Sites
@@ -71,6 +72,21 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "wide-plain": {"filters": 64, "blocks": 5, "kernel": 5},
     "wider-memory": {"filters": 96, "blocks": 5, "kernel": 5, "memory": 32},
 }
+
+
+class Attending(torch.nn.Module):
+    """A network as users bring them: attention over the sites, with memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter = torch.nn.Linear(4, 16)
+        self.attention = torch.nn.MultiheadAttention(16, 2, batch_first=True)
+        self.leave = torch.nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, zeta: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.enter(torch.cat([x[:, None], zeta[:, None], memory], 1).mT)
+        out = self.leave(torch.tanh(features + self.attention(features, features, features, need_weights=False)[0])).mT
+        return x + 0.1 * out[:, 0], torch.tanh(out[:, 1:])
 
 
 def main() -> None:
@@ -139,6 +155,7 @@ def networks() -> dict[str, AnalysisNetwork]:
         "constant gain": ConstantGain(),
         "ensemble CNN": EnsembleCNN(**small, members=6),
         "learned LETKF": LearnedLETKF(members=10, spin_up=5),
+        "torch module": ModuleNetwork(Attending(), memory=2, normalised=True),
     }
     for network in made.values():
         network.double().normalise(2.3, 3.6, 1.0)

@@ -25,6 +25,6 @@ def test_all_parts_run_and_a_network_is_left(tmp_path, monkeypatch, capfd):
     script.main()
     printed = capfd.readouterr().out
     assert "FAILED" not in printed
-    assert printed.count("0.0e+00") == 2 + 1 + 10 + 10  # methods, smoothed, networks, graphs
+    assert printed.count("0.0e+00") == 2 + 1 + 11 + 11  # methods, smoothed, networks, graphs
     assert xdan.open_network(tmp_path / "plain.zarr").description["training"]["device"] == "cpu"
     assert (tmp_path / "plain.tar").exists()
