@@ -302,7 +302,7 @@ def test_shipped_networks_say_how_they_were_trained(shipped):
     without = ("lorenz96", "lorenz96-wide", "lorenz96-gaussian", "lorenz96-single", "kuramoto-sivashinsky", "sphere-qg")
     assert (net.module().memory > 0) == (name not in without)
     folder = Path(network.__file__).with_name("trained") / f"{name}.zarr"
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 2_000_000
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 3_500_000
 
 
 OTHERS = {  # what they were trained on, cycles, burn-in, and the RMSE that they stay below, in observation errors

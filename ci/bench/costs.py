@@ -56,6 +56,7 @@ ROWS = [
     Row("network, wide", "lorenz96-wide"),
     Row("latent memory", "lorenz96-memory"),
     Row("latent memory, wide", "lorenz96-wide-memory"),
+    Row("latent memory, two networks", "lorenz96-memory-committee"),
     Row("Kalman filter, nothing carried", "lorenz96-single", {}, 1 + 36, 36 * 40),
     Row("Kalman filter", "lorenz96-kalman", {}, 1, 40),
     Row("Kalman filter, put back 10 intervals", "lorenz96-window", {}, 2 + 10, 11 * 40),
