@@ -71,7 +71,7 @@ def test_observations_alone_are_planned_without_the_truth(single, untouchable):
     ("changes", "message"),
     [
         ({"objective": "crps"}, "objective='crps' scores members"),
-        ({"objective": "covariance", "teacher": "etkf"}, "'residual-cnn' has no covariance of its own"),
+        ({"objective": "covariance", "teacher": "etkf"}, "'residual-cnn' forms no covariance"),
         ({"objective": "covariance"}, "teacher=NoneType: expected the name of a method to imitate"),
         ({"teacher": "etkf"}, r"\['teacher'\] go with a Dataset"),
         ({"source": TwinExperiment(xdan.Lorenz96(sites=8), interval=0.07)}, "not a positive multiple"),
