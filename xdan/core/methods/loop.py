@@ -35,9 +35,10 @@ def run(
     state : dict of Tensor, optional
         State at the end of an earlier block of the same record; None at the start of the record.
     members : bool
-        Also return the members of an ensemble method; for a network, its memory and the covariance that it carries.
+        Also return the members of an ensemble method, or what a network with memory remembers and the covariance that
+        its forecast carries.
     what : str, optional
-        Title of a progress bar over the cycles, if progress bars are shown.
+        Name of a bar over the cycles, where bars are shown.
 
     Returns
     -------
@@ -70,14 +71,14 @@ def run(
 
 
 def cycles(method: Method, record: Record, state: State | None = None, what: str | None = None) -> Iterator[Passed]:
-    """Cycle a method over a record, and yield every cycle.
+    """Cycle a method over a record, and give each cycle as it has passed.
 
     Parameters
     ----------
     method : Method
-        A prepared method, with the record's dynamics (`Method.bound`).
+        Prepared, and bound to the record's dynamics.
     record, state, what
-        See `run`.
+        As for `run`.
 
     Yields
     ------

@@ -116,7 +116,7 @@ def burn_in(record: Record, part: Search) -> int:
 
 
 def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...]], what: str) -> Tensor:
-    """Scores of all candidates from one run, shape (C,). Each candidate has a copy of the trajectories in this run."""
+    """Scores of all candidates from one run, in which every candidate has a copy of the trajectories; shape (C,)."""
     copies, lanes = len(grid), len(record.observation)
     columns = torch.tensor(grid, dtype=torch.float64).to(record.observation).T
     numbers = {name: c.repeat_interleave(lanes) for name, c in zip(method.to_tune(), columns, strict=True)}
