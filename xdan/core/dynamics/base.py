@@ -129,8 +129,8 @@ class Dynamics(InTime, Parametrised, MayErr):
         super().__init_subclass__(**options)
         if "_vetted" not in vars(cls):
             cls._vetted = pure and cls.__module__.startswith("xdan.")
-        own = set(vars(cls))
-        followers = {follower for name in own & set(FOLLOWS) for follower in FOLLOWS[name]} - own
+        defined = set(vars(cls))
+        followers = {follower for name in defined & set(FOLLOWS) for follower in FOLLOWS[name]} - defined
         for follower in followers:
             if getattr(cls, follower) is not getattr(Dynamics, follower):
                 setattr(cls, follower, getattr(Dynamics, follower))

@@ -240,10 +240,10 @@ def _segment(record: Record, most_bytes: int) -> int:
     """Number of times in a segment: all of them if they fit, otherwise about the root of their number."""
     rows, size = record.shape
     count, observations = record.observation.shape[1:]
-    one = rows * record.observation.element_size() * (3 * size**2 + size * observations + observations**2)
-    if one * count <= most_bytes:
+    bytes_of_time = rows * record.observation.element_size() * (3 * size**2 + size * observations + observations**2)
+    if bytes_of_time * count <= most_bytes:
         return max(count, 1)
-    return max(1, min(math.isqrt(count) + 1, most_bytes // one))
+    return max(1, min(math.isqrt(count) + 1, most_bytes // bytes_of_time))
 
 
 def check_linearised(dynamics: Dynamics, observing: ObservingSystem, seed: int, like: Tensor) -> None:

@@ -47,8 +47,8 @@ def innovation_cost(members: Tensor, observation: Tensor, observing: ObservingSy
 
     Examples
     --------
-    >>> one = ObservingSystem(std=torch.tensor(1.0))
-    >>> innovation_cost(torch.tensor([[[-1.0], [1.0]]]), torch.tensor([[0.0]]), one)  # P = 2, so log(3) / 2
+    >>> observing = ObservingSystem(std=torch.tensor(1.0))
+    >>> innovation_cost(torch.tensor([[[-1.0], [1.0]]]), torch.tensor([[0.0]]), observing)  # P = 2, so log(3) / 2
     tensor([0.5493])
     """
     values, observed = split_observation(observation)

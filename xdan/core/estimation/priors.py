@@ -98,14 +98,14 @@ def read_priors(dynamics: Dynamics, parameters: Any) -> Priors:
                 f"the prior's deviation of {name!r} is {deviation.min():g}: expected a positive number, how far the "
                 "parameter may lie from its mean"
             )
-        own = np.shape(known[name])
+        own_shape = np.shape(known[name])
         try:
-            shape = np.broadcast_shapes(own, mean.shape)
+            shape = np.broadcast_shapes(own_shape, mean.shape)
             spread = np.broadcast_to(deviation, shape)
         except ValueError:
             raise ValueError(
                 f"the prior of {name!r} has a mean of shape {mean.shape} and a deviation of shape {deviation.shape}: "
-                f"expected numbers, or arrays of the parameter's shape {own}"
+                f"expected numbers, or arrays of the parameter's shape {own_shape}"
             ) from None
         shapes.append(shape)
         means.append(np.broadcast_to(mean, shape).reshape(-1))

@@ -117,8 +117,8 @@ class GaussianBackward(BackwardPass):
     def outputs(self, smoothed: State, members: bool) -> dict[str, Tensor]:
         """The mean, the standard deviations and, with `members`, `smoothed_covariance`."""
         spread = smoothed["covariance"].diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
-        given = {"smoothed": smoothed["x"], "smoothed_spread": spread}
-        return {**given, "smoothed_covariance": smoothed["covariance"]} if members else given
+        values = {"smoothed": smoothed["x"], "smoothed_spread": spread}
+        return {**values, "smoothed_covariance": smoothed["covariance"]} if members else values
 
 
 class EnsembleBackward(BackwardPass):
@@ -166,8 +166,8 @@ class EnsembleBackward(BackwardPass):
         """Mean and spread of the members; with `members` also the members."""
         x = smoothed["x"]
         spread = x.std(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
-        given = {"smoothed": x.mean(1), "smoothed_spread": spread}
-        return {**given, "smoothed_members": x} if members else given
+        values = {"smoothed": x.mean(1), "smoothed_spread": spread}
+        return {**values, "smoothed_members": x} if members else values
 
 
 def smoother_gain(cross: Tensor, forecast_covariance: Tensor) -> Tensor:

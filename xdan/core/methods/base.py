@@ -420,8 +420,8 @@ class Method(ABC):
 
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over the climate, shape (P,) or (), in double precision."""
-        given = dynamics.given_climate is not None
-        like = finest(dynamics.one_step, dynamics.start_states() if given else torch.zeros(1, *dynamics.shape))
+        has_sample = dynamics.given_climate is not None
+        like = finest(dynamics.one_step, dynamics.start_states() if has_sample else torch.zeros(1, *dynamics.shape))
         states = dynamics.climate_sample(CLIMATE_STATES, seed, purpose=Purpose.CLIMATOLOGY, like=like)
         return observing.climate_variance(states.double().flatten(1))
 

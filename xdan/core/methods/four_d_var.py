@@ -195,10 +195,10 @@ def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, T
     """Cholesky factor of B, (N, N), and the climatological mean, (N,)."""
     like = record.observation
     mean, covariance = climate_moments(record.dynamics, record.seed, like)
-    given = record.dynamics.given_climate
-    if isinstance(background, str) and given is not None and len(given) <= len(mean):
+    sample = record.dynamics.given_climate
+    if isinstance(background, str) and sample is not None and len(sample) <= len(mean):
         raise ValueError(
-            f"the covariance of the {len(given)} states of climatology= has no full rank in {len(mean)} components: "
+            f"the covariance of the {len(sample)} states of climatology= has no full rank in {len(mean)} components: "
             f"expected more than {len(mean)} states, or background= as a matrix"
         )
     if not isinstance(background, str):

@@ -45,9 +45,9 @@ class _Iterate(Iterate):
     def zero(cls, weights: Tensor) -> _Iterate:
         """Zero weights (B, M), with the anomalies of the prior."""
         batch, m = weights.shape
-        one = weights.new_ones(batch)
+        ones = weights.new_ones(batch)
         identity = torch.eye(m, dtype=weights.dtype, device=weights.device).expand(batch, m, m)
-        numbers = {"zeta": (m - 1) * one, "cost": torch.inf * one, "scale": one, "count": 0 * one}
+        numbers = {"zeta": (m - 1) * ones, "cost": torch.inf * ones, "scale": ones, "count": 0 * ones}
         return cls(weights=weights, target=weights, root=identity, back=identity, **numbers)
 
 

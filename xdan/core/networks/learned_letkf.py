@@ -238,8 +238,10 @@ class LearnedLETKF(AnalysisNetwork):
                     apart = seen.distance[rows]
                     pairs = pair_features(scaled[:, :, rows], seen, apart / self.taper.end)
                     taper = self.taper(apart, features[:, rows], pairs)
-            one = slice(0, 1) if self.taper is None else rows
-            parts.append(local_transforms(anomalies[:, :, rows], seen.anomalies, seen.innovation, taper, zeta_of(one)))
+            taper_rows = slice(0, 1) if self.taper is None else rows
+            parts.append(
+                local_transforms(anomalies[:, :, rows], seen.anomalies, seen.innovation, taper, zeta_of(taper_rows))
+            )
         increment = torch.cat([part[0] for part in parts], -1)
         transformed = torch.cat([part[1] for part in parts], -1)
         change = self.conserving(increment[:, None] + after.exp()[:, None] * transformed - anomalies)

@@ -34,8 +34,8 @@ def companions(space: StateSpace, width: int) -> Tensor:
     most = max(row.shape[1] for row in rows)
     filled = []
     for field, row in zip(space, rows, strict=True):
-        own = torch.arange(space.slices[field.name].start, space.slices[field.name].stop)
-        filled.append(torch.cat([row, own[:, None].expand(-1, most - row.shape[1])], 1))
+        components = torch.arange(space.slices[field.name].start, space.slices[field.name].stop)
+        filled.append(torch.cat([row, components[:, None].expand(-1, most - row.shape[1])], 1))
     return torch.cat(filled)
 
 

@@ -87,11 +87,11 @@ class FieldSites:
         """
         masks = []
         for field in self.space:
-            if (one := self.sites.get(field.name)) is None:
+            if (sites_of_field := self.sites.get(field.name)) is None:
                 shape = (len(trajectory), len(time), field.geometry.size)
                 masks.append(torch.zeros(shape, dtype=torch.bool, device=trajectory.device))
             else:
-                masks.append(one.mask(field.geometry.size, trajectory, time, seed, _key(field.name)))
+                masks.append(sites_of_field.mask(field.geometry.size, trajectory, time, seed, _key(field.name)))
         return torch.cat(masks, -1)
 
     def noise(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:

@@ -329,11 +329,11 @@ class ObservingSystem:
         now = self.at(int(self.std.mean(1).argmin()) if self.error_in_time and self.std is not None else 0)
         assert now.operator is not None
         if isinstance(now.operator, InterpolationOperator):
-            one = climate[:1]
+            state = climate[:1]
             every = torch.ones(1, now.operator.size, dtype=torch.bool, device=climate.device)
-            variance = torch.zeros_like(one) if part is not None else torch.ones_like(one)
+            variance = torch.zeros_like(state) if part is not None else torch.ones_like(state)
             variance[:, slice(None) if part is None else part] = 1.0
-            square = now.operator.spread(one, variance, every)[0]
+            square = now.operator.spread(state, variance, every)[0]
             white = now.whiten(now.whiten(square, every).mT, every)
             largest = math.sqrt(float(torch.linalg.matrix_norm(white, ord=2).max()))
             return 1.0 / largest if largest > 0 or part is None else math.inf
