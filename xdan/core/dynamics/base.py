@@ -260,10 +260,14 @@ class Dynamics(InTime, Parametrised, MayErr):
         Raises
         ------
         ValueError
-            If the dynamics has a step and no tendency, so that it cannot go back.
+            If the dynamics has its own step: only steps of a tendency by Runge-Kutta 4 can go back.
         """
         if type(self).step is not Dynamics.step:
-            raise ValueError(f"the dynamics {self.label!r} cannot be integrated backward")
+            raise ValueError(
+                f"the dynamics {self.label!r} cannot be integrated backward, because it has its own step: expected a "
+                "model whose tendency() is stepped by Runge-Kutta 4; take past='analyses' of a method, or past=0 of a "
+                "network"
+            )
         return self._retreated(x, steps)
 
     def _retreated(self, x: Tensor, steps: int) -> Tensor:

@@ -79,8 +79,8 @@ class ModelFit:
             self.fruitless += 1
             if self.fruitless >= _PATIENCE:
                 raise RuntimeError(
-                    f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: forecasts of the network "
-                    "diverge. Try a lower learning_rate=, shorter rollouts= or a smaller timestep="
+                    f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: expected forecasts of the "
+                    "network that stay finite. Try a lower learning_rate=, shorter rollouts= or a smaller timestep="
                 )
         return loss.item()
 

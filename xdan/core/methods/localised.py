@@ -108,8 +108,8 @@ class Localisation:
             distance = self.dynamics.distances(some)
             if distance is None:
                 raise ValueError(
-                    f"localisation needs a distance, which the dynamics {self.dynamics.label!r} does not know; "
-                    "pass distance= to CustomDynamics, or take 'etkf'"
+                    f"localisation needs a distance, which the dynamics {self.dynamics.label!r} does not know: "
+                    "expected a dynamics with distances; pass distance= to CustomDynamics, or take 'etkf'"
                 )
             rows.append(gaspari_cohn(distance.to(torch.float64), self.radius))
         return rows

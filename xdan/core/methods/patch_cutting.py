@@ -144,8 +144,8 @@ def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
         apart = dynamics.distances(some)
         if apart is None:
             raise ValueError(
-                f"radius={radius:g} and the dynamics {dynamics.label!r}: patches need a distance, and the dynamics "
-                "knows none; pass distance= to CustomDynamics, or radius=None for states of at most 2,000 components"
+                f"radius={radius:g} and the dynamics {dynamics.label!r}: patches need a distance, expected a dynamics "
+                "that knows one; pass distance= to CustomDynamics, or radius=None for at most 2,000 components"
             )
         rows.append(apart)
     distance = torch.cat(rows)

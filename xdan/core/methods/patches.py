@@ -204,14 +204,13 @@ def check_observing(observing: ObservingSystem, who: str) -> ObservingSystem:
     """
     if not observing.direct:
         raise ValueError(
-            f"{who} and observations of an operator: a covariance in patches needs observations of the "
-            "sites themselves; take 'letkf', whose observations have positions, or columns=, or for small states one "
-            "matrix"
+            f"{who} and observations of an operator: for a covariance in patches, expected observations of the sites; "
+            "take 'letkf', whose observations have positions, or columns=, or for small states one matrix"
         )
     independent = observing.independent()
     if independent is None:
         raise ValueError(
-            f"{who} and correlated observation errors: a covariance in patches needs a diagonal R; take "
+            f"{who} and correlated observation errors: for a covariance in patches, expected a diagonal R; take "
             "'letkf', columns=, errors that are independent, or for small states one matrix"
         )
     return independent
