@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # Python or NumPy counts these types as integers
-_STEM = 4  # a wrong and a known name are similar if one begins with the other with so many letters: batch_size, batch
+_STEM = 4  # a name with so many letters or more is similar to a longer name that begins with it: batch, batch_size
 _LONGEST = 80  # largest number of characters of a value in a message
 
 

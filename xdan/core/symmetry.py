@@ -83,7 +83,10 @@ class Group:
             for other in shifts:
                 both = tuple((a + b) % n for a, b, n in zip(one, other, shape, strict=True))
                 if both not in members:
-                    raise ValueError(f"shifts by {one} and {other} are given, by {both} is not: expected a group")
+                    raise ValueError(
+                        f"the shifts by {one} and {other} are given, and their sum, the shift by {both}, is missing: "
+                        "expected a group, with all sums of its shifts"
+                    )
 
         def permutation(index: int) -> Tensor:
             grid = torch.arange(math.prod(shape)).reshape(shape)

@@ -125,7 +125,7 @@ class TwinExperiment:
             operator = _of_each_field("operator", operator, space, _copied)
         if self.error_std is not None and self.error_covariance is not None:
             raise ValueError(
-                "expected one of error_std= and error_covariance=, both were given; None takes back the other"
+                "expected one of error_std= and error_covariance=, both were given; None removes one of them"
             )
         covariance = self.error_covariance
         if covariance is not None:

@@ -41,7 +41,7 @@ def call(function: Function, x: Tensor, label: str) -> Any:
     except RuntimeError as reason:
         if in_transform(x) and "mutate a captured Tensor" in str(reason):
             raise ValueError(
-                f"{label} has no derivative, as it fills a buffer of its own: expected a torch function that returns "
+                f"{label} has no derivative, because it writes into a buffer: expected a torch function that returns "
                 "new tensors"
             ) from reason
         if in_transform(x):  # the caller who asked for the derivative has a better message
@@ -158,9 +158,9 @@ def check_function(function: Function, states: Tensor, label: str) -> None:
         )
     if not _close(first[:1], alone, _ALONE * scale):
         raise ValueError(
-            f"{label} mixes the states of a batch: one gives another answer beside another state than by itself, "
-            f"{_apart(first[:1], alone)}; expected every state along the first axis by itself, so take sums, means and "
-            "norms along the last axes only, for example x.mean(-1, keepdim=True)"
+            f"{label} mixes the states of a batch: the answer for a state depends on the other states, "
+            f"{_apart(first[:1], alone)}; expected a separate answer for each state along the first axis, so take "
+            "sums, means and norms along the last axes only, for example x.mean(-1, keepdim=True)"
         )
 
 

@@ -89,8 +89,8 @@ class CorrectedDynamics(Dynamics, pure=True):
             raise TypeError(f"model={shown(model)}: expected an xdan Dynamics such as xdan.Lorenz96()")
         if isinstance(model, CorrectedDynamics):
             raise ValueError(
-                f"the model {model.label!r} is corrected already: expected its own model; correct model.model by one "
-                "network"
+                f"the model {model.label!r} is corrected already: expected a model without a correction; correct "
+                "model.model by one network"
             )
         weights.network.check_space(model.space)
         model.vet()  # tests that `advance` and `step` are one model, because the parts below use either of them

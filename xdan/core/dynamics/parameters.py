@@ -209,8 +209,9 @@ def check_read_at_every_step(dynamics: Any, means: Mapping[str, Tensor], changed
             tensors = {key: one.to(states) for key, one in means.items()} | {name: value.to(states)}
             if torch.equal(expected, before):
                 raise ValueError(
-                    f"a step does not depend on {label}: from the same states it ends alike with {shown(means[name])} "
-                    "and the mean plus a deviation; expected a parameter that acts on every step"
+                    f"a step does not depend on {label}: from equal states, its results are equal with the mean "
+                    f"{shown(means[name])} and with the mean plus a deviation; expected a parameter that acts on every "
+                    "step"
                 )
             shared = middle.computing_with(tensors).advance(states, 1)
             if not same(shared, expected):
@@ -225,6 +226,6 @@ def check_read_at_every_step(dynamics: Any, means: Mapping[str, Tensor], changed
             each = middle.advance_each(states, 1, both)
             if not same(each[1:], expected[1:]) or not same(each[:1], before[:1]):
                 raise ValueError(
-                    f"{label} cannot differ from state to state: a step of two states with two values is not that of "
-                    "two models; expected torch operations, without a memory of earlier calls"
+                    f"{label} cannot differ from state to state: a step of two states with two values differs from the "
+                    "steps of two models; expected torch operations, without a memory of earlier calls"
                 )

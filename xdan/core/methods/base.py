@@ -301,9 +301,9 @@ class Method(ABC):
         if self.perfect_model and dynamics.model_error is not None:
             others = [name for name in METHODS if not METHODS[name].perfect_model]
             raise ValueError(
-                f"the method {self.name!r} takes the model to be perfect, and {dynamics.label!r} is known to err by "
-                f"{dynamics.model_error.word} in an interval: expected model_error=0, to take it as perfect all the "
-                f"same, or another method: {others}"
+                f"the method {self.name!r} assumes a perfect model, and {dynamics.label!r} has a known error of "
+                f"{dynamics.model_error.word} in an interval: expected model_error=0, to assume a perfect model "
+                f"nevertheless, or another method: {others}"
             )
         if self.differentiates_model or any(what == "model" for what, _ in self.derivatives):
             others = [name for name in METHODS if not METHODS[name].differentiates_model]

@@ -69,8 +69,8 @@ class FidelitiesMethod(InflatedEnsemble):
             if not _same_state(model, dynamics):
                 raise ValueError(
                     f"the model {model.label!r} of models= has the state {_state_of(model)}: expected that of "
-                    f"the record's dynamics {dynamics.label!r}, {_state_of(dynamics)}, as members of all models are "
-                    "averaged; write the model on the grid of the record"
+                    f"the record's dynamics {dynamics.label!r}, {_state_of(dynamics)}, because members of all models "
+                    "are averaged; write the model on the grid of the record"
                 )
             if dynamics.autonomous and not model.autonomous:
                 raise ValueError(

@@ -79,7 +79,7 @@ class LearnedEnsembleFilter(EnsembleNetwork):
             seen = size
         elif observing.positions is None:
             raise ValueError(
-                f"{title} weighs observations by their distance, and nothing says where those of the operator lie: "
+                f"{title} weighs observations by their distance, and the operator's observations have no positions: "
                 f"expected positions=; or {remedy}"
             )
         else:

@@ -158,9 +158,9 @@ class LocalEnsemble(AdaptiveEnsemble):
         """Refuse observations without positions."""
         if self.local and not record.observing.direct and record.observing.positions is None:
             raise ValueError(
-                f"{self.name!r} weighs observations by their distance, and nothing says where those of the operator "
-                "lie: expected positions=, for example {'x': [...]}, or coordinates such as 'obs_x' along 'obs'; or "
-                "take 'etkf'"
+                f"{self.name!r} weighs observations by their distance, and the operator's observations have no "
+                "positions: expected positions=, for example {'x': [...]}, or coordinates such as 'obs_x' along 'obs'; "
+                "or take 'etkf'"
             )
         super().check_record(record)
 

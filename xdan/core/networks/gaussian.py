@@ -81,7 +81,7 @@ class GaussianNetwork(AnalysisNetwork):
         """Refuse a space that the centre is not for, and a frozen centre with random weights."""
         if self.mean == "frozen":
             raise ValueError(
-                f"{self._title} with mean='frozen' and weights that are not trained: its analysis would stay that of "
+                f"{self._title} with mean='frozen' and weights that are not trained: its analysis would keep its "
                 "random weights; expected mean='trained', or xdan.with_spread(net) of a trained network"
             )
         self.centre.check_space(space)

@@ -139,9 +139,7 @@ class KalmanCNN(AnalysisNetwork):
         self.lag, self.past = size("lag", lag, 0), size("past", past, 0)
         self.passes = size("passes", passes)
         if self.passes > 1 and not self.lag:
-            raise ValueError(
-                f"passes={self.passes}, lag=0: expected a lag, as passes are those of a window, or passes=1"
-            )
+            raise ValueError(f"passes={self.passes}, lag=0: expected a lag, because passes need a window, or passes=1")
         self.radius = None if radius is None else real("radius", radius, above=0.0)
         self.columns = None if columns is None else size("columns", columns)
         check_one_form(radius, columns)

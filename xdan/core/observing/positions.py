@@ -70,7 +70,7 @@ class Positions:
             if missing := [dim for dim in dims if dim not in coordinates]:
                 raise ValueError(
                     f"positions along {list(coordinates)}: expected coordinates along {list(dims)} for observations "
-                    f"of the field {name!r}, and {missing} lack"
+                    f"of the field {name!r}; {missing} are missing"
                 )
             which = torch.tensor([k for k, one in enumerate(self.fields) if one == name])
             places = [coordinates[dim].double().expand(*lead, self.size)[..., which] for dim in dims]
@@ -274,7 +274,7 @@ def deviations_of(instruments: Sequence[str], errors: Mapping[str, float]) -> li
     if missing := sorted(names - set(map(str, errors))):
         raise ValueError(
             f"observation errors are given for the instruments {shown(sorted(map(str, errors)))}: expected one for "
-            f"each, and {missing} lack"
+            f"each instrument; {missing} have none"
         )
     if unknown := sorted(set(map(str, errors)) - names):
         raise ValueError(f"observation errors of {unknown}: expected those of the instruments {sorted(names)}")

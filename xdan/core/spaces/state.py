@@ -168,7 +168,7 @@ class StateSpace:
         self.fields = (fields,) if isinstance(fields, Field) else _checked_fields(fields)
         names = [field.name for field in self.fields]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"fields {names}: expected at least one, each with a name of its own")
+            raise ValueError(f"fields {names}: expected at least one field, and distinct names")
         _check_dims(self.fields)
         self.inputs = tuple(inputs)
         for one in self.inputs:
