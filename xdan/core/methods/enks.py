@@ -54,9 +54,9 @@ class EnsembleKalmanSmoother(InflatedEnsemble):
     -----
     As in a backward pass (`BackwardPass`), an inflation f counts as an error of the model. This error does not belong
     to the earlier time, so the influence of later observations on an earlier time fades. Let B be anomalies of an
-    earlier time, such that B^T A / (M - 1) is their covariance with the forecast. They start as A_a / f, where A_a are
-    the anomalies of the analysis before inflation, and each interval divides them by f. An analysis replaces the
-    earlier mean x, variance v and anomalies B by
+    earlier time, such that B^T A / (M - 1) is the covariance of the earlier state with the forecast. They start as
+    A_a / f, where A_a are the anomalies of the analysis before inflation, and each interval divides them by f. An
+    analysis replaces the earlier mean x, variance v and anomalies B by
 
         x + w B,    v + (diag (T B)^T (T B) - diag B^T B) / (M - 1),    T B.
 
