@@ -497,7 +497,7 @@ BAD_CYCLING = {
     ),
     "trained without truth": (
         lambda a: xdan.baseline(a.twin.drop_vars("truth"), "3d-var", background="trained"),
-        r"needs the truth, which the record lacks; use background='climatology'",
+        r"the record has no truth, and training needs one; expected a record with a truth",
     ),
     "scale": (
         lambda a: xdan.baseline(a.twin, "3d-var", scale=-1.0),

@@ -197,7 +197,7 @@ TABLES = {
         ),
         "two descriptions of R": (
             lambda a: xdan.twin(a.model, error_std=2.0, error_covariance=np.eye(8)),
-            ("both were given", "expected one of error_std= and error_covariance=", "None takes back the other"),
+            ("both were given", "expected one of error_std= and error_covariance=", "None removes one of them"),
         ),
     },
     "networks and training": {

@@ -191,7 +191,7 @@ def test_an_analysis_of_other_observations_is_that_of_the_matrix(kind):
     expected, matrix = OneMatrix().update(x, whole(covariance), innovation, observed, observing)
     assert_close(increment, expected, rtol=1e-9, atol=1e-10)
     assert_close(whole(after), matrix, rtol=1e-9, atol=1e-10)
-    with pytest.raises(ValueError, match=r"columns=5, and observations of an operator .*: expected|begins with errors"):
+    with pytest.raises(ValueError, match=r"columns=5, and observations of an operator .* begins with independent"):
         form().check_first(observing, "the network")
 
 

@@ -86,7 +86,7 @@ def test_a_derivative_written_out_is_compared_too():
     slanted = Slanted(8)
     states = climate_states(slanted, 0, LIKE)
     check_model(slanted, "backward", states, "ask")
-    with pytest.raises(ValueError, match=r"forward mode.*mend a derivative that is written out"):
+    with pytest.raises(ValueError, match=r"forward mode.*correct a derivative that is written out"):
         check_model(slanted, "forward", states, "ask")
 
 

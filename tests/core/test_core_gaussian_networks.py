@@ -279,7 +279,7 @@ def test_what_is_no_network_and_settings_that_do_not_go_together_are_refused():
         GaussianCNN(mean="fixed")
     with pytest.raises(ValueError, match="diagonals=4"):
         GaussianCNN(diagonals=4)
-    with pytest.raises(ValueError, match="its analysis would stay that of random weights"):
+    with pytest.raises(ValueError, match="its analysis would keep its random weights"):
         GaussianCNN(mean="frozen").check_space(Lorenz96(8).space)
     with pytest.raises(ValueError, match="a spread for 5 components, and the states have 8"):
         ConstantSpread(ResidualCNN(), 5).check_state(("x",), (8,))

@@ -302,13 +302,13 @@ def test_weak_4d_var_slides_on_from_the_fitted_error():
 
 @pytest.mark.parametrize("name", ["4d-var", "eda", "ienkf", "ienks", "ienkf-n", "ienks-n", "iterated-kalman-smoother"])
 def test_methods_that_take_the_model_to_be_perfect_refuse_q_by_name(name):
-    with pytest.raises(ValueError, match=f"the method {name!r} takes the model to be perfect.*expected model_error=0"):
+    with pytest.raises(ValueError, match=f"the method {name!r} assumes a perfect model.*expected model_error=0"):
         method_by_name(name).check_dynamics(linear(std=0.1))
     method_by_name(name).check_dynamics(linear())
 
 
 def test_the_state_covariance_has_q_with_its_second_order_filter_alone():
-    with pytest.raises(ValueError, match="takes the model to be perfect"):
+    with pytest.raises(ValueError, match="assumes a perfect model"):
         method_by_name("state-covariance").check_dynamics(linear(std=0.1))
     method_by_name("state-covariance", c2=8.0).check_dynamics(linear(std=0.1))
 

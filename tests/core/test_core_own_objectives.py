@@ -148,7 +148,7 @@ ONE = EnsembleCNN(members=1, filters=2, blocks=1, kernel=3)
         ("crps", ENSEMBLE, {"forecast": True}, "objective='crps' has no use for a teacher's analyses"),
         ("mse", ENSEMBLE, {"forecast": True}, "this network takes members: expected no teacher="),
         ("covariance", LINEAR, {}, "needs an ensemble beside the record: expected to train on the dynamics"),
-        ("covariance", None, {"covariance": True}, "'residual-cnn' has no covariance of its own; expected xdan.Linear"),
+        ("covariance", None, {"covariance": True}, "'residual-cnn' forms no covariance; expected xdan.Linear"),
     ],
 )
 def test_networks_and_windows_that_do_not_fit_are_refused(name, net, contents, message):

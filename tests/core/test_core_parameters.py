@@ -454,7 +454,7 @@ def test_em_finds_the_parameters_and_q_of_a_noisy_linear_model():
 
 def test_parameters_of_a_function_are_those_that_it_takes():
     state = {"state": {"x": 4}, "timestep": 0.05}
-    with pytest.raises(ValueError, match=r"takes no \['F'\], which parameters= names: it takes \['forcing'\]"):
+    with pytest.raises(ValueError, match=r"takes no \['F'\], which parameters= names: expected some of \['forcing'\]"):
         xdan.CustomDynamics(lambda x, forcing: forcing - x, parameters={"F": 8.0}, **state)
     with pytest.raises(ValueError, match="takes 'forcing', which parameters= does not name"):
         xdan.CustomDynamics(lambda x, forcing, damping: forcing - damping * x, parameters={"damping": 1.0}, **state)

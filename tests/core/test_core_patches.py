@@ -220,6 +220,6 @@ def test_a_model_that_reaches_beyond_the_radius_warns():
         step=lambda x: 0.5 * x + 0.5 * x.roll(20, -1), state={"x": Ring(80)}, timestep=1.0, spin_up_time=0.0
     )
     patches = patches_of(far, 5.0)
-    with pytest.warns(xdan.XdanWarning, match=r"radius=5: after an interval 50 % .* lies farther away"):
+    with pytest.warns(xdan.XdanWarning, match=r"radius=5: after an interval 50 % .* lies beyond the radius"):
         warn_of_reach(far, patches, normals(1, 80), 1)
     warn_of_reach(Lorenz96(80), patches_of(Lorenz96(80), 12.0), normals(1, 80), 2)

@@ -271,7 +271,7 @@ def test_letkf_localises_the_observations_of_any_operator():
 
 def test_letkf_of_an_operator_without_positions_is_refused():
     observing = ObservingSystem(std=STD, operator=LinearOperator(torch.eye(SITES).double()))
-    with pytest.raises(ValueError, match="nothing says where those of the operator lie: expected positions=, for exam"):
+    with pytest.raises(ValueError, match="the operator's observations have no positions: expected positions=, for exa"):
         method_by_name("letkf", members=4).prepare(record_of(Lorenz96(SITES), observing, 3))
     space = StateSpace([Field("u", Ring(3)), Field("a", Components(2))])
     positions = Positions(space, {"x": torch.tensor([1.0])}, ["u"])
@@ -290,7 +290,7 @@ def test_letkf_of_an_operator_without_positions_is_refused():
         ({"x": torch.zeros(2)}, None, r"the state has the fields \['u', 'h'\]: expected the name of each"),
         ({"x": torch.zeros(2)}, ["u"], "field names 1 observations: expected 2"),
         ({"x": torch.zeros(2)}, ["u", "q"], r"no field 'q': expected one of \['u', 'h'\]"),
-        ({"x": torch.zeros(2)}, ["u", "h"], r"for observations of the field 'h', and \['y', 'z'\] lack"),
+        ({"x": torch.zeros(2)}, ["u", "h"], r"for observations of the field 'h'; \['y', 'z'\] are missing"),
         ({"x": torch.zeros(2), "y": torch.zeros(2)}, ["u", "u"], r"positions along \['y'\]: expected .* \['x'\] alone"),
     ],
 )
@@ -302,7 +302,7 @@ def test_positions_that_cannot_be_are_refused(coordinates, fields, message):
 
 def test_instruments_have_an_error_each():
     assert deviations_of(["a", "b", "a"], {"a": 0.5, "b": 2.0}) == [0.5, 2.0, 0.5]
-    with pytest.raises(ValueError, match=r"expected one for each, and \['b'\] lack"):
+    with pytest.raises(ValueError, match=r"expected one for each instrument; \['b'\] have none"):
         deviations_of(["a", "b"], {"a": 0.5})
     with pytest.raises(ValueError, match=r"observation errors of \['c'\]: expected those of the instruments \['a'\]"):
         deviations_of(["a"], {"a": 0.5, "c": 1.0})

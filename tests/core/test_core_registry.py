@@ -167,7 +167,7 @@ def test_what_has_no_name_or_is_no_network_is_not_registered(cls):
 
 
 def test_a_class_without_a_name_of_its_own_is_not_saved_as_its_parent():
-    with pytest.raises(ValueError, match=r"Nameless is not registered.*expected a `name` of its own"):
+    with pytest.raises(ValueError, match=r"Nameless is not registered.*expected a `name` in the class"):
         registered_name(Nameless(**SMALL))
 
 

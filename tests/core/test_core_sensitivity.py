@@ -412,7 +412,7 @@ def test_only_a_matrix_that_is_the_increments_is_a_networks_own_covariance():
     assert OtherRoots(**ROOTS).forms_covariance
     for net in (Skewed(**ROOTS), Cubic(**ROOTS), ResidualCNN(**SMALL)):
         assert not net.forms_covariance
-        with pytest.raises(ValueError, match="forms no P_a of its own: expected"):
+        with pytest.raises(ValueError, match="forms no P_a: expected"):
             net.covariance(torch.zeros(1, 7))
 
 

@@ -584,8 +584,8 @@ def test_a_geometry_of_the_users_own_has_the_defaults():
         (lambda: Components(["x", "x"]), "expected distinct names, at least one"),
         (lambda: Components([]), "expected distinct names, at least one"),
         (lambda: Field("2u", Ring(3)), "name='2u' of a field: expected letters, digits and underscores"),
-        (lambda: StateSpace([]), r"fields \[\]: expected at least one, each with a name"),
-        (lambda: StateSpace([Field("u", Ring(3)), Field("u", Ring(3))]), "expected at least one, each with a name"),
+        (lambda: StateSpace([]), r"fields \[\]: expected at least one field, and distinct"),
+        (lambda: StateSpace([Field("u", Ring(3)), Field("u", Ring(3))]), "expected at least one field, and distinct"),
         (
             lambda: StateSpace([Field("u", Ring(3)), Field("h", Ring(4))]),
             "the field 'h' has a dim 'x' with other coordinates than the field before: expected one grid for a dim",

@@ -70,7 +70,7 @@ def test_replace_makes_another(model):
     xr.testing.assert_identical(other.error_std, experiment.error_std)
     full = dataclasses.replace(experiment, error_std=None, error_covariance=np.eye(8))
     assert full.error_std is None
-    with pytest.raises(ValueError, match="both were given; None takes back the other"):
+    with pytest.raises(ValueError, match="both were given; None removes one of them"):
         dataclasses.replace(experiment, error_covariance=np.eye(8))
     with pytest.raises(dataclasses.FrozenInstanceError):
         experiment.interval = 0.2

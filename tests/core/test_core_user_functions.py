@@ -90,7 +90,7 @@ def test_derivatives_pass_through_copies(step):
 def test_a_buffer_has_no_derivative_and_says_so():
     dynamics = model(Buffered(shifted))
     dynamics.step(states(2))
-    with pytest.raises(ValueError, match="step= of the dynamics 'custom' has no derivative, as it fills a buffer"):
+    with pytest.raises(ValueError, match="step= of the dynamics 'custom' has no derivative, because it writes into"):
         dynamics.advance_along(states(2), states(2, 1), 1)
 
 

@@ -609,5 +609,5 @@ def test_instruments_of_fields_have_their_errors(ds, model):
     bare = bare.assign_coords(instrument=("x", ["buoy", "ship"] * 3))
     observing = read(bare, dynamics=model, observation_error={"buoy": 0.1, "ship": 0.5}).setup.observing
     np.testing.assert_allclose(observing.std, [0.1, 0.5] * 6)
-    with pytest.raises(ValueError, match=r"instruments \['buoy'\]: expected one for each, and \['ship'\] lack"):
+    with pytest.raises(ValueError, match=r"instruments \['buoy'\]: expected one for each instrument; \['ship'\] have"):
         read(bare, dynamics=model, observation_error={"buoy": 0.1})

@@ -147,7 +147,7 @@ def test_two_kinds_of_q_are_refused():
 
 def test_smoothers_of_a_perfect_model_say_what_to_do():
     ds = twin(model_error_std=0.3)
-    with pytest.raises(ValueError, match=r"'ienks' takes the model to be perfect.*expected model_error=0"):
+    with pytest.raises(ValueError, match=r"'ienks' assumes a perfect model.*expected model_error=0"):
         ds.dan.baseline("ienks")
     with pytest.warns(xdan.XdanWarning, match="does not follow"):
         ds.compute().dan.baseline("ienkf", members=5, model_error=0, progress=False)

@@ -137,7 +137,7 @@ def test_letkf_localises_the_observations_of_a_matrix(model):
     assert by_matrix.observation_operator.dims == ("obs", "x")
     runs = [one.dan.baseline("letkf", members=5, radius=1.5).analysis for one in (ds, by_matrix)]
     np.testing.assert_allclose(*runs, rtol=1e-7, atol=1e-7)
-    with pytest.raises(ValueError, match="nothing says where those of the operator lie"):
+    with pytest.raises(ValueError, match="the operator's observations have no positions"):
         by_matrix.drop_vars("obs_x").dan.baseline("letkf", members=5)
 
 
@@ -207,7 +207,7 @@ def test_each_instrument_has_its_error(model):
     np.testing.assert_array_equal(ds.observation, plain.observation)
     again = ds.drop_vars("observation_error").dan.baseline("enkf-n", members=5, observation_error=errors)
     np.testing.assert_array_equal(again.analysis, plain.dan.baseline("enkf-n", members=5).analysis)
-    with pytest.raises(ValueError, match=r"expected one for each, and \['ship'\] lack"):
+    with pytest.raises(ValueError, match=r"expected one for each instrument; \['ship'\] have none"):
         ds.dan.baseline("etkf", observation_error={"buoy": 0.3})
     with pytest.raises(ValueError, match="expected a coordinate 'instrument' of words"):
         plain.dan.baseline("etkf", observation_error=errors)

@@ -557,7 +557,7 @@ def test_an_imitation_that_was_cut_short_ends_with_the_same_weights(model, quick
         (ROOT, {"teacher": "nobody"}, "'nobody' is unknown; known are"),
         (ROOT, {"teacher": {"members": 5}}, "expected the name of the method as 'method'"),
         (ROOT, {"teacher": {"method": "etkf", "member": 5}}, r"has no parameters \['member'\]"),
-        ("residual-cnn", {}, r"'residual-cnn' has no covariance of its own; expected xdan.LinearInZeta"),
+        ("residual-cnn", {}, r"'residual-cnn' forms no covariance; expected xdan.LinearInZeta"),
     ],
 )
 def test_covariances_that_cannot_be_imitated(model, quick, network, more, message):

@@ -71,7 +71,7 @@ def test_observations_alone_are_planned_without_the_truth(single, untouchable):
     ("changes", "message"),
     [
         ({"objective": "crps"}, "objective='crps' scores members"),
-        ({"objective": "covariance", "teacher": "etkf"}, "'residual-cnn' has no covariance of its own"),
+        ({"objective": "covariance", "teacher": "etkf"}, "'residual-cnn' forms no covariance"),
         ({"objective": "covariance"}, "teacher=NoneType: expected the name of a method to imitate"),
         ({"teacher": "etkf"}, r"\['teacher'\] go with a Dataset"),
         ({"source": TwinExperiment(xdan.Lorenz96(sites=8), interval=0.07)}, "not a positive multiple"),
@@ -101,7 +101,7 @@ def test_what_cannot_be_sent_or_saved_is_refused_before_data_are_read(single, un
     objective.lock = threading.Lock()
     for network, changes, message in (
         (SMALL, {"objective": objective, "processes": 2}, "the objective 'absolute' cannot be sent to .*processes=1"),
-        (Unknown(), {}, "Unknown is not registered, and a saved one could not be opened"),
+        (Unknown(), {}, "Unknown is not registered, so that a saved network could not be opened"),
     ):
         with pytest.raises(ValueError, match=message):
             xdan.train(ds, network, batch=2, window=4, steps=1, progress=False, **changes)

@@ -1,4 +1,4 @@
-"""Checks of arguments: messages name the argument, what it was and what was expected; answers are plain values."""
+"""Checks of arguments. Messages name the argument, what came and what was expected; results are plain values."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # Python or NumPy counts these types among the integers
-_STEM = 4  # letters that a wrong name and a known one begin with alike, where one goes on: batch_size, batch
-_LONGEST = 80  # characters of a value that a message shows
+_NO_NUMBERS = (bool, np.bool_, np.timedelta64)  # Python or NumPy counts these types as integers
+_STEM = 4  # a name with so many letters or more is similar to a longer name that begins with it: batch, batch_size
+_LONGEST = 80  # largest number of characters of a value in a message
 
 
 class XdanWarning(UserWarning):
-    """Something that is allowed but surprising.
+    """Warning of something that is allowed but surprising.
 
     Examples
     --------
     >>> import warnings, xdan
     >>> with warnings.catch_warnings():
-    ...     warnings.simplefilter("error", category=xdan.XdanWarning)  # what is surprising stops a script
+    ...     warnings.simplefilter("error", category=xdan.XdanWarning)  # a surprising result stops the script
     ...     ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=3)
     >>> issubclass(xdan.XdanWarning, UserWarning)
     True
@@ -32,15 +32,15 @@ class XdanWarning(UserWarning):
 
 
 def shown(value: Any) -> str:
-    """One line that shows a value in a message, cut where it is long."""
+    """One line that shows a value in a message; long values are cut."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... ({type(value).__name__})"
 
 
 def perhaps(name: Any, known: Iterable[str]) -> str:
-    """The known name that a wrong one may stand for, as the end of a sentence; empty where none is near.
+    """The known name that a wrong name may stand for, as the end of a sentence; empty if no name is similar.
 
-    Capitals do not count.
+    Upper and lower case make no difference.
 
     Examples
     --------
@@ -57,22 +57,22 @@ def perhaps(name: Any, known: Iterable[str]) -> str:
 
 
 def integer(label: str, value: Any, *, least: int | None = None, most: int | None = None) -> int:
-    """Take an integer, NumPy's too; no bool, and no float even where it is whole.
+    """Check an integer, also of NumPy. Booleans are refused, and so are floats, even whole ones.
 
     Parameters
     ----------
     label : str
-        The argument's name.
+        Name of the argument.
     value : object
     least, most : int, optional
-        Bounds, ends included.
+        Bounds, which are allowed values.
 
     Raises
     ------
     TypeError
-        For what is no integer.
+        If the value is not an integer.
     ValueError
-        For one out of bounds.
+        If it is out of bounds.
     """
     if isinstance(value, _NO_NUMBERS) or not isinstance(value, Integral):
         raise TypeError(f"{label}={shown(value)}: expected an integer{_bounds(least, most)}")
@@ -92,26 +92,26 @@ def real(
     most: float | None = None,
     finite: bool = True,
 ) -> float:
-    """Take a real number, NumPy's too; no bool, and not NaN.
+    """Check a real number, also of NumPy. Booleans and NaN are refused.
 
     Parameters
     ----------
     label : str
-        The argument's name.
+        Name of the argument.
     value : object
     above, below : float, optional
-        Bounds, ends excluded.
+        Bounds, which are not allowed values.
     least, most : float, optional
-        Bounds, ends included.
+        Bounds, which are allowed values.
     finite : bool
-        Whether infinity is refused.
+        Whether infinity is refused; by default it is.
 
     Raises
     ------
     TypeError
-        For what is no real number.
+        If the value is not a real number.
     ValueError
-        For one out of bounds, infinite or NaN.
+        If it is out of bounds, infinite or NaN.
     """
     if isinstance(value, _NO_NUMBERS) or not isinstance(value, Real):
         raise TypeError(f"{label}={shown(value)}: expected a number{_bounds(least, most, above, below)}")
@@ -131,24 +131,24 @@ def real(
 
 
 def real_array(label: str, value: Any, *, finite: bool = True) -> NDArray[np.float64]:
-    """Take real numbers, one or many, as a new array of float64.
+    """Check real numbers, one or many, and copy them to an array of float64.
 
     Parameters
     ----------
     label : str
-        The argument's name.
+        Name of the argument.
     value : number, sequence, NumPy array, labelled array or torch tensor
     finite : bool
-        Whether NaN and infinity are refused.
+        Whether NaN and infinity are refused; by default they are.
 
     Raises
     ------
     TypeError
-        For complex numbers, booleans, dates, strings, masked arrays, and whatever is no number.
+        If the value is complex, boolean, a date, a string, a masked array, or not made of numbers.
     ValueError
-        For rows of uneven length, and for values that are not finite.
+        If rows have different lengths, or values are not finite.
     """
-    if hasattr(value, "detach"):  # a torch tensor, perhaps of a dtype that NumPy lacks
+    if hasattr(value, "detach"):  # a torch tensor, whose dtype NumPy may lack
         value = value.detach().cpu()
         value = value.double().numpy() if value.dtype.is_floating_point else value.numpy()
     try:
@@ -167,12 +167,12 @@ def real_array(label: str, value: Any, *, finite: bool = True) -> NDArray[np.flo
 
 
 def switch(label: str, value: Any) -> bool:
-    """Take True or False, NumPy's too; other values are refused, even where Python would read them as one of both.
+    """Check True or False, also of NumPy. Other values are refused, even if Python would read them as True or False.
 
     Raises
     ------
     TypeError
-        For anything else.
+        If the value is anything else.
     """
     if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{label}={shown(value)}: expected True or False")
@@ -180,14 +180,14 @@ def switch(label: str, value: Any) -> bool:
 
 
 def choice(label: str, value: Any, known: Collection[str]) -> str:
-    """Take one of some names.
+    """Check that a value is one of some names.
 
     Raises
     ------
     TypeError
-        For what is no name.
+        If the value is not a string.
     ValueError
-        For a name that is unknown.
+        If the name is unknown.
     """
     names = sorted(known)
     if not isinstance(value, str):
@@ -198,7 +198,7 @@ def choice(label: str, value: Any, known: Collection[str]) -> str:
 
 
 def is_json_mapping(value: Any) -> bool:
-    """Whether a value is a mapping of names to what JSON can hold, NumPy's numbers and arrays among it."""
+    """Whether a value is a mapping from names to values that JSON can hold, or NumPy's numbers and arrays."""
 
     def plain(one: Any) -> Any:
         if isinstance(one, (np.generic, np.ndarray)):
@@ -222,7 +222,7 @@ def _bounds(
 
 
 def check_one_form(radius: object, columns: object) -> None:
-    """Refuse a radius of patches beside a number of columns.
+    """Refuse a radius of patches together with a number of columns.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Checks of derivatives: those of a model or an operator are compared with finite differences before they are used.
+"""Checks of derivatives: before use, those of a model or an operator are compared with finite differences.
 
-`check_derivative(function, states, label, remedy, along=..., adjoint=...)` is the whole check; `check_model` and
-`check_operator` call it for a dynamics (one step, never an interval) and for an observation operator. All raise
-ValueError, and none lets an error of torch through.
+`check_derivative(function, states, label, remedy, along=..., adjoint=...)` is the complete check. `check_model` calls
+it for a dynamics (one step, never an interval), and `check_operator` for an observation operator. All raise ValueError,
+also in the place of an error of torch.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Along = Callable[[Tensor, Tensor], Tensor]
 Adjoint = Callable[[Tensor, Tensor], Tensor]
 Mode = Literal["forward", "backward"]
 
-STATES = 4  # states of a climate at which derivatives are compared
+STATES = 4  # number of states of a climate at which derivatives are compared
 
-_DIRECTIONS = 3  # at each state
-_TOLERANCE = 1e-2  # of the difference from finite differences, relative to them
-# Finite differences step by these parts of a state's deviation: large and small, by precision.
+_DIRECTIONS = 3  # number of directions at each state
+_TOLERANCE = 1e-2  # largest difference from finite differences, relative to them
+# Steps of finite differences relative to a state's standard deviation: a large and a small one, by precision.
 _STEPS = {torch.float64: (1e-3, 1e-4), torch.float32: (3e-2, 1e-2)}
-_ROUNDING = 100  # roundings of a value that a difference may be off by
-_COLLAPSED = 1e-4  # of the values: where deviations are smaller, the climate is a single point
+_ROUNDING = 100  # largest error of a difference by rounding, in roundings of a value
+_COLLAPSED = 1e-4  # relative to the values: if standard deviations are smaller, the climate is a single point
 
 
 def check_derivative(
@@ -45,30 +45,30 @@ def check_derivative(
 ) -> None:
     """Refuse a function whose derivative is missing or wrong.
 
-    Derivatives along random directions are compared with finite differences at each state. The best of the states
-    decides, and between the one-sided differences of a kink every value is right. Values that are not finite tell
-    nothing.
+    Derivatives along random directions are compared with finite differences at each state. One state with the right
+    derivative is enough. At a kink, every value between the two one-sided differences counts as right. Values that are
+    not finite are left out.
 
     Parameters
     ----------
     function : callable
-        From states (B, N) to values (B, P), each row by itself.
+        It maps states (B, N) to values (B, P), each row separately.
     states : Tensor, shape (S, N)
-        Where to compare, in the precision that `finest` gives; their spread sets the length of the directions.
+        States at which to compare, in the precision of `finest`. Their spread sets the length of the directions.
     label : str
-        What a message calls the function, such as "the model 'lorenz96'".
+        Name of the function in messages, such as "the model 'lorenz96'".
     remedy : str
-        What a message says to do instead.
+        What to do instead, for messages.
     along : callable, optional
-        The forward derivative to check: from states (B, N) and directions (B, M, N) to (B, M, P).
+        The forward derivative to check. It maps states (B, N) and directions (B, M, N) to (B, M, P).
     adjoint : callable, optional
-        The backward derivative to check: from states (B, N) and weights (B, P) to their product with the derivative,
-        (B, N). `pull_back(function)` is that of autodiff.
+        The backward derivative to check. It maps states (B, N) and weights (B, P) to the product of weights and
+        derivative, (B, N). `pull_back(function)` is that of autodiff.
 
     Raises
     ------
     ValueError
-        If a derivative cannot be computed, or is not that of the function.
+        If a derivative cannot be computed, or does not belong to the function.
     """
     states = finest(function, states)
     size = sizes(states)
@@ -96,17 +96,17 @@ def check_derivative(
 
 
 def check_model(dynamics: Dynamics, mode: Mode, states: Tensor, remedy: str) -> None:
-    """Refuse a dynamics whose derivative of one step is missing or wrong.
+    """Refuse a dynamics if the derivative of one step is missing or wrong.
 
     Parameters
     ----------
     dynamics : Dynamics
     mode : {"forward", "backward"}
-        `advance_along`, or autodiff backward through `advance`.
+        "forward": `advance_along`. "backward": autodiff backward through `advance`.
     states : Tensor, shape (S, N)
-        Flattened, as `climate_states` gives them.
+        Flattened states, from `climate_states`.
     remedy : str
-        As for `check_derivative`.
+        See `check_derivative`.
 
     Raises
     ------
@@ -115,7 +115,7 @@ def check_model(dynamics: Dynamics, mode: Mode, states: Tensor, remedy: str) -> 
     shape = dynamics.shape
     label = f"the increment of a step of the model {dynamics.label!r}"
 
-    # A short step is nearly the identity: what it adds tells more than where it ends.
+    # A short step is nearly the identity. Its increment therefore shows more than its end state.
     def increment(x: Tensor) -> Tensor:
         return dynamics.advance(x.unflatten(1, shape), 1).flatten(1) - x
 
@@ -130,17 +130,17 @@ def check_model(dynamics: Dynamics, mode: Mode, states: Tensor, remedy: str) -> 
 
 
 def check_operator(operator: Operator | None, mode: Mode, states: Tensor, remedy: str) -> None:
-    """Refuse an observation operator whose derivative at some states is missing or wrong; a matrix is right.
+    """Refuse an observation operator whose derivative at some states is missing or wrong. A matrix is always right.
 
     Parameters
     ----------
     operator : Operator, optional
-        None reads off the state.
+        None observes the state directly.
     mode : {"forward", "backward"}
-        `tangent`, or autodiff backward through the operator.
+        "forward": `tangent`. "backward": autodiff backward through the operator.
     states : Tensor, shape (S, N)
     remedy : str
-        As for `check_derivative`.
+        See `check_derivative`.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def pull_back(function: Function) -> Adjoint:
 
 
 def climate_states(dynamics: Dynamics, seed: int, like: Tensor) -> Tensor:
-    """A few flattened states of the climate, (S, N); about a climate that is a single point, states around it."""
+    """A few flattened states of the climate, (S, N). If the climate is a single point, states around this point."""
     drawn = dynamics.climatology(range(STATES), seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
     if bool((drawn.std(0) > _COLLAPSED * drawn.abs().amax(0)).any()):
         return drawn
@@ -177,9 +177,9 @@ def climate_states(dynamics: Dynamics, seed: int, like: Tensor) -> Tensor:
 
 
 def sizes(states: Tensor) -> Tensor:
-    """Length by which each component of states (S, N) varies, shape (N,): its deviation, or else its size, or else 1.
+    """Typical variation of each component of states (S, N), shape (N,): its standard deviation, or its size, or 1.
 
-    The size of a component that is zero in all states is that of the whole state.
+    If a component is zero in all states, its size is that of the whole state.
     """
     deviation, size = states.std(0), states.square().mean(0).sqrt()
     whole = size.square().mean().sqrt()
@@ -188,12 +188,12 @@ def sizes(states: Tensor) -> Tensor:
 
 
 def random_directions(rows: Tensor, stream: int, like: Tensor) -> Tensor:
-    """Standard normal numbers keyed by labels (B,) and a stream, as long as the rows of `like`, shape (B, N)."""
+    """Standard normal numbers keyed by labels (B,) and a stream, shape (B, N). N is the length of `like`'s rows."""
     return normal(0, Purpose.DIRECTION, rows, torch.zeros_like(rows[:1]), like.shape[1], stream)[:, 0].to(like)
 
 
 def _differences(function: Function, x: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Central differences of a function, how far a right derivative may be from them, and their typical size.
+    """Central differences of a function, the largest possible error of these differences, and their typical size.
 
     Returns
     -------
@@ -210,23 +210,23 @@ def _differences(function: Function, x: Tensor, direction: Tensor) -> tuple[Tens
         middle = middle.double()
         central, near = (high - low) / (2 * big), (near_high - near_low) / (2 * small)
         gap, near_gap = (high + low - 2 * middle).abs() / big, (near_high + near_low - 2 * middle).abs() / small
-        # One-sided differences of a smooth function close up with the step; what is left of their gap is a kink.
+        # For a smooth function, the gap between one-sided differences closes with the step. A gap that stays is a kink.
         kink = ((big * near_gap - small * gap) / (big - small)).clamp_min(0.0)
         doubt = kink + 2 * (central - near).abs()
         fine = central.isfinite()
         typical = torch.where(fine, central, 0.0).square().mean(0).sqrt()
         value = torch.where(middle.isfinite(), middle, 0.0).abs().amax(0)
-        if x.shape == middle.shape:  # a difference of states is rounded like them
+        if x.shape == middle.shape:  # differences of states have the rounding of states
             value = value + x.abs().amax(0)
         rounding = _ROUNDING * torch.finfo(precision).eps * value / small
         return central, doubt, typical + rounding + torch.finfo(torch.float32).tiny
 
 
 def _derived(derive: Callable[[], Tensor], label: str, mode: Mode, remedy: str) -> Tensor:
-    """A derivative, or the reason why there is none."""
+    """A derivative, or an error that says why there is none."""
     try:
         return derive().detach().double()
-    except Exception as error:  # whatever torch, NumPy or the function says of a tensor that carries derivatives
+    except Exception as error:  # errors of torch, NumPy or the function for a tensor that carries derivatives
         raise ValueError(
             f"no derivative passes through {label} ({mode} mode): expected torch operations, without detach(), NumPy "
             f"or operations that torch cannot differentiate. {_capital(remedy)}"
@@ -236,7 +236,7 @@ def _derived(derive: Callable[[], Tensor], label: str, mode: Mode, remedy: str) 
 def _judge(
     off: Tensor, derivative: Tensor, expected: Tensor, fine: Tensor, label: str, mode: Mode, remedy: str
 ) -> None:
-    """Refuse a derivative that is wrong at every state; the message is about the state where it is wrong the least.
+    """Refuse a derivative that is wrong at every state. The message is about the state with the smallest error.
 
     All tensors have shape (S * directions,).
     """
@@ -250,8 +250,8 @@ def _judge(
     says, differences = (float(v[best, direction[best]]) for v in (derivative, expected))
     raise ValueError(
         f"the derivative of {label} is wrong: along a random direction it is {says:.3g} in {mode} mode, and finite "
-        f"differences give {differences:.3g}, expected the same; write it in torch operations, without detach() or "
-        f"NumPy, and mend a derivative that is written out. {_capital(remedy)}"
+        f"differences give {differences:.3g}, expected equal values; write the function in torch operations, without "
+        f"detach() or NumPy, and correct a derivative that is written out. {_capital(remedy)}"
     )
 
 

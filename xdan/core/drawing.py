@@ -10,7 +10,7 @@ from .roots import eigh_or_nan
 
 
 def draw_gaussian(mean: Tensor, deviation: Tensor, trajectory: Tensor, time: Tensor, members: int, seed: int) -> Tensor:
-    """Draw members x_m = x_a + s e_m with independent errors, or x_a + P^{1/2} e_m, e_m standard normal.
+    """Draw members x_m = x_a + s e_m with independent errors, or x_a + P^{1/2} e_m, with e_m standard normal.
 
     Parameters
     ----------
@@ -19,14 +19,14 @@ def draw_gaussian(mean: Tensor, deviation: Tensor, trajectory: Tensor, time: Ten
     deviation : Tensor, shape (B, K, N) or (B, K, N, N)
         Standard deviations s, or covariances P.
     trajectory, time : Tensor of int64, shape (B,) and (K,)
-        Labels that key the random numbers, beside the seed and the member's number.
+        Labels. The seed, the labels and the member's number are the keys of the random numbers.
     members : int
     seed : int
 
     Returns
     -------
-    Tensor, shape (B, K, members, N), of the dtype of `mean`
-        NaN where a mean or its deviation is not finite.
+    Tensor, shape (B, K, members, N), in the dtype of `mean`
+        NaN if a mean or its deviation is not finite.
     """
     size = mean.shape[-1]
     noise = torch.stack(
@@ -39,10 +39,10 @@ def draw_gaussian(mean: Tensor, deviation: Tensor, trajectory: Tensor, time: Ten
 
 
 def symmetric_root(covariance: Tensor) -> Tensor:
-    """Symmetric root of covariances (..., N, N) in double precision; negative eigenvalues, of rounding, count as zero.
+    """Symmetric root of covariances (..., N, N) in double precision. Negative eigenvalues from rounding count as zero.
 
-    NaN where a covariance is not finite. Unlike a Cholesky factor it moves with the components, in whatever order they
-    are, and it exists for singular covariances.
+    NaN if a covariance is not finite. Unlike a Cholesky factor, this root does not depend on the order of the
+    components, and exists for singular covariances.
     """
     matrix = covariance.double()
     values, vectors = eigh_or_nan(0.5 * (matrix + matrix.mT))

@@ -1,4 +1,4 @@
-"""Eigendecompositions that do not fail where single precision is too coarse for the algorithm."""
+"""Eigendecompositions that do not fail if single precision is too coarse for the algorithm."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from torch import Tensor
 
 
 def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of symmetric matrices (..., N, N), as `torch.linalg.eigh`.
+    """Eigenvalues and eigenvectors of symmetric matrices (..., N, N), like `torch.linalg.eigh`.
 
-    On some processors the algorithm does not converge in single precision for a rare matrix of a large batch. The batch
-    is then decomposed in double precision.
+    On some processors, the algorithm in single precision does not converge for a rare matrix of a large batch. The
+    batch is then decomposed in double precision.
 
     Parameters
     ----------
     matrices : Tensor, shape (..., N, N)
-        Finite.
+        Finite matrices.
 
     Raises
     ------
     torch.linalg.LinAlgError
-        If it does not converge in double precision either.
+        If the algorithm does not converge in double precision either.
 
     Returns
     -------
     values : Tensor, shape (..., N)
         In ascending order.
     vectors : Tensor, shape (..., N, N)
-        In columns.
+        Eigenvectors as columns.
     """
     try:
         values, vectors = torch.linalg.eigh(matrices)

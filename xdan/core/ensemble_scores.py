@@ -1,4 +1,4 @@
-"""Scores of ensembles against the truth, as kernels of arrays in bounded memory; members lie along the last axis."""
+"""Scores of ensembles against the truth, as functions of arrays in bounded memory. Members are the last axis."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .extras import optional
 from .scores import Array, in_pieces, pieces, rows_of
 
 _FLOAT = np.dtype(np.float64)
-_FEWEST_TRAJECTORIES = 3  # for a covariance between ranks and how well it is known
+_FEWEST_TRAJECTORIES = 3  # smallest number for a covariance between ranks and its uncertainty
 
 
 def members_crps(truth: Array, members: Array) -> Array:
-    """Fair continuous ranked probability score of an ensemble: its mean does not depend on the number of members.
+    """Fair continuous ranked probability score of an ensemble. Its mean does not depend on the number of members.
 
     With m members x_i and the truth y: CRPS = 1/m sum_i |x_i - y| - 1/(2 m (m - 1)) sum_ij |x_i - x_j|.
     The second sum is 2 sum_i (2 i - m - 1) x_(i) of the sorted members x_(1) <= ... <= x_(m).
-    One member has its absolute error.
+    The score of one member is its absolute error.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def members_crps(truth: Array, members: Array) -> Array:
     Returns
     -------
     array, shape S
-        NaN where a member is NaN.
+        NaN if a member is NaN.
 
     References
     ----------
@@ -41,7 +41,7 @@ def members_crps(truth: Array, members: Array) -> Array:
 
 def _members_crps(truth: Array, members: Array) -> Array:
     count = members.shape[-1]
-    # About the truth, so that nothing is lost where the values are large beside their differences.
+    # Differences from the truth lose no digits where values are large compared with their differences.
     away = members
     away -= truth[..., None]
     between: Array | float = 0.0
@@ -56,36 +56,36 @@ def _members_crps(truth: Array, members: Array) -> Array:
 
 
 def energy_score(truth: Array, members: Array, weights: Array, axes: int = 1) -> Array:
-    """Fair energy score of an ensemble: the CRPS of whole states, which sees how their variables vary together.
+    """Fair energy score of an ensemble: the CRPS for whole states. It depends on how their variables vary together.
 
     With m members x_i and the truth y: ES = 1/m sum_i |x_i - y| - 1/(2 m (m - 1)) sum_ij |x_i - x_j|, where
-    |z|^2 = sum_n w_n z_n^2. With weights that add up to 1 the distance of one member is its RMSE. Distances come from
-    products of states, G_ij = sum_n w_n (x_i - y)_n (x_j - y)_n: |x_i - x_j|^2 = G_ii + G_jj - 2 G_ij, in O(m^2 N)
-    operations.
+    |z|^2 = sum_n w_n z_n^2. If the weights add up to 1, the score of one member is its RMSE. Distances are computed
+    from products of states, G_ij = sum_n w_n (x_i - y)_n (x_j - y)_n: |x_i - x_j|^2 = G_ii + G_jj - 2 G_ij. This takes
+    O(m^2 N) operations.
 
     Parameters
     ----------
     truth : array, shape (..., *state)
     members : array, shape (..., *state, m)
     weights : array, shape (*state)
-        Not negative.
+        Weights, not negative.
     axes : int
-        How many axes the state has.
+        Number of axes of the state.
 
     Returns
     -------
     array of float64, shape (...)
-        NaN where a member or the truth is NaN.
+        NaN if a member or the truth is NaN.
 
     References
     ----------
-    Gneiting and Raftery (2007), doi:10.1198/016214506000001437, Eq. 22; the fair form as in Ferro (2014).
+    Gneiting and Raftery (2007), doi:10.1198/016214506000001437, Eq. 22; fair form: Ferro (2014).
     """
     lead, count = truth.shape[: truth.ndim - axes], members.shape[-1]
     size = math.prod(truth.shape[len(lead) :])
     result = np.empty(lead)
     roots = np.sqrt(weights.reshape(size).astype(_FLOAT))
-    step = max(1, scores._VALUES // count)  # variables of the state that are copied at once
+    step = max(1, scores._VALUES // count)  # number of variables of the state that are copied at once
     with np.errstate(over="ignore", invalid="ignore"):
         for piece in pieces(lead, size * count):
             x, ensemble = truth[piece], members[piece]
@@ -102,12 +102,12 @@ def energy_score(truth: Array, members: Array, weights: Array, axes: int = 1) ->
 
 
 def _energy(products: Array) -> Array:
-    """Energy score of products of states about the truth, shape (..., m, m)."""
+    """Energy score from products of differences from the truth, shape (..., m, m)."""
     count = products.shape[-1]
     squares = np.diagonal(products, axis1=-2, axis2=-1)
     score: Array = np.sqrt(squares).mean(-1)
     if count > 1:
-        # Rounding may leave less than nothing of two members that are one.
+        # If two members are equal, rounding may give a negative square.
         apart = squares[..., :, None] + squares[..., None, :] - 2 * products
         score -= np.sqrt(np.maximum(apart, 0)).sum((-1, -2)) / (2 * count * (count - 1))
     return score
@@ -116,16 +116,16 @@ def _energy(products: Array) -> Array:
 def rank_counts(truth: Array, members: Array, axes: int = 1) -> Array:
     """How often the truth takes each rank among the members, counted over the state.
 
-    A truth that equals t members may have t + 1 ranks and counts as 1 / (t + 1) in each of them: the histogram of an
-    exchangeable ensemble stays flat in the mean, and no random numbers are drawn. A truth that is NaN, or has a member
-    that is NaN, is not counted.
+    A truth that equals t members may have t + 1 ranks. It counts as 1 / (t + 1) in each of them. The histogram of an
+    exchangeable ensemble then stays flat in the mean, and no random numbers are drawn. Values are not counted if the
+    truth or a member is NaN.
 
     Parameters
     ----------
     truth : array, shape (..., *state)
     members : array, shape (..., *state, m)
     axes : int
-        How many axes the state has.
+        Number of axes of the state.
 
     Returns
     -------
@@ -150,29 +150,29 @@ def rank_counts(truth: Array, members: Array, axes: int = 1) -> Array:
 
 
 def flatness(counts: Array) -> dict[str, Array]:
-    """How flat a rank histogram is, and whether chance explains what is missing.
+    """How flat a rank histogram is, and whether chance explains the differences from a flat one.
 
-    With the shares p_k of K ranks: the reliability index is sum_k |p_k - 1/K|. Counts of one trajectory are not
-    independent, so that the chi-square statistic of all counts says little. Trajectories are: their histograms give the
-    covariance V of the p_k. `effective_counts` is the number of independent counts whose shares would have the trace of
-    V, (1 - sum_k p_k^2) / tr V, and `chi_square` is the statistic of so many. Its distribution is a weighted sum of
-    chi-square ones, which F approximates: sum_k (p_k - 1/K)^2 / tr V has d and d (R - 1) degrees of freedom for R
-    trajectories, d = (tr V)^2 / tr V^2.
+    Let p_k be the shares of K ranks. The reliability index is sum_k |p_k - 1/K|. Counts of one trajectory are not
+    independent, so that the chi-square statistic of all counts says little. Trajectories are independent: their
+    histograms give the covariance V of the p_k. `effective_counts`, (1 - sum_k p_k^2) / tr V, is the number of
+    independent counts whose shares would have the trace of V. `chi_square` is the statistic for this number. Its
+    distribution is a weighted sum of chi-square distributions, which an F distribution approximates:
+    sum_k (p_k - 1/K)^2 / tr V has d and d (R - 1) degrees of freedom for R trajectories, d = (tr V)^2 / tr V^2.
 
     Parameters
     ----------
     counts : array, shape (..., R, K)
-        Of R independent trajectories.
+        Counts of R independent trajectories.
 
     Returns
     -------
     dict of str to array, shape (...)
-        `reliability_index`, `effective_counts`, `chi_square`, `p_value`; all but the first are NaN for fewer than 3
-        trajectories.
+        `reliability_index`, `effective_counts`, `chi_square` and `p_value`. With fewer than 3 trajectories, all but the
+        first are NaN.
 
     References
     ----------
-    Reliability index: Delle Monache et al. (2006), doi:10.1029/2005JD006917. Chi-square statistics of clusters: Rao and
+    Reliability index: Delle Monache et al. (2006), doi:10.1029/2005JD006917. Chi-square statistic of clusters: Rao and
     Scott (1984), doi:10.1214/aos/1176346391.
     """
     special = optional("scipy.special", "statistics", "p values")
@@ -190,7 +190,7 @@ def flatness(counts: Array) -> dict[str, Array]:
         between = away @ away.swapaxes(-1, -2) * (rows / free)  # R by R, with the trace of V and of its square
         trace = np.trace(between, axis1=-2, axis2=-1)
         square = np.square(between).sum((-1, -2))
-        # Without the share of the trace of V^2 that comes from its few trajectories.
+        # Subtract the part of the trace of V^2 that comes from the small number of trajectories.
         square = (square - trace**2 / free) * free**2 / ((free - 1) * (free + 2))
         degrees = np.clip(trace**2 / np.maximum(square, np.finfo(float).tiny), 1, ranks - 1)
         effective = (1 - np.square(shares).sum(-1)) / trace
@@ -203,7 +203,7 @@ def flatness(counts: Array) -> dict[str, Array]:
 
 
 def trailing(nothing: Any) -> Array:
-    """Which times at the end of a record have nothing: True where all from there on are True, shape (..., K)."""
+    """Which times at the end of a record have nothing, (..., K): True if this and all later entries are True."""
     backward = np.logical_and.accumulate(np.asarray(nothing)[..., ::-1], axis=-1)
     result: Array = backward[..., ::-1]
     return result

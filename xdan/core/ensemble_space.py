@@ -1,4 +1,4 @@
-"""Analyses in the space of an ensemble's members: what filters, and networks that are parts of filters, are made of."""
+"""Analyses in the space of an ensemble's members, for filters and for networks that are parts of filters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,20 @@ def centre(x: Tensor) -> tuple[Tensor, Tensor]:
 class InverseRoot(torch.autograd.Function):
     """P^{-1/2} of symmetric positive matrices from their eigendecomposition.
 
-    Its gradient has no difference of eigenvalues in a denominator, so equal ones do no harm (Daleckii and Krein).
+    Its gradient has no difference of eigenvalues in a denominator. Equal eigenvalues are therefore harmless (Daleckii
+    and Krein).
     """
 
     @staticmethod
     def forward(ctx: Any, p: Tensor, values: Tensor, vectors: Tensor) -> Tensor:
-        """From P (..., M, M), and its eigenvalues and eigenvectors."""
+        """Compute the root from P (..., M, M), and its eigenvalues and eigenvectors."""
         ctx.save_for_backward(values, vectors)
         return (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        """Divided differences of 1 / sqrt in the eigenbasis."""
+        """Gradient by divided differences of 1 / sqrt in the eigenbasis."""
         values, vectors = ctx.saved_tensors
         root = values.sqrt()
         rows, columns = root[..., :, None], root[..., None, :]
@@ -41,7 +42,7 @@ class InverseRoot(torch.autograd.Function):
 
 
 class Precision:
-    """Precision P = zeta I + S S^T of the weights of an ensemble's members, and what an analysis needs of it.
+    """Precision P = zeta I + S S^T of the weights of an ensemble's members, for analyses.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ class Precision:
         self.gram = s @ s.mT
         self.projected = (s @ innovation[..., None])[..., 0]
         with torch.no_grad():
-            if not bool(self.gram.isfinite().all()):  # a lost trajectory must not stop the others' decomposition
+            if not bool(self.gram.isfinite().all()):  # a lost trajectory must not stop the decomposition of the others
                 fine = self.gram.isfinite().all(-1).all(-1)[..., None]
                 self.projected = torch.where(fine, self.projected, torch.nan)
                 self.gram = torch.where(fine[..., None], self.gram, 0.0)
@@ -68,12 +69,12 @@ class Precision:
         return turned[..., 0]
 
     def at(self, zeta: Tensor | float) -> Tensor:
-        """P, for zeta a number or of shape (...)."""
+        """P for zeta, which is a number or has the shape (...)."""
         identity = torch.eye(self.gram.shape[-1], dtype=self.gram.dtype, device=self.gram.device)
         return self.gram + (zeta[..., None, None] if isinstance(zeta, Tensor) else zeta) * identity
 
     def solve(self, zeta: Tensor | float) -> tuple[Tensor, Tensor]:
-        """Weights P^{-1} S d of shape (..., M), and P^{-1/2}, for zeta a number or of shape (...)."""
+        """Weights P^{-1} S d, shape (..., M), and P^{-1/2}, for zeta, which is a number or has the shape (...)."""
         shift = zeta.detach()[..., None] if isinstance(zeta, Tensor) else zeta
         root: Tensor = InverseRoot.apply(self.at(zeta), self.values + shift, self.vectors)  # type: ignore[no-untyped-call]
         return (root @ (root @ self.projected[..., None]))[..., 0], root

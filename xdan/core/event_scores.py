@@ -1,4 +1,4 @@
-"""Probabilities of an event beside its frequency: sums by bins of probability, and the Brier score with its parts."""
+"""Probabilities of an event and its frequency: sums by bins of probability, and the Brier score with its parts."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ EVENT_SUMS = ("count", "probability", "squared", "events", "both")
 def members_event_sums(
     truth: Array, members: Array, threshold: Array, *, bins: int, axes: int = 1, weights: Array | None = None
 ) -> Array:
-    """Sums over the state, by bins of the probability that an ensemble gives to a value above a threshold.
+    """Sums over the state, by bins of the probability of values above a threshold, for an ensemble.
 
     Parameters
     ----------
     truth : array, shape (..., *state)
     members : array, shape (..., *state, m)
-        The probability p is the share of members above the threshold.
+        The probability p of the event is the share of members above the threshold.
     threshold : array, shape (*state)
     bins : int
-        Of equal width between 0 and 1.
+        Number of bins of equal width between 0 and 1.
     axes : int
-        How many axes the state has.
+        Number of axes of the state.
     weights : array, shape (*state), optional
-        How often each variable counts; once by default.
+        Weight of each variable; by default 1.
 
     Returns
     -------
     array of float64, shape (..., bins, 5)
-        For each bin the sums of 1, p, p^2, o and p o, where o is 1 if the truth is above the threshold, else 0. What is
-        NaN is not counted.
+        For each bin the sums of 1, p, p^2, o and p o. o is 1 if the truth is above the threshold, and otherwise 0. NaN
+        is not counted.
     """
 
     def kernel(x: Array, members: Array) -> Array:
         count = members.shape[-1]
         above = (members > threshold[..., None]).sum(-1)
         probability = np.where(np.isnan(members).any(-1), np.nan, above / count)
-        place = np.minimum(above * bins // count, bins - 1)  # in whole numbers: 7 of 10 is in the bin from 0.7
+        place = np.minimum(above * bins // count, bins - 1)  # in integers, so that 7 of 10 is in the bin from 0.7
         return _event_sums(x, probability, place, threshold, bins, axes, weights)
 
     lead = truth.shape[: truth.ndim - axes]
@@ -63,7 +63,7 @@ def gaussian_event_sums(
 
     def kernel(x: Array, mean: Array, spread: Array) -> Array:
         away = threshold - mean
-        # Without spread the event is certain or impossible.
+        # Without spread, the event is certain or impossible.
         z = np.where(spread > 0, away / spread, np.where(away < 0, -np.inf, np.inf))
         known = (spread >= 0) & ~np.isnan(away)
         probability = np.where(known, 0.5 * torch.from_numpy(z / math.sqrt(2)).erfc().numpy(), np.nan)
@@ -90,17 +90,17 @@ def _event_sums(
 def brier_parts(sums: Array, members: int | None = None) -> dict[str, Array]:
     """The Brier score and its decomposition, from the sums of `members_event_sums`.
 
-    With probabilities p, outcomes o of 0 or 1, and n_k forecasts in bin k, of mean probability p_k and frequency o_k:
-    BS = mean (p - o)^2 = reliability - resolution + uncertainty + within_bins,
-    reliability = sum n_k (p_k - o_k)^2 / n, resolution = sum n_k (o_k - o)^2 / n, uncertainty = o (1 - o), o being the
-    frequency of all. `within_bins` is what varies inside of the bins; 0 where each bin has one probability. The fair
-    score takes mean p (1 - p) / (m - 1) off the Brier score of m members: its mean does not depend on m.
+    Let p be probabilities and o outcomes of 0 or 1. Bin k has n_k forecasts, with mean probability p_k and frequency
+    o_k. BS = mean (p - o)^2 = reliability - resolution + uncertainty + within_bins,
+    reliability = sum n_k (p_k - o_k)^2 / n, resolution = sum n_k (o_k - o)^2 / n, uncertainty = o (1 - o), where o is
+    the overall frequency. `within_bins` is the variation inside the bins; it is 0 if each bin has one probability. The
+    fair score of m members is the Brier score minus mean p (1 - p) / (m - 1): its mean does not depend on m.
 
     Parameters
     ----------
     sums : array, shape (..., bins, 5)
     members : int, optional
-        m, for the fair score.
+        Number m of members, for the fair score. By default there is none.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Packages that some parts of xdan need and the rest does without: the extras of the installation."""
+"""Packages that only some parts of xdan need: the extras of the installation."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 
 def optional(module: str, extra: str, what: str) -> Any:
-    """Import a module that an extra brings.
+    """Import a module that an extra installs.
 
     Parameters
     ----------
     module : str
     extra : str
-        Of the installation, as in `pip install "xdan[plots]"`.
+        Extra of the installation, as in `pip install "xdan[plots]"`.
     what : str
-        What needs it, such as "pictures".
+        What needs the module, such as "pictures".
 
     Returns
     -------
@@ -24,7 +24,7 @@ def optional(module: str, extra: str, what: str) -> Any:
     Raises
     ------
     ImportError
-        If its package is not installed.
+        If the package of the module is not installed.
     """
     try:
         return import_module(module)

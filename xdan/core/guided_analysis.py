@@ -16,7 +16,7 @@ from .tangent import along, jacobian, mixed_along, mixed_jacobian, unit_directio
 
 
 class FilterCovariance(ABC):
-    """P_a of a Kalman filter at B points, and how it follows from the forecasts there."""
+    """P_a of a Kalman filter at B points, and how P_a follows from the forecasts at these points."""
 
     @abstractmethod
     def matrices(self) -> Tensor:
@@ -31,13 +31,13 @@ class FilterCovariance(ABC):
         """P_a at the forecasts x[:, permutation]."""
 
     def at(self, index: Tensor) -> FilterCovariance:
-        """P_a at some of the points, or at points that stand several times."""
+        """P_a at some of the points; a point may occur several times."""
         return _Taken(self, index)
 
 
 @dataclass(frozen=True)
 class CarriedCovariance(FilterCovariance):
-    """P_a that an analysis of a run gave. It is held fixed when the forecast changes, as latent memory is.
+    """P_a that an analysis of a run stored. It is constant when the forecast changes, like latent memory.
 
     Attributes
     ----------
@@ -47,30 +47,30 @@ class CarriedCovariance(FilterCovariance):
     carried: Tensor
 
     def matrices(self) -> Tensor:
-        """Those that were carried."""
+        """The matrices that were carried."""
         return self.carried
 
     def along(self, direction: Tensor) -> Tensor:
-        """Zero."""
+        """Zero, because P_a is constant."""
         return torch.zeros_like(self.carried)
 
     def permuted(self, permutation: Tensor) -> CarriedCovariance:
-        """Exchange rows, and columns alike."""
+        """Permute rows and columns."""
         return CarriedCovariance(self.carried[:, permutation][:, :, permutation])
 
 
 @dataclass(frozen=True)
 class RebuiltCovariance(FilterCovariance):
-    """P_a that follows from the forecast alone; it is computed in double precision, once for each point.
+    """P_a that follows from the forecast alone. It is computed in double precision, once for each point.
 
     Attributes
     ----------
     x : Tensor, shape (B, N)
         Forecasts.
     observed : Tensor of bool, shape (B, P)
-        What is observed, now and in the past.
+        Which observations there are, now and in the past.
     observing : ObservingSystem
-        Of each point's time.
+        H and R of each point's time.
     rebuild : callable
         rebuild(x, observed, observing) gives P_a, (B, N, N).
     """
@@ -81,11 +81,11 @@ class RebuiltCovariance(FilterCovariance):
     rebuild: Callable[[Tensor, Tensor, ObservingSystem], Tensor]
 
     def matrices(self) -> Tensor:
-        """Rebuild them, the first time."""
+        """Compute the matrices at the first call."""
         return self._matrices
 
     def along(self, direction: Tensor) -> Tensor:
-        """Forward through the model's past and the filter.
+        """Derivative through the model's past and the filter, in forward mode.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class RebuiltCovariance(FilterCovariance):
         return slope.to(self.x)
 
     def permuted(self, permutation: Tensor) -> RebuiltCovariance:
-        """Rebuild them from the permuted forecasts, and what is observed there with its errors."""
+        """Compute the matrices for permuted forecasts, with permuted observations and errors."""
         x, observing = self.x[:, permutation], self.observing
         if not observing.direct:
             return replace(self, x=x)
@@ -119,7 +119,7 @@ class RebuiltCovariance(FilterCovariance):
 
 @dataclass(frozen=True)
 class _Taken(FilterCovariance):
-    """Points picked from another source by row number; a row may be picked several times.
+    """Points of another source, selected by row number. A row may occur several times.
 
     Attributes
     ----------
@@ -131,17 +131,17 @@ class _Taken(FilterCovariance):
     rows: Tensor
 
     def matrices(self) -> Tensor:
-        """Those of the source."""
+        """The matrices of the source."""
         return self.source.matrices()[self.rows]
 
     def along(self, direction: Tensor) -> Tensor:
-        """Derivative along one direction (N,), taken once for each point of the source."""
+        """Derivative along one direction (N,), computed once for each point of the source."""
         if direction.ndim > 1:
             raise ValueError(f"directions of shape {tuple(direction.shape)}: expected one for all points, (N,)")
         return self.source.along(direction)[self.rows]
 
     def permuted(self, permutation: Tensor) -> FilterCovariance:
-        """The source's."""
+        """Permuted points of the source."""
         return _Taken(self.source.permuted(permutation), self.rows)
 
     def at(self, index: Tensor) -> FilterCovariance:
@@ -153,16 +153,16 @@ class _Taken(FilterCovariance):
 class GuidedAnalysis:
     """The analysis of a network beside a Kalman filter, as a function of forecast and projected innovation at B points.
 
-    The filter's gain is optimal, K = P_f H^T (H P_f H^T + R)^-1, so that K = P_a H^T R^-1 and K d = P_a zeta:
+    The filter's gain is optimal, K = P_f H^T (H P_f H^T + R)^-1. Therefore K = P_a H^T R^-1 and K d = P_a zeta:
 
         x_a = x + P_a zeta + a_theta(x, zeta, P_a zeta, P_a[, m]).
 
-    Derivatives by x take into account how P_a follows from x. Latent memory is held fixed.
+    Derivatives with respect to x include the dependence of P_a on x. Latent memory is constant.
 
     Attributes
     ----------
     network : AnalysisNetwork
-        With `guides`.
+        A network that `guides`.
     covariance : FilterCovariance
     """
 
@@ -174,17 +174,17 @@ class GuidedAnalysis:
         return self._analyse(x, zeta, memory, self.covariance.matrices())
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
-        """P_a[i, j] = d a_i / d zeta_j, as of `AnalysisNetwork`; that of a silent network is the filter's P_a."""
+        """P_a[i, j] = d a_i / d zeta_j; see `AnalysisNetwork`. Without a correction it is the filter's P_a."""
         covariance = self.covariance.matrices()
         return jacobian(lambda z: self._analyse(x, z, memory, covariance)[0], zeta, self._title)
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
-        """d^2 a_i / (dx_l dzeta_j) at one site l, as of `AnalysisNetwork`."""
+        """d^2 a_i / (dx_l dzeta_j) at one site l; see `AnalysisNetwork`."""
         state, direction = self._joined(x), self._joined_direction(x, unit_direction(x, site)[0])
         return mixed_jacobian(self._of_joined(memory), state, zeta, direction, self._title)
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
-        """Derivative of the analysis by x_l at one site l, as of `AnalysisNetwork`."""
+        """Derivative of the analysis with respect to x_l at one site l; see `AnalysisNetwork`."""
         analysis, direction = self._of_joined(memory), self._joined_direction(x, unit_direction(x, site)[0])
         return along(lambda known: analysis(known, zeta), self._joined(x), direction, self._title)
 
@@ -196,15 +196,15 @@ class GuidedAnalysis:
         return mixed_along(self._of_joined(memory), state, zeta, direction, zeta_direction, self._title)
 
     def _joined(self, x: Tensor) -> Tensor:
-        """Forecast and covariance side by side, (B, N + N N): P_a moves with x along what `_joined_direction` gives."""
+        """Forecast and covariance as one vector, (B, N + N N). `_joined_direction` says how P_a changes with x."""
         return torch.cat([x, self.covariance.matrices().flatten(1)], 1)
 
     def _joined_direction(self, x: Tensor, direction: Tensor) -> Tensor:
-        """A direction of x with the derivative of P_a along it, (B, N + N N)."""
+        """A direction of x, together with the derivative of P_a along it, (B, N + N N)."""
         return torch.cat([direction.expand_as(x), self.covariance.along(direction).flatten(1)], 1)
 
     def _of_joined(self, memory: Tensor | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """The analysis as a function of forecast and covariance side by side, and of zeta."""
+        """The analysis as a function of the joined forecast and covariance, and of zeta."""
 
         def analysis(known: Tensor, zeta: Tensor) -> Tensor:
             sites = zeta.shape[-1]

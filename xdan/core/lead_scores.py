@@ -1,4 +1,4 @@
-"""Scores of forecasts by lead time, as kernels of arrays: sums over cases, and what is made of them."""
+"""Scores of forecasts by lead time, as functions of arrays: sums over cases, and scores from these sums."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .scores import absolute_error, gaussian_crps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Weighted sums over the components of each case; "weight" is the sum of the weights, "cases" counts cases with any.
+# Weighted sums over the components of each case. "weight" is the sum of weights. "cases" is 1 if a component counts.
 MOMENTS = (
     "weight",
     "cases",
@@ -29,9 +29,9 @@ MOMENTS = (
     "crps",
     "logarithm",
 )
-# Position of each in the last axis of sums.
+# Place of each sum in the last axis of sums.
 AT = {name: k for k, name in enumerate(MOMENTS)}
-_FEWEST = 3  # leads that a growth rate is fitted over
+_FEWEST = 3  # smallest number of leads to which a growth rate is fitted
 
 
 def case_sums(
@@ -47,23 +47,23 @@ def case_sums(
 ) -> Array:
     """Sums over the components of each case, in the order of `MOMENTS`.
 
-    With f the forecast, y what it is compared with, c the climate's mean and w the weights: "square" is the sum of
+    Let f be the forecast, y the state to compare with, c the climate's mean and w the weights. "square" is the sum of
     w (f - y)^2, "error" of w (f - y), "absolute" of w |f - y|, "product" of w (f - c)(y - c), "forecast" of
-    w (f - c)^2, "actual" of w (y - c)^2, "persistence" of w (x - y)^2 with x the start, "noise" of w times the error
+    w (f - c)^2, "actual" of w (y - c)^2, "persistence" of w (x - y)^2 with the start x, "noise" of w times the error
     variance of y, "variance" of w times the forecast's variance, "crps" of w times the CRPS of the members, or of a
-    Gaussian of the spread. "logarithm" is that of the root of "square" over "weight", or 0 where nothing counts.
-    Moments without their input are NaN.
+    Gaussian with the spread. "logarithm" is the logarithm of the root of "square" over "weight"; 0 if no component
+    counts. Moments without their input are NaN.
 
     Parameters
     ----------
     forecast, actual : array, shape (..., P)
     weights : array, shape (..., P)
-        0 where a component does not count; values there may be NaN.
+        0 where a component does not count. Values there may be NaN.
     mean : array, shape (..., P)
-        Of the climate.
+        Mean of the climate.
     start : array, shape (..., P), optional
     noise : array, shape (..., P), optional
-        Variance of errors of `actual`.
+        Variance of the errors of `actual`.
     spread : array, shape (..., P), optional
     members : array, shape (..., M, P), optional
 
@@ -79,7 +79,7 @@ def case_sums(
         return summed
 
     sums = np.full((*f.shape[:-1], len(MOMENTS)), np.nan)
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # a caller warns, with the cause
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # a caller warns, and names the cause
         sums[..., AT["weight"]], sums[..., AT["cases"]] = weights.sum(-1), counts.any(-1)
         sums[..., AT["square"]], sums[..., AT["error"]] = total(np.square(f - y)), total(f - y)
         sums[..., AT["absolute"]] = total(absolute_error(y, f))
@@ -101,10 +101,10 @@ def case_sums(
 
 
 def mean_and_error(sums: Array, weight: Array) -> tuple[Array, Array]:
-    """Weighted mean over trajectories, the last axis, and its standard error.
+    """Weighted mean over trajectories (the last axis), and its standard error.
 
-    With S_r the sum and w_r the weight of trajectory r, m = sum S_r / sum w_r and
-    se^2 = R / (R - 1) sum (S_r - m w_r)^2 / (sum w_r)^2, the linearised variance of a ratio.
+    Let S_r be the sum and w_r the weight of trajectory r. Then m = sum S_r / sum w_r, and
+    se^2 = R / (R - 1) sum (S_r - m w_r)^2 / (sum w_r)^2 is the linearised variance of the ratio.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def mean_and_error(sums: Array, weight: Array) -> tuple[Array, Array]:
     Returns
     -------
     mean, standard_error : array, shape (...)
-        The error of one trajectory is NaN.
+        With one trajectory, the error is NaN.
 
     References
     ----------
@@ -129,7 +129,7 @@ def mean_and_error(sums: Array, weight: Array) -> tuple[Array, Array]:
 
 
 def rmse_by_lead(sums: Array) -> Array:
-    """Root mean square error less the variance of the observations' errors, (L,), of sums (L, 13)."""
+    """Root of: mean square error minus the observations' error variance, (L,), from sums (L, 13)."""
     noise = np.nan_to_num(sums[..., AT["noise"]])
     with np.errstate(divide="ignore", invalid="ignore"):
         root: Array = np.sqrt((sums[..., AT["square"]] - noise) / sums[..., AT["weight"]])
@@ -137,14 +137,14 @@ def rmse_by_lead(sums: Array) -> Array:
 
 
 def geometric_by_lead(sums: Array) -> Array:
-    """Geometric mean over the cases of their RMSEs, (L,), of sums (L, 13)."""
+    """Geometric mean of the cases' RMSEs, (L,), from sums (L, 13)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         mean: Array = np.exp(sums[..., AT["logarithm"]] / sums[..., AT["cases"]])
     return mean
 
 
 def correlation_by_lead(sums: Array) -> Array:
-    """Anomaly correlation, (L,), of sums (L, 13)."""
+    """Anomaly correlation, (L,), from sums (L, 13)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: Array = sums[..., AT["product"]] / np.sqrt(sums[..., AT["forecast"]] * sums[..., AT["actual"]])
     return ratio
@@ -159,12 +159,12 @@ def crossing(lead: Array, curve: Array, level: float, *, rising: bool = True) ->
         Leads at which the curve is NaN are left out.
     level : float
     rising : bool
-        Whether the curve comes from below.
+        Whether the curve reaches the level from below.
 
     Returns
     -------
     float
-        The first lead where the curve begins beyond the level; NaN where it never reaches it.
+        The first lead, if the curve begins beyond the level. NaN if it never reaches the level.
     """
     known = np.isfinite(curve)
     x, height = lead[known], (curve[known] - level) * (1 if rising else -1)
@@ -178,7 +178,7 @@ def crossing(lead: Array, curve: Array, level: float, *, rising: bool = True) ->
 
 
 def doubling_time(lead: Array, error: Array) -> float:
-    """Time in which an error doubles, ln 2 over the slope of a line through the error's logarithm.
+    """Time in which an error doubles: ln 2 over the slope of a line that is fitted to the error's logarithm.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def doubling_time(lead: Array, error: Array) -> float:
     Returns
     -------
     float
-        NaN for fewer than three leads, and for an error that does not grow.
+        NaN for fewer than three leads, and if the error does not grow.
     """
     known = np.isfinite(error) & (error > 0)
     if known.sum() < _FEWEST:
@@ -201,18 +201,18 @@ def doubling_time(lead: Array, error: Array) -> float:
 def jackknife(sums: Array, statistics: Sequence[Callable[[Array], float]]) -> Array:
     """Statistics of the sums of all trajectories, and their standard errors by the jackknife over trajectories.
 
-    se^2 = (R - 1) / R sum_r (t_(r) - mean t)^2, t_(r) the statistic without trajectory r.
+    se^2 = (R - 1) / R sum_r (t_(r) - mean t)^2, where t_(r) is the statistic without trajectory r.
 
     Parameters
     ----------
     sums : array, shape (R, ...)
     statistics : sequence of callable
-        Each gives a number of sums (...).
+        Each maps sums (...) to a number.
 
     Returns
     -------
     array, shape (statistics, 2)
-        The error is NaN for one trajectory, and where a statistic is NaN without one of them.
+        The error is NaN for one trajectory, and if the statistic is NaN without one of the trajectories.
 
     References
     ----------
@@ -235,22 +235,21 @@ def horizons(sums: Array, deviation: float, lead: Array, fraction: float, correl
     ----------
     sums : array, shape (R, L, 13)
     deviation : float
-        The climate's standard deviation: the RMSE of states that know nothing of one another is sqrt(2) times as large.
+        The climate's standard deviation. Two independent states have an RMSE of sqrt(2) times this deviation.
     lead : array, shape (L,)
     fraction : float
-        Of sqrt(2) deviations, at which the RMSE ends the horizon.
+        The horizon of the RMSE is where it reaches this fraction of sqrt(2) deviations.
     correlation : float
-        Anomaly correlation at which the other horizon ends.
+        The horizon of the anomaly correlation is where it reaches this value.
     small : float
-        Fraction of sqrt(2) deviations: doubling times are those of the leads before the first at which the error is
-        larger.
+        Doubling times are fitted to the leads before the error first exceeds this fraction of sqrt(2) deviations.
 
     Returns
     -------
     array, shape (6, 2)
-        Doubling times of the geometric mean of the cases' RMSEs and of the RMSE, the horizons of RMSE and correlation,
-        and the longest leads that the two doubling times are fitted to; each with its standard error, NaN for the last
-        two.
+        Doubling times of the geometric mean of the cases' RMSEs and of the RMSE; horizons of RMSE and correlation; and
+        the longest leads to which the two doubling times are fitted. Each has its standard error, which is NaN for the
+        last two.
     """
     most = np.sqrt(2.0) * deviation
     statistics: list[Callable[[Array], float]] = []
@@ -269,5 +268,5 @@ def horizons(sums: Array, deviation: float, lead: Array, fraction: float, correl
 
 
 def _doubling(total: Array, curve: Callable[[Array], Array], lead: Array) -> float:
-    """Doubling time of a curve of sums over the first leads."""
+    """Doubling time of a curve that is computed from sums, over the first leads."""
     return doubling_time(lead, curve(total)[: len(lead)])

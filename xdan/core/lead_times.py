@@ -1,4 +1,4 @@
-"""Forecasts by lead time: states that start at several times of a record, advanced together."""
+"""Forecasts by lead time: states start at several times of a record, and are advanced together."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .dynamics import Dynamics, ModelError
 from .methods.advancing import advance
 from .random import Purpose, normal
 
-MOST = 2**16 - 1  # members, and errors of one forecast: the two share a word of the key of their draws
+MOST = 2**16 - 1  # largest number of members, and of errors of a forecast: both share a word of the key of draws
 
 
 @dataclass(frozen=True)
 class ErrorDraws:
-    """Draws of a model's errors in forecasts, each independent of all others.
+    """Draws of a model's errors in forecasts. Each draw is independent of all others.
 
-    The draws follow from the seed, the trajectory, the start, the member and the number of the error: they are the same
-    for any blocks.
+    The draws depend on the seed, the trajectory, the start, the member and the number of the error alone. They are
+    therefore the same for any division into blocks.
 
     Attributes
     ----------
     error : ModelError
-        Q, the covariance of one error.
+        Covariance Q of one error.
     interval : int
-        Model steps from one error to the next.
+        Number of model steps from one error to the next.
     seed : int
     trajectory : Tensor of int64, shape (B,)
-        Labels.
+        Labels of the trajectories.
     start : Tensor of int64, shape (T,)
         Positions of the starts in the record.
     """
@@ -42,7 +42,7 @@ class ErrorDraws:
     start: Tensor
 
     def added(self, x: Tensor, number: int) -> Tensor:
-        """Members (B, T, M, N) with their errors, the `number`-th of each forecast."""
+        """Members (B, T, M, N) with error number `number` of each forecast."""
         draws = [
             normal(
                 self.seed,
@@ -62,25 +62,25 @@ def states_by_lead(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Forecasts at each lead time, one lead after another.
 
-    A forecast with a component that is not finite has NaN in all components from that lead on, those of all its members
-    too; the others go on.
+    If a component of a forecast is not finite, all components of this forecast and of its members are NaN from this
+    lead on. Other forecasts go on.
 
     Parameters
     ----------
     model : Dynamics
     x : Tensor, shape (B, T, N), or (B, T, M, N) of members
-        Starts of B trajectories at T times; N components.
+        Starts of B trajectories at T times, with N components.
     clocks : sequence of int, length T
-        Model steps from the record's first analysis to each start. A model that does not depend on time does not read
-        them.
+        Model steps from the record's first analysis to each start. They are not used if the model does not depend on
+        time.
     leads : sequence of int
-        Model steps, in ascending order; 0 is the start.
+        Model steps in ascending order; 0 is the start.
     draws : ErrorDraws, optional
-        Errors of the model, one after every interval; of members only.
+        Errors of the model, one after each interval, for members only. By default there are none.
 
     Yields
     ------
-    x : Tensor, of the shape of the starts
+    x : Tensor, in the shape of the starts
     alive : Tensor of bool, shape (B, T)
         Which forecasts are finite.
     """
@@ -96,13 +96,13 @@ def states_by_lead(
         alive = alive & x.isfinite().flatten(2).all(2)
         whole = bool(alive.all())
         kept = alive.reshape(*alive.shape, *(1 for _ in x.shape[2:]))
-        x = x if whole else torch.where(kept, x, 0.0)  # a model need not bear NaN
+        x = x if whole else torch.where(kept, x, 0.0)  # a model need not work with NaN
         if stop in leads:
             yield (x if whole else torch.where(kept, x, torch.nan)), alive
 
 
 def _advanced(model: Dynamics, x: Tensor, clocks: Sequence[int], steps: int) -> Tensor:
-    """States (B, T, ..., N) some steps later; a model that depends on time is called with one time for all states."""
+    """States (B, T, ..., N) some steps later. A call of a model that depends on time has one time for all states."""
     if model.autonomous or steps == 0:
         return advance(model, x, steps)
     columns = x.split(1, 1)

@@ -1,4 +1,4 @@
-"""Sparse roots of covariances: each component's error is made of the random numbers of a few components near it."""
+"""Sparse roots of covariances: each component's error combines random numbers of a few components near it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LocalRoot:
-    """A matrix L of few entries a row, P = L L^T.
+    """A matrix L with few entries in a row, P = L L^T.
 
     Row n has the entries `entries[..., n, l]` in the columns `places[n, l]`. The first column of each row is its
-    diagonal: `places[n, 0] = n`. No other column stands twice in a row, unless its entry is zero.
+    diagonal: `places[n, 0] = n`. No other column occurs twice in a row, unless its entry is zero.
 
     Attributes
     ----------
@@ -45,15 +45,15 @@ class LocalRoot:
 
     @property
     def is_diagonal(self) -> bool:
-        """Whether each row has its diagonal alone."""
+        """Whether each row has only its diagonal entry."""
         return self.places.shape[1] == 1
 
     def apply(self, noise: Tensor) -> Tensor:
-        """L times vectors (..., N): of independent standard normal numbers it has the covariance P."""
+        """L times vectors (..., N). For independent standard normal numbers, the result has the covariance P."""
         return (self.entries * noise[..., self.places]).sum(-1)
 
     def solve(self, error: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve L u = e, and give the logarithm of the determinant of L.
+        """Solve L u = e, and compute the logarithm of the determinant of L.
 
         Parameters
         ----------
@@ -73,11 +73,11 @@ class LocalRoot:
         return solved, factors.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
 
     def scaled(self, scale: Tensor) -> LocalRoot:
-        """Give the root of the covariance of errors that are divided by a scale (N,)."""
+        """The root for errors that are divided by a scale (N,)."""
         return replace(self, entries=self.entries / scale[:, None])
 
     def since(self, first: int) -> LocalRoot:
-        """Leave out the first cycles of entries (B, T, N, L)."""
+        """The root of entries (B, T, N, L) without the cycles before `first`."""
         return replace(self, entries=self.entries[:, first:])
 
     def detached(self) -> LocalRoot:
@@ -86,7 +86,7 @@ class LocalRoot:
 
 
 def diagonal_root(deviations: Tensor, places: Tensor) -> LocalRoot:
-    """Give the root of independent errors of these deviations (..., N), with room for the entries of `places`."""
+    """Root of independent errors with these standard deviations (..., N). Its rows have the columns of `places`."""
     entries = deviations.new_zeros(*deviations.shape, places.shape[1])
     entries[..., 0] = deviations
     return LocalRoot(entries, places)

@@ -1,6 +1,6 @@
 """Lyapunov exponents and vectors of a dynamics: how fast errors grow, and along which directions.
 
-M vectors at a state are rows, shape (B, M, N), the fastest growing first. All is meant for float64.
+M vectors at a state are rows, shape (B, M, N), the fastest growing first. The functions are meant for float64.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from .random import Purpose, normal
 
 
 def orthonormal_directions(labels: Tensor, seed: int, vectors: int, size: int) -> Tensor:
-    """Orthonormal directions to start from, keyed by (seed, label); shape (R, vectors, size), float64."""
+    """Orthonormal directions as starts, keyed by (seed, label); shape (R, vectors, size), float64."""
     noise = normal(seed, Purpose.DIRECTION, labels, torch.zeros(1, dtype=torch.int64), vectors * size)
     return orthonormalise(noise.reshape(len(labels), vectors, size))[0]
 
 
 def random_coefficients(labels: Tensor, seed: int, vectors: int) -> Tensor:
-    """Upper triangular coefficients to start `covariant_vectors` from; shape (R, vectors, vectors), float64.
+    """Upper triangular coefficients as starts of `covariant_vectors`; shape (R, vectors, vectors), float64.
 
-    Columns have length 1 and a positive last entry, so that signs are those of the backward vectors.
+    Columns have length 1 and a positive last entry. The signs are then those of the backward vectors.
     """
     noise = normal(seed, Purpose.DIRECTION, labels, torch.zeros(1, dtype=torch.int64), vectors**2, 1)
     upper = noise.reshape(len(labels), vectors, vectors).triu()
@@ -36,17 +36,17 @@ def random_coefficients(labels: Tensor, seed: int, vectors: int) -> Tensor:
 
 
 def orthonormalise(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Gram-Schmidt by Householder reflections: with directions as columns, V = Q R and R's diagonal not negative.
+    """Gram-Schmidt by Householder reflections. With directions as columns, V = Q R; R's diagonal is not negative.
 
     Parameters
     ----------
     directions : Tensor, shape (B, M, N)
-        M <= N.
+        M must be at most N.
 
     Returns
     -------
     vectors : Tensor, shape (B, M, N)
-        Orthonormal rows, those of Q transposed.
+        Orthonormal rows: the transpose of Q.
     factor : Tensor, shape (B, M, M)
         R, upper triangular.
     """
@@ -59,32 +59,32 @@ def orthonormalise(directions: Tensor) -> tuple[Tensor, Tensor]:
 def propagate(
     dynamics: Dynamics, x: Tensor, vectors: Tensor, steps: int, between: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Advance states, and orthonormal vectors at them by the tangent linear model, orthonormalised on the way.
+    """Advance states, and orthonormal vectors at them by the tangent linear model. Vectors are orthonormalised often.
 
     Parameters
     ----------
     dynamics : Dynamics
-        Standing at the time of the states.
+        It stands at the time of the states.
     x : Tensor, shape (B, N)
     vectors : Tensor, shape (B, M, N)
-        Q at the start.
+        Orthonormal vectors Q at the start.
     steps : int
-        At least 1.
+        Number of model steps, at least 1.
     between : int
-        Steps between two orthonormalisations, at most; one comes at the end.
+        Largest number of steps between two orthonormalisations. One orthonormalisation is at the end.
 
     Returns
     -------
     x : Tensor, shape (B, N)
     vectors : Tensor, shape (B, M, N)
-        Q' at the end, of T Q = Q' R with the tangent propagator T.
+        Vectors Q' at the end: T Q = Q' R with the tangent propagator T.
     factor : Tensor, shape (B, M, M)
-        R.
+        The factor R.
 
     Raises
     ------
     ValueError
-        If a state becomes not finite.
+        If a state is not finite any more.
     """
     factor: Tensor | None = None
     end = dynamics.model_step + steps
@@ -105,24 +105,24 @@ def propagate(
 def spectrum(
     dynamics: Dynamics, x: Tensor, vectors: Tensor, *, between: int, spin_up: int, repeats: int
 ) -> tuple[Tensor, Tensor]:
-    """Lyapunov exponents along trajectories, as means of ln R_mm; memory does not grow with time.
+    """Lyapunov exponents along trajectories, as means of ln R_mm. Memory does not grow with time.
 
     Parameters
     ----------
     dynamics : Dynamics
     x : Tensor, shape (B, N)
-        On the attractor.
+        States on the attractor.
     vectors : Tensor, shape (B, M, N)
-        Orthonormal, at random.
+        Random orthonormal vectors.
     between : int
-        Steps between two orthonormalisations.
+        Number of steps between two orthonormalisations.
     spin_up, repeats : int
-        Orthonormalisations that let the vectors converge, and those that are averaged over.
+        Number of orthonormalisations until the vectors have converged, and number of those in the mean.
 
     Returns
     -------
     exponents : Tensor, shape (B, M)
-        Per unit of model time, in the order of the vectors.
+        Exponents per unit of model time, in the order of the vectors.
     x : Tensor, shape (B, N)
         The last states.
 
@@ -142,9 +142,9 @@ def spectrum(
 def backward_vectors(
     dynamics: Dynamics, states: Tensor, steps: Sequence[int], vectors: Tensor, *, between: int
 ) -> tuple[Tensor, Tensor]:
-    """Backward Lyapunov vectors at the states of a record, and the factors that lead from each to the next.
+    """Backward Lyapunov vectors at the states of a record, and the factors from each state to the next.
 
-    They depend on the past alone. Every interval starts at the record's own state. K (N + M) M numbers are kept for
+    The vectors depend on the past alone. Every interval starts at the record's state. K (N + M) M numbers are kept for
     each trajectory.
 
     Parameters
@@ -152,11 +152,11 @@ def backward_vectors(
     dynamics : Dynamics
     states : Tensor, shape (B, K, N)
     steps : sequence of int, length K
-        Model steps before each state; the first is not used.
+        Number of model steps before each state; the first is not used.
     vectors : Tensor, shape (B, M, N)
-        Orthonormal, at random, at the first state; converged ones come after a spin-up.
+        Random orthonormal vectors at the first state. After a spin-up the vectors have converged.
     between : int
-        Steps between two orthonormalisations, at most.
+        Largest number of steps between two orthonormalisations.
 
     Returns
     -------
@@ -180,11 +180,11 @@ def backward_vectors(
 
 
 def covariant_vectors(vectors: Tensor, factors: Tensor, coefficients: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Covariant Lyapunov vectors from backward ones: directions that the tangent linear model maps onto each other.
+    """Covariant Lyapunov vectors from backward vectors. The tangent linear model maps these directions to each other.
 
-    Coefficients C on the backward vectors are taken back in time by C_k = R_k^-1 C_{k+1}, columns scaled to length 1,
-    from any at the last state; converged ones come before a spin-up at the end. Memory is that of the arguments once
-    more.
+    Coefficients C on the backward vectors go back in time by C_k = R_k^-1 C_{k+1}, with columns scaled to length 1.
+    They start from any coefficients at the last state. Before a spin-up at the record's end they have converged. The
+    function needs as much memory again as its arguments.
 
     Parameters
     ----------
@@ -193,14 +193,14 @@ def covariant_vectors(vectors: Tensor, factors: Tensor, coefficients: Tensor | N
     factors : Tensor, shape (B, K - 1, M, M)
         R of `backward_vectors`.
     coefficients : Tensor, shape (B, M, M), optional
-        C at the last state, upper triangular with columns of length 1; the identity by default.
+        C at the last state, upper triangular with columns of length 1; by default the identity.
 
     Returns
     -------
     vectors : Tensor, shape (B, K, M, N)
-        Rows of length 1, not orthogonal; the first is the first backward vector.
+        Rows of length 1, which are not orthogonal. The first is the first backward vector.
     growth : Tensor, shape (B, K - 1, M)
-        ln of the factor by which each grows from a state to the next.
+        Logarithm of the factor by which each vector grows from a state to the next.
 
     References
     ----------
@@ -222,19 +222,19 @@ def covariant_vectors(vectors: Tensor, factors: Tensor, coefficients: Tensor | N
 
 
 def kaplan_yorke_dimension(exponents: Tensor, *, whole: bool = True) -> Tensor:
-    """Kaplan-Yorke dimension D = k + (l_1 + ... + l_k) / |l_{k+1}|, k the most whose sum is not negative.
+    """Kaplan-Yorke dimension D = k + (l_1 + ... + l_k) / |l_{k+1}|; k is the largest with a sum that is not negative.
 
     Parameters
     ----------
     exponents : Tensor, shape (..., M)
-        In any order.
+        Exponents in any order.
     whole : bool
-        Whether they are all N exponents. The dimension is then N where the sum of all is not negative; otherwise NaN.
+        Whether these are all N exponents. If the sum of all is not negative, the dimension is then N; otherwise NaN.
 
     Returns
     -------
     Tensor, shape (...)
-        0 where every exponent is negative.
+        0 if all exponents are negative.
 
     References
     ----------
@@ -247,7 +247,7 @@ def kaplan_yorke_dimension(exponents: Tensor, *, whole: bool = True) -> Tensor:
     """
     ordered = exponents.sort(-1, descending=True).values
     sums = ordered.cumsum(-1)
-    # The sums rise, then fall for good: those that are not negative come first.
+    # The sums rise and then fall for good, so those that are not negative come first.
     count = (sums >= 0).sum(-1, keepdim=True)
     inside = torch.where(count > 0, sums.gather(-1, (count - 1).clamp(min=0)), 0.0)
     following = ordered.gather(-1, count.clamp(max=ordered.shape[-1] - 1))

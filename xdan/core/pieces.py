@@ -1,4 +1,4 @@
-"""A user's NumPy function, called for some states; without torch, so that helper processes start quickly."""
+"""Calls of a user's NumPy function for some states. There is no torch here, so that helper processes start quickly."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Function = Callable[..., Any]
 Moment = tuple[float, ...]
-"""What a function gets beside the states: the model time, or nothing."""
+"""What a function gets besides the states: the model time, or nothing."""
 
 
 @dataclass(frozen=True)
 class OfFields:
-    """A function of flat states, (..., N), from one of mappings of fields.
+    """A function of flat states, (..., N), from a function of dicts of fields.
 
     Attributes
     ----------
     function : callable
-        From a mapping of names to arrays (..., *shape) to another.
+        It maps a dict from names to arrays (..., *shape) to such a dict.
     shapes : mapping of str to tuple of int
-        Of the fields, in the order of the flat state.
+        Shapes of the fields, in the order of the flat state.
     """
 
     function: Callable[..., Any]
     shapes: Mapping[str, tuple[int, ...]]
 
     def __call__(self, x: Array, *time: float) -> Any:
-        """Take the fields apart, call the function, and put its fields together."""
+        """Split the state into its fields, call the function, and join its fields."""
         ends = np.cumsum([math.prod(shape) for shape in self.shapes.values()])[:-1]
         parts = zip(self.shapes.items(), np.split(x, ends, axis=-1), strict=True)
         answer = self.function({name: part.reshape(*x.shape[:-1], *shape) for (name, shape), part in parts}, *time)
@@ -54,23 +54,23 @@ def call_on(function: Function, states: Array, moments: Sequence[Moment], batche
     Parameters
     ----------
     function : callable
-        From states (B, *shape) to as many, or with `batched` False from one state (*shape) to another.
+        It maps states (B, *shape) to as many states; with `batched` False, one state (*shape) to another.
     states : array, shape (B, *shape)
     moments : sequence of tuple
-        () each for a function of the states alone, (t,) for one of states and time.
+        () for each call of a function of the states alone; (t,) for a function of states and time.
     batched : bool
     label : str
-        What messages call the function.
+        Name of the function in messages.
 
     Returns
     -------
     array, shape (B, *shape)
-        States that are not finite become NaN: the function is not called with them.
+        States that are not finite become NaN. The function does not get them.
 
     Raises
     ------
     ValueError
-        If the function fails, or returns other numbers than one state for each.
+        If the function fails, or does not return one state for each state.
     """
     if not batched:
         return np.stack([_repeated(function, state, moments, label) for state in states])
@@ -84,7 +84,7 @@ def call_on(function: Function, states: Array, moments: Sequence[Moment], batche
 
 
 def _repeated(function: Function, state: Array, moments: Sequence[Moment], label: str) -> Array:
-    """One state, some steps on."""
+    """One state after some steps."""
     for moment in moments:
         if not np.isfinite(state).all():
             return np.full_like(state, np.nan)
@@ -93,7 +93,7 @@ def _repeated(function: Function, state: Array, moments: Sequence[Moment], label
 
 
 def _called(function: Function, states: Array, moment: Moment, label: str) -> Array:
-    """Call a user's function on a copy of states, and copy its answer."""
+    """Call a user's function on a copy of states, and copy its result."""
     try:
         answer = np.ma.filled(np.ma.asarray(function(states.copy(), *moment)), np.nan)
     except Exception as reason:

@@ -1,4 +1,4 @@
-"""Buffers that are used again, as small operations spend more time on making them than on filling them."""
+"""Buffers that are used again: small operations would spend more time on making buffers than on filling them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Lease(Generic[T]):
-    """Hold on to buffers, which go back to their pool when nothing refers to the lease any more."""
+    """Holds buffers. They go back to their pool when nothing refers to the lease any more."""
 
     __slots__ = ("_free", "value")
 
@@ -21,14 +21,14 @@ class Lease(Generic[T]):
 
 
 class Pool(Generic[T]):
-    """Buffers by key, made where none is free; those of the `most` keys that were used last are kept.
+    """Buffers by key. Buffers are made if none is free. Those of the `most` keys that were used last are kept.
 
-    Copies of a pool, pickled ones too, are empty.
+    Copies of a pool, also pickled ones, are empty.
 
     Parameters
     ----------
     most : int
-        Keys. A key has as many buffers as were in use at once.
+        Largest number of keys. A key has as many buffers as were in use at once.
     """
 
     def __init__(self, most: int = 4) -> None:
@@ -36,16 +36,16 @@ class Pool(Generic[T]):
         self._free: dict[Hashable, list[T]] = {}
 
     def lease(self, key: Hashable, make: Callable[[], T], *, keep: bool = True) -> Lease[T]:
-        """Take buffers that nobody uses, from `make` if there are none.
+        """Take free buffers; `make` makes them if there are none.
 
-        With `keep=False` they are made anew and go with the lease. So it is on a GPU: no object of xdan keeps memory of
-        one, and torch has what was freed at hand.
+        With `keep=False`, buffers are made anew and freed with the lease. This is used on a GPU: no object of xdan
+        keeps memory of a GPU, and torch reuses memory that was freed.
         """
         if not keep:
             return Lease(make(), [])
-        free = self._free[key] = self._free.pop(key, [])  # the last in the dict is the one that was used last
+        free = self._free[key] = self._free.pop(key, [])  # the last key in the dict is the one that was used last
         for forgotten in list(self._free)[: -self._most]:
-            self._free.pop(forgotten, None)  # another thread may have been here
+            self._free.pop(forgotten, None)  # another thread may have removed it already
         return Lease(free.pop() if free else make(), free)
 
     def __reduce__(self) -> tuple[type[Pool[T]], tuple[int]]:

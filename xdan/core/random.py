@@ -1,4 +1,4 @@
-"""Random numbers keyed by what they are for, so that no chunking, order or device changes them."""
+"""Random numbers with keys that say what they are for. No chunking, order or device changes them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .checks import integer, shown
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_BLOCK = 1 << 15  # counters per pass on a CPU: the working set stays in the cache
+_BLOCK = 1 << 15  # number of counters in one pass on a CPU, so that the working set stays in the cache
 
 
 class Purpose(IntEnum):
-    """What a stream of random numbers is for; two purposes never share a number."""
+    """What a stream of random numbers is for. Two purposes never share a number."""
 
     INITIAL_STATE = 1
     OBSERVATION_ERROR = 2
@@ -39,12 +39,12 @@ class Purpose(IntEnum):
 
 
 def check_seed(seed: Any) -> int:
-    """Refuse a seed that is not a 32-bit word; return it as a plain int.
+    """Refuse a seed that is not a 32-bit integer; return it as a plain int.
 
     Raises
     ------
     TypeError
-        If it is no integer.
+        If it is not an integer.
     ValueError
         If it is not from 0 to 2**32 - 1.
     """
@@ -60,7 +60,7 @@ def philox(counter: Tensor, key: tuple[int, int], rounds: int = 10) -> Tensor:
     Parameters
     ----------
     counter : Tensor of int64, shape (4, ...)
-        Four 32-bit words each.
+        Four 32-bit words for each counter.
     key : tuple of int
         Two 32-bit words.
     rounds : int
@@ -96,13 +96,13 @@ def uniform(seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size:
     Parameters
     ----------
     seed : int
-        0 to 2**32 - 1.
+        From 0 to 2**32 - 1.
     purpose : Purpose
-        Separates streams that share a seed.
+        It separates streams with one seed.
     trajectory, time : Tensor of int64, shape (R,) and (K,)
-        Integer labels; they, not positions, key the numbers.
+        Integer labels. The numbers depend on labels, not on positions.
     size : int
-        Numbers for each pair of labels.
+        How many numbers there are for each pair of labels.
     stream : int
         A further label, such as the ensemble member.
 
@@ -133,7 +133,7 @@ def uniform(seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size:
 
 
 def normal(seed: int, purpose: Purpose, trajectory: Tensor, time: Tensor, size: int, stream: int = 0) -> Tensor:
-    """Standard normal numbers by the Box-Muller transform; arguments and shape as for `uniform`."""
+    """Standard normal numbers by the Box-Muller transform. See `uniform` for arguments and shape."""
     even = size + size % 2
     u = uniform(seed, purpose, trajectory, time, even, stream)
     radius = torch.sqrt(-2.0 * torch.log(u[..., 0::2]))

@@ -1,7 +1,7 @@
-"""Registries: the names that stores, and calls, know classes by.
+"""Registries: names of classes, for stores and for calls.
 
-There is one registry for each kind of thing that a user may add. A store holds a name and plain parameters; to open it
-is to look the name up here. Nothing that a store names is imported.
+There is one registry for each kind of thing that a user may add. A store holds a name and plain parameters. To open a
+store, xdan looks the name up in a registry. Nothing that a store names is imported.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _MISSING = object()
 
 
 class Registry(Generic[T]):
-    """Classes of one kind by their names.
+    """Classes of one kind by name.
 
     Parameters
     ----------
     kind : str
-        What messages call one of the kind, such as "network".
+        Name of the kind in messages, such as "network".
     base : type
-        Class that all of the kind derive from.
+        Base class of the kind.
     public : str
-        The base's public name, such as "xdan.Dynamics".
+        Public name of the base class, such as "xdan.Dynamics".
     remedy : str
-        What to do about a name that is not known, for a class of the user's own.
+        What to do about an unknown name, if the user's class should have it.
 
     Examples
     --------
@@ -56,14 +56,14 @@ class Registry(Generic[T]):
         return len(self._classes)
 
     def __getitem__(self, name: Any) -> type[T]:
-        """Class of a name.
+        """Class with this name.
 
         Raises
         ------
         TypeError
-            If the name is no string.
+            If the name is not a string.
         ValueError
-            If no class has the name.
+            If no class has this name.
         """
         if not isinstance(name, str):
             raise TypeError(f"{self.kind}={shown(name)}: expected one of the names {list(self)}")
@@ -76,7 +76,7 @@ class Registry(Generic[T]):
         return self._classes[name]
 
     def register(self, cls: C, function: str) -> C:
-        """Give a class the name that it has as an attribute, for a decorator of classes.
+        """Register a class under its attribute `name`, for a decorator of classes.
 
         Parameters
         ----------
@@ -92,7 +92,7 @@ class Registry(Generic[T]):
         Raises
         ------
         TypeError
-            For what is no class of the kind, or has no `name`, or only that of its parent.
+            If `cls` is not a class of this kind, has no `name`, or only inherits it.
         ValueError
             If the name is empty, or belongs to another class.
         """
@@ -104,13 +104,13 @@ class Registry(Generic[T]):
         return cls
 
     def check(self, cls: Any, function: str) -> None:
-        """Refuse what is no class of the kind.
+        """Refuse an object that is not a class of this kind.
 
         Parameters
         ----------
         cls : object
         function : str
-            Name of the function that was called with it, for the message.
+            Name of the function that was called with the object, for the message.
 
         Raises
         ------
@@ -120,14 +120,14 @@ class Registry(Generic[T]):
             raise TypeError(f"{function}({shown(cls)}): expected a class derived from {self.public}")
 
     def add(self, name: Any, cls: type[T]) -> None:
-        """Give a class a name.
+        """Register a class under a name.
 
-        A class that is defined anew, as by a cell of a notebook that runs again, takes its own place.
+        A class may be defined anew, for example by a notebook's cell that runs again. It replaces the earlier class.
 
         Raises
         ------
         ValueError
-            If the name is no word, or belongs to another class.
+            If the name is not a word, or belongs to another class.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -147,7 +147,7 @@ class Registry(Generic[T]):
 
 
 def constructor_parameters(cls: type) -> KeysView[str]:
-    """Names of a constructor's parameters, and of those that it hands on to its parent's by `**`, in their order."""
+    """Names of a constructor's parameters in their order, including those that `**` passes on to a base class."""
     names: dict[str, None] = {}
     for base in cls.__mro__:
         if "__init__" not in vars(base) or base is object:
@@ -163,22 +163,22 @@ def constructor_parameters(cls: type) -> KeysView[str]:
 def constructor_values(
     instance: Any, lists: bool = False, without: Collection[str] = (), **known: Any
 ) -> dict[str, Any]:
-    """Parameters that an instance was made from, from its attributes of their names.
+    """Parameters from which an instance was made, read from its attributes of the same names.
 
     Parameters
     ----------
     instance : object
     lists : bool
-        Whether the constructor takes a list in the place of a tensor; tensors are then given as lists.
+        Whether the constructor takes lists instead of tensors. Tensors are then returned as lists.
     without : collection of str
         Parameters to leave out.
     **known
-        Values of parameters that stand for the attributes of these names.
+        Values of some parameters, which are used instead of the attributes.
 
     Raises
     ------
     TypeError
-        Where such an attribute is missing, or no plain JSON value.
+        If such an attribute is missing, or is not a plain JSON value.
     """
     values = {}
     for name in constructor_parameters(type(instance)):
@@ -197,7 +197,7 @@ def constructor_values(
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON gives a value back as it was."""
+    """Whether JSON returns a value unchanged."""
     try:
         return bool(json.loads(json.dumps(value)) == value)
     except (TypeError, ValueError):
@@ -205,5 +205,5 @@ def _is_plain(value: Any) -> bool:
 
 
 def _place(cls: type) -> str:
-    """Where a class is defined."""
+    """Module and name of a class."""
     return f"{cls.__module__}.{cls.__qualname__}"

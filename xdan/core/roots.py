@@ -1,4 +1,4 @@
-"""Roots of covariances, a batch at a time."""
+"""Roots of covariances, for batches of matrices."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .eigen import eigh
 
 
 def cholesky_or_nan(matrices: Tensor) -> Tensor:
-    """Lower factors of symmetric matrices (B, N, N), NaN where a matrix is not positive or not finite."""
+    """Lower Cholesky factors of symmetric matrices (B, N, N). NaN if a matrix is not positive or not finite."""
     root, failed = torch.linalg.cholesky_ex(matrices)
     return torch.where(failed[:, None, None] == 0, root, torch.nan)
 
 
 def cholesky_solved(rows: Tensor, factor: Tensor) -> Tensor:
-    """The solution X of A X = rows, (B, N, K), from the lower factor of A, (B, N, N).
+    """Solution X of A X = rows, (B, N, K), from the lower Cholesky factor of A, (B, N, N).
 
-    On a GPU by two triangular systems: `torch.cholesky_solve` of a batch goes through MAGMA there, which ends the
-    process where a CUDA graph is recorded.
+    On a GPU two triangular systems are solved. There `torch.cholesky_solve` of a batch uses MAGMA, which ends the
+    process if a CUDA graph is recorded.
     """
     if not factor.is_cuda:
         return torch.cholesky_solve(rows, factor)
@@ -28,23 +28,23 @@ def cholesky_solved(rows: Tensor, factor: Tensor) -> Tensor:
 
 
 def eigh_or_nan(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, at least 0, and vectors of symmetric matrices (..., N, N), NaN for those that are not finite."""
+    """Eigenvalues (at least 0) and eigenvectors of symmetric matrices (..., N, N); NaN if a matrix is not finite."""
     whole = matrices.isfinite().flatten(-2).all(-1)[..., None, None]
     values, vectors = eigh(torch.where(whole, matrices, 0.0))
     return torch.where(whole[..., 0], values.clamp_min(0.0), torch.nan), torch.where(whole, vectors, torch.nan)
 
 
 def root_of(covariance: Tensor) -> Tensor:
-    """Rows (B, N, N) whose outer products add up to a covariance, those of the smallest variance first.
+    """Rows (B, N, N) whose outer products add up to a covariance. Rows with the smallest variance come first.
 
-    Negative eigenvalues count as zero; a covariance that is not finite has a root that is not.
+    Negative eigenvalues count as zero. The root is not finite if the covariance is not finite.
     """
     values, vectors = eigh_or_nan(covariance)
     return (vectors * values.sqrt()[:, None]).mT
 
 
 def triangular_root_of(covariance: Tensor) -> Tensor:
-    """The same rows from a Cholesky factor, in a quarter of the time; where there is none, those of `root_of`."""
+    """Such rows from a Cholesky factor, in a quarter of the time of `root_of`; without a factor, from `root_of`."""
     root, failed = torch.linalg.cholesky_ex(covariance)
     rows: Tensor = root.mT
     without = failed > 0

@@ -1,4 +1,4 @@
-"""Scores of estimates against the truth, as kernels of arrays: bounded memory, whatever the size of the record."""
+"""Scores of estimates against the truth, as functions of arrays. Memory is bounded, whatever the size of the record."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .checks import shown
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_VALUES = 2**17  # bounds the values that a kernel copies at once, members included: they stay in a core's cache
-# What a user's score may take.
+_VALUES = 2**17  # largest number of values that are copied at once, with members: they stay in a core's cache
+# Arrays that a user's score may take.
 _OF_STATES = ("truth", "forecast", "analysis", "forecast_spread", "spread")
 _OF_MEMBERS = ("forecast_members", "members")
 
 
 def working_dtype(*dtypes: np.dtype[Any] | type) -> np.dtype[Any]:
-    """Floating type that scores are computed in: single precision at least, double at most, native byte order."""
+    """Floating-point type of scores: at least single and at most double precision, in native byte order."""
     dtype = np.result_type(np.float32, *dtypes)
     return np.dtype(np.float64) if dtype.itemsize > 8 else dtype.newbyteorder("=")
 
@@ -34,14 +34,14 @@ def rmse(truth: Array, estimate: Array, axes: int = 1, weights: Array | None = N
     ----------
     truth, estimate : array, shape (..., *state)
     axes : int
-        How many axes the state has.
+        Number of axes of the state.
     weights : array, shape (*state), optional
-        Share of each variable in the mean, such as its area; they add up to 1. By default all have the same.
+        Share of each variable in the mean, such as its area. The shares add up to 1. By default all are equal.
 
     Returns
     -------
     array, shape (...)
-        NaN where a variable of the state is NaN.
+        NaN if a variable of the state is NaN.
     """
     over = tuple(range(-axes, 0))
 
@@ -56,7 +56,7 @@ def rmse(truth: Array, estimate: Array, axes: int = 1, weights: Array | None = N
 
 
 def absolute_error(truth: Array, estimate: Array) -> Array:
-    """Absolute error: the continuous ranked probability score of a single state.
+    """Absolute error, which is the continuous ranked probability score of a single state.
 
     Parameters
     ----------
@@ -70,10 +70,10 @@ def absolute_error(truth: Array, estimate: Array) -> Array:
 
 
 def gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
-    """Continuous ranked probability score of a Gaussian; without spread it is the absolute error.
+    """Continuous ranked probability score of a Gaussian. Without spread it is the absolute error.
 
-    With e = truth - mean, s the spread and z = e / s:
-    CRPS = e (2 Phi(z) - 1) + s (2 phi(z) - 1 / sqrt(pi)), Phi and phi the standard normal distribution and density.
+    With e = truth - mean, the spread s and z = e / s: CRPS = e (2 Phi(z) - 1) + s (2 phi(z) - 1 / sqrt(pi)). Phi and
+    phi are the standard normal distribution function and density.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
     Returns
     -------
     array, shape S
-        NaN where the spread is negative.
+        NaN if the spread is negative.
 
     References
     ----------
@@ -94,7 +94,7 @@ def gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
 def _gaussian_crps(truth: Array, mean: Array, spread: Array) -> Array:
     error = truth - mean
     spread = np.where(spread >= 0, spread, np.nan)
-    # Without spread, and where the quotient overflows, z is infinite: its functions below then have their limits.
+    # Without spread, and if the quotient overflows, z is infinite. The functions below then have their limits.
     z = np.where(spread == 0, np.copysign(np.inf, error), error / spread)
     density = math.sqrt(2 / math.pi) * np.exp(-0.5 * np.square(z))
     score: Array = error * torch.from_numpy(z / math.sqrt(2)).erf().numpy() + spread * (
@@ -110,23 +110,23 @@ def in_pieces(
     *arrays: Array,
     dtype: np.dtype[Any] | None = None,
 ) -> Array:
-    """Apply a kernel to pieces of a bounded size along the leading axes, which all arrays share.
+    """Apply a function to pieces of bounded size along the leading axes, which all arrays have.
 
     Parameters
     ----------
     kernel : callable
-        Of copies of shape (..., *rest), in `working_dtype` and in order; gives (..., *tail).
+        It gets copies of shape (..., *rest), in `working_dtype` and C order, and returns (..., *tail).
     lead : tuple of int
         Sizes of the leading axes.
     tail : tuple of int
-        Sizes of the result's axes beyond them.
+        Sizes of the other axes of the result.
     *arrays : array, shape (*lead, *rest)
     dtype : dtype, optional
-        Of the result, by default `working_dtype`.
+        Type of the result; by default `working_dtype`.
     """
     working = working_dtype(*(array.dtype for array in arrays))
     result = np.empty((*lead, *tail), dtype or working)
-    # A score that is not finite is the caller's to tell, once and with its cause.
+    # The caller warns of scores that are not finite, once and with the cause.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for piece in pieces(lead, max(math.prod(array.shape[len(lead) :]) for array in arrays)):
             result[piece] = kernel(*(np.array(array[piece], dtype=working, order="C") for array in arrays))
@@ -134,7 +134,7 @@ def in_pieces(
 
 
 def pieces(lead: tuple[int, ...], values: int) -> Iterator[tuple[slice, ...]]:
-    """Indices along the leading axes that cut an array of shape (*lead, values) into pieces of bounded size."""
+    """Indices along the leading axes that divide an array of shape (*lead, values) into pieces of bounded size."""
     row = max(1, math.prod(lead[1:]) * values)
     if not lead:
         yield ()
@@ -147,35 +147,35 @@ def pieces(lead: tuple[int, ...], values: int) -> Iterator[tuple[slice, ...]]:
 
 
 def rows_of(x: Array, axes: int) -> tuple[tuple[int, ...], Array]:
-    """Sizes of the leading axes, and for each value the number of its row."""
+    """Sizes of the leading axes; and for each value, the number of its row."""
     lead = x.shape[: x.ndim - axes]
     return lead, np.broadcast_to(np.arange(math.prod(lead)).reshape(*lead, *[1] * axes), x.shape)
 
 
 @dataclass(frozen=True)
 class StateScore:
-    """A score of your own: one number for each time of a trajectory, from the truth and a run.
+    """A user's score: one number for each time of a trajectory, from the truth and a run.
 
-    `xdan.score(ds, run, also=[...])` averages it over times and trajectories as it does its own scores.
+    `xdan.score(ds, run, also=[...])` averages it over times and trajectories, like xdan's scores.
 
     Parameters
     ----------
     function : callable
-        A NumPy function. Its parameters have the names of what it takes: `truth`, `forecast`, `analysis`,
-        `forecast_spread` and `spread` are arrays of shape (B, N), a row for each time of a trajectory and N the size of
-        the flattened state; `forecast_members` and `members` have shape (B, M, N). It returns an array of shape (B,)
-        and treats every row by itself.
+        A NumPy function. The names of its parameters say which arrays it takes. `truth`, `forecast`, `analysis`,
+        `forecast_spread` and `spread` have the shape (B, N): a row for each time of a trajectory, where N is the size
+        of the flattened state. `forecast_members` and `members` have the shape (B, M, N). The function returns an array
+        of shape (B,), and treats each row separately.
     long_name : str
         What the number is.
     units : str, optional
-        Of the number; the state's own by default, and "1" for a number without.
+        Units of the number. By default the state's units; "1" for a number without units.
     name : str, optional
-        Of the variable; by default the name of the function.
+        Name of the variable; by default the name of the function.
 
     Raises
     ------
     TypeError
-        If `function` is no function, or takes something else.
+        If `function` is not a function, or has parameters with other names.
 
     Examples
     --------
@@ -210,7 +210,7 @@ class StateScore:
         return tuple(inspect.signature(self.function).parameters)
 
     def of_members(self, name: str) -> bool:
-        """Whether an input has members."""
+        """Whether an input has a member axis."""
         return name in _OF_MEMBERS
 
     def values(self, *arrays: Array, axes: int = 1) -> Array:
@@ -219,9 +219,9 @@ class StateScore:
         Parameters
         ----------
         *arrays : array
-            The inputs in their order: shape (..., *state), and (..., *state, M) of members.
+            The inputs in the order of `inputs`: shape (..., *state), or (..., *state, M) with members.
         axes : int
-            How many axes the state has.
+            Number of axes of the state.
 
         Returns
         -------
@@ -230,7 +230,7 @@ class StateScore:
         Raises
         ------
         ValueError
-            If the function gives another shape, or no real numbers.
+            If the function returns another shape, or values that are not real numbers.
         """
         lead = arrays[0].shape[: arrays[0].ndim - axes - self.of_members(self.inputs[0])]
 
@@ -242,7 +242,7 @@ class StateScore:
                 for piece, members in zip(pieces, map(self.of_members, self.inputs), strict=True)
             ]
             for one in flat:
-                one.flags.writeable = False  # they may be views of the record's and the run's own numbers
+                one.flags.writeable = False  # they may be views of the arrays of the record and the run
             score = np.asarray(self.function(*flat))
             if score.shape != (rows,):
                 raise ValueError(

@@ -17,7 +17,7 @@ from .tangent import mixed_along
 
 @dataclass(frozen=True)
 class Points:
-    """Where a network is differentiated.
+    """Points at which a network is differentiated.
 
     Attributes
     ----------
@@ -26,9 +26,9 @@ class Points:
     zeta : Tensor, shape (B, N)
         Projected innovations.
     memory : Tensor, shape (B, n, N), optional
-        Latent channels; empty by default.
+        Latent channels; by default empty.
     covariance : FilterCovariance, optional
-        P_a of the Kalman filter beside the network, where there is one.
+        P_a of the Kalman filter beside the network, if there is one.
     """
 
     x: Tensor
@@ -40,26 +40,26 @@ class Points:
         return len(self.x)
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> Points:
-        """Apply a function to each of the tensors; P_a stays."""
+        """Apply a function to each tensor. P_a does not change."""
         memory = None if self.memory is None else function(self.memory)
         return replace(self, x=function(self.x), zeta=function(self.zeta), memory=memory)
 
     def at(self, index: Tensor) -> Points:
-        """Some of the points, or points that stand several times."""
+        """Some of the points. A point may occur several times."""
         covariance = None if self.covariance is None else self.covariance.at(index)
         return replace(self.apply(lambda value: value[index]), covariance=covariance)
 
     def permuted(self, permutation: Tensor) -> Points:
-        """The points with the components of their states exchanged."""
+        """The points with permuted components of their states."""
         covariance = None if self.covariance is None else self.covariance.permuted(permutation)
         return replace(self.apply(lambda value: value[..., permutation]), covariance=covariance)
 
     def without_innovation(self) -> Points:
-        """The same states and memory at zeta = 0."""
+        """The points with their states and memory, and zeta = 0."""
         return replace(self, zeta=torch.zeros_like(self.zeta))
 
     def sampled(self, zeta: Tensor) -> Points:
-        """B P points: every state at each of its P projected innovations (B, P, N)."""
+        """B P points: each state with each of its P projected innovations (B, P, N)."""
         repeated = self.at(torch.arange(len(self), device=self.x.device).repeat_interleave(zeta.shape[1]))
         return replace(repeated, zeta=zeta.flatten(0, 1))
 
@@ -72,7 +72,7 @@ def increment(network: AnalysisNetwork, points: Points) -> Tensor:
 
 
 def _derivative(network: AnalysisNetwork, points: Points, name: str) -> Callable[..., Tensor]:
-    """A derivative by the network's formula, or with the covariance of the filter beside it."""
+    """A derivative by the network's formula; if there is a filter beside the network, with its covariance."""
     if points.covariance is None:
         return formula(network, name)
     derivative: Callable[..., Tensor] = getattr(GuidedAnalysis(network, points.covariance), name)
@@ -85,9 +85,9 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
     Parameters
     ----------
     network : AnalysisNetwork
-        In evaluation mode, of one forecast.
+        A network of one forecast, in evaluation mode.
     points : Points
-        At zeta = 0 for Eq. 5.
+        Points, with zeta = 0 for Eq. 5.
 
     Returns
     -------
@@ -99,22 +99,22 @@ def analysis_covariance(network: AnalysisNetwork, points: Points) -> Tensor:
 def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
     """Gamma(x, zeta)[i, j, l] = d^2 a_i / (dx_l dzeta_j) at one site l, Eq. 9 and 10.
 
-    Two nested forward derivatives, for all j at once; one, of P_a, for a network that is linear in zeta. Where the
-    network cannot see across the whole ring, only the sites that can matter are computed, so that the cost does not
-    grow with the ring.
+    It takes two nested forward derivatives, for all j at once. For a network that is linear in zeta it takes one, of
+    P_a. If the network cannot see across the whole ring, only sites with possible effects are computed. The cost then
+    does not grow with the ring.
 
     Parameters
     ----------
     network : AnalysisNetwork
     points : Points
-        At zeta = 0 for Eq. 10.
+        Points, with zeta = 0 for Eq. 10.
     site : int
-        l.
+        The site l.
 
     Returns
     -------
     Tensor, shape (B, N, N)
-        Along i and j.
+        Gamma along i and j.
     """
     sites, network_gain = points.x.shape[1], _derivative(network, points, "marginal_gain")
     window = sites_that_matter(network, sites)
@@ -128,10 +128,10 @@ def marginal_gain(network: AnalysisNetwork, points: Points, site: int) -> Tensor
 
 
 def sites_that_matter(network: AnalysisNetwork, sites: int) -> int:
-    """Width of the window about l outside of which a marginal gain is zero; all sites where there is no such bound."""
-    # What a filter tells comes from everywhere.
+    """Width of the window around l outside of which a marginal gain is zero; all sites if there is no such bound."""
+    # The results of a filter depend on all sites.
     reach = None if is_patched(network) or network.guides else network.reach
-    # a_i depends on x_l within the network's reach of l, and on zeta_j within twice the reach.
+    # a_i depends on x_l only within the network's reach of l, and on zeta_j only within twice the reach.
     return sites if reach is None else min(sites, 4 * reach + 1)
 
 
@@ -155,12 +155,12 @@ def mixed_derivative(network: AnalysisNetwork, points: Points, zeta_direction: T
 
 
 def forecast_derivative(network: AnalysisNetwork, points: Points, site: int) -> Tensor:
-    """Derivative of the analysis by x_l at one site l, shape (B, N)."""
+    """Derivative of the analysis with respect to x_l at one site l, shape (B, N)."""
     return _derivative(network, points, "forecast_derivative")(points.x, points.zeta, points.memory, site)
 
 
 def regressed_covariance(network: AnalysisNetwork, points: Points, samples: Tensor) -> Tensor:
-    """P_a(x) as the slopes of the increment in samples of zeta, shape (B, N, N).
+    """P_a(x) as the slopes of the increment with respect to samples of zeta, shape (B, N, N).
 
     Parameters
     ----------
@@ -171,22 +171,22 @@ def regressed_covariance(network: AnalysisNetwork, points: Points, samples: Tens
 
     References
     ----------
-    Bocquet et al. (2024), doi:10.1063/5.0230837: least squares of increments on innovations, recentred.
+    Bocquet et al. (2024), doi:10.1063/5.0230837: least squares of increments on centred innovations.
     """
     responses = increment(network, points.sampled(samples)).unflatten(0, samples.shape[:2])
     return regress(samples, responses)
 
 
 def composite_marginal_gain(network: AnalysisNetwork, points: Points, samples: Tensor, site: int) -> Tensor:
-    """Gamma(x)[:, :, l] as the slopes of d a_i / d x_l in samples of zeta, Eq. G3 and H1 to H4, shape (B, N, N)."""
+    """Gamma(x)[:, :, l] as slopes of d a_i / d x_l with respect to samples of zeta, Eq. G3, H1 to H4, (B, N, N)."""
     responses = forecast_derivative(network, points.sampled(samples), site).unflatten(0, samples.shape[:2])
     return regress(samples, responses)
 
 
 def regress(samples: Tensor, responses: Tensor) -> Tensor:
-    """Slopes C D^+ of responses in samples, both recentred, Eq. H2 to H4.
+    """Slopes C D^+ of responses with respect to samples, both centred, Eq. H2 to H4.
 
-    The pseudo-inverse gives zero along directions that no sample has, Eq. C3.
+    The pseudo-inverse gives zero along directions that occur in no sample, Eq. C3.
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ def regress(samples: Tensor, responses: Tensor) -> Tensor:
 
 
 def bias(network: AnalysisNetwork, points: Points) -> Tensor:
-    """Increment where there is no innovation, |a(x, 0)| / sqrt(N), shape (B,)."""
+    """Increment without an innovation, |a(x, 0)| / sqrt(N), shape (B,)."""
     size: Tensor = increment(network, points.without_innovation()).norm(dim=1) / math.sqrt(points.x.shape[1])
     return size
 
@@ -222,10 +222,10 @@ def increment_scaling(
     covariance : Tensor, shape (B, N, N)
         P_a(x).
     scales : Tensor, shape (L,)
-        lambda.
+        Factors lambda.
     cutoff : float, optional
-        Leave out the directions whose singular value is below this share of the largest; by default none, and a P_a
-        that is singular to rounding is refused.
+        Directions are left out whose singular value is below this share of the largest. By default none are left out,
+        and a P_a that is singular (to rounding) is refused.
 
     Returns
     -------
@@ -234,7 +234,7 @@ def increment_scaling(
     Raises
     ------
     ValueError
-        Where P_a is singular to rounding and no cutoff is given.
+        If P_a is singular to rounding, and there is no cutoff.
     """
     left, values, _ = torch.linalg.svd(covariance)
     share = covariance.shape[-1] * torch.finfo(values.dtype).eps if cutoff is None else cutoff
@@ -242,15 +242,15 @@ def increment_scaling(
     if bool(left_out.any()) and cutoff is None:
         raise ValueError(
             f"P_a is singular: {int(left_out.sum(1).max())} of its {values.shape[1]} singular values are zero to "
-            "rounding at some state, so that Eq. 23 has no inverse there; with cutoff=1e-3 directions below that share "
-            "of the largest one are left out"
+            "rounding at some state, so that Eq. 23 has no inverse there: expected a regular P_a; with cutoff=1e-3 "
+            "directions below that share of the largest singular value are left out"
         )
     inverse = torch.where(left_out, torch.zeros_like(values), 1.0 / values)
     bias_at_zero = increment(network, points.without_innovation())
 
     def size(scale: Tensor | float) -> Tensor:
         answer = increment(network, replace(points, zeta=scale * points.zeta)) - bias_at_zero
-        # |V S^-1 U^T answer| = |S^-1 U^T answer|.
+        # |V S^-1 U^T y| = |S^-1 U^T y| for orthogonal V.
         length: Tensor = (inverse * (left.mT @ answer[..., None])[..., 0]).norm(dim=1)
         return length
 

@@ -1,4 +1,4 @@
-"""Paragraphs that several docstrings share: written once, and put into each docstring when its module is imported."""
+"""Paragraphs that several docstrings share. They are written once, and inserted when a module is imported."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _MARKER = re.compile(r"^([ \t]*)\{(\w+)\}[ \t]*$", re.MULTILINE)
 
 
 def shares(paragraphs: Mapping[str, str]) -> Callable[[Documented], Documented]:
-    """Make a decorator that puts paragraphs into the docstring of a function or a class.
+    """Make a decorator that inserts paragraphs into the docstring of a function or a class.
 
-    A line of the docstring that holds a paragraph's name in braces and nothing else stands for the paragraph, which
-    takes the line's indentation. The function itself is returned, so that its signature and its type stay.
+    A line of the docstring may hold a paragraph's name in braces and nothing else. The paragraph replaces this line,
+    with the line's indentation. The decorator returns the function itself, so that its signature and type stay.
 
     Parameters
     ----------
     paragraphs : mapping of str to str
-        The text of each name, without indentation.
+        Text of each paragraph by name, without indentation.
 
     Raises
     ------
     KeyError
-        By the decorator, for a name that has no paragraph.
+        From the decorator, if a name has no paragraph.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The spread of a run beside its error: sums by bins of the spread, which can be joined whatever the blocks were."""
+"""The spread of a run compared with its error: sums by bins of the spread, which can be added for any blocks."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .scores import Array, pieces
 _FLOAT = np.dtype(np.float64)
 # Spreads are counted between powers of two: from 2**-40 to 2**24, 32 bins from one power to the next.
 _LOWEST, _HIGHEST, _BY_OCTAVE = -40, 24, 32
-FINE_BINS = (_HIGHEST - _LOWEST) * _BY_OCTAVE + 1  # the first holds what lies below, zero too
+FINE_BINS = (_HIGHEST - _LOWEST) * _BY_OCTAVE + 1  # the first bin holds everything below, also zero
 
 
 def fine_edges() -> Array:
-    """Lower edges of the fine bins of spread, shape (FINE_BINS,); 0 is the first."""
+    """Lower edges of the fine bins of spread, shape (FINE_BINS,). The first is 0."""
     octaves = np.arange(FINE_BINS - 1) / _BY_OCTAVE + _LOWEST
     return np.concatenate([[0.0], np.exp2(octaves)])
 
@@ -40,16 +40,16 @@ def spread_sums(
         The group of each trajectory.
     groups : int
     edges : array, shape (bins,)
-        Lower edges of the bins, ascending; the last has no upper edge. What lies below the first is not counted.
+        Lower edges of the bins, ascending. The last bin has no upper edge. Values below the first are not counted.
     axes : int
-        How many axes the state has.
+        Number of axes of the state.
     weights : array, shape (*state), optional
-        How often each variable counts; once by default.
+        Weight of each variable; by default 1.
 
     Returns
     -------
     array of float64, shape (groups, bins, 3)
-        Sums of 1, of the squared spread and of the squared error. What is NaN is not counted.
+        Sums of 1, of the squared spread and of the squared error. NaN is not counted.
     """
     sums = np.zeros((3, groups * len(edges)))
     lead, size = truth.shape[:2], math.prod(truth.shape[2:])
@@ -68,20 +68,20 @@ def spread_sums(
 
 
 def merged_bins(sums: Array, bins: int) -> tuple[Array, Array]:
-    """Join neighbouring bins of spread into a few that hold about as many values each.
+    """Join neighbouring bins of spread into a few bins with about equal numbers of values.
 
     Parameters
     ----------
     sums : array, shape (groups, fine bins, 3)
-        Of `spread_sums`.
+        Result of `spread_sums`.
     bins : int
 
     Returns
     -------
     array, shape (groups, bins, 3)
-        A bin may be empty, where many spreads are alike.
+        A bin may be empty if many spreads are equal.
     array of int, shape (bins + 1,)
-        The first fine bin of each, and the end.
+        The first fine bin of each bin, and the end.
     """
     counts = sums[..., 0].sum(0)
     total = counts.sum()
@@ -98,20 +98,20 @@ def spread_error(sums: Array) -> dict[str, Array]:
     Parameters
     ----------
     sums : array, shape (groups, bins, 3)
-        Of `spread_sums`.
+        Result of `spread_sums`.
 
     Returns
     -------
     dict of str to array, shape (bins,)
-        `spread`, `rmse`: roots of the means of the squares, NaN where a bin is empty; `count`;
-        `rmse_standard_error`, NaN for one group.
+        `spread` and `rmse`, roots of mean squares, NaN if a bin is empty; `count`; `rmse_standard_error`, NaN for one
+        group.
     """
     groups = sums.shape[0]
     count, variance, squares = np.moveaxis(sums.sum(0), -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         mean = squares / count
         rmse = np.sqrt(mean)
-        # Of a ratio of sums: groups have different counts in a bin.
+        # The standard error is that of a ratio of sums, because groups have different counts in a bin.
         away = sums[..., 2] - mean * sums[..., 0]
         scatter = np.square(away).sum(0) * groups / max(groups - 1, 1) / count**2
         error = np.sqrt(scatter) / (2 * rmse) if groups > 1 else np.full_like(rmse, np.nan)

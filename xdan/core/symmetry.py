@@ -1,4 +1,4 @@
-"""Groups of permutations of the sites, and those under which a model and its observing system do not change."""
+"""Groups of permutations of the sites; those that do not change a model and its observing system."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from .checks import integer, shown
 from .spaces.joint import period, power_of
 from .tables import html_table
 
-_ALL_SHIFTS = 4096  # products with shifts that are tried; where there are more, only powers of each shift
-_MOST_SITES = 10**8  # a permutation of more would take gigabytes
-_LARGEST = 100_000  # elements of a group that permutations generate
-_MOST_PRODUCTS = 1024  # of candidates that are no shifts
-_LISTED = 2**24  # sites times elements of a group that are compared with one another
-_NAMED = 4  # elements that the name of a group lists
-_TRIED = 64  # shifts of a group that are added to all others, to see that it is one
+_ALL_SHIFTS = 4096  # largest number of products of shifts that are all tested; with more, powers of each shift alone
+_MOST_SITES = 10**8  # a permutation of more sites would take gigabytes
+_LARGEST = 100_000  # largest number of elements of a group that permutations generate
+_MOST_PRODUCTS = 1024  # largest number of products of candidates that are not shifts
+_LISTED = 2**24  # largest number of sites times elements of a group whose elements are all compared
+_NAMED = 4  # number of elements that the name of a group lists
+_TRIED = 64  # number of shifts that are added to all others, as a test whether shifts are a group
 _TOLERANCE = 1e-9
 
 
 class Group:
     """A group of permutations of the N sites of a flattened state, acting by (g x)_i = x_{g(i)}.
 
-    Made by `translations`, `ring`, `rotations`, `trivial` or `generated_by`.
+    `translations`, `ring`, `grid`, `rotations`, `trivial` and `generated_by` make groups.
 
     Parameters
     ----------
     name : str
-        What the group is, in words.
+        Description of the group.
     sites : int
-        N.
+        Number N of sites.
     permutation : callable
-        From the number of an element, 0 to size - 1, to its sites g(i), a Tensor of integers, shape (N,).
+        permutation(k) gives the sites g(i) of element k, from 0 to size - 1: a Tensor of integers, shape (N,).
     size : int
-        How many elements the group has.
+        Number of elements of the group.
 
     References
     ----------
@@ -63,10 +63,11 @@ class Group:
         Parameters
         ----------
         shape : sequence of int
-            Of the grid.
+            Shape of the grid.
         offsets : sequence of sequences of int
-            All shifts of the group, as many numbers each as the grid has dims.
+            All shifts of the group. A shift has a number for each dim of the grid.
         name : str
+            Description of the group. By default it lists some shifts.
         """
         shape = _integers("shape", shape, least=1)
         if math.prod(shape) > _MOST_SITES:
@@ -82,7 +83,10 @@ class Group:
             for other in shifts:
                 both = tuple((a + b) % n for a, b, n in zip(one, other, shape, strict=True))
                 if both not in members:
-                    raise ValueError(f"shifts by {one} and {other} are given, by {both} is not: expected a group")
+                    raise ValueError(
+                        f"the shifts by {one} and {other} are given, and their sum, the shift by {both}, is missing: "
+                        "expected a group, with all sums of its shifts"
+                    )
 
         def permutation(index: int) -> Tensor:
             grid = torch.arange(math.prod(shape)).reshape(shape)
@@ -92,7 +96,7 @@ class Group:
 
     @classmethod
     def ring(cls, sites: int, step: int = 1) -> Group:
-        """Turns of a ring by multiples of a step.
+        """Shifts of a ring by multiples of a step.
 
         Raises
         ------
@@ -106,12 +110,12 @@ class Group:
 
     @classmethod
     def grid(cls, shape: Sequence[int], steps: Sequence[int]) -> Group:
-        """Shifts of a periodic grid by multiples of a step along every dim; a step of the whole length is none.
+        """Shifts of a periodic grid by multiples of a step along every dim. A step of the whole length is no shift.
 
         Raises
         ------
         ValueError
-            If a step does not divide its dim.
+            If a step does not divide the length of its dim.
         """
         shape, steps = _integers("shape", shape, least=1), _integers("steps", steps, least=1)
         if len(steps) != len(shape) or any(size % step for step, size in zip(steps, shape, strict=True)):
@@ -124,14 +128,14 @@ class Group:
 
     @classmethod
     def rotations(cls, latitudes: int, longitudes: int, step: int = 1) -> Group:
-        """Rotations of a (lat, lon) grid about the axis."""
+        """Rotations of a (lat, lon) grid around the axis."""
         latitudes, longitudes = integer("latitudes", latitudes, least=1), integer("longitudes", longitudes, least=1)
         step = integer("step", step, least=1)
         return cls.grid((latitudes, longitudes), (latitudes, step))
 
     @classmethod
     def trivial(cls, sites: int) -> Group:
-        """The identity alone."""
+        """The group with the identity alone."""
         sites = integer("sites", sites, least=1, most=_MOST_SITES)
         return cls("the identity alone", sites, lambda index: torch.arange(sites), 1)
 
@@ -142,7 +146,7 @@ class Group:
         Raises
         ------
         ValueError
-            If one is no permutation, they differ in length, or generate too many.
+            If one is not a permutation, they have different lengths, or they generate too many elements.
         """
         if not permutations:
             raise ValueError("permutations=(): expected at least one permutation of the sites")
@@ -171,15 +175,15 @@ class Group:
         return self._size
 
     def permutation(self, index: int) -> Tensor:
-        """The index-th element g, as the tensor of int64 of g(0), ..., g(N - 1); the identity comes first."""
+        """Element number `index`, as the tensor of int64 of g(0), ..., g(N - 1). The identity is the first."""
         return self._permutation(index)
 
     def images(self, site: int) -> list[int]:
-        """g(site) for every element."""
+        """g(site) for each element g."""
         return [int(self.permutation(index)[site]) for index in range(len(self))]
 
     def orbits(self) -> list[list[int]]:
-        """Sites that are carried into one another, each list in ascending order."""
+        """Sets of sites that the elements map to each other, each as an ascending list."""
         covered: set[int] = set()
         orbits = []
         for site in range(self.sites):
@@ -196,7 +200,7 @@ class Group:
 
 
 def _items(label: str, values: Any) -> list[Any]:
-    """The items of a sequence, NumPy's or torch's too."""
+    """The items of a sequence, also of NumPy or torch."""
     if not isinstance(values, (Sequence, range, np.ndarray, Tensor)) or isinstance(values, (str, bytes)):
         raise TypeError(f"{label}={shown(values)}: expected a sequence of integers")
     try:
@@ -211,27 +215,27 @@ def _integers(label: str, values: Any, least: int | None = None) -> tuple[int, .
 
 
 def invariant_group(candidates: Mapping[str, Tensor], sites: int, unchanged: Callable[[Tensor], bool]) -> Group:
-    """Find the largest group of permutations that leave something unchanged, among all products of some candidates.
+    """Find the largest group of products of some candidates that leave something unchanged.
 
-    Candidates whose cycles all have one length, and that commute, are shifts s, s^2, ...: their powers by divisors of
-    the length are tried, and on up to 4096 shifts all products. Every product q of the other candidates is tried, and
-    with up to 4096 shifts s before it, as a reflection about another site may leave an observing system as it is where
-    that about the first does not. Where the candidates have too many products, as exchanges of many components, they
-    are tried one by one.
+    Some candidates are shifts s, s^2, ...: all their cycles have one length, and they commute. Their powers by divisors
+    of the length are tested. If there are at most 4096 shifts, all products of shifts are tested. Every product q of
+    the other candidates is tested. With at most 4096 shifts, it is also tested after each shift s: a reflection around
+    another site may leave an observing system unchanged if the reflection around the first site does not. If the
+    candidates have too many products, like the exchanges of many components, they are tested one by one.
 
     Parameters
     ----------
     candidates : mapping of str to Tensor of int64, shape (N,)
-        Permutations by name, such as `StateSpace.symmetries` gives.
+        Permutations by name, for example from `StateSpace.symmetries`.
     sites : int
-        N.
+        Number N of sites.
     unchanged : callable
-        Whether a permutation changes nothing. It says so of products of those of which it says so.
+        Whether a permutation changes nothing. If it is true of two permutations, it must be true of their product.
 
     Returns
     -------
     Group
-        The elements are s q, q slowest.
+        The elements are s q; q varies slowest.
     """
     shifts, others = _sorted_out(candidates)
     counts = [count for _, _, count in shifts]
@@ -256,7 +260,7 @@ def invariant_group(candidates: Mapping[str, Tensor], sites: int, unchanged: Cal
             powers, steps = every, f"{len(every)} shifts"
     turns = {"": torch.arange(sites)}
     products = list(_products(others, sites).items())[1:]
-    # One shift of each coset of the shifts that change nothing is enough.
+    # One shift is enough from each coset of the shifts that change nothing.
     apart = [[0] * len(counts)]
     if len(products) * math.prod(along) <= _ALL_SHIFTS:
         apart = [list(o) for o in itertools.product(*map(range, along))]
@@ -274,7 +278,7 @@ def invariant_group(candidates: Mapping[str, Tensor], sites: int, unchanged: Cal
 
 
 def _sorted_out(candidates: Mapping[str, Tensor]) -> tuple[list[tuple[str, Tensor, int]], dict[str, Tensor]]:
-    """Shifts that commute, with the lengths of their cycles, and the other permutations."""
+    """Shifts that commute, with the lengths of their cycles; and the other permutations."""
     shifts: list[tuple[str, Tensor, int]] = []
     others: dict[str, Tensor] = {}
     for name, move in candidates.items():
@@ -289,13 +293,13 @@ def _sorted_out(candidates: Mapping[str, Tensor]) -> tuple[list[tuple[str, Tenso
 
 
 def _products(generators: Mapping[str, Tensor], sites: int) -> dict[str, Tensor]:
-    """All products, the identity first under an empty name; the permutations alone where there are too many."""
+    """All products, with the identity first under an empty name. If there are too many, the permutations alone."""
     known = _closed({}, generators, sites)
     return {"": torch.arange(sites), **generators} if known is None else known
 
 
 def _generated(turns: Mapping[str, Tensor], sites: int) -> dict[str, Tensor]:
-    """The group of all products of some permutations, or where it is too large of as many of the first as can be."""
+    """The group of all products of some permutations. If it is too large, that of as many of the first as possible."""
     chosen: dict[str, Tensor] = {}
     known = {"": torch.arange(sites)}
     for name, turn in turns.items():
@@ -306,7 +310,7 @@ def _generated(turns: Mapping[str, Tensor], sites: int) -> dict[str, Tensor]:
 
 
 def _closed(known: Mapping[str, Tensor], generators: Mapping[str, Tensor], sites: int) -> dict[str, Tensor] | None:
-    """All products of some permutations by name; None where there are more than a thousand."""
+    """All products of some permutations by name; None if there are more than a thousand."""
     products = dict(known) or {"": torch.arange(sites)}
     keys = {_key(one) for one in products.values()}
     newest = dict(products)
@@ -324,7 +328,7 @@ def _closed(known: Mapping[str, Tensor], generators: Mapping[str, Tensor], sites
 
 
 def _joined(shift: Callable[[Sequence[int]], Tensor], powers: Sequence[Sequence[int]], turns: Sequence[Tensor]) -> Any:
-    """Number and function of the elements: every shift before every turn, the identity first, each once."""
+    """Number of elements, and their function: every shift before every turn, the identity first, each once."""
     count = len(powers) * len(turns)
 
     def element(index: int) -> Tensor:
@@ -341,7 +345,7 @@ def _key(permutation: Tensor) -> bytes:
 
 
 def commutes(function: Callable[[Tensor], Tensor], x: Tensor, permutation: Tensor) -> bool:
-    """Whether a function of states (B, N) commutes with a permutation, to rounding, at some states."""
+    """Whether a function of states (B, N) commutes with a permutation at some states, except for rounding."""
     expected, of_permuted = function(x)[:, permutation], function(x[:, permutation])
     return bool((of_permuted - expected).abs().max() <= _TOLERANCE * (1.0 + expected.abs().max()))
 
@@ -349,7 +353,7 @@ def commutes(function: Callable[[Tensor], Tensor], x: Tensor, permutation: Tenso
 def symmetry_average(gain: Tensor, group: Group, reference: int) -> Tensor:
     """Average a marginal gain over a group, Eq. G2a.
 
-    Omega_r[i, j] = mean_g Gamma[g(i), g(j), g(r)]; on the ring Gamma[i + l - r, j + l - r, l] averaged over l.
+    Omega_r[i, j] = mean_g Gamma[g(i), g(j), g(r)]. On a ring: Gamma[i + l - r, j + l - r, l], averaged over l.
 
     Parameters
     ----------
@@ -357,7 +361,7 @@ def symmetry_average(gain: Tensor, group: Group, reference: int) -> Tensor:
         Gamma along i, j and l.
     group : Group
     reference : int
-        r.
+        Reference site r.
 
     Returns
     -------
@@ -371,7 +375,7 @@ def symmetry_average(gain: Tensor, group: Group, reference: int) -> Tensor:
 
 
 def spread_out(omega: Tensor, group: Group, reference: int) -> Tensor:
-    """Carry a symmetry average back to all sites l that the reference is carried to, Eq. F5.
+    """Spread a symmetry average to all sites l to which the group maps the reference, Eq. F5.
 
     Gamma[g(i), g(j), g(r)] = Omega_r[i, j].
 
@@ -384,7 +388,7 @@ def spread_out(omega: Tensor, group: Group, reference: int) -> Tensor:
     Returns
     -------
     Tensor, shape (..., N, N, N)
-        NaN at sites l that the group does not carry the reference to.
+        NaN at sites l to which the group does not map the reference.
     """
     gamma = torch.full((*omega.shape, group.sites), torch.nan, dtype=omega.dtype, device=omega.device)
     for index in range(len(group)):

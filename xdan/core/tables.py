@@ -1,4 +1,4 @@
-"""How an object is drawn by a notebook: a small table of what it is."""
+"""How a notebook shows an object: a small table of its properties."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .checks import shown
 
 
 def html_table(title: str, rows: Iterable[tuple[str, Any]]) -> str:
-    """HTML of a title and a table of names and values; a value that is no string is cut where it is long.
+    """HTML of a title and a table of names and values. Long values that are not strings are cut.
 
     Examples
     --------

@@ -1,6 +1,6 @@
-"""Derivatives along directions, forward through a function; backward, twice, where torch knows no other way.
+"""Derivatives along directions, in forward mode; in backward mode, twice, if torch has no forward derivative.
 
-Functions act on each state of a batch by itself.
+Functions must act on each state of a batch separately.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ T = TypeVar("T")
 Function = Callable[[Tensor], Tensor]
 Pair = Callable[[Tensor, Tensor], Tensor]
 
-# The level of forward-mode derivatives is one for the whole process in torch: two threads must not nest theirs.
+# In torch, the level of forward-mode derivatives is common to the whole process: two threads must not nest derivatives.
 FORWARD_MODE = threading.RLock()
 _FIRST, _SECOND = "derivative", "second derivative"
-_NUDGE = 1e-2  # relative change of a state that tells whether a function depends on it
+_NUDGE = 1e-2  # relative change of a state that shows whether a function depends on it
 
 
 def push_forward(
     function: Function, x: Tensor, directions: Tensor, what: str = "a function of the state"
 ) -> tuple[Tensor, Tensor]:
-    """Value of a function of states, and its derivative along directions at each of them.
+    """Value of a function of states, and its derivative along directions at each state.
 
     Parameters
     ----------
     function : callable
-        From states of shape (..., N) to shape (..., P), each by itself.
+        It maps states of shape (..., N) to shape (..., P), each state separately.
     x : Tensor, shape (B, N)
     directions : Tensor, shape (B, M, N)
     what : str
-        What the function is, for a message.
+        Name of the function in messages.
 
     Returns
     -------
@@ -60,12 +60,12 @@ def push_forward(
 
 
 def along(function: Function, x: Tensor, direction: Tensor, what: str) -> Tensor:
-    """Derivative of a function of states (B, N) along a direction at each, (B, N), of the shape of its values.
+    """Derivative of a function of states (B, N) along a direction at each state, (B, N); shape of the function's value.
 
     Raises
     ------
     ValueError
-        As for `push_forward`.
+        See `push_forward`.
     """
 
     def forward() -> Tensor:
@@ -79,20 +79,20 @@ def along(function: Function, x: Tensor, direction: Tensor, what: str) -> Tensor
 
 
 def jacobian(function: Function, x: Tensor, what: str) -> Tensor:
-    """Derivative of each of P values by each of N components, shape (B, P, N).
+    """Derivative of each of P values with respect to each of N components, shape (B, P, N).
 
     Parameters
     ----------
     function : callable
-        From states of shape (B, N) to shape (B, P).
+        It maps states of shape (B, N) to shape (B, P).
     x : Tensor, shape (B, N)
     what : str
-        What the function is, for a message.
+        Name of the function in messages.
 
     Raises
     ------
     ValueError
-        As for `push_forward`.
+        See `push_forward`.
     """
 
     def column(direction: Tensor) -> Tensor:
@@ -110,15 +110,15 @@ def jacobian(function: Function, x: Tensor, what: str) -> Tensor:
 
 
 def mixed_jacobian(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, what: str) -> Tensor:
-    """Derivative by z, shape (B, P, N), of the derivative of a function of x and z along a direction of x.
+    """Derivative with respect to z, shape (B, P, N), of the derivative of a function of x and z along a direction of x.
 
     Parameters
     ----------
     function : callable
-        From two tensors of shape (B, N) to shape (B, P).
+        It maps two tensors of shape (B, N) to shape (B, P).
     x, z, x_direction : Tensor, shape (B, N)
     what : str
-        What the function is, for a message.
+        Name of the function in messages.
 
     Raises
     ------
@@ -141,7 +141,7 @@ def mixed_jacobian(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, wh
 
 
 def mixed_along(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, z_direction: Tensor, what: str) -> Tensor:
-    """Second derivative of a function of x and z along a direction of each, shape (B, P); as for `mixed_jacobian`."""
+    """Second derivative of a function of x and z along a direction of each, shape (B, P). See `mixed_jacobian`."""
 
     def forward() -> Tensor:
         return _nested(function, x, z, x_direction, z_direction)
@@ -154,7 +154,7 @@ def mixed_along(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, z_dir
 
 
 def _slope(function: Pair, x: Tensor, x_direction: Tensor) -> Function:
-    """The derivative along a direction of x, as a function of z, backward."""
+    """The derivative along a direction of x, as a function of z, in backward mode."""
     return lambda z: _double_backward(lambda state: function(state, z), x, x_direction)[1]
 
 
@@ -172,14 +172,14 @@ def _nested(function: Pair, x: Tensor, z: Tensor, x_direction: Tensor, z_directi
 def _either(
     forward: Callable[[], T], backward: Callable[[bool], T], value: Callable[[], Tensor], what: str, lacks: str
 ) -> T:
-    """Derive forward; backward where an operation has no forward derivative, or none along many directions at once."""
+    """Differentiate in forward mode; in backward mode if an operation has no forward derivative, or none in batches."""
     try:
         with FORWARD_MODE:
             return forward()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
-        value()  # a function that fails by itself fails here, in its own words
+        value()  # if the function itself fails, it fails here, with its own message
     recorded = torch.is_grad_enabled()
     try:
         with torch.inference_mode(False), torch.enable_grad():
@@ -195,12 +195,12 @@ def _either(
 
 
 def _leaf(x: Tensor) -> Tensor:
-    """A tensor of these values that autograd can differentiate by."""
+    """A copy of a tensor, with respect to which autograd can differentiate."""
     return x if x.requires_grad else x.detach().clone().requires_grad_()
 
 
 def _require_recorded(function: Function, x: Tensor, what: str) -> None:
-    """Refuse a function that depends on x though torch has recorded nothing of that."""
+    """Refuse a function that depends on x if torch has recorded no operation on x."""
     x = _leaf(x)
     value = function(x)
     if not value.requires_grad or torch.autograd.grad(value.sum(), x, allow_unused=True)[0] is None:
@@ -208,7 +208,7 @@ def _require_recorded(function: Function, x: Tensor, what: str) -> None:
 
 
 def _check_recorded(function: Function, x: Tensor, value: Tensor, what: str) -> None:
-    """Refuse a function whose value, of which torch has recorded nothing, changes with the state."""
+    """Refuse a function whose value changes with the state if torch has recorded no operation on the state."""
     with torch.no_grad():
         moved = function(x + _NUDGE * (1.0 + x.abs()))
     if bool(((moved != value) & moved.isfinite()).any()):
@@ -219,7 +219,7 @@ def _check_recorded(function: Function, x: Tensor, value: Tensor, what: str) -> 
 
 
 def _require_whole(value: Tensor) -> None:
-    """Raise where a part of a graph cannot be differentiated: torch would leave its share out without a word."""
+    """Raise an error if a part of a graph cannot be differentiated. Torch would leave this part out in silence."""
     nodes, visited = [value.grad_fn], set()
     while nodes:
         node = nodes.pop()
@@ -234,7 +234,7 @@ def _require_whole(value: Tensor) -> None:
 def _double_backward(
     function: Function, x: Tensor, direction: Tensor, *, what: str | None = None, recorded: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Value, and derivative along a direction: the transposed derivative is linear, and is transposed once more."""
+    """Value, and derivative along a direction: the transposed derivative is linear, and its transpose is taken."""
     x = _leaf(x)
     direction = direction.clone() if direction.is_inference() else direction
     value = function(x)
@@ -255,7 +255,7 @@ def _double_backward(
 
 
 def _rows(function: Function, x: Tensor, *, what: str | None = None, recorded: bool) -> Tensor:
-    """Derivatives (B, P, N), taken backward for one of the P values at a time, for all states at once."""
+    """Derivatives (B, P, N) in backward mode, for one of the P values at a time and all states at once."""
     x = _leaf(x)
     value = function(x)
     rows: list[Tensor | None] = [None]

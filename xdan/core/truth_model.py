@@ -1,4 +1,4 @@
-"""What makes the truth of a twin experiment: a model, its errors, and the part of its state that is forecast."""
+"""The truth of a twin experiment: a model, its errors, and the part of its state that the forecast model has."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .random import Purpose, normal
 
 @dataclass(frozen=True)
 class TruthModel:
-    """A model of the truth, and where the state of the forecast model lies in its state.
+    """A model of the truth, and the places of the forecast model's state in the truth's state.
 
     Attributes
     ----------
     dynamics : Dynamics
-        The truth's. With a `model_error` every interval adds an error of that covariance Q to the truth.
+        Model of the truth. With a `model_error`, an error with the covariance Q is added to the truth in each interval.
     places : tuple of slice, or None
-        Where each field of the forecast model lies in the truth's flat state; None where the two states are one.
+        Place of each field of the forecast model in the truth's flat state; None if both have one state.
     """
 
     dynamics: Dynamics
@@ -30,10 +30,10 @@ class TruthModel:
 
     @classmethod
     def of(cls, dynamics: Dynamics | None, forecast: Dynamics) -> TruthModel:
-        """The truth's model beside that of the forecasts; None is the forecast model itself.
+        """The truth's model, for a forecast model. None stands for the forecast model itself.
 
-        The fields of the forecast model are those of the truth's with their names, or else the only ones with their
-        geometry.
+        A field of the forecast model corresponds to the truth's field with its name. Without such a name, it
+        corresponds to the only field with its geometry.
 
         Raises
         ------
@@ -65,13 +65,13 @@ class TruthModel:
         ----------
         x : Tensor, shape (R, N of the truth)
         steps : int
-            Steps of the truth's model in the interval; 0 before the first time, where it makes no error.
+            Number of steps of the truth's model in the interval; 0 before the first time, without an error.
         clock : int
-            Steps from the first analysis to the interval's beginning.
+            Number of steps from the first analysis to the beginning of the interval.
         labels : Tensor of int64, shape (R,)
-            Of the trajectories; they key the model's errors.
+            Labels of the trajectories, keys of the model's errors.
         time : int
-            Index of the time at the interval's end, which keys them too.
+            Index of the time at the end of the interval, another key.
         seed : int
         """
         if not steps:
@@ -85,20 +85,20 @@ class TruthModel:
         return x + error.from_noise(noise[:, 0].to(x))
 
     def forecast_part(self, x: Tensor) -> Tensor:
-        """What the forecast model has of states (..., N of the truth), shape (..., N)."""
+        """The part of states (..., N of the truth) that the forecast model has, shape (..., N)."""
         return x if self.places is None else torch.cat([x[..., place] for place in self.places], -1)
 
     def starting_at(self, time: float) -> TruthModel:
-        """The same with its first analysis at another model time."""
+        """The model with its first analysis at another model time."""
         return replace(self, dynamics=self.dynamics.starting_at(time))
 
     def on(self, device: torch.device) -> TruthModel:
-        """The same with the model's tensors on a device."""
+        """The model with its tensors on a device."""
         return replace(self, dynamics=self.dynamics.on(device))
 
 
 def _place(name: str, truth: Dynamics, forecast: Dynamics) -> slice:
-    """Where a field of the forecast model lies in the truth's state."""
+    """Place of a field of the forecast model in the truth's state."""
     geometry = {field.name: field.geometry for field in forecast.space}[name]
     alike = [field.name for field in truth.space if _same_places(field.geometry, geometry)]
     if name in alike:

@@ -1,4 +1,4 @@
-"""The twin experiment: everything that a truth and its observations are made from, as one noun."""
+"""The twin experiment: everything from which a truth and its observations are made, in one object."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .spaces import StateSpace
 from .tables import html_table
 from .truth_model import TruthModel
 
-FIELD, INSTRUMENT = "field", "instrument"  # what positions may say of observations beside where they lie
+FIELD, INSTRUMENT = "field", "instrument"  # labels of observations that positions may have, besides coordinates
 
 
 class TwinSetting(TypedDict, total=False):
-    """Parameters of a `TwinExperiment` beside its dynamics, for verbs that take them by keyword."""
+    """Parameters of a `TwinExperiment` besides its dynamics, for verbs that take them by keyword."""
 
     interval: float | Sequence[float]
     observe: Sites | FieldSites | Mapping[str, Sites] | None
@@ -36,56 +36,58 @@ class TwinSetting(TypedDict, total=False):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TwinExperiment:
-    """A model, the truth that it forecasts, and how that truth is observed.
+    """A model, the truth that it forecasts, and the observations of this truth.
 
-    `twin` makes a record of it, `train` a network for it, and `sweep` changes its parameters. An experiment keeps
-    copies of the numbers it was given and never changes; `dataclasses.replace` makes another. Two experiments are equal
-    only where they are one object, as functions and labelled arrays have no equality of their own.
+    `twin` makes a record of an experiment, `train` trains a network for it, and `sweep` changes its parameters. An
+    experiment copies its numbers and never changes; `dataclasses.replace` makes another one. Two experiments are equal
+    only if they are one object, because functions and labelled arrays cannot be compared.
 
     Parameters
     ----------
     dynamics : Dynamics
-        The model of every forecast, and the truth's unless `truth_dynamics` is another. Of one that depends on time,
-        the first analysis is at its `model_time`: 0, or what `starting_at` has set.
+        The model of all forecasts. It is also the truth's model unless `truth_dynamics` is given. If it depends on
+        time, the first analysis is at its `model_time`: 0, or what `starting_at` has set.
     interval : float or sequence of float
-        Model time between analyses; a sequence gives the intervals of a record one by one.
+        Model time between analyses. A sequence gives the intervals of a record one by one.
     observe : Sites, or mapping of str to Sites, optional
-        The observing network; every site by default. Of a state of several fields, Sites by the fields' names: fields
-        without are not observed; Sites alone are for every field. With an operator, which of its observations are made.
+        The observing network; by default every site. With several fields: Sites by the fields' names, where fields
+        without Sites are not observed. A single Sites holds for every field. With an operator: which of its
+        observations are made.
     operator : array, shape (P, *state), or callable, optional
-        H, by default the state itself; a matrix, or a torch function of states (..., N). A DataArray has the dims
-        (obs, *state). Of a state of several fields: a matrix (P, N), a mapping of fields' names to arrays (P, *shape),
-        or a torch function of such a mapping of tensors (..., *shape).
+        Observation operator H, by default the identity: a matrix, or a torch function of states (..., N). A DataArray
+        has the dims (obs, *state). With several fields: a matrix (P, N), a mapping from fields' names to arrays
+        (P, *shape), or a torch function of a mapping from names to tensors (..., *shape).
     error_std : float or array of the shape of one time's observations, with the times before it where it differs
-        Standard deviation of the observation errors, in the units of the observations; 1 by default. A DataArray may
-        have any of their dims. Of a state of several fields also a mapping of their names to the errors of each; of
-        observations at positions a mapping has the deviation of each instrument.
+        Standard deviation of the observation errors, in the units of the observations; by default 1. A DataArray may
+        have any dims of the observations. With several fields: also a mapping from their names to the errors of each.
+        With positions: also a mapping from instruments to standard deviations.
     error_covariance : array, shape (P, P), optional
-        Full R, instead of `error_std`. A DataArray has the dims of the observations twice, the second time with the
-        suffix "_dual". Of a state of several fields (N, N), over the packed state.
+        Full covariance R, instead of `error_std`. A DataArray has the dims of the observations twice; the second dims
+        have the suffix "_dual". With several fields: (N, N), for the packed state.
     positions : mapping of str to array, optional
-        Where the observations lie: for each dim of the observed fields a coordinate of every observation, shape (P,),
-        or (times, P) where it moves; NaN where there is none. The state is interpolated there, unless an operator is
-        H; then they serve localisation. "field" may name the field of each observation, and "instrument" what made it.
+        Positions of the observations: for each dim of the observed fields, a coordinate of every observation, shape
+        (P,), or (times, P) if it moves; NaN where there is no observation. H interpolates the state there. If there is
+        an operator, it is H, and positions serve localisation alone. "field" may name the field of each observation,
+        and "instrument" its instrument.
     truth_dynamics : Dynamics, optional
-        Model that makes the truth, where the forecast model is wrong. Its state has the forecast model's fields, and
-        may have others, which a record leaves out. Its own `model_error`, if it has one, is added to the truth.
+        Model of the truth, if the forecast model is wrong. Its state has the fields of the forecast model, and may have
+        others, which a record leaves out. If it has a `model_error`, this error is added to the truth.
     model_error_std : float, array of shape (*state), or mapping of fields' names to these, optional
         Standard deviation of the forecast model's error in one interval, in the state's units: x_{k+1} = M(x_k) + e_k,
-        e_k ~ N(0, Q). Methods account for it, and without `truth_dynamics` the truth has it. By default that which the
-        dynamics has; 0 is a perfect model. The experiment keeps it as `dynamics.model_error`.
+        e_k ~ N(0, Q). Methods account for it. Without `truth_dynamics`, the truth has this error too. By default the
+        error that the dynamics has; 0 is a perfect model. The experiment keeps it as `dynamics.model_error`.
     model_error_covariance : array, shape (N, N), optional
-        Full Q, instead of `model_error_std`.
+        Full covariance Q, instead of `model_error_std`.
 
     Raises
     ------
     TypeError
-        If the dynamics is no Dynamics, `observe` no Sites, the operator neither numbers nor a function, or another
-        parameter no real numbers.
+        If the dynamics is not a Dynamics, `observe` is not Sites, the operator is neither numbers nor a function, or
+        another parameter is not made of real numbers.
     ValueError
-        If an interval or a standard deviation is not positive and finite, or `error_std` and `error_covariance` are
-        both given; for a Q that is not positive semi-definite or has another size, and a truth's model without the
-        forecast model's fields. What depends on the length of a record is checked by the verbs.
+        If an interval or a standard deviation is not positive and finite, both `error_std` and `error_covariance` are
+        given, a Q is not positive semi-definite or has the wrong size, or the truth's model lacks a field of the
+        forecast model. The verbs check what depends on the length of a record.
 
     Examples
     --------
@@ -123,7 +125,7 @@ class TwinExperiment:
             operator = _of_each_field("operator", operator, space, _copied)
         if self.error_std is not None and self.error_covariance is not None:
             raise ValueError(
-                "expected one of error_std= and error_covariance=, both were given; None takes back the other"
+                "expected one of error_std= and error_covariance=, both were given; None removes one of them"
             )
         covariance = self.error_covariance
         if covariance is not None:
@@ -146,7 +148,7 @@ class TwinExperiment:
             "error_std": deviations,
             "error_covariance": covariance,
             "positions": None if self.positions is None else checked_labels(self.positions),
-            "model_error_std": None,  # the dynamics has it from here on
+            "model_error_std": None,  # from here on, the dynamics has the model error
             "model_error_covariance": None,
         }
         for name, value in values.items():
@@ -156,20 +158,20 @@ class TwinExperiment:
     def of(
         cls, experiment: TwinExperiment | Dynamics, setting: Mapping[str, Any], also: tuple[str, ...] = ()
     ) -> TwinExperiment:
-        """Take an experiment as it is, or make one from a dynamics and its setting.
+        """Return an experiment unchanged, or make one from a dynamics and a setting.
 
         Parameters
         ----------
         experiment : TwinExperiment or Dynamics
         setting : mapping
-            Parameters of the experiment, beside a dynamics.
+            Parameters of the experiment, besides a dynamics.
         also : tuple of str
-            What else the caller takes, for the message on an unknown parameter.
+            Other parameters of the caller, for the message about an unknown parameter.
 
         Raises
         ------
         TypeError
-            For what is neither, an experiment with a setting beside it, or an unknown parameter.
+            If `experiment` is of another type, there is a setting besides an experiment, or a parameter is unknown.
         """
         if isinstance(experiment, TwinExperiment):
             if setting:
@@ -190,7 +192,7 @@ class TwinExperiment:
         return cls(experiment, **setting)
 
     def _with_error(self) -> Dynamics:
-        """The forecast model with the Q that the experiment gives it."""
+        """The forecast model with the experiment's Q."""
         std, covariance = self.model_error_std, self.model_error_covariance
         if std is None and covariance is None:
             return self.dynamics
@@ -198,11 +200,11 @@ class TwinExperiment:
 
     @property
     def truth(self) -> TruthModel:
-        """What makes the truth."""
+        """The model of the truth."""
         return TruthModel.of(self.truth_dynamics, self.dynamics)
 
     def starting_at(self, time: float) -> TwinExperiment:
-        """The experiment with its first analysis at another model time, for models that depend on it."""
+        """The experiment with its first analysis at another model time, for models that depend on time."""
         truth = self.truth_dynamics
         return replace(
             self,
@@ -211,13 +213,13 @@ class TwinExperiment:
         )
 
     def steps(self, cycles: int, of_truth: bool = False) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Intervals between so many cycles, and the model steps in each of them.
+        """Intervals between the cycles, and the number of model steps in each interval.
 
         Parameters
         ----------
         cycles : int
         of_truth : bool
-            Count the steps of the truth's model instead of the forecast model's.
+            Whether to count the steps of the truth's model instead of those of the forecast model.
 
         Returns
         -------
@@ -228,7 +230,7 @@ class TwinExperiment:
         Raises
         ------
         ValueError
-            If there are other intervals than that, or one is no multiple of the dynamics' time step.
+            If the number of intervals does not fit, or an interval is not a multiple of the dynamics' time step.
         """
         intervals = np.asarray(self.interval, dtype=np.float64)
         if intervals.ndim and intervals.shape != (cycles - 1,):
@@ -240,7 +242,7 @@ class TwinExperiment:
         return np.broadcast_to(intervals, (cycles - 1,)), np.broadcast_to(steps, (cycles - 1,))
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON description; of a function the name, of labelled numbers no labels."""
+        """Plain JSON description. A function is described by its name; labelled numbers lose their labels."""
         described: dict[str, Any] = {
             "dynamics": dynamics_to_json(self.dynamics),
             "interval": list(self.interval) if isinstance(self.interval, Sequence) else self.interval,
@@ -277,12 +279,12 @@ def _interval(interval: Any) -> float | tuple[float, ...]:
 
 
 def checked_labels(positions: Any) -> dict[str, Any]:
-    """Copy what is said of observations: numbers along dims, words for fields and instruments.
+    """Check and copy labels of observations: numbers along dims, and words for fields and instruments.
 
     Raises
     ------
     TypeError
-        For what is no mapping, or no numbers or words.
+        If `positions` is not a mapping, or its values are neither numbers nor words.
     """
     if not isinstance(positions, Mapping) or not positions:
         raise TypeError(f"positions={shown(positions)}: expected a mapping such as {{'x': [0.5, 7.25]}}")
@@ -302,15 +304,15 @@ def checked_labels(positions: Any) -> dict[str, Any]:
 
 
 def _observing_network(observe: Any, space: StateSpace, along_obs: bool) -> Sites | FieldSites:
-    """Sites of the state, of each of its fields, or of what an operator or positions give."""
-    if isinstance(observe, FieldSites):  # of another experiment, of which this one is a variant
+    """Sites of the state, or of each of its fields, or of the observations of an operator or of positions."""
+    if isinstance(observe, FieldSites):  # from another experiment, of which this one is a variant
         observe = Sites.all() if observe.kind == "all" else observe.sites
     observe = Sites.all() if observe is None else observe
     several = space.single is None and not along_obs
     if isinstance(observe, Mapping) and not several:
-        one = "operator= and positions= give observations of no field" if along_obs else "the state has one field alone"
+        why = "operator= and positions= give observations of no field" if along_obs else "the state has one field alone"
         raise ValueError(
-            f"observe={shown(observe)} is a mapping, and {one}: expected Sites, such as xdan.Sites.every(2)"
+            f"observe={shown(observe)} is a mapping, and {why}: expected Sites, such as xdan.Sites.every(2)"
         )
     if not isinstance(observe, (Sites, Mapping)):
         raise TypeError(f"observe={shown(observe)}: expected Sites, such as xdan.Sites.all() or xdan.Sites.every(2)")
@@ -318,7 +320,7 @@ def _observing_network(observe: Any, space: StateSpace, along_obs: bool) -> Site
 
 
 def _of_each_field(label: str, value: Any, space: StateSpace, take: Callable[[str, Any], Any]) -> Any:
-    """Check a parameter, or that of each field where it is a mapping of their names."""
+    """Check a parameter; if it is a mapping from fields' names, check it for each field."""
     if not names_fields(value):
         return take(label, value)
     check_field_names(label, value, space)
@@ -326,12 +328,12 @@ def _of_each_field(label: str, value: Any, space: StateSpace, take: Callable[[st
 
 
 def names_fields(value: Any) -> bool:
-    """Whether a parameter is a mapping with an entry for each of some fields; labelled data are values."""
+    """Whether a parameter is a mapping with entries for fields. Labelled data are values, not such mappings."""
     return isinstance(value, Mapping) and bool(value) and not hasattr(value, "dims")
 
 
 def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -> None:
-    """Refuse a mapping for a state of one field, or with keys that are no field's name.
+    """Refuse a mapping if the state has one field, or if a key is not a field's name.
 
     Raises
     ------
@@ -339,14 +341,14 @@ def check_field_names(label: str, value: Mapping[Any, Any], space: StateSpace) -
     """
     if space.single is not None:
         raise ValueError(
-            f"{label}={shown(dict(value))} is a mapping, and the state has one field alone: expected what stands for it"
+            f"{label}={shown(dict(value))} is a mapping, and the state has one field alone: expected the value for it"
         )
     if unknown := [name for name in value if name not in space.names]:
         raise ValueError(f"{label}= names {shown(unknown)}: expected fields of the state, some of {space.names}")
 
 
 def _plain(value: Any) -> Any:
-    """Numbers as lists, in a mapping of fields too."""
+    """Numbers as lists, also in a mapping of fields."""
     return {name: _plain(one) for name, one in value.items()} if isinstance(value, dict) else np.asarray(value).tolist()
 
 
@@ -359,7 +361,7 @@ def _deviations(label: str, error_std: Any) -> Any:
 
 
 def _copied(label: str, value: Any) -> Any:
-    """Copy real numbers; labelled arrays keep their labels."""
+    """Copy real numbers. Labelled arrays keep their labels."""
     numbers = real_array(label, value, finite=False)
     if hasattr(value, "dims"):
         return value.copy()
@@ -367,7 +369,7 @@ def _copied(label: str, value: Any) -> Any:
 
 
 def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: int) -> None:
-    """Refuse a truth that is not finite: in a record it would be read as not observed.
+    """Refuse a truth that is not finite, because in a record NaN would mean that nothing is observed.
 
     Parameters
     ----------
@@ -380,7 +382,7 @@ def check_truth(dynamics: Dynamics, truth: Tensor, trajectory: Tensor, first: in
     Raises
     ------
     ValueError
-        It names the trajectory and the time.
+        If a value is not finite. The message names the trajectory and the time.
     """
     lost = ~truth.isfinite().all(-1)
     if bool(lost.any()):

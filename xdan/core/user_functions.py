@@ -1,7 +1,7 @@
-"""Functions of states that a user wrote: called on copies, answers copied and checked, odd behaviour refused.
+"""A user's functions of states: they get copies, their results are copied and checked, wrong behaviour is refused.
 
-A user's function may work in place, or return a buffer that its next call fills again. Neither may change the states of
-a run: arguments and results are copied.
+A user's function may work in place, or return a buffer that its next call overwrites. Neither may change the states of
+a run, so arguments and results are copied.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from .checks import shown
 
 Function = Callable[[Tensor], Tensor]
 
-_SAME = 1e-7  # of the largest value: two calls at the same states differ by no more, whatever rounding does
-_ALONE = 1e-5  # of the largest value: so far rounding in single precision differs between sizes of a batch
+_SAME = 1e-7  # largest difference of two calls at the same states, relative to the largest value
+_ALONE = 1e-5  # the same for two sizes of a batch, which change the rounding of single precision
 
 
 def in_transform(x: Tensor) -> bool:
-    """Tell whether a tensor is inside a torch.func transform."""
+    """Whether a tensor is inside a torch.func transform."""
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
 
 
 def call(function: Function, x: Tensor, label: str) -> Any:
-    """Call a user's function; an error of torch says which function it was, and on what.
+    """Call a user's function. If torch raises an error, the message names the function and the states.
 
     Raises
     ------
@@ -41,10 +41,10 @@ def call(function: Function, x: Tensor, label: str) -> Any:
     except RuntimeError as reason:
         if in_transform(x) and "mutate a captured Tensor" in str(reason):
             raise ValueError(
-                f"{label} has no derivative, as it fills a buffer of its own: expected a torch function that returns "
+                f"{label} has no derivative, because it writes into a buffer: expected a torch function that returns "
                 "new tensors"
             ) from reason
-        if in_transform(x):  # who asks for the derivative can say more
+        if in_transform(x):  # the caller who asked for the derivative has a better message
             raise
         raise ValueError(
             f"{label} cannot take states of {x.dtype}, shape {tuple(x.shape)}, on {x.device} ({shown_reason(reason)}): "
@@ -54,7 +54,7 @@ def call(function: Function, x: Tensor, label: str) -> Any:
 
 
 def check_answer(answer: Any, shape: tuple[int, ...], x: Tensor, label: str) -> Tensor:
-    """Refuse an answer that is no tensor of the shape, dtype and device expected.
+    """Refuse a result that is not a tensor of the expected shape, dtype and device.
 
     Raises
     ------
@@ -80,19 +80,19 @@ def check_answer(answer: Any, shape: tuple[int, ...], x: Tensor, label: str) -> 
 
 
 def isolated(function: Function, x: Tensor, state_dims: int, shape: tuple[int, ...], label: str) -> Tensor:
-    """Call a user's function on a copy of states, and copy its answer.
+    """Call a user's function on a copy of states, and copy its result.
 
     Parameters
     ----------
     function : callable
-        From states of shape (B, *state) to answers of shape (B, *shape).
+        It maps states of shape (B, *state) to results of shape (B, *shape).
     x : Tensor, shape (..., *state)
     state_dims : int
-        How many of the last axes are a state's.
+        Number of axes of a state, which are the last axes of x.
     shape : tuple of int
-        Of the answer for one state.
+        Shape of the result for one state.
     label : str
-        What messages call the function.
+        Name of the function in messages.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def isolated(function: Function, x: Tensor, state_dims: int, shape: tuple[int, .
     Raises
     ------
     ValueError
-        If torch refuses the states, or the answer does not fit.
+        If torch refuses the states, or the result does not fit.
     """
     lead = x.shape[: x.ndim - state_dims]
     states = x.reshape(lead.numel(), *x.shape[x.ndim - state_dims :])
@@ -111,33 +111,33 @@ def isolated(function: Function, x: Tensor, state_dims: int, shape: tuple[int, .
 
 
 def finest(function: Callable[[Tensor], Any], states: Tensor) -> Tensor:
-    """Copy states (B, ...) in double precision, or in single precision where the function does not take double.
+    """Copy states (B, ...) in double precision, or in single precision if the function does not take double precision.
 
-    A model with weights in single precision takes no other states.
+    A model with weights in single precision takes single precision only.
     """
     double = states.detach().double()
     try:
         with torch.no_grad():
             function(double[:1].clone())
-    except Exception:  # whatever torch or the function says of the type
+    except Exception:  # any error of torch or the function about the type
         return states.detach().float()
     return double
 
 
 def check_function(function: Function, states: Tensor, label: str) -> None:
-    """Refuse a function whose value at a state depends on anything but that state.
+    """Refuse a function whose value at a state depends on anything except this state.
 
     Parameters
     ----------
     function : callable
-        That leaves its argument alone, such as one that calls `isolated`.
+        A function that does not change its argument, such as one that calls `isolated`.
     states : Tensor, shape (2, ...)
     label : str
 
     Raises
     ------
     ValueError
-        If it fails, if two calls at the same states differ, or if a state's answer depends on the state beside it.
+        If it fails, if two calls at the same states differ, or if the result for a state depends on another state.
     """
     try:
         with torch.no_grad():
@@ -158,14 +158,14 @@ def check_function(function: Function, states: Tensor, label: str) -> None:
         )
     if not _close(first[:1], alone, _ALONE * scale):
         raise ValueError(
-            f"{label} mixes the states of a batch: one gives another answer beside another state than by itself, "
-            f"{_apart(first[:1], alone)}; expected every state along the first axis by itself, so take sums, means and "
-            "norms along the last axes only, for example x.mean(-1, keepdim=True)"
+            f"{label} mixes the states of a batch: the answer for a state depends on the other states, "
+            f"{_apart(first[:1], alone)}; expected a separate answer for each state along the first axis, so take "
+            "sums, means and norms along the last axes only, for example x.mean(-1, keepdim=True)"
         )
 
 
 def shown_reason(reason: BaseException) -> str:
-    """Show the first line of an error in another's message."""
+    """The first line of an error, for the message of another error."""
     return shown(str(reason).split("\n")[0])[1:-1]
 
 

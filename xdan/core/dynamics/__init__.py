@@ -1,4 +1,4 @@
-"""Dynamics: the model that is forecast with, known or the user's own."""
+"""Dynamics: the forecast model, one that xdan has or one that a user writes."""
 
 from .base import Dynamics
 from .black_box import NumpyDynamics

@@ -1,4 +1,4 @@
-"""What a dynamics is: a state with named dims, and a step that is batched over leading axes."""
+"""The protocol of a dynamics: a state with named dims, and a step that is batched over leading axes."""
 
 from __future__ import annotations
 
@@ -28,68 +28,68 @@ from .trials import fingerprint, start_states, try_out
 class Dynamics(InTime, Parametrised, MayErr):
     """A model dx/dt = f(x, t), or a map x -> M(x, t) (Eq. 1a), differentiable and batched over leading axes.
 
-    A model of your own is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and
-    `timestep`; the class gives `config`, and either `tendency`, which is stepped by Runge-Kutta 4, or `step`. All else
-    has a default: derivatives are autodiff's, the way back in time is that of the tendency, and states start from
-    noise. A faster `advance`, a tangent linear model (`advance_along`), a start (`rest`) and `distances` may be added.
-    `docs/extending.md` shows a whole file.
+    A new model is one class in one file. Its constructor sets `space`, or `dims` and `coordinates`, and `timestep`. The
+    class gives `config`, and either `step` or `tendency`; Runge-Kutta 4 steps a tendency. Everything else has a
+    default: autodiff takes derivatives, the tendency goes back in time, and states start from noise. A class may add a
+    faster `advance`, a tangent linear model (`advance_along`), a start (`rest`) and `distances`. `docs/extending.md`
+    shows a whole file.
 
-    A model that depends on time takes the time as the second argument, `tendency(self, x, t)` or `step(self, x, t)`: t
-    is a number, in model time, the same for all states of a call. Time is that of the record: t = 0 at the first
-    analysis of a twin, and the number that the coordinate `time` holds at the first analysis of any other record.
-    An object of such a class stands at a time, from which its methods begin; `from_step` and `starting_at` give it at
-    another. Spin-ups run over the time before.
+    A model that depends on time takes the time t as the second argument, `tendency(self, x, t)` or `step(self, x, t)`.
+    t is a number in model time, the same for all states of a call. Time is that of the record: t = 0 at the first
+    analysis of a twin. For any other record, t at the first analysis is the number in the coordinate `time`. An object
+    of such a class stands at a time, from which its methods begin. `from_step` and `starting_at` give an object at
+    another time. Spin-ups run over the time before.
 
     Attributes
     ----------
     name : str
-        Class attribute: the name it is registered under with `register_dynamics`; stores refer to it.
+        Class attribute: the name under which `register_dynamics` registers the class. Stores refer to it.
     space : StateSpace
-        The fields of the state, and the geometry that each lives on. By default one field on a grid of `dims` of which
-        no more is known.
+        The fields of the state, and the geometry of each. By default one field on a grid of `dims` without known
+        positions.
     dims : tuple of str
-        Names of the state's dims, such as ("x",) on a ring; by default those of the space, ("state",) for several
+        Names of the state's dims, such as ("x",) on a ring. By default those of the space; ("state",) for several
         fields.
     coordinates : dict of str to Coordinate
-        One for each dim; their lengths are the state's `shape`. By default those of the space.
+        A coordinate for each dim. Their lengths are the state's `shape`. By default those of the space.
     timestep : float
-        Internal step in model time units; intervals between analyses are multiples of it.
+        Internal step in model time units. Intervals between analyses are multiples of it.
     units : str
         Units of the state; by default those of the space's fields, or "1".
     spin_up_time : float
-        Model time after which a start from `rest` lies on the attractor; by default 20 units and at least 400 steps.
+        Model time after which a start from `rest` is on the attractor. By default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64, optional
-        How long one unit of model time lasts; None where time has no dimension. Records with dates need it. It may be
-        set to a datetime.timedelta, or to the words that `config` gives.
+        Length of one unit of model time; None if time has no dimension. Records with dates need it. It may be set to a
+        datetime.timedelta, or to the words that `config` gives.
     time_origin : numpy.datetime64 or cftime.datetime, optional
-        Date at which model time is 0, for a model that depends on time; None where time has no dates.
+        Date at which model time is 0, for a model that depends on time; None if time has no dates.
     autonomous : bool
-        Whether time plays no part. The class finds out by itself whether its `tendency`, or its `step`, takes a time:
-        a second argument without a default, or one called `t` or `time`.
+        Whether the model does not depend on time. The class finds this out: its `tendency` or `step` takes a time if it
+        has a second argument without a default, or one with the name `t` or `time`.
     has_derivatives : bool
-        Class attribute: whether torch can differentiate the step, or the class gives `advance_along`. False for a model
-        that torch cannot see into; methods and trainings that need its derivatives are refused before they begin.
+        Class attribute: whether torch can differentiate the step, or the class gives `advance_along`. If False, methods
+        and trainings that need derivatives of the model are refused before they begin.
     second_order_reach : int or None
-        Class attribute: the formula of `second_order_tendency` at (i, j) reads covariances at most so many sites from i
-        and j. On a stretch of a ring it therefore holds, except for so many sites at each end. None, the default, where
-        no such bound is known.
+        Class attribute: at (i, j), the formula of `second_order_tendency` reads covariances at most this number of
+        sites from i and j. The formula therefore holds on a part of a ring, except for so many sites at each end. By
+        default None: no such bound is known.
     given_climate : GivenClimate or None
-        States that stand for the model's own climatology; `with_climatology` sets them.
+        States that replace the model's own climatology; `with_climatology` sets them.
     model_error : ModelError or None
-        Covariance Q of what the model gets wrong in one interval; `with_model_error` sets it. None for a perfect model.
+        Covariance Q of the model's error in one interval; `with_model_error` sets it. None for a perfect model.
 
     Notes
     -----
-    `tendency` and `step` get states of shape (B, *shape), of float32 or float64, on any device, and return a tensor of
-    that shape, dtype and device. A state of several fields is flat, (B, N): `self.space.unpack` gives its fields,
-    `self.space.pack` makes it of them. The methods treat every state of the batch by itself, so sums and means go over
-    the last axes only; they use torch operations, so that autodiff can differentiate them; and they give the same
-    answer at every call. `vet` tries this out before the first use.
+    `tendency` and `step` get states of shape (B, *shape), of float32 or float64, on any device. They return a tensor of
+    this shape, dtype and device. A state of several fields is flat, (B, N): `self.space.unpack` gives its fields, and
+    `self.space.pack` joins fields to a state. The methods must treat each state of the batch separately, so sums and
+    means go over the last axes only. They must use torch operations, so that autodiff can differentiate them. They must
+    give the same answer at every call. `vet` tests this before the first use.
 
-    The methods of a class may work in place or return buffers of their own: their arguments and results are copied,
-    with leading axes as one. A class that does neither says so, `class Mine(Dynamics, pure=True)`, saves the copies,
-    and gets states of shape (..., *shape). A class derived from a known model that replaces its `tendency` or `step`
-    advances by that step, whatever faster way the known model has.
+    The methods of a class may work in place, or return one of its buffers: their arguments and results are copied, with
+    all leading axes as one. A class that does neither may say so, `class Mine(Dynamics, pure=True)`: this saves the
+    copies, and its methods get states of shape (..., *shape). A class may be derived from a known model and replace its
+    `tendency` or `step`. The derived class then advances by this step, even if the known model has a faster way.
 
     References
     ----------
@@ -125,12 +125,12 @@ class Dynamics(InTime, Parametrised, MayErr):
     _vetted: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
-        """Guard the class's methods with copies, and drop inherited methods that do not fit its new step."""
+        """Copy arguments and results of the class's methods, and drop inherited methods that a new step makes wrong."""
         super().__init_subclass__(**options)
         if "_vetted" not in vars(cls):
             cls._vetted = pure and cls.__module__.startswith("xdan.")
-        own = set(vars(cls))
-        followers = {follower for name in own & set(FOLLOWS) for follower in FOLLOWS[name]} - own
+        defined = set(vars(cls))
+        followers = {follower for name in defined & set(FOLLOWS) for follower in FOLLOWS[name]} - defined
         for follower in followers:
             if getattr(cls, follower) is not getattr(Dynamics, follower):
                 setattr(cls, follower, getattr(Dynamics, follower))
@@ -148,29 +148,30 @@ class Dynamics(InTime, Parametrised, MayErr):
 
     @property
     def label(self) -> str:
-        """What messages call the model."""
+        """Name of the model in messages."""
         return self.name
 
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same dynamics.
 
-        By default the attributes that are named as the constructor's parameters; `time_unit` in words, such as
-        "5 days", and only where there is one.
+        By default these are the attributes with the names of the constructor's parameters. `time_unit` is in words,
+        such as "5 days", and left out if there is none.
 
         Raises
         ------
         TypeError
-            Where such an attribute is missing, or no plain value.
+            If such an attribute is missing, or is not a plain value.
         """
         values = constructor_values(self, without=("time_unit",))
         takes_unit = "time_unit" in constructor_parameters(type(self))
         return with_time_unit(values, self.time_unit if takes_unit else None)
 
     def on(self, device: torch.device) -> Self:
-        """The same model with the tensors among its attributes on a device; itself where they are there.
+        """The model with its tensor attributes on a device. The model itself, if they are there already.
 
-        A model may copy its constants to a state's device at every call. A CUDA graph takes no such copy, so trainings
-        on a GPU, which record graphs, run this one. A model that keeps tensors inside other objects has its own `on`.
+        A model may copy its constants to a state's device at every call. A CUDA graph cannot contain such a copy.
+        Trainings on a GPU record graphs, and therefore use the result of `on`. A model that keeps tensors inside other
+        objects must override `on`.
         """
         held = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         elsewhere = {name: value.to(device) for name, value in held.items() if value.device != device}
@@ -182,7 +183,7 @@ class Dynamics(InTime, Parametrised, MayErr):
         Raises
         ------
         TypeError
-            If the class gives none.
+            If the class gives no tendency.
         """
         raise TypeError(f"{type(self).__name__} has no tendency(): expected tendency() or step() in its class")
 
@@ -201,22 +202,22 @@ class Dynamics(InTime, Parametrised, MayErr):
         return x
 
     def one_step(self, x: Tensor) -> Tensor:
-        """Advance states of shape (..., *shape) by `step`, from `model_time` on where the model depends on time."""
+        """Advance states of shape (..., *shape) by `step`, from `model_time` if the model depends on time."""
         return self.step(x) if self.autonomous else self._step_at(x, self.model_time)
 
     def _step_at(self, x: Tensor, time: float) -> Tensor:
-        """A step of a model that depends on time, from a time on."""
+        """A step from a time, of a model that depends on time."""
         if type(self).step is Dynamics.step:
             return self._runge_kutta(x, self.timestep, time)
         step: Callable[..., Tensor] = self.step
         return step(x, time)
 
     def _runge_kutta(self, x: Tensor, timestep: float, time: float | None) -> Tensor:
-        """A step of the tendency, forward or backward."""
-        return runge_kutta_4(self.tendency, x, timestep, pure=True, time=time)  # one that is not pure is guarded
+        """A step of the tendency, forward or backward in time."""
+        return runge_kutta_4(self.tendency, x, timestep, pure=True, time=time)  # guards copy where it is not pure
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Advance states, and directions at them by the tangent linear model; here by forward-mode autodiff.
+        """Advance states, and directions at these states by the tangent linear model; by default, by forward autodiff.
 
         Parameters
         ----------
@@ -227,7 +228,7 @@ class Dynamics(InTime, Parametrised, MayErr):
         Returns
         -------
         x, directions : Tensor
-            Of the same shapes.
+            In the shapes of the arguments.
         """
         shape = self.shape
 
@@ -239,30 +240,34 @@ class Dynamics(InTime, Parametrised, MayErr):
         return after.reshape(x.shape), pushed.reshape(directions.shape)
 
     def second_order_tendency(self, covariance: Tensor) -> Tensor | None:
-        """Covariance of f''[d, d] / 2 and f''[e, e] / 2, f the tendency, where the model knows it in closed form.
+        """Covariance of f''[d, d] / 2 and f''[e, e] / 2 for the tendency f, if the model has a closed form.
 
         Parameters
         ----------
         covariance : Tensor, shape (B, N, N)
-            E[d e^T] of two Gaussian perturbations without a mean, not symmetric where they are of two times.
+            E[d e^T] of two Gaussian perturbations with zero mean. It is not symmetric if d and e belong to two times.
 
         Returns
         -------
         Tensor, shape (B, N, N), or None
-            None, by default: methods that need it then take second derivatives of the step.
+            By default None: methods then take second derivatives of the step.
         """
         return None
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
-        """Go back in time by steps of the tendency; unstable for many, as what is dissipated forward grows.
+        """Go back in time by steps of the tendency. Many steps are unstable: what dissipates forward grows backward.
 
         Raises
         ------
         ValueError
-            If the dynamics knows no way back, as it has a step and no tendency.
+            If the dynamics has its own step: only steps of a tendency by Runge-Kutta 4 can go back.
         """
         if type(self).step is not Dynamics.step:
-            raise ValueError(f"the dynamics {self.label!r} cannot be integrated backward")
+            raise ValueError(
+                f"the dynamics {self.label!r} cannot be integrated backward, because it has its own step: expected a "
+                "model whose tendency() is stepped by Runge-Kutta 4; take past='analyses' of a method, or past=0 of a "
+                "network"
+            )
         return self._retreated(x, steps)
 
     def _retreated(self, x: Tensor, steps: int) -> Tensor:
@@ -271,7 +276,7 @@ class Dynamics(InTime, Parametrised, MayErr):
         return x
 
     def rest(self, noise: Tensor) -> Tensor:
-        """Turn standard normal noise of shape (..., *shape) into states to spin up from, which the model can bear."""
+        """Turn standard normal noise of shape (..., *shape) into possible states of the model, for spin-ups."""
         return noise
 
     def distances(self, sites: Tensor) -> Tensor | None:
@@ -283,7 +288,7 @@ class Dynamics(InTime, Parametrised, MayErr):
 
         Returns
         -------
-        Tensor, shape (n, N), or None where there is no distance
+        Tensor, shape (n, N), or None if there is no distance
         """
         return self.space.distances(sites)
 
@@ -293,9 +298,9 @@ class Dynamics(InTime, Parametrised, MayErr):
         Raises
         ------
         ValueError
-            If the interval is not a positive multiple of `timestep`, or has more than a million of them.
+            If the interval is not a positive multiple of `timestep`, or has more than a million steps.
         TypeError
-            If it is no number.
+            If the interval is not a number.
         """
         return steps_in(interval, self.timestep, self.label)
 
@@ -318,20 +323,20 @@ class Dynamics(InTime, Parametrised, MayErr):
         purpose: Purpose = Purpose.INITIAL_STATE,
         like: Tensor | None = None,
     ) -> Tensor:
-        """Independent states on the attractor, at `model_time` where it moves, keyed by (seed, label, member).
+        """Independent states on the attractor, keyed by (seed, label, member). If it moves: at `model_time`.
 
         Parameters
         ----------
         labels : sequence of int, length R
-            One for each trajectory.
+            One label for each trajectory.
         seed : int
-            Keys the draws.
+            Key of the random draws.
         purpose : Purpose
-            Keys the draws too: what they are for, so that draws of one seed for two purposes are independent.
+            What the draws are for: another key, so that draws with one seed for two purposes are independent.
         members : int
-            States for each label.
+            Number of states for each label.
         like : Tensor, optional
-            Its dtype and device are taken; float32 on the CPU otherwise.
+            The result has its dtype and device. By default float32 on the CPU.
 
         Returns
         -------
@@ -340,33 +345,33 @@ class Dynamics(InTime, Parametrised, MayErr):
         Raises
         ------
         ValueError
-            If some states are not finite after the spin-up, or the dynamics is refused by `vet`.
+            If some states are not finite after the spin-up, or `vet` refuses the dynamics.
 
         Warns
         -----
         XdanWarning
-            Where the states hardly move in the spin-up.
+            If the states hardly move in the spin-up.
         """
         like = torch.zeros((), dtype=torch.float32) if like is None else like
         return climatology(self, labels, seed, members, purpose, like)
 
     def with_climatology(self, states: Any) -> Self:
-        """Return a copy whose climatology is a sample of states, for a model that does not spin up from noise.
+        """Return a copy whose climatology is a sample of states, for a model that cannot spin up from noise.
 
-        All that starts from the climatology, is normalised by it, or has its covariance then takes these states, and
-        nothing is spun up.
+        The copy then uses these states as starts, for normalisation and for the climate's covariance. There is no
+        spin-up.
 
         Parameters
         ----------
         states : array_like, Tensor or DataArray, shape (..., *shape), GivenClimate or None
-            At least 2, finite, not all the same; they are copied. None goes back to the model's own climatology.
+            At least 2 finite states that are not all equal. They are copied. None restores the model's own climatology.
 
         Raises
         ------
         TypeError
-            For what holds no real numbers.
+            If the states are not real numbers.
         ValueError
-            For states of another shape, too few, not finite, or all the same.
+            If the states have another shape, are too few, are not finite, or are all equal.
 
         Examples
         --------
@@ -379,18 +384,18 @@ class Dynamics(InTime, Parametrised, MayErr):
         return self._copied(given_climate=climate)
 
     def climate_sample(self, count: int, seed: int, *, purpose: Purpose, like: Tensor) -> Tensor:
-        """States to take moments of the climate from: so many draws of it, or all the states of a given climatology.
+        """States for moments of the climate: `count` draws, or all the states of a climatology that the user gave.
 
         Parameters
         ----------
         count : int
-            How many draws.
+            Number of draws.
         seed : int
-            Keys the draws.
+            Key of the random draws.
         purpose : Purpose
-            Keys the draws too: what they are for.
+            What the draws are for: another key.
         like : Tensor
-            Its dtype and device are taken.
+            The result has its dtype and device.
 
         Returns
         -------
@@ -401,71 +406,71 @@ class Dynamics(InTime, Parametrised, MayErr):
         return self.climatology(torch.arange(count), seed, purpose=purpose, like=like)[:, 0]
 
     def shortage(self, trajectories: int) -> str:
-        """Say that so many trajectories do not all start from states of their own; nothing where they do."""
+        """Message if this number of trajectories cannot start from different states; empty if it can."""
         states = trajectories if self.given_climate is None else len(self.given_climate)
         if trajectories <= states:
             return ""
         return (
-            f"{trajectories} trajectories start from the {states} states of climatology=: some begin alike, and their "
-            f"truths stay so. Expected at least {trajectories} states, or fewer trajectories"
+            f"{trajectories} trajectories start from the {states} states of climatology=: some start from equal "
+            f"states, and their truths stay equal. Expected at least {trajectories} states, or fewer trajectories"
         )
 
     def try_start(self, label: int, seed: int, like: Tensor) -> None:
-        """Spin up one state for half a second at most, to refuse early a model whose states become infinite.
+        """Spin up one state for at most half a second, to refuse early a model whose states become infinite.
 
         Raises
         ------
         ValueError
-            If the state is not finite after it.
+            If the state is not finite afterwards.
         """
         try_start(self, label, seed, like)
 
     def start_states(self) -> Tensor:
-        """Two states that spin-ups begin from, the same at every call, to try functions of the state at.
+        """Two states from which spin-ups begin, the same at every call, for tests of functions of the state.
 
-        Of a given climatology, its first two states.
+        For a climatology that the user gave, its first two states.
 
         Returns
         -------
         Tensor, shape (2, *shape)
-            In double precision, or in single precision where `rest` takes no other.
+            In double precision, or in single precision if `rest` takes nothing else.
         """
         self.vet()
         return start_states(self)
 
     def fingerprint(self) -> Tensor:
-        """One step from fixed states, rounded: it differs between dynamics that share a name and a description.
+        """One step from fixed states, rounded. It differs between dynamics with the same name and description.
 
-        The step starts from a ramp of 0.1 to 1 over the state, and where the model cannot bear that, or its climatology
-        is given, from `start_states`.
+        The step starts from a ramp of 0.1 to 1 over the state. If the step from the ramp is not finite, or the user
+        gave the climatology, the step starts from `start_states`.
 
         Returns
         -------
         Tensor of float64, shape (1, *shape) or (2, *shape)
-            Twice that many states for a model that depends on time: from two times, whichever this object stands at.
+            Twice as many states for a model that depends on time: from two fixed times.
 
         Raises
         ------
         ValueError
-            If neither step is finite, or the dynamics is refused by `vet`.
+            If neither step is finite, or `vet` refuses the dynamics.
         """
         self.vet()
         return fingerprint(self)
 
     def vet(self) -> None:
-        """Try a user's methods at two states, once for each object; the classes of xdan are not tried.
+        """Test a user's methods at two states, once for each object. The classes of xdan are not tested.
 
         Raises
         ------
         ValueError
             If `step` or `rest` fails, is random, or mixes the states of a batch; if `advance` differs from repeated
-            calls of `step`; or if `spin_up_time` is refused.
+            calls of `step`; or if `spin_up_time` is out of range.
         TypeError
-            If `time_unit` is no time.
+            If `time_unit` is not a time.
         """
         if self._vetted:
             return
-        object.__setattr__(self, "_vetted", True)  # before the trial, which comes back here; classes may be frozen
+        object.__setattr__(self, "_vetted", True)  # before the test, which calls `vet` again; classes may be frozen
         try:
             try_out(self)
         except BaseException:
@@ -478,7 +483,7 @@ class Dynamics(InTime, Parametrised, MayErr):
         Parameters
         ----------
         who : str
-            What needs them, such as "the method '4d-var'".
+            What needs derivatives, such as "the method '4d-var'".
         remedy : str
             What to do instead.
 
@@ -497,7 +502,7 @@ class Dynamics(InTime, Parametrised, MayErr):
         return type(self).advance is not Dynamics.advance
 
     def _part(self, method: str) -> str:
-        """What messages call a method of this model."""
+        """Name of a method of this model in messages."""
         return f"{method}() of the dynamics {self.label!r}"
 
     def __eq__(self, other: object) -> bool:

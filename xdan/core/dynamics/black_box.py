@@ -1,4 +1,4 @@
-"""A model that is no torch function: a step of NumPy arrays, whatever it calls."""
+"""A model that is no torch function: its step is a function of NumPy arrays, which may call any program."""
 
 from __future__ import annotations
 
@@ -28,59 +28,59 @@ _one_at_a_time = threading.RLock()
 
 
 class NumpyDynamics(CustomDynamics, pure=True):
-    """A user's own model from a NumPy function: a program in Fortran, an emulator, anything that steps an array.
+    """A user's model from a NumPy function: a program in Fortran, an emulator, or anything that steps an array.
 
-    Torch cannot differentiate it. Every method that needs no derivative of the model takes it; the others, and training
-    through several cycles, are refused before they begin, with the names of those that work.
+    Torch cannot differentiate such a model. All methods that need no derivative of the model can use it. Other methods,
+    and training through several cycles, are refused before they begin; messages name methods that work.
 
     Parameters
     ----------
     step : callable
-        The advance over one `timestep`, from a float64 array of states to one of the same shape. With a second
-        argument, t, a number: the model time at its beginning, for a model that depends on it. It treats every state
-        by itself and gives the same answer at every call. Where the model cannot go on, it returns NaN: that trajectory
-        is lost, the others go on. States that are not finite are never handed to it.
+        Advances a float64 array of states over one `timestep`, and returns an array of the same shape. If the model
+        depends on time, a second argument t, a number, is the model time at the beginning. The function must treat each
+        state separately and give the same answer at every call. If the model cannot go on, the function returns NaN:
+        this trajectory is lost, and the others go on. The function never gets states that are not finite.
     state
-        As of `CustomDynamics`. The functions of a model of several fields take and give mappings of names to arrays.
+        Fields of the state; see `CustomDynamics`. With several fields, functions map dicts of arrays to dicts.
     timestep : float
         Internal step in model time units.
     batched : bool
-        Whether `step` and `rest` take many states at once, (B, *shape), or one, (*shape).
+        Whether `step` and `rest` take many states at once, (B, *shape), or one state, (*shape).
     workers : int
-        How many calls of `step` run side by side: a batch is cut into as many parts, or its states are handed out one
-        by one. With 1, no two calls of any such model run together in one process, whatever the scheduler.
+        Number of calls of `step` that run at the same time. A batch is divided into as many parts, or each call gets
+        one state. With 1, no two calls of such models run at the same time in one process, whatever the scheduler.
     executor : {"threads", "processes"}
-        Where the workers are. Threads suit a function that waits for another program, or leaves Python's lock free, and
-        may run several times at once. Processes suit all others; their function is sent to them, and they end after
-        half a minute without work. A worker of dask under a nanny may have no processes of its own: there calls come
-        one at a time, as dask's workers run side by side already.
+        Where the workers are. Threads suit a function that waits for another program or releases Python's lock, and
+        that may run several times at once. Processes suit all other functions: the function is sent to them, and they
+        end after half a minute without work. A worker of dask with a nanny cannot start processes. There the calls run
+        one after another, because dask's workers already run at the same time.
     name : str
-        Written into stores. A store that names it is opened with `dynamics=`, as functions are not stored.
+        Name in stores. A store with this name is opened with `dynamics=`, because functions are not stored.
     spin_up_time : float, optional
-        Model time after which a random start lies on the attractor; by default 20 units and at least 400 steps. 0 is
-        none. A model that costs too much for that, or does not spin up from noise, takes states of its climate instead:
-        `climatology=` of the verbs, or `with_climatology`.
+        Model time after which a random start is on the attractor. By default 20 units and at least 400 steps; 0 for no
+        spin-up. A model that is too expensive for a spin-up, or cannot start from noise, takes states of its climate
+        instead: `climatology=` of the verbs, or `with_climatology`.
     units : str
         Units of the state.
     rest : callable, optional
-        From standard normal noise to states to spin up from, NumPy arrays too.
+        Turns standard normal noise into states for spin-ups, as NumPy arrays. By default the noise itself.
     distance : callable, optional
-        From component indices of shapes (n, 1) and (1, N) of the flattened state to their distances, (n, N);
-        localised methods need it.
+        Distances (n, N) between components of the flattened state, from component indices of shapes (n, 1) and (1, N).
+        Localised methods need them.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
-        How long one unit of model time lasts; None where time has no dimension.
+        Length of one unit of model time; None if time has no dimension.
 
     Raises
     ------
     TypeError
-        For an argument of another type.
+        If an argument has the wrong type.
     ValueError
-        For a state without dims, a dim without length or with a name that records need, labels that are not distinct,
-        or a number out of range.
+        If the state has no dims, a dim has no length or a name that records use, labels are not distinct, or a number
+        is out of range.
 
     See Also
     --------
-    CustomDynamics : a model from a torch function, which every method takes.
+    CustomDynamics : a model from a torch function, which all methods can use.
 
     Examples
     --------
@@ -129,7 +129,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         )
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., *shape); a worker makes all steps of its states."""
+        """Advance states of shape (..., *shape). A worker makes all steps of its states."""
         assert self._step is not None
         moments: list[Moment] = [()] * steps
         if not self.autonomous:
@@ -137,7 +137,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         return self._through_numpy(self._step, x, self._part("step"), moments, self._spread)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Refuse: there is no tangent linear model.
+        """Refuse: the model has no tangent linear model.
 
         Raises
         ------
@@ -146,7 +146,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         raise self._no_derivative()
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances from some components to all."""
+        """Distances from some components to all components."""
         if self._distance is None:
             return super().distances(sites)
         size, label = int(np.prod(self.shape)), self._part("distance=")
@@ -155,21 +155,21 @@ class NumpyDynamics(CustomDynamics, pure=True):
         return check_distances(apart.to(sites.device), sites, size, label)
 
     def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None, part: str) -> Any:
-        """A function of flat arrays, from one of mappings of fields."""
+        """A function of flat arrays, from a function of dicts of fields."""
         shapes = {field.name: field.geometry.shape for field in space.fields}
         return None if function is None else OfFields(function, shapes)
 
     def _isolated(self, function: Any, x: Tensor, part: str) -> Tensor:
-        """Call the step or the rest, for states of shape (..., *shape)."""
+        """Call the step or `rest` for states of shape (..., *shape)."""
         return self._through_numpy(function, x, self._part(part), [()], _alone if part == "rest=" else self._spread)
 
     def _through_numpy(self, function: Any, x: Tensor, label: str, moments: list[Moment], spread: Any) -> Tensor:
-        """Apply a NumPy function to states at some moments, in double precision on the CPU, and bring them back.
+        """Apply a NumPy function to states at some moments, in double precision on the CPU, and return tensors.
 
         Raises
         ------
         ValueError
-            Where torch records derivatives.
+            If torch records derivatives.
         """
         if in_transform(x) or (x.requires_grad and torch.is_grad_enabled()):
             raise self._no_derivative()
@@ -187,7 +187,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         )
 
     def _spread(self, job: Callable[[NDArray[np.float64]], Any], states: NDArray[np.float64]) -> Any:
-        """Do a job for all states, by this model's workers."""
+        """Apply a job to all states, by this model's workers."""
         parts = min(len(states), self.workers) if self.batched else len(states)
         nested = self.executor == "processes" and multiprocessing.current_process().daemon
         if min(parts, self.workers) < 2 or nested:
@@ -200,7 +200,7 @@ class NumpyDynamics(CustomDynamics, pure=True):
         try:
             return np.concatenate(list(processes.map(job, pieces)))
         except (BrokenExecutor, PicklingError) as reason:
-            # Of a function that cannot be sent, the last line of the queue's traceback says why.
+            # If a function cannot be sent, the last line of the queue's traceback says why.
             words = str(reason.__cause__).strip('\n "').split("\n")[-1:] if isinstance(reason, PicklingError) else []
             raise ValueError(
                 f"{self._part('step')} does not run in processes ({[*words, *str(reason).splitlines()][0]}): expected "
@@ -210,6 +210,6 @@ class NumpyDynamics(CustomDynamics, pure=True):
 
 
 def _alone(job: Callable[[NDArray[np.float64]], Any], states: NDArray[np.float64]) -> Any:
-    """Do a job here, no two at a time: a program's working folder and global variables are the whole process's."""
+    """Do a job in this process, never two at a time: programs share the process's folder and global variables."""
     with _one_at_a_time:
         return job(states)

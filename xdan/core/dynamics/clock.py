@@ -1,4 +1,4 @@
-"""Where a model that depends on time stands in it."""
+"""The time at which a model that depends on time stands."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Self
 
 from ..checks import real
 
-_SNAPPED = 1e-3  # of a step: a start nearer than this to a whole number of steps is taken for it
+_SNAPPED = 1e-3  # in steps: a start that is closer than this to a whole number of steps is moved to it
 
 
 class InTime:
-    """A model that stands at a time: a number of its steps after the first analysis of a record.
+    """A model that stands at a time, which is a number of its steps after the first analysis of a record.
 
     Attributes
     ----------
     timestep : float
     autonomous : bool
-        Whether time plays no part. Such a model stands at no time, and is the same from every step.
+        Whether the model does not depend on time. Such a model has no clock, and is the same from every step.
     time_origin : numpy.datetime64 or cftime.datetime, optional
         Date at which model time is 0.
     """
@@ -27,59 +27,59 @@ class InTime:
     autonomous: bool = True
     time_origin: Any = None
     _model_step: int = 0
-    _first: tuple[float, int] = (0.0, 0)  # the first analysis, in model time: an offset, and steps beside it
+    _first: tuple[float, int] = (0.0, 0)  # model time of the first analysis: an offset, plus a number of steps
 
     @abstractmethod
     def vet(self) -> None:
-        """Refuse a model that is none."""
+        """Refuse a model whose methods are wrong."""
 
     @property
     def model_step(self) -> int:
-        """Steps from the first analysis to where this object stands; 0 for an autonomous model."""
+        """Steps from the first analysis to the time of this object; 0 for an autonomous model."""
         return self._model_step
 
     @property
     def model_time(self) -> float:
-        """Time at which this object stands; 0 for an autonomous model."""
+        """Model time of this object; 0 for an autonomous model."""
         return self._time_at(self._model_step)
 
     def from_step(self, step: int) -> Self:
-        """The same model some steps after the first analysis, or before it where negative.
+        """The model some steps after the first analysis, or before it if `step` is negative.
 
         Parameters
         ----------
         step : int
-            Counted from the first analysis, wherever this object stands.
+            Number of steps from the first analysis, whatever the time of this object.
 
         Returns
         -------
         Dynamics
-            Its `advance`, `advance_along` and `climatology` begin there, and `retreat` goes back from there. An
-            autonomous model is returned as it is.
+            Its `advance`, `advance_along` and `climatology` begin at this time, and `retreat` goes back from it. An
+            autonomous model is returned unchanged.
 
         Raises
         ------
         ValueError
-            If the dynamics is refused by `vet`.
+            If `vet` refuses the dynamics.
         """
         if self.autonomous or step == self._model_step:
             return self
-        self.vet()  # once, instead of once for each step
+        self.vet()  # here once, instead of once in each step
         return self._copied(_model_step=int(step))
 
     def starting_at(self, time: float) -> Self:
-        """The same model with its first analysis at another model time.
+        """The model with its first analysis at another model time.
 
         Parameters
         ----------
         time : float
-            In model time units. Within a thousandth of a step of a whole number of steps it is taken for that, so that
-            a part of a record is at the times of the whole, bit for bit.
+            In model time units. A time within a thousandth of a step of a whole number of steps is moved to it. Part
+            of a record then has exactly the times of the whole record.
 
         Returns
         -------
         Dynamics
-            An autonomous model is returned as it is.
+            An autonomous model is returned unchanged.
 
         Examples
         --------
@@ -98,11 +98,11 @@ class InTime:
 
     @property
     def _time(self) -> float | None:
-        """What the tendency gets as its time; None for nothing."""
+        """The time that the tendency gets; None if it takes no time."""
         return None if self.autonomous else self.model_time
 
     def _time_at(self, step: int) -> float:
-        """Model time a number of steps after the first analysis: a product, so that no error adds up."""
+        """Model time, a number of steps after the first analysis. It is a product, so that no errors add up."""
         offset, whole = self._first
         return offset + (whole + step) * self.timestep
 

@@ -17,36 +17,35 @@ from .registry import dynamics_to_json, register_dynamics
 
 @register_dynamics
 class CorrectedDynamics(Dynamics, pure=True):
-    """A model and a learned correction of what it gets wrong: dx/dt = f(x, t) + g(x).
+    """A model and a learned correction g of its errors: dx/dt = f(x, t) + g(x).
 
-    g belongs to the tendency, not to an interval, so that the corrected model serves any interval between analyses. A
-    model that is stepped by Runge-Kutta 4 of its tendency gets g inside the four stages. A model with a step S of its
-    own, such as an exponential integrator, is stepped by x -> x + h/2 g(x) before S and after it, which is of second
-    order in h.
+    g belongs to the tendency, not to an interval, so that the corrected model can be used with any interval between
+    analyses. If Runge-Kutta 4 steps the model's tendency, g acts in all four stages. If the model has its own step S,
+    such as an exponential integrator, x -> x + h/2 g(x) is applied before and after S. This is of second order in h.
 
     Parameters
     ----------
     model : Dynamics
-        What is corrected. Its climatology and its model error, where it was given some, become those of the whole.
+        The model that is corrected. If it has a given climatology or a model error, the corrected model has them too.
     network : TendencyNetwork
-        g. It is copied: training it further makes another model.
+        The correction g. It is copied, so that further training of `network` does not change this model.
     provenance : mapping, optional
-        Plain JSON that says where g came from; `learn_correction` writes it. It does not tell two models apart.
+        Plain JSON that says where g came from; `learn_correction` writes it. It does not distinguish models.
 
     Attributes
     ----------
     model : Dynamics
     network : TendencyNetwork
-        Frozen.
+        The correction with frozen weights.
     provenance : dict
 
     Raises
     ------
     TypeError
-        For what is no Dynamics or no tendency network.
+        If `model` is not a Dynamics, or `network` is not a tendency network.
     ValueError
-        For a correction of another space, a model that is corrected already, one that `vet` refuses, as its `advance`
-        is not its `step`, or weights that are not finite.
+        If the correction is for another space, the model is corrected already, `vet` refuses the model (its `advance`
+        must agree with its `step`), or weights are not finite.
 
     See Also
     --------
@@ -56,7 +55,7 @@ class CorrectedDynamics(Dynamics, pure=True):
     References
     ----------
     Danforth et al. (2007), Mon. Wea. Rev. 135, doi:10.1175/MWR3266.1; Farchi et al. (2021), J. Comput. Sci. 55,
-    doi:10.1016/j.jocs.2021.101468: resolvent and tendency corrections.
+    doi:10.1016/j.jocs.2021.101468: corrections of the resolvent and of the tendency.
 
     Examples
     --------
@@ -79,22 +78,22 @@ class CorrectedDynamics(Dynamics, pure=True):
 
     @classmethod
     def trained_with(cls, model: Dynamics, network: TendencyNetwork) -> CorrectedDynamics:
-        """Make one whose weights are the network's own, so that gradients reach them."""
+        """Make a model that uses the weights of `network` without a copy, so that gradients reach them."""
         made = cls.__new__(cls)
         made._set_up(model, TendencyWeights(network, live=True), {})
         return made
 
     def _set_up(self, model: Any, weights: TendencyWeights, provenance: dict[str, Any]) -> None:
-        """Take what the model has."""
+        """Take over the attributes of the model."""
         if not isinstance(model, Dynamics):
             raise TypeError(f"model={shown(model)}: expected an xdan Dynamics such as xdan.Lorenz96()")
         if isinstance(model, CorrectedDynamics):
             raise ValueError(
-                f"the model {model.label!r} is corrected already: expected its own model; correct model.model by one "
-                "network"
+                f"the model {model.label!r} is corrected already: expected a model without a correction; correct "
+                "model.model by one network"
             )
         weights.network.check_space(model.space)
-        model.vet()  # its `advance` and its `step` are one model, of which either part below may stand for the whole
+        model.vet()  # tests that `advance` and `step` are one model, because the parts below use either of them
         self.given_climate, self.model_error = model.given_climate, model.model_error
         self.model = model._copied(given_climate=None, model_error=None, _model_step=0, _first=(0.0, 0))
         self._first, self._model_step = model._first, model._model_step
@@ -108,7 +107,7 @@ class CorrectedDynamics(Dynamics, pure=True):
 
     @property
     def label(self) -> str:
-        """The model's name for messages, and that it is corrected."""
+        """Name of the model in messages, which says that the model is corrected."""
         return f"{self.model.label}, corrected"
 
     @property
@@ -117,26 +116,26 @@ class CorrectedDynamics(Dynamics, pure=True):
         return self._weights.network
 
     def config(self) -> dict[str, Any]:
-        """Describe the model and the correction, which is named and known by a digest of its weights."""
+        """Describe the model and the correction. The correction has a name and a digest of its weights."""
         return {"model": dynamics_to_json(self.model), "network": self._weights.description()}
 
     def parameter_values(self) -> dict[str, Any]:
-        """Real parameters of the model that is corrected; the weights of the correction are not among them."""
+        """Real parameters of the corrected model. The weights of the correction are not among them."""
         return self.model.parameter_values()
 
     def _remade(self, values: dict[str, Any]) -> CorrectedDynamics:
         return self._copied(model=self.model._remade(values))
 
     def computing_with(self, values: Mapping[str, Tensor]) -> CorrectedDynamics:
-        """A copy whose model computes with tensors in the place of some parameters; the correction stays as it is."""
+        """A copy whose model computes with tensors in the place of some parameters. The correction does not change."""
         return self._copied(model=self.model.computing_with(values), _vetted=True)
 
     def correction(self, x: Tensor) -> Tensor:
-        """G of states of shape (..., *shape), in their units per model time."""
+        """Correction g for states of shape (..., *shape), in their units per model time."""
         return self._weights(x, len(self.dims))
 
     def tendency(self, x: Tensor, *time: float) -> Tensor:
-        """F + g of states of shape (..., *shape).
+        """Tendency f + g for states of shape (..., *shape).
 
         Raises
         ------
@@ -146,7 +145,7 @@ class CorrectedDynamics(Dynamics, pure=True):
         return self.model.tendency(x, *time) + self.correction(x)
 
     def step(self, x: Tensor, *time: float) -> Tensor:
-        """Advance states of shape (..., *shape) by one `timestep`, from a time on where the model takes one."""
+        """Advance states of shape (..., *shape) by one `timestep`. `time` is there if the model depends on time."""
         if self._in_tendency:
             return self._runge_kutta(x, self.timestep, *(time or (self._time,)))
         half = self.timestep / 2
@@ -154,26 +153,26 @@ class CorrectedDynamics(Dynamics, pure=True):
         return after + half * self.correction(after)
 
     def _step_of_model(self, x: Tensor, *time: float) -> Tensor:
-        """A step of the model, from a time on where it takes one."""
+        """A step of the model. `time` is there if the model depends on time."""
         now = time or (() if self.autonomous else (self.model_time,))
         return self.model.step(x, *now)
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
-        """Go back in time with the tendency, as `Dynamics.retreat`.
+        """Go back in time by the tendency; see `Dynamics.retreat`.
 
         Raises
         ------
         ValueError
-            If the model has a step of its own.
+            If the model has its own step.
         """
         return self._retreated(x, steps) if self._in_tendency else super().retreat(x, steps)
 
     def rest(self, noise: Tensor) -> Tensor:
-        """Turn noise into states to spin up from, as the model does."""
+        """Turn noise into states for spin-ups, as the model does."""
         return self.model.rest(noise)
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances between components, the model's."""
+        """Distances between components, as the model gives them."""
         return self.model.distances(sites)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""A user's own model, from a function."""
+"""A user's model from a torch function."""
 
 from __future__ import annotations
 
@@ -34,52 +34,52 @@ State = (
 
 
 class CustomDynamics(Dynamics, pure=True):
-    """A user's own model from a torch function.
+    """A user's model from a torch function.
 
-    The functions may work in place or return a buffer of their own: they are called with copies of the states, leading
-    axes as one, and what they return is copied. They must treat every state of a batch by itself, and give the same
-    answer at every call; both are tried once.
+    The functions may work in place, or return one of their buffers: they get copies of the states, with all leading
+    axes as one, and their results are copied. They must treat each state of a batch separately, and give the same
+    answer at every call. Both are tested once.
 
     Parameters
     ----------
     tendency : callable, optional
-        dx/dt for states of shape (B, *shape), stepped by Runge-Kutta 4. With a second argument, t, a number: the model
-        time, for a model that depends on it.
+        dx/dt for states of shape (B, *shape), which Runge-Kutta 4 steps. If the model depends on time, a second
+        argument t, a number, is the model time.
     step : callable, optional
-        The advance over one `timestep`, instead of `tendency`; with a second argument, from that time on.
+        Advances states over one `timestep`, instead of `tendency`. A second argument is the time at the beginning.
     state : StateSpace, Field, Geometry, mapping or iterable
-        The fields of the state: Fields, or a mapping of their names to geometries such as `xdan.Ring(40)`. A mapping of
-        dims' names to lengths or to labels, distinct numbers or distinct words, is one field on a grid of which no more
-        is known. The functions of a model of several fields take and give mappings of names to tensors (B, *shape).
+        The fields of the state: Fields, or a mapping from their names to geometries such as `xdan.Ring(40)`. A mapping
+        from names of dims to lengths or labels (distinct numbers or distinct words) is one field on a grid without
+        known positions. With several fields, the functions map dicts of tensors (B, *shape) to such dicts.
     timestep : float
         Internal step in model time units.
     name : str
-        Written into stores. A store that names it is opened with `dynamics=`, as functions are not stored.
+        Name in stores. A store with this name is opened with `dynamics=`, because functions are not stored.
     spin_up_time : float, optional
-        Model time after which a random start lies on the attractor; by default 20 units and at least 400 steps. 0 is
-        none.
+        Model time after which a random start is on the attractor. By default 20 units and at least 400 steps; 0 for no
+        spin-up.
     units : str
-        Units of what `state` names by dims or geometries alone; a `Field` has its own.
+        Units of the state, if `state` has dims or geometries. A `Field` has its own units.
     rest : callable, optional
-        From standard normal noise to a state to spin up from.
+        Turns standard normal noise into states for spin-ups. By default the noise itself.
     distance : callable, optional
-        From component indices of shapes (n, 1) and (1, N) of the flattened state to their distances, (n, N);
-        localised methods need it.
+        Distances (n, N) between components of the flattened state, from component indices of shapes (n, 1) and (1, N).
+        Localised methods need them.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
-        How long one unit of model time lasts; None where time has no dimension.
+        Length of one unit of model time; None if time has no dimension.
     parameters : mapping of str to float or array, optional
         Real parameters that `tendency` or `step` takes by keyword, such as `{"forcing": 8.0}` for
         `tendency(x, forcing)`. They are in `config()`, `with_parameters` changes them, and `estimate_parameters`
-        estimates them. A number is handed over as a float, an array as a tensor of the states' type; where parameters
-        are estimated both are tensors.
+        estimates them. The function gets a number as a float and an array as a tensor of the states' dtype. When
+        parameters are estimated, it gets both as tensors.
 
     Raises
     ------
     TypeError
-        For an argument of another type.
+        If an argument has the wrong type.
     ValueError
-        Unless exactly one of `tendency` and `step` is given, or if the state has no dims, a dim has no length or a
-        name that records need, or labels are not distinct; or if a number is out of range.
+        If not exactly one of `tendency` and `step` is given; if the state has no dims, a dim has no length or a name
+        that records use, or labels are not distinct; or if a number is out of range.
 
     Warns
     -----
@@ -145,17 +145,17 @@ class CustomDynamics(Dynamics, pure=True):
         self.time_unit = time_unit
 
     def _check_arguments(self) -> None:
-        """Refuse parameters that the function does not take, and an argument that is neither a parameter nor time."""
+        """Refuse parameters that the function does not take, and arguments that are neither parameters nor time."""
         if not self._values:
             return
         try:
             arguments = list(inspect.signature(self._function).parameters.values())  # type: ignore[arg-type]
-        except (TypeError, ValueError):  # a function of C tells nothing
+        except (TypeError, ValueError):  # a function of C does not show its arguments
             return
         names = [one.name for one in arguments if one.kind is not inspect.Parameter.VAR_KEYWORD][1:]
         if len(names) == len(arguments) - 1 and (unknown := sorted(set(self._values) - set(names))):
             raise ValueError(
-                f"the function of {self.label!r} takes no {unknown}, which parameters= names: it takes {names}"
+                f"the function of {self.label!r} takes no {unknown}, which parameters= names: expected some of {names}"
             )
         rest = [name for name in names if name not in self._values]
         if not self.autonomous and rest and rest[0] not in ("t", "time"):
@@ -166,11 +166,11 @@ class CustomDynamics(Dynamics, pure=True):
 
     @property
     def label(self) -> str:
-        """The caller's name for the model."""
+        """The user's name for the model."""
         return self._name
 
     def config(self) -> dict[str, Any]:
-        """Describe the dynamics; functions are named, not stored."""
+        """Describe the dynamics. Functions are named, not stored."""
         stated = "space" in vars(self)
         described = {
             "label": self.label,
@@ -191,11 +191,11 @@ class CustomDynamics(Dynamics, pure=True):
         return self._copied(_values=self._values | _checked_values(values), _vetted=False)
 
     def computing_with(self, values: Mapping[str, Tensor]) -> Self:
-        """A copy whose functions get tensors for some parameters."""
+        """A copy whose functions get tensors in the place of some parameters."""
         return self._copied(_values=self._values | dict(values), _vetted=True)
 
     def __eq__(self, other: object) -> bool:
-        # The name of a function does not tell it from another of the same scope.
+        # Two functions of one scope may have equal names, so the name does not identify a function.
         return (
             isinstance(other, CustomDynamics)
             and super().__eq__(other)
@@ -205,25 +205,25 @@ class CustomDynamics(Dynamics, pure=True):
     __hash__ = Dynamics.__hash__
 
     def tendency(self, x: Tensor, *time: float) -> Tensor:
-        """dx/dt of states of shape (..., *shape), of a model that is made from it, at a time where it takes one."""
+        """dx/dt for states of shape (..., *shape), if the model has a tendency. `time` is there if it depends on it."""
         if self._tendency is None:
             return super().tendency(x)
         return self._isolated(self._at(self._tendency, time), x, "tendency=")
 
     def step(self, x: Tensor, *time: float) -> Tensor:
-        """Advance states of shape (..., *shape) by one `timestep`, from a time on where the model takes one."""
+        """Advance states of shape (..., *shape) by one `timestep`. `time` is there if the model depends on time."""
         if self._step is not None:
             return self._isolated(self._at(self._step, time), x, "step=")
         return self._runge_kutta(x, self.timestep, *(time or (self._time,)))
 
     def retreat(self, x: Tensor, steps: int) -> Tensor:
-        """Go back in time with the tendency."""
+        """Go back in time by the tendency."""
         if self._tendency is None:
             return super().retreat(x, steps)
         return self._retreated(x, steps)
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances from some components to all."""
+        """Distances from some components to all components."""
         if self._distance is None:
             return super().distances(sites)
         size = math.prod(self.shape)
@@ -235,7 +235,7 @@ class CustomDynamics(Dynamics, pure=True):
         return noise if self._rest is None else self._isolated(self._rest, noise, "rest=")
 
     def _of_fields(self, space: StateSpace, function: Callable[..., Any] | None, part: str) -> Tendency | None:
-        """A function of flat states, from one of mappings of fields."""
+        """A function of flat states, from a function of dicts of fields."""
         if function is None:
             return None
 
@@ -254,7 +254,7 @@ class CustomDynamics(Dynamics, pure=True):
         return functools.wraps(function)(flat) if hasattr(function, "__name__") else flat
 
     def _at(self, function: Tendency, time: tuple[float, ...]) -> Tendency:
-        """A function of states alone, of one of states, of a time where there is one, and of parameters."""
+        """A function of states alone, from one that also takes the time (if there is one) and parameters."""
         if not time and not self._values:
             return function
 
@@ -284,7 +284,7 @@ class CustomDynamics(Dynamics, pure=True):
 
 
 def _checked_values(parameters: Any) -> dict[str, float | Tensor]:
-    """Parameters as floats, or as tensors of float64 where they have a shape."""
+    """Parameters as floats, or as tensors of float64 if they are arrays."""
     if parameters is None:
         return {}
     if not isinstance(parameters, Mapping) or not all(isinstance(name, str) for name in parameters):
@@ -297,7 +297,7 @@ def _checked_values(parameters: Any) -> dict[str, float | Tensor]:
 
 
 def _space(state: Any, units: str) -> StateSpace | None:
-    """The space of a state; None where its dims alone are named."""
+    """The space of a state; None if `state` names dims only."""
     if isinstance(state, StateSpace):
         return state
     if isinstance(state, Geometry):
@@ -313,7 +313,7 @@ def _space(state: Any, units: str) -> StateSpace | None:
 
 
 def _coordinates(state: Any) -> dict[str, Coordinate]:
-    """Coordinates of the dims; sizes are checked before any coordinate is made."""
+    """Coordinates of the dims. Sizes are checked before a coordinate is made."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state={shown(state)}: expected a mapping from dims to lengths, such as {{'x': 40}}")
     if not state:
@@ -336,7 +336,7 @@ def _dim(name: Any) -> str:
 
 
 def _axis(label: str, axis: Any) -> Sequence[float | str]:
-    """Labels of one dim; for a length, a range that takes no memory."""
+    """Labels of one dim. For a length, a range, which takes no memory."""
     if isinstance(axis, (int, np.integer)):
         return range(integer(label, axis, least=1, most=MOST_COMPONENTS))
     if isinstance(axis, (str, bytes, Mapping, Set)) or not isinstance(axis, Iterable) or np.ma.isMaskedArray(axis):

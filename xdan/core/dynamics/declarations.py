@@ -1,4 +1,4 @@
-"""What a class of models declares of itself, checked before anything is made of it."""
+"""What a class of models declares, and checks of these declarations before anything uses them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..spaces import StateSpace
 if TYPE_CHECKING:
     from .base import Dynamics
 
-# Names of dims and variables in records and runs; a dim of the state must have another name.
+# Names of dims and variables in records and runs. A dim of the state must have another name.
 TAKEN = {
     *("trajectory", "time", "member", "channel", "obs", "i", "j", "l", "vector", "mode"),
     *("truth", "observation", "observation_error", "observation_error_covariance", "observation_operator"),
@@ -20,7 +20,7 @@ TAKEN = {
 
 
 def check_declarations(dynamics: Dynamics) -> None:
-    """Refuse a model whose attributes cannot be: dims, coordinates, time step, units and `config`.
+    """Refuse a model with wrong attributes: dims, coordinates, time step, units and `config`.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def check_declarations(dynamics: Dynamics) -> None:
     TypeError
         If an attribute is missing or of a wrong type.
     ValueError
-        If a dim's name is taken, the coordinates are not those of the dims or repeat a label, or the time step is not
+        If a dim's name is taken, the coordinates do not fit the dims or repeat a label, or the time step is not
         positive.
     """
     title = f"the dynamics {dynamics.label!r}"
@@ -57,7 +57,7 @@ def check_declarations(dynamics: Dynamics) -> None:
             )
         if len(set(values)) < len(values):
             raise ValueError(f"coordinates[{dim!r}]={shown(values)} of {title}: expected distinct labels")
-    # By default the space is made of dims and coordinates, so these come first.
+    # By default the space is made from dims and coordinates, so these are checked first.
     if not isinstance(dynamics.space, StateSpace):
         raise TypeError(f"space={shown(dynamics.space)} of {title}: expected an xdan.StateSpace")
     real(f"timestep of {title}", dynamics.timestep, above=0.0)

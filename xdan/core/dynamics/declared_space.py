@@ -1,4 +1,4 @@
-"""The space of a model's state: as the class declares it, or made of its dims and coordinates."""
+"""The space of a model's state: the class declares it, or it is made from dims and coordinates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 from ..spaces import Field, StateSpace, Unstated
 
-UNNAMED = "x"  # name of the field of a model that names none; variables of a record do not show it
+UNNAMED = "x"  # name of the field if a model names none; variables of a record do not show it
 
 
 class DefaultSpace:
-    """One field on the dims and coordinates that a model has, where it declares no space."""
+    """Default of `space`: one field on the dims and coordinates of the model."""
 
     def __get__(self, dynamics: Any, owner: type | None = None) -> Any:
         if dynamics is None:
@@ -22,7 +22,7 @@ class DefaultSpace:
 
 
 class OfSpace:
-    """An attribute of a model that its space has, where the model does not set it."""
+    """An attribute that comes from the model's space, unless the model sets it."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -38,13 +38,13 @@ class OfSpace:
 
 
 def stated_space(dynamics: Any) -> StateSpace | None:
-    """The space that a model declares; None where it sets dims and coordinates instead."""
+    """The space that a model declares; None if the model sets dims and coordinates instead."""
     space = _declared(dynamics, "space")
     return space if isinstance(space, StateSpace) else None
 
 
 def _declared(dynamics: Any, name: str) -> Any:
-    """What the object or its class sets, None where that is a default of this module."""
+    """The value that the object or its class sets; None if this is a default of this module."""
     inside = vars(dynamics)
     value = inside[name] if name in inside else _class_value(dynamics, name)
     return None if isinstance(value, (DefaultSpace, OfSpace)) else value

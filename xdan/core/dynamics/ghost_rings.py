@@ -1,4 +1,4 @@
-"""Rings of sites in buffers with ghost rows, so that neighbours are views and no step copies them."""
+"""Rings of sites in buffers with ghost rows: neighbours are views, so that no step copies them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from torch import Tensor
 
 
 class GhostRing:
-    """States as columns with ghost rows at both ends of the ring: `at[k]` views the sites k further on.
+    """States as columns with ghost rows at both ends of the ring. `at[k]` is a view of the sites shifted by k.
 
     Parameters
     ----------
     like : Tensor, shape (sites, columns)
-        Its shape, dtype and device are taken.
+        The buffer has its shape, dtype and device.
     behind, ahead : int
-        Ghost rows before the first site, and after the last.
+        Numbers of ghost rows before the first site, and after the last.
     """
 
     __slots__ = ("_ghosts", "at", "sites")
@@ -27,7 +27,7 @@ class GhostRing:
         self._ghosts = [(ghost, site) for ghost, site in ghosts if len(ghost)]
 
     def close(self) -> GhostRing:
-        """Fill the ghosts from the sites."""
+        """Copy values of the sites into the ghosts."""
         for ghost, site in self._ghosts:
             ghost.copy_(site)
         return self

@@ -1,4 +1,4 @@
-"""A climatology that the user brings: a sample of states that stands for a model's own spin-up."""
+"""A climatology that the user gives: a sample of states that replaces the model's spin-up."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from ..random import Purpose, uniform
 if TYPE_CHECKING:
     from .base import Dynamics
 
-LEAST = 2  # states of a climatology: one has no variance
+LEAST = 2  # smallest number of states: one state has no variance
 
 
 class GivenClimate:
-    """States of a climate, from which starts are drawn by keyed indices.
+    """States of a climate. Starts are drawn from them by keyed indices.
 
     Attributes
     ----------
     states : Tensor of float64, shape (S, *shape)
     word : str
-        How many they are, and their digest: what descriptions hold instead of the states.
+        Number of states, and their digest. Descriptions hold it instead of the states.
 
     Parameters
     ----------
     states : array_like or Tensor, shape (..., *shape)
-        They are copied. A labelled array has the dims of the model, in any order, beside others.
+        They are copied. A labelled array has the dims of the model, in any order, and other dims for the states.
     dynamics : Dynamics
-        Whose states they are.
+        The model of these states.
 
     Raises
     ------
     TypeError
-        For what holds no real numbers.
+        If the states are not real numbers.
     ValueError
-        For another shape, fewer than 2 states, values that are not finite, or states that are all the same.
+        If the shape is wrong, there are fewer than 2 states, values are not finite, or all states are equal.
     """
 
     def __init__(self, states: Any, dynamics: Dynamics) -> None:
@@ -79,10 +79,11 @@ class GivenClimate:
         return len(self.states)
 
     def draw(self, labels: Sequence[int] | Tensor, seed: int, members: int, purpose: Purpose) -> Tensor:
-        """Draw states, keyed by (seed, label, member, purpose), as `Dynamics.climatology` describes.
+        """Draw states, keyed by (seed, label, member, purpose); see `Dynamics.climatology`.
 
-        The states are shuffled anew for every pass through them, and labels take `members` of them one after another:
-        the members of a label are distinct, and so are neighbouring labels until a pass ends.
+        The states are shuffled, and labels take `members` of them one after another. When all states are used, they are
+        shuffled again. The members of a label are distinct. Neighbouring labels have distinct states, except where a
+        new shuffle begins.
 
         Returns
         -------
@@ -106,7 +107,7 @@ class GivenClimate:
         return self.states[index]
 
     def check_members(self, members: int) -> None:
-        """Refuse more members than there are states.
+        """Refuse more members than states.
 
         Raises
         ------

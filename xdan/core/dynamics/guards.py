@@ -1,4 +1,4 @@
-"""Guards: copies around the methods of a user's class, and which inherited methods a new step makes void."""
+"""Guards: copies around the methods of a user's class; and inherited methods that a new step makes wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..user_functions import isolated
 if TYPE_CHECKING:
     from .base import Dynamics
 
-# A class that replaces the method on the left loses the inherited methods on the right: they belong to the old step.
+# A class that replaces the method on the left loses the inherited methods on the right, which belong to the old step.
 FOLLOWS = {
     "tendency": ("step", "advance", "advance_each", "advance_along", "second_order_tendency"),
     "step": ("advance", "advance_each", "advance_along", "retreat", "second_order_tendency"),
@@ -25,7 +25,7 @@ FOLLOWS = {
 
 
 def guard_methods(cls: type[Dynamics], without: Collection[str] = ()) -> None:
-    """Put copies around the methods that a class defines, but for some that are those of every model."""
+    """Put copies around the methods that a class defines. `without` names methods that are left as they are."""
     for name, guard in _GUARDS.items():
         method = None if name in without else vars(cls).get(name)
         if inspect.isfunction(method) and not hasattr(method, "__wrapped__"):
@@ -33,7 +33,7 @@ def guard_methods(cls: type[Dynamics], without: Collection[str] = ()) -> None:
 
 
 def _guard_states(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Put copies around a method from states to states."""
+    """Put copies around a method that maps states to states."""
 
     @functools.wraps(method)
     def guarded(self: Dynamics, x: Tensor, *more: Any, **options: Any) -> Tensor:
@@ -74,7 +74,7 @@ def _guard_distances(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_distances(distances: Any, sites: Tensor, size: int, label: str) -> Tensor | None:
-    """Refuse what is no matrix of distances from some components to all.
+    """Refuse a result that is not a matrix of distances from some components to all components.
 
     Raises
     ------

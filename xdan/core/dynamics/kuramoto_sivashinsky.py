@@ -1,4 +1,4 @@
-"""The Kuramoto-Sivashinsky model: waves on a ring that grow, steepen and are damped, in one spectral step."""
+"""The Kuramoto-Sivashinsky model: waves on a ring that grow, steepen and decay, with a spectral step."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ from .base import Dynamics
 from .model_time import Duration
 from .registry import register_dynamics
 
-_RESOLVED = 2.0  # the shortest wave that takes part in the products has at least this wavenumber: waves beyond 1 decay
-_LONGEST_STEP = 1.0  # beyond it errors of a step grow to some percent
-_CONTOUR = 64  # points on the circle around each c h that its coefficients are averaged over
+_RESOLVED = 2.0  # products must include waves up to this wavenumber at least; waves beyond 1 decay
+_LONGEST_STEP = 1.0  # with longer steps, errors of a step grow to some percent
+_CONTOUR = 64  # number of points on the circle around each c h, over which its coefficients are averaged
 
 
 @register_dynamics
 class KuramotoSivashinsky(Dynamics, pure=True):
     """Kuramoto-Sivashinsky, du/dt = -u du/dx - d2u/dx2 - d4u/dx4 on a ring.
 
-    Waves longer than 2 pi grow, shorter ones are damped, and u du/dx carries variance from the former to the latter.
-    The mean of u is conserved; spin-ups start with a mean of zero.
+    Waves longer than 2 pi grow, and shorter waves are damped. The term u du/dx carries variance from long to short
+    waves. The mean of u is conserved; spin-ups start with a mean of zero.
 
     Parameters
     ----------
     sites : int
         Number of sites, equally spaced.
     length : float
-        Length of the ring; 32 pi has some 13 positive Lyapunov exponents.
+        Length of the ring. 32 pi has about 13 positive Lyapunov exponents.
     timestep : float
-        Step of the exponential Runge-Kutta scheme, 1 or less.
+        Step of the exponential Runge-Kutta scheme, at most 1.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
-        How long one unit of model time lasts, which records with dates need; None where time has no dimension.
+        Length of one unit of model time, which records with dates need; None if time has no dimension.
 
     Raises
     ------
     TypeError
-        If the sites are no integer, another parameter is no number, or the time unit no time.
+        If `sites` is not an integer, another parameter is not a number, or the time unit is not a time.
     ValueError
-        If the sites are too few for the length (a spacing of 1.04 or less is fine) or more than ten million, or the
-        length or step is out of range.
+        If there are too few sites for the length (the spacing must be at most about 1.04) or more than ten million, or
+        the length or step is out of range.
 
     Notes
     -----
-    In Fourier space du_k/dt = c_k u_k + N_k, with c = k^2 - k^4 and N the transform of -1/2 d(u^2)/dx. The linear part
-    is integrated exactly and N by the fourth-order scheme ETDRK4, whose coefficients are means over a circle around
-    c h, as the formulas themselves cancel near c h = 0.
+    In Fourier space du_k/dt = c_k u_k + N_k, where c = k^2 - k^4 and N is the transform of -1/2 d(u^2)/dx. The linear
+    part is integrated exactly, and N by the fourth-order scheme ETDRK4. The coefficients of the scheme are means over a
+    circle around c h, because their formulas cancel near c h = 0.
 
-    Products are de-aliased by the two-thirds rule: waves beyond a third of the sites decay by the linear part alone,
-    and take no part in N. Without the rule they hold some 1e-5 of the variance on the attractor; but an analysis puts
-    noise into them, which would fold back onto long waves.
+    Products are de-aliased by the two-thirds rule: waves with wavenumbers beyond a third of the sites decay by the
+    linear part alone, and take no part in N. On the attractor they hold only about 1e-5 of the variance. But an
+    analysis puts noise into them, which without the rule would fold back onto long waves.
 
-    Transforms are FFTs. The whole step as products with dense matrices (sites, sites) takes half the time for one
-    state, as long for 20, and 2.7 times as long for 1,000 (128 sites, float32, one core).
+    Transforms are FFTs. A step by products with dense matrices (sites, sites) would take half the time for one state,
+    the same time for 20 states, and 2.7 times as long for 1,000 (128 sites, float32, one core).
 
     References
     ----------
@@ -72,7 +72,7 @@ class KuramotoSivashinsky(Dynamics, pure=True):
     """
 
     name: ClassVar[str] = "kuramoto-sivashinsky"
-    spin_up_time = 150.0  # noise has grown into waves after some 50
+    spin_up_time = 150.0  # after about 50, noise has grown into waves
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class KuramotoSivashinsky(Dynamics, pure=True):
         self.length = real("length", length, above=0.0)
         self.timestep = real("timestep", timestep, above=0.0, most=_LONGEST_STEP)
         self.time_unit = time_unit
-        self._waves = self.sites // 3 + 1  # that take part in products, the mean among them
+        self._waves = self.sites // 3 + 1  # number of waves that take part in products, including the mean
         least = 3 * math.ceil(_RESOLVED * self.length / (2 * math.pi))
         if self.sites < least:
             raise ValueError(
@@ -100,7 +100,7 @@ class KuramotoSivashinsky(Dynamics, pure=True):
         self._coefficients = _coefficients(self._growth[: self._waves], self.timestep)
 
     def rest(self, noise: Tensor) -> Tensor:
-        """Noise without its mean, which would be conserved."""
+        """Noise without its mean, because the model would conserve the mean."""
         return noise - noise.mean(-1, keepdim=True)
 
     def tendency(self, x: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class KuramotoSivashinsky(Dynamics, pure=True):
         return self.advance(x, 1)
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., sites); they stay in Fourier space from step to step."""
+        """Advance states of shape (..., sites). They stay in Fourier space from step to step."""
         return self._advance(x, steps, torch.square)
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -124,18 +124,18 @@ class KuramotoSivashinsky(Dynamics, pure=True):
         together = torch.cat([x[:, None], directions], 1)
         factor = torch.full((together.shape[1], 1), 2.0, dtype=x.dtype, device=x.device)
         factor[0] = 1.0
-        after = self._advance(together, steps, lambda u: factor * u[:, :1] * u)  # u^2, and 2 u v of each direction v
+        after = self._advance(together, steps, lambda u: factor * u[:, :1] * u)  # u^2, and 2 u v for each direction v
         return after[:, 0], after[:, 1:]
 
     def second_order_tendency(self, covariance: Tensor) -> Tensor:
-        """Covariance of -1/2 d(d^2)/dx with the same of e: that of the squares is twice the square of E[d e^T].
+        """Covariance of -1/2 d(d^2)/dx and -1/2 d(e^2)/dx. That of d^2 and e^2 is twice the square of E[d e^T].
 
-        Short waves decay while they are made: each is the mean over a third of a step, the weight of the last node of
-        Simpson's rule.
+        Short waves decay while the term acts. Each wave is therefore multiplied by its mean over a third of a step,
+        which is the weight of the last node in Simpson's rule.
         """
 
         def filtered(values: Tensor, factor: Tensor | float) -> Tensor:
-            """Rows and columns in the waves that take part in products, multiplied by a factor of each wave."""
+            """Rows and columns of the waves that take part in products, multiplied by a factor for each wave."""
             for _ in range(2):
                 waves: Tensor = torch.fft.rfft(values)[..., : self._waves] * factor
                 values = _on_sites(waves, self.sites).mT
@@ -147,7 +147,7 @@ class KuramotoSivashinsky(Dynamics, pure=True):
         return filtered(2 * filtered(covariance, 1.0).square(), derivative)
 
     def _advance(self, x: Tensor, steps: int, square: Callable[[Tensor], Tensor]) -> Tensor:
-        """Advance by ETDRK4, with u^2 or its derivative along directions."""
+        """Advance by ETDRK4. `square` gives u^2, or its derivative along directions."""
         modes = torch.fft.rfft(x)
         steepening = self._steepening(modes, square)
         waves, shorter = modes[..., : self._waves], modes[..., self._waves :]
@@ -163,7 +163,7 @@ class KuramotoSivashinsky(Dynamics, pure=True):
         return _on_sites(torch.cat([waves, decay * shorter], -1), self.sites)
 
     def _steepening(self, like: Tensor, square: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """-1/2 d(u^2)/dx, from the waves that take part in products to the same waves."""
+        """-1/2 d(u^2)/dx, for the waves that take part in products."""
         derivative = -0.5j * self._wavenumber.to(dtype=like.dtype, device=like.device)
 
         def steepening(waves: Tensor) -> Tensor:
@@ -189,6 +189,6 @@ def _coefficients(growth: Tensor, timestep: float) -> Tensor:
 
 
 def _on_sites(waves: Tensor, sites: int) -> Tensor:
-    """States on the sites from their longest waves."""
+    """States at the sites from their longest waves."""
     states: Tensor = torch.fft.irfft(waves, sites)
     return states

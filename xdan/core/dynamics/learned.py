@@ -1,4 +1,4 @@
-"""What models with a learned part share: the tendency network at a state's dtype and device, and where it came from."""
+"""What models with a learned part have in common: a tendency network in a state's dtype, and its origin."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ WEIGHTS = "the weights are in a store of their own: pass dynamics=xdan.open_dyna
 
 
 class TendencyWeights:
-    """A tendency network with frozen weights, or one that is being trained, as models call it.
+    """A tendency network that models call. Its weights are frozen, or are being trained.
 
     Parameters
     ----------
     network : TendencyNetwork
-        Frozen, it is copied, and works at the dtype and on the device of each state. With `live`, it is used as it is,
-        so that gradients reach its weights.
+        If frozen, the network is copied, and works in the dtype and on the device of each state.
     live : bool
+        Whether the network is used without a copy, so that gradients reach its weights. Otherwise it is frozen.
 
     Raises
     ------
     TypeError
-        For what is no tendency network.
+        If `network` is not a tendency network.
     ValueError
-        For weights that are not finite.
+        If weights are not finite.
     """
 
     def __init__(self, network: Any, live: bool = False) -> None:
@@ -49,7 +49,7 @@ class TendencyWeights:
         self._held: dict[tuple[torch.dtype, torch.device], nn.Module] = {}
 
     def __call__(self, x: Tensor, dims: int) -> Tensor:
-        """G of states (..., *shape) of so many dims, of that shape."""
+        """Tendency g of states (..., *shape) with `dims` dims, in the states' shape."""
         flat = x.reshape(-1, *x.shape[x.ndim - dims :]).flatten(1)
         answer: Tensor = self._like(x)(flat).reshape(x.shape)
         return answer
@@ -60,7 +60,7 @@ class TendencyWeights:
         return {"name": network.name, "parameters": network.config(), "digest": self.digest}
 
     def _like(self, x: Tensor) -> nn.Module:
-        """The network at a tensor's dtype and on its device; kept, as forecasts ask for it at every step."""
+        """The network in a tensor's dtype and on its device. It is kept, because every step of a forecast needs it."""
         if self.live:
             return self.network
         key = x.dtype, x.device
@@ -73,12 +73,12 @@ class TendencyWeights:
 
 
 def checked_provenance(value: Any) -> dict[str, Any]:
-    """Take where a learned part came from, as plain JSON.
+    """Check a description of the origin of a learned part, as plain JSON.
 
     Raises
     ------
     TypeError
-        For what is no mapping of names to plain values.
+        If it is not a mapping from names to plain values.
     """
     if value is None:
         return {}

@@ -22,16 +22,16 @@ class Lorenz63(Dynamics, pure=True):
     Parameters
     ----------
     sigma, rho, beta : float
-        Prandtl number, reduced Rayleigh number and aspect of the cells; 10, 28 and 8/3 are chaotic.
+        Prandtl number, reduced Rayleigh number, and aspect of the cells. 10, 28 and 8/3 give chaos.
     timestep : float
-        Runge-Kutta 4 step, 0.05 or less.
+        Runge-Kutta 4 step, at most 0.05.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
-        How long one unit of model time lasts, which records with dates need; None where time has no dimension.
+        Length of one unit of model time, which records with dates need; None if time has no dimension.
 
     Raises
     ------
     TypeError
-        For what is no number, or a time unit that is no time.
+        If a parameter is not a number, or the time unit is not a time.
     ValueError
         If sigma or beta is not positive, a number is not finite, or the step is not in (0, 0.05].
 
@@ -78,7 +78,7 @@ class Lorenz63(Dynamics, pure=True):
         return together[:, 0], together[:, 1:]
 
     def _tendency_along(self, together: Tensor) -> Tensor:
-        """Tendency of states, the first of each row, and of directions at them, the others."""
+        """Tendency of states (the first of each row) and of directions at these states (the others)."""
         state = together[:, :1]
         a, b, c = state.unbind(-1)
         u, v, w = together[:, 1:].unbind(-1)

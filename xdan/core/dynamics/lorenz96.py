@@ -20,7 +20,7 @@ from .model_time import Duration, with_time_unit
 from .registry import register_dynamics
 from .stepping import accurate_timestep
 
-_COLUMNS = 1024  # states per pass: the buffers of one pass stay in the second-level cache
+_COLUMNS = 1024  # number of states in one pass: the buffers of a pass then stay in the second-level cache
 
 
 @register_dynamics
@@ -30,19 +30,19 @@ class Lorenz96(Dynamics, pure=True):
     Parameters
     ----------
     sites : int
-        Number of sites, at least 4, as four neighbours are coupled.
+        Number of sites, at least 4, because four neighbouring sites are coupled.
     forcing : float or sequence of float, length sites
-        F, one number or one for each site; 8 is chaotic.
+        Forcing F: one number, or one for each site. 8 gives chaos.
     timestep : float
-        Runge-Kutta 4 step, 0.05 or less.
+        Runge-Kutta 4 step, at most 0.05.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
-        How long one unit of model time lasts, which records with dates need; None where time has no dimension. 5 days
-        make errors grow as in the atmosphere.
+        Length of one unit of model time, which records with dates need; None if time has no dimension. With 5 days,
+        errors grow as in the atmosphere.
 
     Raises
     ------
     TypeError
-        If the sites are no integer, another parameter is no number, or the time unit no time.
+        If `sites` is not an integer, another parameter is not a number, or the time unit is not a time.
     ValueError
         If there are fewer than 4 sites or more than ten million, the forcing has another length, or the step is not in
         (0, 0.05].
@@ -93,7 +93,7 @@ class Lorenz96(Dynamics, pure=True):
         return torch.addcmul(self._forcing_of(x) - x, ahead - two_behind, behind)
 
     def _forcing_of(self, x: Tensor) -> float | Tensor:
-        """F as it is added to states (..., sites): a number, or a tensor, () or (sites,), of their dtype and device."""
+        """F as it is added to states (..., sites): a number, or a tensor, () or (sites,), like the states."""
         forcing: Any = self.forcing
         if isinstance(forcing, Tensor):
             return forcing.to(dtype=x.dtype, device=x.device)
@@ -121,7 +121,7 @@ class Lorenz96(Dynamics, pure=True):
         return x, directions
 
     def second_order_tendency(self, covariance: Tensor) -> Tensor:
-        """Covariance of (d_{n+1} - d_{n-2}) d_{n-1} with the same of e, by Isserlis' theorem."""
+        """Covariance of (d_{n+1} - d_{n-2}) d_{n-1} and the same term of e, by Isserlis' theorem."""
         sites = covariance.shape[-1]
         ring = _with_neighbours(_with_neighbours(covariance).mT).mT
 
@@ -135,8 +135,8 @@ class Lorenz96(Dynamics, pure=True):
     def advance(self, x: Tensor, steps: int) -> Tensor:
         """Advance states of shape (..., sites).
 
-        In place in cached buffers without a gradient, by `_Step` with one, by plain operations inside a torch.func
-        transform. Second derivatives by repeated `torch.autograd.grad` need `step`.
+        Without a gradient: in place, in cached buffers. With a gradient: by `_Step`. In a transform of torch.func: by
+        plain operations. Second derivatives by repeated `torch.autograd.grad` need `step`.
         """
         forcing = self._forcing_of(x)
         if steps == 0 or in_transform(x) or (isinstance(forcing, Tensor) and in_transform(forcing)):
@@ -150,7 +150,7 @@ class Lorenz96(Dynamics, pure=True):
         return torch.cat(parts).reshape(x.shape)
 
     def advance_each(self, x: Tensor, steps: int, values: Mapping[str, Tensor]) -> Tensor:
-        """Advance states (B, sites), each with its own forcing (B,) or (B, sites): a row of numbers for the columns."""
+        """Advance states (B, sites), each with its own forcing, (B,) or (B, sites)."""
         if steps == 0 or set(values) != {"forcing"} or any(in_transform(one) for one in (x, values["forcing"])):
             return super().advance_each(x, steps, values)
         forcing = values["forcing"].to(dtype=x.dtype, device=x.device)
@@ -161,13 +161,13 @@ class Lorenz96(Dynamics, pure=True):
         return torch.cat([self._advance_columns(part.T, some, steps).T for part, some in parts])
 
     def _advance_with_gradient(self, columns: Tensor, forcing: float | Tensor, steps: int) -> Tensor:
-        """RK4 on states as columns (N, B) with a gradient by them, and by the forcing."""
+        """RK4 for states as columns (N, B), with gradients with respect to the states and the forcing."""
         for _ in range(steps):
             columns = _Step.apply(columns, forcing, self.timestep, self._tapes)  # type: ignore[no-untyped-call]
         return columns
 
     def _advance_columns(self, x: Tensor, forcing: float | Tensor, steps: int) -> Tensor:
-        """RK4 on states as columns, shape (B columns of N rows)."""
+        """RK4 for states as columns, of shape (N, B)."""
         tape = _Tape(x, keep=False)
         state = tape.stages[0].sites
         state.copy_(x)
@@ -191,42 +191,42 @@ def _forcing(forcing: Any, sites: int) -> float | tuple[float, ...]:
 
 
 def _wants_gradient(x: Tensor, forcing: float | Tensor) -> bool:
-    """Whether a derivative by the states or by the forcing is recorded."""
+    """Whether a derivative with respect to the states or the forcing is recorded."""
     wanted = x.requires_grad or (isinstance(forcing, Tensor) and forcing.requires_grad)
     return wanted and torch.is_grad_enabled()
 
 
 def _as_column(forcing: float | Tensor) -> float | Tensor:
-    """F as it is added to states that are columns."""
+    """F as it is added to states as columns."""
     return forcing[:, None] if isinstance(forcing, Tensor) and forcing.ndim else forcing
 
 
 def _with_neighbours(x: Tensor) -> Tensor:
-    """States (..., sites) with the two sites before the first and the one after the last, (..., sites + 3)."""
+    """States (..., sites) with the last two sites before the first, and the first after the last, (..., sites + 3)."""
     return torch.cat([x[..., -2:], x, x[..., :1]], -1)
 
 
 class _Tape:
-    """The stages of a step and the differences x_{n+1} - x_{n-2} at each, in buffers that are used again.
+    """The stages of a step, and the differences x_{n+1} - x_{n-2} at each stage, in buffers that are used again.
 
-    With the stages X2 = x + h/2 k1, X3 = x + h/2 k2, X4 = x + h k3 and k4 the tendency at X4, the new state is
-    (X2 + 2 X3 + X4 - x) / 3 + h/6 k4: no k is formed, and a stage is x + c F - c X + c (advection of X).
+    The stages are X2 = x + h/2 k1, X3 = x + h/2 k2 and X4 = x + h k3; k4 is the tendency at X4. The new state is
+    (X2 + 2 X3 + X4 - x) / 3 + h/6 k4. No k is formed: a stage is x + c F - c X + c (advection of X).
     """
 
     def __init__(self, like: Tensor, keep: bool = True) -> None:
         self.stages = [GhostRing(like, 2, 1) for _ in range(4)]
-        # Without a gradient to come, one buffer serves all stages and stays in the cache.
+        # If no gradient is wanted, one buffer serves all stages and stays in the cache.
         self.differences = [GhostRing(like, 0, 1) for _ in range(4)] if keep else [GhostRing(like, 0, 1)] * 4
         self.known, self.partial = torch.empty_like(self.stages[0].sites), torch.empty_like(self.stages[0].sites)
         self.gradient = GhostRing(like, 1, 2) if keep else None
 
     def step(self, forcing: float | Tensor, h: float, out: Tensor) -> None:
-        """From the first stage's sites to the new state in `out`, which may be those sites."""
+        """Compute the new state from the first stage's sites. `out` gets it, and may be these sites."""
         known, partial = self.known, self.partial
         state, second, third, fourth = (ring.sites for ring in self.stages)
         for stage, c in enumerate((h / 2, h / 2, h)):
             ring, difference = self.stages[stage].close(), self.differences[stage].sites
-            if stage != 1:  # the second stage has the first one's c
+            if stage != 1:  # the second stage has the c of the first
                 torch.add(state, c * forcing, out=known)
             torch.sub(ring.at[1], ring.at[-2], out=difference)
             torch.add(known, ring.sites, alpha=-c, out=partial)
@@ -238,9 +238,9 @@ class _Tape:
         torch.addcmul(partial, difference, ring.at[-1], value=h / 6, out=out)
 
     def adjoint(self, g: Tensor, h: float, by_forcing: Tensor | None = None) -> Tensor:
-        """Gradient of the state before the step from that of the state after it: the four stages backwards.
+        """Gradient with respect to the state before the step, from that of the state after it: four stages backwards.
 
-        The gradient by the forcing at every site of every state, that of the four tendencies, is added to `by_forcing`.
+        The gradient with respect to the forcing, at every site of every state, is added to `by_forcing`.
         """
         assert self.gradient is not None
         v, share, total = self.gradient, self.known, g.clone()
@@ -252,7 +252,7 @@ class _Tape:
             if by_forcing is not None:
                 by_forcing.add_(v.sites)
             x, difference = self.stages[stage].at, self.differences[stage].close().at[1]
-            # Site m is the n + 1, n - 2, n - 1 and n of four equations.
+            # Site m occurs in four equations, as n + 1, n - 2, n - 1 and n.
             torch.mul(v.at[-1], x[-2], out=share).addcmul_(v.at[2], x[1], value=-1)
             share.addcmul_(v.at[1], difference).sub_(v.sites)
             total.add_(share)
@@ -262,7 +262,7 @@ class _Tape:
 
 
 class _Step(torch.autograd.Function):
-    """One RK4 step on states as columns, shape (N, B), its adjoint written out."""
+    """One RK4 step for states as columns, shape (N, B), with a written-out adjoint."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forcing: float | Tensor, h: float, tapes: Pool[_Tape]) -> Tensor:

@@ -1,4 +1,4 @@
-"""The covariance Q of what a model gets wrong in one interval between analyses."""
+"""The covariance Q of a model's error in one interval between analyses."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ if TYPE_CHECKING:
     from ..spaces import Geometry
     from .base import Dynamics
 
-_NEGATIVE = 1e-6  # of the largest eigenvalue: so far below zero is the rounding of single precision
-_LARGEST = 1e30  # of a standard deviation: its square is finite in single precision
+_NEGATIVE = 1e-6  # relative to the largest eigenvalue: less negative eigenvalues are rounding of single precision
+_LARGEST = 1e30  # largest standard deviation, so that its square is finite in single precision
 
 
 class ModelError:
     """Gaussian errors of a model, x_{k+1} = M(x_k) + e_k with e_k ~ N(0, Q), independent from interval to interval.
 
-    Q is that of one interval between analyses, however long the interval is. It is positive semi-definite.
+    Q belongs to one interval between analyses, whatever its length. It is positive semi-definite.
 
     Parameters
     ----------
     dynamics : Dynamics
-        Whose errors they are.
+        The model with these errors.
     std : float, array of shape (*state), or mapping of fields' names to these, optional
         Standard deviations, in the state's units. Fields that a mapping leaves out have no error. A labelled array has
         the dims of the state, in any order.
     covariance : array, shape (N, N), optional
-        Q of the flattened state, instead of `std`. Of a state of one field also (*state, *state).
+        Q of the flattened state, instead of `std`. If the state has one field, also (*state, *state).
 
     Attributes
     ----------
     std : Tensor of float64, shape (N,)
-        Standard deviation of every component.
+        Standard deviation of each component.
     covariance : Tensor of float64, shape (N, N), or None
-        None where errors of different components are independent.
+        None if errors of different components are independent.
     word : str or float
-        What descriptions hold: one number, or how many there are and their digest.
+        Entry in descriptions: one number, or the number of values and their digest.
 
     Raises
     ------
     TypeError
-        For what holds no real numbers.
+        If an argument is not made of real numbers.
     ValueError
-        Unless exactly one of `std` and `covariance` is there, for another shape, values that are negative or not
-        finite, or a covariance that is not symmetric and positive semi-definite.
+        If not exactly one of `std` and `covariance` is given, the shape is wrong, values are negative or not finite, or
+        a covariance is not symmetric and positive semi-definite.
 
     References
     ----------
@@ -83,17 +83,17 @@ class ModelError:
         return self.covariance is None
 
     def deviations(self, like: Tensor) -> Tensor:
-        """Standard deviations, shape (N,), of the dtype and on the device of a tensor."""
+        """Standard deviations, shape (N,), in the dtype and on the device of a tensor."""
         return self._as("std", self.std, like)
 
     def matrix(self, like: Tensor) -> Tensor:
-        """Q, shape (N, N), of the dtype and on the device of a tensor."""
+        """Q, shape (N, N), in the dtype and on the device of a tensor."""
         if self.covariance is not None:
             return self._as("covariance", self.covariance, like)
         return self.deviations(like).square().diag()
 
     def root(self, like: Tensor) -> Tensor:
-        """A matrix A, shape (N, N), with A A^T = Q; the zero eigenvalues' columns are zero."""
+        """A matrix A, shape (N, N), with A A^T = Q. Columns of zero eigenvalues are zero."""
         return self.deviations(like).diag() if self._root is None else self._as("root", self._root, like)
 
     def from_noise(self, noise: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ class ModelError:
         return covariance + self.deviations(covariance).square().diag_embed()
 
     def _as(self, name: str, value: Tensor, like: Tensor) -> Tensor:
-        """A tensor of another's dtype, on its device; kept, as forecasts ask for it at every cycle."""
+        """A tensor in another's dtype, on its device. It is kept, because every cycle of a forecast needs it."""
         key = (name, like.dtype, like.device)
         if key not in self._held:
             self._held[key] = value.to(like)
@@ -118,7 +118,7 @@ class ModelError:
 
 
 class MayErr:
-    """A model that may be known to err by a covariance Q in every interval.
+    """A model that may have a known error with covariance Q in every interval.
 
     Attributes
     ----------
@@ -137,23 +137,23 @@ class MayErr:
         """A copy with other attributes."""
 
     def with_model_error(self, std: Any = None, covariance: Any = None) -> Self:
-        """Return a copy that is known to be wrong: in every interval between analyses it errs by e ~ N(0, Q).
+        """Return a copy with a known error: in every interval between analyses it is wrong by e ~ N(0, Q).
 
-        `advance` stays as it is. Twins add e to their truth, and methods that can carry Q account for it.
+        `advance` does not change. Twins add e to their truth, and methods that can use Q do so.
 
         Parameters
         ----------
         std : float, array of shape (*state), or mapping of fields' names to these, optional
-            Standard deviations; 0 everywhere is a perfect model.
+            Standard deviations. 0 everywhere gives a perfect model.
         covariance : array, shape (N, N), optional
-            Full Q, instead of `std`. Without either the copy is a perfect model.
+            Full Q, instead of `std`. Without either argument, the copy is a perfect model.
 
         Raises
         ------
         TypeError
-            For what holds no real numbers.
+            If an argument is not made of real numbers.
         ValueError
-            For both, another shape, values that are negative or not finite, or a covariance that is not positive
+            If both are given, the shape is wrong, values are negative or not finite, or a covariance is not positive
             semi-definite.
 
         Examples
@@ -176,7 +176,7 @@ class MayErr:
         Raises
         ------
         ValueError
-            If that is not the same for every component, and the states have other shapes.
+            If the error differs between components, and the two models' states have different shapes.
         """
         error = other.model_error
         if error is None or self.shape == other.shape:
@@ -213,7 +213,7 @@ def _deviations(dynamics: Dynamics, std: Any) -> np.ndarray[Any, np.dtype[np.flo
 
 
 def _at_points(label: str, std: Any, grid: Dynamics | Geometry) -> Any:
-    """A number for every component, or one for each; flattened."""
+    """A number for all components, or one for each; flattened."""
     shape, dims = grid.shape, grid.dims
     if hasattr(std, "dims"):
         if set(std.dims) - set(dims):
@@ -231,7 +231,7 @@ def _at_points(label: str, std: Any, grid: Dynamics | Geometry) -> Any:
 
 
 def _check_order(label: str, values: Any, dim: str, places: Any) -> None:
-    """Refuse labels that are the model's in another order."""
+    """Refuse labels that are the model's labels in another order."""
     if dim not in values.coords:
         return
     labels, expected = list(values[dim].values), list(places)
@@ -243,7 +243,7 @@ def _check_order(label: str, values: Any, dim: str, places: Any) -> None:
 
 
 def _matrix(dynamics: Dynamics, covariance: Any) -> Tensor:
-    """Q as a matrix (N, N), checked but for its eigenvalues; labelled with the dims of the state twice, or not."""
+    """Q as a matrix (N, N), before its eigenvalues are checked. A labelled Q has the dims of the state twice."""
     size = int(np.prod(dynamics.shape))
     if hasattr(covariance, "dims"):
         duals = {f"{dim}_dual": dim for dim in dynamics.dims}

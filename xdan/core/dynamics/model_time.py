@@ -1,4 +1,4 @@
-"""Time of a model: how long its unit lasts, and how many steps an interval and a spin-up have."""
+"""Time of a model: the length of its unit, and numbers of steps in an interval and a spin-up."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 
 from ..checks import XdanWarning, real, shown
 
-MOST_STEPS = 10**6  # of an interval or a spin-up: more are taken for a time in other units than the model's
-_SIZES = {  # nanoseconds of the units that durations are written in, the largest first
+MOST_STEPS = 10**6  # of an interval or a spin-up; more steps show that the time is in other units than the model's
+_SIZES = {  # nanoseconds in the units in which durations are written, largest first
     "days": 86_400 * 10**9,
     "hours": 3600 * 10**9,
     "minutes": 60 * 10**9,
@@ -24,11 +24,11 @@ _SIZES = {  # nanoseconds of the units that durations are written in, the larges
 
 
 Duration = np.timedelta64 | datetime.timedelta | str
-"""How long a unit of time lasts; as a word what `in_words` gives."""
+"""Length of a unit of time. Words are those of `in_words`."""
 
 
 class TimeUnit:
-    """The attribute `time_unit` of a dynamics: checked when it is set, None until then."""
+    """The attribute `time_unit` of a dynamics. It is checked when it is set, and None before."""
 
     def __get__(self, dynamics: Any, owner: type | None = None) -> np.timedelta64 | None:
         return None if dynamics is None else vars(dynamics).get("time_unit")
@@ -38,12 +38,12 @@ class TimeUnit:
 
 
 def with_time_unit(parameters: Mapping[str, Any], time_unit: np.timedelta64 | None) -> dict[str, Any]:
-    """Parameters of a model as plain JSON, its time unit among them in words; without a time unit as they are."""
+    """Parameters of a model as plain JSON, with its time unit in words if it has one."""
     return dict(parameters) if time_unit is None else {**parameters, "time_unit": in_words(time_unit)}
 
 
 def steps_in(interval: float, timestep: float, name: str) -> int:
-    """Number of steps in an interval of model time, as `Dynamics.steps_in` describes."""
+    """Number of steps in an interval of model time; see `Dynamics.steps_in`."""
     interval = real("interval", interval, finite=False)
     if math.isinf(interval):
         raise ValueError(f"an interval of {interval}: expected a positive multiple of the time step {timestep:g}")
@@ -63,7 +63,7 @@ def steps_in(interval: float, timestep: float, name: str) -> int:
 
 
 def spin_up_steps(spin_up_time: float, timestep: float) -> int:
-    """Number of steps in a spin-up, as `Dynamics.spin_up_steps` describes."""
+    """Number of steps in a spin-up; see `Dynamics.spin_up_steps`."""
     ratio = real("spin_up_time", spin_up_time, least=0.0) / timestep
     if ratio > MOST_STEPS:
         raise ValueError(
@@ -74,7 +74,7 @@ def spin_up_steps(spin_up_time: float, timestep: float) -> int:
 
 
 def warn_of_short_spin_up(spin_up_time: float, timestep: float, steps: int) -> None:
-    """Warn of a spin-up that is not zero and shorter than one step."""
+    """Warn of a spin-up that is shorter than one step, and not zero."""
     if 0 < spin_up_time < timestep:
         warnings.warn(
             f"spin_up_time={spin_up_time:g} is less than one timestep={timestep:g}, so the spin-up has {steps} steps. "
@@ -85,19 +85,19 @@ def warn_of_short_spin_up(spin_up_time: float, timestep: float, steps: int) -> N
 
 
 def check_time_unit(value: Any) -> np.timedelta64:
-    """Take how long one unit of model time lasts, in nanoseconds.
+    """Check the length of one unit of model time, and give it in nanoseconds.
 
     Parameters
     ----------
     value : numpy.timedelta64, datetime.timedelta or str
-        Words are those of `in_words`, as stores hold them.
+        Words are those of `in_words`, which stores hold.
 
     Raises
     ------
     TypeError
-        For anything else, and for other words.
+        If the value has another type, or is not such words.
     ValueError
-        If it is not positive, or has no fixed length, as months.
+        If it is not positive, or has no fixed length, like a month.
     """
     if isinstance(value, str) and (parts := re.fullmatch(rf"(\d{{1,18}}) ({'|'.join(_SIZES)})", value)):
         nanoseconds = int(parts[1]) * _SIZES[parts[2]]
@@ -117,7 +117,7 @@ def check_time_unit(value: Any) -> np.timedelta64:
 
 
 def in_words(duration: np.timedelta64) -> str:
-    """A duration in the largest unit that it is whole of, such as "5 days"."""
+    """A duration as a whole number of the largest possible unit, such as "5 days"."""
     nanoseconds = int(duration / np.timedelta64(1, "ns"))
     name, size = next((name, size) for name, size in _SIZES.items() if nanoseconds % size == 0)
     return f"{nanoseconds // size} {name}"

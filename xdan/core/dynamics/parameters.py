@@ -1,4 +1,4 @@
-"""A model's parameters: the model with other values of them, and steps that compute with tensors in their place."""
+"""A model's parameters: the model with other values, and steps that compute with tensors instead of values."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from torch.func import vmap
 from ..checks import real_array, shown
 from ..registry import constructor_parameters
 
-_NO_PARAMETERS = ("timestep", "spin_up_time", "time_unit", "time_origin")  # of the scheme, not of the model
-_SET_LATER = ("given_climate", "model_error", "_first", "_model_step", "time_unit", "time_origin")  # on an object
-_CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of the largest value: what two equal steps may differ by
+_NO_PARAMETERS = ("timestep", "spin_up_time", "time_unit", "time_origin")  # they belong to the scheme, not to the model
+_SET_LATER = ("given_climate", "model_error", "_first", "_model_step", "time_unit", "time_origin")  # set on objects
+_CLOSE = {torch.float64: 1e-9, torch.float32: 1e-4}  # largest relative difference of two equal steps
 
 
 class Parametrised:
-    """A model whose parameters may take other values, tensors with a gradient among them.
+    """A model whose parameters may take other values, also tensors with a gradient.
 
-    A parameter is an argument of the constructor that the model keeps under the argument's name, and reads there at
-    every step.
+    A parameter is an argument of the constructor. The model keeps it in an attribute of the same name, and reads the
+    attribute at every step.
     """
 
     @abstractmethod
@@ -40,7 +40,7 @@ class Parametrised:
         """A copy with other attributes."""
 
     def parameter_values(self) -> dict[str, Any]:
-        """Real parameters of the model by name, those that can be estimated: a number, or lists of numbers.
+        """Real parameters of the model by name: a number, or lists of numbers. These can be estimated.
 
         Integers, words and the time step are not among them.
 
@@ -55,24 +55,24 @@ class Parametrised:
         return {name: value for name, value in named.items() if name not in _NO_PARAMETERS and _is_real(value)}
 
     def with_parameters(self, **values: Any) -> Self:
-        """The same model with other values of some parameters.
+        """The model with other values of some parameters.
 
         Parameters
         ----------
         **values : float, or array of the parameter's shape
-            By the parameters' names; labelled arrays and tensors too.
+            Values by the parameters' names. Labelled arrays and tensors are allowed.
 
         Returns
         -------
         Dynamics
-            Made by the constructor; a given climatology, model errors and the time at which the model stands go on.
+            Made by the constructor. It keeps a given climatology, the model error and the time of the model.
 
         Raises
         ------
         TypeError
-            For what holds no real numbers.
+            If a value is not made of real numbers.
         ValueError
-            For a name that is none of `parameter_values`, values that are not finite, or what the constructor refuses.
+            If a name is not in `parameter_values`, values are not finite, or the constructor refuses them.
 
         Examples
         --------
@@ -85,33 +85,33 @@ class Parametrised:
         return self._remade(plain)
 
     def _remade(self, values: dict[str, Any]) -> Self:
-        """The model with plain values of some parameters, and with what a constructor does not take."""
+        """The model with plain values of some parameters, and with attributes that a constructor does not take."""
         made = type(self)(**(self.config() | values))
         return made._copied(**{name: vars(self)[name] for name in _SET_LATER if name in vars(self)})
 
     def computing_with(self, values: Mapping[str, Tensor]) -> Self:
-        """A copy that computes with tensors in the place of some parameters, so that gradients reach these.
+        """A copy that computes with tensors in the place of some parameters, so that gradients reach the tensors.
 
         Parameters
         ----------
         values : mapping of str to Tensor
-            Each scalar, or of the parameter's shape; all states share them.
+            Each tensor is a scalar, or has the parameter's shape. All states share it.
 
         Returns
         -------
         Dynamics
-            What `functools.cached_property` keeps is computed anew.
+            Results that `functools.cached_property` keeps are computed anew.
         """
         other = self._copied(**values, _vetted=True)
         for name in [name for name in vars(other) if isinstance(getattr(type(other), name, None), cached_property)]:
-            del vars(other)[name]  # was computed from other values
+            del vars(other)[name]  # it was computed from other values
         return other
 
     def advance_each(self, x: Tensor, steps: int, values: Mapping[str, Tensor]) -> Tensor:
         """Advance states, each with its own parameters.
 
-        The default maps `advance` over the states by `torch.func.vmap`. A model that vmap cannot see through is
-        advanced state by state.
+        The default maps `advance` over the states by `torch.func.vmap`. If vmap fails for a model, the states are
+        advanced one by one.
 
         Parameters
         ----------
@@ -136,12 +136,12 @@ class Parametrised:
             return mapped
         except torch.OutOfMemoryError:
             raise
-        except (RuntimeError, ValueError, TypeError):  # whatever torch or the model says of a mapped tensor
+        except (RuntimeError, ValueError, TypeError):  # errors of torch or the model for a mapped tensor
             return torch.stack([advanced(*row) for row in zip(*arguments, strict=True)])
 
 
 def _is_real(value: Any) -> bool:
-    """Whether a plain value is a real number, or lists of numbers with a real one among them."""
+    """Whether a plain value is a real number, or lists of numbers with at least one real number."""
     if isinstance(value, (list, tuple)):
         return bool(value) and all(_is_number(one) for one in value) and any(_is_real(one) for one in value)
     return isinstance(value, float)
@@ -155,7 +155,7 @@ def _is_number(value: Any) -> bool:
 
 
 def check_names(dynamics: Any, names: Collection[str]) -> None:
-    """Refuse names that are no real parameters of a model.
+    """Refuse names that are not real parameters of a model.
 
     Raises
     ------
@@ -178,10 +178,10 @@ def check_names(dynamics: Any, names: Collection[str]) -> None:
 
 
 def check_read_at_every_step(dynamics: Any, means: Mapping[str, Tensor], changed: Mapping[str, Tensor]) -> None:
-    """Refuse parameters whose tensors do not act on a step as other values of the constructor do.
+    """Refuse parameters that act differently on a step as tensors than as values of the constructor.
 
-    One step from two states is compared: by a model that the constructor makes with a changed value, by a copy that
-    computes with the changed value as a tensor, and by `advance_each` with one value for each state.
+    One step from two states is computed in three ways: by a model that the constructor makes with a changed value, by a
+    copy that computes with the changed value as a tensor, and by `advance_each` with one value for each state.
 
     Parameters
     ----------
@@ -209,8 +209,9 @@ def check_read_at_every_step(dynamics: Any, means: Mapping[str, Tensor], changed
             tensors = {key: one.to(states) for key, one in means.items()} | {name: value.to(states)}
             if torch.equal(expected, before):
                 raise ValueError(
-                    f"a step does not depend on {label}: from the same states it ends alike with {shown(means[name])} "
-                    "and the mean plus a deviation; expected a parameter that acts on every step"
+                    f"a step does not depend on {label}: from equal states, its results are equal with the mean "
+                    f"{shown(means[name])} and with the mean plus a deviation; expected a parameter that acts on every "
+                    "step"
                 )
             shared = middle.computing_with(tensors).advance(states, 1)
             if not same(shared, expected):
@@ -225,6 +226,6 @@ def check_read_at_every_step(dynamics: Any, means: Mapping[str, Tensor], changed
             each = middle.advance_each(states, 1, both)
             if not same(each[1:], expected[1:]) or not same(each[:1], before[:1]):
                 raise ValueError(
-                    f"{label} cannot differ from state to state: a step of two states with two values is not that of "
-                    "two models; expected torch operations, without a memory of earlier calls"
+                    f"{label} cannot differ from state to state: a step of two states with two values differs from the "
+                    "steps of two models; expected torch operations, without a memory of earlier calls"
                 )

@@ -1,4 +1,4 @@
-"""Names under which stores refer to a dynamics, and its description as plain JSON."""
+"""Names of dynamics in stores, and their descriptions as plain JSON."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _REGISTRY: Registry[Dynamics] = Registry("dynamics", Dynamics, "xdan.Dynamics")
 
 
 def register_dynamics(cls: D) -> D:
-    """Register a dynamics class under its `name`: a decorator, written above the class.
+    """Register a dynamics class under its `name`, as a decorator of the class.
 
     A store that was made with a registered dynamics holds its name and its `config()`, as
-    `{"name": "lorenz96", "parameters": {"sites": 40, "forcing": 8.0, "timestep": 0.05}}`. It is opened with
-    `cls(**parameters)` and needs no `dynamics=`, once the module that defines the class is imported.
+    `{"name": "lorenz96", "parameters": {"sites": 40, "forcing": 8.0, "timestep": 0.05}}`. The store is opened with
+    `cls(**parameters)`. It needs no `dynamics=` if the module that defines the class was imported before.
 
     Parameters
     ----------
     cls : type
-        Derived from `xdan.Dynamics`, with a class attribute `name`.
+        A class derived from `xdan.Dynamics`, with a class attribute `name`.
 
     Returns
     -------
@@ -37,18 +37,19 @@ def register_dynamics(cls: D) -> D:
     Raises
     ------
     TypeError
-        For what is no class derived from Dynamics, or has no name of its own.
+        If `cls` is not a class derived from Dynamics, or sets no name.
     ValueError
-        If another class has the name. A class that is defined anew takes its own place.
+        If another class has this name. A class may be defined anew, for example in a notebook: it then replaces the
+        earlier class.
 
     See Also
     --------
-    CustomDynamics : a model from a function, without a class; stores of it are opened with `dynamics=`.
+    CustomDynamics : a model from a function, without a class. Stores of it are opened with `dynamics=`.
 
     Examples
     --------
     >>> import xdan
-    >>> xdan.register_dynamics(xdan.Lorenz63) is xdan.Lorenz63  # what the decorator does, once more
+    >>> xdan.register_dynamics(xdan.Lorenz63) is xdan.Lorenz63  # the decorator makes this call
     True
     >>> "lorenz63" in xdan.models().index
     True
@@ -64,14 +65,14 @@ def known_dynamics() -> dict[str, type[Dynamics]]:
 def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
     """Describe a dynamics as a name and its parameters.
 
-    A class that is not registered, and has inherited the name of one that is, goes by the name of the class: a store
-    must not open with another model than the one that made it. A given climatology is described by the digest of its
-    states, model errors by their standard deviation or the digest of Q.
+    A class may be unregistered, and inherit the name of a registered class. It is then described by the name of the
+    class, because a store must not open with another model than the one that made it. A climatology that the user gave
+    is described by the digest of its states. A model error is described by its standard deviation or the digest of Q.
 
     Raises
     ------
     ValueError
-        If a registered class of a user cannot be made from its `config()`, or is then another model.
+        If the `config()` of a user's registered class cannot make the class again, or makes another model.
     """
     name, cls = dynamics.name, type(dynamics)
     if name in _REGISTRY and not _REGISTRY.has(name, cls):
@@ -87,7 +88,7 @@ def dynamics_to_json(dynamics: Dynamics) -> dict[str, Any]:
 
 
 def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
-    """Refuse a description that a store could not be opened with."""
+    """Refuse a description with which a store could not be opened."""
     config = f"config() of the dynamics {dynamics.label!r} gives {shown(description['parameters'])}"
     try:
         made = _made(json.loads(json.dumps(description)))
@@ -96,7 +97,7 @@ def _check_config(dynamics: Dynamics, description: dict[str, Any]) -> None:
             f"{config}, from which the class cannot be made ({reason}): expected the constructor's parameters as "
             "plain JSON values"
         ) from None
-    made = made.with_climatology(dynamics.given_climate)  # fingerprints are taken at its states
+    made = made.with_climatology(dynamics.given_climate)  # fingerprints are computed at its states
     sizes = (dynamics.timestep, dynamics.dims, dynamics.shape, dynamics.time_unit)
     same = (made.timestep, made.dims, made.shape, made.time_unit) == sizes
     if not same or not torch.equal(made.fingerprint(), dynamics.fingerprint()):
@@ -111,12 +112,12 @@ def dynamics_from_json(description: Mapping[str, Any]) -> Dynamics:
     Parameters
     ----------
     description : mapping
-        With "name" and "parameters"; whatever else it holds is not looked at.
+        It has "name" and "parameters"; other entries are ignored.
 
     Raises
     ------
     ValueError
-        If it is no such mapping, the name is not registered, or the parameters do not fit; nothing is imported.
+        If it is not such a mapping, the name is not registered, or the parameters do not fit. Nothing is imported.
     """
     try:
         return _made(description)

@@ -1,4 +1,4 @@
-"""Quasi-geostrophic flow of one layer on the sphere: jets over mountains, spectral, in real units."""
+"""Quasi-geostrophic flow of one layer on the sphere, with jets and mountains; spectral, and in physical units."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .registry import register_dynamics
 from .spherical_harmonics import SphericalHarmonics, Workspace, moved, multiplier
 from .stepping import Tendency, runge_kutta_4
 
-RADIUS = 6.371e6  # of the Earth, m
+RADIUS = 6.371e6  # radius of the Earth, m
 DAY = 86_400.0  # s
-ROTATION = 7.2921e-5 * DAY  # of the Earth, radians in a day
-SCALE = RADIUS**2 / DAY  # of psi: inside the model a length of 1 is the Earth's radius, and a time of 1 is a day
+ROTATION = 7.2921e-5 * DAY  # rotation of the Earth, radians a day
+SCALE = RADIUS**2 / DAY  # unit of psi: inside the model, length 1 is the Earth's radius and time 1 is a day
 SCALE_HEIGHT = 10_000.0  # H, m
-MOUNTAINS = ((40.0, 90.0), (45.0, 255.0))  # latitude and longitude of their tops, degrees
-EXTENT = 10.0  # of a mountain: its height has fallen to exp(-1/2) there, degrees of arc
+MOUNTAINS = ((40.0, 90.0), (45.0, 255.0))  # latitude and longitude of the tops, degrees
+EXTENT = 10.0  # distance from the top at which a mountain's height has fallen to exp(-1/2), degrees of arc
 _GRIDS = {21: (32, 64), 42: (64, 128)}
-_LONGEST_STEP = 1.0 / 24  # days; in a longer one fast winds would carry the shortest waves too far
-_NOISE_SPEED = 5.0  # root mean square wind of the noise that spin-ups begin with, m s-1
-_NOISE_DEGREE = 12.0  # its power falls beyond this degree
+_LONGEST_STEP = 1.0 / 24  # days; with longer steps, fast winds would carry the shortest waves too far
+_NOISE_SPEED = 5.0  # root mean square wind of the noise from which spin-ups begin, m s-1
+_NOISE_DEGREE = 12.0  # the power of this noise falls beyond this degree
 _FINGERPRINT_DECIMALS = 6  # sums of many products differ between machines
-_COLUMNS = 32  # fields per pass on a CPU: the arrays of one pass stay in the caches
+_COLUMNS = 32  # number of fields in one pass on a CPU: the arrays of a pass then stay in the caches
 
 
 @register_dynamics
 class SphereQG(Dynamics, pure=True):
-    """Equivalent-barotropic quasi-geostrophic flow on the sphere, driven towards a jet in each hemisphere.
+    """Equivalent-barotropic quasi-geostrophic flow on the sphere, forced towards a jet in each hemisphere.
 
     dq/dt = -J(psi, q) + relaxation of the zonal wind - drag - diffusion,
 
@@ -43,68 +43,68 @@ class SphereQG(Dynamics, pure=True):
     Parameters
     ----------
     truncation : {21, 42}
-        T, the largest degree of the spherical harmonics. The grid is Gaussian, of 32 x 64 or 64 x 128 points.
+        T, the largest degree of the spherical harmonics. The grid is Gaussian, with 32 x 64 or 64 x 128 points.
     jet_speed : float
-        Zonal wind in the middle of the jets that the zonal mean is driven to, m s-1; 0 or more.
+        Zonal wind in the middle of the jets to which the zonal mean is relaxed, m s-1; at least 0.
     jet_latitude, jet_width : float
-        Middle of a jet, and the distance from it at which the wind has fallen to exp(-1/2), degrees.
+        Latitude of a jet's middle, and distance from it at which the wind has fallen to exp(-1/2), degrees.
     relaxation : float, optional
-        Time in which the zonal mean of the wind goes to the jets, days; None for no such force.
+        Time in which the zonal mean wind relaxes to the jets, days; None for no relaxation.
     drag : float, optional
         Time in which the drag slows the wind, days; None for no drag.
     diffusion : float, optional
         Time in which harmonics of degree T decay, days; None for no diffusion.
     deformation_radius : float, optional
-        L, m; None for an infinite one: the flow is then barotropic.
+        Deformation radius L, m. None for an infinite radius, with which the flow is barotropic.
     mountain_height : float
-        Of two mountains, m; 0 for none.
+        Height of two mountains, m; 0 for none.
     timestep : float
-        Runge-Kutta 4 step, days, 1/24 or less. The default is 1,800 s.
+        Runge-Kutta 4 step, days, at most 1/24. The default is 1,800 s.
 
     Raises
     ------
     TypeError
-        If the truncation is no integer, or another parameter no number.
+        If the truncation is not an integer, or another parameter is not a number.
     ValueError
         If a parameter is out of range, or a time is shorter than the step.
 
     Notes
     -----
-    The state is the stream function psi in m2 s-1, and model time is in days, so records may have dates. The fixed
-    inputs that networks read are the sine of latitude and the height of the mountains over that of their tops.
+    The state is the stream function psi in m2 s-1. Model time is in days, so records may have dates. Networks read
+    fixed inputs: the sine of latitude, and the height of the mountains relative to their tops.
 
-    In each harmonic of degree n the drag, and for m = 0 the relaxation, act on the relative vorticity alone. The
+    In each harmonic of degree n, the drag acts on the relative vorticity alone; so does the relaxation, for m = 0. The
     diffusion damps q by (n (n + 1) / (T (T + 1)))^4 over its time. H is 10 km. The mountains are bells of 10 degrees,
     with their tops at 40 N, 90 E and 45 N, 255 E.
 
-    A step begins with the harmonics of degree 1 to T of the state. What an analysis adds beyond them is left out by
-    the next step, and so is the mean of psi, which has no meaning. Products are formed on the grid, which is fine
-    enough for their harmonics up to T to be exact. So energy and squared q are conserved without forces, but for the
-    errors of the Runge-Kutta steps.
+    A step begins with the harmonics of degree 1 to T of the state. The next step leaves out whatever an analysis adds
+    beyond these harmonics. It also leaves out the mean of psi, which has no physical meaning. Products are formed on
+    the grid, which is fine enough that their harmonics up to T are exact. Without forces, energy and squared q are
+    therefore conserved, except for the errors of the Runge-Kutta steps.
 
-    Transforms are products with dense matrices, for many states at once, and states stay harmonics from step to step.
-    On a circle of 64 points a fast Fourier transform takes about as long as its matrix, and needs the axes in another
-    order than the Legendre products; on 128 points it would take less.
+    Transforms are products with dense matrices, for many states at once. States stay harmonics from step to step. On a
+    circle of 64 points, a fast Fourier transform takes about as long as its matrix, and needs the axes in another order
+    than the Legendre products. On 128 points it would take less time.
 
-    With the default parameters errors grow by 0.14 a day, and by 0.37 with T42. Relaxation is fast, half a day: with a
-    drag of 3 days, slower relaxation gives no chaos. `docs/numbers.md` has the climate, its exponents, and what other
-    parameters give.
+    With the default parameters, errors grow by 0.14 a day, and by 0.37 with T42. Relaxation is fast, half a day: with a
+    drag of 3 days, slower relaxation gives no chaos. `docs/numbers.md` has the climate, its exponents, and the results
+    of other parameters.
 
     References
     ----------
-    Equation, drag, diffusion and mountains: Marshall and Molteni (1993), Sec. 2, for one of its levels,
+    Equation, drag, diffusion and mountains: Marshall and Molteni (1993), Sec. 2, for one of their levels,
     doi:10.1175/1520-0469(1993)050<1792:TADUOP>2.0.CO;2.
 
     Examples
     --------
     >>> calm = SphereQG(relaxation=None, mountain_height=0.0)
-    >>> float(calm.step(torch.zeros(32, 64)).abs().max())  # air at rest stays so
+    >>> float(calm.step(torch.zeros(32, 64)).abs().max())  # air at rest stays at rest
     0.0
     """
 
     name: ClassVar[str] = "sphere-qg"
-    _flows_there: Mapping[torch.dtype, _Flow] = {}  # of a model that `on` has moved to a device
-    spin_up_time = 40.0  # waves are as strong as they become after some 20; the mountains change the flow until 30
+    _flows_there: Mapping[torch.dtype, _Flow] = {}  # flows on the device to which `on` moved the model
+    spin_up_time = 40.0  # waves reach their full strength after about 20; mountains change the flow until 30
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class SphereQG(Dynamics, pure=True):
         self._planetary = flow.harmonics.to_halves(resolved)
 
     def rest(self, noise: Tensor) -> Tensor:
-        """Noise of large scales, on the zonal flow in which relaxation and drag are in balance."""
+        """Large-scale noise, added to the zonal flow in which relaxation and drag are in balance."""
         flow = self._flow(noise)
         eddies = flow.harmonics.to_coefficients(noise.reshape(-1, *self.shape))
         eddies = eddies * (-0.5 * (flow.harmonics.degree / _NOISE_DEGREE) ** 2).exp() * flow.laplacian.rsqrt()
@@ -161,7 +161,7 @@ class SphereQG(Dynamics, pure=True):
         return (SCALE * flow.harmonics.to_fields(zonal + eddies)).reshape(noise.shape)
 
     def tendency(self, x: Tensor) -> Tensor:
-        """Change of psi of states of shape (..., rows, columns), in m2 s-1 a day."""
+        """Change of psi for states of shape (..., rows, columns), in m2 s-1 a day."""
         return self._in_waves(x[..., None, :, :], self._tendency(x))[..., 0, :, :]
 
     def step(self, x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class SphereQG(Dynamics, pure=True):
         return self.advance(x, 1)
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., rows, columns), which stay spherical harmonics from step to step."""
+        """Advance states of shape (..., rows, columns). They stay spherical harmonics from step to step."""
         return self._advance(x[..., None, :, :], steps)[..., 0, :, :]
 
     def advance_along(self, x: Tensor, directions: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -180,16 +180,16 @@ class SphereQG(Dynamics, pure=True):
         return after[0][:, 0], torch.cat([group[:, 1:] for group in after], 1)
 
     def on(self, device: torch.device) -> Self:
-        """The same model on a device, with the matrices of its transforms there."""
+        """The model on a device, with the matrices of its transforms."""
         other = super().on(device)
         if other is not self:
             other._flows_there = {dtype: self._flow_like(dtype).to(device) for dtype in (torch.float32, torch.float64)}
         return other
 
     def fingerprint(self) -> Tensor:
-        """One step from two states of a start, in units of the Earth's radius and days, rounded.
+        """One step from the two states of a start, in units of the Earth's radius and days, rounded.
 
-        A ramp from 0.1 to 1 m2 s-1, which other models step from, is next to no flow.
+        Other models step from a ramp of 0.1 to 1. In m2 s-1 such a ramp is almost no flow.
         """
         with torch.no_grad():
             return (self.step(self.start_states()) / SCALE).round(decimals=_FINGERPRINT_DECIMALS)
@@ -226,7 +226,7 @@ class SphereQG(Dynamics, pure=True):
         force = self._force.to(like)[..., None] * is_state
 
         def carrying(q: Tensor) -> Callable[[str, Tensor], Tensor]:
-            """Multiply by q; for directions the derivative of that product."""
+            """Multiply by q. For directions, give the derivative of the product."""
             if not directions:
                 return multiplier(torch.add(q, planetary, out=space("q", q.shape)), space)
             state = q[..., :1]
@@ -259,51 +259,51 @@ class SphereQG(Dynamics, pure=True):
         return _flow_of(self.truncation, screening, dtype)
 
     def _jets(self, flow: _Flow) -> Tensor:
-        """Psi of the jets, coefficients of shape (R, T, 1)."""
+        """Psi of the jets, as coefficients of shape (R, T, 1)."""
         latitude = torch.tensor(self.space.coordinates["lat"].values, dtype=torch.float64)
         transform, away = flow.harmonics, (latitude.abs() - self.jet_latitude) / self.jet_width
         speed = self.jet_speed * DAY / RADIUS * (-0.5 * away**2).exp()
-        # The mean over the sphere of vorticity times a harmonic is that of u times the harmonic's slope, by parts.
+        # By parts: the mean of vorticity times a harmonic over the sphere is that of u times the harmonic's slope.
         means = transform.slopes.mT @ (transform.columns / 2 * transform.pair_share * speed / transform.cosine)
         return torch.where(transform.order == 0, -means[..., None] / flow.laplacian, 0.0)
 
 
 class _Flow:
-    """What carries q along, for one truncation and dtype.
+    """What advects q, for one truncation and dtype.
 
     Parameters
     ----------
     transform : SphericalHarmonics
     screening : float
-        Square of the Earth's radius over L.
+        Square of the Earth's radius divided by L.
     """
 
     def __init__(self, transform: SphericalHarmonics, screening: float) -> None:
         self.harmonics = transform
         n = transform.degree
-        self.laplacian = n * (n + 1)  # minus its eigenvalues
+        self.laplacian = n * (n + 1)  # minus the eigenvalues of the Laplacian
         stretched = self.laplacian + screening
-        self.vorticity_share = self.laplacian / stretched  # of q, in a harmonic
+        self.vorticity_share = self.laplacian / stretched  # vorticity as a share of q, in each harmonic
         self._synthesis = torch.cat([transform.values, transform.slopes, -transform.values * stretched.mT], 1)
-        # Psi is q / -stretched. The two signs, and that of the derivative by parts along longitude, leave these.
+        # Psi is q / -stretched. This sign, those of gradients and that of the derivative by parts leave these factors.
         weights = (transform.pair_share / transform.cosine**2)[:, None] / stretched.mT
         self._by_lon, self._by_lat = -(transform.slopes * weights).mT, (transform.values * weights).mT
 
     def to(self, device: torch.device) -> _Flow:
-        """The same on a device."""
+        """The flow on a device."""
         other = moved(self, device)
         other.harmonics = self.harmonics.to(device)
         return other
 
     def gradients(self, waves: Tensor, space: Workspace) -> tuple[Tensor, Tensor, Tensor]:
-        """Derivatives of psi by longitude and, times the cosine of latitude, by latitude, and q without f.
+        """Derivative of psi by longitude, its derivative by latitude times the cosine of latitude, and q without f.
 
         Parameters
         ----------
         waves : Tensor, shape (R, T, B, M)
             Coefficients of psi.
         space : Workspace
-            For the answers too: the next call fills them again.
+            It also holds the results: the next call overwrites them.
 
         Returns
         -------
@@ -334,7 +334,7 @@ class _Flow:
         Returns
         -------
         Tensor, shape (R, T, B, M)
-            In the workspace: the next call fills it again.
+            In the workspace: the next call overwrites it.
         """
         of, (rows, batch, group) = self.harmonics, along_lon.shape[2:]
         columns = batch * group
@@ -355,17 +355,17 @@ class _Flow:
 
 @lru_cache(maxsize=4)
 def _flow_of(truncation: int, screening: float, dtype: torch.dtype) -> _Flow:
-    """Kept on the CPU alone: no object of xdan holds memory of a GPU that it was not made for."""
-    with torch.inference_mode(False):  # a tensor made in that mode could never take part in a derivative
+    """Kept on the CPU only: no object of xdan holds memory of a GPU that it was not made for."""
+    with torch.inference_mode(False):  # a tensor made in inference mode could never take part in a derivative
         return _Flow(SphericalHarmonics(truncation, *_GRIDS[truncation], dtype), screening)
 
 
 def _mountains(sphere: Sphere) -> Tensor:
-    """Height of the mountains over that of their tops, shape (rows, columns)."""
+    """Height of the mountains relative to their tops, shape (rows, columns)."""
     away = sphere.distances(torch.tensor(MOUNTAINS, dtype=torch.float64)) / EXTENT
     return (-0.5 * away**2).exp().sum(0).reshape(sphere.shape)
 
 
 def _rate(time: float | None) -> float:
-    """Of what takes a time; zero where it is None."""
+    """Rate of a process with this time; zero if the time is None."""
     return 0.0 if time is None else 1.0 / time

@@ -1,16 +1,16 @@
 """Spherical harmonics on a Gaussian grid: transforms of many fields at once, as products with dense matrices.
 
-A field without a mean is the sum over m = 0 ... T and n = max(m, 1) ... T of a P_nm cos(m lon) + b P_nm sin(m lon),
-with P_nm a function of the sine of latitude. The harmonics are real, and the mean square of each over the sphere is 1:
-the norm that geodesists call 4 pi. So the mean square of a field is the sum of its squared coefficients.
+A field with zero mean is the sum over m = 0 ... T and n = max(m, 1) ... T of a P_nm cos(m lon) + b P_nm sin(m lon).
+P_nm is a function of the sine of latitude. The harmonics are real, and the mean square of each over the sphere is 1;
+geodesists call this the norm 4 pi. The mean square of a field is therefore the sum of its squared coefficients.
 
 Coefficients of B fields are a tensor of shape (R, T, B). Its rows are the waves around the axis: first those of even m,
-then those of odd m, and of each m the cosine before the sine. Its second axis is n = 1 ... T. Rows and degrees that
-stand for no harmonic, such as the sine of m = 0 and all n < m, are zero.
+then those of odd m; for each m the cosine comes before the sine. Its second axis is n = 1 ... T. Rows and degrees
+without a harmonic, such as the sine of m = 0 and all n < m, are zero.
 
-The waves of even m are the same on both halves of a circle of latitude, and those of odd m change their sign. So a
-field on the grid is kept as two parts on the first half, of shape (2, columns / 2, rows, B): the even part e and the
-odd part o. The field is e + o on the first half and e - o on the second.
+Waves of even m are the same on both halves of a circle of latitude; waves of odd m change their sign. A field on the
+grid is therefore kept as two parts on the first half, of shape (2, columns / 2, rows, B): the even part e and the odd
+part o. The field is e + o on the first half and e - o on the second.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ class SphericalHarmonics:
     truncation : int
         T, the largest degree n and order m.
     rows, columns : int
-        Of the grid. Products of two fields have exact coefficients up to T where 2 rows - 1 and columns - 1 are at
+        Size of the grid. Products of two fields have exact coefficients up to T if 2 rows - 1 and columns - 1 are at
         least 3 T.
     dtype : torch.dtype
-        The matrices are made on the CPU; `to` has a copy on another device.
+        The matrices are made on the CPU. `to` gives a copy on another device.
 
     Attributes
     ----------
     order, degree : Tensor
         m of each row of the coefficients, shape (R, 1, 1), and n, shape (1, T, 1).
     values, slopes : Tensor, shape (R, rows, T)
-        P_nm at each latitude, and cos(latitude) times its derivative by latitude.
+        P_nm at each latitude; and its derivative with respect to latitude, times cos(latitude).
     waves, wave_slopes : Tensor, shape (2, columns / 2, R / 2)
-        cos(m lon) and sin(m lon) on the first half of a circle, even m and odd m, and their derivatives by longitude.
+        cos(m lon) and sin(m lon) on the first half of a circle, even m and odd m; and their derivatives by longitude.
     pair_share : Tensor, shape (rows,)
-        Share of the sphere that a pair of points half around the axis stands for, in each row.
+        For each row: share of the sphere's area that belongs to a pair of points on opposite sides of the axis.
     cosine : Tensor, shape (rows,)
-        Of latitude.
+        Cosine of latitude.
 
     Notes
     -----
-    The matrices are made in double precision. The Legendre functions follow the recurrence in n from n = m on, which is
-    stable for the degrees that models have.
+    The matrices are made in double precision. The Legendre functions follow a recurrence in n from n = m on. It is
+    stable for the degrees of models.
 
     References
     ----------
@@ -94,16 +94,16 @@ class SphericalHarmonics:
         self.pair_share, self.cosine = kept(weight / columns), kept(np.sqrt(1.0 - sine**2))
 
     def to(self, device: torch.device) -> SphericalHarmonics:
-        """The same on a device."""
+        """The transforms on a device."""
         return moved(self, device)
 
     def to_halves(self, fields: Tensor) -> Tensor:
-        """Even and odd part of fields of shape (B, rows, columns): shape (2, columns / 2, rows, B)."""
+        """Even and odd parts, shape (2, columns / 2, rows, B), of fields of shape (B, rows, columns)."""
         first, second = fields.permute(2, 1, 0).unflatten(0, (2, -1)).unbind(0)
         return torch.stack([first + second, first - second]) / 2
 
     def from_halves(self, halves: Tensor) -> Tensor:
-        """Fields of shape (B, rows, columns) from their even and odd part."""
+        """Fields of shape (B, rows, columns) from their even and odd parts."""
         even, odd = halves.unbind(0)
         return torch.cat([even + odd, even - odd]).permute(2, 1, 0)
 
@@ -115,14 +115,14 @@ class SphericalHarmonics:
         return torch.bmm((self.values * self.pair_share[:, None]).mT, rows)
 
     def to_fields(self, coefficients: Tensor) -> Tensor:
-        """Fields of shape (B, rows, columns) of coefficients (R, T, B)."""
+        """Fields of shape (B, rows, columns) from coefficients (R, T, B)."""
         rows = torch.bmm(self.values, coefficients)
         halves = torch.bmm(self.waves, rows.flatten(1).unflatten(0, (2, -1)))
         return self.from_halves(halves.unflatten(2, rows.shape[1:]))
 
 
 def legendre_functions(truncation: int, sine: _Numbers) -> tuple[_Numbers, _Numbers]:
-    """Associated Legendre functions of the norm 4 pi, and their slopes.
+    """Associated Legendre functions with the norm 4 pi, and their slopes.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def legendre_functions(truncation: int, sine: _Numbers) -> tuple[_Numbers, _Numb
         step = math.sqrt(3.0) if m == 1 else math.sqrt((2 * m + 1) / (2 * m))
         values[m, :, m] = step * np.sqrt(1.0 - sine**2) * values[m - 1, :, m - 1]
     for n in range(1, truncation + 2):
-        below = np.arange(min(n, truncation + 1))  # orders that the recurrence is for: P_nn is known
+        below = np.arange(min(n, truncation + 1))  # the recurrence is for these orders: P_nn is known
         before = values[below, :, n - 2] if n > 1 else 0.0
         values[below, :, n] = (sine * values[below, :, n - 1] - ratio(n - 1)[below] * before) / ratio(n)[below]
     slopes = np.zeros((truncation + 1, len(sine), truncation + 1))
@@ -167,7 +167,7 @@ def moved(holder: T, device: torch.device) -> T:
 
 
 def multiplier(other: Tensor, space: Workspace) -> Callable[[str, Tensor], Tensor]:
-    """Product of a field with others, as even and odd parts: no point of the second half is needed.
+    """Product of a field with others, as even and odd parts. Points of the second half are not needed.
 
     Parameters
     ----------
@@ -178,8 +178,8 @@ def multiplier(other: Tensor, space: Workspace) -> Callable[[str, Tensor], Tenso
     Returns
     -------
     callable
-        From a name in the workspace and the parts e and o of another field, (2, ...), to e e' + o o' and e o' + o e';
-        shapes broadcast.
+        product(name, parts) gives e e' + o o' and e o' + o e', where parts (2, ...) are e and o of another field. It
+        uses the array `name` of the workspace. Shapes broadcast.
     """
     exchanged = torch.stack([other[1], other[0]], out=space("exchanged", other.shape))
 
@@ -192,14 +192,14 @@ def multiplier(other: Tensor, space: Workspace) -> Callable[[str, Tensor], Tenso
 
 
 class Workspace:
-    """Arrays by name, which functions of torch fill as their `out` at every call: no memory is asked for again.
+    """Arrays by name, into which torch functions write by their `out` at every call, so that memory is used again.
 
-    Where a derivative is wanted the functions must make new arrays, and so all names stand for None.
+    If a derivative is wanted, functions must make new arrays. All names then give None.
 
     Parameters
     ----------
     like : Tensor
-        What functions are called with; its dtype and device are taken.
+        The arrays have its dtype and device.
     """
 
     def __init__(self, like: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Starts of a model: states on its attractor, spun up from keyed noise or drawn from a given climatology."""
+"""Starts of a model: states on its attractor, from a spin-up of keyed noise or from a given climatology."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from ..spaces import MOST_COMPONENTS
 if TYPE_CHECKING:
     from .base import Dynamics
 
-_LEAST_TIME, _LEAST_STEPS = 20.0, 400  # of a default spin-up: model time, and steps
-_STILL = 1e-2  # of the spread: states that move by less in a spin-up are still its noise
-_PIECES = 20  # that a bar shows
-_TRIAL_SECONDS = 0.5  # that `try_start` takes, at most
-_TRIAL_STEPS = 50  # between two looks at the clock
+_LEAST_TIME, _LEAST_STEPS = 20.0, 400  # default spin-up: smallest model time, and smallest number of steps
+_STILL = 1e-2  # relative to the spread: states that move less than this in a spin-up are still its noise
+_PIECES = 20  # number of steps of a progress bar
+_TRIAL_SECONDS = 0.5  # longest time of `try_start`
+_TRIAL_STEPS = 50  # number of steps between two looks at the clock
 
 
 class SpinUpError(ValueError):
-    """States of a spin-up that are not finite."""
+    """Some states of a spin-up are not finite."""
 
 
 class DefaultSpinUp:
-    """The default spin-up time of a dynamics: it grows with the time step, whatever the unit of time is."""
+    """The default spin-up time of a dynamics. It grows with the time step, whatever the unit of time."""
 
     def __get__(self, dynamics: Any, owner: type | None = None) -> float:
         timestep = 0.0 if dynamics is None else float(dynamics.timestep)
@@ -41,7 +41,7 @@ class DefaultSpinUp:
 def climatology(
     dynamics: Dynamics, labels: Sequence[int] | Tensor, seed: int, members: int, purpose: Purpose, like: Tensor
 ) -> Tensor:
-    """Independent states of the climate, as `Dynamics.climatology` describes."""
+    """Independent states of the climate; see `Dynamics.climatology`."""
     members, labels = integer("members", members, least=1, most=MOST_COMPONENTS), _keys(labels)
     if dynamics.given_climate is not None:
         return dynamics.given_climate.draw(labels, seed, members, purpose).to(like)
@@ -57,7 +57,7 @@ def climatology(
 
 
 def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
-    """Spin up one state for half a second at most, as `Dynamics.try_start` describes."""
+    """Spin up one state for at most half a second; see `Dynamics.try_start`."""
     if dynamics.given_climate is not None:
         dynamics.vet()
         return
@@ -65,12 +65,12 @@ def try_start(dynamics: Dynamics, label: int, seed: int, like: Tensor) -> None:
 
 
 def try_spin_up(dynamics: Dynamics, state: Tensor) -> None:
-    """Spin states (B, *shape) up for half a second at most.
+    """Spin up states (B, *shape) for at most half a second.
 
     Raises
     ------
     SpinUpError
-        If one is not finite after it.
+        If a state is not finite afterwards.
     """
     total, done = dynamics.spin_up_steps(), 0
     first, until = dynamics.model_step - total, time.monotonic() + _TRIAL_SECONDS
@@ -91,7 +91,7 @@ def _keys(labels: Sequence[int] | Tensor) -> Tensor:
 
 
 def begin_states(dynamics: Dynamics, keys: Tensor, seed: int, members: int, purpose: Purpose, like: Tensor) -> Tensor:
-    """States to spin up from, shape (R members, *shape)."""
+    """States from which spin-ups begin, shape (R members, *shape)."""
     dynamics.vet()
     origin = torch.zeros(1, dtype=torch.int64)
     size = math.prod(dynamics.shape)
@@ -111,7 +111,7 @@ def _check_finite(dynamics: Dynamics, state: Tensor, steps: int) -> None:
 
 
 def _warn_of_rest(dynamics: Dynamics, start: Tensor, state: Tensor, steps: int) -> None:
-    """Warn where a spin-up hardly moves the states. A model whose states do not move at all does not warn."""
+    """Warn if a spin-up hardly moves the states. A model whose states do not move at all does not warn."""
     if not steps or type(dynamics)._vetted or start.numel() < 2:
         return
     moved, spread = float((state - start).square().mean().sqrt()), float(start.std())

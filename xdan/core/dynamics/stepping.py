@@ -1,4 +1,4 @@
-"""Integrators: from a tendency to a step."""
+"""Integrators, which make a step from a tendency."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import real
 
 Tendency = Callable[..., Tensor]
-"""From states, and from the time where it plays a part, to dx/dt."""
+"""Function from states, and from the time if the model depends on it, to dx/dt."""
 
 
 def runge_kutta_4(
@@ -25,12 +25,12 @@ def runge_kutta_4(
     tendency : callable
     x : Tensor, shape (..., *shape)
     timestep : float
-        Negative to go back.
+        Negative to go back in time.
     pure : bool
-        Whether the tendency leaves its argument alone and returns a new tensor at every call. Otherwise states and
-        tendencies are copied, as it may work in place or return a buffer of its own.
+        Whether the tendency does not change its argument and returns a new tensor at every call. Otherwise states and
+        tendencies are copied, because the tendency may work in place or return one of its buffers.
     time : float, optional
-        t at the beginning, where the tendency takes it: the stages are at t, t + h/2, t + h/2 and t + h.
+        Time t at the beginning, if the tendency takes it. The stages are at t, t + h/2, t + h/2 and t + h.
 
     References
     ----------
@@ -52,20 +52,20 @@ def runge_kutta_4(
 
 
 def takes_time(function: Callable[..., Any], position: int, parameters: Collection[str] = ()) -> bool:
-    """Whether a function takes a time: an argument without a default, or called t or time, in some position.
+    """Whether a function takes a time: an argument, at a position, without a default or with the name t or time.
 
     Parameters
     ----------
     function : callable
     position : int
-        Of the argument after the state: 1, or 2 where `self` comes first.
+        Position of the argument after the state: 1, or 2 if `self` comes first.
     parameters : collection of str
-        Arguments that are called by keyword, and are no time.
+        Arguments that are passed by keyword, and are not the time.
     """
     function = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         arguments = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # functions of C tell nothing, and know no time
+    except (TypeError, ValueError):  # functions of C do not show their arguments, and take no time
         return False
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     places = [one for one in arguments if one.kind in kinds and one.name not in parameters]
@@ -76,5 +76,5 @@ def takes_time(function: Callable[..., Any], position: int, parameters: Collecti
 
 
 def accurate_timestep(value: Any) -> float:
-    """Take a step of a Lorenz model, beyond 0.05 of which Runge-Kutta 4 is inaccurate."""
+    """Check the step of a Lorenz model. Runge-Kutta 4 is inaccurate for steps longer than 0.05."""
     return real("timestep", value, above=0.0, most=0.05)

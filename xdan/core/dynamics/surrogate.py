@@ -1,4 +1,4 @@
-"""A network as the model."""
+"""A network in the place of a model."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from .registry import register_dynamics
 
 @register_dynamics
 class SurrogateDynamics(Dynamics, pure=True):
-    """A network in the place of a model: dx/dt = g(x), stepped by Runge-Kutta 4.
+    """A network in the place of a model: dx/dt = g(x). Runge-Kutta 4 steps it.
 
     Parameters
     ----------
     network : TendencyNetwork
-        g, with its normalisation. It is copied.
+        The tendency g, with its normalisation. It is copied.
     space : StateSpace, Field or Geometry
-        The fields of the state. A network that was made for one field on a ring takes a ring of any length.
+        The fields of the state. A network for one field on a ring works on a ring of any length.
     timestep : float
-        Step in model time units; intervals between analyses are multiples of it. A network that learned at one step
-        has learned what is wrong with that step too: another step is another model.
+        Step in model time units. Intervals between analyses are multiples of it. A network also learns to compensate
+        for errors of the step in its training, so another step gives another model.
     spin_up_time : float, optional
-        Model time after which a start from noise of the climate's mean and deviation lies on the attractor; by default
-        20 units and at least 400 steps.
+        Model time after which a start is on the attractor. Starts are noise with the climate's mean and standard
+        deviation. By default 20 units and at least 400 steps.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
-        How long one unit of model time lasts; None where time has no dimension.
+        Length of one unit of model time; None if time has no dimension.
     provenance : mapping, optional
         Plain JSON that says where g came from; `train_surrogate` writes it.
 
     Attributes
     ----------
     network : TendencyNetwork
-        Frozen.
+        The network with frozen weights.
     provenance : dict
 
     Raises
     ------
     TypeError
-        For what is no tendency network, space or number.
+        If an argument is not a tendency network, a space or a number.
     ValueError
-        For a network of another space, a step that is not positive, or weights that are not finite.
+        If the network is for another space, the step is not positive, or weights are not finite.
 
     See Also
     --------
@@ -87,7 +87,7 @@ class SurrogateDynamics(Dynamics, pure=True):
 
     @classmethod
     def trained_with(cls, network: TendencyNetwork, space: StateSpace, timestep: float) -> SurrogateDynamics:
-        """Make one whose weights are the network's own, so that gradients reach them."""
+        """Make a model that uses the weights of `network` without a copy, so that gradients reach them."""
         made = cls.__new__(cls)
         made._set_up(TendencyWeights(network, live=True), space, timestep, None, None)
         made.provenance = {}
@@ -96,7 +96,7 @@ class SurrogateDynamics(Dynamics, pure=True):
     def _set_up(
         self, weights: TendencyWeights, space: Any, timestep: Any, spin_up_time: Any, time_unit: Duration | None
     ) -> None:
-        """Take the weights, the space and the times."""
+        """Set the weights, the space and the times."""
         field = Field(UNNAMED, space) if isinstance(space, Geometry) else space
         whole = StateSpace(field) if isinstance(field, Field) else field
         if not isinstance(whole, StateSpace):
@@ -115,7 +115,7 @@ class SurrogateDynamics(Dynamics, pure=True):
         return self._weights.network
 
     def config(self) -> dict[str, Any]:
-        """Describe the surrogate; the network is named and known by a digest of its weights."""
+        """Describe the surrogate. The network has a name and a digest of its weights."""
         described = {
             "network": self._weights.description(),
             "space": self.space.to_json(),
@@ -125,11 +125,11 @@ class SurrogateDynamics(Dynamics, pure=True):
         return with_time_unit(described, self.time_unit)
 
     def tendency(self, x: Tensor) -> Tensor:
-        """Give g of states of shape (..., *shape)."""
+        """Tendency g of states of shape (..., *shape)."""
         return self._weights(x, len(self.dims))
 
     def rest(self, noise: Tensor) -> Tensor:
-        """Noise of the climate's mean and deviation, as the network knows them."""
+        """Noise with the climate's mean and standard deviation, which the network knows."""
         network = self.network
         mean, std = (network.per_component(one).to(noise) for one in (network.state_mean, network.state_std))
         return (mean + std * noise.flatten(-len(self.dims))).reshape(noise.shape)

@@ -1,4 +1,4 @@
-"""Trials of a model at a few states: whether its methods make a model, and what tells it from another."""
+"""Tests of a model at a few states: whether its methods make one model, and how it differs from other models."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .model_time import check_time_unit, warn_of_short_spin_up
 if TYPE_CHECKING:
     from .base import Dynamics
 
-_DECIMALS = 9  # that a fingerprint keeps: rounding differs between machines
-_FINGERPRINT_STEPS = (0, 1009)  # from model time 0 to where a fingerprint looks, of a model that depends on time
+_DECIMALS = 9  # digits of a fingerprint, because rounding differs between machines
+_FINGERPRINT_STEPS = (0, 1009)  # steps after model time 0 for fingerprints of a model that depends on time
 
 
 def try_out(dynamics: Dynamics) -> None:
-    """Try the methods of a user's model, as `Dynamics.vet` describes."""
+    """Test the methods of a user's model; see `Dynamics.vet`."""
     check_declarations(dynamics)
     if dynamics.time_unit is not None:
         check_time_unit(dynamics.time_unit)
@@ -30,7 +30,7 @@ def try_out(dynamics: Dynamics) -> None:
     try:
         _try_at(dynamics, begins)
     except ValueError as reason:
-        # A function whose own tensors are of single precision serves records of single precision.
+        # If a function has tensors of single precision, it can be used with records of single precision.
         if not isinstance(reason.__cause__, RuntimeError):
             raise
         try:
@@ -40,14 +40,14 @@ def try_out(dynamics: Dynamics) -> None:
 
 
 def fingerprint(dynamics: Dynamics) -> Tensor:
-    """One step from states that the model can have, rounded, as `Dynamics.fingerprint` describes."""
+    """One step from possible states of the model, rounded; see `Dynamics.fingerprint`."""
     if dynamics.given_climate is not None:
         return _step_from_start(dynamics)
     ramp = torch.linspace(0.1, 1.0, math.prod(dynamics.shape), dtype=torch.float64).reshape(1, *dynamics.shape)
     after = _stepped(dynamics, ramp)
     if bool(after.isfinite().all()):
         return after.round(decimals=_DECIMALS)
-    return _step_from_start(dynamics)  # the states of this model may be levels, concentrations or temperatures
+    return _step_from_start(dynamics)  # the ramp is impossible if states are levels, concentrations or temperatures
 
 
 def _step_from_start(dynamics: Dynamics) -> Tensor:
@@ -56,7 +56,7 @@ def _step_from_start(dynamics: Dynamics) -> Tensor:
     Raises
     ------
     ValueError
-        If it is not finite.
+        If the step is not finite.
     """
     after = _stepped(dynamics, start_states(dynamics))
     if not bool(after.isfinite().all()):
@@ -69,7 +69,7 @@ def _step_from_start(dynamics: Dynamics) -> Tensor:
 
 
 def start_states(dynamics: Dynamics) -> Tensor:
-    """Two states that the model's spin-ups begin from, the same at every call, shape (2, *shape)."""
+    """Two states from which the model's spin-ups begin, the same at every call, shape (2, *shape)."""
     if dynamics.given_climate is not None:
         return finest(dynamics.one_step, dynamics.given_climate.states[:2])
     noise = _noise(dynamics)
@@ -92,7 +92,7 @@ def _stepped(dynamics: Dynamics, states: Tensor) -> Tensor:
 
 
 def _try_at(dynamics: Dynamics, begins: Tensor) -> None:
-    """Try a model at two states of a given climatology, or at those that it makes of noise."""
+    """Test a model at two states of a given climatology, or at states that it makes from noise."""
     states = begins
     if dynamics.given_climate is None:
         check_function(dynamics.rest, begins, dynamics._part("rest"))

@@ -1,4 +1,4 @@
-"""The two-scale Lorenz-96 model: slow sites on a ring, each coupled to fast ones on a finer ring."""
+"""The two-scale Lorenz-96 model: slow sites on a ring, each coupled to fast sites on a finer ring."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .model_time import Duration
 from .registry import register_dynamics
 from .stepping import runge_kutta_4
 
-_LARGEST_STEP = 0.01  # beyond it Runge-Kutta 4 does not follow the fast sites
-_REAL = ("forcing", "coupling", "amplitude_ratio", "time_ratio")  # may be tensors, with a gradient
-_COLUMNS = 128  # states per pass: the buffers of one pass stay in the second-level cache
+_LARGEST_STEP = 0.01  # with longer steps, Runge-Kutta 4 does not follow the fast sites
+_REAL = ("forcing", "coupling", "amplitude_ratio", "time_ratio")  # parameters that may be tensors with a gradient
+_COLUMNS = 128  # number of states in one pass: the buffers of a pass then stay in the second-level cache
 
 
 @register_dynamics
@@ -29,25 +29,25 @@ class TwoScaleLorenz96(Dynamics, pure=True):
 
     dV_i/dt = c b (V_{i-1} - V_{i+2}) V_{i+1} - c V_i + (h c / b) U_k
 
-    All V make one ring of K J sites, i = J k + j: the last of a sector is followed by the first of the next.
+    All V form one ring of K J sites, i = J k + j. The first site of a sector follows the last of the previous sector.
 
     Parameters
     ----------
     sites : int
-        K, at least 4.
+        Number K of slow sites, at least 4.
     fast : int
-        J, fast sites of each slow one.
+        Number J of fast sites for each slow site.
     forcing, coupling, amplitude_ratio, time_ratio : float
-        F, h, b and c: V is some b times smaller than U, and c times faster.
+        F, h, b and c: V is about b times smaller than U, and c times faster.
     timestep : float
-        Runge-Kutta 4 step, 0.01 or less.
+        Runge-Kutta 4 step, at most 0.01.
     time_unit : numpy.timedelta64 or datetime.timedelta, optional
-        How long one unit of model time lasts, which records with dates need; None where time has no dimension.
+        Length of one unit of model time, which records with dates need; None if time has no dimension.
 
     Raises
     ------
     TypeError
-        If a number of sites is no integer, another parameter is no number, or the time unit no time.
+        If a number of sites is not an integer, another parameter is not a number, or the time unit is not a time.
     ValueError
         If there are fewer than 4 slow or fast sites, more than ten million, or another parameter is out of range.
 
@@ -96,11 +96,11 @@ class TwoScaleLorenz96(Dynamics, pure=True):
 
     @property
     def _exchange(self) -> float:
-        """H c / b."""
+        """The factor h c / b."""
         return self.coupling * self.time_ratio / self.amplitude_ratio
 
     def rest(self, noise: Tensor) -> Tensor:
-        """Perturb U = F; V starts smaller, by `amplitude_ratio`."""
+        """Perturb U = F. V starts smaller, by `amplitude_ratio`."""
         u, v = noise[..., : self.sites], noise[..., self.sites :]
         return torch.cat([self.forcing + u, v / self.amplitude_ratio], -1)
 
@@ -123,7 +123,7 @@ class TwoScaleLorenz96(Dynamics, pure=True):
         return together[:, 0], together[:, 1:]
 
     def advance(self, x: Tensor, steps: int) -> Tensor:
-        """Advance states of shape (..., K + K J): in place in buffers where no derivative is wanted."""
+        """Advance states of shape (..., K + K J). Without a derivative: in place, in buffers."""
         tensors = any(isinstance(getattr(self, name), Tensor) for name in _REAL)
         if steps == 0 or tensors or in_transform(x) or (torch.is_grad_enabled() and x.requires_grad):
             return super().advance(x, steps)
@@ -131,7 +131,7 @@ class TwoScaleLorenz96(Dynamics, pure=True):
         return torch.cat([_Columns(self, part.T).advance(steps).T for part in flat.split(_COLUMNS)]).reshape(x.shape)
 
     def _advection(self, x: Tensor, y: Tensor) -> Tensor:
-        """(y_{k+1} - y_{k-2}) x_{k-1} of U and c b (y_{i-1} - y_{i+2}) x_{i+1} of V: linear in both states."""
+        """(y_{k+1} - y_{k-2}) x_{k-1} for U and c b (y_{i-1} - y_{i+2}) x_{i+1} for V. It is linear in x and in y."""
         (u, v), (p, q) = (z.tensor_split([self.sites], -1) for z in (x, y))
         slow = (p.roll(-1, -1) - p.roll(2, -1)) * u.roll(1, -1)
         fast = (q.roll(1, -1) - q.roll(-2, -1)) * v.roll(-1, -1)
@@ -148,8 +148,8 @@ class TwoScaleLorenz96(Dynamics, pure=True):
 class _Columns:
     """States as columns (N, B), stepped in place.
 
-    With the stages X2 = x + h/2 k1, X3 = x + h/2 k2, X4 = x + h k3 and k4 the tendency at X4, the new state is
-    (X2 + 2 X3 + X4 - x) / 3 + h/6 k4: no k is formed.
+    The stages are X2 = x + h/2 k1, X3 = x + h/2 k2 and X4 = x + h k3; k4 is the tendency at X4. The new state is
+    (X2 + 2 X3 + X4 - x) / 3 + h/6 k4. No k is formed.
     """
 
     def __init__(self, model: TwoScaleLorenz96, x: Tensor) -> None:
@@ -161,7 +161,7 @@ class _Columns:
         self.partial = torch.empty_like(self.fast)
 
     def advance(self, steps: int) -> Tensor:
-        """Take so many steps; the states after them, U before V."""
+        """Take `steps` steps, and return the states after them, U before V."""
         h = self.model.timestep
         u, v = (ring.sites for ring in self.stages)
         for _ in range(steps):
@@ -181,7 +181,7 @@ class _Columns:
         return torch.cat([self.slow, self.fast])
 
     def _stage(self, slow: Tensor, fast: Tensor, reach: float) -> None:
-        """Put states plus `reach` times the tendency at the stages into the stages."""
+        """Add `reach` times the tendency at the stages to the states, and write the result into the stages."""
         model, (u_ring, v_ring) = self.model, self.stages
         (du, dv), shape = self.differences, (model.sites, model.fast, -1)
         u, v = u_ring.close().at, v_ring.close().at

@@ -1,4 +1,4 @@
-"""State augmentation: a model whose state holds parameters of another model beside that model's state."""
+"""State augmentation: a model whose state also holds parameters of another model."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from ..random import Purpose, normal
 from ..spaces import Components, Field, StateSpace
 from .priors import Priors
 
-_FAR = 1e12  # a distance at which no taper reaches
+_FAR = 1e12  # a distance so large that every taper is zero
 
 
 class AugmentedDynamics(Dynamics, pure=True):
-    """A model together with some of its parameters, z = (x, theta): x goes by the model with theta, theta stays.
+    """A model together with some of its parameters, z = (x, theta). The model with theta advances x; theta is constant.
 
-    Every parameter is a field of geometry `Components`, behind the fields of the model. The climatology draws
-    parameters from their prior, and spins every state up with its parameters. Where the parameters walk,
-    theta_{k+1} = theta_k + w_k with w_k ~ N(0, walk^2), the walk is a part of the model error Q.
+    Each parameter is a field on the geometry `Components`, after the fields of the model. The climatology draws
+    parameters from their prior, and spins up each state with its parameters. The parameters may have a random walk,
+    theta_{k+1} = theta_k + w_k with w_k ~ N(0, walk^2). The walk is then a part of the model error Q.
 
     Parameters
     ----------
     model : Dynamics
-        The constructor's values of the parameters are replaced by the prior's mean.
+        The model. The prior's mean replaces its values of the parameters.
     priors : Priors
+        Priors of the parameters.
     walk : Tensor, shape (p,), optional
-        Standard deviation of the random walk in one interval between analyses; by default parameters stay.
+        Standard deviation of the random walk in one interval between analyses. By default parameters do not walk.
 
     References
     ----------
@@ -81,11 +82,11 @@ class AugmentedDynamics(Dynamics, pure=True):
 
     @property
     def label(self) -> str:
-        """The model's, and that it has parameters beside."""
+        """Name of the model, and names of its parameters, in messages."""
         return f"{self.model.label} with {', '.join(self.priors.names)}"
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON that says which model it is."""
+        """Plain JSON that identifies the model."""
         described = dynamics_to_json(self.model)
         return {"model": described, "parameters": self.priors.described(), "walk": self.walk.tolist()}
 
@@ -101,11 +102,11 @@ class AugmentedDynamics(Dynamics, pure=True):
         return torch.cat([ahead.reshape(states.shape), parameters], 1).reshape(x.shape)
 
     def step(self, x: Tensor, *time: float) -> Tensor:
-        """Advance by one step, from a time on where the model depends on it."""
+        """Advance by one step. `time` is there if the model depends on time."""
         return self.starting_at(*time).advance(x, 1) if time else self.advance(x, 1)
 
     def rest(self, noise: Tensor) -> Tensor:
-        """The model's start, and a draw of the prior."""
+        """The model's start, with parameters drawn from the prior."""
         states, standard = noise.split([self.size, noise.shape[-1] - self.size], -1)
         started = self.model.rest(states.reshape(*noise.shape[:-1], *self.model.shape)).reshape(states.shape)
         return torch.cat([started, self.priors.scaled(standard)], -1)
@@ -119,7 +120,7 @@ class AugmentedDynamics(Dynamics, pure=True):
         purpose: Purpose = Purpose.INITIAL_STATE,
         like: Tensor | None = None,
     ) -> Tensor:
-        """States that are spun up with parameters from the prior; of a given climatology its states, and such draws."""
+        """States spun up with parameters from the prior. With a given climatology: its states, and such parameters."""
         if self.model.given_climate is None:
             with self._naming_the_prior():
                 return super().climatology(labels, seed, members=members, purpose=purpose, like=like)
@@ -129,19 +130,19 @@ class AugmentedDynamics(Dynamics, pure=True):
         return torch.cat([x.flatten(2), self.priors.scaled(noise.reshape(len(x), members, count).to(x))], 2)
 
     def try_draws(self, labels: Tensor, seed: int, members: int, like: Tensor) -> None:
-        """Spin up the members of an ensemble that have the extreme parameters, for half a second at most.
+        """Spin up the members with extreme parameters, for at most half a second.
 
         Parameters
         ----------
         labels : Tensor of int64, shape (R,)
-            Of trajectories.
+            Labels of trajectories.
         seed, members : int
         like : Tensor
 
         Raises
         ------
         ValueError
-            If a state is not finite after it.
+            If a state is not finite afterwards.
         """
         if self.model.given_climate is not None:
             return
@@ -153,7 +154,7 @@ class AugmentedDynamics(Dynamics, pure=True):
 
     @contextmanager
     def _naming_the_prior(self) -> Iterator[None]:
-        """Say of a spin-up that fails that its parameters were drawn."""
+        """Add to the message of a failed spin-up that its parameters were drawn from the prior."""
         try:
             yield
         except SpinUpError as reason:
@@ -167,9 +168,9 @@ class AugmentedDynamics(Dynamics, pure=True):
             ) from None
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances of the model's space. A parameter has no place: everything is near to it, and it is far from all.
+        """Distances in the model's space. All observations are near to a parameter, and all components are far from it.
 
-        A localised analysis so updates parameters with the observations of the whole space.
+        A localised analysis therefore updates parameters by the observations of the whole space.
         """
         of_state = sites < self.size
         apart = self.model.distances(sites[of_state])
@@ -183,7 +184,7 @@ class AugmentedDynamics(Dynamics, pure=True):
 
 
 class _OfState(Operator, pure=True):
-    """An observation operator of the model's state, for states with parameters behind."""
+    """An observation operator of the model's state, for states that are followed by parameters."""
 
     def __init__(self, operator: Operator, size: int, parameters: int) -> None:
         self.inner, self.state_size, self.parameters = operator, size, parameters
@@ -196,7 +197,7 @@ class _OfState(Operator, pure=True):
         return self.inner(x[..., : self.state_size])
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
-        """Derivative of the inner operator; parameters do not count."""
+        """Derivative of the inner operator; parameters have no effect."""
         return self.inner.tangent(x[..., : self.state_size], directions[..., : self.state_size])
 
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
@@ -204,41 +205,41 @@ class _OfState(Operator, pure=True):
         return torch.nn.functional.pad(self.inner.adjoint(x[..., : self.state_size], v), (0, self.parameters))
 
     def as_matrix(self) -> Tensor | None:
-        """The inner operator's matrix, with columns of zeros."""
+        """Matrix of the inner operator, with columns of zeros for the parameters."""
         matrix = self.inner.as_matrix()
         return None if matrix is None else torch.nn.functional.pad(matrix, (0, self.parameters))
 
     def picked(self, times: int | slice | Tensor, in_time: bool) -> Operator:
-        """H of some of the times."""
+        """H at some of the times."""
         return self._around(self.inner.picked(times, in_time))
 
     def repeat(self, count: int) -> Operator:
-        """H of repeated rows."""
+        """H for repeated rows."""
         return self._around(self.inner.repeat(count))
 
     @property
     def times(self) -> int | None:
-        """How many times the inner operator has."""
+        """Number of times of the inner operator."""
         return self.inner.times
 
     def kept(self, like: Tensor) -> list[Tensor]:
-        """What differs in time."""
+        """What of H differs in time."""
         return self.inner.kept(like)
 
     def before(self, kept: Tensor) -> Operator:
-        """H of the time that `kept` was called at."""
+        """H of the time at which `kept` was called."""
         return self._around(self.inner.before(kept))
 
     def identity(self, states: Tensor) -> list[Tensor]:
-        """By which the inner operator is known."""
+        """Tensors that distinguish the inner operator from others."""
         return self.inner.identity(states[..., : self.state_size])
 
 
 def observing_augmented(observing: ObservingSystem, size: int, parameters: int) -> ObservingSystem:
-    """H and R for states of N components with p parameters behind, which nothing observes.
+    """H and R for states of N components that are followed by p parameters, which are not observed.
 
-    Where the state's components are observed directly, so are the parameters, with errors of 1: their observations are
-    to be NaN.
+    If the state's components are observed directly, the parameters count as observed too, with errors of 1. Their
+    observations must then be NaN.
 
     Parameters
     ----------

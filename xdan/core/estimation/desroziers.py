@@ -1,4 +1,4 @@
-"""Statistics of innovations and residuals that tell R, and the forecast's errors where they are observed."""
+"""Statistics of innovations and residuals. They show R, and the forecast's errors in observation space."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..observing import split_observation
 from .structures import Structure, made_positive
 from .uncertainty import errors_by_samples
 
-_TIMES = 64  # of a run that are kept at once
-_LEAST = 1e-3  # of the mean variance: smaller eigenvalues of a full R are raised to it
+_TIMES = 64  # number of times of a run that are in memory at once
+_LEAST = 1e-3  # smallest eigenvalue of a full R, relative to the mean variance
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over the times of a group, of every trajectory.
+    """Sums over the times of a group, for each trajectory.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Statistics:
     innovation : Tensor, shape (B, G, P)
         Sum of the squares of d_f.
     observed : Tensor, shape (B, G, P, P), or (B, G, P)
-        How often each pair, or each observation, is made.
+        Number of times that each pair of observations, or each observation, occurs.
     """
 
     observation: Tensor
@@ -44,25 +44,25 @@ def desroziers(
 ) -> tuple[Statistics, Tensor]:
     """Cycle a method over a record, and sum the products of its residuals and innovations.
 
-    Where the gain is the best one, E[d_a d_f^T] = R and E[(H(x_a) - H(x_f)) d_f^T] = H P_f H^T: what the analysis
-    leaves over is the observation's error, and what it takes up is the forecast's.
+    If the gain is optimal, E[d_a d_f^T] = R and E[(H(x_a) - H(x_f)) d_f^T] = H P_f H^T. The residual then shows the
+    errors of the observations, and the increment in observation space shows those of the forecast.
 
     Parameters
     ----------
     method : Method
-        Prepared.
+        A prepared method.
     record : Record
     burn_in : int
-        First times that the sums leave out.
+        Number of first times that the sums leave out.
     groups : int
-        Groups of times one after another that the others are summed in.
+        Number of groups of consecutive times. Each group has its sums.
     whole : bool
-        Whether matrices are summed; otherwise their diagonals.
+        Whether to sum matrices; otherwise only their diagonals.
 
     Returns
     -------
     Statistics
-        NaN for trajectories that diverged.
+        NaN for trajectories that were lost.
     diverged : Tensor of bool, shape (B,)
 
     References
@@ -101,22 +101,22 @@ def desroziers(
 
 
 def observation_errors(sums: Mapping[str, Tensor], value: Tensor, structure: Structure) -> dict[str, Tensor]:
-    """R of the next pass, from the statistics of all trajectories.
+    """R for the next pass, from the statistics of all trajectories.
 
     Parameters
     ----------
     sums : mapping
-        The entries of `Statistics`. A trajectory with values that are not finite is left out.
+        The entries of `Statistics`. Trajectories with values that are not finite are left out.
     value : Tensor, shape (P,) or (P, P)
-        R of this pass; what is never observed keeps it.
+        R of this pass. Components that are never observed keep their R.
     structure : Structure
 
     Returns
     -------
     dict of Tensor
-        "observation", the next R; "forecast", variances (P,) of the forecast's errors as observed; "innovation", the
-        mean square innovation over what both together expect; "lost", how many trajectories were left out; "raised",
-        the smallest eigenvalue of a full R where it was not positive, or else 0.
+        "observation", the next R; "forecast", variances (P,) of the forecast's errors in observation space;
+        "innovation", the mean square innovation divided by its expected value; "lost", the number of trajectories that
+        were left out; "raised", the smallest eigenvalue of a full R if it was not positive, otherwise 0.
     """
     alive = _alive(sums)
     whole = {name: each[alive].sum((0, 1)) for name, each in sums.items()}
@@ -144,17 +144,17 @@ def observation_errors(sums: Mapping[str, Tensor], value: Tensor, structure: Str
 
 
 def structure_of_one_kind(structure: Structure) -> Structure:
-    """The structure of variances that belongs to one of covariances."""
+    """The structure of variances that corresponds to a structure of covariances."""
     return Structure("diagonal", structure.parts) if structure.whole else structure
 
 
 def _alive(sums: Mapping[str, Tensor]) -> Tensor:
-    """Trajectories all of whose sums are finite, (B,)."""
+    """Flags of trajectories whose sums are all finite, (B,)."""
     return torch.stack([each.isfinite().flatten(1).all(1) for each in sums.values()]).all(0)
 
 
 def _ratio(sums: Mapping[str, Tensor], structure: Structure, value: Tensor) -> Tensor:
-    """Mean products, of the last axes of R; what never occurs keeps its value."""
+    """Mean products, in the shape of R. Entries that never occur keep their value."""
     counts = sums["observed"]
     mean = torch.where(counts > 0, sums["observation"] / counts, value)
     if structure.whole:
@@ -164,14 +164,14 @@ def _ratio(sums: Mapping[str, Tensor], structure: Structure, value: Tensor) -> T
 
 
 def standard_errors(sums: Mapping[str, Tensor], value: Tensor, structure: Structure, rate: float) -> Tensor:
-    """Standard errors of R, shape of `value`, from the scatter of trajectories and groups of times.
+    """Standard errors of R, in the shape of `value`, from the scatter between trajectories and groups of times.
 
     Parameters
     ----------
     sums, value, structure
-        As for `observation_errors`.
+        See `observation_errors`.
     rate : float
-        By which changes shrink from pass to pass.
+        Factor by which changes shrink from pass to pass.
     """
     if structure.fixed:
         return torch.full_like(value, torch.nan)

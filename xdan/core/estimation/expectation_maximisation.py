@@ -1,4 +1,4 @@
-"""Expectation maximisation of Q and R: what one pass of the smoother over a record says of both."""
+"""Expectation maximisation of Q and R: what one pass of the smoother over a record shows of both."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .structures import Structure
 from .uncertainty import errors_by_scores
 
 Estimate = tuple[Tensor, Tensor]
-"""Q and R, each as variances, shape (n,), or as a covariance, shape (n, n)."""
+"""Q and R. Each is given as variances, shape (n,), or as a covariance, shape (n, n)."""
 Structures = tuple[Structure, Structure]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Twice the derivatives of the log-likelihood by Q and R, in groups of times, and what they are summed over.
+    """Twice the derivatives of the log-likelihood with respect to Q and R, summed in groups of times.
 
     Attributes
     ----------
@@ -31,9 +31,9 @@ class Scores:
     observation : Tensor, shape (B, G, P, P), or (B, G, P)
         Sum of u u^T - D over the times of a group, or its diagonal.
     intervals, times : Tensor, shape (B, G)
-        How many intervals, and times.
+        Numbers of intervals and of times.
     observed : Tensor, shape (B, G, P)
-        How often each observation is made.
+        Number of times that each observation occurs.
     log_likelihood : Tensor, shape (B, G)
     """
 
@@ -54,25 +54,25 @@ def scores(
     groups: int = 1,
     whole: tuple[bool, bool] = (True, True),
 ) -> Scores:
-    """Smooth a record with Q and R, and sum what the errors of model and observations are expected to be.
+    """Smooth a record with Q and R, and sum the expected errors of model and observations.
 
     The expectation of e e^T given all observations is Q + Q (r r^T - U) Q, and that of o o^T is R + R (u u^T - D) R
-    (`disturbances`): the M step of expectation maximisation follows from the sums of the two brackets alone.
+    (`disturbances`). The M step of expectation maximisation needs only the sums of the two brackets.
 
     Parameters
     ----------
     record : Record
-        Its observing system has R.
+        A record whose observing system has R.
     noise : Tensor, shape (N, N)
-        Q.
+        The covariance Q.
     prior : Gaussian
-        Forecast of the first time.
+        Forecast at the first time.
     burn_in : int
-        First times that the sums leave out.
+        Number of first times that the sums leave out.
     groups : int
-        Groups of times one after another that the others are summed in.
+        Number of groups of consecutive times. Each group has its sums.
     whole : tuple of bool
-        Whether matrices are summed, of Q and of R; otherwise their diagonals.
+        Whether to sum matrices, for Q and for R; otherwise only their diagonals.
 
     Returns
     -------
@@ -116,17 +116,17 @@ def maximised(value: Tensor, structure: Structure, brackets: Tensor, counts: Ten
     Parameters
     ----------
     value : Tensor, shape (n,) or (n, n)
-        Variances, or the covariance V, that the expectation was taken with.
+        Variances, or the covariance V, with which the expectation was taken.
     structure : Structure
     brackets : Tensor, shape (n,) or (n, n)
-        Sum over all trajectories and times of what `scores` gives.
+        Sum over all trajectories and times of the brackets of `scores`.
     counts : Tensor, shape (n,), or () for a full covariance
-        How many errors they are summed over. A component that never occurs keeps its variance.
+        Numbers of errors in the sums. A component that never occurs keeps its variance.
 
     Returns
     -------
     Tensor, shape of `value`
-        V + V B V / n of a full covariance; of variances v + v^2 b / n, pooled over those that are one.
+        V + V B V / n for a full covariance; v + v^2 b / n for variances, averaged over those that are one number.
 
     References
     ----------
@@ -145,19 +145,19 @@ def maximised(value: Tensor, structure: Structure, brackets: Tensor, counts: Ten
 
 
 def maximised_both(sums: Mapping[str, Tensor], estimate: Estimate, structures: Structures) -> dict[str, Tensor]:
-    """The M step of Q and R from the scores of all trajectories.
+    """The M step of Q and R, from the scores of all trajectories.
 
     Parameters
     ----------
     sums : mapping
-        The entries of `Scores`. A trajectory with values that are not finite is left out.
+        The entries of `Scores`. Trajectories with values that are not finite are left out.
     estimate, structures
-        Of Q and R.
+        Values and structures of Q and R.
 
     Returns
     -------
     dict of Tensor
-        "model", "observation", "log_likelihood", and "lost", how many trajectories were left out.
+        "model", "observation", "log_likelihood", and "lost", the number of trajectories that were left out.
     """
     alive = _alive(sums)
     whole = {name: value[alive].sum((0, 1)) for name, value in sums.items()}
@@ -173,7 +173,7 @@ def maximised_both(sums: Mapping[str, Tensor], estimate: Estimate, structures: S
 
 
 def _alive(sums: Mapping[str, Tensor]) -> Tensor:
-    """Trajectories all of whose sums are finite, (B,)."""
+    """Flags of trajectories whose sums are all finite, (B,)."""
     fine = torch.stack([value.isfinite().flatten(1).all(1) for value in sums.values()])
     return fine.all(0)
 
@@ -181,22 +181,22 @@ def _alive(sums: Mapping[str, Tensor]) -> Tensor:
 def standard_errors(sums: Mapping[str, Tensor], estimate: Estimate, structures: Structures) -> dict[str, Tensor]:
     """Standard errors of variances, or of the entries of covariances, at the maximum of the likelihood.
 
-    The scores of every trajectory and group of times are nearly independent. Their outer products give the information
-    matrix (`errors_by_scores`): of all variances, or where samples are few of those of one component. A covariance is
-    changed as V = L (1 + A) L^T with V = L L^T; the entries of A are taken as independent of each other, but for those
-    of Q and R at one place.
+    The scores of all trajectories and groups of times are nearly independent. Their outer products give the information
+    matrix (`errors_by_scores`) of all variances together; with few samples, of the variances of each component. A
+    covariance is varied as V = L (1 + A) L^T with V = L L^T. The entries of A are assumed to be independent of each
+    other, except for those of Q and R at one place.
 
     Parameters
     ----------
     sums : mapping
         The entries of `Scores`.
     estimate, structures
-        Of Q and R.
+        Values and structures of Q and R.
 
     Returns
     -------
     dict of Tensor
-        "model" and "observation", of the shapes of Q and R; NaN of what is fixed.
+        "model" and "observation", in the shapes of Q and R; NaN for fixed values.
     """
     alive, names = _alive(sums), ("model", "observation")
     errors = {name: torch.full_like(value, math.nan) for name, value in zip(names, estimate, strict=True)}
@@ -237,25 +237,25 @@ def errors_of_entries(root: Tensor, errors: Tensor) -> Tensor:
     Parameters
     ----------
     root : Tensor, shape (n, n)
-        L.
+        The root L.
     errors : Tensor, shape (n, n)
-        Of A at 0, which is symmetric; NaN counts as zero, as between parts.
+        Standard errors of A, which is symmetric, at A = 0. NaN counts as zero, as between parts.
     """
     variances = torch.nan_to_num(errors).square()
     squares = root.square()
     crossed = [((row * root) @ variances * (row * root)).sum(1) for row in root]
-    # Entries on the diagonal of A stand once, all others twice.
+    # Entries on the diagonal of A occur once, all others twice.
     once = squares @ variances.diagonal().diag() @ squares.mT
     return (squares @ variances @ squares.mT + torch.stack(crossed) - once).clamp_min(0.0).sqrt()
 
 
 def numbers_of(estimate: Estimate, structures: Structures) -> Tensor:
-    """Logarithms of all numbers that are estimated, one after another."""
+    """Logarithms of all estimated numbers, as one vector."""
     return torch.cat([structure.numbers(value) for structure, value in zip(structures, estimate, strict=True)])
 
 
 def accelerated(points: Sequence[Estimate], structures: Structures) -> Estimate:
-    """Q and R where three iterates lead to (`extrapolated`)."""
+    """Q and R that three iterates lead to (`extrapolated`)."""
     q, r = points[-1]
     numbers = extrapolated([numbers_of(point, structures) for point in points])
     first, second = numbers.split([structures[0].numbers(q).numel(), structures[1].numbers(r).numel()])
@@ -263,12 +263,12 @@ def accelerated(points: Sequence[Estimate], structures: Structures) -> Estimate:
 
 
 def extrapolated(points: Sequence[Tensor]) -> Tensor:
-    """Where three points of an iteration lead to, by the squared extrapolation of a step's length.
+    """The point that three points of an iteration lead to, by squared extrapolation of the step length.
 
     Parameters
     ----------
     points : sequence of three Tensor, shape (n,)
-        Logarithms of an estimate, and of the next two.
+        Logarithms of an estimate, and of the next two estimates.
 
     Returns
     -------
@@ -293,5 +293,5 @@ def extrapolated(points: Sequence[Tensor]) -> Tensor:
 
 
 def rate_of(before: float, now: float) -> float:
-    """Ratio of two changes, one after the other, at most 0.99."""
+    """Ratio of two successive changes, at most 0.99."""
     return min(0.99, now / before) if before > 0 else 0.0

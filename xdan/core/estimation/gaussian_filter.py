@@ -1,4 +1,4 @@
-"""A Gaussian filter over a record whose run is kept, so that a smoother can go back over it."""
+"""A Gaussian filter over a record. Its run is kept, so that a smoother can go back over it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..observing import ObservingSystem, split_observation
 from ..roots import cholesky_or_nan, cholesky_solved, triangular_root_of
 from ..tangent import identity_directions
 
-BYTES = 1 << 28  # that the kept part of a run may have
+BYTES = 1 << 28  # largest size of the part of a run that is kept, in bytes
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,18 @@ class Cycle:
     ----------
     forecast, analysis : Gaussian
     transition : Tensor, shape (B, N, N), or None
-        M, the linearised model from the analysis before to this forecast; None at the first time of a record.
+        M, the linearised model from the previous analysis to this forecast; None at the first time of a record.
     innovation : Tensor, shape (B, P)
         y - H(x_f), zero where nothing is observed.
     observed : Tensor of bool, shape (B, P)
     precision : Tensor, shape (B, P, P)
-        (H P_f H^T + R)^-1 of what is observed, zero elsewhere.
+        (H P_f H^T + R)^-1 of the observations; zero where nothing is observed.
     gain : Tensor, shape (B, N, P)
-        K, zero in the columns of what is not observed.
+        K, with columns of zeros where nothing is observed.
     tangent : Tensor, shape (B, P, N), or None
-        H linearised at the forecast, of an operator; None where components are observed directly.
+        H of an operator, linearised at the forecast; None if components are observed directly.
     log_likelihood : Tensor, shape (B,)
-        ln N(y; H(x_f), H P_f H^T + R) of what is observed.
+        ln N(y; H(x_f), H P_f H^T + R) of the observations.
     """
 
     forecast: Gaussian
@@ -67,11 +67,11 @@ class Cycle:
     log_likelihood: Tensor
 
     def on_state(self, matrices: Tensor) -> Tensor:
-        """A H of matrices A (B, N, P) whose columns are zero where not observed, shape (B, N, N)."""
+        """A H for matrices A (B, N, P) with zero columns where nothing is observed, shape (B, N, N)."""
         return matrices if self.tangent is None else matrices @ self.tangent
 
     def back_to_state(self, v: Tensor) -> Tensor:
-        """H^T v of vectors (B, P) that are zero where not observed, shape (B, N)."""
+        """H^T v for vectors (B, P) that are zero where nothing is observed, shape (B, N)."""
         return v if self.tangent is None else (self.tangent.mT @ v[..., None])[..., 0]
 
     def precision_of_state(self) -> Tensor:
@@ -80,20 +80,20 @@ class Cycle:
 
 
 def linearised(dynamics: Dynamics, at: Gaussian, steps: int) -> tuple[Tensor, Tensor]:
-    """Advance states, and give the linearised model at them as matrices.
+    """Advance states, and return the model linearised at these states as matrices.
 
-    A model with derivatives gives its tangent linear model. For a model without, the matrix is that of differences over
-    one standard deviation of the state's error to either side: with P = S S^T, and columns s_k of S,
+    A model with derivatives gives its tangent linear model. For other models the matrix comes from differences over one
+    standard deviation of the state's error on both sides: with P = S S^T, and columns s_k of S,
 
         M s_k = (M(x + s_k) - M(x - s_k)) / 2.
 
     Parameters
     ----------
     dynamics : Dynamics
-        Standing at the time of the states, where it depends on time.
+        It stands at the time of the states, if it depends on time.
     at : Gaussian
     steps : int
-        Model steps.
+        Number of model steps.
 
     Returns
     -------
@@ -109,8 +109,8 @@ def linearised(dynamics: Dynamics, at: Gaussian, steps: int) -> tuple[Tensor, Te
     root = triangular_root_of(at.covariance)  # rows s_k
     ends = advance(dynamics, torch.cat([x[:, None], x[:, None] + root, x[:, None] - root], 1), steps)
     above, below = ends[:, 1:].chunk(2, 1)
-    rows = 0.5 * (above - below)  # of (M s_k)^T: the matrix M solves S^T M^T = rows
-    # A direction without variance has no difference; the least-squares solution leaves M without it.
+    rows = 0.5 * (above - below)  # rows (M s_k)^T: the matrix M solves S^T M^T = rows
+    # A direction without variance has no difference. The least-squares solution gives M no part along it.
     solved = torch.linalg.lstsq(root, rows).solution if bool((root.diagonal(dim1=1, dim2=2) <= 0).any()) else None
     transition = torch.linalg.solve(root, rows) if solved is None else solved
     return ends[:, 0], transition.mT
@@ -124,7 +124,7 @@ def analysed(
     observing: ObservingSystem,
     errors: Tensor | None = None,
 ) -> Cycle:
-    """The analysis of a Gaussian forecast, with what a smoother needs of it.
+    """The analysis of a Gaussian forecast, with everything that a smoother needs.
 
     Parameters
     ----------
@@ -133,9 +133,9 @@ def analysed(
     observation : Tensor, shape (B, P)
     observed : Tensor of bool, shape (B, P)
     observing : ObservingSystem
-        Of this time.
+        H and R of this time.
     errors : Tensor, shape (B, P, P), optional
-        R of each trajectory, in the place of that of the observing system.
+        R of each trajectory. By default R of the observing system.
 
     References
     ----------
@@ -152,7 +152,7 @@ def analysed(
     gain = rows.mT @ precision
     whitened = torch.linalg.solve_triangular(factor, innovation[..., None], upper=False)[..., 0]
     count = observed.sum(1).to(x)
-    # Where nothing is observed the factor's diagonal is 1, and the innovation 0.
+    # Where nothing is observed, the factor's diagonal is 1 and the innovation is 0.
     log_likelihood = (
         -0.5 * whitened.square().sum(1)
         - factor.diagonal(dim1=1, dim2=2).log().sum(1)
@@ -168,18 +168,18 @@ def analysed(
 
 
 def cycles_of(record: Record, noise: Tensor, prior: Gaussian, *, first: bool = True) -> Iterator[Cycle]:
-    """Go through a record with an extended Kalman filter, x_k = M(x_{k-1}) + e_k with e_k ~ N(0, Q).
+    """Run an extended Kalman filter over a record, x_k = M(x_{k-1}) + e_k with e_k ~ N(0, Q).
 
     Parameters
     ----------
     record : Record
-        Its observing system has R.
+        A record whose observing system has R.
     noise : Tensor, shape (N, N)
-        Q, that of every interval.
+        The covariance Q of every interval.
     prior : Gaussian
-        The forecast of the first time; or, where `first` is False, the analysis before it.
+        The forecast at the first time. If `first` is False: the analysis before the first time.
     first : bool
-        Whether the record's first time is where the prior stands.
+        Whether the prior belongs to the record's first time.
 
     Yields
     ------
@@ -203,17 +203,18 @@ def cycles_of(record: Record, noise: Tensor, prior: Gaussian, *, first: bool = T
 def backward_segments(
     record: Record, noise: Tensor, prior: Gaussian, *, most_bytes: int = BYTES
 ) -> Iterator[tuple[int, list[Cycle]]]:
-    """The cycles of a filter, the last segment of the record first, so that a smoother can go back over it.
+    """The cycles of a filter in segments, the last segment first, so that a smoother can go back over them.
 
-    A record whose run is larger than `most_bytes` is filtered twice: once for the analyses between segments of about
-    the root of its length, and once more for each segment. Memory then holds a segment and these analyses.
+    A record whose run is larger than `most_bytes` is filtered twice. The first time gives the analyses between
+    segments, whose length is about the root of the record's. The second time gives each segment. Memory then holds one
+    segment and these analyses.
 
     Parameters
     ----------
     record, noise, prior
-        As for `cycles_of`.
+        See `cycles_of`.
     most_bytes : int
-        That the kept run may have.
+        Largest size of the run that is kept, in bytes.
 
     Yields
     ------
@@ -236,17 +237,17 @@ def backward_segments(
 
 
 def _segment(record: Record, most_bytes: int) -> int:
-    """Times of a segment: all of them where they fit, else about the root of their number."""
+    """Number of times in a segment: all of them if they fit, otherwise about the root of their number."""
     rows, size = record.shape
     count, observations = record.observation.shape[1:]
-    one = rows * record.observation.element_size() * (3 * size**2 + size * observations + observations**2)
-    if one * count <= most_bytes:
+    bytes_of_time = rows * record.observation.element_size() * (3 * size**2 + size * observations + observations**2)
+    if bytes_of_time * count <= most_bytes:
         return max(count, 1)
-    return max(1, min(math.isqrt(count) + 1, most_bytes // one))
+    return max(1, min(math.isqrt(count) + 1, most_bytes // bytes_of_time))
 
 
 def check_linearised(dynamics: Dynamics, observing: ObservingSystem, seed: int, like: Tensor) -> None:
-    """Refuse a model or an operator whose derivatives are wrong; a model without any is differenced.
+    """Refuse a model or an operator with wrong derivatives. A model without derivatives passes: it is differenced.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Adaptive estimates of Q and R from innovations at lags 0 and 1, inside an extended Kalman filter."""
+"""Adaptive estimates of Q and R from innovations at lags 0 and 1, within an extended Kalman filter."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from ..observing import split_observation
 from .gaussian_filter import Cycle, Gaussian, analysed, linearised
 from .structures import Structure, as_matrix, made_positive
 
-_LOST = 1e3  # times the climate's deviation
-_LEAST = 1e-3  # of the mean variance at the start: smaller variances are raised to it in the filter
+_LOST = 1e3  # a trajectory is lost beyond so many standard deviations of the climate
+_LEAST = 1e-3  # smallest variance in the filter, relative to the mean variance at the start
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """Estimates after one cycle, of every trajectory by itself.
+    """Estimates after one cycle, for each trajectory separately.
 
     Attributes
     ----------
     model, observation : Tensor, shape (B, n) or (B, n, n)
-        Variances or covariances of Q and of R, as they are averaged: small ones may be negative.
+        Variances or covariances of Q and of R, as running averages. Small ones may be negative.
     alive : Tensor of bool, shape (B,)
-        Whether the filter has not diverged.
+        Whether the filter is not lost.
     innovation : Tensor, shape (B,)
-        Mean square of the innovations over their expected variance; NaN where nothing is observed.
+        Mean square of the innovations divided by their expected variance; NaN where nothing is observed.
     """
 
     model: Tensor
@@ -53,28 +53,29 @@ def adapted(
         E[d_k d_k^T] = H P_f,k H^T + R,
         E[d_k d_{k-1}^T] + H M_k K_{k-1} E[d_{k-1} d_{k-1}^T] = H M_k (M_{k-1} P_a,k-2 M_{k-1}^T + Q) H^T.
 
-    Each cycle gives one sample of both sides, from which R and Q of that cycle follow, Q by least squares where H or
-    the structure leaves fewer numbers. The estimates move towards them by 1 / `smoothing` of the difference.
+    Each cycle gives one sample of both sides. R and Q of this cycle follow from the samples. If H or the structure
+    leaves fewer numbers, Q follows by least squares. The estimates move towards them by 1 / `smoothing` of the
+    difference.
 
     Parameters
     ----------
     record : Record
-        Where its components are observed directly, Q may be diagonal or full; else one number for each part.
+        If components are observed directly, Q may be diagonal or full. Otherwise Q has one number for each part.
     prior : Gaussian
-        Forecast of the first time.
+        Forecast at the first time.
     start : tuple of Tensor, shape (n,) or (n, n)
-        Q and R to start from.
+        First values of Q and R.
     structures : tuple of Structure
-        Of Q and of R.
+        Structures of Q and of R.
     smoothing : float
-        Cycles that the moving average looks back.
+        Number of cycles over which the moving average extends.
     burn_in : int
-        First cycles in which Q and R stay as they are.
+        Number of first cycles in which Q and R do not change.
 
     Yields
     ------
     Adapted
-        After each cycle.
+        Estimates after each cycle.
 
     References
     ----------
@@ -119,13 +120,13 @@ def adapted(
 
 
 def _usable(value: Tensor, least: float, structure: Structure) -> Tensor:
-    """Values (B, n) or (B, n, n) as covariances that a filter can take."""
+    """Values (B, n) or (B, n, n) as covariances that a filter can use."""
     positive = value if structure.fixed else made_positive(value, least)
     return positive.diag_embed() if positive.ndim == 2 else positive
 
 
 def _moved(value: Tensor, sample: Tensor, smoothing: float, structure: Structure) -> Tensor:
-    """A moving average; entries of the sample that are NaN leave it as it is."""
+    """Moving average. It does not change where the sample is NaN."""
     if structure.fixed:
         return value
     return torch.where(sample.isfinite(), value + (sample - value) / smoothing, value)
@@ -137,7 +138,7 @@ def _seen(cycle: Cycle, p: Tensor) -> Tensor:
 
 
 def _of_lag_zero(cycle: Cycle, structure: Structure) -> Tensor:
-    """What one cycle says of R, NaN where it says nothing."""
+    """What one cycle shows of R; NaN where it shows nothing."""
     d = cycle.innovation
     sample = d[:, :, None] * d[:, None, :] - _seen(cycle, cycle.forecast.covariance)
     if structure.whole:
@@ -147,12 +148,12 @@ def _of_lag_zero(cycle: Cycle, structure: Structure) -> Tensor:
 
 
 def _of_lag_one(cycle: Cycle, before: Cycle, without_noise: Tensor, structure: Structure) -> Tensor:
-    """What two cycles say of Q, NaN where they say nothing.
+    """What two cycles show of Q; NaN where they show nothing.
 
     Parameters
     ----------
     cycle, before : Cycle
-        Of times k and k - 1.
+        Cycles of the times k and k - 1.
     without_noise : Tensor, shape (B, N, N)
         M_{k-1} P_a,k-2 M_{k-1}^T.
     structure : Structure
@@ -161,15 +162,15 @@ def _of_lag_one(cycle: Cycle, before: Cycle, without_noise: Tensor, structure: S
     d, earlier = cycle.innovation, before.innovation
     seen = cycle.observed.to(d)[:, :, None] * (
         cycle.transition if cycle.tangent is None else cycle.tangent @ cycle.transition
-    )  # H M_k, (B, P, N), of what is observed
+    )  # H M_k, (B, P, N), for the observations
     onto = before.observed.to(d)[:, None, :]
     back = onto * (
         torch.eye(seen.shape[2], dtype=d.dtype, device=d.device) if before.tangent is None else before.tangent.mT
     )
     carried = (before.gain @ earlier[..., None])[..., 0]
     sample = (d + (seen @ carried[..., None])[..., 0])[:, :, None] * earlier[:, None, :]
-    sample = sample - seen @ without_noise @ back  # (B, P, P), expected to be H M_k Q H^T
-    # What a trajectory that is lost leaves must not stop the others' decompositions.
+    sample = sample - seen @ without_noise @ back  # (B, P, P), with the expectation H M_k Q H^T
+    # Values of a lost trajectory must not stop the decompositions of the others.
     sample, seen = (torch.nan_to_num(matrix, nan=0.0, posinf=0.0, neginf=0.0) for matrix in (sample, seen))
     if structure.whole:
         every = (cycle.observed.all(1) & before.observed.all(1))[:, None, None]
@@ -179,7 +180,7 @@ def _of_lag_one(cycle: Cycle, before: Cycle, without_noise: Tensor, structure: S
         return torch.where(every, structure.apart(0.5 * (q + q.mT)), torch.nan)
     if structure.kind == "diagonal":
         return (seen * sample).sum(1) / seen.square().sum(1) / before.observed.to(d)
-    # One number for each part: least squares over the matrices H M_k D H^T, with D one on the part.
+    # One number for each part: least squares over the matrices H M_k D H^T, where D is one on the part.
     parts = structure.onto_parts(d).mT
     matrices = torch.stack([(seen * part) @ back for part in parts], 1).flatten(2)
     normal = matrices @ matrices.mT

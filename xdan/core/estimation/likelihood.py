@@ -1,4 +1,4 @@
-"""Likelihood of the observations that an ensemble filter gives, and its gradient by the model's parameters."""
+"""Likelihood of the observations from an ensemble filter, and its gradient with respect to the model's parameters."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..observing import ObservingSystem, split_observation
 from ..roots import cholesky_or_nan
 from .priors import Priors
 
-_BETAS = (0.9, 0.99)  # of Adam: windows are few, and the first gradients large
-_DIFFERENCE = 0.02  # deviations of the prior, between two gradients whose difference gives the curvature
+_BETAS = (0.9, 0.99)  # of Adam, for few windows and large first gradients
+_DIFFERENCE = 0.02  # step between two gradients whose difference gives the curvature, in deviations of the prior
 
 
 def innovation_cost(members: Tensor, observation: Tensor, observing: ObservingSystem) -> Tensor:
-    """Negative log-likelihood of observations under a Gaussian forecast, but for what R alone says.
+    """Negative log-likelihood of observations for a Gaussian forecast, without the part that depends on R alone.
 
-    -log N(y; H m, H P H^T + R) - log det(2 pi R)^{1/2} = (|d|^2 - c^T A^{-1} c + log det(A / (M - 1))) / 2 with the
-    whitened anomalies S and innovation d, c = S d and A = (M - 1) I + S S^T: M x M numbers, however many the
-    observations.
+    -log N(y; H m, H P H^T + R) - log det(2 pi R)^{1/2} = (|d|^2 - c^T A^{-1} c + log det(A / (M - 1))) / 2. Here S are
+    the whitened anomalies, d is the whitened innovation, c = S d and A = (M - 1) I + S S^T. These are M x M numbers,
+    whatever the number of observations.
 
     Parameters
     ----------
     members : Tensor, shape (B, M, N)
-        Of the forecast.
+        Members of the forecast.
     observation : Tensor, shape (B, P)
         NaN where nothing is observed.
     observing : ObservingSystem
-        Of this time.
+        H and R of this time.
 
     Returns
     -------
@@ -47,8 +47,8 @@ def innovation_cost(members: Tensor, observation: Tensor, observing: ObservingSy
 
     Examples
     --------
-    >>> one = ObservingSystem(std=torch.tensor(1.0))
-    >>> innovation_cost(torch.tensor([[[-1.0], [1.0]]]), torch.tensor([[0.0]]), one)  # P = 2, so log(3) / 2
+    >>> observing = ObservingSystem(std=torch.tensor(1.0))
+    >>> innovation_cost(torch.tensor([[[-1.0], [1.0]]]), torch.tensor([[0.0]]), observing)  # P = 2, so log(3) / 2
     tensor([0.5493])
     """
     values, observed = split_observation(observation)
@@ -64,19 +64,19 @@ def innovation_cost(members: Tensor, observation: Tensor, observing: ObservingSy
 
 @dataclass(frozen=True)
 class FilterLikelihood:
-    """The sum over a record of `innovation_cost`, along an ensemble filter whose analyses depend on the parameters too.
+    """The sum of `innovation_cost` over a record, for an ensemble filter whose analyses depend on the parameters too.
 
     Attributes
     ----------
     method : EnsembleMethod
-        Prepared.
+        A prepared method.
     record : Record
     dynamics : Dynamics
     priors : Priors
     start : dict of Tensor
-        The filter's state after the first analysis, the same in every pass: one draw of the climatology.
+        The filter's state after the first analysis, from one draw of the climatology. Every pass starts from it.
     window : int
-        Cycles through which gradients go back; the state that a window begins from counts as known.
+        Number of cycles through which gradients go back. The state at the start of a window counts as constant.
     """
 
     method: EnsembleMethod
@@ -90,34 +90,34 @@ class FilterLikelihood:
     def of(
         cls, method: EnsembleMethod, record: Record, dynamics: Dynamics, priors: Priors, window: int
     ) -> FilterLikelihood:
-        """Draw the members from the climatology of the prior's mean, and make the first analysis."""
+        """Draw the members from the climatology with the prior's mean, and make the first analysis."""
         with torch.no_grad():
             _, start = run(method, replace(record.during(slice(0, 1)), dynamics=dynamics))
         return cls(method, record, dynamics, priors, start, window)
 
     @property
     def windows(self) -> list[slice]:
-        """Cycles of each window, the first cycle left out."""
+        """Cycles of each window, without the first cycle."""
         stop = self.record.observation.shape[1]
         return [slice(k, min(k + self.window, stop)) for k in range(1, stop, self.window)]
 
     def cost(self, standard: Tensor, state: State, cycles: slice) -> tuple[Tensor, State, Tensor]:
-        """Mean over trajectories and cycles of the cost of a window.
+        """Mean cost of a window over trajectories and cycles.
 
         Parameters
         ----------
         standard : Tensor, shape (p,)
-            Parameters in deviations of the prior about its mean.
+            Parameters as differences from the prior's mean, in its standard deviations.
         state : dict of Tensor
-            The filter's, before the window.
+            State of the filter before the window.
         cycles : slice
 
         Returns
         -------
         cost : Tensor, shape ()
-            Of the trajectories that the window does not lose; NaN where it loses all.
+            Cost over the trajectories that the window does not lose; NaN if it loses all.
         state : dict of Tensor
-            After the window, without gradient.
+            State after the window, without gradient.
         lost : Tensor of bool, shape (B,)
         """
         values = self.priors.split(self.priors.scaled(standard))
@@ -136,9 +136,9 @@ class FilterLikelihood:
         return cost, {name: value.detach() for name, value in after.items()}, lost
 
     def gradients(self, standard: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, int]]:
-        """Cost, gradient (p,), lost trajectories (B,) and cycles of each window in turn.
+        """For each window in turn: cost, gradient (p,), lost trajectories (B,) and number of cycles.
 
-        `standard` may be changed between two windows.
+        The caller may change `standard` between two windows.
         """
         state = self.start
         for cycles in self.windows:
@@ -158,13 +158,13 @@ class FilterLikelihood:
         return cost, gradient
 
     def curvature(self, standard: Tensor, middle: Tensor) -> Tensor:
-        """Second derivative (p, p) of the whole cost, the observed Fisher information.
+        """Second derivative (p, p) of the whole cost: the observed Fisher information.
 
         Parameters
         ----------
         standard : Tensor, shape (p,)
         middle : Tensor, shape (p,)
-            Gradient of the whole cost there: p more gradients are taken, and their differences from it.
+            Gradient of the whole cost at `standard`. p further gradients are taken; their differences from it are used.
         """
         rows = []
         for unit in torch.eye(len(standard), dtype=standard.dtype, device=standard.device):
@@ -174,15 +174,15 @@ class FilterLikelihood:
 
 
 class Descent:
-    """Adam on a filter's likelihood, one step a window, with steps rate (1 - t)^2, t from 0 to 1.
+    """Adam on a filter's likelihood, with one step for each window. Step sizes are rate (1 - t)^2, t from 0 to 1.
 
     Parameters
     ----------
     likelihood : FilterLikelihood
     iterations : int
-        Passes over the record.
+        Number of passes over the record.
     rate : float
-        First step, in deviations of the prior.
+        Size of the first step, in standard deviations of the prior.
     """
 
     def __init__(self, likelihood: FilterLikelihood, iterations: int, rate: float) -> None:
@@ -192,7 +192,7 @@ class Descent:
         self._optimiser = torch.optim.Adam([self.standard], lr=rate, betas=_BETAS)
 
     def iterate(self) -> tuple[float, Tensor]:
-        """One pass over the record: mean cost of its windows, and the trajectories that some window lost."""
+        """Make one pass over the record: mean cost of its windows, and the trajectories that some window lost."""
         windows = len(self.likelihood.windows)
         total, lost_ever, count = self.standard.new_zeros(()), None, 0
         for number, (cost, gradient, lost, _) in enumerate(self.likelihood.gradients(self.standard)):
@@ -210,15 +210,15 @@ class Descent:
 
     @property
     def parameters(self) -> Tensor:
-        """Newest estimate, float64 of shape (p,)."""
+        """Latest estimate, float64 of shape (p,)."""
         return self.likelihood.priors.scaled(self.standard.double())
 
     def finish(self) -> tuple[Tensor, Tensor, bool]:
-        """The maximum of the likelihood, by one step of Newton from here, its standard errors, both (p,), and success.
+        """Maximum of the likelihood by one Newton step from here, its standard errors, both (p,), and convergence.
 
-        Standard errors are those of the observed Fisher information. Where the curvature is not positive definite, or
-        Newton's step is longer than a deviation of the prior, the estimate stays where Adam ended; standard errors are
-        NaN where the curvature has no inverse. In both cases it has not converged.
+        Standard errors follow from the observed Fisher information. If the curvature is not positive definite, or
+        Newton's step is longer than one standard deviation of the prior, the estimate is the last one of Adam, and has
+        not converged. If the curvature has no inverse, standard errors are NaN, and the estimate has not converged.
         """
         likelihood, priors = self.likelihood, self.likelihood.priors
         _, gradient = likelihood.total(self.standard)
@@ -236,12 +236,12 @@ class Descent:
         return priors.scaled(standard), priors.deviation * covariance.diagonal().sqrt(), fits
 
     def saved(self) -> dict[str, Tensor]:
-        """What a later process goes on from."""
+        """What a later process needs to go on."""
         state: dict[str, Any] = dict(self._optimiser.state[self.standard])
         return {"standard": self.standard, **{f"adam_{name}": torch.as_tensor(value) for name, value in state.items()}}
 
     def restore(self, saved: dict[str, Tensor], done: int) -> None:
-        """Go on from what `saved` gave after some iterations."""
+        """Resume from `saved`, after some iterations."""
         self.done = done
         self.standard.copy_(saved["standard"])
         moments = {name.removeprefix("adam_"): value for name, value in saved.items() if name.startswith("adam_")}

@@ -18,44 +18,45 @@ from .priors import Priors
 from .smoother import smooth_ensemble
 from .uncertainty import errors_by_samples
 
-_STEPS = 2  # of Gauss and Newton in an M step: a model is nearly linear in its parameters over one interval
-_DIFFERENCE = 1e-3  # deviations of the prior, between two forecasts whose difference gives a derivative
-_LEAST = 1e-12  # of the climate's mean square: Q is never smaller
-_BLOCKS, _SLOWEST = 8, 0.9  # samples of a single trajectory, and the largest rate that the end counts with
-_SMALL = 0.01  # of the largest change of the parameters
-_SURE = 0.5  # of the extrapolation, by which it may be wrong
-_FARTHEST = 1.0  # deviations of the prior that the extrapolation may go
-_UNRESOLVED = 0.5  # standard errors that may be left of the way: together with one they are 1.12
-_PAIRS = 1 << 14  # members whose intervals are computed at once
+_STEPS = 2  # Gauss-Newton steps in an M step: over one interval a model is nearly linear in its parameters
+_DIFFERENCE = 1e-3  # difference of parameters for a derivative, in standard deviations of the prior
+_LEAST = 1e-12  # smallest Q, relative to the climate's mean square
+_BLOCKS, _SLOWEST = 8, 0.9  # samples of a single trajectory; rate that counts if changes do not shrink
+_SMALL = 0.01  # relative to the largest change of the parameters: smaller changes are rounding or follow q
+_SURE = 0.5  # largest possible error of the extrapolation, relative to the extrapolation
+_FARTHEST = 1.0  # longest extrapolation, in standard deviations of the prior
+_UNRESOLVED = 0.5  # remaining distance at convergence, in standard errors: together with one they are 1.12
+_PAIRS = 1 << 14  # number of members whose intervals are computed at once
 
 
 @dataclass
 class ExpectationMaximisation:
-    """Estimates of parameters, and of Q where it is not known.
+    """Estimates of parameters, and of Q if it is not known.
 
-    E step: an ensemble filter with the newest parameters and Q, and a smoother over its kept members. M step: the
-    expected log-likelihood of the model's errors grows with smaller
+    E step: an ensemble filter with the latest parameters and Q, and a smoother over its members. M step: the expected
+    log-likelihood of the model's errors is larger if
 
-        sum_k E |x_{k+1} - M_theta(x_k)|^2_{Q^-1},
+        sum_k E |x_{k+1} - M_theta(x_k)|^2_{Q^-1}
 
-    a mean over the smoothed members, which Gauss and Newton's steps minimise. Derivatives of M by theta are central
-    differences, so that any model will do. Q = q I then has q as the mean square of what is left.
+    is smaller. This is a mean over the smoothed members, and Gauss-Newton steps minimise it. Derivatives of M with
+    respect to theta are central differences, so that any model can be used. For Q = q I, q is the mean square of the
+    remaining differences.
 
     Attributes
     ----------
     method : EnsembleMethod
-        Prepared.
+        A prepared method.
     record : Record
     dynamics : Dynamics
     priors : Priors
     error : ModelError or None
-        Q, where it is known.
+        Q, if it is known.
     burn_in : int
-        First cycles that the M step leaves out.
+        Number of first cycles that the M step leaves out.
     parameters : Tensor, shape (p,)
-        Newest estimate.
+        Latest estimate.
     variance : float
-        q, the newest estimate of Q = q I; not read where Q is known.
+        Latest estimate q of Q = q I. It is not used if Q is known.
 
     References
     ----------
@@ -77,7 +78,7 @@ class ExpectationMaximisation:
     def of(
         cls, method: EnsembleMethod, record: Record, dynamics: Dynamics, priors: Priors, burn_in: int
     ) -> ExpectationMaximisation:
-        """Begin with the prior's mean, and with the q that an error of one deviation of the parameters makes."""
+        """Begin with the prior's mean, and with the q that an error of one standard deviation of the prior makes."""
         states = climate_states(dynamics, record.seed, record.observation)
         steps = max(record.steps)
         shifted = [_forecast(dynamics, priors, value, states, steps) for value in _both(priors)]
@@ -87,7 +88,7 @@ class ExpectationMaximisation:
         return cls(method, record, dynamics, priors, dynamics.model_error, burn_in, begin, variance, [begin])
 
     def iterate(self) -> tuple[float, Tensor]:
-        """One E step and one M step: root of q that the M step leaves, and the trajectories that the filter lost."""
+        """Make an E step and an M step: root of the remaining q, and the trajectories that the filter lost."""
         with torch.no_grad():
             smoothed, lost = self._smoothed()
             if smoothed is None:
@@ -105,7 +106,7 @@ class ExpectationMaximisation:
         return self.variance**0.5, lost
 
     def _smoothed(self) -> tuple[Tensor | None, Tensor]:
-        """Smoothed members (B, K, M, N) of the trajectories that the filter keeps, and which it loses, (B,)."""
+        """Smoothed members (B, K, M, N) of the trajectories that the filter keeps, and flags of the lost ones, (B,)."""
         record = replace(self.record, dynamics=self.current(), truth=None)
         outputs, _ = run(self.method, record, members=True)
         lost = outputs["diverged"].any(1)
@@ -116,17 +117,21 @@ class ExpectationMaximisation:
     def finish(self) -> tuple[Tensor, Tensor, bool]:
         """The estimate, its standard errors, both (p,), and whether the iteration has converged.
 
-        Near its end the iteration converges geometrically, and slowly where Q is small: changes d shrink by a rate r,
-        and r / (1 - r) d is left of the way. The estimate is there, Aitken's extrapolation, if the last three changes
-        say so: both of their ratios are below 1, and the ratios r and s differ so little that what this makes of the
-        way left, |r - s| / (1 - r)^2 d, is at most half of it; and if the way left is at most one deviation of the
-        prior. Otherwise the estimate is the last iteration's. It has converged if what is not sure, of the
-        extrapolation or of the whole way left, is at most half a standard error. Where a ratio is not below 1, because
-        the members' noise is as large as the changes or because these grow, the mean of the last three changes counts
-        as one of a rate of 0.9. Fewer than three iterations have not converged.
+        Near its end the iteration converges geometrically, and slowly if Q is small. Changes d then shrink by a rate r,
+        and the remaining distance is r / (1 - r) d. Aitken's extrapolation adds this distance to the last iterate. The
+        estimate is the extrapolation if the last three changes allow it, and otherwise the last iterate. They allow it
+        under three conditions. Both ratios of successive changes, r and s, are below 1. Their difference is so small
+        that its effect on the remaining distance, |r - s| / (1 - r)^2 d, is at most half of this distance. The
+        remaining distance is at most one standard deviation of the prior.
 
-        Standard errors are from what each trajectory by itself would make of the estimate. A single trajectory is cut
-        into blocks of time. An error of one M step moves the fixed point of the iteration by 1 / (1 - r) of it.
+        The iteration has converged if the uncertain distance is at most half a standard error. This is the uncertainty
+        of the extrapolation, or without an extrapolation the whole remaining distance. A ratio may be 1 or more,
+        because the noise of the members is as large as the changes, or because the changes grow. Then the mean of the
+        last three changes counts like a change with the rate 0.9. With fewer than three iterations there is no
+        convergence.
+
+        Standard errors follow from the estimates that each trajectory alone would give. A single trajectory is cut into
+        blocks of time. An error of one M step moves the fixed point of the iteration by 1 / (1 - r) times the error.
         """
         with torch.no_grad():
             smoothed, _ = self._smoothed()
@@ -145,9 +150,9 @@ class ExpectationMaximisation:
             return self.parameters + jump, errors, bool((unsure <= allowed).all())
 
     def _way_left(self) -> tuple[Tensor, Tensor]:
-        """From the last iteration to where Aitken's extrapolation leads, and how much may be wrong with it, both (p,).
+        """Distance from the last iterate to Aitken's extrapolation, and its possible error, both (p,).
 
-        The first is zero where the extrapolation is not sure enough; the second is then all that may be left.
+        If the extrapolation is too uncertain, the first is zero, and the second is the whole remaining distance.
         """
         nothing, unknown = torch.zeros_like(self.parameters), torch.full_like(self.parameters, torch.inf)
         if len(self._past) < 4:
@@ -157,7 +162,7 @@ class ExpectationMaximisation:
         largest = (torch.stack(self._past).diff(dim=0) / self.priors.deviation).square().mean(1).sqrt().max()
         rate = self._rate()
         jump = rate / (1 - rate) * last[-1]
-        if not bool(sizes[-1] > _SMALL * largest):  # at its end: rounding, and the slow change of q
+        if not bool(sizes[-1] > _SMALL * largest):  # the iteration is at its end: rounding, and slow changes of q
             return jump, last[1:].abs().amax(0)
         before, now = float(sizes[1] / sizes[0]), float(sizes[2] / sizes[1])
         if not (before < 1.0 and now < 1.0):
@@ -170,17 +175,17 @@ class ExpectationMaximisation:
         return nothing, unsure + left.abs()
 
     def _rate(self) -> float:
-        """By which changes shrink from one iteration to the next.
+        """Factor by which changes shrink from one iteration to the next.
 
-        Of the last two, or, where those are below a hundredth of the largest, on the way from the largest to there:
-        later changes are rounding, and the slow change of q.
+        It comes from the last two changes. If these are below a hundredth of the largest change, it comes from the
+        changes between the largest and the first such small one: later changes are rounding and slow changes of q.
         """
         changes = (torch.stack(self._past).diff(dim=0) / self.priors.deviation).square().mean(1).sqrt()
         if len(changes) < 2 or not bool(changes.max() > 0):
             return 0.0
         along = changes[int(changes.argmax()) :]
         along = along[along > _SMALL * changes.max()]
-        if len(along) == len(changes) - int(changes.argmax()):  # not at its end yet: the last two say how it goes on
+        if len(along) == len(changes) - int(changes.argmax()):  # not at its end yet: use the last two changes
             along = along[-2:]
         if len(along) < 2:
             return 0.0
@@ -188,17 +193,17 @@ class ExpectationMaximisation:
         return min(rate, _SLOWEST)
 
     def saved(self) -> dict[str, Tensor]:
-        """What a later process goes on from."""
+        """What a later process needs to go on."""
         return {"past": torch.stack(self._past), "variance": torch.tensor(self.variance, dtype=torch.float64)}
 
     def restore(self, saved: dict[str, Tensor], done: int) -> None:
-        """Go on from what `saved` gave after some iterations."""
+        """Resume from `saved`, after some iterations."""
         del done
         self._past = list(saved["past"].cpu().clone())
         self.parameters, self.variance = self._past[-1], float(saved["variance"])
 
     def current(self) -> Dynamics:
-        """The model with the newest parameters and Q."""
+        """The model with the latest parameters and Q."""
         values = {name: value.to(self.record.observation) for name, value in self._split().items()}
         model = self.dynamics.computing_with(values)
         return model if self.error is not None else model.with_model_error(self.variance**0.5)
@@ -209,7 +214,7 @@ class ExpectationMaximisation:
     def _intervals(
         self, smoothed: Tensor, first: int = 0, stop: int | None = None
     ) -> Iterator[tuple[Tensor, Tensor, Dynamics, int]]:
-        """Smoothed members (n, N) at the begin and at the end of intervals, the model there and its steps."""
+        """Smoothed members (n, N) at the start and at the end of intervals, the model at the start, and its steps."""
         clock = int(self.record.clocks[0])
         first, stop = max(1, self.burn_in, first), smoothed.shape[1] if stop is None else stop
         together: dict[int, list[int]] = {}
@@ -232,7 +237,7 @@ class ExpectationMaximisation:
                 yield before, after, self.dynamics, steps
 
     def _improved(self, smoothed: Tensor, first: int = 0, stop: int | None = None) -> Tensor:
-        """Parameters after one step of Gauss and Newton, over some of the cycles."""
+        """Parameters after one Gauss-Newton step, over some of the cycles."""
         size = len(self.parameters)
         normal, right = self.parameters.new_zeros(size, size), self.parameters.new_zeros(size)
         for before, after, dynamics, steps in self._intervals(smoothed, first, stop):
@@ -251,7 +256,7 @@ class ExpectationMaximisation:
         return self.parameters + self.priors.deviation * change
 
     def _weighed(self, errors: Tensor) -> Tensor:
-        """Q^{-1/2} e of errors (n, N), for a known Q; errors as they are where Q = q I."""
+        """Q^{-1/2} e of errors (n, N) for a known Q; the errors themselves if Q = q I."""
         if self.error is None:
             return errors
         if self.error.independent:
@@ -262,7 +267,7 @@ class ExpectationMaximisation:
 
 
 def _both(priors: Priors) -> tuple[Tensor, Tensor]:
-    """The prior's mean, and one deviation beside it."""
+    """The prior's mean, and a vector one standard deviation away from it."""
     return priors.mean, priors.mean + priors.deviation
 
 

@@ -1,4 +1,4 @@
-"""Parameters that are to be estimated: their names and shapes, and what is known of them before."""
+"""Parameters to be estimated: their names, shapes and prior distributions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..derivative_checks import check_derivative, pull_back, random_directions
 from ..dynamics import Dynamics
 from ..dynamics.parameters import check_names, check_read_at_every_step
 
-_DRAWS = 4  # of the prior, at which derivatives by the parameters are compared
+_DRAWS = 4  # number of draws from the prior at which derivatives with respect to the parameters are compared
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Priors:
     ----------
     names : tuple of str
     shapes : tuple of tuple of int
-        Of each parameter; () for a number.
+        Shape of each parameter; () for a number.
     mean, deviation : Tensor of float64, shape (p,)
     """
 
@@ -38,7 +38,7 @@ class Priors:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Numbers of each parameter."""
+        """How many numbers each parameter has."""
         return tuple(math.prod(shape) for shape in self.shapes)
 
     def split(self, packed: Tensor) -> dict[str, Tensor]:
@@ -50,31 +50,31 @@ class Priors:
         }
 
     def scaled(self, standard: Tensor) -> Tensor:
-        """Parameters (..., p) from numbers in deviations of the prior about its mean."""
+        """Parameters (..., p) from differences to the prior's mean, in standard deviations of the prior."""
         return self.mean.to(standard) + self.deviation.to(standard) * standard
 
     def described(self) -> dict[str, list[list[float]]]:
-        """Plain JSON: mean and deviation of each parameter."""
+        """Plain JSON: mean and standard deviation of each parameter."""
         means, deviations = self.split(self.mean), self.split(self.deviation)
         return {name: [means[name].tolist(), deviations[name].tolist()] for name in self.names}
 
 
 def read_priors(dynamics: Dynamics, parameters: Any) -> Priors:
-    """Take a mapping of parameters' names to means and deviations, and try the model with both.
+    """Check a mapping from parameters' names to means and standard deviations, and test the model with both.
 
     Parameters
     ----------
     dynamics : Dynamics
     parameters : mapping of str to (mean, deviation)
-        Numbers, or arrays of the parameter's shape; one number stands for all of a parameter.
+        Numbers, or arrays of the parameter's shape. One number holds for all entries of a parameter.
 
     Raises
     ------
     TypeError
-        For what is no such mapping, or holds no real numbers.
+        If `parameters` is not such a mapping, or has values that are not real numbers.
     ValueError
-        For no parameters, a parameter that the model does not have, that is an integer or that it does not read at
-        every step; a deviation that is not positive; a shape that does not fit.
+        If there are no parameters; if the model does not have a parameter, it is an integer, or the model does not read
+        it at every step; if a standard deviation is not positive, or a shape does not fit.
     """
     if not isinstance(parameters, Mapping):
         raise TypeError(
@@ -98,14 +98,14 @@ def read_priors(dynamics: Dynamics, parameters: Any) -> Priors:
                 f"the prior's deviation of {name!r} is {deviation.min():g}: expected a positive number, how far the "
                 "parameter may lie from its mean"
             )
-        own = np.shape(known[name])
+        own_shape = np.shape(known[name])
         try:
-            shape = np.broadcast_shapes(own, mean.shape)
+            shape = np.broadcast_shapes(own_shape, mean.shape)
             spread = np.broadcast_to(deviation, shape)
         except ValueError:
             raise ValueError(
                 f"the prior of {name!r} has a mean of shape {mean.shape} and a deviation of shape {deviation.shape}: "
-                f"expected numbers, or arrays of the parameter's shape {own}"
+                f"expected numbers, or arrays of the parameter's shape {own_shape}"
             ) from None
         shapes.append(shape)
         means.append(np.broadcast_to(mean, shape).reshape(-1))
@@ -122,12 +122,12 @@ def read_priors(dynamics: Dynamics, parameters: Any) -> Priors:
 
 
 def read_walk(walk: Any, priors: Priors) -> Tensor:
-    """Take standard deviations of the parameters' random walk in one interval.
+    """Check the standard deviations of the parameters' random walk in one interval.
 
     Parameters
     ----------
     walk : float, or mapping of str to float or array
-        One number for all, or by the parameters' names; those that are left out do not walk.
+        One number for all parameters, or numbers by the parameters' names. Parameters without a number do not walk.
     priors : Priors
 
     Returns
@@ -137,9 +137,9 @@ def read_walk(walk: Any, priors: Priors) -> Tensor:
     Raises
     ------
     TypeError
-        For what holds no real numbers.
+        If a value is not made of real numbers.
     ValueError
-        For other names or shapes, and for negative numbers.
+        If names or shapes do not fit, or numbers are negative.
     """
     if not isinstance(walk, Mapping):
         walk = dict.fromkeys(priors.names, walk)
@@ -158,14 +158,14 @@ def read_walk(walk: Any, priors: Priors) -> Tensor:
 
 
 def check_parameter_derivatives(dynamics: Dynamics, priors: Priors, who: str) -> None:
-    """Refuse a model whose derivative of a step by the parameters is missing or wrong.
+    """Refuse a model for which the derivative of a step with respect to the parameters is missing or wrong.
 
     Parameters
     ----------
     dynamics : Dynamics
     priors : Priors
     who : str
-        What needs it, such as "the method 'likelihood'".
+        What needs the derivative, such as "the method 'likelihood'".
 
     Raises
     ------
@@ -175,7 +175,7 @@ def check_parameter_derivatives(dynamics: Dynamics, priors: Priors, who: str) ->
     state = dynamics.with_parameters(**priors.split(priors.mean)).start_states()[:1]
 
     def increment(standard: Tensor) -> Tensor:
-        """Of one step from one state, with parameters in deviations of their prior, (S, p)."""
+        """Increment of one step from one state, with parameters in standard deviations of their prior, (S, p)."""
         x = state.to(standard).expand(len(standard), *state.shape[1:])
         moved = dynamics.advance_each(x, 1, priors.split(priors.scaled(standard)))
         return (moved - x).flatten(1)

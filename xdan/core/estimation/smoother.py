@@ -22,7 +22,7 @@ class Smoothed:
     x : Tensor, shape (B, K, N)
     covariance : Tensor, shape (B, K, N, N)
     lag_one : Tensor, shape (B, K, N, N)
-        Covariance of the state of the next time, in rows, with that of this time, in columns. It is zero at the last
+        Covariance between the state of the next time (rows) and that of this time (columns). It is zero at the last
         time of a record.
     """
 
@@ -32,19 +32,19 @@ class Smoothed:
 
 
 def smooth(record: Record, noise: Tensor, prior: Gaussian) -> Smoothed:
-    """Filter a record by an extended Kalman filter, and smooth it by Rauch, Tung and Striebel's recursion.
+    """Filter a record by an extended Kalman filter, and smooth it by the recursion of Rauch, Tung and Striebel.
 
-    The result has N x N numbers for every trajectory and time. What needs only sums of them goes over the segments of
-    `backward_segments` itself.
+    The result has N x N numbers for each trajectory and time. Functions that need only sums of them go over the
+    segments of `backward_segments` instead.
 
     Parameters
     ----------
     record : Record
-        B trajectories of K times; its observing system has R.
+        B trajectories with K times. Its observing system has R.
     noise : Tensor, shape (N, N)
-        Q, that of every interval.
+        The covariance Q of every interval.
     prior : Gaussian
-        Forecast of the first time, such as the mean and the covariance of the climatology.
+        Forecast at the first time, such as the mean and the covariance of the climatology.
 
     Returns
     -------
@@ -75,20 +75,20 @@ def smooth(record: Record, noise: Tensor, prior: Gaussian) -> Smoothed:
 
 
 def rauch_tung_striebel(cycles: Sequence[Cycle], after: tuple[Cycle, Gaussian] | None = None) -> Smoothed:
-    """Smooth the kept run of a filter, from its last time to its first.
+    """Smooth the run of a filter, from its last time to its first.
 
     With the gain of the smoother, G_k = P_a,k M_{k+1}^T P_f,k+1^-1,
 
         x_s,k = x_a,k + G_k (x_s,k+1 - x_f,k+1),   P_s,k = P_a,k + G_k (P_s,k+1 - P_f,k+1) G_k^T,
 
-    and the covariance of two times is P_s,k+1 G_k^T.
+    and the covariance between the states of two successive times is P_s,k+1 G_k^T.
 
     Parameters
     ----------
     cycles : sequence of Cycle
-        Of times one after another, such as a segment of `backward_segments`.
+        Cycles of consecutive times, such as a segment of `backward_segments`.
     after : tuple of Cycle and Gaussian, optional
-        The cycle that follows the last one, and its smoothed state; None at the end of a record.
+        The cycle after the last one, and its smoothed state; None at the end of a record.
 
     Returns
     -------
@@ -114,7 +114,7 @@ def rauch_tung_striebel(cycles: Sequence[Cycle], after: tuple[Cycle, Gaussian] |
 
 @dataclass(frozen=True)
 class Disturbances:
-    """What the observations of all times say of the errors of the model and of the observations, at one time.
+    """What the observations of all times show of the errors of the model and of the observations, at one time.
 
     Attributes
     ----------
@@ -139,15 +139,16 @@ Backward = tuple[Tensor, Tensor]
 
 
 def disturbances(cycle: Cycle, carried: Backward | None) -> tuple[Disturbances, Backward]:
-    """One step backward of the disturbance smoother, which inverts no forecast covariance.
+    """One step backward of the disturbance smoother. No forecast covariance is inverted.
 
-    From r_a and U_a at the analysis, zero at the end of a record, with A = I - K H and S = H P_f H^T + R,
+    It starts from r_a and U_a at the analysis; at the end of a record they are zero. With A = I - K H and
+    S = H P_f H^T + R,
 
         u = S^-1 d - K^T r_a,            D = S^-1 + K^T U_a K,
         r = H^T S^-1 d + A^T r_a,        U = H^T S^-1 H + A^T U_a A,
 
-    and at the analysis before r_a = M^T r, U_a = M^T U M. The smoothed state is x_f + P_f r, and its covariance
-    P_f - P_f U P_f. The derivatives of the log-likelihood are (r r^T - U) / 2 by Q, and (u u^T - D) / 2 by R.
+    and at the previous analysis r_a = M^T r, U_a = M^T U M. The smoothed state is x_f + P_f r, and its covariance is
+    P_f - P_f U P_f. The derivatives of the log-likelihood are (r r^T - U) / 2 for Q, and (u u^T - D) / 2 for R.
 
     Parameters
     ----------
@@ -159,7 +160,7 @@ def disturbances(cycle: Cycle, carried: Backward | None) -> tuple[Disturbances, 
     -------
     Disturbances
     carried : tuple of Tensor
-        r_a and U_a at the analysis before; at the first time of a record, r and U.
+        r_a and U_a at the previous analysis; at the first time of a record, r and U.
 
     References
     ----------
@@ -184,9 +185,9 @@ def disturbances(cycle: Cycle, carried: Backward | None) -> tuple[Disturbances, 
 
 
 def smooth_ensemble(forecast_members: Tensor, members: Tensor) -> Tensor:
-    """Smooth the kept members of an ensemble filter, whichever it was, from the last time to the first.
+    """Smooth the members of any ensemble filter, from the last time to the first.
 
-    Each step back is that of `smoothed_members`. Members keep their numbers from an analysis to the next forecast.
+    `smoothed_members` makes each step back. Members must keep their order from an analysis to the next forecast.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What of a covariance is estimated: one variance, one for each component, or all of it."""
+"""Which part of a covariance is estimated: one variance, one for each component, or the whole matrix."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ KINDS = ("scalar", "diagonal", "full", "fixed")
 
 @dataclass(frozen=True)
 class Structure:
-    """Which covariances of n components an estimate chooses among.
+    """The set of covariances of n components from which an estimate is chosen.
 
     A value is a tensor of variances, shape (n,), or of a full covariance, shape (n, n).
 
     Attributes
     ----------
     kind : {"scalar", "diagonal", "full", "fixed"}
-        "scalar" has one variance for each part, such as each field of the state, "diagonal" one for each component.
-        "fixed" stays as it was.
+        "scalar": one variance for each part, such as each field of the state. "diagonal": one variance for each
+        component. "full": the whole covariance. "fixed": nothing is estimated.
     parts : Tensor of int64, shape (n,)
-        The part that each component is of, numbered from 0. A full covariance is zero between parts.
+        Number of the part that each component belongs to, from 0. A full covariance is zero between parts.
 
     Examples
     --------
@@ -39,7 +39,7 @@ class Structure:
 
     @property
     def whole(self) -> bool:
-        """Whether values are matrices, of an estimate that is not fixed."""
+        """Whether values are matrices that are estimated."""
         return self.kind == "full"
 
     @property
@@ -55,7 +55,7 @@ class Structure:
         return int(counts.get(self.kind, torch.zeros(())))
 
     def start(self, covariance: Tensor) -> Tensor:
-        """The value that is nearest to a covariance (n, n)."""
+        """The value that is closest to a covariance (n, n)."""
         if self.whole:
             return self.apart(covariance)
         if self.fixed:
@@ -64,7 +64,7 @@ class Structure:
         return self.pooled(covariance.diagonal(), torch.ones_like(covariance.diagonal()))
 
     def pooled(self, values: Tensor, weights: Tensor) -> Tensor:
-        """Weighted means of variances (..., n) over what shares one; NaN where the weights (..., n) are zero."""
+        """Weighted means of variances (..., n) over components with a common one; NaN if the weights are zero."""
         if self.kind != "scalar":
             return torch.where(weights > 0, values, torch.nan)
         onto = self.onto_parts(values)
@@ -77,12 +77,12 @@ class Structure:
         return torch.where(together, matrices, 0.0)
 
     def onto_parts(self, like: Tensor) -> Tensor:
-        """One where a component is of a part, shape (n, parts), of a tensor's dtype and on its device."""
+        """Matrix (n, parts) with ones where a component belongs to a part, in a tensor's dtype and on its device."""
         count = int(self.parts.max()) + 1
         return torch.nn.functional.one_hot(self.parts, count).to(like)
 
     def numbers(self, value: Tensor) -> Tensor:
-        """Logarithms of a value, in which steps are taken: of variances, or of a covariance as a matrix; flattened."""
+        """Logarithms of a value, flattened: of variances, or of a covariance as a matrix. Steps are taken in these."""
         if self.fixed:
             return value.new_zeros(0)
         if value.ndim == 1:
@@ -92,7 +92,7 @@ class Structure:
         return logarithm.flatten()
 
     def from_numbers(self, numbers: Tensor, value: Tensor) -> Tensor:
-        """The value of logarithms; where it is fixed, the value that it has."""
+        """The value for these logarithms. If nothing is estimated, `value`."""
         if self.fixed:
             return value
         return numbers.exp() if value.ndim == 1 else torch.linalg.matrix_exp(numbers.reshape(value.shape))
@@ -109,9 +109,9 @@ def as_matrix(value: Tensor) -> Tensor:
 
 
 def made_positive(value: Tensor, least: float) -> Tensor:
-    """Variances (..., n) or covariances (B, n, n) whose eigenvalues are at least a number.
+    """Variances (..., n) or covariances (B, n, n) whose eigenvalues are at least `least`.
 
-    Statistics of few samples may give variances that are not positive.
+    Statistics from few samples may give variances that are not positive.
     """
     if value.ndim < 3:
         return value.clamp_min(least)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-_FEWEST = 3  # samples for each number that is estimated, for the covariance of all numbers together
+_FEWEST = 3  # smallest number of samples for each estimated number, for a common covariance of all numbers
 
 
 def errors_by_scores(scores: Tensor, blocks: list[list[int]]) -> Tensor:
@@ -16,15 +16,15 @@ def errors_by_scores(scores: Tensor, blocks: list[list[int]]) -> Tensor:
     Parameters
     ----------
     scores : Tensor, shape (S, p)
-        Derivatives of the log-likelihood of each sample by each parameter, at the maximum.
+        Derivatives of the log-likelihood of each sample with respect to each parameter, at the maximum.
     blocks : list of list of int
-        Parameters that are taken together where the samples are too few for all of them; blocks of one length.
+        Groups of parameters, used if there are too few samples for all parameters together. All have one length.
 
     Returns
     -------
     Tensor, shape (p,)
-        NaN for fewer than 2 samples. Within a block the inverse of the information matrix counts what the other
-        parameters leave open.
+        NaN for fewer than 2 samples. Within a block, the inverse of the information matrix accounts for the uncertainty
+        of the other parameters.
 
     References
     ----------
@@ -46,17 +46,17 @@ def errors_by_scores(scores: Tensor, blocks: list[list[int]]) -> Tensor:
 
 
 def errors_by_samples(samples: Tensor, weights: Tensor, rate: float) -> Tensor:
-    """Standard errors of the fixed point of an iteration, from what each sample by itself would make of it.
+    """Standard errors of the fixed point of an iteration, from the estimates that each sample alone would give.
 
     Parameters
     ----------
     samples : Tensor, shape (S, *value)
-        The next estimate, of each sample alone.
+        The next estimate from each sample alone.
     weights : Tensor, shape (S,), or that of `samples`
-        How many errors are in each.
+        Number of errors in each sample.
     rate : float
-        By which changes of the iteration shrink from step to step: an error of one step moves the fixed point by
-        1 / (1 - rate) of it.
+        Factor by which changes of the iteration shrink from step to step. An error of one step moves the fixed point by
+        1 / (1 - rate) times the error.
 
     Returns
     -------

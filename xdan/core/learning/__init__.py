@@ -1,4 +1,4 @@
-"""Training below the wall: rollouts through the cycles, objectives, gradients and steps."""
+"""Training below the wall: cycles of a window, objectives, gradients and steps."""
 
 from .across_members import AcrossMembers
 from .imitation import CovarianceImitation

@@ -1,4 +1,4 @@
-"""Training of one network for several numbers of members at once."""
+"""Training of one network for several numbers of members."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from .rollout import Rollout, Window
 
 @register_objective
 class AcrossMembers(Objective):
-    """Root mean square error of the analysis, the mean over filters with different numbers of members.
+    """Root mean square error of the analysis, averaged over filters with different numbers of members.
 
-    Each window is run through with every number, by filters whose states go on side by side. A network that is trained
-    for one number after another forgets the first. The network is validated with its own number.
+    Each window is run once for each number of members, by filters that continue side by side. All numbers are trained
+    together because a network that is trained for one number after another forgets the first. Validation uses the
+    network's number of members.
 
     Parameters
     ----------
     members : sequence of int
-        The numbers, each at least 2.
+        Numbers of members, each at least 2.
 
     Raises
     ------
     TypeError
-        For what is no list or tuple of integers, or an empty one.
+        If `members` is not a list or tuple of integers, or is empty.
     ValueError
-        For a number below 2.
+        If a number is below 2.
 
     Examples
     --------
@@ -55,16 +56,16 @@ class AcrossMembers(Objective):
         self.members = [integer("members", count, least=2) for count in members]
 
     def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
-        """Refuse a network with weights for each member, or of a single forecast."""
+        """Refuse a network with weights for each member, or with a single forecast."""
         super().check(network, contents)
         if not network.any_members:
             raise ValueError(
                 f"objective={self.name!r} trains for several numbers of members, and the network {network.name!r} is "
-                "for one: expected one such as xdan.LearnedLETKF()"
+                "for one: expected a network such as xdan.LearnedLETKF()"
             )
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """`root_squared_error` of the analysis, with one number of members."""
+        """`root_squared_error` of the analysis, for one number of members."""
         return root_squared_error(rollout.scaled(rollout.analysis), rollout.scaled(rollout.truth()))
 
     def window_gradient(
@@ -75,7 +76,7 @@ class AcrossMembers(Objective):
         window: Window,
         state: State | None,
     ) -> WindowGradient:
-        """Mean over the numbers of members; the state has the entries of each, after its number."""
+        """Mean over the numbers of members. Names of the state's entries begin with the number of members."""
         results: list[WindowGradient] = []
         after: State = {}
         for count in self.members:

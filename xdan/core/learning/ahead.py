@@ -1,4 +1,4 @@
-"""Windows that are made on a GPU while the ones before are learned from."""
+"""Windows that are made on a GPU while training learns from the previous ones."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .trainer import Windows
 
 
 class ReadAhead:
-    """Windows of another source, the next one made by a thread in a stream of its own.
+    """Windows of another source. A thread makes the next window in another stream of the GPU.
 
-    Making a window is some hundred small kernels, whose launches take as long as a replayed gradient runs.
+    A window needs some hundred small kernels. Their launches take as long as the replay of a recorded gradient.
 
     Parameters
     ----------
     windows : Windows
-        On a CUDA device.
+        The source of windows, on a CUDA device.
     """
 
     def __init__(self, windows: Windows) -> None:
@@ -31,7 +31,7 @@ class ReadAhead:
         self._before = windows.arrays()
 
     def window(self, index: int) -> Window:
-        """Give the index-th window, and have the next one made."""
+        """Return the window of this index, and start to make the next one."""
         if self._next is None or self._next[0] != index:
             self._next = index, self._thread.submit(self._make, index)
         window = self._next[1].result()
@@ -40,7 +40,7 @@ class ReadAhead:
         for tensor in (getattr(window, field.name) for field in fields(window)):
             if isinstance(tensor, Tensor) and tensor.is_cuda:
                 tensor.record_stream(here)  # torch must not reuse its memory while this stream reads it
-        # The source will be a window ahead of the training: a checkpoint needs what it was.
+        # The source will be one window ahead of the training. A checkpoint needs its present arrays.
         self._before = {name: value.clone() for name, value in self.windows.arrays().items()}
         self._stream.wait_stream(here)
         self._next = index + 1, self._thread.submit(self._make, index + 1)
@@ -51,11 +51,11 @@ class ReadAhead:
             return self.windows.window(index)
 
     def arrays(self) -> dict[str, Tensor]:
-        """What to store to carry on with the window after the last that was given."""
+        """What to store, so that a resumed training goes on after the last window that was returned."""
         return self._before
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
-        """Carry on from stored arrays."""
+        """Resume from stored arrays."""
         self.windows.restore(arrays)
         self._next, self._before = None, arrays
 

@@ -1,4 +1,4 @@
-"""How large the errors of a network's analyses are, component by component, with the truth and without."""
+"""How large the errors of a network's analyses are in each component, with the truth and without it."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _SENSITIVITY = Output("sensitivity", "derivative of the observed analysis by its
 
 
 class _Probed(DataAssimilationNetwork):
-    """The network, and how its analysis of each component answers to that component's observation."""
+    """A network, and how its analysis of each component depends on this component's observation."""
 
     outputs: ClassVar[tuple[Output, ...]] = (_SENSITIVITY,)  # type: ignore[misc]
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation, whose answer no one asks for."""
+        """Optimal interpolation, without a sensitivity."""
         return {**super().first(state, observation, observed, observing), "sensitivity": torch.zeros_like(state["x"])}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis, and another of observations that are moved along random signs."""
+        """One analysis, and another one from observations that are changed along random signs."""
         after = super().analyse(state, observation, observed, observing)
         step = PROBE * observing.error_variance().sqrt() * random_signs(observation) * observed
         moved = super().analyse(state, observation + step, observed, observing)
@@ -35,20 +35,20 @@ class _Probed(DataAssimilationNetwork):
 
 @torch.no_grad()
 def spread_factors(network: AnalysisNetwork, record: Record, burn_in: int) -> list[float]:
-    """RMSE of the analyses of each field over the root mean square of their spread, after burn-in.
+    """RMSE of the analyses of each field, divided by the root mean square of their spread, after burn-in.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        That `gives_spread`.
+        A network that `gives_spread`.
     record : Record
-        With the truth.
+        A record with a truth.
     burn_in : int
 
     Returns
     -------
     list of float
-        One for each field of the record's state.
+        One number for each field of the record's state.
     """
     assert record.truth is not None
     network.eval()
@@ -64,28 +64,28 @@ def spread_factors(network: AnalysisNetwork, record: Record, burn_in: int) -> li
 def error_variance(network: AnalysisNetwork, record: Record, burn_in: int) -> Tensor:
     """Mean square error of the analyses of each component, over trajectories and times after burn-in.
 
-    With the truth that of analysis minus truth. Without it, by Stein's unbiased estimate of risk, from observations of
-    independent errors of variance R: (y - x_a)^2 - R + 2 R dx_a / dy, where y is there. The derivative is that along
-    one direction of random signs: its mean is the derivative by the observation of the component. Single values of
-    this estimate scatter by some 2^(1/2) R about an error variance that may be a small share of R. So it is averaged
-    over the components of a field too.
+    With the truth, this is the mean square of analysis minus truth. Without it, Stein's unbiased estimate of risk is
+    used, for observations with independent errors of variance R: (y - x_a)^2 - R + 2 R dx_a / dy, where y is observed.
+    The derivative is taken along one direction of random signs; its mean is the derivative with respect to the
+    component's observation. Single values of this estimate scatter by about 2^(1/2) R around an error variance that may
+    be a small share of R. The estimate is therefore averaged over the components of a field too.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        Of one forecast.
+        A network with one forecast.
     record : Record
     burn_in : int
 
     Returns
     -------
     Tensor of float64, shape (N,)
-        Without the truth one number for each field, NaN of a field that is never observed.
+        Without the truth, one number for each field. NaN for a field that is never observed.
 
     Raises
     ------
     ValueError
-        Without the truth, for observations by an operator or with correlated errors.
+        Without the truth, if the observations have an operator or correlated errors.
     """
     network.eval()
     observing = record.observing

@@ -1,7 +1,7 @@
-"""The gradient of a window's loss: in this process, or with the trajectories shared between several.
+"""The gradient of a window's loss, in one process or with the trajectories divided between several processes.
 
-The products of a small network keep one core busy and gain little from threads; the trajectories of a batch are
-independent of each other.
+The products of a small network keep one core busy and gain little from threads. The trajectories of a batch are
+independent of each other, so that processes can divide them.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from ..observing import ObservingSystem, Operator
 from .objectives import Objective, WindowGradient
 from .rollout import Window
 
-_WARM_UPS = 3  # passes before a recording, as torch advises
-_TENSORS = ("truth", "observation", "forecast", "covariance", "clock")  # of a window, trajectories first
+_WARM_UPS = 3  # number of passes before a recording, as torch advises
+_TENSORS = ("truth", "observation", "forecast", "covariance", "clock")  # entries of a window, trajectories first
 
 
 class Gradient(Protocol):
     """Gradient of a network's loss over a window that starts from a state."""
 
     def __call__(self, window: Window, state: State | None) -> WindowGradient:
-        """Compute it."""
+        """Compute the gradient."""
 
     def close(self) -> None:
-        """Give processes back."""
+        """End helper processes."""
 
 
 class OneProcess:
-    """The gradient, computed here.
+    """The gradient, computed in this process.
 
     Parameters
     ----------
@@ -63,29 +63,30 @@ class OneProcess:
         self.parameters = list(network.parameters())
 
     def __call__(self, window: Window, state: State | None) -> WindowGradient:
-        """As the objective has it."""
+        """Gradient of the objective."""
         self.network.train()
         return self.objective.window_gradient(self.method, self.dynamics, self.observing, window, state)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to end."""
 
 
 class CudaGraph(OneProcess):
-    """The gradient on a GPU, recorded once as a CUDA graph and replayed.
+    """The gradient on a GPU, recorded once as a CUDA graph and then replayed.
 
-    A window of a small network is some thousand small kernels, which take longer to launch than to run. Replayed, they
-    are launched together. Windows that start trajectories, and those of a model or an observing system that depends on
-    time, or of a method that is not `recordable`, are computed as by `OneProcess`. So are all windows, with a warning,
-    where something cannot be recorded: a user's model or loss that reads a number back from the GPU, say.
+    A window of a small network needs some thousand small kernels, whose launches take longer than they run. A replay
+    launches all of them together. `OneProcess` computes the windows that start trajectories, those of a model or an
+    observing system that depends on time, and those of a method that is not `recordable`. If something cannot be
+    recorded, `OneProcess` computes all windows, with a warning; a user's model or loss may read a number back from the
+    GPU, for example.
 
-    A graph belongs to one shape of windows and to weights that change in place. What a call returns is good until the
-    next.
+    A graph belongs to one shape of windows, and to weights that change in place. The result of a call is valid until
+    the next call.
 
     Parameters
     ----------
     network, dynamics, observing, objective
-        As for `OneProcess`.
+        See `OneProcess`.
     """
 
     def __init__(
@@ -97,12 +98,12 @@ class CudaGraph(OneProcess):
         self._refused = not dynamics.autonomous or observing.in_time or not self.method.recordable(dynamics)
 
     def __call__(self, window: Window, state: State | None) -> WindowGradient:
-        """Replay; the first window of a shape is recorded."""
+        """Replay the graph. The first window of a shape is recorded."""
         if state is None or self._refused:
             return super().__call__(window, state)
         key = (window.steps, _shapes(_tensors_of(window)), _shapes(state))
         if key != self._key:
-            self._recording = None  # its memory is free for the next
+            self._recording = None  # frees its memory for the next recording
             try:
                 self._recording, self._key = _Recording(super().__call__, window, state), key
             except RuntimeError as reason:
@@ -124,7 +125,7 @@ class CudaGraph(OneProcess):
 
 
 class _Recording:
-    """A CUDA graph of the gradient of a window, with the tensors that it reads and writes."""
+    """A CUDA graph of a window's gradient, with the tensors that it reads and writes."""
 
     def __init__(self, gradient: Callable[[Window, State], WindowGradient], window: Window, state: State) -> None:
         self._tensors = {name: value.clone() for name, value in _tensors_of(window).items()}
@@ -132,17 +133,17 @@ class _Recording:
         still = replace(window, **self._tensors)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # what is made at the first call is made before the recording
+        with torch.cuda.stream(side):  # buffers that the first call makes exist before the recording
             for _ in range(_WARM_UPS):
                 gradient(still, self._state)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        # Another thread may make the next window meanwhile.
+        # Another thread may make the next window at the same time.
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._result = gradient(still, self._state)
 
     def replay(self, window: Window, state: State) -> WindowGradient:
-        """The gradient of another window of the same shapes; the state at its end is a copy."""
+        """The gradient of another window with equal shapes. The state at the window's end is a copy."""
         for name, value in _tensors_of(window).items():
             self._tensors[name].copy_(value)
         for name, value in state.items():
@@ -153,7 +154,7 @@ class _Recording:
 
 
 def _tensors_of(window: Window) -> dict[str, Any]:
-    """What a window has, by name."""
+    """The entries of a window, by name."""
     return {name: value for name in _TENSORS if (value := getattr(window, name)) is not None}
 
 
@@ -178,7 +179,7 @@ def check_travels(
     }
     for label, value in travellers.items():
         try:
-            cloudpickle.dumps(value)  # as it will travel
+            cloudpickle.dumps(value)  # helpers get this form
         except Exception as reason:
             raise ValueError(
                 f"the {label} cannot be sent to the processes that share a batch ({reason}); pass processes=1, or make "
@@ -187,24 +188,24 @@ def check_travels(
 
 
 class SeveralProcesses:
-    """The gradient, its trajectories shared between this process and helpers; on the CPU, one thread each.
+    """The gradient, with trajectories divided between this process and helpers. On the CPU, with one thread each.
 
-    Helpers start with the first window and keep nothing between windows, so a run can be killed and resumed as with
-    one process. The number of torch's threads in this process is 1 until `close`.
+    Helpers start with the first window. They keep nothing between windows, so that a run can be killed and resumed as
+    with one process. Until `close`, torch has one thread in this process.
 
     Parameters
     ----------
     network, dynamics, observing, objective
-        As for `OneProcess`.
+        See `OneProcess`.
     processes : int
-        This one included.
+        Number of processes, including this one.
 
     Raises
     ------
     ValueError
         If the dynamics, the observation operator or the objective cannot be sent to another process.
     loky.process_executor.TerminatedWorkerError
-        From a call, when a helper was killed.
+        From a call, if a helper was killed.
     """
 
     def __init__(
@@ -222,7 +223,7 @@ class SeveralProcesses:
         self._threads = torch.get_num_threads()
 
     def __call__(self, window: Window, state: State | None) -> WindowGradient:
-        """Split the trajectories, and put together what comes back, always in the same order."""
+        """Divide the trajectories, and put the results together, always in the same order."""
         if self._helpers is None:
             self._start()
         batch = len(window.observation)
@@ -254,10 +255,10 @@ class SeveralProcesses:
             initargs=(os.getpid(), copy.deepcopy(here.network), here.dynamics, here.observing, here.objective),
             env={"OMP_NUM_THREADS": "1"},
         )
-        torch.set_num_threads(1)  # threads that wait for work spin, and would take the helpers' cores
+        torch.set_num_threads(1)  # waiting threads would spin, and take the helpers' cores
 
     def close(self) -> None:
-        """Stop the helpers, and give torch its threads back."""
+        """Stop the helpers, and restore torch's number of threads."""
         if self._helpers is None:
             return
         try:
@@ -268,27 +269,27 @@ class SeveralProcesses:
 
 
 _helper: OneProcess | None = None
-"""In a helper: what it computes gradients of."""
+"""In a helper: the object whose gradients are computed."""
 
 
 def _prepare(parent: int, *task: Any) -> None:
-    """In a helper, once: take what gradients are computed of, and end with the parent."""
+    """In a helper, once: keep the object whose gradients are computed, and end with the parent process."""
     global _helper
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the run decides when helpers end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the run decides when helpers end
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _helper = OneProcess(*task)
 
 
 def _end_with(parent: int) -> None:
-    """Leave when the run was killed: its helpers would wait for ever."""
+    """End this helper if the parent process was killed; otherwise the helper would wait for ever."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)
 
 
 def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, ...]:
-    """In a helper: the gradient over some trajectories, as arrays that `_unpack` reads."""
+    """In a helper: the gradient of some trajectories, as arrays for `_unpack`."""
     assert _helper is not None
     with torch.no_grad():
         for parameter, value in zip(_helper.parameters, parameters, strict=True):
@@ -307,13 +308,13 @@ def _share(parameters: list[np.ndarray], packed: tuple[Any, ...]) -> tuple[Any, 
 
 
 def _cut(window: Window, state: State | None, rows: slice) -> tuple[Window, State | None]:
-    """A window, and the state it starts from, of some of the trajectories."""
+    """A window of some of the trajectories, and the state that it starts from."""
     cut = replace(window, **{name: value[rows] for name, value in _tensors_of(window).items()})
     return cut, None if state is None else {name: value[rows] for name, value in state.items()}
 
 
 def _pack(window: Window, state: State | None, rows: slice) -> tuple[Any, ...]:
-    """Cut out some of the trajectories, as arrays that `_share` reads."""
+    """A window and a state of some of the trajectories, as arrays for `_share`."""
     window, state = _cut(window, state, rows)
     start = None if state is None else {name: value.numpy() for name, value in state.items()}
     arrays = {name: value.numpy() for name, value in _tensors_of(window).items()}
@@ -321,7 +322,7 @@ def _pack(window: Window, state: State | None, rows: slice) -> tuple[Any, ...]:
 
 
 def _unpack(loss: float, gradients: Any, square: Any, lost: Any, state: Any) -> WindowGradient:
-    """Undo what `_share` makes of its gradient."""
+    """Gradient from the arrays of `_share`."""
     tensors = [torch.from_numpy(gradient) for gradient in gradients]
     return WindowGradient(loss, tensors, torch.from_numpy(square), torch.from_numpy(lost), _tensors(state))
 

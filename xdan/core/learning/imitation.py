@@ -1,4 +1,4 @@
-"""Imitating a teacher's analysis error covariance, before a network is trained through the cycles."""
+"""Imitation of a teacher's analysis error covariance, before a network is trained through the cycles."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .objectives import Objective, WindowContents, WindowGradient, gradients_of,
 from .online_twin import EndlessTwin
 from .rollout import Window
 
-_SETTLED = 100  # cycles in which an ensemble settles
-_LIFE = 200  # cycles after which trajectories start anew: a network must know how an ensemble settles, too
+_SETTLED = 100  # number of cycles after which an ensemble has settled
+_LIFE = 200  # trajectories start anew after so many cycles, so that a network also learns how an ensemble settles
 
 
 @register_objective
 class CovarianceImitation(Objective):
-    """Distance of the network's P_a from a teacher's, at the teacher's forecasts: `covariance_errors`.
+    """Distance between the P_a of the network and that of a teacher, at the teacher's forecasts; `covariance_errors`.
 
-    The network is not cycled. This is a start for networks that form a covariance, before they are trained through
-    the cycles.
+    The network is not cycled. This objective is a first stage for networks that form a covariance, before training
+    through the cycles.
     """
 
     name: ClassVar[str] = "covariance"
@@ -36,12 +36,12 @@ class CovarianceImitation(Objective):
     cycles_network: ClassVar[bool] = False
 
     def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
-        """Refuse a network that forms no P_a, too."""
+        """Refuse also a network that forms no P_a."""
         super().check(network, contents)
         if not network.forms_covariance:
             raise ValueError(
-                f"objective={self.name!r}: network {network.name!r} has no covariance of its own; expected "
-                "xdan.LinearInZeta(form='hypernetwork'), whose P_a is one"
+                f"objective={self.name!r}: network {network.name!r} forms no covariance; expected "
+                "xdan.LinearInZeta(form='hypernetwork'), which forms P_a"
             )
 
     def window_gradient(
@@ -52,7 +52,7 @@ class CovarianceImitation(Objective):
         window: Window,
         state: State | None,
     ) -> WindowGradient:
-        """Give the gradient of the mean distance; the history shows the root of the distances."""
+        """Gradient of the mean distance. The history shows the root of the distances."""
         network = method.network
         with torch.enable_grad():
             errors, end = covariance_errors(network, window, state)
@@ -63,26 +63,26 @@ class CovarianceImitation(Objective):
 
 
 def covariance_errors(network: AnalysisNetwork, window: Window, state: State | None) -> tuple[Tensor, State]:
-    """How far the network's P_a is from a teacher's, at the teacher's forecasts.
+    """Distance between the P_a of the network and that of a teacher, at the teacher's forecasts.
 
-    The squared Frobenius norm of P_a - P_teacher, divided by that of P_teacher: the mean square by which the increments
-    P zeta differ, relative to the teacher's, for projected innovations whose sites are independent and of one variance,
-    all of them at once instead of one draw. Without memory, divided by the mean of the window.
+    It is the squared Frobenius norm of P_a - P_teacher, divided by that of P_teacher. This equals the mean square
+    difference of the increments P zeta, relative to the teacher's, over projected innovations with independent sites of
+    equal variance. No draws are needed. Without memory, the divisor is the mean over the window.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        That forms a covariance.
+        A network that forms a covariance.
     window : Window
-        With `forecast` and `covariance`.
+        A window with `forecast` and `covariance`.
     state : dict of Tensor, or None where the trajectories start
-        The memory that the window before left.
+        Memory at the end of the previous window.
 
     Returns
     -------
     errors : Tensor, shape (B, T), or (B, T - 1) where the trajectories start
     state : dict of Tensor
-        The last forecast, and the memory; detached.
+        The last forecast and the memory, detached.
     """
     assert window.forecast is not None
     assert window.covariance is not None
@@ -102,10 +102,10 @@ def covariance_errors(network: AnalysisNetwork, window: Window, state: State | N
     unit = network.error_std.double() ** 2 if (scale := network.component_errors) is None else 1.0
     if scale is not None:
         covariance, target = (matrix / torch.outer(scale, scale) for matrix in (covariance, target))
-    # Of a teacher that is all but certain, relative to an error of a hundredth of the observations'.
+    # If a teacher is almost certain, the norm is relative to an error of a hundredth of the observation error.
     tiny = forecast.shape[-1] * (1e-4 * unit) ** 2
     size = target.square().sum((2, 3)).clamp_min(tiny)
-    # Relative each, so that ensembles which settle, whose P_a is ten times as large, do not drown the others.
+    # Relative to each covariance: ensembles that settle have a P_a ten times as large, and must not dominate.
     errors = (covariance - target).square().sum((2, 3)) / (size if network.memory else size.mean())
     end = {"x": window.forecast[:, -1]}
     if memory is not None:
@@ -114,19 +114,19 @@ def covariance_errors(network: AnalysisNetwork, window: Window, state: State | N
 
 
 class TaughtTwin:
-    """An endless twin beside which a method runs that has a P_a: windows have its forecasts and that covariance.
+    """An endless twin with a teacher, a method that has a P_a. Windows hold the teacher's forecasts and its P_a.
 
-    Where one of its trajectories diverges, the method starts anew for a whole batch.
+    If one of its trajectories is lost, the teacher starts anew for a whole batch.
 
     Parameters
     ----------
     twin : EndlessTwin
     teacher : Method
-        With members, or a covariance that a run keeps; prepared.
+        A prepared method with members, or with a covariance that a run stores.
     anew : bool
-        Whether the method starts anew from time to time, too: then windows show how ensembles settle. Otherwise it has
-        settled before the first window: a network without memory cannot tell an ensemble that settles from one that
-        has settled.
+        Whether the teacher starts anew from time to time. Then windows show how ensembles settle. Otherwise the teacher
+        has settled before the first window. A network without memory needs this: it cannot distinguish an ensemble that
+        settles from one that has settled.
     """
 
     def __init__(self, twin: EndlessTwin, teacher: Method, anew: bool = True) -> None:
@@ -135,7 +135,7 @@ class TaughtTwin:
         self.states: dict[int, State] = {}
 
     def window(self, index: int) -> Window:
-        """Give the next cycles of the group whose turn it is."""
+        """Return the next cycles of the group that comes next."""
         if self.anew:
             return self._next(index)
         before = self.twin.groups * math.ceil(_SETTLED / self.twin.cycles)
@@ -145,10 +145,10 @@ class TaughtTwin:
         return self._next(before + index)
 
     def _next(self, index: int) -> Window:
-        """Give the twin's window, with what the teacher makes of it."""
+        """Return the twin's window, with the teacher's forecasts and covariances."""
         window = self.twin.window(index)
         life = max(1, _LIFE // self.twin.cycles)  # in windows
-        # Groups are staggered, so that not all of them start anew together.
+        # Groups are shifted in time, so that they do not all start anew together.
         turn = index // self.twin.groups + window.group * life // self.twin.groups
         fresh = window.fresh or (self.anew and turn % life == 0)
         outputs = self._run(window, None if fresh else self.states.get(window.group))
@@ -179,13 +179,13 @@ class TaughtTwin:
         return outputs
 
     def arrays(self) -> dict[str, Tensor]:
-        """Truth and members to carry on from."""
+        """Truth and members, from which a resumed training goes on."""
         return self.twin.arrays() | prefixed("teacher/", states_to_tensors(self.states))
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
-        """Carry on from stored arrays."""
+        """Resume from stored arrays."""
         self.twin.restore(arrays)
         self.states = tensors_to_states({name: value.clone() for name, value in under(arrays, "teacher/").items()})
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to end."""

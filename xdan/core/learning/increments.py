@@ -1,4 +1,4 @@
-"""Least squares for what increments of an analysis say of the tendency that a model lacks."""
+"""Least squares: increments of analyses show the tendency that a model lacks."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..tendencies import LocalPolynomial
 
-FOLDS = 8  # groups of data that are left out one by one
-_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-18, 3))  # of a coefficient, in units of a sample's weight
+FOLDS = 8  # number of groups of data; each group is left out once
+_PENALTIES = tuple(10.0 ** (power / 2) for power in range(-18, 3))  # penalties of a coefficient, for each sample
 
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """Sums over samples phi (F,) and y (C,), for each of several groups of data.
+    """Sums over samples of features phi (F,) and values y (C,), for each of several groups of data.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class NormalEquations:
     square : Tensor, shape (G, C)
         Sums of y^2.
     count : Tensor, shape (G,)
-        Samples.
+        Numbers of samples.
     """
 
     gram: Tensor
@@ -39,22 +39,22 @@ class NormalEquations:
     def of_increments(
         cls, network: LocalPolynomial, start: Tensor, end: Tensor, increment: Tensor, interval: Tensor, group: Tensor
     ) -> NormalEquations:
-        """Sum over intervals, each place of the grid a sample.
+        """Sums over intervals; each place of the grid is a sample.
 
-        The increment over the interval, (x_a - x_f) / tau, is regressed on the mean of the terms at both ends of the
-        forecast, (phi(x_a of before) + phi(x_f)) / 2: the trapezoidal rule for the mean over the interval.
+        The increment divided by the interval, (x_a - x_f) / tau, is regressed on the mean of the terms at both ends of
+        the forecast, (phi(previous x_a) + phi(x_f)) / 2. This is the trapezoidal rule for the mean over the interval.
 
         Parameters
         ----------
         network : LocalPolynomial
-            In double precision.
+            The network of the terms, in double precision.
         start, end, increment : Tensor, shape (B, N)
-            Analyses that forecasts start from, forecasts, and what the next analyses add. What is not finite is left
-            out.
+            Analyses at the start of the forecasts, forecasts, and increments of the next analyses. Values that are not
+            finite are left out.
         interval : Tensor, shape (B,)
-            tau, in model time.
+            Length tau of each interval, in model time.
         group : Tensor of int64, shape (B,)
-            From 0 to `FOLDS` - 1.
+            Group of each sample, from 0 to `FOLDS` - 1.
         """
         whole = (start.isfinite() & end.isfinite() & increment.isfinite()).all(-1)
         start, end, increment, interval, group = (one[whole] for one in (start, end, increment, interval, group))
@@ -72,13 +72,14 @@ class NormalEquations:
         return cls(gram, moment, square, count)
 
     def coefficients(self, penalty: float | None = None) -> tuple[Tensor, float]:
-        """Minimise the mean square misfit plus a penalty times |w|^2, that of the constant left out.
+        """Minimise the mean square misfit plus a penalty times |w|^2. The constant has no penalty.
 
         Parameters
         ----------
         penalty : float, optional
-            By default the one with which coefficients of all groups but one fit that one best, in the sum over groups:
-            increments carry the errors of the observations, and coefficients that follow them are shrunk.
+            By default chosen by cross-validation: coefficients of all groups but one must fit the group that is left
+            out best, in the sum over groups. Increments contain the errors of the observations, so coefficients that
+            fit these errors are made smaller.
 
         Returns
         -------
@@ -90,7 +91,7 @@ class NormalEquations:
         return _solved(self.gram.sum(0), self.moment.sum(0), self.count.sum(), penalty), penalty
 
     def standard_errors(self, penalty: float) -> Tensor:
-        """Standard errors of the coefficients by leaving out group after group (jackknife), shape (C, F)."""
+        """Standard errors of the coefficients, shape (C, F), by leaving out one group after another (jackknife)."""
         groups = self._groups
         values = torch.stack([self._without(group, penalty) for group in groups])
         spread = (values - values.mean(0)).square().sum(0)
@@ -98,7 +99,7 @@ class NormalEquations:
 
     @property
     def _groups(self) -> Sequence[int]:
-        """Groups that hold samples."""
+        """Groups that have samples."""
         groups: list[int] = self.count.nonzero()[:, 0].tolist()
         return groups
 
@@ -108,7 +109,7 @@ class NormalEquations:
         return _solved(gram, moment, self.count.sum() - self.count[group], penalty)
 
     def _left_out(self, penalty: float) -> float:
-        """Sum of the squares that coefficients of all other groups leave of each group."""
+        """Sum over groups of the squared misfit of a group, with coefficients of all other groups."""
         total = 0.0
         for group in self._groups:
             w = self._without(group, penalty)
@@ -118,8 +119,8 @@ class NormalEquations:
 
 
 def _solved(gram: Tensor, moment: Tensor, count: Tensor, penalty: float) -> Tensor:
-    """Coefficients (C, F) of the normal equations with a penalty for each sample."""
+    """Coefficients (C, F) of the normal equations, with a penalty for each sample."""
     weight = torch.full((len(gram),), penalty, dtype=gram.dtype)
-    weight[0] = 0.0  # of the constant
+    weight[0] = 0.0  # the constant has no penalty
     solution: Tensor = torch.linalg.lstsq(gram + (count * weight).diag(), moment, driver="gelsd").solution
     return solution.T

@@ -1,4 +1,4 @@
-"""Fitting the learned part of a model through its forecasts: gradient steps, and all that a resumed run needs."""
+"""The learned part of a model, fitted through the model's forecasts: gradient steps, and what a resumed run needs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor
 from ..dynamics import CorrectedDynamics, SurrogateDynamics
 from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
 
-_PATIENCE = 50  # steps in a row without a finite gradient before training gives up
-_LONGEST = 1.0  # norm that a gradient of the normalised loss is shortened to
+_PATIENCE = 50  # number of successive steps without a finite gradient after which training gives up
+_LONGEST = 1.0  # largest norm of a gradient of the normalised loss; longer ones are shortened
 
 
 class ModelFit:
-    """Optimises the weights of a model's network, so that forecasts meet the states that follow.
+    """Optimises the weights of a model's network, so that forecasts come close to the states that follow.
 
-    The loss is the mean over leads l = 1, ..., L of |x_l - M^l(x_0)|^2, each component in units of its deviation. Adam
-    takes the steps.
+    The loss is the mean over leads l = 1, ..., L of |x_l - M^l(x_0)|^2, with each component in units of its standard
+    deviation. The steps are those of Adam.
 
     Parameters
     ----------
     dynamics : CorrectedDynamics or SurrogateDynamics
-        Made by `trained_with`; its network's weights change in place.
+        A model made by `trained_with`. The weights of its network change in place.
     steps : int
-        Of the model, between two states.
+        Number of model steps between two states.
     scale : Tensor, shape (N,)
-        Deviations, in the state's units.
+        Standard deviations of the components, in the state's units.
     learning_rate : float
 
     Attributes
     ----------
     best : dict of str to Tensor
-        Weights with the best validation, whose value is `best_score`.
+        Weights with the best validation. `best_score` is the value of this validation.
     step_count : int
     """
 
@@ -48,7 +48,7 @@ class ModelFit:
         self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
 
     def loss(self, states: Tensor) -> Tensor:
-        """Mean square of normalised errors at each lead, shape (L,), of stretches of states (B, L + 1, N)."""
+        """Mean square of normalised errors at each lead, shape (L,), for sequences of states (B, L + 1, N)."""
         shape = self.dynamics.shape
         x, losses = states[:, 0].unflatten(-1, shape), []
         for lead in range(1, states.shape[1]):
@@ -57,12 +57,12 @@ class ModelFit:
         return torch.stack(losses)
 
     def step(self, states: Tensor, rate: float) -> float:
-        """Take one step on stretches of states, the learning rate multiplied by `rate`; returns the loss.
+        """Take one step on sequences of states, with the learning rate times `rate`. Return the loss.
 
         Raises
         ------
         RuntimeError
-            When no gradient was finite for many steps in a row.
+            If many successive steps had no finite gradient.
         """
         self.network.train()
         self.optimiser.zero_grad()
@@ -79,13 +79,13 @@ class ModelFit:
             self.fruitless += 1
             if self.fruitless >= _PATIENCE:
                 raise RuntimeError(
-                    f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: forecasts of the network "
-                    "diverge. Try a lower learning_rate=, shorter rollouts= or a smaller timestep="
+                    f"no finite gradient in {_PATIENCE} steps up to step {self.step_count}: expected forecasts of the "
+                    "network that stay finite. Try a lower learning_rate=, shorter rollouts= or a smaller timestep="
                 )
         return loss.item()
 
     def validate(self, states: Tensor) -> Tensor:
-        """Root mean square errors at each lead, (L,), in deviations; the best weights so far are kept."""
+        """Root mean square errors at each lead, (L,), in standard deviations. Keep the weights if they are the best."""
         self.network.eval()
         with torch.no_grad():
             errors = self.loss(states).sqrt()
@@ -102,12 +102,12 @@ class ModelFit:
         return arrays | prefixed("optimiser/", {name: torch.as_tensor(value) for name, value in slots.items()})
 
     def scalars(self) -> dict[str, Any]:
-        """The rest of what a resumed run needs, as JSON values."""
+        """Other things that a resumed run needs, as JSON values."""
         best = None if math.isinf(self.best_score) else self.best_score
         return {"step_count": self.step_count, "fruitless": self.fruitless, "best_score": best}
 
     def restore(self, arrays: dict[str, Tensor], scalars: dict[str, Any]) -> None:
-        """Carry on from `arrays` and `scalars`."""
+        """Resume from `arrays` and `scalars`."""
         self.network.load_state_dict(under(arrays, "network/"))
         self.best = under(arrays, "best/")
         slots = tensors_to_states(under(arrays, "optimiser/"))

@@ -1,4 +1,4 @@
-"""Objectives: what a network is trained for, its loss over a window of cycles, and the gradient of that loss."""
+"""Objectives: the loss over a window of cycles that training makes small, and the gradient of this loss."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from ..observing import ObservingSystem
 from ..registry import Registry, constructor_values
 from .rollout import Rollout, Window, roll_out
 
-_TINY = 1e-30  # keeps the root's gradient finite at zero, in any units
-_CAP = 4.0  # bound on the gradient that cycles pass back, in units of what one cycle adds
+_TINY = 1e-30  # keeps the gradient of a root finite at zero, in any units
+_CAP = 4.0  # largest gradient that a cycle passes back, in units of the gradient that one cycle adds
 
 
 @dataclass(frozen=True)
 class WindowContents:
-    """What the windows of a training hold, known before any of them is read.
+    """The contents of a training's windows, known before any window is read.
 
     Attributes
     ----------
     cycles : int
-        T, the length of a window.
+        Length T of a window.
     truth : bool
-        Whether they have states to compare analyses with: the truth, or a teacher's analyses in its place.
+        Whether windows have states to compare analyses with: the truth, or a teacher's analyses instead of it.
     forecast : bool
-        Whether they have a teacher's forecasts: then no model is run.
+        Whether windows have a teacher's forecasts. Then no model runs.
     covariance : bool
-        Whether they have the analysis error covariance of a teacher, an ensemble beside an endless twin.
+        Whether windows have the analysis error covariance of a teacher, which is an ensemble beside an endless twin.
     """
 
     cycles: int
@@ -47,20 +47,20 @@ class WindowContents:
 
 @dataclass(frozen=True)
 class WindowGradient:
-    """The gradient of a window's loss, and what training notes beside it.
+    """The gradient of a window's loss, and numbers that training records.
 
     Attributes
     ----------
     loss : float or Tensor, shape ()
-        Mean over trajectories and cycles, detached.
+        Mean of the loss over trajectories and cycles, detached.
     gradients : list of Tensor
-        Of the mean, for every parameter in turn.
+        Gradient of this mean, for each parameter in turn.
     square : Tensor, shape (B, T)
-        What `Objective.square` gives, whose root is the RMSE of the history.
+        Result of `Objective.square`. Its root is the RMSE in the history.
     lost : Tensor of bool, shape (B, T)
-        Where a trajectory was restarted.
+        Where a trajectory was lost and started anew.
     state : dict of Tensor
-        Analysis state at the window's end.
+        Analysis state at the end of the window.
     """
 
     loss: float | Tensor
@@ -71,46 +71,45 @@ class WindowGradient:
 
 
 class Objective(ABC):
-    """What a network is trained for.
+    """What training makes small.
 
-    A class of your own has a `name` and a `loss`, from what the cycles of a window gave to a loss for every trajectory
-    and cycle. Its attributes say what the loss needs: training refuses networks and records without it before it reads
-    any data. An objective with parameters keeps them as attributes of its constructor's
-    names. `train(objective=...)` takes an object of it, or its name once the class is registered.
+    A new objective is a class with a `name` and a `loss`. The loss takes the results of a window's cycles and gives a
+    number for each trajectory and cycle. The attributes of the class say what the loss needs: training refuses networks
+    and records without it before any data are read. The constructor keeps its parameters as attributes of the same
+    names. `train(objective=...)` takes an object of the class, or its name if the class is registered.
 
-    A class may override `window_gradient` instead of `loss`, where it wants another pass through a window than the
-    cycles and the way back through them.
+    A class may override `window_gradient` instead of `loss`, if it does not go through the cycles and back through
+    them.
 
     Attributes
     ----------
     name : str
-        Under which it is registered, and which the description of a trained network holds.
+        The registered name. The description of a trained network holds it.
     needs_truth : bool
-        Whether windows need the truth. The record's truth is not read where this is False, and validation is by the
-        innovations.
+        Whether windows need the truth. If False, the record's truth is not read, and validation uses the innovations.
     needs_members : bool
-        Whether the network needs members, which `Rollout.members` then holds.
+        Whether the network needs members. `Rollout.members` then holds them.
     needs_spread : bool
-        Whether the network needs to give a spread: `Rollout.root` then holds the roots of its analyses' covariances.
-        With `needs_members` too, one of both is enough.
+        Whether the network must give a spread. `Rollout.root` then holds the roots of its analysis covariances. If
+        `needs_members` is True too, members or a spread are enough.
     needs_divergence : bool
-        Whether the loss needs `Rollout.divergence`, at the cost of a second analysis in every cycle.
+        Whether the loss needs `Rollout.divergence`, which costs a second analysis in every cycle.
     needs_covariance : bool
-        Whether windows need a teacher's analysis error covariance, of an ensemble beside an endless twin.
+        Whether windows need a teacher's analysis error covariance, from an ensemble beside an endless twin.
     least_window : int
-        Cycles that a window needs.
+        Smallest number of cycles of a window.
     power : int
-        p, where the loss's gradient by an analysis grows like (observation error)^p when the units change: 0 for a
-        root mean square, 1 for a mean square, -1 for a misfit in units of the observation error.
+        Power p: when the units change, the loss's gradient with respect to an analysis is multiplied by the p-th power
+        of the observation error. 0 for a root mean square, 1 for a mean square, -1 for a misfit in observation errors.
     cycles_network : bool
-        Whether the network is cycled. Where it is not, a bad validation says little of the way and does not send
-        training back to the best weights, and no gradient passes through the model.
+        Whether the network is cycled. If it is not, no gradient passes through the model, and training does not go back
+        to the best weights after a bad validation, which then says little.
     through_model : bool
         Whether gradients pass through the model from cycle to cycle.
 
     Examples
     --------
-    The Huber loss: quadratic for errors of a site up to `delta`, linear beyond.
+    The Huber loss is quadratic for errors of a site up to `delta`, and linear beyond.
 
     >>> import torch, xdan
     >>> @xdan.register_objective
@@ -145,22 +144,22 @@ class Objective(ABC):
     def config(self) -> dict[str, Any]:
         """Plain JSON parameters from which `type(self)(**parameters)` makes the same objective.
 
-        By default the attributes that are named as the constructor's parameters.
+        By default these are the attributes with the names of the constructor's parameters.
 
         Raises
         ------
         TypeError
-            Where such an attribute is missing, or no plain value.
+            If such an attribute is missing, or is not a plain value.
         """
         return constructor_values(self)
 
     def to_json(self) -> str | dict[str, Any]:
-        """Describe it by its name, with the parameters where it has some."""
+        """Describe the objective: its name, and its parameters if it has some."""
         parameters = self.config()
         return {"name": self.name, "parameters": parameters} if parameters else self.name
 
     def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
-        """Refuse a network, or windows, that it cannot train on.
+        """Refuse a network, or windows, that the objective cannot train on.
 
         Parameters
         ----------
@@ -204,12 +203,12 @@ class Objective(ABC):
             )
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """Give the loss of every trajectory and cycle.
+        """Return the loss of each trajectory and cycle.
 
         Parameters
         ----------
         rollout : Rollout
-            Forecasts and analyses (B, T, N) that gradients pass through, and the window that they were made on.
+            Forecasts and analyses (B, T, N) that gradients pass through, and their window.
 
         Returns
         -------
@@ -221,17 +220,17 @@ class Objective(ABC):
         )
 
     def judges(self, network: AnalysisNetwork) -> bool:
-        """Whether the loss on the validation record chooses the best weights, and not the RMSE.
+        """Whether the loss on the validation record chooses the best weights, instead of the RMSE.
 
-        By default it does for what scores the spread that the network gives, of which the RMSE says nothing.
+        By default it does if the loss scores the network's spread, on which the RMSE does not depend.
         """
         return self.needs_spread and network.gives_spread
 
     def square(self, rollout: Rollout) -> Tensor:
-        """Give the mean square that the history shows the root of, shape (B, T).
+        """Return the mean square, shape (B, T), whose root the history shows.
 
-        That of the analysis error; without the truth that of the innovation, NaN where nothing is observed. Of several
-        fields in units of their observation errors.
+        It is the mean square of the analysis error. Without the truth it is that of the innovation, NaN where nothing
+        is observed. Several fields are in units of their observation errors.
         """
         window = rollout.window
         if window.truth is not None:
@@ -250,19 +249,20 @@ class Objective(ABC):
         window: Window,
         state: State | None,
     ) -> WindowGradient:
-        """Give the gradient of a window's mean loss: through the cycles and back.
+        """Return the gradient of a window's mean loss, through the cycles and back.
 
-        The first analysis of a trajectory is not the network's: it has no loss, unless the window has no other.
+        The network does not make the first analysis of a trajectory. This analysis has no loss, unless it is the only
+        one of the window.
 
         Parameters
         ----------
         method : DataAssimilationNetwork
-            With the network that is trained.
+            The method of the network that is trained.
         dynamics : Dynamics
         observing : ObservingSystem
         window : Window
         state : dict of Tensor, or None where the trajectories start
-            Analysis that the window before left.
+            Analysis state at the end of the previous window.
 
         Returns
         -------
@@ -270,9 +270,9 @@ class Objective(ABC):
         """
         batch, cycles = window.observation.shape[:2]
         size = math.prod(dynamics.shape) if self.needs_truth else window.observation.shape[-1]
-        # One cycle's own share of an RMSE's gradient has the norm 1 / (batch * cycles * sqrt(sites)).
-        # Of several fields the loss is in units of each field's error.
-        # A tensor: nothing here waits for the device, so that a GPU can replay the whole pass as one graph.
+        # The gradient that one cycle adds to an RMSE's has the norm 1 / (batch * cycles * sqrt(sites)).
+        # With several fields the loss is in units of each field's error.
+        # The cap is a tensor: nothing here waits for the device, so that a GPU can replay the whole pass as one graph.
         network = method.network
         unit = network.error_std.double() ** self.power if network.component_errors is None else 1.0
         cap = _CAP * unit / (batch * cycles * math.sqrt(size))
@@ -287,12 +287,12 @@ class Objective(ABC):
         return WindowGradient(loss.detach(), gradients, square.detach(), rollout.lost, rollout.state)
 
     def losses(self, rollout: Rollout) -> Tensor:
-        """Give what `loss` gives, (B, T), checked.
+        """Return the result of `loss`, (B, T), after checks.
 
         Raises
         ------
         ValueError
-            For another shape, or what is no real number or has no derivative.
+            If the result has another shape, is not real, or has no derivative.
         """
         losses: Any = self.loss(rollout)
         shape = tuple(rollout.lost.shape)
@@ -304,7 +304,7 @@ class Objective(ABC):
             )
         if not losses.is_floating_point():
             raise ValueError(f"the loss of objective {self.name!r} is of {losses.dtype}: expected real numbers")
-        # The only cycle of a window may have a loss that no analysis of the network comes before.
+        # If a window has one cycle, its loss may not depend on an analysis of the network.
         if shape[1] > 1 and rollout.analysis.requires_grad and not losses.requires_grad:
             raise ValueError(
                 f"torch sees no derivative of the loss of objective {self.name!r} by the analyses: expected torch "
@@ -314,10 +314,10 @@ class Objective(ABC):
 
 
 def gradients_of(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """Gradient of a loss for every parameter in turn; zeros where nothing in it is the network's, and if frozen."""
+    """Gradient of a loss for each parameter in turn. Zero for frozen weights, and for a loss without a network."""
     weights = list(parameters)
     learned = [weight for weight in weights if weight.requires_grad]
-    if not loss.requires_grad:  # a window of one cycle that starts a record
+    if not loss.requires_grad:  # a window with one cycle, at the start of a record
         learned = []
     known = iter(torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True) if learned else ())
     return [next(known) if learned and weight.requires_grad else torch.zeros_like(weight) for weight in weights]
@@ -328,12 +328,12 @@ _Cls = TypeVar("_Cls", bound=type[Objective])
 
 
 def register_objective(cls: _Cls) -> _Cls:
-    """Register an objective class under its `name`, which `train(objective=...)` then takes.
+    """Register an objective class under its `name`. `train(objective=...)` then takes this name.
 
     Parameters
     ----------
     cls : class derived from Objective
-        With an attribute `name` of its own.
+        It has an attribute `name`, which it must not inherit.
 
     Returns
     -------
@@ -343,15 +343,16 @@ def register_objective(cls: _Cls) -> _Cls:
     Raises
     ------
     TypeError
-        For what is no class of objectives, has no name of its own, or neither a loss nor a gradient.
+        If `cls` is not a class of objectives, sets no name, or has neither a loss nor a gradient.
     ValueError
-        If another class has the name. A class that is defined anew takes its own place.
+        If another class has this name. A class may be defined anew, for example in a notebook: it then replaces the
+        earlier class.
 
     Examples
     --------
     >>> import xdan
     >>> from xdan.core.learning.objectives import SquaredError
-    >>> xdan.register_objective(SquaredError) is SquaredError  # what the decorator does, once more
+    >>> xdan.register_objective(SquaredError) is SquaredError  # the decorator makes this call
     True
     """
     _OBJECTIVES.check(cls, "register_objective")
@@ -360,7 +361,7 @@ def register_objective(cls: _Cls) -> _Cls:
 
 
 def check_complete(cls: type[Objective]) -> None:
-    """Refuse a class of objectives that lacks a name, or both a loss and a gradient.
+    """Refuse a class of objectives without a name, or without both a loss and a gradient.
 
     Raises
     ------
@@ -386,29 +387,29 @@ def objective_names() -> Sequence[str]:
 
 
 def objective_by_name(name: str) -> Objective:
-    """Make a registered objective, its parameters at their defaults.
+    """Make a registered objective with the defaults of its parameters.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no registered name.
+        If the name is not registered.
     """
     return _OBJECTIVES[choice("objective", name, _OBJECTIVES)]()
 
 
 def squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
-    """Mean square over the state, Eq. 4 up to a constant factor; (B, T, N) to (B, T)."""
+    """Mean square over the state, Eq. 4 except for a constant factor; from (B, T, N) to (B, T)."""
     return (analysis - truth).square().mean(-1)
 
 
 def root_squared_error(analysis: Tensor, truth: Tensor) -> Tensor:
-    """Root mean square over the state, the score itself: large errors weigh less than in Eq. 4."""
+    """Root mean square over the state, which is the score. Large errors count less than in Eq. 4."""
     return (squared_error(analysis, truth) + _TINY).sqrt()
 
 
 @register_objective
 class SquaredError(Objective):
-    """Mean square error of the analysis, Eq. 4 up to a constant factor."""
+    """Mean square error of the analysis, Eq. 4 except for a constant factor."""
 
     name: ClassVar[str] = "mse"
     power: ClassVar[int] = 1
@@ -420,7 +421,7 @@ class SquaredError(Objective):
 
 @register_objective
 class RootSquaredError(Objective):
-    """Root mean square error of the analysis, as the score takes it."""
+    """Root mean square error of the analysis, as in the score."""
 
     name: ClassVar[str] = "rmse"
 
@@ -431,7 +432,7 @@ class RootSquaredError(Objective):
 
 @register_objective
 class ForecastMisfit(Objective):
-    """Misfit of the forecast to the next observations; the truth is not read."""
+    """Misfit of the forecast to the next observations. The truth is not read."""
 
     name: ClassVar[str] = "forecast"
     needs_truth: ClassVar[bool] = False
@@ -445,10 +446,10 @@ class ForecastMisfit(Objective):
 
 @register_objective
 class AnalysisMisfit(Objective):
-    """Misfit of the analysis to the observations that made it, corrected for having seen them.
+    """Misfit of the analysis to its observations, corrected because the analysis depends on these observations.
 
-    The truth is not read. The correction is twice the divergence of the analysis by the observations, as for
-    out-of-sample errors: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
+    The truth is not read. The correction is twice the divergence of the analysis with respect to the observations. It
+    is the correction for out-of-sample errors: Mallia-Parfitt and Broecker (2016), doi:10.1063/1.4965029.
     """
 
     name: ClassVar[str] = "analysis"
@@ -457,6 +458,6 @@ class AnalysisMisfit(Objective):
     power: ClassVar[int] = -1
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """Mean square of R^{-1/2} (y - H x_a), and the correction."""
+        """Mean square of R^{-1/2} (y - H x_a), plus the correction."""
         assert rollout.divergence is not None
         return rollout.misfit(rollout.analysis) + 2 * rollout.divergence / rollout.window.observation.shape[-1]

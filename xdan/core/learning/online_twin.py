@@ -1,4 +1,4 @@
-"""An endless twin experiment, generated window by window."""
+"""An endless twin experiment that is generated window by window."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from .rollout import Window
 
 
 class EndlessTwin:
-    """Truth and observations that never end nor repeat.
+    """Truth and observations that never end and never repeat.
 
     Parameters
     ----------
     dynamics : Dynamics
-        That of the forecasts. One that depends on time stands at the first time of all trajectories.
+        The model of the forecasts. If it depends on time, it stands at the first time of all trajectories.
     sites : Sites or FieldSites
     observing : ObservingSystem
     steps : int
-        Model steps in an interval.
+        Number of model steps in an interval.
     trajectories, batch : int
-        How many trajectories go on side by side, and how many a window holds; they take turns.
+        Number of trajectories in total, and in a window. Groups of trajectories take turns.
     cycles : int
-        Cycles of a window.
+        Number of cycles of a window.
     seed : int
     like : Tensor
-        Dtype and device.
+        The tensors have its dtype and device.
     first : int
         Label of the first trajectory.
     supervised : bool
-        Whether windows have their truth.
+        Whether windows hold their truth.
     model : TruthModel, optional
-        Makes the truth, where the model of the forecasts does not.
+        The model of the truth, if it differs from the model of the forecasts.
     truth_steps : int, optional
-        Its steps in an interval.
+        Number of steps of the truth's model in an interval.
     """
 
     def __init__(
@@ -68,17 +68,17 @@ class EndlessTwin:
         self.truth = self.model.start(self.trajectory, seed, like)
 
     def window(self, index: int) -> Window:
-        """Give the next cycles of the group whose turn it is.
+        """Return the next cycles of the group that comes next.
 
         Raises
         ------
         ValueError
-            If the truth becomes not finite.
+            If the truth is not finite any more.
         """
         turn, group = divmod(index, self.groups)
         first = turn * self.cycles
         rows = slice(group * self.batch, (group + 1) * self.batch)
-        truth, states = self.truth[rows].clone(), []  # a view would change under the window
+        truth, states = self.truth[rows].clone(), []  # a view would change after the window is returned
         with torch.no_grad():
             for cycle in track(range(self.cycles), "running the truth"):
                 states.append(self.model.forecast_part(truth))
@@ -93,17 +93,17 @@ class EndlessTwin:
             observation = observe(record, self.sites, self.observing, *keys, self.seed)
         steps = (self.steps,) * self.cycles
         clock = None
-        if not self.dynamics.autonomous:  # a window's first interval leads to its first time
+        if not self.dynamics.autonomous:  # the first interval of a window ends at its first time
             clock = torch.full((len(observation),), (first - 1) * self.steps)
         return Window(record if self.supervised else None, observation, steps, group, fresh=turn == 0, clock=clock)
 
     def arrays(self) -> dict[str, Tensor]:
-        """Truth to carry on from."""
+        """Truth, from which a resumed training goes on."""
         return {"truth": self.truth}
 
     def restore(self, arrays: dict[str, Tensor]) -> None:
-        """Carry on from a stored truth."""
+        """Resume from a stored truth."""
         self.truth = arrays["truth"].clone()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Nothing to end."""

@@ -1,4 +1,4 @@
-"""Objectives of networks that give a distribution: members, or a Gaussian by its mean and a root of its covariance."""
+"""Objectives for networks that give a distribution: members, or a Gaussian with a mean and a root of its covariance."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from ..tapers import gaspari_cohn
 from .objectives import Objective, WindowContents, register_objective
 from .rollout import Rollout, mixed_bits
 
-_TINY = 1e-30  # keeps the root's gradient finite at zero, in any units
-_DRAWS = 8  # of a Gaussian in the energy score: its mean does not depend on their number
-_REACH = 6.0  # radius of the taper, in distances between neighbours
-_SHRINKAGE = 0.05  # share of the diagonal in a covariance of draws: it stays positive definite
+_TINY = 1e-30  # keeps the gradient of a root finite at zero, in any units
+_DRAWS = 8  # number of draws from a Gaussian in the energy score; the mean score does not depend on it
+_REACH = 6.0  # default radius of the taper, in distances between neighbours
+_SHRINKAGE = 0.05  # share of the diagonal that is added to a covariance of draws, so that it is positive definite
 
 
 def crps(members: Tensor, truth: Tensor) -> Tensor:
-    """Fair continuous ranked probability score, mean over the state; (B, T, M, N), (B, T, N) to (B, T)."""
+    """Fair continuous ranked probability score, averaged over the state; from (B, T, M, N), (B, T, N) to (B, T)."""
     m = members.shape[2]
     ordered = members.sort(2).values
     # sum_ij |x_i - x_j| = 2 sum_k (2 k - M - 1) x_(k).
@@ -36,10 +36,10 @@ def crps(members: Tensor, truth: Tensor) -> Tensor:
 
 
 def gaussian_crps(mean: Tensor, deviations: Tensor, truth: Tensor) -> Tensor:
-    """Continuous ranked probability score of Gaussians, mean over the state; three of (B, T, N) to (B, T).
+    """Continuous ranked probability score of Gaussians, averaged over the state; from three (B, T, N) to (B, T).
 
-    With e = truth - mean, s the deviation and z = e / s: e (2 Phi(z) - 1) + s (2 phi(z) - 1 / sqrt(pi)), Eq. 21 of
-    Gneiting and Raftery (2007), doi:10.1198/016214506000001437.
+    With e = truth - mean, the standard deviation s and z = e / s: e (2 Phi(z) - 1) + s (2 phi(z) - 1 / sqrt(pi)),
+    Eq. 21 of Gneiting and Raftery (2007), doi:10.1198/016214506000001437.
     """
     error = truth - mean
     z = error / deviations
@@ -48,7 +48,7 @@ def gaussian_crps(mean: Tensor, deviations: Tensor, truth: Tensor) -> Tensor:
 
 
 def energy_score(members: Tensor, truth: Tensor) -> Tensor:
-    """Fair energy score, distances being root mean squares over the state; (B, T, M, N), (B, T, N) to (B, T)."""
+    """Fair energy score; distances are root mean squares over the state; from (B, T, M, N), (B, T, N) to (B, T)."""
     m = members.shape[2]
 
     def distance(difference: Tensor) -> Tensor:
@@ -61,9 +61,9 @@ def energy_score(members: Tensor, truth: Tensor) -> Tensor:
 
 
 def log_score(mean: Tensor, root: LocalRoot, truth: Tensor) -> Tensor:
-    """Negative logarithm of the Gaussian density at the truth, for each component of the state.
+    """Negative logarithm of the Gaussian density at the truth, divided by the number of components.
 
-    (|u|^2 / 2 + ln |det L| + N ln(2 pi) / 2) / N with L u = truth - mean; the logarithmic score of Gneiting and Raftery
+    (|u|^2 / 2 + ln |det L| + N ln(2 pi) / 2) / N with L u = truth - mean: the logarithmic score of Gneiting and Raftery
     (2007), Sect. 4.1.
 
     Parameters
@@ -89,23 +89,23 @@ def free_energy(
     observed: Tensor,
     observing: ObservingSystem,
 ) -> Tensor:
-    """Variational free energy of a Gaussian analysis q = N(m, L L^T), for each component of the state.
+    """Variational free energy of a Gaussian analysis q = N(m, L L^T), divided by the number of components.
 
-    E_q[-ln p(y | x)] + KL(q || p_f), p_f = N(x_f, P_f), without the constant of p(y | x):
+    It is E_q[-ln p(y | x)] + KL(q || p_f), p_f = N(x_f, P_f), without the constant of p(y | x):
 
         (|R^{-1/2} (y - H m)|^2 + |R^{-1/2} H' L|^2 + |F^{-1} (m - x_f)|^2 + |F^{-1} L|^2 - N) / 2
             + ln |det F| - ln |det L|,
 
-    F being a root of P_f and |.| the Frobenius norm. Over all m and L it is least at Bayes's analysis, for linear H the
-    Kalman filter's, and there it is -ln p(y). A nonlinear H is linearised at m.
+    Here F is a root of P_f and |.| is the Frobenius norm. The free energy is least if m and L are those of the Bayesian
+    analysis; for linear H this is the Kalman filter's, and the minimum is -ln p(y). A nonlinear H is linearised at m.
 
     Parameters
     ----------
     mean, forecast : Tensor, shape (B, N)
     root, covariance : Tensor, shape (B, N, N)
-        L, and P_f.
+        The root L, and the forecast covariance P_f.
     observation, observed : Tensor, shape (B, P)
-        Zero, and False, where nothing is observed.
+        Zero and False where nothing is observed.
     observing : ObservingSystem
 
     Returns
@@ -129,9 +129,9 @@ def free_energy(
 
 @register_objective
 class CRPS(Objective):
-    """Continuous ranked probability score, site by site: of members, or of a Gaussian in closed form.
+    """Continuous ranked probability score at each site, of members, or of a Gaussian in closed form.
 
-    A strictly proper score: Gneiting and Raftery (2007), and Ferro (2014) for the fair form of members.
+    The score is strictly proper: Gneiting and Raftery (2007), and Ferro (2014) for the fair form with members.
     """
 
     name: ClassVar[str] = "crps"
@@ -139,7 +139,7 @@ class CRPS(Objective):
     needs_spread: ClassVar[bool] = True
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """`crps` of the members, or `gaussian_crps`."""
+        """`crps` of the members, or `gaussian_crps` of a Gaussian."""
         truth = rollout.scaled(rollout.truth())
         if rollout.members is not None:
             return crps(rollout.scaled(rollout.members), truth)
@@ -148,14 +148,14 @@ class CRPS(Objective):
 
 @register_objective
 class EnergyScore(Objective):
-    """Energy score of all sites together, of members or of draws from a Gaussian; strictly proper, in its fair form."""
+    """Energy score of all sites together, of members or of draws from a Gaussian. Its fair form is strictly proper."""
 
     name: ClassVar[str] = "energy"
     needs_members: ClassVar[bool] = True
     needs_spread: ClassVar[bool] = True
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """`energy_score` of the members, or of draws that follow from the bits of the observations."""
+        """`energy_score` of the members, or of draws whose random numbers follow from the observations' bits."""
         truth = rollout.scaled(rollout.truth())
         if rollout.members is not None:
             return energy_score(rollout.scaled(rollout.members), truth)
@@ -170,17 +170,17 @@ class EnergyScore(Objective):
 
 @register_objective
 class LogScore(Objective):
-    """Negative logarithm of the density that a Gaussian network gives the truth; strictly proper.
+    """Negative logarithm of the density that a Gaussian network gives to the truth. The score is strictly proper.
 
-    By default it is the mean of two scores: that of each component by itself, from which the deviations learn, and that
-    of all together, from which the correlations learn, with these deviations. A sparse root cannot hold all
-    correlations, and deviations that learn from the score of all together make up for
-    that: they are then not those of the components.
+    By default it is the mean of two scores. The score of each component trains the standard deviations. The score of
+    all components together, with these standard deviations held constant, trains the correlations. The two are
+    separated because a sparse root cannot hold all correlations: with the second score alone, the standard deviations
+    compensate for missing correlations, and are then not those of the components.
 
     Parameters
     ----------
     marginal : bool
-        False: the score of all together alone.
+        Whether to use both scores. False uses the score of all components together alone.
     """
 
     name: ClassVar[str] = "log-score"
@@ -191,7 +191,7 @@ class LogScore(Objective):
         self.marginal = switch("marginal", marginal)
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """`log_score`, cycle by cycle, and that of the components."""
+        """`log_score` of each cycle, and the score of the components."""
         mean, truth, root = rollout.scaled(rollout.analysis), rollout.scaled(rollout.truth()), rollout.scaled_root()
         deviations = root.deviations
         if self.marginal:
@@ -208,25 +208,25 @@ class LogScore(Objective):
 
 @register_objective
 class Variational(Objective):
-    """Variational free energy of the analysis: the distribution nearest to Bayes's, without the truth.
+    """Variational free energy of the analysis, which needs no truth. It is least for the Bayesian analysis.
 
-    At each cycle E_q[-ln p(y | x)] + KL(q || p_f), q the network's Gaussian and p_f that of the forecast
-    (`free_energy`). The forecast's covariance is that of `members` draws from the analysis before, advanced by the
-    model, tapered, with a small share of its diagonal added. No gradient passes through the forecast's distribution nor
-    through the model: each cycle asks for the best analysis of its forecast and its observations. Gradients pass
-    through the memory. The first cycle of a window has no loss, as no analysis in the window comes before it.
+    At each cycle it is E_q[-ln p(y | x)] + KL(q || p_f), where q is the network's Gaussian and p_f the forecast's
+    (`free_energy`). The model advances `members` draws from the previous analysis. The forecast's covariance is that of
+    these draws, tapered, with a small share of its diagonal added. No gradient passes through the forecast's
+    distribution or the model: each cycle asks for the best analysis of its forecast and its observations. Gradients
+    pass through the memory. The first cycle of a window has no loss, because the window has no analysis before it.
 
     Parameters
     ----------
     members : int
-        Draws that are advanced, at least 2.
+        Number of draws that the model advances, at least 2.
     radius : float, optional
-        Of the taper of Gaspari and Cohn, which vanishes from twice the radius, in the units of the coordinates. By
-        default six times the distance between neighbours; no taper for components without places.
+        Radius of the taper of Gaspari and Cohn, in the units of the coordinates. The taper is zero from twice this
+        radius on. By default six times the distance between neighbours, and no taper for components without places.
     inflation : float
-        Factor of the deviations of the forecast. A sparse root cannot hold all correlations, and the nearest one in the
-        sense of this objective is too small: without inflation the spread may shrink from cycle to cycle, as that of a
-        small ensemble does.
+        Factor of the forecast's standard deviations. A sparse root cannot hold all correlations, and the root that this
+        objective prefers is too small. Without inflation the spread may therefore shrink from cycle to cycle, like the
+        spread of a small ensemble.
 
     References
     ----------
@@ -247,7 +247,7 @@ class Variational(Objective):
         self._taper: tuple[Any, Tensor] | None = None
 
     def check(self, network: AnalysisNetwork, contents: WindowContents) -> None:
-        """Refuse networks without a spread, and those that hold a correction of the model."""
+        """Refuse networks without a spread, and networks with a correction of the model."""
         super().check(network, contents)
         if network.model_correction() is not None:
             raise ValueError(
@@ -256,7 +256,7 @@ class Variational(Objective):
             )
 
     def loss(self, rollout: Rollout) -> Tensor:
-        """`free_energy` of every cycle, 0 where no analysis comes before."""
+        """`free_energy` of each cycle; 0 where there is no previous analysis."""
         root = rollout.root
         assert root is not None
         columns = [rollout.analysis[:, 0].sum(-1) * 0.0]
@@ -273,7 +273,7 @@ class Variational(Objective):
 
     @torch.no_grad()
     def _forecast_covariance(self, rollout: Rollout, before: LocalRoot, k: int) -> Tensor:
-        """P_f at the k-th cycle, (B, N, N), from draws of the analysis before."""
+        """P_f at cycle k, (B, N, N), from draws of the previous analysis."""
         assert rollout.dynamics is not None
         window, steps = rollout.window, rollout.window.steps[k]
         mean = rollout.analysis[:, k - 1].detach()
@@ -288,7 +288,7 @@ class Variational(Objective):
         return (1 - _SHRINKAGE) * covariance + _SHRINKAGE * variances
 
     def _tapering(self, dynamics: Dynamics, like: Tensor) -> Tensor | None:
-        """Taper of all pairs of components, (N, N); None for components without distances."""
+        """Taper between all components, (N, N); None for components without distances."""
         key = dynamics.space, like.device, like.dtype
         if self._taper is None or self._taper[0] != key:
             distances = dynamics.space.distances(torch.arange(dynamics.space.size))
@@ -301,7 +301,7 @@ class Variational(Objective):
 
 
 def advanced(dynamics: Dynamics, members: Tensor, steps: int, clock: Tensor) -> Tensor:
-    """Advance members (B, M, N) by the model, which stands so many steps on at each trajectory's clock."""
+    """Advance members (B, M, N) by the model. `clock` says at which step each trajectory stands."""
     if dynamics.autonomous:
         return advance(dynamics, members, steps)
     clock = clock.expand(len(members))
@@ -313,9 +313,9 @@ def advanced(dynamics: Dynamics, members: Tensor, steps: int, clock: Tensor) -> 
 
 
 def noise_of(observation: Tensor, draws: int, size: int) -> Tensor:
-    """Standard normal numbers (B, draws, size) that follow from the bits of observations (B, P).
+    """Standard normal numbers (B, draws, size) that depend on the bits of observations (B, P) alone.
 
-    They are the same in any process and for any cut of a batch, and others at each cycle.
+    They are the same in any process and for any division of a batch, and different at each cycle.
     """
     key = mixed_bits(observation).sum(1)
     numbers = normal(0, Purpose.ANALYSIS_DRAW, key, torch.zeros_like(key[:1]), draws * size)

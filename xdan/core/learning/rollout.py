@@ -1,4 +1,4 @@
-"""A window of cycles run through, differentiably: what training goes back through."""
+"""A window of cycles, run in a differentiable way, so that training can go back through it."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ class Window:
 
     Attributes
     ----------
-    truth : Tensor, shape (B, T, N), or None where the objective does without
+    truth : Tensor, shape (B, T, N), or None
+        The truth; None if the objective does not need it.
     observation : Tensor, shape (B, T, N)
     steps : tuple of int, length T
         Model steps before each analysis.
     group : int
-        Which set of trajectories; a set's windows follow one another in time.
+        Number of the group of trajectories. Windows of one group follow one another in time.
     fresh : bool
-        Whether the set starts anew with this window.
+        Whether the group starts anew with this window.
     start : int
-        Index of the first time, for errors that differ in time.
+        Index of the first time, for observation errors that differ in time.
     forecast : Tensor, shape (B, T, N), or None
-        A teacher's: every analysis starts from it instead of from the network's own forecast.
+        A teacher's forecasts. Every analysis starts from these instead of the network's forecast.
     covariance : Tensor, shape (B, T, N, N), or None
-        Of a teacher's analyses, to be imitated.
+        Covariances of a teacher's analyses, which are to be imitated.
     clock : Tensor of int64, shape (B,), or None
-        Model steps from the first analysis of the record to where the first of `steps` begin, for a model that depends
-        on time.
+        Model steps from the first analysis of the record to the beginning of the first of `steps`, for a model that
+        depends on time.
     """
 
     truth: Tensor | None
@@ -53,35 +54,35 @@ class Window:
     clock: Tensor | None = None
 
     def clock_at(self, k: int) -> Tensor:
-        """Model steps from the first analysis of the record to where the k-th of `steps` begin, (B,); else 0."""
+        """Model steps from the record's first analysis to the beginning of step k of `steps`, (B,); else 0."""
         passed = sum(self.steps[:k])
         return torch.as_tensor(0) if self.clock is None else self.clock + passed
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the cycles of a window gave, differentiable.
+    """Results of a window's cycles, differentiable.
 
     Attributes
     ----------
     forecast, analysis : Tensor, shape (B, T, N)
-        The mean, where the method carries members.
+        The mean of the members, if the method carries members.
     members : Tensor, shape (B, T, M, N), or None
         Analysis members.
     divergence : Tensor, shape (B, T), or None
-        Estimate of the trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), where it was asked for.
+        Estimate of the trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), if the objective asks for it.
     lost : Tensor of bool, shape (B, T)
-        Where a trajectory was restarted.
+        Where a trajectory was lost and started anew.
     state : dict of Tensor
-        Analysis state at the window's end, detached.
+        Analysis state at the end of the window, detached.
     window : Window
     observing : ObservingSystem
     scale : Tensor, shape (N,), or None
-        Typical observation error of every component of several fields; None for one field.
+        With several fields: typical observation error of each component. None for one field.
     root : LocalRoot, entries of shape (B, T, N, L), or None
-        Of the covariances of the analyses' errors, where the network gives a spread.
+        Roots of the analyses' error covariances, if the network gives a spread.
     dynamics : Dynamics or None
-        That made the forecasts.
+        The model of the forecasts.
     """
 
     forecast: Tensor
@@ -97,7 +98,7 @@ class Rollout:
     dynamics: Dynamics | None = None
 
     def since(self, first: int) -> Rollout:
-        """Leave the first cycles out."""
+        """The rollout without its cycles before `first`."""
 
         def cut(value: Tensor | None) -> Any:
             return None if value is None else value[:, first:]
@@ -117,23 +118,23 @@ class Rollout:
         return replace(self, window=later, root=root, **{name: cut(getattr(self, name)) for name in names})
 
     def truth(self) -> Tensor:
-        """Give the truth, which a supervised objective needs.
+        """Return the truth, which a supervised objective needs.
 
         Raises
         ------
         ValueError
-            If the windows have none.
+            If the windows have no truth.
         """
         if self.window.truth is None:
             raise ValueError("the loss reads the truth, and windows have none: expected an objective with needs_truth")
         return self.window.truth
 
     def scaled(self, states: Tensor) -> Tensor:
-        """Give states (..., N) of several fields in units of their observation errors, those of one as they are."""
+        """States (..., N) of several fields in units of their observation errors; of one field, unchanged."""
         return states if self.scale is None else states / self.scale
 
     def scaled_root(self) -> LocalRoot:
-        """Give the root of the covariances of the analyses' errors, in the units of `scaled`.
+        """Return the roots of the analyses' error covariances, in the units of `scaled`.
 
         Raises
         ------
@@ -147,7 +148,7 @@ class Rollout:
         return self.root if self.scale is None else self.root.scaled(self.scale)
 
     def misfit(self, estimate: Tensor) -> Tensor:
-        """Mean over observations of |R^{-1/2} (y - H x)|^2 of an estimate (B, T, N), missing ones as zeros; (B, T)."""
+        """Mean of |R^{-1/2} (y - H x)|^2, (B, T), for an estimate (B, T, N). Missing observations count as zero."""
         columns = []
         for k in range(estimate.shape[1]):
             observation, observed = split_observation(self.window.observation[:, k])
@@ -159,21 +160,21 @@ class Rollout:
 
 
 _MIXERS = (0x1E3779B97F4A7C15, 0x3F58476D1CE4E5B9, 0x14D049BB133111EB)  # odd multipliers that mix bits
-PROBE = 0.05  # size of the perturbation that the divergence is estimated with, in observation errors
+PROBE = 0.05  # size of the perturbation by which the divergence is estimated, in observation errors
 
 
 class CappedGradient(torch.autograd.Function):
-    """Identity whose gradient is shortened, row by row, to a norm; a row that is not finite becomes zero.
+    """Identity whose gradient is shortened, row by row, to a largest norm. A row that is not finite becomes zero.
 
-    With a scale the norm is that of the gradient by what is scaled by it.
+    With a scale, the norm is that of the gradient with respect to x divided by the scale.
 
-    A trajectory on the verge of divergence has a gradient that grows without bound from cycle to cycle, and would
-    drown those of all others in the batch.
+    If a trajectory is close to divergence, its gradient grows without bound from cycle to cycle. It would dominate the
+    gradients of all other trajectories in the batch.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cap: Tensor | float, scale: Tensor | None = None) -> Tensor:
-        """Pass x on."""
+        """Return x."""
         ctx.cap, ctx.scale = cap, scale
         return x.view_as(x)
 
@@ -199,9 +200,9 @@ def roll_out(
 ) -> Rollout:
     """Forecasts and analyses of a window, differentiable through its cycles, Eq. 2, 3 and 22.
 
-    A trajectory whose analysis is as wrong as a random state of the climate is lost: it starts anew from the
-    observations of that time, and no gradient passes from there to what comes after. Without the truth, it is lost
-    where it is that far from the observations.
+    A trajectory is lost if its analysis is as wrong as a random state of the climate. It starts anew from the
+    observations of this time, and no gradient passes from there to later cycles. Without the truth, a trajectory is
+    lost if it is so far from the observations.
 
     Parameters
     ----------
@@ -209,17 +210,17 @@ def roll_out(
     dynamics : Dynamics
     observing : ObservingSystem
     window : Window
-        With a teacher's forecasts no dynamics is run, and gradients pass from cycle to cycle through the memory alone.
+        With a teacher's forecasts the model does not run, and gradients pass from cycle to cycle through memory alone.
     state : dict of Tensor, or None where the trajectories start
-        Analysis that the previous window left.
+        Analysis state at the end of the previous window.
     cap : Tensor of shape (), or float, optional
-        Bound on the norm of the gradient by the state that a trajectory passes back from one cycle to the cycle before;
-        of several fields by the state in units of their observation errors. No bound by default.
+        Largest norm of the gradient with respect to the state that a trajectory passes back to the previous cycle. With
+        several fields, the state is in units of their observation errors. By default there is no bound.
     divergence : bool
-        Estimate the divergence too, by a second analysis of slightly other observations (Ramani et al., 2008,
+        Whether to estimate the divergence, by a second analysis of changed observations (Ramani et al., 2008,
         doi:10.1109/TIP.2008.2001404).
     through_model : bool
-        Whether gradients pass through the model from cycle to cycle; those through the memory pass in any case.
+        Whether gradients pass through the model from cycle to cycle. They pass through the memory in any case.
 
     Returns
     -------
@@ -240,7 +241,7 @@ def roll_out(
             if not through_model:
                 state = {**state, "x": state["x"].detach()}
             if cap is not None and k > 0:
-                # Memory is a number of order one: in units of the observation error, as the increments are.
+                # Memory is a number of order one, so its cap is in units of the observation error, as for increments.
                 unit = method.network.error_std.double() if scale is None else 1.0
                 state = {
                     name: CappedGradient.apply(v, cap, scale) if name == "x" else CappedGradient.apply(v, cap * unit)  # type: ignore[no-untyped-call]
@@ -276,14 +277,14 @@ def roll_out(
 
 
 def _may_hold_any(lost: Tensor) -> bool:
-    """Whether any is lost; True on a GPU without asking it, as an answer would make its queue run empty."""
+    """Whether a trajectory is lost. On a GPU always True: to read the answer would make its queue run empty."""
     return lost.device.type != "cpu" or bool(lost.any())
 
 
 def _is_lost(
     method: DataAssimilationNetwork, state: State, window: Window, k: int, observing: ObservingSystem
 ) -> Tensor:
-    """Whether analyses are as wrong as random states of the climate, shape (B,)."""
+    """Whether each analysis is as wrong as a random state of the climate, shape (B,)."""
     x, climate = method.mean(state).detach(), method.network.state_std**2
     several = climate.ndim > 0
     climate = method.network.per_component(climate)
@@ -291,10 +292,10 @@ def _is_lost(
         square = (x - window.truth[:, k]).square()
         return ~((square / climate).mean(1) < 1.0) if several else ~(square.mean(1) < climate)
     broken = ~x.isfinite().all(1)
-    if not observing.direct:  # how far apart two random states are seen is not known
+    if not observing.direct:  # the distance between two random states in observation space is not known
         return broken
     observation, observed = split_observation(window.observation[:, k])
-    # Expected of a random state: the climate's variance twice, and the observation's.
+    # Mean square for a random state: twice the climate's variance, plus the observation error's.
     excess = torch.where(observed, (x - observation).square() - observing.error_variance() - climate, 0.0)
     return ((excess / climate if several else excess).sum(1) > 0) | broken
 
@@ -307,7 +308,7 @@ def _divergence(
     observed: Tensor,
     observing: ObservingSystem,
 ) -> Tensor:
-    """Trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), from one direction of random signs; shape (B,)."""
+    """Trace of d (R^{-1/2} H x_a) / d (R^{-1/2} y), estimated along one direction of random signs; shape (B,)."""
     sign = random_signs(observation) * observed
     moved = method.analyse(forecast, observation + PROBE * observing.errors_from(sign, observed), observed, observing)
     change = observing.observe(method.mean(moved)) - observing.observe(method.mean(state))
@@ -315,7 +316,7 @@ def _divergence(
 
 
 def random_signs(observation: Tensor) -> Tensor:
-    """Signs from the bits of observations (B, P): as good as a coin in any units, and the same in any process."""
+    """Signs from the bits of observations (B, P). They are as good as random in any units, and equal in any process."""
     return torch.where((mixed_bits(observation) >> 40) & 1 == 0, 1.0, -1.0).to(observation)
 
 

@@ -1,4 +1,4 @@
-"""Methods: the data assimilation network and the classical schemes it is compared with, behind one protocol."""
+"""Methods behind one protocol: data assimilation networks, and the classical schemes to compare them with."""
 
 from .backward import BackwardPass, EnsembleBackward, GaussianBackward
 from .base import Method

@@ -1,4 +1,4 @@
-"""Ensemble filters whose inflation may follow the innovations, and whose analysis anomalies may be relaxed."""
+"""Ensemble filters with tuned or adaptive inflation, and with relaxation of the analysis anomalies."""
 
 from __future__ import annotations
 
@@ -22,55 +22,58 @@ from .record import Record, State
 
 ADAPTIVE = "adaptive"
 RELAXATIONS = ("rtps", "rtpp")
-_LOWEST, _HIGHEST = 1.0, 25.0  # of the factor of the forecast error covariance that innovations may ask for
-_LEFT_OUT = {"relaxation": None, "relaxation_factor": 0.5, "inflation_std": 0.1}  # defaults, which config leaves out
+_LOWEST, _HIGHEST = 1.0, 25.0  # range of alpha, the adaptive factor of the forecast error covariance
+_LEFT_OUT = {"relaxation": None, "relaxation_factor": 0.5, "inflation_std": 0.1}  # config leaves these defaults out
 
 
 class AdaptiveEnsemble(InflatedEnsemble):
-    """An ensemble filter with an inflation that is a number, tuned, or follows the innovations; or with relaxation.
+    """An ensemble filter whose inflation is a number, is tuned, or follows the innovations; relaxation is possible.
 
-    A subclass gives `update`, the analysis, and multiplies the anomalies there by `factor`.
+    A subclass gives `update`, the analysis. `update` multiplies the anomalies by `factor`.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     inflation : float, "tune" or "adaptive"
-        Factor of the analysis anomalies. "adaptive" multiplies the forecast anomalies instead, by the root of a factor
-        alpha of their covariance, which is estimated at every cycle after the first ones.
+        Factor by which the analysis anomalies are multiplied. With "adaptive", the forecast anomalies are multiplied
+        instead, by the root of alpha. Alpha is a factor of their covariance, estimated in every cycle after `spin_up`.
     spin_up : int
-        First cycles that take the inflation which the finite-size prior asks for.
+        Number of first cycles whose inflation comes from the finite-size prior of the EnKF-N.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
+        How the forecast includes the model's errors; see `EnsembleMethod`.
     relaxation : {"rtps", "rtpp"}, optional
-        Bring the spread of the analysis ("rtps"), or its anomalies ("rtpp"), back towards those of the forecast.
+        Move the spread ("rtps") or the anomalies ("rtpp") of the analysis back towards the forecast's. By default
+        neither.
     relaxation_factor : float or "tune"
-        Share of the way back, from 0 to 1.
+        How far the relaxation goes: 0 is the analysis, 1 is the forecast.
     inflation_std : float
-        Standard deviation of alpha before the innovations of a cycle are seen, for "adaptive". A larger one follows
-        faster, and errs more.
+        For "adaptive": standard deviation of alpha before the innovations of a cycle are known. With a larger number,
+        alpha follows changes faster and has larger random errors.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For a number out of range, an unknown name, or a relaxation to tune where there is none.
+        If a number is out of range, a name is unknown, or `relaxation_factor` is "tune" without a relaxation.
 
     Notes
     -----
-    With d the innovation of an observation, r its error variance and v the ensemble's variance of H(x), each of p
-    observations has E[d^2] = alpha v + r. The innovations of one cycle so give the estimate
+    For one observation, let d be the innovation, r the error variance, and v the ensemble's variance of H(x). Each of
+    the p observations has E[d^2] = alpha v + r. The innovations of one cycle therefore give the estimate
 
         alpha_o = (sum d^2 / r - p) / (sum v / r),    var_o = (2 / p) ((alpha_b sum v / r + p) / (sum v / r))^2,
 
-    and alpha_b of the cycle before, with the variance var_b = `inflation_std`^2, becomes
+    The factor alpha_b of the previous cycle has the variance var_b = `inflation_std`^2. The new factor is
 
         alpha = (var_o alpha_b + var_b alpha_o) / (var_o + var_b),
 
-    between 1 and 25. With localisation each component has an alpha, and the sums are weighed by its taper.
+    limited to the range from 1 to 25. With localisation each component has an alpha: its sums weigh each observation by
+    the taper.
 
-    Relaxation multiplies analysis anomalies by 1 + a (s_f / s_a - 1), with the spreads s_f of the forecast and s_a of
-    the analysis ("rtps"), or replaces them by (1 - a) x_a' + a x_f' ("rtpp").
+    "rtps" multiplies the analysis anomalies by 1 + a (s_f / s_a - 1), where s_f and s_a are the spreads of the forecast
+    and of the analysis. "rtpp" replaces the analysis anomalies x_a' by (1 - a) x_a' + a x_f'.
 
     References
     ----------
@@ -115,34 +118,34 @@ class AdaptiveEnsemble(InflatedEnsemble):
 
     @property
     def local(self) -> bool:
-        """Whether every component has an inflation, where it follows the innovations."""
+        """Whether each component has an inflation factor, if the inflation follows the innovations."""
         return False
 
     @property
     def factor(self) -> float:
-        """Inflation of the analysis anomalies: 1 where that of the forecast follows the innovations."""
+        """Inflation of the analysis anomalies. It is 1 if the forecast anomalies are inflated by the innovations."""
         return 1.0 if self.inflation == ADAPTIVE else self.number("inflation")
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters; runs of before adaptive inflation and relaxation go on."""
+        """Plain JSON parameters. Defaults of adaptive inflation and relaxation are left out, so old runs can resume."""
         return {name: v for name, v in super().config().items() if name not in _LEFT_OUT or v != _LEFT_OUT[name]}
 
     def take_candidates(self, candidates: Any) -> None:
-        """Set the values to try, as every method does; those of a share are at most 1."""
+        """Set the values that tuning tries. Values of `relaxation_factor` must be at most 1."""
         super().take_candidates(candidates)
         for name in set(self.shares) & set(self.to_tune()):
             for value in self.tried(name):
                 real(f"candidates of {name}", value, most=1.0)
 
     def check_backward(self, dynamics: Dynamics) -> None:
-        """Refuse to go back over a run whose anomalies are relaxed."""
+        """Refuse a backward pass over a run with relaxed anomalies."""
         super().check_backward(dynamics)
         if self.relaxation is not None:
             why = f"relaxation={self.relaxation!r} changes the anomalies beside the weights of the members"
             raise ValueError(self.without_backward_pass(why))
 
     def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
-        """That of members that the analysis has inflated, or whose forecast it has."""
+        """Backward pass of an ensemble: the inflation is that of the analysis or that of the forecast."""
         self.check_backward(dynamics)
         return EnsembleBackward(self.factor)
 
@@ -155,7 +158,7 @@ class AdaptiveEnsemble(InflatedEnsemble):
         return {**state, "inflation": torch.ones_like(x[:, 0] if self.local else x[:, 0, 0])}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Inflate the forecast where that is asked for, update it, and relax the anomalies."""
+        """Inflate the forecast if the inflation is adaptive, update it, and relax the anomalies."""
         prior = state
         if self.inflation == ADAPTIVE and not self.spins_up(state):
             prior = self._inflated(state, observation, observed, observing)
@@ -171,12 +174,12 @@ class AdaptiveEnsemble(InflatedEnsemble):
         """Turn a forecast state into an analysis state, as `analyse`, with the anomalies multiplied by `factor`."""
 
     def summed(self, values: Tensor, observing: ObservingSystem) -> Tensor:
-        """Sums over observations of values (B, P), shape (B,); where inflation is local, weighed sums (B, N)."""
-        del observing  # with localisation it says where observations lie
+        """Sums over observations of values (B, P), shape (B,). If inflation is local: weighted sums, shape (B, N)."""
+        del observing  # subclasses with localisation read the positions from it
         return values.sum(1)
 
     def _inflated(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """A forecast state with anomalies multiplied by the root of a new alpha."""
+        """Forecast state whose anomalies are multiplied by the root of the new alpha."""
         mean, anomalies = centre(state["x"])
         seen = observing.observe(state["x"])
         precision = observed / observing.error_variance().to(seen)
@@ -204,12 +207,12 @@ def posterior_inflation(alpha: Tensor, square: Tensor, spread: Tensor, count: Te
     Parameters
     ----------
     alpha : Tensor
-        The factor before.
+        Factor of the previous cycle.
     square, spread, count : Tensor, shape of `alpha`
-        Sums over observations: of squared innovations and of the ensemble's variances, both divided by error variances;
-        and the number of observations. Where the last two are zero the factor stays.
+        Three sums over the observations: squared innovations divided by error variances; the ensemble's variances
+        divided by error variances; the number of observations. Where `spread` and `count` are zero, alpha stays.
     variance : float
-        Of the factor before.
+        Variance of the previous factor, `inflation_std`^2.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Flattened states, advanced by a dynamics that knows their shape, and methods from the times of their trajectories."""
+"""Forecasts of flattened states, and forecasts of methods whose trajectories stand at different times."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def advance_along(dynamics: Dynamics, x: Tensor, directions: Tensor, steps: int)
 
 
 def forecast_from(method: Method, state: State, dynamics: Dynamics, steps: int, clock: Tensor) -> State:
-    """Forecast of a method by a dynamics that stands where its trajectories are.
+    """Forecast of a method, by a dynamics that stands at the time of each trajectory.
 
-    A model that depends on time is called with one time for all states. Where trajectories differ in it, as the
-    segments of one long trajectory do, those of one time are forecast together.
+    A call of a model that depends on time has one time for all states. The trajectories may stand at different times,
+    for example as segments of one long trajectory. Then the trajectories of each time are forecast together.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def forecast_from(method: Method, state: State, dynamics: Dynamics, steps: int, 
     dynamics : Dynamics
     steps : int
     clock : Tensor of int64, shape (B,)
-        Model steps from the record's first analysis to the state; not read for an autonomous model.
+        Model steps from the record's first analysis to the state. An autonomous model does not need them.
     """
     if dynamics.autonomous:
         return method.forecast(state, dynamics, steps)

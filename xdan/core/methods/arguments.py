@@ -14,14 +14,14 @@ from ..observing import is_symmetric
 
 
 def number_or_tune(label: str, value: Any, zero: bool = False) -> float | str:
-    """Take "tune" or a positive finite number, or 0 where that is allowed.
+    """Check an argument: "tune", a positive finite number, or (with `zero=True`) 0.
 
     Raises
     ------
     TypeError
-        For what is neither a number nor a name.
+        If the value is neither a number nor a string.
     ValueError
-        For another name, or a number that is not positive and finite.
+        If the string is not "tune", or the number is not positive and finite.
     """
     if isinstance(value, str) and value == "tune":
         return value
@@ -35,7 +35,7 @@ def number_or_tune(label: str, value: Any, zero: bool = False) -> float | str:
 
 
 def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
-    """Take one of some names, or a background error covariance as a matrix of real numbers.
+    """Check a background: one of the `names`, or a background error covariance as a matrix of real numbers.
 
     Returns
     -------
@@ -44,9 +44,9 @@ def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
     Raises
     ------
     TypeError
-        For what is neither, such as complex numbers, dates or objects.
+        If the value is neither, for example complex numbers, dates or objects.
     ValueError
-        For an unknown name, and a matrix that is not square, finite, symmetric relative to its variances and positive
+        If the name is unknown, or the matrix is not square, finite, symmetric (relative to its variances) and positive
         definite.
     """
     expected = f"expected {', '.join(map(repr, sorted(names)))} or a matrix of shape (N, N) of real numbers"
@@ -56,7 +56,7 @@ def background_or_name(value: Any, names: Collection[str]) -> Tensor | str:
         return choice("background", value, names)
     try:
         array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    except (TypeError, ValueError, RuntimeError):  # rows of several lengths, or no array at all
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths, or a value that is no array
         raise TypeError(f"background={shown(value)}: {expected}") from None
     if array.dtype.kind not in "iuf" or np.ma.is_masked(value):
         raise TypeError(f"background holds {'gaps' if np.ma.is_masked(value) else array.dtype}: {expected}")
@@ -79,7 +79,7 @@ def fitted(background: Tensor, size: int, like: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        If it is not of `size` components.
+        If its size is not `size` x `size`.
     """
     if len(background) != size:
         raise ValueError(f"background has shape {tuple(background.shape)}: expected ({size}, {size})")
@@ -89,14 +89,14 @@ def fitted(background: Tensor, size: int, like: Tensor) -> Tensor:
 def checked_candidates(
     candidates: Any, to_tune: Collection[str], zero: Collection[str] = ()
 ) -> dict[str, tuple[float, ...]]:
-    """Take values to try for parameters that are "tune", sorted; 0 is a value for those named in `zero`.
+    """Check and sort the values that tuning tries for each parameter. `zero` names the parameters that may be 0.
 
     Raises
     ------
     TypeError
-        For what is no mapping of names to numbers.
+        If `candidates` is not a mapping from names to numbers.
     ValueError
-        For a parameter that is not to be tuned, and fewer than two distinct positive finite numbers.
+        If a parameter is not to be tuned, or has fewer than two distinct positive finite numbers.
     """
     if not isinstance(candidates, Mapping):
         raise TypeError(f"candidates={shown(candidates)}: expected a mapping such as {{'inflation': [1.0, 1.02]}}")

@@ -1,4 +1,4 @@
-"""One step of a backward pass: states given later observations too, by the recursion of Rauch, Tung and Striebel."""
+"""One step of a backward pass: it corrects a state by later observations (Rauch, Tung and Striebel)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from .declarations import Output
 from .record import State
 
 SMOOTHED = Output("smoothed", "estimate of the state from the observations of all times", "state", "state")
-PRIOR_INFLATION = "prior_inflation"  # entry of a state: factor by which an analysis inflated its forecast's anomalies
+PRIOR_INFLATION = "prior_inflation"  # entry of a state: the analysis multiplied the forecast's anomalies by this factor
 SMOOTHED_SPREAD = Output("smoothed_spread", "standard deviation of the smoothed state", "state", "state")
 
 
 class BackwardPass(ABC):
-    """How a method goes back over its run, from the analysis of one time to that of the time before.
+    """How a method goes back over its run, from the analysis of one time to the analysis of the time before.
 
-    A state that the pass carries has entries of the names of `entries`, as the method's analysis state has them.
+    The pass carries a state with the entries that `entries` names. The method's analysis state has these entries too.
 
     Notes
     -----
-    Inflation counts as an error of the model, as Q and the second-order term of a forecast do. The gain of a step back
-    is P_a M^T P_f^+, with the P_a of the analysis before it is inflated, and the P_f that the filter had, which follows
-    from the inflated one. Take a component that the model multiplies by m in an interval. With an inflation of the
-    standard deviation by f, its gain is 1 / (f^2 m). The filter keeps a variance only where f m is above 1, and there
-    the gain times f is below 1: what later observations say fades with time. With the inflated P_a the gain would be
-    1 / m, which is above 1 where m is below 1: a step back would make errors larger, and so would the next one.
+    Inflation counts as an error of the model, like Q and the second-order term of a forecast. The gain of a step back
+    is P_a M^T P_f^+. Here P_a is the analysis covariance before inflation. P_f is the covariance that the filter used;
+    it follows from the inflated P_a. The reason: take a component that the model multiplies by m in an interval, and
+    an inflation that multiplies the standard deviation by f. The gain of this component is 1 / (f^2 m). The filter
+    keeps a variance only where f m is above 1. There f times the gain is below 1, so the influence of later
+    observations fades with time. With the inflated P_a the gain would be 1 / m. Where m is below 1 this gain is above
+    1, and every step back would make errors larger.
 
     Parameters
     ----------
     inflation : float
-        Factor of the standard deviation that an analysis state of the method holds.
+        Factor by which the method inflated the standard deviation of its analysis state.
 
     Attributes
     ----------
@@ -54,20 +55,20 @@ class BackwardPass(ABC):
         self.inflation = inflation
 
     def forecast(self, state: State) -> State:
-        """The entries of a method's forecast state that a step back reads."""
+        """Entries of a method's forecast state that a step back reads."""
         return {name: state[name] for name in self.entries}
 
     @abstractmethod
     def analysis(self, state: State) -> State:
-        """The entries of a method's analysis state, before it was inflated; the smoothed state of the last time."""
+        """Entries of a method's analysis state before inflation. At the last time this is the smoothed state."""
 
     @abstractmethod
     def numbers(self, members: int, size: int) -> int:
-        """Numbers in the entries of one trajectory with M members of N components."""
+        """How many numbers the entries of one trajectory hold, for M members and N components."""
 
     @abstractmethod
     def step(self, analysis: State, forecast: State, smoothed: State, dynamics: Dynamics, steps: int) -> State:
-        """The smoothed state of a time k from that of the time after.
+        """Smoothed state of a time k, from the smoothed state of the next time.
 
         Parameters
         ----------
@@ -76,7 +77,7 @@ class BackwardPass(ABC):
         forecast, smoothed : dict of Tensor
             Entries of the forecast state, and the smoothed state, of time k + 1.
         dynamics : Dynamics
-            Standing at time k, where it depends on time.
+            At time k, if the model depends on time.
         steps : int
             Model steps from k to k + 1.
 
@@ -87,11 +88,11 @@ class BackwardPass(ABC):
 
     @abstractmethod
     def outputs(self, smoothed: State, members: bool) -> dict[str, Tensor]:
-        """`smoothed` and `smoothed_spread` (B, N), and with `members` the members or the covariance."""
+        """`smoothed` and `smoothed_spread`, (B, N); with `members` also the smoothed members or covariance."""
 
 
 class GaussianBackward(BackwardPass):
-    """Of a Kalman filter that carries a covariance matrix."""
+    """Backward pass of a Kalman filter that carries a covariance matrix."""
 
     entries = ("x", "covariance")
 
@@ -100,13 +101,13 @@ class GaussianBackward(BackwardPass):
         return {"x": state["x"], "covariance": state["covariance"] / self.inflation**2}
 
     def numbers(self, members: int, size: int) -> int:
-        """A mean and a matrix."""
+        """Size of a mean and a matrix."""
         return size * (1 + size)
 
     def step(self, analysis: State, forecast: State, smoothed: State, dynamics: Dynamics, steps: int) -> State:
-        """By the gain P_a M^T P_f^+, with the tangent linear model M at the analysis."""
+        """Smoothed mean and covariance, by the gain P_a M^T P_f^+ with the tangent linear model M at the analysis."""
         p = analysis["covariance"]
-        # Row j of what the model makes of the rows of P_a is M p_j: together they are P_a M^T.
+        # The model propagates the rows p_j of P_a to M p_j. Together these rows are P_a M^T.
         _, cross = advance_along(dynamics, analysis["x"], p, steps)
         gain = smoother_gain(cross, forecast["covariance"])
         change = smoothed["x"] - forecast["x"]
@@ -116,22 +117,22 @@ class GaussianBackward(BackwardPass):
     def outputs(self, smoothed: State, members: bool) -> dict[str, Tensor]:
         """The mean, the standard deviations and, with `members`, `smoothed_covariance`."""
         spread = smoothed["covariance"].diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
-        given = {"smoothed": smoothed["x"], "smoothed_spread": spread}
-        return {**given, "smoothed_covariance": smoothed["covariance"]} if members else given
+        values = {"smoothed": smoothed["x"], "smoothed_spread": spread}
+        return {**values, "smoothed_covariance": smoothed["covariance"]} if members else values
 
 
 class EnsembleBackward(BackwardPass):
-    """Of members that keep their numbers from an analysis to the next forecast.
+    """Backward pass of an ensemble whose members keep their order from an analysis to the next forecast.
 
-    The first analysis of a trajectory, which no ensemble method inflates, counts as inflated here too.
+    No ensemble method inflates the first analysis of a trajectory. The pass treats it as inflated all the same.
 
     Parameters
     ----------
     inflation : float
-        Factor of the standard deviation that an analysis state of the method holds.
+        Factor by which the method inflated the standard deviation of its analysis state.
     prior : str
-        Entry of the analysis state, shape (B,), where the method has one: the factor by which the analysis first
-        inflated the anomalies of its forecast, as the finite-size prior does.
+        Name of an entry of the analysis state, shape (B,), if the method has one. It holds the factor by which the
+        analysis first inflated the anomalies of the forecast, as the finite-size prior does.
     """
 
     def __init__(self, inflation: float = 1.0, prior: str = PRIOR_INFLATION) -> None:
@@ -140,21 +141,21 @@ class EnsembleBackward(BackwardPass):
 
     @property
     def carried(self) -> tuple[str, ...]:
-        """The members, and the inflation of their forecast."""
+        """The members, and the inflation factor of their forecast."""
         return *self.entries, PRIOR_INFLATION
 
     def analysis(self, state: State) -> State:
-        """The members, their anomalies before inflation, and the inflation of their forecast."""
+        """The members with their anomalies before inflation, and the inflation factor of their forecast."""
         x = state["x"]
         mean, prior = x.mean(1, keepdim=True), state.get(self.prior, x.new_ones(len(x)))
         return {"x": x if self.inflation == 1.0 else mean + (x - mean) / self.inflation, PRIOR_INFLATION: prior}
 
     def numbers(self, members: int, size: int) -> int:
-        """The members."""
+        """Size of the members."""
         return members * size
 
     def step(self, analysis: State, forecast: State, smoothed: State, dynamics: Dynamics, steps: int) -> State:
-        """By the covariances of the members, those of the forecast as its analysis inflated them."""
+        """Smoothed members, by the covariances of the ensemble. The forecast covariance includes its inflation."""
         x, prior = forecast["x"], smoothed[PRIOR_INFLATION][:, None, None]
         mean = x.mean(1, keepdim=True)
         inflated = torch.where(prior == 1.0, x, mean + prior * (x - mean))
@@ -162,23 +163,23 @@ class EnsembleBackward(BackwardPass):
         return {"x": after, PRIOR_INFLATION: analysis[PRIOR_INFLATION]}
 
     def outputs(self, smoothed: State, members: bool) -> dict[str, Tensor]:
-        """Mean and spread of the members, and with `members` themselves."""
+        """Mean and spread of the members; with `members` also the members."""
         x = smoothed["x"]
         spread = x.std(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])
-        given = {"smoothed": x.mean(1), "smoothed_spread": spread}
-        return {**given, "smoothed_members": x} if members else given
+        values = {"smoothed": x.mean(1), "smoothed_spread": spread}
+        return {**values, "smoothed_members": x} if members else values
 
 
 def smoother_gain(cross: Tensor, forecast_covariance: Tensor) -> Tensor:
     """The gain of the smoother, G = C P_f^+, shape (B, N, N).
 
-    Directions that decay leave P_f without variance to working precision. There the inverse would be rounding made
-    large, and the error is small already: the pseudo-inverse leaves them as the analysis has them.
+    Directions that decay leave P_f without variance in working precision. In these directions the inverse would amplify
+    rounding errors. The error is small there already, so the pseudo-inverse leaves the analysis as it is.
 
     Parameters
     ----------
     cross : Tensor, shape (B, N, N)
-        C = P_a M^T, covariance of the analysis with the forecast made from it.
+        C = P_a M^T, the covariance between the analysis and the forecast from it.
     forecast_covariance : Tensor, shape (B, N, N)
         P_f.
 
@@ -201,15 +202,15 @@ def smoothed_covariance(analysis: Tensor, gain: Tensor, forecast: Tensor, smooth
 
 
 def smoothed_members(analysis: Tensor, forecast: Tensor, smoothed: Tensor, inflation: Tensor | None = None) -> Tensor:
-    """Members (B, M, N) of one time, given the observations of later times too.
+    """Members (B, M, N) of one time, corrected by the observations of later times.
 
-    The smoother of Rauch, Tung and Striebel with the covariances of the ensemble. With anomalies as rows, A_a of the
-    analysis and A_f of the forecast that it became,
+    This is the smoother of Rauch, Tung and Striebel with the covariances of the ensemble. The anomalies are rows:
+    A_a of the analysis, and A_f of the forecast from this analysis. Without inflation,
 
         X_s,k = X_a,k + (X_s,k+1 - X_f,k+1) A_f,k+1^+ A_a,k.
 
-    With an inflation f between the two, A_f = f A_a M^T in the linear case. The gain P_a M^T P_f^+ is then
-    A_a^T A_f^{+T} / f, and the smoothed anomalies are a symmetric root of the smoothed covariance: with
+    Let an inflation f act between the two. In the linear case A_f = f A_a M^T, and the gain P_a M^T P_f^+ is
+    A_a^T A_f^{+T} / f. The smoothed anomalies are a symmetric root of the smoothed covariance. With
     V = A_s,k+1 A_f^+,
 
         A_s,k = (I + (V^T V - A_f A_f^+) / f^2)^{1/2} A_a,k.
@@ -217,11 +218,11 @@ def smoothed_members(analysis: Tensor, forecast: Tensor, smoothed: Tensor, infla
     Parameters
     ----------
     analysis : Tensor, shape (B, M, N)
-        X_a,k, before it was inflated.
+        X_a,k, before inflation.
     forecast, smoothed : Tensor, shape (B, M, N)
-        X_f,k+1 and X_s,k+1. A forecast's members hold their draws of model error.
+        X_f,k+1 and X_s,k+1. The forecast members include their draws of model error.
     inflation : Tensor, shape (B, 1, 1), optional
-        f; by default 1.
+        The factor f; by default 1.
 
     References
     ----------

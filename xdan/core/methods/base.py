@@ -1,4 +1,4 @@
-"""The protocol of a method, classical or learned: what it declares, and what it does in a cycle."""
+"""The protocol of a method, classical or learned: what a method declares, and what it does in a cycle."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .record import KEPT, Record, State
 
 Differentiated = Literal["model", "operator"]
 
-CLIMATE_STATES = 64  # that the climate's variance in observation space is taken from
+CLIMATE_STATES = 64  # number of states from which the climate's variance in observation space is computed
 
 
 class Method(ABC):
@@ -34,11 +34,10 @@ class Method(ABC):
 
     A subclass gives `start` and `analyse`; everything else has a default. The states of B trajectories are computed
     together and never mixed. A state is a dict of tensors, trajectories first. Its entry `x` has shape (B, N), or
-    (B, M, N) for an ensemble of M members; other entries are whatever the method remembers from cycle to cycle. The
-    loop hands every state over with two entries more, which a method may read and need not return: `label`, shape
-    (B,), the trajectory's label, and `cycle`, shape (B,), the number of the coming analysis, counted from
-    `first_cycle`. A trajectory whose `x` is not finite or grows without bound is lost: the loop flags it, and zeroes
-    its entries so that the others go on.
+    (B, M, N) for an ensemble of M members. Other entries are what the method remembers from cycle to cycle. The loop
+    adds two entries, which a method may read and need not return. `label`, shape (B,), is the trajectory's label.
+    `cycle`, shape (B,), is the number of the coming analysis, counted from `first_cycle`. A trajectory is lost if its
+    `x` is not finite or grows without bound: the loop flags it, and sets its entries to zero so that the others go on.
 
     A method is one class, in one file::
 
@@ -57,51 +56,53 @@ class Method(ABC):
                 innovation = observation - observing.observe(x)
                 return {"x": x + self.weight * observing.project_innovation(innovation, observed, x)}
 
-    `config` then follows from the constructor, as the parameter `weight` is kept in an attribute of its name.
-    `baseline("nudging", weight=0.5)` runs it, and so does `cycle(ds, Nudging(0.5))`, which needs no registered name.
+    `config` then follows from the constructor, because the attribute `weight` holds the parameter `weight`.
+    `baseline("nudging", weight=0.5)` runs the method. So does `cycle(ds, Nudging(0.5))`, without a registered name.
 
     Attributes
     ----------
     name : str
-        The name that `baseline` takes, and that a run is labelled with.
+        The name that `baseline` takes. A run has it as its label.
     ensemble : bool
         Whether `x` holds members.
     members : int
-        How many.
+        Number of members M.
     channels : int
-        Latent channels of `memory`, shape (B, channels, N), an entry of the state of a network with memory.
+        Number of latent channels of a network with memory. The state's entry `memory` has shape (B, channels, N).
     keeps_covariance : bool
-        Whether the state has an entry `covariance`, P_a of shape (B, N, N), which a run keeps where members are kept.
+        Whether the state has an entry `covariance`, P_a of shape (B, N, N). A run stores it where it stores members.
     outputs : tuple of Output
-        What `forecast_outputs` and `analysis_outputs` give; set in the constructor where it depends on parameters.
+        What `forecast_outputs` and `analysis_outputs` give. The constructor sets it if it depends on parameters.
     tunable : dict of str to Tunable
-        Parameters that may be "tune". The number in use is `number(name)`.
+        Parameters that may be "tune". `number(name)` gives the number in use.
     search : Search
-        How they are searched.
+        How these parameters are searched.
     windowed : bool
-        Whether the state holds a window of several times, which all trajectories share: after a gap it starts anew for
-        all of them together, and a gap is then an interval of the record, not times of which nothing is observed.
+        Whether the state holds a window of several times that all trajectories share. After a gap in the observations
+        the window of all trajectories starts anew. A gap is then a long interval between two times
+        of the record, not a sequence of times without observations.
     fixed : dict of str to object
-        Parameters of a base that the class sets for good.
+        Parameters of a base class that this class sets once and for all.
     differentiates_model : bool
-        Class attribute: whether the method needs derivatives of the model, whatever its parameters. Where it does not,
-        messages name it to users whose model has none.
+        Class attribute: whether the method needs derivatives of the model, whatever its parameters are. If not,
+        messages suggest the method to users whose model has no derivatives.
     perfect_model : bool
-        Whether the method takes the model to be perfect, and has no place for the covariance Q of its errors: then a
-        record with one is refused.
+        Whether the method assumes that the model is perfect, and does not use the covariance Q of the model's errors.
+        Then a record with a Q is refused.
     first_cycle : int
-        What the loop counts analyses from: 1 for an ensemble whose first analysis draws numbers, as `start` draws those
-        of cycle 0.
+        Number of the first analysis in the loop. It is 1 for an ensemble whose first analysis draws random numbers,
+        because `start` draws the numbers of cycle 0.
     backward : type of BackwardPass, optional
-        Class attribute: how a run is gone back over, so that later observations correct earlier states. None where the
-        method's state does not say it.
+        Class attribute: how to go back over a run, so that later observations correct earlier states. None if the
+        method's state does not hold what such a pass needs.
     no_backward : str
-        Class attribute: why not, in the words of a message.
+        Class attribute: why there is no backward pass, in the words of a message.
     tune_on : {"innovation", "truth"}
-        What tuning looks at: the innovations, or the analysis RMSE.
+        What tuning compares candidates by: the innovations, or the analysis RMSE.
     dynamics, seed
-        Of the record that the method is prepared for. A model that depends on time stands at the record's first
-        analysis here, and where the state is in what `forecast` gets; `from_step` gives it at another time.
+        Dynamics and seed of the record that the method is prepared for. If the model depends on time, this `dynamics`
+        stands at the record's first analysis. The `dynamics` that `forecast` gets stands at the time of the state.
+        `from_step` gives the model at another time.
 
     Examples
     --------
@@ -144,20 +145,20 @@ class Method(ABC):
     # What a method is.
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON values that say which method this is: its parameters, "tune" where they are tuned.
+        """Plain JSON values that identify this method: its parameters, with "tune" where a parameter is tuned.
 
         The default reads the constructor's parameters from attributes of their names.
 
         Raises
         ------
         TypeError
-            Where such an attribute is missing, or no plain value.
+            If such an attribute is missing, or is not a plain value.
         """
         return constructor_values(self, lists=True) | self.asked_candidates()
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Derivatives that the method takes of the model and of the observation operator."""
+        """Derivatives of the model and of the observation operator that the method needs."""
         return ()
 
     @property
@@ -167,36 +168,36 @@ class Method(ABC):
 
     @property
     def smoothing_lag(self) -> int:
-        """How many cycles later the last observations are that the method's own `smoothed` has seen; 0 without it."""
+        """How many later cycles of observations the method's output `smoothed` includes; 0 without such an output."""
         return next((output.lag for output in self.outputs if output.name == SMOOTHED.name), 0)
 
     def check_backward(self, dynamics: Dynamics) -> None:
-        """Refuse to go back over the method's run.
+        """Refuse a backward pass over the method's run, if there is none.
 
         Raises
         ------
         ValueError
-            If it cannot.
+            If the method has no backward pass.
         """
         if self.backward is None or self.windowed:
             raise ValueError(self.without_backward_pass(self.no_backward))
 
     def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
-        """How to go back over the run of the method, which is tuned.
+        """How to go back over the run of a tuned method.
 
-        Where `analyse` returns inflated members or an inflated covariance, this gives `self.backward(inflation)`.
+        If `analyse` returns inflated members or an inflated covariance, this gives `self.backward(inflation)`.
 
         Raises
         ------
         ValueError
-            If it cannot.
+            If the method has no backward pass.
         """
         self.check_backward(dynamics)
         assert self.backward is not None
         return self.backward()
 
     def without_backward_pass(self, why: str) -> str:
-        """The message that the method has no backward pass, and which methods have one."""
+        """Message that the method has no backward pass. It lists the methods that have one."""
         others = [name for name in METHODS if METHODS[name].backward is not None and not METHODS[name].windowed]
         title = f"smooth=True: the method {self.name!r}"
         if (lag := self.smoothing_lag) > 0:
@@ -212,24 +213,24 @@ class Method(ABC):
 
     @property
     def reads_covariance(self) -> bool:
-        """Whether an analysis depends on the covariance that its forecast carries, where the method keeps one."""
+        """Whether an analysis depends on the forecast error covariance, if the method carries one."""
         return self.keeps_covariance
 
     def kept_covariance(self, state: State) -> Tensor:
-        """P_a of an analysis state, (B, N, N), where the method keeps one."""
+        """P_a of an analysis state, (B, N, N), if the method carries it."""
         return state["covariance"]
 
     def check_kept(self, dynamics: Dynamics) -> None:
-        """Refuse to keep in a run what `members=True` asks for, of a dynamics whose states are too large for it.
+        """Refuse `members=True` for a dynamics whose states are too large for what the run would store.
 
         Raises
         ------
         ValueError
         """
-        del dynamics  # members and memory are kept of any
+        del dynamics  # members and memory are stored for any dynamics
 
     def check_declarations(self) -> None:
-        """Refuse declarations that cannot be: outputs that are none or share a name, and parameters with a wrong value.
+        """Refuse wrong declarations: outputs that are no outputs or share a name, and parameters with a wrong value.
 
         Raises
         ------
@@ -262,15 +263,15 @@ class Method(ABC):
             if not isinstance(value, str | None) or value not in tunable.words:
                 number_or_tune(name, value, tunable.zero)
 
-    # What it does.
+    # What a method does.
 
     def prepare(self, record: Record) -> Self:
-        """Return the method ready for a record; `tune` chooses the parameters that are "tune" beside.
+        """Return the method ready for a record. It does not tune: `tune` also chooses the parameters that are "tune".
 
         Parameters
         ----------
         record : Record
-            The leading part of the record that is to be cycled over.
+            The leading part of the record that the method will cycle over.
 
         Raises
         ------
@@ -285,24 +286,24 @@ class Method(ABC):
         return ready
 
     def bound(self, dynamics: Dynamics) -> Self:
-        """Return the method with the dynamics at hand, where an analysis needs it and `prepare` is not called."""
+        """Return the method with its dynamics, for callers that do not call `prepare` although an analysis needs it."""
         return self
 
     def check_dynamics(self, dynamics: Dynamics) -> None:
-        """Refuse a model that the method cannot work with, before anything is computed with it.
+        """Refuse a model that the method cannot work with, before any computation.
 
         Raises
         ------
         ValueError
-            If the method needs derivatives of a model that has none, takes it to be perfect where it is known to err,
-            or needs more members than a given climatology has states.
+            If the method needs derivatives and the model has none, if the method assumes a perfect model and the model
+            has a known error, or if the method needs more members than a climatology of the user has states.
         """
         if self.perfect_model and dynamics.model_error is not None:
             others = [name for name in METHODS if not METHODS[name].perfect_model]
             raise ValueError(
-                f"the method {self.name!r} takes the model to be perfect, and {dynamics.label!r} is known to err by "
-                f"{dynamics.model_error.word} in an interval: expected model_error=0, to take it as perfect all the "
-                f"same, or another method: {others}"
+                f"the method {self.name!r} assumes a perfect model, and {dynamics.label!r} has a known error of "
+                f"{dynamics.model_error.word} in an interval: expected model_error=0, to assume a perfect model "
+                f"nevertheless, or another method: {others}"
             )
         if self.differentiates_model or any(what == "model" for what, _ in self.derivatives):
             others = [name for name in METHODS if not METHODS[name].differentiates_model]
@@ -311,7 +312,7 @@ class Method(ABC):
             dynamics.given_climate.check_members(self.members)
 
     def check_steps(self, dynamics: Dynamics, steps: Sequence[int]) -> None:  # noqa: B027 - most methods take any
-        """Refuse intervals of so many model steps each, before anything is computed.
+        """Refuse intervals of these numbers of model steps if the method cannot use them, before any computation.
 
         Raises
         ------
@@ -319,7 +320,7 @@ class Method(ABC):
         """
 
     def check_record(self, record: Record) -> None:
-        """Refuse a record that the method cannot work on, such as one without a derivative that the method takes.
+        """Refuse a record that the method cannot work on, for example one without a derivative that the method needs.
 
         Raises
         ------
@@ -338,11 +339,11 @@ class Method(ABC):
                 check_operator(observing.operator, mode, states, f"the method {self.name!r} needs it")
 
     def _instead(self, mode: Mode) -> str:
-        """What to do where the model has no derivative."""
+        """What to do if the model has no derivative."""
         return "take a method that needs none, such as 'etkf'"
 
     def set_up(self, record: Record) -> None:  # noqa: B027 - most methods need nothing
-        """Take from a record what the method needs of it, such as the moments of its climate; `self` is a copy."""
+        """Compute what the method needs from a record, such as the moments of its climate. `self` is a copy."""
 
     @abstractmethod
     def start(self, record: Record) -> State:
@@ -351,12 +352,12 @@ class Method(ABC):
         Parameters
         ----------
         record : Record
-            `record.shape` is (B, N); `record.observation` has the dtype and the device to compute with.
+            `record.shape` is (B, N). `record.observation` has the dtype and the device for the computation.
 
         Returns
         -------
         dict of Tensor
-            `x` of shape (B, N) or (B, M, N), and what else the method remembers.
+            `x` of shape (B, N) or (B, M, N), and everything else that the method remembers.
         """
 
     @abstractmethod
@@ -366,24 +367,25 @@ class Method(ABC):
         Parameters
         ----------
         state : dict of Tensor
-            What `forecast` returned; it is not to be written into.
+            The state that `forecast` returned. The method must not write into it.
         observation : Tensor, shape (B, P)
-            Zero where nothing is observed. P is N where the state's sites are observed directly.
+            Zero where nothing is observed. P is N if the state's sites are observed directly.
         observed : Tensor of bool, shape (B, P)
-            Which observations there are; it differs between trajectories and times. The innovation means nothing where
-            it is False. `observing.whiten` and `observing.project_innovation` take it, and give zero there.
+            True where there is an observation; this differs between trajectories and times. The innovation has no
+            meaning where it is False. `observing.whiten` and `observing.project_innovation` take this mask, and give
+            zero there.
         observing : ObservingSystem
             H and R of this time: `observe` x, the `tangent` of H, `whiten` by R^{-1/2}, `project_innovation`.
 
         Returns
         -------
         dict of Tensor
-            `x` of the same shape, and what the next cycle needs. The loop does not inflate: a method that
-            wants inflation multiplies the anomalies or the covariance that it returns.
+            `x` of the same shape, and what the next cycle needs. The loop does not inflate: a method with inflation
+            returns anomalies or a covariance that are multiplied already.
         """
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Make the first analysis of a record, or of a trajectory that starts anew, from the state of `start`."""
+        """Make the first analysis of a record, or of a trajectory that starts anew. The state comes from `start`."""
         return self.analyse(state, observation, observed, observing)
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
@@ -395,43 +397,43 @@ class Method(ABC):
         return state["x"].mean(1) if self.ensemble else state["x"]
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Values of the outputs that a forecast state gives; none by default."""
+        """Values of the outputs that belong to a forecast state; none by default."""
         return {}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Values of the outputs that an analysis state gives: by default, its entries of their names."""
+        """Values of the outputs that belong to an analysis state; by default, the entries that have these names."""
         return {output.name: state[output.name] for output in self.outputs if output.name in state}
 
     def draw(self, state: State, size: int, purpose: Purpose = Purpose.PERTURBATION) -> Tensor:
-        """Standard normal numbers of this cycle, shape (B, size), of the dtype of `x`.
+        """Standard normal numbers of this cycle, shape (B, size), in the dtype of `x`.
 
-        They follow from the seed, each trajectory's label, the cycle and the purpose: the same for any cut of the
-        record into blocks.
+        They depend on the seed, each trajectory's label, the cycle and the purpose alone. They are therefore the same
+        for every division of the record into blocks.
 
         Raises
         ------
         TypeError
-            If the size is no integer.
+            If the size is not an integer.
         """
         size = integer("size", size, least=1)
         return normal(self.seed, purpose, state["label"], state["cycle"][:1], size)[:, 0].to(state["x"])
 
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
         """Variance of H(x) over the climate, shape (P,) or (), in double precision."""
-        given = dynamics.given_climate is not None
-        like = finest(dynamics.one_step, dynamics.start_states() if given else torch.zeros(1, *dynamics.shape))
+        has_sample = dynamics.given_climate is not None
+        like = finest(dynamics.one_step, dynamics.start_states() if has_sample else torch.zeros(1, *dynamics.shape))
         states = dynamics.climate_sample(CLIMATE_STATES, seed, purpose=Purpose.CLIMATOLOGY, like=like)
         return observing.climate_variance(states.double().flatten(1))
 
     # Parameters that may be tuned.
 
     def number(self, name: str) -> float:
-        """Give a parameter's value, the tuned one where it was tuned.
+        """Value of a parameter; the tuned value if it was tuned.
 
         Raises
         ------
         RuntimeError
-            If it is to be tuned and was not.
+            If the parameter is "tune" and was not tuned yet.
         """
         value = self._numbers.get(name, getattr(self, name))
         if name not in self.tunable and isinstance(value, str):
@@ -444,11 +446,11 @@ class Method(ABC):
         return float(value)
 
     def at(self, numbers: Mapping[str, Any]) -> Self:
-        """Return a copy with some parameters at numbers; `config()` keeps "tune".
+        """Return a copy in which some parameters have these numbers; `config()` keeps "tune".
 
         Parameters
         ----------
-        numbers : mapping of str to float, or to Tensor of shape (B,) where `search.together`
+        numbers : mapping of str to float, or to Tensor of shape (B,) if `search.together`
         """
         chosen = copy.copy(self)
         chosen._numbers = {**self._numbers, **numbers}
@@ -459,11 +461,11 @@ class Method(ABC):
         return [name for name in self.tunable if getattr(self, name) == "tune"]
 
     def tried(self, name: str) -> tuple[float, ...]:
-        """Values to try for a parameter."""
+        """Values that tuning tries for a parameter."""
         return self._candidates.get(name, self.tunable[name].values)
 
     def take_candidates(self, candidates: Any) -> None:
-        """Set the values to try for parameters that are "tune".
+        """Set the values that tuning tries for parameters that are "tune".
 
         Parameters
         ----------
@@ -473,25 +475,25 @@ class Method(ABC):
         Raises
         ------
         TypeError, ValueError
-            For anything else, and parameters that are not to be tuned.
+            If the values are not such numbers, or a parameter is not to be tuned.
         """
         zero = {name for name, tunable in self.tunable.items() if tunable.zero}
         self._candidates = checked_candidates(candidates, self.to_tune(), zero)
 
     def asked_candidates(self) -> dict[str, Any]:
-        """The caller's candidates, as a part of `config`; empty where the class's are tried."""
+        """Candidates that the caller asked for, as a part of `config`; empty if the class's candidates are used."""
         if not self._candidates:
             return {}
         return {"candidates": {name: list(values) for name, values in self._candidates.items()}}
 
     @property
     def curve(self) -> Choice:
-        """Declaration of what the candidates are judged by, without dims."""
+        """Declaration of the score that candidates are compared by, without dims."""
         return CURVES["truth_rmse" if self.tune_on == "truth" else self.search.innovation]
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """Declarations of what `chosen` gives, known before the method is prepared."""
+        """Declarations of the results of `chosen`, known before the method is prepared."""
         names = self.to_tune()
         if not names:
             return ()
@@ -507,7 +509,7 @@ class Method(ABC):
         return (*each, replace(self.curve, dims=dims, shape=sizes))
 
     def chosen(self) -> dict[str, Any]:
-        """What the method settled for its record, by the names of `choices`: numbers and arrays."""
+        """What the method chose for its record, by the names of `choices`: numbers and arrays."""
         if self._curve is None:
             return {}
         values: dict[str, Any] = {}

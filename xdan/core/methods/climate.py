@@ -1,4 +1,4 @@
-"""Moments of a dynamics' climatology, computed once for all methods that need them."""
+"""Mean and covariance of a dynamics' climatology, computed once for all methods that need them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from torch import Tensor
 from ..dynamics import Dynamics
 from ..random import Purpose, normal
 
-_STATES = 4096  # that the moments are taken from
-_FEWEST, _ENTRIES = 64, 1 << 22  # a large state takes fewer, as only variances are needed
-_KEPT, _LARGEST = 4, 1 << 26  # how many climates are kept, and the bytes that one of them may have
+_STATES = 4096  # number of states from which the moments are computed
+_FEWEST, _ENTRIES = 64, 1 << 22  # large states: fewer states, as only variances are needed; numbers in all of them
+_KEPT, _LARGEST = 4, 1 << 26  # number of climates in memory, and the largest size of one of them in bytes
 
 _Moments = tuple[Tensor, Tensor]
 _known: OrderedDict[tuple[object, ...], _Moments] = OrderedDict()
@@ -26,7 +26,8 @@ _lock = threading.Lock()
 def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (N,) and covariance (N, N) of the dynamics' climatology, in the dtype and on the device of a tensor.
 
-    Of a given climatology, the moments of all its states. A few climates that were spun up are kept on the CPU.
+    For a climatology that the user gave, these are the moments of all its states. A few climates from spin-ups are kept
+    in memory, on the CPU.
 
     Raises
     ------
@@ -53,12 +54,12 @@ def climate_moments(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor
 
 
 def climate_variances(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (N,) of the climatology, where its covariance would be too large.
+    """Mean and variance (N,) of the climatology, for states whose covariance would be too large.
 
     Raises
     ------
     ValueError
-        As for `climate_moments`.
+        See `climate_moments`.
     """
     states = _some_states(dynamics, seed, like)
     return states.mean(0).to(like), states.var(0).to(like)
@@ -67,19 +68,19 @@ def climate_variances(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tens
 def climate_columns(
     dynamics: Dynamics, seed: int, like: Tensor, count: int, shares: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (N,) of the climatology, the leading columns (count, N) of a root of its covariance, and what they leave.
+    """Mean (N,) of the climatology, leading columns (count, N) of a root of its covariance, and the variance beside.
 
-    The last is the variance (N,) outside the columns.
+    The last result is the variance (N,) that the columns do not hold.
 
     Parameters
     ----------
     dynamics : Dynamics
     seed : int
     like : Tensor
-        Its dtype and device are taken.
+        The results have its dtype and device.
     count : int
     shares : callable
-        shares(variance): by which squares of the components (N,) are multiplied where directions are compared.
+        shares(variance) gives weights (N,) of squared components. Directions are compared by weighted squares.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def climate_columns(
     anomalies = (states - mean) / max(1, len(states) - 1) ** 0.5 * scale
     _, sizes, directions = torch.linalg.svd(anomalies, full_matrices=False)
     columns = like.new_zeros(count, states.shape[1])
-    # A direction has two signs: without a rule the device would choose, and a filter mixes columns with draws.
+    # A direction has two signs. A rule chooses one, as the device would otherwise: a filter mixes columns with draws.
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     directions = directions * largest.sign()
     leading = (sizes[:, None] * directions)[:count] / scale.clamp_min(torch.finfo(scale.dtype).tiny)
@@ -101,7 +102,7 @@ def climate_columns(
 
 
 def _some_states(dynamics: Dynamics, seed: int, like: Tensor) -> Tensor:
-    """States (S, N) of the climatology, fewer of a large state."""
+    """States (S, N) of the climatology; fewer states if a state is large."""
     if dynamics.given_climate is not None:
         return dynamics.given_climate.states.flatten(1)
     count = max(_FEWEST, min(_STATES, _ENTRIES // math.prod(dynamics.shape)))
@@ -109,7 +110,7 @@ def _some_states(dynamics: Dynamics, seed: int, like: Tensor) -> Tensor:
 
 
 def covariance_of(states: Tensor) -> Tensor:
-    """Sample covariance of states (S, N), shape (N, N), for a single component too."""
+    """Sample covariance of states (S, N), shape (N, N), also if N is 1."""
     size = states.shape[1]
     return torch.cov(states.T).reshape(size, size)
 
@@ -120,7 +121,7 @@ def _moments(dynamics: Dynamics, seed: int, like: Tensor) -> _Moments:
 
 
 def _spun_up(dynamics: Dynamics, seed: int, like: Tensor, count: int) -> Tensor:
-    """States (count, N) of the model's own climatology."""
+    """States (count, N) of the climatology that the model makes by a spin-up."""
     x = dynamics.climatology(torch.arange(count), seed, purpose=Purpose.CLIMATOLOGY, like=like).flatten(1)
     lost = int((~x.isfinite()).any(1).sum())
     if lost:
@@ -133,10 +134,11 @@ def _spun_up(dynamics: Dynamics, seed: int, like: Tensor, count: int) -> Tensor:
 
 
 def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
-    """Key of a climate among those that are kept.
+    """Key of a climate among the climates in memory.
 
-    Two models may share a description, as it holds no functions. The key therefore has the functions too, and one step
-    from the state that the spin-up starts from. The climate of a model that depends on time is that of a time.
+    Two models may have the same description, as a description holds no functions. The key therefore has the functions
+    too, and the result of one step from the first state of the spin-up. A model that depends on time has a climate for
+    each time.
     """
     labels = torch.arange(2)
     with torch.no_grad():
@@ -150,14 +152,14 @@ def _key(dynamics: Dynamics, seed: int, like: Tensor) -> tuple[object, ...]:
 
 
 class _Same:
-    """A function that equals itself only. A key does not keep it alive, as it may hold a network on a GPU."""
+    """A function that equals only itself. The key does not keep it alive, because it may hold a network on a GPU."""
 
     def __init__(self, function: object) -> None:
         self.hash = id(function)
         self.reference: Callable[[], object]
         try:
             self.reference = weakref.ref(function)
-        except TypeError:  # an object of a class with slots
+        except TypeError:  # an object whose class has slots cannot be referred to weakly
             self.reference = lambda: function
 
     def __eq__(self, other: object) -> bool:

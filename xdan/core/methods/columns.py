@@ -1,4 +1,4 @@
-"""Covariances of large states by a few columns of a root, which follow the directions in which errors grow."""
+"""Covariances of large states as a few columns of a root. The columns follow the directions in which errors grow."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..spaces import StateSpace
 from .advancing import advance_along
 from .gaussian_forecast import bends_along
 
-_BENT = 4  # leading columns, at most, that second derivatives are taken along
-_SEED = 12  # of the noise by which independent errors become columns
+_BENT = 4  # largest number of leading columns along which second derivatives are taken
+_SEED = 12  # seed of the noise by which independent errors become columns
 
 
 @dataclass(frozen=True)
 class ColumnAnalysis:
-    """A Kalman update by columns.
+    """Result of a Kalman update by columns.
 
     Attributes
     ----------
     covariance : Tensor, shape (B, 1 + k, N)
         P_a.
     increment : callable
-        increment(d): K d, shape (B, N), of innovations (B, P); linear in them.
+        increment(d) gives K d, shape (B, N), for innovations d of shape (B, P). It is linear in d.
     """
 
     covariance: Tensor
@@ -36,22 +36,22 @@ class ColumnAnalysis:
 
 
 class Columns:
-    """Covariances D + S^T S of the states of a space, as tensors (B, 1 + k, N).
+    """Covariances D + S^T S of a space's states, as tensors (B, 1 + k, N).
 
-    The first row holds the deviations of independent errors, the root of the diagonal D. The others are S: k columns of
-    a root. A filter begins with independent errors. At its first forecast they become columns, as so many random draws,
-    and from then on D is zero. The columns turn by themselves to the directions in which errors grow: errors outside
-    their span are taken to have decayed.
+    The first row holds the standard deviations of independent errors, the root of the diagonal D. The other k rows are
+    S, the columns of a root. A filter begins with independent errors. Its first forecast replaces them by k random
+    draws, which become the columns; from then on D is zero. The forecasts turn the columns towards the directions in
+    which errors grow. Errors outside the span of the columns are assumed to have decayed.
 
-    A forecast keeps the k leading directions of what the tangent linear model makes of the columns, and of the
-    second-order term. Directions are compared by their mean square over the area, each field in units of its own
-    variance among the columns.
+    A forecast applies the tangent linear model to the columns and adds the second-order term. It keeps the k leading
+    directions of the result. Directions are compared by their mean square over the area; each field is measured in
+    units of its variance among the columns.
 
     Parameters
     ----------
     space : StateSpace
     count : int
-        k.
+        Number of columns k.
     device : torch.device
 
     References
@@ -79,8 +79,8 @@ class Columns:
     ) -> Tensor:
         """M P M^T + c2 Q2(P), by columns.
 
-        Q2 is that of `_BENT` leading columns: (1/2) sum over k, l of h_kl h_kl^T, h_kl = D^2 M[s_k, s_l]. It is
-        shortened where the trace would exceed `most`.
+        Q2 uses the `_BENT` leading columns: (1/2) sum over k, l of h_kl h_kl^T, h_kl = D^2 M[s_k, s_l]. It is
+        shortened if the trace of the sum would exceed `most`.
         """
         if not steps:
             return covariance
@@ -97,16 +97,16 @@ class Columns:
         return torch.cat([torch.zeros_like(covariance[:, :1]), self._leading(moved)], 1)
 
     def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
-        """P + Q, by columns: the leading directions of the columns and of k draws from Q, the same at every call."""
+        """P + Q, by columns: the leading directions of the columns and of k draws from Q, which never change."""
         draws = error.from_noise(self._noise.to(covariance)).expand(len(covariance), -1, -1)
         return torch.cat([covariance[:, :1], self._leading(torch.cat([covariance[:, 1:], draws], 1))], 1)
 
     def analysis(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> ColumnAnalysis:
-        """A Kalman update of states (B, N) by what is observed of them (B, P).
+        """Kalman update of states (B, N), where `observed` (B, P) says which observations there are.
 
-        Write the error as e + S^T z, with e of covariance D and z of unit covariance. Where components are observed
-        with independent errors, e acts on z as more observation error. So z has the covariance
-        (I + S (R + D)^-1 S^T)^-1 after the analysis, and e the covariance D R / (R + D). For other observations D
+        Write the error as e + S^T z, where e has the covariance D and z has unit covariance. If components are observed
+        with independent errors, e acts on z like an additional observation error. After the analysis the covariance of
+        z is therefore (I + S (R + D)^-1 S^T)^-1, and the covariance of e is D R / (R + D). For other observations D
         becomes columns first.
         """
         independent = observing.independent() if observing.direct else None
@@ -116,8 +116,8 @@ class Columns:
             left = white = torch.ones_like(deviation)
             seen = observing.whiten(observing.tangent(x, columns), observed)
         else:
-            precision = independent.whiten(torch.ones_like(x), observed)[:, None]  # 1 / deviation of R
-            left = 1.0 / (1.0 + (precision * deviation).square())  # of independent errors, and of columns there
+            precision = independent.whiten(torch.ones_like(x), observed)[:, None]  # 1 / standard deviation of R
+            left = 1.0 / (1.0 + (precision * deviation).square())  # share of D, and of the columns, that stays
             white = precision * left.sqrt()
             seen = columns * white
         values, vectors = eigh_or_nan(seen @ seen.mT)
@@ -144,7 +144,7 @@ class Columns:
         return torch.stack(parts, -1)
 
     def shares(self, variance: Tensor) -> Tensor:
-        """Areas of the components (..., N) over the variance of their field, by which directions are compared."""
+        """Weights of the components (..., N) by which directions are compared: area over variance of the field."""
         weights = self._weights.to(variance)
         parts = (weights * variance).split(self._sizes, -1)
         totals = torch.cat([part.sum(-1, keepdim=True).expand_as(part) for part in parts], -1)

@@ -1,7 +1,7 @@
-"""Multifidelity Monte Carlo: a mean under a costly model, from a few draws of it and many of cheaper ones.
+"""Multifidelity Monte Carlo: a mean under a costly model, from a few draws of this model and many of cheaper ones.
 
-Draws v^(n) are nested: the high-fidelity model is run on the first N_0 of them, low-fidelity model k on the first N_k,
-with N_0 <= N_1 <= ... <= N_K.
+The draws v^(n) are nested. The high-fidelity model runs on the first N_0 of them, and low-fidelity model k on the first
+N_k, with N_0 <= N_1 <= ... <= N_K.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torch import Tensor
 from ..checks import integer, real, real_array, shown
 from ..roots import eigh_or_nan
 
-_MOST_MODELS = 12  # low-fidelity models, of which all subsets are tried
+_MOST_MODELS = 12  # largest number of low-fidelity models, because every subset of them is tried
 
 
 def control_variate_mean(values: Sequence[Tensor], weights: Sequence[Tensor | float]) -> Tensor:
     """Estimate the mean of the high-fidelity model, m = m_0 + sum_k a_k (m_k - m'_k).
 
-    m_k is the mean of model k over its N_k draws, m'_k that over the first N_{k-1} of them. Without bias for any
-    weights that do not depend on the draws, as E[m_k] = E[m'_k].
+    m_k is the mean of model k over its N_k draws, and m'_k its mean over the first N_{k-1} draws. E[m_k] = E[m'_k], so
+    the estimate has no bias for any weights that do not depend on the draws.
 
     Parameters
     ----------
     values : sequence of Tensor, shapes (..., N_k, D)
-        Of the high-fidelity model, k = 0, and of each low-fidelity model, at the first N_k draws.
+        Values of the high-fidelity model (k = 0) and then of each low-fidelity model, at the first N_k draws.
     weights : sequence of Tensor, shapes broadcastable to (..., D), or float
-        a_k, one for each low-fidelity model.
+        Weight a_k of each low-fidelity model.
 
     Returns
     -------
@@ -41,7 +41,7 @@ def control_variate_mean(values: Sequence[Tensor], weights: Sequence[Tensor | fl
     Raises
     ------
     ValueError
-        If there is not one weight for each low-fidelity model, or numbers of draws decrease.
+        If the number of weights is not the number of low-fidelity models, or the numbers of draws decrease.
 
     References
     ----------
@@ -63,15 +63,16 @@ def control_variate_mean(values: Sequence[Tensor], weights: Sequence[Tensor | fl
 def control_variate_covariance(values: Sequence[Tensor], weights: Sequence[Tensor | float]) -> Tensor:
     """Estimate the covariance of the high-fidelity model, C = C_0 + sum_k A_k (C_k - C'_k) A_k, A_k = diag(a_k).
 
-    C_k and C'_k are sample covariances of model k over N_k and N_{k-1} draws. For normal variables a_k^2 is the best
-    weight of a variance where a_k is that of a mean. The estimate has no bias, and may have negative eigenvalues, which
-    are set to zero: the nearest positive semi-definite matrix.
+    C_k and C'_k are sample covariances of model k over N_k and N_{k-1} draws. For normal variables, if a_k is the best
+    weight of a mean then a_k^2 is the best weight of a variance. The estimate without bias may have negative
+    eigenvalues. They are set to zero, which gives the nearest positive semi-definite matrix.
 
     Parameters
     ----------
     values : sequence of Tensor, shapes (..., N_k, D)
-        As for `control_variate_mean`; N_0 is at least 2.
+        See `control_variate_mean`; N_0 is at least 2.
     weights : sequence of Tensor, shapes broadcastable to (..., D), or float
+        Weight a_k of each low-fidelity model.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def control_variate_covariance(values: Sequence[Tensor], weights: Sequence[Tenso
     Raises
     ------
     ValueError
-        As `control_variate_mean`, and for fewer than 2 draws.
+        See `control_variate_mean`; also if there are fewer than 2 draws.
 
     References
     ----------
@@ -104,14 +105,14 @@ def control_variate_covariance(values: Sequence[Tensor], weights: Sequence[Tenso
 
 
 def regression_weights(high: Tensor, low: Tensor, scalar: bool) -> Tensor:
-    """Weights a = rho Q_high / Q_low = Cov(high, low) / Var(low) from pairs of draws, the best ones.
+    """Best weights a = rho Q_high / Q_low = Cov(high, low) / Var(low), from pairs of draws.
 
     Parameters
     ----------
     high, low : Tensor, shape (..., n, D)
-        Both models at n same draws.
+        Values of both models at n common draws.
     scalar : bool
-        One weight for all components, from the sums of their covariances and of their variances.
+        Use one weight for all components, from the sums of their covariances and of their variances.
 
     Returns
     -------
@@ -133,17 +134,17 @@ def regression_weights(high: Tensor, low: Tensor, scalar: bool) -> Tensor:
 def control_variate_variance(counts: Sequence[int], correlations: Sequence[float], variance: float = 1.0) -> float:
     """Variance of the multifidelity mean with the best weights a_k = rho_k Q_0 / Q_k.
 
-    Var[m] = Q_0^2 / N_0 - sum_k (1 / N_{k-1} - 1 / N_k) rho_k^2 Q_0^2. It holds exactly for nested independent draws
-    and weights that do not depend on them. A model with N_k = N_{k-1} changes nothing.
+    Var[m] = Q_0^2 / N_0 - sum_k (1 / N_{k-1} - 1 / N_k) rho_k^2 Q_0^2. This is exact for nested independent draws and
+    weights that do not depend on them. A model with N_k = N_{k-1} changes nothing.
 
     Parameters
     ----------
     counts : sequence of int
-        N_0 of the high-fidelity model, then N_1 <= ... <= N_K, none below N_0.
+        N_0 of the high-fidelity model, then N_1 <= ... <= N_K. N_1 is at least N_0.
     correlations : sequence of float
-        rho_k between the high-fidelity model and each low-fidelity model.
+        Correlation rho_k between the high-fidelity model and each low-fidelity model.
     variance : float
-        Q_0^2 of one draw of the high-fidelity model.
+        Variance Q_0^2 of one draw of the high-fidelity model.
 
     Returns
     -------
@@ -152,9 +153,9 @@ def control_variate_variance(counts: Sequence[int], correlations: Sequence[float
     Raises
     ------
     TypeError
-        For counts that are no integers.
+        If the counts are not integers.
     ValueError
-        For counts that decrease or are below 1, correlations outside [-1, 1], or another number of them.
+        If the counts decrease or are below 1, a correlation is outside [-1, 1], or the numbers of both do not fit.
 
     References
     ----------
@@ -162,7 +163,7 @@ def control_variate_variance(counts: Sequence[int], correlations: Sequence[float
 
     Examples
     --------
-    >>> control_variate_variance([10, 100], [0.9])  # a tenth without the low-fidelity model
+    >>> control_variate_variance([10, 100], [0.9])  # without the low-fidelity model: a tenth
     0.0271
     """
     rho = _checked_correlations(correlations)
@@ -176,18 +177,18 @@ def control_variate_variance(counts: Sequence[int], correlations: Sequence[float
 
 @dataclass(frozen=True)
 class MemberCounts:
-    """Numbers of draws, or members, of models of several fidelities.
+    """Numbers of draws (members) of models of several fidelities.
 
     Attributes
     ----------
     counts : tuple of int
-        Of the high-fidelity model, then of each low-fidelity model; 0 for one that does not pay.
+        Number of the high-fidelity model, then of each low-fidelity model; 0 for a model that does not pay.
     variance : float
-        Of the multifidelity mean, in units of the variance of one draw.
+        Variance of the multifidelity mean, in units of the variance of one draw.
     high_only : float
-        Of the mean of high-fidelity draws for the whole budget, in the same units.
+        Variance of the mean if the whole budget pays for high-fidelity draws, in the same units.
     cost : float
-        What the draws cost together.
+        Cost of all draws together.
 
     Examples
     --------
@@ -204,21 +205,22 @@ class MemberCounts:
 
 
 def member_counts(costs: Sequence[float], correlations: Sequence[float], budget: float, least: int = 2) -> MemberCounts:
-    """Choose how many members each model gets, so that the variance of the multifidelity mean is least for a budget.
+    """Choose the number of members of each model, so that the variance of the multifidelity mean is least in a budget.
 
-    The variance is sum_k a_k / N_k with a_k = rho_k^2 - rho_{k+1}^2, rho_0 = 1 and rho_{K+1} = 0, so that N_k goes with
-    the root of a_k / w_k where w_k is the cost of a run. Every subset of the low-fidelity models is tried.
+    The variance is sum_k a_k / N_k with a_k = rho_k^2 - rho_{k+1}^2, rho_0 = 1 and rho_{K+1} = 0. The best N_k is
+    therefore proportional to the root of a_k / w_k, where w_k is the cost of a run. Every subset of the low-fidelity
+    models is tried.
 
     Parameters
     ----------
     costs : sequence of float
-        w_k of one run of the high-fidelity model, then of each low-fidelity model, in any unit.
+        Cost w_k of one run of the high-fidelity model, then of each low-fidelity model, in any unit.
     correlations : sequence of float
-        rho_k between the high-fidelity model and each low-fidelity model, in the same order.
+        Correlation rho_k between the high-fidelity model and each low-fidelity model, in the same order.
     budget : float
-        What all runs may cost together, in the unit of the costs.
+        Largest cost of all runs together, in the unit of the costs.
     least : int
-        Fewest members of the high-fidelity model; a covariance needs 2.
+        Smallest number of members of the high-fidelity model; a covariance needs 2.
 
     Returns
     -------
@@ -227,10 +229,10 @@ def member_counts(costs: Sequence[float], correlations: Sequence[float], budget:
     Raises
     ------
     TypeError
-        For what are no numbers.
+        If the arguments are not numbers.
     ValueError
-        For costs that are not positive, correlations outside [-1, 1], numbers of both that do not fit, or a budget that
-        does not pay for the fewest members.
+        If a cost is not positive, a correlation is outside [-1, 1], the numbers of costs and correlations do not fit,
+        or the budget does not pay for the fewest members.
 
     References
     ----------
@@ -274,7 +276,7 @@ def member_counts(costs: Sequence[float], correlations: Sequence[float], budget:
 
 
 def _counts(w: list[float], rho: list[float], budget: float, least: int) -> list[int] | None:
-    """Best counts of models that are all used, or None where these do not pay, or not in this order."""
+    """Best counts if all these models are used. None if a model does not pay, or the models need another order."""
     squares = [1.0, *(r**2 for r in rho), 0.0]
     gains = [before - after for before, after in pairwise(squares)]
     if min(gains[1:]) <= 0 or gains[0] < 0:
@@ -298,7 +300,7 @@ def _sample_covariance(values: Tensor) -> Tensor:
 
 
 def _check_nested(counts: Sequence[int], weights: int, least: int = 1) -> None:
-    """Refuse numbers of draws that decrease, and weights that are not one for each low-fidelity model."""
+    """Refuse numbers of draws that decrease, and any number of weights but one for each low-fidelity model."""
     if len(counts) != weights + 1:
         raise ValueError(
             f"{len(counts)} models and {weights} weights or correlations: expected one for each low-fidelity model"

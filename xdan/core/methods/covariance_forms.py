@@ -1,4 +1,4 @@
-"""How the covariance of a state is kept: as one matrix, in patches, or as a few columns of a root."""
+"""Forms in which a state's covariance is kept: one matrix, matrices of patches, or a few columns of a root."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ Companions = Callable[[int], Tensor]
 
 
 class CovarianceForm(ABC):
-    """A way to keep covariances of a batch of states, as one tensor, and what a Kalman filter does with them.
+    """A form in which the covariances of B states are kept, as one tensor, and what a Kalman filter does with them.
 
     Attributes
     ----------
     whole : bool
         Whether a covariance is one matrix, (B, N, N).
     begins_at_climate : bool
-        Whether a network begins with the covariance of a climatology that is given, as far as the form holds it.
+        Whether a network begins with the covariance of a climatology that the user gave, as far as the form holds it.
     words : str
-        What messages call it.
+        The form's name in messages.
     """
 
     whole: bool = False
@@ -41,7 +41,7 @@ class CovarianceForm(ABC):
     words: str
 
     def recordable(self, dynamics: Dynamics) -> bool:
-        """Whether forecasts and updates on a GPU read no number back, as a CUDA graph needs."""
+        """Whether forecasts and updates on a GPU read no number back to the CPU, as a CUDA graph requires."""
         return False
 
     @abstractmethod
@@ -50,12 +50,12 @@ class CovarianceForm(ABC):
 
     @abstractmethod
     def bound(self, variance: Tensor) -> Tensor:
-        """Trace of the climate's covariance, from its variances (N,): above it `forecast` leaves Q2 out."""
+        """Trace of the climate's covariance, from its variances (N,). `forecast` keeps the trace with Q2 below it."""
 
     def forecast(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
-        """M P M^T + c2 Q2(P) + Q of states (B, N), Q2 shortened where the trace would exceed `most`."""
+        """M P M^T + c2 Q2(P) + Q of states (B, N). Q2 is shortened if the trace would exceed `most`."""
         propagated = self.propagated(dynamics, x, covariance, steps, c2, most)
         error = dynamics.model_error
         return propagated if error is None or not steps else self.with_errors(propagated, error)
@@ -64,11 +64,11 @@ class CovarianceForm(ABC):
     def propagated(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
-        """M P M^T + c2 Q2(P), as `forecast` without the model's errors."""
+        """M P M^T + c2 Q2(P): `forecast` without the model's errors."""
 
     @abstractmethod
     def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
-        """P + Q, as far as the form holds it."""
+        """P + Q, as far as the form holds Q."""
 
     @abstractmethod
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
@@ -78,7 +78,7 @@ class CovarianceForm(ABC):
     def update(
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
-        """The increment K d of an innovation (B, P), and P_a. Where x and P are detached, so is K."""
+        """The increment K d of an innovation (B, P), and P_a. If x and P are detached, no gradient goes through K."""
 
     @abstractmethod
     def variances(self, covariance: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class CovarianceForm(ABC):
 
     @abstractmethod
     def seen(self, covariance: Tensor) -> Tensor:
-        """Covariances of each component with its companions, shape (B, N, L)."""
+        """Covariances of each component with its companions, shape (B, N, L). A network reads them."""
 
     def deviations(self, covariance: Tensor) -> Tensor:
         """Standard deviations (B, N)."""
@@ -97,12 +97,12 @@ class CovarianceForm(ABC):
         return factor * covariance
 
     def climate(self, dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean (N,) of the climatology, its covariance as far as the form holds it, without a batch, and its bound."""
+        """Mean (N,) of the climatology, its covariance in this form (without a batch), and the result of `bound`."""
         mean, variance = climate_variances(dynamics, seed, like)
         return mean, self.diagonal(variance[None])[0], self.bound(variance)
 
     def check_observing(self, observing: ObservingSystem, who: str) -> None:  # noqa: B027
-        """Refuse observations that this form cannot take; `who` is what messages say asked for it.
+        """Refuse observations that this form cannot use. `who` names in messages what asked for the form.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class CovarianceForm(ABC):
         """
 
     def check_first(self, observing: ObservingSystem, who: str) -> None:  # noqa: B027
-        """Refuse observations that no first analysis can be made of, from independent errors of the climate's variance.
+        """Refuse observations that allow no first analysis from independent errors with the climate's variances.
 
         Raises
         ------
@@ -118,16 +118,16 @@ class CovarianceForm(ABC):
         """
 
     def warn(self, dynamics: Dynamics, x: Tensor, steps: int) -> None:  # noqa: B027
-        """Warn where the model outruns this form over so many steps from a state (1, N) of the climate."""
+        """Warn if the form cannot follow the model over so many steps, from a state (1, N) of the climate."""
 
 
 class OneMatrix(CovarianceForm):
-    """A matrix for each state, (B, N, N).
+    """One matrix for each state, (B, N, N).
 
     Parameters
     ----------
     companions : callable, optional
-        companions(N): for each of N components, those (N, L) whose covariance with it a network sees.
+        companions(N) gives for each of N components the L components whose covariance with it a network reads, (N, L).
     """
 
     whole = True
@@ -137,7 +137,7 @@ class OneMatrix(CovarianceForm):
         self.companions = companions
 
     def recordable(self, dynamics: Dynamics) -> bool:
-        """Where the model's class has a second-order term; otherwise a root of the covariance is taken."""
+        """True if the model's class has a second-order term. Otherwise Q2 needs a root of the covariance."""
         return type(dynamics).second_order_tendency is not Dynamics.second_order_tendency
 
     def diagonal(self, variance: Tensor) -> Tensor:
@@ -151,21 +151,21 @@ class OneMatrix(CovarianceForm):
     def propagated(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
-        """By products with the tangent linear model as a matrix."""
+        """M P M^T + c2 Q2(P), by products with the tangent linear model as a matrix."""
         return forecast_moments(dynamics, x, covariance, steps).inflated(c2, most)
 
     def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
-        """The sum of the matrices."""
+        """P + Q, the sum of the matrices."""
         return error.added_to(covariance)
 
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
-        """Joseph form."""
+        """P_a in Joseph's form."""
         return updated(x, covariance, kalman_gain(x, covariance, observed, observing), observed, observing)
 
     def update(
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
-        """K d by the gain K, of any observation operator."""
+        """K d and P_a, by the gain K of any observation operator."""
         gain = kalman_gain(x, covariance, observed, observing)
         after = updated(x, covariance, gain, observed, observing)
         d = torch.where(observed, innovation, torch.zeros_like(innovation))
@@ -182,19 +182,19 @@ class OneMatrix(CovarianceForm):
         return covariance[:, sites[:, None], self.companions(len(sites))]
 
     def climate(self, dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The whole covariance."""
+        """Mean, whole covariance, and the result of `bound`."""
         mean, covariance = climate_moments(dynamics, seed, like)
         return mean, covariance, covariance.trace()
 
 
 class InPatches(CovarianceForm):
-    """Matrices of overlapping neighbourhoods, (B, T, W, W).
+    """One matrix for each patch, (B, T, W, W). The patches are overlapping neighbourhoods.
 
     Parameters
     ----------
     patches : Patches
     pairs : Tensor of int64, shape (N, L), optional
-        Where the covariances that a network sees stand in the patches (`Patches.pairs`).
+        Places in the patches of the covariances that a network reads (`Patches.pairs`).
     """
 
     def __init__(self, patches: Patches, pairs: Tensor | None = None) -> None:
@@ -206,29 +206,29 @@ class InPatches(CovarianceForm):
         return self.patches.diagonal(variance)
 
     def bound(self, variance: Tensor) -> Tensor:
-        """Sum of the variances in each patch, (T,)."""
+        """Sum of the variances of each patch, (T,)."""
         return self.patches.of(variance[None])[0].sum(1)
 
     def propagated(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
-        """The same products in each patch."""
+        """M P M^T + c2 Q2(P) in each patch."""
         return forecast_moments(dynamics, x, covariance, steps, self.patches).inflated(c2, most)
 
     def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
-        """Q as far as each patch holds it."""
+        """P + Q. Each patch takes its part of Q."""
         if error.independent:
             return covariance + self.patches.diagonal(error.deviations(covariance).square()[None])
         return covariance + self.patches.cut(error.matrix(covariance))
 
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
-        """In each patch by the observations inside it."""
+        """P_a of each patch, by the observations inside the patch."""
         return self.patches.analysed(covariance, observed, observing)
 
     def update(
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
-        """K d = P_a H^T R^-1 d."""
+        """K d = P_a H^T R^-1 d, and P_a."""
         after = self.patches.analysed(covariance, observed, observing)
         return self.patches.times(after, observing.project_innovation(innovation, observed)), after
 
@@ -242,22 +242,22 @@ class InPatches(CovarianceForm):
         return covariance.flatten(1)[:, self.pairs]
 
     def check_observing(self, observing: ObservingSystem, who: str) -> None:
-        """Refuse an operator and correlated errors."""
+        """Refuse an observation operator, and correlated errors."""
         check_observing(observing, f"{who} with {self.words}")
 
     def warn(self, dynamics: Dynamics, x: Tensor, steps: int) -> None:
-        """Warn where the tangent linear model reaches beyond the radius."""
+        """Warn if the tangent linear model reaches beyond the radius."""
         warn_of_reach(dynamics, self.patches, x, steps)
 
 
 class InColumns(CovarianceForm):
-    """Independent errors, and k columns of a root, (B, 1 + k, N): see `Columns`.
+    """Independent errors and k columns of a root, (B, 1 + k, N); see `Columns`.
 
     Parameters
     ----------
     columns : Columns
     companions : Tensor of int64, shape (N, L), optional
-        For each of N components, those whose covariance with it a network sees.
+        For each of N components, the L components whose covariance with it a network reads.
     """
 
     begins_at_climate = True
@@ -267,11 +267,11 @@ class InColumns(CovarianceForm):
         self.words = f"columns={columns.count}"
 
     def check_first(self, observing: ObservingSystem, who: str) -> None:
-        """Refuse an operator and correlated errors: independent errors would have to become columns before."""
+        """Refuse an operator and correlated errors, for which independent errors would have to become columns first."""
         if not observing.direct or observing.independent() is None:
             raise ValueError(
-                f"{who} with {self.words}, and observations of an operator or with correlated errors: it begins with "
-                "errors that are independent, which such observations would mix; expected observations of the "
+                f"{who} with {self.words}, and observations of an operator or with correlated errors: the covariance "
+                "begins with independent errors, and such observations would mix them; expected observations of the "
                 "components, or in cycling climatology=, states whose leading directions the columns begin with"
             )
 
@@ -280,7 +280,7 @@ class InColumns(CovarianceForm):
         return self.columns.diagonal(variance)
 
     def climate(self, dynamics: Dynamics, seed: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Its leading columns, and the rest as independent errors."""
+        """Mean, leading columns and the remaining variance as independent errors, and the result of `bound`."""
         mean, columns, rest = climate_columns(dynamics, seed, like, self.columns.count, self.columns.shares)
         covariance = torch.cat([rest.sqrt()[None], columns])
         return mean, covariance, covariance.square().sum()
@@ -292,21 +292,21 @@ class InColumns(CovarianceForm):
     def propagated(
         self, dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, c2: float, most: Tensor
     ) -> Tensor:
-        """The columns by the tangent linear model, and the leading ones of what they and the second term span."""
+        """M P M^T + c2 Q2(P): the leading directions of the propagated columns and of the second-order term."""
         return self.columns.forecast(dynamics, x, covariance, steps, c2, most)
 
     def with_errors(self, covariance: Tensor, error: ModelError) -> Tensor:
-        """The leading directions of the columns and of as many draws from Q."""
+        """P + Q: the leading directions of the columns and of as many draws from Q."""
         return self.columns.with_errors(covariance, error)
 
     def analysed(self, x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
-        """By the innovations in the space of the columns."""
+        """P_a, by an update in the space of the columns."""
         return self.columns.analysis(x, covariance, observed, observing).covariance
 
     def update(
         self, x: Tensor, covariance: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
-        """K d by the columns."""
+        """K d and P_a, by the columns."""
         analysis = self.columns.analysis(x, covariance, observed, observing)
         return analysis.increment(innovation), analysis.covariance
 
@@ -315,7 +315,7 @@ class InColumns(CovarianceForm):
         return covariance.square().sum(1)
 
     def scaled(self, covariance: Tensor, factor: float) -> Tensor:
-        """The covariance times a factor, its columns times the root."""
+        """The covariance times a factor: the columns are multiplied by the root of the factor."""
         return math.sqrt(factor) * covariance
 
     def seen(self, covariance: Tensor) -> Tensor:
@@ -325,16 +325,16 @@ class InColumns(CovarianceForm):
 
 
 class FormOf:
-    """The form that a method keeps covariances in, made once for the dynamics that it meets again and again.
+    """Gives the form in which a method keeps covariances. It is made once for each dynamics.
 
     Parameters
     ----------
     radius : float, optional
-        Of patches; None for none.
+        Radius of patches; by default no patches.
     columns : int, optional
-        Columns of a root; None for none. A state of no more components has one matrix.
+        Number of columns of a root; by default no columns. A state with no more components than this has one matrix.
     companions : callable, optional
-        companions(N): for each of N components, those (N, L) whose covariance with it a network sees.
+        companions(N) gives for each of N components the L components whose covariance with it a network reads, (N, L).
     """
 
     def __init__(
@@ -344,7 +344,7 @@ class FormOf:
         self._last: tuple[Dynamics, torch.device, CovarianceForm] | None = None
 
     def of(self, dynamics: Dynamics, device: torch.device = _CPU) -> CovarianceForm:
-        """The form for a dynamics' states; one matrix where patches or columns would be no smaller."""
+        """The form for a dynamics' states. It is one matrix if patches or columns would be no smaller."""
         if self._last is None or self._last[0] is not dynamics or self._last[1] != device:
             self._last = dynamics, device, self._made(dynamics, device)
         return self._last[2]
@@ -362,14 +362,14 @@ class FormOf:
 
 
 def one_form(radius: float | None, columns: int | None) -> tuple[float | None, int | None]:
-    """A radius of patches and a number of columns, at most one of them.
+    """Check a radius of patches and a number of columns; at most one of them may be there.
 
     Raises
     ------
     TypeError
-        For what is no number.
+        If a value is not a number.
     ValueError
-        For numbers that are not positive, and for both.
+        If a number is not positive, or both are there.
     """
     check_one_form(radius, columns)
     return (
@@ -379,7 +379,7 @@ def one_form(radius: float | None, columns: int | None) -> tuple[float | None, i
 
 
 def check_form(form: CovarianceForm, shape: tuple[int, ...], who: str, remedy: str) -> None:
-    """Refuse one matrix of a state for which it is too large.
+    """Refuse one matrix for a state that is too large for it. `remedy` says in the message what to do.
 
     Raises
     ------

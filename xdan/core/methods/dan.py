@@ -1,4 +1,4 @@
-"""The data assimilation network as a method, a peer of the classical ones."""
+"""The data assimilation network as a method, with the same protocol as the classical methods."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .record import Record, State
 
 @cycles_networks
 class DataAssimilationNetwork(Method):
-    """A single forecast corrected by a network, Eq. 2 and 22.
+    """A single forecast that a network corrects, Eq. 2 and 22.
 
-    The state is the forecast and, for a network with memory, its latent channels. The first analysis of a record
-    is optimal interpolation, site by site, from the climatological mean and variance that the network was trained
-    with: the network then starts from errors of the size that it knows.
+    The state is the forecast and, if the network has memory, its latent channels. The first analysis of a record is
+    optimal interpolation at each site, from the climatological mean and variance of the network's training. The network
+    then starts from errors whose size it knows.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class DataAssimilationNetwork(Method):
     Attributes
     ----------
     rebuilds_covariance : bool
-        Class attribute: whether `covariance_at` makes P_a from the forecast.
+        Class attribute: whether `covariance_at` computes P_a from the forecast alone.
     """
 
     name: ClassVar[str] = "dan"
@@ -54,21 +54,21 @@ class DataAssimilationNetwork(Method):
         return {"network": self.network.name, **self.network.config()}
 
     def with_members(self, count: int) -> Self:
-        """Return a copy for another number of members.
+        """Return a copy with another number of members.
 
         Raises
         ------
         ValueError
-            For a network that does not serve any number.
+            If the network works with one number of members only.
         """
         raise ValueError(f"the network {self.network.name!r} serves one number of members: expected no other, {count}")
 
     def recordable(self, dynamics: Dynamics) -> bool:
-        """Whether cycles on a GPU read no number back, so that a training may record them as a CUDA graph."""
+        """Whether cycles on a GPU read no number back to the CPU, so that training may record them as a CUDA graph."""
         return True
 
     def check_training(self, dynamics: Dynamics, observing: ObservingSystem) -> None:
-        """Refuse, before training, what the method cannot be trained with.
+        """Refuse, before training starts, a dynamics or observations that the method cannot be trained with.
 
         Raises
         ------
@@ -76,7 +76,7 @@ class DataAssimilationNetwork(Method):
         """
 
     def climate_variance(self, dynamics: Dynamics, observing: ObservingSystem, seed: int) -> Tensor:
-        """Variance of H(x) over states of the mean and the deviation that the network was trained with."""
+        """Variance of H(x) over states with the mean and standard deviation of the network's training."""
         mean, std = (value.cpu().double() for value in self._climate())
         if observing.direct:
             return std**2
@@ -85,13 +85,13 @@ class DataAssimilationNetwork(Method):
         return observing.climate_variance(mean + std * noise)
 
     def _climate(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation that the network was trained with: one number, or one of each component."""
+        """Mean and standard deviation of the network's training: one number each, or one for each component."""
         network = self.network
         return network.per_component(network.state_mean), network.per_component(network.state_std)
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the observation operator: in the first analysis, and its adjoint in the projected innovation."""
+        """Derivatives of the operator, for the first analysis, and its adjoint, for the projected innovation."""
         return ("operator", "forward"), ("operator", "backward")
 
     def start(self, record: Record) -> State:
@@ -106,13 +106,13 @@ class DataAssimilationNetwork(Method):
         return state
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation from the climatology, each site by itself."""
+        """Optimal interpolation from the climatology, for each site separately."""
         x, variance = state["x"], self._climate()[1].to(observation) ** 2
         change = observing.interpolate(x, variance, observation - observing.observe(x), observed)
         return {**state, "x": x + self.network.conserving(change)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state by the model, with the correction that the network holds."""
+        """Advance the state by the model, including the model correction if the network holds one."""
         correction = self.network.model_correction()
         if correction is None:
             return super().forecast(state, dynamics, steps)
@@ -130,11 +130,11 @@ class DataAssimilationNetwork(Method):
         return after
 
     def root_of(self, state: State) -> LocalRoot | None:
-        """Root of the covariance of an analysis state's error; None of networks that give no spread."""
+        """Root of the error covariance of an analysis; None if the network gives no spread."""
         return None
 
     def check_gains(self, dynamics: Dynamics) -> None:
-        """Refuse to differentiate the analysis, where it is no function of a state and what is kept in a run.
+        """Refuse gains if the analysis is not a function of the forecast and of what a run stores.
 
         Raises
         ------
@@ -144,28 +144,28 @@ class DataAssimilationNetwork(Method):
     def covariance_at(
         self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
     ) -> FilterCovariance | None:
-        """P_a of a filter beside the network at forecasts (B, N), to differentiate its analyses there; None without.
+        """P_a of a filter beside the network, at forecasts (B, N), for derivatives of the analysis; None without one.
 
         Parameters
         ----------
         x : Tensor, shape (B, N)
         carried : Tensor, shape (B, N, N), optional
-            P_a that a run kept, where the method `reads_covariance`.
+            P_a that a run stored, if the method `reads_covariance`.
         observed : Tensor of bool, shape (B, P), optional
-            What is observed, where the method `rebuilds_covariance`.
+            Which observations there are, if the method `rebuilds_covariance`.
         observing : ObservingSystem
-            Of each state's time.
+            H and R of each state's time.
         steps : int
-            Model steps of the interval before.
+            Model steps of the interval before the analysis.
         """
         return None
 
 
 @cycles_networks
 class EnsembleNetwork(DataAssimilationNetwork):
-    """Members corrected by a network, propagated one by one.
+    """Members that a network corrects together. The model propagates each member.
 
-    The first analysis spreads the members about the optimal interpolation, by its own error deviation.
+    The first analysis distributes the members around the optimal interpolation, with its standard deviation.
     """
 
     name: ClassVar[str] = "ensemble-dan"
@@ -178,12 +178,12 @@ class EnsembleNetwork(DataAssimilationNetwork):
         return {"x": self._climate()[0].to(like).expand(shape[0], self.members, shape[1])}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation, and about it the same pattern for every trajectory."""
+        """Optimal interpolation, and around it the same pattern of members for every trajectory."""
         m, n = state["x"].shape[1:]
         middle = super().first({"x": state["x"][:, 0]}, observation, observed, observing)["x"]
         prior = self._climate()[1].to(observation) ** 2
         variance = prior.expand(middle.shape)
-        if observing.direct:  # otherwise as wide as the climate
+        if observing.direct:  # otherwise the members are as wide as the climate
             variance = torch.where(
                 observed, prior * observing.error_variance() / (prior + observing.error_variance()), prior
             )
@@ -193,12 +193,12 @@ class EnsembleNetwork(DataAssimilationNetwork):
         return {**state, "x": middle[:, None] + self.network.conserving(variance.sqrt()[:, None] * pattern)}
 
     def with_members(self, count: int) -> Self:
-        """Return a copy for another number of members, of a network that serves any.
+        """Return a copy with another number of members, if the network works with any number.
 
         Raises
         ------
         ValueError
-            For a network that was made for one number.
+            If the network works with one number of members only.
         """
         if not self.network.any_members:
             return super().with_members(count)
@@ -216,5 +216,5 @@ class EnsembleNetwork(DataAssimilationNetwork):
 
 
 def _spread(x: Tensor) -> Tensor:
-    """Of members (B, M, N), zero for one member."""
+    """Standard deviation of members (B, M, N); zero for one member."""
     return x.std(1) if x.shape[1] > 1 else torch.zeros_like(x[:, 0])

@@ -1,4 +1,4 @@
-"""What a method declares of itself: its outputs, what it chooses for a record, and what may be tuned."""
+"""What a method declares: its outputs, its choices for a record, and its parameters that may be tuned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..checks import choice, integer, real, shown
 
 Units = Literal["state", "state squared", "1"]
 POWERS: Mapping[Units, int] = {"state": 1, "state squared": 2, "1": 0}
-"""The power of the state's units that each stands for."""
+"""The power of the state's units that each name stands for."""
 
 
 @dataclass(frozen=True)
@@ -24,19 +24,19 @@ class Output:
     long_name : str
         What the variable is, in words.
     place : {"state", "cycle", "observations"}
-        Where the values lie: at every component of the state, (B, N); one for every trajectory, (B,); or at every
+        Where the values lie: at each component of the state, (B, N); one for each trajectory, (B,); or at each
         observation of the time, (B, P).
     units : {"state", "state squared", "1"}
-        The state's units, their square, or none.
+        The state's units, their square, or no units.
     lag : int
-        How many cycles earlier the time lies that the values belong to.
+        How many cycles earlier the values belong to; 0 for the time of the cycle.
 
     Raises
     ------
     TypeError
-        If a name is no word, or the lag no integer.
+        If a name is not a word, or the lag is not an integer.
     ValueError
-        If the place or the units are none of these, or the lag is negative.
+        If the place or the units are not one of these names, or the lag is negative.
 
     Examples
     --------
@@ -62,17 +62,18 @@ class Output:
 
 @dataclass(frozen=True)
 class Choice:
-    """A quantity that a method settles once for a record, such as a tuned parameter and the values that were tried.
+    """A quantity that a method chooses once for a record, such as a tuned parameter or the values that were tried.
 
     Attributes
     ----------
     name, long_name : str
-        As of `Output`.
+        See `Output`.
     dims : tuple of str
-        "state" and "state_dual" stand for the components of the state, which the method does not know beforehand.
+        "state" and "state_dual" stand for the components of the state; the method does not know their dims in advance.
     shape : tuple of int
         Sizes of the dims; -1 for "state" and "state_dual".
     units : {"state", "state squared", "1"}
+        See `Output`.
     """
 
     name: str
@@ -89,22 +90,23 @@ class Tunable:
     Attributes
     ----------
     values : tuple of float
-        The values to try.
+        The values that tuning tries.
     natural_end : float, optional
-        The value with which the parameter does nothing. Tuning that ends there does not warn: nothing lies beyond it.
+        The value with which the parameter has no effect. Tuning that chooses this value does not warn, although it is
+        the first or the last one.
     long_name : str
-        Of the values that were tried, in a run.
+        What the values are, in a run's variable of the values that were tried.
     words : tuple of str or None
-        What the parameter may be beside a number and "tune".
+        Other values that the parameter may have, besides a number and "tune".
     zero : bool
-        Whether 0 is allowed too. Other numbers are positive.
+        Whether 0 is allowed. All other numbers must be positive.
 
     Raises
     ------
     TypeError
-        If the values are no tuple of numbers.
+        If the values are not a tuple of numbers.
     ValueError
-        If a value is not finite, or there is none.
+        If a value is not finite, or the tuple is empty.
 
     Examples
     --------
@@ -130,22 +132,22 @@ class Tunable:
 
 @dataclass(frozen=True)
 class Search:
-    """How a method's parameters are searched on the leading part of a record.
+    """How the values of a method's parameters are searched on the leading part of a record.
 
     Attributes
     ----------
     trajectories, cycles : int
-        Size of the leading part, at most.
+        Largest size of the leading part.
     burn_in : int
-        Leading cycles that no score looks at; a third of the part where that is less.
+        First cycles that no score uses; at most a third of the part.
     innovation : {"innovation_score", "innovation_rms"}
-        What the innovations are judged by: their negative log-likelihood, or their root mean square. The name is that
-        of the curve in a run.
+        Score of the innovations: their negative log-likelihood, or their root mean square. A run's variable of the
+        scores has this name.
     together : bool
-        Run all candidates at once, as copies of the trajectories: `Method.at` then gets a tensor of shape (B,).
+        Run all candidates at once, on copies of the trajectories. `Method.at` then gets a tensor of shape (B,).
     refined : bool
-        Take the vertex of the parabola through the best of the method's own candidates and its two neighbours. The
-        method has one parameter to tune, and its candidates are evenly spaced in their logarithm.
+        Fit a parabola through the best of the method's candidates and its two neighbours, and take its minimum. The
+        method must have one parameter to tune, with candidates that are evenly spaced in their logarithm.
     """
 
     trajectories: int = 16
@@ -167,7 +169,7 @@ CURVES: Mapping[str, Choice] = {
         Choice("truth_rmse", "analysis RMSE with each candidate", units="state"),
     )
 }
-"""What candidates are judged by, without dims: the curve along the candidates has theirs."""
+"""Scores by which candidates are compared, without dims; the dims are those of the candidates."""
 
 FORECAST_SPREAD = Output("forecast_spread", "standard deviation of the forecast", "state", "state")
 SPREAD = Output("spread", "standard deviation of the analysis", "state", "state")
@@ -178,7 +180,7 @@ UNCONVERGED = Output("unconverged", "1 where the analysis reached its limit of i
 
 
 def smoothed_spread(lag: int) -> Output:
-    """Declare the standard deviation of that estimate."""
+    """Declare the standard deviation of the smoothed state at the start of a window of `lag` cycles."""
     return Output("smoothed_spread", "standard deviation of the smoothed state", "state", "state", lag)
 
 

@@ -1,4 +1,4 @@
-"""The ensemble Kalman smoother of fixed lag."""
+"""The ensemble Kalman smoother with a fixed lag."""
 
 from __future__ import annotations
 
@@ -22,47 +22,47 @@ from .windowed import pushed
 
 @register_method
 class EnsembleKalmanSmoother(InflatedEnsemble):
-    """EnKS: an ETKF whose analyses correct the L times before, too.
+    """EnKS: an ETKF whose analyses also correct the states of the L previous times.
 
-    An analysis turns the forecast's mean and anomalies (as rows) into x + w A and T A. The members of an earlier time
-    correlate with those of the forecast, so that w and T correct them too; the model does not run again. The output
-    `smoothed` of a time knows the observations of up to L later times.
+    An analysis replaces the forecast's mean x and anomalies A (rows) by x + w A and T A. The members of an earlier time
+    are correlated with the members of the forecast. The same weights w and transform T therefore correct the earlier
+    time; the model does not run again. The output `smoothed` of a time uses the observations of up to L later times.
 
     Parameters
     ----------
     members : int
         Ensemble size M, at least 2.
     lag : int
-        L, at least 1. The state holds the members of so many times.
+        Lag L in cycles, at least 1. The state holds the members of L earlier times.
     inflation : float or "tune"
-        Factor of the analysis anomalies. Not with `finite_size`.
+        Factor by which the analysis anomalies are multiplied. Do not combine it with `finite_size`.
     finite_size : bool
         Replace inflation by the finite-size prior, as "enkf-n" does.
     spin_up : int
-        First cycles that take the inflation which the finite-size prior asks for.
+        Number of first cycles whose inflation comes from the finite-size prior of the EnKF-N.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
+        How the forecast includes the model's errors; see `EnsembleMethod`.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For sizes below their minimum, or inflation beside `finite_size`.
+        If a size is below its minimum, or inflation and `finite_size` are combined.
 
     Notes
     -----
-    With an inflation f an error of the model is made of it, as in a backward pass (`BackwardPass`): it is no error of
-    the earlier time, and what later observations say of that time fades with it. Let B be anomalies of an earlier time
-    such that B^T A / (M - 1) is its covariance with the forecast. They start as A_a / f, A_a being the anomalies of the
-    analysis before it is inflated, and each interval divides them by f. An analysis makes of the earlier mean x,
-    variance v and B
+    As in a backward pass (`BackwardPass`), an inflation f counts as an error of the model. This error does not belong
+    to the earlier time, so the influence of later observations on an earlier time fades. Let B be anomalies of an
+    earlier time, such that B^T A / (M - 1) is the covariance of the earlier state with the forecast. They start as
+    A_a / f, where A_a are the anomalies of the analysis before inflation, and each interval divides them by f. An
+    analysis replaces the earlier mean x, variance v and anomalies B by
 
         x + w B,    v + (diag (T B)^T (T B) - diag B^T B) / (M - 1),    T B.
 
-    What the finite-size prior adds, with `finite_size` and in the first cycles, is an inflation of the forecast before
-    the analysis, and is taken so too. For a linear model without errors and a lag
-    as long as the record, the result is that of a backward pass over the filter's run.
+    The finite-size prior (with `finite_size`, and in the first cycles) inflates the forecast before the analysis. This
+    inflation counts in the same way. For a linear model without errors and a lag as long as the record, the result is
+    that of a backward pass over the filter's run.
 
     References
     ----------
@@ -99,7 +99,7 @@ class EnsembleKalmanSmoother(InflatedEnsemble):
         super().check_record(record)
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Start as every ensemble does; what lies before a trajectory's start is corrected no more."""
+        """Make the first analysis as every ensemble does. From then on, times before this start are not corrected."""
         after = super().first(state, observation, observed, observing)
         if "past_mean" in after:
             return {**after, "past_anomalies": torch.zeros_like(after["past_anomalies"])}
@@ -109,7 +109,7 @@ class EnsembleKalmanSmoother(InflatedEnsemble):
         return {**after, "past_mean": nothing, "past_variance": nothing, "past_anomalies": anomalies}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the members; those of the analysis become the newest of the past."""
+        """Advance the members. The members of the analysis become the newest earlier time."""
         f = self.number("inflation")
         mean, anomalies = centre(state["x"])
         past = {
@@ -120,14 +120,14 @@ class EnsembleKalmanSmoother(InflatedEnsemble):
         return {**super().forecast(state, dynamics, steps), **past}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis in the space of the members, and the same of the past."""
+        """One analysis in the space of the members, applied to the earlier times too."""
         size = self.members - 1
         mean, anomalies = centre(state["x"])
         precision = Precision(*compare(state["x"], observation, observed, observing))
         zeta = effective_zeta(precision, self.members, True) if self.finite_size else self.zeta(precision, state)
         weights, root = precision.solve(zeta)
         root = math.sqrt(size) * root
-        # Of the forecast as the prior inflates it: the weights are w / f, and the root T / f.
+        # For the forecast that the prior has inflated by f, the weights are w / f and the root is T / f.
         prior = self.prior_inflation(zeta, mean)[:, None, None]
         before = state["past_anomalies"] / prior[:, None]
         after = (root / prior)[:, None] @ before
@@ -141,12 +141,12 @@ class EnsembleKalmanSmoother(InflatedEnsemble):
         }
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread, and the smoothed state of L cycles before."""
+        """Spread, and the smoothed state of L cycles earlier."""
         past = {"smoothed": state["past_mean"][:, 0]}
         past["smoothed_spread"] = state["past_variance"][:, 0].clamp_min(0.0).sqrt()
         return {**super().analysis_outputs(state), **past}
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters; with `finite_size` there is no inflation."""
+        """Plain JSON parameters; with `finite_size` the inflation is left out."""
         said = super().config()
         return {name: value for name, value in said.items() if name != "inflation" or not self.finite_size}

@@ -1,4 +1,4 @@
-"""What ensemble Kalman filters share."""
+"""What ensemble methods have in common."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ INFLATIONS = Tunable(
 class EnsembleMethod(Method):
     """A method whose state is an ensemble, `x` of shape (B, M, N).
 
-    A subclass gives `analyse`. The members are drawn from the dynamics' climatology, and `first` draws each of them to
-    the first observations; the mean, the forecast of every member and both spreads are computed here. An analysis with
-    perturbed observations, each member by itself, is::
+    A subclass gives `analyse`. The members are drawn from the dynamics' climatology, and `first` moves each member
+    towards the first observations. This class computes the mean, the forecast of every member and both spreads. An
+    example: an analysis with perturbed observations, for each member separately::
 
         @xdan.register_method
         class Perturbed(xdan.EnsembleMethod):
@@ -50,25 +50,25 @@ class EnsembleMethod(Method):
                 mean = x.mean(1, keepdim=True)
                 return {"x": mean + self.inflation * (x - mean)}
 
-    The backward pass of `cycle(..., smooth=True)` relies on members that keep their numbers from an analysis to the
-    next forecast. A method whose forecast reorders or remakes members sets `backward = None`.
+    The backward pass of `cycle(..., smooth=True)` relies on members that keep their order from an analysis to the next
+    forecast. A method whose forecast reorders or remakes members sets `backward = None`.
 
-    `compare`, `centre` and `Precision` of this module are what the ensemble transform filters are made of.
+    The functions `compare` and `centre` and the class `Precision` help to write ensemble transform filters.
 
     Parameters
     ----------
     members : int
         Ensemble size M, at least 2.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
-        member, or the anomalies are transformed in their own space.
+        How the forecast includes the covariance Q of the model's errors, if the model has one. "draws" draws an error
+        for each member. "sqrt-core" transforms the anomalies within the space of the members.
 
     Raises
     ------
     TypeError
-        For what is no integer.
+        If `members` is not an integer.
     ValueError
-        For fewer than 2 members, or an unknown way.
+        If there are fewer than 2 members, or `model_noise` is unknown.
 
     Examples
     --------
@@ -97,12 +97,12 @@ class EnsembleMethod(Method):
         self.model_noise = choice("model_noise", model_noise, WAYS)
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters; those of before model errors go on."""
+        """Plain JSON parameters. The default of `model_noise` is left out, so that old runs can resume."""
         return {name: value for name, value in super().config().items() if (name, value) != ("model_noise", "draws")}
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the observation operator, in the first analysis."""
+        """Derivatives of the observation operator, for the first analysis."""
         return (("operator", "forward"),)
 
     def start(self, record: Record) -> State:
@@ -120,9 +120,9 @@ class EnsembleMethod(Method):
         return {"x": x.flatten(2), "noise": noise.to(x).reshape(len(x), self.members, -1)}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Draw each member to the first observations, site by site: optimal interpolation with perturbations.
+        """Move each member towards the first observations, site by site: optimal interpolation with perturbations.
 
-        A few members cannot carry the climatology's covariance; this start has every direction and the right size.
+        A few members cannot hold the climatology's covariance. This start has every direction, with the right size.
         """
         state = dict(state)
         x, noise = state["x"], observing.errors_from(state.pop("noise"))
@@ -130,12 +130,12 @@ class EnsembleMethod(Method):
         return {**state, "x": x + observing.interpolate(x.mean(1), x.var(1), innovation, observed)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the members, and take up the model's errors."""
+        """Advance the members, and include the model's errors."""
         after = super().forecast(state, dynamics, steps)
         return after if dynamics.model_error is None or not steps else self.with_errors(after, dynamics.model_error)
 
     def with_errors(self, state: State, error: ModelError) -> State:
-        """A forecast state whose members differ by Q more."""
+        """A forecast state whose members' covariance is larger by Q."""
         x = state["x"]
         if self.model_noise == "sqrt-core":
             return {**state, "x": sqrt_core(x, error)}
@@ -143,7 +143,7 @@ class EnsembleMethod(Method):
         return {**state, "x": with_draws(x, error, noise)}
 
     def turned(self, root: Tensor, state: State) -> Tensor:
-        """Turn a square root (B, M, M) at random, so that the mean of the members is kept.
+        """Rotate a square root (B, M, M) at random, such that the members keep their mean.
 
         References
         ----------
@@ -157,18 +157,18 @@ class EnsembleMethod(Method):
         return {"forecast_spread": state["x"].std(1)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Analysis spread, and the outputs that the state holds under their names."""
+        """Analysis spread, and the entries of the state that are outputs."""
         return {"spread": state["x"].std(1), **super().analysis_outputs(state)}
 
 
 def compare(x: Tensor, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> tuple[Tensor, Tensor]:
-    """Members as observed: whitened anomalies of H(x), (B, M, P), and whitened innovation of their mean, (B, P)."""
+    """Members in observation space: whitened anomalies of H(x), (B, M, P), and whitened mean innovation, (B, P)."""
     mean, anomalies = centre(observing.observe(x))
     return observing.whiten(anomalies, observed), observing.whiten(observation - mean[:, 0], observed)
 
 
 def rotation(noise: Tensor) -> Tensor:
-    """Random orthogonal matrices that keep the mean of the members, from normal noise (B, M - 1, M - 1)."""
+    """Random orthogonal matrices that keep the mean of the members, from standard normal numbers (B, M - 1, M - 1)."""
     m = noise.shape[-1] + 1
     q, r = torch.linalg.qr(noise)
     q = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]

@@ -1,4 +1,4 @@
-"""Variances of model errors, estimated from innovations as they come."""
+"""Variances of model errors, estimated from the innovations of each cycle."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from ..observing import ObservingSystem
 from .record import State
 
 KINDS = ("diagonal", "scalar")
-_PRIOR = 10.0  # cycles that the mean over the components counts for at each component
+_PRIOR = 10.0  # weight, in cycles, of the mean over components in the estimate of each component
 
 
 @dataclass(frozen=True)
 class ErrorEstimate:
-    """Estimate Q_k of K models as the mean of d_k d_k^T - R - H P H^T, of which the diagonal is kept.
+    """Estimate Q_k of K models as the mean of d_k d_k^T - R - H P H^T; only the diagonal is kept.
 
-    Entries of a state hold the sums and the numbers of terms; earlier cycles fade out. Variances of components that
-    were seldom observed are drawn to the mean of the others, as if that had been seen for 10 cycles. What would be
-    negative is zero.
+    Entries of the state hold the sums and the numbers of terms; earlier cycles fade out. Some components are seldom
+    observed. Their variances are drawn to the mean over all components, which counts like 10 cycles. Negative results
+    are set to zero.
 
     Attributes
     ----------
     kind : {"diagonal", "scalar"}
     averaging : int
-        Cycles after which an innovation counts 1 / e.
+        Number of cycles after which the weight of an innovation is 1 / e.
 
     References
     ----------
@@ -37,7 +37,7 @@ class ErrorEstimate:
     averaging: int
 
     def start(self, zero: Tensor) -> State:
-        """Entries of a state before any innovation, from zeros of shape (B, K, N)."""
+        """Entries of a state before any innovation. `zero` are zeros of shape (B, K, N)."""
         return {"error_sums": zero, "error_counts": zero}
 
     def updated(
@@ -57,7 +57,7 @@ class ErrorEstimate:
         means : Tensor, shape (B, K, N)
             Forecast mean of each model.
         shared : Tensor, shape (B, N, N)
-            P, the part of the error that all forecasts share.
+            P, the part of the error that the forecasts of all models share.
         observation, observed : Tensor, shape (B, P)
         observing : ObservingSystem
         """
@@ -86,7 +86,7 @@ class ErrorEstimate:
     def _scalar(
         self, innovation: Tensor, means: Tensor, shared: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor]:
-        """Excess of |R^{-1/2} d|^2, and tr(R^{-1} H H^T), spread over the components."""
+        """|R^{-1/2} d|^2 minus its mean without model errors, and tr(R^{-1} H H^T), both over N, at each component."""
         b, k, n = means.shape
         white = observing.whiten(innovation, observed).square().sum(2)
 

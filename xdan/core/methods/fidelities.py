@@ -1,4 +1,4 @@
-"""Ensembles whose members are advanced by several models of one state, and their analysis with a covariance."""
+"""Ensembles whose members are advanced by several models, and an analysis with a covariance matrix."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .finite_size import InflatedEnsemble
 from .record import Record, State
 
 _EXPECTED = "expected pairs such as [(xdan.Lorenz96(forcing=7.0), 20)], a model and a number of members"
-_MOST_RAISED = 100.0  # of the forecast error covariance in the first cycles
+_MOST_RAISED = 100.0  # largest factor of the forecast error covariance in the first cycles
 Pair = tuple[Dynamics | None, int]
 
 
 class FidelitiesMethod(InflatedEnsemble):
-    """An ensemble in blocks: the members of each block are advanced by a model of its own.
+    """An ensemble in blocks: each block has a model, which advances the members of the block.
 
     `x` of shape (B, M, N) holds the blocks one after another. All models have the state of the record's dynamics. A
     model with another time step takes as many steps as fill the interval.
@@ -33,18 +33,18 @@ class FidelitiesMethod(InflatedEnsemble):
     Parameters
     ----------
     blocks : sequence of (Dynamics or None, int)
-        Model and members of each block; None stands for the record's dynamics.
+        Model and number of members of each block; None stands for the record's dynamics.
     inflation : float or "tune"
-        Factor of the analysis anomalies.
+        Factor by which the analysis anomalies are multiplied.
     spin_up : int
-        How many first cycles raise the forecast error covariance where innovations are larger than it explains.
+        Number of first cycles that raise the forecast error covariance if innovations are larger than it explains.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For a negative number of cycles, or an inflation that is not positive.
+        If `spin_up` is negative, or the inflation is not positive.
     """
 
     backward: ClassVar[type[BackwardPass] | None] = None
@@ -55,12 +55,12 @@ class FidelitiesMethod(InflatedEnsemble):
         self.blocks: tuple[Pair, ...] = tuple(blocks)
 
     def check_dynamics(self, dynamics: Dynamics) -> None:
-        """Refuse models of another state than that of the record's dynamics.
+        """Refuse models with another state than the record's dynamics.
 
         Raises
         ------
         ValueError
-            For other dims, sizes, fields or geometries, or a time that the record's dynamics does not know.
+            If dims, sizes, fields or geometries differ, or a model depends on time and the record's dynamics does not.
         """
         super().check_dynamics(dynamics)
         for model, _ in self.blocks:
@@ -69,8 +69,8 @@ class FidelitiesMethod(InflatedEnsemble):
             if not _same_state(model, dynamics):
                 raise ValueError(
                     f"the model {model.label!r} of models= has the state {_state_of(model)}: expected that of "
-                    f"the record's dynamics {dynamics.label!r}, {_state_of(dynamics)}, as members of all models are "
-                    "averaged; write the model on the grid of the record"
+                    f"the record's dynamics {dynamics.label!r}, {_state_of(dynamics)}, because members of all models "
+                    "are averaged; write the model on the grid of the record"
                 )
             if dynamics.autonomous and not model.autonomous:
                 raise ValueError(
@@ -80,13 +80,13 @@ class FidelitiesMethod(InflatedEnsemble):
             model.vet()
 
     def check_steps(self, dynamics: Dynamics, steps: Sequence[int]) -> None:
-        """Refuse models with a time step that does not divide these intervals."""
+        """Refuse models whose time step does not divide these intervals."""
         for model, _ in self.blocks:
             for some in steps:
                 self._steps(model, dynamics, some)
 
     def check_record(self, record: Record) -> None:
-        """Refuse models with a time step that does not divide the intervals of the record."""
+        """Refuse models whose time step does not divide the intervals of the record."""
         super().check_record(record)
         self.check_steps(record.dynamics, sorted(set(record.steps) - {0}))
 
@@ -96,7 +96,7 @@ class FidelitiesMethod(InflatedEnsemble):
         return parts
 
     def advanced(self, x: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
-        """Members (B, M, N), each block advanced by its model over so many steps of the record's dynamics."""
+        """Members (B, M, N) after an interval: each model advances its block. `steps` counts the record's dynamics'."""
         parts = [
             advance(self._standing(model, dynamics), part, self._steps(model, dynamics, steps))
             for (model, _), part in zip(self.blocks, self.split(x), strict=True)
@@ -112,7 +112,7 @@ class FidelitiesMethod(InflatedEnsemble):
         observed: Tensor,
         observing: ObservingSystem,
     ) -> tuple[Tensor, Tensor]:
-        """Analysis mean (B, N) and inflated anomalies (B, M, N) of a forecast with a mean and a covariance."""
+        """Analysis mean (B, N) and inflated anomalies (B, M, N) of a forecast state with a mean and a covariance."""
         mean = state["mean"]
         forecast = ObservedForecast(mean, covariance, observation, observed, observing)
         if self.spins_up(state):
@@ -129,12 +129,12 @@ class FidelitiesMethod(InflatedEnsemble):
         return model if model.autonomous else model.starting_at(dynamics.model_time)
 
     def _steps(self, model: Dynamics | None, dynamics: Dynamics, steps: int) -> int:
-        """Steps of a model in an interval of so many steps of the record's dynamics.
+        """Steps of a model in an interval of `steps` steps of the record's dynamics.
 
         Raises
         ------
         ValueError
-            If they are no whole number.
+            If the number of steps is not whole.
         """
         if model is None or steps == 0:
             return steps
@@ -148,7 +148,7 @@ class FidelitiesMethod(InflatedEnsemble):
 
 
 class ObservedForecast:
-    """A forecast and its error covariance as observed, whitened by R: what an analysis needs of them.
+    """A forecast and its error covariance in observation space, whitened by R: what an analysis needs.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ class ObservedForecast:
         P.
     observation, observed : Tensor, shape (B, P)
     observing : ObservingSystem
-        Of one time. A nonlinear H is linearised at the mean.
+        H and R of one time. A nonlinear H is linearised at the mean.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class ObservedForecast:
         self.innovation = observing.whiten(observation - observing.observe(mean), observed)
 
     def consistent_factor(self) -> Tensor:
-        """Factor of the covariance, at least 1, with which |d|^2 is what it should be, shape (B,).
+        """Factor of the covariance, at least 1, with which |d|^2 has the size that the covariance says, shape (B,).
 
         References
         ----------
@@ -182,7 +182,7 @@ class ObservedForecast:
         return (missing / trace.clamp_min(torch.finfo(trace.dtype).tiny)).clamp(1.0, _MOST_RAISED)
 
     def analysis(self, anomalies: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean x + K d, and anomalies (I - K' H) X whose covariance is (I - K H) P where that of X is P.
+        """Mean x + K d, and anomalies (I - K' H) X. Their covariance is (I - K H) P if X has the covariance P.
 
         References
         ----------
@@ -204,23 +204,23 @@ def covariance_of(anomalies: Tensor, freedom: int) -> Tensor:
 
 
 def pairs_of(label: str, models: Any, least: int) -> tuple[Pair, ...]:
-    """Take models with members, as objects or as a store describes them.
+    """Check pairs of a model and a number of members. They are objects, or descriptions from a store.
 
     Parameters
     ----------
     label : str
         The argument's name.
     models : sequence of (Dynamics, int)
-        A model may be None, for the record's dynamics, or its plain description.
+        A model may be None, for the record's dynamics, or a plain description of a model.
     least : int
-        Members that each must have.
+        Smallest number of members of each model.
 
     Raises
     ------
     TypeError
-        For what is no such sequence.
+        If `models` is not such a sequence.
     ValueError
-        For too few members, or a description of a dynamics that is not registered, or has a digest in place of numbers.
+        If there are too few members, or a description names a dynamics that is not registered or holds a digest.
     """
     if isinstance(models, (str, Mapping, Dynamics)) or not isinstance(models, Sequence):
         raise TypeError(f"{label}={shown(models)}: {_EXPECTED} each")
@@ -238,12 +238,12 @@ def pairs_of(label: str, models: Any, least: int) -> tuple[Pair, ...]:
 
 
 def _model_from_json(label: str, description: Mapping[str, Any]) -> Dynamics:
-    """Make the model that a description names, with the standard deviation of its errors.
+    """Make the model that a description names, including the standard deviation of its errors.
 
     Raises
     ------
     ValueError
-        For a description with a digest of the step or of Q, and what `dynamics_from_json` refuses.
+        If the description has a digest of the step or of Q, or if `dynamics_from_json` refuses it.
     """
     digests = {name: word for name in ("step", "model_error") if isinstance(word := description.get(name), str)}
     if digests:
@@ -255,7 +255,7 @@ def _model_from_json(label: str, description: Mapping[str, Any]) -> Dynamics:
 
 
 def described(pairs: Sequence[Pair]) -> list[list[Any]]:
-    """Models with members as plain JSON; a model that stores cannot open goes with a digest of its step too."""
+    """Models with members as plain JSON. A model that stores cannot open again has a digest of its step in addition."""
     return [[None if model is None else _description(model), members] for model, members in pairs]
 
 
@@ -272,7 +272,7 @@ def _description(model: Dynamics) -> dict[str, Any]:
 
 
 def _same_state(model: Dynamics, other: Dynamics) -> bool:
-    """Whether the fields of two models lie on the same points; a grid of which no more is known goes with any."""
+    """Whether the fields of two models lie on the same points. A grid without coordinates fits every grid."""
     if len(model.space) != len(other.space):
         return False
     for one, two in zip(model.space, other.space, strict=True):

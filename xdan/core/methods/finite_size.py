@@ -1,4 +1,4 @@
-"""The finite-size ensemble Kalman filter, EnKF-N: no inflation to tune; and what its prior does for others."""
+"""The finite-size ensemble Kalman filter, EnKF-N, which needs no tuned inflation; its prior for other ensembles."""
 
 from __future__ import annotations
 
@@ -21,39 +21,40 @@ from .record import Record, State
 from .registry import register_method
 
 _BISECTIONS, _NEWTON = 24, 2  # steps that bracket a minimum of the dual cost, and steps that refine it
-_LOWEST, _GRID = 1e-6, 32  # smallest zeta, relative to the largest, and points between them
-_EQUAL = 1e-7  # of a cost, or of one where it is small: minima closer than this are as good as each other
+_LOWEST, _GRID = 1e-6, 32  # smallest zeta relative to the largest, and number of grid points between them
+_EQUAL = 1e-7  # two minima whose costs differ by less than this (relative, or absolute if small) are equally good
 FORMS = ("dual", "primal")
 
 
 @register_method
 class FiniteSizeEnKF(EnsembleMethod):
-    """EnKF-N, by default dual and capped so that it never deflates.
+    """EnKF-N; by default in its dual form with a cap, so that it never deflates.
 
-    The ensemble's own uncertainty about mean and covariance enters through a prior whose dual form has one
-    scalar, zeta; the analysis is that of a square-root EnKF with inflation sqrt((M - 1) / zeta).
+    An ensemble estimates the mean and the covariance with errors. The prior of the EnKF-N takes these errors into
+    account. Its dual form has one scalar, zeta. The analysis is that of a square-root EnKF with the inflation
+    sqrt((M - 1) / zeta).
 
     Parameters
     ----------
     members : int
         Ensemble size M, at least 2.
     capped : bool
-        Search zeta in (0, M - 1] (the practical Dirac-Jeffreys form); otherwise in (0, (M + 1) / eps].
+        True: search zeta in (0, M - 1] (the practical Dirac-Jeffreys form). False: search in (0, (M + 1) / eps].
     form : {"dual", "primal"}
-        "primal" minimises over the weights themselves, and takes the whole Hessian of its cost, with the
-        correction of rank one that the dual form leaves out, for the analysis precision; it is not capped.
+        "primal" minimises over the weights of the members. Its analysis precision is the whole Hessian of the cost,
+        with the correction of rank one that the dual form leaves out. The primal form has no cap.
     rotate : bool
-        Turn the anomalies at random after each analysis, the mean kept.
+        Rotate the anomalies at random after each analysis, such that the members keep their mean.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
-        member, or the anomalies are transformed in their own space.
+        How the forecast includes the covariance Q of the model's errors, if the model has one. "draws" draws an error
+        for each member. "sqrt-core" transforms the anomalies within the space of the members.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For fewer than 2 members, an unknown form or an unknown way.
+        If there are fewer than 2 members, or `form` or `model_noise` is unknown.
 
     References
     ----------
@@ -88,11 +89,11 @@ class FiniteSizeEnKF(EnsembleMethod):
         )
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters; stores of before rotations go on."""
+        """Plain JSON parameters. The default of `rotate` is left out, so that old runs can resume."""
         return {name: value for name, value in super().config().items() if name != "rotate" or value}
 
     def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
-        """That of members whose forecast the finite-size prior inflates."""
+        """Backward pass for members whose forecast the finite-size prior inflates."""
         self.check_backward(dynamics)
         return EnsembleBackward(prior="inflation")
 
@@ -111,34 +112,35 @@ class FiniteSizeEnKF(EnsembleMethod):
             weights, root = precision.solve(zeta)
         else:
             weights, root, zeta = primal_minimum(precision, m)
-        # The uniform vector is an eigenvector of value 0, which `root` would inflate: the anomalies' mean is zero.
+        # `root` inflates the uniform vector, whose eigenvalue is 0. This does not matter: the anomalies have zero mean.
         root = math.sqrt(m - 1) * root
         x = mean + (weights[:, None] + (self.turned(root, state) if self.rotate else root)) @ anomalies
         return {**state, "x": x, "inflation": ((m - 1) / zeta).sqrt()}
 
 
 class InflatedEnsemble(EnsembleMethod):
-    """An ensemble filter with tuned inflation whose first cycles take what the finite-size prior adds.
+    """An ensemble filter with tuned inflation. In its first cycles the finite-size prior adds inflation.
 
-    Without it, an ensemble that starts from the climatology is lost before it comes near the truth.
+    Without this addition, an ensemble that starts from the climatology is lost before it comes near the truth.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     inflation : float or "tune"
-        Factor of the analysis anomalies.
+        Factor by which the analysis anomalies are multiplied.
     spin_up : int
-        How many cycles. The burn-in of a score should be longer.
+        Number of first cycles with this addition. The burn-in of a score should be longer.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
-        member, or the anomalies are transformed in their own space.
+        How the forecast includes the covariance Q of the model's errors, if the model has one. "draws" draws an error
+        for each member. "sqrt-core" transforms the anomalies within the space of the members.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For a negative number of cycles, or an inflation that is not positive.
+        If `spin_up` is negative, or the inflation is not positive.
     """
 
     tunable: ClassVar[Mapping[str, Tunable]] = {"inflation": INFLATIONS}
@@ -150,27 +152,27 @@ class InflatedEnsemble(EnsembleMethod):
         self.inflation, self.spin_up = number_or_tune("inflation", inflation), integer("spin_up", spin_up, least=0)
 
     def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
-        """That of members that the analysis has inflated."""
+        """Backward pass for members that the analysis has inflated."""
         self.check_backward(dynamics)
         return EnsembleBackward(self.number("inflation"))
 
     def spins_up(self, state: State) -> bool:
-        """Whether the coming analysis is among the first."""
+        """Whether the coming analysis is one of the first `spin_up`."""
         return bool((state["cycle"] < self.spin_up).any())
 
     def prior_inflation(self, zeta: Tensor | float, x: Tensor) -> Tensor:
-        """Factor of the forecast's anomalies that a weight of the prior stands for, (B,), of members (B, M, N)."""
+        """Factor of the forecast's anomalies, (B,), that is equivalent to a weight zeta; for members (B, M, N)."""
         return ((self.members - 1) / (zeta if isinstance(zeta, Tensor) else x.new_full((len(x),), zeta))).sqrt()
 
     def zeta(self, precision: Precision, state: State) -> Tensor | float:
-        """Weight of the prior in an analysis: M - 1, and less while spinning up where the innovations ask for it."""
+        """Weight of the prior in an analysis: M - 1, or less during spin-up if the innovations ask for it."""
         if not self.spins_up(state):
             return float(self.members - 1)
         return effective_zeta(precision, self.members, capped=True)
 
 
 def effective_zeta(precision: Precision, members: int, capped: bool) -> Tensor:
-    """Zeta of the dual form, differentiable: implicitly, by one Newton step at the minimum.
+    """Zeta of the dual form. It is differentiable, implicitly: by one Newton step at the minimum.
 
     Returns
     -------
@@ -205,17 +207,17 @@ def primal_minimum(precision: Precision, members: int) -> tuple[Tensor, Tensor, 
     root : Tensor, shape (B, M, M)
         Inverse square root of the Hessian at the minimum.
     zeta : Tensor, shape (B,)
-        (M + 1) / (eps + |w|^2), of the dual form.
+        Zeta of the dual form, (M + 1) / (eps + |w|^2).
     """
     eps = members / (members - 1)
-    # At the minimum zeta = (M + 1) / (eps + |w|^2) is that of the dual form, uncapped.
+    # At the minimum, (M + 1) / (eps + |w|^2) is the zeta of the dual form without its cap.
     zeta = effective_zeta(precision, members, capped=False)
     weights, _ = precision.solve(zeta)
     rank_one = (2 * zeta**2 / (members + 1))[:, None, None] * weights[:, :, None] * weights[:, None, :]
     hessian = precision.at((members + 1) / (eps + weights.square().sum(-1))) - rank_one
     with torch.no_grad():
         values, vectors = eigh(hessian)
-        # Where the cost is not convex the Hessian is no covariance: bounded below by a small part of the prior's.
+        # Where the cost is not convex the Hessian is no precision: a small part of the prior's bounds it from below.
         values = values.clamp_min(1e-3 * (members - 1))
     root: Tensor = InverseRoot.apply(hessian, values, vectors)  # type: ignore[no-untyped-call]
     return weights, root, zeta
@@ -228,20 +230,20 @@ def dual_minimum(values: Tensor, c: Tensor, members: int, capped: bool) -> Tenso
     values of the whitened anomalies and d = c / s the rotated innovation. The part of the innovation outside the
     anomalies' span does not depend on zeta.
 
-    Large innovations make several minima. The result is the lowest of them in the range from a millionth of its top to
-    its top, both ends included: the slope's sign on a logarithmic grid tells the minima apart, and each of its terms
-    is a hump eight grid points wide. Two that lie between neighbouring points are taken for one.
+    Large innovations make several minima. The result is the lowest minimum between a millionth of the largest zeta and
+    the largest zeta, both ends included. The sign of the slope on a logarithmic grid separates the minima. Each term of
+    the slope is a hump about eight grid points wide. Two minima between neighbouring grid points count as one.
 
     Parameters
     ----------
     values : Tensor, shape (..., M)
-        s^2.
+        Squares s^2 of the singular values.
     c : Tensor, shape (..., M)
-        s d.
+        Products s d.
     members : int
-        M.
+        Number of members M.
     capped : bool
-        Search up to M - 1 instead of (M + 1) / eps, beyond which D only grows.
+        Search up to M - 1 instead of (M + 1) / eps. Beyond (M + 1) / eps, D only grows.
 
     Returns
     -------
@@ -270,20 +272,20 @@ def _refined(low: Tensor, high: Tensor, values: Tensor, squared: Tensor, members
     for _ in range(_NEWTON):
         first, second = _derivatives(high, values, squared, members)
         better = high - first / second
-        # At the cap there is no root to find.
+        # At the cap the slope has no root.
         high = torch.where((high < top) & (second > 0) & (better > low), better.clamp_max(top), high)
     return high
 
 
 def _starts(slope: Tensor) -> Tensor:
-    """Flags of the stretches, from the one below the grid to the one above, that hold a minimum, (..., G + 1)."""
-    falling = torch.nn.functional.pad(slope <= 0, (1, 0), value=True)  # what is outside the range is no place to go
+    """Which stretches hold a minimum, (..., G + 1): the one below the grid, those between points, the one above."""
+    falling = torch.nn.functional.pad(slope <= 0, (1, 0), value=True)  # the range ends here: no minimum lies outside
     rising = torch.nn.functional.pad(slope > 0, (0, 1), value=True)
     return falling & rising
 
 
 def _lowest(zeta: Tensor, grid: Tensor, slope: Tensor, values: Tensor, squared: Tensor, members: int) -> Tensor:
-    """Lowest of several minima, (B,), or `zeta`, (B,), where no other is lower by more than rounding."""
+    """Lowest of several minima, (B,). The result is `zeta`, (B,), if no minimum is lower by more than rounding."""
     row, stretch = _starts(slope).nonzero(as_tuple=True)
     low, high = grid[(stretch - 1).clamp_min(0)], grid[stretch.clamp_max(len(grid) - 1)]
     minimum = _refined(low, high, values[row], squared[row], members, float(grid[-1]))
@@ -295,7 +297,7 @@ def _lowest(zeta: Tensor, grid: Tensor, slope: Tensor, values: Tensor, squared: 
 
 
 def _dual_cost(zeta: Tensor, values: Tensor, squared: Tensor, members: int) -> Tensor:
-    """Dual cost less sum_k d_k^2, in double precision."""
+    """Dual cost minus sum_k d_k^2, in double precision."""
     zeta, values, squared = zeta.double(), values.double(), squared.double()
     fit = (squared / (zeta[..., None] + values)).sum(-1)
     return members / (members - 1) * zeta - (members + 1) * zeta.log() - fit

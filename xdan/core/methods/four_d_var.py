@@ -1,4 +1,4 @@
-"""Strong-constraint 4D-Var over a sliding window, and an ensemble of them."""
+"""Strong-constraint 4D-Var over a sliding window, and an ensemble of 4D-Vars."""
 
 from __future__ import annotations
 
@@ -31,33 +31,34 @@ _WINDOW_STATE = ("x", "begin", "steps", "clock", "window", "kept", "smoothed", "
 
 @register_method
 class FourDVar(Method):
-    """Strong-constraint 4D-Var, its window of several intervals shifted by one a cycle.
+    """Strong-constraint 4D-Var. Its window of several intervals moves by one interval in each cycle.
 
-    The background of a window is the state at its start on the trajectory of the window before. The analysis
-    is the end of the new trajectory.
+    The background of a window is the state at the start of the window, on the trajectory of the previous window. The
+    analysis is the state at the end of the new trajectory.
 
     Parameters
     ----------
     window : int
-        Intervals, at least 1; each ends with the observations of its time.
+        Number of intervals, at least 1. The observations of an interval are at its end.
     background : {"climatology"} or array of shape (N, N)
-        B: the covariance of the dynamics' climatology, or a matrix.
+        Background error covariance B: the covariance of the dynamics' climatology, or a matrix.
     scale : float or "tune"
-        Factor of B.
+        Factor by which B is multiplied.
     solver : {"gauss-newton", "l-bfgs"}
-        With the whole tangent linear model, N directions; or with gradients alone, for large states.
+        "gauss-newton" uses the whole tangent linear model, in N directions. "l-bfgs" uses gradients alone, for large
+        states.
     tolerance : float
-        On the root mean square step of the control variable L^{-1} (x - x_b), B = L L^T.
+        Smallest step: the minimisation stops if the root mean square step of the control variable L^{-1} (x - x_b) is
+        below it. B = L L^T.
     iterations : int
-        Limit; an analysis that reaches it is flagged `unconverged`.
+        Largest number of iterations. An analysis that reaches it is flagged `unconverged`.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For an unknown solver or background, a background that is no covariance, sizes or numbers that are not
-        positive.
+        If a solver or background is unknown, a background is no covariance, or a size or number is not positive.
 
     References
     ----------
@@ -92,12 +93,12 @@ class FourDVar(Method):
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the model and of the observation operator, in the solver's way."""
+        """Derivatives of the model and of the observation operator, in the direction that the solver needs."""
         mode: Mode = "backward" if self.solver == "l-bfgs" else "forward"
         return ("model", mode), ("operator", mode)
 
     def _instead(self, mode: Mode) -> str:
-        """The other solver takes the other derivative."""
+        """What to do without a derivative: the other solver needs the other kind of derivative."""
         other = "gauss-newton" if mode == "backward" else "l-bfgs"
         return f"try solver={other!r}, which goes the other way, or {super()._instead(mode)}"
 
@@ -109,7 +110,7 @@ class FourDVar(Method):
         super().check_record(record)
 
     def set_up(self, record: Record) -> None:
-        """Factor B, and take the climatological mean.
+        """Factorise B, and compute the climatological mean.
 
         Raises
         ------
@@ -119,12 +120,12 @@ class FourDVar(Method):
         self._root, self._mean = background_root(self.background, record)
 
     def start(self, record: Record) -> State:
-        """Begin at the climatological mean; the window has no length yet."""
+        """Begin at the climatological mean; the window has no intervals yet."""
         assert self._mean is not None
         return self.window_state(self._mean.expand(record.shape), record)
 
     def window_state(self, x: Tensor, record: Record) -> State:
-        """State of a window that starts at x, (B, N), and will hold the observations of some times of a record."""
+        """State of a window that starts at x, (B, N), and will hold observations of several times of a record."""
         zero = x.new_zeros(len(x))
         nothing = x.new_full((len(x), record.observation.shape[-1]), torch.nan)
         kept = record.observing.at(0).kept(nothing)
@@ -140,7 +141,7 @@ class FourDVar(Method):
         }
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state, and the start of the window where it is full."""
+        """Advance the state. If the window is full, advance its start too."""
         return {
             **state,
             **self._sliding.slid(state, dynamics, steps),
@@ -149,7 +150,7 @@ class FourDVar(Method):
         }
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """The climate's whole covariance is the error of its mean."""
+        """First analysis: the background is the climatological mean, and its error has the climate's covariance."""
         return self._fit(state, observation, observed, observing, 1.0)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
@@ -181,7 +182,7 @@ class FourDVar(Method):
         observing: ObservingSystem,
         kind: type[W],
     ) -> tuple[W, State]:
-        """What is to be minimised, and the entries of the state that hold the window's observations."""
+        """The minimisation problem, and the entries of the state that hold the window's observations."""
         window = pushed(state["window"], torch.where(observed, observation, torch.full_like(observation, torch.nan)))
         steps, dynamics = self._sliding.counts(state), self._sliding.at_begin(state, self.dynamics)
         now = observing.kept(observation)
@@ -194,10 +195,10 @@ def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, T
     """Cholesky factor of B, (N, N), and the climatological mean, (N,)."""
     like = record.observation
     mean, covariance = climate_moments(record.dynamics, record.seed, like)
-    given = record.dynamics.given_climate
-    if isinstance(background, str) and given is not None and len(given) <= len(mean):
+    sample = record.dynamics.given_climate
+    if isinstance(background, str) and sample is not None and len(sample) <= len(mean):
         raise ValueError(
-            f"the covariance of the {len(given)} states of climatology= has no full rank in {len(mean)} components: "
+            f"the covariance of the {len(sample)} states of climatology= has no full rank in {len(mean)} components: "
             f"expected more than {len(mean)} states, or background= as a matrix"
         )
     if not isinstance(background, str):
@@ -210,18 +211,19 @@ def background_root(background: Tensor | str, record: Record) -> tuple[Tensor, T
 
 @register_method
 class EnsembleOf4DVar(EnsembleMethod):
-    """Ensemble of 4D-Vars, each with observations perturbed for itself: an analysis with a spread.
+    """Ensemble of 4D-Vars. Each member has perturbed observations, so the analysis has a spread.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     window, background, scale, solver, tolerance, iterations
-        As for "4d-var"; the scale is a number.
+        See "4d-var"; the scale must be a number.
 
     Raises
     ------
     TypeError, ValueError
-        As for "4d-var", and for a scale that is to be tuned.
+        See "4d-var"; also if the scale is "tune".
 
     References
     ----------
@@ -260,18 +262,18 @@ class EnsembleOf4DVar(EnsembleMethod):
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """None beside those of the 4D-Var that the members share."""
+        """None besides the derivatives of the 4D-Var that the members share."""
         return ()
 
     def start(self, record: Record) -> State:
-        """Members from the climatology, a window each."""
+        """Members from the climatology; each member has a window."""
         state = super().start(record)
-        del state["noise"]  # every analysis draws its own
+        del state["noise"]  # every analysis draws new numbers
         inner = self._inner.window_state(state["x"].flatten(0, 1), record)
         return {**self._outside(inner), **state}
 
     def _inside(self, state: State) -> State:
-        """Members as trajectories."""
+        """The state with members in the place of trajectories."""
         return {name: state[name].flatten(0, 1) for name in _WINDOW_STATE if name in state}
 
     def _outside(self, state: State) -> State:
@@ -282,11 +284,11 @@ class EnsembleOf4DVar(EnsembleMethod):
         return {**state, **self._outside(self._inner.forecast(self._inside(state), dynamics, steps))}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One 4D-Var for each member, with perturbations of zero mean."""
+        """One 4D-Var for each member. The perturbations have zero mean."""
         return self._fit(state, observation, observed, observing, self._inner.analyse)
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """The same, with the climate's whole covariance."""
+        """First analysis of each member, with the climate's whole covariance."""
         return self._fit(state, observation, observed, observing, self._inner.first)
 
     def _fit(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem, fit: Any) -> State:
@@ -298,6 +300,6 @@ class EnsembleOf4DVar(EnsembleMethod):
         return {**state, **self._outside(after)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread, and the members' mean number of iterations and worst flag."""
+        """Spread; of the members' iterations the mean; and `unconverged` if one member did not converge."""
         iterations, flag = state["iterations"].mean(1), state["unconverged"].amax(1)
         return {**super().analysis_outputs(state), "iterations": iterations, "unconverged": flag}

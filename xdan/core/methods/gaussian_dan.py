@@ -22,15 +22,15 @@ SPREAD = Output("spread", "standard deviation of the analysis, calibrated in tra
 
 @cycles_networks
 class SpreadNetwork(DataAssimilationNetwork):
-    """A network whose analysis is a Gaussian N(x_a, L L^T); the forecast is that of x_a alone.
+    """A network whose analysis is a Gaussian N(x_a, L L^T). The forecast comes from x_a alone.
 
-    The root L belongs to its analysis: no analysis reads an earlier one. The first analysis, which is optimal
-    interpolation from the climatology, has the deviation that this leaves at each site by itself.
+    The root L belongs to its analysis; no later analysis reads it. The first analysis is optimal interpolation from the
+    climatology. Its standard deviation is the one that optimal interpolation leaves at each site.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        That `gives_spread`.
+        A network that `gives_spread`.
     """
 
     name: ClassVar[str] = "gaussian-dan"
@@ -39,27 +39,27 @@ class SpreadNetwork(DataAssimilationNetwork):
 
     @property
     def reads_covariance(self) -> bool:
-        """Never."""
+        """False: no analysis reads an earlier covariance."""
         return False
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
-        """Add the deviation of the climate."""
+        """State of the base class, with the standard deviation of the climate."""
         state = super().start_like(like, shape)
         deviation = self._climate()[1].to(like).expand(shape)
         return {**state, "root": diagonal_root(deviation, self.network.root_places(shape[1])).entries}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation, and the deviation that it leaves."""
+        """Optimal interpolation, and the standard deviation that it leaves."""
         after = super().first(state, observation, observed, observing)
         prior = (self._climate()[1].to(observation) ** 2).expand(after["x"].shape)
         left = prior
-        if observing.direct:  # otherwise as wide as the climate
+        if observing.direct:  # otherwise the standard deviation is that of the climate
             error = observing.error_variance()
             left = torch.where(observed, prior * error / (prior + error), prior)
         return {**after, "root": diagonal_root(left.sqrt(), self.network.root_places(left.shape[1])).entries}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis by the network, and its root."""
+        """One analysis by the network, and the root of its covariance."""
         x = state["x"]
         zeta = observing.project_innovation(observation - observing.observe(x), observed, x)
         analysis, memory, root = self.network.distribution(x, zeta, state.get("memory"))
@@ -67,12 +67,12 @@ class SpreadNetwork(DataAssimilationNetwork):
         return after if memory is None else {**after, "memory": memory}
 
     def root_of(self, state: State) -> LocalRoot:
-        """Root of the covariance of an analysis state's error."""
+        """Root of the error covariance of an analysis state."""
         entries = state["root"]
         return LocalRoot(entries, self.network.root_places(entries.shape[1]))
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread."""
+        """Spread of the analysis."""
         return {"spread": self.root_of(state).deviations}
 
     def kept_covariance(self, state: State) -> Tensor:
@@ -80,6 +80,6 @@ class SpreadNetwork(DataAssimilationNetwork):
         return self.root_of(state).covariance
 
     def check_kept(self, dynamics: Dynamics) -> None:
-        """Refuse to keep the covariance of states that are too large for a matrix."""
+        """Refuse to store the covariance of states that are too large for a matrix."""
         remedy = "leave members= out: the run has the spread without it"
         check_size(math.prod(dynamics.shape), f"the network {self.network.name!r}", remedy)

@@ -1,4 +1,4 @@
-"""The forecast of a Gaussian to second order: its mean, the tangent linear covariance, and what that leaves out."""
+"""Second-order forecast of a Gaussian: its mean, its tangent linear covariance, and the second-order term."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..tangent import identity_directions, mixed_along
 from .advancing import advance, advance_along
 from .patches import MOST_SITES, Patches
 
-COLUMNS = 24  # of a root of the covariance, at most, that second derivatives are taken along
-COLUMNS_OF_PATCH = 6  # the same of each patch, which has fewer directions of growth
+COLUMNS = 24  # largest number of columns of a root of the covariance along which second derivatives are taken
+COLUMNS_OF_PATCH = 6  # the same number for each patch, which has fewer directions of growth
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Moments:
     covariance : Tensor, shape (B, N, N), or (B, T, W, W) in patches
         M P M^T.
     second : Tensor, of that shape
-        Q2, the covariance of D^2 M[d, d] / 2 for d of covariance P.
+        Q2, the covariance of D^2 M[d, d] / 2, where d has the covariance P.
     patches : Patches, optional
-        In which both are kept.
+        Patches in which both covariances are kept.
     """
 
     x: Tensor
@@ -39,14 +39,14 @@ class Moments:
     patches: Patches | None = None
 
     def inflated(self, factor: float, most: Tensor) -> Tensor:
-        """M P M^T + c2 Q2, the term shortened to the variance that M P M^T leaves of the climate's.
+        """M P M^T + c2 Q2. The term c2 Q2 is shortened: the trace of the sum is at most that of the climate.
 
-        The term grows with the square of P. In a gap of the observations it would soon be larger than anything real.
+        Q2 grows with the square of P. In a gap of the observations it would soon be larger than any real error.
 
         Parameters
         ----------
         factor : float
-            c2.
+            Factor c2 of the second-order term.
         most : Tensor, shape (), or (T,) in patches
             Trace of the climate's covariance.
         """
@@ -65,16 +65,16 @@ def _trace(matrices: Tensor) -> Tensor:
 def forecast_moments(
     dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, patches: Patches | None = None
 ) -> Moments:
-    """Advance a mean (B, N) and a covariance (B, N, N), and give the second-order term beside.
+    """Advance a mean (B, N) and a covariance (B, N, N), and compute the second-order term.
 
     Where the model knows the second-order covariance of its tendency (`Dynamics.second_order_tendency`), the term is
 
         D^2 M[d, d] / 2 = integral of M(T, t) f''[d(t), d(t)] / 2 dt,   d(t) = M(t, 0) d,
 
-    by the trapezoidal rule over one model step, and by Simpson's rule over more. Its relative error is 5 % over one
-    step of Lorenz-96, below 1 % over two to five, and 14 % for Kuramoto-Sivashinsky, which is stiff. For other models
-    the second derivatives are taken along the leading columns of a root of P, `COLUMNS` at most, or
-    `COLUMNS_OF_PATCH` of every patch.
+    by the trapezoidal rule over one model step, and by Simpson's rule over more steps. Its relative error is 5 % over
+    one step of Lorenz-96, below 1 % over two to five steps, and 14 % for Kuramoto-Sivashinsky, which is stiff. For
+    other models the second derivatives are taken along the leading columns of a root of P: at most `COLUMNS`, or
+    `COLUMNS_OF_PATCH` for each patch.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def forecast_moments(
     steps : int
         Model steps.
     patches : Patches, optional
-        In which the covariance is kept.
+        Patches in which the covariance is kept.
 
     Returns
     -------
@@ -108,8 +108,8 @@ def forecast_moments(
         return _by_derivatives(dynamics, x, covariance, steps, patches)
     nodes, duration = _nodes(steps), steps * dynamics.timestep
     second = torch.zeros_like(covariance)
-    # Of each node before: its weight, E[d e^T] with d there and e here, the tangent linear model from there to here,
-    # which is None where the two are one.
+    # For each earlier node: its weight; E[d e^T] with d at that node and e here; the tangent linear model from that
+    # node to here, which is None if the two nodes are the same.
     before: list[tuple[float, Tensor, Tensor | None]] = []
     place = 0
     for node, weight in nodes:
@@ -136,7 +136,7 @@ def _tangent(dynamics: Dynamics, x: Tensor, steps: int, patches: Patches | None)
 
 
 def _bend(dynamics: Dynamics, covariance: Tensor, patches: Patches | None) -> Tensor:
-    """The second-order covariance of the tendency, of a model that knows it."""
+    """Second-order covariance of the tendency, for a model that knows it."""
     if patches is not None:
         return patches.bend(dynamics, covariance)
     second = dynamics.second_order_tendency(covariance)
@@ -165,7 +165,7 @@ def _simpson(start: int, stop: int) -> list[tuple[int, float]]:
 def _by_derivatives(
     dynamics: Dynamics, x: Tensor, covariance: Tensor, steps: int, patches: Patches | None = None
 ) -> Moments:
-    """Second derivatives of the whole forecast along columns of a root of P; in patches along fewer."""
+    """Moments by second derivatives of the whole forecast, along columns of a root of P; fewer columns in patches."""
     after, matrix = _tangent(dynamics, x, steps, patches)
     if patches is None:
         columns = root_of(covariance)[:, -COLUMNS:]
@@ -181,28 +181,28 @@ def _by_derivatives(
 
 
 def bends_along(dynamics: Dynamics, x: Tensor, columns: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Second derivatives h_kl = D^2 M[s_k, s_l] of a forecast, and their weights in Q2.
+    """Second derivatives h_kl = D^2 M[s_k, s_l] of a forecast, and the weights of the pairs (k, l) in Q2.
 
     Parameters
     ----------
     dynamics : Dynamics
     x : Tensor, shape (B, N)
     columns : Tensor, shape (B, ..., K, N)
-        s_k, in groups: no pair is of two groups.
+        Columns s_k, in groups. Pairs are made within a group only.
     steps : int
 
     Returns
     -------
     bends : Tensor, shape (B, ..., K (K + 1) / 2, N)
-        Of the pairs k <= l.
+        Second derivatives of the pairs k <= l.
     weight : Tensor, shape (K (K + 1) / 2, 1)
-        Q2 is the sum of weight h h^T: pairs of two columns stand for themselves turned around, too.
+        Q2 is the sum of weight h h^T. A pair of two different columns counts twice, for (k, l) and (l, k).
     """
     count, size = columns.shape[-2:]
     first, last = torch.triu_indices(count, count, device=x.device)
     pairs = columns[..., first, :], columns[..., last, :]
     points = x.reshape(len(x), *(1,) * (columns.ndim - 2), size).expand(pairs[0].shape)
-    points = points.reshape(-1, size).contiguous()  # of one state the copies share memory, which torch refuses
+    points = points.reshape(-1, size).contiguous()  # copies of one state would share memory, which torch refuses
 
     def forecast(one: Tensor, other: Tensor) -> Tensor:
         return advance(dynamics, one + other, steps)
@@ -214,7 +214,7 @@ def bends_along(dynamics: Dynamics, x: Tensor, columns: Tensor, steps: int) -> t
 
 
 def check_size(sites: int, who: str, remedy: str = "take 'letkf', or a network without a covariance") -> None:
-    """Refuse a state whose covariance is too large to carry as a matrix, and say what to do.
+    """Refuse a state whose covariance is too large for a matrix, and say what to do.
 
     Raises
     ------
@@ -222,6 +222,6 @@ def check_size(sites: int, who: str, remedy: str = "take 'letkf', or a network w
     """
     if sites > MOST_SITES:
         raise ValueError(
-            f"{who} and states of {sites:,} components: it carries a covariance of {sites:,} x {sites:,} for every "
-            f"trajectory, expected at most {MOST_SITES:,} components; {remedy}"
+            f"{who} and states of {sites:,} components: a covariance of {sites:,} x {sites:,} would be carried for "
+            f"every trajectory, expected at most {MOST_SITES:,} components; {remedy}"
         )

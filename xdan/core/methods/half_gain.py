@@ -15,32 +15,35 @@ from .registry import register_method
 
 @register_method
 class DEnKF(TransformFilter):
-    """Deterministic ensemble Kalman filter: x_a = x_f + K (y - H x_f) for the mean, X_a = X_f - K H X_f / 2 beside.
+    """Deterministic ensemble Kalman filter: mean x_a = x_f + K (y - H x_f), anomalies X_a = X_f - K H X_f / 2.
 
-    The anomalies' covariance is P_f - K H P_f + K H P_f H^T K^T / 4: larger than the Kalman filter's, by a term that is
-    small where K H is. This acts as an inflation. Nothing is drawn. With a radius it is a local analysis, as the LETKF:
-    each site has a gain, of the observations nearby with tapered R^{-1}.
+    The covariance of the analysis anomalies is P_f - K H P_f + K H P_f H^T K^T / 4. It is larger than the Kalman
+    filter's by the last term, which is small where K H is small. This term acts as an inflation. No random numbers are
+    drawn. With a radius the analysis is local, as in the LETKF: each site has a gain, which uses the observations
+    nearby with tapered R^{-1}.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     radius : float, "tune" or None
-        c of Gaspari and Cohn, for a local analysis at every site. None takes all observations everywhere.
+        Localisation radius c of Gaspari and Cohn, for a local analysis at each site. None uses all observations
+        everywhere.
     inflation : float, "tune" or "adaptive"
-        Factor of the analysis anomalies.
+        Factor by which the analysis anomalies are multiplied.
     spin_up : int
-        First cycles that take the inflation which the finite-size prior asks for.
+        Number of first cycles whose inflation comes from the finite-size prior of the EnKF-N.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
+        How the forecast includes the model's errors; see `EnsembleMethod`.
     relaxation, relaxation_factor, inflation_std
-        As for `AdaptiveEnsemble`.
+        See `AdaptiveEnsemble`.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For numbers out of range; with a radius, if the dynamics has no distance, or observations have no positions.
+        If a number is out of range; with a radius, if the dynamics has no distance or observations have no positions.
 
     References
     ----------
@@ -53,7 +56,7 @@ class DEnKF(TransformFilter):
         super().__init__(members, radius, **parameters)
 
     def transform(self, precision: Precision, state: State) -> tuple[Tensor, Tensor]:
-        """T = I - G / 2, G = S S^T P^-1 = I - zeta P^-1 the gain among members; zeta < M - 1 inflates the forecast."""
+        """T = I - G / 2 with the members' gain G = S S^T P^-1 = I - zeta P^-1; zeta < M - 1 inflates the forecast."""
         zeta = self.zeta(precision, state)
         weights, root = precision.solve(zeta)
         shape = zeta[..., None, None] if isinstance(zeta, Tensor) else torch.as_tensor(zeta).to(root)

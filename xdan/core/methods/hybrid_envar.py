@@ -1,4 +1,4 @@
-"""Hybrid ensemble-variational analysis: the background covariance is partly the ensemble's, partly static."""
+"""Hybrid ensemble-variational analysis: the background covariance combines the ensemble's and a static one."""
 
 from __future__ import annotations
 
@@ -27,41 +27,43 @@ OF_3D_VAR = "3d-var"
 
 @register_method
 class HybridEnVar(LocalEnsemble):
-    """Hybrid 3D-EnVar: the gain of a background covariance that is a mean of the ensemble's and a static one.
+    """Hybrid 3D-EnVar: its background covariance is a weighted mean of the ensemble's and a static covariance.
 
         B = (1 - w) rho o P_f + w s B_0,    K = B H^T (H B H^T + R)^-1,    x_a = x_f + K (y - H x_f),
 
-    with P_f the sample covariance of the members, rho the taper of Gaspari and Cohn, o the product by entries, and B_0
-    the background covariance of 3D-Var with its factor s. The minimum of the variational cost is solved for exactly.
-    With w = 0 it is an EnKF whose covariance is localised; with w = 1 the mean takes the analysis of 3D-Var. The
-    matrices are full: N should be some thousands at most.
+    Here P_f is the sample covariance of the members, rho the taper of Gaspari and Cohn, o the product by entries, and
+    B_0 the background covariance of 3D-Var with its factor s. The minimum of the variational cost is computed exactly.
+    With w = 0 the method is an EnKF with a localised covariance. With w = 1 the mean has the analysis of 3D-Var. The
+    matrices are full, so N should be some thousands at most.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     radius : float, "tune" or None
-        c of rho. None leaves P_f as it is.
+        Localisation radius c of rho. None leaves P_f as it is.
     static_weight : float or "tune"
-        w, from 0 to 1.
+        Weight w of the static covariance, from 0 to 1.
     background : {"climatology", "trained"} or array of shape (N, N)
-        B_0, as for "3d-var".
+        Static covariance B_0; see "3d-var".
     scale : float or "3d-var"
-        s; "3d-var" takes the scale that 3D-Var is tuned to on the record's leading part.
+        Factor s. "3d-var" takes the scale that 3D-Var is tuned to on the record's leading part.
     anomalies : {"ensemble", "hybrid", "perturbed"}
-        Anomalies take half of a gain, as in the DEnKF: that of rho o P_f alone, or that of B; or each member has
-        perturbed observations and the whole gain of B.
+        How the analysis anomalies follow. "ensemble": they take half of the gain of rho o P_f, as in the DEnKF.
+        "hybrid": they take half of the gain of B. "perturbed": each member has perturbed observations and the whole
+        gain of B.
     inflation : float, "tune" or "adaptive"
-        Factor of the analysis anomalies.
+        Factor by which the analysis anomalies are multiplied.
     **parameters
-        spin_up, model_noise, relaxation, relaxation_factor, inflation_std: as for `AdaptiveEnsemble`.
+        spin_up, model_noise, relaxation, relaxation_factor, inflation_std: see `AdaptiveEnsemble`.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For numbers out of range or unknown names; if B_0 does not fit the record; with a radius, if the dynamics has no
-        distance, or observations of an operator have no positions.
+        If a number is out of range or a name unknown; if B_0 does not fit the record; with a radius, if the dynamics
+        has no distance, or observations of an operator have no positions.
 
     References
     ----------
@@ -105,20 +107,20 @@ class HybridEnVar(LocalEnsemble):
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """Declarations of what was tuned, and of the scale of the static covariance."""
+        """Declarations of the tuned values, and of the scale of the static covariance."""
         return (Choice("background_scale", "factor of the static background error covariance"), *super().choices)
 
     def chosen(self) -> dict[str, Any]:
-        """What was tuned, and the scale of the static covariance."""
+        """The tuned values, and the scale of the static covariance."""
         return {"background_scale": torch.tensor(self._scale, dtype=torch.float64), **super().chosen()}
 
     def set_up(self, record: Record) -> None:
-        """Build B_0 as 3D-Var does, and tune its scale where that is asked for; nothing where its weight is 0.
+        """Build B_0 as 3D-Var does, and tune its scale if asked for. With `static_weight` 0 there is nothing to do.
 
         Raises
         ------
         ValueError
-            If B_0 does not fit the record, or its training needs a truth that the record lacks.
+            If B_0 does not fit the record, or its training needs a truth and the record has none.
         """
         super().set_up(record)
         if self.static_weight == 0.0:
@@ -131,25 +133,25 @@ class HybridEnVar(LocalEnsemble):
         self._static = made.static.scale * made.static.b
 
     def taken(self, localisation: Localisation) -> None:
-        """Tapers between components beside those of observations."""
+        """Compute the tapers between components, besides those of observations."""
         super().taken(localisation)
         _ = localisation.components
 
     def ensemble_covariance(self, anomalies: Tensor, observing: ObservingSystem) -> Tensor:
-        """Rho o P_f, shape (B, N, N), of forecast anomalies (B, M, N)."""
+        """Localised covariance rho o P_f, shape (B, N, N), from forecast anomalies (B, M, N)."""
         p, localisation = anomalies.mT @ anomalies / (self.members - 1), self.localisation(observing)
         if localisation is None:
             return p
         taper = localisation.components.to(p)
-        return p * taper.maximum(taper.mT)  # what has no place is near to everything
+        return p * taper.maximum(taper.mT)  # a component without a place is near to every other component
 
     def background_covariance(self, p: Tensor) -> Tensor:
-        """B, shape (B, N, N), with the ensemble's part rho o P_f of that shape.
+        """B, shape (B, N, N). `p` is the ensemble's part rho o P_f, of this shape.
 
         Raises
         ------
         RuntimeError
-            If the method is not prepared, and the static covariance is needed.
+            If the static covariance is needed, and the method is not prepared.
         """
         weight = self.number("static_weight")
         if not weight:
@@ -159,7 +161,7 @@ class HybridEnVar(LocalEnsemble):
         return (1 - weight) * p + weight * self._static.to(p)
 
     def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """A gain for the mean, and what belongs to `anomalies` for the members beside it."""
+        """A gain for the mean, and for the members what the parameter `anomalies` says."""
         x = self.spun_up(state, observation, observed, observing)["x"]
         m, (mean, anomalies) = self.members, centre(x)
         at = mean[:, 0]
@@ -181,8 +183,8 @@ class HybridEnVar(LocalEnsemble):
 
 
 def _gain_t(x: Tensor, covariance: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
-    """K^T of a background covariance (B, N, N), shape (B, P, N), with H linearised at x (B, N)."""
+    """K^T, shape (B, P, N), of a background covariance (B, N, N). H is linearised at x (B, N)."""
     rows, both = observing.observed_covariances(x, covariance, observed)
-    # Rows of what is not observed are those of the identity, so they solve to zero.
+    # Rows of missing observations are rows of the identity, so that their solution is zero.
     gain_t: Tensor = torch.linalg.solve(both + observing.covariance_of(observed), rows)
     return gain_t

@@ -12,16 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Iterate:
-    """Where the minimisation stands, trajectories first; a derived class adds what its linearisation gives.
+    """State of the minimisation, trajectories first. A derived class adds the results of its linearisation.
 
     Attributes
     ----------
     weights : Tensor, shape (B, M)
-        The best so far.
+        The best weights so far.
     target : Tensor, shape (B, M)
-        Where Gauss-Newton goes from the weights.
+        The weights that the Gauss-Newton step leads to.
     cost, scale, count : Tensor, shape (B,)
-        Cost at the weights, the share of the step to try next, and the runs over the window so far.
+        Cost at the weights; share of the step that is tried next; number of runs over the window so far.
     """
 
     weights: Tensor
@@ -32,22 +32,22 @@ class Iterate:
 
     @property
     def step(self) -> Tensor:
-        """What to add to the weights next, shape (B, M)."""
+        """Change of the weights that is tried next, shape (B, M)."""
         return self.scale[:, None] * (self.target - self.weights)
 
     def rows(self, index: Tensor) -> Self:
-        """Some trajectories, by index or by flag."""
+        """The iterates of some trajectories, selected by index or by flag."""
         if index.dtype != torch.bool and len(index) == len(self.cost):
             return self
         return replace(self, **{name: value[index] for name, value in vars(self).items()})
 
     def replaced(self, index: Tensor, by: Self) -> Self:
-        """Some trajectories put back."""
+        """Iterates in which some trajectories are replaced."""
         others = vars(by)
         return replace(self, **{name: value.index_copy(0, index, others[name]) for name, value in vars(self).items()})
 
     def where(self, flag: Tensor, other: Self) -> Self:
-        """Keep this one where the flag is set."""
+        """The iterate itself where the flag is set, and the other iterate elsewhere."""
         if bool(flag.all()):
             return self
         others = vars(other)
@@ -58,7 +58,7 @@ class Iterate:
         return replace(self, **chosen)
 
     def halved(self) -> Self:
-        """Try half of the step."""
+        """The iterate with half of the step."""
         return replace(self, scale=self.scale / 2, count=self.count + 1)
 
 
@@ -71,26 +71,26 @@ def minimised(
     iterations: int,
     tolerance: float,
 ) -> tuple[AnIterate, Tensor, Tensor]:
-    """Go on from a first linearisation until every trajectory has converged, or is lost.
+    """Iterate from a first linearisation until every trajectory has converged or is lost.
 
     Parameters
     ----------
     at : Iterate
-        Of all trajectories.
+        The first iterate of all trajectories.
     linearised : callable
-        linearised(index, weights, now): the iterates at other weights (B', M), of the trajectories `index` (B',) whose
-        iterates are `now`.
+        linearised(index, weights, now) gives iterates at new weights (B', M), of the trajectories `index` (B',).
+        `now` holds their present iterates.
     iterations : int
-        Linearisations at most, the first among them.
+        Largest number of linearisations, including the first.
     tolerance : float
-        Root mean square of a step, below which a trajectory has converged.
+        A trajectory has converged if the root mean square of its step is below this.
 
     Returns
     -------
     at : Iterate
         The best of all iterates.
     weights : Tensor, shape (B, M)
-        Its target; where more than one iteration did not converge, its own weights.
+        The target of the best iterate. Where several iterations did not converge, the weights of the best iterate.
     unconverged : Tensor of bool, shape (B,)
     """
     active = torch.arange(len(at.cost), device=at.cost.device)
@@ -102,10 +102,10 @@ def minimised(
         if not len(active) or iteration == iterations - 1:
             break
         tried = linearised(active, now.weights + now.step, now)
-        # A step that does not bring the cost down is halved: the tangent was followed too far.
+        # If a step does not reduce the cost, it is halved: the linearisation does not hold so far away.
         slack = torch.finfo(tried.cost.dtype).eps ** 0.5 * now.cost.abs()
         at = at.replaced(active, tried.where(tried.cost <= now.cost + slack, now.halved()))
     unconverged = torch.zeros_like(lost).index_fill(0, active, True)
-    # A single pass goes to its target.
+    # With one iteration the result is its target.
     stopped = unconverged if iterations > 1 else torch.zeros_like(unconverged)
     return at, torch.where(stopped[:, None], at.weights, at.target), unconverged

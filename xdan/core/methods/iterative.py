@@ -1,4 +1,4 @@
-"""The iterative ensemble Kalman smoother, and the filter that is its shortest window."""
+"""The iterative ensemble Kalman smoother, and the iterative filter, which has the shortest window."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from .registry import register_method
 from .windowed_ensemble import WindowedEnsemble
 
 VARIANTS = ("transform", "bundle")
-_BUNDLE = 1e-4  # of the analysis spread: how far the members of a bundle are apart
+_BUNDLE = 1e-4  # distance between the members of a bundle, in analysis spreads
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Iterate(Iterate):
-    """An iterate with the Hessian at its weights, those of M members.
+    """An iterate with the Hessian of M weights.
 
     Attributes
     ----------
     root, back : Tensor, shape (B, M, M)
-        Inverse square root of the Hessian there, scaled to be 1 for the prior; and its inverse.
+        Inverse square root of the Hessian at the weights, scaled such that it is 1 for the prior; and its inverse.
     zeta : Tensor, shape (B,)
-        Weight of the prior.
+        Weight zeta of the prior.
     """
 
     root: Tensor
@@ -43,11 +43,11 @@ class _Iterate(Iterate):
 
     @classmethod
     def zero(cls, weights: Tensor) -> _Iterate:
-        """Weights of zero (B, M) and the prior's own anomalies."""
+        """Zero weights (B, M), with the anomalies of the prior."""
         batch, m = weights.shape
-        one = weights.new_ones(batch)
+        ones = weights.new_ones(batch)
         identity = torch.eye(m, dtype=weights.dtype, device=weights.device).expand(batch, m, m)
-        numbers = {"zeta": (m - 1) * one, "cost": torch.inf * one, "scale": one, "count": 0 * one}
+        numbers = {"zeta": (m - 1) * ones, "cost": torch.inf * ones, "scale": ones, "count": 0 * ones}
         return cls(weights=weights, target=weights, root=identity, back=identity, **numbers)
 
 
@@ -57,35 +57,37 @@ def _identity(like: Tensor) -> Tensor:
 
 @register_method
 class IterativeEnKS(WindowedEnsemble):
-    """IEnKS: Gauss-Newton in the space of the members over a window of intervals, shifted by one a cycle.
+    """IEnKS: Gauss-Newton in the space of the members, over a window that moves by one interval in each cycle.
 
-    The members at the start of the window are moved until the newest observations at its end are met; older ones were
-    assimilated before (single data assimilation). With a lag of one interval it is the iterative EnKF.
+    The members at the start of the window are moved until they fit the newest observations, at its end. The older
+    observations were assimilated in earlier cycles (single data assimilation). With a lag of one interval this is the
+    iterative EnKF.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     lag : int
-        L, intervals of the window, at least 1.
+        Number of intervals L of the window, at least 1.
     inflation : float or "tune"
-        Factor of the analysis anomalies at the start of the window. Not with `finite_size`.
+        Factor of the analysis anomalies at the start of the window. Do not combine it with `finite_size`.
     finite_size : bool
         Replace inflation by the finite-size prior (IEnKS-N).
     capped : bool
-        As for "enkf-n".
+        See "enkf-n".
     variant : {"transform", "bundle"}
-        How sensitivities are estimated: with members that have the analysis spread, or with close ones.
+        How sensitivities are estimated: by members with the analysis spread, or by a bundle of close members.
     tolerance : float
-        Gauss-Newton stops when the root mean square of the step of the weights is below this.
+        Gauss-Newton stops if the root mean square of the step of the weights is below this.
     iterations : int
-        Limit. An analysis that reaches it is flagged `unconverged`.
+        Largest number of iterations. An analysis that reaches it is flagged `unconverged`.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For sizes below their minimum, an unknown variant, or inflation beside `finite_size`.
+        If a size is below its minimum, the variant is unknown, or inflation and `finite_size` are combined.
 
     References
     ----------
@@ -119,7 +121,7 @@ class IterativeEnKS(WindowedEnsemble):
 
     @classmethod
     def _refuse(cls, parameters: Mapping[str, Any]) -> None:
-        """Refuse parameters that the class sets for good."""
+        """Refuse parameters that the class sets once and for all."""
         for name, value in cls.fixed.items():
             if name in parameters:
                 raise ValueError(
@@ -128,13 +130,13 @@ class IterativeEnKS(WindowedEnsemble):
                 )
 
     def start(self, record: Record) -> State:
-        """Members from the climatology; the window has no length yet."""
+        """Members from the climatology; the window has no intervals yet."""
         state = super().start(record)
         zero = state["x"].new_zeros(len(state["x"]))
         return {**state, "inflation": zero + 1, "iterations": zero, "unconverged": zero}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Damped Gauss-Newton until every trajectory has converged; those that have stay as they are."""
+        """Damped Gauss-Newton until every trajectory has converged. Converged trajectories do not change any more."""
         m = self.members
         steps, dynamics = sum(self._window.counts(state)), self._window.at_begin(state, self.dynamics)
         mean, anomalies = centre(state["begin"])
@@ -143,7 +145,7 @@ class IterativeEnKS(WindowedEnsemble):
         trial = at.weights
         active = torch.arange(batch, device=mean.device)
         lost = torch.zeros(batch, dtype=torch.bool, device=mean.device)
-        x = state["x"]  # the forecast is the propagation at weights of zero
+        x = state["x"]  # the forecast is the run through the window with zero weights
         for iteration in range(self.iterations):
             now = at.rows(active)
             if iteration:
@@ -158,7 +160,7 @@ class IterativeEnKS(WindowedEnsemble):
             if iteration:
                 s = now.back @ s if self.variant == "transform" else s / _BUNDLE
             tried = self._linearised(trial, s, missed, now.count + 1)
-            # A step that does not bring the cost down is halved: the tangent was followed too far.
+            # If a step does not reduce the cost, it is halved: the linearisation does not hold so far away.
             slack = math.sqrt(torch.finfo(tried.cost.dtype).eps) * now.cost.abs()
             better = finite & (tried.cost <= now.cost + torch.nan_to_num(slack, posinf=0.0))
             now = tried.where(better, now.halved())
@@ -170,7 +172,7 @@ class IterativeEnKS(WindowedEnsemble):
                 break
             trial = now.weights + now.scale[:, None] * (now.target - now.weights)
         unconverged = torch.zeros_like(lost).index_fill(0, active, True)
-        # Where the limit was reached, the best of all iterates.
+        # A trajectory that reached the limit takes the best of all its iterates.
         weights = torch.where(unconverged[:, None], at.weights, at.target)
         x0 = mean + weights[:, None] @ anomalies
         begin = x0 + self.number("inflation") * at.root @ anomalies
@@ -187,7 +189,7 @@ class IterativeEnKS(WindowedEnsemble):
         }
 
     def _linearised(self, weights: Tensor, s: Tensor, missed: Tensor, count: Tensor) -> _Iterate:
-        """Cost and Hessian at weights (B, M), and where the linearised problem has its minimum.
+        """Cost and Hessian at weights (B, M), and the weights at the minimum of the linearised problem.
 
         Parameters
         ----------
@@ -195,14 +197,14 @@ class IterativeEnKS(WindowedEnsemble):
         s : Tensor, shape (B, M, P)
             Whitened anomalies of H(x) at the window's end, for a unit change of each weight.
         missed : Tensor, shape (B, P)
-            Whitened innovation of the mean there.
+            Whitened innovation of the mean at the window's end.
         count : Tensor, shape (B,)
-            Runs over the window.
+            Number of runs over the window.
         """
         size = self.members - 1
         zeta = self._zeta(weights)
         cost = self._cost(missed, weights, zeta)
-        # The innovation carried back along the tangent to weights of zero: each step is an EnKF(-N) analysis.
+        # The innovation is extrapolated linearly to zero weights: each step is then an analysis of the EnKF(-N).
         precision = Precision(s, missed + (weights[:, None] @ s)[:, 0])
         target, inverse_root = precision.solve(zeta)
         root, back = math.sqrt(size) * inverse_root, precision.at(zeta) @ inverse_root / math.sqrt(size)
@@ -210,10 +212,10 @@ class IterativeEnKS(WindowedEnsemble):
         return _Iterate(weights=weights, target=target, root=root, back=back, **numbers)
 
     def _zeta(self, weights: Tensor) -> Tensor:
-        """Weight of the prior, shape (B,): M - 1, or what the finite-size prior gives at these weights.
+        """Weight of the prior, shape (B,): M - 1, or the zeta of the finite-size prior at these weights.
 
-        Not the dual minimum of the linearised problem, which has the same fixed point: over long windows its first
-        step goes where the tangent is not valid, and ends in another minimum.
+        The dual minimum of the linearised problem has the same fixed point, but is not used. Over long windows its
+        first step goes where the linearisation does not hold, and the iteration ends in another minimum.
         """
         m = self.members
         square = weights.square().sum(1)
@@ -223,11 +225,11 @@ class IterativeEnKS(WindowedEnsemble):
         return zeta.clamp_max(m - 1.0) if self.capped else zeta
 
     def _cost(self, missed: Tensor, weights: Tensor, zeta: Tensor) -> Tensor:
-        """Cost of weights that leave a whitened innovation, shape (B,)."""
+        """Cost, shape (B,), of weights that leave a whitened innovation `missed`."""
         m = self.members
         prior = zeta * weights.square().sum(1)
         if self.finite_size:
-            # Smallest over zeta, in the range that is allowed: the primal cost where it is free.
+            # The cost is minimal over the zeta that are allowed. Without a cap this is the primal cost.
             prior = prior + zeta * m / (m - 1) - (m + 1) * zeta.log()
         return (0.5 * (missed.square().sum(1) + prior)).detach()
 
@@ -246,7 +248,7 @@ class IterativeEnKF(IterativeEnKS):
 
 @register_method
 class FiniteSizeIEnKS(IterativeEnKS):
-    """IEnKS-N: no inflation to tune."""
+    """IEnKS-N: the IEnKS with the finite-size prior, so that no inflation has to be tuned."""
 
     name: ClassVar[str] = "ienks-n"
     fixed: ClassVar[Mapping[str, Any]] = {"finite_size": True}

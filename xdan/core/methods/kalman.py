@@ -1,4 +1,4 @@
-"""Kalman filters with explicit covariances, and the static schemes below them."""
+"""Kalman filters with explicit covariances, and schemes without a memory of the past."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from .record import Record, State
 from .registry import register_method
 from .variational import Static
 
-_FACTORS = (0.1, 1.0, 10.0)  # of a size: how far from the climate a model is looked at
-_NONLINEAR, _CANCELLED = 1e-6, 1e-12  # relative to a component's values, and to those of the largest component
+_FACTORS = (0.1, 1.0, 10.0)  # multiples of a length: how far from the climate linearity is tested
+_NONLINEAR, _CANCELLED = 1e-6, 1e-12  # rounding allowed, relative to a component's values and to the largest values
 
 
 @register_method
 class ExtendedKalmanFilter(Method):
-    """Extended Kalman filter: the covariance follows the tangent linear model.
+    """Extended Kalman filter: the tangent linear model propagates the covariance.
 
     Parameters
     ----------
     inflation : float or "tune"
-        Factor of the analysis error's standard deviation: P_a is multiplied by its square.
+        Factor by which the analysis error's standard deviation is multiplied: P_a is multiplied by its square.
 
     References
     ----------
@@ -57,16 +57,16 @@ class ExtendedKalmanFilter(Method):
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the model, and of the observation operator."""
+        """Derivatives of the model and of the observation operator."""
         return ("model", "forward"), ("operator", "forward")
 
     def set_up(self, record: Record) -> None:
-        """Take the moments of the climatology."""
+        """Compute the mean and covariance of the climatology."""
         self._climate = climate_moments(record.dynamics, record.seed, record.observation)
 
     @property
     def climate(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance that `prepare` took."""
+        """Mean and covariance of the climatology, which `prepare` computed."""
         if self._climate is None:
             raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
         return self._climate
@@ -95,7 +95,7 @@ class ExtendedKalmanFilter(Method):
         return {**state, "x": x + (gain @ innovation[..., None])[..., 0], "covariance": p}
 
     def backward_pass(self, dynamics: Dynamics) -> BackwardPass:
-        """That of a covariance that the analysis has inflated."""
+        """Backward pass for a covariance that the analysis has inflated."""
         self.check_backward(dynamics)
         return GaussianBackward(self.number("inflation"))
 
@@ -115,7 +115,7 @@ class ExtendedKalmanFilter(Method):
 def kalman_gain(x: Tensor, p: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
     """K = P H^T (H P H^T + R)^-1 for states (B, N) and covariances (B, N, N), shape (B, N, P).
 
-    Columns are zero where nothing is observed, and not finite where the covariance is not, or is not positive.
+    Columns of missing observations are zero. Columns are not finite if the covariance is not finite or not positive.
     """
     rows, both = observing.observed_covariances(x, p, observed)
     gain: Tensor = cholesky_solved(rows, cholesky_or_nan(both + observing.covariance_of(observed))).mT
@@ -136,12 +136,12 @@ class KalmanFilter(ExtendedKalmanFilter):
     Parameters
     ----------
     inflation : float
-        1, the optimum, by default.
+        By default 1, which is optimal.
 
     Raises
     ------
     ValueError
-        From `prepare`, if the dynamics or the observation operator is not linear.
+        If the dynamics or the observation operator is not linear. `prepare` raises it.
 
     References
     ----------
@@ -170,23 +170,23 @@ class KalmanFilter(ExtendedKalmanFilter):
 def nonlinearity(
     function: Callable[[Tensor], Tensor], states: Tensor, lengths: Sequence[Tensor], *, finite: bool = True
 ) -> float:
-    """How far a function is from f(x + u + v) - f(x + u) - f(x + v) + f(x) = 0, relative to the rounding allowed.
+    """Deviation of a function from f(x + u + v) - f(x + u) - f(x + v) + f(x) = 0, relative to the rounding allowed.
 
     Parameters
     ----------
     function : callable
-        From states (B, N) to values (B, P).
+        It takes states (B, N) and gives values (B, P).
     states : Tensor, shape (S, N)
-        x.
+        The states x at which the equation is tested.
     lengths : sequence of Tensor, shape (N,)
-        u and v are random with these deviations, some tenths of them, and some multiples.
+        u and v are random with these standard deviations, and with some fractions and multiples of them.
     finite : bool
-        Whether values that are not finite tell of a function that is not affine.
+        Whether a value that is not finite shows that the function is not affine.
 
     Returns
     -------
     float
-        At most 1 for an affine function; infinite for one that has no value somewhere.
+        At most 1 for an affine function; infinite for a function that has no value at some point.
     """
     labels = torch.arange(len(states), device=states.device)
     u, v = (random_directions(labels, stream, states) for stream in (0, 1))
@@ -209,7 +209,7 @@ def _check_linear(off: float, what: str, name: str) -> None:
     if off > 1.0:
         raise ValueError(
             f"the Kalman filter needs a linear {what}, and that of {name!r} is not: expected f(x + u + v) - f(x + u) - "
-            f"f(x + v) + f(x) = 0, and about the climate it is off by {off * _NONLINEAR:.3g} of the values; take "
+            f"f(x + v) + f(x) = 0, and near the climate it is off by {off * _NONLINEAR:.3g} of the values; take "
             "'extended-kalman' or an ensemble method"
         )
 
@@ -221,13 +221,13 @@ class _FromClimate(Method):
     _static: Static | None = None
 
     def set_up(self, record: Record) -> None:
-        """Take the moments of the climatology."""
+        """Compute the mean and covariance of the climatology."""
         mean, covariance = climate_moments(record.dynamics, record.seed, record.observation)
         self._static = Static(mean, covariance, covariance, covariance.new_ones(()))
 
     @property
     def static(self) -> Static:
-        """Moments that `prepare` took."""
+        """Mean and covariance of the climatology, which `prepare` computed."""
         if self._static is None:
             raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
         return self._static
@@ -250,13 +250,13 @@ class Climatology(_FromClimate):
     name: ClassVar[str] = "climatology"
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Do nothing."""
+        """Return the forecast: observations are not used."""
         return state
 
 
 @register_method
 class OptimalInterpolation(_FromClimate):
-    """Optimal interpolation: the climatological mean and covariance corrected with the observations of one time.
+    """Optimal interpolation: the observations of one time correct the climatological mean, by the climate's covariance.
 
     References
     ----------
@@ -267,7 +267,7 @@ class OptimalInterpolation(_FromClimate):
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the observation operator, in the gain."""
+        """Derivative of the observation operator, for the gain."""
         return (("operator", "forward"),)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:

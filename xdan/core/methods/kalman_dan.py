@@ -1,4 +1,4 @@
-"""A data assimilation network whose single forecast carries the covariance of its error."""
+"""Data assimilation networks beside a Kalman filter of second order."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ _REMEDY = (
     "take network.with_parameters(radius=...), such as 12 grid lengths, or (columns=...), such as 32, or a network "
     "without a covariance"
 )
-_BEGINNING = 0.03  # variance, in those of the observation error, that a rebuilt covariance begins with
+_BEGINNING = 0.03  # first variance of a rebuilt covariance, in units of the observation error's variance
 
 
 @cycles_networks
 class GuidedNetwork(DataAssimilationNetwork):
-    """A network that corrects the analysis of a Kalman filter of second order, whose covariance the state carries.
+    """A network that corrects the analysis of a second-order Kalman filter. The state carries the filter's covariance.
 
-    The first analysis is that of every network; the covariance begins with the climate's variance at each site. Where
-    the network has a `radius` it is kept in patches, and with `columns` as so many columns of a root. Gains of the
-    network are taken at a run's forecasts, with P_a as the run carried it; it is held fixed, as memory is.
+    The first analysis is that of every network. The covariance begins with the climate's variance at each site. A
+    network with a `radius` keeps the covariance in patches; a network with `columns` keeps that many columns of a root.
+    Gains of the network are taken at a run's forecasts, with the P_a that the run stored. P_a is constant in these
+    derivatives, like the memory.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        With `guides`.
+        A network that `guides`.
     """
 
     name: ClassVar[str] = "kalman-dan"
@@ -57,21 +58,21 @@ class GuidedNetwork(DataAssimilationNetwork):
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the model, for the covariance, and of the observation operator."""
+        """Derivatives of the model, for the covariance, and of the observation operator."""
         return ("model", "forward"), *super().derivatives
 
     def bound(self, dynamics: Dynamics) -> Self:
-        """Return a copy that keeps covariances of this dynamics' states as the network has it."""
+        """Return a copy with the network's form of covariance, for the states of this dynamics."""
         bound = copy.copy(self)
         bound.form = self._forms.of(dynamics, self.network.state_mean.device)
         return bound
 
     def recordable(self, dynamics: Dynamics) -> bool:
-        """As the form of the covariance is."""
+        """Whether the form of the covariance is recordable."""
         return self.bound(dynamics).form.recordable(dynamics)
 
     def check_backward(self, dynamics: Dynamics) -> None:
-        """Refuse a covariance in patches or columns, too."""
+        """Refuse a backward pass, also if the covariance is kept in patches or columns."""
         super().check_backward(dynamics)
         form = self.bound(dynamics).form
         if not form.whole:
@@ -82,7 +83,7 @@ class GuidedNetwork(DataAssimilationNetwork):
             )
 
     def check_record(self, record: Record) -> None:
-        """Refuse states whose covariance is too large, and observations that it cannot take as it is kept."""
+        """Refuse states whose covariance is too large, and observations that the form of covariance cannot use."""
         who, form = f"the network {self.network.name!r}", self.bound(record.dynamics).form
         check_form(form, record.dynamics.shape, who, _REMEDY)
         form.check_observing(record.observing, who)
@@ -93,13 +94,13 @@ class GuidedNetwork(DataAssimilationNetwork):
         super().check_record(record)
 
     def check_training(self, dynamics: Dynamics, observing: ObservingSystem) -> None:
-        """Refuse observations that the covariance cannot take as it is kept, or not from the network's own start."""
+        """Refuse observations that the form of covariance cannot use, or cannot start from."""
         who, form = f"the network {self.network.name!r}", self.bound(dynamics).form
         form.check_observing(observing, who)
         form.check_first(observing, who)
 
     def start(self, record: Record) -> State:
-        """Begin at the climate that the network knows; by columns at the climatology that is given with the record."""
+        """Begin at the climate that the network knows. With columns: at the climatology that the record has."""
         state = super().start(record)
         if not self.form.begins_at_climate or record.dynamics.given_climate is None:
             return state
@@ -108,19 +109,19 @@ class GuidedNetwork(DataAssimilationNetwork):
         return {**state, "x": mean.expand(record.shape), "covariance": covariance.expand(rows, *covariance.shape)}
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
-        """Add the climate's variance, as a covariance.
+        """State of the base class, with the climate's variance as a covariance.
 
         Raises
         ------
         ValueError
-            For states whose covariance is too large.
+            If the covariance of the states is too large.
         """
         check_form(self.form, shape[1:], f"the network {self.network.name!r}", _REMEDY)
         state = super().start_like(like, shape)
         return {**state, "covariance": self.form.diagonal((self._climate()[1].to(like) ** 2).expand(shape))}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation, and the covariance that it leaves; by columns an update from what they hold."""
+        """Optimal interpolation, and the covariance that it leaves. With columns: a Kalman update of the columns."""
         if self.form.begins_at_climate:
             x = state["x"]
             innovation = observation - observing.observe(x)
@@ -130,27 +131,27 @@ class GuidedNetwork(DataAssimilationNetwork):
         return {**after, "covariance": self.form.analysed(state["x"], state["covariance"], observed, observing)}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state, and its covariance to second order."""
+        """Advance the state, and advance its covariance to second order."""
         covariance = self._propagated(state["x"], state["covariance"], dynamics, steps)
         return {**super().forecast(state, dynamics, steps), "covariance": covariance}
 
     @torch.no_grad()
     def _propagated(self, x: Tensor, covariance: Tensor, dynamics: Dynamics, steps: int) -> Tensor:
-        """M P M^T + c2 Q2(P), of the inflated P."""
+        """M P M^T + c2 Q2(P), where P is the inflated covariance."""
         if self.network.inflation != 1.0:
             covariance = self.form.scaled(covariance, self.network.inflation**2)
         return self.form.forecast(dynamics, x, covariance, steps, self.network.second_order, self._most(x))
 
     def _error_std(self, x: Tensor) -> Tensor:
-        """Typical observation error, one number or one of each component."""
+        """Typical observation error: one number, or one for each component."""
         return self.network.per_component(self.network.error_std).to(x)
 
     def _most(self, x: Tensor) -> Tensor:
-        """Trace of the climate's covariance, that of each patch where there are patches."""
+        """Trace of the climate's covariance; for patches one trace for each patch."""
         return self.form.bound((self._climate()[1].to(x) ** 2).expand(x.shape[1]))
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis: the filter's increment, and the network's correction of it."""
+        """One analysis: the filter's increment, and the network's correction of this increment."""
         x, innovation = state["x"], observation - observing.observe(state["x"])
         zeta = observing.project_innovation(innovation, observed, x)
         held = x.detach(), state["covariance"].detach()  # no gradient goes through K
@@ -161,15 +162,15 @@ class GuidedNetwork(DataAssimilationNetwork):
         return entries if memory is None else {**entries, "memory": memory}
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Standard deviation of the forecast, as the filter has it."""
+        """Standard deviation of the forecast, from the filter's covariance."""
         return {"forecast_spread": self.form.deviations(state["covariance"])}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Standard deviation of the filter's analysis, which the network's correction does not change."""
+        """Standard deviation of the filter's analysis. The network's correction does not change it."""
         return {"spread": self.form.deviations(state["covariance"])}
 
     def check_kept(self, dynamics: Dynamics) -> None:
-        """Refuse to keep the covariance of a state that has it in patches or columns."""
+        """Refuse to store the covariance of a state that is kept in patches or columns."""
         size, who, form = dynamics.space.size, f"the network {self.network.name!r}", self.bound(dynamics).form
         if not form.whole:
             raise ValueError(
@@ -180,37 +181,37 @@ class GuidedNetwork(DataAssimilationNetwork):
         check_form(form, dynamics.shape, who, "leave members= out, and do without gains")
 
     def check_gains(self, dynamics: Dynamics) -> None:
-        """Refuse states whose covariance is no matrix."""
+        """Refuse states whose covariance is not one matrix."""
         self.check_kept(dynamics)
 
     def covariance_at(
         self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
     ) -> FilterCovariance:
-        """P_a as the run carried it."""
+        """P_a that the run stored."""
         if carried is None:
             raise ValueError(f"{self.name!r} has no covariance of a state alone: expected the one that a run kept")
         return CarriedCovariance(carried)
 
 
 class ModelInAnalysis(GuidedNetwork):
-    """A network whose analysis runs the model itself, and knows the spreads of forecast and analysis only then."""
+    """A network whose analysis runs the model. The analysis alone knows the spreads of the forecast and analysis."""
 
-    setting: ClassVar[str]  # the network's parameter that makes the analysis run the model
+    setting: ClassVar[str]  # parameter of the network that makes the analysis run the model
     backward: ClassVar[type[BackwardPass] | None] = None
     no_backward: ClassVar[str] = "it carries no covariance from an analysis to the next forecast"
     keeps_covariance = False
 
     def recordable(self, dynamics: Dynamics) -> bool:
-        """Never: how many steps the model runs is read from the state."""
+        """False: the number of model steps is read from the state."""
         return False
 
     def bound(self, dynamics: Dynamics) -> Self:
-        """Return a copy that runs the dynamics.
+        """Return a copy with the dynamics that the analysis runs.
 
         Raises
         ------
         ValueError
-            For a model that depends on time.
+            If the model depends on time.
         """
         if not dynamics.autonomous:
             raise ValueError(
@@ -222,26 +223,27 @@ class ModelInAnalysis(GuidedNetwork):
         return bound
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """None yet."""
+        """No outputs: the analysis knows them first."""
         return {}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Entries of the state."""
+        """Entries of the state that are outputs."""
         return {output.name: state[output.name] for output in self.outputs}
 
 
 @cycles_networks
 class RebuiltGuidedNetwork(ModelInAnalysis):
-    """A network beside a Kalman filter that carries no covariance: each analysis rebuilds it from the forecast alone.
+    """A network beside a Kalman filter that carries no covariance. Each analysis computes it from the forecast alone.
 
-    The model runs backward from the forecast, `past` intervals as long as the last one, and the filter forward again,
-    as if the past had been observed like the present. The state is the forecast, besides the network's memory. Gains of
-    the network are taken at any state; P_a follows from it, and its derivative is part of theirs.
+    The model runs backward from the forecast, through `past` intervals that are as long as the last one. The filter
+    then runs forward through them, as if the past had the observing system of the present. The state is the forecast
+    and the network's memory. Gains of the network can be taken at any state: P_a is a function of the state, and the
+    derivatives include that of P_a.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        With `guides` and a `past`.
+        A network that `guides` and has a `past`.
     """
 
     name: ClassVar[str] = "kalman-dan-rebuilt"
@@ -249,7 +251,7 @@ class RebuiltGuidedNetwork(ModelInAnalysis):
     rebuilds_covariance: ClassVar[bool] = True
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
-        """Add the model steps of the last interval, and no covariance."""
+        """State with the number of model steps of the last interval, and without a covariance."""
         state = super().start_like(like, shape)
         spread = self.form.deviations(state["covariance"])
         del state["covariance"]
@@ -257,31 +259,31 @@ class RebuiltGuidedNetwork(ModelInAnalysis):
         return {**state, "steps": steps, "forecast_spread": spread, "spread": torch.zeros_like(spread)}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Optimal interpolation."""
+        """Optimal interpolation from the climatology."""
         variance = self.form.diagonal(state["forecast_spread"].square())
         return self._settled(super().first({**state, "covariance": variance}, observation, observed, observing))
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state."""
+        """Advance the state by the model."""
         count = torch.full_like(state["steps"], steps)
         return {**DataAssimilationNetwork.forecast(self, state, dynamics, steps), "steps": count}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis, with a covariance that the forecast alone tells."""
+        """One analysis, with a covariance from the forecast alone."""
         with torch.no_grad():
             covariance = self._rebuilt(state["x"].detach(), int(state["steps"].max()), observed, observing)
         before = {**state, "covariance": covariance, "forecast_spread": self.form.deviations(covariance)}
         return self._settled(super().analyse(before, observation, observed, observing))
 
     def check_gains(self, dynamics: Dynamics) -> None:
-        """Refuse a model that has no derivatives, or depends on time, and states whose covariance is too large."""
+        """Refuse a model without derivatives, a model that depends on time, and states with too large a covariance."""
         super().check_gains(dynamics)
         self.check_dynamics(dynamics)
 
     def covariance_at(
         self, x: Tensor, carried: Tensor | None, observed: Tensor | None, observing: ObservingSystem, steps: int
     ) -> FilterCovariance:
-        """P_a as the forecast alone tells it."""
+        """P_a from the forecast alone."""
         assert observed is not None
 
         def rebuild(x: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
@@ -290,7 +292,7 @@ class RebuiltGuidedNetwork(ModelInAnalysis):
         return RebuiltCovariance(x, observed, observing, rebuild)
 
     def _rebuilt(self, x: Tensor, steps: int, observed: Tensor, observing: ObservingSystem) -> Tensor:
-        """Covariance of the forecast x."""
+        """Error covariance of the forecast x."""
         counts, (mean, std) = [steps] * self.network.past, self._climate()
         views = views_of(self.dynamics, counts)
         past = past_of(views, x, counts, (mean.to(x), std.to(x)))
@@ -299,7 +301,7 @@ class RebuiltGuidedNetwork(ModelInAnalysis):
         return rebuilt_covariance(views, past, counts, masks, start, observing, c2, self._most(x), self.form)
 
     def _settled(self, state: State) -> State:
-        """The state after an analysis: its spread in place of its covariance."""
+        """The state after an analysis, with its spread in the place of its covariance."""
         after = {**state, "spread": self.form.deviations(state["covariance"])}
         del after["covariance"]
         return after

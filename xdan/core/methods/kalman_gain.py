@@ -1,4 +1,4 @@
-"""The method of networks that make the covariance in a Kalman gain."""
+"""The method of networks that compute the background covariance of a Kalman gain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .record import State
 
 @cycles_networks
 class KalmanGainNetwork(DataAssimilationNetwork):
-    """A single forecast corrected by K = B H^T (H B H^T + R)^-1, with B from a network and H and R of the time.
+    """A single forecast, corrected by K = B H^T (H B H^T + R)^-1. A network computes B; H and R are those of the time.
 
     Parameters
     ----------
@@ -30,14 +30,14 @@ class KalmanGainNetwork(DataAssimilationNetwork):
         super().__init__(network)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis."""
+        """One analysis with the gain K."""
         x = state["x"]
         innovation = observation - observing.observe(x)
         return {**state, "x": self.network.assimilate(x, innovation, observed, observing)}
 
     def check_gains(self, dynamics: Dynamics) -> None:
-        """Refuse: the analysis depends on H and R beside the projected innovation."""
+        """Refuse gains: the analysis depends on H and R, besides the projected innovation."""
         raise ValueError(
-            f"the network {self.network.name!r} makes the gain of a time from H and R, which a derivative by the "
-            "projected innovation alone does not know: expected one such as 'linear-in-zeta'"
+            f"the network {self.network.name!r} makes the gain of a time from H and R, and a derivative by the "
+            "projected innovation alone does not know these: expected a network such as 'linear-in-zeta'"
         )

@@ -1,4 +1,4 @@
-"""A data assimilation network beside a Kalman filter, which corrects a state some intervals back."""
+"""A data assimilation network beside a Kalman filter, which corrects the state some intervals earlier."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from .network_methods import cycles_networks
 from .record import Record, State
 from .windowed import SlidingWindow, pushed
 
-_CONVERGED = 0.01  # root mean square of a step of Gauss-Newton, in deviations of the window's start
+_CONVERGED = 0.01  # limit of the root mean square Gauss-Newton step, in standard deviations of the window's start
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Iterate(Iterate):
-    """An iterate in weights of the rows of the root at the window's start.
+    """An iterate in weights. A weight belongs to each row of the root at the window's start.
 
     Attributes
     ----------
     innovation : Tensor, shape (B, P)
-        Whitened, extrapolated linearly to weights of zero.
+        Whitened innovation, extrapolated linearly to zero weights.
     along, seen : Tensor, shape (B, N, N) and (B, N, P)
-        Rows of the root at the window's end, and as they are observed there, whitened.
+        Rows of the root at the window's end; and these rows in observation space, whitened.
     """
 
     innovation: Tensor
@@ -41,7 +41,7 @@ class _Iterate(Iterate):
 
     @classmethod
     def at_weights(cls, weights: Tensor, missed: Tensor, along: Tensor, seen: Tensor, count: Tensor) -> Self:
-        """Of weights (B, N) that leave a whitened innovation (B, P)."""
+        """The iterate at weights (B, N) that leave a whitened innovation `missed` (B, P)."""
         innovation = missed + (weights[:, None] @ seen)[:, 0]
         unit = torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
         precision = cholesky_or_nan(unit + seen @ seen.mT)
@@ -53,16 +53,16 @@ class _Iterate(Iterate):
 
 @cycles_networks
 class LaggedGuidedNetwork(ModelInAnalysis):
-    """A network beside a Kalman filter that corrects a state some intervals back, which the model runs to the present.
+    """A network beside a Kalman filter that corrects the state some intervals earlier, and runs the model from there.
 
-    Trajectories have windows of their own: one that starts anew has a window without length. The state holds the model
-    steps of each of the last L intervals in `steps`, (B, L), 0 for those before a trajectory began; the window's start
-    in `begin`, and the covariance there.
+    Each trajectory has a window. If a trajectory starts anew, its window has no intervals. Entries of the state are:
+    `steps`, (B, L), the model steps of each of the last L intervals, 0 for intervals before the trajectory began;
+    `begin`, the state at the window's start; and the covariance there.
 
     Parameters
     ----------
     network : AnalysisNetwork
-        With `guides` and a `lag`.
+        A network that `guides` and has a `lag`.
     """
 
     name: ClassVar[str] = "kalman-dan-lagged"
@@ -74,7 +74,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         self.outputs = (*SPREADS, self._window.output, self._window.spread)
 
     def check_gains(self, dynamics: Dynamics) -> None:
-        """Refuse: the analysis is made at the start of a window, of which a run keeps neither state nor covariance."""
+        """Refuse gains: the analysis is made at the window's start, whose state and covariance a run does not store."""
         raise ValueError(
             f"the network {self.network.name!r} with lag={self.network.lag} corrects a state {self.network.lag} "
             "intervals back, and a gain is the derivative of an analysis by the forecast of its time: expected lag=0; "
@@ -83,7 +83,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         )
 
     def check_record(self, record: Record) -> None:
-        """Refuse a record that is no longer than the lag, of which no state would be smoothed."""
+        """Refuse a record that is no longer than the lag: no state of it would be smoothed."""
         if record.observation.shape[1] <= self.network.lag:
             raise ValueError(
                 f"a network with lag={self.network.lag}: the record has {record.observation.shape[1]} times; expected "
@@ -92,7 +92,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         super().check_record(record)
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
-        """Add the window's start, and no intervals."""
+        """State of the base class, with the window's start, and without intervals."""
         state = super().start_like(like, shape)
         x = state["x"]
         nothing = {
@@ -108,7 +108,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         return {**after, "begin": after["x"], "spread": self.form.deviations(after["covariance"])}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state and, of full windows, the start with the covariance there."""
+        """Advance the state. If a window is full, advance its start and the covariance there."""
         oldest = state["steps"][:, 0]
         begin, covariance = state["begin"], state["covariance"]
         if (count := int(oldest.max())) > 0:
@@ -138,7 +138,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
                 at, weights = self._passed(first, state, root, observation, observed, observing)
                 innovation, rows, seen = at.innovation, at.along, at.seen
             unit = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
-            precision = cholesky_or_nan(unit + seen @ seen.mT)  # of the weights, given the observations
+            precision = cholesky_or_nan(unit + seen @ seen.mT)  # posterior precision of the weights
             parts = torch.linalg.solve_triangular(precision, torch.cat([root, seen, rows], -1), upper=False)
             before, observation_side, present = parts.tensor_split((root.shape[2], root.shape[2] + seen.shape[2]), -1)
             gain, covariance = before.mT @ observation_side, before.mT @ before
@@ -146,7 +146,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         if weights is None:
             increment = (gain @ innovation[..., None])[..., 0]
         else:
-            # The gradient of the passes is that of the last one: the innovation changes as that of the forecast does.
+            # The gradient goes through the last pass only: the innovation changes as the forecast's innovation does.
             change = at_forecast - at_forecast.detach()
             innovation = innovation + change
             increment = (root.mT @ weights[..., None] + gain @ change[..., None])[..., 0]
@@ -169,7 +169,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
     def _linearised(
         self, begin: Tensor, root: Tensor, steps: Tensor, observed: Tensor, observing: ObservingSystem
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The present that a window's start leads to, the rows of a root there, and as they are observed."""
+        """State at the present for a window's start, the rows of a root there, and these rows in observation space."""
         end, rows = self._run_along(begin, root, steps)
         return end, rows, observing.whiten(observing.tangent(end, rows), observed)
 
@@ -182,9 +182,9 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         observed: Tensor,
         observing: ObservingSystem,
     ) -> tuple[_Iterate, Tensor]:
-        """The best point after all passes of Gauss-Newton, and the weights to go to.
+        """The best iterate after all passes of Gauss-Newton, and the weights of the result.
 
-        A point is begin + w S; the rows of S are the root, w their weights.
+        The state at the window's start is begin + w S, where S is the root (rows) and w are the weights.
         """
         begin, steps = state["begin"].detach(), state["steps"]
 
@@ -204,7 +204,7 @@ class LaggedGuidedNetwork(ModelInAnalysis):
         return x
 
     def _run_along(self, x: Tensor, directions: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-        """Run directions (B, M, N) with them, by the tangent linear model."""
+        """Run states (B, N), and directions (B, M, N) by the tangent linear model, through their windows."""
         for inside, count in _intervals(steps):
             after, moved = advance_along(self.dynamics, x, directions, count)
             x = torch.where(inside[:, None], after, x)
@@ -213,5 +213,5 @@ class LaggedGuidedNetwork(ModelInAnalysis):
 
 
 def _intervals(steps: Tensor) -> list[tuple[Tensor, int]]:
-    """For each interval that is in some window: of which, (B,), and its model steps."""
+    """For each interval of some window: which trajectories have it, (B,), and its model steps."""
     return [(steps[:, k] > 0, count) for k, count in enumerate(steps.amax(0).tolist()) if count]

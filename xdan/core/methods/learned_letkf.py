@@ -1,4 +1,4 @@
-"""The method of networks that are the inflation and the localisation of an LETKF."""
+"""The method of networks that compute the inflation and the localisation of an LETKF."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .finite_size import dual_minimum
 from .network_methods import cycles_networks
 from .record import Record, State
 
-_MOST = 1 << 24  # pairs of a component and an observation whose distances are kept
+_MOST = 1 << 24  # largest number of distances between components and observations that are kept
 
-_FAR = 1e9  # of an observation that lies nowhere: there is none
+_FAR = 1e9  # distance of an observation without a place: no component is near
 
 
 @cycles_networks
 class LearnedEnsembleFilter(EnsembleNetwork):
-    """An ensemble transform Kalman filter with the inflation and the localisation of a network.
+    """An ensemble transform Kalman filter whose inflation and localisation come from a network.
 
-    It starts as other networks of members do. The state remembers for how many cycles, in `age` of shape (B,), and the
-    running consistency of the innovations, `consistency` of shape (B, N). Where the network localises, observations are
-    weighted by their distance: at the state's sites, or at the positions that the observing system knows, which may
-    move in time; their errors are then independent.
+    It starts as other networks with members do. The state holds the number of cycles so far, `age` of shape (B,), and
+    the running consistency of the innovations, `consistency` of shape (B, N). If the network localises, it weighs
+    observations by their distance. Observations lie at the state's sites, or at the positions that the observing system
+    knows, which may move in time. Their errors must then be independent.
 
     Parameters
     ----------
@@ -48,11 +48,11 @@ class LearnedEnsembleFilter(EnsembleNetwork):
         self._apart: tuple[Positions, Tensor] | None = None
 
     def recordable(self, dynamics: Dynamics) -> bool:
-        """Never: whether a trajectory spins up, and what is observed, is read from tensors."""
+        """False: tensors say whether a trajectory spins up and what is observed, and these are read."""
         return False
 
     def bound(self, dynamics: Dynamics) -> Self:
-        """Return a copy that knows the distances of this dynamics' sites."""
+        """Return a copy with the distances between this dynamics' sites."""
         if not self.network.localised or getattr(self, "dynamics", None) is dynamics:
             return self
         bound = copy.copy(self)
@@ -60,12 +60,12 @@ class LearnedEnsembleFilter(EnsembleNetwork):
         return bound
 
     def check_record(self, record: Record) -> None:
-        """Refuse observations whose distances are not known, or whose errors are correlated."""
+        """Refuse observations with unknown distances, or with correlated errors."""
         self.check_training(record.dynamics, record.observing)
         super().check_record(record)
 
     def check_training(self, dynamics: Dynamics, observing: ObservingSystem) -> None:
-        """Refuse the same before training."""
+        """Refuse observations with unknown distances or correlated errors, before training."""
         if not self.network.localised:
             return
         title = f"the network {self.network.name!r} with localisation_form={self.network.localisation_form!r}"
@@ -79,7 +79,7 @@ class LearnedEnsembleFilter(EnsembleNetwork):
             seen = size
         elif observing.positions is None:
             raise ValueError(
-                f"{title} weighs observations by their distance, and nothing says where those of the operator lie: "
+                f"{title} weighs observations by their distance, and the operator's observations have no positions: "
                 f"expected positions=; or {remedy}"
             )
         else:
@@ -91,7 +91,7 @@ class LearnedEnsembleFilter(EnsembleNetwork):
             )
 
     def start_like(self, like: Tensor, shape: tuple[int, int]) -> State:
-        """Members at the climatological mean, of age 0."""
+        """Members at the climatological mean; their age is 0."""
         age = torch.zeros(shape[0], dtype=torch.int64, device=like.device)
         ones = like.new_ones(shape)
         return {**super().start_like(like, shape), "age": age, "consistency": ones, "inflation": ones}
@@ -101,7 +101,7 @@ class LearnedEnsembleFilter(EnsembleNetwork):
         x, network = state["x"], self.network
         plain = observing.independent() or observing
         s, innovation = compare(x, observation, observed, plain)
-        used = observed.any(0)  # what no trajectory observes has no column
+        used = observed.any(0)  # an observation that no trajectory has gets no column
         distance = self._distance(observing, x)[:, used] if network.localised else None
         seen = Seen(s[:, :, used], innovation[:, used], observed[:, used].to(x), distance)
         young = state["age"] < network.spin_up

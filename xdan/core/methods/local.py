@@ -1,4 +1,4 @@
-"""Ensemble filters that transform their members, at once or at every site: among them the LETKF."""
+"""Ensemble transform filters, with one transform for the whole state or one at each site. One of them is the LETKF."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from .registry import register_method
 
 
 class TransformFilter(LocalEnsemble):
-    """A filter whose analysis members are combinations of forecast members; with a radius, others at every site.
+    """A filter whose analysis members are combinations of forecast members. With a radius each site has a combination.
 
-    An observation at a distance with the taper t counts as if it had an additional error, which raises its variance r
-    to r / t. A diagonal R^{-1} is so multiplied by the taper. Errors that are correlated stay so: R + diag(R) (1/t - 1)
-    of the observations nearby is R where t is 1, and leaves out what is far away.
+    An observation whose taper is t counts as if it had an additional error, which raises its variance r to r / t. A
+    diagonal R^{-1} is thus multiplied by the taper. Correlated errors stay correlated: R + diag(R) (1/t - 1) of the
+    observations nearby equals R where t is 1, and leaves out distant observations.
 
     A subclass gives `transform`.
     """
 
     @abstractmethod
     def transform(self, precision: Precision, state: State) -> tuple[Tensor, Tensor]:
-        """Combinations of anomalies that make the analysis.
+        """Combinations of the anomalies that make the analysis.
 
         Parameters
         ----------
         precision : Precision
-            Of the weights of M members, in a batch of shape (...).
+            Posterior precision of the weights of M members, in a batch of shape (...).
         state : dict of Tensor
 
         Returns
         -------
         weights : Tensor, shape (..., M)
-            Of the increment of the mean.
+            Weights of the anomalies in the increment of the mean.
         turned : Tensor, shape (..., M, M)
-            Row i makes the anomaly of member i, inflated by `factor`.
+            Row i gives the analysis anomaly of member i, inflated by `factor`.
         """
 
     def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """All local analyses as one batch, some thousands at a time; or one analysis of the whole state."""
+        """Local analyses in batches of some thousands; without a radius, one analysis of the whole state."""
         x, localisation = state["x"], self.localisation(observing)
         mean, anomalies = centre(x)
         if localisation is None:
@@ -69,31 +69,34 @@ class TransformFilter(LocalEnsemble):
 
 @register_method
 class LETKF(TransformFilter):
-    """LETKF: an ETKF at every site, with the observations nearby, tapered by a Gaspari-Cohn function of distance.
+    """LETKF: an ETKF at each site, which uses the observations nearby. A Gaspari-Cohn function of distance tapers them.
 
     Observations lie at the state's sites, or at the positions that the observing system knows; these may move in time.
-    An observation at a distance with the taper t counts as if it had an additional error of its own, which raises its
-    variance r to r / t. A diagonal R^{-1} is so multiplied by the taper. Errors that are correlated stay so:
-    R + diag(R) (1/t - 1) of the observations nearby is R where t is 1, and leaves out what is far away.
+    An observation whose taper is t counts as if it had an additional error, which raises its variance r to r / t. A
+    diagonal R^{-1} is thus multiplied by the taper. Correlated errors stay correlated: R + diag(R) (1/t - 1) of the
+    observations nearby equals R where t is 1, and leaves out distant observations.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     radius : float or "tune"
-        c of Gaspari and Cohn: the taper is 5/24 at this distance and zero from twice it on.
+        Localisation radius c of Gaspari and Cohn, in the units of the coordinates: the taper is 5/24 at the distance c,
+        and zero from the distance 2 c on.
     inflation : float, "tune" or "adaptive"
-        Factor of the analysis anomalies; or each component has one of the forecast's, which follows the innovations.
+        Factor by which the analysis anomalies are multiplied. With "adaptive", each component has a factor of the
+        forecast anomalies, which follows the innovations.
     spin_up : int
-        First cycles that take, site by site, the inflation which the finite-size prior asks for.
+        Number of first cycles whose inflation comes, at each site, from the finite-size prior of the EnKF-N.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
-        member, or the anomalies are transformed in their own space.
+        How the forecast includes the covariance Q of the model's errors, if the model has one. "draws" draws an error
+        for each member. "sqrt-core" transforms the anomalies within the space of the members.
     relaxation : {"rtps", "rtpp"}, optional
-        Bring the spread of the analysis ("rtps"), or its anomalies ("rtpp"), back towards those of the forecast.
+        Move the spread ("rtps") or the anomalies ("rtpp") of the analysis towards the forecast. By default neither.
     relaxation_factor : float or "tune"
-        Share of the way back, from 0 to 1.
+        How far the relaxation goes: 0 is the analysis, 1 is the forecast.
     inflation_std : float
-        Standard deviation of the factor of the covariance before the innovations of a cycle are seen, for "adaptive".
+        For "adaptive": standard deviation of the factor of the covariance before the innovations of a cycle are known.
 
     Raises
     ------

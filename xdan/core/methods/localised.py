@@ -1,4 +1,4 @@
-"""Localisation: which observations are near which components, and the ensemble filters that ask for it."""
+"""Localisation: which observations are near which components, and ensemble filters that use it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from .ensemble import Precision, centre, compare
 from .finite_size import effective_zeta
 from .record import Record, State
 
-_ROWS = 4096  # local analyses at once
-_COVARIANCES = 1 << 24  # entries of local covariances at once
-_DISTANCES = 1 << 22  # distances at once when neighbours are looked for
+_ROWS = 4096  # number of local analyses in one batch
+_COVARIANCES = 1 << 24  # number of entries of local covariances in one batch
+_DISTANCES = 1 << 22  # number of distances in one batch of the search for neighbours
 LOCAL_WEIGHTS = (
     "each component has weights of its own for the members, and the weights of a step back would be the same for all"
 )
@@ -38,11 +38,11 @@ class Localisation:
     Attributes
     ----------
     dynamics : Dynamics
-        Whose components are observed directly, where there are no positions.
+        The dynamics whose components are observed directly if there are no positions.
     positions : Positions or None
-        Where the observations of an operator lie, of one time.
+        Positions of the observations of an operator at one time.
     radius : float
-        c of the taper: 5/24 at this distance, and zero from twice it on.
+        Radius c: the taper is 5/24 at the distance c, and zero from the distance 2 c on.
     """
 
     dynamics: Dynamics
@@ -51,7 +51,7 @@ class Localisation:
 
     @cached_property
     def near(self) -> tuple[Tensor, Tensor]:
-        """Observations near each component and the roots of their tapers, (N, L), L the most that any component has.
+        """Observations near each component and the roots of their tapers, (N, L). L is the largest number of them.
 
         Raises
         ------
@@ -71,7 +71,9 @@ class Localisation:
 
     @cached_property
     def components(self) -> Tensor:
-        """Tapers between components, (N, N), each in its row; not symmetric where a parameter has no place.
+        """Tapers between components, (N, N). Row n holds the tapers of component n.
+
+        The matrix is not symmetric if a parameter has no place.
 
         Raises
         ------
@@ -82,9 +84,9 @@ class Localisation:
 
     @cached_property
     def joint(self) -> Tensor:
-        """Tapers of each observation with all components, and then with all observations, (P, N + P).
+        """Tapers of each observation with all components and then with all observations, (P, N + P).
 
-        The taper of an observation with a place between components is interpolated from those with the components.
+        An observation between components has a taper that is interpolated from the tapers of these components.
 
         Raises
         ------
@@ -100,32 +102,33 @@ class Localisation:
         return torch.cat([tapers, (tapers[:, indices] * weights).sum(-1)], 1)
 
     def _rows(self) -> list[Tensor]:
-        """Tapers of some components after others with all, (n, N) each."""
+        """Tapers of components with all components, as batches of rows, (n, N) each."""
         size, rows = math.prod(self.dynamics.shape), []
         for some in torch.arange(size).split(max(1, _DISTANCES // size)):
             distance = self.dynamics.distances(some)
             if distance is None:
                 raise ValueError(
-                    f"localisation needs a distance, which the dynamics {self.dynamics.label!r} does not know; "
-                    "pass distance= to CustomDynamics, or take 'etkf'"
+                    f"localisation needs a distance, which the dynamics {self.dynamics.label!r} does not know: "
+                    "expected a dynamics with distances; pass distance= to CustomDynamics, or take 'etkf'"
                 )
             rows.append(gaspari_cohn(distance.to(torch.float64), self.radius))
         return rows
 
 
 class LocalEnsemble(AdaptiveEnsemble):
-    """An ensemble filter whose covariances may be localised by a Gaspari-Cohn function of distance.
+    """An ensemble filter with localisation: a Gaspari-Cohn function of distance tapers its covariances.
 
-    Observations lie at the state's sites, or at the positions that the observing system knows; these may move in time.
+    Observations lie at the state's sites, or at the positions that the observing system knows, which may move in time.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     radius : float, "tune" or None
-        c of Gaspari and Cohn: the taper is 5/24 at this distance and zero from twice it on. None leaves covariances as
-        they are.
+        Radius c of Gaspari and Cohn, in the units of the coordinates: the taper is 5/24 at the distance c, and zero
+        from the distance 2 c on. None leaves covariances as they are.
     **parameters
-        Of `AdaptiveEnsemble`.
+        Parameters of `AdaptiveEnsemble`.
 
     Raises
     ------
@@ -142,34 +145,34 @@ class LocalEnsemble(AdaptiveEnsemble):
 
     @property
     def local(self) -> bool:
-        """Whether there is a radius."""
+        """Whether the method has a radius."""
         return self.radius is not None
 
     def check_backward(self, dynamics: Dynamics) -> None:
-        """Refuse to go back over a localised run."""
+        """Refuse a backward pass over a localised run."""
         super().check_backward(dynamics)
         if self.local:
             raise ValueError(self.without_backward_pass(f"with a radius, {LOCAL_WEIGHTS}"))
 
     def check_record(self, record: Record) -> None:
-        """Refuse observations that lie nowhere."""
+        """Refuse observations without positions."""
         if self.local and not record.observing.direct and record.observing.positions is None:
             raise ValueError(
-                f"{self.name!r} weighs observations by their distance, and nothing says where those of the operator "
-                "lie: expected positions=, for example {'x': [...]}, or coordinates such as 'obs_x' along 'obs'; or "
-                "take 'etkf'"
+                f"{self.name!r} weighs observations by their distance, and the operator's observations have no "
+                "positions: expected positions=, for example {'x': [...]}, or coordinates such as 'obs_x' along 'obs'; "
+                "or take 'etkf'"
             )
         super().check_record(record)
 
     def set_up(self, record: Record) -> None:
-        """Find the tapers, where the radius is known and the positions are those of all times."""
+        """Compute the tapers, if the radius is known and the positions are the same at all times."""
         super().set_up(record)
         self._localisation = Localisation(self.dynamics, record.observing.positions, math.nan)
         if self.local and "radius" not in self.to_tune():
             self._localise(self.number("radius"))
 
     def at(self, numbers: Mapping[str, Any]) -> Self:
-        """Return a copy with the tapers of another radius."""
+        """Return a copy; with another radius, it has other tapers."""
         chosen = super().at(numbers)
         if "radius" in numbers:
             chosen._localise(numbers["radius"])
@@ -182,7 +185,7 @@ class LocalEnsemble(AdaptiveEnsemble):
             self.taken(self._localisation)
 
     def taken(self, localisation: Localisation) -> None:
-        """Compute what the method reads of tapers that hold for all times, so that what is missing is said early."""
+        """Compute the tapers that hold for all times early, so that a missing distance is noticed early."""
         _ = localisation.near
 
     def localisation(self, observing: ObservingSystem) -> Localisation | None:
@@ -191,7 +194,7 @@ class LocalEnsemble(AdaptiveEnsemble):
         Raises
         ------
         RuntimeError
-            If the method is not prepared, or its radius is to be tuned and was not.
+            If the method is not prepared, or its radius is "tune" and was not tuned.
         """
         if not self.local:
             return None
@@ -203,7 +206,7 @@ class LocalEnsemble(AdaptiveEnsemble):
         return replace(known, positions=observing.positions)
 
     def summed(self, values: Tensor, observing: ObservingSystem) -> Tensor:
-        """Sums over observations, weighed by the tapers of each component."""
+        """Sums over observations. With tapers, each component has a weighted sum."""
         localisation = self.localisation(observing)
         if localisation is None:
             return super().summed(values, observing)
@@ -212,9 +215,9 @@ class LocalEnsemble(AdaptiveEnsemble):
         return weighed
 
     def spun_up(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """A forecast state, its members inflated in the first cycles by what the finite-size prior asks for.
+        """Forecast state. In the first cycles its members are inflated by what the finite-size prior asks for.
 
-        With localisation each component has an inflation, that of a local analysis.
+        With localisation each component has an inflation, which is that of its local analysis.
         """
         x, m = state["x"], self.members
         if not self.spins_up(state):
@@ -232,14 +235,14 @@ class LocalEnsemble(AdaptiveEnsemble):
 
 
 class LocalObservations:
-    """What local analyses read: anomalies and innovations of the observations nearby, whitened and tapered.
+    """The input of local analyses: anomalies and innovations of the observations nearby, whitened and tapered.
 
     Parameters
     ----------
     x : Tensor, shape (B, M, N)
     observation, observed : Tensor, shape (B, P)
     observing : ObservingSystem
-        Of one time.
+        H and R of one time.
     near : tuple of Tensor, shape (N, L)
         Observations near each site, and the roots of their tapers.
     """
@@ -259,7 +262,7 @@ class LocalObservations:
 
     @property
     def at_once(self) -> int:
-        """Sites whose analyses are made at once."""
+        """Number of sites in one batch of analyses."""
         most = max(1, _ROWS // len(self.s))
         if self.covariance is None:
             return most
@@ -272,7 +275,7 @@ class LocalObservations:
         innovation = self.innovation[:, near] * weight
         if self.covariance is None:
             return s, innovation
-        # T^1/2 (R + diag(R) (1/T - 1)) T^1/2: a variance stays, a covariance is tapered, also where the taper is 0.
+        # T^1/2 (R + diag(R) (1/T - 1)) T^1/2: variances stay, covariances are tapered. It holds for a taper of 0 too.
         pairs = self.covariance[:, near[:, :, None], near[:, None]]  # (B or 1, n, L, L)
         tapered = pairs * (weight[:, :, None] * weight[:, None])
         variance = self.covariance.diagonal(dim1=-2, dim2=-1)[:, near]
@@ -282,7 +285,7 @@ class LocalObservations:
 
 
 def _observations_near(positions: Positions, radius: float) -> tuple[Tensor, Tensor]:
-    """Observations near every component and the roots of their tapers, (N, L), L the most that any component has."""
+    """Observations near each component and the roots of their tapers, (N, L). L is the largest number of them."""
     rows, columns, tapers = [], [], []
     for some, apart in positions.distances():
         taper = gaspari_cohn(apart, radius)

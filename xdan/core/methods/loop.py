@@ -1,4 +1,4 @@
-"""The one loop that cycles every method, and what the loop itself keeps of each trajectory."""
+"""The loop that cycles every method, and the numbers that the loop keeps for each trajectory."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from .advancing import forecast_from
 from .base import Method
 from .record import KEPT, Record, State
 
-LOST = 1e6  # a trajectory has diverged once a component is so many times as large as the largest at the start
+LOST = 1e6  # a trajectory has diverged if a component exceeds so many times the largest one at the start
 
 
 def run(
     method: Method, record: Record, state: State | None = None, members: bool = False, what: str | None = None
 ) -> tuple[dict[str, Tensor], State]:
-    """Cycle a method over a record, the forecast before the analysis at every time.
+    """Cycle a method over a record. At every time, the forecast comes before the analysis.
 
-    A trajectory that becomes non-finite is lost from that cycle on: its output is NaN and `diverged` says so,
-    while the others go on.
+    A trajectory that becomes non-finite or too large is lost from that cycle on: its outputs are NaN and `diverged`
+    flags it. The other trajectories go on.
 
     Parameters
     ----------
     method : Method
-        Prepared.
+        A prepared method.
     record : Record
     state : dict of Tensor, optional
-        What an earlier block of the same record left; None starts the record.
+        State at the end of an earlier block of the same record; None at the start of the record.
     members : bool
         Also return the members of an ensemble method, or what a network with memory remembers and the covariance that
         its forecast carries.
@@ -43,18 +43,18 @@ def run(
     Returns
     -------
     outputs : dict of Tensor
-        "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), "restarted" of that shape where
-        trajectories may start anew, the method's `outputs`, and where asked for "forecast_members", "members" of shape
-        (B, K, M, N), or "memory", the latent channels that each analysis reads, of shape (B, K, n, N), and
-        "analysis_covariance", P_a, of shape (B, K, N, N).
+        "forecast" and "analysis" of shape (B, K, N), "diverged" of shape (B, K), and the method's `outputs`. If
+        trajectories may start anew, also "restarted" of shape (B, K). With `members`, also "forecast_members" and
+        "members" of shape (B, K, M, N); or "memory", the latent channels that each analysis reads, of shape
+        (B, K, n, N), and "analysis_covariance", P_a, of shape (B, K, N, N).
     state : dict of Tensor
-        To carry on from: the method's state, and what the loop keeps of each trajectory.
+        State to go on from: the method's state, and the numbers that the loop keeps for each trajectory.
 
     Raises
     ------
     ValueError
-        If the method returns no state of its shape, takes a name that is the loop's, or gives other outputs than it
-        declares.
+        If the method returns a state of the wrong shape, uses a name that the loop keeps, or gives outputs that it does
+        not declare.
     """
     method = method.bound(record.dynamics)
     columns: dict[str, list[Tensor]] = {}
@@ -87,7 +87,7 @@ def cycles(method: Method, record: Record, state: State | None = None, what: str
     Raises
     ------
     ValueError
-        As `run`, but for outputs.
+        See `run`. Outputs are not checked here.
     """
     shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
     lanes = None if state is None else _Lanes.resumed(method, record, state)
@@ -128,24 +128,25 @@ def cycles(method: Method, record: Record, state: State | None = None, what: str
 
 @dataclass(frozen=True)
 class _Lanes:
-    """What the loop keeps of each trajectory, tensors of shape (B,).
+    """The numbers that the loop keeps for each trajectory, tensors of shape (B,).
 
     Attributes
     ----------
     label : Tensor of int64
-        Of the record; keys random draws.
+        Label of the trajectory in the record. It is the key of random draws.
     cycle : Tensor of int64
         Number of the coming analysis.
     alive : Tensor of bool
         Whether the trajectory has not diverged.
     bound : Tensor
-        The largest component with which it has not; of several fields one of each, (B, fields).
+        The largest size of a component with which the trajectory is not lost. With several fields: one for each field,
+        (B, fields).
     parts : tuple of int
-        Components of each of several fields; empty for one.
+        Number of components of each field; empty if there is one field.
     unseen : Tensor of int64
-        Model steps since it was last observed.
+        Model steps since the trajectory was last observed.
     whole : bool
-        Whether all are alive.
+        Whether all trajectories are alive.
     """
 
     label: Tensor
@@ -158,12 +159,12 @@ class _Lanes:
 
     @classmethod
     def started(cls, method: Method, record: Record, state: State) -> _Lanes:
-        """Of trajectories at the start of a record.
+        """The numbers at the start of a record.
 
         Raises
         ------
         ValueError
-            If an entry of the state has a name that is the loop's.
+            If an entry of the state has a name that the loop keeps.
         """
         if taken := sorted(set(state) & set(KEPT)):
             raise ValueError(
@@ -180,29 +181,29 @@ class _Lanes:
 
     @classmethod
     def resumed(cls, method: Method, record: Record, state: State) -> _Lanes:
-        """As an earlier block left them; the blocks of methods without draws once held no `cycle`."""
+        """The numbers at the end of an earlier block. Old blocks of methods without random draws have no `cycle`."""
         label = record.trajectory.to(state["x"].device)
         cycle = state.get("cycle", torch.full_like(label, method.first_cycle + 1))
         unseen = state.get("unseen", torch.zeros_like(label))
         return cls(label, cycle, state["alive"], state["bound"], unseen, bool(state["alive"].all()), _parts(record))
 
     def seen(self, method: Method, record: Record, steps: int, observed: Tensor) -> tuple[_Lanes, Tensor | None]:
-        """Count the steps to what is observed (B, P), and say which start anew there, (B,); None where none does.
+        """Count the steps since the last observation, and flag the trajectories that start anew, (B,); None if none do.
 
-        A trajectory starts anew with the first observation after a gap that is longer than the record allows. A window
-        of several times is shared by all: there a gap is a long interval.
+        A trajectory starts anew with the first observation after a gap that is longer than the record allows. All
+        trajectories share a window of several times, if there is one. Then a gap is a long interval.
         """
         some = observed.any(1)
         unseen = self.unseen + steps
         after = replace(self, unseen=torch.where(some, 0, unseen))
         if record.restart_after is None:
             return after, None
-        most = record.restart_after / record.dynamics.timestep * (1 + 1e-9)  # rounding makes no gap
+        most = record.restart_after / record.dynamics.timestep * (1 + 1e-9)  # rounding must not make a gap
         anew = torch.full_like(some, steps > most) if method.windowed else some & (unseen > most)
         return after, anew if bool(anew.any()) else None
 
     def after(self, state: State) -> _Lanes:
-        """Flag those that a state has lost."""
+        """Flag the trajectories that are lost in a state."""
         bounded = _largest(state["x"], self.parts) <= self.bound
         if bool(bounded.all()):
             return self
@@ -210,10 +211,10 @@ class _Lanes:
         return replace(self, alive=self.alive & bounded, whole=False)
 
     def handed(self, state: State) -> State:
-        """A state as a method gets it.
+        """A state for the method.
 
-        What a lost trajectory carries is zero, so that batched linear algebra stays finite for the others. Integers and
-        flags stay: methods read those of a block from any of its trajectories.
+        Entries of a lost trajectory are zero, so that batched linear algebra stays finite for the other trajectories.
+        Integers and flags stay: methods may read the integers of a block from any of its trajectories.
         """
         entries = {name: value for name, value in state.items() if name not in KEPT}
         if not self.whole:
@@ -224,31 +225,31 @@ class _Lanes:
         return {**entries, "label": self.label, "cycle": self.cycle}
 
     def masked(self, value: Tensor) -> Tensor:
-        """Values (B, ...), NaN where the trajectory is lost."""
+        """Values (B, ...), with NaN where the trajectory is lost."""
         return value if self.whole else torch.where(_rows(self.alive, value), value, torch.nan)
 
     def carried(self, state: State) -> State:
-        """A state with what the next block needs of the loop."""
+        """A state with the numbers that the loop needs in the next block."""
         entries = {name: value for name, value in state.items() if name not in KEPT}
         return {**entries, **{name: getattr(self, name) for name in KEPT}}
 
 
 @dataclass(frozen=True)
 class Passed:
-    """A cycle that a method has passed.
+    """One cycle of a method.
 
     Attributes
     ----------
     forecast, analysis : dict of Tensor
-        States of the method; those of a lost trajectory are zero.
+        States of the method. Entries of a lost trajectory are zero.
     observation : Tensor, shape (B, P)
         Zero where nothing is observed.
     lanes : _Lanes
-        What the loop keeps of each trajectory.
+        The numbers that the loop keeps for each trajectory.
     started : Tensor of bool, shape (B,)
-        Trajectories that started anew with this forecast, so that the analysis before is not what it came from.
+        Trajectories that started anew with this forecast. Their forecast does not come from the previous analysis.
     steps : int
-        Model steps from the analysis before.
+        Model steps since the previous analysis.
     clock : Tensor of int64, shape (B,)
         Model steps from the record's first analysis to this one.
     """
@@ -263,38 +264,38 @@ class Passed:
 
     @property
     def alive(self) -> Tensor:
-        """Trajectories that have not diverged, bool of shape (B,)."""
+        """Trajectories that are not lost, bool of shape (B,)."""
         return self.lanes.alive
 
     def masked(self, value: Tensor) -> Tensor:
-        """Values (B, ...), NaN where the trajectory is lost."""
+        """Values (B, ...), with NaN where the trajectory is lost."""
         return self.lanes.masked(value)
 
     def carried(self) -> State:
-        """The state to carry on from."""
+        """The state to go on from."""
         return replace(self.lanes, cycle=self.lanes.cycle + 1).carried(self.analysis)
 
 
 def _parts(record: Record) -> tuple[int, ...]:
-    """Components of each of several fields; empty for one."""
+    """Number of components of each field; empty if there is one field."""
     space = record.dynamics.space
     return () if space.single else tuple(field.geometry.size for field in space)
 
 
 def _largest(x: Tensor, parts: tuple[int, ...]) -> Tensor:
-    """Largest size of a component, (B,), or of one of each field, (B, fields), of states (B, N) or (B, M, N)."""
+    """Largest size of a component of states (B, N) or (B, M, N): shape (B,), or with several fields (B, fields)."""
     if not parts:
         return x.abs().flatten(1).amax(1)
     return torch.stack([part.abs().flatten(1).amax(1) for part in x.split(parts, -1)], 1)
 
 
 def _row(method: Method, forecast: State, analysis: State, observation: Tensor, members: bool) -> dict[str, Tensor]:
-    """What a run keeps of a cycle.
+    """What a run stores of a cycle.
 
     Raises
     ------
     ValueError
-        If the method gives other outputs than it declares, or one of another shape.
+        If the method gives outputs that it does not declare, or an output of the wrong shape.
     """
     outputs = method.forecast_outputs(forecast) | method.analysis_outputs(analysis)
     if outputs.keys() != (declared := {output.name for output in method.outputs}):
@@ -322,14 +323,14 @@ def _row(method: Method, forecast: State, analysis: State, observation: Tensor, 
 
 
 def _at(record: Record, clock: Tensor) -> Record:
-    """A record whose dynamics, if it depends on time, stands so many steps later."""
+    """A record whose dynamics, if it depends on time, stands `clock` steps later."""
     if record.dynamics.autonomous:
         return record
     return replace(record, dynamics=record.dynamics.from_step(int(clock[0])))
 
 
 def _merged(anew: Tensor, started: State, state: State) -> State:
-    """A state in which some trajectories (B,) are those of another."""
+    """A state in which the trajectories flagged by `anew` (B,) come from the state `started`."""
     if bool(anew.all()):
         return {**state, **started}
     return {
@@ -339,13 +340,13 @@ def _merged(anew: Tensor, started: State, state: State) -> State:
 
 
 def _writes(state: State) -> int | None:
-    """How often `x` was written into; None where torch does not count."""
+    """How often `x` was written into; None if torch does not count."""
     x = state["x"]
     return None if x.is_inference() else x._version
 
 
 def _checked(method: Method, call: str, state: State, shape: tuple[int, ...], dtype: torch.dtype) -> State:
-    """Refuse what is no state: a dict of tensors, trajectories first, whose `x` has the shape (B, N) or (B, M, N).
+    """Refuse a wrong state. A state is a dict of tensors, trajectories first; `x` has the shape (B, N) or (B, M, N).
 
     Raises
     ------
@@ -373,5 +374,5 @@ def _checked(method: Method, call: str, state: State, shape: tuple[int, ...], dt
 
 
 def _rows(flag: Tensor, like: Tensor) -> Tensor:
-    """A flag for each trajectory, shaped to broadcast against `like`."""
+    """A flag for each trajectory, in a shape that broadcasts against `like`."""
     return flag.reshape(-1, *(1 for _ in like.shape[1:]))

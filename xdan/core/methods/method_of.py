@@ -1,4 +1,4 @@
-"""The method that a network is cycled by."""
+"""The method that cycles a network."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .network_methods import NETWORK_METHODS
 
 
 def method_of(network: AnalysisNetwork) -> DataAssimilationNetwork:
-    """Return the method for a network: the one that it names by `cycled_by`.
+    """Return the method of a network: the one that the network's `cycled_by` names.
 
     Raises
     ------
     ValueError
-        If no method has the name.
+        If no method has this name.
     """
     kind = cast(type[DataAssimilationNetwork], NETWORK_METHODS[network.cycled_by])
     return kind(network)

@@ -13,18 +13,18 @@ from ..dynamics import Dynamics
 from ..observing import ObservingSystem, split_observation
 from .advancing import advance, advance_along
 
-_MEMORY = 10  # pairs that L-BFGS remembers
-_ARMIJO = 1e-4  # share of the predicted decrease that a step must bring
-_TRIALS = 12  # steps that a line search tries, each half of the last
-_LEAST_CURVATURE = 1e-12  # of a pair that counts
+_MEMORY = 10  # number of pairs that L-BFGS remembers
+_ARMIJO = 1e-4  # smallest decrease of the cost that a step must bring, as a share of the predicted decrease
+_TRIALS = 12  # number of steps that a line search tries; each is half of the previous one
+_LEAST_CURVATURE = 1e-12  # smallest relative curvature of a pair that L-BFGS uses
 
 
 @dataclass(frozen=True)
 class Window:
-    """What 4D-Var fits: observations of shape (B, W, P), NaN where there are none, each after some model steps.
+    """The observations that 4D-Var fits: shape (B, W, P), NaN where there are none. Each has its number of model steps.
 
-    The dynamics stands at the window's start. `kept` is what differs in time of H and R, (B, W, P, Q), where
-    something does.
+    The dynamics stands at the window's start. `kept`, (B, W, P, Q), holds the values of H and R that differ in time, if
+    there are any.
     """
 
     dynamics: Dynamics
@@ -34,11 +34,11 @@ class Window:
     kept: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Window:
-        """Keep some of the trajectories."""
+        """The window of some of the trajectories."""
         return replace(self, observation=self.observation[rows], kept=None if self.kept is None else self.kept[rows])
 
     def _observing_at(self, j: int) -> ObservingSystem:
-        """H and R of the j-th time."""
+        """H and R of time j."""
         return self.observing.kept_before(None if self.kept is None else self.kept[:, j])
 
     def misfits(self, x: Tensor) -> Tensor:
@@ -50,12 +50,12 @@ class Window:
         return torch.stack(misfits, 1)
 
     def _legs(self) -> Iterator[tuple[Dynamics, int]]:
-        """Each interval: the dynamics at its beginning, and its steps."""
+        """For each interval, the dynamics at its beginning, and its model steps."""
         begins = accumulate(self.steps, initial=self.dynamics.model_step)
         return ((self.dynamics.from_step(begin), steps) for begin, steps in zip(begins, self.steps, strict=False))
 
     def _misfit(self, x: Tensor, j: int) -> Tensor:
-        """Whitened y - H(x) at the j-th time, (B, P)."""
+        """Whitened y - H(x) at time j, (B, P)."""
         observation, observed = split_observation(self.observation[:, j])
         observing = self._observing_at(j)
         return observing.whiten(observation - observing.observe(x), observed)
@@ -74,7 +74,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Where a minimisation ended: states, iterations, and which trajectories did not converge; (B, N), (B,), (B,)."""
+    """Result of a minimisation: states (B, N), numbers of iterations (B,), trajectories that did not converge (B,)."""
 
     x: Tensor
     iterations: Tensor
@@ -90,9 +90,9 @@ def gauss_newton(window: Window, background: Tensor, factor: Tensor, tolerance: 
     factor : Tensor, shape (N, N)
         L, with L L^T the background error covariance.
     tolerance : float
-        On the root mean square step of v.
+        The minimisation stops if the root mean square step of v is below this.
     limit : int
-        Most iterations.
+        Largest number of iterations.
     """
     v = torch.zeros_like(background)
     size = v.shape[1]
@@ -107,22 +107,22 @@ def gauss_newton(window: Window, background: Tensor, factor: Tensor, tolerance: 
         hessian = identity + slopes @ slopes.mT
         target = misfits + (now[:, None] @ slopes)[:, 0]
         new, info = torch.linalg.solve_ex(hessian, (slopes @ target[..., None])[..., 0])
-        # A step too far, and the run broke down: the trajectory is lost, the others go on.
+        # If a step was too large and the model broke down, the trajectory is lost; the other trajectories go on.
         fine = (info == 0) & hessian.isfinite().all(2).all(1)
         new = torch.where(fine[:, None], new, torch.full_like(new, torch.nan))
         v = v.index_copy(0, rows, new)
         count = count + active
         moved = (new - now).detach().square().mean(1).sqrt()
-        active = active.index_copy(0, rows, moved >= tolerance)  # neither do those that are lost go on
+        active = active.index_copy(0, rows, moved >= tolerance)  # False for lost trajectories too, as NaN >= x is False
         if not bool(active.any()):
             break
     return Minimum(background + v @ factor.T, count, active)
 
 
 def l_bfgs(window: Window, background: Tensor, factor: Tensor, tolerance: float, limit: int) -> Minimum:
-    """As `gauss_newton`, by limited-memory BFGS with gradients from autodiff: memory linear in N.
+    """The minimisation of `gauss_newton`, by limited-memory BFGS with gradients from autodiff: memory linear in N.
 
-    Every trajectory has curvature pairs and a step length to itself; one that has converged stays.
+    Each trajectory has its curvature pairs and its step length. A trajectory that has converged does not change.
 
     References
     ----------
@@ -184,7 +184,7 @@ def _descent(gradient: Tensor, pairs: Sequence[_Pair]) -> tuple[Tensor, Tensor]:
     for (s, y, rho), a in zip(pairs, reversed(factors), strict=True):
         direction = direction + (a - rho * _dot(y, direction)) * s
     slope = -_dot(gradient, direction)
-    # Where the recursion does not lead downhill, the steepest descent does.
+    # If the recursion does not give a direction of descent, take the steepest descent.
     direction = torch.where(slope < 0, -direction, -gradient)
     return direction, torch.minimum(slope, -_dot(gradient, gradient) * (slope >= 0))
 
@@ -198,7 +198,7 @@ def _line_search(
     slope: Tensor,
     active: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Halve the step of the active trajectories until their cost falls enough; v, cost and gradient there."""
+    """Halve the step of the active trajectories until the cost falls enough; returns v, cost and gradient there."""
     step = torch.ones_like(slope)
     searching = active.clone()
     new, new_cost, new_gradient = v, cost, gradient

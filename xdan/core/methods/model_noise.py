@@ -1,4 +1,4 @@
-"""How an ensemble takes up the covariance Q of its model's errors: by draws, or by a square root in its own space."""
+"""How an ensemble includes the covariance Q of its model's errors: by draws, or by a square root in its space."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ WAYS = ("draws", "sqrt-core")
 
 
 def with_draws(x: Tensor, error: ModelError, noise: Tensor) -> Tensor:
-    """Members (B, M, N) with an error each from normal numbers (B, M, N); the mean of the members is kept.
+    """Members (B, M, N) with an error added to each, from normal numbers (B, M, N). The members keep their mean.
 
-    The errors are centred, and the sample covariance grows by Q on average.
+    The errors have zero mean over the members. The sample covariance grows by Q on average.
     """
     errors = error.from_noise(noise)
     return x + errors - errors.mean(1, keepdim=True)
 
 
 def sqrt_core(x: Tensor, error: ModelError) -> Tensor:
-    """Members (B, M, N) whose anomalies are turned so that their covariance grows by the part of Q in their span.
+    """Members (B, M, N) whose covariance grows by the part of Q in their span; their anomalies are transformed.
 
-    With the anomalies A as rows, the new ones are T A, T^2 = I + (M - 1) A^{+T} Q A^+. No numbers are drawn, and the
-    mean is kept.
+    With the anomalies A as rows, the new anomalies are T A, T^2 = I + (M - 1) A^{+T} Q A^+. No numbers are drawn, and
+    the members keep their mean.
 
     References
     ----------
@@ -34,7 +34,7 @@ def sqrt_core(x: Tensor, error: ModelError) -> Tensor:
     anomalies = x - mean
     values, vectors = eigh_or_nan(anomalies @ anomalies.mT)
     eps = torch.finfo(values.dtype).eps
-    rounding = (eps * x.abs().amax((1, 2))).square()[:, None] * x[0].numel()  # of members that are all alike
+    rounding = (eps * x.abs().amax((1, 2))).square()[:, None] * x[0].numel()  # if all members are equal
     kept = values > torch.maximum(values[:, -1:] * values.shape[1] * eps, rounding)
     inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
     # A^{+T} = (A A^T)^+ A, rows; its products with a root of Q.

@@ -1,4 +1,4 @@
-"""The multi-model ensemble Kalman filter: forecasts of several wrong models, combined by their model errors."""
+"""The multi-model ensemble Kalman filter: it combines forecasts of several wrong models by their model errors."""
 
 from __future__ import annotations
 
@@ -19,54 +19,55 @@ from .fidelities import FidelitiesMethod, Pair, covariance_of, described, pairs_
 from .record import Record, State
 from .registry import register_method
 
-_LEAST = 1e-4  # of the ensemble's mean variance: no model is taken to be more perfect than that
+_LEAST = 1e-4  # smallest model error that is assumed, as a share of the ensemble's mean variance
 ERRORS = (*KINDS, "known")
 
 
 @register_method
 class MultiModelEnKF(FidelitiesMethod):
-    """Multi-model ensemble Kalman filter: the forecasts of several models are assimilated into each other.
+    """Multi-model ensemble Kalman filter: it assimilates the forecasts of several models into each other.
 
-    All models start from one analysis. The forecast of each is an observation of the truth, with the error of the
-    analysis, which all share, and an error Q_k of its own model. Q_k is estimated from the innovations of model k as
-    they come. The forecasts are combined with weights that these errors give, and the observations are assimilated
-    into the combination.
+    All models start from one analysis. The forecast of model k counts as an observation of the truth. It has two
+    errors: the error of the analysis, which all forecasts share, and the error of model k with the covariance Q_k. Q_k
+    is estimated from the innovations of model k, cycle by cycle. The forecasts are combined by weights that follow from
+    these errors. Then the observations are assimilated into the combined forecast.
 
     Parameters
     ----------
     models : sequence of (Dynamics or None, int)
-        Models, and the members of each, at least 2. None is the record's dynamics.
+        Models, and the number of members of each, at least 2. None is the record's dynamics.
     inflation : float or "tune"
-        Factor of the analysis anomalies.
+        Factor by which the analysis anomalies are multiplied.
     model_errors : {"diagonal", "scalar", "known"}
-        What is estimated of each Q_k: a variance for every component, or one for all. "known" takes the errors that
-        each model has by `Dynamics.with_model_error`, none where it has none.
+        What is estimated of each Q_k: "diagonal" estimates a variance for each component, "scalar" one for all
+        components. "known" estimates nothing: it takes the errors that `Dynamics.with_model_error` gave to each model.
     averaging : int
-        Over how many cycles innovations are averaged; earlier ones fade out.
+        Number of cycles over which innovations are averaged; earlier cycles fade out.
     spin_up : int
-        How many first cycles raise the forecast error covariance where innovations are larger than it explains.
+        Number of first cycles that raise the forecast error covariance if innovations are larger than it explains.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For fewer than 2 members, numbers out of range, or an unknown name. When it is run: for models of another state
-        than the record's, a time step that does not divide the intervals, or errors that are known and not asked for.
+        If there are fewer than 2 members, a number is out of range, or a name is unknown. In a run: if a model has
+        another state than the record, a time step does not divide the intervals, or a model has a known error and
+        `model_errors` is not "known".
 
     Notes
     -----
-    With forecast means m_k, P the covariance of all members about the means of their models, and S = Q_1, m = m_1, each
-    further model is assimilated by
+    Let m_k be the forecast mean of model k, and P the covariance of all members around the means of their models. The
+    combination starts with S = Q_1 and m = m_1. Each further model is assimilated by
 
         K = S (S + Q_k)^-1,  m <- m + K (m_k - m),  S <- (I - K) S (I - K)^T + K Q_k K^T,
 
-    and the combination has the error covariance P + S. Its analysis is that of a square-root filter; errors of
-    covariance S are drawn for the members before. Q_k is estimated by the mean of d_k d_k^T - R - H P H^T.
+    The combination has the error covariance P + S: before its analysis, errors with the covariance S are drawn for the
+    members. The analysis is that of a square-root filter. The estimate of Q_k is the mean of d_k d_k^T - R - H P H^T.
 
     References
     ----------
-    Bach and Ghil (2023), doi:10.1029/2022MS003123. There the errors of all forecasts are independent; here P is shared.
+    Bach and Ghil (2023), doi:10.1029/2022MS003123. There all forecasts have independent errors; here they share P.
 
     Examples
     --------
@@ -108,7 +109,7 @@ class MultiModelEnKF(FidelitiesMethod):
         return {"models": described(self.models), **held} | self.asked_candidates()
 
     def check_dynamics(self, dynamics: Dynamics) -> None:
-        """Refuse models that do not fit the record's, and errors that are both known and estimated."""
+        """Refuse models that do not fit the record's dynamics, and known errors that would be estimated."""
         super().check_dynamics(dynamics)
         for model in (dynamics if model is None else model for model, _ in self.blocks):
             if model.model_error is not None and self.model_errors != "known":
@@ -119,7 +120,7 @@ class MultiModelEnKF(FidelitiesMethod):
                 )
 
     def check_record(self, record: Record) -> None:
-        """Refuse to estimate errors of components that an operator observes."""
+        """Refuse to estimate an error for each component if an operator observes the state."""
         super().check_record(record)
         if self.model_errors == "diagonal" and not record.observing.direct:
             raise ValueError(
@@ -128,7 +129,7 @@ class MultiModelEnKF(FidelitiesMethod):
             )
 
     def start(self, record: Record) -> State:
-        """Members of the record's climatology; no model has shown errors yet."""
+        """Members of the record's climatology. There are no innovations of the models yet."""
         state = super().start(record)
         x = state["x"]
         zero = x.new_zeros(len(x), len(self.blocks), x.shape[2])
@@ -136,13 +137,13 @@ class MultiModelEnKF(FidelitiesMethod):
         return {**state, **self._estimate.start(zero), **combined}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Draw each member to the first observations; all models begin with the same mean."""
+        """Move each member towards the first observations. All models begin with the same mean."""
         state = super().first(state, observation, observed, observing)
         mean = state["x"].mean(1)
         return {**state, "x": mean[:, None] + self._parts(state["x"])[1], "mean": mean}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the members of each model by it, and combine the forecasts."""
+        """Advance the members of each model, and combine the forecasts."""
         x = self.advanced(state["x"], dynamics, steps)
         means, anomalies = self._parts(x)
         floor = _LEAST * anomalies.square().sum(1).mean(1) / self._freedom
@@ -150,30 +151,30 @@ class MultiModelEnKF(FidelitiesMethod):
         return {**state, "x": x, "mean": mean, "error": error, "weights": weights}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Learn from the innovations of each model, and assimilate the observations into the combination."""
+        """Update the error estimates by the innovations of each model, and assimilate the observations."""
         x, error = state["x"], state["error"]
         means, anomalies = self._parts(x)
         shared = covariance_of(anomalies, self._freedom)
         if self.model_errors != "known":
             state = {**state, **self._estimate.updated(state, means, shared, observation, observed, observing)}
         drawn = self.draw(state, anomalies[0].numel(), Purpose.MODEL_NOISE).reshape(anomalies.shape)
-        noise = self._parts(drawn)[1]  # M - K degrees of freedom, as the anomalies have
+        noise = self._parts(drawn)[1]  # M - K degrees of freedom, the same number as the anomalies have
         anomalies = anomalies + noise @ _root(error).mT
         mean, kept = self.analysed(state, shared + error, anomalies, observation, observed, observing)
         return {**state, "x": mean[:, None] + kept, "mean": mean}
 
     def mean(self, state: State) -> Tensor:
-        """Combined forecast, or the analysis, shape (B, N)."""
+        """Combined forecast, or mean of the analysis, shape (B, N)."""
         return state["mean"]
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """Standard deviation of the combined forecast: of the members about the means of their models, and errors."""
+        """Standard deviation of the combined forecast, from P + S."""
         _, anomalies = self._parts(state["x"])
         variance = anomalies.square().sum(1) / self._freedom + state["error"].diagonal(dim1=1, dim2=2)
         return {"forecast_spread": variance.sqrt()}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Analysis spread, and what each model weighs and errs by."""
+        """Analysis spread, and weight and error of each model."""
         _, anomalies = self._parts(state["x"])
         outputs = {"spread": (anomalies.square().sum(1) / self._freedom).sqrt()}
         variances = self._model_errors(state).diagonal(dim1=2, dim2=3)
@@ -183,16 +184,16 @@ class MultiModelEnKF(FidelitiesMethod):
 
     @property
     def _estimate(self) -> ErrorEstimate:
-        """Estimate of the errors; where they are known, its entries of the state stay empty."""
+        """Estimate of the model errors. If the errors are known, its entries of the state stay empty."""
         return ErrorEstimate("scalar" if self.model_errors == "known" else self.model_errors, self.averaging)
 
     @property
     def _freedom(self) -> int:
-        """Degrees of freedom of all anomalies about the means of their models."""
+        """Degrees of freedom of all anomalies from the means of their models."""
         return self.members - len(self.blocks)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means of the models, (B, K, N), and anomalies of all members about them, (B, M, N)."""
+        """Means of the models, (B, K, N), and anomalies of all members from these means, (B, M, N)."""
         parts = [centre(part) for part in self.split(x)]
         return torch.cat([mean for mean, _ in parts], 1), torch.cat([anomalies for _, anomalies in parts], 1)
 
@@ -214,18 +215,18 @@ def combine_forecasts(means: Tensor, errors: Tensor, floor: Tensor) -> tuple[Ten
     ----------
     means : Tensor, shape (B, K, N)
     errors : Tensor, shape (B, K, N, N)
-        Error covariance of each, independent of the others'.
+        Error covariance of each forecast. The errors of different forecasts are independent.
     floor : Tensor, shape (B,)
-        Variance that is added to each error where weights are computed.
+        Variance that is added to each error in the computation of the weights.
 
     Returns
     -------
     mean : Tensor, shape (B, N)
         The best linear unbiased estimate.
     error : Tensor, shape (B, N, N)
-        Its error covariance, for the weights as they are.
+        Error covariance of this estimate, for the weights in use.
     weights : Tensor, shape (B, K, N)
-        What the forecast of each model weighs at each component, the diagonal of its matrix.
+        Weight of each model's forecast at each component: the diagonal of its weight matrix.
 
     References
     ----------
@@ -233,7 +234,7 @@ def combine_forecasts(means: Tensor, errors: Tensor, floor: Tensor) -> tuple[Ten
     """
     size = means.shape[2]
     identity = torch.eye(size, dtype=means.dtype, device=means.device)
-    least = floor.clamp_min(torch.finfo(floor.dtype).tiny)  # the loop hands lost trajectories over as zeros
+    least = floor.clamp_min(torch.finfo(floor.dtype).tiny)  # the loop sets lost trajectories to zero
     lifted = errors + least[:, None, None, None] * identity
     mean, error, lifted_error = means[:, 0], errors[:, 0], lifted[:, 0]
     matrices = [identity.expand(len(means), size, size)]
@@ -249,7 +250,7 @@ def combine_forecasts(means: Tensor, errors: Tensor, floor: Tensor) -> tuple[Ten
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """A of A A^T = S, (B, N, N), for S that may be zero in some directions."""
+    """A matrix A with A A^T = S, (B, N, N). S may be zero in some directions."""
     if bool((covariance == torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))).all()):
         return torch.diag_embed(covariance.diagonal(dim1=1, dim2=2).clamp_min(0.0).sqrt())
     values, vectors = eigh_or_nan(covariance)

@@ -1,4 +1,4 @@
-"""The multifidelity ensemble Kalman filter: a few members of a costly model, many of cheaper ones."""
+"""The multifidelity ensemble Kalman filter: a few members of a costly model, and many of cheaper models."""
 
 from __future__ import annotations
 
@@ -26,44 +26,44 @@ WEIGHTS = ("scalar", "component")
 class MultifidelityEnKF(FidelitiesMethod):
     """Multifidelity ensemble Kalman filter with control variates.
 
-    There is one sample of analysis states, v^(1) to v^(N_K). The record's dynamics, the costly model, forecasts the
-    first N_0 of them, low-fidelity model k the first N_k. Mean and covariance of the forecast are control variate
-    estimates, and the gain follows from them.
+    There is one sample of analysis states, v^(1) to v^(N_K). The record's dynamics is the costly model: it forecasts
+    the first N_0 states. Low-fidelity model k forecasts the first N_k states. Control variates estimate the mean and
+    covariance of the forecast. The gain follows from this covariance.
 
     Parameters
     ----------
     principal : int
-        N_0, members of the record's dynamics, at least 2.
+        Number N_0 of members of the record's dynamics, at least 2.
     models : sequence of (Dynamics, int)
-        Low-fidelity models and the members N_k of each; N_0 <= N_1 <= ... <= N_K. With no models
-        the method has `principal` members alone.
+        Low-fidelity models and the number N_k of members of each; N_0 <= N_1 <= ... <= N_K. Without models, the method
+        has `principal` members of the record's dynamics alone.
     weights : {"scalar", "component"} or sequence of float
-        a_k of each low-fidelity model. By default the regression of the costly model on it at the N_0 common members of
-        each cycle, one for all components, or one for each.
+        Weight a_k of each low-fidelity model. A name asks for the regression of the costly model on model k, over their
+        N_0 common members of each cycle: "scalar" for all components together, "component" for each component.
     inflation : float or "tune"
-        Factor of the analysis anomalies.
+        Factor by which the analysis anomalies are multiplied.
     spin_up : int
-        How many first cycles raise the forecast error covariance where innovations are larger than it explains.
+        Number of first cycles that raise the forecast error covariance if innovations are larger than it explains.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For counts that decrease, fewer than 2 principal members, or another number of weights. When it is run: for
-        models of another state than the record's, or a time step that does not divide the intervals.
+        If counts decrease, there are fewer than 2 principal members, or the number of weights does not fit. In a run:
+        if a model has another state than the record, or a time step does not divide the intervals.
 
     Notes
     -----
-    With m_k and C_k the mean and covariance of all members of model k, m'_k and C'_k those of its first N_{k-1}, and
-    A_k = diag(a_k),
+    Let m_k and C_k be the mean and covariance of all members of model k, and m'_k and C'_k those of its first N_{k-1}
+    members. With A_k = diag(a_k),
 
         m = m_0 + sum_k a_k (m_k - m'_k),  C = C_0 + sum_k A_k (C_k - C'_k) A_k.
 
-    Negative eigenvalues of C are set to zero. Where the record's dynamics is known to err by Q, Q is added to C. The
-    analysis is that of a square-root filter with C: mean m + K d, and each forecast anomaly times I - K' H. A member
-    n > N_0 has no costly forecast. Its anomaly is a_k times that of the best model that ran it, plus a residual, drawn
-    with the covariance of the residuals at the principal members.
+    Negative eigenvalues of C are set to zero. If the record's dynamics has a known error covariance Q, Q is added to C.
+    The analysis is that of a square-root filter with C: the mean is m + K d, and each forecast anomaly is multiplied by
+    I - K' H. A member n > N_0 has no costly forecast. Its anomaly is a_k times that of the best model that ran it, plus
+    a random residual. The residual has the covariance of the residuals at the principal members.
 
     References
     ----------
@@ -73,7 +73,7 @@ class MultifidelityEnKF(FidelitiesMethod):
     Examples
     --------
     >>> from xdan import Lorenz96
-    >>> MultifidelityEnKF(10, [(Lorenz96(forcing=7.5), 60)]).members  # 10 costly forecasts and 60 cheap ones
+    >>> MultifidelityEnKF(10, [(Lorenz96(forcing=7.5), 60)]).members  # 10 costly and 60 cheap forecasts
     70
     """
 
@@ -104,9 +104,9 @@ class MultifidelityEnKF(FidelitiesMethod):
         return {**held, "inflation": self.inflation, "spin_up": self.spin_up} | self.asked_candidates()
 
     def check_dynamics(self, dynamics: Dynamics) -> None:
-        """Refuse models that do not fit the record's, and cheap ones with a Q.
+        """Refuse models that do not fit the record's dynamics, and cheap models with a Q.
 
-        The errors of cheap models are measured against the costly one.
+        The method measures the errors of cheap models against the costly model.
         """
         super().check_dynamics(dynamics)
         for model, _ in self.models:
@@ -124,12 +124,12 @@ class MultifidelityEnKF(FidelitiesMethod):
         return {**state, "mean": x.mean(1), "covariance": torch.diag_embed(x.var(1))}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Draw each member to the first observations; those of the last model are the sample that all models run."""
+        """Move each member towards the first observations. The last model's members are the sample of all models."""
         state = super().first(state, observation, observed, observing)
         return self._state_at_analysis(state, state["x"][:, -self._all :])
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the members of each model by it, and estimate mean and covariance."""
+        """Advance the members of each model, and estimate mean and covariance."""
         parts = self.split(self.advanced(state["x"], dynamics, steps))
         weights = self._weights(parts)
         covariance = control_variate_covariance(parts, weights)
@@ -139,7 +139,7 @@ class MultifidelityEnKF(FidelitiesMethod):
         return {**state, "x": torch.cat(parts, 1), "mean": mean, "covariance": covariance}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Assimilate the observations into the control variate estimates."""
+        """Assimilate the observations into the estimates of mean and covariance."""
         anomalies, error = self._anomalies(state), self.dynamics.model_error
         if error is not None:
             noise = self.draw(state, anomalies[0].numel(), Purpose.MODEL_NOISE).reshape(anomalies.shape)
@@ -156,21 +156,21 @@ class MultifidelityEnKF(FidelitiesMethod):
         return {"forecast_spread": state["covariance"].diagonal(dim1=1, dim2=2).clamp_min(0.0).sqrt()}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread of the sample that all models run."""
+        """Spread of the sample of all models."""
         return {"spread": state["x"][:, -self._all :].std(1)}
 
     @property
     def _all(self) -> int:
-        """N_K, the size of the sample."""
+        """Size N_K of the sample."""
         return self.blocks[-1][1]
 
     def _state_at_analysis(self, state: State, sample: Tensor) -> State:
-        """State after an analysis: each model restarts from its first members of a sample (B, N_K, N)."""
+        """State after an analysis: each model restarts from its first members of the sample (B, N_K, N)."""
         x = torch.cat([sample[:, :members] for _, members in self.blocks], 1)
         return {**state, "x": x, "mean": sample.mean(1)}
 
     def _weights(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
-        """a_k of every low-fidelity model, each broadcastable to (B, N)."""
+        """Weight a_k of each low-fidelity model, broadcastable to (B, N)."""
         high, *low = parts
         if not isinstance(self.weights, str):
             return [high.new_full((1, 1), weight) for weight in self.weights]
@@ -178,10 +178,10 @@ class MultifidelityEnKF(FidelitiesMethod):
         return [regression_weights(high, part[:, : self.principal], scalar) for part in low]
 
     def _anomalies(self, state: State) -> Tensor:
-        """Anomalies of the sample (B, N_K, N) about the forecast mean: those of the best model that ran each member.
+        """Anomalies of the sample (B, N_K, N) from the forecast mean. Each comes from the best model that ran it.
 
-        Of model k: a_k (u - m_k) + sum_{l > k} a_l (m'_l - m_l), a_0 = 1, as m_k is the mean of N_k members only. Cheap
-        models get the residual of the costly one. The mean over the sample is zero.
+        Model k gives a_k (u - m_k) + sum_{l > k} a_l (m'_l - m_l), a_0 = 1, because m_k is the mean of N_k members
+        only. Anomalies of cheap models get the residual of the costly model. The mean over the sample is zero.
         """
         parts = self.split(state["x"])
         weights, counts = [weight[:, None] for weight in self._weights(parts)], [part.shape[1] for part in parts]
@@ -208,7 +208,7 @@ class MultifidelityEnKF(FidelitiesMethod):
 
 
 def _weights(weights: Any, models: int) -> str | list[float]:
-    """Take the name of an estimate, or one weight for each model."""
+    """Check the weights: the name of an estimate, or one weight for each model."""
     if isinstance(weights, str):
         return choice("weights", weights, WEIGHTS)
     try:

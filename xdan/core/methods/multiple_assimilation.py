@@ -1,4 +1,4 @@
-"""Ensemble smoother with multiple data assimilation: several steps, each with larger errors."""
+"""Ensemble smoother with multiple data assimilation: several steps, each with larger observation errors."""
 
 from __future__ import annotations
 
@@ -20,39 +20,40 @@ from .registry import register_method
 from .windowed_ensemble import WindowedEnsemble
 
 UPDATES = ("stochastic", "deterministic")
-_SUM = 1e-6  # that the inverse coefficients may miss a sum of 1 by
+_SUM = 1e-6  # largest difference between 1 and the sum of the inverse coefficients
 
 
 @register_method
 class ESMDA(WindowedEnsemble):
-    """ES-MDA: the members at the start of a window take the observations at its end in several steps.
+    """ES-MDA: the members at the start of a window assimilate the observations at its end in several steps.
 
-    Step i takes the newest observations with the error covariance alpha_i R, where sum_i 1 / alpha_i = 1. Between the
-    steps the members run through the window again, so that each step has sensitivities along a better trajectory. In a
-    linear-Gaussian problem all steps together are one analysis with R; elsewhere a step is a short one, and the
-    ensemble follows a nonlinear model better. Older observations were assimilated before, as in the IEnKS. In each
-    cycle the model runs through the window once for every step, beside the forecast.
+    Step i assimilates the newest observations with the error covariance alpha_i R, where sum_i 1 / alpha_i = 1. Between
+    two steps the members run through the window again, so that each step has sensitivities along a better trajectory.
+    In a linear-Gaussian problem all steps together equal one analysis with R. In a nonlinear problem each step is
+    short, and the ensemble follows the model better. Older observations were assimilated in earlier cycles, as in the
+    IEnKS. In each cycle the model runs through the window once for each step, besides the forecast.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     lag : int
-        L, intervals of the window, at least 1.
+        Number of intervals L of the window, at least 1.
     steps : int or sequence of float
-        How many steps, with equal alpha_i; or the alpha_i, whose inverses add up to 1.
+        Number of steps, with equal alpha_i; or the list of the alpha_i, whose inverses add up to 1.
     update : {"stochastic", "deterministic"}
-        Perturbed observations, drawn anew in every step; or the symmetric square root.
+        "stochastic": perturbed observations, drawn anew in each step. "deterministic": the symmetric square root.
     inflation : float or "tune"
         Factor of the analysis anomalies at the start of the window.
     spin_up : int
-        First cycles that take the inflation which the finite-size prior asks for.
+        Number of first cycles whose inflation comes from the finite-size prior of the EnKF-N.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For sizes below their minimum, coefficients whose inverses do not add up to 1, or an unknown update.
+        If a size is below its minimum, the inverse coefficients do not add up to 1, or the update is unknown.
 
     References
     ----------
@@ -79,7 +80,7 @@ class ESMDA(WindowedEnsemble):
         self.outputs = (*SPREADS, self._window.output, self._window.spread)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """All steps, and a last run through the window."""
+        """Make all steps, and run the model a last time through the window."""
         m, x, begin = self.members, state["x"], state["begin"]
         steps, dynamics = sum(self._window.counts(state)), self._window.at_begin(state, self.dynamics)
         if bool((state["cycle"] < self.spin_up).any()):
@@ -113,22 +114,23 @@ class ESMDA(WindowedEnsemble):
     ) -> Tensor:
         """Members (B, M, N) at the window's start after a step with the error covariance alpha R.
 
-        `x` holds them at the window's end, `noise` (B, M, P) standard normal numbers for perturbed observations.
+        `x` holds the members at the window's end. `noise`, (B, M, P), are standard normal numbers for perturbed
+        observations; None for the square root.
         """
         m, (mean, anomalies) = self.members, centre(begin)
         s, innovation = (part / math.sqrt(alpha) for part in compare(x, observation, observed, observing))
         weights, root = Precision(s, innovation).solve(float(m - 1))
         if noise is None:
             return mean + (weights[:, None] + math.sqrt(m - 1) * root) @ anomalies
-        _, errors = centre(observing.errors_from(noise))  # perturbations have zero mean
+        _, errors = centre(observing.errors_from(noise))  # the perturbations have zero mean
         errors = math.sqrt(alpha * m / (m - 1)) * errors
         missed = observing.whiten(observation[:, None] + errors - observing.observe(x), observed) / math.sqrt(alpha)
-        moved = root @ (root @ (s @ missed.mT))  # column i are the weights of member i
+        moved = root @ (root @ (s @ missed.mT))  # column i holds the weights of member i
         return begin + moved.mT @ anomalies
 
 
 def _coefficients(steps: Any) -> tuple[int | list[float], list[float]]:
-    """The argument as plain JSON, and the alpha_i."""
+    """The argument `steps` as plain JSON, and the list of the alpha_i."""
     if isinstance(steps, (str, bytes, Mapping)) or not isinstance(steps, Sequence):
         try:
             count = integer("steps", steps, least=1)

@@ -1,4 +1,4 @@
-"""The registry of the methods that networks are cycled by."""
+"""The registry of the methods that cycle networks."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ NETWORK_METHODS: Registry[Method] = Registry(
     Method,  # type: ignore[type-abstract]
     "xdan.core.methods.DataAssimilationNetwork",
 )
-"""Methods by the names that `AnalysisNetwork.cycled_by` gives."""
+"""Methods by their names. A network's `cycled_by` is one of these names."""
 
 
 def cycles_networks(cls: M) -> M:
-    """Register a method that is made of a network, under its `name`, which a network's `cycled_by` then refers to.
+    """Register a method that cycles networks, under its `name`. A network's `cycled_by` refers to this name.
 
     Raises
     ------
     TypeError
-        For what is no class of methods, or has no name.
+        If `cls` is not a class of methods, or has no name.
     ValueError
-        If another class has the name.
+        If another class has this name.
     """
     return NETWORK_METHODS.register(cls, "cycles_networks")

@@ -22,28 +22,28 @@ from .ensemble import EnsembleMethod
 from .record import Record, State
 from .registry import register_method
 
-_NOISE = 0.1  # standard deviation of the noise that moves particles of a perfect model
+_NOISE = 0.1  # standard deviation of the noise that is added to the particles of a perfect model
 
 
 class ParticleFilter(EnsembleMethod):
-    """What the particle filters share: weights, their effective number, and resampling.
+    """What particle filters have in common: weights, their effective number, and resampling.
 
     Parameters
     ----------
     members : int
-        Particles.
+        Number of particles, at least 2.
     noise : float, optional
-        Standard deviation, in the state's units, of the Gaussian model noise that each interval adds. Without it
-        particles that were resampled stay alike. By default Q of the model's errors, and 0.1 for a perfect model.
+        Standard deviation, in the state's units, of the Gaussian model noise that each interval adds. Without noise,
+        resampled particles stay equal. By default the noise is Q of the model's errors, or 0.1 for a perfect model.
     threshold : float
-        Resample where the effective sample size is below this share of the particles.
+        Resample if the effective sample size is below this share of the particles.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For fewer than 2 particles, negative noise, or a threshold outside [0, 1].
+        If there are fewer than 2 particles, the noise is negative, or the threshold is outside [0, 1].
     """
 
     first_cycle: ClassVar[int] = 1
@@ -63,11 +63,11 @@ class ParticleFilter(EnsembleMethod):
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """None: the first analysis weighs the particles too."""
+        """None: the first analysis weighs the particles like every analysis."""
         return ()
 
     def start(self, record: Record) -> State:
-        """Particles from the climatology, equal weights."""
+        """Particles from the climatology, with equal weights."""
         state = super().start(record)
         x = state["x"]
         zero = x.new_zeros(len(x))
@@ -83,7 +83,7 @@ class ParticleFilter(EnsembleMethod):
         return {"forecast_spread": self._spread(state)}
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spread, effective sample size before resampling, and whether it took place."""
+        """Spread, effective sample size before resampling, and whether the particles were resampled."""
         return {**super().analysis_outputs(state), "spread": self._spread(state)}
 
     def _spread(self, state: State) -> Tensor:
@@ -91,7 +91,7 @@ class ParticleFilter(EnsembleMethod):
         return (state["log_weights"].exp()[:, None] @ deviation.square())[:, 0].sqrt()
 
     def _reweigh(self, state: State, x: Tensor, log_likelihood: Tensor) -> State:
-        """Multiply the weights with likelihoods, shape (B, M), and resample where few particles are left."""
+        """Multiply the weights by likelihoods, shape (B, M), and resample if the effective number is small."""
         log_weights = torch.log_softmax(state["log_weights"] + log_likelihood, 1)
         weights = log_weights.exp()
         effective = 1 / weights.square().sum(1)
@@ -112,17 +112,17 @@ class ParticleFilter(EnsembleMethod):
         }
 
     def _error(self, dynamics: Dynamics) -> ModelError | None:
-        """Q that the particles are moved by; None for none."""
+        """Q that moves the particles; None for no noise."""
         if self.noise is None and dynamics.model_error is not None:
             return dynamics.model_error
         return dynamics.with_model_error(_NOISE if self.noise is None else self.noise).model_error
 
     def set_up(self, record: Record) -> None:
-        """Take Q."""
+        """Keep Q of the record."""
         self._q = self._error(record.dynamics)
 
     def with_errors(self, state: State, error: ModelError) -> State:
-        """Leave the particles where they are: each scheme moves them by the model's errors in its own way."""
+        """Return the particles as they are: each filter adds the model's errors in its analysis or its forecast."""
         return state
 
     def _errors(self, state: State) -> Tensor:
@@ -133,19 +133,19 @@ class ParticleFilter(EnsembleMethod):
         return self._q.from_noise(self.draw(state, x[0].numel(), Purpose.MODEL_NOISE).reshape(x.shape).to(x))
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Weigh the climatological particles; no model noise has acted yet."""
+        """Weigh the climatological particles, without model noise."""
         state = {name: value for name, value in state.items() if name != "noise"}
         return self._weigh(state, observation, observed, observing)
 
     def _weigh(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Weigh the particles where they are."""
+        """Weigh the particles without moving them."""
         misfit = observing.whiten(observation[:, None] - observing.observe(state["x"]), observed)
         return self._reweigh(state, state["x"], -0.5 * misfit.square().sum(2))
 
 
 @register_method
 class BootstrapParticleFilter(ParticleFilter):
-    """Bootstrap particle filter: particles follow the model and its noise, weights the likelihood.
+    """Bootstrap particle filter: the particles follow the model and its noise; the likelihood gives the weights.
 
     References
     ----------
@@ -166,10 +166,10 @@ class BootstrapParticleFilter(ParticleFilter):
 
 @register_method
 class OptimalParticleFilter(ParticleFilter):
-    """Particle filter with the optimal proposal: model noise is drawn given the observation.
+    """Particle filter with the optimal proposal: the model noise is drawn conditional on the observation.
 
-    Particles are drawn from N(M(x) + K (y - H M(x)), (I - K H) Q), K = Q H^T (H Q H^T + R)^{-1}, and weighed
-    with N(y; H M(x), H Q H^T + R).
+    Particles are drawn from N(M(x) + K (y - H M(x)), (I - K H) Q), where K = Q H^T (H Q H^T + R)^{-1}. Their weight is
+    N(y; H M(x), H Q H^T + R).
 
     References
     ----------
@@ -179,9 +179,12 @@ class OptimalParticleFilter(ParticleFilter):
     name: ClassVar[str] = "optimal-particle"
 
     def check_record(self, record: Record) -> None:
-        """Refuse what has no optimal proposal here."""
+        """Refuse observations without an optimal proposal in this class."""
         if not record.observing.direct:
-            raise ValueError("the optimal proposal is for observations of the state's own sites; take 'particle'")
+            raise ValueError(
+                "the optimal proposal with observations of an operator: expected observations of the state's sites; "
+                "take 'particle'"
+            )
         super().check_record(record)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
@@ -193,7 +196,7 @@ class OptimalParticleFilter(ParticleFilter):
         factor = torch.linalg.cholesky(total)
         innovation = torch.where(observed[:, None], observation[:, None] - x, torch.zeros_like(x))
         white = torch.linalg.solve_triangular(factor, innovation.mT, upper=False).mT
-        # With the noise e ~ N(0, Q) and an error r ~ N(0, R): e + K (y - H x - H e - r) has the proposal's moments.
+        # With noise e ~ N(0, Q) and r ~ N(0, R), the vector e + K (y - H x - H e - r) has the moments of the proposal.
         e = self._errors(state)
         r = observing.errors_from(self.draw(state, x[0].numel()).reshape(x.shape))
         rest = torch.where(observed[:, None], innovation - e - r, torch.zeros_like(x))

@@ -1,4 +1,4 @@
-"""Cutting a state into patches: cores, halos and colours, around a ring or by distance."""
+"""How a state is cut into patches: cores, halos and colours, around a ring or by distance."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from ..dynamics import Dynamics
 from .advancing import advance_along
 from .patches import MOST_SITES, Patches
 
-_DISTANCES = 1 << 24  # between sites, at once
-_MOST = 20_000  # components whose distances are all known at once: some gibibytes
-_TRIED, _BEYOND = 4, 0.01  # perturbations that are tried, and the share of one that may lie beyond the radius
-_ROUND = 1e-9  # of a radius: sites at exactly this distance count as within it
+_DISTANCES = 1 << 24  # number of distances between sites in one batch
+_MOST = 20_000  # largest number of components whose distances are all in memory at once: some gibibytes
+_TRIED, _BEYOND = 4, 0.01  # number of perturbations to try, and the largest share of one beyond the radius
+_ROUND = 1e-9  # relative to a radius: sites at exactly this distance count as within the radius
 
 
 def warn_of_reach(dynamics: Dynamics, patches: Patches, x: Tensor, steps: int) -> None:
-    """Warn where the tangent linear model reaches farther than the radius: what it carries there is mixed up.
+    """Warn if the tangent linear model reaches beyond the radius. Patches do not represent what lies there.
 
     Parameters
     ----------
     dynamics : Dynamics
     patches : Patches
     x : Tensor, shape (1, N)
-        A state of the climate, or its mean.
+        A state of the climate, or the climate's mean.
     steps : int
         Model steps of an interval.
 
     Warns
     -----
     XdanWarning
-        Where more than `_BEYOND` of the mean square of a unit perturbation lies beyond the radius after the interval.
+        If more than `_BEYOND` of the mean square of a unit perturbation lies beyond the radius after the interval.
     """
     size = x.shape[1]
     sites = torch.linspace(0, size - 1, _TRIED).round().long()
@@ -48,7 +48,7 @@ def warn_of_reach(dynamics: Dynamics, patches: Patches, x: Tensor, steps: int) -
     if share > _BEYOND:
         warnings.warn(
             f"radius={patches.radius:g}: after an interval {100 * share:.2g} % of the mean square of a perturbation of "
-            f"the dynamics {dynamics.label!r} lies farther away, where patches do not follow it: expected "
+            f"the dynamics {dynamics.label!r} lies beyond the radius, where patches do not follow it: expected "
             f"less than {100 * _BEYOND:g} %; take a larger radius, or 'letkf'",
             XdanWarning,
             stacklevel=2,
@@ -56,19 +56,19 @@ def warn_of_reach(dynamics: Dynamics, patches: Patches, x: Tensor, steps: int) -
 
 
 def patches_of(dynamics: Dynamics, radius: float) -> Patches | None:
-    """Cover a dynamics' states with patches; None where one patch would be no smaller than the state.
+    """Cover a dynamics' states with patches. None if one patch would be no smaller than the state.
 
     Parameters
     ----------
     dynamics : Dynamics
     radius : float
-        Width of the halos, in the units of the coordinates: covariances between components farther apart are not kept
-        throughout.
+        Width of the halos, in the units of the coordinates. Covariances between components that are farther apart are
+        not kept, except inside a patch.
 
     Raises
     ------
     ValueError
-        For a dynamics that knows no distance.
+        If the dynamics knows no distance.
     """
     space = dynamics.space
     single = space.single
@@ -80,7 +80,7 @@ def patches_of(dynamics: Dynamics, radius: float) -> Patches | None:
 
 
 def _even_spacing(dynamics: Dynamics) -> float | None:
-    """Distance between neighbours on a ring whose points are even; None for others."""
+    """Distance between neighbours on a ring with evenly spaced points; None for other spaces."""
     size = dynamics.space.size
     apart = None if size < 4 else dynamics.distances(torch.arange(2))
     if apart is None:
@@ -98,12 +98,12 @@ def _too_small(radius: float) -> str:
 
 
 def _around_ring(size: int, halo: int, radius: float) -> Patches | None:
-    """Patches of three halos, their core in the middle; their ends are no neighbours around the ring."""
+    """Patches as wide as three halos, the core in the middle. The ends of a patch are no neighbours on the ring."""
     width = 3 * halo
     if width + halo > size:
         return None
     count = math.ceil(size / halo)
-    starts = (torch.arange(count) * size) // count  # cores of about one halo
+    starts = (torch.arange(count) * size) // count  # each core is about as wide as a halo
     sites = (starts[:, None] - halo + torch.arange(width)) % size
     whose = torch.bucketize(torch.arange(size), starts, right=True) - 1
     within = torch.arange(size) - starts[whose] + halo
@@ -112,31 +112,31 @@ def _around_ring(size: int, halo: int, radius: float) -> Patches | None:
     near = (apart <= halo).expand(count, width, width)
     colours, groups = _in_turn(size, 2 * halo + 1), _in_turn(count, 5)
     inside = torch.ones(count, width, dtype=torch.bool)
-    steps = torch.arange(width)[None, None, :] - torch.arange(width)[None, :, None]  # from the first to the second
+    steps = torch.arange(width)[None, None, :] - torch.arange(width)[None, :, None]  # from first to second component
     place = core[sites]
     partner = (place * width + place % width)[:, :, None] + steps
     return Patches(sites, inside, core, near, colours, _own_where_far(partner, near), groups, radius, contiguous=True)
 
 
 def _in_turn(count: int, least: int) -> Tensor:
-    """Colour the places of a ring, (count,): two places of one colour are at least so many places apart."""
+    """Colours of the places of a ring, (count,). Places of one colour are at least `least` places apart."""
     blocks = max(1, count // least)
     first = (torch.arange(blocks) * count + blocks - 1) // blocks
     return torch.arange(count) - first[torch.bucketize(torch.arange(count), first, right=True) - 1]
 
 
 def _own_where_far(partner: Tensor, near: Tensor) -> Tensor:
-    """`partner` for pairs within the radius; a pair's own place for others."""
+    """`partner` for pairs within the radius; for other pairs, the place of the pair itself."""
     return torch.where(near, partner, torch.arange(partner.numel()).reshape(partner.shape))
 
 
 def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
-    """Patches of any space: cores are what is left within half a radius of a component, halos what is near them."""
+    """Patches of any space. A core is what is left within half a radius of a component; a halo is what is near it."""
     size = dynamics.space.size
     if size > _MOST:
         raise ValueError(
-            f"radius={radius:g} and states of {size:,} components that are not evenly around a ring: patches are cut "
-            f"by the distances of all pairs, expected at most {_MOST:,} components; take 'letkf'"
+            f"radius={radius:g} and states of {size:,} components that are not evenly spaced on a ring: patches are "
+            f"cut by the distances of all pairs, expected at most {_MOST:,} components; take 'letkf'"
         )
     reach = radius * (1 + _ROUND)
     rows = []
@@ -144,8 +144,8 @@ def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
         apart = dynamics.distances(some)
         if apart is None:
             raise ValueError(
-                f"radius={radius:g} and the dynamics {dynamics.label!r}: patches need a distance, which it does not "
-                "know; pass distance= to CustomDynamics, or radius=None for states of at most 2,000 components"
+                f"radius={radius:g} and the dynamics {dynamics.label!r}: patches need a distance, expected a dynamics "
+                "that knows one; pass distance= to CustomDynamics, or radius=None for at most 2,000 components"
             )
         rows.append(apart)
     distance = torch.cat(rows)
@@ -164,7 +164,7 @@ def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
     if width >= size or (count * width**2 >= size**2 and size <= MOST_SITES):
         return None
     sites, inside = torch.zeros(count, width, dtype=torch.int64), torch.zeros(count, width, dtype=torch.bool)
-    place = torch.full((count, size), -1, dtype=torch.int64)  # of each component in each patch
+    place = torch.full((count, size), -1, dtype=torch.int64)  # place of each component in each patch
     core = torch.empty(size, dtype=torch.int64)
     for k, (one, mine) in enumerate(zip(members, cores, strict=True)):
         sites[k, : len(one)], inside[k, : len(one)] = one, True
@@ -181,7 +181,7 @@ def _by_distance(dynamics: Dynamics, radius: float) -> Patches | None:
 
 
 def _colours(near: Tensor) -> Tensor:
-    """Greedy colouring of a graph (N, N): neighbours have different colours."""
+    """Colours of a graph (N, N) by a greedy algorithm: neighbours have different colours."""
     colours = torch.full((len(near),), -1, dtype=torch.int64)
     for k, row in enumerate(near):
         taken = set(colours[row].tolist())

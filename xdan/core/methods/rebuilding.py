@@ -1,4 +1,4 @@
-"""A forecast error covariance rebuilt from the past of one state."""
+"""A forecast error covariance that is computed from the past of one state."""
 
 from __future__ import annotations
 
@@ -12,38 +12,38 @@ from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 from .covariance_forms import CovarianceForm, OneMatrix
 
-WIDEST_PAST = 4.0  # deviations of the climate about its mean: a state integrated backward is clipped there
+WIDEST_PAST = 4.0  # a state that runs backward is clipped to the climate's mean plus or minus so many deviations
 
 
 def views_of(dynamics: Dynamics, steps: Sequence[int]) -> list[Dynamics]:
-    """The dynamics at the start of each interval of so many model steps, and at the end of the last.
+    """The dynamics at the start of each interval, and at the end of the last. Intervals are numbers of model steps.
 
     Parameters
     ----------
     dynamics : Dynamics
-        At the start of the first interval.
+        At the time of the start of the first interval.
     steps : sequence of int
-        Oldest first.
+        Model steps of each interval, oldest first.
     """
     return [dynamics.from_step(time) for time in accumulate(steps, initial=dynamics.model_step)]
 
 
 def past_of(views: Sequence[Dynamics], x: Tensor, steps: Sequence[int], climate: tuple[Tensor, Tensor]) -> list[Tensor]:
-    """States (B, N) at the start of each interval, oldest first, that a state x at the end comes from.
+    """States (B, N) at the start of each interval, oldest first, on the trajectory that ends in x.
 
-    The model runs backward. What it dissipates forward then grows, so that states are clipped to `WIDEST_PAST`
-    deviations of the climate: a past of some tenths of a time unit is followed, and what lies before it is a state of
-    about the right size. The climate of a model that depends on time moves; its states are not clipped.
+    The model runs backward. What it dissipates forward grows backward, so states are clipped to the climate's mean plus
+    or minus `WIDEST_PAST` standard deviations. The past is exact for some tenths of a time unit. Before that, a state
+    has about the right size only. The climate of a model that depends on time moves, so its states are not clipped.
 
     Parameters
     ----------
     views : sequence of Dynamics
-        Of `views_of`.
+        Result of `views_of`.
     x : Tensor, shape (B, N)
     steps : sequence of int
         Model steps of each interval, oldest first.
     climate : tuple of Tensor
-        Mean and deviation, each of shape () or (N,).
+        Mean and standard deviation of the climate, each of shape () or (N,).
     """
     mean, std = climate
     low, high = mean - WIDEST_PAST * std, mean + WIDEST_PAST * std
@@ -72,22 +72,22 @@ def rebuilt_covariance(
     Parameters
     ----------
     views : sequence of Dynamics
-        Of `views_of`.
+        Result of `views_of`.
     past : sequence of Tensor, each of shape (B, N)
         States at the start of each interval, oldest first.
     steps : sequence of int
-        Model steps of each interval; an interval of none is left out.
+        Model steps of each interval; an interval of 0 steps is left out.
     observed : sequence of Tensor of bool, each of shape (B, P)
-        What is observed at the start of each interval.
+        Which observations there are at the start of each interval.
     start : Tensor, shape (B, N, N), or as the form has it
         Covariance before the first of these observations.
     observing : ObservingSystem
     c2 : float
-        Factor of the second-order term.
+        Factor c2 of the second-order term.
     most : Tensor
-        `bound` of the climate's variances.
+        Result of the form's `bound` for the climate's variances.
     form : CovarianceForm, optional
-        In which the covariance is kept; one matrix by default.
+        Form in which the covariance is kept; by default one matrix.
     """
     kept, covariance = OneMatrix() if form is None else form, start
     for view, x, count, seen in zip(views, past, steps, observed, strict=False):

@@ -1,4 +1,4 @@
-"""What a method takes: the observations of some trajectories, and a state from cycle to cycle."""
+"""The input of a method: observations of some trajectories. And its state, which goes from cycle to cycle."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from ..dynamics import Dynamics
 from ..observing import ObservingSystem
 
 State = dict[str, Tensor]
-"""What a method carries from cycle to cycle: named tensors, trajectories first; `x` holds the state or members."""
+"""What a method carries from cycle to cycle: named tensors, trajectories first. `x` holds the state or the members."""
 
 KEPT = ("label", "cycle", "alive", "bound", "unseen")
-"""What the loop keeps of each trajectory and leaves to the next block, beside the method's state."""
+"""Entries that the loop keeps for each trajectory and leaves to the next block, beside the method's state."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Observations of some trajectories and what is known about them.
+    """Observations of some trajectories, and what is known of these trajectories.
 
     Attributes
     ----------
     dynamics : Dynamics
-        One that depends on time stands at the first analysis of the whole record.
+        The model. If it depends on time, it stands at the first analysis of the whole record.
     observing : ObservingSystem
-        Of these times, where it differs in time.
+        H and R. If they differ in time, these are those of the record's times.
     observation : Tensor, shape (B, K, P)
         NaN where nothing is observed.
     steps : sequence of int, length K
         Model steps before each analysis; 0 before the first of a record.
     trajectory : Tensor of int64, shape (B,)
-        Labels that key random draws.
+        Labels of the trajectories, the keys of random draws.
     seed : int
     truth : Tensor, shape (B, K, N), optional
     clock : int or Tensor of int64, shape (B,)
         Model steps from the first analysis of the whole record to where the first of `steps` begin; 0 at its start.
     restart_after : float, optional
-        Model time without an observation after which a trajectory starts anew from the climatology.
+        Model time without an observation after which a trajectory starts anew from the climatology. By default never.
     """
 
     dynamics: Dynamics
@@ -59,7 +59,7 @@ class Record:
         return torch.as_tensor(self.clock).expand(len(self.trajectory))
 
     def during(self, columns: slice) -> Record:
-        """Some times of the record, one after another."""
+        """A part of the record: some consecutive times."""
         return replace(
             self,
             observing=self.observing.during(columns),
@@ -71,5 +71,5 @@ class Record:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of a state of every trajectory, (B, N)."""
+        """Shape of a state of every trajectory, (B, N)."""
         return len(self.trajectory), math.prod(self.dynamics.shape)

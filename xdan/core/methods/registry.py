@@ -1,4 +1,4 @@
-"""Methods by their names."""
+"""Methods by name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TUNE_ON = ("innovation", "truth")
 
 
 def register_method(cls: M) -> M:
-    """Register a method's class under its `name`, by which `baseline` runs it.
+    """Register a method's class under its `name`. `baseline` runs the method of this name.
 
     Parameters
     ----------
     cls : class derived from Method
-        With an attribute `name` of its own.
+        It has an attribute `name`, which it must not inherit.
 
     Returns
     -------
@@ -29,14 +29,15 @@ def register_method(cls: M) -> M:
     Raises
     ------
     TypeError
-        For what is no class of methods, or gives no name itself.
+        If `cls` is not a class of methods, or sets no name.
     ValueError
-        If another class has the name. A class that is defined anew, as by a notebook's cell, takes its own place.
+        If another class has this name. A class may be defined anew, for example by a notebook's cell: it replaces the
+        earlier one.
 
     Examples
     --------
     >>> import xdan
-    >>> xdan.register_method(xdan.FiniteSizeEnKF) is xdan.FiniteSizeEnKF  # what the decorator does, once more
+    >>> xdan.register_method(xdan.FiniteSizeEnKF) is xdan.FiniteSizeEnKF  # the decorator makes this call
     True
     >>> "enkf-n" in xdan.baselines().index
     True
@@ -58,16 +59,16 @@ def method_by_name(
     name : str
     tune_on : {"innovation", "truth"}
     candidates : mapping of str to sequence of float, optional
-        Values to try for parameters that are "tune", instead of the class's.
+        Values that tuning tries for parameters that are "tune". By default the values of the method's class.
     **parameters
-        The method's.
+        The method's parameters.
 
     Raises
     ------
     TypeError
-        If an argument is of another type.
+        If an argument has the wrong type.
     ValueError
-        If the name is unknown, or a parameter is, or one is out of range.
+        If the name or a parameter is unknown, or a parameter is out of range.
     """
     accepted = accepted_parameters(name)
     if unknown := set(parameters) - accepted - set(METHODS[name].fixed):
@@ -85,12 +86,12 @@ def method_by_name(
 
 
 def accepted_parameters(name: str) -> set[str]:
-    """Names of a registered method's parameters, those of its bases too where it passes the rest on.
+    """Names of a registered method's parameters, including those of its base classes if it passes them on.
 
     Raises
     ------
     TypeError
-        If the name is none.
+        If the name is not a string.
     ValueError
         If the name is unknown.
     """

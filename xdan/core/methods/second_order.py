@@ -1,4 +1,4 @@
-"""Kalman schemes of one trajectory whose covariance follows the model to second order."""
+"""Kalman filters and smoothers of one trajectory, whose covariance follows the model to second order."""
 
 from __future__ import annotations
 
@@ -32,31 +32,32 @@ SECOND_ORDERS = Tunable((0.5, 1.0, 2.0, 4.0, 8.0, 16.0), long_name="factors of t
 class SecondOrderKalmanFilter(ExtendedKalmanFilter):
     """Extended Kalman filter of second order: P_f = M P_a M^T + c2 Q2(P_a) + Q.
 
-    Q2 is the covariance of the second-order term of the forecast of a Gaussian (`forecast_moments`). It grows with the
-    square of P: inflation that starts the filter from the climate and vanishes once it has settled. With a factor of
-    some 8 a single trajectory and its tangent linear model are as accurate as an EnKF-N.
+    Q2 is the covariance of the second-order term in the forecast of a Gaussian (`forecast_moments`). It grows with the
+    square of P. It therefore acts as an inflation that starts the filter from the climate, and vanishes once errors are
+    small. With c2 near 8, a single trajectory and its tangent linear model are as accurate as an EnKF-N.
 
     Parameters
     ----------
     c2 : float or "tune"
-        Factor of the second-order term.
+        Factor c2 of the second-order term.
     inflation : float or "tune"
-        As for "extended-kalman"; 1 by default.
+        Factor by which the analysis error's standard deviation is multiplied; by default 1.
     radius : float, optional
-        For large states: the covariance is kept in patches (`Patches`). Covariances between components farther apart
-        than this, in the units of their coordinates, are kept only where one patch holds both. A cycle then runs the
-        tangent linear model along some 2 radius + 1 directions on a ring, whatever its length. Sites are to be observed
-        directly, with independent errors. By default the covariance is one matrix, and so it is where patches would be
-        no smaller.
+        For large states: keep the covariance in patches (`Patches`). Covariances between components that are farther
+        apart than the radius, in the units of their coordinates, are kept only if one patch holds both. On a ring, a
+        cycle runs the tangent linear model along about 2 radius + 1 directions, whatever the size of the ring. Sites
+        must be observed directly, with independent errors. By default, and if patches would be no smaller, the
+        covariance is one matrix.
     columns : int, optional
-        For large states in which errors grow in few directions: the covariance is kept as so many columns of a root
-        (`Columns`), and a cycle runs the tangent linear model along each. Take several times the number of positive
-        Lyapunov exponents. Errors outside their span are taken to have decayed. Any observations do.
+        For large states in which errors grow in few directions: keep the covariance as this number of columns of a root
+        (`Columns`). A cycle runs the tangent linear model along each column. Take several times the number of positive
+        Lyapunov exponents. Errors outside the span of the columns are assumed to have decayed. All kinds of
+        observations are possible. By default there are no columns.
 
     Raises
     ------
     TypeError, ValueError
-        For what is neither a positive number nor "tune", or a radius beside columns; with a radius, for an operator,
+        If a number is neither positive nor "tune", or radius and columns are combined; with a radius, for an operator,
         correlated errors, or a dynamics without distances.
 
     References
@@ -83,7 +84,7 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         self._forms = FormOf(self.radius, self.columns)
 
     def check_record(self, record: Record) -> None:
-        """Refuse states whose covariance is too large, and observations that it cannot take as it is kept."""
+        """Refuse states whose covariance is too large, and observations that the form of covariance cannot use."""
         form, who = self._forms.of(record.dynamics, record.observation.device), f"the method {self.name!r}"
         remedy = "give radius=, such as 12 grid lengths, or columns=, such as 32, or take 'letkf'"
         check_form(form, record.shape[1:], who, remedy)
@@ -91,7 +92,7 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
         super().check_record(record)
 
     def check_backward(self, dynamics: Dynamics) -> None:
-        """Refuse a covariance in patches or columns, too."""
+        """Refuse a backward pass, also if the covariance is kept in patches or columns."""
         super().check_backward(dynamics)
         form = self._forms.of(dynamics)
         if not form.whole:
@@ -101,16 +102,16 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
             )
 
     def check_kept(self, dynamics: Dynamics) -> None:
-        """Refuse to keep the covariance of a state that has it in patches or columns."""
+        """Refuse to store the covariance of a state that is kept in patches or columns."""
         form = self._forms.of(dynamics)
         if not form.whole:
             raise ValueError(
-                f"the method {self.name!r} with {form.words} has no matrix for each state: expected one, to be kept; "
-                "leave keep_members= out, or radius= and columns="
+                f"the method {self.name!r} with {form.words} has no matrix for each state: expected one matrix, to be "
+                "stored; leave keep_members= out, or radius= and columns="
             )
 
     def set_up(self, record: Record) -> None:
-        """Take the moments of the climatology, and choose the form of covariances."""
+        """Compute the mean and covariance of the climatology, and choose the form of covariances."""
         self.form = self._forms.of(record.dynamics, record.observation.device)
         mean, covariance, self._most = self.form.climate(record.dynamics, record.seed, record.observation)
         self._climate = mean, covariance
@@ -136,7 +137,7 @@ class SecondOrderKalmanFilter(ExtendedKalmanFilter):
 
 @dataclass(frozen=True, kw_only=True)
 class _Iterate(Iterate):
-    """An iterate in units of the root at the window's start.
+    """An iterate; its weights belong to the rows of the root at the window's start.
 
     Attributes
     ----------
@@ -149,32 +150,33 @@ class _Iterate(Iterate):
 
 @register_method
 class IteratedKalmanSmoother(SecondOrderKalmanFilter):
-    """Iterated extended Kalman smoother over a window of intervals, shifted by one a cycle, of second order.
+    """Iterated extended Kalman smoother of second order, over a window that moves by one interval in each cycle.
 
-    One trajectory and a covariance P stand at the window's start. Gauss-Newton moves the start until the newest
-    observations at the window's end are met; older ones were assimilated before. The start and its covariance then
-    move on by one interval, P <- M P M^T + c2 Q2(P), as in "second-order-kalman". It is what the IEnKS does with
-    members.
+    One trajectory and a covariance P stand at the window's start. Gauss-Newton moves the start until it fits the newest
+    observations, at the window's end. The older observations were assimilated in earlier cycles. The start and its
+    covariance then move by one interval, P <- M P M^T + c2 Q2(P), as in "second-order-kalman". The IEnKS does the same
+    with members.
 
     Parameters
     ----------
     lag : int
-        L, intervals of the window, at least 1.
+        Number of intervals L of the window, at least 1.
     c2 : float or "tune"
-        Factor of the second-order term.
+        Factor c2 of the second-order term.
     inflation : float or "tune"
-        Factor of the analysis error's standard deviation at the window's start.
+        Factor by which the analysis error's standard deviation at the window's start is multiplied.
     tolerance : float
-        Gauss-Newton stops when the root mean square of its step, in deviations of the window's start, is below this.
+        Gauss-Newton stops if the root mean square of its step, in standard deviations of the window's start, is below
+        this.
     iterations : int
-        Limit. An analysis that reaches it is flagged `unconverged`.
+        Largest number of iterations. An analysis that reaches it is flagged `unconverged`.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For numbers that are not positive, or no longer record than the lag.
+        If a number is not positive, or the record is no longer than the lag.
 
     References
     ----------
@@ -182,7 +184,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
     """
 
     name: ClassVar[str] = "iterated-kalman-smoother"
-    keeps_covariance: bool = False  # its covariance is that of the window's start
+    keeps_covariance: bool = False  # its covariance belongs to the window's start
     perfect_model = True
     windowed: ClassVar[bool] = True
 
@@ -202,7 +204,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
         self.outputs: tuple[Output, ...] = (*SPREADS, self._window.output, self._window.spread, ITERATIONS, UNCONVERGED)
 
     def check_record(self, record: Record) -> None:
-        """Refuse a record that is no longer than the lag, too."""
+        """Refuse a record that is no longer than the lag."""
         if record.observation.shape[1] <= self.lag:
             raise ValueError(
                 f"lag={self.lag}: the record has {record.observation.shape[1]} times; expected more than the lag"
@@ -211,7 +213,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
         super().check_record(record)
 
     def start(self, record: Record) -> State:
-        """Climatological mean and covariance; the window has no length yet."""
+        """Climatological mean and covariance; the window has no intervals yet."""
         state = super().start(record)
         x, covariance = state["x"], state["covariance"]
         zero = x.new_zeros(len(x))
@@ -228,7 +230,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
         }
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state and, where the window is full, its start with the covariance there."""
+        """Advance the state. If the window is full, advance its start and the covariance there."""
         counts = self._window.counts(state)
         at_begin = dynamics.from_step(dynamics.model_step - sum(counts))
         moments = forecast_moments(at_begin, state["begin"], state["covariance"], counts[0])
@@ -241,7 +243,7 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
         }
 
     def forecast_outputs(self, state: State) -> dict[str, Tensor]:
-        """None: the analysis, which runs through the window, knows the forecast's spread."""
+        """No outputs: the analysis, which runs through the window, computes the forecast's spread."""
         return {}
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
@@ -287,5 +289,5 @@ class IteratedKalmanSmoother(SecondOrderKalmanFilter):
         }
 
     def analysis_outputs(self, state: State) -> dict[str, Tensor]:
-        """Spreads, the smoothed state and what the minimisation did."""
+        """Spreads, the smoothed state, and the iterations of the minimisation."""
         return {output.name: state[output.name] for output in self.outputs}

@@ -1,4 +1,4 @@
-"""Ensemble filters that take observations one after another: the EAKF and its relatives."""
+"""Ensemble filters that assimilate observations one after another: the EAKF and similar filters."""
 
 from __future__ import annotations
 
@@ -16,67 +16,69 @@ from .registry import register_method
 
 
 class SerialFilter(LocalEnsemble):
-    """A filter that takes observations one after another; a subclass says how one moves the members as observed.
+    """A filter that assimilates observations one after another. A subclass says how an observation moves the members.
 
-    The state and the members as observed are carried together. Each observation moves the members in its own space,
-    and what they are moved by is regressed on all components, and on the observations still to come:
+    The state and the members in observation space are carried together. Each observation moves the members in its
+    space. These changes are regressed on all components, and on the observations that follow:
 
         x <- x + t cov(x, h) / var(h) (h_a - h),
 
-    with h the members as observed, h_a after the observation, and t the taper of Gaspari and Cohn. No matrix is
-    inverted. The order is that of the observations; with localisation, or an operator that is not linear, another
-    order gives somewhat other numbers.
+    where h are the members in observation space, h_a these members after the observation, and t is the taper of Gaspari
+    and Cohn. No matrix is inverted. The order is that of the observations. With localisation, or an operator that is
+    not linear, another order gives slightly different numbers.
 
     A subclass gives `moved`.
 
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     radius : float, "tune" or None
-        c of Gaspari and Cohn, by the distance between an observation and a component, or another observation. None
-        regresses on all alike.
+        Radius c of Gaspari and Cohn, for distances between an observation and a component, or another observation. None
+        regresses without a taper.
     inflation : float, "tune" or "adaptive"
-        Factor of the analysis anomalies; or of the forecast's, which follows the innovations.
+        Factor by which the analysis anomalies are multiplied. "adaptive": a factor of the forecast anomalies, which
+        follows the innovations.
     spin_up : int
-        First cycles that take the inflation which the finite-size prior asks for.
+        Number of first cycles whose inflation comes from the finite-size prior of the EnKF-N.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the model's errors, as for `EnsembleMethod`.
+        How the forecast includes the model's errors; see `EnsembleMethod`.
     relaxation, relaxation_factor, inflation_std
-        As for `AdaptiveEnsemble`.
+        See `AdaptiveEnsemble`.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For numbers out of range; with a radius, if the dynamics has no distance, observations have no positions, or
+        If a number is out of range; with a radius, if the dynamics has no distance, observations have no positions, or
         their errors are correlated.
 
     Notes
     -----
-    Observations are whitened: h is R^{-1/2} (H x - y), the observation is 0 and its error variance 1. This makes errors
-    independent that were correlated. A whitened observation has no place then, so that localisation is refused.
+    Observations are whitened: h is R^{-1/2} (H x - y), the observation is 0 and its error variance is 1. Correlated
+    errors become independent. A whitened observation then has no place, so that localisation is refused.
     """
 
     def __init__(self, members: int = 40, radius: float | str | None = None, **parameters: Any) -> None:
         super().__init__(members, radius, **parameters)
 
     def check_record(self, record: Record) -> None:
-        """Refuse correlated errors beside localisation."""
+        """Refuse correlated errors with localisation."""
         if self.local and record.observing.independent() is None:
             raise ValueError(
-                f"{self.name!r} takes observations one by one, and with radius={self.radius!r} their errors are to be "
+                f"{self.name!r} takes observations one by one, and with radius={self.radius!r} their errors must be "
                 "independent: expected standard deviations instead of a covariance, radius=None, or 'letkf'"
             )
         super().check_record(record)
 
     def taken(self, localisation: Localisation) -> None:
-        """Both kinds of tapers."""
+        """Compute both kinds of tapers."""
         super().taken(localisation)
         _ = localisation.joint
 
     def update(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One observation after another, for all trajectories at once."""
+        """Assimilate one observation after another, for all trajectories at once."""
         state, localisation = self.spun_up(state, observation, observed, observing), self.localisation(observing)
         x = state["x"]
         size = x.shape[2]
@@ -86,7 +88,7 @@ class SerialFilter(LocalEnsemble):
         for k in observed.any(0).nonzero()[:, 0].tolist():
             place = size + k
             h = anomalies[:, :, place]
-            square = h.square().sum(1, keepdim=True)  # zero where this trajectory is not observed
+            square = h.square().sum(1, keepdim=True)  # zero if the trajectory does not have this observation
             slope = (h[:, None] @ anomalies)[:, 0] / torch.where(square > 0, square, 1.0)
             slope = (slope if taper is None else slope * taper[k])[:, None]
             by = self.moved(mean[:, :, place] + h) - mean[:, :, place] - h
@@ -97,17 +99,17 @@ class SerialFilter(LocalEnsemble):
 
     @abstractmethod
     def moved(self, h: Tensor) -> Tensor:
-        """Members as observed after an observation of 0 with error variance 1, from those before; both (B, M)."""
+        """Members in observation space, (B, M), after an observation of 0 with error variance 1; `h` is before it."""
 
 
 @register_method
 class EAKF(SerialFilter):
-    """Ensemble adjustment Kalman filter: each observation shifts and shrinks the members in its own space.
+    """Ensemble adjustment Kalman filter: each observation shifts and shrinks the members in its space.
 
         h_a = r m / (v + r) + sqrt(r / (v + r)) (h - m),
 
-    for an observation of 0, with m and v the mean and the variance of the members as observed, r the error variance.
-    Parameters, errors raised and notes are those of all serial filters, `SerialFilter`.
+    for an observation of 0, where m and v are the mean and the variance of the members in observation space, and r is
+    the error variance. `SerialFilter` describes the parameters and the errors raised.
 
     References
     ----------
@@ -126,12 +128,12 @@ class EAKF(SerialFilter):
 
 @register_method
 class EnSRF(SerialFilter):
-    """Serial ensemble square root filter: each observation has a gain for the mean, and a reduced one for anomalies.
+    """Serial ensemble square root filter: an observation has a gain for the mean and a reduced gain for the anomalies.
 
         K = cov(x, h) / (v + r),    x_a' = x_f' - a K h',    a = 1 / (1 + sqrt(r / (v + r))).
 
-    Regressed on the state, this is the EAKF: both give the same members but for rounding. Parameters, errors raised and
-    notes are those of all serial filters, `SerialFilter`.
+    With the regression on the state, this is the EAKF: both give the same members, except for rounding. `SerialFilter`
+    describes the parameters and the errors raised.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The backward pass over a record: forward again from where a block began, and back through what was kept."""
+"""The backward pass over a block: run the method forward again, keep its states, and go back through them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from .base import Method
 from .loop import cycles, run
 from .record import Record, State
 
-BYTES = 1 << 28  # that the kept states of a stretch of cycles may have
-_FORECAST = "forecast_"  # before the names of entries of the forecast state, in what the pass carries
+BYTES = 1 << 28  # largest size of the states that are kept at once, in bytes
+_FORECAST = "forecast_"  # prefix of the entries of the forecast state, in what the pass carries
 _ALIVE, _STARTED, _STEPS = "alive", "started", "steps"
 
 
 @dataclass(frozen=True)
 class _Kept:
-    """What a step back reads of a cycle.
+    """What a step back reads of one cycle.
 
     Attributes
     ----------
     forecast, analysis : dict of Tensor
-        As `BackwardPass` has them of the method's states.
+        Entries of the method's states, as `BackwardPass` selects them.
     alive, started : Tensor of bool, shape (B,)
-        Trajectories that have not diverged, and those that started anew with this forecast.
+        Trajectories that are not lost, and trajectories that started anew with this forecast.
     steps : int
-        Model steps from the analysis before.
+        Model steps since the previous analysis.
     clock : int
         Model steps from the record's first analysis to this one.
     """
@@ -41,7 +41,7 @@ class _Kept:
     clock: int
 
     def carried(self, smoothed: State) -> State:
-        """What the times before need of this one."""
+        """What the earlier times need of this time."""
         return {
             **smoothed,
             **{f"{_FORECAST}{name}": value for name, value in self.forecast.items()},
@@ -54,33 +54,34 @@ class _Kept:
 def smooth(
     method: Method, record: Record, state: State | None = None, after: State | None = None, members: bool = False
 ) -> tuple[dict[str, Tensor], State]:
-    """Smooth a block of a record that a method has cycled over: states given the observations of all times.
+    """Smooth a block of a record: correct the states of a method's run by the observations of all times.
 
-    The method runs forward again from the state that the block began with, so that nothing but that state need be kept
-    of a run. A block whose states would take more than `BYTES` is gone back over in stretches.
+    The method runs forward again from the state at the start of the block. A run therefore need not store other states.
+    If the states of a block would take more than `BYTES`, the pass goes back over it in stretches.
 
-    A trajectory begins its way back anew, with its analysis, at the last time of a record, at the last time before it
-    diverges, and at the last time before it starts anew. Where it is lost the result is NaN.
+    The backward pass of a trajectory begins with the trajectory's analysis at the last time of the record. It begins
+    again at the last time before the trajectory is lost, and at the last time before it starts anew. The results of a
+    lost trajectory are NaN.
 
     Parameters
     ----------
     method : Method
-        Prepared, with a backward pass.
+        A prepared method that has a backward pass.
     record : Record
     state : dict of Tensor, optional
-        What the block before left to `run`; None at the start of the record.
+        State that `run` returned for the previous block; None at the start of the record.
     after : dict of Tensor, optional
-        What this function gave for the block after; None at the end of the record.
+        `after` that this function returned for the next block; None at the end of the record.
     members : bool
         Also return the members of an ensemble, or the covariance of a Kalman filter.
 
     Returns
     -------
     outputs : dict of Tensor
-        "smoothed" and "smoothed_spread" of shape (B, K, N), and where asked for "smoothed_members" (B, K, M, N) or
+        "smoothed" and "smoothed_spread" of shape (B, K, N). With `members`, also "smoothed_members" (B, K, M, N) or
         "smoothed_covariance" (B, K, N, N).
     after : dict of Tensor
-        To go on with at the block before: the smoothed state and the forecast of the block's first time.
+        The smoothed state and the forecast of the block's first time, for the previous block.
 
     Raises
     ------
@@ -107,7 +108,7 @@ def smooth(
 def _stretch(
     method: Method, back: BackwardPass, record: Record, state: State | None, after: State | None, members: bool
 ) -> tuple[dict[str, Tensor], State]:
-    """`smooth` of so few cycles that all their states are kept."""
+    """`smooth` for so few cycles that all their states can be kept."""
     kept = [
         _Kept(
             back.forecast(passed.forecast),
@@ -131,7 +132,7 @@ def _stretch(
 
 
 def _one_back(back: BackwardPass, cycle: _Kept, after: State | None, record: Record) -> State:
-    """The smoothed state of a cycle, which is its analysis where nothing comes after."""
+    """The smoothed state of a cycle. It is the analysis of the cycle if nothing comes after it."""
     if after is None:
         return cycle.analysis
     follows = after[_ALIVE] & ~after[_STARTED]
@@ -143,5 +144,5 @@ def _one_back(back: BackwardPass, cycle: _Kept, after: State | None, record: Rec
 
 
 def _rows(flag: Tensor, like: Tensor) -> Tensor:
-    """A flag for each trajectory, shaped to broadcast against `like`."""
+    """A flag for each trajectory, in a shape that broadcasts against `like`."""
     return flag.reshape(-1, *(1 for _ in like.shape[1:]))

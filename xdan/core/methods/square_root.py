@@ -23,21 +23,23 @@ class ETKF(AdaptiveEnsemble):
     Parameters
     ----------
     members : int
+        Ensemble size M, at least 2.
     inflation : float, "tune" or "adaptive"
-        Factor of the analysis anomalies; or one of the forecast's, which follows the innovations.
+        Factor by which the analysis anomalies are multiplied. "adaptive": a factor of the forecast anomalies, which
+        follows the innovations.
     rotate : bool
-        Turn the anomalies at random after each analysis, the mean kept.
+        Rotate the anomalies at random after each analysis, such that the members keep their mean.
     spin_up : int
-        First cycles that take the inflation which the finite-size prior asks for.
+        Number of first cycles whose inflation comes from the finite-size prior of the EnKF-N.
     model_noise : {"draws", "sqrt-core"}
-        How a forecast takes up the covariance Q of the model's errors, where it has one: an error is drawn for every
-        member, or the anomalies are transformed in their own space.
+        How the forecast includes the covariance Q of the model's errors, if the model has one. "draws" draws an error
+        for each member. "sqrt-core" transforms the anomalies within the space of the members.
     relaxation : {"rtps", "rtpp"}, optional
-        Bring the spread of the analysis ("rtps"), or its anomalies ("rtpp"), back towards those of the forecast.
+        Move the spread ("rtps") or the anomalies ("rtpp") of the analysis towards the forecast. By default neither.
     relaxation_factor : float or "tune"
-        Share of the way back, from 0 to 1.
+        How far the relaxation goes: 0 is the analysis, 1 is the forecast.
     inflation_std : float
-        Standard deviation of the factor of the covariance before the innovations of a cycle are seen, for "adaptive".
+        For "adaptive": standard deviation of the factor of the covariance before the innovations of a cycle are known.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""A covariance built from the state alone: the classical rival of a network that sees a single forecast."""
+"""A covariance that is computed from the state alone: the classical rival of a network with a single forecast."""
 
 from __future__ import annotations
 
@@ -32,34 +32,34 @@ PASTS = ("analyses", "dynamics")
 
 @register_method
 class CovarianceFromState(Method):
-    """Kalman update with a forecast error covariance that follows from the recent past of a single state.
+    """Kalman update with a forecast error covariance that is computed from the recent past of a single state.
 
     Parameters
     ----------
     algorithm : {"A2", "A1"}
-        "A1": perturbations epsilon I propagated from the past by the tangent linear model. "A2": a square-root
-        Kalman filter from epsilon^2 I on, as if the past had been observed like the present.
+        "A1": the tangent linear model propagates the perturbations epsilon I from the past. "A2": a square-root Kalman
+        filter runs from epsilon^2 I on, as if the past had the observing system of the present.
     depth : int
-        T, intervals that the past goes back.
+        Number T of intervals that the past goes back.
     past : {"analyses", "dynamics"}
-        Where the past trajectory comes from: the scheme's own analyses, or the dynamics integrated backward from the
-        forecast, as in the paper. The latter can be followed for a few tenths of a time unit; before that it is clipped
-        to the size of the climate, or blows up where the model depends on time.
+        Where the past trajectory comes from. "analyses": the method's earlier analyses. "dynamics": the model runs
+        backward from the forecast, as in the paper. This is exact for a few tenths of a time unit. Before that the
+        states are clipped to the size of the climate, or grow without bound if the model depends on time.
     epsilon : float
-        Initial standard deviation.
+        Standard deviation of the first perturbations.
     inflation : float or "tune"
-        Factor of the covariance's square root.
+        Factor by which the covariance's square root is multiplied.
     c2 : float
-        With "A2", factor of the second-order term of every forecast, as in "second-order-kalman"; 0 for none. With
-        past="dynamics" it makes a covariance of the forecast alone nearly as good as one that is carried: the depth is
-        then a time unit and more.
+        For "A2": factor of the second-order term of each forecast, as in "second-order-kalman"; 0 leaves the term out.
+        With past="dynamics" and c2, a covariance from the forecast alone is nearly as good as one that is carried. The
+        depth must then be a time unit or more.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For unknown names, numbers that are not positive, a negative c2, or one with "A1".
+        If a name is unknown, a number is not positive, c2 is negative, or c2 is combined with "A1".
 
     References
     ----------
@@ -71,7 +71,7 @@ class CovarianceFromState(Method):
     differentiates_model: ClassVar[bool] = True
     keeps_covariance: bool = True
     outputs: tuple[Output, ...] = SPREADS
-    tunable: ClassVar[Mapping[str, Tunable]] = {  # less than one is as natural as more: there is no natural end
+    tunable: ClassVar[Mapping[str, Tunable]] = {  # numbers below 1 are as natural as above: no natural end
         "inflation": Tunable((*(0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.85), *INFLATIONS.values, 1.6, 2.0)),
     }
     _climate: tuple[Tensor, Tensor] | None = None
@@ -89,17 +89,17 @@ class CovarianceFromState(Method):
         self.depth, self.epsilon = integer("depth", depth, least=1), real("epsilon", epsilon, above=0.0)
         self.inflation, self.c2 = number_or_tune("inflation", inflation), real("c2", c2, least=0.0)
         if self.c2 and self.algorithm == "A1":
-            raise ValueError(f"c2={c2} and algorithm='A1', which keeps no size: expected algorithm='A2', or c2=0")
-        self.perfect_model = not self.c2  # the filter along the past has Q with c2 alone
+            raise ValueError(f"c2={c2} and algorithm='A1', which uses no c2: expected algorithm='A2', or c2=0")
+        self.perfect_model = not self.c2  # the filter along the past includes Q only if it has c2
         self._window = SlidingWindow(self.depth)
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the model along the past, and of the observation operator."""
+        """Derivatives of the model along the past, and of the observation operator."""
         return ("model", "forward"), ("operator", "forward")
 
     def set_up(self, record: Record) -> None:
-        """Take the moments of the climatology."""
+        """Compute the mean and covariance of the climatology."""
         self._climate = climate_moments(record.dynamics, record.seed, record.observation)
 
     def check_record(self, record: Record) -> None:
@@ -108,7 +108,7 @@ class CovarianceFromState(Method):
         super().check_record(record)
 
     def start(self, record: Record) -> State:
-        """Climatological mean; an empty past.
+        """Climatological mean, with an empty past.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class CovarianceFromState(Method):
         }
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state, and remember where it came from."""
+        """Advance the state, and remember the previous analysis."""
         return {
             **state,
             **self._window.slid(state, dynamics, steps),
@@ -136,9 +136,9 @@ class CovarianceFromState(Method):
         }
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Build the covariance's root from the past, and update with it."""
+        """Compute the covariance's root from the past, and update with it."""
         x = state["x"]
-        # Where the past cannot be followed the root is not finite, and the trajectory is lost and flagged.
+        # If the past cannot be followed, the root is not finite; the trajectory is then lost and flagged.
         root = self.number("inflation") * self._root(state, observing)
         innovation = observing.whiten(observation - observing.observe(x), observed)
         weights, inverse = Precision(observing.whiten(observing.tangent(x, root), observed), innovation).solve(1.0)
@@ -153,7 +153,7 @@ class CovarianceFromState(Method):
         }
 
     def _moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and covariance that `prepare` took."""
+        """Mean and covariance of the climatology, which `prepare` computed."""
         if self._climate is None:
             raise RuntimeError(f"{self.name!r} is not prepared: call prepare(record) first")
         return self._climate
@@ -181,6 +181,6 @@ class CovarianceFromState(Method):
                 root = Precision(seen, torch.zeros_like(seen[:, 0])).solve(1.0)[1] @ root
             _, root = advance_along(views[index], point, root, count)
         if self.algorithm == "A1":
-            # As wide as epsilon, whatever it has grown to: the shape is what the past tells.
+            # The root is scaled to epsilon, however much it has grown: the past gives its shape only.
             root = self.epsilon * root / root.square().sum((1, 2), keepdim=True).div(x.shape[1]).sqrt()
         return root

@@ -1,4 +1,4 @@
-"""Tuning: the parameters of a method that are "tune", searched on the leading part of a record."""
+"""Tuning: it searches the parameters of a method that are "tune", on the leading part of a record."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from .record import Record
 
 
 def tune(method: Method, record: Record) -> Method:
-    """Prepare a method for a record, with the best of the values tried for every parameter that is "tune".
+    """Prepare a method for a record, and choose the best value for each parameter that is "tune".
 
-    Several parameters are searched on the product of their values. A value that loses a trajectory is out.
+    With several parameters, all combinations of their values are tried. A value that loses a trajectory is not chosen.
 
     Parameters
     ----------
@@ -31,18 +31,18 @@ def tune(method: Method, record: Record) -> Method:
     Returns
     -------
     Method
-        Prepared; its `chosen()` holds the values and what they were judged by.
+        The prepared method. Its `chosen()` holds the chosen values and the scores of all values.
 
     Raises
     ------
     ValueError
-        If the method cannot work on the record, `tune_on` asks for a truth that the record lacks, or no value tried
-        follows the record.
+        If the method cannot work on the record, `tune_on` is "truth" and the record has no truth, or every value loses
+        a trajectory.
 
     Warns
     -----
     XdanWarning
-        If a parameter ends at an end of its candidates.
+        If the chosen value of a parameter is the first or the last of its candidates.
     """
     names = method.to_tune()
     if names and method.tune_on == "truth" and record.truth is None:
@@ -57,19 +57,19 @@ def tune(method: Method, record: Record) -> Method:
 
 
 def search_grid(method: Method, record: Record) -> tuple[Method, tuple[float, ...]]:
-    """Search a prepared method's parameters that are "tune"; it has some.
+    """Search the parameters of a prepared method that are "tune". There must be at least one.
 
     Returns
     -------
     Method
-        With the numbers that were chosen.
+        The method with the chosen numbers.
     tuple of float
-        The best of the values that were tried.
+        The best values, before a refinement between the candidates.
 
     Raises
     ------
     ValueError
-        If no value tried has a finite score.
+        If no value has a finite score.
     """
     names, part = method.to_tune(), leading(record, method.search)
     grid = list(itertools.product(*(method.tried(name) for name in names)))
@@ -97,7 +97,7 @@ def search_grid(method: Method, record: Record) -> tuple[Method, tuple[float, ..
 
 
 def leading(record: Record, part: Search) -> Record:
-    """Cut the part of a record that tuning looks at."""
+    """Cut the leading part of a record, which tuning uses."""
     rows, columns = slice(0, part.trajectories), slice(0, part.cycles)
     return replace(
         record,
@@ -111,7 +111,7 @@ def leading(record: Record, part: Search) -> Record:
 
 
 def burn_in(record: Record, part: Search) -> int:
-    """Leading cycles of a record that no score looks at."""
+    """Number of first cycles that no score uses."""
     return min(part.burn_in, record.observation.shape[1] // 3)
 
 
@@ -132,11 +132,11 @@ def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...
 
 
 def _scores(method: Method, record: Record, outputs: dict[str, Tensor], copies: int) -> Tensor:
-    """Scores of runs over copies of a record, smaller is better; infinite where a trajectory diverged.
+    """Scores of runs over copies of a record. Smaller is better; infinite if a trajectory is lost.
 
-    By the truth: mean analysis RMSE. By the innovations: their root mean square; or their negative log-likelihood, half
-    the mean of log v + d^2 / v with v the forecast variance plus R's diagonal, and in its place their mean square
-    without a spread, or through an operator.
+    With the truth, the score is the mean analysis RMSE. With innovations, it is their root mean square or their
+    negative log-likelihood. The latter is half the mean of log v + d^2 / v, where v is the forecast variance plus R's
+    diagonal. Without a forecast spread, or with an operator, the mean square of the innovations takes its place.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def _scores(method: Method, record: Record, outputs: dict[str, Tensor], copies: 
     record : Record
     outputs : dict of Tensor, shape (C B, K, ...)
     copies : int
-        C.
+        Number of copies C.
 
     Returns
     -------
@@ -171,7 +171,7 @@ def _scores(method: Method, record: Record, outputs: dict[str, Tensor], copies: 
 
 
 def vertex(values: Tensor, curve: Tensor, best: int) -> Tensor:
-    """Minimum of the parabola through the best candidate and its neighbours, in the logarithm of the value."""
+    """Minimum of the parabola through the best candidate and its two neighbours, in the logarithm of the value."""
     if not 0 < best < len(values) - 1 or not bool(curve[best - 1 : best + 2].isfinite().all()):
         return values[best]
     left, middle, right = curve[best - 1 : best + 2]
@@ -181,7 +181,7 @@ def vertex(values: Tensor, curve: Tensor, best: int) -> Tensor:
 
 
 def warn_at_an_end(method: Method, name: str, value: float) -> None:
-    """Warn where the value chosen for a parameter has no candidate on one of its sides."""
+    """Warn if the chosen value of a parameter is the first or the last candidate."""
     values = method.tried(name)
     if min(values) < value < max(values) or (value == method.tunable[name].natural_end and value == min(values)):
         return

@@ -1,4 +1,4 @@
-"""3D-Var: a static background error covariance, climatological or trained from the scheme's own errors."""
+"""3D-Var: a static background error covariance, from the climatology or trained from the method's errors."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ from .record import Record, State
 from .registry import register_method
 from .tuning import burn_in, search_grid
 
-# 4 down to about 0.001, rounded to single precision: the same numbers in a record of any precision.
+# From 4 to about 0.001, rounded to single precision, so that records of any precision have the same numbers.
 SCALES = Tunable(
     tuple(torch.tensor([2.0 ** (k / 2) for k in range(4, -21, -1)], dtype=torch.float32).tolist()),
     long_name="scales that were tried",
 )
-_TRAINING_ROUNDS = 4  # times that a trained B is made anew from the errors of the scheme that uses it
+_TRAINING_ROUNDS = 4  # how often a trained B is computed again, from the errors of the analysis with the previous B
 
 
 @register_method
 class ThreeDVar(Method):
     """3D-Var with linear H: x_a = x_f + s B H^T (s H B H^T + R)^{-1} (y - H x_f).
 
-    The first analysis of a record starts from the climate, its mean and its whole covariance.
+    The first analysis of a record starts from the climate's mean and its whole covariance.
 
     Parameters
     ----------
     background : {"climatology", "trained"} or array of shape (N, N)
-        B: the covariance of the dynamics' climatology; the covariance of the scheme's own forecast errors on
-        the leading part of the record, iterated, which needs the truth; or a matrix.
+        Background error covariance B. "climatology": the covariance of the dynamics' climatology. "trained": the
+        covariance of the method's forecast errors on the leading part of the record, iterated; it needs the truth. Or a
+        matrix.
     scale : float or "tune"
-        The factor s. "tune" takes the scale with the smallest mean square innovation on the leading part of
-        the record. No truth is needed: E|y - H x_f|^2 is the forecast error's plus tr R. With `tune_on` "truth",
-        that with the smallest analysis RMSE. The method's own candidates are refined by a parabola.
+        Factor s. "tune" takes the scale with the smallest mean square innovation on the leading part of the record.
+        This needs no truth, because E|y - H x_f|^2 is the mean square forecast error plus tr R. With `tune_on="truth"`,
+        the scale with the smallest analysis RMSE is taken. A parabola refines the default candidates.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For another name, a matrix that is no covariance, or a scale that is not positive.
+        If a name is unknown, a matrix is no covariance, or the scale is not positive.
 
     References
     ----------
@@ -78,16 +79,16 @@ class ThreeDVar(Method):
 
     @property
     def derivatives(self) -> tuple[tuple[Differentiated, Mode], ...]:
-        """Of the observation operator, in the gain."""
+        """Derivative of the observation operator, for the gain."""
         return (("operator", "forward"),)
 
     def set_up(self, record: Record) -> None:
-        """Build B; train it where that is asked for.
+        """Compute B; train it if asked for.
 
         Raises
         ------
         ValueError
-            If B does not fit the record, or its training needs a truth that the record lacks.
+            If B does not fit the record, or its training needs a truth and the record has none.
         """
         like = record.observation
         mean, climate = climate_moments(record.dynamics, record.seed, like)
@@ -99,18 +100,18 @@ class ThreeDVar(Method):
             self._static = replace(self._static, scale=like.new_tensor(self.scale))
 
     def at(self, numbers: Mapping[str, Any]) -> Self:
-        """Return a copy with another scale, or with one for every trajectory."""
+        """Return a copy with another scale, or with a scale for each trajectory."""
         chosen, scale = super().at(numbers), numbers["scale"]
         scale = scale if isinstance(scale, Tensor) else self.static.b.new_tensor(scale)
         chosen._static = replace(self.static, scale=scale)
         return chosen
 
     def _trained(self, record: Record) -> Tensor:
-        """Iterate B = Cov[x_f - x_t] of the scheme that uses B, its scale tuned in every round; shape (N, N)."""
+        """Iterate B = Cov[x_f - x_t] of the analysis with B, shape (N, N). Each round tunes the scale anew."""
         if record.truth is None:
             raise ValueError(
-                "background='trained': expected a record with a truth; training needs the truth, which the record "
-                "lacks; use background='climatology'"
+                "background='trained': the record has no truth, and training needs one; expected a record with a "
+                "truth; use background='climatology'"
             )
         if not bool(torch.isfinite(record.truth).all()):
             raise ValueError(
@@ -128,14 +129,14 @@ class ThreeDVar(Method):
 
     @property
     def static(self) -> Static:
-        """Moments that `prepare` made."""
+        """Mean, covariances and scale that `prepare` computed."""
         if self._static is None:
             raise RuntimeError("3D-Var is not prepared: call prepare(record) first")
         return self._static
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """Declarations of the scale and B in use and, where the scale is tuned, of the curve that chooses it."""
+        """Declarations of the scale and of B. If the scale is tuned, also of the scores of all scales."""
         in_use = (
             Choice("background_scale", "factor of the background error covariance"),
             Choice(
@@ -149,7 +150,7 @@ class ThreeDVar(Method):
         return (*in_use, *along)
 
     def chosen(self) -> dict[str, Any]:
-        """The scale and B in use and, where the scale was tuned, the curve that chose it."""
+        """The scale and B. If the scale was tuned, also the scores of all scales."""
         values = super().chosen()
         values.pop("tuned_scale", None)
         static = self.static
@@ -161,14 +162,14 @@ class ThreeDVar(Method):
         return {"x": x, "forecast_spread": torch.zeros_like(x), "spread": torch.zeros_like(x)}
 
     def first(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """Take the climate's whole covariance for the error of its mean."""
+        """First analysis: the background is the climate's mean, whose error has the climate's whole covariance."""
         static = self.static
         of_climate = copy.copy(self)
         of_climate._static = replace(static, b=static.climate, scale=torch.ones_like(static.scale))
         return of_climate.analyse(state, observation, observed, observing)
 
     def analyse(self, state: State, observation: Tensor, observed: Tensor, observing: ObservingSystem) -> State:
-        """One analysis, the gain solved for once where the same is observed at all times."""
+        """One analysis. One gain serves all trajectories and times that have the same observations."""
         static = self.static
         gain, forecast_variance, variance = static.gain(observed, observing, state["x"])
         innovation = torch.where(observed, observation - observing.observe(state["x"]), torch.zeros_like(observation))
@@ -182,9 +183,10 @@ class ThreeDVar(Method):
 
 @dataclass(frozen=True)
 class Static:
-    """The moments of a static scheme.
+    """Mean, covariances and scale of a static scheme.
 
-    `mean` (N,) and `climate` (N, N) are the climatology's, `b` (N, N) the background's, `scale` () or (B,) its factor.
+    `mean` (N,) and `climate` (N, N) are those of the climatology. `b` (N, N) is the background covariance, and `scale`
+    () or (B,) its factor.
     """
 
     mean: Tensor
@@ -195,7 +197,7 @@ class Static:
 
     def gain(self, observed: Tensor, observing: ObservingSystem, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gain, forecast variance and analysis variance at x (B, N); shapes (..., N, P), (..., N), (..., N)."""
-        # One gain for all trajectories, and for all times that observe the same.
+        # One gain serves all trajectories and all times that have the same observations.
         seen = observed[0]
         same = observing.linear and bool((observed == seen).all())
         if same and (kept := self._cache.get(observing)) is not None and torch.equal(kept[-1], seen):
@@ -204,12 +206,12 @@ class Static:
             observed, x = observed[:1], x[:1]
         p = self.scale[..., None, None] * self.b
         rows, both = observing.observed_covariances(x, p, observed)
-        # Rows of sites that are not observed are those of the identity, so they solve to zero.
+        # Rows of missing observations are rows of the identity, so that their solution is zero.
         gain = torch.linalg.solve(both + observing.covariance_of(observed), rows).mT
         forecast = p.diagonal(dim1=-2, dim2=-1).clone()
         analysis = forecast - (gain * rows.mT).sum(-1)
         answer = gain, forecast, analysis.clamp_min(0.0)
         if same:
-            self._cache.clear()  # an error that differs in time is another at every cycle
+            self._cache.clear()  # if the error differs in time, every cycle has another gain
             self._cache[observing] = *answer, seen
         return answer

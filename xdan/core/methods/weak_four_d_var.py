@@ -1,4 +1,4 @@
-"""Weak-constraint 4D-Var: the model's errors in the window are fitted beside the state at its start."""
+"""Weak-constraint 4D-Var: it fits the state at the window's start and the model's errors in the window."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .windowed import pushed
 
 @dataclass(frozen=True)
 class _WeakWindow(Window):
-    """A window whose control is the state at its start and the model's error in each interval, (B, N + W N)."""
+    """A window whose control vector is the state at its start and the model's error in each interval, (B, N + W N)."""
 
     def misfits(self, x: Tensor) -> Tensor:
         """Whitened y - H(x_j) at every time, x_j = M(x_{j-1}) + e_j, shape (B, W, P)."""
@@ -37,7 +37,7 @@ class _WeakWindow(Window):
         return states
 
     def linearised(self, x: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
-        """Misfits, (B, W P), and whitened derivatives along directions of the control, (B, M, W P)."""
+        """Misfits, (B, W P), and whitened derivatives along directions of the control vector, (B, M, W P)."""
         at, *errors = x.chunk(1 + len(self.steps), 1)
         along, *changes = directions.chunk(1 + len(self.steps), 2)
         misfits, slopes = [], []
@@ -53,22 +53,21 @@ class _WeakWindow(Window):
 
 @register_method
 class WeakFourDVar(FourDVar):
-    """Weak-constraint 4D-Var: "4d-var" whose window has an error e_j ~ N(0, Q) of the model in every interval.
+    """Weak-constraint 4D-Var: like "4d-var", and the model has an error e_j ~ N(0, Q) in each interval of the window.
 
-    It minimises |x_0 - x_b|^2_B / 2 + sum_j |e_j|^2_Q / 2 + sum_j |y_j - H(x_j)|^2_R / 2, x_j = M(x_{j-1}) + e_j, where
-    |v|^2_C = v^T C^-1 v. Q is the model's `model_error`; of a perfect model the method is "4d-var". The background of
-    the next window is the fitted state after its first interval.
+    It minimises |x_0 - x_b|^2_B / 2 + sum_j |e_j|^2_Q / 2 + sum_j |y_j - H(x_j)|^2_R / 2, where x_j = M(x_{j-1}) + e_j
+    and |v|^2_C = v^T C^-1 v. Q is the model's `model_error`. With a perfect model the method equals "4d-var". The
+    background of the next window is the fitted state after the first interval.
 
     Parameters
     ----------
     window, background, scale, solver, tolerance, iterations
-        As for "4d-var". With "gauss-newton" a minimisation runs the tangent linear model along N (1 + window)
-        directions.
+        See "4d-var". With "gauss-newton", a minimisation runs the tangent linear model along N (1 + window) directions.
 
     Raises
     ------
     TypeError, ValueError
-        As for "4d-var".
+        See "4d-var".
 
     References
     ----------
@@ -79,14 +78,14 @@ class WeakFourDVar(FourDVar):
     perfect_model = False
 
     def window_state(self, x: Tensor, record: Record) -> State:
-        """Add the model's errors, which are zero so far."""
+        """State of "4d-var", with the model's errors, which are zero at first."""
         state = super().window_state(x, record)
         if record.dynamics.model_error is None:
             return state
         return {**state, "errors": self._sliding.buffer(torch.zeros_like(x))}
 
     def forecast(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """Advance the state, and the start of a full window with the error of its first interval."""
+        """Advance the state. If the window is full, advance its start, with the error of its first interval."""
         after = super().forecast(state, dynamics, steps)
         if "errors" not in state:
             return after

@@ -1,4 +1,4 @@
-"""A window of the last intervals, which slides by one a cycle: entries of a method's state, the newest last."""
+"""A window of the last intervals, which moves by one interval in each cycle. It is kept in entries of a state."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .record import State
 class SlidingWindow:
     """The last L intervals of every trajectory.
 
-    The state's entry `steps`, shape (B, L), holds the model steps of each interval, 0 for those before the record
-    began. With a model that depends on time `clock`, shape (B,), holds the model steps from the record's first analysis
-    to the window's end. A method that estimates the state at the window's start has it in `begin`. Buffers, shape
-    (B, L, ...), hold one value for each interval.
+    The state's entry `steps`, shape (B, L), holds the model steps of each interval, the newest last; 0 for intervals
+    before the record began. If the model depends on time, the entry `clock`, shape (B,), holds the model steps from the
+    record's first analysis to the window's end. A method that estimates the state at the window's start has this state
+    in `begin`. Buffers, shape (B, L, ...), hold one value for each interval.
 
     Attributes
     ----------
     length : int
-        L.
+        Number of intervals L.
     """
 
     length: int
@@ -37,11 +37,11 @@ class SlidingWindow:
 
     @property
     def spread(self) -> Output:
-        """Declaration of that estimate's standard deviation."""
+        """Declaration of the standard deviation of the estimate at the window's start."""
         return smoothed_spread(self.length)
 
     def opened(self, x: Tensor) -> State:
-        """The entry `steps` of a window that has no length yet, for states x of shape (B, ...)."""
+        """The entry `steps` of a window without intervals, for states x of shape (B, ...)."""
         return {"steps": torch.zeros(len(x), self.length, dtype=torch.int64, device=x.device)}
 
     def buffer(self, value: Tensor) -> Tensor:
@@ -54,30 +54,30 @@ class SlidingWindow:
         return counts
 
     def slid(self, state: State, dynamics: Dynamics, steps: int) -> State:
-        """The entries `steps` and `clock` after one more interval, at whose start the dynamics stands."""
+        """The entries `steps` and `clock` after one more interval. The dynamics stands at the interval's start."""
         count = torch.full_like(state["steps"][:, 0], steps)
         after = {"steps": pushed(state["steps"], count)}
         return after if dynamics.autonomous else {**after, "clock": count + dynamics.model_step}
 
     def begin_after(self, state: State, dynamics: Dynamics) -> Tensor:
-        """State at the start of the window that comes next: moved by the oldest interval, where the window is full.
+        """State at the start of the next window. If the window is full, it has run through the oldest interval.
 
-        The dynamics stands at the end of the window that the state has.
+        The dynamics stands at the end of the present window.
         """
         counts = self.counts(state)
         return advance(dynamics.from_step(dynamics.model_step - sum(counts)), state["begin"], counts[0])
 
     def at_begin(self, state: State, dynamics: Dynamics) -> Dynamics:
-        """The dynamics, standing at the window's start."""
-        if dynamics.autonomous or "clock" not in state:  # at the first analysis a window has no length
+        """The dynamics at the time of the window's start."""
+        if dynamics.autonomous or "clock" not in state:  # at the first analysis the window has no intervals
             return dynamics
         return dynamics.from_step(int(state["clock"][0]) - sum(self.counts(state)))
 
     def smoothed(self, state: State, begin: Tensor) -> Tensor:
-        """An estimate of the state at the window's start, or its deviation, NaN until the window is full."""
+        """An estimate of the state at the window's start, or its standard deviation. NaN until the window is full."""
         return begin if self.counts(state)[0] else torch.full_like(begin, torch.nan)
 
 
 def pushed(buffer: Tensor, newest: Tensor) -> Tensor:
-    """A buffer (B, L, ...) without its oldest value and with a newest one, (B, ...)."""
+    """Buffer (B, L, ...) without its oldest value, and with the newest value (B, ...) at its end."""
     return torch.cat([buffer[:, 1:], newest[:, None]], 1)

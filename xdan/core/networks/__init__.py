@@ -1,4 +1,4 @@
-"""Networks: the analysis operators that are learned, registered by name."""
+"""Networks: learned analysis operators, registered by name."""
 
 from .activations import Activation, register_activation
 from .base import AnalysisNetwork, check_same_fields

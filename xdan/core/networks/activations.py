@@ -1,4 +1,4 @@
-"""Activations of the residual trunk: one class each, which knows its value, its gradient and its derivatives."""
+"""Activations of the residual trunk. Each is a class that knows its value, its gradient and its derivatives."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ _silu_backward = torch.ops.aten.silu_backward.grad_input
 
 
 class Activation(ABC):
-    """u = f(z_1, ..., z_k), element by element, of what a hidden convolution gives.
+    """An activation u = f(z_1, ..., z_k), element by element. z_1, ..., z_k come from a hidden convolution.
 
-    A class with a `name`, a `value` and the decorator `register_activation` is all that a new one needs: gradients
-    and derivatives are then taken by autograd. A class may override them by what is faster.
+    A new activation needs a class with a `name` and a `value`, and the decorator `register_activation`. Autograd then
+    takes gradients and derivatives. The class may override these methods by faster ones.
 
     Attributes
     ----------
     name : str
-        As networks name it in `activation=`.
+        The name in the parameter `activation=` of networks.
     parts : int
-        k: the convolution has as many channels for each channel of u.
+        Number k of parts. The convolution has k channels for each channel of u.
     gain : float
-        Standard deviation of a hidden convolution's random weights, times the root of its number of inputs. Below one,
-        so that a residual block begins as a small change.
+        Standard deviation of a hidden convolution's random weights, times the root of its number of inputs. It is below
+        one, so that a residual block begins as a small change.
     affine : bool
-        Whether u is affine in z. `ResidualCNN` then bounds nothing, so that its analysis is affine too.
+        Whether u is affine in z. Then `ResidualCNN` bounds nothing, so that its analysis is affine too.
     fast : bool
-        Whether training takes the trunk's written-out gradient. False: that of autograd.
+        Whether training uses the trunk's written-out gradient. Otherwise it uses autograd.
     """
 
     name: ClassVar[str]
@@ -46,12 +46,12 @@ class Activation(ABC):
 
     @abstractmethod
     def value(self, *sums: Tensor) -> Tensor:
-        """f, from torch operations that autograd differentiates twice.
+        """The value f, from torch operations that autograd can differentiate twice.
 
         Parameters
         ----------
         *sums : Tensor, shape (C, ...)
-            z_1, ..., z_k, the parts of the convolution's channels.
+            z_1, ..., z_k: the k parts of the convolution's channels.
 
         Returns
         -------
@@ -59,7 +59,7 @@ class Activation(ABC):
         """
 
     def propagate(self, *sums: FieldWithDerivatives) -> FieldWithDerivatives:
-        """The same function of fields that carry their derivatives."""
+        """The function f of fields that carry their derivatives."""
         return chain_by_autograd(self.value, sums)
 
     def value_into(self, out: Tensor, sums: Sequence[Tensor], start: Tensor | None) -> None:
@@ -69,16 +69,16 @@ class Activation(ABC):
         ----------
         out : Tensor, shape (C, N * B)
         sums : sequence of Tensor, shape (C, N * B)
-            May be overwritten by what `gradient_into` reads.
+            They may be overwritten by tensors that `gradient_into` reads.
         start : Tensor, shape (C, N * B), optional
-            What the block began with, where this is its end.
+            Input of the block, if the layer ends the block.
         """
         out.copy_(self.value(*sums))
         if start is not None:
             out.add_(start)
 
     def gradient_into(self, out: Sequence[Tensor], sums: Sequence[Tensor], gradient: Tensor, spare: Tensor) -> None:
-        """Write the gradient by z_1, ..., z_k into `out`, from that by f.
+        """Write the gradient with respect to z_1, ..., z_k into `out`, from the gradient with respect to f.
 
         Parameters
         ----------
@@ -87,7 +87,7 @@ class Activation(ABC):
             As `value_into` left them.
         gradient : Tensor, shape (C, N * B)
         spare : Tensor, shape (C, N * B)
-            To be written upon.
+            A buffer that may be overwritten.
         """
         with torch.enable_grad():
             leaves = [z.detach().requires_grad_() for z in sums]
@@ -107,10 +107,10 @@ def register_activation(cls: _Cls) -> _Cls:
     Raises
     ------
     TypeError
-        For what is no class of activations, or has no name of its own.
+        If `cls` is not a class of activations, or has no `name`.
     ValueError
-        If another class has the name: stores that hold it would open as this one. A class that is defined anew takes
-        its own place.
+        If another class has this name: stores with this name would open as this class. A class may be defined anew, for
+        example in a notebook: it then replaces the earlier class.
     """
     return _ACTIVATIONS.register(cls, "register_activation")
 
@@ -121,9 +121,9 @@ def activation_by_name(name: str) -> Activation:
     Raises
     ------
     TypeError
-        For what is no string.
+        If the name is not a string.
     ValueError
-        For a name that is not registered.
+        If the name is not registered.
     """
     return _ACTIVATIONS[choice("activation", name, _ACTIVATIONS)]()
 
@@ -136,17 +136,17 @@ class Gated(Activation):
     parts: ClassVar[int] = 2
 
     def value(self, *sums: Tensor) -> Tensor:
-        """Product of one half of the channels and the tanh of the other."""
+        """Product of one half of the channels and the tanh of the other half."""
         linear, gate = sums
         return linear * gate.tanh()
 
     def propagate(self, *sums: FieldWithDerivatives) -> FieldWithDerivatives:
-        """By the rule for products."""
+        """Value and derivatives, by the product rule."""
         linear, gate = sums
         return linear.times(gate.tanh())
 
     def value_into(self, out: Tensor, sums: Sequence[Tensor], start: Tensor | None) -> None:
-        """Leaves tanh z_2 in the place of z_2."""
+        """Write the value; afterwards tanh z_2 stands in the place of z_2."""
         linear, gate = sums
         if start is None:
             torch.mul(linear, tanh_(gate), out=out)
@@ -154,7 +154,7 @@ class Gated(Activation):
             torch.addcmul(start, linear, tanh_(gate), out=out)
 
     def gradient_into(self, out: Sequence[Tensor], sums: Sequence[Tensor], gradient: Tensor, spare: Tensor) -> None:
-        """From z_1 and tanh z_2."""
+        """Gradient from z_1 and tanh z_2."""
         (linear, gate), (d_linear, d_gate) = sums, out
         torch.mul(gradient, gate, out=d_linear)
         _tanh_backward(torch.mul(gradient, linear, out=spare), gate, grad_input=d_gate)
@@ -167,44 +167,44 @@ class SiLU(Activation):
     name: ClassVar[str] = "silu"
 
     def value(self, *sums: Tensor) -> Tensor:
-        """As torch has it."""
+        """SiLU of torch."""
         return nn.functional.silu(sums[0])
 
     def propagate(self, *sums: FieldWithDerivatives) -> FieldWithDerivatives:
-        """With s the logistic function: f' = s + z s (1 - s), f'' = s (1 - s) (2 + z (1 - 2 s))."""
+        """Use the logistic function s: f' = s + z s (1 - s), f'' = s (1 - s) (2 + z (1 - 2 s))."""
         z, s = sums[0].value, sums[0].value.sigmoid()
         slope = s * (1.0 - s)
         return sums[0].apply(z * s, s + z * slope, slope * (2.0 + z * (1.0 - 2.0 * s)))
 
     def value_into(self, out: Tensor, sums: Sequence[Tensor], start: Tensor | None) -> None:
-        """Leaves z as it is."""
+        """Write the value; z does not change."""
         torch.ops.aten.silu.out(sums[0], out=out)
         if start is not None:
             out.add_(start)
 
     def gradient_into(self, out: Sequence[Tensor], sums: Sequence[Tensor], gradient: Tensor, spare: Tensor) -> None:
-        """By torch's kernel."""
+        """Gradient, by torch's kernel."""
         _silu_backward(gradient, sums[0], grad_input=out[0])
 
 
 @register_activation
 class Linear(Activation):
-    """z: the network without activations, which shows what the other activations are for."""
+    """z: a network without activations. Comparisons with it show what activations are good for."""
 
     name: ClassVar[str] = "linear"
     affine: ClassVar[bool] = True
     fast: ClassVar[bool] = False
 
     def value(self, *sums: Tensor) -> Tensor:
-        """The argument itself."""
+        """The argument."""
         return sums[0]
 
     def propagate(self, *sums: FieldWithDerivatives) -> FieldWithDerivatives:
-        """The argument itself."""
+        """The argument, with its derivatives."""
         return sums[0]
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """Replace x by tanh x = 2 / (1 + exp(-2 x)) - 1, which on a CPU takes a quarter of `torch.tanh_`'s time."""
+    """Replace x by tanh x = 2 / (1 + exp(-2 x)) - 1. On a CPU this takes a quarter of the time of `torch.tanh_`."""
     x.mul_(2).sigmoid_()
     return torch.add(x.new_full((), -1.0), x, alpha=2, out=x)

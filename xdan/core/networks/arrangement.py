@@ -1,4 +1,4 @@
-"""The fields of a state as channels on one grid, and back: what convolutions work on."""
+"""How the fields of a state become channels on one grid, for convolutions, and fields again."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..spaces import FixedInput, Geometry, StateSpace
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a field stands: the sites along each dim of the grid, and its points at each of them."""
+    """Place of a field on the grid: sites along each dim of the grid, and number of the field's points at each site."""
 
     size: int
     sites: tuple[int, ...]
@@ -25,7 +25,7 @@ class _Place:
         return math.prod(self.ratios)
 
     def to_channels(self, x: Tensor) -> Tensor:
-        """From (K, B, n) to (K, channels, *sites, B)."""
+        """Reshape (K, B, n) to (K, channels, *sites, B)."""
         dims = len(self.sites)
         split = x.unflatten(-1, [n for pair in zip(self.sites, self.ratios, strict=True) for n in pair])
         within, along = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
@@ -33,7 +33,7 @@ class _Place:
         return channels
 
     def from_channels(self, features: Tensor) -> Tensor:
-        """From (K, channels, *sites, B) to (K, B, n)."""
+        """Reshape (K, channels, *sites, B) to (K, B, n)."""
         dims = len(self.sites)
         split = features.unflatten(1, self.ratios)
         pairs = [axis for k in range(dims) for axis in (1 + dims + k, 1 + k)]
@@ -42,29 +42,30 @@ class _Place:
 
 
 class Arrangement:
-    """Fields joined on the coarsest of their grids.
+    """Fields together on the coarsest of their grids.
 
-    Fields on one geometry are channels of its sites. A field on a finer ring, interval or plane, whose points are a
-    multiple of the coarsest's, is folded: its points at a site are channels there. Components are channels of one site.
+    Fields on one geometry are channels of its sites. A field on a finer ring, interval or plane is folded: its number
+    of points must be a multiple of the coarsest grid's, and its points at a site are channels of the site. Components
+    without places are channels of one site.
 
     Parameters
     ----------
     space : StateSpace, or None
-        None is one field on a ring of any length.
+        The fields of a state. None stands for one field on a ring of any length.
 
     Attributes
     ----------
     grid : Geometry, or None
-        The coarsest; None for a ring of any length.
+        The coarsest geometry; None for a ring of any length.
     channels : int
-        C, of all fields.
+        Number C of channels of all fields.
     sites : tuple of int, or None
-        Along each dim of the grid.
+        Number of sites along each dim of the grid.
 
     Raises
     ------
     ValueError
-        For geometries that cannot be joined.
+        If the geometries cannot be joined.
     """
 
     def __init__(self, space: StateSpace | None) -> None:
@@ -79,7 +80,7 @@ class Arrangement:
         self.channels = sum(place.channels for place in self._places)
 
     def _ratios(self, geometry: Geometry) -> tuple[int, ...]:
-        """Points of a geometry at a site of the grid."""
+        """Number of a geometry's points at one site of the grid, along each dim."""
         assert self.grid is not None
         ratios = self.grid.ratios(geometry)
         if ratios is None:
@@ -92,15 +93,15 @@ class Arrangement:
 
     @property
     def is_ring(self) -> bool:
-        """Whether convolutions go around one row, or there is one site."""
+        """Whether the grid is one ring or one site, so that convolutions go around one row."""
         return self.grid is None or self.grid.is_ring or self.sites == (1,)
 
     def kernels(self, kernel: int) -> tuple[int, ...]:
-        """Width of a convolution along each dim of the grid: one along a dim of one site."""
+        """Width of a convolution along each dim of the grid; 1 along a dim with one site."""
         return (kernel,) if self.sites is None else tuple(kernel if sites > 1 else 1 for sites in self.sites)
 
     def to_channels(self, x: Tensor) -> Tensor:
-        """Make channels of K flat states each.
+        """Reshape K flat states to channels.
 
         Parameters
         ----------
@@ -117,7 +118,7 @@ class Arrangement:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).flatten(0, 1)
 
     def from_channels(self, features: Tensor) -> Tensor:
-        """Undo `to_channels`: from (K C, *sites, B) to (K, B, N)."""
+        """Inverse of `to_channels`: reshape (K C, *sites, B) to (K, B, N)."""
         if not self._places:
             return features.mT
         split = features.unflatten(0, (-1, self.channels)).split([place.channels for place in self._places], 1)
@@ -134,7 +135,7 @@ class Arrangement:
         return torch.cat(values)
 
     def per_channel(self, scale: Tensor) -> Tensor:
-        """Repeat one number a field, (fields,), for every channel, (C, 1, ..., 1); one number of all stays one."""
+        """Repeat a number for each field, (fields,), for each channel, (C, 1, ..., 1). A single number stays one."""
         if scale.ndim == 0:
             return scale
         assert self.sites is not None

@@ -1,4 +1,4 @@
-"""What an analysis network is: the protocol that every network keeps."""
+"""The protocol of analysis networks."""
 
 from __future__ import annotations
 
@@ -46,14 +46,15 @@ _BESIDE = {
 
 
 Scale = float | Sequence[float] | Tensor
-"""A number, or one for each of several fields."""
+"""A number, or one number for each of several fields."""
 
 
 class AnalysisNetwork(nn.Module, ABC):
-    """A network that makes the analysis from the forecast and the projected innovation, x_a = a_theta(x_f, zeta).
+    """A network that computes the analysis from the forecast and the projected innovation, x_a = a_theta(x_f, zeta).
 
-    A new network is one class in one file. It needs a `name`, the decorator `xdan.register_network`, a constructor of
-    plain values with a default for each, which it keeps as attributes of the same names, and a `forward`::
+    A new network is one class in one file. It needs a `name` and the decorator `xdan.register_network`. Its constructor
+    takes plain values, each with a default, and keeps them as attributes of the same names. The analysis is in
+    `forward`::
 
         import torch
         import xdan
@@ -76,54 +77,56 @@ class AnalysisNetwork(nn.Module, ABC):
                 increment = sum(weight * one for weight, one in zip(self.weights, shifted))
                 return x + self.error_std * increment, memory
 
-    `xdan.train(xdan.Lorenz96(), "nudging")` then trains it, or an instance, `Nudging(width=5)`. It cycles, is saved and
-    is opened as the others are; a process that opens it must have run the file, for nothing that a store names is
-    imported. A store has the constructor's values (`config`) and the tensors of `state_dict`.
+    `xdan.train(xdan.Lorenz96(), "nudging")` then trains this network; so does `xdan.train` with an object,
+    `Nudging(width=5)`. The network cycles, is saved and is opened like every other. A process that opens it must have
+    run the file before, because xdan imports nothing that a store names. A store has the constructor's values
+    (`config`) and the tensors of `state_dict`.
 
-    A class says by attributes and methods what depends on its kind; callers ask no network for its class:
+    Attributes and methods say what depends on the kind of network; callers do not ask for its class:
 
-    - `ensemble`, `members`: whether it takes members, and how many. `memory`: latent channels that it carries.
-    - `cycled_by`: the name of the method that cycles it.
-    - `space`: the fields that it was made for, where its constructor has such a parameter and hands it to
+    - `ensemble`, `members`: whether the network takes members, and how many. `memory`: its number of latent channels.
+    - `cycled_by`: name of the method that cycles the network.
+    - `space`: the fields that the network was made for. The constructor needs such a parameter and passes it on to
       `super().__init__(space)`; None is one field on a ring. `self.space.unpack(x)` gives the fields of a flat state.
-    - `check_state`: which states it takes.
-    - `normalise`: takes the climate and the observation error, before training.
-    - `hidden_matrices`: which parameters an optimiser for matrices may take.
-    - `covariance`: the matrix P_a where the increment is P_a zeta; `forms_covariance` then says so.
-    - `distribution`: the analysis, and a root of its error covariance, where the network `gives_spread`.
-    - `reach`, `analysis_covariance`, `marginal_gain`, `forecast_derivative`: derivatives of the analysis, taken
-      by autodiff unless a class brings what is faster. A class derived from such a one that overrides `forward`, or any
-      method that `forward` may call, has those of autodiff again, unless it brings its own.
+    - `check_state`: which states the network takes.
+    - `normalise`: sets the climate and the observation error, before training.
+    - `hidden_matrices`: which parameters an optimiser for matrices may train.
+    - `covariance`: the matrix P_a, if the increment is P_a zeta; then `forms_covariance` is True.
+    - `distribution`: the analysis and a root of its error covariance, if the network `gives_spread`.
+    - `reach`, `analysis_covariance`, `marginal_gain`, `forecast_derivative`: derivatives of the analysis. Autodiff
+      takes them, unless a class has faster formulas. A derived class may override `forward`, or another method that
+      `forward` may call. Then autodiff takes its derivatives again, unless the derived class has formulas too.
 
     Attributes
     ----------
     name : str
-        The name it is registered under.
+        The registered name.
     space : StateSpace or None
-        The fields of its states; None for one field on a ring of any length.
+        The fields of the network's states; None for one field on a ring of any length.
     memory : int
-        Latent channels that are carried from cycle to cycle, for each component of the state.
+        Number of latent channels that go from cycle to cycle, for each component of the state; 0 without memory.
     guides : int
-        Channels of what a Kalman filter beside tells the network, 0 where there is none. The forecast then carries a
-        covariance, `guide` makes the channels, and `forward` gets them as a fourth argument.
+        Number of channels with the results of a Kalman filter beside the network; 0 without a filter. With a filter
+        the forecast carries a covariance, `guide` computes the channels, and `forward` gets them as a fourth argument.
     second_order : float
-        Factor of the second-order term by which that covariance is propagated.
+        Factor c2 of the second-order term in the forecast of this covariance.
     inflation : float
-        Factor of the deviations of that covariance, before each forecast.
+        Factor by which the standard deviations of this covariance are multiplied before each forecast.
     lag : int
-        Intervals back in time at which the network makes its analysis, which the model then carries to the present.
+        Number of intervals back in time at which the network makes its analysis. The model runs it to the present.
     passes : int
-        Iterations of Gauss-Newton over the `lag` intervals, before the network's correction.
+        Number of Gauss-Newton iterations over the `lag` intervals, before the network's correction.
     patch_radius : float or None
-        Of the patches that the covariance is kept in, in the units of the coordinates; None for one matrix.
+        Radius of the patches in which the covariance is kept, in the units of the coordinates; None for one matrix.
     covariance_columns : int or None
-        Columns of the root that the covariance is kept as; None for one matrix.
+        Number of columns of the root as which the covariance is kept; None for one matrix.
     past : int
-        Intervals before the forecast from which that covariance is rebuilt at every analysis, 0 where it is carried.
+        Number of intervals before the forecast from which every analysis computes the covariance anew. 0: the
+        covariance is carried from cycle to cycle.
     ensemble : bool
-        Whether states are members, `members` of them, of shape (B, M, N).
+        Whether the states are ensembles of `members` members, of shape (B, M, N).
     members : int
-        1 for a network of one forecast.
+        Number of members; 1 for a network with one forecast.
     gives_spread : bool
         Whether the network gives a Gaussian distribution: an analysis and a root of its error covariance.
     any_members : bool
@@ -131,12 +134,12 @@ class AnalysisNetwork(nn.Module, ABC):
     described : bool
         Class attribute: whether `type(self)(**self.config())` makes this architecture. Otherwise it is copied.
     state_mean, state_std : Tensor, shape (), or (fields,) of several fields
-        Climatological moments of a site of each field, in its units.
+        Climatological mean and standard deviation of a site of each field, in its units.
     error_std : Tensor, shape (), or (fields,) of several fields
-        Typical observation error; the unit of increments, and its inverse that of projected innovations. Of a field
-        that is never observed the share of its deviation that errors are of the other fields'.
+        Typical observation error. It is the unit of increments, and its inverse is the unit of projected innovations.
+        For a field that is never observed: its standard deviation times the ratio of error to deviation of the others.
     fixed_inputs : Tensor, shape (channels, *sites), where the space has such
-        Values of the fixed inputs on the grid of `arrangement`; saved with the network.
+        Values of the fixed inputs on the grid of `arrangement`. They are saved with the network.
 
     References
     ----------
@@ -198,19 +201,19 @@ class AnalysisNetwork(nn.Module, ABC):
         Raises
         ------
         ValueError
-            For fields whose geometries cannot be joined.
+            If the geometries of the fields cannot be joined.
         """
         return Arrangement(self.space)
 
     def config(self) -> dict[str, Any]:
         """Plain JSON values from which `type(self)(**parameters)` makes the same architecture.
 
-        By default the attributes that are named as the constructor's parameters.
+        By default these are the attributes with the names of the constructor's parameters.
 
         Raises
         ------
         TypeError
-            Where such an attribute is missing, or no plain value.
+            If such an attribute is missing, or is not a plain value.
         """
         values = constructor_values(self, space=None if self.space is None else self.space.to_json())
         if values.get("space", self) is None:
@@ -242,54 +245,54 @@ class AnalysisNetwork(nn.Module, ABC):
         zeta : Tensor, shape (B, N)
             Projected innovation.
         memory : Tensor, shape (B, n, N), optional
-            Latent channels of the last cycle.
+            Latent channels of the previous cycle.
 
         Returns
         -------
         analysis : Tensor, shape of x
-        memory : Tensor, shape (B, n, N), or None for a network without
+        memory : Tensor, shape (B, n, N), or None for a network without memory
         """
 
     @torch.no_grad()
     def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
-        """Set the normalisation, each a number, or one for each of several fields."""
+        """Set the normalisation. Each argument is a number, or one number for each of several fields."""
         for buffer, value in ((self.state_mean, mean), (self.state_std, std), (self.error_std, error_std)):
             buffer.copy_(torch.as_tensor(value, dtype=torch.float64))
 
     @torch.no_grad()
     def take_fixed_inputs(self, other: AnalysisNetwork) -> None:
-        """Take the values of another network's fixed inputs, which a space's description does not hold."""
+        """Copy the values of another network's fixed inputs, because a space's description does not hold them."""
         others = dict(other.named_buffers())
         for name, buffer in self.named_buffers():
             if name.rpartition(".")[2] == "fixed_inputs":
                 buffer.copy_(others[name])
 
     def model_correction(self) -> nn.Module | None:
-        """A correction of the forecast model's tendency that the network holds, a `TendencyNetwork`; None without."""
+        """The correction of the model's tendency, a `TendencyNetwork`, that the network holds; None without one."""
         return None
 
     def per_component(self, scale: Tensor) -> Tensor:
-        """Repeat one number a field, (fields,), for every component of a flat state, (N,); one of all stays one."""
+        """Repeat a number for each field, (fields,), for each component, (N,). A single number stays one."""
         if scale.ndim == 0 or self.space is None or not self._scale_shape:
             return scale
         return torch.cat([one.expand(f.geometry.size) for one, f in zip(scale, self.space, strict=True)])
 
     @property
     def component_errors(self) -> Tensor | None:
-        """Typical observation error of every component, (N,), in which errors of several fields are compared.
+        """Typical observation error of each component, (N,), the unit in which errors of several fields are compared.
 
-        None for one field, whose errors are in its own units.
+        None for one field, whose errors are in the field's units.
         """
         return self.per_component(self.error_std) if self._scale_shape else None
 
     def conserving(self, change: Tensor, adjoint: bool = False) -> Tensor:
-        """Take the area-weighted mean out of an increment, in those fields whose mean is conserved.
+        """Subtract the area-weighted mean from an increment, in fields whose mean is conserved.
 
         Parameters
         ----------
         change : Tensor, shape (..., N)
         adjoint : bool
-            Apply the transpose of that projection.
+            Apply the transpose of this projection.
         """
         if not self._conserved:
             return change
@@ -301,40 +304,40 @@ class AnalysisNetwork(nn.Module, ABC):
 
     @cached_property
     def _conserved(self) -> dict[int, Tensor]:
-        """For each field whose mean is conserved its number and the share of the area of each of its points."""
+        """Number of each field with a conserved mean, and the area of each of its points as a share of the total."""
         fields = enumerate(self.space or ())
         return {k: field.geometry.weights() / field.geometry.weights().sum() for k, field in fields if field.conserved}
 
     def _area_shares(self, device: torch.device) -> dict[int, Tensor]:
-        """`_conserved` on a device. The tensors stay there, as a CUDA graph takes no copy from the CPU."""
+        """`_conserved` on a device. The tensors stay there, because a CUDA graph must not copy from the CPU."""
         if self._conserved_on is None or self._conserved_on[0] != device:
             self._conserved_on = device, {k: shares.to(device) for k, shares in self._conserved.items()}
         return self._conserved_on[1]
 
     def made_for(self, space: StateSpace) -> AnalysisNetwork:
-        """Give this architecture for the fields of a space, where it was made for none and its class can have one.
+        """Return this architecture for the fields of a space, if the network was made for none and its class has one.
 
         Returns
         -------
         AnalysisNetwork
-            A new one, its weights at their start; itself for one field on a ring, which needs none.
+            A new network with initial weights. For one field on a ring, which needs no space, the network itself.
         """
         if self.space is not None or space.is_plain_ring or "space" not in constructor_parameters(type(self)):
             return self
         return type(self)(**{**self.config(), "space": space})
 
     def check_space(self, space: StateSpace) -> None:
-        """Refuse a space whose fields are not those that this network is to be trained on.
+        """Refuse a space whose fields this network cannot be trained on.
 
         A class without a parameter `space` decides by `check_state` alone.
 
         Raises
         ------
         ValueError
-            For such a space.
+            If the network is for other fields.
         """
         if self.space is not None and not (self.space.single and space.single):
-            check_same_fields(self.space, space, self._title)  # names more than the packed dim
+            check_same_fields(self.space, space, self._title)  # its message names more than the packed dim
         self.check_state(space.dims, space.shape)
         if self.space is not None:
             check_same_fields(self.space, space, self._title)
@@ -345,9 +348,9 @@ class AnalysisNetwork(nn.Module, ABC):
             )
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
-        """Refuse states that this network does not take: by default all but those of its space.
+        """Refuse states that this network does not take. By default it takes the states of its space only.
 
-        Without a space, those on more than one dim, as the network is for a ring.
+        Without a space, states on more than one dim are refused, because the network is for a ring.
 
         Parameters
         ----------
@@ -359,7 +362,7 @@ class AnalysisNetwork(nn.Module, ABC):
         Raises
         ------
         ValueError
-            For such states.
+            If the network does not take the states.
         """
         if self.space is not None:
             if (tuple(dims), tuple(shape)) != (self.space.dims, self.space.shape):
@@ -375,18 +378,18 @@ class AnalysisNetwork(nn.Module, ABC):
 
     @property
     def cycled_by(self) -> str:
-        """Name of the method that cycles it: by default of one forecast, or of members, that `forward` analyses."""
+        """Name of the method that cycles the network. The default methods call `forward` on one forecast or members."""
         if self.guides:
             return "kalman-dan-lagged" if self.lag else "kalman-dan-rebuilt" if self.past else "kalman-dan"
         return "ensemble-dan" if self.ensemble else "dan"
 
     @property
     def reach(self) -> int | None:
-        """Sites to each side, on the ring, that an output can depend on; None where it may be all."""
+        """Number of sites to each side, on a ring, that an output can depend on; None if it may depend on all."""
         return None
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Parameters that an optimiser for matrices may treat as such."""
+        """Parameters that an optimiser for matrices may train."""
         return []
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
@@ -412,7 +415,7 @@ class AnalysisNetwork(nn.Module, ABC):
         )
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
-        """Derivative of the analysis by x_l at one site l, shape (B, N).
+        """Derivative of the analysis with respect to x_l at one site l, shape (B, N).
 
         Raises
         ------
@@ -422,26 +425,26 @@ class AnalysisNetwork(nn.Module, ABC):
         return along(lambda state: self._analysis(state, zeta, memory), x, unit_direction(x, site), self._title)
 
     def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
-        """What a filter's increment K d (B, N) and P_a (B, N, N) tell the network, (B, guides, N)."""
+        """The filter's results as channels, (B, guides, N), from its increment K d (B, N) and P_a (B, N, N)."""
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide`")
 
     def companions(self, size: int) -> Tensor:
-        """For each of so many components, those whose covariance with it the network sees, int64 of shape (N, L)."""
+        """For each component, those whose covariance with it the network reads, int64 of shape (N, L); `size` is N."""
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `companions`")
 
     def guide_by(self, increment: Tensor, covariances: Tensor) -> Tensor:
-        """`guide`, where only the covariances of `companions` are at hand, (B, N, L)."""
+        """`guide` from the covariances of `companions` alone, (B, N, L)."""
         raise NotImplementedError(f"{self._title} has guides={self.guides}: expected a method `guide_by`")
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """P_a as the network forms it, (B, N, N), and the new memory: only of networks that have such a matrix.
+        """P_a as the network forms it, (B, N, N), and the new memory. Only some networks have such a matrix.
 
         Raises
         ------
         ValueError
-            For others.
+            If the network does not form P_a.
         """
-        raise ValueError(f"{self._title} forms no P_a of its own: expected one whose increment is P_a zeta")
+        raise ValueError(f"{self._title} forms no P_a: expected a network whose increment is P_a zeta")
 
     @property
     def forms_covariance(self) -> bool:
@@ -456,7 +459,7 @@ class AnalysisNetwork(nn.Module, ABC):
         Parameters
         ----------
         x, zeta, memory
-            As of `forward`.
+            See `forward`.
 
         Returns
         -------
@@ -473,26 +476,26 @@ class AnalysisNetwork(nn.Module, ABC):
         raise ValueError(f"{self._title} gives no spread: expected one such as xdan.GaussianCNN")
 
     def root_places(self, size: int) -> Tensor:
-        """For each of so many components, the columns of its row of the root, int64 of shape (N, L); itself first."""
+        """For each component, the columns of its row of the root, int64 of shape (N, L), itself first; `size` is N."""
         raise ValueError(f"{self._title} gives no spread: expected one such as xdan.GaussianCNN")
 
     @property
     def _is_one_climate(self) -> bool:
-        """Whether the normalisation is one for all sites of a field; a derived class may have one for each."""
+        """Whether all sites of a field have one normalisation. A derived class may have one for each site."""
         return all(scale.shape == self._scale_shape for scale in (self.state_mean, self.state_std, self.error_std))
 
     @property
     def _scale_shape(self) -> tuple[int, ...]:
-        """Shape of the normalisation: (fields,) of several, () of one."""
+        """Shape of the normalisation: (fields,) for several fields, () for one."""
         return () if self.space is None or self.space.single else (len(self.space),)
 
     @property
     def _fixed_channels(self) -> int:
-        """Channels of the fixed inputs."""
+        """Number of channels of the fixed inputs."""
         return len(self.fixed_inputs) if self.space is not None and self.space.inputs else 0
 
     def _fixed(self, like: Tensor) -> list[Tensor]:
-        """The fixed inputs for a batch, (channels, *sites, B) as features have it; none where there are none."""
+        """The fixed inputs for a batch, (channels, *sites, B), as features need them; empty without fixed inputs."""
         if not self._fixed_channels:
             return []
         return [self.fixed_inputs[..., None].expand(*self.fixed_inputs.shape, like.shape[-1])]
@@ -507,7 +510,7 @@ class AnalysisNetwork(nn.Module, ABC):
 
 
 def check_same_fields(made_for: StateSpace, other: StateSpace, title: str) -> None:
-    """Refuse a space with other fields than those that a network was made for: names, units, geometries, order.
+    """Refuse a space whose fields differ from those of a network in names, units, geometries or order.
 
     Raises
     ------
@@ -530,7 +533,7 @@ def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | Non
     ----------
     cls : type
     name : str
-        Of the formula's method.
+        Name of the formula's method.
     parts : collection of str, optional
         Methods that the formula relies on; by default all methods of the class that defines it.
     """
@@ -544,7 +547,7 @@ def outdated(cls: type[AnalysisNetwork], name: str, parts: Collection[str] | Non
 
 
 def formula(network: AnalysisNetwork, name: str) -> Callable[..., Tensor]:
-    """A derivative by the class's formula; by autodiff where hooks or an attribute change this one network."""
+    """A derivative by the class's formula. Autodiff takes it if hooks or an attribute change this one network."""
     return partial(getattr(AnalysisNetwork if is_patched(network) else type(network), name), network)
 
 

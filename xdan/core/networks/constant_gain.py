@@ -15,40 +15,41 @@ from .registry import register_network
 from .sizes import odd, size
 
 FORMS = ("kernel", "matrix", "symmetric")
-_BEGINNING = 0.4  # diagonal of A at the start, in units of R
+_BEGINNING = 0.4  # first value of the diagonal of A, in units of R
 
 
 @register_network
 class ConstantGain(AnalysisNetwork):
     """x_a = x_f + A zeta, zeta = H^T R^-1 (y - H(x_f)), with one matrix A for all times and states.
 
-    The gain is K = A H^T R^-1. The steady gain of a Kalman filter has that form: there A = P_a, and A H^T R^-1 is the
-    gain (Riccati's equation). Of a chaotic model the best A is that of a 3D-Var with the best constant B. Where a
-    component is never observed, zeta is zero, and its column of A is not learned.
+    The gain is K = A H^T R^-1. The steady gain of a Kalman filter has this form, with A = P_a (Riccati's equation). For
+    a chaotic model, the best A is that of a 3D-Var with the best constant B. If a component is never observed, its zeta
+    is zero, and its column of A is not learned.
 
     Parameters
     ----------
     form : {"kernel", "matrix", "symmetric"}
-        "kernel": A[i, j] = k(i - j) on a ring, for every length of it. "matrix": a free matrix of a state of fixed
-        size. "symmetric": (W + W^T) / 2 of such a matrix W.
+        "kernel": A[i, j] = k(i - j) on a ring of any length. "matrix": a free matrix, for states of fixed size.
+        "symmetric": (W + W^T) / 2 with such a matrix W.
     width : int
-        Odd number of sites that the kernel spans. Only of the kernel.
+        For the kernel: the odd number of sites that it spans.
     sites : int
-        N, components of the state. Only of the matrices, and where no space says it.
+        For the matrices: number N of components of the state. A space, if there is one, gives N.
     space : StateSpace, or its JSON, optional
-        The fields that it is for, whose components a matrix takes as they are packed; None for one field on a ring.
+        The fields that the gain is for. A matrix takes their components in the packed order. By default one field on a
+        ring.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, or a form that is no string.
+        If a size is not an integer, or the form is not a string.
     ValueError
-        For an unknown form, sizes out of bounds, a width that is even, a kernel off the ring, or states of another
-        size.
+        If a form is unknown, a size is out of bounds, the width is even, a kernel is not on a ring, or the states have
+        another size.
 
     References
     ----------
-    Bach, Baptista, Sanz-Alonso and Stuart (2024), arXiv:2410.10523, Sect. 9.4.1 and 9.4.2, where a constant gain is
+    Bach, Baptista, Sanz-Alonso and Stuart (2024), arXiv:2410.10523, Sect. 9.4.1 and 9.4.2: a constant gain that is
     learned from errors of the analysis.
 
     Examples
@@ -88,11 +89,11 @@ class ConstantGain(AnalysisNetwork):
 
     @property
     def reach(self) -> int | None:
-        """Half of a kernel; all sites of a matrix."""
+        """Half of the kernel's width; None for a matrix, which reaches all sites."""
         return self.width // 2 if self.form == "kernel" and self._is_one_climate else None
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
-        """Refuse a ring that is shorter than the kernel, and states of another size than the matrix's."""
+        """Refuse a ring that is shorter than the kernel, and states that do not have the matrix's size."""
         super().check_state(dims, shape)
         if self.form == "kernel" and shape[0] < self.width:
             raise ValueError(f"width={self.width}: the state has {shape[0]} sites; expected at least the width")
@@ -103,11 +104,11 @@ class ConstantGain(AnalysisNetwork):
         """Analysis, shape of x (B, N); no memory."""
         error_std = self.per_component(self.error_std)
         matrix = self._matrix(x.shape[-1])
-        # In units of the observation error: sigma zeta, and A / sigma^2.
+        # In units of the observation error: zeta becomes sigma zeta, and A becomes A / sigma^2.
         return x + self.conserving(error_std * ((self.conserving(zeta, adjoint=True) * error_std) @ matrix.T)), None
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """A as a matrix, in the state's units squared, the same for every state, shape (B, N, N)."""
+        """A as a matrix, in the state's units squared, shape (B, N, N). It is the same for every state."""
         scale = self.per_component(self.error_std)
         answer = self._matrix(x.shape[-1]) * (scale**2 if scale.ndim == 0 else torch.outer(scale, scale))
         return self.conserving(self.conserving(answer).mT).mT.expand(len(x), -1, -1), memory

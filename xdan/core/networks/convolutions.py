@@ -1,4 +1,4 @@
-"""Convolutions on the ring, from plain operations: every torch.func transform applies to them.
+"""Convolutions on a ring, from plain operations, so that every transform of torch.func applies to them.
 
 Features have shape (channels, sites, ...).
 """
@@ -30,7 +30,7 @@ def circular_convolution(x: Tensor, weight: Tensor, bias: Tensor, kernel: int) -
 
 
 def spreading_convolution(x: Tensor, weight: Tensor, kernel: int) -> Tensor:
-    """Convolution of a field that is zero outside W sites, where it may differ from zero.
+    """Convolution of a field that differs from zero inside W sites only.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def spreading_convolution(x: Tensor, weight: Tensor, kernel: int) -> Tensor:
     Returns
     -------
     Tensor, shape (O, W + kernel - 1, ...)
-        Half a kernel wider to each side.
+        It is half a kernel wider on each side.
     """
     width = x.shape[1] + kernel - 1
     room = widened(x, kernel - 1)
@@ -52,5 +52,5 @@ def spreading_convolution(x: Tensor, weight: Tensor, kernel: int) -> Tensor:
 
 
 def widened(x: Tensor, more: int) -> Tensor:
-    """Put `more` sites of zeros on both sides of a field (C, W, J, B)."""
+    """Add `more` sites of zeros on both sides of a field (C, W, J, B)."""
     return pad(x, (0, 0, 0, 0, more, more))

@@ -1,4 +1,4 @@
-"""A residual CNN of a whole ensemble: members in, members out."""
+"""A residual CNN for a whole ensemble: its input and output are members."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from .trunk import ResidualTrunk
 
 @register_network
 class EnsembleCNN(AnalysisNetwork):
-    """E_a = E_f + alpha zeta + a_theta(E_f, zeta), zeta the projected innovation of the members' mean.
+    """E_a = E_f + alpha zeta + a_theta(E_f, zeta), where zeta is the projected innovation of the members' mean.
 
     Parameters
     ----------
     members : int
-        N_e. States have shape (B, N_e, N).
+        Number N_e of members. States have shape (B, N_e, N).
     exchangeable : bool
-        False: one CNN with N_e + 1 channels in and N_e out, as in the slides: members have places. True: the same CNN
-        for every member, which reads that member's anomaly, the mean, the spread and zeta; members may be reordered,
-        and their number may change.
+        False: one CNN with N_e + 1 channels in and N_e out, as in the slides; each member has a fixed channel. True:
+        one CNN for all members. It reads a member's anomaly, the mean, the spread and zeta. Then the members may be
+        reordered, and their number may change.
     filters : int
-        N_f, channels of the hidden layers.
+        Number N_f of channels of the hidden layers.
     blocks, sub_blocks : int
-        N_b residual blocks of N_sb activated convolutions each.
+        N_b residual blocks, each with N_sb activated convolutions.
     kernel : int
         Odd width f of every convolution, along each dim of the grid that has more than one site.
     activation : {"gated", "silu", "linear"}
-        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+        Function between convolutions. "gated": the convolution of a sub-block has 2 N_f channels; one half is
+        multiplied by the tanh of the other half.
     space : StateSpace, or its JSON, optional
-        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
+        The fields of the states, which become channels on one grid. By default one field on a ring of any length.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, an activation that is no string, or `exchangeable` other than True or False.
+        If a size is not an integer, an activation is not a string, or `exchangeable` is not True or False.
     ValueError
-        For sizes out of bounds, or states with another number of members.
+        If a size is out of bounds, or the states have another number of members.
 
     References
     ----------
@@ -86,15 +87,15 @@ class EnsembleCNN(AnalysisNetwork):
         self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Every convolution but the last."""
+        """Weights of every convolution but the last."""
         return self.cnn.hidden_matrices()
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Analysis members, shape of x (B, N_e, N), from zeta (B, N); no memory."""
+        """Analysis members, shape of x (B, N_e, N), from zeta (B, N). There is no memory."""
         if not self.exchangeable and x.shape[1] != self.members:
             raise ValueError(
-                f"the network was made for {self.members} members, the state has {x.shape[1]}; train one for that "
-                "number, or one with exchangeable=True"
+                f"the network was made for {self.members} members, the state has {x.shape[1]}: expected as many "
+                "members; train a network for that number, or one with exchangeable=True"
             )
         std, error_std = map(self.per_component, (self.state_std, self.error_std))
         innovation = zeta * error_std
@@ -111,7 +112,7 @@ class EnsembleCNN(AnalysisNetwork):
         return self._convolved(read.transpose(0, 1)).transpose(0, 1)
 
     def _convolved(self, read: Tensor) -> Tensor:
-        """What the CNN makes of K flat states (K, B, N), as flat states."""
+        """Output of the CNN for K flat states (K, B, N), as flat states."""
         features = self.arrangement.to_channels(read)
         fixed = self._fixed(features)
         return self.arrangement.from_channels(self.cnn(torch.cat([features, *fixed]) if fixed else features))
@@ -120,7 +121,7 @@ class EnsembleCNN(AnalysisNetwork):
         b, m, n = x.shape
         mean = x.mean(1, keepdim=True)
         anomaly = (x - mean) / self.per_component(self.error_std)
-        # Anomalies' second moment about the mean: finite, and smooth where members coincide.
+        # Second moment of the anomalies: it is finite, and smooth where members coincide.
         spread = (anomaly.square().mean(1, keepdim=True) + 1e-6).sqrt()
         climate, std = self.per_component(self.state_mean), self.per_component(self.state_std)
         features = [anomaly, ((mean - climate) / std), spread, innovation[:, None]]

@@ -1,8 +1,9 @@
 """The residual trunk with its gradient written out, for training.
 
-Features are matrices (channels, sites * batch) in buffers with ghost rows at both ends of the ring: a circular shift is
-an offset, a convolution a few matrix products on shifted views. Small products dominate, so buffers and views are made
-once and used again: `FastTrunk` keeps a tape for every cycle that waits for its gradient.
+Features are matrices (channels, sites * batch) in buffers with ghost rows at both ends of the ring. A circular shift is
+then an offset, and a convolution is a few matrix products of shifted views. Most of the time goes into small products.
+Buffers and views are therefore made once and used again: `FastTrunk` keeps a tape for every cycle that waits for its
+gradient.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ Shape = tuple[int, int, torch.dtype, torch.device]
 
 
 class Ring:
-    """Features on the ring, with ghosts so that shifted copies are views.
+    """Features on a ring, with ghosts, so that shifted copies are views.
 
     Attributes
     ----------
     flat : Tensor, shape (C, N * B)
-        The sites.
+        Values at the sites.
     taps : tuple of Tensor, each (C, N * B)
-        The k-th is `flat` shifted by k - kernel // 2 sites, once `with_ghosts` has filled the ghosts.
+        The k-th tap is `flat` shifted by k - kernel // 2 sites, after `with_ghosts` has filled the ghosts.
     columns : Tensor, shape (kernel, C, N * B)
         All taps as one view.
     """
@@ -47,26 +48,26 @@ class Ring:
         self._ghosts = [] if r == 0 else [(whole[:, :r], whole[:, n : n + r]), (whole[:, n + r :], whole[:, r : 2 * r])]
 
     def with_ghosts(self) -> Ring:
-        """Fill the ghosts from the sites."""
+        """Copy values of the sites into the ghosts."""
         for ghost, site in self._ghosts:
             ghost.copy_(site)
         return self
 
 
 class Tape:
-    """What one forward pass leaves for its gradient.
+    """What one forward pass keeps for its gradient.
 
     Attributes
     ----------
     rings : list of Ring
-        Every layer's input.
+        Input of every layer.
     sums : list of tuple of Tensor, each (filters, N * B)
-        The arguments of every hidden layer's activation, as it left them.
+        Arguments of every hidden layer's activation, as the activation left them.
     features : Tensor, shape (C_in, N, B)
         To be filled before `FastTrunk.forward`.
     output : Tensor, shape (C_out, N, B)
     convolutions : list of Tensor, each (out, N * B)
-        Where every layer's convolution is written.
+        Buffers for the result of every layer's convolution.
     """
 
     def __init__(self, layers: Layers, shape: Shape) -> None:
@@ -104,18 +105,19 @@ class Scratch:
 
 
 class FastTrunk:
-    """A trunk's forward pass and its gradient, in buffers that are used again.
+    """A trunk's forward pass and gradient, in buffers that are used again and again.
 
-    Serves one training at a time: its buffers are not shared among threads. They are keyed by the features' sites,
-    batch, dtype and device; on the CPU those of a few shapes are kept (`Pool`), as many as had been in use at once. All
-    belong to the `ResidualTrunk` that made this object, which drops it in evaluation mode and when its weights move,
-    and leaves it out of copies and pickles.
+    It serves one training at a time: threads cannot share its buffers. The key of a buffer is the features' sites,
+    batch, dtype and device. On the CPU the buffers of a few shapes are kept (`Pool`), as many as were in use at once.
+    All of them belong to the `ResidualTrunk` that made this object. The trunk drops the object in evaluation mode and
+    when its weights move, and leaves it out of copies and pickles.
 
     Parameters
     ----------
     layers : Layers
     weights, biases : sequence of Tensor
-        Of every layer; weights (out, kernel * in), tap-major. Views of them are kept: they change in place only.
+        Weights (out, kernel * in), tap-major, and biases of every layer. Views of them are kept, so that they may
+        change in place only.
     """
 
     def __init__(self, layers: Layers, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
@@ -123,26 +125,26 @@ class FastTrunk:
         self.inside = [inside for inside, _ in layers.channels]
         self.pointers = [tensor.data_ptr() for tensor in (*weights, *biases)]
         self.parts = [w.detach().split(inside, 1) for w, inside in zip(weights, self.inside, strict=True)]
-        # The adjoint of a shift is the opposite shift: the last part meets the first tap.
+        # The adjoint of a shift is the opposite shift, so the last part belongs to the first tap.
         self.adjoints = [[part.T for part in reversed(parts)] for parts in self.parts]
         self.biases = [b.detach()[:, None] for b in biases]
         self._tapes: Pool[Tape] = Pool()
         self._scratches: Pool[Scratch] = Pool()
 
     def fits(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
-        """Whether the views are still those of the weights and biases."""
+        """Whether the views still belong to these weights and biases."""
         return self.pointers == [tensor.data_ptr() for tensor in (*weights, *biases)]
 
     def tape(self, shape: Shape) -> Lease[Tape]:
-        """Take a tape, its features to be filled."""
+        """Take a tape, whose features are to be filled."""
         return self._tapes.lease(shape, lambda: Tape(self.layers, shape), keep=_is_on_cpu(shape))
 
     def scratch(self, shape: Shape) -> Lease[Scratch]:
-        """Buffers of the backward pass, the gradient of the output to be filled in."""
+        """Take buffers of the backward pass, whose gradient of the output is to be filled."""
         return self._scratches.lease(shape, lambda: Scratch(self.layers, shape), keep=_is_on_cpu(shape))
 
     def forward(self, tape: Tape) -> None:
-        """From the tape's features to its output."""
+        """Compute the tape's output from its features."""
         value_into = self.layers.activation.value_into
 
         def convolve(layer: int, _: Tensor) -> Tensor:
@@ -160,12 +162,12 @@ class FastTrunk:
         self.layers.run(tape.features, convolve, activate)
 
     def backward(self, tape: Tape, scratch: Scratch) -> tuple[Tensor, list[Tensor]]:
-        """Gradients of the features, flat and in a buffer, and of weights and biases in turn; of `scratch.output`."""
+        """Gradients of the features (flat, in a buffer) and of weights and biases in turn, from `scratch.output`."""
         layers, kernel = self.layers, self.layers.kernel
         gradients: list[Tensor] = []
 
         def through(layer: int, convolved: Ring, out: Tensor, accumulate: bool) -> None:
-            """Gradients of one layer's weight and bias, from that of its convolution; that of its input into `out`."""
+            """Gradients of a layer's weight and bias from its convolution's gradient; its input's goes into `out`."""
             inside = self.inside[layer]
             columns = scratch.columns[: kernel * inside]
             columns.view(kernel, inside, -1).copy_(tape.rings[layer].columns)
@@ -179,7 +181,7 @@ class FastTrunk:
             for part, tap in rest:
                 out.addmm_(part, tap)
 
-        # Gradients by what a layer gives, u, and by what its block began with, h.
+        # Gradients with respect to a layer's output, u, and with respect to its block's input, h.
         d_u = d_h = scratch.features[0]
         through(layers.last, scratch.last, d_u, accumulate=False)
         for layer in reversed(layers.hidden):
@@ -187,7 +189,7 @@ class FastTrunk:
                 d_h = d_u
             layers.activation.gradient_into(scratch.sums, tape.sums[layer - 1], d_u, scratch.spare)
             if layers.begins_block(layer):
-                # The block's input feeds the skip too: add to the gradient that came past the block.
+                # The block's input feeds the skip connection too: add the gradient that came through it.
                 through(layer, scratch.hidden, d_h, accumulate=True)
                 d_u = d_h
             else:
@@ -203,11 +205,11 @@ def _is_on_cpu(shape: Shape) -> bool:
 
 
 class TrunkFunction(torch.autograd.Function):
-    """A trunk by itself for autograd; first derivatives."""
+    """A trunk for autograd, with first derivatives."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, trunk: FastTrunk, *weights: Tensor) -> Tensor:
-        """From features (C_in, N, B) to (C_out, N, B); weights and biases in turn, the ones that `trunk` views."""
+        """Map features (C_in, N, B) to (C_out, N, B). `weights` are weights and biases in turn, which `trunk` views."""
         _, n, batch = features.shape
         shape = (n, batch, features.dtype, features.device)
         lease = trunk.tape(shape)
@@ -219,7 +221,7 @@ class TrunkFunction(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of features and of every weight and bias."""
+        """Gradients of the features, and of every weight and bias."""
         trunk, lease, shape = ctx.kept
         scratch = trunk.scratch(shape)
         scratch.value.output.copy_(gradient)

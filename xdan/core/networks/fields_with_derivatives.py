@@ -1,7 +1,8 @@
-"""Fields that carry their derivatives through the layers of a network: in zeta or x, and the mixed second ones.
+"""Fields that carry their derivatives through the layers of a network: in zeta, in x, and mixed second ones.
 
-What torch.func gives for any network is several times slower, and runs in one thread at a time. The derivative by
-zeta_j starts at site j and spreads by half a kernel a layer: only that window about j is carried, until it is the ring.
+torch.func can do this for any network, but is several times slower and runs in one thread at a time. The derivative
+with respect to zeta_j starts at site j and spreads by half a kernel in each layer. Only this window around j is
+carried, until it is the whole ring.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from .convolutions import circular_convolution, spreading_convolution, widened
 
 @dataclass(frozen=True)
 class FieldWithDerivatives:
-    """A field with its derivatives, None where they vanish or are not wanted.
+    """A field with its derivatives. A derivative is None if it vanishes or is not wanted.
 
     Attributes
     ----------
     value : Tensor, shape (C, N, 1, B)
     x : Tensor, shape (C, N, 1, B), optional
-        Along one direction of the forecast.
+        Derivative along one direction of the forecast.
     zeta, mixed : Tensor, shape (C, W, J, B), optional
-        By J sites' projected innovations, and that of `x`.
+        Derivatives with respect to the projected innovations of J sites, of the value and of `x`.
     window : Tensor of int64, shape (W, J), optional
-        At which sites; all N of them, in order, where there is none.
+        The sites of these derivatives. None: all N sites, in order.
     """
 
     value: Tensor
@@ -38,11 +39,11 @@ class FieldWithDerivatives:
     window: Tensor | None = None
 
     def at(self, field: Tensor | None) -> Tensor | None:
-        """Take values (C, N, 1, B) where the derivatives by zeta stand."""
+        """Values (C, N, 1, B) at the sites of the derivatives with respect to zeta."""
         return field if field is None or self.window is None else field[:, self.window, 0]
 
     def apply(self, value: Tensor, slope: Tensor, curvature: Tensor) -> FieldWithDerivatives:
-        """Apply a function f of each element.
+        """Apply a function f to each element.
 
         Parameters
         ----------
@@ -62,11 +63,11 @@ class FieldWithDerivatives:
         return self.scaled(1.0 / width).tanh().scaled(width)
 
     def times(self, other: FieldWithDerivatives) -> FieldWithDerivatives:
-        """Product of two fields of one window."""
+        """Product of two fields with one window."""
         return chain([self, other], self.value * other.value, [other.value, self.value], [other.x, self.x])
 
     def plus(self, other: FieldWithDerivatives) -> FieldWithDerivatives:
-        """Sum of two fields, the window of the first no wider than that of the second."""
+        """Sum of two fields. The window of the first must not be wider than that of the second."""
         first = self._widened_to(other)
         return FieldWithDerivatives(
             first.value + other.value,
@@ -77,7 +78,7 @@ class FieldWithDerivatives:
         )
 
     def _widened_to(self, other: FieldWithDerivatives) -> FieldWithDerivatives:
-        """Zeros about the window, up to that of another field."""
+        """Add zeros around the window, up to the window of another field."""
         if self.window is None or self.zeta is None:
             return self
         if other.window is None:
@@ -87,12 +88,12 @@ class FieldWithDerivatives:
         return replace(self, zeta=widened(self.zeta, more), mixed=mixed, window=other.window)
 
     def scaled(self, factor: Tensor) -> FieldWithDerivatives:
-        """Times a number."""
+        """Multiply by a number."""
         x, zeta, mixed = (_times(factor, part) for part in (self.x, self.zeta, self.mixed))
         return FieldWithDerivatives(factor * self.value, x, zeta, mixed, self.window)
 
     def split(self, parts: int) -> list[FieldWithDerivatives]:
-        """Parts of the channels, all of one size."""
+        """Split the channels into parts of equal size."""
         fields = (self.value, self.x, self.zeta, self.mixed)
         pieces = [(None,) * parts if field is None else field.chunk(parts) for field in fields]
         return [
@@ -102,7 +103,7 @@ class FieldWithDerivatives:
         ]
 
     def convolved(self, weight: Tensor, bias: Tensor, kernel: int) -> FieldWithDerivatives:
-        """Circular convolution; the window grows by half a kernel to each side."""
+        """Circular convolution. The window grows by half a kernel on each side."""
         silent = torch.zeros_like(bias)
 
         def around(part: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ class FieldWithDerivatives:
         return FieldWithDerivatives(value, x, zeta, mixed, (middle + away[:, None]) % sites)
 
     def dense(self) -> FieldWithDerivatives:
-        """The same with the derivatives at all sites."""
+        """The field with its derivatives at all sites."""
         if self.window is None:
             return self
         sites = self.value.shape[1]
@@ -141,20 +142,20 @@ class FieldWithDerivatives:
 def chain(
     fields: Sequence[FieldWithDerivatives], value: Tensor, slopes: Sequence[Tensor], curvatures: Sequence[Tensor | None]
 ) -> FieldWithDerivatives:
-    """Apply f(z_1, ..., z_k), element by element, to k fields of one window, by the chain rule.
+    """Apply f(z_1, ..., z_k), element by element, to k fields with one window, by the chain rule.
 
     df/dx = sum_a f_a dz_a/dx, and d2f/dxdzeta = sum_a f_a d2z_a/dxdzeta + sum_a (sum_b f_ab dz_b/dx) dz_a/dzeta.
 
     Parameters
     ----------
     fields : sequence of FieldWithDerivatives
-        z_a.
+        The fields z_a.
     value : Tensor, shape (C, N, 1, B)
-        f.
+        The value f.
     slopes : sequence of Tensor, shape (C, N, 1, B)
-        f_a.
+        The derivatives f_a.
     curvatures : sequence of Tensor, shape (C, N, 1, B)
-        sum_b f_ab dz_b/dx; None where it vanishes.
+        sum_b f_ab dz_b/dx; None if it vanishes.
     """
     first = fields[0]
     at = [first.at(slope) for slope in slopes]
@@ -166,7 +167,7 @@ def chain(
 
 
 def chain_by_autograd(function: Callable[..., Tensor], fields: Sequence[FieldWithDerivatives]) -> FieldWithDerivatives:
-    """Apply f(z_1, ..., z_k) as `chain` does, its first and second derivatives taken by autograd."""
+    """Apply f(z_1, ..., z_k) as `chain` does. Autograd takes its first and second derivatives."""
     recorded = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         along_x = [field.x if field.x.requires_grad else field.x.clone() for field in fields if field.x is not None]
@@ -183,14 +184,14 @@ def chain_by_autograd(function: Callable[..., Tensor], fields: Sequence[FieldWit
 
 
 def _gradients(value: Tensor, leaves: list[Tensor], again: bool) -> list[Tensor]:
-    """Gradient of the sum of values; zeros where they do not depend on a leaf."""
+    """Gradient of the sum of values. It is zero for a leaf that the values do not depend on."""
     if not value.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     return list(torch.autograd.grad(value.sum(), leaves, create_graph=again, allow_unused=True, materialize_grads=True))
 
 
 def stack(fields: Sequence[FieldWithDerivatives], window: Tensor | None) -> FieldWithDerivatives:
-    """Fields one upon the other along the channels, zeros where one of them lacks a derivative; none is mixed."""
+    """Fields joined along the channels. A missing derivative becomes zero; there are no mixed derivatives."""
 
     def stacked(parts: list[Tensor | None]) -> Tensor | None:
         like = next((part for part in parts if part is not None), None)

@@ -1,4 +1,4 @@
-"""Networks that give a Gaussian: the analysis of another network, and a root of its error covariance."""
+"""Networks that give a Gaussian distribution: the analysis of another network, and a root of its error covariance."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from .registry import network_by_name, register_network, registered_name
 from .sizes import size
 
 Mean = Literal["trained", "frozen"]
-TYPICAL = 0.2  # deviation of an analysis error, in observation errors, where the spread begins
+TYPICAL = 0.2  # first standard deviation of analysis errors, in observation errors
 
 
 class GaussianNetwork(AnalysisNetwork):
     """A Gaussian N(x_a, L L^T) around the analysis x_a of another network, its `centre`.
 
-    Everything that concerns the analysis alone, such as its derivatives, is that of the centre. A derived class gives
-    the root L: `root`, and the columns of its entries, `root_places`.
+    What concerns the analysis alone, such as its derivatives, comes from the centre. A derived class gives the root L:
+    `root` gives its entries and `root_places` their columns.
 
     Parameters
     ----------
     network : AnalysisNetwork, or mapping of its registered "name" and "parameters"
-        Of one forecast, without a spread.
+        A network with one forecast and without a spread.
     mean : {"trained", "frozen"}
         Whether training changes the weights of the centre.
 
     Raises
     ------
     TypeError
-        For what describes no network.
+        If the argument does not describe a network.
     ValueError
-        For a network of members, beside a Kalman filter or with a spread, which say how uncertain they are.
+        If the network has members, a Kalman filter or a spread, so that it has an uncertainty already.
     """
 
     gives_spread = True
@@ -63,7 +63,7 @@ class GaussianNetwork(AnalysisNetwork):
 
     @abstractmethod
     def root(self, x: Tensor, zeta: Tensor, analysis: Tensor, memory: Tensor | None) -> Tensor:
-        """Entries of the root, (B, N, L), from forecast, projected innovation, analysis, and the memory after it."""
+        """Entries of the root, (B, N, L), from forecast, projected innovation, analysis and new memory."""
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Analysis and new memory of the centre."""
@@ -78,10 +78,10 @@ class GaussianNetwork(AnalysisNetwork):
         return analysis, after, self.root(x, zeta, analysis, after)
 
     def check_space(self, space: StateSpace) -> None:
-        """Refuse a space that the centre is not for, and a frozen centre whose weights are random."""
+        """Refuse a space that the centre is not for, and a frozen centre with random weights."""
         if self.mean == "frozen":
             raise ValueError(
-                f"{self._title} with mean='frozen' and weights that are not trained: its analysis would stay that of "
+                f"{self._title} with mean='frozen' and weights that are not trained: its analysis would keep its "
                 "random weights; expected mean='trained', or xdan.with_spread(net) of a trained network"
             )
         self.centre.check_space(space)
@@ -92,25 +92,25 @@ class GaussianNetwork(AnalysisNetwork):
 
     @torch.no_grad()
     def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
-        """Set the normalisation, of the centre too."""
+        """Set the normalisation, also that of the centre."""
         super().normalise(mean, std, error_std)
         self.centre.normalise(mean, std, error_std)
 
     def model_correction(self) -> nn.Module | None:
-        """That of the centre."""
+        """The correction that the centre holds; None without one."""
         return self.centre.model_correction()
 
     @property
     def reach(self) -> int | None:
-        """Sites to each side that the analysis can depend on."""
+        """Number of sites to each side that the analysis can depend on."""
         return None if is_patched(self) else self.centre.reach
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Those of the centre, where it is trained."""
+        """Those of the centre, if it is trained."""
         return [] if self.mean == "frozen" else self.centre.hidden_matrices()
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
-        """Derivative of the analysis by zeta, Eq. 5: what the centre takes P_a to be. The spread is not part of it."""
+        """Derivative of the analysis with respect to zeta, Eq. 5: the centre's P_a. The spread is not part of it."""
         return formula(self.centre, "analysis_covariance")(x, zeta, memory)
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
@@ -118,27 +118,27 @@ class GaussianNetwork(AnalysisNetwork):
         return formula(self.centre, "marginal_gain")(x, zeta, memory, site)
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
-        """Derivative of the centre's analysis by x_l."""
+        """Derivative of the centre's analysis with respect to x_l."""
         return formula(self.centre, "forecast_derivative")(x, zeta, memory, site)
 
 
 @register_network
 class ConstantSpread(GaussianNetwork):
-    """The analysis of a trained network, with the same spread at all times: one number for each component.
+    """The analysis of a trained network with a constant spread: one number for each component.
 
-    Made by `xdan.calibrate(net, ds, kind="constant")`. Errors of different components are taken to be independent.
+    `xdan.calibrate(net, ds, kind="constant")` makes it. Errors of different components are assumed to be independent.
 
     Parameters
     ----------
     network : AnalysisNetwork, or mapping of its "name" and "parameters"
-        Its weights are not changed by a training.
+        The network of the analysis. Training does not change its weights.
     components : int
-        N.
+        Number N of components.
 
     Raises
     ------
     TypeError, ValueError
-        As `GaussianNetwork`; for a number of components that is no positive integer.
+        See `GaussianNetwork`; also if the number of components is not a positive integer.
     """
 
     name: ClassVar[str] = "constant-spread"
@@ -164,7 +164,7 @@ class ConstantSpread(GaussianNetwork):
             )
 
     def root_places(self, size: int) -> Tensor:
-        """Each component alone, (N, 1)."""
+        """Column of each component: the component itself, (N, 1)."""
         return torch.arange(size, device=self.log_spread.device)[:, None]
 
     def root(self, x: Tensor, zeta: Tensor, analysis: Tensor, memory: Tensor | None) -> Tensor:
@@ -174,7 +174,7 @@ class ConstantSpread(GaussianNetwork):
 
 
 def check_centre(network: AnalysisNetwork) -> None:
-    """Refuse a network that says by itself how uncertain its analysis is.
+    """Refuse a network whose analysis has an uncertainty already.
 
     Raises
     ------
@@ -182,13 +182,13 @@ def check_centre(network: AnalysisNetwork) -> None:
     """
     if network.cycled_by != "dan":
         raise ValueError(
-            f"network={registered_name(network)!r}: it says by its members, its filter or its root how uncertain "
-            "its analysis is; expected a network of one forecast without a spread"
+            f"network={registered_name(network)!r}: its members, its filter or its root say how uncertain its analysis "
+            "is; expected a network of one forecast without a spread"
         )
 
 
 def _made(network: Any) -> AnalysisNetwork:
-    """The network, or the one that a description makes, its weights at their start."""
+    """The network itself, or a network with initial weights from a description."""
     if isinstance(network, AnalysisNetwork):
         return network
     if not isinstance(network, Mapping) or not isinstance(network.get("parameters", {}), Mapping):

@@ -1,4 +1,4 @@
-"""A CNN that says how uncertain the analysis of another network is, from place to place and from time to time."""
+"""A CNN that gives the spread of another network's analysis; it varies in space and time."""
 
 from __future__ import annotations
 
@@ -18,59 +18,60 @@ from .registry import register_network
 from .sizes import odd, size
 from .trunk import ResidualTrunk
 
-_DOMINANT = 0.95  # bound on the entries beside the diagonal of the root, together, in units of the diagonal
-_WIDE = 5.0  # bound on the logarithm of the spread, about that of its start
-_QUIET = 0.02  # size of the trunk's output at the start: the spread begins the same everywhere
+_DOMINANT = 0.95  # largest sum of a row's entries beside the diagonal of the root, in units of the diagonal entry
+_WIDE = 5.0  # largest change of the logarithm of the spread from its start
+_QUIET = 0.02  # size of the trunk's output at the start, so that the spread begins nearly constant
 
 
 @register_network
 class GaussianCNN(GaussianNetwork):
-    """Mean and spread: x ~ N(x_a, L L^T), x_a the analysis of a network and L a sparse root that a second CNN gives.
+    """Mean and spread, x ~ N(x_a, L L^T): x_a is a network's analysis, and a second CNN gives the sparse root L.
 
     Row n of the root has the spread s_n of component n, and weights r_nk of the components k near it::
 
         L_nk = s_n r_nk / (sum_k r_nk^2)^(1/2),   r_nn = 1,   sum_{k != n} |r_nk| < 0.95,
 
-    times one factor for each field, `spread_factor`, 1 unless `xdan.calibrate` sets it.
+    L is multiplied by one factor for each field, `spread_factor`, which is 1 unless `xdan.calibrate` sets it.
 
-    The diagonal dominates each row, so that L is regular and P_a = L L^T positive definite for any weights. The
+    The diagonal dominates each row. L is therefore regular and P_a = L L^T is positive definite for any weights. The
     diagonal of P_a is s_n^2. Correlations reach twice as far as a row does. The CNN reads the forecast, the projected
-    innovation, the increment x_a - x_f, and the memory of the analysis where there is one.
+    innovation, the increment x_a - x_f, and the memory of the analysis if there is one.
 
     Parameters
     ----------
     network : AnalysisNetwork, or mapping of its "name" and "parameters", optional
-        Makes x_a; a `ResidualCNN` by default.
+        The network of x_a; by default a `ResidualCNN`.
     mean : {"trained", "frozen"}
-        Whether a training changes the weights of that network. Frozen, the analyses stay as they are, and the spread is
-        learned alone, which takes minutes.
+        Whether training changes the weights of this network. With "frozen" the analyses stay as they are: training
+        learns the spread alone, which takes minutes.
     filters : int
-        N_f, channels of the hidden layers of the CNN that gives the spread.
+        Number N_f of channels of the hidden layers of the CNN that gives the spread.
     blocks, sub_blocks : int
-        N_b residual blocks of that CNN, of N_sb activated convolutions each.
+        N_b residual blocks of this CNN, each with N_sb activated convolutions.
     kernel : int
         Odd width f of its convolutions, along each dim of the grid that has more than one site.
     activation : {"gated", "silu", "linear"}
-        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+        Function between convolutions. "gated": the convolution of a sub-block has 2 N_f channels; one half is
+        multiplied by the tanh of the other half.
     diagonals : int
-        Odd: a row of L has the component and diagonals // 2 neighbours on each side, along each dim of a grid; the same
-        point of other fields too. 1: the errors of components are taken to be independent.
+        An odd number. A row of L has the component and diagonals // 2 neighbours on each side, along each dim of a
+        grid, and the same point of other fields. With 1, the errors of components are independent.
     memory : int
-        Latent channels of the default `network`.
+        Number of latent channels of the default `network`; 0 for none.
     space : StateSpace, or its JSON, optional
-        Of the default `network`.
+        Fields of the default `network`. By default one field on a ring of any length.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, an activation that is no string, or what describes no network.
+        If a size is not an integer, an activation is not a string, or `network` does not describe a network.
     ValueError
         If a size is out of bounds, kernel or diagonals are even, the activation or `mean` is unknown, `memory` or
-        `space` come beside a `network`, or the network has members, a filter or a spread already.
+        `space` are combined with `network`, or the network has members, a filter or a spread already.
 
     References
     ----------
-    Nix and Weigend (1994), doi:10.1109/ICNN.1994.374138, for mean and variance from one network.
+    Nix and Weigend (1994), doi:10.1109/ICNN.1994.374138: mean and variance from one network.
 
     Examples
     --------
@@ -107,8 +108,8 @@ class GaussianCNN(GaussianNetwork):
             network = {"name": "residual-cnn", "parameters": parameters}
         elif memory or space is not None:
             raise ValueError(
-                f"memory={memory} and space= are those of the default network: expected neither beside network=, which "
-                "has its own"
+                f"memory={memory} and space= are those of the default network: expected neither beside network=, whose "
+                "memory and space are used"
             )
         super().__init__(network, mean)
         sizes = trunk_sizes(filters, blocks, sub_blocks, kernel, activation)
@@ -123,27 +124,27 @@ class GaussianCNN(GaussianNetwork):
         self.cnn = ResidualTrunk(inputs, rows * channels, sizes, quiet=_QUIET, arrangement=self.arrangement)
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters; the centre's memory and space are among its own."""
+        """Plain JSON parameters. Memory and space are among the centre's parameters."""
         names = ("mean", "filters", "blocks", "sub_blocks", "kernel", "diagonals", "activation")
         return {"network": self.described_centre, **{name: getattr(self, name) for name in names}}
 
     def made_for(self, space: StateSpace) -> AnalysisNetwork:
-        """Give the same architecture around a centre that is made for the space."""
+        """Return this architecture, around a centre for the fields of the space."""
         centre = self.centre.made_for(space)
         if centre is self.centre:
             return self
         return type(self)(**{**self.config(), "network": centre})
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Every convolution but the last of the CNN that gives the spread, and those of a centre that is trained."""
+        """Every convolution but the last of the CNN that gives the spread; also those of the centre, if trained."""
         return [*self.cnn.hidden_matrices(), *super().hidden_matrices()]
 
     def root_places(self, size: int) -> Tensor:
-        """For each of so many components, itself and those near it, int64 of shape (N, L)."""
+        """For each component, itself and the components near it, int64 of shape (N, L). `size` is N."""
         return self._columns(size)[0]
 
     def _columns(self, size: int) -> tuple[Tensor, Tensor]:
-        """`root_places`, and which of them count."""
+        """`root_places`, and which of them are used."""
         if self.space is not None:
             return self._places, self._distinct
         known, device = self._on_ring, self.state_mean.device

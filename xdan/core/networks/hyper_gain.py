@@ -1,4 +1,4 @@
-"""A Kalman gain whose forecast covariance a network makes from the forecast."""
+"""A Kalman gain with a background covariance that a network computes from the forecast."""
 
 from __future__ import annotations
 
@@ -18,47 +18,48 @@ from .registry import register_network
 
 @register_network
 class HyperGain(AnalysisNetwork):
-    """x_a = x_f + K (y - H(x_f)), K = B H^T (H B H^T + R)^-1, B made by a residual CNN of the forecast.
+    """x_a = x_f + K (y - H(x_f)), K = B H^T (H B H^T + R)^-1. A residual CNN computes B from the forecast.
 
-    B is symmetric and positive semi-definite, in one of the forms of `LinearInZeta`, which makes P_a of the forecast
-    where this network makes B. Here H and R are not learned: the increment never goes beyond what B and R allow, and a
-    trained network takes observations at other sites, or with other errors. Matrices (N, N) are formed and (P, P)
-    solved with at every analysis: for small states.
+    B is symmetric and positive semi-definite. It has one of the forms of `LinearInZeta`, which computes P_a where this
+    network computes B. H and R are not learned. The increment therefore never exceeds what B and R allow, and a trained
+    network can use observations at other sites or with other errors. Each analysis forms matrices (N, N) and solves a
+    system of size P, so states should be small.
 
     Parameters
     ----------
     form : {"localised", "low-rank", "hypernetwork"}
-        "localised": B = rho o (X X^T), with X of shape (N, rank) from the CNN, and rho the taper of Gaspari and Cohn.
-        "low-rank": B = X X^T. "hypernetwork": B = W^T W, with W a convolution of `rank` channels whose weights the CNN
-        gives for every site.
+        "localised": B = rho o (X X^T), where X, of shape (N, rank), comes from the CNN, and rho is the taper of Gaspari
+        and Cohn. "low-rank": B = X X^T. "hypernetwork": B = W^T W, where W is a convolution of `rank` channels. The CNN
+        gives the weights of W at each site.
     rank : int
-        Columns of X, or channels of W.
+        Number of columns of X, or of channels of W.
     radius : float
-        Of the taper, in sites: it is 5/24 there and zero from twice it on. Only where localised. Off the ring a site is
-        the median distance of a point to the nearest other one.
+        For "localised": radius of the taper, in sites. The taper is 5/24 there and zero from twice this distance on.
+        Off the ring, a site is the median distance of a point to its nearest neighbour.
     width : int
-        Odd number of sites that W spans along each dim. Only of the hypernetwork.
+        For "hypernetwork": the odd number of sites that W spans along each dim.
     filters : int
-        N_f, channels of the hidden layers.
+        Number N_f of channels of the hidden layers.
     blocks, sub_blocks : int
-        N_b residual blocks of N_sb activated convolutions each.
+        N_b residual blocks, each with N_sb activated convolutions.
     kernel : int
         Odd width f of every convolution, along each dim of the grid that has more than one site.
     activation : {"gated", "silu", "linear"}
-        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+        Function between convolutions. "gated": the convolution of a sub-block has 2 N_f channels; one half is
+        multiplied by the tanh of the other half.
     space : StateSpace, or its JSON, optional
-        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
+        The fields of the states, which become channels on one grid. By default one field on a ring of any length.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, a radius that is no number, or a form or activation that is no string.
+        If a size is not an integer, the radius is not a number, or the form or activation is not a string.
     ValueError
-        For an unknown form or sizes out of bounds; on states with fewer sites than the taper or W spans.
+        If a form is unknown, a size is out of bounds, or the states have fewer sites than the taper or W spans.
 
     References
     ----------
-    A gain that is learned: Bach et al. (2024), arXiv:2410.10523, Sect. 9.4.1 and 9.4.2. The forms: Bocquet et al.
+    A learned gain: Bach et al. (2024), arXiv:2410.10523, Sect. 9.4.1 and 9.4.2. The forms: Bocquet et al.
     (2024), doi:10.1063/5.0230837, App. B.
 
     Examples
@@ -97,21 +98,21 @@ class HyperGain(AnalysisNetwork):
 
     @property
     def cycled_by(self) -> str:
-        """The method that knows H and R."""
+        """Name of the method that knows H and R."""
         return "kalman-gain"
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
-        """Refuse what the network that makes B does not take."""
+        """Refuse states that the network of B does not take."""
         self.maker.check_state(dims, shape)
 
     @torch.no_grad()
     def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
-        """Set the normalisation of both."""
+        """Set the normalisation, also that of the network of B."""
         super().normalise(mean, std, error_std)
         self.maker.normalise(mean, std, error_std)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Those of the network that makes B."""
+        """Those of the network of B."""
         return self.maker.hidden_matrices()
 
     def background(self, x: Tensor) -> Tensor:
@@ -119,7 +120,7 @@ class HyperGain(AnalysisNetwork):
         return self.maker.covariance(x)[0]
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Analysis where every component is observed with the typical error; no memory.
+        """Analysis if every component is observed with the typical error. There is no memory.
 
         The method that cycles the network calls `assimilate`, which knows what is observed.
         """
@@ -129,7 +130,7 @@ class HyperGain(AnalysisNetwork):
         return self.assimilate(x, zeta * error_std**2, every, observing), None
 
     def assimilate(self, x: Tensor, innovation: Tensor, observed: Tensor, observing: ObservingSystem) -> Tensor:
-        """One analysis from an innovation (B, P), read where observed; shape of x (B, N)."""
+        """One analysis from an innovation (B, P), of which entries with `observed` are read; shape of x (B, N)."""
         rows, square = observing.observed_covariances(x, self.background(x), observed)
         matrix = square + observing.covariance_of(observed)
         d = torch.where(observed, innovation, torch.zeros_like(innovation))

@@ -1,4 +1,4 @@
-"""A residual network beside a Kalman filter of one trajectory: it corrects the filter's analysis."""
+"""A residual network that corrects the analysis of a Kalman filter of one trajectory."""
 
 from __future__ import annotations
 
@@ -18,81 +18,83 @@ from .registry import register_network
 from .sizes import odd, size
 from .trunk import ResidualTrunk
 
-_TYPICAL = 0.2  # deviation of an analysis error, in observation errors: corrections and roots of P_a are of that size
-_NOTHING = (("passes", 1), ("radius", None), ("columns", None), ("inflation", 1.0))  # parameters that change nothing
-_QUIET = 0.01  # size of the correction at the start: the network begins as the filter
+_TYPICAL = 0.2  # typical analysis error, in observation errors: the size of corrections and of roots of P_a
+_NOTHING = (("passes", 1), ("radius", None), ("columns", None), ("inflation", 1.0))  # values without an effect
+_QUIET = 0.01  # size of the correction at the start, so that the network begins as the filter
 
 
 @register_network
 class KalmanCNN(AnalysisNetwork):
-    """Residual CNN that corrects the analysis of a Kalman filter of second order.
+    """Residual CNN that corrects the analysis of a second-order Kalman filter.
 
     The forecast carries the covariance P_a of its error: P_f = M P_a M^T + c2 Q2(P_a), as in the method
     "second-order-kalman", and K follows from P_f and R. The analysis is
 
         x_a = x_f + K d + a_theta(x_f, zeta, K d, P_a[, m]),   d = y - H x_f,
 
-    where the network sees the covariances in P_a of each component with its neighbours, on a ring the central
-    diagonals, and is nearly silent at the start. A cycle costs 1 + N runs of the tangent linear model, for a state of N
-    components, and matrices (N, N). No gradient goes through P or K.
+    The network reads the covariances in P_a of each component with its neighbours, which on a ring are the central
+    diagonals. At the start its correction is nearly zero. A cycle costs 1 + N runs of the tangent linear model, for a
+    state of N components, and products of matrices (N, N). No gradient goes through P or K.
 
-    With a lag the same happens at a state L intervals back, as in the method "iterated-kalman-smoother" with one pass:
-    the filter's increment there is P (H M)^T (H M P (H M)^T + R)^-1 d, M the tangent linear model from there to the
-    present, zeta becomes P (H M)^T R^-1 d, and the model runs the corrected state to the present again. A cycle then
-    costs (L + 1) (1 + N) runs of the tangent linear model, and L of the model.
+    With a lag L, the network corrects the state L intervals earlier, as the method "iterated-kalman-smoother" does with
+    one pass. Let M be the tangent linear model from that time to the present. The filter's increment is then
+    P (H M)^T (H M P (H M)^T + R)^-1 d, and zeta is P (H M)^T R^-1 d. The model runs the corrected state to the present.
+    A cycle costs (L + 1) (1 + N) runs of the tangent linear model, and L runs of the model.
 
-    Gains are derivatives of this analysis by zeta, in which K d = P_a zeta (`GuidedAnalysis`). A covariance that is
-    carried comes from a run, `ds.dan.gain(network, run=ds.dan.cycle(network, members=True))`, and is held fixed. One
-    that is rebuilt, with a past, follows from the state, and its derivative by the state is part of the marginal gain.
-    With a lag they are refused.
+    Gains are derivatives of this analysis with respect to zeta, in which K d = P_a zeta (`GuidedAnalysis`). A carried
+    covariance comes from a run, `ds.dan.gain(network, run=ds.dan.cycle(network, members=True))`, and counts as
+    constant. A rebuilt covariance (`past`) is a function of the state; its derivative is part of the marginal gain.
+    With a lag, gains are refused.
 
     Parameters
     ----------
     filters : int
-        N_f, channels of the hidden layers.
+        Number N_f of channels of the hidden layers.
     blocks, sub_blocks : int
-        N_b and N_sb.
+        N_b residual blocks, each with N_sb activated convolutions.
     kernel : int
         Odd width f of every convolution.
     memory : int
-        Latent channels, as of `ResidualCNN`; 0 for none.
+        Number of latent channels, as in `ResidualCNN`; 0 for none.
     diagonals : int
-        How many diagonals of P_a the network sees, an odd number. On a grid of two dims those along each dim; of
-        several fields on one geometry also the covariances between them at a point.
+        Number of diagonals of P_a that the network reads, an odd number. On a grid with two dims: diagonals along each
+        dim. With several fields on one geometry, also the covariances between the fields at a point.
     c2 : float
-        Factor of the second-order term.
+        Factor c2 of the second-order term.
     lag : int
-        L, intervals back at which the network corrects; 0 for the present.
+        Number L of intervals back at which the network corrects the state; 0 for the present.
     passes : int
-        With a lag, so many passes of Gauss-Newton at most before the network's correction, as in
-        "iterated-kalman-smoother"; each costs as many runs more. Intervals of 0.4 and more of Lorenz-96 need several.
+        With a lag: largest number of Gauss-Newton passes before the network's correction, as in
+        "iterated-kalman-smoother". Each pass costs the same number of runs again. Lorenz-96 with intervals of 0.4 and
+        more needs several.
     past : int
         0: the covariance is carried from cycle to cycle. Otherwise nothing is carried: at each analysis the model runs
-        backward from the forecast for so many intervals, and the filter forward from 0.03 R. Some 36 intervals of 0.05
-        are enough for Lorenz-96. A cycle costs as many times more. Without latent channels the analysis is then a
-        function of the forecast and the observations alone.
+        backward from the forecast through `past` intervals, and the filter runs forward through them from 0.03 R. About
+        36 intervals of 0.05 are enough for Lorenz-96. A cycle costs `past` times more. Without latent channels, the
+        analysis is then a function of the forecast and the observations alone.
     radius : float, optional
-        For large states, as of "second-order-kalman": the covariance is kept in patches, and a cycle costs some 2
-        radius + 1 runs of the tangent linear model on a ring, whatever its length. 12 is enough for Lorenz-96. By
+        For large states: the covariance is kept in patches, as in "second-order-kalman". On a ring, a cycle costs about
+        2 radius + 1 runs of the tangent linear model, whatever the size of the ring. 12 is enough for Lorenz-96. By
         default the covariance is one matrix. `Network.with_parameters(radius=12)` sets it for a trained network.
     columns : int, optional
-        For large states in which errors grow in few directions, as of "second-order-kalman": the covariance is kept as
-        so many columns of a root, and a cycle costs as many runs of the tangent linear model.
+        For large states in which errors grow in few directions: the covariance is kept as this number of columns of a
+        root, as in "second-order-kalman". A cycle costs one run of the tangent linear model for each column. By default
+        there are no columns.
     inflation : float
-        Factor of the deviations of P_a from which the next forecast starts, as of "second-order-kalman". Columns need
-        some, such as 1.02: they know nothing of the errors outside their span.
+        Factor of the standard deviations of P_a before the next forecast, as in "second-order-kalman". With columns it
+        should be above 1, such as 1.02, because the columns do not represent errors outside their span.
     activation : {"gated", "silu", "linear"}
-        As of `ResidualCNN`.
+        Function between convolutions; see `ResidualCNN`.
     space : StateSpace, or its JSON, optional
-        The fields that it is for, as of `ResidualCNN`; None for one field on a ring of any length.
+        The fields that the network is for; see `ResidualCNN`. By default one field on a ring of any length.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, or an activation that is no string.
+        If a size is not an integer, or an activation is not a string.
     ValueError
-        If a size is out of bounds, the kernel or the diagonals are even, the activation unknown, c2 negative, both
-        lag and past positive, several passes without a lag, or the fields cannot be joined.
+        If a size is out of bounds, the kernel or the diagonals are even, the activation is unknown, c2 is negative, lag
+        and past are both positive, there are several passes without a lag, or the fields cannot be joined.
 
     Examples
     --------
@@ -137,9 +139,7 @@ class KalmanCNN(AnalysisNetwork):
         self.lag, self.past = size("lag", lag, 0), size("past", past, 0)
         self.passes = size("passes", passes)
         if self.passes > 1 and not self.lag:
-            raise ValueError(
-                f"passes={self.passes}, lag=0: expected a lag, as passes are those of a window, or passes=1"
-            )
+            raise ValueError(f"passes={self.passes}, lag=0: expected a lag, because passes need a window, or passes=1")
         self.radius = None if radius is None else real("radius", radius, above=0.0)
         self.columns = None if columns is None else size("columns", columns)
         check_one_form(radius, columns)
@@ -160,33 +160,33 @@ class KalmanCNN(AnalysisNetwork):
 
     @property
     def patch_radius(self) -> float | None:  # type: ignore[override]
-        """The radius."""
+        """The parameter `radius`."""
         return self.radius
 
     @property
     def covariance_columns(self) -> int | None:  # type: ignore[override]
-        """The columns."""
+        """The parameter `columns`."""
         return self.columns
 
     def companions(self, size: int) -> Tensor:
-        """For each of so many components, those whose covariance with it the network sees, int64 of shape (N, L)."""
+        """For each component, those whose covariance with it the network reads, int64 of shape (N, L); `size` is N."""
         if self.space is not None:
             return self._companions
         half, device = self.diagonals // 2, self._companions.device
         return (torch.arange(size, device=device)[:, None] + torch.arange(-half, half + 1, device=device)) % size
 
     def config(self) -> dict[str, Any]:
-        """Plain JSON parameters, without those that networks of before did not have, where they do nothing."""
+        """Plain JSON parameters. Newer parameters are left out where they have no effect, as old networks lack them."""
         values = super().config()
         return {name: value for name, value in values.items() if (name, value) not in _NOTHING}
 
     def guide(self, increment: Tensor, covariance: Tensor) -> Tensor:
-        """What the filter tells the network: K d (B, N), and what it sees of P_a (B, N, N); shape (B, guides, N)."""
+        """The filter's results as channels, (B, guides, N): K d (B, N), and the network's part of P_a (B, N, N)."""
         sites = torch.arange(increment.shape[1], device=increment.device)
         return self.guide_by(increment, covariance[:, sites[:, None], self.companions(len(sites))])
 
     def guide_by(self, increment: Tensor, covariances: Tensor) -> Tensor:
-        """The same, where P_a of `companions` is at hand, (B, N, L)."""
+        """`guide` from the covariances of `companions` alone, (B, N, L)."""
         error_std = self.per_component(self.error_std)
         if error_std.ndim == 0:
             seen = covariances / (_TYPICAL * error_std) ** 2
@@ -202,7 +202,7 @@ class KalmanCNN(AnalysisNetwork):
     def forward(
         self, x: Tensor, zeta: Tensor, memory: Tensor | None = None, guides: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Analysis and new memory; `guides` are those of `guide`, nothing by default."""
+        """Analysis and new memory. `guides` are the channels of `guide`; zero by default."""
         if guides is None:
             guides = x.new_zeros(len(x), self.guides, x.shape[1])
         if self.memory and memory is None:
@@ -222,19 +222,19 @@ class KalmanCNN(AnalysisNetwork):
         return analysis, renew(memory, gate, candidate)
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> NoReturn:
-        """Not without P_a of the filter: refused. `GuidedAnalysis` has it."""
+        """Refused: it needs P_a of the filter. `GuidedAnalysis` has it."""
         self._refuse()
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> NoReturn:
-        """Not without P_a of the filter: refused. `GuidedAnalysis` has it."""
+        """Refused: it needs P_a of the filter. `GuidedAnalysis` has it."""
         self._refuse()
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> NoReturn:
-        """Not without P_a of the filter: refused. `GuidedAnalysis` has it."""
+        """Refused: it needs P_a of the filter. `GuidedAnalysis` has it."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise ValueError(
             f"{self._title} reads P_a of the filter beside it, which the module does not know: expected "
-            "ds.dan.gain(network), which rebuilds it or reads it from a run, or a GuidedAnalysis of the module and P_a"
+            "ds.dan.gain(network), which computes P_a or reads it from a run, or a GuidedAnalysis of the module and P_a"
         )

@@ -1,4 +1,4 @@
-"""The layers of the residual trunk, described once: whatever runs through them reads this."""
+"""The layers of the residual trunk, described once, for everything that runs through them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from .activations import Activation, activation_by_name
 from .sizes import LARGEST, odd, size
 
 F = TypeVar("F")
-"""What runs through the layers: tensors, buffers, fields with derivatives."""
+"""What runs through the layers: tensors, buffers, or fields with derivatives."""
 
 
 class TrunkSizes(NamedTuple):
-    """Sizes that every network with a residual trunk has, as plain values."""
+    """Plain sizes that every network with a residual trunk has."""
 
     filters: int
     blocks: int
@@ -24,14 +24,14 @@ class TrunkSizes(NamedTuple):
 
 
 def trunk_sizes(filters: Any, blocks: Any, sub_blocks: Any, kernel: Any, activation: Any) -> TrunkSizes:
-    """Take the sizes that every network with a residual trunk has.
+    """Check the sizes that every network with a residual trunk has.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, or an activation that is no string.
+        If a size is not an integer, or the activation is not a string.
     ValueError
-        For sizes out of bounds, an even kernel, or an activation that is unknown.
+        If a size is out of bounds, the kernel is even, or the activation is unknown.
     """
     filters, blocks, sub_blocks = size("filters", filters), size("blocks", blocks), size("sub_blocks", sub_blocks)
     if blocks * sub_blocks > LARGEST:
@@ -41,18 +41,18 @@ def trunk_sizes(filters: Any, blocks: Any, sub_blocks: Any, kernel: Any, activat
 
 @dataclass(frozen=True)
 class Layers:
-    """A convolution in, residual blocks of activated convolutions, a convolution out.
+    """Layers of a trunk: an input convolution, residual blocks of activated convolutions, an output convolution.
 
-    Layers are numbered from 0, the convolution in, to `last`, the convolution out.
+    Layers are numbered from 0, the input convolution, to `last`, the output convolution.
 
     Attributes
     ----------
     inputs, outputs : int
-        Channels of the features that go in and come out.
+        Number of channels of the input and output features.
     filters : int
-        Channels between hidden layers.
+        Number of channels between hidden layers.
     blocks, sub_blocks : int
-        Residual blocks, and activated convolutions in each.
+        Number of residual blocks, and of activated convolutions in each block.
     kernel : int
         Odd width of every convolution, in sites.
     activation : Activation
@@ -68,49 +68,49 @@ class Layers:
 
     @property
     def last(self) -> int:
-        """Number of the convolution out."""
+        """Number of the output convolution."""
         return self.blocks * self.sub_blocks + 1
 
     @property
     def hidden(self) -> range:
-        """Numbers of the activated convolutions."""
+        """Numbers of the activated convolutions, which are the hidden layers."""
         return range(1, self.last)
 
     @property
     def wide(self) -> int:
-        """Channels that a hidden convolution gives, which the activation makes `filters` of."""
+        """Output channels of a hidden convolution, of which the activation makes `filters` channels."""
         return self.activation.parts * self.filters
 
     @property
     def channels(self) -> list[tuple[int, int]]:
-        """Channels into and out of every convolution."""
+        """Input and output channels of every convolution."""
         hidden = [(self.filters, self.wide)] * len(self.hidden)
         return [(self.inputs, self.filters), *hidden, (self.filters, self.outputs)]
 
     @property
     def reach(self) -> int:
-        """Sites to each side that an output can depend on."""
+        """Number of sites to each side that an output can depend on."""
         return (self.kernel // 2) * (self.last + 1)
 
     def begins_block(self, layer: int) -> bool:
-        """Whether a hidden layer reads what the block begins with."""
+        """Whether a hidden layer reads the input of its block."""
         return (layer - 1) % self.sub_blocks == 0
 
     def ends_block(self, layer: int) -> bool:
-        """Whether what the block began with is added behind a hidden layer."""
+        """Whether the input of the block is added to the output of this hidden layer."""
         return layer % self.sub_blocks == 0
 
     def run(self, field: F, convolve: Callable[[int, F], F], activate: Callable[[int, F, F | None], F]) -> F:
-        """Run something through all layers.
+        """Run a field through all layers.
 
         Parameters
         ----------
         field : F
         convolve : callable
-            From a layer's number and its input to its convolution.
+            convolve(layer, input) gives the convolution of a layer.
         activate : callable
-            From a hidden layer's number, its convolution and, at a block's end, what the block began with (otherwise
-            None) to the activation, plus that.
+            activate(layer, convolution, start) gives the activation of a hidden layer. At the end of a block, `start`
+            is the input of the block, which is added; otherwise it is None.
         """
         start = field = convolve(0, field)
         for layer in self.hidden:

@@ -1,4 +1,4 @@
-"""An ensemble transform Kalman filter whose inflation and localisation are learned."""
+"""An ensemble transform Kalman filter with learned inflation and localisation."""
 
 from __future__ import annotations
 
@@ -22,66 +22,67 @@ from .sizes import size
 
 INFLATIONS = ("fixed", "scalar", "sites", "state")
 LOCALISATIONS = ("none", "fixed", "taper", "state")
-_BOUND = 0.7  # of the logarithm of an inflation that depends on the state
-_ENTRIES = 1 << 25  # of local matrices at once
+_BOUND = 0.7  # largest size of the logarithm of an inflation that depends on the state
+_ENTRIES = 1 << 25  # number of entries of local matrices in one batch
 
 
 @register_network
 class LearnedLETKF(AnalysisNetwork):
-    """ETKF or LETKF of members, of which the inflation, the localisation or both are learned through the cycles.
+    """ETKF or LETKF whose inflation, localisation or both are learned through the cycles.
 
-    At each site, with the whitened anomalies S and innovation d of the observations, whose columns are multiplied by
-    the roots of the tapers, the analysis members are those of Hunt et al. (2007),
+    Each site has the whitened anomalies S and the whitened innovation d of the observations. Their columns are
+    multiplied by the roots of the tapers. The analysis members are those of Hunt et al. (2007),
 
         w = P^-1 S d,   X_a = lambda (M - 1)^1/2 P^-1/2 X,   P = (M - 1) / alpha^2 I + S S^T,
 
-    with a factor alpha of the forecast's anomalies and a factor lambda of the analysis's. No weight belongs to a
-    member: a trained network works with any number of them, `net.with_parameters(members=20)`, and their order does not
-    matter. Forecasts draw no model errors: the inflation learns to stand for these.
+    with a factor alpha of the forecast's anomalies and a factor lambda of the analysis's. No weight belongs to a single
+    member: a trained network works with any number of members, `net.with_parameters(members=20)`, and their order has
+    no effect. Forecasts draw no model errors: the inflation learns to account for them.
 
     Parameters
     ----------
     members : int
-        M, at least 2.
+        Ensemble size M, at least 2.
     inflation_form : {"state", "scalar", "sites", "fixed"}
-        "state": a network with one hidden layer, the same for all sites, gives alpha and lambda from the logarithms of
-        the forecast spread, of how the innovations compare with what the spread predicts, now and on average over some
-        ten cycles, of how much the observations tell, and of the number of members. "scalar", "sites": lambda is one
-        number, or one for each site, and alpha is 1. "fixed": lambda is `first_inflation`.
+        How alpha and lambda are computed. "state": a network with one hidden layer, the same at all sites. It reads the
+        logarithms of the forecast spread; of the ratio of innovations to the spread's prediction, now and on average
+        over about ten cycles; of the observations' information; and the number of members. "scalar", "sites": alpha is
+        1, and lambda is one learned number, or one for each site. "fixed": lambda is `first_inflation`.
     localisation_form : {"state", "taper", "fixed", "none"}
-        "taper": exp(-b(d)) with a cost b that grows with the distance d, piecewise linear between `nodes`. "state":
-        exp(-e^c b(d)), where a network with one hidden layer gives c for each pair of a component and an observation,
-        from their sample correlation, their distance and what the inflation reads. "fixed": that of Gaspari and Cohn.
-        "none": one transform for all sites, an ETKF; an alpha that depends on the state is then the geometric mean.
+        How the taper is computed. "taper": exp(-b(d)), where the cost b grows with the distance d and is piecewise
+        linear between `nodes`. "state": exp(-e^c b(d)), where a network with one hidden layer gives c for each pair of
+        a component and an observation. It reads their sample correlation, their distance and the inputs of the
+        inflation. "fixed": the taper of Gaspari and Cohn. "none": one transform for all sites, an ETKF; an alpha that
+        depends on the state is then the geometric mean over the sites.
     first_inflation : float
-        Inflation that training starts from, that of a tuned filter for instance.
+        Inflation at the start of training, for example that of a tuned filter.
     radius : float
-        Of the taper of Gaspari and Cohn that training starts from, in units of the coordinates.
+        Radius of the taper of Gaspari and Cohn at the start of training, in units of the coordinates.
     farthest : float
-        Distance of the last node; beyond it a learned taper is zero.
+        Distance of the last node. Beyond it a learned taper is zero.
     nodes : int
-        Of a learned taper, the one at distance 0 included.
+        Number of nodes of a learned taper, including the one at distance 0.
     hidden : int
-        Units of each hidden layer.
+        Number of units of each hidden layer.
     spin_up : int
-        First cycles, after a start, in which the prior's weight (M - 1) / alpha^2 is that of the finite-size prior,
-        EnKF-N; the method "letkf" has the same.
+        Number of first cycles, after a start, in which the prior's weight (M - 1) / alpha^2 comes from the finite-size
+        prior of the EnKF-N, as in the method "letkf".
     sites : int
-        N, for inflation_form="sites" of one field on a ring.
+        For inflation_form="sites" and one field on a ring: number N of sites.
     space : StateSpace, or its JSON, optional
-        The fields that it is for; None for one field on a ring of any length.
+        The fields that the network is for. By default one field on a ring of any length.
 
     Raises
     ------
     TypeError
-        For numbers or words of another type.
+        If a number or a word has the wrong type.
     ValueError
-        For unknown words, numbers out of bounds, or fewer than 2 members.
+        If a word is unknown, a number is out of bounds, or there are fewer than 2 members.
 
     References
     ----------
-    Hunt, Kostelich and Szunyogh (2007), doi:10.1016/j.physd.2006.11.008. Inflation and localisation learned from errors
-    of the analysis: Bach et al. (2024), arXiv:2410.10523, Sect. 9.4.3.
+    Hunt, Kostelich and Szunyogh (2007), doi:10.1016/j.physd.2006.11.008. Inflation and localisation that are learned
+    from errors of the analysis: Bach et al. (2024), arXiv:2410.10523, Sect. 9.4.3.
 
     Examples
     --------
@@ -141,25 +142,25 @@ class LearnedLETKF(AnalysisNetwork):
 
     @property
     def cycled_by(self) -> str:
-        """The method that hands over what is observed, and how far apart it is."""
+        """Name of the method that passes on the observations and their distances."""
         return "learned-letkf"
 
     @property
     def localised(self) -> bool:
-        """Whether distances matter."""
+        """Whether the network has tapers."""
         return self.taper is not None
 
     def check_state(self, dims: Any, shape: Any) -> None:
-        """Refuse states of another size than the inflation's."""
+        """Refuse states that do not have the size of the inflation."""
         super().check_state(dims, shape)
         if self.inflation_form == "sites" and self.space is None and shape[0] != self.sites:
             raise ValueError(f"sites={self.sites}: the state has {shape[0]} sites; expected that number")
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Analysis of members (B, M, N) where every component is observed with the typical error; no memory.
+        """Analysis of members (B, M, N) if every component is observed with the typical error. There is no memory.
 
         The method that cycles the network calls `assimilate`, which knows what is observed. Distances are those of the
-        space, or on a ring those in sites.
+        space; on a ring without a space they are numbers of sites.
         """
         error_std = self.per_component(self.error_std)
         distance = None
@@ -168,7 +169,9 @@ class LearnedLETKF(AnalysisNetwork):
             distance = Ring(len(sites)).distances(sites[:, None].double()) if self.space is None else None
             distance = self.space.distances(sites) if self.space is not None else distance
             if distance is None:
-                raise ValueError(f"{self._title} localises, and its space knows no distances: localisation_form='none'")
+                raise ValueError(
+                    f"{self._title} localises, and its space knows no distances: expected localisation_form='none'"
+                )
             distance = distance.to(x)
         seen = Seen(centre(x)[1] / error_std, zeta * error_std, torch.ones_like(zeta), distance)
         return self.assimilate(x, seen, torch.ones_like(zeta))[0], None
@@ -189,18 +192,18 @@ class LearnedLETKF(AnalysisNetwork):
             Forecast.
         seen : Seen
         running : Tensor, shape (B, N)
-            Consistency of the cycles before, 1 at a start.
+            Running consistency of the earlier cycles; 1 at a start.
         young : Tensor of bool, shape (B,), optional
-            Trajectories that spin up; none by default.
+            Trajectories that spin up; by default none.
         prior_weight : callable, optional
-            Their prior's weight.
+            Weight of the prior of these trajectories.
 
         Returns
         -------
         analysis : Tensor, shape (B, M, N)
         running : Tensor, shape (B, N)
         inflation : Tensor, shape (B, N)
-            alpha times lambda, as if nobody spun up.
+            alpha times lambda, without the effect of the spin-up.
         """
         anomalies = centre(x)[1]
         m, n = x.shape[1:]
@@ -235,8 +238,10 @@ class LearnedLETKF(AnalysisNetwork):
                     apart = seen.distance[rows]
                     pairs = pair_features(scaled[:, :, rows], seen, apart / self.taper.end)
                     taper = self.taper(apart, features[:, rows], pairs)
-            one = slice(0, 1) if self.taper is None else rows
-            parts.append(local_transforms(anomalies[:, :, rows], seen.anomalies, seen.innovation, taper, zeta_of(one)))
+            taper_rows = slice(0, 1) if self.taper is None else rows
+            parts.append(
+                local_transforms(anomalies[:, :, rows], seen.anomalies, seen.innovation, taper, zeta_of(taper_rows))
+            )
         increment = torch.cat([part[0] for part in parts], -1)
         transformed = torch.cat([part[1] for part in parts], -1)
         change = self.conserving(increment[:, None] + after.exp()[:, None] * transformed - anomalies)
@@ -251,7 +256,7 @@ class LearnedLETKF(AnalysisNetwork):
         return both[..., 0], after + both[..., 1]
 
     def _at_once(self, x: Tensor, seen: Seen) -> list[slice]:
-        """Sites whose matrices fit into memory together; all of them where there is one transform."""
+        """Batches of sites whose matrices fit into memory together; all sites at once if there is one transform."""
         b, m, n = x.shape
         if self.taper is None:
             return [slice(0, n)]

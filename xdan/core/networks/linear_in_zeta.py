@@ -1,4 +1,4 @@
-"""The analysis P_a(x_f) zeta, with a network for the map from the forecast to the covariance."""
+"""The analysis x_f + P_a(x_f) zeta, with a network that computes the covariance from the forecast."""
 
 from __future__ import annotations
 
@@ -21,55 +21,56 @@ from .registry import register_network
 from .sizes import LARGEST, odd, size
 from .trunk import ResidualTrunk
 
-_MOST_TAPERED = 4096  # sites off the ring whose taper is a matrix
+_MOST_TAPERED = 4096  # largest number of sites, off the ring, for which the taper is a matrix
 FORMS = ("localised", "low-rank", "hypernetwork")
 
 
 @register_network
 class LinearInZeta(AnalysisNetwork):
-    """x_a = x_f + P_a(x_f) zeta, P_a symmetric and positive semi-definite, never formed as a matrix.
+    """x_a = x_f + P_a(x_f) zeta. P_a is symmetric and positive semi-definite, and is never formed as a matrix.
 
-    A residual CNN reads the forecast. What it gives for every component of the state, shortened to the climatological
-    deviation at most, is made into P_a in one of three forms. Of several fields rho is one of the grid's sites, and W
-    reads every field.
+    A residual CNN reads the forecast and gives numbers for each component of the state, which are at most as large as
+    the climatological deviation. P_a is made of these numbers in one of three forms. With several fields, rho tapers
+    distances between the grid's sites, and W reads every field.
 
     Parameters
     ----------
     form : {"localised", "low-rank", "hypernetwork"}
-        "localised": P_a = rho o (X X^T), applied column by column as in Eq. B1, with X of shape (N, rank) and rho the
-        taper of Gaspari and Cohn. "low-rank": P_a = X X^T. "hypernetwork": P_a = W^T W, with W a convolution of `rank`
-        channels whose weights the CNN gives for every site.
+        "localised": P_a = rho o (X X^T), applied column by column as in Eq. B1, where X has the shape (N, rank) and rho
+        is the taper of Gaspari and Cohn. "low-rank": P_a = X X^T. "hypernetwork": P_a = W^T W, where W is a convolution
+        of `rank` channels. The CNN gives the weights of W at each site.
     rank : int
-        Columns of X, or channels of W.
+        Number of columns of X, or of channels of W.
     radius : float
-        Of the taper, in sites: it is 5/24 there and zero from twice it on. Only where localised. Off the ring a site is
-        the median distance of a point to the nearest other one.
+        For "localised": radius of the taper, in sites. The taper is 5/24 there and zero from twice this distance on.
+        Off the ring, a site is the median distance of a point to its nearest neighbour.
     width : int
-        Odd number of sites that W spans along each dim. Only of the hypernetwork.
+        For "hypernetwork": the odd number of sites that W spans along each dim.
     filters : int
-        N_f, channels of the hidden layers.
+        Number N_f of channels of the hidden layers.
     blocks, sub_blocks : int
-        N_b residual blocks of N_sb activated convolutions each.
+        N_b residual blocks, each with N_sb activated convolutions.
     kernel : int
         Odd width f of every convolution, along each dim of the grid that has more than one site.
     activation : {"gated", "silu", "linear"}
-        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
+        Function between convolutions. "gated": the convolution of a sub-block has 2 N_f channels; one half is
+        multiplied by the tanh of the other half.
     space : StateSpace, or its JSON, optional
-        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
+        The fields of the states, which become channels on one grid. By default one field on a ring of any length.
     memory : int
-        Latent channels of each component that the CNN reads and renews beside the forecast, as `ResidualCNN` does: P_a
-        then depends on the past as that of an ensemble does, and the increment stays linear in zeta.
+        Number of latent channels of each component that the CNN reads and renews, as `ResidualCNN` does; 0 for none.
+        P_a then depends on the past, as an ensemble's covariance does. The increment stays linear in zeta.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, a radius that is no number, or a form or activation that is no string.
+        If a size is not an integer, the radius is not a number, or the form or activation is not a string.
     ValueError
-        For an unknown form or sizes out of bounds; on states with fewer sites than the taper or W spans.
+        If a form is unknown, a size is out of bounds, or the states have fewer sites than the taper or W spans.
 
     References
     ----------
-    Bocquet et al. (2024), Sect. 3.1.2 and App. B, Eq. 8b and B1, which describes the hypernetwork without testing it.
+    Bocquet et al. (2024), Sect. 3.1.2 and App. B, Eq. 8b and B1. They describe the hypernetwork without testing it.
 
     Examples
     --------
@@ -85,7 +86,7 @@ class LinearInZeta(AnalysisNetwork):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # `covariance` is the increment's matrix whatever `read` gives, as long as these two are those of this class.
+        # If a class overrides neither of these two, `covariance` is the increment's matrix, whatever `read` gives.
         if outdated(cls, "covariance", ("forward", "apply_covariance")):
             setattr(cls, "covariance", AnalysisNetwork.covariance)  # noqa: B010
 
@@ -117,12 +118,12 @@ class LinearInZeta(AnalysisNetwork):
         self.cnn = ResidualTrunk(
             inputs, outputs + 2 * self.memory * channels, sizes, quiet=0.3, arrangement=self.arrangement
         )
-        # At the start P_a is about 0.2 R, its root spread evenly over the columns.
+        # At the start P_a is about 0.2 R. Its root is spread evenly over the columns.
         with torch.no_grad():
             self.cnn.biases[-1][:outputs].copy_(self._start(channels))
 
     def _start(self, channels: int) -> Tensor:
-        """First roots of every site, shape (rank * taps * channels,); columns' signs keep channels apart."""
+        """First roots of every site, shape (rank * taps * channels,). The columns' signs differ between channels."""
         size, middle = math.sqrt(0.2 / self.rank), self._taps // 2
         signs = [[1 - 2 * ((r & c).bit_count() % 2) for c in range(channels)] for r in range(self.rank)]
         taps = [[[size * sign if k == middle else 0.0 for sign in row] for k in range(self._taps)] for row in signs]
@@ -130,7 +131,7 @@ class LinearInZeta(AnalysisNetwork):
 
     @property
     def reach(self) -> int | None:
-        """Sites to each side that an output can depend on; all where nothing localises."""
+        """Number of sites to each side that an output can depend on; None if nothing localises."""
         if self.space is not None or self.form == "low-rank" or type(self.cnn) is not ResidualTrunk:
             return None
         if not self._is_one_climate:
@@ -138,7 +139,7 @@ class LinearInZeta(AnalysisNetwork):
         return self.cnn.reach + (math.ceil(2 * self.radius) if self.form == "localised" else 2 * (self.width // 2))
 
     def check_state(self, dims: Sequence[str], shape: Sequence[int]) -> None:
-        """Refuse states of another space, and grids that are shorter than what the taper or W spans."""
+        """Refuse states of another space, and grids that are shorter than the taper or W."""
         super().check_state(dims, shape)
         self._check_sites(shape[:1] if self.arrangement.sites is None else self.arrangement.sites)
         if self.form == "localised" and self.cnn.grid is not None:
@@ -152,26 +153,26 @@ class LinearInZeta(AnalysisNetwork):
         """Analysis and new memory; shapes as in the base class."""
         roots, memory = self.read(x, memory)
         error_std = self.per_component(self.error_std)
-        # In units of the observation error: sigma zeta, and P_a / sigma^2.
+        # In units of the observation error: zeta becomes sigma zeta, and P_a becomes P_a / sigma^2.
         increment = self.apply_covariance(roots, self.conserving(zeta, adjoint=True) * error_std)
         if self._conserved:
             return x + self.conserving(error_std * increment), memory
         return torch.addcmul(x, error_std, increment), memory
 
     def read(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """X or W as the CNN gives it, and the new memory.
+        """X or W, as the CNN gives it, and the new memory.
 
         Parameters
         ----------
         x : Tensor, shape (B, N)
         memory : Tensor, shape (B, n, N), optional
-            Empty where it is not given.
+            By default the memory is empty.
 
         Returns
         -------
         roots : Tensor, shape (rank, N, B), or (rank * taps, N, B) of the hypernetwork
-            In units of the observation error; the N components as `arrangement` has them, channels before sites.
-        memory : Tensor, shape (B, n, N), or None for a network without
+            In units of the observation error. The N components have the order of `arrangement`: channels before sites.
+        memory : Tensor, shape (B, n, N), or None for a network without memory
         """
         arrangement, channels = self.arrangement, self.arrangement.channels
         scaled = soften((x - self.per_component(self.state_mean)) / self.per_component(self.state_std))
@@ -189,18 +190,18 @@ class LinearInZeta(AnalysisNetwork):
         return roots, renew(memory, gate, candidate)
 
     def _bounded(self, roots: Tensor) -> Tensor:
-        """No root of a component is wider than the climate; without a bound a long training ends in larger ones."""
+        """Bound the roots by the width of the climate. Without a bound, a long training ends in larger roots."""
         widest = self.arrangement.per_channel(self.state_std / self.error_std)
         return roots * (1.0 + (roots / widest).square().sum(0)).rsqrt()
 
     def covariance(self, x: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """P_a as a matrix, in the state's units squared, shape (B, N, N), and the new memory: for small states only."""
+        """P_a as a matrix, in the state's units squared, shape (B, N, N), and the new memory; for small states."""
         flat, memory = self.read(x, memory)
         roots = flat.unflatten(1, (self.arrangement.channels, -1))
         channels, sites = roots.shape[1:3]
         if self.form == "hypernetwork":
             self._check_length(sites)
-            # Row (r, s) of W holds its weights around site s.
+            # Row (r, s) of W holds the weights of W around site s.
             places = self._around(sites).to(x.device).T
             weights = roots.unflatten(0, (self.rank, self._taps)).permute(4, 0, 2, 3, 1)
             w = weights.new_zeros(*weights.shape[:4], sites).scatter_add(4, places.expand(weights.shape), weights)
@@ -227,13 +228,13 @@ class LinearInZeta(AnalysisNetwork):
         return self.covariance(x, memory)[0]
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
-        """Gamma at one site l: the derivative of P_a by x_l."""
+        """Gamma at one site l: the derivative of P_a with respect to x_l."""
         if not self._is_one_climate:
             return super().marginal_gain(x, zeta, memory, site)
         return along(lambda state: self.covariance(state, memory)[0], x, unit_direction(x, site), self._title)
 
     def apply_covariance(self, roots: Tensor, v: Tensor) -> Tensor:
-        """P_a v / sigma^2, roots as `read` gives them and v of shape (B, N)."""
+        """P_a v / sigma^2. `roots` come from `read`, and v has the shape (B, N)."""
         v = self.arrangement.to_channels(v[None]).flatten(1, -2)
         flat, roots = roots, roots.unflatten(1, v.shape[:2])
         if self.form == "low-rank":
@@ -249,7 +250,7 @@ class LinearInZeta(AnalysisNetwork):
         return self.arrangement.from_channels(answer if sites is None else answer.unflatten(1, sites))[0]
 
     def _shifted(self, v: Tensor, tap: int) -> Tensor:
-        """At each site the values (C, S, B) of the one that a tap of W reads."""
+        """For each site, the values (C, S, B) at the site that a tap of W reads."""
         if self.cnn.grid is None:
             return v.roll(self._taps // 2 - tap, 1)
         return v.index_select(1, self._around(v.shape[1])[tap].to(v.device))
@@ -261,7 +262,7 @@ class LinearInZeta(AnalysisNetwork):
         return torch.zeros_like(v).index_add(1, self._around(v.shape[1])[tap].to(v.device), v)
 
     def _around(self, sites: int) -> Tensor:
-        """Which site each tap of W reads at each of so many sites, shape (taps, S)."""
+        """The site that each tap of W reads, for each of the sites, shape (taps, S)."""
         return self._grid_around if self.cnn.grid is not None else _ring_around(sites, self._taps)
 
     @cached_property
@@ -275,7 +276,7 @@ class LinearInZeta(AnalysisNetwork):
         return window.flatten(dims).flatten(0, dims - 1).T
 
     def _check_length(self, sites: int) -> None:
-        """As `_check_sites`, of a ring whose length is known only now."""
+        """`_check_sites` for a ring, whose length is known only now."""
         if self.arrangement.sites is None:
             self._check_sites((sites,))
 
@@ -291,7 +292,7 @@ class LinearInZeta(AnalysisNetwork):
                 )
 
     def _taper(self, columns: Tensor) -> Tensor:
-        """Rho times columns of shape (K, S, B): on a ring a sum over its band."""
+        """Rho times columns of shape (K, S, B). On a ring this is a sum over a band."""
         sites = columns.shape[1]
         if self.cnn.grid is not None:
             return self._grid_taper.to(columns) @ columns
@@ -307,12 +308,12 @@ class LinearInZeta(AnalysisNetwork):
 
     @cached_property
     def _grid_taper(self) -> Tensor:
-        """Rho as a matrix (S, S) of float64, off the ring.
+        """Rho as a matrix (S, S) of float64, for grids that are not a ring.
 
         Raises
         ------
         ValueError
-            For a geometry without distances, or with too many sites for a matrix.
+            If the geometry knows no distances, or has too many sites for a matrix.
         """
         grid = self.cnn.grid
         assert grid is not None
@@ -327,7 +328,7 @@ class LinearInZeta(AnalysisNetwork):
 
 
 def _summed(x: Tensor) -> Tensor:
-    """Sum over the channels of (K, C, S, B)."""
+    """Sum over the channels C of (K, C, S, B)."""
     return x[:, 0] if x.shape[1] == 1 else x.sum(1)
 
 

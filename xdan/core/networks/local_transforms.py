@@ -1,4 +1,4 @@
-"""The analyses of an LETKF at all sites as dense tensors, differentiable by the tapers and the inflation."""
+"""The analyses of an LETKF at all sites as dense tensors, with derivatives for the tapers and the inflation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..eigen import eigh
 from ..ensemble_space import InverseRoot
 
 PriorWeight = Callable[[Tensor, Tensor], Tensor]
-"""Weight of the prior, (...), from the eigenvalues of S S^T and S d in its eigenbasis, (..., K) each."""
+"""Weight of the prior (...) from the eigenvalues of S S^T and from S d in the basis of eigenvectors, (..., K) each."""
 
 
 def local_transforms(
@@ -20,20 +20,20 @@ def local_transforms(
 ) -> tuple[Tensor, Tensor]:
     """Increment of the mean and transformed anomalies, w = P^-1 S d and X (M - 1)^1/2 P^-1/2, P = zeta I + S S^T.
 
-    At site n S has the whitened anomalies as rows, and its columns are multiplied by the roots of the tapers. The
-    decomposition is that of the smaller of S S^T and S^T S; its gradient is that of `InverseRoot` alone.
+    At site n, S has the whitened anomalies as rows; its columns are multiplied by the roots of the tapers. The smaller
+    of S S^T and S^T S is decomposed. Its gradient is that of `InverseRoot` alone.
 
     Parameters
     ----------
     anomalies : Tensor, shape (B, M, n)
-        X, of some sites.
+        Anomalies X of some sites.
     s : Tensor, shape (B, M, P)
-        Whitened anomalies of the observations.
+        Whitened anomalies of the members in observation space.
     innovation : Tensor, shape (B, P)
-        d, whitened.
+        Whitened innovation d.
     taper : Tensor, shape (n, P) or (B, n, P); (1, P) for one transform of all sites
     zeta : callable
-        `PriorWeight`, with the answer of shape (B, n), or (B, 1).
+        A `PriorWeight`. It returns the shape (B, n), or (B, 1).
 
     Returns
     -------
@@ -90,7 +90,7 @@ def _by_observations(
 
 
 def _decomposed(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, at least 0, and vectors; those of a lost trajectory stop no other."""
+    """Eigenvalues, at least 0, and vectors. A lost trajectory does not stop the others."""
     with torch.no_grad():
         fine = gram.isfinite().flatten(2).all(-1)[..., None, None]
         values, vectors = eigh(torch.where(fine, gram, 0.0))

@@ -1,4 +1,4 @@
-"""Which components of a state a network is told, or tells, the covariances with."""
+"""Neighbours of each component: the components whose covariances with it a network reads or gives."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from ..spaces import Field, StateSpace
 
 
 def companions(space: StateSpace, width: int) -> Tensor:
-    """For each component, those whose covariance with it a network sees.
+    """For each component, those whose covariance with it a network reads.
 
-    On a grid: the component and its neighbours along each dim, width // 2 on each side; beyond an end those that `pad`
-    of the geometry gives. Of components without places: all of them. Then the same point of every other field on an
-    equal geometry. Shorter rows are filled with the component itself.
+    On a grid these are the component and its neighbours along each dim, width // 2 on each side. Beyond an end, `pad`
+    of the geometry gives the neighbours. Among components without places these are all of them. The same point of every
+    other field on an equal geometry follows. Shorter rows are filled with the component itself.
 
     Parameters
     ----------
     space : StateSpace
     width : int
-        Odd.
+        An odd number of points: the component and its neighbours along one dim.
 
     Returns
     -------
@@ -28,14 +28,14 @@ def companions(space: StateSpace, width: int) -> Tensor:
     Raises
     ------
     ValueError
-        If `pad` of a geometry gives other values than those of its points, so that no neighbour is known.
+        If `pad` of a geometry changes the values of points, so that neighbours cannot be recognised.
     """
     rows = [_of_field(space, field, width) for field in space]
     most = max(row.shape[1] for row in rows)
     filled = []
     for field, row in zip(space, rows, strict=True):
-        own = torch.arange(space.slices[field.name].start, space.slices[field.name].stop)
-        filled.append(torch.cat([row, own[:, None].expand(-1, most - row.shape[1])], 1))
+        components = torch.arange(space.slices[field.name].start, space.slices[field.name].stop)
+        filled.append(torch.cat([row, components[:, None].expand(-1, most - row.shape[1])], 1))
     return torch.cat(filled)
 
 
@@ -57,7 +57,7 @@ def _of_field(space: StateSpace, field: Field, width: int) -> Tensor:
 
 
 def _along_dims(field: Field, points: Tensor, half: int) -> list[Tensor]:
-    """Each point and its neighbours along each dim in turn, tensors of the field's shape."""
+    """Each point, and its neighbours along each dim in turn, as tensors in the field's shape."""
     dims, columns = points.ndim, []
     for dim in range(dims):
         widths = [half if k == dim and size > 1 else 0 for k, size in enumerate(points.shape)]
@@ -65,33 +65,33 @@ def _along_dims(field: Field, points: Tensor, half: int) -> list[Tensor]:
         if not bool(torch.isin(padded, points).all()):
             raise ValueError(
                 f"pad() of {field.geometry!r} changes the values of points beyond its ends, and a network beside a "
-                "Kalman filter looks for neighbours there: expected a geometry that continues a field by its own "
-                "values; or take diagonals=1"
+                "Kalman filter looks for neighbours there: expected a geometry that continues a field by the values "
+                "of its points; or take diagonals=1"
             )
         for offset in range(2 * widths[dim] + 1):
-            if offset != widths[dim] or dim == 0:  # the point itself once
+            if offset != widths[dim] or dim == 0:  # add the point itself only once
                 columns.append(padded.narrow(dim, offset, points.shape[dim]))
     return columns
 
 
 def root_places(space: StateSpace | None, width: int, size: int) -> tuple[Tensor, Tensor]:
-    """For each component, the columns of a sparse root of its covariances: itself, and then those near it.
+    """For each component, the columns of a sparse root of the covariance: itself, and then components near it.
 
     Parameters
     ----------
     space : StateSpace, or None
-        None is a ring of `size` points.
+        None stands for a ring of `size` points.
     width : int
-        Odd: the component and width // 2 neighbours on each side, along each dim.
+        An odd number: the component and width // 2 neighbours on each side, along each dim.
     size : int
-        N, components.
+        Number N of components.
 
     Returns
     -------
     places : Tensor of int64, shape (N, L)
         The component itself first. L depends on the space and the width alone.
     distinct : Tensor of bool, shape (N, L)
-        False where a column stands in the row already, as beyond an end and on short rings.
+        False where the column occurs earlier in the row, as beyond an end and on short rings.
     """
     if space is None:
         half = torch.arange(1, width // 2 + 1)
@@ -101,7 +101,7 @@ def root_places(space: StateSpace | None, width: int, size: int) -> tuple[Tensor
         near = companions(space, width)
         places = torch.cat([torch.arange(size)[:, None], near], 1)
     earlier = (places[:, :, None] == places[:, None, :]).tril(-1).any(-1)
-    if space is not None:  # the component itself stands among its companions too: that column goes
+    if space is not None:  # the companions contain the component itself: leave this column out
         order = earlier.to(torch.int64).argsort(dim=1, stable=True)
         most = int((~earlier).sum(1).max())
         places, earlier = (one.gather(1, order)[:, :most] for one in (places, earlier))

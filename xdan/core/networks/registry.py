@@ -1,4 +1,4 @@
-"""The registry that makes networks by name."""
+"""The registry of networks by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .base import AnalysisNetwork
 
 N = TypeVar("N", bound=type[AnalysisNetwork])
 
-_SHOWN = 4  # names that a message lists
+_SHOWN = 4  # number of names that a message lists
 
 _NETWORKS: Registry[AnalysisNetwork] = Registry(
     "network",
@@ -26,45 +26,46 @@ _PRESETS: dict[str, dict[str, Any]] = {}
 def register_network(cls: N) -> N:
     """Register a network class under its `name`, as a decorator of the class.
 
-    `train("name")` and sweeps then make it by that name, and stores that name it open as this class. A store names the
-    class and its `config()`; it holds no code, and opening one imports nothing: run the class's file before.
+    `train("name")` and sweeps then make the network by this name, and stores with this name open as this class. A store
+    holds the name and `config()` of the class. It holds no code, and opening it imports nothing, so run the class's
+    file before.
 
     Parameters
     ----------
     cls : class derived from AnalysisNetwork
-        With an attribute `name` of its own.
+        It has an attribute `name`, which it must not inherit.
 
     Returns
     -------
     class
-        The same.
+        The same class.
 
     Raises
     ------
     TypeError
-        For what is no class of networks, or has no name of its own.
+        If `cls` is not a class of networks, or sets no name.
     ValueError
-        If another class has the name: stores that hold it would open as this one. A class that is defined anew takes
-        its own place.
+        If another class has this name: stores with this name would open as this class. A class may be defined anew, for
+        example in a notebook: it then replaces the earlier class.
 
     Examples
     --------
     >>> import xdan
-    >>> xdan.register_network(xdan.ResidualCNN) is xdan.ResidualCNN  # what the decorator does, once more
+    >>> xdan.register_network(xdan.ResidualCNN) is xdan.ResidualCNN  # the decorator makes this call
     True
     """
     return _NETWORKS.register(cls, "register_network")
 
 
 def register_preset(name: str, cls: type[AnalysisNetwork], **parameters: Any) -> None:
-    """Register a class with some of its parameters set, under another name; it is saved under its own.
+    """Register a class with some of its parameters set, under another name. Stores have the name of the class.
 
     Raises
     ------
     TypeError
-        For a name that is no string, or what is no class of networks.
+        If the name is not a string, or `cls` is not a class of networks.
     ValueError
-        If another class has the name.
+        If another class has this name.
     """
     if not isinstance(name, str):
         raise TypeError(f"name={shown(name)}: expected a string")
@@ -79,7 +80,7 @@ def known_networks() -> dict[str, tuple[type[AnalysisNetwork], dict[str, Any]]]:
 
 
 def registered_name(network: AnalysisNetwork) -> str:
-    """Name under which a network's class is registered, so that a store of its weights opens as the same class.
+    """Name under which a network's class is registered, so that a store of its weights opens as this class.
 
     Raises
     ------
@@ -90,19 +91,19 @@ def registered_name(network: AnalysisNetwork) -> str:
     name = getattr(cls, "name", None)
     if not _NETWORKS.has(name, cls):
         raise ValueError(
-            f"{cls.__name__} is not registered, and a saved one could not be opened as what it is: expected a `name` "
-            "of its own and the decorator @xdan.register_network"
+            f"{cls.__name__} is not registered, so that a saved network could not be opened: expected a `name` in the "
+            "class and the decorator @xdan.register_network"
         )
     return str(name)
 
 
 def network_parameters(name: str) -> set[str]:
-    """Names of a registered network's parameters, and of those that it hands on to its parent's by `**`.
+    """Names of a registered network's parameters, including those that `**` passes on to a base class.
 
     Raises
     ------
     TypeError
-        If the name is no string.
+        If the name is not a string.
     ValueError
         If the name is not registered.
     """
@@ -110,9 +111,9 @@ def network_parameters(name: str) -> set[str]:
 
 
 def network_for(space: StateSpace, name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
-    """Make a registered network as `network_by_name` does, for a space where its class has that parameter.
+    """Make a registered network with `network_by_name`, for a space if its class has the parameter `space`.
 
-    One field on a ring is every network's default.
+    By default every network is for one field on a ring.
     """
     if not space.is_plain_ring and "space" in network_parameters(name):
         parameters = {"space": space, **parameters}
@@ -120,14 +121,14 @@ def network_for(space: StateSpace, name: str, parameters: Mapping[str, Any]) -> 
 
 
 def network_by_name(name: str, parameters: Mapping[str, Any]) -> AnalysisNetwork:
-    """Make a registered network, its weights at their random start.
+    """Make a registered network with its random initial weights. Nothing is imported.
 
     Raises
     ------
     TypeError
-        If the name is no string, the parameters are no mapping, or one of them has the wrong type.
+        If the name is not a string, the parameters are not a mapping, or one of them has the wrong type.
     ValueError
-        If the name is not registered, or a parameter is unknown or cannot be; nothing is imported.
+        If the name is not registered, or a parameter is unknown or out of bounds.
     """
     accepted = network_parameters(name)
     if not isinstance(parameters, Mapping):

@@ -1,7 +1,8 @@
 """The residual convolutional network, with or without memory.
 
-Its trunk is that of the other networks. What stands before and behind the trunk is written here in three ways: from
-plain operations (`ResidualCNN.forward`), for training (`_FastAnalysis`) and with derivatives (`ResidualCNN.propagate`).
+The trunk is the same as in other networks. What comes before and after the trunk is written here in three ways: by
+plain operations (`ResidualCNN.forward`), for training (`_FastAnalysis`), and with derivatives
+(`ResidualCNN.propagate`).
 """
 
 from __future__ import annotations
@@ -32,42 +33,43 @@ _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 
 @register_network
 class ResidualCNN(AnalysisNetwork):
-    """Residual CNN of forecast and projected innovation, on a ring or on the fields of a space.
+    """Residual CNN that reads forecast and projected innovation, on a ring or on the fields of a space.
 
-    x_a = x_f + alpha zeta + a_theta(x_f, zeta[, m]), Eq. 22. A convolution in, `blocks` residual blocks of
-    `sub_blocks` activated convolutions, a convolution out; no layer depends on the number of sites. With memory,
-    the last layer also gives a gate g (through a sigmoid) and a candidate c (through tanh) for `memory` latent
-    channels, m <- (1 - g) m + g c, which the next cycle reads beside x_f and zeta.
+    x_a = x_f + alpha zeta + a_theta(x_f, zeta[, m]), Eq. 22. The network has an input convolution, `blocks` residual
+    blocks of `sub_blocks` activated convolutions, and an output convolution. No layer depends on the number of sites.
+    With memory, the last layer also gives a gate g (through a sigmoid) and a candidate c (through tanh) for `memory`
+    latent channels, m <- (1 - g) m + g c. The next cycle reads them, besides x_f and zeta.
 
     Parameters
     ----------
     filters : int
-        N_f, channels of the hidden layers.
+        Number N_f of channels of the hidden layers.
     blocks, sub_blocks : int
-        N_b and N_sb.
+        N_b residual blocks, each with N_sb activated convolutions.
     kernel : int
         Odd width f of every convolution, along each dim of the grid that has more than one site.
     memory : int
-        Latent channels of each component of the state, 0 for none.
+        Number of latent channels of each component of the state; 0 for none.
     activation : {"gated", "silu", "linear"}
-        "gated": each sub-block's convolution has 2 N_f channels, one half multiplied with the tanh of the other.
-        "linear": none; without memory the analysis is then affine in forecast and projected innovation.
+        Function between convolutions. "gated": the convolution of a sub-block has 2 N_f channels; one half is
+        multiplied by the tanh of the other half. "linear": no function; without memory the analysis is then affine in
+        forecast and projected innovation.
     sees_forecast : bool
-        Whether x_f is an input of a_theta; without, and without memory, the increment is a function of zeta alone.
+        Whether a_theta reads x_f. Without x_f and without memory, the increment is a function of zeta alone.
     space : StateSpace, or its JSON, optional
-        The fields of the states, joined on one grid as channels; fixed inputs are channels too. One field on a ring of
-        any length by default.
+        The fields of the states, which become channels on one grid; fixed inputs are channels too. By default one field
+        on a ring of any length.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers, an activation that is no string, or `sees_forecast` other than True or False.
+        If a size is not an integer, an activation is not a string, or `sees_forecast` is not True or False.
     ValueError
-        If a size is out of bounds, the kernel is even, the activation unknown, or the fields cannot be joined.
+        If a size is out of bounds, the kernel is even, the activation is unknown, or the fields cannot be joined.
 
     References
     ----------
-    Bocquet et al. (2024), doi:10.1063/5.0230837; architecture in the slides of the same authors, N_b, N_sb, f.
+    Bocquet et al. (2024), doi:10.1063/5.0230837. Slides of the same authors show the architecture and N_b, N_sb, f.
 
     Examples
     --------
@@ -97,11 +99,11 @@ class ResidualCNN(AnalysisNetwork):
         self.memory, self.sees_forecast = size("memory", memory, 0), switch("sees_forecast", sees_forecast)
         channels = self.arrangement.channels
         inputs = ((2 if self.sees_forecast else 1) + self.memory) * channels + self._fixed_channels
-        # A nearly silent output: the first cycles then follow alpha alone and stay bounded.
+        # The output is nearly zero at the start: the first cycles then follow alpha alone, and stay bounded.
         outputs = (1 + 2 * self.memory) * channels
         self.cnn = ResidualTrunk(inputs, outputs, sizes, quiet=0.02, arrangement=self.arrangement)
         self.relative_alpha = nn.Parameter(torch.tensor(0.4, dtype=torch.float32))
-        # Stores know the trunk's tensors as the network's own.
+        # In stores the trunk's tensors have the names of the network's tensors.
         self.register_state_dict_post_hook(_unnest)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_nest)  # type: ignore[no-untyped-call]
 
@@ -122,7 +124,7 @@ class ResidualCNN(AnalysisNetwork):
 
     @property
     def reach(self) -> int | None:
-        """Sites to each side that an output can depend on in one analysis; memory reaches further over cycles."""
+        """Number of sites to each side that an analysis can depend on; over several cycles, memory reaches further."""
         return self.cnn.reach if self._is_unchanged() else None
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -146,7 +148,7 @@ class ResidualCNN(AnalysisNetwork):
         if memory is not None:
             features.append(arrangement.to_channels(memory.transpose(0, 1)))
         features += self._fixed(features[0])
-        # What is not written out as a whole is trained by plain operations throughout: weights follow from the seed.
+        # Where the fast gradient does not hold, plain operations compute all of it: weights then follow from the seed.
         out: Tensor = self.cnn(torch.cat(features) if len(features) > 1 else features[0], fast=False)
         step = arrangement.from_channels(out[:channels])[0]
         step = saturate(step, std, error_std) if self._is_bounded() else step
@@ -165,16 +167,16 @@ class ResidualCNN(AnalysisNetwork):
         x_site: int | None = None,
         zeta_sites: Tensor | None = None,
     ) -> FieldWithDerivatives:
-        """The analysis and its derivatives, carried forward layer by layer.
+        """The analysis and its derivatives, computed forward layer by layer.
 
         Parameters
         ----------
         x, zeta : Tensor, shape (B, N)
         memory : Tensor, shape (B, n, N), optional
         x_site : int, optional
-            l, of the derivative by x_l.
+            The site l of the derivative with respect to x_l.
         zeta_sites : Tensor of int64, shape (J,), optional
-            j, of those by zeta_j.
+            The sites j of the derivatives with respect to zeta_j.
 
         Returns
         -------
@@ -209,19 +211,19 @@ class ResidualCNN(AnalysisNetwork):
         return forecast.plus(increment).dense()
 
     def analysis_covariance(self, x: Tensor, zeta: Tensor, memory: Tensor | None) -> Tensor:
-        """P_a, carried forward layer by layer."""
+        """P_a, computed forward layer by layer."""
         if not self._is_unchanged():
             return super().analysis_covariance(x, zeta, memory)
         return _square(self.propagate(x, zeta, memory, zeta_sites=_all_sites(x)).zeta, x)
 
     def marginal_gain(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
-        """Gamma at one site l, carried forward layer by layer."""
+        """Gamma at one site l, computed forward layer by layer."""
         if not self._is_unchanged():
             return super().marginal_gain(x, zeta, memory, site)
         return _square(self.propagate(x, zeta, memory, x_site=site, zeta_sites=_all_sites(x)).mixed, x)
 
     def forecast_derivative(self, x: Tensor, zeta: Tensor, memory: Tensor | None, site: int) -> Tensor:
-        """Derivative of the analysis by x_l, carried forward layer by layer."""
+        """Derivative of the analysis with respect to x_l, computed forward layer by layer."""
         if not self._is_unchanged():
             return super().forecast_derivative(x, zeta, memory, site)
         slope = self.propagate(x, zeta, memory, x_site=site).x
@@ -229,26 +231,26 @@ class ResidualCNN(AnalysisNetwork):
         return slope[0, :, 0].T
 
     def _remembered(self, x: Tensor, memory: Tensor | None) -> Tensor | None:
-        """The memory, empty where it is not passed."""
+        """The memory; empty if it is not passed."""
         if self.memory and memory is None:
             return x.new_zeros(len(x), self.memory, x.shape[1])
         return memory
 
     def _is_bounded(self) -> bool:
-        """Whether far inputs and wide increments saturate; an affine network stays affine."""
+        """Whether inputs and increments saturate. An affine network does not saturate, so that it stays affine."""
         return not self.cnn.layers.activation.affine
 
     def _is_unchanged(self) -> bool:
-        """Whether a derived class left the trunk and the scales as they are, on a ring: then `propagate` holds."""
+        """Whether `propagate` is right: on a ring, for a derived class that changes neither trunk nor scales."""
         return self.space is None and self._is_usual()
 
     def _is_usual(self) -> bool:
-        """Whether a derived class left the trunk as it is, and each scale one number a field."""
+        """Whether a derived class leaves the trunk as it is, and each scale is one number for a field."""
         return type(self.cnn) is ResidualTrunk and self._is_one_climate and self.relative_alpha.ndim == 0
 
     def _has_fast_gradient(self, x: Tensor) -> bool:
-        """Whether `_FastAnalysis` is right for these states, and for this network as it is."""
-        # A derived class may train the normalisation.
+        """Whether `_FastAnalysis` is right for these states, and for the present network."""
+        # A derived class may train the normalisation, which has no fast gradient.
         fixed = not any(scale.requires_grad for scale in (self.state_mean, self.state_std, self.error_std))
         written = fixed and self.sees_forecast and self._is_bounded() and self._is_usual()
         sites = x.shape[1] if self.arrangement.sites is None else self.arrangement.sites[0]
@@ -265,7 +267,7 @@ class ResidualCNN(AnalysisNetwork):
 
 
 class _FastAnalysis(torch.autograd.Function):
-    """`ResidualCNN.forward` for autograd, sites first inside; first derivatives."""
+    """`ResidualCNN.forward` for autograd, with first derivatives. Inside, sites come first."""
 
     @staticmethod
     def forward(
@@ -282,9 +284,9 @@ class _FastAnalysis(torch.autograd.Function):
         trunk: FastTrunk,
         *weights: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """Analysis and memory as `ResidualCNN.forward`; weights and biases in turn, the ones that `trunk` views.
+        """Analysis and memory of `ResidualCNN.forward`. `weights` are weights and biases in turn, which `trunk` views.
 
-        The scales are those of channels, (C, 1, 1), or one number of all.
+        Each channel has a scale, (C, 1, 1); or all channels have one number.
         """
         c, columns = arrangement.channels, arrangement.to_channels(x[None])
         _, n, batch = columns.shape
@@ -303,7 +305,7 @@ class _FastAnalysis(torch.autograd.Function):
         if fixed is not None:
             tape.features[2 * c + channels :].copy_(fixed[..., None].expand(-1, -1, batch))
         trunk.forward(tape)
-        # No increment is larger than the climate is wide.
+        # An increment cannot be larger than the width of the climate.
         saturation = tape.output[:c].mul_(error_std / (WIDEST * std)).tanh_()
         analysis = torch.addcmul(columns, saturation, WIDEST * std).addcmul_(innovation, error_std * alpha)
         after = None
@@ -324,7 +326,7 @@ class _FastAnalysis(torch.autograd.Function):
         tape, scratch = lease.value, scratch_lease.value
         output, features = tape.output, tape.features
         d_x = arrangement.to_channels(d_analysis[None])
-        # The scale of the saturation cancels, up to the error deviation.
+        # The scale of the saturation cancels, except for the observation error.
         _tanh_backward(d_x, output[:c], grad_input=scratch.output[:c]).mul_(error_std)
         d_memory = None
         if d_after is not None:
@@ -352,13 +354,13 @@ class _FastAnalysis(torch.autograd.Function):
 
 
 def _unnest(_: nn.Module, state: dict[str, Any], prefix: str, _metadata: dict[str, Any]) -> None:
-    """Name the trunk's tensors as the network's own, in the state that is saved."""
+    """Give the trunk's tensors the names of the network's tensors, in a state that is saved."""
     for name in [name for name in state if name.startswith(f"{prefix}cnn.")]:
         state[prefix + name.removeprefix(f"{prefix}cnn.")] = state.pop(name)
 
 
 def _nest(_: nn.Module, state: dict[str, Any], prefix: str, *_others: Any) -> None:
-    """Undo `_unnest`, in a state that is to be loaded."""
+    """Inverse of `_unnest`, for a state that is loaded."""
     for name in [name for name in state if name.startswith((f"{prefix}weights.", f"{prefix}biases."))]:
         state[f"{prefix}cnn.{name.removeprefix(prefix)}"] = state.pop(name)
 
@@ -368,10 +370,10 @@ def _all_sites(x: Tensor) -> Tensor:
 
 
 def _square(part: Tensor | None, x: Tensor) -> Tensor:
-    """From (1, N, J, B) to (B, N, J); zeros for a derivative that vanishes."""
+    """Reshape (1, N, J, B) to (B, N, J). A derivative that vanishes becomes zeros."""
     return x.new_zeros(*x.shape, x.shape[1]) if part is None else part[0].permute(2, 0, 1)
 
 
-# What each lacks shows what it is for.
+# Presets that lack one part each: comparisons with them show what the part is good for.
 register_preset("residual-cnn-linear", ResidualCNN, activation="linear")
 register_preset("residual-cnn-blind", ResidualCNN, sees_forecast=False)

@@ -1,4 +1,4 @@
-"""What a learned filter reads of its members and observations near every site."""
+"""What a learned filter reads of its members and observations near each site."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_SMALL = 1e-6  # of a variance, in those of the observation error: keeps logarithms finite where members coincide
-_TYPICAL = 20  # members whose number counts as zero
+_SMALL = 1e-6  # added to variances, in units of the observation error's: keeps logarithms finite if members coincide
+_TYPICAL = 20  # number of members whose feature is zero
 FEATURES = 5
 PAIR_FEATURES = 3
-KEPT = 0.9  # share of the running consistency that stays from cycle to cycle
+KEPT = 0.9  # share of the running consistency that remains in the next cycle
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What the observations of a time see of an ensemble's forecast, in units of their errors.
+    """An ensemble's forecast in the observation space of one time, in units of the observation errors.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Seen:
     observed : Tensor, shape (B, P)
         1 where there is an observation, 0 elsewhere.
     distance : Tensor, shape (N, P), or None
-        Between components and observations.
+        Distances between components and observations.
     """
 
     anomalies: Tensor
@@ -43,26 +43,26 @@ class Seen:
 
 
 def site_features(spread: Tensor, seen: Seen, weight: Tensor, running: Tensor) -> tuple[Tensor, Tensor]:
-    """Statistics of the members and the innovations near every site; no member's place matters.
+    """Statistics of the members and the innovations near each site. The order of the members has no effect.
 
     Parameters
     ----------
     spread : Tensor, shape (B, N)
-        Forecast variance of every component, in units of its observation error.
+        Forecast variance of each component, in units of its observation error's variance.
     seen : Seen
     weight : Tensor, shape (N, P)
-        How much each observation counts at each site, between 0 and 1.
+        Weight of each observation at each site, between 0 and 1.
     running : Tensor, shape (B, N)
-        The consistency of the cycles before, 1 at the start.
+        Running consistency of the earlier cycles; 1 at the start.
 
     Returns
     -------
     features : Tensor, shape (B, N, FEATURES)
-        Logarithms of the spread; of this cycle's consistency c = (1 + sum t d^2) / (1 + sum t (1 + s^2)), with the
-        whitened innovation d, its forecast variance s^2 and the weight t; of the running consistency; of 1 + sum t s^2,
-        the information; and of the members' number less 1, over 19.
+        Five features: the logarithms of the spread; of this cycle's consistency
+        c = (1 + sum t d^2) / (1 + sum t (1 + s^2)), with the whitened innovation d, its forecast variance s^2 and the
+        weight t; of the running consistency; and of the information 1 + sum t s^2; and (M - 1) / 19 as a logarithm.
     running : Tensor, shape (B, N)
-        The running consistency, this cycle included.
+        The running consistency, including this cycle.
     """
     variance = seen.variance
     near = weight.T.to(spread)
@@ -77,21 +77,21 @@ def site_features(spread: Tensor, seen: Seen, weight: Tensor, running: Tensor) -
 
 
 def pair_features(anomalies: Tensor, seen: Seen, distance: Tensor) -> Tensor:
-    """Statistics of every pair of a component and an observation; no member's place matters.
+    """Statistics of each pair of a component and an observation. The order of the members has no effect.
 
     Parameters
     ----------
     anomalies : Tensor, shape (B, M, n)
-        Of some components.
+        Anomalies of some components.
     seen : Seen
     distance : Tensor, shape (n, P)
-        In units of the distance at which the taper ends.
+        Distances, in units of the distance at which the taper ends.
 
     Returns
     -------
     Tensor, shape (B, n, P, PAIR_FEATURES)
-        Size and square of the sample correlation, the latter in units of its mean under independence, 1 / (M - 1), at
-        most 9 of them, and the distance.
+        Size |r| of the sample correlation; a third of (M - 1) r^2, which is at most 9 here; and the distance. Under
+        independence the mean of (M - 1) r^2 is 1.
     """
     m = anomalies.shape[1]
     scale = (anomalies.square().sum(1) + _SMALL).rsqrt()[..., None]

@@ -1,4 +1,4 @@
-"""Sizes of networks, as their constructors take them."""
+"""Checks of sizes in constructors of networks."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from typing import Any
 
 from ..checks import integer
 
-LARGEST = 10_000  # channels, layers or sites of a window: no network comes near, and a store may claim any
+LARGEST = 10_000  # most channels, layers or sites of a window: no network needs more, and a store may claim any size
 
 
 def size(label: str, value: Any, least: int = 1) -> int:
-    """Take a number of channels, layers or members.
+    """Check a number of channels, layers or members.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no integer, or out of bounds.
+        If it is not an integer, or out of bounds.
     """
     return integer(label, value, least=least, most=LARGEST)
 
 
 def odd(label: str, value: Any) -> int:
-    """Take the width of a window that has a centre.
+    """Check the width of a window that has a centre.
 
     Raises
     ------
     TypeError, ValueError
-        For what is no integer, out of bounds, or even.
+        If it is not an integer, out of bounds, or even.
     """
     width = size(label, value)
     if width % 2 == 0:

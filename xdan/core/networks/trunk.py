@@ -1,4 +1,4 @@
-"""The residual trunk as a part of networks: its weights, and the ways to run through its layers."""
+"""The residual trunk of networks: its weights, and several ways to run through its layers."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from .fast_backward import FastTrunk, TrunkFunction
 from .fields_with_derivatives import FieldWithDerivatives
 from .layers import Layers, TrunkSizes
 
-_COLUMNS = 4096  # sites times trajectories that run through the layers at once, where no gradient is recorded
+_COLUMNS = 4096  # sites times trajectories that run through the layers together, if no gradient is recorded
 _CONVOLUTIONS: dict[int, Callable[[Tensor, Tensor, Tensor], Tensor]] = {1: torch.conv1d, 2: torch.conv2d}
 
 
 class ResidualTrunk(nn.Module):
-    """A residual CNN on a grid; features have shape (channels, *sites, batch).
+    """A residual CNN on a grid. Features have the shape (channels, *sites, batch).
 
-    On a ring, and on a single site, the gradient is written out. On other grids torch convolves what the geometry
-    pads, channels last, which takes half the time of channels first on a CPU.
+    On a ring and on a single site, the gradient is written out. On other grids, torch convolves what the geometry pads.
+    Channels are last there, which on a CPU takes half the time of channels first.
 
     Parameters
     ----------
     inputs, outputs : int
-        Channels.
+        Number of channels.
     sizes : TrunkSizes
     quiet : float
         Size of the output at the start.
     arrangement : Arrangement, optional
-        Of the grid; a ring of any length by default.
+        Arrangement of the fields on the grid; by default a ring of any length.
 
     Attributes
     ----------
     layers : Layers
-        What is run through.
+        The layers and their sizes.
     kernels : tuple of int
         Width of every convolution along each dim of the grid.
     grid : Geometry or None
-        What pads; None on a ring.
+        The geometry that pads; None on a ring.
     weights : ParameterList of (out, taps * in)
-        Of every layer, tap-major, the taps along the last dim first.
+        Weights of each layer, tap-major. The taps along the last dim come first.
     biases : ParameterList of (out,)
     """
 
@@ -70,15 +70,15 @@ class ResidualTrunk(nn.Module):
             gain = self.layers.activation.gain if layer in self.layers.hidden else 1.0 if layer == 0 else quiet
             fan_in = taps * inside
             random = gain / math.sqrt(fan_in) * torch.randn(outside, fan_in, dtype=torch.float32)
-            # Every parameter is registered as soon as it is made, so that one who counts them can stop early.
+            # Every parameter is registered as soon as it is made, so that a count of them can stop early.
             self.weights.append(nn.Parameter(random))
             self.biases.append(nn.Parameter(torch.zeros(outside, dtype=torch.float32)))
         self._fast: FastTrunk | None = None
 
     def forward(self, features: Tensor, *, fast: bool = True) -> Tensor:
-        """From (inputs, *sites, B) to (outputs, *sites, B).
+        """Map features (inputs, *sites, B) to (outputs, *sites, B).
 
-        On a ring in training mode, if `fast`, with a gradient that is written out.
+        With `fast`, on a ring in training mode, the gradient is written out.
         """
         if self.grid is not None:
             return self._on_grid(features, self.grid)
@@ -95,12 +95,12 @@ class ResidualTrunk(nn.Module):
         return not recorded and not in_transform(features)
 
     def _in_parts(self, features: Tensor) -> Tensor:
-        """As `_on_ring`, for so many sites and trajectories at once that what passes between layers stays in caches.
+        """`_on_ring` in parts of sites and trajectories, so small that tensors between layers stay in the CPU's caches.
 
-        A part of a long ring is taken with what it sees on both sides; what the part's own ends make wrong is cut.
+        A part of a long ring includes the sites that it depends on at both sides. The wrong results there are cut off.
         """
         sites, reach = features.shape[1], self.reach
-        length = max(_COLUMNS, 8 * reach)  # of a part, of which the sides are a quarter at most
+        length = max(_COLUMNS, 8 * reach)  # length of a part; its sides are at most a quarter of it
         if sites <= length:
             return torch.cat([self._on_ring(part) for part in features.split(max(1, _COLUMNS // sites), 2)], 2)
         if features.shape[2] > 1:
@@ -114,7 +114,7 @@ class ResidualTrunk(nn.Module):
         return out
 
     def _on_ring(self, features: Tensor) -> Tensor:
-        """As `forward`, by plain operations on a ring."""
+        """`forward` by plain operations on a ring."""
         layers, (weights, biases) = self.layers, self._tensors()
         activation = layers.activation
 
@@ -128,7 +128,7 @@ class ResidualTrunk(nn.Module):
         return layers.run(features, convolve, activate)
 
     def _on_grid(self, features: Tensor, grid: Geometry) -> Tensor:
-        """As `forward`, off the ring; (batch, channels, *sites) inside."""
+        """`forward` off the ring. Inside, tensors are (batch, channels, *sites)."""
         dims, (weights, biases) = len(self.kernels), self._tensors()
         activation, half = self.layers.activation, [kernel // 2 for kernel in self.kernels]
         layout = torch.channels_last if dims == 2 else torch.contiguous_format
@@ -148,14 +148,14 @@ class ResidualTrunk(nn.Module):
         return self.layers.run(field, convolve, activate).movedim(0, -1)
 
     def propagate(self, features: FieldWithDerivatives, outputs: int | None = None) -> FieldWithDerivatives:
-        """Run fields through the layers that carry their derivatives.
+        """Run fields with their derivatives through the layers.
 
         Parameters
         ----------
         features : FieldWithDerivatives
-            Of `inputs` channels.
+            Input with `inputs` channels.
         outputs : int, optional
-            Of the output's channels, how many to compute; all by default.
+            Number of output channels to compute; by default all.
         """
         layers, (weights, biases) = self.layers, self._tensors()
         weights[-1], biases[-1] = weights[-1][:outputs], biases[-1][:outputs]
@@ -171,30 +171,30 @@ class ResidualTrunk(nn.Module):
         return layers.run(features, convolve, activate)
 
     def is_fast(self, sites: int) -> bool:
-        """Whether the gradient is the written-out one on a ring of so many sites."""
-        # A ring shorter than half a kernel has no ghosts to copy.
+        """Whether the gradient is written out on a ring with this number of sites."""
+        # If a ring is shorter than half a kernel, there are no ghosts to copy.
         return self.grid is None and self.training and self.layers.activation.fast and sites >= self.layers.kernel // 2
 
     def fast(self) -> tuple[FastTrunk, *tuple[Tensor, ...]]:
-        """The passes that are written out, of the weights as they are now, and weights and biases in turn."""
+        """The written-out passes for the present weights; then weights and biases in turn."""
         weights, biases = self._tensors()
         if self._fast is None or not self._fast.fits(weights, biases):
             self._fast = FastTrunk(self.layers, weights, biases)
         return self._fast, *(tensor for pair in zip(weights, biases, strict=True) for tensor in pair)
 
     def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Weights and biases of all layers; the index of a ParameterList takes as long as a small product."""
+        """Weights and biases of all layers, as lists: indexing a ParameterList takes as long as a small product."""
         weights, biases = (part.named_parameters(remove_duplicate=False) for part in (self.weights, self.biases))
         return [weight for _, weight in weights], [bias for _, bias in biases]
 
     def train(self, mode: bool = True) -> ResidualTrunk:
-        """Set training or evaluation mode; buffers are for training only."""
+        """Set training or evaluation mode. Buffers are kept in training mode only."""
         if not mode:
             self._fast = None
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ResidualTrunk:
-        """Move or convert the tensors; buffers belong to those before."""
+        """Move or convert the tensors. Buffers that belong to the earlier tensors are dropped."""
         self._fast = None
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 

@@ -1,4 +1,4 @@
-"""H and R: which sites are observed, through what operator, and with what errors."""
+"""H and R: which sites are observed, by which operator, and with which errors."""
 
 from .covariances import is_symmetric as is_symmetric
 from .field_sites import FieldSites as FieldSites

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..checks import shown
 
-_SYMMETRIC = 1e-5  # of the two standard deviations: by so much may the halves of a covariance differ
+_SYMMETRIC = 1e-5  # largest difference between the halves of a covariance, relative to the two standard deviations
 
 
 def covariance_factor(label: str, matrix: Tensor) -> Tensor:
@@ -18,15 +18,15 @@ def covariance_factor(label: str, matrix: Tensor) -> Tensor:
     Parameters
     ----------
     label : str
-        What messages call the matrix.
+        Name of the matrix in messages.
     matrix : Tensor, shape (P, P)
 
     Raises
     ------
     TypeError
-        For what is no tensor of real numbers.
+        If the matrix is not a tensor of real numbers.
     ValueError
-        If it is not square, finite, symmetric relative to its variances, and positive definite in its dtype.
+        If it is not square, finite, symmetric (relative to its variances), and positive definite in its dtype.
     """
     check_real(label, matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
@@ -37,7 +37,7 @@ def covariance_factor(label: str, matrix: Tensor) -> Tensor:
         raise ValueError(f"{label} is not symmetric; expected a covariance matrix")
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
-    singular = 10 * len(matrix) * torch.finfo(matrix.dtype).eps  # of a variance: rounding alone leaves as much
+    singular = 10 * len(matrix) * torch.finfo(matrix.dtype).eps  # relative to a variance: what rounding alone leaves
     if int(info) or not bool((pivots(factor, matrix) ** 2 > singular).all()):
         raise ValueError(f"{label} is not positive definite; expected a covariance matrix of full rank")
     return factor
@@ -50,12 +50,12 @@ def is_symmetric(matrix: Tensor) -> bool:
 
 
 def pivots(factor: Tensor, matrix: Tensor) -> Tensor:
-    """Share of each deviation that the variables before it do not tell, shape (P,)."""
+    """Share of each standard deviation that earlier variables do not determine, shape (P,)."""
     return factor.diagonal() / matrix.diagonal().sqrt()
 
 
 def check_real(label: str, value: Any) -> None:
-    """Refuse what is no tensor of real floating-point numbers.
+    """Refuse a value that is not a tensor of real floating-point numbers.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Observing networks of a state of several fields: one for each field."""
+"""Observing networks for a state of several fields, one for each field."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from .sites import Sites
 
 
 class FieldSites:
-    """Which sites of each field are observed; random draws are keyed by the field's name, whatever others there are.
+    """Which sites of each field are observed. Random draws depend on the field's name, and not on other fields.
 
     Parameters
     ----------
     space : StateSpace
     sites : Sites, or mapping of str to Sites
-        For some of the fields; the others are not observed. One alone is for every field.
+        Sites of some of the fields; other fields are not observed. A single `Sites` is used for every field.
 
     Attributes
     ----------
     sites : dict of str to Sites
-        In the order of the space.
+        Sites by field, in the order of the space.
 
     Raises
     ------
     TypeError
-        For what is no Sites.
+        If a value is not `Sites`.
     ValueError
-        For names that are no field's, or none at all.
+        If a name is not a field, or there are no names.
     """
 
     def __init__(self, space: StateSpace, sites: Sites | Mapping[str, Sites]) -> None:
@@ -55,17 +55,17 @@ class FieldSites:
         return kinds.pop() if len(kinds) == 1 and len(self.sites) == len(self.space) else "fields"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON description, that of each field's sites under its name."""
+        """Plain JSON description: the sites of each field under its name."""
         return {"name": "fields", "parameters": {name: one.to_json() for name, one in self.sites.items()}}
 
     @classmethod
     def from_json(cls, description: Any, space: StateSpace) -> FieldSites:
-        """The observing network that a store describes, for the fields of a space.
+        """The observing network that a store describes, for a space with these fields.
 
         Raises
         ------
         ValueError
-            If it is no such description, or is of other fields.
+            If the description is not one of sites, or names other fields.
         """
         parameters = description.get("parameters") if isinstance(description, Mapping) else None
         if not isinstance(parameters, Mapping) or description.get("name") != "fields":
@@ -73,29 +73,29 @@ class FieldSites:
         return cls(space, {str(name): Sites.from_json(one) for name, one in parameters.items()})
 
     def counts(self, sites: int) -> tuple[int, int]:
-        """The least and the most observations that there are at a time."""
+        """The smallest and the largest number of observations at a time."""
         each = [one.counts(self.space[name].geometry.size) for name, one in self.sites.items()]
         return sum(least for least, _ in each), sum(most for _, most in each)
 
     def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
-        """Which components of the packed state are observed, shape (R, K, N); `Sites.mask` says the arguments.
+        """Which components of the packed state are observed, shape (R, K, N). `Sites.mask` explains the arguments.
 
         Raises
         ------
         ValueError
-            If a field has fewer sites than its rule wants.
+            If a field has fewer sites than its rule needs.
         """
         masks = []
         for field in self.space:
-            if (one := self.sites.get(field.name)) is None:
+            if (sites_of_field := self.sites.get(field.name)) is None:
                 shape = (len(trajectory), len(time), field.geometry.size)
                 masks.append(torch.zeros(shape, dtype=torch.bool, device=trajectory.device))
             else:
-                masks.append(one.mask(field.geometry.size, trajectory, time, seed, _key(field.name)))
+                masks.append(sites_of_field.mask(field.geometry.size, trajectory, time, seed, _key(field.name)))
         return torch.cat(masks, -1)
 
     def noise(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
-        """Standard normal numbers for the errors of every component, shape (R, K, N)."""
+        """Standard normal numbers for the errors of all components, shape (R, K, N)."""
         return torch.cat(
             [
                 normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, field.geometry.size, _key(field.name))
@@ -115,5 +115,5 @@ class FieldSites:
 
 
 def _key(name: str) -> int:
-    """A 32-bit word that keys the draws of a field."""
+    """A 32-bit number that is the key of a field's random draws."""
     return zlib.crc32(name.encode())

@@ -1,4 +1,4 @@
-"""Observations of a truth: made with errors, checked, and split into values and a mask."""
+"""Observations of a truth: how they are made with errors, checked, and divided into values and a mask."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .system import ObservingSystem
 
 
 def split_observation(observation: Tensor) -> tuple[Tensor, Tensor]:
-    """Values with zeros for NaN, and the mask of what is observed; both of the observation's shape."""
+    """Values, with zeros in the place of NaN, and the mask of observations; both in the observation's shape."""
     observed = ~torch.isnan(observation)
     return torch.nan_to_num(observation, nan=0.0), observed
 
@@ -31,7 +31,7 @@ def observe(
     truth : Tensor, shape (R, K, N)
         Flattened states.
     trajectory, time : Tensor of int64, shape (R,) and (K,)
-        Labels that key the noise and the sites.
+        Labels that are the keys of the noise and of random sites.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def observe(
         )
     size = observed_truth.shape[-1]
     noise = sites.noise(size, trajectory, time, seed)
-    observation = observed_truth + observing.errors_from(noise.to(truth))  # deviations (K, P) where they differ in time
+    observation = observed_truth + observing.errors_from(noise.to(truth))  # standard deviations are (K, P) in time
     there = None if observing.positions is None else observing.positions.there().to(truth.device)
     if sites.kind == "all" and (there is None or bool(there.all())):
         return observation

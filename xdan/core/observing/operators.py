@@ -1,4 +1,4 @@
-"""Observation operators H: a matrix, or a torch function with its derivatives by autodiff."""
+"""Observation operators H: a matrix, or a torch function whose derivatives autodiff takes."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..user_functions import isolated
 class Operator(ABC):
     """An observation operator H, differentiable and batched over leading axes.
 
-    A subclass may work in place or return a buffer of its own: states and observations are copied, with leading axes
-    as one. A class that does neither says so, `class Mine(Operator, pure=True)`, and saves the copies.
+    A subclass may work in place, or return one of its buffers: states and observations are copied, with all leading
+    axes as one. A class that does neither saves the copies if it says so: `class Mine(Operator, pure=True)`.
 
     Attributes
     ----------
     size : int
-        Observations that it gives, P.
+        Number P of observations that it gives.
     linear : bool
         Whether H x is a product with a matrix.
     moves : bool
-        Whether it holds H of several times, which differ; then states have the shape (..., K, N).
+        Whether it holds H for several times, which differ. Then states have the shape (..., K, N).
 
     Examples
     --------
@@ -49,7 +49,7 @@ class Operator(ABC):
     moves: bool = False
 
     def __init_subclass__(cls, pure: bool = False, **options: Any) -> None:
-        """Put copies around what the class defines, and drop what it inherits for another H."""
+        """Copy arguments and results of the class's methods, and drop inherited derivatives of another H."""
         super().__init_subclass__(**options)
         if "__call__" in vars(cls):
             for follower in {"tangent", "adjoint", "linear", "as_matrix"} - set(vars(cls)):
@@ -62,18 +62,18 @@ class Operator(ABC):
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """Observe states of shape (..., N), shape (..., P)."""
+        """Observe states of shape (..., N); the result has shape (..., P)."""
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
-        """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P); here by forward-mode autodiff."""
+        """Derivative of H at x (B, N) along directions (B, M, N), shape (B, M, P); by default, by forward autodiff."""
         return push_forward(self, x, directions.contiguous(), "the observation operator")[1]
 
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
-        """H^T v at x (B, N), for v (B, P), shape (B, N); here by a vector-Jacobian product."""
+        """H^T v at x (B, N), for v (B, P), shape (B, N); by default, by a vector-Jacobian product."""
         return vjp(self, x)[1](v)[0]  # type: ignore[no-any-return]
 
     def spread(self, x: Tensor, variance: Tensor, observed: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """H V H^T of a diagonal V at x, and the function s -> V H^T s; zero where not observed.
+        """H V H^T at x for a diagonal V, and the function s -> V H^T s; both are zero where nothing is observed.
 
         Parameters
         ----------
@@ -92,48 +92,48 @@ class Operator(ABC):
         return slopes.mT @ weighted, lambda solved: (weighted @ solved).mT
 
     def picked(self, times: int | slice | Tensor, in_time: bool) -> Operator:
-        """H of some of the times, of one, or of a batch whose rows are at the times (B,); itself where it stays.
+        """H at some times, at one time, or for a batch whose rows are at the times (B,). Itself if H is constant.
 
         Parameters
         ----------
         times : int, slice or Tensor of int64
             Positions of the times.
         in_time : bool
-            Whether the result is of times, and not of one or of rows.
+            Whether the result is for several times, and not for one time or for rows.
         """
         return self
 
     def repeat(self, count: int) -> Operator:
-        """H of a batch whose rows are repeated, each `count` times side by side; itself where rows have one H."""
+        """H for a batch whose rows are repeated, each `count` times in a row. Itself if all rows have one H."""
         return self
 
     @property
     def times(self) -> int | None:
-        """How many times it holds H of; None where H stays."""
+        """Number of times for which it holds H; None if H is constant."""
         return None
 
     def kept(self, like: Tensor) -> list[Tensor]:
-        """What differs in time of H, for observations (B, P) of one time: columns (B, P, k), of which `before` makes H.
+        """What of H differs in time, for observations (B, P) of one time: columns (B, P, k). `before` makes H of them.
 
-        None of it where H stays.
+        Empty if H is constant.
         """
         return []
 
     def before(self, kept: Tensor) -> Operator:
-        """H of the time that `kept` was called at, of its columns side by side; itself where H stays."""
+        """H of the time at which `kept` was called, from its columns side by side. Itself if H is constant."""
         return self
 
     def identity(self, states: Tensor) -> list[Tensor]:
-        """Tensors by which the operator is known from others: here what it makes of some states (S, N)."""
+        """Tensors that distinguish the operator from others; by default, its results for some states (S, N)."""
         return [self(states)]
 
     def as_matrix(self) -> Tensor | None:
-        """H as a matrix (P, N), which a Dataset can hold; None where there is none."""
+        """H as a matrix (P, N), which a Dataset can hold; None if there is none."""
         return None
 
 
 def _guard_call(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Put copies around an operator's call."""
+    """Copy the argument and the result of an operator's call."""
 
     @functools.wraps(method)
     def guarded(self: Operator, x: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _guard_call(method: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tenso
 
 
 def _guard_derivative(method: Callable[[Any, Tensor, Tensor], Tensor]) -> Callable[[Any, Tensor, Tensor], Tensor]:
-    """Put copies around an operator's derivative or adjoint."""
+    """Copy the arguments and the result of an operator's derivative or adjoint."""
 
     @functools.wraps(method)
     def guarded(self: Operator, x: Tensor, vectors: Tensor) -> Tensor:
@@ -158,9 +158,9 @@ class LinearOperator(Operator, pure=True):
     Raises
     ------
     TypeError
-        If it is no tensor of real numbers.
+        If the matrix is not a tensor of real numbers.
     ValueError
-        If it is no matrix of finite numbers.
+        If it is not a matrix of finite numbers.
     """
 
     linear = True
@@ -178,7 +178,7 @@ class LinearOperator(Operator, pure=True):
         return x @ self.matrix.to(x).T
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
-        """H itself."""
+        """H times the directions."""
         return self(directions)
 
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
@@ -191,20 +191,20 @@ class LinearOperator(Operator, pure=True):
 
 
 class FunctionOperator(Operator, pure=True):
-    """A torch function of states (B, N) that gives observations (B, P), called on copies.
+    """A torch function that maps states (B, N) to observations (B, P). It gets copies.
 
     Parameters
     ----------
     function : callable
     size : int
-        P.
+        Number P of observations.
 
     Raises
     ------
     TypeError
-        For another type.
+        If `function` is not a function, or `size` not an integer.
     ValueError
-        For a size below 1.
+        If the size is below 1.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor], size: int) -> None:
@@ -218,6 +218,6 @@ class FunctionOperator(Operator, pure=True):
         Raises
         ------
         ValueError
-            If it cannot take the states, or gives anything but a tensor of `size` observations for each.
+            If the function cannot take the states, or does not return a tensor with `size` observations for each state.
         """
         return isolated(self.function, x, 1, (self.size,), "the observation operator")

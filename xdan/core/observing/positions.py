@@ -1,4 +1,4 @@
-"""Observations at positions: where they lie, and H that interpolates the state there."""
+"""Observations at positions: where they lie, and an H that interpolates the state there."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from ..checks import shown
 from ..spaces import StateSpace
 from .operators import Operator
 
-_DISTANCES = 1 << 22  # at once
+_DISTANCES = 1 << 22  # number of distances in one batch
 
 
 class Positions:
-    """Where the observations of a time lie, and of which field they are.
+    """Where the observations of a time lie, and which field each of them observes.
 
     Parameters
     ----------
     space : StateSpace
-        Of the state.
+        Space of the state.
     coordinates : mapping of str to Tensor, shape (P,) or (K, P)
-        For each dim of the fields that are observed, a coordinate of every observation; for each of K times where it
-        moves. NaN where there is no observation.
+        For each dim of the observed fields, a coordinate of every observation. If positions move, a coordinate for each
+        of K times. NaN where there is no observation.
     fields : sequence of str, optional
-        Name of the field of each observation; of all of them the same where the space has one.
+        Name of the field of each observation. Not needed if the space has one field.
 
     Attributes
     ----------
     size : int
-        P.
+        Number P of observations.
     times : int or None
-        K, where positions move.
+        Number K of times, if positions move; otherwise None.
 
     Raises
     ------
     ValueError
-        If a coordinate is missing, lies along no dim, or has another shape than the others; for an unknown field, and
-        for none where the space has several.
+        If a coordinate is missing, belongs to no dim, or has another shape than the others; if a field is unknown; if
+        the space has several fields and `fields` is missing.
     """
 
     def __init__(
@@ -64,13 +64,13 @@ class Positions:
         if len(self.fields) != self.size:
             raise ValueError(f"field names {len(self.fields)} observations: expected {self.size}")
         lead = () if self.times is None else (self.times,)
-        self._groups: list[tuple[str, Tensor, Tensor]] = []  # field, which observations, their places (..., n, dims)
+        self._groups: list[tuple[str, Tensor, Tensor]] = []  # field, its observations, their places (..., n, dims)
         for name in dict.fromkeys(self.fields):
             dims = space[name].geometry.dims
             if missing := [dim for dim in dims if dim not in coordinates]:
                 raise ValueError(
                     f"positions along {list(coordinates)}: expected coordinates along {list(dims)} for observations "
-                    f"of the field {name!r}, and {missing} lack"
+                    f"of the field {name!r}; {missing} are missing"
                 )
             which = torch.tensor([k for k, one in enumerate(self.fields) if one == name])
             places = [coordinates[dim].double().expand(*lead, self.size)[..., which] for dim in dims]
@@ -88,7 +88,7 @@ class Positions:
         return flags
 
     def identity(self) -> list[Tensor]:
-        """Tensors by which the positions are known from others."""
+        """Tensors that distinguish the positions from others."""
         return [part for _, which, places in self._groups for part in (which, places)]
 
     def picked(self, times: int | slice | Tensor, in_time: bool) -> Positions:
@@ -101,7 +101,7 @@ class Positions:
         return chosen
 
     def interpolation(self) -> tuple[Tensor, Tensor]:
-        """Indices of components and weights, shape (P, k) or (K, P, k); weights are zero where there is no place.
+        """Indices of components and weights, shape (P, k) or (K, P, k). Weights are zero if there is no place.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class Positions:
         return indices, weights
 
     def distances(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Distances (n, N) to all components, of some observations (n,) at a time; of one time.
+        """Distances (n, N) to all components, in batches of observations (n,), for positions of one time.
 
         Raises
         ------
@@ -151,17 +151,17 @@ class Positions:
 class InterpolationOperator(Operator, pure=True):
     """H that interpolates the state at positions: each observation is a weighted mean of a few components.
 
-    Nothing is stored or computed but these few, so that states may be large.
+    Only these few components are stored and used, so that states may be large.
 
     Parameters
     ----------
-    indices : Tensor of int64, shape (P, k), or (K, P, k) where positions move in time
+    indices : Tensor of int64, shape (P, k), or (K, P, k) if positions move in time
     weights : Tensor, of the same shape
 
     Attributes
     ----------
     moves : bool
-        Whether the first axis of indices and weights is that of times.
+        Whether the first axis of indices and weights is time.
     """
 
     linear = True
@@ -182,12 +182,12 @@ class InterpolationOperator(Operator, pure=True):
         Raises
         ------
         ValueError
-            As `Positions.interpolation`.
+            See `Positions.interpolation`.
         """
         return cls(*positions.interpolation())
 
     def picked(self, times: int | slice | Tensor, in_time: bool) -> InterpolationOperator:
-        """As `Operator.picked`."""
+        """See `Operator.picked`."""
         if not self.moves:
             return self
         chosen = InterpolationOperator(self.indices[times], self.weights[times])
@@ -195,33 +195,33 @@ class InterpolationOperator(Operator, pure=True):
         return chosen
 
     def repeat(self, count: int) -> InterpolationOperator:
-        """As `Operator.repeat`."""
+        """See `Operator.repeat`."""
         if self.indices.ndim == 2:
             return self
         return self._of_rows(self.indices.repeat_interleave(count, 0), self.weights.repeat_interleave(count, 0))
 
     @property
     def times(self) -> int | None:
-        """Times of positions that move."""
+        """Number of times, if positions move; otherwise None."""
         return len(self.indices) if self.moves else None
 
     def kept(self, like: Tensor) -> list[Tensor]:
-        """Indices and weights, as `Operator.kept`."""
+        """Indices and weights; see `Operator.kept`."""
         return [part.to(like).expand(*like.shape, -1) for part in (self.indices, self.weights)]
 
     def before(self, kept: Tensor) -> InterpolationOperator:
-        """As `Operator.before`."""
+        """See `Operator.before`."""
         indices, weights = kept.chunk(2, -1)
         return self._of_rows(indices.round().long(), weights)
 
     def _of_rows(self, indices: Tensor, weights: Tensor) -> InterpolationOperator:
-        """H of a batch with an H for each row."""
+        """H for a batch whose rows have different H."""
         rows = InterpolationOperator(indices, weights)
         rows.moves = False
         return rows
 
     def __call__(self, x: Tensor) -> Tensor:
-        """H x, of x (..., N); (..., K, N) where positions move; (B, ..., N) of a batch with an H for each row."""
+        """H x for x (..., N); (..., K, N) if positions move; (B, ..., N) if the rows of a batch have different H."""
         indices, weights = self.indices.to(x.device), self.weights.to(x)
         if indices.ndim == 2:
             return (x[..., indices] * weights).sum(-1)
@@ -234,17 +234,17 @@ class InterpolationOperator(Operator, pure=True):
         return (seen * weights).sum(-1)
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
-        """H itself."""
+        """H times the directions."""
         return self(directions)
 
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
-        """H^T v, of v (B, P), at x (B, N), of which the size alone is read."""
+        """H^T v for v (B, P), at x (B, N). Only the size of x is used."""
         shares = (v[..., None] * self.weights.to(v)).flatten(-2)
         places = self.indices.to(v.device).flatten(-2).expand(shares.shape)
         return x.new_zeros(*v.shape[:-1], x.shape[-1]).scatter_add(-1, places, shares)
 
     def spread(self, x: Tensor, variance: Tensor, observed: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """As `Operator.spread`, by way of the components that are seen."""
+        """See `Operator.spread`. Only the observed components are used."""
         indices, weights = self.indices.to(x.device), self.weights.to(x)
         seen, place = indices.unique(return_inverse=True)
         rows = x.new_zeros(*indices.shape[:-1], len(seen)).scatter_add(-1, place, weights) * observed[..., None]
@@ -268,13 +268,13 @@ def deviations_of(instruments: Sequence[str], errors: Mapping[str, float]) -> li
     Raises
     ------
     ValueError
-        If an instrument has none, or one is named that there is not.
+        If an instrument has no error, or an error names an unknown instrument.
     """
     names = set(map(str, instruments))
     if missing := sorted(names - set(map(str, errors))):
         raise ValueError(
             f"observation errors are given for the instruments {shown(sorted(map(str, errors)))}: expected one for "
-            f"each, and {missing} lack"
+            f"each instrument; {missing} have none"
         )
     if unknown := sorted(set(map(str, errors)) - names):
         raise ValueError(f"observation errors of {unknown}: expected those of the instruments {sorted(names)}")

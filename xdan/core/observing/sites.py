@@ -17,25 +17,25 @@ _KEYS: dict[str, tuple[str, ...]] = {"all": (), "every": ("step", "offset"), "ra
 
 @dataclass(frozen=True)
 class Sites:
-    """An observing network that reads off some of the state's sites.
+    """An observing network that observes some of the state's sites directly.
 
-    Made by `Sites.all`, `Sites.every` or `Sites.random`.
+    `Sites.all`, `Sites.every` and `Sites.random` make it.
 
     Parameters
     ----------
     kind : {"all", "every", "random"}
         The rule.
     step, offset : int
-        Of "every": sites offset, offset + step, ...
+        For "every": the sites are offset, offset + step, ...
     low, high : int
-        Of "random": how many sites, drawn evenly from low to high, ends included, at every time.
+        For "random": the number of sites at each time is drawn evenly from low to high, both included.
 
     Raises
     ------
     TypeError
-        If the kind is no name, or another parameter no integer.
+        If the kind is not a string, or another parameter is not an integer.
     ValueError
-        For an unknown kind, or numbers out of range.
+        If the kind is unknown, or a number is out of range.
 
     Examples
     --------
@@ -77,7 +77,7 @@ class Sites:
 
     @classmethod
     def random(cls, low: int, high: int | None = None) -> Sites:
-        """Distinct random sites, redrawn at every time; their number drawn from low to high, ends included."""
+        """Distinct random sites, drawn anew at every time. Their number is drawn from low to high, both included."""
         return cls("random", low=low, high=low if high is None else high)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,12 +91,12 @@ class Sites:
         Parameters
         ----------
         description : mapping
-            With "name" and "parameters"; whatever else it holds is not looked at.
+            It has "name" and "parameters"; other entries are ignored.
 
         Raises
         ------
         ValueError
-            If it is no such mapping, the name is not known, or the parameters do not fit.
+            If it is not such a mapping, the name is unknown, or the parameters do not fit.
         """
         try:
             name = description.get("name") if isinstance(description, Mapping) else None
@@ -117,14 +117,14 @@ class Sites:
             raise ValueError(f"an observing network cannot be made as it is described: {reason}") from None
 
     def counts(self, sites: int) -> tuple[int, int]:
-        """The least and the most observations that there are at a time, of so many sites."""
+        """The smallest and the largest number of observations at a time, for this number of sites."""
         if self.kind == "random":
             return self.low, self.high
         count = len(range(self.offset, sites, self.step))
         return count, count
 
     def noise(self, sites: int, trajectory: Tensor, time: Tensor, seed: int) -> Tensor:
-        """Standard normal numbers for the errors of every observation, shape (R, K, sites)."""
+        """Standard normal numbers for the errors of all observations, shape (R, K, sites)."""
         return normal(seed, Purpose.OBSERVATION_ERROR, trajectory, time, sites)
 
     def mask(self, sites: int, trajectory: Tensor, time: Tensor, seed: int, stream: int = 0) -> Tensor:
@@ -135,9 +135,9 @@ class Sites:
         sites : int
             Number of sites of the flattened state.
         trajectory, time : Tensor of int64, shape (R,) and (K,)
-            Labels that key the random draws.
+            Labels that are the keys of the random draws.
         stream : int
-            A further key, of a field where the state has several.
+            A further key, which differs between fields of a state.
 
         Returns
         -------
@@ -146,7 +146,7 @@ class Sites:
         Raises
         ------
         ValueError
-            If there are fewer sites than the rule wants.
+            If there are fewer sites than the rule needs.
         """
         shape = (len(trajectory), len(time), sites)
         if self.kind == "all":

@@ -12,38 +12,38 @@ from .covariances import check_real, covariance_factor, pivots
 from .operators import Operator
 from .positions import InterpolationOperator, Positions
 
-_TIMES = 8  # of an H that moves, which stand for all
-_PIVOTS = 100  # times a dtype's resolution: R's scaled pivots are larger, or solutions with R lose their digits
+_TIMES = 8  # number of times of a moving H that represent all times
+_PIVOTS = 100  # R's scaled pivots must exceed this times the dtype's resolution, or solutions with R lose digits
 
 
 class ObservingSystem:
     """H and R of y = H(x) + e, e normal with covariance R; P observations of a state of N sites.
 
-    H is the identity on the state's sites, or an operator. R is diagonal, or full. A mask (B, P) says
-    what is observed at a time: the rows of H, and rows and columns of R, of all else drop out.
+    H is the identity on the state's sites, or an operator. R is diagonal or full. A mask (B, P) says which observations
+    there are at a time. Rows of H, and rows and columns of R, of missing observations are left out.
 
     Parameters
     ----------
     std : Tensor, shape () or (P,), or broadcastable to the observations
-        Standard deviations of independent errors, in units of the observations. Exclusive with `covariance`.
+        Standard deviations of independent errors, in units of the observations. Give either `std` or `covariance`.
     covariance : Tensor, shape (P, P)
-        Full R over the observations.
+        The full covariance R of the observation errors.
     operator : Operator, optional
-        H, by default the identity: observations are the flattened state's sites, P = N.
+        Observation operator H. By default the identity: observations are the flattened state's sites, P = N.
     in_time : bool
-        The standard deviations differ from time to time, shape (K, P) or (K, 1): `at` and `during` pick from them.
+        Whether the standard deviations differ in time, with shape (K, P) or (K, 1). `at` and `during` select times.
     positions : Positions, optional
-        Where the observations of an operator lie, for localisation.
+        Positions of an operator's observations, for localisation.
 
     Attributes
     ----------
     differs : bool
-        Whether H or R differ from time to time, also of a system that `at` has picked from those of all times.
+        Whether H or R differ in time. It stays True for a system of one time that `at` has selected.
 
     Raises
     ------
     TypeError
-        For what is no tensor of real floating-point numbers.
+        If an argument is not a tensor of real floating-point numbers.
     ValueError
         If a standard deviation is not positive and finite, or R is not square, symmetric and positive definite.
 
@@ -53,7 +53,7 @@ class ObservingSystem:
     >>> observing = xdan.ObservingSystem(std=torch.tensor(0.5))
     >>> x, innovation = torch.zeros(1, 3), torch.tensor([[1.0, 2.0, 3.0]])
     >>> observed = torch.tensor([[True, True, False]])
-    >>> observing.project_innovation(innovation, observed, x)  # R^-1 d, zero where nothing is observed
+    >>> observing.project_innovation(innovation, observed, x)  # R^-1 d; zero where nothing is observed
     tensor([[4., 8., 0.]])
     """
 
@@ -71,7 +71,7 @@ class ObservingSystem:
         self.error_in_time = in_time
         self.differs = self.in_time
         self._factor: Tensor | None = None
-        self._exact: Tensor | None = None  # R as it was given, where `to` has rounded it
+        self._exact: Tensor | None = None  # R before `to` rounded it
         if std is not None:
             check_real("observation error standard deviation", std)
             positive = (std > 0) & torch.isfinite(std)
@@ -88,12 +88,12 @@ class ObservingSystem:
 
     @property
     def in_time(self) -> bool:
-        """Whether H or R of several times are held, which differ."""
+        """Whether the system holds H or R for several times, which differ."""
         return self.error_in_time or self.moves or (self.positions is not None and self.positions.times is not None)
 
     @property
     def moves(self) -> bool:
-        """Whether H of several times is held."""
+        """Whether the system holds H for several times."""
         return self.operator is not None and self.operator.moves
 
     @property
@@ -102,20 +102,20 @@ class ObservingSystem:
         return self.operator is None or self.operator.linear
 
     def as_matrix(self) -> Tensor | None:
-        """H as a matrix (P, N), where an operator has one."""
+        """H as a matrix (P, N), if the operator has one."""
         return None if self.operator is None else self.operator.as_matrix()
 
     def size(self, sites: int) -> int:
-        """P, of a state of so many sites."""
+        """Number P of observations for this number of sites."""
         return sites if self.operator is None else self.operator.size
 
     def to(self, dtype: torch.dtype, device: torch.device | str) -> ObservingSystem:
-        """R in another dtype or on another device, and the same H.
+        """The system with R in another dtype or on another device, and with its H.
 
         Raises
         ------
         ValueError
-            If R loses its digits in the dtype: a variance that is 0 or infinite there, or a matrix near singular.
+            If R loses its digits in the dtype: a variance becomes 0 or infinite, or the matrix nearly singular.
         """
         moved = copy.copy(self)
         for key, value in vars(self).items():
@@ -143,11 +143,11 @@ class ObservingSystem:
         return moved
 
     def at(self, k: int) -> ObservingSystem:
-        """H and R of the k-th time."""
+        """H and R at time k."""
         return self._picked(k, False) if self.in_time else self
 
     def during(self, times: slice | Tensor) -> ObservingSystem:
-        """H and R of some of the times."""
+        """H and R at some of the times."""
         return self._picked(times, True) if self.in_time else self
 
     def at_times(self, times: Tensor) -> ObservingSystem:
@@ -155,7 +155,7 @@ class ObservingSystem:
         return self._picked(times, False) if self.in_time else self
 
     def permuted(self, permutation: Tensor) -> ObservingSystem:
-        """R of the sites of a state whose components are permuted, x[..., permutation], which are observed directly."""
+        """R for a state with permuted components, x[..., permutation], whose sites are observed directly."""
         moved = copy.copy(self)
         if self.std is not None and self.std.ndim and self.std.shape[-1] > 1:
             moved.std = self.std[..., permutation]
@@ -168,7 +168,7 @@ class ObservingSystem:
         return moved
 
     def repeat(self, count: int) -> ObservingSystem:
-        """H and R for a batch whose rows are repeated, each `count` times side by side."""
+        """H and R for a batch whose rows are repeated, each `count` times in a row."""
         repeated = copy.copy(self)
         if self.std is not None and self.std.ndim > 1:
             repeated.std = self.std.repeat_interleave(count, 0)
@@ -188,7 +188,7 @@ class ObservingSystem:
         return picked
 
     def kept(self, like: Tensor) -> Tensor | None:
-        """What differs in time of H and R of a time, for a method that reads them at later times.
+        """What of H and R differs in time, for a method that needs it at later times.
 
         Parameters
         ----------
@@ -198,7 +198,7 @@ class ObservingSystem:
         Returns
         -------
         Tensor, shape (B, P, Q), or None where nothing differs
-            `kept_before` takes it.
+            `kept_before` makes a system of it.
         """
         if not self.differs:
             return None
@@ -210,7 +210,7 @@ class ObservingSystem:
         return torch.cat(columns, -1) if columns else None
 
     def kept_before(self, kept: Tensor | None) -> ObservingSystem:
-        """H and R of the time that `kept` was called at; a deviation of zero, of no time yet, counts as 1."""
+        """H and R of the time at which `kept` was called. A standard deviation of zero (no time yet) counts as 1."""
         if kept is None:
             return self
         before, count = copy.copy(self), 0
@@ -225,15 +225,15 @@ class ObservingSystem:
         return x if self.operator is None else self.operator(x)
 
     def tangent(self, x: Tensor, directions: Tensor) -> Tensor:
-        """H'(x) v, the derivative of H at x (B, N) along directions v (B, M, N), shape (B, M, P)."""
+        """H'(x) v: the derivative of H at x (B, N) along directions v (B, M, N), shape (B, M, P)."""
         return directions if self.operator is None else self.operator.tangent(x, directions)
 
     def adjoint(self, x: Tensor, v: Tensor) -> Tensor:
-        """H'(x)^T v, of v (B, P) in observation space, at x (B, N), shape (B, N)."""
+        """H'(x)^T v for v (B, P) in observation space, at x (B, N), shape (B, N)."""
         return v if self.operator is None else self.operator.adjoint(x, v)
 
     def observed_covariances(self, x: Tensor, p: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:
-        """H P and H P H^T of symmetric P (..., N, N), shapes (..., P, N) and (..., P, P), zero where not observed."""
+        """H P and H P H^T of symmetric P (..., N, N), shapes (..., P, N) and (..., P, P); zero if not observed."""
         if self.operator is None:
             rows = torch.where(observed[..., :, None], p, torch.zeros_like(p))
             return rows, torch.where(observed[..., None, :], rows, torch.zeros_like(p))
@@ -242,7 +242,7 @@ class ObservingSystem:
         return rows, self.operator.tangent(x, rows) * observed[..., None, :]
 
     def gain_on_state(self, gain: Tensor, x: Tensor) -> Tensor:
-        """K H of a gain (B, N, P) whose columns are zero where not observed, shape (B, N, N)."""
+        """K H for a gain (B, N, P) with zero columns for missing observations, shape (B, N, N)."""
         if self.operator is None:
             return gain
         size = x.shape[1]
@@ -255,7 +255,7 @@ class ObservingSystem:
         Parameters
         ----------
         x : Tensor, shape (B, N)
-            Where H is linearised.
+            State at which H is linearised.
         variance : Tensor, broadcastable to (B, N)
             Diagonal of V.
         innovation : Tensor, shape (B, P) or (B, M, P)
@@ -276,7 +276,7 @@ class ObservingSystem:
         return answer if many else answer[:, 0]
 
     def errors_from(self, noise: Tensor, observed: Tensor | None = None) -> Tensor:
-        """Turn standard normal noise of shape (..., P) into errors with covariance R, or R of what is observed."""
+        """Turn standard normal noise of shape (..., P) into errors with covariance R, or R of the observed part."""
         if self.std is not None:
             return noise * self.std
         assert self._factor is not None
@@ -286,7 +286,7 @@ class ObservingSystem:
         return colored
 
     def independent(self) -> ObservingSystem | None:
-        """The same system with standard deviations in the place of a covariance; None where errors are correlated."""
+        """The system with standard deviations in the place of a covariance; None if errors are correlated."""
         if self.covariance is None:
             return self
         variance = self.covariance.diagonal()
@@ -298,28 +298,28 @@ class ObservingSystem:
         return plain
 
     def error_variance(self) -> Tensor:
-        """Diagonal of R, broadcastable to the observations, (..., P), or (..., K, P) where it differs in time."""
+        """Diagonal of R, broadcastable to the observations: (..., P), or (..., K, P) if it differs in time."""
         if self.std is not None:
             return self.std**2
         assert self.covariance is not None
         return self.covariance.diagonal()
 
     def typical_error(self, climate: Tensor, part: slice | None = None) -> float:
-        """Typical standard deviation of an observation of a site, to normalise with, in units of the state.
+        """Typical standard deviation of an observation error at a site, for normalisation, in the state's units.
 
         Parameters
         ----------
         climate : Tensor, shape (B, N)
-            States of the climate, where H is linearised; read where there is an operator.
+            States of the climate, at which H is linearised. They are used if there is an operator.
         part : slice, optional
-            Components of one field, that the error is wanted for; all by default.
+            Components of the field whose error is wanted; by default all components.
 
         Returns
         -------
         float
-            Root of the mean variance in R; with an operator lambda_max(H^T R^-1 H)^(-1/2), the deviation of the
-            direction that is seen best. The projected innovation times its square is then no step too long. Infinite
-            for components that the operator does not see.
+            Root of the mean variance in R. With an operator: lambda_max(H^T R^-1 H)^(-1/2), the standard deviation of
+            the direction that is observed best. Then a step of the projected innovation times its square is not too
+            long. Infinite for components that the operator does not observe.
         """
         if self.operator is None:
             variance = self.error_variance()
@@ -329,11 +329,11 @@ class ObservingSystem:
         now = self.at(int(self.std.mean(1).argmin()) if self.error_in_time and self.std is not None else 0)
         assert now.operator is not None
         if isinstance(now.operator, InterpolationOperator):
-            one = climate[:1]
+            state = climate[:1]
             every = torch.ones(1, now.operator.size, dtype=torch.bool, device=climate.device)
-            variance = torch.zeros_like(one) if part is not None else torch.ones_like(one)
+            variance = torch.zeros_like(state) if part is not None else torch.ones_like(state)
             variance[:, slice(None) if part is None else part] = 1.0
-            square = now.operator.spread(one, variance, every)[0]
+            square = now.operator.spread(state, variance, every)[0]
             white = now.whiten(now.whiten(square, every).mT, every)
             largest = math.sqrt(float(torch.linalg.matrix_norm(white, ord=2).max()))
             return 1.0 / largest if largest > 0 or part is None else math.inf
@@ -344,13 +344,13 @@ class ObservingSystem:
         return 1.0 / seen if seen > 0 or part is None else math.inf
 
     def climate_variance(self, states: Tensor) -> Tensor:
-        """Variance of H(x) over states (S, N), shape (P,); where H moves the mean over some times, shape ()."""
+        """Variance of H(x) over states (S, N), shape (P,). If H moves: its mean over some times, shape ()."""
         if not self.moves:
             return self.observe(states).var(0)
         return torch.stack([self.at(k).observe(states).var(0).mean() for k in self.telling_times()]).mean()
 
     def telling_times(self) -> list[int]:
-        """Positions of times that stand for all: those at which R differs, and some of an H that moves."""
+        """Positions of times that represent all times: those at which R differs, and some of a moving H."""
         times: list[int] = [0]
         if self.operator is not None and self.operator.times is not None:
             times = torch.linspace(0, self.operator.times - 1, _TIMES).round().long().tolist()
@@ -361,7 +361,7 @@ class ObservingSystem:
         return sorted(set(times))
 
     def covariance_of(self, observed: Tensor) -> Tensor:
-        """R of what is observed (..., P), unit diagonal elsewhere, shape (..., P, P)."""
+        """R of the observations with mask (..., P), with unit diagonal elsewhere, shape (..., P, P)."""
         pair = observed[..., :, None] & observed[..., None, :]
         if self.covariance is not None:
             full = self.covariance
@@ -372,7 +372,7 @@ class ObservingSystem:
         return torch.where(pair, full, eye)
 
     def whiten(self, v: Tensor, observed: Tensor) -> Tensor:
-        """R^{-1/2} v of v in observation space, with zeros where nothing is observed.
+        """R^{-1/2} v for v in observation space, with zeros where nothing is observed.
 
         Parameters
         ----------
@@ -383,12 +383,12 @@ class ObservingSystem:
         Returns
         -------
         Tensor, shape of `v`
-            R^{-1/2} is the inverse of the lower Cholesky factor of R of what is observed.
+            R^{-1/2} is the inverse of the lower Cholesky factor of R, restricted to the observations.
         """
         rows = observed if v.ndim == observed.ndim else observed[:, None]
         selected = torch.where(rows, v, torch.zeros((), dtype=v.dtype, device=v.device))
         if self.std is not None:
-            # Deviations of rows (B, P) hold for all members of a row.
+            # Standard deviations of rows (B, P) are the same for all members of a row.
             return selected / (self.std[:, None] if v.ndim > observed.ndim and self.std.ndim == 2 else self.std)
         factor = self._masked_factor(observed)
         columns = selected[..., None] if v.ndim == observed.ndim else selected.mT
@@ -396,15 +396,15 @@ class ObservingSystem:
         return white[..., 0] if v.ndim == observed.ndim else white.mT
 
     def project_innovation(self, innovation: Tensor, observed: Tensor, x: Tensor | None = None) -> Tensor:
-        """Projected innovation zeta = H^T R^{-1} (y - H(x_f)) of Eq. 2, zero at sites that nothing observes.
+        """Projected innovation zeta = H^T R^{-1} (y - H(x_f)) of Eq. 2. It is zero at sites without observations.
 
         Parameters
         ----------
         innovation : Tensor, shape (B, P)
-            y - H(x_f); read where observed only.
+            y - H(x_f). Only observed entries are used.
         observed : Tensor of bool, shape (B, P)
         x : Tensor, shape (B, N), optional
-            x_f, where a nonlinear H has its adjoint.
+            x_f, at which a nonlinear H is linearised.
 
         Returns
         -------
@@ -417,7 +417,7 @@ class ObservingSystem:
         return self.adjoint(x, weighted)
 
     def _weigh(self, innovation: Tensor, observed: Tensor) -> Tensor:
-        """R^{-1} d of what is observed (B, P), zero elsewhere."""
+        """R^{-1} d of the observations (B, P), and zero elsewhere."""
         if self.std is not None:
             zero = torch.zeros((), dtype=innovation.dtype, device=innovation.device)
             return torch.where(observed, innovation, zero) / self.std**2
@@ -433,7 +433,7 @@ class ObservingSystem:
             return self._factor
         factor: Tensor
         factor, info = torch.linalg.cholesky_ex(self.covariance_of(observed))
-        if bool(info.any()):  # rounded, it is not positive definite any more
+        if bool(info.any()):  # after rounding, R is no longer positive definite
             assert self._exact is not None
             exact = ObservingSystem(covariance=self._exact)
             factor = torch.linalg.cholesky(exact.covariance_of(observed)).to(factor.dtype)

@@ -1,4 +1,4 @@
-"""Spaces: the fields of a state, and the geometries that they live on."""
+"""Spaces: the fields of a state, and the geometries where they live."""
 
 from .base import Geometry, geometry_from_json, geometry_to_json, register_geometry
 from .components import Components

@@ -1,4 +1,4 @@
-"""An axis: points along one dim, which rings and intervals are."""
+"""An axis: points along one dim. Rings and intervals are axes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from .coordinates import Coordinate, positions_along, word
 
 
 class Axis(Geometry):
-    """Points along one dim, evenly over a length, at whole numbers, or at positions.
+    """Points along one dim: evenly spaced over a length, at whole numbers, or at positions.
 
     Attributes
     ----------
     points : int or list of float
-        How many there are, or where they lie.
+        Number of points, or their positions.
     length : float or None
+        Length of the axis; None if the points are at whole numbers.
     dim, units, long_name : str
-        Of the coordinate.
+        Name, units and description of the coordinate.
     """
 
     def __init__(
@@ -34,11 +35,11 @@ class Axis(Geometry):
         self.coordinates = {self.dim: Coordinate(tuple(self._labels()), attributes)}
 
     def _labels(self) -> Sequence[float]:
-        """Where the points lie; a derived class places a number of them over a length."""
+        """Positions of the points. A derived class places a number of points over a length."""
         return range(self.points) if isinstance(self.points, int) else self.points
 
     def ratios(self, other: Geometry) -> tuple[int, ...] | None:
-        """Points of another such axis at each of this one's, where their numbers divide; `Geometry.ratios`."""
+        """Number of points of another such axis at each point of this one, if it is whole; see `Geometry.ratios`."""
         if not isinstance(other, type(self)) or other.size % self.size:
             return None
         return (other.size // self.size,)
@@ -48,6 +49,6 @@ class Axis(Geometry):
         return self._axis()[:, None]
 
     def distances(self, points: Tensor) -> Tensor:
-        """The way along the axis."""
+        """Distances along the axis."""
         place = self._axis().to(points.device)
         return (points.to(place) - place[None]).abs()

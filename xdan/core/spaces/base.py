@@ -1,4 +1,4 @@
-"""What a geometry is: where a field lives, and what its points are to one another."""
+"""The protocol of a geometry: where a field lives, and how its points are related."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from ..checks import shown
 from ..registry import Registry, constructor_values
 from .coordinates import Coordinate
 
-_AT_ONCE = 1 << 22  # distances at once when neighbours are looked for
+_AT_ONCE = 1 << 22  # number of distances in one batch of the search for neighbours
 
 
 class Geometry(ABC):
     """Where a field lives: its dims and coordinates, its padding, areas, distances and symmetries.
 
-    A geometry of your own is one class in one file, with the decorator `xdan.register_geometry`. It sets `dims` and
-    `coordinates`, keeps its constructor's plain values as attributes of the same names, and gives `pad`. The other
-    methods have defaults: every point has the area 1, there is no distance and no symmetry.
+    A new geometry is one class in one file, with the decorator `xdan.register_geometry`. It sets `dims` and
+    `coordinates`, keeps the plain values of its constructor as attributes of the same names, and gives `pad`. The other
+    methods have defaults: every point has the area 1, and there are no distances and no symmetries.
 
     Attributes
     ----------
     name : str
-        Class attribute: the name it is registered under; stores refer to it.
+        Class attribute: the registered name. Stores refer to it.
     dims : tuple of str
         Names of the field's dims.
     coordinates : dict of str to Coordinate
-        One for each dim, with CF attributes; their lengths are the geometry's `shape`.
+        A coordinate for each dim, with CF attributes. Their lengths are the geometry's `shape`.
     drawn_as : {"image", "lines"}
-        Class attribute: how pictures show a field. "image" shows its dims as axes, "lines" a line for each point, which
-        suits points that have no neighbours.
+        Class attribute: how pictures show a field. "image" shows its dims as axes. "lines" shows a line for each point,
+        which is right for points without neighbours.
 
     Examples
     --------
@@ -59,27 +59,28 @@ class Geometry(ABC):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Points along each dim."""
+        """Number of points along each dim."""
         return tuple(len(self.coordinates[dim].values) for dim in self.dims)
 
     @property
     def size(self) -> int:
-        """Points."""
+        """Number of points."""
         return math.prod(self.shape)
 
     @property
     def sites(self) -> tuple[int, ...]:
-        """Sites of a convolution along each dim: the points, by default."""
+        """Number of sites of a convolution along each dim; by default the number of points."""
         return self.shape
 
     def ratios(self, other: Geometry) -> tuple[int, ...] | None:
         """How many points of another geometry lie at each site of this one, along each dim.
 
-        A field there is joined to one here: its points at a site are channels of a network.
+        A field on the other geometry can then be joined to a field on this one: a network reads its points at a site as
+        channels.
 
         Returns
         -------
-        tuple of int, or None where they cannot be joined; by default a geometry is joined to its equal alone.
+        tuple of int, or None if they cannot be joined. By default a geometry is joined to an equal geometry only.
         """
         return (1,) * len(self.dims) if self == other else None
 
@@ -89,12 +90,12 @@ class Geometry(ABC):
 
     @property
     def closed(self) -> tuple[bool, ...]:
-        """For each dim, whether it closes on itself, so that the last point is beside the first; none by default."""
+        """For each dim, whether it is closed, so that the last point is beside the first; by default none is."""
         return (False,) * len(self.dims)
 
     @property
     def is_ring(self) -> bool:
-        """Whether `pad` does no more than go around the one dim, so that convolutions may do it faster; False here."""
+        """Whether `pad` only goes around the one dim, so that faster convolutions are possible; by default False."""
         return False
 
     @abstractmethod
@@ -105,7 +106,7 @@ class Geometry(ABC):
         ----------
         x : Tensor, shape (..., *shape)
         widths : sequence of int
-            For each dim, the points to add at both of its ends.
+            For each dim, the number of points to add at both ends.
 
         Returns
         -------
@@ -118,34 +119,34 @@ class Geometry(ABC):
         """
 
     def weights(self) -> Tensor:
-        """Area of each point, in the coordinates' own units, shape (size,), float64; 1 by default."""
+        """Area of each point, in the coordinates' units, shape (size,), float64; by default 1."""
         return torch.ones(self.size, dtype=torch.float64)
 
     @property
     def area(self) -> float:
-        """Area of the whole, which the weights add up to."""
+        """Total area, the sum of the weights."""
         return float(self.size)
 
     def positions(self) -> Tensor | None:
-        """Where the points lie, shape (size, dims), float64; None where they have no place, which is the default."""
+        """Positions of the points, shape (size, dims), float64; None, the default, if points have no places."""
         return None
 
     def distances(self, points: Tensor) -> Tensor | None:
-        """Distances from some places to every point, in the coordinates' own units.
+        """Distances from some places to every point, in the coordinates' units.
 
         Parameters
         ----------
         points : Tensor, shape (n, dims)
-            Places, in the coordinates of `positions`; they need not be points of the geometry.
+            Places, in the coordinates of `positions`. They may lie between points of the geometry.
 
         Returns
         -------
-        Tensor of float64, shape (n, size), or None where there is no distance, which is the default
+        Tensor of float64, shape (n, size), or None, the default, if there is no distance
         """
         return None
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Say how a field's values at some places follow from its values at the points.
+        """How a field's values at some places follow from its values at the points.
 
         Parameters
         ----------
@@ -156,7 +157,7 @@ class Geometry(ABC):
         -------
         indices : Tensor of int64, shape (n, k)
         weights : Tensor of float64, shape (n, k)
-            A value is the sum over k of weight times value at the point; the weights add up to 1.
+            The value at a place is the sum over k of weight times value at a point. The weights add up to 1.
 
         Raises
         ------
@@ -169,21 +170,21 @@ class Geometry(ABC):
         )
 
     def meets(self, other: Geometry) -> bool:
-        """Whether places of another geometry have distances to the points of this one: it is the same space."""
+        """Whether places of another geometry have distances to this one's points, because both lie in one space."""
         return self == other
 
     def neighbours(self, reach: float) -> Tensor:
-        """Points within a distance of each point, the nearest first.
+        """Points within a distance of each point, nearest first.
 
         Parameters
         ----------
         reach : float
-            In the coordinates' own units; the end is included.
+            The distance, in the coordinates' units. Points at exactly this distance are included.
 
         Returns
         -------
         Tensor of int64, shape (size, L)
-            L is the most neighbours that any point has, itself among them; -1 fills the rows of the others.
+            L is the largest number of neighbours of a point, including itself. Shorter rows are filled with -1.
 
         Raises
         ------
@@ -205,37 +206,37 @@ class Geometry(ABC):
         return torch.cat(rows)[:, :most]
 
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
-        """Find the points along a dim among the labels of a record.
+        """Find the points of a dim among the labels of a record.
 
         Parameters
         ----------
         dim : str
         labels : sequence of float or str
-            As many as the dim has points.
+            As many labels as the dim has points.
 
         Returns
         -------
         list of int, or None
-            Position of each point among the labels, which may be in another order, such as latitudes from the north.
-            None, the default, where coordinates do no more than count the points: labels are then the record's affair.
+            Position of each point among the labels. These may be in another order, such as latitudes from the north.
+            None, the default, if coordinates only count the points; the record then decides what its labels mean.
 
         Raises
         ------
         ValueError
-            For labels of other places.
+            If the labels are those of other places.
         """
         return None
 
     def symmetries(self) -> dict[str, Tensor]:
-        """Permutations of the points that leave the geometry as it is, by name; none by default.
+        """Permutations of the points that do not change the geometry, by name; by default none.
 
-        They generate the group that is tried on a dynamics. A permutation g is a tensor of int64 of shape (size,); it
-        acts by (g x)_i = x_{g(i)}.
+        They generate the group of symmetries that is tested on a dynamics. A permutation g is a tensor of int64 of
+        shape (size,), and acts by (g x)_i = x_{g(i)}.
         """
         return {}
 
     def _axis(self, k: int = 0) -> Tensor:
-        """Coordinate of the k-th dim, where it is of numbers: float64, shape (n,)."""
+        """Coordinate of dim k, if it consists of numbers: float64, shape (n,)."""
         return torch.tensor(self.coordinates[self.dims[k]].values, dtype=torch.float64)
 
     def __eq__(self, other: object) -> bool:
@@ -260,12 +261,12 @@ _GEOMETRIES: Registry[Geometry] = Registry(
 
 
 def register_geometry(cls: G) -> G:
-    """Register a geometry's class under its `name`, as a decorator of the class; stores refer to the name.
+    """Register a geometry's class under its `name`, as a decorator of the class. Stores refer to this name.
 
     Parameters
     ----------
     cls : class derived from Geometry
-        With an attribute `name` of its own.
+        It has an attribute `name`, which it must not inherit.
 
     Returns
     -------
@@ -275,14 +276,14 @@ def register_geometry(cls: G) -> G:
     Raises
     ------
     TypeError
-        For what is no class of geometries, or has no name of its own.
+        If `cls` is not a class of geometries, or sets no name.
     ValueError
-        If another class has the name.
+        If another class has this name.
 
     Examples
     --------
     >>> import xdan
-    >>> xdan.register_geometry(xdan.Ring) is xdan.Ring  # what the decorator does, once more
+    >>> xdan.register_geometry(xdan.Ring) is xdan.Ring  # the decorator makes this call
     True
     """
     return _GEOMETRIES.register(cls, "register_geometry")
@@ -294,12 +295,12 @@ def geometry_to_json(geometry: Geometry) -> dict[str, Any]:
 
 
 def geometry_from_json(description: Any) -> Geometry:
-    """Make the geometry that a store names; nothing is imported.
+    """Make the geometry that a store names. Nothing is imported.
 
     Raises
     ------
     ValueError
-        If it is no name and parameters, the name is not registered, or the parameters do not fit.
+        If the description has no name and parameters, the name is not registered, or the parameters do not fit.
     """
     name = description.get("name") if isinstance(description, Mapping) else None
     parameters = description.get("parameters") if isinstance(description, Mapping) else None
@@ -312,7 +313,7 @@ def geometry_from_json(description: Any) -> Geometry:
 
 
 def around(x: Tensor, width: int) -> Tensor:
-    """Go on around the last axis by some points at both ends, several times where the width wants it."""
+    """Continue around the last axis by `width` points at both ends; several times around if the width is large."""
     count = x.shape[-1]
     if not width:
         return x
@@ -322,14 +323,14 @@ def around(x: Tensor, width: int) -> Tensor:
 
 
 def between(places: Tensor, axis: Tensor) -> tuple[Tensor, Tensor]:
-    """Find places (n,) on an axis of ascending points (m,), m at least 2.
+    """Find places (n,) on an axis of ascending points (m,). m is at least 2.
 
     Returns
     -------
     index : Tensor of int64, shape (n,)
-        Of the point before each place; at most m - 2.
+        Index of the point before each place; at most m - 2.
     share : Tensor, shape (n,)
-        Of the way from that point to the next, from 0 to 1.
+        How far the place is on the way from this point to the next, from 0 to 1.
     """
     index = (torch.searchsorted(axis, places.contiguous(), right=True) - 1).clamp(0, len(axis) - 2)
     gap = (axis[index + 1] - axis[index]).clamp_min(torch.finfo(axis.dtype).tiny)

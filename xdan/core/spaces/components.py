@@ -14,27 +14,28 @@ from ..checks import integer, shown
 from .base import Geometry, register_geometry
 from .coordinates import MOST_COMPONENTS, Coordinate, order_of, word
 
-_EXCHANGED = 32  # components of which every two are tried for an exchange
+_EXCHANGED = 32  # largest number of components for which every exchange of two is a possible symmetry
 
 
 @register_geometry
 class Components(Geometry):
-    """Numbers that have no places: the three of Lorenz-63, or the amplitudes of waves.
+    """Numbers of a state without places, such as the three of Lorenz-63, or amplitudes of waves.
 
     Parameters
     ----------
     names : int or sequence of str
-        How many there are, or what each is called.
+        Number of components, or the name of each.
     dim : str
+        Name of the dim.
     long_name : str
-        Of the coordinate.
+        Description of the coordinate.
 
     Raises
     ------
     TypeError
-        For what is neither.
+        If `names` is neither an integer nor a sequence of strings.
     ValueError
-        For no names, or one that stands twice.
+        If there are no names, or a name occurs twice.
 
     Examples
     --------
@@ -65,12 +66,12 @@ class Components(Geometry):
         self.coordinates = {self.dim: Coordinate(labels, {"long_name": self.long_name, "units": "1"})}
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
-        """Refuse, as components have no neighbours.
+        """Refuse to pad, because components have no neighbours.
 
         Raises
         ------
         ValueError
-            For a width above 0.
+            If a width is above 0.
         """
         if any(widths):
             raise ValueError(f"the {self.size} components have no neighbours: expected a network that is dense on them")
@@ -78,19 +79,19 @@ class Components(Geometry):
 
     @property
     def sites(self) -> tuple[int, ...]:
-        """One: the components are its channels, and a network is dense on them."""
+        """One site. The components are its channels, so that a network connects all of them."""
         return (1,)
 
     def ratios(self, other: Geometry) -> tuple[int, ...] | None:
-        """All components of another such geometry stand at the one site; `Geometry.ratios`."""
+        """All components of another such geometry belong to the one site; see `Geometry.ratios`."""
         return (other.size,) if isinstance(other, Components) else None
 
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
-        """By their names, where they have some."""
+        """Find the components by their names, if they have names."""
         return None if isinstance(self.names, int) else order_of(dim, self.names, labels)
 
     def symmetries(self) -> dict[str, Tensor]:
-        """Every exchange of two, of up to 32 components."""
+        """Every exchange of two components, for up to 32 components."""
         labels = self.coordinates[self.dim].values
         exchanges = {}
         for a, b in itertools.combinations(range(self.size if self.size <= _EXCHANGED else 0), 2):

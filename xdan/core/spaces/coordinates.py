@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ..checks import integer, real_array, shown
 
-_NEAR = 1e-2  # of the least distance between two points: how far the labels of a record may be from them
+_NEAR = 1e-2  # relative to the smallest distance of two points: how far labels of a record may be from the points
 MOST_COMPONENTS = 10**7  # of a state: a description that claims more is refused before its coordinates are made
 
 
@@ -39,14 +39,14 @@ class Coordinate:
 
 
 def word(label: str, value: Any) -> str:
-    """Take a name.
+    """Check a name.
 
     Raises
     ------
     TypeError
-        For what is no string.
+        If the value is not a string.
     ValueError
-        For an empty one.
+        If the string is empty.
     """
     if not isinstance(value, str):
         raise TypeError(f"{label}={shown(value)}: expected a word")
@@ -56,21 +56,21 @@ def word(label: str, value: Any) -> str:
 
 
 def positions_along(label: str, points: Any, least: int = 1) -> tuple[int | list[float], NDArray[np.float64] | None]:
-    """Take the points of an axis: how many there are, or where they lie, in ascending order.
+    """Check the points of an axis: their number, or their positions in ascending order.
 
     Returns
     -------
     parameter : int or list of float
-        What the constructor was called with, as a plain value.
+        The argument of the constructor, as a plain value.
     values : array of float64, or None
-        None where only their number is known.
+        The positions; None if only the number of points is known.
 
     Raises
     ------
     TypeError
-        For what is neither an integer nor numbers.
+        If the value is neither an integer nor numbers.
     ValueError
-        For too few points, more than ten million, or positions that do not increase.
+        If there are too few points, more than ten million, or positions do not increase.
     """
     if isinstance(points, (int, np.integer)) or not isinstance(points, (Sequence, np.ndarray, range)):
         return integer(label, points, least=least, most=MOST_COMPONENTS), None
@@ -86,17 +86,17 @@ def positions_along(label: str, points: Any, least: int = 1) -> tuple[int | list
 
 
 def order_of(dim: str, values: Sequence[Any], labels: Sequence[Any], period: float | None = None) -> list[int]:
-    """Find the points of a dim among labels that name the same places in any order.
+    """Find the points of a dim among labels, which name the same places in any order.
 
     Parameters
     ----------
     dim : str
-        Named in messages.
+        Name of the dim in messages.
     values : sequence of float or str
-        Where the points are: numbers in ascending order, or distinct words.
+        Positions of the points: numbers in ascending order, or distinct words.
     labels : sequence of float or str
     period : float, optional
-        After which numbers come again, such as 360 degrees of longitude.
+        Length after which numbers repeat, such as 360 degrees of longitude.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def order_of(dim: str, values: Sequence[Any], labels: Sequence[Any], period: flo
     Raises
     ------
     ValueError
-        If the labels are others: farther from the points than a hundredth of the least distance between two.
+        If a label is farther from every point than a hundredth of the smallest distance between two points.
     """
     wrong = ValueError(
         f"its labels of {dim!r} are {shown(list(labels[:4]))}... expected {shown(list(values[:4]))}... in any order; "

@@ -12,32 +12,33 @@ from .axis import Axis
 from .base import Geometry, between, register_geometry
 from .coordinates import order_of
 
-_ROUNDING = 1e-9  # of the length: a place so far beyond a wall lies at it
+_ROUNDING = 1e-9  # relative to the length: a place that is less than this beyond a wall counts as at the wall
 
 
 @register_geometry
 class Interval(Axis):
-    """Points between two walls, each in the middle of its cell.
+    """Points between two walls. Each point represents a cell.
 
     Parameters
     ----------
     points : int or sequence of float
-        How many there are, or where they lie, in ascending order.
+        Number of points, or their positions in ascending order.
     length : float, optional
-        Of the interval, in the coordinate's units, where a number of points is given: they then lie in the middle of
-        cells from 0 to the length. Without it they lie at 0, 1, 2, ...
+        Length of the interval, in the coordinate's units, if `points` is a number: the points then lie in the middle of
+        cells from 0 to the length. Without a length they lie at 0, 1, 2, ...
     dim : str
+        Name of the dim.
     units : str
-        Of the coordinate and of distances.
+        Units of the coordinate and of distances.
     long_name : str
-        Of the coordinate.
+        Description of the coordinate.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For positions that do not increase, or positions and a length.
+        If positions do not increase, or positions are combined with a length.
 
     Examples
     --------
@@ -60,20 +61,20 @@ class Interval(Axis):
             raise ValueError("points= holds positions, and length= is given: expected one of them")
 
     def _labels(self) -> Sequence[float]:
-        """In the middle of cells that fill the length, or at positions."""
+        """Middles of cells that fill the length, or positions."""
         labels = super()._labels()
         if self.length is None or not isinstance(self.points, int):
             return labels
         return [(k + 0.5) * (self.length / self.points) for k in labels]
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
-        """Repeat the values at the walls; `Geometry.pad` has the shapes."""
+        """Repeat the values at the walls; see `Geometry.pad` for the shapes."""
         (width,), count = widths, x.shape[-1]
         index = torch.arange(-width, count + width, device=x.device).clamp(0, count - 1)
         return x.index_select(-1, index) if width else x
 
     def weights(self) -> Tensor:
-        """Length of each cell; the walls lie half a gap beyond the outer points."""
+        """Length of each cell. The walls are half a gap beyond the outer points."""
         edges = self._edges()
         return edges[1:] - edges[:-1]
 
@@ -84,12 +85,12 @@ class Interval(Axis):
         return float(edges[-1] - edges[0])
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Linear between the points, and constant from the outer ones to the walls, as `pad` has it.
+        """Linear between points, and constant between the outer points and the walls, as in `pad`.
 
         Raises
         ------
         ValueError
-            For a place beyond the walls.
+            If a place lies beyond the walls.
         """
         place, edges = self._axis(), self._edges()
         where = points[:, 0].to(place)
@@ -108,13 +109,13 @@ class Interval(Axis):
         return isinstance(other, Interval) and self.units == other.units
 
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
-        """Between the walls, where a length or positions say which places the points are."""
+        """Find the points by their positions, if a length or positions define them."""
         if self.length is None and isinstance(self.points, int):
             return None
         return order_of(dim, self.coordinates[dim].values, labels)
 
     def symmetries(self) -> dict[str, Tensor]:
-        """The reflection, where the cells are as long from either end."""
+        """The reflection, if the cells have the same lengths from both ends."""
         weights = self.weights()
         if self.size < 2 or not torch.allclose(weights, weights.flip(0), rtol=1e-6):
             return {}

@@ -1,4 +1,4 @@
-"""Symmetries that several geometries of one space have together."""
+"""Symmetries that several geometries of one space have in common."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import Tensor
 
 from .base import Geometry
 
-_PLACES = 64  # of a geometry, whose distances to another say whether two permutations are one motion
-_NEAR = 1e-6  # of the largest distance: what two equal distances may differ by
+_PLACES = 64  # number of points whose distances show whether two permutations are one motion
+_NEAR = 1e-6  # relative to the largest distance: largest difference of two equal distances
 
 
 def joint_symmetries(geometries: Sequence[Geometry]) -> dict[str, list[Tensor]]:
-    """Motions of the space that carry the points of every geometry into themselves.
+    """Motions of the space that map the points of every geometry to points of this geometry.
 
     Parameters
     ----------
     geometries : sequence of Geometry
-        They meet.
+        Geometries that meet (`Geometry.meets`).
 
     Returns
     -------
     dict of str to list of Tensor
-        A permutation for each geometry, by the name that the first geometry gives the motion. For one geometry, and
-        for equal ones, these are its `symmetries`. Of shifts on grids of different spacing it is the smallest that all
-        have; of other motions it is the one that leaves the distances between the geometries' points as they are.
+        A permutation for each geometry, by the name that the first geometry gives to the motion. For one geometry, and
+        for equal ones, these are its `symmetries`. For shifts on grids of different spacing, it is the smallest shift
+        that all grids have. For other motions, it is the one that keeps the distances between the geometries' points.
     """
     first, *others = geometries
     joint = {}
@@ -46,7 +46,7 @@ def joint_symmetries(geometries: Sequence[Geometry]) -> dict[str, list[Tensor]]:
 
 
 def period(move: Tensor) -> int | None:
-    """The length of all cycles of a permutation, as a shift has it; None where they differ in length."""
+    """Common length of all cycles of a permutation, if it is a shift; None if the lengths differ."""
     images, place, length = move.tolist(), 0, 0
     while place or not length:
         place, length = images[place], length + 1
@@ -58,7 +58,7 @@ def period(move: Tensor) -> int | None:
 
 
 def power_of(move: Tensor, exponent: int) -> Tensor:
-    """A permutation applied so many times."""
+    """A permutation applied `exponent` times."""
     result, square = torch.arange(len(move)), move
     while exponent:
         if exponent & 1:
@@ -68,12 +68,12 @@ def power_of(move: Tensor, exponent: int) -> Tensor:
 
 
 def _partner(geometry: Geometry, move: Tensor, other: Geometry) -> Tensor | None:
-    """The symmetry of another geometry that is one motion with a symmetry of the first."""
+    """The symmetry of another geometry that is the same motion as a symmetry of the first; None if there is none."""
     return next((one for one in other.symmetries().values() if _one_motion(geometry, move, other, one)), None)
 
 
 def _common_shift(geometries: Sequence[Geometry], move: Tensor) -> list[Tensor] | None:
-    """The smallest common power of a shift of the first geometry and of shifts of the others."""
+    """The smallest common power of a shift of the first geometry and shifts of the others."""
     first, *others = geometries
     length = period(move)
     if length is None:
@@ -96,7 +96,7 @@ def _common_shift(geometries: Sequence[Geometry], move: Tensor) -> list[Tensor] 
 
 
 def _one_motion(geometry: Geometry, move: Tensor, other: Geometry, move_of_other: Tensor) -> bool:
-    """Whether d(a_i, b_j) is d(a_{g(i)}, b_{h(j)}) for points a and b of two geometries and permutations g and h."""
+    """Whether d(a_i, b_j) = d(a_{g(i)}, b_{h(j)}) for points a and b of two geometries and permutations g and h."""
     places = geometry.positions()
     if places is None:
         return False

@@ -1,4 +1,4 @@
-"""The plane: a grid of two axes, each periodic or walled."""
+"""The plane: a grid with two axes. Each axis is periodic or has walls."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ Axis = int | Sequence[float]
 
 @register_geometry
 class Plane(Geometry):
-    """Points of a grid of two axes.
+    """Points of a grid with two axes.
 
     Parameters
     ----------
     points : two of int or sequence of float
-        For each axis how many there are, or where they lie; rows first.
+        For each axis, the number of points or their positions; rows come first.
     periodic : two of bool
-        Whether each axis closes on itself; otherwise it ends at walls.
+        Whether each axis is closed. Otherwise it ends at walls.
     lengths : two of float or None
-        Of each axis, in `units`. A periodic axis has this length once around; it is needed where positions are passed.
-        Between walls a number of points lie in the middle of cells from 0 to the length, and positions take no length.
-        With None points lie 1 apart.
+        Length of each axis, in `units`. A periodic axis has this length once around; with positions it is required.
+        Between walls, a number of points lie in the middle of cells from 0 to the length; with positions there is no
+        length. With None, points are 1 apart.
     dims : two of str
-        Names of the two axes; rows first.
+        Names of the two axes; rows come first.
     units : str
-        Of both coordinates and of distances.
+        Units of both coordinates and of distances.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        Unless there are two of each, or for axes that cannot be.
+        If an argument does not have two entries, or an axis is impossible.
 
     Examples
     --------
@@ -86,13 +86,13 @@ class Plane(Geometry):
         }
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
-        """Each axis as it is padded by itself; `Geometry.pad` has the shapes."""
+        """Each axis is padded separately; see `Geometry.pad` for the shapes."""
         rows, columns = self.axes
         x = columns.pad(x, widths[1:])
         return rows.pad(x.mT, widths[:1]).mT if widths[0] else x
 
     def ratios(self, other: Geometry) -> tuple[int, ...] | None:
-        """Points of another plane at each of this one's, where both axes allow it; `Geometry.ratios`."""
+        """Number of points of another plane at each point, if both axes allow it; see `Geometry.ratios`."""
         if not isinstance(other, Plane):
             return None
         ratios = [one.ratios(two) for one, two in zip(self.axes, other.axes, strict=True)]
@@ -114,17 +114,17 @@ class Plane(Geometry):
         return self.axes[0].area * self.axes[1].area
 
     def positions(self) -> Tensor:
-        """Both coordinates of every point, rows first."""
+        """Both coordinates of each point, rows first."""
         rows, columns = (axis.positions()[:, 0] for axis in self.axes)
         return torch.cartesian_prod(rows, columns)
 
     def distances(self, points: Tensor) -> Tensor:
-        """Length of the straight line, the shorter way along periodic axes."""
+        """Length of the straight line. Along periodic axes, the shorter way counts."""
         rows, columns = (axis.distances(points[:, [k]]) for k, axis in enumerate(self.axes))
         return torch.hypot(rows[:, :, None], columns[:, None]).flatten(1)
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Bilinear: along each axis as it interpolates by itself; `Geometry.interpolation` has the shapes."""
+        """Bilinear interpolation: each axis interpolates separately; see `Geometry.interpolation` for the shapes."""
         rows, columns = (axis.interpolation(points[:, [k]]) for k, axis in enumerate(self.axes))
         return corners(rows[0] * self.shape[1], rows[1], columns[0][:, None], columns[1])
 
@@ -133,11 +133,11 @@ class Plane(Geometry):
         return isinstance(other, Plane) and all(a.meets(b) for a, b in zip(self.axes, other.axes, strict=True))
 
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
-        """Along each axis as by itself."""
+        """Find the points along each axis separately."""
         return self.axes[self.dims.index(dim)].order_of(dim, labels)
 
     def symmetries(self) -> dict[str, Tensor]:
-        """Shifts along periodic axes, reflections of both, and their exchange where they are alike."""
+        """Shifts along periodic axes, reflections of both axes, and their exchange if they are equal."""
         grid = torch.arange(self.size).reshape(self.shape)
         permutations = {
             name: grid.index_select(k, index).flatten()
@@ -160,11 +160,11 @@ def corners(rows: Tensor, row_weights: Tensor, columns: Tensor, column_weights: 
         Index of the first point of each row.
     row_weights, column_weights : Tensor, shape (n, 2)
     columns : Tensor of int64, shape (n, 1, 2) or (n, 2, 2)
-        Of each row.
+        Indices of the columns, for each row.
     """
     return (rows[:, :, None] + columns).flatten(1), (row_weights[:, :, None] * column_weights[:, None]).flatten(1)
 
 
 def _equally_apart(rows: Ring | Interval, columns: Ring | Interval) -> bool:
-    """Whether the points of two axes of one size have the same distances to one another."""
+    """Whether two axes with one number of points have the same distances between their points."""
     return torch.allclose(rows.distances(rows.positions()), columns.distances(columns.positions()), rtol=1e-6)

@@ -20,22 +20,23 @@ class Ring(Axis):
     Parameters
     ----------
     points : int or sequence of float
-        How many there are, or where they lie, in ascending order, less than a length apart from first to last.
+        Number of points, or their positions in ascending order. Positions must span less than the length.
     length : float, optional
-        Of the ring, in the coordinate's units; needed with positions. With a number of points they lie evenly from 0
-        on, 1 apart where no length is given.
+        Length of the ring, in the coordinate's units; with positions it is required. A number of points lie evenly from
+        0 on; without a length they are 1 apart.
     dim : str
+        Name of the dim.
     units : str
-        Of the coordinate and of distances.
+        Units of the coordinate and of distances.
     long_name : str
-        Of the coordinate.
+        Description of the coordinate.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        For positions that do not increase, or do not fit into the length.
+        If positions do not increase, or do not fit into the length.
 
     Examples
     --------
@@ -57,7 +58,7 @@ class Ring(Axis):
         self.period = float(self.size) if self.length is None else self.length
 
     def _labels(self) -> Sequence[float]:
-        """Evenly from 0 on around the length, or at positions that fit into it."""
+        """Evenly spaced from 0 on around the length, or positions that fit into it."""
         labels = super()._labels()
         if isinstance(self.points, int):
             return labels if self.length is None else [k * (self.length / self.points) for k in labels]
@@ -74,21 +75,21 @@ class Ring(Axis):
         return labels
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
-        """Go on around the ring, several times where the width wants it; `Geometry.pad` has the shapes."""
+        """Continue around the ring, several times if the width is large; see `Geometry.pad` for the shapes."""
         return around(x, *widths)
 
     @property
     def is_ring(self) -> bool:
-        """True."""
+        """True: `pad` goes around the ring."""
         return True
 
     @property
     def closed(self) -> tuple[bool, ...]:
-        """It closes."""
+        """True: a ring is closed."""
         return (True,)
 
     def weights(self) -> Tensor:
-        """Half the way to the neighbour on each side."""
+        """Half the distance to the neighbour on each side."""
         gaps = self._gaps()
         return (gaps + gaps.roll(1)) / 2
 
@@ -103,24 +104,24 @@ class Ring(Axis):
         return torch.minimum(apart, self.period - apart)
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Linear between the two points on either side; `Geometry.interpolation` has the shapes."""
+        """Linear between the two nearest points; see `Geometry.interpolation` for the shapes."""
         place = self._axis()
         way = (points[:, 0].to(place) - place[0]) % self.period
         index, share = between(way, torch.cat([place - place[0], place.new_tensor([self.period])]))
         return torch.stack([index, (index + 1) % self.size], 1), torch.stack([1 - share, share], 1)
 
     def meets(self, other: Geometry) -> bool:
-        """Whether the other is a ring of the same length and units."""
+        """Whether the other is a ring with the same length and units."""
         return isinstance(other, Ring) and (self.period, self.units) == (other.period, other.units)
 
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int] | None:
-        """Around the ring, where its length says which places the points are."""
+        """Find the points around the ring, if its length defines their positions."""
         if self.length is None:
             return None
         return order_of(dim, self.coordinates[dim].values, labels, self.length)
 
     def symmetries(self) -> dict[str, Tensor]:
-        """The turn by one point, and the reflection, where the points lie evenly."""
+        """The shift by one point, and the reflection, if the points are evenly spaced."""
         count, gaps = self.size, self._gaps()
         if count < 2 or not torch.allclose(gaps, gaps[:1].expand(count), rtol=1e-6):
             return {}
@@ -128,6 +129,6 @@ class Ring(Axis):
         return {f"shift along {self.dim}": order.roll(-1), f"reflection of {self.dim}": order.flip(0).roll(1)}
 
     def _gaps(self) -> Tensor:
-        """Way from each point to the next."""
+        """Distance from each point to the next."""
         place = self._axis()
         return torch.cat([place[1:], place[:1] + self.period]) - place

@@ -1,4 +1,4 @@
-"""The sphere: a grid of latitudes and longitudes that goes on over the poles."""
+"""The sphere: a grid of latitudes and longitudes that continues over the poles."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ from .coordinates import Coordinate, order_of, positions_along, word
 from .plane import corners
 from .ring import Ring
 
-_NEAR = 1e-3  # of a grid length: how far rows and columns may be from their places
+_NEAR = 1e-3  # relative to a grid length: largest distance of rows and columns from their places
 _Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @register_geometry
 class Sphere(Geometry):
-    """Points of a grid of latitudes and longitudes, Gaussian or regular.
+    """Points of a grid of latitudes and longitudes, which is Gaussian or regular.
 
-    A regular grid has rows at both poles, or half a row from them. Convolutions go on beyond a pole at its other side.
+    A regular grid has rows at both poles, or half a row from them. Beyond a pole, convolutions continue on its other
+    side.
 
     Parameters
     ----------
     latitudes : int or sequence of float
-        How many rows there are, or where they lie in degrees, from the south to the north.
+        Number of rows, or their positions in degrees from south to north.
     longitudes : int or sequence of float
-        How many columns there are, an even number, or where they lie in degrees; evenly around the axis.
+        Number of columns, which must be even, or their positions in degrees, evenly spaced around the axis.
     grid : {"regular", "gaussian"}
-        Where only the number of rows is given: half a row from the poles on, or at the roots of Legendre's polynomial.
-        Positions are recognised.
+        Kind of grid if `latitudes` is a number. "regular": the first row is half a row from the pole. "gaussian": at
+        the roots of Legendre's polynomial. The kind of positions is recognised.
     dims : two of str
+        Names of the dims of latitudes and of longitudes.
 
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has the wrong type.
     ValueError
-        If the rows do not reach both poles, or are neither regular nor Gaussian; if the columns do not go around evenly
-        or are odd in number.
+        If the rows do not reach both poles, or are neither regular nor Gaussian; if the columns are not evenly spaced
+        around the axis, or their number is odd.
 
     Examples
     --------
-    >>> Sphere(2, 4).pad(torch.arange(8.0).reshape(2, 4), [1, 0])[0]  # the first row, half around the axis
+    >>> Sphere(2, 4).pad(torch.arange(8.0).reshape(2, 4), [1, 0])[0]  # the first row, turned half around the axis
     tensor([2., 3., 0., 1.])
     """
 
@@ -96,11 +98,11 @@ class Sphere(Geometry):
         }
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
-        """Go on around the axis, and over the poles on their other side; `Geometry.pad` has the shapes."""
+        """Continue around the axis, and over the poles on their other side; see `Geometry.pad` for the shapes."""
         rows, columns = x.shape[-2:]
         beyond, width = widths
         if beyond:
-            first = 1 if self._at_poles else 0  # a row at the pole is its own other side
+            first = 1 if self._at_poles else 0  # a row at the pole is its own continuation
             if beyond + first > rows:
                 raise ValueError(
                     f"a padding of {beyond} rows on a sphere of {rows}: expected fewer; take a smaller kernel"
@@ -113,7 +115,7 @@ class Sphere(Geometry):
 
     @property
     def closed(self) -> tuple[bool, ...]:
-        """Longitudes close."""
+        """Longitudes are closed."""
         return (False, True)
 
     def weights(self) -> Tensor:
@@ -133,29 +135,29 @@ class Sphere(Geometry):
         return 4 * math.pi
 
     def positions(self) -> Tensor:
-        """Latitude and longitude of every point, in degrees."""
+        """Latitude and longitude of each point, in degrees."""
         return torch.cartesian_prod(self._axis(0), self._axis(1))
 
     def distances(self, points: Tensor) -> Tensor:
-        """Arc of the great circle, in degrees."""
+        """Length of the great circle, in degrees."""
         one, other = _unit_vectors(points.to(torch.float64)), _unit_vectors(self.positions().to(points.device))
-        chord = torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")  # exact for near points
+        chord = torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")  # accurate for close points
         return 2 * torch.rad2deg((chord / 2).clamp(max=1.0).asin())
 
     def interpolation(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Bilinear in latitude and longitude; beyond the last row the next one is that row at the pole's other side.
+        """Bilinear in latitude and longitude. Beyond the last row, the next row is on the other side of the pole.
 
         Raises
         ------
         ValueError
-            For a latitude beyond a pole.
+            If a latitude lies beyond a pole.
         """
         latitude, count = self._axis(0), self.shape[1]
         where = points.to(latitude)
         beyond = ~(where[:, 0].abs() <= 90.0 + _NEAR)
         if bool(beyond.any()):
             raise ValueError(f"the latitude {float(where[beyond][0, 0]):g}: expected degrees from -90 to 90")
-        # A row at a pole has no other one on the other side.
+        # A row at a pole has no continuation on the other side.
         south = (-180.0 - latitude[:1]).minimum(latitude[:1])
         north = (180.0 - latitude[-1:]).maximum(latitude[-1:])
         index, share = between(where[:, 0], torch.cat([south, latitude, north]))
@@ -168,15 +170,15 @@ class Sphere(Geometry):
         return corners(rows, torch.stack([1 - share, share], 1), columns, column_weights)
 
     def meets(self, other: Geometry) -> bool:
-        """Whether the other is a sphere too."""
+        """Whether the other geometry is a sphere."""
         return isinstance(other, Sphere)
 
     def order_of(self, dim: str, labels: Sequence[Any]) -> list[int]:
-        """Latitudes from either pole, longitudes from any meridian."""
+        """Find latitudes from either pole, and longitudes from any meridian."""
         return order_of(dim, self.coordinates[dim].values, labels, 360.0 if dim == self.dims[1] else None)
 
     def symmetries(self) -> dict[str, Tensor]:
-        """The turn about the axis by one column, and the reflections of latitude and of longitude."""
+        """The turn around the axis by one column, and the reflections of latitude and of longitude."""
         grid = torch.arange(self.size).reshape(self.shape)
         lat, lon = self.dims
         return {
@@ -187,7 +189,7 @@ class Sphere(Geometry):
 
 
 def _rows(grid: str, count: int) -> _Numbers:
-    """Latitudes of a Gaussian grid, or half a row from the poles on, in degrees from the south to the north."""
+    """Latitudes of a Gaussian grid, or of a grid half a row from the poles, in degrees from south to north."""
     if grid == "gaussian":
         roots: _Numbers = np.asarray(np.polynomial.legendre.leggauss(count)[0], dtype=np.float64)
         return np.rad2deg(np.arcsin(roots))
@@ -195,7 +197,7 @@ def _rows(grid: str, count: int) -> _Numbers:
 
 
 def _kind_of(rows: _Numbers) -> str:
-    """Which grid some latitudes are of."""
+    """Kind of the grid with these latitudes."""
     near = _NEAR * 180.0 / len(rows)
     for places in (_rows("regular", len(rows)), np.linspace(-90.0, 90.0, len(rows))):
         if np.allclose(rows, places, rtol=0, atol=near):

@@ -1,4 +1,4 @@
-"""The space of a state: its fields in their order, and where each lies in the flat vector."""
+"""The space of a state: its fields in their order, and their places in the flat vector."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ class Field:
     Parameters
     ----------
     name : str
-        In variables of records it follows the role: `truth_u`.
+        Name of the field. In variables of records it follows the role: `truth_u`.
     geometry : Geometry
-        Where it lives.
+        Where the field lives.
     units : str
+        Units of the field.
     long_name : str, optional
-        Of its variables; the name by default.
+        Description of the field's variables; by default the name.
     standard_name : str, optional
-        Of CF.
+        Standard name of the CF conventions; by default none.
     conserved : bool
-        Whether the model keeps its area-weighted mean, and networks leave it as it is too.
+        Whether the model conserves the field's area-weighted mean. Networks then conserve it too.
 
     Raises
     ------
     TypeError
-        For a name that is no word, or a geometry that is none.
+        If the name is not a word, or the geometry is not a Geometry.
 
     Examples
     --------
@@ -72,7 +73,7 @@ class Field:
 
     @property
     def title(self) -> str:
-        """What titles and messages call it."""
+        """Name of the field in titles and messages."""
         return self.long_name or self.name
 
     def to_json(self) -> dict[str, Any]:
@@ -83,29 +84,30 @@ class Field:
 
 
 class FixedInput:
-    """A field that does not change and that networks read: the Coriolis parameter, the orography, a mask of land.
+    """A constant field that networks read, such as the Coriolis parameter, the orography, or a mask of land.
 
     Parameters
     ----------
     name : str
+        Name of the input.
     geometry : Geometry
-        That of a field of the state.
+        The geometry of a field of the state.
     values : Tensor, shape (*shape of the geometry)
-        Best of order one; they are not normalised.
+        They should be of order one, because they are not normalised.
 
     Raises
     ------
     TypeError
-        For values that are no real tensor.
+        If the values are not a tensor of real numbers.
     ValueError
-        For another shape, or values that are not finite.
+        If the shape is wrong, or values are not finite.
 
     Examples
     --------
     >>> import torch, xdan
     >>> ring = xdan.Ring(8)
     >>> land = xdan.FixedInput("land", ring, torch.tensor([1.0] * 3 + [0.0] * 5))
-    >>> xdan.StateSpace([xdan.Field("u", ring)], inputs=[land]).size  # the state's, without the mask
+    >>> xdan.StateSpace([xdan.Field("u", ring)], inputs=[land]).size  # the state's size, without the mask
     8
     """
 
@@ -122,37 +124,37 @@ class FixedInput:
 
 
 class StateSpace:
-    """The fields of a state in their order, and the flat vector that they make together.
+    """The fields of a state in their order. Together they make a flat vector.
 
     Parameters
     ----------
     fields : Field, or iterable of Field
         At least one, with distinct names.
     inputs : iterable of FixedInput
-        What networks read beside the state.
+        What networks read besides the state.
 
     Attributes
     ----------
     fields : tuple of Field
     inputs : tuple of FixedInput
     size : int
-        N, of the flat vector.
+        Number N of components of the flat vector.
     slices : dict of str to slice
-        Where each field lies in it.
+        Slice of each field in the flat vector.
     dims : tuple of str
-        Of a state as methods' callers hold it: those of the one field, or `state`.
+        Dims of a state outside methods: those of the one field, or `state` for several fields.
     shape : tuple of int
         Lengths of `dims`.
     units : str
-        Units that all fields have; "1" where they differ.
+        Common units of all fields; "1" if they differ.
 
     Raises
     ------
     TypeError
-        For what are no fields.
+        If `fields` are not Fields.
     ValueError
-        For none, for two of one name, for two geometries with a dim of one name and other coordinates, and for fixed
-        inputs whose geometry no field has.
+        If there are no fields, two fields have one name, two geometries have a dim with one name and different
+        coordinates, or a fixed input has a geometry that no field has.
 
     Examples
     --------
@@ -166,7 +168,7 @@ class StateSpace:
         self.fields = (fields,) if isinstance(fields, Field) else _checked_fields(fields)
         names = [field.name for field in self.fields]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"fields {names}: expected at least one, each with a name of its own")
+            raise ValueError(f"fields {names}: expected at least one field, and distinct names")
         _check_dims(self.fields)
         self.inputs = tuple(inputs)
         for one in self.inputs:
@@ -192,12 +194,12 @@ class StateSpace:
         return len(self.fields)
 
     def __getitem__(self, name: str) -> Field:
-        """The field of a name.
+        """The field with this name.
 
         Raises
         ------
         ValueError
-            If there is none.
+            If there is no such field.
         """
         for field in self.fields:
             if field.name == name:
@@ -211,14 +213,14 @@ class StateSpace:
 
     @property
     def single(self) -> Field | None:
-        """The field, where there is one alone: its dims are then the state's."""
+        """The field, if there is only one: the state then has its dims. Otherwise None."""
         return self.fields[0] if len(self.fields) == 1 else None
 
     @property
     def is_plain_ring(self) -> bool:
-        """Whether a network that is made without a space takes its states: one field on a ring of any length.
+        """Whether a network without a space can be used: for one field on a ring of any length.
 
-        A field whose mean is conserved, and fixed inputs, need a network that knows of them.
+        A field with a conserved mean, and fixed inputs, need a network with a space.
         """
         alone = self.single
         return alone is not None and alone.geometry.is_ring and not alone.conserved and not self.inputs
@@ -231,7 +233,7 @@ class StateSpace:
         return {STATE: Coordinate(tuple(range(self.size)), {"long_name": "component of the state", "units": "1"})}
 
     def pack(self, fields: Mapping[str, Tensor]) -> Tensor:
-        """Make the flat vector of all fields.
+        """Join all fields to the flat vector.
 
         Parameters
         ----------
@@ -245,7 +247,7 @@ class StateSpace:
         Raises
         ------
         ValueError
-            If a field is missing or not of the space, or one has another shape.
+            If a field is missing or not in the space, or has another shape.
         """
         if set(fields) != set(self.names):
             raise ValueError(f"the fields {sorted(map(str, fields))}: expected {self.names}")
@@ -258,7 +260,7 @@ class StateSpace:
         return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
 
     def unpack(self, x: Tensor) -> dict[str, Tensor]:
-        """Give the fields of a flat vector.
+        """Split the flat vector into its fields.
 
         Parameters
         ----------
@@ -267,12 +269,12 @@ class StateSpace:
         Returns
         -------
         dict of str to Tensor, shape (..., *shape of the field)
-            Views, where torch can give them.
+            Views, if torch can give views.
 
         Raises
         ------
         ValueError
-            For another length.
+            If x has another length.
         """
         if x.shape[-1] != self.size:
             raise ValueError(f"a state of {x.shape[-1]} components: expected {self.size}, of the fields {self.names}")
@@ -280,20 +282,20 @@ class StateSpace:
         return {f.name: part.unflatten(-1, f.geometry.shape) for f, part in zip(self.fields, parts, strict=True)}
 
     def weights(self) -> Tensor:
-        """Area of every component, shape (N,), float64."""
+        """Area of each component, shape (N,), float64."""
         return torch.cat([field.geometry.weights() for field in self.fields])
 
     def distances(self, sites: Tensor) -> Tensor | None:
-        """Distances between components, in their coordinates' own units.
+        """Distances between components, in their coordinates' units.
 
         Parameters
         ----------
         sites : Tensor of int64, shape (n,)
-            Of the flat vector.
+            Components of the flat vector.
 
         Returns
         -------
-        Tensor of float64, shape (n, N), or None where two fields share no space or one has no distances
+        Tensor of float64, shape (n, N), or None if two fields have no common space, or one has no distances
         """
         rows = torch.empty(len(sites), self.size, dtype=torch.float64, device=sites.device)
         for one in self.fields:
@@ -311,17 +313,17 @@ class StateSpace:
         return rows
 
     def distances_from(self, points: Tensor, name: str) -> Tensor | None:
-        """Distances from places to all components, in their coordinates' own units.
+        """Distances from places to all components, in their coordinates' units.
 
         Parameters
         ----------
         points : Tensor, shape (n, dims of the field)
         name : str
-            Of the field whose coordinates they are in.
+            Name of the field in whose coordinates the places are.
 
         Returns
         -------
-        Tensor of float64, shape (n, N), or None where another field shares no space with it, or one has no distances
+        Tensor of float64, shape (n, N), or None if a field has no common space with this one, or has no distances
         """
         geometry = self[name].geometry
         rows = torch.empty(len(points), self.size, dtype=torch.float64, device=points.device)
@@ -333,27 +335,28 @@ class StateSpace:
         return rows
 
     def interpolation(self, points: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Say how values of a field at some places follow from the flat vector.
+        """How values of a field at some places follow from the flat vector.
 
         Parameters
         ----------
         points : Tensor, shape (n, dims of the field)
         name : str
-            Of the field.
+            Name of the field.
 
         Returns
         -------
         indices, weights : Tensor, shape (n, k)
-            As of `Geometry.interpolation`, the indices into the flat vector.
+            See `Geometry.interpolation`. The indices refer to the flat vector.
         """
         indices, weights = self[name].geometry.interpolation(points)
         return indices + self.slices[name].start, weights
 
     def symmetries(self) -> dict[str, Tensor]:
-        """Permutations of the flat vector that may leave a model as it is, by name: candidates for its symmetries.
+        """Permutations of the flat vector that may be symmetries of a model, by name.
 
-        Fields whose geometries meet move together: by one permutation where they have one grid, by the smallest common
-        displacement where their grids differ. Other fields move alone. Two fields on one grid may be exchanged.
+        Fields whose geometries lie in one space move together. Fields on one grid move by one permutation. Fields on
+        different grids move by the smallest common displacement. Other fields move alone. Two fields on one grid may be
+        exchanged.
 
         Returns
         -------
@@ -377,7 +380,7 @@ class StateSpace:
         return candidates
 
     def _meeting(self) -> list[list[Field]]:
-        """The fields, those together whose geometries are in one space."""
+        """Groups of fields whose geometries lie in one space."""
         groups: list[list[Field]] = []
         for one in self.fields:
             for group in groups:
@@ -389,7 +392,7 @@ class StateSpace:
         return groups
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON description; of fixed inputs the names and dims, as their values are weights of a network."""
+        """Plain JSON description. Fixed inputs have names and dims only, as a network's weights hold the values."""
         described: dict[str, Any] = {"fields": [field.to_json() for field in self.fields]}
         if self.inputs:
             described["inputs"] = [{"name": one.name, "dims": list(one.geometry.dims)} for one in self.inputs]
@@ -397,12 +400,12 @@ class StateSpace:
 
     @classmethod
     def from_json(cls, description: Any) -> StateSpace:
-        """Make the space that a store describes; its fixed inputs are zero until values are loaded.
+        """Make the space that a store describes. Its fixed inputs are zero until values are loaded.
 
         Raises
         ------
         ValueError
-            If it is no such description, or a geometry is not registered; nothing is imported.
+            If the description is not one of a space, or a geometry is not registered. Nothing is imported.
         """
         try:
             fields = [
@@ -438,7 +441,7 @@ def _checked_fields(fields: Any) -> tuple[Field, ...]:
 
 
 def _check_dims(fields: tuple[Field, ...]) -> None:
-    """Refuse two fields with a dim of one name and other coordinates: a Dataset cannot hold both."""
+    """Refuse two fields whose dims have one name and different coordinates, because a Dataset cannot hold both."""
     known: dict[str, Coordinate] = {}
     for field in fields:
         for dim, coordinate in field.geometry.coordinates.items():

@@ -1,4 +1,4 @@
-"""A grid of a model that names its dims and says no more of them."""
+"""A grid without known positions: the model names its dims and says nothing else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from .coordinates import Coordinate
 
 @register_geometry
 class Unstated(Geometry):
-    """Dims and coordinates alone. One dim is padded as a ring is; there are no distances.
+    """Dims and coordinates alone. One dim is padded like a ring. There are no distances.
 
     Parameters
     ----------
     coordinates : mapping of str to Coordinate, or to labels
+        Coordinate or labels of each dim.
     """
 
     name: ClassVar[str] = "unstated"
@@ -35,12 +36,12 @@ class Unstated(Geometry):
         return {"coordinates": {dim: list(one.values) for dim, one in self.coordinates.items()}}
 
     def pad(self, x: Tensor, widths: Sequence[int]) -> Tensor:
-        """One dim as a ring.
+        """Pad one dim like a ring.
 
         Raises
         ------
         ValueError
-            For several dims, as nobody said whether they end at walls.
+            If there are several dims, because it is unknown whether they end at walls.
         """
         if len(self.dims) > 1:
             raise ValueError(
@@ -51,16 +52,16 @@ class Unstated(Geometry):
 
     @property
     def is_ring(self) -> bool:
-        """Whether there is one dim."""
+        """Whether there is only one dim."""
         return len(self.dims) == 1
 
     @property
     def closed(self) -> tuple[bool, ...]:
-        """One dim, as it is padded as a ring is."""
+        """True for a single dim, which is padded like a ring."""
         return (self.is_ring,) * len(self.dims)
 
     def symmetries(self) -> dict[str, Tensor]:
-        """Shifts along each dim by one, as if it were periodic."""
+        """Shifts by one along each dim, as if it were periodic."""
         grid = torch.arange(self.size).reshape(self.shape)
         return {
             f"shift along {dim}": grid.roll(-1, axis).flatten()

@@ -1,4 +1,4 @@
-"""Tendency networks: functions of the state that are added to a model's tendency, or stand for all of it."""
+"""Tendency networks: functions of the state that are added to a model's tendency, or replace it."""
 
 from .base import TendencyNetwork, register_tendency, tendency_by_name, tendency_of_shapes
 from .correcting_cnn import CorrectingCNN

@@ -1,4 +1,4 @@
-"""What a tendency network is: a function from the state to a part of dx/dt, with weights."""
+"""The protocol of a tendency network: a function from the state to dx/dt, or a part of it, with weights."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from ..spaces import StateSpace
 
 
 class TendencyNetwork(nn.Module, ABC):
-    """A function g(x), in units of the state per model time, that treats every place of the state alike.
+    """A function g(x), in units of the state per model time, which is the same at every place of the state.
 
-    It corrects a model, dx/dt = f(x) + g(x), in `CorrectedDynamics`, or it is the model, dx/dt = g(x), in
-    `SurrogateDynamics`. A new one is one class: a `name`, the decorator `xdan.register_tendency`, a constructor of
-    plain values that it keeps as attributes of their names, `space` among them, and a `forward`.
+    In `CorrectedDynamics` it corrects a model, dx/dt = f(x) + g(x). In `SurrogateDynamics` it is the model,
+    dx/dt = g(x). A new tendency network is one class. It has a `name`, the decorator `xdan.register_tendency`, and a
+    `forward`. Its constructor takes plain values, `space` among them, and keeps them as attributes of the same names.
 
     Parameters
     ----------
     space : StateSpace, or its JSON, optional
-        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
+        The fields of the states, which become channels on one grid. By default one field on a ring of any length.
 
     Attributes
     ----------
     name : str
-        The name it is registered under.
+        The registered name.
     space : StateSpace or None
+        The fields; None for one field on a ring of any length.
     state_mean, state_std : Tensor, shape (), or (fields,) of several fields
-        Climatological moments, in the units of each field. Inputs are normalised by them.
+        Climatological mean and standard deviation, in the units of each field. They normalise the inputs.
     tendency_std : Tensor, shape (), or (fields,) of several fields
-        Size of what g gives, in the units of each field per model time.
+        Typical size of g, in the units of each field per model time.
 
     Raises
     ------
     ValueError
-        For fields whose geometries cannot be joined.
+        If the geometries of the fields cannot be joined.
 
     Examples
     --------
@@ -76,7 +77,7 @@ class TendencyNetwork(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Give g of states of shape (B, N), of that shape."""
+        """Return g for states of shape (B, N), in this shape."""
 
     @cached_property
     def arrangement(self) -> Arrangement:
@@ -91,19 +92,19 @@ class TendencyNetwork(nn.Module, ABC):
         return values
 
     def made_for(self, space: StateSpace) -> TendencyNetwork:
-        """Give this architecture for the fields of a space, its weights at their start.
+        """Return this architecture for the fields of a space, with initial weights.
 
         Returns
         -------
         TendencyNetwork
-            A new one; a copy for one field on a ring, which needs no space.
+            A new network. For one field on a ring, which needs no space, a copy.
         """
         if self.space is not None or space.is_plain_ring or "space" not in constructor_parameters(type(self)):
             return copy.deepcopy(self)
         return type(self)(**{**self.config(), "space": space})
 
     def check_space(self, space: StateSpace) -> None:
-        """Refuse a space with other fields than those that this network is for.
+        """Refuse a space with other fields than this network's.
 
         Raises
         ------
@@ -123,12 +124,12 @@ class TendencyNetwork(nn.Module, ABC):
 
     @torch.no_grad()
     def normalise(self, mean: Any, std: Any, tendency_std: Any) -> None:
-        """Set the normalisation: each a number, or one for each of several fields.
+        """Set the normalisation. Each argument is a number, or one number for each of several fields.
 
         Raises
         ------
         ValueError
-            For numbers that are not finite, or deviations that are not positive.
+            If numbers are not finite, or standard deviations are not positive.
         """
         for label, value in (("state_mean", mean), ("state_std", std), ("tendency_std", tendency_std)):
             numbers = torch.as_tensor(value, dtype=torch.float64)
@@ -150,11 +151,11 @@ class TendencyNetwork(nn.Module, ABC):
         return self.arrangement.to_channels(normalised[None])
 
     def _from_channels(self, features: Tensor) -> Tensor:
-        """Tendencies (B, N), in the state's units, from channels (C, *sites, B)."""
+        """Tendencies (B, N), in the state's units per model time, from channels (C, *sites, B)."""
         return self.arrangement.from_channels(features)[0] * self.per_component(self.tendency_std)
 
     def _taps(self, features: Tensor, kernel: int) -> Tensor:
-        """What stands around every site, (taps C, *sites, B), from (C, *sites, B): the kernel's places one by one."""
+        """Values around each site, (taps C, *sites, B), from (C, *sites, B). A tap is a place of the kernel."""
         arrangement = self.arrangement
         kernels = arrangement.kernels(kernel)
         if arrangement.is_ring or math.prod(kernels) == 1:
@@ -173,7 +174,7 @@ class TendencyNetwork(nn.Module, ABC):
         return torch.cat(parts, 1).movedim(0, -1)
 
     def per_component(self, scale: Tensor) -> Tensor:
-        """Repeat one number a field for every component of a flat state, (N,); one number of all stays one."""
+        """Repeat a number for each field, for each component of a flat state, (N,). A single number stays one."""
         if scale.ndim == 0 or self.space is None:
             return scale
         return torch.cat([one.expand(f.geometry.size) for one, f in zip(scale, self.space, strict=True)])
@@ -190,12 +191,12 @@ _TENDENCIES: Registry[TendencyNetwork] = Registry(
 
 
 def register_tendency(cls: T) -> T:
-    """Register a class of tendency networks under its `name`, as a decorator of the class; stores refer to the name.
+    """Register a class of tendency networks under its `name`, as a decorator of the class. Stores refer to this name.
 
     Parameters
     ----------
     cls : class derived from TendencyNetwork
-        With an attribute `name` of its own.
+        It has an attribute `name`, which it must not inherit.
 
     Returns
     -------
@@ -205,28 +206,28 @@ def register_tendency(cls: T) -> T:
     Raises
     ------
     TypeError
-        For what is no class of tendency networks, or has no name of its own.
+        If `cls` is not a class of tendency networks, or sets no name.
     ValueError
-        If another class has the name.
+        If another class has this name.
 
     Examples
     --------
     >>> import xdan
-    >>> xdan.register_tendency(xdan.QuadraticCNN) is xdan.QuadraticCNN  # what the decorator does, once more
+    >>> xdan.register_tendency(xdan.QuadraticCNN) is xdan.QuadraticCNN  # the decorator makes this call
     True
     """
     return _TENDENCIES.register(cls, "register_tendency")
 
 
 def tendency_by_name(name: str, parameters: Mapping[str, Any]) -> TendencyNetwork:
-    """Make a registered tendency network, its weights at their start.
+    """Make a registered tendency network with initial weights. Nothing is imported.
 
     Raises
     ------
     TypeError
-        If the name is no string, or a parameter has the wrong type.
+        If the name is not a string, or a parameter has the wrong type.
     ValueError
-        If the name is not registered, or a parameter is unknown or cannot be; nothing is imported.
+        If the name is not registered, or a parameter is unknown or out of bounds.
     """
     cls = _TENDENCIES[name]
     accepted = constructor_parameters(cls)
@@ -242,14 +243,14 @@ def tendency_by_name(name: str, parameters: Mapping[str, Any]) -> TendencyNetwor
 def tendency_of_shapes(
     name: str, parameters: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> TendencyNetwork:
-    """Refuse a description whose network has other tensors than known ones, before memory is taken for it.
+    """Make a tendency network without memory for its tensors. Refuse it if names or shapes differ from known ones.
 
     Parameters
     ----------
     name : str
     parameters : mapping
     shapes : mapping of str to tuple of int
-        What its `state_dict` should hold.
+        Names and shapes that its `state_dict` should have.
 
     Returns
     -------
@@ -259,7 +260,7 @@ def tendency_of_shapes(
     Raises
     ------
     ValueError
-        If there is no such network, or its names or shapes are others.
+        If there is no such network, or its names or shapes differ.
     """
     title = f"tendency network {shown(name) if isinstance(name, str) else type(name).__name__}"
     return module_of_shapes(partial(tendency_by_name, name, parameters), title, shapes)

@@ -1,4 +1,4 @@
-"""An analysis network that corrects the forecast model too: both are trained through the cycles together."""
+"""An analysis network that also corrects the forecast model. Both are trained together through the cycles."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..spaces import StateSpace
 from .base import TendencyNetwork
 from .local_polynomial import LocalPolynomial
 
-# Deviations of the state per model time in which g is measured. With a smaller unit the analysis learns to make up for
-# the model's error long before g, whose steps are of this size, has found it.
+# Unit of g, in standard deviations of the state per model time. Training steps have this size. With a smaller unit, the
+# analysis learns to compensate for the model's error long before g has learned it.
 _UNIT = 10.0
 
 
@@ -25,28 +25,28 @@ _UNIT = 10.0
 class CorrectingCNN(AnalysisNetwork):
     """A `ResidualCNN` for the analysis, and a `LocalPolynomial` g for the forecast, dx/dt = f(x) + g(x).
 
-    Every forecast is made by the corrected model, in training and in use. The objective is that of the cycles, so that
-    g becomes what serves the objective best; it begins at zero. `Network.corrected(model)` gives the corrected model by
-    itself, for other methods.
+    The corrected model makes every forecast, in training and in use. The objective belongs to the cycles, so g becomes
+    what is best for this objective. g begins at zero. `Network.corrected(model)` gives the corrected model alone, for
+    use with other methods.
 
     Parameters
     ----------
     filters, blocks, sub_blocks, kernel, memory, activation, space
-        As of `ResidualCNN`.
+        See `ResidualCNN`.
     correction_kernel : int
-        Odd width of the window that g sees around every place.
+        Odd width of the window around each place that g reads.
     correction_degree : int
-        0 for a constant of each field, 1 for a linear form, 2 for products too.
+        Degree of g: 0 for a constant in each field, 1 for a linear form, 2 for products too.
 
     Raises
     ------
     TypeError, ValueError
-        As `ResidualCNN` and `LocalPolynomial`.
+        See `ResidualCNN` and `LocalPolynomial`.
 
     References
     ----------
-    Farchi et al. (2021), doi:10.1002/qj.4116, for corrections learned online; Bocquet et al. (2024),
-    doi:10.1063/5.0230837, for the network.
+    Farchi et al. (2021), doi:10.1002/qj.4116: corrections that are learned online. Bocquet et al. (2024),
+    doi:10.1063/5.0230837: the network.
 
     Examples
     --------
@@ -83,13 +83,13 @@ class CorrectingCNN(AnalysisNetwork):
         return self.correction
 
     def normalise(self, mean: Scale, std: Scale, error_std: Scale) -> None:
-        """Set the normalisation of both; g is in units of ten deviations of the state per model time."""
+        """Set the normalisation, also that of g: its unit is ten standard deviations of the state per model time."""
         super().normalise(mean, std, error_std)
         self.cnn.normalise(mean, std, error_std)
         self.correction.normalise(self.state_mean, self.state_std, _UNIT * self.state_std)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
-        """Those of the analysis."""
+        """Weights of the analysis."""
         return self.cnn.hidden_matrices()
 
     def forward(self, x: Tensor, zeta: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

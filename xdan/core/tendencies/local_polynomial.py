@@ -1,4 +1,4 @@
-"""A polynomial of the values around every place: linear in its coefficients, so that least squares find them."""
+"""A polynomial of the values around each place. It is linear in its coefficients, so that least squares can fit it."""
 
 from __future__ import annotations
 
@@ -15,38 +15,39 @@ from ..networks.sizes import odd
 from ..spaces import StateSpace
 from .base import TendencyNetwork, register_tendency
 
-MOST_TERMS = 2000  # of a polynomial: least squares hold a matrix of so many rows and columns
-_HIGHEST = 4  # degree
+MOST_TERMS = 2000  # largest number of terms: least squares need a matrix with this number of rows and columns
+_HIGHEST = 4  # largest degree
 
 
 @register_tendency
 class LocalPolynomial(TendencyNetwork):
-    """All monomials, up to a degree, of the normalised values within a window around each place.
+    """All monomials up to a degree, of the normalised values within a window around each place.
 
-    g_c(n) = sum_m w[c, m] phi_m(z at n - kernel // 2, ..., n + kernel // 2), with phi_0 = 1, then the values z
-    themselves, then their products. The coefficients w are the same everywhere.
+    g_c(n) = sum_m w[c, m] phi_m(z at n - kernel // 2, ..., n + kernel // 2), with phi_0 = 1, then the values z, then
+    their products. The coefficients w are the same everywhere.
 
     Parameters
     ----------
     kernel : int
         Odd width of the window along each dim of the grid, in points.
     degree : int
-        0 is a constant for each field, 1 a linear form, 2 adds all products of two values; at most 4.
+        0: a constant for each field. 1: also a linear form. 2: also all products of two values. At most 4.
     space : StateSpace, or its JSON, optional
-        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
+        The fields of the states, which become channels on one grid. By default one field on a ring of any length.
 
     Attributes
     ----------
     coefficients : Parameter, shape (C, terms)
-        Of every channel, zeros at the start.
+        Coefficients of each channel. They begin at zero.
     terms : int
+        Number of monomials.
 
     Raises
     ------
     TypeError
-        For sizes that are no integers.
+        If a size is not an integer.
     ValueError
-        For sizes out of bounds, an even kernel, or more than 2000 terms.
+        If a size is out of bounds, the kernel is even, or there are more than 2000 terms.
 
     Examples
     --------
@@ -77,12 +78,12 @@ class LocalPolynomial(TendencyNetwork):
         self.coefficients = nn.Parameter(torch.zeros(channels, self.terms, dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give g of states of shape (B, N)."""
+        """Return g for states of shape (B, N)."""
         features = self.features(x)
         return self._from_channels((self.coefficients @ features.flatten(1)).unflatten(1, features.shape[1:]))
 
     def features(self, x: Tensor) -> Tensor:
-        """The monomials phi_m at every place, shape (terms, *sites, B), of states (B, N)."""
+        """The monomials phi_m at each place, shape (terms, *sites, B), for states (B, N)."""
         channels = self._to_channels(x)
         monomials = [torch.ones_like(channels[:1])]
         if self.degree:

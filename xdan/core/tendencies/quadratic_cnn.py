@@ -1,4 +1,4 @@
-"""A small residual CNN with a layer of products, as advection is a product of two fields."""
+"""A small residual CNN with a layer of products, because advection is a product of two fields."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from .base import TendencyNetwork, register_tendency
 
 @register_tendency
 class QuadraticCNN(TendencyNetwork):
-    """g(x) = V [a, b c] + trunk([a, b c]), with (a, b, c) = U z a convolution of the normalised state.
+    """g(x) = V [a, b c] + trunk([a, b c]), where (a, b, c) = U z is a convolution of the normalised state.
 
-    The products b c of two channels, place by place, represent bilinear terms exactly: with them alone the tendency of
-    Lorenz-96 is within reach. The residual trunk adds what is no polynomial of degree two.
+    The products b c of two channels at each place represent bilinear terms exactly. With them alone, g can represent
+    the tendency of Lorenz-96. The residual trunk adds what is not a polynomial of degree two.
 
     Parameters
     ----------
     filters : int
-        Channels of each of a, b and c, and of the trunk.
+        Number of channels of each of a, b and c, and of the trunk.
     kernel : int
-        Odd width of the first convolution and of those of the trunk, in points.
+        Odd width of the first convolution and of the trunk's convolutions, in points.
     blocks : int
-        Residual blocks of the trunk; 0 leaves the trunk out.
+        Number of residual blocks of the trunk; 0 leaves the trunk out.
     activation : {"gated", "silu", "linear"}
-        Of the trunk.
+        Function between convolutions of the trunk.
     space : StateSpace, or its JSON, optional
-        The fields of the states, joined on one grid as channels. One field on a ring of any length by default.
+        The fields of the states, which become channels on one grid. By default one field on a ring of any length.
 
     Raises
     ------
     TypeError, ValueError
-        For sizes that are no integers or out of bounds, an even kernel, or an unknown activation.
+        If a size is not an integer or is out of bounds, the kernel is even, or the activation is unknown.
 
     References
     ----------
@@ -72,7 +72,7 @@ class QuadraticCNN(TendencyNetwork):
         random = torch.randn(3 * self.filters, taps, dtype=torch.float32) / math.sqrt(taps)
         self.first = nn.Parameter(random)
         self.offset = nn.Parameter(torch.zeros(3 * self.filters, dtype=torch.float32))
-        # A nearly silent output: a model begins as it is, and a surrogate as persistence.
+        # The output is nearly zero at the start: a model is then not corrected, and a surrogate is persistence.
         self.last = nn.Parameter(0.02 * torch.randn(channels, 2 * self.filters, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros(channels, dtype=torch.float32))
         self.trunk = (
@@ -82,7 +82,7 @@ class QuadraticCNN(TendencyNetwork):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Give g of states of shape (B, N)."""
+        """Return g for states of shape (B, N)."""
         taps = self._taps(self._to_channels(x), self.kernel)
         shape = taps.shape[1:]
         a, b, c = (self.first @ taps.flatten(1) + self.offset[:, None]).chunk(3)
