@@ -59,7 +59,7 @@ def test_blocks_of_the_page_run_one_after_another(tmp_path, monkeypatch, capsys)
     printed = capsys.readouterr().out
     scores = [float(number) for number in re.findall(r"\d+\.\d+", printed)]
     assert np.isfinite(scores).all()
-    network, filter_ = (float(number) for number in re.findall(r"RMSE (\d+\.\d+)", printed))
+    network, filter_ = (float(number) for number in re.findall(r"RMSE (\d+\.\d+) \+-", printed))
     assert filter_ < network < 1.0  # as the page says: poor, and better than the observations
 
 

@@ -236,7 +236,7 @@ def _made(network: Mapping[str, Any] | AnalysisNetwork) -> AnalysisNetwork:
     """The network, or the one of a description."""
     if isinstance(network, AnalysisNetwork):
         return network
-    return network_by_name(network.get("name", ""), network.get("parameters", {}))
+    return network_by_name(cast(str, network.get("name")), network.get("parameters", {}))
 
 
 def _fields(space: StateSpace | None) -> object:
