@@ -13,7 +13,7 @@ def test_items_pass_unchanged():
 
 @pytest.mark.parametrize("on", [True, False])
 def test_a_bar_is_seen_where_it_was_asked_for(on, capsys, monkeypatch):
-    monkeypatch.setattr(progress, "_DELAY", 0.0)
+    monkeypatch.setattr(progress, "BAR_DELAY", 0.0)
     with progress.showing_bars(on):
         list(progress.track(range(3), "counting"))
     assert ("counting" in capsys.readouterr().err) == on
