@@ -277,6 +277,9 @@ class Run:
             name: da.from_delayed(chosen[name], variable.shape, variable.dtype)
             for name, variable in self.choices.items()
         }
+        # xarray reads what labels a dim at once, and a lazy label would have the method tuned for that.
+        labels = self.method.labels().items()
+        settled |= {name: np.asarray(one, self.choices[name].dtype) for name, one in labels if name in self.choices}
         result = self._labelled(arrays | settled).assign_attrs(attribute(self.warned))
         return self._sealed(result) if warns else result
 
