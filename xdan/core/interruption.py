@@ -11,8 +11,10 @@ from typing import Any
 class TrainingInterrupted(KeyboardInterrupt):
     """A training ended by Ctrl-C without a result; what it has learned until then is kept here.
 
-    Attributes
+    Parameters
     ----------
+    text : str
+        What was interrupted, and how to go on.
     network : Network or TendencyNetwork
         With the best weights until then, or before the first validation with the weights as they were. Of
         `xdan.train` and `xdan.calibrate` a trained `Network`; of `xdan.train_surrogate` and `xdan.learn_correction` the
@@ -21,12 +23,12 @@ class TrainingInterrupted(KeyboardInterrupt):
     Examples
     --------
     >>> import xdan
-    >>> ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=20, trajectories=4, seed=0).compute()
-    >>> settings = {"network": xdan.QuadraticCNN(filters=2), "steps": 4, "batch": 4, "rollouts": (1,)}
+    >>> network = xdan.ResidualCNN(filters=4, blocks=1)
     >>> try:
-    ...     surrogate = ds.dan.train_surrogate(**settings, progress=False)
+    ...     raise xdan.TrainingInterrupted("interrupted at step 3 of 9", network)  # as a training does at Ctrl-C
     ... except xdan.TrainingInterrupted as stop:
-    ...     kept = stop.network
+    ...     print(stop, stop.network is network)
+    interrupted at step 3 of 9 True
     """
 
     def __init__(self, text: str, network: Any) -> None:
