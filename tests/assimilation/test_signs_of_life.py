@@ -2,6 +2,8 @@
 
 import logging
 import re
+import subprocess
+import sys
 import threading
 
 import dask
@@ -187,3 +189,52 @@ def test_threads_end_with_the_call_that_was_interrupted(twin, tmp_path, monkeypa
         assert not np.isfinite(begun.analysis).any()  # nothing was written afterwards
     resumed = ds.dan.baseline("enkf-n", store=tmp_path / "run.zarr", **call)
     xr.testing.assert_identical(resumed.load(), twin.dan.baseline("enkf-n", **call))
+
+
+INTERRUPTED = """
+import signal, sys, threading
+import dask, xarray as xr, xdan
+from xdan.core.progress import Work
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may have it ignored
+dask.config.set(scheduler="threads", num_workers=2)
+folder, at = sys.argv[1], int(sys.argv[2])
+ds = xdan.twin(xdan.Lorenz96(sites=8), cycles=60, trajectories=4, seed=1).compute()
+tick, ticks, thread = Work.tick, [], threading.main_thread().ident
+
+
+def ticking(self, parts=1):
+    ticks.append(parts)
+    if len(ticks) == at:
+        signal.pthread_kill(thread, signal.SIGINT)
+    return tick(self, parts)
+
+def run(name):
+    cut = ds.chunk(trajectory=2, time=10)
+    return cut.dan.baseline("enkf-n", members=5, store=f"{folder}/{name}", progress=False)
+
+Work.tick = ticking
+try:
+    run("broken")
+except KeyboardInterrupt:
+    reached = len(ticks)
+    assert at <= reached < 120, reached
+else:
+    raise AssertionError("it was not interrupted")
+Work.tick = tick
+xr.testing.assert_identical(run("broken").load(), run("whole").load())
+print("DONE")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [3, 25, 71, 118])
+def test_ctrl_c_breaks_no_store(tmp_path, at):
+    answer = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(tmp_path), str(at)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert answer.stdout.strip() == "DONE", answer.stderr
