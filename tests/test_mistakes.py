@@ -217,6 +217,22 @@ TABLES = {
             lambda a: xdan.train(a.single, batch_size=2, steps=2),
             ("argument 'batch_size'", "expected its parameters", "perhaps 'batch'"),
         ),
+        "a schedule to train": (
+            lambda a: xdan.train(a.single, schedule="cosine", **a.quick),
+            ("argument 'schedule'", "expected its parameters", "is a parameter of xdan.Optimiser, for optimiser="),
+        ),
+        "a schedule misspelt": (
+            lambda a: xdan.Optimiser(schedule="cosinus"),
+            ("schedule='cosinus'", r"expected one of \['constant', 'cosine', 'linear'\]", "perhaps 'cosine'"),
+        ),
+        "no patience at all": (
+            lambda a: xdan.train(a.single, patience=0, **a.quick),
+            ("patience=0", "expected at least 1", "patience="),
+        ),
+        "a name for what is called at validations": (
+            lambda a: xdan.train(a.single, on_validation="print", **a.quick),
+            ("on_validation='print'", "expected a function of one dict", "may return True to stop the training"),
+        ),
         "a number for an optimiser": (
             lambda a: xdan.train(a.single, optimiser=0.001, **a.quick),
             ("optimiser=0.001", "expected an xdan.Optimiser", r"such as xdan.Optimiser\(learning_rate="),

@@ -27,6 +27,7 @@ from .core.dynamics import SphereQG as SphereQG
 from .core.dynamics import SurrogateDynamics as SurrogateDynamics
 from .core.dynamics import TwoScaleLorenz96 as TwoScaleLorenz96
 from .core.dynamics import register_dynamics as register_dynamics
+from .core.interruption import TrainingInterrupted as TrainingInterrupted
 from .core.learning import AcrossMembers as AcrossMembers
 from .core.learning import Objective as Objective
 from .core.learning import Optimiser as Optimiser

@@ -364,7 +364,7 @@ class Network:
 
     def _repr_html_(self) -> str:
         training = self.description.get("training", {})
-        told = ("objective", "window", "batch", "steps", "epochs", "minutes", "seed", "interrupted")
+        told = ("objective", "window", "batch", "steps", "epochs", "minutes", "seed", "interrupted", "stopped_by")
         rows: list[tuple[str, Any]] = [*self._short_parameters().items()]
         rows += [("weights", sum(value.size for value in self.arrays.values()))]
         rows += [("state's dims", ", ".join(self.description.get("state_dims", ())))]

@@ -13,7 +13,8 @@ from xdan.core.dynamics import Lorenz96
 from xdan.core.learning.objectives import objective_by_name, root_squared_error, squared_error
 from xdan.core.learning.online_twin import EndlessTwin
 from xdan.core.learning.rollout import Window, roll_out
-from xdan.core.learning.trainer import Optimiser, Trainer, linear_decay, normalised_innovation
+from xdan.core.learning.schedules import linear_decay
+from xdan.core.learning.trainer import Optimiser, Trainer, normalised_innovation
 from xdan.core.methods import DataAssimilationNetwork, Record, run
 from xdan.core.networks import ResidualCNN
 from xdan.core.observing import ObservingSystem, Sites

@@ -693,6 +693,8 @@ WRONG = {
     "optimiser": [0, "adam", 0.01, Optimiser],
     "validation": [0, 1, 1.5, "0.1", np.nan],
     "validate_every": [0, 1.5, None],
+    "patience": [0, 1.5, "2", True],
+    "on_validation": [3, "print", {}],
     "seed": [-1, 2**32, 1.0, "0", None, True],
     "device": [0, None, "moon"],
     "processes": [0, 1.5, "2"],
@@ -823,7 +825,13 @@ def train(**more):
 
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
-    net = train(checkpoint=folder + "/checkpoint")
+    try:
+        net = train(checkpoint=folder + "/checkpoint")
+    except xdan.TrainingInterrupted as stop:
+        kept, reached = stop.network, train(on_validation=lambda told: True)  # that of the validation at step 5
+        assert kept == reached
+        print("KEPT")
+        raise
 training = net.description["training"]
 assert training["interrupted"] is True and training["interrupted_at_step"] == at + 1, training
 assert np.isfinite(training["validation_rmse"]), training
@@ -843,9 +851,10 @@ def test_ctrl_c_returns_the_best_network_until_then(tmp_path, at, processes):
     assert answer.stdout.strip() == "DONE", answer.stderr
 
 
-def test_a_second_ctrl_c_raises(tmp_path):
+def test_a_second_ctrl_c_raises_and_keeps_the_network(tmp_path):
     answer = run_script(INTERRUPTED, tmp_path, 7, 1, "again")
-    assert "KeyboardInterrupt" in answer.stderr
+    assert answer.stdout.strip() == "KEPT", answer.stderr
+    assert "TrainingInterrupted: training was interrupted at step 7 of 12 steps; the same call goes on" in answer.stderr
     assert answer.returncode != 0
 
 
@@ -859,8 +868,12 @@ def test_ctrl_c_before_the_first_step_raises(single, architecture, quick, monkey
         return steps(self, *arguments)
 
     monkeypatch.setattr(Loop, "_steps", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(
+        xdan.TrainingInterrupted, match=r"step 0 of 8 steps. The network .* net = stop\.network"
+    ) as stop:
         xdan.train(single, architecture, **quick)
+    weights = stop.value.network.arrays
+    assert all(np.isfinite(value).all() for value in weights.values())  # those of the start
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dask
 import dask.array as da
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from ..core.log import RUNS
 from ..core.methods import Method, State, smooth
+from ..core.progress import Work, WorkKey, ticking, undisturbed
 from ..records.blocks import Carry, Plan, Setup, block, carried_graph
 from ..records.schema import Array
 from ..records.streams import Stream
@@ -18,7 +20,12 @@ from .run_layout import Layout
 
 
 def lazy_pass(
-    plan: Plan, observations: da.Array, layout: Layout, begun: Sequence[Sequence[Any]], *shared: Any
+    plan: Plan,
+    observations: da.Array,
+    layout: Layout,
+    begun: Sequence[Sequence[Any]],
+    key: WorkKey | None,
+    *shared: Any,
 ) -> dict[str, da.Array]:
     """The smoothed variables as dask arrays.
 
@@ -30,14 +37,16 @@ def lazy_pass(
         Of the smoothed variables.
     begun : sequence of sequence
         What each block of the forward run began with.
+    key : WorkKey or None
+        Of a run that is computed at once.
     *shared
         setup, prepared, layout, seed, members, device, as `_smooth_block` takes them.
     """
     outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in layout.items()}
-    return carried_graph(_smooth_block, plan, [observations], outputs, *shared, begun=begun)[0]
+    return carried_graph(partial(_smooth_block, key), plan, [observations], outputs, *shared, begun=begun)[0]
 
 
-def fill_backward(stream: Stream, observations: da.Array, bar: tqdm[Any], *shared: Any) -> None:
+def fill_backward(stream: Stream, observations: da.Array, work: Work, key: WorkKey, *shared: Any) -> None:
     """Smooth what a store holds: trajectory blocks in parallel, in each the time blocks from the last to the first."""
     rows, columns = stream.plan.shape
     smoothed = [stream.smoothed(i) for i in range(rows)]
@@ -48,25 +57,28 @@ def fill_backward(stream: Stream, observations: da.Array, bar: tqdm[Any], *share
         for i in active:
             t = columns - 1 - smoothed[i]
             data = observations[stream.plan.rows(i), stream.plan.columns(t)]
-            tasks.append(task(stream, (i, t), carries[i], data, *shared))
+            tasks.append(task(key, stream, (i, t), carries[i], data, *shared))
         for i, carry in zip(active, dask.compute(*tasks), strict=True):
             carries[i] = carry
             smoothed[i] += 1
-            bar.update()
+        work.reach(sum(stream.plan.time[-1] + stream.plan.last(count) for count in smoothed))
+        RUNS.info("%s: %d of %d blocks of the way back are done", stream.store, sum(smoothed), rows * columns)
 
 
 def _stream_block(
-    stream: Stream, place: tuple[int, int], after: Carry | None, observation: Array, *shared: Any
+    key: WorkKey, stream: Stream, place: tuple[int, int], after: Carry | None, observation: Array, *shared: Any
 ) -> Carry:
     """Smooth one block, and write it."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
     carries = [stream.begun(*place), after]
-    outputs, carry = _smooth_block([observation], carries, rows, columns, *shared)
-    stream.write_back(*place, outputs, carry)
+    outputs, carry = _smooth_block(key, [observation], carries, rows, columns, *shared)
+    with undisturbed(key):
+        stream.write_back(*place, outputs, carry)
     return carry
 
 
 def _smooth_block(
+    key: WorkKey | None,
     arrays: Sequence[Any],
     carries: Sequence[Carry | None],
     rows: slice,
@@ -80,8 +92,9 @@ def _smooth_block(
 ) -> tuple[Mapping[str, Array], Carry]:
     """Smooth one block, from what it began with and what the block after handed back."""
     method = prepared.scheme.method_on(setup.dtype, device)
+    shared = setup, method, layout, seed, members, ticking(key)
     answer: tuple[Mapping[str, Array], Carry] = _smooth_tensors(
-        arrays[0], list(carries), rows, columns, setup, method, layout, seed, members, dtype=setup.dtype, device=device
+        arrays[0], list(carries), rows, columns, *shared, dtype=setup.dtype, device=device
     )
     return answer
 
@@ -97,9 +110,10 @@ def _smooth_tensors(
     layout: Layout,
     seed: int,
     members: bool,
+    tick: Callable[[], None] | None,
 ) -> tuple[dict[str, Tensor], State]:
     """Smoothed outputs of a prepared method over one block, dims (B, K, ...), and what the block before needs."""
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     begun, after = carries
-    outputs, before = smooth(method, record, begun, after, members)
+    outputs, before = smooth(method, record, begun, after, members, tick)
     return {name: variable.of(outputs[variable.stem]) for name, variable in layout.items()}, before

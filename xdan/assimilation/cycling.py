@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,13 +14,13 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core.checks import real, switch
 from ..core.dynamics import dynamics_to_json
+from ..core.log import RUNS
 from ..core.methods import Method, State
 from ..core.methods import run as run_method
-from ..core.progress import showing_bars
+from ..core.progress import BAR_DELAY, Bar, Work, WorkKey, bar_of, showing_bars, ticking, undisturbed, working
 from ..core.random import check_seed
 from ..network import Network
 from ..records.blocks import Carry, Plan, Setup, block, carried_graph, in_block, make_record, pick_device
@@ -215,6 +216,8 @@ class Run:
         What there is of every cycle, and of the whole run.
     smoothed : Layout
         What the backward pass adds; empty without one.
+    key : WorkKey or None
+        What the tasks of a run that is computed at once know it by; None of a lazy run.
     setup : Delayed
         Of the record's `Setup`.
     prepared : Delayed
@@ -244,6 +247,7 @@ class Run:
         if stored:
             observations = observations.rechunk({axis: _regular(observations.chunks[axis]) for axis in (0, 1)})
         self.observations, self.plan = observations, Plan.from_chunks(*observations.chunks[:2])
+        self.key = WorkKey.new() if stored or not labelled.lazy else None
         leading = (slice(0, LEADING_TRAJECTORIES), slice(0, LEADING_CYCLES))
         self.setup = dask.delayed(labelled.setup, traverse=False)  # once in the graph, with the states that it may hold
         self.prepared = dask.delayed(_prepare, pure=False)(
@@ -255,29 +259,36 @@ class Run:
             device,
             progress,
             bool(warned),
+            self.key,
         )
 
     def lazy(self, warns: bool = True) -> xr.Dataset:
         """The run as dask arrays; with `warns` its blocks warn by themselves, as nothing looks at the whole."""
         outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in self.layout.items()}
         arguments = (self.setup, self.prepared, *self._constants)
-        run_block = partial(_cycle_block, warns)
+        run_block = partial(_cycle_block, warns, self.key)
         arrays, begun = carried_graph(run_block, self.plan, [self.observations], outputs, *arguments)
         arrays |= {name: _moved(arrays[name], lag) for name, lag in lags_of(self.method, self.layout).items()}
         if self.smoothed:
             shared = self.setup, self.prepared, *self._smoothed_constants
-            arrays |= lazy_pass(self.plan, self.observations, self.smoothed, begun, *shared)
+            arrays |= lazy_pass(self.plan, self.observations, self.smoothed, begun, self.key, *shared)
         chosen = dask.delayed(_chosen)(self.prepared, self.labelled.setup.dtype, self.device)
         settled = {
             name: da.from_delayed(chosen[name], variable.shape, variable.dtype)
             for name, variable in self.choices.items()
         }
+        # xarray reads what labels a dim at once, and a lazy label would have the method tuned for that.
+        labels = self.method.labels().items()
+        settled |= {name: np.asarray(one, self.choices[name].dtype) for name, one in labels if name in self.choices}
         result = self._labelled(arrays | settled).assign_attrs(attribute(self.warned))
         return self._sealed(result) if warns else result
 
     def in_memory(self) -> xr.Dataset:
         """The run, computed."""
-        result, prepared = dask.compute(self.lazy(warns=False), self.prepared)
+        assert self.key is not None
+        with working(self.key) as work:
+            work.bar = partial(self._bar, 0, delay=BAR_DELAY, leave=False)
+            result, prepared = dask.compute(self.lazy(warns=False), self.prepared)
         texts = [*self.warned, *prepared.texts, *self._judge(result, prepared)]
         return self._sealed(result.assign_attrs(attribute(texts)))
 
@@ -285,16 +296,22 @@ class Run:
         """The run, computed block by block into a store, and opened there."""
         identity = self._identity()
         check_reachable(store)
-        with writing(store):
+        assert self.key is not None
+        with writing(store), working(self.key) as work:
             (ready,) = dask.persist(self.prepared)
             (prepared,) = dask.compute(ready)  # a record that is refused leaves the store as it is
             lags, backward = lags_of(self.method, self.layout), bool(self.smoothed)
             stream = Stream(store, self._template(), self.plan, identity, mode, lags, backward)
-            self._fill(stream, ready)
+            self._fill(stream, ready, work)
             whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
             stream.finish(attribute([*self.warned, *prepared.texts, *self._judge(whole, prepared)]))
         opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
         return opened
+
+    def _bar(self, before: int, **options: Any) -> Bar:
+        """A bar over the cycles of all blocks of trajectories, of both passes where the run is smoothed."""
+        total = (2 if self.smoothed else 1) * self.plan.shape[0] * self.plan.time[-1]
+        return bar_of(total, self.method.name, shown=self.progress, initial=before, unit="cycle", **options)
 
     @property
     def _constants(self) -> tuple[Delayed, int, bool, str]:
@@ -350,27 +367,37 @@ class Run:
         coordinates = {name: c.compute() for name, c in template.coords.items() if c.chunks is not None}
         return sealed(template.assign_coords(coordinates))
 
-    def _fill(self, stream: Stream, ready: Delayed) -> None:
+    def _fill(self, stream: Stream, ready: Delayed, work: Work) -> None:
         """Fill the store: trajectory blocks in parallel, in each the time blocks one after another."""
         rows, columns = stream.plan.shape
         done = [stream.done(i) for i in range(rows)]
         task = dask.delayed(_stream_block, pure=False)
         carries: dict[int, Any] = {i: stream.carry(i) for i in range(rows) if done[i] < columns}
-        passes = 2 if self.smoothed else 1
-        before = sum(done) + (sum(map(stream.smoothed, range(rows))) if self.smoothed else 0)
-        with tqdm(total=passes * rows * columns, initial=before, disable=not self.progress, unit="block") as bar:
-            while active := [i for i in carries if done[i] < columns]:
-                # One time block of every trajectory block at a time: memory holds no more, and the bar moves.
-                tasks = []
-                for i in active:
-                    block = self.observations[stream.plan.rows(i), stream.plan.columns(done[i])]
-                    tasks.append(task(stream, (i, done[i]), carries[i], block, self.setup, ready, *self._constants))
-                for i, carry in zip(active, dask.compute(*tasks), strict=True):
-                    carries[i] = carry
-                    done[i] += 1
-                    bar.update()
-            if self.smoothed:
-                fill_backward(stream, self.observations, bar, self.setup, ready, *self._smoothed_constants)
+        smoothed = [stream.smoothed(i) for i in range(rows)] if self.smoothed else [0] * rows
+        back = sum(stream.plan.last(count) for count in smoothed)
+        before = sum(stream.plan.first(count) for count in done) + back
+        if before:
+            words = stream.store, sum(done), rows * columns, sum(smoothed)
+            RUNS.info("%s goes on: %d of %d blocks are done, and %d of the way back", *words)
+        assert self.key is not None
+        work.bar = partial(self._bar, before)
+        begin = clock.perf_counter()
+        while active := [i for i in carries if done[i] < columns]:
+            # One time block of every trajectory block at a time: memory holds no more.
+            tasks = []
+            for i in active:
+                place = i, done[i]
+                block = self.observations[stream.plan.rows(i), stream.plan.columns(done[i])]
+                tasks.append(task(self.key, stream, place, carries[i], block, self.setup, ready, *self._constants))
+            for i, carry in zip(active, dask.compute(*tasks), strict=True):
+                carries[i] = carry
+                done[i] += 1
+            work.reach(sum(stream.plan.first(count) for count in done) + back)
+            seconds = clock.perf_counter() - begin
+            RUNS.info("%s: %d of %d blocks are done, %.1f s", stream.store, sum(done), rows * columns, seconds)
+        if self.smoothed:
+            shared = self.setup, ready, *self._smoothed_constants
+            fill_backward(stream, self.observations, work, self.key, *shared)
         chosen = dask.delayed(_chosen)(ready, self.labelled.setup.dtype, self.device)
         stream.write_scalars(dask.compute(chosen)[0])
 
@@ -396,6 +423,7 @@ def _regular(chunks: tuple[int, ...]) -> int | tuple[int, ...]:
 
 
 def _stream_block(
+    key: WorkKey,
     stream: Stream,
     place: tuple[int, int],
     carry: Carry | None,
@@ -406,13 +434,15 @@ def _stream_block(
 ) -> Carry:
     """Cycle over one block, and write it."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    outputs, after = _cycle_block(False, [observation], carry, rows, columns, setup, prepared, *constants)
-    stream.write(*place, outputs, after)
+    outputs, after = _cycle_block(False, key, [observation], carry, rows, columns, setup, prepared, *constants)
+    with undisturbed(key):
+        stream.write(*place, outputs, after)
     return after
 
 
 def _cycle_block(
     warns: bool,
+    key: WorkKey | None,
     arrays: Sequence[Any],
     carry: Carry | None,
     rows: slice,
@@ -426,9 +456,8 @@ def _cycle_block(
 ) -> tuple[dict[str, Array], Carry]:
     """Cycle over one block; with `warns` the block warns by itself, as nothing looks at the whole of a lazy run."""
     method, watch = prepared.scheme.method_on(setup.dtype, device), prepared.watch
-    outputs, after = _cycle_tensors(
-        arrays[0], carry, rows, columns, setup, method, watch, layout, seed, members, dtype=setup.dtype, device=device
-    )
+    shared = setup, method, watch, layout, seed, members, ticking(key)
+    outputs, after = _cycle_tensors(arrays[0], carry, rows, columns, *shared, dtype=setup.dtype, device=device)
     if warns:
         warn_of(watch.verdict(outputs[RATIO], outputs["diverged"], setup.trajectory, rows))
     return outputs, after
@@ -446,10 +475,11 @@ def _cycle_tensors(
     layout: Layout,
     seed: int,
     members: bool,
+    tick: Callable[[], None] | None,
 ) -> tuple[dict[str, Tensor], State]:
     """Outputs of a prepared method over one block, dims (B, K, ...), and the state to carry on with."""
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
-    outputs, after = run_method(method, record, carry, members)
+    outputs, after = run_method(method, record, carry, members, tick)
     outputs[RATIO] = watch.ratio(record, outputs["forecast"], outputs.get("forecast_spread"))
     return {name: variable.of(outputs[variable.stem]) for name, variable in layout.items()}, after
 
@@ -463,6 +493,7 @@ def _prepare(
     device: str,
     progress: bool,
     warned: bool,
+    key: WorkKey | None,
 ) -> _Prepared:
     """Look at the leading part of a record, and prepare a scheme on it.
 
@@ -479,7 +510,7 @@ def _prepare(
         texts.append(scheme.observed_otherwise(observation))
     texts = list(filter(None, texts))
     warn_of(texts)
-    with showing_bars(progress):
+    with showing_bars(progress, key):
         ready = scheme.prepared(record, setup, observation)
     return _Prepared(ready, scheme.watch(setup, seed), texts)
 

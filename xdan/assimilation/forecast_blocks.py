@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..core.lead_times import ErrorDraws, states_by_lead
+from ..core.progress import WorkKey, undisturbed
 from ..records.blocks import Setup, block
 from ..records.fields import parts_of
 from ..records.leads import LEAD, VALID_TIME
@@ -99,6 +100,7 @@ def forecast_block(
 
 
 def stream_block(
+    key: WorkKey,
     stream: Stream,
     place: tuple[int, int],
     starts: Array,
@@ -109,7 +111,9 @@ def stream_block(
 ) -> None:
     """Forecast from one block, and write it."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
-    stream.write(*place, forecast_block(False, [starts], rows, columns, setup, settings, layout, device), {})
+    outputs = forecast_block(False, [starts], rows, columns, setup, settings, layout, device)
+    with undisturbed(key):
+        stream.write(*place, outputs, {})
 
 
 @block

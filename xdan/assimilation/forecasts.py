@@ -11,11 +11,12 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
 from ..core.checks import integer, shown, switch
 from ..core.dynamics import dynamics_to_json
 from ..core.lead_times import MOST
+from ..core.log import RUNS
+from ..core.progress import Work, WorkKey, bar_of, working
 from ..core.random import check_seed
 from ..records.blocks import Plan, block_graph, pick_device
 from ..records.fields import parts_of
@@ -266,6 +267,7 @@ class _Forecasts:
             told["starts_from"],
         )
         self.setup = dask.delayed(setup, traverse=False)
+        self.key = WorkKey.new()
 
     def lazy(self, warns: bool = True) -> xr.Dataset:
         """The forecasts as dask arrays; with `warns` blocks warn by themselves."""
@@ -282,9 +284,9 @@ class _Forecasts:
     def streamed(self, store: StoreLike, mode: str, progress: bool) -> xr.Dataset:
         """The forecasts, computed block by block into a store, and opened there."""
         check_reachable(store)
-        with writing(store):
+        with writing(store), working(self.key) as work:
             stream = Stream(store, self._template(), self.plan, self._identity(), mode)
-            self._fill(stream, progress)
+            self._fill(stream, progress, work)
             flags = xr.open_zarr(store, consolidated=False, chunks=None)["diverged"].to_numpy()
             stream.finish(attribute(self._judge(flags)))
         opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
@@ -300,19 +302,23 @@ class _Forecasts:
             self.device,
         )
 
-    def _fill(self, stream: Stream, progress: bool) -> None:
+    def _fill(self, stream: Stream, progress: bool, work: Work) -> None:
         """Fill the store, one block of starts of every block of trajectories at a time."""
         rows, columns = stream.plan.shape
         done = [stream.done(i) for i in range(rows)]
         task = dask.delayed(stream_block, pure=False)
-        with tqdm(total=rows * columns, initial=sum(done), disable=not progress, unit="block") as bar:
-            while active := [i for i in range(rows) if done[i] < columns]:
-                places = [(i, done[i]) for i in active]
-                blocks = [self.starts[stream.plan.rows(i), stream.plan.columns(t)] for i, t in places]
-                dask.compute(*(task(stream, p, one, *self._shared) for p, one in zip(places, blocks, strict=True)))
-                for i in active:
-                    done[i] += 1
-                bar.update(len(active))
+        if sum(done):
+            RUNS.info("%s goes on: %d of %d blocks are done", stream.store, sum(done), rows * columns)
+        work.bar = partial(bar_of, rows * columns, "forecasts", shown=progress, initial=sum(done), unit="block")
+        while active := [i for i in range(rows) if done[i] < columns]:
+            places = [(i, done[i]) for i in active]
+            blocks = [self.starts[stream.plan.rows(i), stream.plan.columns(t)] for i, t in places]
+            pairs = zip(places, blocks, strict=True)
+            dask.compute(*(task(self.key, stream, place, one, *self._shared) for place, one in pairs))
+            for i in active:
+                done[i] += 1
+            work.reach(sum(done))
+            RUNS.info("%s: %d of %d blocks are done", stream.store, sum(done), rows * columns)
 
     def _template(self) -> xr.Dataset:
         """The forecasts with zeros for their values."""

@@ -21,6 +21,7 @@ from ..core.dynamics import Dynamics
 from ..core.estimation.augmented import AugmentedDynamics, observing_augmented
 from ..core.estimation.priors import Priors
 from ..core.methods import EnsembleMethod
+from ..core.progress import Work
 from ..core.spaces import STATE
 from ..records.fields import observed_parts
 from ..records.record import LabelledRecord
@@ -154,8 +155,8 @@ class _ParameterRun(Run):
         )
         return sealed(result.assign(_estimates(result, self.priors)).assign_attrs(said))
 
-    def _fill(self, stream: Stream, ready: Delayed) -> None:
-        super()._fill(stream, ready)
+    def _fill(self, stream: Stream, ready: Delayed, work: Work) -> None:
+        super()._fill(stream, ready, work)
         filled = xr.open_zarr(stream.store, consolidated=False)
         estimates = xr.Dataset(_estimates(filled, self.priors)).compute()
         stream.write_scalars({str(name): one.values for name, one in estimates.items()})

@@ -128,6 +128,9 @@ def learn_correction(
         that the run's attributes do not tell; before anything is computed.
     FileExistsError
         If the store holds passes of another call.
+    TrainingInterrupted
+        At Ctrl-C during gradient steps: a KeyboardInterrupt whose `network` has the best weights of this pass until
+        then. With `store` the same call goes on.
 
     Warns
     -----

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import dask
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
 from ..core.dynamics import dynamics_to_json
 from ..core.estimation.structures import Structure
+from ..core.log import RUNS
+from ..core.progress import bar_of
 from ..records.checkpoint import Checkpoint
 from ..records.observing import identity as observing_identity
 from ..records.record import LabelledRecord
@@ -151,18 +153,24 @@ class Estimation:
     def _outcome(self, checkpoint: Checkpoint | None) -> Outcome:
         request, passes, labelled = self.request, self.passes, self.labelled
         setup = labelled.setup
-        with tqdm(total=request.iterations, disable=not self.progress, unit="pass") as bar:
+        total, done = 1 if request.method == "lag-innovations" else request.iterations, itertools.count(1)
+        with bar_of(total, "estimating", shown=self.progress, unit="pass") as bar:
+
+            def tick() -> None:
+                bar.update()
+                RUNS.info("pass %d of %d at most of the estimate is done", next(done), total)
+
             if request.method == "desroziers":
                 assert request.scheme is not None
                 start = self._start(np.zeros(setup.dynamics.space.size))
                 settings: dict[str, Any] = {"iterations": request.iterations, "tolerance": request.tolerance}
-                return desroziers_passes(
-                    passes, request.scheme, start, **settings, checkpoint=checkpoint, tick=bar.update
-                )
+                return desroziers_passes(passes, request.scheme, start, **settings, checkpoint=checkpoint, tick=tick)
             prior, variances = passes.prior()
             start = self._start(_OF_CLIMATE * variances)
             if request.method == "lag-innovations":
-                return lag_innovations(passes, start, prior, smoothing=self._smoothing)
+                outcome = lag_innovations(passes, start, prior, smoothing=self._smoothing)
+                tick()
+                return outcome
             return expectation_maximisation(
                 passes,
                 start,
@@ -171,7 +179,7 @@ class Estimation:
                 tolerance=request.tolerance,
                 accelerate=request.accelerate,
                 checkpoint=checkpoint,
-                tick=bar.update,
+                tick=tick,
             )
 
     def _start(self, variances: Any) -> Estimate:

@@ -12,11 +12,12 @@ import torch
 import xarray as xr
 import zarr
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..core.dynamics import Dynamics, dynamics_to_json
 from ..core.estimation.priors import Priors
+from ..core.log import RUNS
 from ..core.methods import EnsembleMethod, Record, tune
+from ..core.progress import bar_of, showing_bars
 from ..core.user_functions import finest
 from ..records.blocks import array_to_tensor, make_record, tensor_to_array
 from ..records.checkpoint import Checkpoint, OtherRunError
@@ -118,7 +119,7 @@ def estimate_by_iterations(
     observation = labelled.observation.compute().to_numpy()
     rows, columns = (slice(0, size) for size in observation.shape[:2])
     record = make_record(setup, observation, rows=rows, columns=columns, seed=seed, device=device)
-    with torch.no_grad():
+    with torch.no_grad(), showing_bars(progress):
         method = tune(ensemble, record)
     assert isinstance(method, EnsembleMethod)
     iteration = begin(method, record, setup.dynamics, priors)
@@ -191,7 +192,10 @@ class _History:
 
 def _iterate(iteration: Iteration, history: _History, checkpoint: Checkpoint | None, progress: bool) -> None:
     """Iterate until the end, or until the estimate diverges; every iteration is saved."""
-    with tqdm(total=history.iterations, initial=history.done, disable=not progress, unit="iteration") as bar:
+    if history.done:
+        RUNS.info("the estimate goes on at iteration %d of %d", history.done, history.iterations)
+    bar = bar_of(history.iterations, "estimating", shown=progress, initial=history.done, unit="iteration")
+    with bar:
         while not history.ended:
             told, lost = iteration.iterate()
             history.add(iteration.parameters, told, int(lost.sum()))
@@ -199,6 +203,7 @@ def _iterate(iteration: Iteration, history: _History, checkpoint: Checkpoint | N
                 carried = {f"carry_{name}": tensor_to_array(value) for name, value in iteration.saved().items()}
                 checkpoint.save(history.arrays() | carried, {"done": history.done})
             bar.update()
+            RUNS.info("iteration %d of %d of the estimate is done: %.6g", history.done, history.iterations, told)
 
 
 def _is_unfinished(store: StoreLike) -> bool:

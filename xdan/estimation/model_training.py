@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time as clock
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from ..core.checks import integer, real, shown
+from ..core.interruption import KEPT_TEXT, Interruption, TrainingInterrupted
 from ..core.learning.model_fit import ModelFit
-from ..core.learning.trainer import linear_decay
+from ..core.learning.schedules import linear_decay
+from ..core.log import TRAINING
+from ..core.progress import bar_of
 from ..records.blocks import array_to_tensor, tensor_to_array
 from ..records.checkpoint import Checkpoint
 from ..records.location import StoreLike
@@ -90,7 +92,14 @@ def fit_model(
     """Fit a network; its best weights by the validation are put into it.
 
     Validation forecasts run over the longest rollout. A killed call with a checkpoint is taken up, and a checkpoint of
-    other states is refused.
+    other states is refused. Ctrl-C ends it after the step at hand, where the checkpoint is saved.
+
+    Raises
+    ------
+    RuntimeError
+        If no validation was finite.
+    TrainingInterrupted
+        At Ctrl-C; its `network` has the best weights until then.
 
     Returns
     -------
@@ -108,27 +117,44 @@ def fit_model(
         device = training.device
         fit.restore({n: array_to_tensor(v, device=device) for n, v in saved[0].items()}, saved[1]["fit"])
         history, before = saved[1]["history"], float(saved[1]["seconds"])
+        TRAINING.info("goes on at step %d of %d from %s", fit.step_count, settings.steps, saves.store)
     held_back = validation.spaced(_VALIDATED, max(settings.rollouts))
     begin = last = clock.perf_counter()
     losses: list[float] = []
-    with tqdm(total=settings.steps, initial=fit.step_count, desc="fitting", disable=not progress) as bar:
-        while fit.step_count < settings.steps:
-            step = fit.step_count
-            states = training.draw(step, settings.batch, settings.length(step))
-            losses.append(fit.step(states, linear_decay(step / settings.steps)))
-            bar.update()
-            if fit.step_count % settings.validate_every == 0 or fit.step_count == settings.steps:
-                errors = fit.validate(held_back)
-                row = fit.step_count, _mean(losses), float(errors[0]), float(errors.square().mean().sqrt())
-                for name, value in zip(("step", "loss", "one_interval_error", "error"), row, strict=True):
-                    history[name].append(value if math.isfinite(value) else None)
-                losses = []
-                bar.set_postfix_str(f"error {row[-1]:.4f} of the deviation")
-            now = clock.perf_counter()
-            if saves is not None and (now - last > _SAVE_EVERY or fit.step_count == settings.steps):
-                arrays = {name: tensor_to_array(value) for name, value in fit.arrays().items()}
-                saves.save(arrays, {"fit": fit.scalars(), "history": history, "seconds": before + now - begin})
-                last = clock.perf_counter()
+
+    def save() -> None:
+        if saves is not None:
+            arrays = {name: tensor_to_array(value) for name, value in fit.arrays().items()}
+            seconds = before + clock.perf_counter() - begin
+            saves.save(arrays, {"fit": fit.scalars(), "history": history, "seconds": seconds})
+            TRAINING.debug("step %d is saved in %s", fit.step_count, saves.store)
+
+    bar = bar_of(settings.steps, "fitting", shown=progress, initial=fit.step_count)
+    try:
+        with bar, Interruption() as interruption:
+            while fit.step_count < settings.steps:
+                if interruption.noted:
+                    save()
+                    raise KeyboardInterrupt
+                step = fit.step_count
+                states = training.draw(step, settings.batch, settings.length(step))
+                losses.append(fit.step(states, linear_decay(step / settings.steps)))
+                bar.update()
+                if fit.step_count % settings.validate_every == 0 or fit.step_count == settings.steps:
+                    errors = fit.validate(held_back)
+                    row = fit.step_count, _mean(losses), float(errors[0]), float(errors.square().mean().sqrt())
+                    for name, value in zip(("step", "loss", "one_interval_error", "error"), row, strict=True):
+                        history[name].append(value if math.isfinite(value) else None)
+                    losses = []
+                    bar.set_postfix_str(f"error {row[-1]:.4f} of the deviation", refresh=False)
+                    words = row[0], settings.steps, clock.perf_counter() - begin, row[1], row[3]
+                    TRAINING.info("step %d of %d, %.1f s: loss %.4g, error %.4g of the deviation", *words)
+                now = clock.perf_counter()
+                if now - last > _SAVE_EVERY or fit.step_count == settings.steps:
+                    save()
+                    last = clock.perf_counter()
+    except KeyboardInterrupt as error:
+        raise _interrupted(fit, settings, saves) from error
     if math.isinf(fit.best_score):
         raise RuntimeError(
             "no validation was finite: forecasts of the network diverge. Try a lower learning_rate=, shorter rollouts= "
@@ -136,6 +162,15 @@ def fit_model(
         )
     fit.network.load_state_dict(fit.best)
     return {**history, "seconds": round(before + clock.perf_counter() - begin, 1)}
+
+
+def _interrupted(fit: ModelFit, settings: FitSettings, saves: Checkpoint | None) -> TrainingInterrupted:
+    """What is raised at Ctrl-C, with the best network until then."""
+    if math.isfinite(fit.best_score):
+        fit.network.load_state_dict(fit.best)
+    saved = "" if saves is None else "; the same call goes on from checkpoint="
+    text = f"fitting was interrupted at step {fit.step_count} of {settings.steps}{saved}. {KEPT_TEXT}"
+    return TrainingInterrupted(text, copy.deepcopy(fit.network).eval().cpu())
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -83,7 +83,8 @@ def train_surrogate(
     seed : int
         Of the first weights and of draws.
     checkpoint : path or Zarr store, optional
-        Save here every half minute. A killed call is taken up by the same call, and ends with the same weights.
+        Save here every half minute, and at Ctrl-C. A killed call is taken up by the same call, and ends with the same
+        weights.
     {device}
     {progress}
     {words}
@@ -103,6 +104,9 @@ def train_surrogate(
         that does not divide the interval, or rollouts longer than the record; before anything is computed.
     RuntimeError
         If forecasts of the network diverge for good.
+    TrainingInterrupted
+        At Ctrl-C, after the step at hand: a KeyboardInterrupt whose `network` is the network of the model with the best
+        weights until then. The checkpoint is saved first.
 
     See Also
     --------

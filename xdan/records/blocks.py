@@ -253,6 +253,14 @@ class Plan:
         """Times of the t-th block."""
         return slice(self.time[t], self.time[t + 1])
 
+    def first(self, count: int) -> int:
+        """Times of the first so many blocks."""
+        return self.time[count]
+
+    def last(self, count: int) -> int:
+        """Times of the last so many blocks."""
+        return self.time[-1] - self.time[-1 - count]
+
     @property
     def shape(self) -> tuple[int, int]:
         """Blocks along trajectory and along time."""

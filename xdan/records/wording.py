@@ -58,7 +58,8 @@ device : str
     Where tensors are: "cpu", "cuda", ...; "auto" takes the GPU where there is one.""",
     "progress": """\
 progress : bool
-    Show a progress bar while the call computes.""",
+    Show a progress bar while the call computes, once that takes long. A lazy result is not computed and shows none;
+    `dask.diagnostics.ProgressBar` shows one when it is computed.""",
 }
 
 shares_words = shares(PARAGRAPHS)

@@ -17,6 +17,7 @@ from ..assimilation.baselines import baseline
 from ..assimilation.cycling import cycle
 from ..core.checks import shown
 from ..core.dynamics import dynamics_to_json
+from ..core.interruption import TrainingInterrupted
 from ..core.learning import Optimiser, objective_by_name
 from ..core.methods import accepted_parameters, method_by_name
 from ..core.networks import AnalysisNetwork, network_for, network_parameters
@@ -33,7 +34,7 @@ _OPTIMISER = tuple(parameter.name for parameter in fields(Optimiser))
 # Parameters of training that a scheme may set; the cell gives the others, or an endless twin has no use for them.
 TRAINING = frozenset(
     (
-        *("objective", "window", "batch", "trajectories", "validate_every", "device", "processes"),
+        *("objective", "window", "batch", "trajectories", "validate_every", "patience", "device", "processes"),
         *LENGTHS,
         *_OPTIMISER,
     )
@@ -216,12 +217,12 @@ class TrainingScheme(Scheme):
 
         Raises
         ------
-        KeyboardInterrupt
+        TrainingInterrupted
             At Ctrl-C, once the checkpoint is saved: a network that is not done is no result.
         """
         network, interruption = fit(self._training_arguments(experiment, seed, checkpoint))
         if interruption is not None:
-            raise KeyboardInterrupt(interruption)
+            raise TrainingInterrupted(interruption, network)
         return network
 
     def has_made(self, network: Network, experiment: TwinExperiment, seed: int) -> bool:

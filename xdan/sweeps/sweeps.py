@@ -11,10 +11,11 @@ import dask
 import xarray as xr
 from dask.callbacks import Callback
 from dask.delayed import Delayed
-from tqdm.auto import tqdm
 
 from ..core.checks import switch
 from ..core.dynamics import Dynamics, GivenClimate
+from ..core.log import RUNS
+from ..core.progress import bar_of
 from ..core.twin import TwinExperiment
 from ..network import Network
 from ..records.blocks import in_block
@@ -123,7 +124,10 @@ def sweep(
     cells = list(plan.cells())
     missing = list({cell.key: cell for cell in cells}.values())
     if cell_store is not None:
+        wanted = len(missing)
         missing = [cell for cell in missing if cell_store.missing(cell.key, retry)]
+        if len(missing) < wanted:
+            RUNS.info("%s goes on: %d of %d cells are there", store, wanted - len(missing), wanted)
     if len(missing) > MOST_CELLS and not yes:
         minutes = sum(float(cell.minutes) for cell in {c.training_key: c for c in missing}.values())
         raise ValueError(
@@ -214,17 +218,19 @@ class _Bar(Callback):  # type: ignore[misc]
 
     def __init__(self, keys: set[Any], bar: Any) -> None:
         super().__init__(posttask=self._seen)
-        self.keys, self.bar = keys, bar
+        self.keys, self.bar, self.done = keys, bar, 0
 
     def _seen(self, key: Any, *_: Any) -> None:
         if key in self.keys:
             self.bar.update()
+            self.done += 1
+            RUNS.info("sweep: %d of %d cells are done", self.done, len(self.keys))
 
 
 def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool) -> None:
     """Compute on the scheduler that is active; without any, one cell after another with all cores."""
     wanted = list(tasks.values())
-    with tqdm(total=len(wanted), desc="sweep", unit="cell", disable=not progress) as bar:
+    with bar_of(len(wanted), "sweep", shown=progress, unit="cell") as bar:
         client = _client()
         if client is not None:
             from distributed import KilledWorker, as_completed
@@ -237,6 +243,7 @@ def _compute(tasks: Mapping[str, Delayed], cell_store: CellStore, progress: bool
                         hint = _KILLED if isinstance(error, KilledWorker) else ""
                         cell_store.write(key, {"failed": 1.0, "error": _why(error) + hint})
                     bar.update()
+                    RUNS.info("sweep: %d of %d cells are done", len(tasks) - len(futures), len(tasks))
             except BaseException:
                 client.cancel(list(futures))
                 raise

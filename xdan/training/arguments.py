@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -52,9 +52,11 @@ class TrainingArguments:
     steps: int | None = None
     epochs: int | None = None
     minutes: float | None = None
+    patience: int | None = None
     optimiser: Optimiser = field(default_factory=Optimiser)
     validation: float = 0.1
     validate_every: int = 250
+    on_validation: Callable[[dict[str, Any]], Any] | None = None
     seed: int = 0
     device: str = "auto"
     processes: int | None = None
@@ -74,7 +76,8 @@ class TrainingArguments:
         for label in ("window", "batch", "validate_every"):
             self._set(label, integer(label, getattr(self, label), least=1))
         self._set("seed", check_seed(self.seed))
-        for label, least in (("steps", 1), ("epochs", 1), ("processes", 1), ("trajectories", 1), ("memory", 0)):
+        positive = ("steps", "epochs", "patience", "processes", "trajectories")
+        for label, least in (*((one, 1) for one in positive), ("memory", 0)):
             if getattr(self, label) is not None:
                 self._set(label, integer(label, getattr(self, label), least=least))
         if self.minutes is not None:
@@ -168,6 +171,11 @@ class TrainingArguments:
         for label, (value, kind, expected) in kinds.items():
             if not isinstance(value, kind):
                 raise TypeError(f"{label}={shown(value)}: expected {expected}")
+        if self.on_validation is not None and not callable(self.on_validation):
+            raise TypeError(
+                f"on_validation={shown(self.on_validation)}: expected a function of one dict, which may return True to "
+                "stop the training"
+            )
 
     def _check_together(self) -> None:
         """Refuse arguments that do not go with each other."""

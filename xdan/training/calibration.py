@@ -14,6 +14,7 @@ from ..core.dynamics import Dynamics
 from ..core.learning import calibration
 from ..core.networks import AnalysisNetwork, ConstantSpread, GaussianCNN
 from ..core.networks.gaussian import Mean, check_centre
+from ..core.progress import showing_bars
 from ..core.random import check_seed
 from ..core.twin import TwinExperiment
 from ..network import Network
@@ -100,7 +101,8 @@ def calibrate(
         "factor": the spread of a `GaussianCNN` that was trained otherwise, times that factor for each field.
     **settings
         Of "network": those of `xdan.train`, 2000 steps by default, and those of `xdan.with_spread`: filters, blocks,
-        sub_blocks, kernel, diagonals, activation. Of the others: validation, seed, device and the words of a record.
+        sub_blocks, kernel, diagonals, activation. Of the others: validation, seed, device, progress and
+        the words of a record.
 
     Returns
     -------
@@ -109,6 +111,8 @@ def calibrate(
 
     Raises
     ------
+    TrainingInterrupted
+        As `xdan.train`.
     TypeError
         For what is no trained network, or unknown settings.
     ValueError
@@ -158,12 +162,13 @@ def _by_network(net: Network, source: Any, settings: dict[str, Any]) -> Network:
 def _scaled(net: Network, source: Any, settings: Mapping[str, Any]) -> Network:
     """The network with the factors of `spread_factors` on what its training held back for validation."""
     device = pick_device(settings.get("device", "auto"))
-    module, data = _held_back(net, source, settings, device)
+    module, data, bars = _held_back(net, source, settings, device)
     record = data.validation
     if record.truth is None:
         return net
     assert isinstance(module, GaussianCNN)
-    factors = calibration.spread_factors(module, record, burn_in(record.observation.shape[1]))
+    with showing_bars(bars):
+        factors = calibration.spread_factors(module, record, burn_in(record.observation.shape[1]))
     if not all(math.isfinite(one) and one > 0 for one in factors):
         raise ValueError(
             f"the factors of the spread are {shown(factors)}: expected positive numbers. Analyses of what is held back "
@@ -193,14 +198,16 @@ def _check_trains_nothing(kind: str, settings: Mapping[str, Any]) -> None:
 
 def _held_back(
     net: Network, source: Any, settings: Mapping[str, Any], device: str
-) -> tuple[AnalysisNetwork, TrainingData]:
-    """A module of the network, and the data that a training with these settings reads."""
+) -> tuple[AnalysisNetwork, TrainingData, bool]:
+    """A module of the network, the data that a training with these settings reads, and whether it shows bars."""
     words = {name: value for name, value in settings.items() if name in _WORDS}
     others = {name: value for name, value in settings.items() if name not in _WORDS}
-    planned = plan(TrainingArguments(source, net, **others, words=cast(RecordWords, words)), device)
-    data = planned.source.data(planned.network, device)
+    arguments = TrainingArguments(source, net, **others, words=cast(RecordWords, words))
+    with showing_bars(arguments.shows_progress):
+        planned = plan(arguments, device)
+        data = planned.source.data(planned.network, device)
     data.windows.close()
-    return planned.network.to(device), data
+    return planned.network.to(device), data, arguments.shows_progress
 
 
 def _by_constants(net: Network, source: Any, settings: dict[str, Any]) -> Network:
@@ -211,9 +218,10 @@ def _by_constants(net: Network, source: Any, settings: dict[str, Any]) -> Networ
     has_truth = not isinstance(source, xr.Dataset) or read(source, **words).truth is not None
     objective = "mse" if has_truth else "analysis"
     held = {"objective": objective, "window": 1, "batch": 2, **settings}
-    centre, data = _held_back(net, source, held, device)
+    centre, data, bars = _held_back(net, source, held, device)
     record = data.validation
-    errors = calibration.error_variance(centre, record, burn_in(record.observation.shape[1])).cpu()
+    with showing_bars(bars):
+        errors = calibration.error_variance(centre, record, burn_in(record.observation.shape[1])).cpu()
     if bad := (~(errors > 0)).nonzero()[:, 0].tolist():
         raise ValueError(
             f"the error variance of the components {shown(bad)} is {shown(errors[bad][:4].tolist())}: expected a "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import closing, nullcontext, suppress
 from dataclasses import asdict, replace
 from typing import Any, Unpack
 
@@ -15,8 +15,10 @@ from torch import nn
 from tqdm.dask import TqdmCallback
 
 from ..core.dynamics import Dynamics
+from ..core.interruption import KEPT_TEXT, TrainingInterrupted
 from ..core.learning import Objective, Optimiser
 from ..core.learning.ahead import ReadAhead
+from ..core.learning.schedules import SCHEDULES
 from ..core.learning.trainer import Trainer
 from ..core.networks import AnalysisNetwork, registered_name
 from ..core.progress import showing_bars
@@ -30,7 +32,7 @@ from ..records.setting import disagreements
 from ..records.wording import shares_words
 from .arguments import TrainingArguments
 from .data import TrainingData
-from .loop import Budget, Loop
+from .loop import Budget, Course, Loop
 from .plan import TrainingPlan, not_finite, plan
 
 _DEFAULT_STEPS = 6000
@@ -50,9 +52,11 @@ def train(
     steps: int | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
+    patience: int | None = None,
     optimiser: Optimiser | None = None,
     validation: float = 0.1,
     validate_every: int = 250,
+    on_validation: Callable[[dict[str, Any]], Any] | None = None,
     seed: int = 0,
     device: str = "auto",
     processes: int | None = None,
@@ -99,18 +103,32 @@ def train(
     trajectories : int, optional
         N_r, of an endless twin; by default four batches.
     steps, epochs, minutes : optional
-        When to stop; the learning rate falls linearly to zero until then. An epoch is a pass over a record; of an
-        endless twin, a window of every trajectory: N_r / S_b steps. With `steps` or `epochs` a run is reproducible
-        (on one machine, with one number of processes); with `minutes` it depends on the machine's speed. 6000
-        steps by default.
+        When to stop; the learning rate falls linearly to zero until then, where `optimiser` has no other schedule. An
+        epoch is a pass over a record; of an endless twin, a window of every trajectory: N_r / S_b steps. With `steps`
+        or `epochs` a run is reproducible (on one machine, with one number of processes); with `minutes` it depends on
+        the machine's speed. 6000 steps by default.
+    patience : int, optional
+        Stop earlier, after so many validations in a row without a better one. Those before a resumption count, and that
+        before the first step of a network that is carried on. While the learning rate falls, the best validations come
+        at the end: take `optimiser=xdan.Optimiser(schedule="constant")`. The best network until then is returned, and
+        `description["training"]` has "stopped_by" and "stopped_at_step". The same call with a larger patience goes on
+        from a checkpoint.
     optimiser : Optimiser, optional
-        Learning rates, weight decay and clipping; `xdan.Optimiser()` by default.
+        Learning rates, their schedule, weight decay and clipping; `xdan.Optimiser()` by default.
     validation : float
         Share of the trajectories kept for validation; the network with the best RMSE on them is returned, and of a
         network whose spread is scored the one with the best loss.
     validate_every : int
         Steps between validations. One whose RMSE is 1.3 times the best sends training back to the best weights, at 0.7
         of the rates.
+    on_validation : callable, optional
+        Called after each validation with a dict: "step"; "seconds" of training; "loss", the mean since the last
+        validation; "validation_rmse", in units of the state (of innovations where there is no truth, and in units of
+        the observation errors where there are several fields); "best", whether it is the best so far;
+        "best_validation_rmse"; and "validation_loss" where the best is by the loss. If it returns True, the training
+        stops, and the best network until then is returned. An error that it raises ends the training: a checkpoint is
+        saved first, and the attribute `network` of the error has the best weights until then. Its time is a part of
+        `minutes`. It changes no number of the training, and a checkpoint goes on with another one, or without.
     seed : int
         Of the initial weights, of the order of the trajectories and of an endless twin. A torch module begins with the
         weights that it has.
@@ -119,9 +137,11 @@ def train(
         How many share the trajectories of a batch, on the CPU. By default as many as torch has threads
         (`torch.set_num_threads`), where that leaves each at least 12 trajectories.
     checkpoint : path or Zarr store, optional
-        Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
+        Save here about every half minute, and when the training ends. A run that was killed or ended by Ctrl-C is
+        resumed by the same call, and ends with the same weights.
     progress : bool or mapping
-        Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
+        Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments. Every validation
+        is logged, too, to the logger "xdan.training".
     {words}
 
         A twin experiment, or a dynamics, takes the word climatology alone. In a training the trajectories start from
@@ -141,8 +161,9 @@ def train(
         trained on: also where nothing, or hardly anything, is observed in what is held back for validation.
     RuntimeError
         If training diverges for good.
-    KeyboardInterrupt
-        At Ctrl-C before the first step, and at a second Ctrl-C.
+    TrainingInterrupted
+        At a second Ctrl-C, and at one before the first step: a KeyboardInterrupt whose `network` has the best weights
+        until then. At a first Ctrl-C the training ends after the step at hand, and returns.
 
     Warns
     -----
@@ -213,8 +234,16 @@ def _fit(arguments: TrainingArguments, device: str) -> tuple[Network, str | None
         trainer = Trainer(module, data.dynamics, data.observing, objective, optimiser, planned.processes)
         with closing(trainer), nullcontext() if checkpoint is None else writing(checkpoint):
             carried_on = planned.trained is not None
-            loop = Loop(trainer, data, budget, arguments.validate_every, checkpoint, identity, carried_on)
-            seconds = loop.run(arguments.progress)
+            rules = arguments.validate_every, SCHEDULES[optimiser.schedule], arguments.patience, arguments.on_validation
+            loop = Loop(trainer, data, Course(budget, *rules), checkpoint, identity, carried_on)
+            try:
+                seconds = loop.run(arguments.progress)
+            except KeyboardInterrupt as error:
+                raise TrainingInterrupted(_raised_text(loop), _kept(loop, module, data, identity)) from error
+            except Exception as error:
+                if loop.failed:
+                    _attach(error, _kept(loop, module, data, identity))
+                raise
     module.load_state_dict(trainer.best)
     if names := not_finite(module):
         raise RuntimeError(f"{names} of the best network are not finite, expected numbers: nothing is returned")
@@ -251,7 +280,7 @@ def _identity(
         "window": arguments.window,
         "batch": arguments.batch,
         "seed": arguments.seed,
-        **asdict(arguments.optimiser),
+        **arguments.optimiser.config(),
         "objective": arguments.objective.to_json(),
         **asdict(budget),
         "validate_every": arguments.validate_every,
@@ -284,6 +313,10 @@ def _outcome(planned: TrainingPlan, loop: Loop, seconds: float, device: str) -> 
         outcome["validation_loss"] = trainer.best_loss
     if loop.interrupted:
         outcome |= {"interrupted": True, "interrupted_at_step": trainer.step_count}
+    if loop.course.patience is not None:
+        outcome["patience"] = loop.course.patience
+    if loop.stopped_by is not None:
+        outcome |= {"stopped_by": loop.stopped_by, "stopped_at_step": trainer.step_count}
     if planned.trained is not None:
         outcome["before"] = planned.trained.description["training"]
     return outcome
@@ -300,6 +333,35 @@ def _setting_text(trained: Network | None, data: TrainingData) -> str:
         f"the network goes on in another setting than it was trained in ({'; '.join(other)}, before and now): what it "
         "knows of the errors may mislead it at first. Go on if that is meant, or train a network from the start"
     )
+
+
+def _kept(loop: Loop, module: AnalysisNetwork, data: TrainingData, identity: Mapping[str, Any]) -> Network:
+    """What a training has learned until it ended without a result; before the first validation, the weights it had."""
+    last = {name: value.clone() for name, value in module.state_dict().items()}
+    if any(math.isfinite(row.validation_rmse) for row in loop.rows) or not_finite(module):
+        last = loop.trainer.best
+    module.load_state_dict(last)
+    told = {"interrupted": True, "interrupted_at_step": loop.trainer.step_count}
+    training = {**identity, "data": {**data.identity, **data.setting}, **told}
+    if math.isfinite(loop.trainer.best_score):
+        training["validation_rmse"] = loop.trainer.best_score
+    return Network.from_module(module.cpu(), data.dynamics.dims, training, loop.history() if loop.rows else None)
+
+
+def _attach(error: Exception, network: Network) -> None:
+    """Keep a network on an error of `on_validation`."""
+    with suppress(AttributeError, TypeError):  # errors of some classes take no attributes
+        error.network = network  # type: ignore[attr-defined]
+    error.add_note(
+        "raised by on_validation=, which ended the training: the network with the best weights until then is the "
+        "attribute `network` of this error, and where there is a checkpoint= the same call goes on from it"
+    )
+
+
+def _raised_text(loop: Loop) -> str:
+    """What a training says that Ctrl-C ended at once."""
+    saved = "" if loop.checkpoint is None else "; the same call goes on from the last save of checkpoint="
+    return f"training was interrupted at step {loop.trainer.step_count} of {loop.budget}{saved}. {KEPT_TEXT}"
 
 
 def _interruption_text(loop: Loop, seconds: float) -> str:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time as clock
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from tqdm.auto import tqdm
 
+from ..core.interruption import Interruption
 from ..core.learning.named_tensors import prefixed, under
-from ..core.learning.trainer import Trainer, linear_decay
-from ..core.progress import showing_bars
+from ..core.learning.schedules import linear_decay
+from ..core.learning.trainer import Trainer
+from ..core.log import TRAINING
+from ..core.progress import bar_of, showing_bars
 from ..records.blocks import array_to_tensor, tensor_to_array
 from ..records.checkpoint import Checkpoint
 from ..records.location import StoreLike
 from .data import TrainingData, burn_in
 
 _SAVE_EVERY = 30.0  # seconds between checkpoints
-_BAR_UNITS = 1000  # of a progress bar over minutes
 
 
 @dataclass(frozen=True)
@@ -42,55 +40,54 @@ class Budget:
         assert self.minutes is not None
         return seconds / (60.0 * self.minutes)
 
+    @property
+    def total(self) -> float:
+        """Steps, or seconds."""
+        if self.steps is not None:
+            return self.steps
+        assert self.minutes is not None
+        return 60.0 * self.minutes
 
-class Interruption:
-    """Let Ctrl-C end a training between two steps, where weights and checkpoint fit each other.
+    def used(self, steps: int, seconds: float) -> float:
+        """Steps, or seconds, of the total that so many steps, or so many seconds, take."""
+        return min(self.total, steps if self.steps is not None else seconds)
 
-    The first Ctrl-C is noted; a second one raises KeyboardInterrupt at once. Outside the main thread, and where the
-    process has a way of its own with Ctrl-C, nothing changes.
+    def __str__(self) -> str:
+        return f"{self.steps} steps" if self.steps is not None else f"{self.minutes:g} minutes"
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a training goes on, and when it stops.
 
     Attributes
     ----------
-    noted : bool
-        Whether there was a Ctrl-C.
+    budget : Budget
+    validate_every : int
+        Steps between validations.
+    schedule : callable
+        Learning rate factor, a function of the share of the budget that is spent.
+    patience : int, optional
+        Validations without a better one after which it stops.
+    on_validation : callable, optional
+        Called after each validation; it stops where the answer is True.
     """
 
-    def __init__(self) -> None:
-        self.noted = False
-        self._listening = False
-
-    def __enter__(self) -> Interruption:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._note)
-            self._listening = True
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._leave()
-
-    def _note(self, *_: Any) -> None:
-        self.noted = True
-        self._leave()
-
-    def _leave(self) -> None:
-        if self._listening:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            self._listening = False
+    budget: Budget
+    validate_every: int
+    schedule: Callable[[float], float] = linear_decay
+    patience: int | None = None
+    on_validation: Callable[[dict[str, Any]], Any] | None = None
 
 
 class Loop:
-    """Steps, validations and checkpoints until the budget is spent.
+    """Steps, validations and checkpoints until the budget is spent, or something else stops them.
 
     Parameters
     ----------
     trainer : Trainer
     data : TrainingData
-    budget : Budget
-    validate_every : int
-        Steps between validations.
+    course : Course
     checkpoint : path or Zarr store, optional
         Save here; a checkpoint that is there already is taken up.
     identity : mapping
@@ -102,21 +99,25 @@ class Loop:
     ----------
     interrupted : bool
         Whether Ctrl-C ended the training before its budget was spent.
+    stopped_by : str or None
+        "patience" or "on_validation", where one of these stopped it.
+    failed : bool
+        Whether `on_validation` raised an error.
     """
 
     def __init__(
         self,
         trainer: Trainer,
         data: TrainingData,
-        budget: Budget,
-        validate_every: int,
+        course: Course,
         checkpoint: StoreLike | None,
         identity: Mapping[str, Any],
         from_trained: bool = False,
     ) -> None:
         self.trainer, self.data, self.from_trained = trainer, data, from_trained
-        self.budget, self.validate_every = budget, validate_every
-        self.interrupted = False
+        self.course, self.budget = course, course.budget
+        self.interrupted, self.failed = False, False
+        self.stopped_by: str | None = None
         self.rows: list[_Row] = []
         self._losses: list[tuple[float, float, int]] = []  # loss, RMSE and restarts of the steps since the last row
         self._begin = 0.0  # time on the clock
@@ -125,11 +126,13 @@ class Loop:
         saved = None if self.checkpoint is None else self.checkpoint.load()
         if saved is not None:
             self._restore(*saved)
+            TRAINING.info("goes on at step %d of %s from %s", self.trainer.step_count, self.budget, checkpoint)
 
     def run(self, progress: bool | Mapping[str, Any]) -> float:
         """Train; returns the seconds it took, those before a resumption included.
 
-        Ctrl-C ends the training early, and `interrupted` says so.
+        Ctrl-C ends the training early, and `interrupted` says so. What `on_validation` raises ends it too: a checkpoint
+        is saved first.
 
         Raises
         ------
@@ -138,14 +141,11 @@ class Loop:
         """
         self._begin = clock.perf_counter()
         form = "{l_bar}{bar}| {elapsed} < {remaining}{postfix}"
-        options = {
-            "desc": "training",
-            "mininterval": 1.0,
-            **(progress if isinstance(progress, Mapping) else {}),
-        }
+        options = {"mininterval": 1.0, "bar_format": form, **(progress if isinstance(progress, Mapping) else {})}
+        options = {"initial": self._used(self.elapsed_before), **options}
         with (
             Interruption() as interruption,
-            tqdm(total=self._bar_total, disable=progress is False, bar_format=form, **options) as bar,
+            bar_of(self.budget.total, "training", shown=progress is not False, **options) as bar,
         ):
             try:
                 elapsed = self._steps(interruption, bar, not bar.disable)
@@ -163,19 +163,28 @@ class Loop:
                 if self.checkpoint is not None:
                     self._save(elapsed)
             if self.interrupted and not any(row.step for row in self.rows):
-                self._validate(elapsed, linear_decay(self._spent(elapsed)))
+                self._validate(elapsed, self._rate(elapsed))
         return elapsed
 
     def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
         """Take steps until the budget is spent or Ctrl-C is noted; returns the seconds so far."""
-        saved = self.elapsed_before
+        saved, looked_at = self.elapsed_before, -1
         if self.from_trained and not self.trainer.step_count:
-            self._validate(self._elapsed(), linear_decay(0.0))
+            self._validate(self._elapsed(), self.course.schedule(0.0))
+            self._tell()
         while True:
             elapsed = self._elapsed()
-            spent = self._spent(elapsed)
-            bar.n = min(self._bar_total, int(spent * self._bar_total))
-            if spent >= 1.0:
+            rate = self._rate(elapsed)
+            bar.n = used = self._used(elapsed)
+            bar.update(0)
+            if self.course.patience is not None and len(self.rows) > looked_at:
+                looked_at = len(self.rows)
+                if self._stale() >= self.course.patience:
+                    self.stopped_by = "patience"
+            if self.stopped_by is not None:
+                TRAINING.info("stopped by %s at step %d", self.stopped_by, self.trainer.step_count)
+                return elapsed
+            if used >= self.budget.total:
                 break
             if interruption.noted:
                 if not self.trainer.step_count:
@@ -187,30 +196,33 @@ class Loop:
                 saved = self._elapsed()
             with showing_bars(bars and not self.trainer.step_count):  # a teacher settles before the first window
                 window = self.data.windows.window(self.trainer.step_count)
-            report = self.trainer.step(window, linear_decay(spent))
+            report = self.trainer.step(window, rate)
             self._losses.append((report.loss, report.rmse, report.restarts))
-            if self.trainer.step_count % self.validate_every == 0:
-                self._validate(elapsed, linear_decay(spent))
-                bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
-            bar.update(0)
+            if self.trainer.step_count % self.course.validate_every == 0:
+                self._validate(elapsed, rate)
+                bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}", refresh=False)
+                self._tell()
         if not self.rows or self.rows[-1].step != self.trainer.step_count:
-            self._validate(elapsed, 0.0)
+            self._validate(elapsed, self.course.schedule(1.0))
+            self._tell()
         bar.set_postfix_str(f"validation RMSE {self.trainer.best_score:.4f}")
         return elapsed
-
-    @property
-    def _bar_total(self) -> int:
-        return _BAR_UNITS if self.budget.steps is None else self.budget.steps
 
     def _elapsed(self) -> float:
         """Seconds of training until now."""
         return self.elapsed_before + clock.perf_counter() - self._begin
 
-    def _spent(self, elapsed: float) -> float:
-        return self.budget.spent(self.trainer.step_count, elapsed)
+    def _used(self, elapsed: float) -> float:
+        """Steps, or seconds, of the budget that are over."""
+        return self.budget.used(self.trainer.step_count, elapsed)
+
+    def _rate(self, elapsed: float) -> float:
+        """Learning rate factor."""
+        return self.course.schedule(self.budget.spent(self.trainer.step_count, elapsed))
 
     def _validate(self, elapsed: float, rate: float) -> None:
         """Validate, and put down a row of the history."""
+        rewinds = self.trainer.rewinds
         score = self.trainer.validate(self.data.validation, burn_in(self.data.validation.observation.shape[1]))
         steps = np.array(self._losses).reshape(-1, 3)
         finite = steps[np.isfinite(steps[:, :2]).all(1)]
@@ -228,6 +240,43 @@ class Loop:
         )
         self.rows.append(row)
         self._losses = []
+        words = row.step, self.budget, elapsed, row.loss, score, ", the best so far" if self.trainer.improved else ""
+        TRAINING.info("step %d of %s, %.1f s: loss %.4g, validation RMSE %.4g%s", *words)
+        if self.trainer.rewinds > rewinds:
+            TRAINING.debug("back to the best weights, at lower rates")
+
+    def _tell(self) -> None:
+        """Tell `on_validation` of the last validation."""
+        if self.course.on_validation is None:
+            return
+        row = self.rows[-1]
+        told: dict[str, Any] = {
+            "step": row.step,
+            "seconds": row.seconds,
+            "loss": row.loss,
+            "validation_rmse": row.validation_rmse,
+            "best": self.trainer.improved,
+            "best_validation_rmse": self.trainer.best_score,
+        }
+        if not math.isnan(row.validation_loss):
+            told["validation_loss"] = row.validation_loss
+        try:
+            answer = self.course.on_validation(told)
+        except BaseException:
+            self.failed = True
+            if self.checkpoint is not None:
+                self._save(self._elapsed())
+            raise
+        if isinstance(answer, (bool, np.bool_)) and answer:
+            self.stopped_by = "on_validation"
+
+    def _stale(self) -> int:
+        """Validations since the best one, those before a resumption included; all of them where none was finite."""
+        score = np.array([row.validation_rmse for row in self.rows])
+        loss = np.array([row.validation_loss for row in self.rows])
+        judged = score if np.isnan(loss).all() else loss
+        judged = np.where(np.isfinite(score + judged), judged, np.inf)
+        return len(judged) if not np.isfinite(judged).any() else len(judged) - 1 - int(judged.argmin())
 
     def history(self) -> xr.Dataset:
         """The rows so far, along `step`."""
@@ -251,6 +300,7 @@ class Loop:
             "elapsed": elapsed,
         }
         self.checkpoint.save({name: tensor_to_array(value) for name, value in arrays.items()}, scalars)
+        TRAINING.debug("step %d is saved in %s", self.trainer.step_count, self.checkpoint.store)
 
     def _restore(self, arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> None:
         device = str(next(self.trainer.network.parameters()).device)

@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..methods import DataAssimilationNetwork, Output, Record, State, method_of, run
+from ..methods import DataAssimilationNetwork, Method, Output, Record, State, method_of, run
 from ..networks import AnalysisNetwork
 from ..observing import ObservingSystem
+from ..progress import counted, part_bar
 from .rollout import PROBE, random_signs
 
 _SENSITIVITY = Output("sensitivity", "derivative of the observed analysis by its observation", "state")
@@ -33,6 +34,12 @@ class _Probed(DataAssimilationNetwork):
         return {**after, "sensitivity": answer}
 
 
+def _run(method: Method, record: Record) -> dict[str, Tensor]:
+    """What a method gives over a record, with a bar where bars are shown."""
+    with part_bar(len(record.steps), "calibrating") as bar:
+        return run(method, record, tick=counted(bar))[0]
+
+
 @torch.no_grad()
 def spread_factors(network: AnalysisNetwork, record: Record, burn_in: int) -> list[float]:
     """RMSE of the analyses of each field, divided by the root mean square of their spread, after burn-in.
@@ -52,7 +59,7 @@ def spread_factors(network: AnalysisNetwork, record: Record, burn_in: int) -> li
     """
     assert record.truth is not None
     network.eval()
-    outputs, _ = run(method_of(network), record)
+    outputs = _run(method_of(network), record)
     square = (outputs["analysis"] - record.truth)[:, burn_in:].double().square()
     variance = outputs["spread"][:, burn_in:].double().square()
     space = record.dynamics.space
@@ -90,14 +97,14 @@ def error_variance(network: AnalysisNetwork, record: Record, burn_in: int) -> Te
     network.eval()
     observing = record.observing
     if record.truth is not None:
-        outputs, _ = run(DataAssimilationNetwork(network), record)
+        outputs = _run(DataAssimilationNetwork(network), record)
         return (outputs["analysis"] - record.truth)[:, burn_in:].double().square().mean((0, 1))
     if not observing.direct or observing.covariance is not None:
         raise ValueError(
             "without the truth the spread follows from direct observations of independent errors, and these have an "
             "operator or correlated errors: expected a record with a truth"
         )
-    outputs, _ = run(_Probed(network), record)
+    outputs = _run(_Probed(network), record)
     later = slice(burn_in, None)
     residual = (record.observation - outputs["analysis"])[:, later].double()
     variance = observing.during(later).error_variance().double().expand(residual.shape)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..checks import real
+from ..checks import choice, real
 from ..dynamics import Dynamics
 from ..methods import Record, State, method_of, run
 from ..networks import AnalysisNetwork
@@ -20,6 +20,7 @@ from .gradient import CudaGraph, Gradient, OneProcess, SeveralProcesses
 from .named_tensors import prefixed, states_to_tensors, tensors_to_states, under
 from .objectives import Objective
 from .rollout import Window, roll_out
+from .schedules import SCHEDULES
 
 _NORMS = 101  # gradient norms that the median is taken over
 _WORSE, _SLOWER = 1.3, 0.7  # a validation that many times the best goes back to that, the rates times so much
@@ -64,30 +65,44 @@ class Optimiser:
         Of the hidden convolutions: with every step they shrink by the learning rate times this.
     clip : float
         A gradient is shortened to this many times the running median of its norm.
+    schedule : {"linear", "constant", "cosine"}
+        How both rates change over a training, after a rise over its first hundredth: down to zero along a straight
+        line, not at all, or down to zero along half a cosine. They follow the share of the training that is done: of
+        its steps, or with `minutes=` of its time. With a falling rate the best weights mostly come at the end. Where
+        the end is open, as with `patience=`, take "constant".
 
     Raises
     ------
     TypeError
-        For what is no number.
+        For what is no number, or a schedule that is no name.
     ValueError
-        For rates or a clip that are not above 0, or a negative weight decay.
+        For rates or a clip that are not above 0, a negative weight decay, or an unknown schedule.
 
     Examples
     --------
     >>> import xdan
     >>> xdan.Optimiser(learning_rate=0.005, weight_decay=0.1)
-    Optimiser(learning_rate=0.005, adam_learning_rate=0.002, weight_decay=0.1, clip=2.0)
+    Optimiser(learning_rate=0.005, adam_learning_rate=0.002, weight_decay=0.1, clip=2.0, schedule='linear')
     """
 
     learning_rate: float = 0.01
     adam_learning_rate: float = 2e-3
     weight_decay: float = 0.0
     clip: float = 2.0
+    schedule: str = "linear"
 
     def __post_init__(self) -> None:
         for label in ("learning_rate", "adam_learning_rate", "clip"):
             object.__setattr__(self, label, real(label, getattr(self, label), above=0.0))
         object.__setattr__(self, "weight_decay", real("weight_decay", self.weight_decay, least=0.0))
+        choice("schedule", self.schedule, SCHEDULES)
+
+    def config(self) -> dict[str, Any]:
+        """JSON that tells it from another; trainings of earlier versions had no other schedule than the usual one."""
+        described = asdict(self)
+        if self.schedule == type(self).schedule:
+            del described["schedule"]
+        return described
 
 
 @dataclass
@@ -132,6 +147,8 @@ class Trainer:
         Weights with the best validation; `best_score` is its RMSE, `best_innovation` its normalised innovation.
     best_loss : float or None
         Its loss, where the objective judges by that.
+    improved : bool
+        Whether the last validation was the best so far.
 
     References
     ----------
@@ -176,6 +193,7 @@ class Trainer:
         self.best_innovation: float | None = None
         self.best_loss: float | None = None
         self.validation_loss = math.nan
+        self.improved = False
         self.best = {name: value.clone() for name, value in network.state_dict().items()}
 
     def step(self, window: Window, rate: float) -> StepReport:
@@ -247,7 +265,8 @@ class Trainer:
             square = square[~square.isnan()]
         score = float(square.sqrt().mean())
         score = score if math.isfinite(score) else math.inf
-        if self._is_best(score, judged):
+        self.improved = self._is_best(score, judged)
+        if self.improved:
             self.best_score, self.best_innovation = score, normalised_innovation(record, outputs["forecast"], burn_in)
             self.best = {name: value.clone() for name, value in self.network.state_dict().items()}
         # Of a network that learns without cycling, how it cycles meanwhile says little of the way.
@@ -341,8 +360,3 @@ def normalised_innovation(record: Record, forecast: Tensor, burn_in: int) -> flo
     innovation = (record.observation - record.observing.observe(forecast))[:, later]
     ratio = float((innovation.square() / record.observing.during(later).error_variance()).nanmean())
     return round(ratio, 4) if math.isfinite(ratio) else None
-
-
-def linear_decay(progress: float) -> float:
-    """Learning rate factor: a short rise, then straight down to zero at the end."""
-    return min(1.0, progress / 0.01 + 0.01) * max(0.0, 1.0 - progress)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -464,6 +465,10 @@ class Method(ABC):
         """Values that tuning tries for a parameter."""
         return self._candidates.get(name, self.tunable[name].values)
 
+    def labels(self) -> dict[str, tuple[float, ...]]:
+        """The values of those `choices` that label a dim, known before the method is prepared."""
+        return {f"candidate_{name}": self.tried(name) for name in self.to_tune()}
+
     def take_candidates(self, candidates: Any) -> None:
         """Set the values that tuning tries for parameters that are "tune".
 
@@ -512,11 +517,9 @@ class Method(ABC):
         """What the method chose for its record, by the names of `choices`: numbers and arrays."""
         if self._curve is None:
             return {}
-        values: dict[str, Any] = {}
-        for name in self.to_tune():
-            values[f"tuned_{name}"] = self.number(name)
-            values[f"candidate_{name}"] = torch.tensor(self.tried(name), dtype=torch.float64).numpy()
-        return {**values, self.curve.name: self._curve.numpy()}
+        values: dict[str, Any] = {f"tuned_{name}": self.number(name) for name in self.to_tune()}
+        labels = {name: np.array(tried, np.float64) for name, tried in self.labels().items()}
+        return {**values, **labels, self.curve.name: self._curve.numpy()}
 
 
 METHODS: Registry[Method] = Registry(

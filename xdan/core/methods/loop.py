@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..checks import shown
 from ..observing import split_observation
-from ..progress import track
 from .advancing import forecast_from
 from .base import Method
 from .record import KEPT, Record, State
@@ -20,7 +19,11 @@ LOST = 1e6  # a trajectory has diverged if a component exceeds so many times the
 
 
 def run(
-    method: Method, record: Record, state: State | None = None, members: bool = False, what: str | None = None
+    method: Method,
+    record: Record,
+    state: State | None = None,
+    members: bool = False,
+    tick: Callable[[], object] | None = None,
 ) -> tuple[dict[str, Tensor], State]:
     """Cycle a method over a record. At every time, the forecast comes before the analysis.
 
@@ -37,8 +40,8 @@ def run(
     members : bool
         Also return the members of an ensemble method, or what a network with memory remembers and the covariance that
         its forecast carries.
-    what : str, optional
-        Name of a bar over the cycles, where bars are shown.
+    tick : callable, optional
+        Called after each cycle.
 
     Returns
     -------
@@ -59,25 +62,27 @@ def run(
     method = method.bound(record.dynamics)
     columns: dict[str, list[Tensor]] = {}
     passed = None
-    for passed in cycles(method, record, state, what):
+    for passed in cycles(method, record, state):
         row = _row(method, passed.forecast, passed.analysis, passed.observation, members)
         for name, value in row.items():
             columns.setdefault(name, []).append(passed.masked(value))
         columns.setdefault("diverged", []).append(~passed.alive)
         if record.restart_after is not None:
             columns.setdefault("restarted", []).append(passed.started)
+        if tick is not None:
+            tick()
     assert passed is not None
     return {name: torch.stack(column, 1) for name, column in columns.items()}, passed.carried()
 
 
-def cycles(method: Method, record: Record, state: State | None = None, what: str | None = None) -> Iterator[Passed]:
+def cycles(method: Method, record: Record, state: State | None = None) -> Iterator[Passed]:
     """Cycle a method over a record, and give each cycle as it has passed.
 
     Parameters
     ----------
     method : Method
         Prepared, and bound to the record's dynamics.
-    record, state, what
+    record, state
         As for `run`.
 
     Yields
@@ -92,8 +97,7 @@ def cycles(method: Method, record: Record, state: State | None = None, what: str
     shape = (*record.shape[:1], *([method.members] if method.ensemble else []), *record.shape[1:])
     lanes = None if state is None else _Lanes.resumed(method, record, state)
     dtype, clock = record.observation.dtype, record.clocks
-    times = enumerate(record.steps)
-    for k, steps in times if what is None else track(list(times), what):
+    for k, steps in enumerate(record.steps):
         observation, observed = split_observation(record.observation[:, k])
         if state is None or lanes is None:
             state = _checked(method, "start", method.start(record), shape, dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +53,12 @@ class _Kept:
 
 
 def smooth(
-    method: Method, record: Record, state: State | None = None, after: State | None = None, members: bool = False
+    method: Method,
+    record: Record,
+    state: State | None = None,
+    after: State | None = None,
+    members: bool = False,
+    tick: Callable[[], object] | None = None,
 ) -> tuple[dict[str, Tensor], State]:
     """Smooth a block of a record: correct the states of a method's run by the observations of all times.
 
@@ -74,6 +80,8 @@ def smooth(
         `after` that this function returned for the next block; None at the end of the record.
     members : bool
         Also return the members of an ensemble, or the covariance of a Kalman filter.
+    tick : callable, optional
+        Called after each cycle that is smoothed.
 
     Returns
     -------
@@ -99,14 +107,20 @@ def smooth(
         states.append(run(method, record.during(stretch), states[-1])[1])
     parts: list[dict[str, Tensor]] = []
     for stretch, begun in zip(reversed(stretches), reversed(states), strict=True):
-        part, after = _stretch(method, back, record.during(stretch), begun, after, members)
+        part, after = _stretch(method, back, record.during(stretch), begun, after, members, tick)
         parts.insert(0, part)
     assert after is not None
     return {name: torch.cat([part[name] for part in parts], 1) for name in parts[0]}, after
 
 
 def _stretch(
-    method: Method, back: BackwardPass, record: Record, state: State | None, after: State | None, members: bool
+    method: Method,
+    back: BackwardPass,
+    record: Record,
+    state: State | None,
+    after: State | None,
+    members: bool,
+    tick: Callable[[], object] | None,
 ) -> tuple[dict[str, Tensor], State]:
     """`smooth` for so few cycles that all their states can be kept."""
     kept = [
@@ -127,6 +141,8 @@ def _stretch(
         for name, value in back.outputs(smoothed, members).items():
             masked = torch.where(_rows(cycle.alive, value), value, torch.nan)
             columns.setdefault(name, []).insert(0, masked)
+        if tick is not None:
+            tick()
     assert after is not None
     return {name: torch.stack(column, 1) for name, column in columns.items()}, after
 

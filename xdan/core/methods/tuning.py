@@ -5,13 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..checks import XdanWarning
-from ..progress import track
+from ..log import TUNING
+from ..progress import counted, part_bar
 from .base import Method
 from .declarations import Search
 from .loop import run
@@ -73,12 +75,7 @@ def search_grid(method: Method, record: Record) -> tuple[Method, tuple[float, ..
     """
     names, part = method.to_tune(), leading(record, method.search)
     grid = list(itertools.product(*(method.tried(name) for name in names)))
-    what = f"tuning {' and '.join(names)} of {method.name}"
-    if method.search.together:
-        curve = _scores_together(method, part, grid, what)
-    else:
-        each = [method.at(dict(zip(names, values, strict=True))) for values in grid]
-        curve = torch.cat([_scores(one, part, run(one, part)[0], 1) for one in track(each, what)])
+    curve = (_scores_together if method.search.together else _scores_in_turn)(method, part, grid)
     if not bool(torch.isfinite(curve).any()):
         raise ValueError(
             f"no value tried for {names} of {method.name!r} gave a finite score on the leading part of the "
@@ -91,6 +88,7 @@ def search_grid(method: Method, record: Record) -> tuple[Method, tuple[float, ..
         (name,) = names
         values = torch.tensor(method.tried(name), dtype=torch.float64).to(record.observation.dtype)
         numbers[name] = float(vertex(values, curve, best))
+    TUNING.info("%s: chose %s", method.name, _told(numbers))
     chosen = method.at(numbers)
     chosen._curve = curve.reshape([len(method.tried(name)) for name in names])
     return chosen, grid[best]
@@ -115,7 +113,35 @@ def burn_in(record: Record, part: Search) -> int:
     return min(part.burn_in, record.observation.shape[1] // 3)
 
 
-def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...]], what: str) -> Tensor:
+def _told(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in numbers.items())
+
+
+def _what(method: Method) -> str:
+    return f"tuning {' and '.join(method.to_tune())} of {method.name}"
+
+
+def _scores_in_turn(method: Method, record: Record, grid: list[tuple[float, ...]]) -> Tensor:
+    """Scores of all candidates from one run after another; shape (C,)."""
+    scores, names, cycles = [], method.to_tune(), len(record.steps)
+    with part_bar(len(grid) * cycles, _what(method)) as bar:
+        for values in grid:
+            numbers = dict(zip(names, values, strict=True))
+            one = method.at(numbers)
+            scores.append(_scores(one, record, run(one, record, tick=counted(bar))[0], 1))
+            told = _tell(method, len(scores), len(grid), numbers, float(scores[-1]))
+            bar.set_postfix_str(told, refresh=False)
+    return torch.cat(scores)
+
+
+def _tell(method: Method, number: int, candidates: int, numbers: Mapping[str, float], score: float) -> str:
+    """Log the score of a candidate, and say it in short."""
+    told = f"{_told(numbers)}: {method.curve.name} {score:.4g}"
+    TUNING.info("%s, candidate %d of %d: %s", method.name, number, candidates, told)
+    return told
+
+
+def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...]]) -> Tensor:
     """Scores of all candidates from one run, in which every candidate has a copy of the trajectories; shape (C,)."""
     copies, lanes = len(grid), len(record.observation)
     columns = torch.tensor(grid, dtype=torch.float64).to(record.observation).T
@@ -127,8 +153,12 @@ def _scores_together(method: Method, record: Record, grid: list[tuple[float, ...
         truth=None,
         clock=record.clocks.repeat(copies),
     )
-    outputs, _ = run(method.at(numbers), repeated, what=what)
-    return _scores(method, record, outputs, copies)
+    with part_bar(len(record.steps), f"{_what(method)}, {copies} candidates together") as bar:
+        outputs, _ = run(method.at(numbers), repeated, tick=counted(bar))
+    scores = _scores(method, record, outputs, copies)
+    for number, (values, score) in enumerate(zip(grid, scores.tolist(), strict=True), 1):
+        _tell(method, number, copies, dict(zip(method.to_tune(), values, strict=True)), score)
+    return scores
 
 
 def _scores(method: Method, record: Record, outputs: dict[str, Tensor], copies: int) -> Tensor:
