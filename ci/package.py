@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 MOST_MEBIBYTES = 0.6 * 584  # without torch; 584 before pictures became an extra
-MOST_SECONDS = 1.5  # median time of `import xdan`
+MOST_SECONDS = 1.5  # of the processor, for `import xdan`; median
 IMPORTS = 5
 
 # In the environment: sizes of what is installed, without torch and all that torch alone brings.
@@ -53,7 +53,13 @@ for name, one in installed.items():
         sizes[name] = sum(file.stat().st_size for file in files if file.is_file()) / 2**20
 print(json.dumps(sizes))
 """
-_SECONDS = "import time; begin = time.perf_counter(); import xdan; print(time.perf_counter() - begin)"
+# Wall clock and processor: the second does not depend on what else the machine does.
+_SECONDS = """
+import time
+begin = time.perf_counter(), time.process_time()
+import xdan
+print(time.perf_counter() - begin[0], time.process_time() - begin[1])
+"""
 
 
 def faults_of_wheel(names: list[str]) -> list[str]:
@@ -103,8 +109,8 @@ def build(folder: Path) -> tuple[Path, Path]:
     return sdist, wheel
 
 
-def measure(python: Path) -> tuple[dict[str, float], float]:
-    """Sizes of the installed packages in MiB, and the median time of `import xdan` in seconds."""
+def measure(python: Path) -> tuple[dict[str, float], float, float]:
+    """Sizes of the installed packages in MiB, and median seconds of `import xdan`: wall clock, and processor."""
     with tempfile.TemporaryDirectory() as elsewhere:  # not in the tree, which would be imported
 
         def printed(code: str) -> str:
@@ -113,7 +119,9 @@ def measure(python: Path) -> tuple[dict[str, float], float]:
 
         sizes = json.loads(printed(_SIZES))
         printed(_SECONDS)  # the first one compiles
-        return sizes, statistics.median(float(printed(_SECONDS)) for _ in range(IMPORTS))
+        times = [tuple(map(float, printed(_SECONDS).split())) for _ in range(IMPORTS)]
+        wall, seconds = (statistics.median(some) for some in zip(*times, strict=True))
+        return sizes, wall, seconds
 
 
 def main() -> None:
@@ -136,17 +144,17 @@ def main() -> None:
     subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, wheel], check=True)
     subprocess.run([python, "-m", "pip", "check"], check=True)
     subprocess.run([python, "-I", ROOT / "ci" / "core_verbs.py"], check=True, cwd=folder)
-    sizes, seconds = measure(python)
+    sizes, wall, seconds = measure(python)
     whole = sum(sizes.values())
     largest = ", ".join(f"{name} {size:.0f}" for name, size in sorted(sizes.items(), key=lambda one: -one[1])[:6])
     print(
         f"site-packages without torch and what torch brings: {whole:.0f} MiB, at most {MOST_MEBIBYTES:.0f} ({largest})"
     )
-    print(f"import xdan: {seconds:.2f} s, the median of {IMPORTS}, at most {MOST_SECONDS} s")
+    print(f"import xdan, median of {IMPORTS}: {wall:.2f} s; {seconds:.2f} s of the processor, at most {MOST_SECONDS}")
     if whole > MOST_MEBIBYTES:
         faults.append(f"site-packages hold {whole:.0f} MiB: expected at most {MOST_MEBIBYTES:.0f}")
     if seconds > MOST_SECONDS:
-        faults.append(f"import xdan takes {seconds:.2f} s: expected at most {MOST_SECONDS} s")
+        faults.append(f"import xdan takes {seconds:.2f} s of the processor: expected at most {MOST_SECONDS} s")
     if faults:
         raise SystemExit("\n".join(faults))
 

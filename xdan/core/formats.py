@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any
@@ -61,7 +61,7 @@ def read_format(kind: str, stated: Any, what: str) -> int:
     return int(stated)
 
 
-def data_format(attributes: Mapping[Hashable, Any], what: str) -> int:
+def data_format(attributes: Mapping[Any, Any], what: str) -> int:
     """Number of the format of labelled data, by their attributes.
 
     Raises

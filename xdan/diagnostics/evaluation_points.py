@@ -268,7 +268,7 @@ def _interval(setup: Setup, positions: np.ndarray[Any, np.dtype[np.int64]]) -> i
     return int(steps[0])
 
 
-def check_labelled(label: str, value: Any, kind: type) -> None:
+def check_labelled(label: str, value: Any, kind: type[xr.Dataset] | type[xr.DataArray]) -> None:
     """Refuse what is not of a class of xarray, and what a later xdan wrote.
 
     Raises
