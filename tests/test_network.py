@@ -104,7 +104,7 @@ def test_no_store_and_another_store(tmp_path, twin):
         ({"name": "os.system"}, r"network 'os.system' is unknown; known are \[.*'residual-cnn'"),
         ({"parameters": {"layers": 3}}, r"has no parameters \['layers'\]; it takes \[.*'filters'"),
         ({"parameters": {"filters": 5}}, "the arrays do not fit the network 'residual-cnn'"),
-        ({"format": 99}, "has network format 99, this xdan reads 1"),
+        ({"format": 99}, r"has network format 99, which a later xdan wrote: expected at most 1, .*; update xdan"),
     ],
     ids=["name", "unknown parameter", "other sizes", "format"],
 )

@@ -19,6 +19,7 @@ from zarr.errors import GroupNotFoundError
 
 from .core.checks import XdanWarning, shown
 from .core.dynamics import CorrectedDynamics, Dynamics
+from .core.formats import FORMATS, read_format
 from .core.methods import DataAssimilationNetwork, method_of
 from .core.networks import (
     AnalysisNetwork,
@@ -44,7 +45,6 @@ from .records.schema import WHOLE, Array
 from .records.setting import disagreements
 from .records.store import check_writable, digest, read_arrays, read_description, sealed, write_arrays
 
-_FORMAT = 1
 _HISTORY = "history_digest"
 _LONGEST_HISTORY = 10_000_000  # rows
 _WEIGHTS = ("float16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
@@ -111,7 +111,7 @@ class Network:
         """Freeze a copy of a torch module."""
         prototype = None if module.follows_from_config else copy.deepcopy(module).cpu().eval()
         description = {
-            "format": _FORMAT,
+            "format": FORMATS["network"],
             "name": registered_name(module),
             "parameters": module.config(),
             "state_dims": list(dims),
@@ -592,8 +592,7 @@ def _check_description(description: Mapping[str, Any], store: StoreLike) -> None
         raise ValueError(
             f"{store} holds no network; found a description with {sorted(description)}, expected name and parameters"
         )
-    if description.get("format") != _FORMAT:
-        raise ValueError(f"{store} has network format {shown(description.get('format'))}, this xdan reads {_FORMAT}")
+    read_format("network", description.get("format"), str(store))
     kinds = {"name": str, "parameters": dict, "state_dims": list, "training": dict}
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):

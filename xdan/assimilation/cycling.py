@@ -303,7 +303,7 @@ class Run:
             lags, backward = lags_of(self.method, self.layout), bool(self.smoothed)
             stream = Stream(store, self._template(), self.plan, identity, mode, lags, backward)
             self._fill(stream, ready, work)
-            whole = xr.open_zarr(store, consolidated=False, chunks=None)[["diverged", RATIO]]
+            whole = xr.open_zarr(store, consolidated=False, chunks=None)
             stream.finish(attribute([*self.warned, *prepared.texts, *self._judge(whole, prepared)]))
         opened: xr.Dataset = xr.open_zarr(store, consolidated=False)
         return opened
@@ -403,8 +403,10 @@ class Run:
 
     def _judge(self, run: xr.Dataset, prepared: _Prepared) -> list[str]:
         """Warn of what is wrong with a run in memory, and return the sentences."""
-        trajectory = self.labelled.setup.trajectory
-        texts = prepared.watch.verdict(run[RATIO].to_numpy(), run["diverged"].to_numpy(), trajectory, slice(None))
+        trajectory, diverged = self.labelled.setup.trajectory, run["diverged"].to_numpy()
+        # A run that an early version began has no ratios.
+        ratio = run[RATIO].to_numpy() if RATIO in run else np.full(diverged.shape, np.nan)
+        texts = prepared.watch.verdict(ratio, diverged, trajectory, slice(None))
         warn_of(texts, stacklevel=5)
         return texts
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.checks import integer, shown
 from ..core.drawing import draw_gaussian
 from ..core.dynamics import Dynamics
+from ..core.formats import data_format
 from ..core.random import check_seed
 from ..records.arranging import arrange_state
 from ..records.blocks import block
@@ -74,6 +75,7 @@ def draw_members(
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"run={shown(run)}: expected the Dataset that cycle() returned")
     members, seed = integer("members", members, least=1), check_seed(seed)
+    data_format(run.attrs, "the run")
     check_contents(run)
     model = None if "analysis" in run else read_dynamics(run, dynamics)
     held = _held(run, model)

@@ -12,6 +12,7 @@ import xarray as xr
 
 from ..core import lead_scores as kernels
 from ..core.checks import choice
+from ..core.formats import data_format
 from ..records.arranging import arrange_state
 from ..records.fields import each, states_of
 from ..records.leads import LEAD, lead_steps, valid_positions
@@ -178,6 +179,7 @@ def _read(labelled: LabelledRecord, forecasts: xr.Dataset) -> dict[str, xr.DataA
     """
     if not isinstance(forecasts, xr.Dataset):
         raise TypeError(f"forecasts is a {type(forecasts).__name__}: expected the Dataset that forecast() returned")
+    data_format(forecasts.attrs, "the Dataset of forecasts")
     if forecasts.attrs.get(STATUS) == "unfinished":
         raise ValueError("the store of the forecasts is unfinished; run the same call again to resume it")
     check_contents(forecasts)

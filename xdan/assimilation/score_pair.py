@@ -18,7 +18,7 @@ from ..records.blocks import tensor_to_array
 from ..records.following import astray, followed
 from ..records.record import LabelledRecord, RecordWords, read
 from ..records.runs import held_in, read_run, sizes_in
-from ..records.schema import MEMBER, TIME, TRAJECTORY, time_dims
+from ..records.schema import MEMBER, TIME, TRAJECTORY, WHOLE, time_dims
 from ..records.store import check_whole
 from .score_causes import Cause, Score, diverged, fills, gaps
 from .score_fields import OVER_ALL, TOTAL, FieldMeans, error_scales
@@ -401,7 +401,8 @@ def _flags(labelled: LabelledRecord, run: xr.Dataset) -> xr.DataArray | None:
     if "diverged" not in run:
         return None
     flags = run["diverged"]
-    check_whole(run, flags)
+    if WHOLE in run.attrs:  # early versions left out chunks of nothing but False
+        check_whole(run, flags)
     times = time_dims(flags)
     if TIME not in flags.dims and times:
         flags = flags.drop_vars(TIME, errors="ignore").rename({times[0]: TIME})

@@ -13,6 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from ..core.checks import choice, integer, real_array, shown
+from ..core.formats import data_format
 from ..core.methods import DataAssimilationNetwork
 from ..core.networks import AnalysisNetwork
 from ..core.random import check_seed
@@ -267,15 +268,16 @@ def _interval(setup: Setup, positions: np.ndarray[Any, np.dtype[np.int64]]) -> i
     return int(steps[0])
 
 
-def check_labelled(label: str, value: Any, kind: type) -> None:
-    """Refuse what is not of a class of xarray.
+def check_labelled(label: str, value: Any, kind: type[xr.Dataset] | type[xr.DataArray]) -> None:
+    """Refuse what is not of a class of xarray, and what a later xdan wrote.
 
     Raises
     ------
-    TypeError
+    TypeError, ValueError
     """
     if not isinstance(value, kind):
         raise TypeError(f"{label}={shown(value)}: expected an xarray {kind.__name__}")
+    data_format(value.attrs, label)
 
 
 def _background(forecast_error: Any) -> Tensor | None:

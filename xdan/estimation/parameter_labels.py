@@ -10,6 +10,7 @@ import xarray as xr
 
 from ..core.dynamics import Dynamics
 from ..core.estimation.priors import Priors
+from ..core.formats import data_format
 from ..records.fields import state_coordinates
 from ..records.schema import ITERATION, TIME, TRAJECTORY
 
@@ -92,6 +93,7 @@ def estimate_of(result: xr.Dataset) -> dict[str, Any]:
     """
     if not isinstance(result, xr.Dataset):
         raise TypeError(f"result={type(result).__name__}: expected the Dataset that estimate_parameters gives")
+    data_format(result.attrs, "the estimate")
     values: Mapping[str, Any] = {
         str(name).removesuffix(ESTIMATE): result[name].values.tolist()
         for name in result.data_vars

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import integer, shown
+from ..core.formats import data_format
 from ..records.schema import TIME
 from ..records.times import drawn_times
 
@@ -29,9 +30,12 @@ def dataset(label: str, value: Any) -> xr.Dataset:
     ------
     TypeError
         For anything else.
+    ValueError
+        If a later xdan wrote it.
     """
     if not isinstance(value, xr.Dataset):
         raise TypeError(f"{label}={shown(value)}: expected an xarray.Dataset")
+    data_format(value.attrs, label)
     return value
 
 

@@ -12,11 +12,10 @@ import numpy as np
 import zarr
 
 from ..core.checks import XdanWarning
+from ..core.formats import FORMATS, read_format
 from .location import StoreLike, check_rewritable, exists, is_local, locate, replacing
 from .schema import Array, to_json
 from .store import DAMAGE, MISSING, read_arrays, write_arrays
-
-_PACKED = 2  # format of checkpoints
 
 
 class OtherRunError(ValueError):
@@ -38,7 +37,7 @@ class Checkpoint:
     def __init__(self, store: StoreLike, identity: Mapping[str, Any]) -> None:
         self.store = locate(store, "checkpoint")
         check_rewritable(self.store, "checkpoint")
-        self.identity = {**identity, "format": _PACKED}
+        self.identity = {**identity, "format": FORMATS["checkpoint"]}
         self._slot = 0
 
     def load(self) -> tuple[dict[str, Array], dict[str, Any]] | None:
@@ -51,7 +50,7 @@ class Checkpoint:
         FileExistsError
             If it holds something else.
         ValueError
-            If both slots are damaged.
+            If both slots are damaged, or a later xdan wrote them.
 
         Warns
         -----
@@ -93,7 +92,9 @@ class Checkpoint:
             identity = None
         if not isinstance(identity, dict):
             raise FileExistsError(f"{self.store} is a damaged checkpoint; remove it, or choose another path")
-        if differs := sorted(k for k in {*identity, *self.identity} if identity.get(k) != self.identity.get(k)):
+        read_format("checkpoint", identity.get("format"), f"the checkpoint {self.store}")
+        keys = {*identity, *self.identity} - {"format"}
+        if differs := sorted(k for k in keys if identity.get(k) != self.identity.get(k)):
             listed = ", ".join(f"{k}: {identity.get(k)!r} there, {self.identity.get(k)!r} now" for k in differs)
             raise OtherRunError(
                 f"checkpoint {self.store} is of another run ({listed}); use the same settings, or another path"
@@ -101,6 +102,8 @@ class Checkpoint:
 
     def _read(self, slot: int) -> tuple[dict[str, Array], dict[str, Any]]:
         packed, scalars = read_arrays(self.store, f"slot{slot}")
+        if "_names" in scalars:  # format 1: each array by itself
+            return {name: packed[name.replace("/", ".")] for name in scalars.pop("_names")}, scalars
         arrays: dict[str, Array] = {}
         for dtype, members in scalars.pop("_packed").items():
             edges = np.cumsum([math.prod(shape) for _, shape in members])[:-1]

@@ -10,6 +10,7 @@ import xarray as xr
 
 from ..core.checks import real_array, shown
 from ..core.dynamics import Dynamics
+from ..core.formats import data_format
 from ..core.twin import check_field_names
 from .fields import Part, find_fields, in_order, parts_of, whole_of
 from .schema import TIME, TRAJECTORY, TRUTH
@@ -82,6 +83,7 @@ def _packed(fields: Mapping[Any, Any], model: Dynamics) -> np.ndarray[Any, Any]:
     """
     names = model.space.names
     if isinstance(fields, xr.Dataset):
+        data_format(fields.attrs, "climatology")
         truth = find_fields(fields, TRUTH, model, all_fields=False)
         fields = truth if isinstance(truth, dict) else {name: fields[name] for name in names if name in fields}
     if missing := [name for name in names if name not in fields]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..core.checks import shown
 from ..core.dynamics import CorrectedDynamics, Dynamics, SurrogateDynamics, dynamics_from_json, dynamics_to_json
+from ..core.formats import FORMATS, read_format
 from ..core.spaces import StateSpace
 from ..core.tendencies import TendencyNetwork, tendency_by_name, tendency_of_shapes
 from .blocks import array_to_tensor, tensor_to_array
@@ -17,7 +18,6 @@ from .location import StoreLike, check_rewritable, locate, replacing, writing
 from .schema import Array, to_json
 from .store import check_writable, read_arrays, read_description, write_arrays
 
-_FORMAT = 1
 _KIND = "xdan model"
 _WEIGHTS, _FINGERPRINT, _CLIMATE, _ERROR = "weights.", "fingerprint", "climatology", "model_error"
 _CLASSES = {one.name: one for one in (CorrectedDynamics, SurrogateDynamics)}
@@ -71,7 +71,7 @@ def save_dynamics(dynamics: CorrectedDynamics | SurrogateDynamics, store: StoreL
         arrays[_ERROR] = tensor_to_array(error.std if error.covariance is None else error.covariance)
     description = {
         "kind": _KIND,
-        "format": _FORMAT,
+        "format": FORMATS["dynamics"],
         "dynamics": dynamics_to_json(dynamics),
         "provenance": dynamics.provenance,
     }
@@ -117,8 +117,7 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
             f"{store} holds no model with a learned part: expected a store that save_dynamics wrote; networks are "
             "opened by open_network, records by xarray.open_zarr"
         )
-    if description.get("format") != _FORMAT:
-        raise ValueError(f"{store} has model format {shown(description.get('format'))}, this xdan reads {_FORMAT}")
+    read_format("dynamics", description.get("format"), str(store))
     described = description["dynamics"]
     name, parameters = described.get("name"), described.get("parameters")
     if not isinstance(name, str) or name not in _CLASSES or not isinstance(parameters, Mapping):

@@ -13,6 +13,7 @@ import xarray as xr
 
 from ..core.checks import perhaps, shown
 from ..core.dynamics import Dynamics, check_declarations, dynamics_from_json
+from ..core.formats import data_format
 from ..core.observing import FieldSites, ObservingSystem, Operator, Positions, Sites
 from ..core.twin import INSTRUMENT, check_field_names, names_fields
 from .arranging import arrange, arrange_state, labels_of, reordered
@@ -243,6 +244,7 @@ def read(ds: xr.Dataset, *, needs_truth: str | None = None, **words: Unpack[Reco
             "arrays go into an xarray.Dataset with names and dims"
         )
     check_words(words)
+    data_format(ds.attrs, "the record")
     if ds.attrs.get(STATUS) == "unfinished":
         raise ValueError(
             "the store is unfinished: the run that writes it was cut short. Run the same call again to resume it"

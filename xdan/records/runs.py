@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from ..core.checks import XdanWarning, shown
+from ..core.formats import data_format
 from .arranging import arrange_state
 from .fields import each, in_order, parts_of, states_of
 from .schema import TIME, TRAJECTORY, Array, Role
@@ -73,6 +74,7 @@ def read_run(
     """
     if not isinstance(run, xr.Dataset):
         raise TypeError(f"{what} is a {type(run).__name__}: expected the Dataset that cycle() or baseline() returned")
+    data_format(run.attrs, f"the {what}")
     if run.attrs.get(STATUS) == "unfinished":
         raise ValueError(f"the {what}'s store is unfinished; run the same call again to resume it")
     model = labelled.setup.dynamics

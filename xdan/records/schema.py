@@ -17,6 +17,7 @@ import xarray as xr
 from ..core.checks import XdanWarning as XdanWarning
 from ..core.checks import perhaps, shown
 from ..core.dynamics import Dynamics, dynamics_to_json
+from ..core.formats import FORMAT, FORMATS
 from ..core.spaces import STATE, Coordinate
 
 TRAJECTORY, TIME, MEMBER, ITERATION = "trajectory", "time", "member", "iteration"
@@ -211,6 +212,7 @@ def attributes(model: Dynamics, **more: Any) -> dict[str, Any]:
     described = {
         "Conventions": CONVENTIONS,
         "source": f"xdan {version('xdan')}",
+        FORMAT: FORMATS["data"],
         "dynamics": to_json(dynamics_to_json(model)),
         **plain,
     }

@@ -13,6 +13,7 @@ import zarr
 from zarr.errors import GroupNotFoundError
 
 from ..core.checks import XdanWarning
+from ..core.formats import data_format
 from .blocks import Carry, Plan
 from .location import StoreLike, exists, is_local, replacing
 from .schema import Array
@@ -56,6 +57,8 @@ class Stream:
     ------
     FileExistsError
         If the store holds anything but an unfinished run of the same identity, unless mode is "w".
+    ValueError
+        If a later version of xdan began the run, unless mode is "w".
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class Stream:
     ) -> None:
         self.store, self.plan, self.lags, self.backward = store, plan, dict(lags or {}), backward
         self.absent: list[str] = []
-        stored_identity, unfinished = self._stored() if exists(store) else (None, False)
+        stored_identity, unfinished = self._stored(mode) if exists(store) else (None, False)
         if stored_identity is None and unfinished:
             mode = "w"  # killed before the first block
         if stored_identity != identity:
@@ -107,12 +110,20 @@ class Stream:
                 stacklevel=5,
             )
 
-    def _stored(self) -> tuple[str | None, bool]:
+    def _stored(self, mode: str) -> tuple[str | None, bool]:
         """Identity of the run in the store, None where it cannot be resumed; and whether the store is unfinished."""
         try:
-            unfinished = zarr.open_group(self.store, mode="r").attrs.get(STATUS) == "unfinished"
+            attributes = zarr.open_group(self.store, mode="r").attrs.asdict()
         except (FileNotFoundError, NotADirectoryError, GroupNotFoundError, ValueError):
             return None, False
+        unfinished = attributes.get(STATUS) == "unfinished"
+        if unfinished:
+            try:
+                data_format(attributes, f"the unfinished run in {self.store}")
+            except ValueError:
+                if mode != "w":
+                    raise
+                return None, True
         try:
             resume = zarr.open_group(self.store, path=_RESUME, mode="r")
             return (str(resume.attrs["identity"]) if "done" in resume else None), unfinished

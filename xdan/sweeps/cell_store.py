@@ -11,6 +11,7 @@ from typing import Any
 import xarray as xr
 import zarr
 
+from ..core.formats import FORMAT, FORMATS, LaterFormatError, data_format
 from ..network import Network, open_network
 from ..records.location import StoreLike, exists, is_local
 from ..records.store import DAMAGE, read_arrays, sealed, write_arrays
@@ -59,7 +60,8 @@ class CellStore:
         if self._torn:
             (Path(self.store) / "zarr.json").unlink()
         attributes: dict[str, Any] = {"xdan_sweep": json.dumps(self.description)}
-        group = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=attributes)
+        numbered = {**attributes, FORMAT: FORMATS["data"]}
+        group = zarr.open_group(self.store, mode="a", zarr_format=3, attributes=numbered)
         group.attrs.update(attributes)  # with the schemes that were added
         for name in ("cells", "networks"):
             try:
@@ -75,10 +77,14 @@ class CellStore:
     def _stored_description(self) -> Any:
         """JSON of the sweep that the store holds, or None where it holds none; notes a damaged one as torn."""
         try:
-            text = zarr.open_group(self.store, mode="r").attrs.get("xdan_sweep")
+            attributes = zarr.open_group(self.store, mode="r").attrs.asdict()
+            data_format(attributes, f"the sweep in {self.store}")
+            text = attributes.get("xdan_sweep")
             return None if text is None else json.loads(str(text))
         except (FileNotFoundError, zarr.errors.GroupNotFoundError):
             return None
+        except LaterFormatError:
+            raise
         except _UNREADABLE as error:
             if (
                 not self.local
@@ -146,6 +152,8 @@ class CellStore:
             if not path.exists():
                 return None
             reason: str | Exception = "it holds no network"
+        except LaterFormatError:  # it is whole, and not ours to remove
+            raise
         except _UNREADABLE as error:
             reason = error
         else:
@@ -161,6 +169,8 @@ class CellStore:
         begun = exists(checkpoint)
         try:
             return cell.train(checkpoint)
+        except LaterFormatError:
+            raise
         except (FileExistsError, ValueError):
             # Of another run, of none, or damaged; any other error comes again.
             if not begun:

@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 from dask.delayed import Delayed
 
+from ..core.formats import FORMAT, FORMATS
 from ..records.schema import Array
 
 SCHEME, SEED = "scheme", "seed"
@@ -81,7 +82,7 @@ def arranged(
         unit = unit if name != "innovation_variance" or unit == "1" else f"({unit})2"
         variables[name] = (dims, array, {"long_name": long_name, "units": unit})
     errors = sorted({cell["error"] for cell in scores if isinstance(cell, dict) and "error" in cell})
-    attributes = {"title": "sweep", "errors": json.dumps(errors), **test, "source": "xdan"}
+    attributes = {"title": "sweep", "errors": json.dumps(errors), **test, "source": "xdan", FORMAT: FORMATS["data"]}
     # Strings as objects: Zarr has a specification for those of any length only.
     coordinates = {
         dim: np.array(values, dtype=object if any(isinstance(v, str) for v in values) else None)

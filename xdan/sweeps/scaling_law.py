@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..core.checks import choice, integer, shown
 from ..core.extras import optional
+from ..core.formats import data_format
 from ..core.random import check_seed
 from ..records.schema import Array
 
@@ -139,6 +140,7 @@ def _cells(cube: xr.Dataset | xr.DataArray, size: str, batch: str, value: str) -
     """Mean over seeds, dims (size, batch)."""
     if not isinstance(cube, (xr.Dataset, xr.DataArray)):
         raise TypeError(f"cube={shown(cube)}: expected an xarray Dataset, as sweep() gives, or DataArray")
+    data_format(cube.attrs, "the cube")
     if isinstance(cube, xr.Dataset):
         cube = cube[choice("value", value, {str(name) for name in cube.data_vars})]
     dims = {str(dim) for dim in cube.dims}
