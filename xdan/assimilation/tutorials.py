@@ -13,7 +13,7 @@ import xarray as xr
 
 from ..core.checks import perhaps, shown
 from ..core.dynamics import KuramotoSivashinsky, Lorenz63, Lorenz96, TwoScaleLorenz96
-from ..core.observing import Sites
+from ..core.observing import FieldSites, Sites
 from ..core.twin import TwinExperiment
 from .twins import twin
 
@@ -43,8 +43,9 @@ class _Tutorial:
     change: Callable[[xr.Dataset], xr.Dataset] | None = None
 
     def make(self) -> xr.Dataset:
-        sizes = {"cycles": self.cycles, "trajectories": self.trajectories}
-        record = twin(self.experiment(), **sizes, seed=self.seed, start=self.start)
+        record = twin(
+            self.experiment(), cycles=self.cycles, trajectories=self.trajectories, seed=self.seed, start=self.start
+        )
         return record if self.change is None else self.change(record)
 
 
@@ -79,7 +80,11 @@ _RECORDS = {
     ),
     "two-fields": _Tutorial(
         "Two-scale Lorenz-96: the slow field U is observed, the fast field V is not.",
-        lambda: TwinExperiment(TwoScaleLorenz96(), observe={"U": Sites.all()}, error_std=math.sqrt(0.1)),
+        lambda: TwinExperiment(
+            TwoScaleLorenz96(),
+            observe=FieldSites(TwoScaleLorenz96().space, {"U": Sites.all()}),
+            error_std=math.sqrt(0.1),
+        ),
         cycles=100,
         trajectories=2,
     ),

@@ -16,7 +16,7 @@ from ..core.checks import XdanWarning
 from .blocks import Carry, Plan
 from .location import StoreLike, exists, is_local, replacing
 from .schema import Array
-from .store import STATUS, check_writable, read_arrays, write_arrays
+from .store import STATUS, check_writable, consolidate, read_arrays, write_arrays
 
 _RESUME = "xdan_resume"
 
@@ -195,3 +195,4 @@ class Stream:
         whole.pop(STATUS, None)
         group.attrs.put(whole)  # a kill from here on leaves a whole store, and some of what it was resumed from
         del group[_RESUME]
+        consolidate(self.store)
