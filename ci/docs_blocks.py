@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import atexit
 import os
 import re
 import subprocess
@@ -34,10 +35,11 @@ from page_blocks import blocks_of  # noqa: E402
 HIDDEN = ("DeprecationWarning", "PendingDeprecationWarning", "ImportWarning", "ResourceWarning")
 WARNINGS = ["-W", "error", *(part for name in HIDDEN for part in ("-W", f"ignore::{name}"))]
 
-STEPS = 30  # of a training of some minutes
+STEPS, STEPS_OF_A_SWEEP = 30, 5  # of a training of some minutes
+VALIDATION = 100, 8  # cycles and trajectories that a training of a twin is validated on
 VALUES, CYCLES, TRAJECTORIES = 20_000, 400, 8  # a record of more trajectories x cycles than VALUES is cut to the others
 SWEPT = 2  # values of an axis of a sweep that has more
-LIMIT = 600  # seconds for a page
+LIMIT = 900  # seconds for a page
 
 
 def pages() -> list[Path]:
@@ -88,15 +90,16 @@ def _shorten() -> None:
     import xdan.assimilation.twins
     import xdan.sweeps.sweeps
     import xdan.training.fitting
+    import xdan.training.twin_source
 
-    def stepped(words: dict[str, Any]) -> dict[str, Any]:
+    def stepped(words: dict[str, Any], steps: int) -> dict[str, Any]:
         rest = {name: value for name, value in words.items() if name != "minutes"}
-        return rest if rest.get("steps") or rest.get("epochs") else {**rest, "steps": STEPS}
+        return rest if rest.get("steps") or rest.get("epochs") else {**rest, "steps": steps}
 
     train, twin, sweep = xdan.training.fitting.train, xdan.assimilation.twins.twin, xdan.sweeps.sweeps.sweep
 
     def short_train(*args: Any, **words: Any) -> Any:
-        return train(*args, **{"progress": False, **stepped(words)})
+        return train(*args, **{"progress": False, **stepped(words, STEPS)})
 
     def short_twin(*args: Any, **words: Any) -> Any:
         if words.get("cycles", 1000) * words.get("trajectories", 1) > VALUES:
@@ -104,11 +107,15 @@ def _shorten() -> None:
         return twin(*args, **words)
 
     def short_sweep(model: Any, schemes: Any, axes: Any = None, **words: Any) -> Any:
-        schemes = {name: stepped(scheme) if "network" in scheme else scheme for name, scheme in schemes.items()}
+        schemes = {
+            name: stepped(scheme, STEPS_OF_A_SWEEP) if "network" in scheme else scheme
+            for name, scheme in schemes.items()
+        }
         axes = {name: list(values)[:SWEPT] for name, values in (axes or {}).items()}
         words = {"cycles": 60, "trajectories": 4, "burn_in": 20, **words, "seeds": 1}
         return sweep(model, schemes, axes, **words)
 
+    xdan.training.twin_source.VALIDATION_CYCLES, xdan.training.twin_source.VALIDATION_LANES = VALIDATION
     xdan.training.fitting.train = short_train
     xdan.assimilation.twins.twin = short_twin
     xdan.sweeps.sweeps.sweep = short_sweep
@@ -123,6 +130,7 @@ def _draw_without_a_browser() -> None:
 
 def run(page: Path) -> None:
     """Run the blocks of a page in the folder where this process is, and say what each takes."""
+    atexit.register(lambda: print(f"@ processor {sum(os.times()[:4]):.0f}", flush=True))
     blocks = blocks_of(page)
     code = "".join(block.code for block in blocks if not block.reason)
     for name in _lacking(code):
@@ -148,6 +156,7 @@ class Ran:
 
     page: Path
     seconds: float
+    processor: float  # seconds of it, also on a busy machine
     blocks: list[str]
     fault: str
 
@@ -171,7 +180,8 @@ def run_in_new_process(page: Path) -> Ran:
     done = [line for line in printed.splitlines() if line.startswith("@ line")]
     # A worker, or a thread, that warns cannot stop the page.
     fault = complaints if child.returncode or "Warning:" in complaints else ""
-    return Ran(page, time.perf_counter() - begin, done, fault)
+    processor = re.search(r"^@ processor (\d+)", printed, re.M)
+    return Ran(page, time.perf_counter() - begin, float(processor[1]) if processor else 0.0, done, fault)
 
 
 @cache
@@ -243,7 +253,7 @@ def main() -> None:
         run(options.run)
         return
     begin, chosen = time.perf_counter(), [page.resolve() for page in options.pages] or pages()
-    faults = 0
+    faults, processor = 0, 0.0
     for page in chosen:
         for fault in (*wrong_commands(page), *wrong_links(page)):
             faults += 1
@@ -251,14 +261,19 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         waiting = [pool.submit(run_in_new_process, page) for page in chosen if blocks_of(page)]
         for ran in (future.result() for future in as_completed(waiting)):
-            print(f"{ran.page.name}: {len(ran.blocks)} blocks, {ran.seconds:.0f} s", flush=True)
+            print(
+                f"{ran.page.name}: {len(ran.blocks)} blocks, {ran.seconds:.0f} s, {ran.processor:.0f} s of a core",
+                flush=True,
+            )
             shown = ran.blocks if options.verbose or ran.fault else [line for line in ran.blocks if "not run" in line]
             if shown:
                 print(*(f"  {line}" for line in shown), sep="\n", flush=True)
+            processor += ran.processor
             if ran.fault:
                 faults += 1
                 print(ran.fault, flush=True)
-    print(f"{len(chosen)} pages, {faults} faults, {time.perf_counter() - begin:.0f} s")
+    taken = f"{time.perf_counter() - begin:.0f} s, {processor:.0f} s of a core"
+    print(f"{len(chosen)} pages, {faults} faults, {taken}")
     if faults:
         sys.exit(1)
 
