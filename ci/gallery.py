@@ -14,10 +14,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-def blocks(text: str) -> list[str]:
-    """The blocks of Python of a page."""
-    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+from page_blocks import blocks_of
 
 
 def run(page: Path) -> None:
@@ -25,10 +24,10 @@ def run(page: Path) -> None:
     names: dict[str, Any] = {}
     os.chdir(page.parent)
     Path("gallery").mkdir(exist_ok=True)
-    for number, block in enumerate(blocks(page.read_text()), 1):
+    for block in blocks_of(page):
         begin = time.perf_counter()
-        exec(compile(block, f"{page.name}, block {number}", "exec"), names)
-        print(f"block {number}: {time.perf_counter() - begin:.1f} s", flush=True)
+        names = block.run(names)
+        print(f"line {block.line}: {time.perf_counter() - begin:.1f} s", flush=True)
 
 
 def wrong(page: Path, most_kib: int) -> list[str]:

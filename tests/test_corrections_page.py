@@ -1,14 +1,13 @@
 """The blocks of docs/corrections.md, each run by itself as a user would."""
 
 import re
-from pathlib import Path
 
 import pytest
+from page_blocks import blocks_of
 
 import xdan
 
-PAGE = (Path(__file__).parents[1] / "docs" / "corrections.md").read_text()
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.M)
+BLOCKS = [block.code for block in blocks_of("corrections")]
 
 
 def printed(block, capsys):

@@ -22,6 +22,7 @@ CACHES = {"cache", "lru_cache"}
 # Methods that change a container, and those that change the whole process.
 CHANGES = {"add", "append", "clear", "extend", "insert", "move_to_end", "pop", "popitem", "setdefault", "update"}
 PROCESS_WIDE = {
+    "filterwarnings",
     "mallopt",
     "manual_seed",
     "register_module_buffer_registration_hook",

@@ -1,4 +1,4 @@
-"""The files of docs/extending.md, written and run as a user would: each by itself, then imported by another program."""
+"""The files of docs/extending.md, written as a user would, and imported by another program."""
 
 from __future__ import annotations
 
@@ -10,11 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from page_blocks import blocks_of
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
-FILES = {
-    name: body for body, name in re.findall(r"^```python\n(# (\w+\.py)\n.*?)^```$", PAGE.read_text(), re.DOTALL | re.M)
-}
+FILES = {re.match(r"# (\w+\.py)\n", block.code)[1]: block.code for block in blocks_of("extending")}
 SITES, SMOOTHINGS = 12, (1, 2, 3, 4)
 
 PROGRAM = """
@@ -146,14 +144,6 @@ def test_the_page_shows_these_files():
         "long_waves.py",
     ]
     assert list(FILES) == files
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_runs_by_itself(folder, name):
-    """The printed scores are those of analyses: less than the observation error, which is 1."""
-    printed = [float(number) for number in re.findall(r"\d+\.\d+", python(folder, name))]
-    assert printed
-    assert all(0.0 < number < 0.9 for number in printed)
 
 
 def written_tendency(x: np.ndarray, forcing: float, k: int) -> np.ndarray:

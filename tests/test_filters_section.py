@@ -1,25 +1,13 @@
-"""What docs/methods.md says of serial, hybrid and adaptive filters, run as a user would; their figures, small."""
+"""The figures of docs/methods.md for serial, hybrid and adaptive filters, small."""
 
 import argparse
 import importlib
-import re
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TEXT = (ROOT / "docs" / "methods.md").read_text()
-SECTIONS = TEXT[TEXT.index("## Observations one after another") : TEXT.index("## Tuning")]
-BLOCKS = re.findall(r"```python\n(.*?)```", SECTIONS, re.DOTALL)
-
-
-def test_the_blocks_run_one_after_another(capsys):
-    assert len(BLOCKS) == 2
-    names = {"__name__": "__main__"}
-    for block in BLOCKS:
-        exec(compile(block, "docs/methods.md", "exec"), names)
-    assert capsys.readouterr().out.strip() == "('trajectory', 'time', 'x')"
 
 
 @pytest.fixture

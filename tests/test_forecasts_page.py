@@ -1,6 +1,5 @@
-"""The block of docs/forecasts.md, run as a user would, and the page's figures at a small size."""
+"""The figures of docs/forecasts.md at a small size."""
 
-import re
 from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
@@ -8,13 +7,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "forecasts.md").read_text(), re.DOTALL | re.M)
-
-
-def test_the_block_runs(capsys):
-    (code,) = BLOCKS
-    exec(compile(code, "block", "exec"), {"__name__": "__main__"})
-    assert "skill until" in capsys.readouterr().out
 
 
 @pytest.mark.slow

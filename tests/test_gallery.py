@@ -1,11 +1,11 @@
-"""The gallery's page shows the pictures that are there, and its blocks run."""
+"""The gallery's page shows the pictures that are there, and its blocks name what xdan has."""
 
 import importlib.util
 import re
-import shutil
 from pathlib import Path
 
 import pytest
+from page_blocks import blocks_of
 
 import xdan
 
@@ -29,18 +29,8 @@ def test_pictures_and_page_fit_together(gallery):
     assert len(list((PAGE.parent / "gallery").glob("*.png"))) >= 12
 
 
-def test_blocks_compile_and_name_what_xdan_has(gallery):
-    for block in gallery.blocks(PAGE.read_text()):
-        compile(block, str(PAGE), "exec")
-        for name in re.findall(r"xdan\.(\w+)", block):
+def test_blocks_compile_and_name_what_xdan_has():
+    for block in blocks_of("gallery"):
+        compile(block.code, str(PAGE), "exec")
+        for name in re.findall(r"xdan\.(\w+)", block.code):
             assert hasattr(xdan, name), name
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_blocks_run(gallery, tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib")
-    monkeypatch.chdir(tmp_path)
-    page = Path(shutil.copy(PAGE, tmp_path))
-    gallery.run(page)
-    assert gallery.wrong(page, most_kib=1500) == []

@@ -1,11 +1,10 @@
 """The reference lists every public name, and the blocks of the first page for a newcomer run."""
 
 import re
-from pathlib import Path
+
+from page_blocks import DOCS, blocks_of
 
 import xdan
-
-DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_every_public_name_is_in_the_reference():
@@ -23,8 +22,8 @@ def test_every_page_is_reached_from_the_first():
 def test_the_first_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {}
-    for block in re.findall(r"^```python\n(.*?)^```$", (DOCS / "first-run.md").read_text(), re.DOTALL | re.M):
-        exec(compile(block, "first-run.md", "exec"), names)
+    for block in blocks_of("first-run"):
+        names = block.run(names)
     printed = capsys.readouterr().out
     scores = [float(number) for number in re.findall(r"RMSE ([\d.]+) \+-", printed)]
     assert len(scores) == 2

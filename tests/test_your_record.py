@@ -1,14 +1,13 @@
 """The blocks of docs/your-record.md, run one after another as a user would."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from page_blocks import blocks_of
 
-PAGE = Path(__file__).parents[1] / "docs" / "your-record.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.M)
+BLOCKS = [block.code for block in blocks_of("your-record")]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +20,7 @@ def ran(tmp_path_factory):
         for block in BLOCKS:
             if "import cftime" in block:
                 pytest.importorskip("cftime")
-            exec(compile(block, PAGE.name, "exec"), names)
+            exec(compile(block, "docs/your-record.md", "exec"), names)
             names.setdefault("runs", []).append(names.get("run"))
     return folder, names, printed
 

@@ -8,6 +8,7 @@ hvplot are imported where they are first used. The public names are those of `__
 from __future__ import annotations
 
 import ast
+import warnings
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +17,10 @@ from typing import Any
 from . import accessor as _accessor  # noqa: F401 - registers .dan
 
 __version__ = "0.1.0"
+
+# xarray's `to_zarr` copies all labels into the root of a store. Zarr warns at each such copy, of its format 3, that
+# other libraries may not know it: they read the arrays' own labels.
+warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning, "zarr")
 
 
 def _homes() -> dict[str, str]:

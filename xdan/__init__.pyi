@@ -15,6 +15,8 @@ from .assimilation.reanalysis import reanalysis as reanalysis
 from .assimilation.reliability import reliability as reliability
 from .assimilation.scoring import score as score
 from .assimilation.spread_errors import spread_error as spread_error
+from .assimilation.tutorials import tutorial as tutorial
+from .assimilation.tutorials import tutorials as tutorials
 from .assimilation.twins import twin as twin
 from .core.dynamics import CorrectedDynamics as CorrectedDynamics
 from .core.dynamics import CustomDynamics as CustomDynamics

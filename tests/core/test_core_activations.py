@@ -3,12 +3,11 @@
 import copy
 import gc
 import pickle
-import re
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
+from page_blocks import blocks_of
 from torch.func import jacfwd, jacrev
 from torch.testing import assert_close
 
@@ -234,9 +233,8 @@ def test_no_buffer_outlives_a_training():
 
 
 def test_the_activation_in_the_docs_is_the_one_of_its_name():
-    page = (Path(__file__).parents[2] / "docs" / "network.md").read_text()
-    block = re.search(r"```python\n(import torch\nfrom xdan.core.networks import Activation.*?)```", page, re.DOTALL)
-    exec(compile(block[1], "mish.py", "exec"), {"__name__": "mish"})
+    (block,) = [one for one in blocks_of("network") if "register_activation" in one.code]
+    exec(compile(block.code, "mish.py", "exec"), {"__name__": "mish"})
     z = normals(3, 5)
     assert_close(activation_by_name("mish").value(z), torch.nn.functional.mish(z))
 

@@ -376,20 +376,3 @@ def test_the_figures_run(figure, tmp_path, monkeypatch):
         example.FIGURES[figure](Namespace(out=tmp_path, cycles=24, trajectories=4, seed=5))
     assert "| estimate |" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "estimates.html").stat().st_size > 10_000
-
-
-PAGE = (Path(__file__).parents[2] / "docs" / "model-error.md").read_text()
-SECTION = re.search(r"^## Estimating Q and R\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.M)[1]
-
-
-@pytest.mark.filterwarnings(LAST)
-def test_the_page_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(error_request._ITERATIONS, "em", 4)
-    names = {}
-    for number, block in enumerate(re.findall(r"^```python\n(.*?)^```$", SECTION, re.DOTALL | re.M), 1):
-        exec(compile(block, f"block {number}", "exec"), names)
-    numbers = [float(word) for word in re.findall(r"\d+\.\d+", capsys.readouterr().out)]
-    assert len(numbers) == 6
-    assert np.isfinite(numbers).all()
-    xr.testing.assert_identical(names["run"].analysis, names["same"].analysis)

@@ -245,6 +245,18 @@ def write_arrays(store: StoreLike, path: str, arrays: Mapping[str, Array], descr
             array[...] = value
 
 
+def consolidate(store: StoreLike) -> None:
+    """Copy the labels of a store's arrays into its root, so that `xr.open_zarr(store)` reads it without a warning.
+
+    For stores that are finished: what is added later is not seen through the copy.
+    """
+    if getattr(store, "supports_consolidated_metadata", True):
+        with warnings.catch_warnings():
+            # Zarr says that other libraries may not know the copy: they read the arrays' own labels.
+            warnings.filterwarnings("ignore", "Consolidated metadata is currently not part", UserWarning)
+            zarr.consolidate_metadata(store)
+
+
 def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """Read what a group of arrays says of itself, and the arrays' shapes, but none of their values.
 

@@ -17,7 +17,7 @@ from ..core.formats import data_format
 from .blocks import Carry, Plan
 from .location import StoreLike, exists, is_local, replacing
 from .schema import Array
-from .store import STATUS, check_writable, read_arrays, write_arrays
+from .store import STATUS, check_writable, consolidate, read_arrays, write_arrays
 
 _RESUME = "xdan_resume"
 
@@ -206,3 +206,4 @@ class Stream:
         whole.pop(STATUS, None)
         group.attrs.put(whole)  # a kill from here on leaves a whole store, and some of what it was resumed from
         del group[_RESUME]
+        consolidate(self.store)
