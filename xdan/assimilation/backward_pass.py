@@ -1,4 +1,4 @@
-"""The backward pass of a run: its blocks from the last time to the first, lazily or streamed into a store."""
+"""The backward pass of a run: blocks from the last time to the first, lazily or written into a store."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .run_layout import Layout
 def lazy_pass(
     plan: Plan, observations: da.Array, layout: Layout, begun: Sequence[Sequence[Any]], *shared: Any
 ) -> dict[str, da.Array]:
-    """The smoothed variables as dask arrays.
+    """Make the smoothed variables as dask arrays.
 
     Parameters
     ----------
     plan : Plan
     observations : dask array, dims (trajectory, time, ...)
     layout : Layout
-        Of the smoothed variables.
+        Layout of the smoothed variables.
     begun : sequence of sequence
-        What each block of the forward run began with.
+        The state that each block of the forward run began with.
     *shared
-        setup, prepared, layout, seed, members, device, as `_smooth_block` takes them.
+        Further arguments of `_smooth_block`: setup, prepared, layout, seed, members, device.
     """
     outputs = {name: (variable.shape[2:], variable.dtype) for name, variable in layout.items()}
     return carried_graph(_smooth_block, plan, [observations], outputs, *shared, begun=begun)[0]
 
 
 def fill_backward(stream: Stream, observations: da.Array, bar: tqdm[Any], *shared: Any) -> None:
-    """Smooth what a store holds: trajectory blocks in parallel, in each the time blocks from the last to the first."""
+    """Smooth the run in a store: trajectory blocks in parallel, in each the time blocks from the last to the first."""
     rows, columns = stream.plan.shape
     smoothed = [stream.smoothed(i) for i in range(rows)]
     task = dask.delayed(_stream_block, pure=False)
@@ -58,7 +58,7 @@ def fill_backward(stream: Stream, observations: da.Array, bar: tqdm[Any], *share
 def _stream_block(
     stream: Stream, place: tuple[int, int], after: Carry | None, observation: Array, *shared: Any
 ) -> Carry:
-    """Smooth one block, and write it."""
+    """Smooth one block, and write the result."""
     rows, columns = stream.plan.rows(place[0]), stream.plan.columns(place[1])
     carries = [stream.begun(*place), after]
     outputs, carry = _smooth_block([observation], carries, rows, columns, *shared)
@@ -78,7 +78,7 @@ def _smooth_block(
     members: bool,
     device: str,
 ) -> tuple[Mapping[str, Array], Carry]:
-    """Smooth one block, from what it began with and what the block after handed back."""
+    """Smooth one block, from the state that it began with and the state that the block after it handed back."""
     method = prepared.scheme.method_on(setup.dtype, device)
     answer: tuple[Mapping[str, Array], Carry] = _smooth_tensors(
         arrays[0], list(carries), rows, columns, setup, method, layout, seed, members, dtype=setup.dtype, device=device
@@ -98,7 +98,7 @@ def _smooth_tensors(
     seed: int,
     members: bool,
 ) -> tuple[dict[str, Tensor], State]:
-    """Smoothed outputs of a prepared method over one block, dims (B, K, ...), and what the block before needs."""
+    """Smoothed outputs of a prepared method over one block, dims (B, K, ...), and the state for the block before."""
     record = setup.record(observation, rows=rows, columns=columns, seed=seed)
     begun, after = carries
     outputs, before = smooth(method, record, begun, after, members)

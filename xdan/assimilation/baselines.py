@@ -84,7 +84,7 @@ def baseline(
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
         For an unknown name or parameter, parameters out of range, a window or lag longer than the record,
         localisation without a distance, "kalman" on nonlinear dynamics, a method that differentiates a model or an

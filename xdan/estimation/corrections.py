@@ -122,7 +122,7 @@ def learn_correction(
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
         For an unknown kind, a network of another space, a run of another record or model, too few cycles, or a method
         that the run's attributes do not tell; before anything is computed.

@@ -133,7 +133,7 @@ def estimate_parameters(
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
         For a parameter that the model does not have, that is an integer, or that a step does not read or depend on; a
         deviation that is not positive; a model without derivatives for "likelihood"; "em" on fewer cycles than

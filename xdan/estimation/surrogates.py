@@ -97,7 +97,7 @@ def train_surrogate(
     Raises
     ------
     TypeError
-        For arguments of another type.
+        If an argument has another type.
     ValueError
         For a record without a truth, a run of another record, a network of another space, uneven intervals, a time step
         that does not divide the interval, or rollouts longer than the record; before anything is computed.
