@@ -86,7 +86,7 @@ def arrange(variable: xr.DataArray, part: Part, expected: Mapping[str, int]) -> 
     if missing:
         raise ValueError(
             f"{variable.name!r} has dims {variable.dims}, without {missing}: expected the dynamics' state dims "
-            f"{part.dims}; rename the record's dims. If you select a single place, keep the dim: {missing[0]}=[0]"
+            f"{part.dims}; rename the record's dims. If a single place is selected, keep its dim: {missing[0]}=[0]"
         )
     extra = [dim for dim in variable.dims if dim not in (TRAJECTORY, TIME, *dims)]
     if extra:

@@ -247,8 +247,8 @@ def read_operator(
 
     Parameters
     ----------
-    matrix_or_function : as for `operator_from`, or None
-        H as the Dataset or the caller has it.
+    matrix_or_function : matrix, DataArray, Operator, callable or None
+        H as the Dataset or the caller has it, in one of the forms that `operator_from` takes.
     dynamics : Dynamics
     observation : xarray.DataArray
         The observations. They have the dim `obs` if an operator makes them.

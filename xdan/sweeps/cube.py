@@ -29,7 +29,7 @@ SCORES = {
     "seconds": "time spent cycling",
     "failed": "1 where the experiment ended in an error",
 }
-_UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}  # of the others, the state's
+_UNITS = {"seconds": "s", "training_seconds": "s", "failed": "1", "diverged": "1"}  # others have the state's units
 _AXES = {
     "interval": ("interval between analyses", "model time"),
     "error_std": ("standard deviation of observation errors", ""),
@@ -56,18 +56,18 @@ def arranged(
     Parameters
     ----------
     labels : mapping of str to sequence
-        The labels of every dim; those of the last run fastest through the cells.
+        The labels of every dim. From cell to cell, the labels of the last dim change fastest.
     scores : sequence of mapping
-        One a cell; they may be Delayed.
+        Scores of each cell; they may be Delayed.
     units : str
-        Of the state.
+        Units of the state.
     test : mapping
         Sizes of the test records, for the attributes.
 
     Returns
     -------
     xarray.Dataset
-        With the dims of the labels; NaN where a cell has no such score.
+        The cube, with the dims of the labels. A score that a cell lacks is NaN.
     """
     dims, shape = tuple(labels), tuple(len(values) for values in labels.values())
     variables = {}
@@ -82,7 +82,7 @@ def arranged(
         variables[name] = (dims, array, {"long_name": long_name, "units": unit})
     errors = sorted({cell["error"] for cell in scores if isinstance(cell, dict) and "error" in cell})
     attributes = {"title": "sweep", "errors": json.dumps(errors), **test, "source": "xdan"}
-    # Strings as objects: Zarr has a specification for those of any length only.
+    # Strings are objects here: Zarr specifies only strings of any length.
     coordinates = {
         dim: np.array(values, dtype=object if any(isinstance(v, str) for v in values) else None)
         for dim, values in labels.items()
@@ -100,7 +100,7 @@ def arranged(
 
 
 def _crps_of(scores: Sequence[Any], schemes: int) -> list[str]:
-    """What the CRPS of each scheme is of, where the scores are at hand and say so."""
+    """What the CRPS of each scheme is computed from, if the scores are computed and tell it."""
     if not all(isinstance(cell, dict) for cell in scores):
         return []
     each = np.array([cell.get("crps_of", "") for cell in scores], dtype=object).reshape(schemes, -1)
