@@ -65,12 +65,14 @@ def train(
     ----------
     source : xarray.Dataset, TwinExperiment or Dynamics
         A twin or a record with truth, of any size: a few blocks are in memory at a time. Or a twin experiment, which is
-        generated while training and never ends; a dynamics makes the one with the usual settings.
+        generated during the training and never ends. A dynamics stands for the experiment with default parameters.
     network : str, AnalysisNetwork or Network
-        A registered name; an architecture such as `xdan.ResidualCNN(filters=40)`; or a trained network to carry on
-        from (it is not changed). That one is validated first: what is returned is never worse on the validation record.
+        A registered name; an architecture such as `xdan.ResidualCNN(filters=40)`; or a trained network to train
+        further. A trained network is not changed, and is validated first: on the validation record the result is
+        never worse.
     memory : int, optional
-        Latent channels per site carried from cycle to cycle, where `network` is a name; 0 is the paper's network.
+        Number of latent channels for each site that are carried from cycle to cycle, if `network` is a name. 0 is the
+        network of the paper.
     objective : str or Objective
         Supervised: "mse" is Eq. 4; "rmse" takes the root over the state first, as the score does; "crps" and "energy"
         score the members of an ensemble network, or the Gaussian of a network with a spread such as
@@ -89,11 +91,11 @@ def train(
         {"method": "second-order-kalman", "c2": 8.0} costs less; {"method": "state-covariance", "past": "dynamics",
         "depth": 36, "c2": 8.0} has a covariance that follows from the state alone, as that of a network without.
     window : int
-        N_iter, cycles that the gradient goes back through.
+        N_iter: number of cycles through which the gradient goes back.
     batch : int
-        S_b, trajectories in a step.
+        S_b: number of trajectories in a step.
     trajectories : int, optional
-        N_r, of an endless twin; by default four batches.
+        N_r: number of trajectories of an endless twin; by default four batches.
     steps, epochs, minutes : optional
         When to stop; the learning rate falls linearly to zero until then. An epoch is a pass over a record; of an
         endless twin, a window of every trajectory: N_r / S_b steps. With `steps` or `epochs` a run is reproducible
@@ -102,21 +104,22 @@ def train(
     optimiser : Optimiser, optional
         Learning rates, weight decay and clipping; `xdan.Optimiser()` by default.
     validation : float
-        Share of the trajectories kept for validation; the network with the best RMSE on them is returned, and of a
-        network whose spread is scored the one with the best loss.
+        Share of the trajectories that is held back for validation. The result has the weights with the best RMSE on
+        these; if the spread is scored, the weights with the best loss.
     validate_every : int
-        Steps between validations. One whose RMSE is 1.3 times the best sends training back to the best weights, at 0.7
-        of the rates.
+        Number of steps between validations. If a validation RMSE reaches 1.3 times the best one, the training goes back
+        to the best weights and multiplies the learning rates by 0.7.
     seed : int
-        Of the initial weights, of the order of the trajectories and of an endless twin.
+        Key of the first weights, of the order of the trajectories and of an endless twin.
     {device}
     processes : int, optional
-        How many share the trajectories of a batch, on the CPU. By default as many as torch has threads
-        (`torch.set_num_threads`), where that leaves each at least 12 trajectories.
+        Number of processes that share the trajectories of a batch, on the CPU. By default the number of torch's threads
+        (`torch.set_num_threads`), if each process then has at least 12 trajectories.
     checkpoint : path or Zarr store, optional
-        Save here about every half minute. A killed run is resumed by the same call, and ends with the same weights.
+        Store in which the training is saved every half minute. After a kill, the same call goes on from there and ends
+        with the same weights.
     progress : bool or mapping
-        Show a progress bar with validation RMSE and time left; a mapping gives tqdm's own arguments.
+        Whether to show a progress bar with validation RMSE and time left. A mapping holds arguments of tqdm.
     {words}
 
         A twin experiment, or a dynamics, takes the word climatology alone. In a training the trajectories start from
@@ -132,10 +135,10 @@ def train(
     Raises
     ------
     TypeError, ValueError
-        For settings that cannot be trained with, before the values of a record are read; then for values that cannot be
-        trained on: also where nothing, or hardly anything, is observed in what is held back for validation.
+        If a setting is wrong; this is checked before the values of a record are read. If values cannot be trained on,
+        or too little is observed in the part that is held back for validation.
     RuntimeError
-        If training diverges for good.
+        If the training diverges again and again.
     KeyboardInterrupt
         At Ctrl-C before the first step, and at a second Ctrl-C.
 

@@ -1,4 +1,4 @@
-"""The loop of a training: steps, validations, checkpoints, and the history that they leave."""
+"""The loop of a training: steps, validations, checkpoints and the history."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from ..records.location import StoreLike
 from .data import TrainingData, burn_in
 
 _SAVE_EVERY = 30.0  # seconds between checkpoints
-_BAR_UNITS = 1000  # of a progress bar over minutes
+_BAR_UNITS = 1000  # units of a progress bar over minutes
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: so many gradient steps, or so many minutes; the other is None."""
+    """The length of a training: a number of gradient steps, or of minutes. The other is None."""
 
     steps: int | None
     minutes: float | None
 
     def spent(self, steps: int, seconds: float) -> float:
-        """Share of the budget that so many steps, or so many seconds, take."""
+        """Share of the budget that these steps, or these seconds, take."""
         if self.steps is not None:
             return steps / self.steps
         assert self.minutes is not None
@@ -44,10 +44,10 @@ class Budget:
 
 
 class Interruption:
-    """Let Ctrl-C end a training between two steps, where weights and checkpoint fit each other.
+    """Let Ctrl-C end a training between two steps, when weights and checkpoint fit each other.
 
-    The first Ctrl-C is noted; a second one raises KeyboardInterrupt at once. Outside the main thread, and where the
-    process has a way of its own with Ctrl-C, nothing changes.
+    The first Ctrl-C is noted; a second one raises KeyboardInterrupt at once. Nothing changes outside of the main
+    thread, or if the process has another handler of Ctrl-C.
 
     Attributes
     ----------
@@ -92,11 +92,11 @@ class Loop:
     validate_every : int
         Steps between validations.
     checkpoint : path or Zarr store, optional
-        Save here; a checkpoint that is there already is taken up.
+        Where to save. A training goes on from a checkpoint that exists there.
     identity : mapping
-        JSON that tells this training from another.
+        JSON that identifies this training.
     from_trained : bool
-        Whether the weights at the start are a candidate for the best ones.
+        Whether the weights at the start may be the best ones.
 
     Attributes
     ----------
@@ -120,14 +120,14 @@ class Loop:
         self.rows: list[_Row] = []
         self._losses: list[tuple[float, float, int]] = []  # loss, RMSE and restarts of the steps since the last row
         self._begin = 0.0  # time on the clock
-        self.elapsed_before = 0.0  # seconds of the runs that were resumed
+        self.elapsed_before = 0.0  # seconds of earlier runs that were resumed
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, identity)
         saved = None if self.checkpoint is None else self.checkpoint.load()
         if saved is not None:
             self._restore(*saved)
 
     def run(self, progress: bool | Mapping[str, Any]) -> float:
-        """Train; returns the seconds it took, those before a resumption included.
+        """Train; return the seconds of the training, including those before a resumption.
 
         Ctrl-C ends the training early, and `interrupted` says so.
 
@@ -149,17 +149,17 @@ class Loop:
         ):
             try:
                 elapsed = self._steps(interruption, bar, not bar.disable)
-            except KeyboardInterrupt:  # in the middle of a step, from elsewhere than the first Ctrl-C
+            except KeyboardInterrupt:  # within a step, and not from the first Ctrl-C
                 if interruption.noted or not self.trainer.step_count:
                     raise
                 self.interrupted, elapsed = True, self._elapsed()
             except BrokenProcessPool as error:
                 if not interruption.noted:
                     raise
-                if not self.trainer.step_count:  # the Ctrl-C met helpers that were still starting
+                if not self.trainer.step_count:  # the Ctrl-C came while helpers were still starting
                     raise KeyboardInterrupt from error
                 self.interrupted, elapsed = True, self._elapsed()
-            else:  # otherwise weights and source do not fit each other, and the last save stays
+            else:  # after an error, weights and source do not fit each other: the last save stays
                 if self.checkpoint is not None:
                     self._save(elapsed)
             if self.interrupted and not any(row.step for row in self.rows):
@@ -167,7 +167,7 @@ class Loop:
         return elapsed
 
     def _steps(self, interruption: Interruption, bar: Any, bars: bool) -> float:
-        """Take steps until the budget is spent or Ctrl-C is noted; returns the seconds so far."""
+        """Take steps until the budget is spent or Ctrl-C is noted; return the seconds so far."""
         saved = self.elapsed_before
         if self.from_trained and not self.trainer.step_count:
             self._validate(self._elapsed(), linear_decay(0.0))
@@ -210,7 +210,7 @@ class Loop:
         return self.budget.spent(self.trainer.step_count, elapsed)
 
     def _validate(self, elapsed: float, rate: float) -> None:
-        """Validate, and put down a row of the history."""
+        """Validate, and add a row to the history."""
         score = self.trainer.validate(self.data.validation, burn_in(self.data.validation.observation.shape[1]))
         steps = np.array(self._losses).reshape(-1, 3)
         finite = steps[np.isfinite(steps[:, :2]).all(1)]
@@ -272,7 +272,7 @@ class _Row:
     restarts: int
     rewinds: int
     seconds: float
-    validation_loss: float = math.nan  # of objectives that judge by it
+    validation_loss: float = math.nan  # for objectives that choose the best weights by the loss
 
 
 _HISTORY = {
