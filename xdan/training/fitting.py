@@ -138,7 +138,7 @@ def train(
         If a setting is wrong; this is checked before the values of a record are read. If values cannot be trained on,
         or too little is observed in the part that is held back for validation.
     RuntimeError
-        If the training diverges again and again.
+        If no gradient is finite for many steps in a row, or the best weights are not finite.
     KeyboardInterrupt
         At Ctrl-C before the first step, and at a second Ctrl-C.
 
