@@ -1,4 +1,4 @@
-"""Run the blocks of docs/gallery.md in order, which write its pictures; and check that the page shows what is there.
+"""Run the blocks of docs/gallery.md in order, which write its pictures, and check that the page shows these pictures.
 
 python ci/gallery.py [--page docs/gallery.md] [--most-kib 1500]
 """
@@ -16,12 +16,12 @@ from typing import Any
 
 
 def blocks(text: str) -> list[str]:
-    """The blocks of Python of a page."""
+    """The Python blocks of a page."""
     return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
 def run(page: Path) -> None:
-    """Run the blocks of a page in one namespace, beside the page."""
+    """Run the blocks of a page in one namespace, in the folder of the page."""
     names: dict[str, Any] = {}
     os.chdir(page.parent)
     Path("gallery").mkdir(exist_ok=True)
@@ -32,7 +32,7 @@ def run(page: Path) -> None:
 
 
 def wrong(page: Path, most_kib: int) -> list[str]:
-    """What does not fit together: pictures and the page, or their size."""
+    """Faults: pictures that the page lacks, missing pictures, or pictures that are too large."""
     shown = set(re.findall(r"\]\(gallery/([\w-]+\.png)\)", page.read_text()))
     there = {path.name: path.stat().st_size for path in (page.parent / "gallery").glob("*")}
     found = [f"{name} is shown and not there" for name in sorted(shown - set(there))]
