@@ -318,7 +318,7 @@ def _is_bool(value: Any) -> bool:
 
 
 def _is_of(value: Any, kind: type) -> bool:
-    """Whether a value is a number of a kind; bools and NumPy's timedeltas, which are integers to Python, do not count."""
+    """Whether a value is a number of a kind; bools and NumPy's timedeltas are not, though they are integers."""
     return isinstance(value, kind) and not isinstance(value, (bool, np.bool_, np.timedelta64))
 
 

@@ -41,6 +41,7 @@ from .records.store import check_writable, digest, read_arrays, read_description
 _FORMAT = 1
 _HISTORY = "history_digest"
 _LONGEST_HISTORY = 10_000_000  # most rows
+_AGAIN = "expected the store as it was saved: save the network again, or open a copy"
 _WEIGHTS = ("float16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64")
 _SAME_ERROR = 0.05  # the largest relative difference of observation errors that is allowed
 _LEAST_SEEN = 100  # least number of observations for a check of their climate
@@ -164,7 +165,9 @@ class Network:
         module = self.module()
         known = constructor_parameters(type(module))
         if unknown := sorted(set(parameters) - set(known)):
-            raise TypeError(f"{unknown}: the network {self.description['name']!r} has {sorted(known)}")
+            raise TypeError(
+                f"{unknown}: the network {self.description['name']!r} has {sorted(known)}, expected some of these"
+            )
         made = network_by_name(self.description["name"], {**module.config(), **parameters})
         network = Network({**self.description, "parameters": made.config()}, self.arrays, self.history)
         network.module()
@@ -515,7 +518,10 @@ def _check_description(description: Mapping[str, Any], store: StoreLike) -> None
             f"{store} holds no network; found a description with {sorted(description)}, expected name and parameters"
         )
     if description.get("format") != _FORMAT:
-        raise ValueError(f"{store} has network format {shown(description.get('format'))}, this xdan reads {_FORMAT}")
+        raise ValueError(
+            f"{store} has network format {shown(description.get('format'))}, this xdan reads {_FORMAT}; "
+            "open it with the version of xdan that wrote it"
+        )
     kinds = {"name": str, "parameters": dict, "state_dims": list, "training": dict}
     for key, kind in kinds.items():
         if not isinstance(description.get(key), kind):
@@ -533,10 +539,10 @@ def _read_history(store: StoreLike, expected: str | None) -> xr.Dataset | None:
         group = zarr.open_group(store, path="history", mode="r")
     except (FileNotFoundError, GroupNotFoundError):
         if expected is not None:
-            raise ValueError(f"{store} was cut short: its history is missing") from None
+            raise ValueError(f"{store} was cut short: its history is missing; {_AGAIN}") from None
         return None
     except Exception as reason:
-        raise ValueError(f"{store}: the history is damaged: {reason}") from None
+        raise ValueError(f"{store}: the history is damaged: {reason}; {_AGAIN}") from None
     try:
         for name, array in group.arrays():
             # Histories of early versions leave out chunks with nothing but zeros.
@@ -545,8 +551,8 @@ def _read_history(store: StoreLike, expected: str | None) -> xr.Dataset | None:
                 raise ValueError(f"{name!r} has {array.size} values, not all of which are there")
         history: xr.Dataset = xr.open_zarr(store, group="history", consolidated=False, chunks=None).load()
     except Exception as reason:
-        raise ValueError(f"{store}: the history was cut short or changed: {reason}") from None
+        raise ValueError(f"{store}: the history was cut short or changed: {reason}; {_AGAIN}") from None
     history.attrs.pop(WHOLE, None)
     if expected is not None and _history_digest(history) != expected:
-        raise ValueError(f"{store}: the history was changed: its digest does not match")
+        raise ValueError(f"{store}: the history was changed: its digest does not match; {_AGAIN}")
     return history

@@ -104,9 +104,9 @@ def main() -> int:
 
     layouts = {"channels first": torch.contiguous_format, "channels last": torch.channels_last}
     worst = 0.0
-    for title, own, gradient, count in (("a cycle", cycle, False, CYCLES), ("a training step", train, True, 2)):
+    for title, ours, gradient, count in (("a cycle", cycle, False, CYCLES), ("a training step", train, True, 2)):
         functions = {f"Conv2d stack, {name}": stacked(layout, gradient) for name, layout in layouts.items()}
-        seconds = {name: each / count for name, each in fastest({"the network": own, **functions}).items()}
+        seconds = {name: each / count for name, each in fastest({"the network": ours, **functions}).items()}
         best = min(value for name, value in seconds.items() if name != "the network")
         for name, value in seconds.items():
             print(f"{title:16s} {name:28s} {1e3 * value:8.0f} ms  {value / best:5.2f}", flush=True)

@@ -164,9 +164,9 @@ def main() -> None:
     print(pd.DataFrame(table).to_string(index=False))
     for threads in options.threads:
         torch.set_num_threads(threads)
-        found = rates(model, options.batch, options.steps, options.repeats)
-        peak = found["square matrices"]
-        shares = ", ".join(f"{name} {rate:.0f} ({rate / peak:.0%})" for name, rate in found.items())
+        speeds = rates(model, options.batch, options.steps, options.repeats)
+        peak = speeds["square matrices"]
+        shares = ", ".join(f"{name} {rate:.0f} ({rate / peak:.0%})" for name, rate in speeds.items())
         print(f"{threads} threads, 1e9 operations a second: {shares}")
 
 

@@ -48,8 +48,8 @@ def climate_of(setup: Setup) -> dict[str, Array]:
 def _climate(_: Tensor, setup: Setup) -> dict[str, Tensor]:
     model = setup.dynamics
     size = math.prod(model.shape)
-    given = model.given_climate is not None
-    like = finest(model.one_step, model.start_states() if given else torch.zeros(1, *model.shape))
+    replaced = model.given_climate is not None
+    like = finest(model.one_step, model.start_states() if replaced else torch.zeros(1, *model.shape))
     if size > _LARGE:
         mean, variance = climate_variances(model, 0, like)
     else:

@@ -105,7 +105,7 @@ def layout_of(method: Method, labelled: LabelledRecord, members: bool) -> Layout
     if members and not (method.ensemble or method.channels or method.keeps_covariance):
         raise ValueError(
             f"members=True: the method {method.name!r} carries a single state, neither an ensemble nor a memory nor a "
-            "covariance"
+            "covariance; expected members=False, or a method that carries one of these"
         )
     if members and method.keeps_covariance:
         method.check_kept(labelled.setup.dynamics)

@@ -122,7 +122,10 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
             "opened by open_network, records by xarray.open_zarr"
         )
     if description.get("format") != _FORMAT:
-        raise ValueError(f"{store} has model format {shown(description.get('format'))}, this xdan reads {_FORMAT}")
+        raise ValueError(
+            f"{store} has model format {shown(description.get('format'))}, this xdan reads {_FORMAT}; "
+            "open it with the version of xdan that wrote it"
+        )
     described = description["dynamics"]
     name, parameters = described.get("name"), described.get("parameters")
     if not isinstance(name, str) or name not in _CLASSES or not isinstance(parameters, Mapping):
@@ -142,7 +145,10 @@ def open_dynamics(store: StoreLike, model: Dynamics | None = None) -> CorrectedD
         error = values[_ERROR]
         opened = opened.with_model_error(**{"std" if error.ndim == 1 else "covariance": _shaped(error, opened)})
     if json.loads(to_json(dynamics_to_json(opened))) != described:
-        raise ValueError(f"{store} does not open as the model that was saved: its weights or parameters were changed")
+        raise ValueError(
+            f"{store} does not open as the model that was saved: its weights or parameters were changed; "
+            "save the model again, or open a copy"
+        )
     return opened
 
 

@@ -265,7 +265,9 @@ def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[
     except MISSING:
         raise FileNotFoundError(f"no Zarr group {path!r} in {store}") from None
     except DAMAGE as reason:
-        raise ValueError(f"{place} is no Zarr group, or is damaged: {reason}") from None
+        raise ValueError(
+            f"{place} is no Zarr group, or is damaged: {reason}; expected a store that xdan wrote"
+        ) from None
     try:
         names, text = group.attrs.get("arrays"), group.attrs.get("description")
         if not isinstance(names, list) or not isinstance(text, str):
@@ -275,7 +277,7 @@ def read_description(store: StoreLike, path: str) -> tuple[dict[str, Any], dict[
             )
         missing = [name for name in names if not isinstance(group.get(str(name)), zarr.Array)]
         if missing:
-            raise ValueError(f"{place} was cut short: arrays {missing} are missing")
+            raise ValueError(f"{place} was cut short: arrays {missing} are missing; write it again, or use a copy")
         description = json.loads(text)
         shapes = {str(name): tuple(group[str(name)].shape) for name in names}  # type: ignore[union-attr]
     except DAMAGE as reason:
@@ -301,9 +303,13 @@ def read_arrays(store: StoreLike, path: str) -> tuple[dict[str, Array], dict[str
         arrays = {name: np.asarray(group[name][...]) for name in shapes}  # type: ignore[index]
         same = _digest(arrays, description) == group.attrs.get("digest")
     except DAMAGE as reason:
-        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: {reason}") from None
+        raise ValueError(
+            f"{store} ({path or 'root'}) was cut short or changed: {reason}; write it again, or use a copy"
+        ) from None
     if not same:
-        raise ValueError(f"{store} ({path or 'root'}) was cut short or changed: its digest does not match")
+        raise ValueError(
+            f"{store} ({path or 'root'}) was cut short or changed: its digest does not match; write it again, or use a copy"
+        )
     return arrays, description
 
 

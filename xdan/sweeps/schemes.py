@@ -309,7 +309,9 @@ def scheme_from(label: str, description: Mapping[str, Any]) -> Scheme:
     for name, value in {**parameters, **trained_on}.items():
         check_plain(f"scheme {label!r}: {name}", value)
     if "trained_on" in description and not scheme.trains:
-        raise ValueError(f"scheme {label!r} trains nothing: trained_on= goes with a network to train")
+        raise ValueError(
+            f"scheme {label!r} trains nothing: expected no trained_on=, which goes with a network to train"
+        )
     return scheme
 
 
